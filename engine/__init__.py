@@ -1,0 +1,1 @@
+"""What every stage runs on: configuration, command line, run folders, data, devices. Imports nothing of ours."""

@@ -1,0 +1,130 @@
+"""Configuration: closed, frozen pydantic models; YAML recipes; counts written as 600M; errors as one sentence."""
+
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from engine.errors import UserError, nearest
+
+SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+class Config(BaseModel):
+    """Base of everything that crosses a stage: unknown keys are refused and values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+C = TypeVar("C", bound=BaseModel)
+
+
+def parse_count(value: object) -> int:
+    """`600M`, `0.6G`, `600e6` and `600000000` are the same number."""
+    match = re.fullmatch(r"\s*(\d+\.?\d*(?:e\+?\d+)?|\.\d+)\s*([kmgt]?)\s*", str(value).lower())
+    if isinstance(value, bool) or match is None:
+        raise ValueError(f"{value!r} is not a count; write it as 600M, 0.6G, 600e6 or 600000000")
+    return round(float(match[1]) * SUFFIX[match[2]])
+
+
+Count = Annotated[int, BeforeValidator(parse_count)]
+
+
+def format_count(value: float) -> str:
+    """Three significant digits and a suffix: 1234567 -> `1.23M`. For names of files and tables."""
+    for suffix, unit in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if value >= 0.9995 * unit:
+            return f"{value / unit:.3g}{suffix}"
+    return f"{value:.3g}"
+
+
+def find_recipe(name: str) -> Path:
+    """The recipe at path `name`, or the packaged one of that name (`ofa/cifar10`, with or without `.yaml`)."""
+    if Path(name).is_file():
+        return Path(name)
+    root = Path(str(files("configs")))
+    packaged = root / name.removeprefix("configs/").removesuffix(".yaml")
+    if packaged.with_suffix(".yaml").is_file():
+        return packaged.with_suffix(".yaml")
+    names = [str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml")]
+    raise UserError(f"There is no recipe '{name}', neither as a file nor as a packaged one; {nearest(name, names)}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        UserError: the file cannot be read, is not YAML, or is not a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold 'name: value' lines, but holds {type(values).__name__}.")
+    return values
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, section by section. A section whose `name` changes starts empty: its fields are others."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            renamed = "name" in value and value["name"] != old.get("name")
+            merged[key] = value if renamed else merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def validate(model: type[C], values: Any, source: str) -> C:
+    """`values` as a `model`.
+
+    Raises:
+        UserError: one sentence about the first thing that is wrong, naming `source`.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{source}: {explain(error, model)}") from None
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first complaint of a validation error as one sentence, with the nearest valid field for a typing slip."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        *_, name = first["loc"]
+        return f"there is no field '{where}'; {nearest(str(name), _fields_beside(model, first['loc']))}"
+    if first["type"] == "missing":
+        return f"'{where}' is missing; give it in the recipe or as --{where.replace('_', '-')}."
+    message = first["msg"].removeprefix("Value error, ").rstrip(".")
+    if first["type"] == "value_error":
+        return f"{where}: {message}." if where else f"{message}."
+    return f"'{where}' = {first['input']!r} is not valid: {message[0].lower()}{message[1:]}."
+
+
+def _fields_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields among which the last part of `location` was looked for."""
+    known: list[type[BaseModel]] = [model]
+    for part in location[:-1]:
+        inner = [m for k in known if part in k.model_fields for m in _models_in(k.model_fields[part].annotation)]
+        tagged = [m for m in known if "name" in m.model_fields and part in _tags(m)]
+        known = inner or tagged or known
+    return sorted({name for k in known for name in k.model_fields})
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    return getattr(model.model_fields["name"].annotation, "__args__", ())
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for inner in getattr(annotation, "__args__", ()) for m in _models_in(inner)]

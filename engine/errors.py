@@ -1,0 +1,15 @@
+"""Errors a person can act on. The command line prints them as one sentence and exits 2."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """Something the user gave is wrong. The message says what, the value, the choices and the remedy, in one sentence."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """The end of a sentence about an unknown `word`: the nearest valid one if any is near, else all of them."""
+    known = sorted(choices)
+    close = get_close_matches(word, known, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"valid are: {', '.join(known)}."

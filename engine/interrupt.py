@@ -1,0 +1,30 @@
+"""Ctrl-C and SIGTERM as a request to stop after the current step, so that nothing is lost or half-written."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Stop:
+    """`requested` turns true at the first signal; more of them change nothing."""
+
+    requested = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if not self.requested:
+            print("\nstopping after this step; the checkpoint is being written", file=sys.stderr)
+        self.requested = True
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Stop]:
+    """While the block runs, SIGINT and SIGTERM only set `requested`. Use it in the main thread."""
+    stop = Stop()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,69 @@
+"""SGD, its parameter groups, and learning rates as pure functions of the step."""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from engine.config import Config
+
+
+class Exponential(Config):
+    """BigNAS (2020, arXiv:2003.11142): exponential decay, then constant once it reaches `floor` of the start."""
+
+    name: Literal["exponential"] = "exponential"
+    floor: float = Field(0.05, gt=0, le=1, description="constant end, as a fraction of the start")
+    floor_at: float = Field(
+        0.65, gt=0, le=1, description="fraction of training at which it is reached (BigNAS: 0.97 every 2.4 of 360 epochs, 0.65)"
+    )
+
+
+class Cosine(Config):
+    """Half a cosine from the start to 0 (AttentiveNAS, OFA)."""
+
+    name: Literal["cosine"] = "cosine"
+
+
+Schedule = Annotated[Exponential | Cosine, Field(discriminator="name")]
+
+
+class SGD(Config):
+    """Stochastic gradient descent with momentum. BatchNorm and biases are not decayed."""
+
+    lr: float = Field(0.1, gt=0, description="learning rate at its highest")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = Field(True, description="Nesterov's look-ahead")
+    weight_decay: float = Field(1e-5, ge=0, description="L2, once per step on every weight: the largest network's")
+    clip_value: float | None = Field(1.0, gt=0, description="clip each gradient entry to +- this; none: no clipping")
+    warmup_epochs: float = Field(5, ge=0, description="linear warm-up from 0")
+    schedule: Schedule = Exponential()
+
+
+def learning_rate(config: SGD, step: int, total: int, warmup: int) -> float:
+    """Learning rate of `step` (from 0) out of `total`, of which the first `warmup` climb linearly to `config.lr`."""
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    done = (step - warmup) / max(total - warmup, 1)
+    match config.schedule:
+        case Exponential(floor=floor, floor_at=floor_at):
+            return config.lr * max(math.pow(floor, done / floor_at), floor)
+        case Cosine():
+            return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def build_sgd(config: SGD, model: nn.Module) -> torch.optim.SGD:
+    """The optimiser, with two groups: weights of layers are decayed; BatchNorm and biases (one axis) are not."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.nesterov and config.momentum > 0)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """The same rate for every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = value

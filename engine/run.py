@@ -1,0 +1,198 @@
+"""Run folders: how stages hand results to each other. Every write goes to a temporary name first and is then renamed."""
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from engine.config import Config
+from engine.errors import UserError
+
+PACKAGES = ("ofa-toolkit", "torch", "torchvision", "numpy", "scikit-learn", "optuna", "onnx", "onnxruntime")
+NOT_REPLAYED = {"config", "out", "resume", "overwrite"}
+MAY_DIFFER = {"device", "threads"}
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes `path` if the block succeeds and vanishes if it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as indented JSON."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); write it again with the command that made it.") from None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; an unfinished last line, left by a killed process, is dropped."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A JSONL file that holds exactly `rows`."""
+    with atomic(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def append_line(path: Path, row: dict[str, Any]) -> None:
+    """One more object at the end of a JSONL file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+class Run:
+    """One run folder. `docs/run-folder.md` lists its files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run reached its end: DONE is written last."""
+        return (self.path / "DONE").exists()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration the run was started with."""
+        values = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        assert isinstance(values, dict)
+        return values
+
+    def log(self, **point: Any) -> None:
+        """Append one object to metrics.jsonl."""
+        append_line(self.path / "metrics.jsonl", point)
+
+    def forget_after(self, step: int) -> None:
+        """Drop the metrics logged after `step`: the resumed run logs them again."""
+        points = read_lines(self.path / "metrics.jsonl")
+        write_lines(self.path / "metrics.jsonl", [p for p in points if p["step"] <= step])
+
+    def finish(self) -> None:
+        """Write DONE."""
+        with atomic(self.path / "DONE") as temporary:
+            temporary.write_text("")
+
+    @classmethod
+    def start(cls, path: Path, config: Config, *, resume: bool, overwrite: bool) -> "Run":
+        """Create the folder, or continue in it.
+
+        Raises:
+            UserError: it holds something already and neither flag allows that, its configuration differs, or it cannot be written.
+        """
+        run = cls(path)
+        values = config.model_dump(mode="json", exclude=NOT_REPLAYED)
+        try:
+            if (path / "config.yaml").exists() and not overwrite:
+                run._check_same(values, resume)
+                return run
+            if path.exists() and any(path.iterdir()) and not (path / "config.yaml").exists():
+                raise UserError(f"Folder '{path}' holds files that are not a run; choose another with --out.")
+            if overwrite:
+                shutil.rmtree(path, ignore_errors=True)
+            with atomic(path / "env.json") as temporary:
+                temporary.write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
+            with atomic(path / "config.yaml") as temporary:
+                temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"Run folder '{path}' cannot be written ({error.strerror}); choose another with --out.") from None
+        return run
+
+    def _check_same(self, values: dict[str, Any], resume: bool) -> None:
+        if not resume:
+            state = "a finished run" if self.finished else "an unfinished run"
+            raise UserError(
+                f"Folder '{self.path}' already holds {state}; add --resume to continue it, --overwrite to replace it, "
+                "or choose another with --out."
+            )
+        for name, value in values.items():
+            before = self.config.get(name)
+            if name not in MAY_DIFFER and before != value:
+                raise UserError(
+                    f"Run '{self.path}' was started with {name} = {before}, not {value}; resume it with the same "
+                    "configuration, or choose another folder with --out."
+                )
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """A finished run, to be read by a later stage.
+
+        Raises:
+            UserError: there is none, or it is not finished.
+        """
+        run = cls(path)
+        if not (path / "config.yaml").exists():
+            raise UserError(f"'{path}' is not a run folder; train one with python -m ofa.train --out {path}, or name another with --run.")
+        if not run.finished:
+            raise UserError(f"Run '{path}' is not finished; continue it with python -m ofa.train --config {path}/config.yaml --out {path} --resume.")
+        return run
+
+
+def environment() -> dict[str, Any]:
+    """What produced a result: command, versions, device, and the state of the source it ran from."""
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": versions(),
+        "git": _git_state(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that decide a result."""
+    found = {}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _git_state() -> dict[str, Any] | None:
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False).stdout.strip()
+
+    return {"commit": git("rev-parse", "HEAD") or None, "dirty": bool(git("status", "--porcelain"))}

@@ -1,0 +1,1 @@
+"""Stage 1: one weight-sharing supernet in which every subnet is good without retraining."""

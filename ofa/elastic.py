@@ -1,0 +1,127 @@
+"""Layers whose size is an argument: a layer is a slice of its largest weight.
+
+A narrower layer uses the first channels, a smaller kernel the centre (BigNAS, 2020, arXiv:2003.11142; AttentiveNAS, 2021,
+arXiv:2011.09011). `forward` and `slices` take the same arguments; `slices` names its tensors as the plain layer of
+`ofa.subnet` does, so that extracting a subnet is loading them.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Slices = dict[str, Tensor]
+
+
+def prefixed(prefix: str, slices: Slices) -> Slices:
+    """The same tensors with `prefix.` before each name."""
+    return {f"{prefix}.{name}": tensor for name, tensor in slices.items()}
+
+
+class ElasticConv(nn.Module):
+    """1x1 or k x k convolution without bias whose input and output widths follow the call."""
+
+    def __init__(self, inp: int, out: int, kernel: int = 1, stride: int = 1):
+        super().__init__()
+        self.stride, self.padding = stride, kernel // 2
+        self.weight = nn.Parameter(torch.empty(out, inp, kernel, kernel))
+        nn.init.kaiming_normal_(self.weight, mode="fan_out")
+
+    def slice(self, inp: int, out: int) -> Tensor:
+        return self.weight[:out, :inp]
+
+    def forward(self, x: Tensor, out: int) -> Tensor:
+        return F.conv2d(x, self.slice(x.shape[1], out), None, self.stride, self.padding)
+
+    def slices(self, inp: int, out: int) -> Slices:
+        return {"weight": self.slice(inp, out)}
+
+
+class ElasticDepthwise(nn.Module):
+    """Depthwise convolution whose width follows its input and whose kernel is the centre of the largest."""
+
+    def __init__(self, width: int, kernel: int, stride: int):
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+        self.weight = nn.Parameter(torch.empty(width, 1, kernel, kernel))
+        nn.init.normal_(self.weight, std=(2 / kernel**2) ** 0.5)  # fan-out of a depthwise filter is its own area
+
+    def slice(self, width: int, kernel: int) -> Tensor:
+        edge = (self.kernel - kernel) // 2
+        return self.weight[:width, :, edge : edge + kernel, edge : edge + kernel]
+
+    def forward(self, x: Tensor, kernel: int) -> Tensor:
+        width = x.shape[1]
+        return F.conv2d(x, self.slice(width, kernel), None, self.stride, kernel // 2, groups=width)
+
+    def slices(self, width: int, kernel: int) -> Slices:
+        return {"weight": self.slice(width, kernel)}
+
+
+class ElasticBatchNorm(nn.Module):
+    """BatchNorm of the first channels: batch statistics in train mode, never accumulated; stored ones in eval mode.
+
+    Stored statistics mean something only if someone stored them for the width in use. Subnets are therefore extracted
+    and calibrated before anyone measures them.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        width = x.shape[1]
+        weight, bias = self.weight[:width], self.bias[:width]
+        if self.training:
+            return F.batch_norm(x, None, None, weight, bias, training=True)
+        return F.batch_norm(x, self.running_mean[:width], self.running_var[:width], weight, bias)
+
+    def slices(self, width: int) -> Slices:
+        names = ("weight", "bias", "running_mean", "running_var")
+        return {name: getattr(self, name)[:width] for name in names}
+
+
+class ElasticLinear(nn.Module):
+    """1x1 convolution on pooled features, or a classifier: both widths follow the call; a bias if asked for."""
+
+    def __init__(self, inp: int, out: int, bias: bool):
+        super().__init__()
+        plain = nn.Linear(inp, out, bias=bias)
+        self.weight, self.bias = plain.weight, plain.bias
+        nn.init.normal_(self.weight, std=0.01)
+
+    def forward(self, x_NC: Tensor, out: int) -> Tensor:
+        bias = None if self.bias is None else self.bias[:out]
+        return F.linear(x_NC, self.weight[:out, : x_NC.shape[1]], bias)
+
+    def slices(self, inp: int, out: int) -> Slices:
+        weight = {"weight": self.weight[:out, :inp]}
+        return weight if self.bias is None else weight | {"bias": self.bias[:out]}
+
+
+class ElasticSqueezeExcite(nn.Module):
+    """Squeeze-and-excitation (arXiv:1709.01507): pool, reduce, ReLU, restore, hard sigmoid, scale. Widths follow the input."""
+
+    def __init__(self, width: int, squeeze: int):
+        super().__init__()
+        self.reduce = nn.Conv2d(width, squeeze, 1)
+        self.restore = nn.Conv2d(squeeze, width, 1)
+
+    def forward(self, x: Tensor, squeeze: int) -> Tensor:
+        weights = self.slices(x.shape[1], squeeze)
+        gate = x.mean((2, 3), keepdim=True)
+        gate = F.relu(F.conv2d(gate, weights["reduce.weight"], weights["reduce.bias"]))
+        return x * F.hardsigmoid(F.conv2d(gate, weights["restore.weight"], weights["restore.bias"]))
+
+    def slices(self, width: int, squeeze: int) -> Slices:
+        return {
+            "reduce.weight": self.reduce.weight[:squeeze, :width],
+            "reduce.bias": self.reduce.bias[:squeeze],
+            "restore.weight": self.restore.weight[:width, :squeeze],
+            "restore.bias": self.restore.bias[:width],
+        }

@@ -1,0 +1,267 @@
+"""Space and Arch: what can be chosen and what was chosen, as data.
+
+An architecture has two forms. `Arch` holds values and is what people read and files store. A row of codes (uint8) holds,
+for each column of the space, 1 + the index of the choice, and 0 where a block is inactive: arrays of a million rows are
+sampled, costed, mutated and encoded at once. The two are one-to-one.
+"""
+
+import json
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from engine.config import Config, read_yaml, validate
+from engine.errors import UserError, nearest
+from engine.run import read_json
+
+Codes = NDArray[np.uint8]
+Act = Literal["relu", "hard_swish", "swish"]
+Choices = Annotated[tuple[int, ...], Field(min_length=1)]
+
+
+class Stem(Config):
+    """3 x 3 convolution, BatchNorm, activation."""
+
+    width: Choices
+    stride: int = 2
+    act: Act = "swish"
+
+
+class Stage(Config):
+    """Inverted bottlenecks. The first block carries the stride and the change of width; the first d of them are active."""
+
+    width: Choices
+    depth: Choices
+    kernel: Choices
+    expand: tuple[float, ...] = Field(min_length=1, description="hidden width / input width; (1,) means no expansion layer")
+    stride: int = 1
+    se: bool = False
+    act: Act = "swish"
+
+
+class Head(Config):
+    """What turns the last stage's map into features.
+
+    With `expand` (MobileNetV3, AttentiveNAS): 1x1 to expand x last width + BN + act, global pool, 1x1 to `width` + act.
+    Without (MobileNetV2, BigNAS): 1x1 to `width` + BN + act, global pool. A linear classifier follows.
+    """
+
+    width: Choices
+    expand: int | None = None
+    act: Act = "swish"
+
+
+class Arch(Config):
+    """One architecture. Entries of blocks past a stage's depth are 0."""
+
+    resolution: int
+    width: tuple[int, ...] = Field(description="stem, each stage, head")
+    depth: tuple[int, ...] = Field(description="blocks of each stage")
+    kernel: tuple[int, ...] = Field(description="of each stage, or of each block of the deepest network, as the space says")
+    expand: tuple[float, ...] = Field(description="like kernel")
+
+
+class Column(NamedTuple):
+    """One choice of a space: `field` of Arch, position in it, and the ascending values it may take."""
+
+    field: str
+    position: int
+    values: tuple[float, ...]
+
+
+class Space(Config):
+    """The choices of a supernet. `granularity` says whether kernel and expansion are chosen per stage or per block."""
+
+    name: str
+    source: str = Field("", description="paper or file the numbers come from")
+    resolution: Choices
+    granularity: Literal["stage", "block"] = "stage"
+    shortcut: Literal["identity", "projected"] = Field(
+        "identity",
+        description="identity: where stride is 1 and widths agree; projected (AttentiveNAS): everywhere, average pool of the stride, then 1x1 if widths differ",
+    )
+    stem: Stem
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    head: Head
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for column in self.columns:
+            where = f"{column.field}[{column.position}] of space '{self.name}'"
+            if list(column.values) != sorted(set(column.values)) or column.values[0] <= 0:
+                raise ValueError(f"{where} must list positive choices in ascending order, but lists {column.values}")
+            if column.field == "kernel" and any(k % 2 == 0 for k in column.values):
+                raise ValueError(f"{where} must list odd kernels, but lists {column.values}")
+            if column.field == "expand" and 1 in column.values and len(column.values) > 1:
+                raise ValueError(f"{where} mixes 1, which has no expansion layer, with others: {column.values}")
+        total = self.stem.stride * int(np.prod([stage.stride for stage in self.stages]))
+        if self.shortcut == "projected" and any(r % total for r in self.resolution):
+            raise ValueError(f"resolutions of space '{self.name}' must be multiples of its total stride {total} for projected shortcuts")
+        return self
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of a row of codes, in the order of Arch's fields."""
+        widths = [self.stem.width, *(s.width for s in self.stages), self.head.width]
+        columns = [Column("resolution", 0, self.resolution)]
+        columns += [Column("width", i, w) for i, w in enumerate(widths)]
+        columns += [Column("depth", i, s.depth) for i, s in enumerate(self.stages)]
+        columns += [Column("kernel", i, self.stages[s].kernel) for i, s in enumerate(self.slot_stage)]
+        columns += [Column("expand", i, self.stages[s].expand) for i, s in enumerate(self.slot_stage)]
+        return tuple(columns)
+
+    @cached_property
+    def slot_stage(self) -> tuple[int, ...]:
+        """Stage of each entry of Arch.kernel and Arch.expand."""
+        if self.granularity == "stage":
+            return tuple(range(len(self.stages)))
+        return tuple(i for i, stage in enumerate(self.stages) for _ in range(stage.depth[-1]))
+
+    def slot(self, stage: int, block: int) -> int:
+        """Entry of Arch.kernel and Arch.expand that block `block` of stage `stage` reads."""
+        return stage if self.granularity == "stage" else self.slot_stage.index(stage) + block
+
+    @cached_property
+    def column_index(self) -> dict[tuple[str, int], int]:
+        """Column number by (field, position)."""
+        return {(c.field, c.position): i for i, c in enumerate(self.columns)}
+
+    @cached_property
+    def cardinalities(self) -> NDArray[np.int64]:
+        """Number of choices of each column."""
+        return np.array([len(c.values) for c in self.columns])
+
+    def size(self) -> int:
+        """Number of different architectures, exactly."""
+        total = len(self.resolution) * len(self.stem.width) * len(self.head.width)
+        for stage in self.stages:
+            block = len(stage.kernel) * len(stage.expand)
+            total *= len(stage.width) * (len(stage.depth) * block if self.granularity == "stage" else sum(block**d for d in stage.depth))
+        return total
+
+
+def load_space(name: str) -> Space:
+    """A space by packaged name (`bignas`) or YAML path.
+
+    Raises:
+        UserError: there is none, or it is not valid.
+    """
+    folder = Path(str(files("ofa"))) / "spaces"
+    path = Path(name) if Path(name).is_file() else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = [p.stem for p in folder.glob("*.yaml")]
+        raise UserError(f"There is no space '{name}', neither as a file nor as a packaged one; {nearest(name, known)}")
+    return validate(Space, {"name": path.stem} | read_yaml(path), str(path))
+
+
+def find_arch(space: Space, name: str) -> Arch:
+    """`smallest`, `largest`, a JSON file with an architecture (or with one under "arch"), or the JSON itself.
+
+    Raises:
+        UserError: it is none of these, or not of this space.
+    """
+    if name in ("smallest", "largest"):
+        return smallest(space) if name == "smallest" else largest(space)
+    if not name.lstrip().startswith("{") and not Path(name).is_file():
+        raise UserError(f"There is no architecture '{name}'; give smallest, largest, a JSON file such as runs/supernet/selected/600M.json, or JSON.")
+    try:
+        values = json.loads(name) if name.lstrip().startswith("{") else read_json(Path(name))
+    except ValueError as error:
+        raise UserError(f"Architecture '{name}' is not valid JSON ({error}).") from None
+    arch = validate(Arch, values.get("arch", values) if isinstance(values, dict) else values, f"architecture '{name}'")
+    return decode(space, encode(space, arch))
+
+
+def encode(space: Space, arch: Arch) -> Codes:
+    """The row of codes of `arch`.
+
+    Raises:
+        UserError: a value is not among the space's choices; the sentence names it.
+    """
+    _check_lengths(space, arch)
+    row = np.zeros(len(space.columns), np.uint8)
+    active = _active(space, np.array(arch.depth)[None])[0]
+    for i, (field, position, values) in enumerate(space.columns):
+        entry = arch.resolution if field == "resolution" else getattr(arch, field)[position]
+        if not active[i]:
+            continue
+        if entry not in values:
+            raise UserError(f"{field}[{position}] = {entry} is not in space '{space.name}'; its choices are {', '.join(map(str, values))}.")
+        row[i] = 1 + values.index(entry)
+    return row
+
+
+def decode(space: Space, codes: Codes) -> Arch:
+    """The architecture of one row of codes."""
+    fields: dict[str, list[Any]] = {"resolution": [], "width": [], "depth": [], "kernel": [], "expand": []}
+    for column, code in zip(space.columns, codes, strict=True):
+        fields[column.field].append(column.values[code - 1] if code else 0)
+    return Arch(**{**fields, "resolution": fields["resolution"][0]})
+
+
+def canonical(space: Space, codes_NF: Codes) -> Codes:
+    """The same rows with inactive blocks set to 0 and newly active ones that hold 0 set to their first choice."""
+    depth_NS = np.stack([np.array(s.depth)[codes_NF[:, space.column_index["depth", i]] - 1] for i, s in enumerate(space.stages)], axis=1)
+    return np.where(_active(space, depth_NS), np.maximum(codes_NF, 1), 0).astype(np.uint8)
+
+
+def smallest(space: Space) -> Arch:
+    """The architecture with the first choice everywhere; none needs fewer MACs or parameters."""
+    return decode(space, canonical(space, np.ones((1, len(space.columns)), np.uint8))[0])
+
+
+def largest(space: Space) -> Arch:
+    """The architecture with the last choice everywhere."""
+    return decode(space, canonical(space, space.cardinalities.astype(np.uint8)[None])[0])
+
+
+def sample(space: Space, rng: np.random.Generator) -> Arch:
+    """One architecture, every choice uniform (BigNAS)."""
+    return decode(space, sample_codes(space, 1, rng)[0])
+
+
+def sample_codes(space: Space, count: int, rng: np.random.Generator) -> Codes:
+    """`count` rows, every choice uniform and independent."""
+    columns = [rng.integers(1, n, count, np.uint8, endpoint=True) for n in space.cardinalities]
+    return canonical(space, np.stack(columns, axis=1))
+
+
+def mutate(space: Space, codes_NF: Codes, probability: float, rng: np.random.Generator) -> Codes:
+    """Each row with each choice drawn anew with `probability`."""
+    fresh = np.stack([rng.integers(1, n, len(codes_NF), np.uint8, endpoint=True) for n in space.cardinalities], axis=1)
+    return canonical(space, np.where(rng.random(codes_NF.shape) < probability, fresh, codes_NF))
+
+
+def cross(space: Space, codes_NF: Codes, others_NF: Codes, rng: np.random.Generator) -> Codes:
+    """Each choice from one of two parents, with even odds."""
+    return canonical(space, np.where(rng.random(codes_NF.shape) < 0.5, codes_NF, others_NF))
+
+
+def one_hot(space: Space, codes_NF: Codes) -> NDArray[np.float32]:
+    """(N, sum of cardinalities) indicators of the choices; blocks past a stage's depth are zeros."""
+    parts = [codes_NF[:, i, None] == np.arange(1, n + 1) for i, n in enumerate(space.cardinalities)]
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def _active(space: Space, depth_NS: NDArray[Any]) -> NDArray[np.bool_]:
+    """(N, F): which columns are read by architectures of the given depths."""
+    active = np.ones((len(depth_NS), len(space.columns)), np.bool_)
+    if space.granularity == "block":
+        for slot, stage in enumerate(space.slot_stage):
+            reached = depth_NS[:, stage] > slot - space.slot_stage.index(stage)
+            active[:, space.column_index["kernel", slot]] = reached
+            active[:, space.column_index["expand", slot]] = reached
+    return active
+
+
+def _check_lengths(space: Space, arch: Arch) -> None:
+    slots, stages = len(space.slot_stage), len(space.stages)
+    for field, wanted in (("width", stages + 2), ("depth", stages), ("kernel", slots), ("expand", slots)):
+        given = len(getattr(arch, field))
+        if given != wanted:
+            raise UserError(f"{field} has {given} entries, but space '{space.name}' has {wanted}.")

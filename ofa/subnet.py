@@ -1,0 +1,193 @@
+"""One architecture as a plain torch module, and the exact statistics its BatchNorm needs.
+
+Nothing here knows about sharing: `Subnet` is ordinary layers, so that torch, onnx and every other tool take it as it is.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from engine.data import Batch
+from engine.augment import resize
+from engine.device import autocast
+from ofa.cost import hidden_width, squeeze_width
+from ofa.space import Act, Arch, Space, Stage, encode
+from ofa.supernet import Supernet
+
+ACTIVATION: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "hard_swish": nn.Hardswish, "swish": nn.SiLU}
+
+
+class ConvBN(nn.Sequential):
+    """Convolution without bias, BatchNorm, activation (none if `act` is None)."""
+
+    def __init__(self, inp: int, out: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: Act | None = None):
+        super().__init__()
+        self.conv = nn.Conv2d(inp, out, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(out)
+        if act:
+            self.act = ACTIVATION[act]()
+
+
+class SqueezeExcite(nn.Module):
+    """Squeeze-and-excitation: pool, reduce, ReLU, restore, hard sigmoid, scale."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.reduce = nn.Conv2d(width, squeeze_width(width), 1)
+        self.restore = nn.Conv2d(squeeze_width(width), width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = torch.relu(self.reduce(x.mean((2, 3), keepdim=True)))
+        return x * nn.functional.hardsigmoid(self.restore(gate))
+
+
+class Block(nn.Module):
+    """Inverted bottleneck with the shortcut that the space prescribes."""
+
+    def __init__(self, stage: Stage, inp: int, out: int, kernel: int, expand: float, stride: int, projected: bool):
+        super().__init__()
+        hidden = hidden_width(inp, expand)
+        self.expand = ConvBN(inp, hidden, act=stage.act) if stage.expand != (1,) else None
+        self.depthwise = ConvBN(hidden, hidden, kernel, stride, hidden, stage.act)
+        self.se = SqueezeExcite(hidden) if stage.se else None
+        self.project = ConvBN(hidden, out)
+        self.residual = projected or (stride == 1 and inp == out)
+        self.pool = nn.AvgPool2d(stride) if projected and stride > 1 else None
+        self.shortcut = nn.Conv2d(inp, out, 1, bias=False) if projected and inp != out else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.depthwise(x if self.expand is None else self.expand(x))
+        y = self.project(y if self.se is None else self.se(y))
+        if not self.residual:
+            return y
+        x = x if self.pool is None else self.pool(x)
+        return y + (x if self.shortcut is None else self.shortcut(x))
+
+
+class Head(nn.Module):
+    """1x1 convolution, global pool, and for the MobileNetV3 form one more linear layer."""
+
+    def __init__(self, space: Space, inp: int, width: int):
+        super().__init__()
+        wide = space.head.expand * inp if space.head.expand else width
+        self.conv = ConvBN(inp, wide, act=space.head.act)
+        self.mix = nn.Linear(wide, width, bias=False) if space.head.expand else None
+        self.act = ACTIVATION[space.head.act]() if space.head.expand else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).mean((2, 3))
+        return x if self.mix is None or self.act is None else self.act(self.mix(x))
+
+
+class Subnet(nn.Module):
+    """The network of `arch`. Takes (N, channels, r, r) with r the architecture's resolution; returns logits (N, classes).
+
+    Raises:
+        UserError: `arch` is not of `space`.
+    """
+
+    def __init__(self, space: Space, arch: Arch, classes: int, channels: int = 3):
+        super().__init__()
+        encode(space, arch)
+        self.arch = arch
+        self.stem = ConvBN(channels, arch.width[0], 3, space.stem.stride, act=space.stem.act)
+        blocks, inp = [], arch.width[0]
+        for i, stage in enumerate(space.stages):
+            for j in range(arch.depth[i]):
+                slot, stride = space.slot(i, j), stage.stride if j == 0 else 1
+                projected = space.shortcut == "projected"
+                blocks.append(Block(stage, inp, arch.width[i + 1], arch.kernel[slot], arch.expand[slot], stride, projected))
+                inp = arch.width[i + 1]
+        self.blocks = nn.Sequential(*blocks)
+        self.head = Head(space, inp, arch.width[-1])
+        self.classifier = nn.Linear(arch.width[-1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.head(self.blocks(self.stem(x))))
+
+
+def extract(supernet: Supernet, arch: Arch) -> Subnet:
+    """`arch` with its own copy of just the weights it uses, on the supernet's device. Calibrate it before use.
+
+    Raises:
+        UserError: `arch` is not of the supernet's space.
+    """
+    with torch.device("meta"):
+        subnet = Subnet(supernet.space, arch, supernet.classes, supernet.channels)
+    state = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in supernet.slices(arch).items()}
+    for name, tensor in subnet.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.zeros_like(tensor, device="cpu")
+    subnet.load_state_dict(state, assign=True)
+    return subnet.to(memory_format=torch.channels_last).train(supernet.training)  # type: ignore[call-overload, no-any-return]
+
+
+@torch.no_grad()
+def calibrate(subnet: Subnet, batches: Iterable[Batch]) -> Subnet:
+    """Exact BatchNorm statistics over `batches`, and eval mode. Returns the same module.
+
+    Every layer sees inputs normalised by each batch's own statistics, as in training. Its stored mean and variance are those
+    of all values it saw, pooled over batches (variance within plus variance between, unbiased), however the images are
+    split into batches of unequal size; not exponential averages.
+    """
+    pools = {m: _Pool() for m in subnet.modules() if isinstance(m, nn.BatchNorm2d)}
+    hooks = [bn.register_forward_hook(pool.add) for bn, pool in pools.items()]
+    subnet.train()
+    with _momentum(pools, 1.0):  # after each batch the buffers hold that batch's own statistics
+        for x, _ in batches:
+            with autocast(x.device):
+                subnet(resize(x, subnet.arch.resolution))
+    for hook in hooks:
+        hook.remove()
+    for bn, pool in pools.items():
+        pool.write(bn)
+    return subnet.eval()
+
+
+@torch.no_grad()
+def accuracy(subnet: nn.Module, batches: Iterable[Batch], resolution: int) -> float:
+    """Share of images whose largest logit is the label's, in [0, 1]. One host synchronisation, at the end."""
+    hits, count = [], 0
+    for x, y in batches:
+        with autocast(x.device):
+            logits = subnet(resize(x, resolution))
+        hits.append((logits.argmax(1) == y).sum())
+        count += len(y)
+    return float(torch.stack(hits).sum()) / count
+
+
+class _Pool:
+    """Running count, mean and sum of squared deviations of a layer's input channels (Chan, Golub, LeVeque 1983)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor | float = 0.0
+        self.square: Tensor | float = 0.0
+
+    def add(self, bn: nn.BatchNorm2d, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        assert bn.running_mean is not None and bn.running_var is not None
+        count = inputs[0].numel() // inputs[0].shape[1]
+        total = self.count + count
+        delta = bn.running_mean.double() - self.mean
+        self.mean = self.mean + delta * (count / total)
+        self.square = self.square + bn.running_var.double() * (count - 1) + delta**2 * (self.count * count / total)
+        self.count = total
+
+    def write(self, bn: nn.BatchNorm2d) -> None:
+        assert bn.running_mean is not None and bn.running_var is not None
+        assert isinstance(self.mean, Tensor) and isinstance(self.square, Tensor), "calibrate needs at least one batch"
+        bn.running_mean.copy_(self.mean)
+        bn.running_var.copy_(self.square / (self.count - 1))
+
+
+@contextmanager
+def _momentum(norms: Iterable[nn.BatchNorm2d], value: float) -> Iterator[None]:
+    norms = list(norms)
+    before = [bn.momentum for bn in norms]
+    for bn in norms:
+        bn.momentum = value
+    yield
+    for bn, momentum in zip(norms, before, strict=True):
+        bn.momentum = momentum

@@ -1,0 +1,233 @@
+"""Train one weight-sharing supernet: every subnet good without retraining.
+
+BigNAS (2020, arXiv:2003.11142): sandwich rule and in-place distillation, in one stage. The optimiser is SGD (the paper: RMSProp).
+"""
+
+import time
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from engine.checkpoint import load_state, save_state, save_weights
+from engine.cli import Command, main
+from engine.config import format_count
+from engine.data import Data, DataConfig, Digits, load_data
+from engine.device import pick_device
+from engine.errors import UserError
+from engine.interrupt import stop_on_signal
+from engine.optim import SGD, build_sgd, learning_rate, set_learning_rate
+from engine.progress import progress
+from engine.run import Run, write_json
+from engine.seed import derive, numpy_generator
+from ofa.cost import cost_of
+from ofa.sandwich import Sandwich, label_step, sandwich_step
+from ofa.space import Arch, Space, find_arch, largest, load_space, sample, smallest
+from ofa.subnet import accuracy, calibrate, extract
+from ofa.supernet import Supernet
+from ofa.trained import Model
+
+LOG_EVERY = 10
+
+
+class Train(Command):
+    """Train one weight-sharing supernet on images; every subnet in it is then good without retraining.
+
+    A recipe (--config) holds the settings; flags change single ones. FLOPs means multiply-accumulates (MACs).
+
+    examples:
+      python -m ofa.train                                      the embedded digits, about 2 minutes
+      python -m ofa.train --config ofa/imagefolder --data.path photos --out runs/photos
+      python -m ofa.train --config ofa/cifar10 --epochs 50 --resume
+    """
+
+    out: Path = Field(Path("runs/supernet"), description="run folder to write")
+    space: str = Field("digits", description="search space: a packaged name or a YAML file")
+    arch: str | None = Field(
+        None, description="train this architecture alone, from labels, instead of a supernet: smallest, largest, a JSON file or JSON"
+    )
+    data: DataConfig = Field(Digits(), description="the images")
+    epochs: int = Field(60, ge=1, description="passes over the training images")
+    batch_size: int = Field(64, ge=2, description="images a step; also of every evaluation")
+    sgd: SGD = Field(SGD(), description="the optimiser and its learning rate")
+    sandwich: Sandwich = Field(Sandwich(), description="the step: who is trained, who teaches, who is regularised")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay a step of an average of the weights that is evaluated and saved instead")
+    evaluate_every: int = Field(10, ge=1, description="epochs between evaluations on the validation split")
+    evaluate_random: int = Field(2, ge=0, description="fixed random subnets evaluated beside the smallest and the largest")
+    calibration_images: int = Field(2000, ge=2, description="training images for the exact BatchNorm statistics of a subnet")
+    seed: int = Field(0, ge=0, description="of weights, order, augmentation, sampled subnets and the validation split")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    threads: int | None = Field(None, ge=1, description="CPU threads; none: torch decides. Tiny networks are fastest with 1")
+    resume: bool = Field(False, description="continue the run in --out if there is one")
+    overwrite: bool = Field(False, description="replace the run in --out if there is one")
+
+    def run(self) -> int:
+        """Train, evaluate, save."""
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        device = pick_device(self.device)
+        space = load_space(self.space)
+        alone = find_arch(space, self.arch) if self.arch else None
+        data = load_data(self.data, device, self.seed)
+        steps = data.steps(self.batch_size)
+        run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite)
+        if run.finished:
+            print(f"{run.path} is finished already.")
+            return _next(run.path)
+        _introduce(space, data, device, alone)
+        model = Model(
+            space=space,
+            arch=alone,
+            classes=tuple(data.classes),
+            mean=tuple(data.mean),
+            std=tuple(data.std),
+            preprocessing=data.preprocessing(),
+            calibration_images=self.calibration_images,
+            batch_size=self.batch_size,
+        )
+        write_json(run.path / "model.json", model.model_dump(mode="json"))
+        return Trainer(self, run, space, data, alone, steps).run()
+
+
+class Trainer:
+    """The state of a training run: weights, their average, the optimiser and the number of steps done."""
+
+    def __init__(self, config: Train, run: Run, space: Space, data: Data, alone: Arch | None, steps: int):
+        self.config, self.folder, self.data, self.alone, self.steps = config, run, data, alone, steps
+        self.total = config.epochs * steps
+        torch.manual_seed(derive(config.seed, "weights"))
+        self.supernet = Supernet(space, len(data.classes), data.channels).to(data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        average = get_ema_multi_avg_fn(config.ema) if config.ema else None
+        self.average = AveragedModel(self.supernet, multi_avg_fn=average) if average else None
+        self.optimizer = build_sgd(config.sgd, self.supernet)
+        self.step = 0
+        self.pending: list[Tensor] = []  # losses that the host has not looked at
+        if (run.path / "state.pt").exists():
+            self.load()
+
+    def run(self) -> int:
+        """From the current step to the end, or to a signal."""
+        with stop_on_signal() as stop, progress("train", self.total, self.step) as advance:
+            for epoch in range(self.step // self.steps, self.config.epochs):
+                for x, y in self.data.train_batches(self.config.batch_size, epoch, skip=self.step % self.steps):
+                    self.update(x, y)
+                    advance(self.log(epoch) if self.step % LOG_EVERY == 0 else "")
+                    if stop.requested and self.step < self.total:
+                        self.save()
+                        print(f"stopped at step {self.step} of {self.total}; continue with the same command and --resume")
+                        return 130
+                self.log(epoch)
+                last = epoch + 1 == self.config.epochs
+                if last or (epoch + 1) % self.config.evaluate_every == 0:
+                    self.evaluate(epoch, show=last)
+                self.save()
+            self.folder.finish()
+        return _next(self.folder.path)
+
+    def update(self, x: Tensor, y: Tensor) -> None:
+        """One optimiser step on one batch."""
+        config = self.config
+        rate = learning_rate(config.sgd, self.step, self.total, round(config.sgd.warmup_epochs * self.steps))
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.zero_grad()
+        if self.alone is None:
+            losses = sandwich_step(self.supernet, x, y, config.sandwich, config.seed, self.step)
+        else:
+            losses = torch.stack(label_step(self.supernet, self.alone, x, y, config.sandwich, config.seed, self.step)[1])
+        if config.sgd.clip_value:
+            torch.nn.utils.clip_grad_value_(self.supernet.parameters(), config.sgd.clip_value)
+        self.optimizer.step()
+        if self.average:
+            self.average.update_parameters(self.supernet)
+        self.pending.append(losses)
+        self.step += 1
+
+    def log(self, epoch: int) -> str:
+        """Look at the losses since the last look: one host synchronisation. Returns a note for the progress bar.
+
+        Raises:
+            UserError: one of them is not finite.
+        """
+        if not self.pending:
+            return ""
+        losses_SL = torch.stack(self.pending).cpu()
+        first = self.step - len(self.pending)
+        self.pending = []
+        bad = (~losses_SL.isfinite()).any(1).nonzero()
+        if len(bad):
+            where = first + int(bad[0, 0])
+            raise UserError(
+                f"The loss is not finite at step {where} (epoch {where // self.steps + 1}); start again with a lower --sgd.lr "
+                f"(now {self.config.sgd.lr}) or a longer --sgd.warmup-epochs. The last good checkpoint stays in '{self.folder.path}'."
+            )
+        mean = losses_SL.mean(0).tolist()
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.folder.log(step=self.step, epoch=epoch, lr=rate, loss=mean[0], distillation=mean[1:])
+        return f"loss {mean[0]:.3f}" + (f"  smallest {mean[-1]:.3f}" if mean[1:] else "")
+
+    def evaluate(self, epoch: int, show: bool) -> None:
+        """Validation accuracy of the smallest, the largest and a few fixed random subnets, each recalibrated."""
+        started = time.monotonic()
+        config, data, space = self.config, self.data, self.supernet.space
+        rng = numpy_generator(config.seed, "evaluated subnets")
+        archs = {"smallest": smallest(space), "largest": largest(space)}
+        archs |= {f"random{i}": sample(space, rng) for i in range(config.evaluate_random)}
+        if self.alone is not None:
+            archs = {"alone": self.alone}
+        for name, arch in archs.items():
+            subnet = calibrate(extract(self.weights, arch), data.batches("train", config.batch_size, config.calibration_images))
+            score = accuracy(subnet, data.batches("val", config.batch_size), arch.resolution)
+            macs, params = cost_of(space, arch, len(data.classes), data.channels)
+            self.folder.log(step=self.step, epoch=epoch, arch=name, val_accuracy=score, macs=macs, params=params)
+            if show:
+                print(f"  {name:9} {format_count(macs):>6} MACs  {score:.2%} on validation")
+        if show:
+            print(f"  ({time.monotonic() - started:.1f} s for {len(archs)} evaluations)")
+
+    @property
+    def weights(self) -> Supernet:
+        """What is evaluated and handed on: the average if there is one."""
+        if self.average is None:
+            return self.supernet
+        assert isinstance(self.average.module, Supernet)
+        return self.average.module
+
+    def save(self) -> None:
+        """Checkpoint: state.pt to resume, weights.safetensors to use."""
+        state = {"step": self.step, "supernet": self.supernet.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self.average:
+            state["average"] = self.average.state_dict()
+        save_weights(self.folder.path / "weights.safetensors", self.weights.state_dict())
+        save_state(self.folder.path / "state.pt", state)
+
+    def load(self) -> None:
+        """Continue from state.pt."""
+        state = load_state(self.folder.path / "state.pt", self.data.device)
+        self.supernet.load_state_dict(state["supernet"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        self.step = int(state["step"])
+        self.folder.forget_after(self.step)
+        print(f"resumed at step {self.step} of {self.total}")
+
+
+def _introduce(space: Space, data: Data, device: torch.device, alone: Arch | None) -> None:
+    def macs(arch: Arch) -> str:
+        return format_count(cost_of(space, arch, len(data.classes), data.channels)[0])
+
+    what = f"one architecture of {macs(alone)} MACs" if alone else f"{space.size():.3g} architectures, {macs(smallest(space))} to {macs(largest(space))} MACs"
+    print(f"space '{space.name}': {what}")
+    print(f"{len(data.classes)} classes; {data.count('train')} training, {data.count('val')} validation, {data.count('test')} test images; device {device}")
+
+
+def _next(path: Path) -> int:
+    run = "" if path == Path("runs/supernet") else f" --run {path}"
+    print(f"next: python -m predictors.collect{run}")
+    return 0
+
+
+if __name__ == "__main__":
+    main(Train)

@@ -1,0 +1,69 @@
+"""What a finished supernet run gives to later stages: the space, the weights, the data, and measured subnets."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import TypeAdapter
+
+from engine.checkpoint import load_weights
+from engine.config import Config, validate
+from engine.data import Data, DataConfig, Split, load_data
+from engine.run import Run, read_json
+from ofa.cost import cost_of
+from ofa.space import Arch, Space
+from ofa.subnet import Subnet, accuracy, calibrate, extract
+from ofa.supernet import Supernet
+
+
+class Model(Config):
+    """model.json: what weights.safetensors belongs to."""
+
+    kind: Literal["supernet"] = "supernet"
+    space: Space
+    arch: Arch | None = None
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    preprocessing: dict[str, Any]
+    calibration_images: int
+    batch_size: int
+
+    @property
+    def channels(self) -> int:
+        """Input channels."""
+        return len(self.mean)
+
+
+class Trained:
+    """A trained supernet with its data.
+
+    Args:
+        path: folder of a finished run.
+        device: where to compute.
+
+    Raises:
+        UserError: the run or its data is missing, unfinished or damaged.
+    """
+
+    def __init__(self, path: Path, device: torch.device):
+        self.run, self.device = Run.open(path), device
+        self.model = validate(Model, read_json(path / "model.json"), str(path / "model.json"))
+        self.space = self.model.space
+        self.seed = int(self.run.config["seed"])
+        self.supernet = Supernet(self.space, len(self.model.classes), self.model.channels).to(device)
+        self.supernet.load_state_dict(load_weights(path / "weights.safetensors"))
+        self.data: Data = load_data(TypeAdapter(DataConfig).validate_python(self.run.config["data"]), device, self.seed)
+
+    def subnet(self, arch: Arch) -> Subnet:
+        """`arch`, extracted, with BatchNorm calibrated on training images; eval mode. The same every time."""
+        images = self.data.batches("train", self.model.batch_size, self.model.calibration_images)
+        return calibrate(extract(self.supernet, arch), images)
+
+    def accuracy(self, arch: Arch, split: Split) -> float:
+        """Top-1 accuracy in [0, 1] of the calibrated subnet on a split."""
+        return accuracy(self.subnet(arch), self.data.batches(split, self.model.batch_size), arch.resolution)
+
+    def cost(self, arch: Arch) -> tuple[int, int]:
+        """(MACs, parameters) for this run's classes and channels."""
+        return cost_of(self.space, arch, len(self.model.classes), self.model.channels)
