@@ -15,11 +15,12 @@ from engine.errors import UserError, nearest
 
 
 class Command(Config):
-    """A command: its fields are the flags, its docstring the help, `run` the work. `run` returns the exit status."""
+    """A command: its fields are the flags, its docstring the help, `execute` the work and the exit status."""
 
     config: str | None = Field(None, description="recipe: a YAML file, or a packaged name such as ofa/cifar10")
 
-    def run(self) -> int:
+    def execute(self) -> int:
+        """Do the work; return 0, or 1 if the result failed its check."""
         raise NotImplementedError
 
 
@@ -34,7 +35,7 @@ def parse(command: type[T], argv: list[str]) -> T:
         SystemExit: after `--help`.
     """
     given = _flags(command, argv)
-    recipe = given.pop("config", None)
+    recipe = given.pop("config", command.model_fields["config"].default)
     values = read_yaml(find_recipe(recipe)) if recipe else {}
     values.pop("config", None)
     return validate(command, merge(values, given) | {"config": recipe}, recipe or "command line")
@@ -72,7 +73,7 @@ def _unknown_flag(command: type[Command], message: str) -> str:
 def main(command: type[Command], argv: list[str] | None = None) -> NoReturn:
     """Parse, run and exit: 0 done, 1 the result failed its check, 2 the user can mend it, 130 interrupted."""
     try:
-        status = parse(command, sys.argv[1:] if argv is None else argv).run()
+        status = parse(command, sys.argv[1:] if argv is None else argv).execute()
         sys.stdout.flush()
     except UserError as error:
         status = _complain(str(error))

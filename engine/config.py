@@ -33,12 +33,12 @@ def parse_count(value: object) -> int:
 Count = Annotated[int, BeforeValidator(parse_count)]
 
 
-def format_count(value: float) -> str:
-    """Three significant digits and a suffix: 1234567 -> `1.23M`. For names of files and tables."""
+def format_count(value: float, digits: int = 3) -> str:
+    """1234567 -> `1.23M`; with 15 digits `1.234567M`, which `parse_count` reads back exactly."""
     for suffix, unit in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if value >= 0.9995 * unit:
-            return f"{value / unit:.3g}{suffix}"
-    return f"{value:.3g}"
+        if float(f"{value:.{digits}g}") >= unit:
+            return f"{value / unit:.{digits}g}{suffix}"
+    return f"{value:.{digits}g}"
 
 
 def find_recipe(name: str) -> Path:

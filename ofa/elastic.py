@@ -87,13 +87,16 @@ class ElasticBatchNorm(nn.Module):
 
 
 class ElasticLinear(nn.Module):
-    """1x1 convolution on pooled features, or a classifier: both widths follow the call; a bias if asked for."""
+    """Linear layer whose widths follow the call: with a bias a classifier, without one a 1x1 convolution on pooled features."""
 
     def __init__(self, inp: int, out: int, bias: bool):
         super().__init__()
-        plain = nn.Linear(inp, out, bias=bias)
-        self.weight, self.bias = plain.weight, plain.bias
-        nn.init.normal_(self.weight, std=0.01)
+        self.weight = nn.Parameter(torch.empty(out, inp))
+        self.bias = nn.Parameter(torch.zeros(out)) if bias else None
+        if bias:
+            nn.init.normal_(self.weight, std=0.01)
+        else:
+            nn.init.kaiming_normal_(self.weight, mode="fan_out")
 
     def forward(self, x_NC: Tensor, out: int) -> Tensor:
         bias = None if self.bias is None else self.bias[:out]

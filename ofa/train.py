@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from engine.checkpoint import load_state, save_state, save_weights
 from engine.cli import Command, main
 from engine.config import format_count
-from engine.data import Data, DataConfig, Digits, load_data
+from engine.data import Data, DataConfig, load_data
 from engine.device import pick_device
 from engine.errors import UserError
 from engine.interrupt import stop_on_signal
@@ -27,7 +27,7 @@ from ofa.sandwich import Sandwich, label_step, sandwich_step
 from ofa.space import Arch, Space, find_arch, largest, load_space, sample, smallest
 from ofa.subnet import accuracy, calibrate, extract
 from ofa.supernet import Supernet
-from ofa.trained import Model
+from ofa.trained import Model, run_flag
 
 LOG_EVERY = 10
 
@@ -43,14 +43,15 @@ class Train(Command):
       python -m ofa.train --config ofa/cifar10 --epochs 50 --resume
     """
 
+    config: str | None = Field("ofa/digits", description="recipe: a YAML file, or a packaged name such as ofa/cifar10")
     out: Path = Field(Path("runs/supernet"), description="run folder to write")
-    space: str = Field("digits", description="search space: a packaged name or a YAML file")
+    space: str = Field(description="search space: a packaged name or a YAML file")
     arch: str | None = Field(
         None, description="train this architecture alone, from labels, instead of a supernet: smallest, largest, a JSON file or JSON"
     )
-    data: DataConfig = Field(Digits(), description="the images")
-    epochs: int = Field(60, ge=1, description="passes over the training images")
-    batch_size: int = Field(64, ge=2, description="images a step; also of every evaluation")
+    data: DataConfig = Field(description="the images")
+    epochs: int = Field(ge=1, description="passes over the training images")
+    batch_size: int = Field(ge=2, description="images a step; also of every evaluation")
     sgd: SGD = Field(SGD(), description="the optimiser and its learning rate")
     sandwich: Sandwich = Field(Sandwich(), description="the step: who is trained, who teaches, who is regularised")
     ema: float | None = Field(None, gt=0, lt=1, description="decay a step of an average of the weights that is evaluated and saved instead")
@@ -63,7 +64,7 @@ class Train(Command):
     resume: bool = Field(False, description="continue the run in --out if there is one")
     overwrite: bool = Field(False, description="replace the run in --out if there is one")
 
-    def run(self) -> int:
+    def execute(self) -> int:
         """Train, evaluate, save."""
         if self.threads:
             torch.set_num_threads(self.threads)
@@ -224,8 +225,7 @@ def _introduce(space: Space, data: Data, device: torch.device, alone: Arch | Non
 
 
 def _next(path: Path) -> int:
-    run = "" if path == Path("runs/supernet") else f" --run {path}"
-    print(f"next: python -m predictors.collect{run}")
+    print(f"next: python -m predictors.collect{run_flag(path)}")
     return 0
 
 

@@ -4,16 +4,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from engine.checkpoint import load_weights
+from engine.cli import Command
 from engine.config import Config, validate
 from engine.data import Data, DataConfig, Split, load_data
+from engine.device import pick_device
+from engine.errors import UserError
 from engine.run import Run, read_json
 from ofa.cost import cost_of
 from ofa.space import Arch, Space
 from ofa.subnet import Subnet, accuracy, calibrate, extract
 from ofa.supernet import Supernet
+
+
+DEFAULT_RUN = Path("runs/supernet")
+
+
+def run_flag(path: Path) -> str:
+    """What a follow-up command needs to find this run: nothing for the default folder."""
+    return "" if path == DEFAULT_RUN else f" --run {path}"
 
 
 class Model(Config):
@@ -67,3 +78,24 @@ class Trained:
     def cost(self, arch: Arch) -> tuple[int, int]:
         """(MACs, parameters) for this run's classes and channels."""
         return cost_of(self.space, arch, len(self.model.classes), self.model.channels)
+
+
+class RunCommand(Command):
+    """A command that reads a finished supernet run."""
+
+    run: Path = Field(DEFAULT_RUN, description="folder of a finished supernet run")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    threads: int | None = Field(None, ge=1, description="CPU threads; none: torch decides. Tiny networks are fastest with 1")
+
+    def open(self) -> Trained:
+        """The supernet.
+
+        Raises:
+            UserError: there is none, or it was trained as one architecture alone.
+        """
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        trained = Trained(self.run, pick_device(self.device))
+        if trained.model.arch is not None:
+            raise UserError(f"Run '{self.run}' is one architecture trained alone, not a supernet; name a supernet with --run.")
+        return trained

@@ -1,0 +1,1 @@
+"""Stage 2: from a trained supernet to the best subnet for a budget, in seconds."""

@@ -1,0 +1,118 @@
+"""What selection was worth: chosen subnets against random ones of the same MACs on the test images, as a table and a picture."""
+
+import csv
+from typing import Any
+
+import matplotlib
+import numpy as np
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+
+from engine.cli import main
+from engine.config import format_count
+from engine.errors import UserError
+from engine.progress import progress
+from engine.run import atomic, read_json, write_json
+from engine.seed import numpy_generator
+from ofa.cost import costs_of
+from ofa.space import Arch, Codes, decode, encode, sample_codes
+from ofa.trained import RunCommand, Trained, run_flag
+from predictors.pairs import read_pairs
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+POOL, SAME_MACS = 200_000, 0.05
+
+
+class Report(RunCommand):
+    """Compare every selected subnet with random ones of the same MACs (within 5%) on the test images.
+
+    Writes report/front.png, front.csv and report.json in the run folder and prints the table. This is the only command
+    that looks at the test images.
+
+    examples:
+      python -m predictors.report
+      python -m predictors.report --run runs/photos --random 50
+    """
+
+    random: int = Field(20, ge=1, description="random subnets for each budget")
+    seed: int = Field(0, ge=0, description="of the random subnets")
+
+    def execute(self) -> int:
+        """Measure, table, picture."""
+        trained = self.open()
+        files = sorted((self.run / "selected").glob("*.json"))
+        if not files:
+            raise UserError(f"Run '{self.run}' has no selected subnet; run python -m predictors.select{run_flag(self.run)} --flops 600M first.")
+        chosen = sorted(((f.stem, read_json(f)) for f in files), key=lambda item: int(item[1]["macs"]))
+        rows: list[dict[str, Any]] = []
+        with progress("measure on test images", len(chosen) * (1 + self.random)) as advance:
+            for name, facts in chosen:
+                arch = Arch.model_validate(facts["arch"])
+                group = [("selected", arch)] + [("random", decode(trained.space, c)) for c in self._rivals(trained, arch)]
+                for kind, candidate in group:
+                    macs, params = trained.cost(candidate)
+                    accuracy = trained.accuracy(candidate, "test")
+                    rows.append({"budget": name, "kind": kind, "macs": macs, "params": params, "test_accuracy": accuracy})
+                    advance(f"{kind} {accuracy:.2%}")
+        self._write(chosen, rows)
+        return 0
+
+    def _rivals(self, trained: Trained, arch: Arch) -> Codes:
+        """Up to `random` different uniform samples within 5% of the MACs of `arch`, without itself."""
+        rng = numpy_generator(self.seed, "rivals", trained.cost(arch)[0])
+        pool = np.unique(sample_codes(trained.space, POOL, rng), axis=0)
+        macs = costs_of(trained.space, pool, len(trained.model.classes), trained.model.channels).macs
+        near = (np.abs(macs / trained.cost(arch)[0] - 1) <= SAME_MACS) & (pool != encode(trained.space, arch)).any(1)
+        return rng.permutation(pool[near])[: self.random]
+
+    def _write(self, chosen: list[tuple[str, dict[str, Any]]], rows: list[dict[str, Any]]) -> None:
+        table = Table("budget", "MACs", "validation", "test", "random median", "better than")
+        summary = []
+        for name, facts in chosen:
+            mine = next(r["test_accuracy"] for r in rows if r["budget"] == name and r["kind"] == "selected")
+            others = np.array([r["test_accuracy"] for r in rows if r["budget"] == name and r["kind"] == "random"])
+            median = float(np.median(others)) if len(others) else float("nan")
+            beaten = f"{int((others < mine).sum())} of {len(others)}"
+            table.add_row(name, format_count(facts["macs"]), f"{facts['val_accuracy']:.2%}", f"{mine:.2%}", f"{median:.2%}", beaten)
+            summary.append({"budget": name, "macs": facts["macs"], "val_accuracy": facts["val_accuracy"], "test_accuracy": mine,
+                            "random_median": median if len(others) else None, "random_beaten": beaten})  # fmt: skip
+        folder = self.run / "report"
+        write_json(folder / "report.json", summary)
+        with atomic(folder / "front.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        with atomic(folder / "front.png") as temporary:
+            _draw(rows, [(p.macs, p.val_accuracy) for p in read_pairs(self.run)], temporary)
+        Console().print(table)
+        print(f"written to {folder}: front.png, front.csv, report.json")
+
+
+def _draw(rows: list[dict[str, Any]], pairs: list[tuple[int, float]], path: Any) -> None:
+    """Test accuracy against MACs of chosen and random subnets, over the validation accuracy of all collected ones."""
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    if pairs:
+        axes.scatter(*zip(*pairs, strict=True), s=10, color="0.85", label="collected (validation)", zorder=1)
+    for kind, style in (("random", {"s": 18, "color": "tab:blue", "alpha": 0.6}), ("selected", {"s": 130, "color": "tab:red", "marker": "*"})):
+        points = [(r["macs"], r["test_accuracy"]) for r in rows if r["kind"] == kind]
+        label = "selected (test)" if kind == "selected" else "random, same MACs (test)"
+        if points:
+            axes.scatter(*zip(*points, strict=True), label=label, zorder=3 if kind == "selected" else 2, **style)
+    for budget in dict.fromkeys(r["budget"] for r in rows):
+        mine = next(r for r in rows if r["budget"] == budget and r["kind"] == "selected")
+        axes.annotate(budget, (mine["macs"], mine["test_accuracy"]), textcoords="offset points", xytext=(6, 8), color="tab:red")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: format_count(value))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+    axes.set(xlabel="multiply-accumulates of one image (MACs)", ylabel="top-1 accuracy", title="Selected subnets against random ones")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=150, format="png")
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main(Report)
