@@ -44,7 +44,7 @@ class Digits(_ArraySource):
     """scikit-learn's 1,797 handwritten digits, 8 x 8, embedded; 540 of them, always the same, are the test split."""
 
     name: Literal["digits"] = "digits"
-    val: float = Field(0.3, gt=0, lt=1, description="fraction of the training images held out for validation")
+    val: float = Field(0.4, gt=0, lt=1, description="fraction of the training images held out for validation")
     crop: int = Field(1, ge=0, description="random crop: pixels of padding; 0: none")
     flip: bool = Field(False, description="random horizontal flip")
 

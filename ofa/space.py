@@ -242,9 +242,12 @@ def cross(space: Space, codes_NF: Codes, others_NF: Codes, rng: np.random.Genera
     return canonical(space, np.where(rng.random(codes_NF.shape) < 0.5, codes_NF, others_NF))
 
 
-def one_hot(space: Space, codes_NF: Codes) -> NDArray[np.float32]:
-    """(N, sum of cardinalities) indicators of the choices; blocks past a stage's depth are zeros."""
-    parts = [codes_NF[:, i, None] == np.arange(1, n + 1) for i, n in enumerate(space.cardinalities)]
+def features(space: Space, codes_NF: Codes) -> NDArray[np.float32]:
+    """(N, sum of cardinalities) thermometer code, what predictors see: for each choice, whether it is this value or a later one.
+
+    Neighbouring choices share most of their code, and blocks past a stage's depth are zeros.
+    """
+    parts = [codes_NF[:, i, None] >= np.arange(1, n + 1) for i, n in enumerate(space.cardinalities)]
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 

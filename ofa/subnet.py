@@ -9,13 +9,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from engine.data import Batch
 from engine.augment import resize
+from engine.data import Batch, Data, Split
 from engine.device import autocast
 from ofa.cost import hidden_width, squeeze_width
 from ofa.space import Act, Arch, Space, Stage, encode
 from ofa.supernet import Supernet
 
+EVALUATION_BATCH = 256  # images at once, without gradients
 ACTIVATION: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "hard_swish": nn.Hardswish, "swish": nn.SiLU}
 
 
@@ -108,6 +109,11 @@ class Subnet(nn.Module):
         return self.classifier(self.head(self.blocks(self.stem(x))))
 
 
+def prepare(supernet: Supernet, arch: Arch, data: Data, images: int) -> Subnet:
+    """`arch`, extracted, calibrated on `images` training images (always the same), in eval mode: ready to be measured or exported."""
+    return calibrate(extract(supernet, arch), data.batches("train", EVALUATION_BATCH, images))
+
+
 def extract(supernet: Supernet, arch: Arch) -> Subnet:
     """`arch` with its own copy of just the weights it uses, on the supernet's device. Calibrate it before use.
 
@@ -147,12 +153,12 @@ def calibrate(subnet: Subnet, batches: Iterable[Batch]) -> Subnet:
 
 
 @torch.no_grad()
-def accuracy(subnet: nn.Module, batches: Iterable[Batch], resolution: int) -> float:
-    """Share of images whose largest logit is the label's, in [0, 1]. One host synchronisation, at the end."""
+def accuracy(subnet: Subnet, data: Data, split: Split) -> float:
+    """Share of images of a split whose largest logit is the label's, in [0, 1]. One host synchronisation, at the end."""
     hits, count = [], 0
-    for x, y in batches:
+    for x, y in data.batches(split, EVALUATION_BATCH):
         with autocast(x.device):
-            logits = subnet(resize(x, resolution))
+            logits = subnet(resize(x, subnet.arch.resolution))
         hits.append((logits.argmax(1) == y).sum())
         count += len(y)
     return float(torch.stack(hits).sum()) / count

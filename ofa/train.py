@@ -25,7 +25,7 @@ from engine.seed import derive, numpy_generator
 from ofa.cost import cost_of
 from ofa.sandwich import Sandwich, label_step, sandwich_step
 from ofa.space import Arch, Space, find_arch, largest, load_space, sample, smallest
-from ofa.subnet import accuracy, calibrate, extract
+from ofa.subnet import accuracy, prepare
 from ofa.supernet import Supernet
 from ofa.trained import Model, run_flag
 
@@ -51,7 +51,7 @@ class Train(Command):
     )
     data: DataConfig = Field(description="the images")
     epochs: int = Field(ge=1, description="passes over the training images")
-    batch_size: int = Field(ge=2, description="images a step; also of every evaluation")
+    batch_size: int = Field(ge=2, description="images a step")
     sgd: SGD = Field(SGD(), description="the optimiser and its learning rate")
     sandwich: Sandwich = Field(Sandwich(), description="the step: who is trained, who teaches, who is regularised")
     ema: float | None = Field(None, gt=0, lt=1, description="decay a step of an average of the weights that is evaluated and saved instead")
@@ -86,7 +86,6 @@ class Train(Command):
             std=tuple(data.std),
             preprocessing=data.preprocessing(),
             calibration_images=self.calibration_images,
-            batch_size=self.batch_size,
         )
         write_json(run.path / "model.json", model.model_dump(mode="json"))
         return Trainer(self, run, space, data, alone, steps).run()
@@ -178,8 +177,7 @@ class Trainer:
         if self.alone is not None:
             archs = {"alone": self.alone}
         for name, arch in archs.items():
-            subnet = calibrate(extract(self.weights, arch), data.batches("train", config.batch_size, config.calibration_images))
-            score = accuracy(subnet, data.batches("val", config.batch_size), arch.resolution)
+            score = accuracy(prepare(self.weights, arch, data, config.calibration_images), data, "val")
             macs, params = cost_of(space, arch, len(data.classes), data.channels)
             self.folder.log(step=self.step, epoch=epoch, arch=name, val_accuracy=score, macs=macs, params=params)
             if show:

@@ -15,7 +15,7 @@ from engine.errors import UserError
 from engine.run import Run, read_json
 from ofa.cost import cost_of
 from ofa.space import Arch, Space
-from ofa.subnet import Subnet, accuracy, calibrate, extract
+from ofa.subnet import Subnet, accuracy, prepare
 from ofa.supernet import Supernet
 
 
@@ -38,7 +38,6 @@ class Model(Config):
     std: tuple[float, ...]
     preprocessing: dict[str, Any]
     calibration_images: int
-    batch_size: int
 
     @property
     def channels(self) -> int:
@@ -68,12 +67,11 @@ class Trained:
 
     def subnet(self, arch: Arch) -> Subnet:
         """`arch`, extracted, with BatchNorm calibrated on training images; eval mode. The same every time."""
-        images = self.data.batches("train", self.model.batch_size, self.model.calibration_images)
-        return calibrate(extract(self.supernet, arch), images)
+        return prepare(self.supernet, arch, self.data, self.model.calibration_images)
 
     def accuracy(self, arch: Arch, split: Split) -> float:
         """Top-1 accuracy in [0, 1] of the calibrated subnet on a split."""
-        return accuracy(self.subnet(arch), self.data.batches(split, self.model.batch_size), arch.resolution)
+        return accuracy(self.subnet(arch), self.data, split)
 
     def cost(self, arch: Arch) -> tuple[int, int]:
         """(MACs, parameters) for this run's classes and channels."""

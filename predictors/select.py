@@ -1,8 +1,9 @@
 """Find the best subnet of a trained supernet under a budget, in seconds, without training anything."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from rich.console import Console
 from rich.table import Table
@@ -14,28 +15,30 @@ from engine.progress import progress
 from engine.run import write_json
 from engine.seed import numpy_generator
 from ofa.cost import costs_of
-from ofa.space import Arch, decode, largest, one_hot, smallest
+from ofa.space import Codes, decode, features, largest, smallest
 from ofa.trained import RunCommand, Trained, run_flag
-from predictors.accuracy import Name, Predictor, cross_validated_tau, make_predictor
+from predictors.accuracy import Name, cross_validated_tau, make_predictor
 from predictors.explore import evolve, study
 from predictors.pairs import read_pairs, training_set
 
+PER_ROUND = 5
+
 
 class Select(RunCommand):
-    """Find the best subnet under a FLOPs budget: predict, search, and measure the few most promising on validation images.
+    """Find the best subnet under a FLOPs budget: predict, search, measure the most promising on validation images, learn, repeat.
 
     FLOPs means multiply-accumulates (MACs) of one image, as in the papers: 600M, 0.6G, 600e6 and 600000000 are the same.
     Several budgets at once: --flops 200M,400M,600M. The test images are not touched.
 
     examples:
       python -m predictors.select --flops 600M
-      python -m predictors.select --run runs/photos --flops 50M,100M --measure 20
+      python -m predictors.select --run runs/photos --flops 50M,100M --measure 40
     """
 
     flops: tuple[Count, ...] = Field(min_length=1, description="budget in MACs, or several separated by commas")
     predictor: Name = Field("auto", description="gp: Gaussian process; ridge: additive; auto: gp for 30 to 2,000 pairs, else ridge")
     trials: int = Field(64, ge=0, description="trials of the Optuna study, which starts from the fast search's winners; 0: no study")
-    measure: int = Field(10, ge=1, description="candidates measured on the validation images; the best of them wins")
+    measure: int = Field(20, ge=1, description="candidates measured on the validation images; the best of them wins")
     seed: int = Field(0, ge=0, description="of the search")
 
     @field_validator("flops", mode="before")
@@ -53,63 +56,79 @@ class Select(RunCommand):
                     f"No subnet fits {format_count(budget)} MACs: the smallest of space '{trained.space.name}' needs "
                     f"{format_count(least)} ({least}); raise --flops or train a smaller space."
                 )
-        codes, y = training_set(trained.space, read_pairs(self.run))
-        X = one_hot(trained.space, codes)
-        tau = cross_validated_tau(self.predictor, X, y, self.seed)
-        print(f"accuracy predictor: {len(y)} measured subnets, cross-validated Kendall tau {tau:.2f}")
-        predictor = make_predictor(self.predictor, len(y)).fit(X, y, self.seed)
-        results = []
-        for budget in self.flops:
             if budget > most:
                 print(f"budget {format_count(budget)} is above the largest subnet ({format_count(most)} MACs): choosing the best of all")
-            result = self._choose(trained, predictor, budget) | {"kendall_tau": tau, "pairs": len(y), "seed": self.seed}
+        codes, y = training_set(trained.space, read_pairs(self.run))
+        tau = cross_validated_tau(self.predictor, features(trained.space, codes), y, self.seed)
+        print(f"accuracy predictor: {len(y)} measured subnets, cross-validated Kendall tau {tau:.2f}")
+        results = {}
+        for budget in self.flops:
             name = format_count(budget, digits=15)
-            write_json(self.run / "selected" / f"{name}.json", result)
-            results.append((name, result))
+            found = self._choose(trained, codes, y, budget, name)
+            ranked = [_describe(trained, candidate) for candidate in found]
+            facts = {"budget_macs": budget, "kendall_tau": tau, "pairs": len(y), "seed": self.seed, "candidates": ranked[1:]}
+            write_json(self.run / "selected" / f"{name}.json", ranked[0] | facts)
+            results[name] = ranked[0]
         _show(results)
         print(f"written to {self.run / 'selected'}\nnext: python -m export.onnx{run_flag(self.run)}")
         return 0
 
-    def _choose(self, trained: Trained, predictor: Predictor, budget: int) -> dict[str, Any]:
-        """Candidates by the fast search and the study, measured; best measured first."""
+    def _choose(self, trained: Trained, codes: Codes, y: NDArray[np.float64], budget: int, name: str) -> list["Candidate"]:
+        """Candidates, best measured first and the cheaper one at a tie.
+
+        A search over predictions finds where the predictor is too hopeful. So a few candidates are measured at a time, and
+        the predictor learns from them before it is searched again.
+        """
         space, classes, channels = trained.space, len(trained.model.classes), trained.model.channels
+        predictor = make_predictor(self.predictor, len(y)).fit(features(space, codes), y, self.seed)
+        rng = numpy_generator(self.seed, "evolve", budget)
+        done: dict[bytes, Candidate] = {}
 
-        def score(rows: Any) -> Any:
-            return predictor.predict(one_hot(space, rows))[0]
+        def score(rows: Codes) -> NDArray[np.float64]:
+            return predictor.predict(features(space, rows))[0]
 
-        def macs(rows: Any) -> Any:
+        def macs(rows: Codes) -> NDArray[np.int64]:
             return costs_of(space, rows, classes, channels).macs
 
-        found = evolve(space, score, macs, budget, numpy_generator(self.seed, "evolve", budget))
-        if self.trials:
-            journal, name = self.run / "optuna.journal", f"flops-{format_count(budget, digits=15)}"
-            tried = study(space, score, macs, budget, found[: self.trials // 2], self.trials, journal, name, self.seed)
-            found = np.unique(np.concatenate([found, tried]), axis=0)
-            found = found[np.argsort(-score(found), kind="stable")]
-        candidates = []
-        with progress("measure candidates", min(self.measure, len(found))) as advance:
-            for row, mean, std in zip(found[: self.measure], *predictor.predict(one_hot(space, found[: self.measure])), strict=True):
-                candidates.append(_measure(trained, decode(space, row), float(mean), float(std)))
-                advance(f"{candidates[-1]['val_accuracy']:.2%}")
-        candidates.sort(key=lambda c: (-c["val_accuracy"], c["macs"]))
-        return {"budget_macs": budget, **candidates[0], "candidates": candidates[1:]}
+        with progress(f"measure candidates for {name}", self.measure) as advance:
+            while len(done) < self.measure:
+                found = evolve(space, score, macs, budget, rng)
+                if self.trials and not done:
+                    journal = self.run / "optuna.journal"
+                    tried = study(space, score, macs, budget, found[: self.trials // 2], self.trials, journal, f"flops-{name}", self.seed)
+                    found = np.unique(np.concatenate([found, tried]), axis=0)
+                    found = found[np.argsort(-score(found), kind="stable")]
+                fresh = [row for row in found if row.tobytes() not in done][: min(PER_ROUND, self.measure - len(done))]
+                if not fresh:
+                    break
+                for row, mean, std in zip(fresh, *predictor.predict(features(space, np.stack(fresh))), strict=True):
+                    accuracy = trained.accuracy(decode(space, row), "val")
+                    done[row.tobytes()] = Candidate(row, int(macs(row[None])[0]), float(mean), float(std), accuracy)
+                    advance(f"{accuracy:.2%}")
+                more = list(done.values())
+                codes_seen, y_seen = np.stack([c.row for c in more]), np.array([c.val_accuracy for c in more])
+                predictor.update(features(space, np.concatenate([codes, codes_seen])), np.concatenate([y, y_seen]))
+        return sorted(done.values(), key=lambda c: (-c.val_accuracy, c.macs))
 
 
-def _measure(trained: Trained, arch: Arch, mean: float, std: float) -> dict[str, Any]:
-    macs, params = trained.cost(arch)
-    return {
-        "arch": arch.model_dump(mode="json"),
-        "macs": macs,
-        "params": params,
-        "predicted_accuracy": mean,
-        "predicted_std": std,
-        "val_accuracy": trained.accuracy(arch, "val"),
-    }
+class Candidate(NamedTuple):
+    """A measured candidate; the prediction is from before its measurement."""
+
+    row: Codes
+    macs: int
+    predicted_accuracy: float
+    predicted_std: float
+    val_accuracy: float
 
 
-def _show(results: list[tuple[str, dict[str, Any]]]) -> None:
+def _describe(trained: Trained, candidate: Candidate) -> dict[str, Any]:
+    arch = decode(trained.space, candidate.row)
+    return {"arch": arch.model_dump(mode="json"), "params": trained.cost(arch)[1], **{k: v for k, v in candidate._asdict().items() if k != "row"}}
+
+
+def _show(results: dict[str, dict[str, Any]]) -> None:
     table = Table("budget", "MACs", "params", "predicted", "measured", "res", "depth")
-    for name, r in results:
+    for name, r in results.items():
         predicted = f"{100 * r['predicted_accuracy']:.1f} ± {100 * r['predicted_std']:.1f}%"
         shape = (str(r["arch"]["resolution"]), "-".join(map(str, r["arch"]["depth"])))
         table.add_row(name, format_count(r["macs"]), format_count(r["params"]), predicted, f"{100 * r['val_accuracy']:.1f}%", *shape)
