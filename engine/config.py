@@ -3,7 +3,7 @@
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -96,12 +96,13 @@ def validate(model: type[C], values: Any, source: str) -> C:
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first complaint of a validation error as one sentence, with the nearest valid field for a typing slip."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    """One sentence about a validation error: about an unknown field if there is one, since that is why another is missing."""
+    complaints = error.errors()
+    first = next((c for c in complaints if c["type"] == "extra_forbidden"), complaints[0])
+    path, siblings = _locate(model, first["loc"])
+    where = ".".join(path)
     if first["type"] == "extra_forbidden":
-        *_, name = first["loc"]
-        return f"there is no field '{where}'; {nearest(str(name), _fields_beside(model, first['loc']))}"
+        return f"there is no field '{where}'; {nearest(path[-1], siblings)}"
     if first["type"] == "missing":
         return f"'{where}' is missing; give it in the recipe or as --{where.replace('_', '-')}."
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
@@ -110,21 +111,24 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     return f"'{where}' = {first['input']!r} is not valid: {message[0].lower()}{message[1:]}."
 
 
-def _fields_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Names of the fields among which the last part of `location` was looked for."""
-    known: list[type[BaseModel]] = [model]
-    for part in location[:-1]:
-        inner = [m for k in known if part in k.model_fields for m in _models_in(k.model_fields[part].annotation)]
-        tagged = [m for m in known if "name" in m.model_fields and part in _tags(m)]
-        known = inner or tagged or known
-    return sorted({name for k in known for name in k.model_fields})
-
-
-def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
-    return getattr(model.model_fields["name"].annotation, "__args__", ())
+def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
+    """A pydantic location without the tags of unions, and the fields among which its last part was looked for."""
+    models: list[type[BaseModel]] = [model]
+    path: list[str] = []
+    for depth, part in enumerate(location):
+        tagged = [m for m in models if "name" in m.model_fields and part in get_args(m.model_fields["name"].annotation)]
+        if depth + 1 < len(location) and tagged:
+            models = tagged
+            continue
+        path.append(str(part))
+        if depth + 1 < len(location):
+            models = [
+                inner for m in models if part in m.model_fields for inner in _models_in(m.model_fields[str(part)].annotation)
+            ] or models
+    return path, sorted({name for m in models for name in m.model_fields})
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [m for inner in getattr(annotation, "__args__", ()) for m in _models_in(inner)]
+    return [m for inner in get_args(annotation) for m in _models_in(inner)]

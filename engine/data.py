@@ -25,6 +25,7 @@ from engine.errors import UserError
 from engine.seed import derive, numpy_generator, torch_generator
 
 Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Batch = tuple[Tensor, Tensor]
 Arrays = dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
@@ -82,7 +83,9 @@ DataConfig = Annotated[Digits | Npz | Torchvision | ImageFolder, Field(discrimin
 class Data(ABC):
     """Three splits of images on their way to `device`. Batches are (x_NCHW float32 channels_last, y), normalised."""
 
-    def __init__(self, config: _Source, classes: list[str], mean: list[float], std: list[float], size: int, device: torch.device, seed: int):
+    def __init__(
+        self, config: _Source, classes: list[str], mean: list[float], std: list[float], size: int, device: torch.device, seed: int
+    ):
         self.config, self.classes, self.size, self.device, self.seed = config, classes, size, device, seed
         self.mean, self.std = mean, std
         self.channels = len(mean)
@@ -175,7 +178,9 @@ class ArrayData(Data):
 
     def _plain(self, split: Split, indices: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
         images, labels = self.splits[split]
-        for where in torch.from_numpy(indices).to(self.device).split(batch_size):
+        everything = torch.from_numpy(indices).to(self.device)
+        for start in range(0, len(everything), batch_size):
+            where = everything[start : start + batch_size]
             yield images[where], labels[where]
 
 
@@ -225,10 +230,12 @@ def _digits() -> tuple[Arrays, list[str]]:
 
 def _npz(path: Path) -> tuple[Arrays, list[str]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise UserError(f"Data file '{path}' cannot be read as .npz ({error}); pass --data.path with one that holds x_train y_train x_test y_test.") from None
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as members:
+            found = {name: members[name] for name in members.files}
+    except (OSError, ValueError, EOFError, AttributeError, BadZipFile) as error:
+        raise UserError(
+            f"Data file '{path}' cannot be read as .npz ({error}); pass --data.path with one that holds x_train y_train x_test y_test."
+        ) from None
     missing = {"x_train", "y_train", "x_test", "y_test"} - found.keys()
     if missing:
         raise UserError(f"Data file '{path}' lacks {', '.join(sorted(missing))}; it holds {', '.join(found) or 'nothing'}.")
@@ -249,9 +256,13 @@ def _images(path: Path, split: str, x: NDArray[Any], y: NDArray[Any]) -> tuple[N
     """Checked images as (N, H, W, C) beside their labels."""
     x = x[..., None] if x.ndim == 3 else x
     if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] not in (1, 3) or x.shape[1] != x.shape[2]:
-        raise UserError(f"Data file '{path}': x_{split} must be square uint8 images (N, H, W) or (N, H, W, 1 or 3), but is {x.dtype} {x.shape}.")
+        raise UserError(
+            f"Data file '{path}': x_{split} must be square uint8 images (N, H, W) or (N, H, W, 1 or 3), but is {x.dtype} {x.shape}."
+        )
     if len(x) != len(y) or len(x) == 0:
-        raise UserError(f"Data file '{path}': x_{split} has {len(x)} images and y_{split} {len(y)} labels; they must be as many, and not none.")
+        raise UserError(
+            f"Data file '{path}': x_{split} has {len(x)} images and y_{split} {len(y)} labels; they must be as many, and not none."
+        )
     return x, y.astype(np.int64)
 
 

@@ -11,5 +11,5 @@ class UserError(ValueError):
 def nearest(word: str, choices: Iterable[str]) -> str:
     """The end of a sentence about an unknown `word`: the nearest valid one if any is near, else all of them."""
     known = sorted(choices)
-    close = get_close_matches(word, known, n=1)
+    close = get_close_matches(word, known, n=1, cutoff=0.4)
     return f"did you mean '{close[0]}'?" if close else f"valid are: {', '.join(known)}."

@@ -70,10 +70,11 @@ class FolderData(Data):
             return
         key = (split, indices.tobytes())
         if key not in self.cache:
-            x, y = zip(*streamed, strict=True)
-            self.cache[key] = (torch.cat(x), torch.cat(y))
+            batches = list(streamed)
+            self.cache[key] = (torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches]))
         x, y = self.cache[key]
-        yield from zip(x.split(batch_size), y.split(batch_size), strict=True)
+        for start in range(0, len(y), batch_size):
+            yield x[start : start + batch_size], y[start : start + batch_size]
 
     def _load(self, files: "Files", items: list[list[Item]]) -> Iterator[Batch]:
         workers = min(self.source.workers, len(items))
@@ -154,7 +155,9 @@ def _listing(root: Path, split: str) -> tuple[list[str], list[tuple[Path, int]]]
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     files = [(path, label) for label, name in enumerate(classes) for path in _images(folder / name)]
     if not files:
-        raise UserError(f"Data folder '{folder}' has no images; it must hold a folder for each class with {', '.join(IMG_EXTENSIONS)} files.")
+        raise UserError(
+            f"Data folder '{folder}' has no images; it must hold a folder for each class with {', '.join(IMG_EXTENSIONS)} files."
+        )
     if len(classes) < 2:
         raise UserError(f"Data folder '{folder}' has only one class, '{classes[0]}'; a classifier needs two or more.")
     empty = set(range(len(classes))) - {label for _, label in files}
@@ -168,7 +171,9 @@ def _held_listing(root: Path, split: str, classes: list[str]) -> list[tuple[Path
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     unknown = sorted(set(names) - set(classes))
     if unknown:
-        raise UserError(f"Data folder '{folder}' has class '{unknown[0]}' that '{root / 'train'}' lacks; add training images of it or remove it.")
+        raise UserError(
+            f"Data folder '{folder}' has class '{unknown[0]}' that '{root / 'train'}' lacks; add training images of it or remove it."
+        )
     files = [(path, classes.index(name)) for name in names for path in _images(folder / name)]
     if not files:
         raise UserError(f"Data folder '{folder}' has no images; it must hold a folder for each class, or be removed.")

@@ -162,7 +162,9 @@ class Run:
         if not (path / "config.yaml").exists():
             raise UserError(f"'{path}' is not a run folder; train one with python -m ofa.train --out {path}, or name another with --run.")
         if not run.finished:
-            raise UserError(f"Run '{path}' is not finished; continue it with python -m ofa.train --config {path}/config.yaml --out {path} --resume.")
+            raise UserError(
+                f"Run '{path}' is not finished; continue it with python -m ofa.train --config {path}/config.yaml --out {path} --resume."
+            )
         return run
 
 

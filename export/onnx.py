@@ -19,11 +19,12 @@ from engine.cli import main
 from engine.config import format_count
 from engine.errors import UserError
 from engine.macs import count_parameters
-from engine.run import read_json, versions, write_json
+from engine.run import versions, write_json
 from export.verify import TOLERANCE, Parity, check_file, compare
-from ofa.space import Arch, decode, encode, find_arch
-from ofa.subnet import ConvBN, Subnet
+from ofa.space import Arch, find_arch
+from ofa.subnet import ConvBN
 from ofa.trained import RunCommand, Trained, run_flag
+from predictors.pairs import read_selected
 
 OPSET, IR_VERSION = 18, 10
 
@@ -62,22 +63,19 @@ class Export(RunCommand):
         return 1 if failed else 0
 
     def _chosen(self, trained: Trained) -> list[tuple[str, Arch, dict[str, Any]]]:
-        """Names, architectures and what selection knows of them."""
+        """Names, architectures and what selection knows of them, fewest MACs first."""
         if self.arch is not None:
-            name = self.arch if self.arch in ("smallest", "largest") else Path(self.arch).stem if Path(self.arch).is_file() else "subnet"
+            name = "subnet" if self.arch.lstrip().startswith("{") else Path(self.arch).stem
             return [(name, find_arch(trained.space, self.arch), {})]
-        files = sorted((self.run / "selected").glob("*.json"))
-        if not files:
-            raise UserError(f"Run '{self.run}' has no selected subnet; run python -m predictors.select{run_flag(self.run)} --flops 600M, or pass --arch.")
-        if self.selected is not None and self.selected not in {f.stem for f in files}:
-            raise UserError(f"Run '{self.run}' has no selected subnet '{self.selected}'; it has {', '.join(f.stem for f in files)}.")
-        chosen = []
-        for file in files:
-            if self.selected in (None, file.stem):
-                facts = read_json(file)
-                arch = find_arch(trained.space, str(file))
-                chosen.append((file.stem, arch, {k: facts[k] for k in ("predicted_accuracy", "val_accuracy")}))
-        return sorted(chosen, key=lambda c: trained.cost(c[1])[0])
+        chosen = read_selected(self.run)
+        if self.selected is not None and self.selected not in dict(chosen):
+            raise UserError(f"Run '{self.run}' has no selected subnet '{self.selected}'; it has {', '.join(dict(chosen))}.")
+        known = ("predicted_accuracy", "val_accuracy")
+        return [
+            (name, find_arch(trained.space, json.dumps(facts["arch"])), {key: facts[key] for key in known})
+            for name, facts in chosen
+            if self.selected in (None, name)
+        ]
 
 
 def export(trained: Trained, arch: Arch, facts: dict[str, Any], path: Path, images: int) -> tuple[Parity, str]:

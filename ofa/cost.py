@@ -100,7 +100,13 @@ def tables(space: Space, classes: int, channels: int) -> Iterator[Table]:
 def _grid(space: Space, stage: Stage, sizes: list[int], inputs: tuple[int, ...], stride: int) -> NDArray[np.int64]:
     """Costs of one block: (resolution, input width, width, kernel, expand, 2)."""
     return np.array(
-        [[[[[block_cost(space, stage, r, n, w, k, e, stride) for e in stage.expand] for k in stage.kernel] for w in stage.width] for n in inputs] for r in sizes],
+        [
+            [
+                [[[block_cost(space, stage, r, n, w, k, e, stride) for e in stage.expand] for k in stage.kernel] for w in stage.width]
+                for n in inputs
+            ]
+            for r in sizes
+        ],
         np.int64,
     )
 

@@ -122,6 +122,7 @@ class ElasticSqueezeExcite(nn.Module):
         return x * F.hardsigmoid(F.conv2d(gate, weights["restore.weight"], weights["restore.bias"]))
 
     def slices(self, width: int, squeeze: int) -> Slices:
+        assert self.reduce.bias is not None and self.restore.bias is not None
         return {
             "reduce.weight": self.reduce.weight[:squeeze, :width],
             "reduce.bias": self.reduce.bias[:squeeze],

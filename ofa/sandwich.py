@@ -51,9 +51,7 @@ def sandwich_step(supernet: Supernet, x: Tensor, y: Tensor, config: Sandwich, se
     return torch.stack(losses)
 
 
-def label_step(
-    supernet: Supernet, arch: Arch, x: Tensor, y: Tensor, config: Sandwich, seed: int, step: int
-) -> tuple[Tensor, list[Tensor]]:
+def label_step(supernet: Supernet, arch: Arch, x: Tensor, y: Tensor, config: Sandwich, seed: int, step: int) -> tuple[Tensor, list[Tensor]]:
     """Add the gradients of one regularised network that learns from labels. Returns its logits and its loss, detached."""
     generator = torch_generator(x.device, seed, "regularise", step)
     first = len(supernet.space.stages) - config.drop_connect_stages if config.drop_connect_stages else 0

@@ -83,7 +83,7 @@ class Space(Config):
     granularity: Literal["stage", "block"] = "stage"
     shortcut: Literal["identity", "projected"] = Field(
         "identity",
-        description="identity: where stride is 1 and widths agree; projected (AttentiveNAS): everywhere, average pool of the stride, then 1x1 if widths differ",
+        description="identity: where stride is 1 and widths agree; projected (AttentiveNAS): everywhere, pooled, then 1x1 if widths differ",
     )
     stem: Stem
     stages: tuple[Stage, ...] = Field(min_length=1)
@@ -168,7 +168,9 @@ def find_arch(space: Space, name: str) -> Arch:
     if name in ("smallest", "largest"):
         return smallest(space) if name == "smallest" else largest(space)
     if not name.lstrip().startswith("{") and not Path(name).is_file():
-        raise UserError(f"There is no architecture '{name}'; give smallest, largest, a JSON file such as runs/supernet/selected/600M.json, or JSON.")
+        raise UserError(
+            f"There is no architecture '{name}'; give smallest, largest, a JSON file such as runs/supernet/selected/600M.json, or JSON."
+        )
     try:
         values = json.loads(name) if name.lstrip().startswith("{") else read_json(Path(name))
     except ValueError as error:

@@ -64,7 +64,8 @@ class Block(nn.Module):
         if not self.residual:
             return y
         x = x if self.pool is None else self.pool(x)
-        return y + (x if self.shortcut is None else self.shortcut(x))
+        x = x if self.shortcut is None else self.shortcut(x)
+        return y + x
 
 
 class Head(nn.Module):
@@ -127,7 +128,7 @@ def extract(supernet: Supernet, arch: Arch) -> Subnet:
         if name.endswith("num_batches_tracked"):
             state[name] = torch.zeros_like(tensor, device="cpu")
     subnet.load_state_dict(state, assign=True)
-    return subnet.to(memory_format=torch.channels_last).train(supernet.training)  # type: ignore[call-overload, no-any-return]
+    return subnet.to(memory_format=torch.channels_last).train(supernet.training)
 
 
 @torch.no_grad()

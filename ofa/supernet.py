@@ -161,7 +161,8 @@ class Supernet(nn.Module):
         x = self.head(x, arch.width[-1])
         if regularise is not None and regularise.dropout > 0:
             x = dropout(x, regularise.dropout, regularise.generator)
-        return self.classifier(x, self.classes)
+        logits: Tensor = self.classifier(x, self.classes)
+        return logits
 
     def slices(self, arch: Arch) -> Slices:
         """Every tensor that `arch` uses, a view of the shared one, under the names of `ofa.subnet.Subnet`."""

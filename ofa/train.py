@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from engine.checkpoint import load_state, save_state, save_weights
 from engine.cli import Command, main
 from engine.config import format_count
-from engine.data import Data, DataConfig, load_data
+from engine.data import SPLITS, Data, DataConfig, load_data
 from engine.device import pick_device
 from engine.errors import UserError
 from engine.interrupt import stop_on_signal
@@ -99,8 +99,7 @@ class Trainer:
         self.total = config.epochs * steps
         torch.manual_seed(derive(config.seed, "weights"))
         self.supernet = Supernet(space, len(data.classes), data.channels).to(data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        average = get_ema_multi_avg_fn(config.ema) if config.ema else None
-        self.average = AveragedModel(self.supernet, multi_avg_fn=average) if average else None
+        self.average = AveragedModel(self.supernet, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None  # type: ignore[no-untyped-call]
         self.optimizer = build_sgd(config.sgd, self.supernet)
         self.step = 0
         self.pending: list[Tensor] = []  # losses that the host has not looked at
@@ -217,9 +216,11 @@ def _introduce(space: Space, data: Data, device: torch.device, alone: Arch | Non
     def macs(arch: Arch) -> str:
         return format_count(cost_of(space, arch, len(data.classes), data.channels)[0])
 
-    what = f"one architecture of {macs(alone)} MACs" if alone else f"{space.size():.3g} architectures, {macs(smallest(space))} to {macs(largest(space))} MACs"
-    print(f"space '{space.name}': {what}")
-    print(f"{len(data.classes)} classes; {data.count('train')} training, {data.count('val')} validation, {data.count('test')} test images; device {device}")
+    count = "one architecture" if alone else f"{space.size():.3g} architectures"
+    span = macs(alone) if alone else f"{macs(smallest(space))} to {macs(largest(space))}"
+    print(f"space '{space.name}': {count}, {span} MACs")
+    images = ", ".join(f"{data.count(split)} {split}" for split in SPLITS)
+    print(f"{len(data.classes)} classes; images: {images}; device {device}")
 
 
 def _next(path: Path) -> int:

@@ -18,7 +18,6 @@ from ofa.space import Arch, Space
 from ofa.subnet import Subnet, accuracy, prepare
 from ofa.supernet import Supernet
 
-
 DEFAULT_RUN = Path("runs/supernet")
 
 

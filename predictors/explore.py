@@ -29,7 +29,7 @@ def evolve(space: Space, score: Scores, macs: Costs, budget: int, rng: np.random
     best = _best(pool, score)
     for _ in range(GENERATIONS):
         parents = best[0][rng.integers(0, len(best[0]), (2, CHILDREN // 2))]
-        children = np.concatenate([mutate(space, parents[0], MUTATION, rng), cross(space, *parents, rng)])
+        children = np.concatenate([mutate(space, parents[0], MUTATION, rng), cross(space, parents[0], parents[1], rng)])
         best = _best(children[macs(children) <= budget], score, best)
     return best[0]
 
@@ -47,9 +47,7 @@ def _best(fresh: Codes, score: Scores, kept: Ranked | None = None) -> Ranked:
     return fresh[order], scores[order]
 
 
-def study(
-    space: Space, score: Scores, macs: Costs, budget: int, seeds: Codes, trials: int, journal: Path, name: str, seed: int
-) -> Codes:
+def study(space: Space, score: Scores, macs: Costs, budget: int, seeds: Codes, trials: int, journal: Path, name: str, seed: int) -> Codes:
     """The feasible trials of an Optuna study that starts from `seeds` and goes on with TPE, best first.
 
     The study `name` in `journal` can be opened with Optuna's own tools; one of the same name is replaced. Constraint

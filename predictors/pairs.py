@@ -1,14 +1,16 @@
-"""Measured subnets as data: the rows of pairs.jsonl."""
+"""What stage 2 keeps in a run folder: measured subnets (pairs.jsonl) and chosen ones (selected/)."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.config import Config, validate
 from engine.errors import UserError
-from engine.run import read_lines
+from engine.run import read_json, read_lines
 from ofa.space import Arch, Codes, Space, encode
+from ofa.trained import run_flag
 
 
 class Pair(Config):
@@ -38,5 +40,19 @@ def training_set(space: Space, pairs: list[Pair]) -> tuple[Codes, NDArray[np.flo
         UserError: there are too few to learn from.
     """
     if len(pairs) < 10:
-        raise UserError(f"Only {len(pairs)} subnets are measured, and a predictor needs at least 10; run python -m predictors.collect first.")
+        raise UserError(
+            f"Only {len(pairs)} subnets are measured, and a predictor needs at least 10; run python -m predictors.collect first."
+        )
     return np.stack([encode(space, pair.arch) for pair in pairs]), np.array([pair.val_accuracy for pair in pairs])
+
+
+def read_selected(run: Path) -> list[tuple[str, dict[str, Any]]]:
+    """What predictors.select chose, as (budget, facts), fewest MACs first.
+
+    Raises:
+        UserError: it has not chosen anything yet.
+    """
+    found = [(file.stem, read_json(file)) for file in (run / "selected").glob("*.json")]
+    if not found:
+        raise UserError(f"Run '{run}' has no selected subnet; run python -m predictors.select{run_flag(run)} --flops 600M first.")
+    return sorted(found, key=lambda item: (int(item[1]["macs"]), item[0]))

@@ -11,17 +11,16 @@ from rich.table import Table
 
 from engine.cli import main
 from engine.config import format_count
-from engine.errors import UserError
 from engine.progress import progress
-from engine.run import atomic, read_json, write_json
+from engine.run import atomic, write_json
 from engine.seed import numpy_generator
 from ofa.cost import costs_of
 from ofa.space import Arch, Codes, decode, encode, sample_codes
-from ofa.trained import RunCommand, Trained, run_flag
-from predictors.pairs import read_pairs
+from ofa.trained import RunCommand, Trained
+from predictors.pairs import read_pairs, read_selected
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 POOL, SAME_MACS = 200_000, 0.05
 
@@ -43,10 +42,7 @@ class Report(RunCommand):
     def execute(self) -> int:
         """Measure, table, picture."""
         trained = self.open()
-        files = sorted((self.run / "selected").glob("*.json"))
-        if not files:
-            raise UserError(f"Run '{self.run}' has no selected subnet; run python -m predictors.select{run_flag(self.run)} --flops 600M first.")
-        chosen = sorted(((f.stem, read_json(f)) for f in files), key=lambda item: int(item[1]["macs"]))
+        chosen = read_selected(self.run)
         rows: list[dict[str, Any]] = []
         with progress("measure on test images", len(chosen) * (1 + self.random)) as advance:
             for name, facts in chosen:
@@ -95,12 +91,11 @@ def _draw(rows: list[dict[str, Any]], pairs: list[tuple[int, float]], path: Any)
     """Test accuracy against MACs of chosen and random subnets, over the validation accuracy of all collected ones."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     if pairs:
-        axes.scatter(*zip(*pairs, strict=True), s=10, color="0.85", label="collected (validation)", zorder=1)
-    for kind, style in (("random", {"s": 18, "color": "tab:blue", "alpha": 0.6}), ("selected", {"s": 130, "color": "tab:red", "marker": "*"})):
-        points = [(r["macs"], r["test_accuracy"]) for r in rows if r["kind"] == kind]
-        label = "selected (test)" if kind == "selected" else "random, same MACs (test)"
-        if points:
-            axes.scatter(*zip(*points, strict=True), label=label, zorder=3 if kind == "selected" else 2, **style)
+        axes.scatter([m for m, _ in pairs], [a for _, a in pairs], 10, "0.85", label="collected (validation)")
+    looks = (("random", "random, same MACs (test)", 18, "tab:blue", "o"), ("selected", "selected (test)", 130, "tab:red", "*"))
+    for kind, label, size, color, marker in looks:
+        points = [r for r in rows if r["kind"] == kind]
+        axes.scatter([r["macs"] for r in points], [r["test_accuracy"] for r in points], size, color, marker=marker, label=label)
     for budget in dict.fromkeys(r["budget"] for r in rows):
         mine = next(r for r in rows if r["budget"] == budget and r["kind"] == "selected")
         axes.annotate(budget, (mine["macs"], mine["test_accuracy"]), textcoords="offset points", xytext=(6, 8), color="tab:red")

@@ -123,7 +123,11 @@ class Candidate(NamedTuple):
 
 def _describe(trained: Trained, candidate: Candidate) -> dict[str, Any]:
     arch = decode(trained.space, candidate.row)
-    return {"arch": arch.model_dump(mode="json"), "params": trained.cost(arch)[1], **{k: v for k, v in candidate._asdict().items() if k != "row"}}
+    return {
+        "arch": arch.model_dump(mode="json"),
+        "params": trained.cost(arch)[1],
+        **{k: v for k, v in candidate._asdict().items() if k != "row"},
+    }
 
 
 def _show(results: dict[str, dict[str, Any]]) -> None:

@@ -1,0 +1,67 @@
+"""What tests share: one thread, a space small enough to train in seconds, and a run trained on it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.cli import parse
+from ofa.space import Space
+from ofa.train import Train
+
+TINY = """
+resolution: [8, 12]
+stem: {width: [4, 8], stride: 1, act: hard_swish}
+stages:
+  - {width: [8], depth: [1, 2], kernel: [3], expand: [1], stride: 1, act: relu}
+  - {width: [8, 16], depth: [1, 2], kernel: [3, 5], expand: [2, 3], stride: 2, se: true, act: hard_swish}
+head: {width: [16, 32], expand: 2, act: swish}
+"""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("space") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_yaml: Path) -> Space:
+    from ofa.space import load_space
+
+    return load_space(str(tiny_yaml))
+
+
+@pytest.fixture(scope="session")
+def train(tiny_yaml: Path) -> Callable[..., int]:
+    """Run ofa.train on digits and the tiny space with extra flags; returns the exit status."""
+
+    def run(out: Path, *flags: str) -> int:
+        words = ["--space", str(tiny_yaml), "--epochs", "3", "--out", str(out), "--device", "cpu", *flags]
+        return parse(Train, words).execute()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained_run(train: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 3 epochs. Tests may add files to it but must not change what is there."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    assert train(out) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def nas_data() -> Path:
+    """The folder of real data."""
+    if "NAS_DATA" not in os.environ:
+        pytest.skip("NAS_DATA does not name the folder of real data")
+    return Path(os.environ["NAS_DATA"])

@@ -1,0 +1,94 @@
+"""A bad flag, recipe or value is one sentence and exit 2; every command explains itself."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.cli import Command, main, parse
+from engine.errors import UserError
+from export.onnx import Export
+from ofa.evaluate import Evaluate
+from ofa.train import Train
+from predictors.collect import Collect
+from predictors.report import Report
+from predictors.select import Select
+
+COMMANDS = [Train, Evaluate, Collect, Select, Report, Export]
+
+
+def test_flags_lie_over_the_recipe_over_the_defaults(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("data: {name: digits}\nspace: digits\nepochs: 7\nbatch_size: 32\nsgd: {lr: 0.3}\n")
+    train = parse(Train, ["--config", str(recipe), "--epochs", "9", "--sgd.momentum", "0.5"])
+    assert (train.epochs, train.batch_size, train.sgd.lr, train.sgd.momentum, train.seed) == (9, 32, 0.3, 0.5, 0)
+
+
+def test_changing_the_data_drops_the_recipes_data_section() -> None:
+    train = parse(Train, ["--config", "ofa/imagefolder", "--data.name", "npz", "--data.path", "x.npz"])
+    assert train.data.name == "npz"
+    assert not hasattr(train.data, "crop_scale")
+
+
+def test_budgets_are_counts() -> None:
+    assert parse(Select, ["--flops", "600M,0.5G"]).flops == (600_000_000, 500_000_000)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--epochz", "3"], "did you mean '--epochs'"),
+        (["--epochs", "0"], "'epochs' = '0' is not valid"),
+        (["--epochs", "many"], "'epochs' = 'many' is not valid"),
+        (["--data.name", "npz"], "'data.path' is missing; give it in the recipe or as --data.path"),
+        (["--data.name", "mnist"], "mnist"),
+        (["--config", "nowhere.yaml"], "There is no recipe 'nowhere.yaml'"),
+        (["--sgd.schedule.name", "linear"], "linear"),
+    ],
+)
+def test_bad_words(words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parse(Train, words)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("epochz: 3", "there is no field 'epochz'; did you mean 'epochs'"),
+        ("sgd: {lrate: 3}", "there is no field 'sgd.lrate'; did you mean 'lr'"),
+        ("data: {name: npz, pth: x}", "there is no field 'data.pth'; did you mean 'path'"),
+        ("sandwich: {droput: 0.1}", "did you mean 'dropout'"),
+    ],
+)
+def test_yaml_typos_name_the_nearest_field(tmp_path: Path, line: str, said: str) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"{line}\nspace: digits\nbatch_size: 4\n")
+    with pytest.raises(UserError, match=said):
+        parse(Train, ["--config", str(recipe)])
+
+
+def test_main_prints_one_sentence_and_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(Train, ["--epochs", "0"])
+    out = capsys.readouterr()
+    assert stop.value.code == 2
+    assert out.out == ""
+    assert out.err.startswith("error: ")
+    assert out.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches(command: type[Command], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(command, ["--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert f"usage: python -m {command.__module__}" in text
+    assert "examples:" in text
+
+
+def test_as_a_process() -> None:
+    done = subprocess.run([sys.executable, "-m", "predictors.select", "--flops", "600Q"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: command line: flops.0: '600Q' is not a count; write it as 600M, 0.6G, 600e6 or 600000000.\n"

@@ -1,0 +1,49 @@
+"""Counts, recipes, merging, and errors as one sentence."""
+
+from pathlib import Path
+
+import pytest
+
+from engine.config import find_recipe, format_count, merge, parse_count, read_yaml
+from engine.errors import UserError
+
+
+@pytest.mark.parametrize("text", ["600M", "0.6G", "600e6", "600000000", 600_000_000, "600 m", "600000k", "6e+8"])
+def test_same_count(text: object) -> None:
+    assert parse_count(text) == 600_000_000
+
+
+@pytest.mark.parametrize("text", ["600Q", "-3M", "", "M", "nan", "inf", True, "1e-3M", "1,5M"])
+def test_not_a_count(text: object) -> None:
+    with pytest.raises(ValueError, match="is not a count"):
+        parse_count(text)
+
+
+@pytest.mark.parametrize("value", [1, 999, 1000, 100_000, 1_234_567, 600_000_000, 1_999_999_999])
+def test_exact_names_read_back(value: int) -> None:
+    assert parse_count(format_count(value, digits=15)) == value
+
+
+def test_short_names_round() -> None:
+    assert [format_count(v) for v in (999_999, 1_234_567, 66_304, 12)] == ["1M", "1.23M", "66.3k", "12"]
+
+
+def test_merge_goes_section_by_section() -> None:
+    base = {"sgd": {"lr": 1, "momentum": 2}, "data": {"name": "npz", "path": "x"}}
+    assert merge(base, {"sgd": {"lr": 3}})["sgd"] == {"lr": 3, "momentum": 2}
+    assert merge(base, {"data": {"name": "digits"}})["data"] == {"name": "digits"}
+    assert merge(base, {"data": {"path": "y"}})["data"] == {"name": "npz", "path": "y"}
+
+
+def test_recipes_by_name_and_path() -> None:
+    assert read_yaml(find_recipe("ofa/digits")) == read_yaml(find_recipe("configs/ofa/digits.yaml"))
+    with pytest.raises(UserError, match="did you mean 'ofa/cifar10'"):
+        find_recipe("ofa/cifar11")
+
+
+@pytest.mark.parametrize(("text", "said"), [("a: [", "not valid YAML"), ("- 1", "must hold"), ("", "must hold")])
+def test_broken_yaml(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=said):
+        read_yaml(path)

@@ -1,0 +1,111 @@
+"""Run folders: nothing half-written, nothing overwritten unasked."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.checkpoint import load_state, load_weights, save_state, save_weights
+from engine.config import Config
+from engine.errors import UserError
+from engine.run import Run, append_line, atomic, environment, read_json, read_lines
+
+
+class Settings(Config):
+    """Settings of a pretended run."""
+
+    epochs: int = 1
+    device: str = "cpu"
+
+
+def start(path: Path, config: Config, *, resume: bool = False, overwrite: bool = False) -> Run:
+    return Run.start(path, config, resume=resume, overwrite=overwrite)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_half_written_last_line_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    append_line(path, {"a": 1})
+    with path.open("a") as file:
+        file.write('{"a": ')
+    assert read_lines(path) == [{"a": 1}]
+
+
+def test_start_resume_overwrite(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    run = start(path, Settings())
+    assert (run.config, run.finished) == ({"epochs": 1, "device": "cpu"}, False)
+    with pytest.raises(UserError, match=r"already holds an unfinished run; add --resume"):
+        start(path, Settings())
+    start(path, Settings(device="cuda"), resume=True)
+    with pytest.raises(UserError, match=r"was started with epochs = 1, not 2"):
+        start(path, Settings(epochs=2), resume=True)
+    (path / "old").write_text("")
+    start(path, Settings(epochs=2), overwrite=True)
+    assert not (path / "old").exists()
+    run.finish()
+    with pytest.raises(UserError, match="a finished run"):
+        start(path, Settings(epochs=2))
+
+
+def test_a_folder_of_something_else_is_never_touched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="holds files that are not a run"):
+        start(tmp_path, Settings(), overwrite=True)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written \(Not a directory\); choose another with --out"):
+        start(tmp_path / "file" / "run", Settings())
+
+
+def test_open_needs_a_finished_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run folder; train one"):
+        Run.open(tmp_path)
+    start(tmp_path / "run", Settings())
+    with pytest.raises(UserError, match=r"is not finished; continue it with python -m ofa\.train"):
+        Run.open(tmp_path / "run")
+
+
+def test_metrics_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
+    run = start(tmp_path / "run", Settings())
+    for step in (1, 2, 3):
+        run.log(step=step)
+    run.forget_after(2)
+    assert [p["step"] for p in read_lines(run.path / "metrics.jsonl")] == [1, 2]
+
+
+def test_weights_and_state_survive_and_damage_is_named(tmp_path: Path) -> None:
+    weight = torch.rand(3, 4).t()
+    save_weights(tmp_path / "w", {"w": weight})
+    save_state(tmp_path / "s", {"w": weight, "step": 3})
+    assert torch.equal(load_weights(tmp_path / "w")["w"], weight)
+    assert load_state(tmp_path / "s", torch.device("cpu"))["step"] == 3
+    for name, load in (("w", load_weights), ("s", lambda p: load_state(p, torch.device("cpu")))):
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes()[:20])
+        with pytest.raises(UserError, match="cannot be loaded"):
+            load(path)
+
+
+def test_broken_json(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(UserError, match="is not valid JSON"):
+        read_json(tmp_path / "x.json")
+
+
+def test_environment_records_versions() -> None:
+    found = environment()
+    assert found["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert found["command"]

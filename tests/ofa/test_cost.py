@@ -1,0 +1,82 @@
+"""The closed form against torch's own counter, against published tables, and against itself a million times over."""
+
+import ast
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine.macs import count_macs, count_parameters
+from ofa.cost import cost_of, costs_of, make_divisible
+from ofa.space import Arch, Space, largest, load_space, sample, sample_codes, smallest
+from ofa.subnet import Subnet
+
+# AttentiveNAS and AlphaNet model cards; MACs and parameters counted on the reference code.
+PUBLISHED = {
+    "a0": (192, (16, 16, 24, 32, 64, 112, 192, 216, 1792), (1, 3, 3, 3, 3, 3, 1), (3, 3, 3, 3, 3, 3, 3), (1, 4, 4, 4, 4, 6, 6), 203389568, 8954184),
+    "a1": (224, (16, 16, 24, 32, 64, 112, 192, 216, 1984), (1, 3, 3, 3, 3, 3, 1), (3, 3, 3, 5, 3, 5, 3), (1, 4, 4, 4, 4, 6, 6), 279238816, 9452872),
+    "a3": (224, (16, 16, 24, 32, 64, 112, 208, 224, 1984), (2, 3, 3, 4, 3, 5, 1), (3, 3, 3, 5, 3, 3, 3), (1, 4, 4, 4, 4, 6, 6), 356518400, 12784928),
+    "a6": (288, (16, 16, 24, 32, 64, 112, 216, 224, 1984), (1, 3, 3, 4, 4, 6, 1), (3, 3, 3, 3, 3, 5, 3), (1, 4, 6, 5, 4, 6, 6), 709007232, 15154792),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_attentive_nas_subnets(name: str) -> None:
+    resolution, width, depth, kernel, expand, macs, params = PUBLISHED[name]
+    arch = Arch(resolution=resolution, width=width, depth=depth, kernel=kernel, expand=expand)
+    assert cost_of(load_space("attentive_nas"), arch) == (macs, params)
+
+
+def test_published_extremes() -> None:
+    space = load_space("attentive_nas")
+    assert (cost_of(space, smallest(space))[0], cost_of(space, largest(space))[0]) == (203389568, 1939335808)
+    ofa = load_space("ofa_mbv3")
+    assert cost_of(ofa, largest(ofa)) == (566170656, 7664760)
+
+
+def test_measured_ofa_subnets(nas_data: Path) -> None:
+    space = load_space("ofa_mbv3")
+    with (nas_data / "ofa_measured" / "mbnv3w10_evonsga2_acc_macs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows[::10]:
+        a = ast.literal_eval(row["Sub-network"])
+        arch = Arch(
+            resolution=a["r"][0], width=(16, 16, 24, 40, 80, 112, 160, 1280), depth=(1, *a["d"]), kernel=(3, *a["ks"]), expand=(1, *a["e"])
+        )
+        assert cost_of(space, arch) == (int(row["MACs"]), int(row["Model Parameters"]))
+
+
+@pytest.mark.parametrize("name", ["attentive_nas", "bignas", "digits", "ofa_mbv3", "small128", "small32"])
+def test_equal_to_torchs_counter(name: str) -> None:
+    space, rng = load_space(name), np.random.default_rng(0)
+    for arch in [smallest(space), largest(space), *(sample(space, rng) for _ in range(4))]:
+        with torch.device("meta"):
+            net = Subnet(space, arch, classes=7, channels=2)
+            image = torch.empty(1, 2, arch.resolution, arch.resolution)
+        assert cost_of(space, arch, 7, 2) == (count_macs(net, image), count_parameters(net))
+
+
+def test_odd_maps_and_per_block_choices_equal_torchs_counter(tiny: Space) -> None:
+    values = tiny.model_dump() | {"granularity": "block", "resolution": (7, 9, 13), "name": "odd"}
+    space, rng = Space.model_validate(values), np.random.default_rng(1)
+    for _ in range(10):
+        arch = sample(space, rng)
+        net, image = Subnet(space, arch, 3, 1), torch.zeros(1, 1, arch.resolution, arch.resolution)
+        assert cost_of(space, arch, 3, 1) == (count_macs(net, image), count_parameters(net))
+
+
+def test_many_at_once_are_the_same_as_one_by_one() -> None:
+    for name in ("attentive_nas", "ofa_mbv3"):
+        space = load_space(name)
+        codes = sample_codes(space, 300, np.random.default_rng(0))
+        many = costs_of(space, codes)
+        from ofa.space import decode
+
+        assert [cost_of(space, decode(space, row)) for row in codes] == list(zip(many.macs, many.params, strict=True))
+
+
+@pytest.mark.parametrize(("value", "wanted"), [(1, 8), (11, 16), (12, 16), (18, 24), (19.9, 24), (20, 24), (67, 64), (72, 72)])
+def test_make_divisible(value: float, wanted: int) -> None:
+    assert make_divisible(value) == wanted  # 11 and 18 would lose more than 10% if rounded down

@@ -1,0 +1,154 @@
+"""supernet(x, arch) is pure in arch, equals the extracted module, and starts as BigNAS says."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from engine.data import Digits, load_data
+from engine.errors import UserError
+from engine.macs import count_parameters
+from ofa.space import Space, largest, load_space, sample, smallest
+from ofa.subnet import Subnet, accuracy, calibrate, extract, prepare
+from ofa.supernet import Regularisation, Supernet, drop_connect, dropout
+
+
+def filled(space: Space, classes: int = 5, channels: int = 3) -> Supernet:
+    """A supernet with no zeros or ones in it, so that no mistake can hide behind one."""
+    torch.manual_seed(0)
+    net = Supernet(space, classes, channels)
+    for name, tensor in net.state_dict().items():
+        if tensor.ndim == 1:
+            nn.init.uniform_(tensor, 0.5, 1.5) if "weight" in name or "var" in name else nn.init.normal_(tensor, std=0.1)
+    return net
+
+
+def spaces() -> list[Space]:
+    packaged = [load_space(name) for name in ("digits", "small32")]
+    per_block = Space.model_validate(packaged[0].model_dump() | {"granularity": "block", "resolution": (9, 13)})
+    projected = Space.model_validate(packaged[1].model_dump() | {"shortcut": "projected", "resolution": (16, 24)})
+    return [*packaged, per_block, projected]
+
+
+@pytest.mark.parametrize("space", spaces(), ids=["digits", "small32", "per block and odd", "projected"])
+@pytest.mark.parametrize("training", [True, False])
+def test_extract_equals_the_supernet_under_the_same_statistics(space: Space, training: bool) -> None:
+    net, rng = filled(space).train(training), np.random.default_rng(0)
+    for arch in [smallest(space), largest(space), *(sample(space, rng) for _ in range(6))]:
+        x = torch.randn(4, 3, arch.resolution, arch.resolution)
+        with torch.no_grad():
+            torch.testing.assert_close(extract(net, arch)(x), net(x, arch), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["attentive_nas", "ofa_mbv3", "bignas"])
+def test_extract_equals_the_supernet_of_a_published_space(name: str) -> None:
+    space = load_space(name)
+    net, arch = filled(space, classes=3), smallest(space)
+    x = torch.randn(2, 3, arch.resolution, arch.resolution)
+    with torch.no_grad():
+        torch.testing.assert_close(extract(net, arch)(x), net(x, arch), rtol=1e-5, atol=1e-5)
+
+
+def test_what_runs_depends_on_the_architecture_alone(tiny: Space) -> None:
+    net, rng, x = filled(tiny), np.random.default_rng(0), torch.randn(4, 3, 8, 8)
+    before = copy.deepcopy(net.state_dict())
+    a, b = sample(tiny, rng), sample(tiny, rng)
+    with torch.no_grad():
+        alone, _, again = net(x, a), net(x, b), net(x, a)
+    assert torch.equal(alone, again)
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items()), "a forward pass changed the supernet"
+
+
+def test_a_subnet_owns_just_what_it_uses(tiny: Space) -> None:
+    net = filled(tiny)
+    subnet = extract(net, smallest(tiny))
+    shared = {t.untyped_storage().data_ptr() for t in net.state_dict().values()}
+    for tensor in subnet.state_dict().values():
+        assert tensor.untyped_storage().data_ptr() not in shared
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    assert count_parameters(subnet) < count_parameters(net)
+
+
+def test_an_architecture_of_another_space_is_refused(tiny: Space) -> None:
+    with pytest.raises(UserError, match="is not in space 'tiny'"):
+        extract(filled(tiny), smallest(tiny).model_copy(update={"resolution": 10}))
+
+
+def test_residual_blocks_start_as_their_shortcut() -> None:
+    net = Supernet(load_space("attentive_nas"), 2)
+    gammas = [block.project.bn.weight for stage in net.stages for block in stage]  # type: ignore[union-attr]
+    assert all((g == 0).all() for g in gammas)
+    plain = Supernet(load_space("bignas"), 2)
+    for stage in plain.stages:
+        first, *later = [block.project.bn.weight for block in stage]  # type: ignore[union-attr]
+        assert (first == 1).all()
+        assert all((g == 0).all() for g in later)
+
+
+def test_gradients_reach_only_the_slice_in_use(tiny: Space) -> None:
+    net = filled(tiny)
+    net(torch.randn(4, 3, 8, 8), smallest(tiny)).sum().backward()
+    used = {name: t.data_ptr() for name, t in net.slices(smallest(tiny)).items()}
+    assert used
+    depthwise = net.stages[1][0].depthwise.conv  # type: ignore[index, union-attr]
+    assert depthwise.weight.grad[:, :, 1:4, 1:4].abs().sum() > 0
+    assert depthwise.weight.grad[:, :, 0].abs().sum() == 0, "the rim of a 5 x 5 kernel learns from a 3 x 3 one"
+
+
+def test_regularisation_is_drawn_from_its_generator_and_scales(tiny: Space) -> None:
+    x = torch.ones(4000, 3, 2, 2)
+    dropped = drop_connect(x, 0.25, torch.Generator().manual_seed(0))
+    whole = dropped.flatten(1)
+    assert ((whole == 0).all(1) | (whole == 1 / 0.75).all(1)).all(), "drop-connect drops whole images"
+    assert float(dropped.mean()) == pytest.approx(1, abs=0.03)
+    assert float(dropout(x, 0.25, torch.Generator().manual_seed(0)).mean()) == pytest.approx(1, abs=0.03)
+
+    net, arch, image = filled(tiny), largest(tiny), torch.randn(8, 3, 8, 8)
+
+    def run(seed: int, connect: float, first: int) -> torch.Tensor:
+        with torch.no_grad():
+            return net(image, arch, Regularisation(0.0, connect, first, torch.Generator().manual_seed(seed)))
+
+    assert torch.equal(run(0, 0.5, 0), run(0, 0.5, 0))
+    assert not torch.equal(run(0, 0.5, 0), run(1, 0.5, 0))
+    assert torch.equal(run(0, 0.5, 2), run(1, 0.5, 2)), "no stage is left to drop"
+
+
+def test_calibration_is_exact_however_the_images_are_split(tiny: Space) -> None:
+    subnet = extract(filled(tiny), largest(tiny))
+    x = torch.randn(60, 3, 12, 12) * 3 + 1
+    y = torch.zeros(60)
+    calibrate(subnet, [(x[:37], y), (x[37:52], y), (x[52:], y)])
+    stem = subnet.stem.conv(x).detach()
+    torch.testing.assert_close(subnet.stem.bn.running_mean, stem.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(subnet.stem.bn.running_var, stem.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert not subnet.training
+    assert subnet.stem.bn.momentum == 0.1
+
+
+def test_one_batch_gives_every_layer_that_batchs_statistics(tiny: Space) -> None:
+    subnet, x = extract(filled(tiny), largest(tiny)), torch.randn(50, 3, 12, 12)
+    with torch.no_grad():
+        wanted = subnet.train()(x)
+        calibrate(subnet, [(x, torch.zeros(50))])
+        torch.testing.assert_close(subnet(x), wanted, rtol=1e-2, atol=1e-2)  # biased in training, unbiased stored
+
+
+def test_accuracy_counts_hits() -> None:
+    space = load_space("digits")
+    data = load_data(Digits(), torch.device("cpu"), 0)
+    subnet = prepare(Supernet(space, 10, 1), smallest(space), data, 100)
+    logits = []
+    labels = []
+    for x, y in data.batches("val", 77):
+        logits.append(subnet(x).argmax(1))
+        labels.append(y)
+    assert accuracy(subnet, data, "val") == pytest.approx(float((torch.cat(logits) == torch.cat(labels)).double().mean()))
+
+
+def test_subnet_trains_as_an_ordinary_module(tiny: Space) -> None:
+    subnet = Subnet(tiny, largest(tiny), 2)
+    subnet(torch.randn(4, 3, 12, 12)).sum().backward()
+    assert all(p.grad is not None for p in subnet.parameters())

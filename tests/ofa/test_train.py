@@ -1,0 +1,181 @@
+"""The train command: learns, resumes bit for bit, survives signals and NaN, and writes what later stages read."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.checkpoint import load_weights
+from engine.cli import parse
+from engine.errors import UserError
+from engine.interrupt import Stop
+from engine.run import read_lines
+from ofa.space import find_arch, load_space
+from ofa.train import Train, Trainer
+from ofa.trained import Trained
+
+Run = Callable[..., int]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    first, second = load_weights(a / "weights.safetensors"), load_weights(b / "weights.safetensors")
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_learns_digits(train: Run, tmp_path: Path) -> None:
+    assert train(tmp_path / "run", "--epochs", "25", "--evaluate-every", "25") == 0
+    scores = {p["arch"]: p["val_accuracy"] for p in read_lines(tmp_path / "run" / "metrics.jsonl") if "arch" in p}
+    assert scores.keys() == {"smallest", "largest", "random0", "random1"}
+    assert min(scores.values()) > 0.5, "ten classes: chance is 0.1"
+
+
+def test_a_run_folder_holds_what_the_design_says(trained_run: Path) -> None:
+    names = {p.name for p in trained_run.iterdir()}
+    assert names >= {"config.yaml", "env.json", "metrics.jsonl", "model.json", "weights.safetensors", "state.pt", "DONE"}
+    points = read_lines(trained_run / "metrics.jsonl")
+    assert all(math.isfinite(p["loss"]) for p in points if "loss" in p)
+    assert len([p for p in points if "loss" in p][0]["distillation"]) == 3
+    assert str(trained_run) not in (trained_run / "model.json").read_text()
+
+
+def test_the_configuration_of_a_run_replays_it(trained_run: Path, tmp_path: Path) -> None:
+    words = ["--config", str(trained_run / "config.yaml"), "--out", str(tmp_path / "again")]
+    assert parse(Train, words).execute() == 0
+    assert same_weights(trained_run, tmp_path / "again")
+
+
+def test_another_seed_is_another_run(train: Run, trained_run: Path, tmp_path: Path) -> None:
+    train(tmp_path / "run", "--seed", "1")
+    assert not same_weights(trained_run, tmp_path / "run")
+
+
+@pytest.mark.parametrize("stop_after", [1, 11, 14])  # at once, at an epoch's end (11 steps each), in the middle
+@pytest.mark.parametrize(
+    "flags", [(), ("--ema", "0.9", "--data.mixup", "0.2", "--sandwich.dropout", "0.2")], ids=["plain", "ema and mixup"]
+)
+def test_resume_is_bit_for_bit(
+    train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int, flags: tuple[str, ...]
+) -> None:
+    train(tmp_path / "whole", *flags)
+    original = Trainer.update
+
+    def update(self: Trainer, x: torch.Tensor, y: torch.Tensor) -> None:
+        original(self, x, y)
+        if self.step == stop_after:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "update", update)
+    assert train(tmp_path / "parts", *flags) == 130
+    assert not (tmp_path / "parts" / "DONE").exists()
+    assert train(tmp_path / "parts", *flags, "--resume") == 0
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+    steps = [
+        [(p["step"], p["val_accuracy"]) for p in read_lines(tmp_path / n / "metrics.jsonl") if "arch" in p] for n in ("whole", "parts")
+    ]
+    assert steps[0] == steps[1]
+
+
+def test_resuming_a_finished_run_does_nothing(train: Run, trained_run: Path) -> None:
+    before = (trained_run / "weights.safetensors").stat().st_mtime_ns
+    assert train(trained_run, "--resume") == 0
+    assert (trained_run / "weights.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="already holds a finished run"):
+        train(trained_run)
+
+
+def test_a_loss_that_is_not_finite_names_its_step_and_keeps_the_checkpoint(
+    train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Trainer.update
+
+    def update(self: Trainer, x: torch.Tensor, y: torch.Tensor) -> None:
+        original(self, x * math.nan if self.step == 13 else x, y)
+
+    monkeypatch.setattr(Trainer, "update", update)
+    with pytest.raises(UserError, match=r"not finite at step 13 \(epoch 2\)"):
+        train(tmp_path / "run")
+    weights = load_weights(tmp_path / "run" / "weights.safetensors")
+    assert all(t.isfinite().all() for t in weights.values())
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 11
+
+
+def test_ctrl_c_many_times_in_a_process(tiny_yaml: Path, tmp_path: Path) -> None:
+    words = ["--space", str(tiny_yaml), "--epochs", "500", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen([sys.executable, "-m", "ofa.train", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "state.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for _ in range(20):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "continue with the same command and --resume" in out
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] > 0
+    assert not list((tmp_path / "run").glob(".*")), "a temporary file was left"
+
+
+def test_stop_keeps_the_first_request(capsys: pytest.CaptureFixture[str]) -> None:
+    stop = Stop()
+    for _ in range(3):
+        stop(signal.SIGTERM, None)
+    assert stop.requested
+    assert capsys.readouterr().err.count("stopping") == 1
+
+
+def test_one_architecture_alone(train: Run, trained_run: Path, tmp_path: Path) -> None:
+    assert train(tmp_path / "alone", "--arch", "smallest", "--epochs", "2") == 0
+    trained = Trained(tmp_path / "alone", torch.device("cpu"))
+    assert trained.model.arch == find_arch(trained.space, "smallest")
+    points = read_lines(tmp_path / "alone" / "metrics.jsonl")
+    assert [p["arch"] for p in points if "arch" in p] == ["alone"]
+    assert all(p["distillation"] == [] for p in points if "loss" in p)
+
+
+def test_a_bad_architecture_or_batch_leaves_no_folder(train: Run, tmp_path: Path) -> None:
+    for flags in (("--arch", "huge"), ("--batch-size", "5000"), ("--space", "nowhere"), ("--device", "abacus")):
+        with pytest.raises(UserError):
+            train(tmp_path / "run", *flags)
+    assert not (tmp_path / "run").exists()
+
+
+def test_recipes_are_valid() -> None:
+    for name in ("digits", "cifar10", "imagefolder"):
+        recipe = parse(Train, ["--config", f"ofa/{name}"])
+        assert load_space(recipe.space).size() > 1000
+
+
+def test_trained_measures_the_same_every_time(trained_run: Path) -> None:
+    trained = Trained(trained_run, torch.device("cpu"))
+    arch = find_arch(trained.space, "largest")
+    assert trained.accuracy(arch, "val") == trained.accuracy(arch, "val")
+    evaluated = [p for p in read_lines(trained_run / "metrics.jsonl") if p.get("arch") == "largest"][-1]
+    assert trained.accuracy(arch, "val") == evaluated["val_accuracy"]
+    assert trained.cost(arch) == (evaluated["macs"], evaluated["params"])
+
+
+def test_damaged_runs_are_one_sentence(trained_run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    for name, content, said in (
+        ("model.json", b"{}", "'space' is missing"),
+        ("model.json", b"{", "not valid JSON"),
+        ("weights.safetensors", b"1234", "cannot be loaded"),
+    ):
+        copy = tmp_path / f"{name}{len(content)}"
+        shutil.copytree(trained_run, copy)
+        (copy / name).write_bytes(content)
+        with pytest.raises(UserError, match=said):
+            Trained(copy, torch.device("cpu"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x").write_text(json.dumps({}))

@@ -1,0 +1,122 @@
+"""collect, select and report on a trained run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.cli import parse
+from engine.errors import UserError
+from engine.run import read_lines
+from ofa.cost import costs_of
+from ofa.space import largest, smallest
+from ofa.trained import Trained
+from predictors.collect import Collect, schedule
+from predictors.pairs import read_pairs
+from predictors.report import Report
+from predictors.select import Select
+
+
+@pytest.fixture(scope="module")
+def collected(trained_run: Path) -> Path:
+    assert parse(Collect, ["--run", str(trained_run), "--count", "12"]).execute() == 0
+    return trained_run
+
+
+def select(run: Path, *flags: str) -> int:
+    return parse(Select, ["--run", str(run), "--measure", "6", "--trials", "12", *flags]).execute()
+
+
+def test_collect_resumes_and_grows(collected: Path) -> None:
+    path = collected / "pairs.jsonl"
+    first = path.read_text()
+    path.write_text(first + '{"arch": {"resol')  # as a killed process leaves it
+    assert parse(Collect, ["--run", str(collected), "--count", "15"]).execute() == 0
+    grown = path.read_text()
+    assert grown.startswith(first)
+    pairs = read_pairs(collected)
+    assert len({p.arch for p in pairs}) == len(pairs) == 15
+    assert parse(Collect, ["--run", str(collected), "--count", "15"]).execute() == 0
+    assert path.read_text() == grown
+
+
+def test_half_of_the_schedule_is_spread_over_macs(trained_run: Path) -> None:
+    import torch
+
+    trained = Trained(trained_run, torch.device("cpu"))
+    rows = np.stack([row for row, _ in zip(schedule(trained, 0), range(82), strict=False)])
+    macs = costs_of(trained.space, rows, 10, 1).macs
+    assert (macs[:2] == [trained.cost(smallest(trained.space))[0], trained.cost(largest(trained.space))[0]]).all()
+    uniform, stratified = macs[2::2], macs[3::2]
+    assert np.ptp(np.histogram(stratified, 4, (macs.min(), macs.max()))[0]) < np.ptp(np.histogram(uniform, 4, (macs.min(), macs.max()))[0])
+
+
+def test_select_keeps_the_budget_and_ranks_by_measurement(collected: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert select(collected, "--flops", "60k,0.1M") == 0
+    out = capsys.readouterr().out
+    assert "cross-validated Kendall tau" in out
+    assert out.rstrip().endswith(f"next: python -m export.onnx --run {collected}")
+    for name, budget in (("60k", 60_000), ("100k", 100_000)):
+        chosen = json.loads((collected / "selected" / f"{name}.json").read_text())
+        assert chosen["macs"] <= budget == chosen["budget_macs"]
+        assert len(chosen["candidates"]) == 5
+        assert all(c["macs"] <= budget and c["val_accuracy"] <= chosen["val_accuracy"] for c in chosen["candidates"])
+
+
+def test_select_again_is_the_same(collected: Path) -> None:
+    path = collected / "selected" / "80k.json"
+    select(collected, "--flops", "80k")
+    first = path.read_text()
+    select(collected, "--flops", "80000")
+    assert path.read_text() == first
+
+
+def test_a_budget_above_the_largest_says_so(collected: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert select(collected, "--flops", "600M") == 0
+    assert "budget 600M is above the largest subnet" in capsys.readouterr().out
+    assert (collected / "selected" / "600M.json").exists()
+
+
+def test_a_budget_below_the_smallest_names_the_smallest(collected: Path) -> None:
+    import torch
+
+    trained = Trained(collected, torch.device("cpu"))
+    least = trained.cost(smallest(trained.space))[0]
+    with pytest.raises(UserError, match=f"No subnet fits 2k MACs: the smallest .*{least}"):
+        select(collected, "--flops", "2k")
+    assert select(collected, "--flops", str(least)) == 0
+
+
+def test_select_needs_pairs(train: object, tmp_path: Path, trained_run: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(trained_run, copy, ignore=shutil.ignore_patterns("pairs.jsonl"))
+    with pytest.raises(UserError, match=r"Only 0 subnets are measured.*run python -m predictors\.collect first"):
+        select(copy, "--flops", "1M")
+
+
+def test_report_compares_with_random_subnets_of_the_same_macs(collected: Path) -> None:
+    select(collected, "--flops", "60k")
+    assert parse(Report, ["--run", str(collected), "--random", "3"]).execute() == 0
+    folder = collected / "report"
+    assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")
+    lines = (folder / "front.csv").read_text().splitlines()
+    assert lines[0] == "budget,kind,macs,params,test_accuracy"
+    rows = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
+    chosen = {r["budget"]: int(r["macs"]) for r in rows if r["kind"] == "selected"}
+    for row in rows:
+        assert abs(int(row["macs"]) / chosen[row["budget"]] - 1) <= 0.05
+    assert len(json.loads((folder / "report.json").read_text())) == len(chosen)
+
+
+def test_pairs_of_another_space_are_refused(collected: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(collected, copy)
+    rows = read_lines(copy / "pairs.jsonl")
+    (copy / "pairs.jsonl").write_text(json.dumps(rows[0] | {"accuracy": 1}) + "\n")
+    with pytest.raises(UserError, match=r"pairs\.jsonl, line 1: there is no field 'accuracy'; did you mean 'val_accuracy'"):
+        select(copy, "--flops", "1M")
