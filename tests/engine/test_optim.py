@@ -1,5 +1,7 @@
 """Learning rates at the places that define them, and who is decayed."""
 
+from itertools import pairwise
+
 import pytest
 from torch import nn
 
@@ -12,7 +14,7 @@ def test_exponential_then_constant() -> None:
     assert rates[0] == 0.4
     assert rates[250] == pytest.approx(0.4 * 0.05**0.5)
     assert rates[500:] == pytest.approx([0.02] * 500)
-    ratios = [b / a for a, b in zip(rates[:499], rates[1:500], strict=True)]
+    ratios = [b / a for a, b in pairwise(rates[:500])]
     assert ratios == pytest.approx([ratios[0]] * 499)
 
 

@@ -14,18 +14,19 @@ from ofa.space import Arch, Space, largest, load_space, sample, sample_codes, sm
 from ofa.subnet import Subnet
 
 # AttentiveNAS and AlphaNet model cards; MACs and parameters counted on the reference code.
+# name: (resolution, widths from stage 5 on, depth, kernel, expand, MACs, parameters); all begin with widths 16 16 24 32 64 112.
 PUBLISHED = {
-    "a0": (192, (16, 16, 24, 32, 64, 112, 192, 216, 1792), (1, 3, 3, 3, 3, 3, 1), (3, 3, 3, 3, 3, 3, 3), (1, 4, 4, 4, 4, 6, 6), 203389568, 8954184),
-    "a1": (224, (16, 16, 24, 32, 64, 112, 192, 216, 1984), (1, 3, 3, 3, 3, 3, 1), (3, 3, 3, 5, 3, 5, 3), (1, 4, 4, 4, 4, 6, 6), 279238816, 9452872),
-    "a3": (224, (16, 16, 24, 32, 64, 112, 208, 224, 1984), (2, 3, 3, 4, 3, 5, 1), (3, 3, 3, 5, 3, 3, 3), (1, 4, 4, 4, 4, 6, 6), 356518400, 12784928),
-    "a6": (288, (16, 16, 24, 32, 64, 112, 216, 224, 1984), (1, 3, 3, 4, 4, 6, 1), (3, 3, 3, 3, 3, 5, 3), (1, 4, 6, 5, 4, 6, 6), 709007232, 15154792),
-}  # fmt: skip
+    "a0": (192, (192, 216, 1792), (1, 3, 3, 3, 3, 3, 1), (3, 3, 3, 3, 3, 3, 3), (1, 4, 4, 4, 4, 6, 6), 203389568, 8954184),
+    "a1": (224, (192, 216, 1984), (1, 3, 3, 3, 3, 3, 1), (3, 3, 3, 5, 3, 5, 3), (1, 4, 4, 4, 4, 6, 6), 279238816, 9452872),
+    "a3": (224, (208, 224, 1984), (2, 3, 3, 4, 3, 5, 1), (3, 3, 3, 5, 3, 3, 3), (1, 4, 4, 4, 4, 6, 6), 356518400, 12784928),
+    "a6": (288, (216, 224, 1984), (1, 3, 3, 4, 4, 6, 1), (3, 3, 3, 3, 3, 5, 3), (1, 4, 6, 5, 4, 6, 6), 709007232, 15154792),
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_attentive_nas_subnets(name: str) -> None:
     resolution, width, depth, kernel, expand, macs, params = PUBLISHED[name]
-    arch = Arch(resolution=resolution, width=width, depth=depth, kernel=kernel, expand=expand)
+    arch = Arch(resolution=resolution, width=(16, 16, 24, 32, 64, 112, *width), depth=depth, kernel=kernel, expand=expand)
     assert cost_of(load_space("attentive_nas"), arch) == (macs, params)
 
 

@@ -42,7 +42,7 @@ def test_a_run_folder_holds_what_the_design_says(trained_run: Path) -> None:
     assert names >= {"config.yaml", "env.json", "metrics.jsonl", "model.json", "weights.safetensors", "state.pt", "DONE"}
     points = read_lines(trained_run / "metrics.jsonl")
     assert all(math.isfinite(p["loss"]) for p in points if "loss" in p)
-    assert len([p for p in points if "loss" in p][0]["distillation"]) == 3
+    assert len(next(p for p in points if "loss" in p)["distillation"]) == 3
     assert str(trained_run) not in (trained_run / "model.json").read_text()
 
 
