@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import sys
+from inspect import cleandoc
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -53,7 +54,7 @@ def _flags(command: type[Command], argv: list[str]) -> dict[str, Any]:
         cli_exit_on_error=False,
         extra="ignore",
     )
-    body = {"__doc__": command.__doc__, "model_config": settings}
+    body = {"__doc__": cleandoc(command.__doc__ or ""), "model_config": settings}
     parser_class = type(command.__name__, (BaseSettings, command), body)
     try:
         return dict(CliSettingsSource[Any](parser_class, cli_parse_args=argv)())

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from engine.checkpoint import load_state, save_state, save_weights
 from engine.cli import Command, main
 from engine.config import format_count
-from engine.data import SPLITS, Data, DataConfig, load_data
+from engine.data import SPLITS, Data, DataConfig, Digits, load_data
 from engine.device import pick_device
 from engine.errors import UserError
 from engine.interrupt import stop_on_signal
@@ -45,13 +45,13 @@ class Train(Command):
 
     config: str | None = Field("ofa/digits", description="recipe: a YAML file, or a packaged name such as ofa/cifar10")
     out: Path = Field(Path("runs/supernet"), description="run folder to write")
-    space: str = Field(description="search space: a packaged name or a YAML file")
+    space: str = Field("digits", description="search space: a packaged name or a YAML file")
     arch: str | None = Field(
         None, description="train this architecture alone, from labels, instead of a supernet: smallest, largest, a JSON file or JSON"
     )
-    data: DataConfig = Field(description="the images")
-    epochs: int = Field(ge=1, description="passes over the training images")
-    batch_size: int = Field(ge=2, description="images a step")
+    data: DataConfig = Field(Digits(), description="the images")
+    epochs: int = Field(40, ge=1, description="passes over the training images")
+    batch_size: int = Field(64, ge=2, description="images a step")
     sgd: SGD = Field(SGD(), description="the optimiser and its learning rate")
     sandwich: Sandwich = Field(Sandwich(), description="the step: who is trained, who teaches, who is regularised")
     ema: float | None = Field(None, gt=0, lt=1, description="decay a step of an average of the weights that is evaluated and saved instead")
