@@ -164,9 +164,11 @@ class ArrayData(Data):
 
     def _augmented(self, epoch: int, batches: list[NDArray[np.int64]], skip: int) -> Iterator[Batch]:
         images, labels = self.splits["train"]
-        for step, index in enumerate(batches, start=skip):
+        if not batches:
+            return
+        order_SB = torch.from_numpy(np.stack(batches)).to(self.device)  # once an epoch: a copy in each step would wait for the device
+        for step, where in enumerate(order_SB, start=skip):
             generator = torch_generator(self.device, self.seed, "augment", epoch, step)
-            where = torch.from_numpy(index).to(self.device)
             x = images[where]
             if self.augment.crop:
                 x = random_crop(x, self.augment.crop, generator)

@@ -1,4 +1,4 @@
-"""Progress with rate and remaining time: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress with rate and remaining time: a bar on a terminal, plain lines elsewhere, rarer as the work gets longer."""
 
 import contextlib
 import time
@@ -13,7 +13,10 @@ Advance = Callable[[str], None]
 
 @contextlib.contextmanager
 def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
-    """`with progress("train", steps) as advance: advance("loss 0.3")` once for each of `total` steps."""
+    """`with progress("train", steps) as advance: advance("loss 0.3")` once for each of `total` steps.
+
+    An empty note keeps the last one. `done` steps were made before. Work of less than two seconds prints no plain line.
+    """
     console = Console(stderr=True)
     bar = _bar(console, what, total, done) if console.is_terminal else _lines(console, what, total, done)
     with bar as advance:
@@ -27,13 +30,13 @@ def _bar(console: Console, what: str, total: int, done: int) -> Iterator[Advance
                TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
     with Progress(*columns, console=console) as bars:
         task = bars.add_task(what, total=total, completed=done, note="", rate="")
-        count = done
+        count, known = done, ""
 
         def advance(note: str) -> None:
-            nonlocal count
-            count += 1
+            nonlocal count, known
+            count, known = count + 1, note or known
             rate = (count - first) / max(time.monotonic() - started, 1e-9)
-            bars.update(task, advance=1, note=note, rate=f"{rate:.3g}/s")
+            bars.update(task, advance=1, note=known, rate=f"{rate:.3g}/s")
 
         yield advance
 
@@ -42,15 +45,17 @@ def _bar(console: Console, what: str, total: int, done: int) -> Iterator[Advance
 def _lines(console: Console, what: str, total: int, done: int) -> Iterator[Advance]:
     started = last = time.monotonic()
     first = count = done
+    known = ""
 
     def advance(note: str) -> None:
-        nonlocal count, last
-        count += 1
+        nonlocal count, last, known
+        count, known = count + 1, note or known
         now = time.monotonic()
-        if now - last >= PLAIN_SECONDS or (count == total and now - started > 2):
+        pause = max(PLAIN_SECONDS, 0.02 * (now - started))
+        if now - last >= pause or (count == total and now - started > 2):
             last = now
             rate = (count - first) / (now - started)
             left = (total - count) / rate
-            console.print(f"{what} {count}/{total}  {rate:.3g}/s  {left:.0f} s left  {note}", highlight=False)
+            console.print(f"{what} {count}/{total}  {rate:.3g}/s  {left:.0f} s left  {known}", highlight=False)
 
     yield advance

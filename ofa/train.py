@@ -97,8 +97,10 @@ class Trainer:
     def __init__(self, config: Train, run: Run, space: Space, data: Data, alone: Arch | None, steps: int):
         self.config, self.folder, self.data, self.alone, self.steps = config, run, data, alone, steps
         self.total = config.epochs * steps
-        torch.manual_seed(derive(config.seed, "weights"))
-        self.supernet = Supernet(space, len(data.classes), data.channels).to(data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
+            torch.manual_seed(derive(config.seed, "weights"))
+            supernet = Supernet(space, len(data.classes), data.channels)
+        self.supernet = supernet.to(data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = AveragedModel(self.supernet, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None  # type: ignore[no-untyped-call]
         self.optimizer = build_sgd(config.sgd, self.supernet)
         self.step = 0
