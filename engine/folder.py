@@ -181,7 +181,7 @@ def _held_listing(root: Path, split: str, classes: list[str]) -> list[tuple[Path
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS and not p.name.startswith(".") and p.is_file())
 
 
 def _check_images(paths: list[Path]) -> None:

@@ -21,7 +21,7 @@ from engine.errors import UserError
 
 PACKAGES = ("ofa-toolkit", "torch", "torchvision", "numpy", "scikit-learn", "optuna", "onnx", "onnxruntime")
 NOT_REPLAYED = {"config", "out", "resume", "overwrite"}
-MAY_DIFFER = {"device", "threads"}
+MAY_DIFFER = {"device", "threads", "tensorboard"}
 
 
 @contextlib.contextmanager
@@ -84,6 +84,7 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._board: Any = None
 
     @property
     def finished(self) -> bool:
@@ -98,8 +99,17 @@ class Run:
         return values
 
     def log(self, **point: Any) -> None:
-        """Append one object to metrics.jsonl."""
+        """Append one object, with its `step`, to metrics.jsonl."""
         append_line(self.path / "metrics.jsonl", point)
+        if self._board is not None:
+            prefix = f"{point['arch']}/" if "arch" in point else ""
+            for name, value in point.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(prefix + name, value, point["step"])
+
+    def mirror_to_tensorboard(self, writer: Any) -> None:
+        """From now on `log` also writes TensorBoard events, in tensorboard/. writer: what `tensorboard_writer` returned."""
+        self._board = writer(self.path / "tensorboard")
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics logged after `step`: the resumed run logs them again."""
@@ -166,6 +176,19 @@ class Run:
                 f"Run '{path}' is not finished; continue it with python -m ofa.train --config {path}/config.yaml --out {path} --resume."
             )
         return run
+
+
+def tensorboard_writer() -> Any:
+    """The class that writes TensorBoard events.
+
+    Raises:
+        UserError: the optional package is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("TensorBoard is not installed; run pip install 'ofa-toolkit[tensorboard]', or leave out --tensorboard.") from None
+    return SummaryWriter
 
 
 def environment() -> dict[str, Any]:

@@ -32,7 +32,7 @@ OPSET, IR_VERSION = 18, 10
 class Export(RunCommand):
     """Write subnets as ONNX: BatchNorm folded, one file, any batch size; input `image`, output `logits`.
 
-    Each file is compared with the torch model in onnxruntime on real images before it is kept; a file that differs is not.
+    A run that trained one architecture alone gives that one. Each file is compared with the torch model in onnxruntime on real images before it is kept; a file that differs is not.
     The exit status is 1 if any fails. What a device must do with an image before is in the file's metadata.
 
     examples:
@@ -64,6 +64,8 @@ class Export(RunCommand):
 
     def _chosen(self, trained: Trained) -> list[tuple[str, Arch, dict[str, Any]]]:
         """Names, architectures and what selection knows of them, fewest MACs first."""
+        if trained.model.arch is not None:
+            return [("alone", trained.model.arch, {})]
         if self.arch is not None:
             name = "subnet" if self.arch.lstrip().startswith("{") else Path(self.arch).stem
             return [(name, find_arch(trained.space, self.arch), {})]

@@ -1,21 +1,18 @@
 """Accuracy of given architectures of a trained run, each with recalibrated BatchNorm."""
 
-from pathlib import Path
-
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from engine.cli import Command, main
+from engine.cli import main
 from engine.config import format_count
 from engine.data import Split
-from engine.device import pick_device
 from engine.progress import progress
 from ofa.space import find_arch
-from ofa.trained import DEFAULT_RUN, Trained
+from ofa.trained import RunCommand
 
 
-class Evaluate(Command):
+class Evaluate(RunCommand):
     """Measure architectures of a trained supernet, or the network of a run that trained one alone.
 
     examples:
@@ -23,16 +20,14 @@ class Evaluate(Command):
       python -m ofa.evaluate --arch runs/supernet/selected/600M.json,largest --split test
     """
 
-    run: Path = Field(DEFAULT_RUN, description="folder of a finished run")
     arch: tuple[str, ...] = Field(
         ("smallest", "largest"), description="smallest, largest or JSON files, separated by commas; ignored for one trained alone"
     )
     split: Split = Field("val", description="val, or test for a final report")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
 
     def execute(self) -> int:
         """Measure each and print a table."""
-        trained = Trained(self.run, pick_device(self.device))
+        trained = self.open()
         alone = trained.model.arch
         archs = {"alone": alone} if alone else {name: find_arch(trained.space, name) for name in self.arch}
         table = Table("architecture", "MACs", "params", f"{self.split} accuracy")

@@ -20,7 +20,7 @@ from engine.errors import UserError
 from engine.interrupt import stop_on_signal
 from engine.optim import SGD, build_sgd, learning_rate, set_learning_rate
 from engine.progress import progress
-from engine.run import Run, write_json
+from engine.run import Run, tensorboard_writer, write_json
 from engine.seed import derive, numpy_generator
 from ofa.cost import cost_of
 from ofa.sandwich import Sandwich, label_step, sandwich_step
@@ -61,6 +61,7 @@ class Train(Command):
     seed: int = Field(0, ge=0, description="of weights, order, augmentation, sampled subnets and the validation split")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch decides. Tiny networks are fastest with 1")
+    tensorboard: bool = Field(False, description="write TensorBoard events too (needs the extra of that name)")
     resume: bool = Field(False, description="continue the run in --out if there is one")
     overwrite: bool = Field(False, description="replace the run in --out if there is one")
 
@@ -73,10 +74,13 @@ class Train(Command):
         alone = find_arch(space, self.arch) if self.arch else None
         data = load_data(self.data, device, self.seed)
         steps = data.steps(self.batch_size)
+        writer = tensorboard_writer() if self.tensorboard else None
         run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite)
         if run.finished:
             print(f"{run.path} is finished already.")
-            return _next(run.path)
+            return _next(run.path, alone)
+        if writer is not None:
+            run.mirror_to_tensorboard(writer)
         _introduce(space, data, device, alone)
         model = Model(
             space=space,
@@ -125,7 +129,7 @@ class Trainer:
                     self.evaluate(epoch, show=last)
                 self.save()
             self.folder.finish()
-        return _next(self.folder.path)
+        return _next(self.folder.path, self.alone)
 
     def update(self, x: Tensor, y: Tensor) -> None:
         """One optimiser step on one batch."""
@@ -225,8 +229,8 @@ def _introduce(space: Space, data: Data, device: torch.device, alone: Arch | Non
     print(f"{len(data.classes)} classes; images: {images}; device {device}")
 
 
-def _next(path: Path) -> int:
-    print(f"next: python -m predictors.collect{run_flag(path)}")
+def _next(path: Path, alone: Arch | None) -> int:
+    print(f"next: python -m {'export.onnx' if alone else 'predictors.collect'}{run_flag(path)}")
     return 0
 
 

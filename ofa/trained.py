@@ -78,21 +78,25 @@ class Trained:
 
 
 class RunCommand(Command):
-    """A command that reads a finished supernet run."""
+    """A command that reads a finished run."""
 
-    run: Path = Field(DEFAULT_RUN, description="folder of a finished supernet run")
+    run: Path = Field(DEFAULT_RUN, description="folder of a finished run")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch decides. Tiny networks are fastest with 1")
 
     def open(self) -> Trained:
-        """The supernet.
-
-        Raises:
-            UserError: there is none, or it was trained as one architecture alone.
-        """
+        """The supernet, or the one network, of the run."""
         if self.threads:
             torch.set_num_threads(self.threads)
-        trained = Trained(self.run, pick_device(self.device))
+        return Trained(self.run, pick_device(self.device))
+
+    def open_supernet(self) -> Trained:
+        """The supernet of the run.
+
+        Raises:
+            UserError: the run trained one architecture alone.
+        """
+        trained = self.open()
         if trained.model.arch is not None:
             raise UserError(f"Run '{self.run}' is one architecture trained alone, not a supernet; name a supernet with --run.")
         return trained

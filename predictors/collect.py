@@ -36,7 +36,7 @@ class Collect(RunCommand):
 
     def execute(self) -> int:
         """Measure what is missing."""
-        trained = self.open()
+        trained = self.open_supernet()
         path, pairs = pairs_path(self.run), read_pairs(self.run)
         write_lines(path, [pair.model_dump(mode="json") for pair in pairs])  # drops a last line that a kill left half-written
         known = {pair.arch for pair in pairs}

@@ -41,7 +41,7 @@ class Report(RunCommand):
 
     def execute(self) -> int:
         """Measure, table, picture."""
-        trained = self.open()
+        trained = self.open_supernet()
         chosen = read_selected(self.run)
         rows: list[dict[str, Any]] = []
         with progress("measure on test images", len(chosen) * (1 + self.random)) as advance:

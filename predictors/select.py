@@ -48,7 +48,7 @@ class Select(RunCommand):
 
     def execute(self) -> int:
         """Fit, search, measure, write selected/<budget>.json."""
-        trained = self.open()
+        trained = self.open_supernet()
         least, most = (trained.cost(f(trained.space))[0] for f in (smallest, largest))
         for budget in self.flops:
             if budget < least:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,12 @@ def test_a_failure_leaves_no_file_and_exits_1(
     assert parse(Export, words).execute() == 1
     assert not path.exists()
     assert not list(path.parent.glob("tmp*"))
+
+
+def test_a_run_of_one_architecture_alone(train: Callable[..., int], tmp_path: Path) -> None:
+    train(tmp_path / "run", "--arch", "smallest", "--epochs", "1")
+    assert parse(Export, ["--run", str(tmp_path / "run")]).execute() == 0
+    assert (tmp_path / "run" / "export" / "alone.onnx").exists()
 
 
 def test_selected_subnets(trained_run: Path, tmp_path: Path) -> None:

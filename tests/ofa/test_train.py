@@ -125,6 +125,20 @@ def test_ctrl_c_many_times_in_a_process(tiny_yaml: Path, tmp_path: Path) -> None
     assert not list((tmp_path / "run").glob(".*")), "a temporary file was left"
 
 
+def test_tensorboard_gets_what_metrics_get(train: Run, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert train(tmp_path / "run", "--epochs", "1", "--tensorboard") == 0
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    points = read_lines(tmp_path / "run" / "metrics.jsonl")
+    logged = [p for p in points if p.get("arch") == "largest"]
+    assert [(e.step, e.value) for e in events.Scalars("largest/val_accuracy")] == [
+        (p["step"], pytest.approx(p["val_accuracy"])) for p in logged
+    ]
+    assert len(events.Scalars("loss")) == len([p for p in points if "loss" in p])
+
+
 def test_stop_keeps_the_first_request(capsys: pytest.CaptureFixture[str]) -> None:
     stop = Stop()
     for _ in range(3):
