@@ -32,8 +32,9 @@ OPSET, IR_VERSION = 18, 10
 class Export(RunCommand):
     """Write subnets as ONNX: BatchNorm folded, one file, any batch size; input `image`, output `logits`.
 
-    A run that trained one architecture alone gives that one. Each file is compared with the torch model in onnxruntime on real images before it is kept; a file that differs is not.
-    The exit status is 1 if any fails. What a device must do with an image before is in the file's metadata.
+    Each file is compared with the torch model in onnxruntime on real images before it is kept; a file that differs is not.
+    The exit status is 1 if any fails. What a device must do with an image before is in the file's metadata. A run that
+    trained one architecture alone gives that one.
 
     examples:
       python -m export.onnx                          every subnet that predictors.select chose
