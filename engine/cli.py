@@ -39,7 +39,7 @@ def parse(command: type[T], argv: list[str]) -> T:
     recipe = given.pop("config", command.model_fields["config"].default)
     values = read_yaml(find_recipe(recipe)) if recipe else {}
     values.pop("config", None)
-    return validate(command, merge(values, given) | {"config": recipe}, recipe or "command line")
+    return validate(command, merge(values, given) | {"config": recipe}, recipe or "command line", given)
 
 
 def _flags(command: type[Command], argv: list[str]) -> dict[str, Any]:

@@ -83,32 +83,37 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def validate(model: type[C], values: Any, source: str) -> C:
+def validate(model: type[C], values: Any, source: str, flags: dict[str, Any] | None = None) -> C:
     """`values` as a `model`.
 
     Raises:
-        UserError: one sentence about the first thing that is wrong, naming `source`.
+        UserError: one sentence about what is wrong, naming `source`, or the command line for what came from `flags`.
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{source}: {explain(error, model)}") from None
+        path, sentence = explain(error, model)
+        found: Any = flags
+        for part in path:
+            found = found.get(part) if isinstance(found, dict) else found
+        raise UserError(f"{source if found is None else 'command line'}: {sentence}") from None
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """One sentence about a validation error: about an unknown field if there is one, since that is why another is missing."""
+def explain(error: ValidationError, model: type[BaseModel]) -> tuple[list[str], str]:
+    """Where a validation error is and one sentence: about an unknown field if there is one, since that is why another is missing."""
     complaints = error.errors()
     first = next((c for c in complaints if c["type"] == "extra_forbidden"), complaints[0])
     path, siblings = _locate(model, first["loc"])
     where = ".".join(path)
-    if first["type"] == "extra_forbidden":
-        return f"there is no field '{where}'; {nearest(path[-1], siblings)}"
-    if first["type"] == "missing":
-        return f"'{where}' is missing; give it in the recipe or as --{where.replace('_', '-')}."
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
-    if first["type"] == "value_error":
-        return f"{where}: {message}." if where else f"{message}."
-    return f"'{where}' = {first['input']!r} is not valid: {message[0].lower()}{message[1:]}."
+    match first["type"]:
+        case "extra_forbidden":
+            return path, f"there is no field '{where}'; {nearest(path[-1], siblings)}"
+        case "missing":
+            return path, f"'{where}' is missing; give it in the recipe or as --{where.replace('_', '-')}."
+        case "value_error":
+            return path, f"{where}: {message}." if where else f"{message}."
+    return path, f"'{where}' = {first['input']!r} is not valid: {message[0].lower()}{message[1:]}."
 
 
 def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
