@@ -233,15 +233,33 @@ def sample_codes(space: Space, count: int, rng: np.random.Generator) -> Codes:
     return canonical(space, np.stack(columns, axis=1))
 
 
+def only(space: Space, arch: Arch) -> Space:
+    """The space that holds the network of `arch` and nothing else: every block is a stage of its own, with one choice each.
+
+    Training it is training that network from scratch, with its own initialisation.
+    """
+    stages = []
+    for i, stage in enumerate(space.stages):
+        for block in range(arch.depth[i]):
+            slot = space.slot(i, block)
+            single = {"width": (arch.width[i + 1],), "depth": (1,), "kernel": (arch.kernel[slot],), "expand": (arch.expand[slot],)}
+            stages.append(stage.model_copy(update=single | {"stride": stage.stride if block == 0 else 1}))
+    stem = space.stem.model_copy(update={"width": arch.width[:1]})
+    head = space.head.model_copy(update={"width": arch.width[-1:]})
+    fixed = {"resolution": (arch.resolution,), "granularity": "stage", "stem": stem, "stages": tuple(stages), "head": head}
+    return Space.model_validate({name: getattr(space, name) for name in Space.model_fields} | fixed)
+
+
 def mutate(space: Space, codes_NF: Codes, probability: float, rng: np.random.Generator) -> Codes:
-    """Each row with each choice drawn anew with `probability`."""
+    """Each row with each choice drawn anew with `probability`; the choices of a block that thereby wakes up are drawn, too."""
     fresh = np.stack([rng.integers(1, n, len(codes_NF), np.uint8, endpoint=True) for n in space.cardinalities], axis=1)
-    return canonical(space, np.where(rng.random(codes_NF.shape) < probability, fresh, codes_NF))
+    return canonical(space, np.where((rng.random(codes_NF.shape) < probability) | (codes_NF == 0), fresh, codes_NF))
 
 
 def cross(space: Space, codes_NF: Codes, others_NF: Codes, rng: np.random.Generator) -> Codes:
-    """Each choice from one of two parents, with even odds."""
-    return canonical(space, np.where(rng.random(codes_NF.shape) < 0.5, codes_NF, others_NF))
+    """Each choice from one of two parents, with even odds; from the one that has the block where only one does."""
+    other = ((rng.random(codes_NF.shape) < 0.5) | (codes_NF == 0)) & (others_NF != 0)
+    return canonical(space, np.where(other, others_NF, codes_NF))
 
 
 def features(space: Space, codes_NF: Codes) -> NDArray[np.float32]:

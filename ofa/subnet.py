@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from engine.augment import resize
 from engine.data import Batch, Data, Split
-from engine.device import autocast
 from ofa.cost import hidden_width, squeeze_width
 from ofa.space import Act, Arch, Space, Stage, encode
 from ofa.supernet import Supernet
@@ -144,8 +143,7 @@ def calibrate(subnet: Subnet, batches: Iterable[Batch]) -> Subnet:
     subnet.train()
     with _momentum(pools, 1.0):  # after each batch the buffers hold that batch's own statistics
         for x, _ in batches:
-            with autocast(x.device):
-                subnet(resize(x, subnet.arch.resolution))
+            subnet(resize(x, subnet.arch.resolution))
     for hook in hooks:
         hook.remove()
     for bn, pool in pools.items():
@@ -155,11 +153,10 @@ def calibrate(subnet: Subnet, batches: Iterable[Batch]) -> Subnet:
 
 @torch.no_grad()
 def accuracy(subnet: Subnet, data: Data, split: Split) -> float:
-    """Share of images of a split whose largest logit is the label's, in [0, 1]. One host synchronisation, at the end."""
+    """Share of images of a split whose largest logit is the label's, in [0, 1], in float32 as exported. Synchronises once, at the end."""
     hits, count = [], 0
     for x, y in data.batches(split, EVALUATION_BATCH):
-        with autocast(x.device):
-            logits = subnet(resize(x, subnet.arch.resolution))
+        logits = subnet(resize(x, subnet.arch.resolution))
         hits.append((logits.argmax(1) == y).sum())
         count += len(y)
     return float(torch.stack(hits).sum()) / count
@@ -177,9 +174,10 @@ class _Pool:
         assert bn.running_mean is not None and bn.running_var is not None
         count = inputs[0].numel() // inputs[0].shape[1]
         total = self.count + count
-        delta = bn.running_mean.double() - self.mean
+        exact = torch.float32 if bn.running_mean.device.type == "mps" else torch.float64  # MPS has no float64
+        delta = bn.running_mean.to(exact) - self.mean
         self.mean = self.mean + delta * (count / total)
-        self.square = self.square + bn.running_var.double() * (count - 1) + delta**2 * (self.count * count / total)
+        self.square = self.square + bn.running_var.to(exact) * (count - 1) + delta**2 * (self.count * count / total)
         self.count = total
 
     def write(self, bn: nn.BatchNorm2d) -> None:

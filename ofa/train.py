@@ -5,6 +5,7 @@ BigNAS (2020, arXiv:2003.11142): sandwich rule and in-place distillation, in one
 
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from pydantic import Field
@@ -20,14 +21,14 @@ from engine.errors import UserError
 from engine.interrupt import stop_on_signal
 from engine.optim import SGD, build_sgd, learning_rate, set_learning_rate
 from engine.progress import progress
-from engine.run import Run, tensorboard_writer, write_json
+from engine.run import Run, tensorboard_writer
 from engine.seed import derive, numpy_generator
 from ofa.cost import cost_of
 from ofa.sandwich import Sandwich, label_step, sandwich_step
-from ofa.space import Arch, Space, find_arch, largest, load_space, sample, smallest
+from ofa.space import Arch, Space, find_arch, largest, load_space, only, sample, smallest
 from ofa.subnet import accuracy, prepare
 from ofa.supernet import Supernet
-from ofa.trained import Model, run_flag
+from ofa.trained import Model, keep_model, run_flag
 
 LOG_EVERY = 10
 
@@ -40,7 +41,7 @@ class Train(Command):
     examples:
       python -m ofa.train                                      the embedded digits, about 2 minutes
       python -m ofa.train --config ofa/imagefolder --data.path photos --out runs/photos
-      python -m ofa.train --config ofa/cifar10 --epochs 50 --resume
+      python -m ofa.train --config ofa/cifar10 --out runs/cifar10 --epochs 50 --resume
     """
 
     config: str | None = Field("ofa/digits", description="recipe: a YAML file, or a packaged name such as ofa/cifar10")
@@ -71,7 +72,8 @@ class Train(Command):
             torch.set_num_threads(self.threads)
         device = pick_device(self.device)
         space = load_space(self.space)
-        alone = find_arch(space, self.arch) if self.arch else None
+        space = only(space, find_arch(space, self.arch)) if self.arch else space
+        alone = largest(space) if self.arch else None
         data = load_data(self.data, device, self.seed)
         steps = data.steps(self.batch_size)
         writer = tensorboard_writer() if self.tensorboard else None
@@ -91,7 +93,7 @@ class Train(Command):
             preprocessing=data.preprocessing(),
             calibration_images=self.calibration_images,
         )
-        write_json(run.path / "model.json", model.model_dump(mode="json"))
+        keep_model(run.path / "model.json", model)
         return Trainer(self, run, space, data, alone, steps).run()
 
 
@@ -119,15 +121,17 @@ class Trainer:
                 for x, y in self.data.train_batches(self.config.batch_size, epoch, skip=self.step % self.steps):
                     self.update(x, y)
                     advance(self.log(epoch) if self.step % LOG_EVERY == 0 else "")
-                    if stop.requested and self.step < self.total:
-                        self.save()
-                        print(f"stopped at step {self.step} of {self.total}; continue with the same command and --resume")
-                        return 130
+                    if stop.requested:
+                        break
                 self.log(epoch)
-                last = epoch + 1 == self.config.epochs
-                if last or (epoch + 1) % self.config.evaluate_every == 0:
+                self.check_weights()
+                last = self.step == self.total
+                if last or (self.step % self.steps == 0 and (epoch + 1) % self.config.evaluate_every == 0):
                     self.evaluate(epoch, show=last)
                 self.save()
+                if stop.requested and not last:
+                    print(f"stopped at step {self.step} of {self.total}; continue with the same command and --resume")
+                    return 130
             self.folder.finish()
         return _next(self.folder.path, self.alone)
 
@@ -162,15 +166,28 @@ class Trainer:
         self.pending = []
         bad = (~losses_SL.isfinite()).any(1).nonzero()
         if len(bad):
-            where = first + int(bad[0, 0])
-            raise UserError(
-                f"The loss is not finite at step {where} (epoch {where // self.steps + 1}); start again with a lower --sgd.lr "
-                f"(now {self.config.sgd.lr}) or a longer --sgd.warmup-epochs. The last good checkpoint stays in '{self.folder.path}'."
-            )
+            self.diverged("loss is", first + int(bad[0, 0]))
         mean = losses_SL.mean(0).tolist()
         rate = self.optimizer.param_groups[0]["lr"]
         self.folder.log(step=self.step, epoch=epoch, lr=rate, loss=mean[0], distillation=mean[1:])
         return f"loss {mean[0]:.3f}" + (f"  smallest {mean[-1]:.3f}" if mean[1:] else "")
+
+    def check_weights(self) -> None:
+        """The last update of an epoch may have broken the weights without a loss that shows it.
+
+        Raises:
+            UserError: a weight is not finite.
+        """
+        sums = torch.stack([p.detach().float().sum() for p in self.supernet.parameters()])
+        if not bool(sums.isfinite().all()):
+            self.diverged("weights are", self.step)
+
+    def diverged(self, what: str, step: int) -> NoReturn:
+        """Say at which step, and what to do."""
+        raise UserError(
+            f"The {what} not finite at step {step} (epoch {step // self.steps + 1}); start again with a lower --sgd.lr "
+            f"(now {self.config.sgd.lr}) or a longer --sgd.warmup-epochs. The last good checkpoint stays in '{self.folder.path}'."
+        )
 
     def evaluate(self, epoch: int, show: bool) -> None:
         """Validation accuracy of the smallest, the largest and a few fixed random subnets, each recalibrated."""
@@ -208,12 +225,16 @@ class Trainer:
 
     def load(self) -> None:
         """Continue from state.pt."""
-        state = load_state(self.folder.path / "state.pt", self.data.device)
-        self.supernet.load_state_dict(state["supernet"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average:
-            self.average.load_state_dict(state["average"])
-        self.step = int(state["step"])
+        path = self.folder.path / "state.pt"
+        state = load_state(path, self.data.device)
+        try:
+            self.supernet.load_state_dict(state["supernet"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.average:
+                self.average.load_state_dict(state["average"])
+            self.step = int(state["step"])
+        except (KeyError, RuntimeError, ValueError, TypeError):
+            raise UserError(f"Resume state '{path}' is not of this run; start again with --overwrite.") from None
         self.folder.forget_after(self.step)
         print(f"resumed at step {self.step} of {self.total}")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from engine.checkpoint import load_weights
 from engine.cli import Command
@@ -12,7 +12,7 @@ from engine.config import Config, validate
 from engine.data import Data, DataConfig, Split, load_data
 from engine.device import pick_device
 from engine.errors import UserError
-from engine.run import Run, read_json
+from engine.run import Run, read_json, write_json
 from ofa.cost import cost_of
 from ofa.space import Arch, Space
 from ofa.subnet import Subnet, accuracy, prepare
@@ -44,6 +44,24 @@ class Model(Config):
         return len(self.mean)
 
 
+class Source(Config):
+    """What of config.yaml later stages need: which images, and which seed split them."""
+
+    data: DataConfig
+    seed: int
+
+
+def keep_model(path: Path, model: Model) -> None:
+    """Write model.json, or check that a resumed run still has the space and the data that it was started with.
+
+    Raises:
+        UserError: it has not.
+    """
+    if path.exists() and validate(Model, read_json(path), str(path)) != model:
+        raise UserError(f"The space or the images of run '{path.parent}' changed since it was started; restore them or use --overwrite.")
+    write_json(path, model.model_dump(mode="json"))
+
+
 class Trained:
     """A trained supernet with its data.
 
@@ -59,10 +77,19 @@ class Trained:
         self.run, self.device = Run.open(path), device
         self.model = validate(Model, read_json(path / "model.json"), str(path / "model.json"))
         self.space = self.model.space
-        self.seed = int(self.run.config["seed"])
+        weights = path / "weights.safetensors"
         self.supernet = Supernet(self.space, len(self.model.classes), self.model.channels).to(device)
-        self.supernet.load_state_dict(load_weights(path / "weights.safetensors"))
-        self.data: Data = load_data(TypeAdapter(DataConfig).validate_python(self.run.config["data"]), device, self.seed)
+        try:
+            self.supernet.load_state_dict(load_weights(weights))
+        except RuntimeError:
+            raise UserError(f"Weights '{weights}' do not fit the space in model.json beside them; copy the run folder again.") from None
+        source = validate(Source, {k: v for k, v in self.run.config.items() if k in Source.model_fields}, str(path / "config.yaml"))
+        self.seed = source.seed
+        self.data: Data = load_data(source.data, device, source.seed)
+        if (tuple(self.data.classes), tuple(self.data.mean), tuple(self.data.std)) != (self.model.classes, self.model.mean, self.model.std):
+            raise UserError(
+                f"The images of run '{path}' are not those it was trained on (classes or pixels changed); restore them or train again."
+            )
 
     def subnet(self, arch: Arch) -> Subnet:
         """`arch`, extracted, with BatchNorm calibrated on training images; eval mode. The same every time."""
