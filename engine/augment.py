@@ -28,7 +28,10 @@ def random_flip(x_NCHW: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def cutout(x_NCHW: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """A square of `size` pixels set to 0 at a random centre of each image, cut off at the border (arXiv:1708.04552)."""
+    """A square of `size` pixels set to 0 (black) around a random centre of each image, cut off at the border.
+
+    Cutout (arXiv:1708.04552), whose code fills with the mean colour instead, since it cuts after normalising.
+    """
     count, _, height, width = x_NCHW.shape
     device = x_NCHW.device
     centre = torch.rand((2, count, 1), generator=generator, device=device)

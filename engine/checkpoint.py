@@ -14,9 +14,16 @@ from engine.run import atomic
 
 
 def save_weights(path: Path, state: dict[str, Tensor]) -> None:
-    """Tensors by name, contiguous and on CPU."""
+    """Tensors by name, contiguous and on CPU.
+
+    Raises:
+        UserError: the disk is full.
+    """
     with atomic(path) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
+        try:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
+        except SafetensorError as error:
+            raise UserError(f"Weights '{path}' cannot be written ({error}); free some space. The last checkpoint stays.") from None
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -32,9 +39,17 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Everything needed to resume, in one file, so that a kill at any moment leaves the last complete one."""
+    """Everything needed to resume, in one file, so that a kill at any moment leaves the last complete one.
+
+    Raises:
+        UserError: the disk is full.
+    """
     with atomic(path) as temporary:
-        torch.save(state, temporary)
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"Resume state '{path}' cannot be written ({reason}); free some space. The last checkpoint stays.") from None
 
 
 def load_state(path: Path, device: torch.device) -> dict[str, Any]:
@@ -46,7 +61,6 @@ def load_state(path: Path, device: torch.device) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"Resume state '{path}' cannot be loaded ({reason}); start again with --overwrite.") from None
+        raise UserError(f"Resume state '{path}' cannot be loaded ({type(error).__name__}); start again with --overwrite.") from None
     assert isinstance(state, dict)
     return state

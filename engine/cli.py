@@ -8,11 +8,12 @@ from inspect import cleandoc
 from typing import Any, NoReturn, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import BaseModel, Field
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
-from engine.config import Config, find_recipe, merge, read_yaml, validate
+from engine.config import Config, find_recipe, merge, models_in, read_yaml, validate
 from engine.errors import UserError, nearest
+from engine.interrupt import interrupt_once
 
 
 class Command(Config):
@@ -65,14 +66,26 @@ def _flags(command: type[Command], argv: list[str]) -> dict[str, Any]:
 def _unknown_flag(command: type[Command], message: str) -> str:
     unknown = re.search(r"unrecognized arguments: (.*)", message)
     if unknown is None:
-        return f"{message.removeprefix('error parsing CLI: ')}; --help lists every flag."
+        field = re.search(r'parsing value for field "(\w+)"', message)
+        reason = f"--{field[1]} cannot be read" if field else message.removeprefix("error parsing CLI: ")
+        return f"{reason}; --help explains every flag."
     flag = unknown[1].split()[0]
-    known = [f"--{name.replace('_', '-')}" for name in command.model_fields]
+    known = [f"--{name.replace('_', '-')}" for name in flag_names(command)]
     return f"'{flag}' is not a flag of this command; {nearest(flag, known)} --help explains each."
+
+
+def flag_names(model: type[BaseModel]) -> set[str]:
+    """The fields of a model and, with dots, those of its sections."""
+    names = set()
+    for name, field in model.model_fields.items():
+        sections = models_in(field.annotation)
+        names |= {f"{name}.{inner}" for section in sections for inner in flag_names(section)} or {name}
+    return names
 
 
 def main(command: type[Command], argv: list[str] | None = None) -> NoReturn:
     """Parse, run and exit: 0 done, 1 the result failed its check, 2 the user can mend it, 130 interrupted."""
+    before = signal.signal(signal.SIGINT, interrupt_once)
     try:
         status = parse(command, sys.argv[1:] if argv is None else argv).execute()
         sys.stdout.flush()
@@ -88,7 +101,8 @@ def main(command: type[Command], argv: list[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         status = 130
         print("\ninterrupted", file=sys.stderr)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a late Ctrl-C must not turn a clean exit into a traceback
+    # As a process, a late Ctrl-C must not turn a clean exit into a traceback; inside another program its handler comes back.
+    signal.signal(signal.SIGINT, signal.SIG_IGN if argv is None else before)
     sys.exit(status)
 
 

@@ -128,12 +128,13 @@ def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[li
         path.append(str(part))
         if depth + 1 < len(location):
             models = [
-                inner for m in models if part in m.model_fields for inner in _models_in(m.model_fields[str(part)].annotation)
+                inner for m in models if part in m.model_fields for inner in models_in(m.model_fields[str(part)].annotation)
             ] or models
     return path, sorted({name for m in models for name in m.model_fields})
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a field of this type may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [m for inner in get_args(annotation) for m in _models_in(inner)]
+    return [m for inner in get_args(annotation) for m in models_in(inner)]

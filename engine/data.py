@@ -5,9 +5,12 @@ epoch e depends on (seed, e) alone, so a resumed run sees what an uninterrupted 
 normalised on the device.
 """
 
+import pickle
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
+from tokenize import TokenError
 from typing import Annotated, Any, Literal
 from zipfile import BadZipFile
 
@@ -15,7 +18,7 @@ import numpy as np
 import torch
 import torchvision
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from sklearn.datasets import load_digits
 from torch import Tensor
 
@@ -24,6 +27,7 @@ from engine.config import Config
 from engine.errors import UserError
 from engine.seed import derive, numpy_generator, torch_generator
 
+Located = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]  # a run is read from other folders, too
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Batch = tuple[Tensor, Tensor]
@@ -42,7 +46,7 @@ class _ArraySource(_Source):
 
 
 class Digits(_ArraySource):
-    """scikit-learn's 1,797 handwritten digits, 8 x 8, embedded; 540 of them, always the same, are the test split."""
+    """scikit-learn's 1,797 handwritten digits, 8 x 8, embedded; 539 of them, always the same, are the test split."""
 
     name: Literal["digits"] = "digits"
     val: float = Field(0.4, gt=0, lt=1, description="fraction of the training images held out for validation")
@@ -54,14 +58,14 @@ class Npz(_ArraySource):
     """An .npz file with x_train, x_test: uint8 (N, H, W) or (N, H, W, C); y_train, y_test: integers; optionally classes."""
 
     name: Literal["npz"]
-    path: Path = Field(description="the .npz file")
+    path: Located = Field(description="the .npz file")
 
 
 class Torchvision(_ArraySource):
     """A data set that torchvision reads from a folder."""
 
     name: Literal["cifar10", "cifar100", "fashion_mnist"]
-    path: Path = Field(Path("data"), description="folder that holds it, or receives the download")
+    path: Located = Field(Path("data"), validate_default=True, description="folder that holds it, or receives the download")
     download: bool = Field(False, description="download it if it is not there")
 
 
@@ -69,7 +73,7 @@ class ImageFolder(_Source):
     """A folder with train/<class>/* and val/<class>/* or test/<class>/*; any classes, any sizes."""
 
     name: Literal["imagefolder", "imagenet"]
-    path: Path = Field(description="folder that holds train/ and val/ or test/")
+    path: Located = Field(description="folder that holds train/ and val/ or test/")
     size: int = Field(224, ge=8, description="side of the square crop in pixels")
     crop_scale: float = Field(0.08, gt=0, le=1, description="least share of the image that a random crop covers")
     flip: bool = Field(True, description="random horizontal flip")
@@ -140,7 +144,7 @@ class Data(ABC):
             yield self.normalise(x), y
 
     def normalise(self, x_NCHW: Tensor) -> Tensor:
-        """uint8 to float32, zero mean and unit deviation of the training images, channels_last."""
+        """uint8 to float32, less the mean, over the deviation, channels_last."""
         x = x_NCHW.to(memory_format=torch.channels_last).float() / 255
         return (x - self._mean) / self._std
 
@@ -221,7 +225,14 @@ def hold_out(labels: NDArray[np.int64], fraction: float, rng: np.random.Generato
 def _array_data(config: _ArraySource, arrays: Arrays, classes: list[str], device: torch.device, seed: int) -> Data:
     x, y = arrays["train"]
     kept, held = hold_out(y, config.val, numpy_generator(seed, "validation"))
+    check_held(len(held))
     return ArrayData(config, {"train": (x[kept], y[kept]), "val": (x[held], y[held]), "test": arrays["test"]}, classes, device, seed)
+
+
+def check_held(count: int) -> None:
+    """Refuse a validation split without images."""
+    if count == 0:
+        raise UserError("No class has two or more training images, so none can be held out for validation; add images.")
 
 
 def _digits() -> tuple[Arrays, list[str]]:
@@ -236,24 +247,31 @@ def _npz(path: Path) -> tuple[Arrays, list[str]]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as members:
             found = {name: members[name] for name in members.files}
-    except (OSError, ValueError, EOFError, AttributeError, BadZipFile) as error:
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, NotImplementedError, BadZipFile, zlib.error, TokenError) as error:
         raise UserError(
             f"Data file '{path}' cannot be read as .npz ({error}); pass --data.path with one that holds x_train y_train x_test y_test."
         ) from None
     missing = {"x_train", "y_train", "x_test", "y_test"} - found.keys()
     if missing:
         raise UserError(f"Data file '{path}' lacks {', '.join(sorted(missing))}; it holds {', '.join(found) or 'nothing'}.")
+    for name in ("y_train", "y_test"):
+        if found[name].ndim != 1 or not np.issubdtype(found[name].dtype, np.integer):
+            raise UserError(f"Data file '{path}': {name} must be integers (N,), but is {found[name].dtype} {found[name].shape}.")
     values, y_train = np.unique(found["y_train"], return_inverse=True)
     unseen = np.setdiff1d(found["y_test"], values)
     if len(unseen):
         raise UserError(f"Data file '{path}' has class {unseen[0]} in y_test that y_train lacks; add training images of it or drop it.")
     if len(values) < 2:
         raise UserError(f"Data file '{path}' has only one class in y_train; a classifier needs two or more.")
-    names = [str(name) for name in found.get("classes", values)]
+    names = [str(name) for name in np.atleast_1d(found.get("classes", values))]
     if len(names) != len(values):
         raise UserError(f"Data file '{path}' names {len(names)} classes but y_train has {len(values)}.")
     labels = {"train": y_train, "test": np.searchsorted(values, found["y_test"])}
-    return {s: _images(path, s, found[f"x_{s}"], y) for s, y in labels.items()}, names
+    arrays = {s: _images(path, s, found[f"x_{s}"], y) for s, y in labels.items()}
+    shapes = [x.shape[1:] for x, _ in arrays.values()]
+    if shapes[0] != shapes[1]:
+        raise UserError(f"Data file '{path}': images of x_train are {shapes[0]} and of x_test {shapes[1]}; they must agree.")
+    return arrays, names
 
 
 def _images(path: Path, split: str, x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -275,8 +293,8 @@ def _torchvision(config: Torchvision) -> tuple[Arrays, list[str]]:
     kind = getattr(torchvision.datasets, kinds[config.name])
     try:
         sets = {name: kind(config.path, train=name == "train", download=config.download) for name in ("train", "test")}
-    except (RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, OSError, ValueError, AssertionError, EOFError, pickle.UnpicklingError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"Data set {config.name} is not in '{config.path}' ({reason}); pass --data.path with its folder, --data.download to fetch it, "
             "or --data.name npz with an .npz file."

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import InterpolationMode, v2
 
-from engine.data import Batch, Data, ImageFolder, Split, hold_out
+from engine.data import Batch, Data, ImageFolder, Split, check_held, hold_out
 from engine.errors import UserError
 from engine.progress import progress
 from engine.seed import derive, numpy_generator
@@ -29,7 +29,7 @@ Item = tuple[int, int | None]
 
 
 class FolderData(Data):
-    """Training images stream through workers; validation and test images are decoded once and kept if they fit in 2 GiB."""
+    """Training images stream through workers; validation and test images are decoded once and kept on the device if they fit in 2 GiB."""
 
     def __init__(self, config: ImageFolder, device: torch.device, seed: int):
         classes, train = _listing(config.path, "train")
@@ -41,6 +41,7 @@ class FolderData(Data):
         if len(held) == 1:  # the only labelled folder beside train/ is the final report's; decisions need images of their own
             (test,) = held.values()
             kept, out = hold_out(np.array([label for _, label in train]), config.val, numpy_generator(seed, "validation"))
+            check_held(len(out))
             held = {"val": [train[i] for i in out], "test": test}
             train = [train[i] for i in kept]
         self.files: dict[str, list[tuple[Path, int]]] = {"train": train, **held}
@@ -125,11 +126,13 @@ class Files(Dataset[tuple[Tensor, int, str]]):
 
 def _open(path: Path) -> Image.Image:
     with Image.open(path) as image:
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"its pixels are {image.mode}, not 8 bits a channel")
         return image.convert("RGB")
 
 
 def _corrupt(path: Path, error: Exception) -> str:
-    return f"Image '{path}' cannot be decoded ({str(error).splitlines()[0]}); repair or remove it."
+    return f"Image '{path}' cannot be used ({str(error).splitlines()[0]}); convert, repair or remove it."
 
 
 def _shorter_side(crop: int) -> int:
@@ -143,7 +146,8 @@ def _collate(items: list[tuple[Tensor, int, str]]) -> tuple[Tensor | None, Tenso
 
 
 def _start_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C belongs to the main process, which stops after its step
+    for number in (signal.SIGINT, signal.SIGTERM):  # they belong to the main process, which stops after its step
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 

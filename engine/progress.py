@@ -1,6 +1,7 @@
 """Progress with rate and remaining time: a bar on a terminal, plain lines elsewhere, rarer as the work gets longer."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -28,7 +29,7 @@ def _bar(console: Console, what: str, total: int, done: int) -> Iterator[Advance
     started, first = time.monotonic(), done
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
                TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
-    with Progress(*columns, console=console) as bars:
+    with Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty()) as bars:
         task = bars.add_task(what, total=total, completed=done, note="", rate="")
         count, known = done, ""
 

@@ -16,11 +16,15 @@ from typing import Any
 import torch
 import yaml
 
-from engine.config import Config
+from engine.config import Config, read_yaml
 from engine.errors import UserError
 
 PACKAGES = ("ofa-toolkit", "torch", "torchvision", "numpy", "scikit-learn", "optuna", "onnx", "onnxruntime")
 NOT_REPLAYED = {"config", "out", "resume", "overwrite"}
+RUN_FILES = {
+    *("config.yaml", "env.json", "metrics.jsonl", "model.json", "weights.safetensors", "state.pt", "tensorboard", "DONE"),
+    *("pairs.jsonl", "selected", "optuna.journal", "export", "report"),
+}
 MAY_DIFFER = {"device", "threads", "tensorboard"}
 
 
@@ -60,11 +64,24 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; an unfinished last line, left by a killed process, is dropped."""
+    """The objects of a JSONL file; an unfinished last line, left by a killed process, is dropped.
+
+    Raises:
+        UserError: another line is damaged.
+    """
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    content = path.read_bytes()
+    rows = []
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number} is not a JSON object; remove the line.")
+        rows.append(row)
+    return rows
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -94,9 +111,7 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved configuration the run was started with."""
-        values = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
-        assert isinstance(values, dict)
-        return values
+        return read_yaml(self.path / "config.yaml")
 
     def log(self, **point: Any) -> None:
         """Append one object, with its `step`, to metrics.jsonl."""
@@ -128,20 +143,23 @@ class Run:
         Raises:
             UserError: it holds something already and neither flag allows that, its configuration differs, or it cannot be written.
         """
+        if resume and overwrite:
+            raise UserError("--resume continues a run and --overwrite replaces it; give one of them.")
         run = cls(path)
         values = config.model_dump(mode="json", exclude=NOT_REPLAYED)
         try:
-            if (path / "config.yaml").exists() and not overwrite:
+            found = {entry.name for entry in path.iterdir()} if path.exists() else set()
+            strange = {name for name in found - RUN_FILES if not name.startswith(".")}
+            if strange and not {"config.yaml", "env.json"} <= found:
+                raise UserError(f"Folder '{path}' holds files that are not a run, such as {min(strange)}; choose another with --out.")
+            if "config.yaml" in found and not overwrite:
                 run._check_same(values, resume)
                 return run
-            if path.exists() and any(path.iterdir()) and not (path / "config.yaml").exists():
-                raise UserError(f"Folder '{path}' holds files that are not a run; choose another with --out.")
-            if overwrite:
-                shutil.rmtree(path, ignore_errors=True)
-            with atomic(path / "env.json") as temporary:
-                temporary.write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
+            for name in found & RUN_FILES:  # nothing else is ours to delete
+                shutil.rmtree(path / name) if (path / name).is_dir() else (path / name).unlink()
             with atomic(path / "config.yaml") as temporary:
                 temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+            write_json(path / "env.json", environment())
         except OSError as error:
             raise UserError(f"Run folder '{path}' cannot be written ({error.strerror}); choose another with --out.") from None
         return run

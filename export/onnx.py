@@ -22,7 +22,7 @@ from engine.macs import count_parameters
 from engine.run import versions, write_json
 from export.verify import TOLERANCE, Parity, check_file, compare
 from ofa.space import Arch, find_arch
-from ofa.subnet import ConvBN
+from ofa.subnet import ConvBN, accuracy
 from ofa.trained import RunCommand, Trained, run_flag
 from predictors.pairs import read_selected
 
@@ -73,9 +73,8 @@ class Export(RunCommand):
         chosen = read_selected(self.run)
         if self.selected is not None and self.selected not in dict(chosen):
             raise UserError(f"Run '{self.run}' has no selected subnet '{self.selected}'; it has {', '.join(dict(chosen))}.")
-        known = ("predicted_accuracy", "val_accuracy")
         return [
-            (name, find_arch(trained.space, json.dumps(facts["arch"])), {key: facts[key] for key in known})
+            (name, find_arch(trained.space, facts.arch.model_dump_json()), {"predicted_accuracy": facts.predicted_accuracy})
             for name, facts in chosen
             if self.selected in (None, name)
         ]
@@ -86,22 +85,24 @@ def export(trained: Trained, arch: Arch, facts: dict[str, Any], path: Path, imag
 
     The file appears only if the comparison passes.
     """
-    subnet = trained.subnet(arch).cpu().float()
-    x = next(iter(trained.data.batches("val", images, images)))[0].cpu()
-    x = resize(x, arch.resolution)
-    metadata = describe(trained, arch, facts)
-    path.unlink(missing_ok=True)  # an older file must not survive a failure
+    subnet = trained.subnet(arch)
+    metadata = describe(trained, arch, facts | {"val_accuracy": accuracy(subnet, trained.data, "val")})
+    subnet = subnet.cpu()
+    x = resize(next(iter(trained.data.batches("val", images, images)))[0].cpu(), arch.resolution)
+    manifest = path.with_suffix(".json")
+    for stale in (path, manifest):  # an older file must not survive a failure
+        stale.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         candidate = Path(folder) / path.name
-        to_onnx(subnet, x[:2], candidate, metadata)
+        to_onnx(subnet, x.new_zeros(2, *x.shape[1:]), candidate, metadata)
         parity = compare(subnet, candidate, x)
         complaint = check_file(candidate, count_parameters(subnet))
         if not complaint and not parity.passed:
             complaint = f"differs from torch by more than {TOLERANCE:g}, or in top-1"
         if not complaint:
             candidate.replace(path)
-            write_json(path.with_suffix(".json"), metadata | {"parity": parity._asdict(), "bytes": path.stat().st_size})
+            write_json(manifest, metadata | {"parity": parity._asdict(), "bytes": path.stat().st_size})
     return parity, complaint
 
 

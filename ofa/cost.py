@@ -5,6 +5,7 @@ of a block depends on a handful of choices only, so a million architectures are 
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -58,7 +59,7 @@ def costs_of(space: Space, codes_NF: Codes, classes: int = 1000, channels: int =
     """Costs of every row. A million rows take about half a second when kernels are chosen per stage, 2 s per block."""
     choice_FN = np.ascontiguousarray(np.maximum(codes_NF, 1).T) - 1
     macs, params = np.zeros((2, len(codes_NF)), np.int64)
-    for columns, cost in tables(space, classes, channels):
+    for columns, cost in _cached_tables(space, classes, channels):
         place = np.zeros(len(codes_NF), np.int32)
         for column, choices in zip(columns, cost.shape, strict=False):
             if choices > 1:
@@ -67,6 +68,11 @@ def costs_of(space: Space, codes_NF: Codes, classes: int = 1000, channels: int =
         macs += cost[..., 0].ravel()[place]
         params += cost[..., 1].ravel()[place]
     return Cost(macs, params)
+
+
+@lru_cache(maxsize=8)
+def _cached_tables(space: Space, classes: int, channels: int) -> tuple[Table, ...]:
+    return tuple(tables(space, classes, channels))
 
 
 def tables(space: Space, classes: int, channels: int) -> Iterator[Table]:

@@ -25,7 +25,7 @@ class Sandwich(Config):
     random: int = Field(2, ge=0, description="random subnets a step, beside the largest and the smallest")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="of the largest network's labels")
     dropout: float = Field(0.2, ge=0, lt=1, description="before the classifier, largest network only")
-    drop_connect: float = Field(0.2, ge=0, lt=1, description="of the last block, falling linearly to 0 at the first; largest only")
+    drop_connect: float = Field(0.2, ge=0, lt=1, description="block i of n is dropped with i/n of this; largest only")
     drop_connect_stages: int | None = Field(None, ge=1, description="only in this many last stages (AttentiveNAS: 2); none: all")
 
 

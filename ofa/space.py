@@ -21,14 +21,15 @@ from engine.run import read_json
 
 Codes = NDArray[np.uint8]
 Act = Literal["relu", "hard_swish", "swish"]
-Choices = Annotated[tuple[int, ...], Field(min_length=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Choices = Annotated[tuple[int, ...], Field(min_length=1, max_length=255)]
 
 
 class Stem(Config):
     """3 x 3 convolution, BatchNorm, activation."""
 
     width: Choices
-    stride: int = 2
+    stride: int = Field(2, ge=1)
     act: Act = "swish"
 
 
@@ -38,8 +39,10 @@ class Stage(Config):
     width: Choices
     depth: Choices
     kernel: Choices
-    expand: tuple[float, ...] = Field(min_length=1, description="hidden width / input width; (1,) means no expansion layer")
-    stride: int = 1
+    expand: Annotated[tuple[Finite, ...], Field(min_length=1, max_length=255)] = Field(
+        description="hidden width / input width; (1,) means no expansion layer"
+    )
+    stride: int = Field(1, ge=1)
     se: bool = False
     act: Act = "swish"
 
@@ -52,7 +55,7 @@ class Head(Config):
     """
 
     width: Choices
-    expand: int | None = None
+    expand: int | None = Field(None, ge=1)
     act: Act = "swish"
 
 
@@ -131,7 +134,7 @@ class Space(Config):
         """Column number by (field, position)."""
         return {(c.field, c.position): i for i, c in enumerate(self.columns)}
 
-    @cached_property
+    @property
     def cardinalities(self) -> NDArray[np.int64]:
         """Number of choices of each column."""
         return np.array([len(c.values) for c in self.columns])

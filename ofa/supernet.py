@@ -185,7 +185,7 @@ class Supernet(nn.Module):
 
 
 def drop_connect(x_NCHW: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
-    """Whole images of a residual branch dropped with probability `rate`, the others scaled up (arXiv:1603.09382)."""
+    """Whole images of a residual branch dropped with probability `rate`, the rest scaled up: stochastic depth (arXiv:1603.09382)."""
     keep = torch.rand((len(x_NCHW), 1, 1, 1), generator=generator, device=x_NCHW.device) >= rate
     return x_NCHW * (keep / (1 - rate)).to(x_NCHW.dtype)
 

@@ -68,12 +68,13 @@ class Trained:
     Args:
         path: folder of a finished run.
         device: where to compute.
+        images: where the data of the run is now, if it moved.
 
     Raises:
         UserError: the run or its data is missing, unfinished or damaged.
     """
 
-    def __init__(self, path: Path, device: torch.device):
+    def __init__(self, path: Path, device: torch.device, images: Path | None = None):
         self.run, self.device = Run.open(path), device
         self.model = validate(Model, read_json(path / "model.json"), str(path / "model.json"))
         self.space = self.model.space
@@ -85,6 +86,9 @@ class Trained:
             raise UserError(f"Weights '{weights}' do not fit the space in model.json beside them; copy the run folder again.") from None
         source = validate(Source, {k: v for k, v in self.run.config.items() if k in Source.model_fields}, str(path / "config.yaml"))
         self.seed = source.seed
+        if images is not None:
+            moved = {"seed": source.seed, "data": source.data.model_dump() | {"path": images}}
+            source = validate(Source, moved, "--data")
         self.data: Data = load_data(source.data, device, source.seed)
         if (tuple(self.data.classes), tuple(self.data.mean), tuple(self.data.std)) != (self.model.classes, self.model.mean, self.model.std):
             raise UserError(
@@ -108,6 +112,7 @@ class RunCommand(Command):
     """A command that reads a finished run."""
 
     run: Path = Field(DEFAULT_RUN, description="folder of a finished run")
+    data: Path | None = Field(None, description="where the run's images are now, if they moved since it was trained")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch decides. Tiny networks are fastest with 1")
 
@@ -115,7 +120,7 @@ class RunCommand(Command):
         """The supernet, or the one network, of the run."""
         if self.threads:
             torch.set_num_threads(self.threads)
-        return Trained(self.run, pick_device(self.device))
+        return Trained(self.run, pick_device(self.device), self.data)
 
     def open_supernet(self) -> Trained:
         """The supernet of the run.

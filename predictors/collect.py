@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from engine.cli import main
+from engine.config import format_count
 from engine.interrupt import stop_on_signal
 from engine.progress import progress
 from engine.run import append_line, write_lines
@@ -55,7 +56,8 @@ class Collect(RunCommand):
         if stop.requested:
             print("stopped early; the same command continues")
             return 130
-        print(f"next: python -m predictors.select{run_flag(self.run)} --flops 600M")
+        middle = format_count(float(np.median([pair.macs for pair in read_pairs(self.run)])), digits=2)
+        print(f"next: python -m predictors.select{run_flag(self.run)} --flops {middle}")
         return 0
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from engine.errors import UserError
 from engine.seed import derive
 from ofa.space import Codes, Space, canonical, cross, encode, mutate, sample_codes, smallest
 
@@ -53,8 +54,12 @@ def study(space: Space, score: Scores, macs: Costs, budget: int, seeds: Codes, t
     The study `name` in `journal` can be opened with Optuna's own tools; one of the same name is replaced. Constraint
     `macs` is violated where positive.
     """
-    storage = JournalStorage(JournalFileBackend(str(journal)))
-    if name in optuna.study.get_all_study_names(storage):
+    try:
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+        known = optuna.study.get_all_study_names(storage)
+    except ValueError:
+        raise UserError(f"The journal of earlier studies '{journal}' is damaged; delete it.") from None
+    if name in known:
         optuna.delete_study(study_name=name, storage=storage)
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -1,10 +1,11 @@
 """What stage 2 keeps in a run folder: measured subnets (pairs.jsonl) and chosen ones (selected/)."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 
 from engine.config import Config, validate
 from engine.errors import UserError
@@ -12,14 +13,25 @@ from engine.run import read_json, read_lines
 from ofa.space import Arch, Codes, Space, encode
 from ofa.trained import run_flag
 
+Accuracy = Annotated[float, Field(ge=0, le=1)]
+
 
 class Pair(Config):
     """One measured subnet. val_accuracy in [0, 1]; macs: multiply-accumulates; params: trainable scalars."""
 
     arch: Arch
-    val_accuracy: float
+    val_accuracy: Accuracy
     macs: int
     params: int
+
+
+class Selected(BaseModel):
+    """What export and report need of a selected/*.json file; it holds more."""
+
+    arch: Arch
+    macs: int
+    predicted_accuracy: float
+    val_accuracy: Accuracy
 
 
 def pairs_path(run: Path) -> Path:
@@ -46,13 +58,13 @@ def training_set(space: Space, pairs: list[Pair]) -> tuple[Codes, NDArray[np.flo
     return np.stack([encode(space, pair.arch) for pair in pairs]), np.array([pair.val_accuracy for pair in pairs])
 
 
-def read_selected(run: Path) -> list[tuple[str, dict[str, Any]]]:
-    """What predictors.select chose, as (budget, facts), fewest MACs first.
+def read_selected(run: Path) -> list[tuple[str, Selected]]:
+    """What predictors.select chose, as (budget, subnet), fewest MACs first.
 
     Raises:
-        UserError: it has not chosen anything yet.
+        UserError: it has not chosen anything yet, or a file is damaged.
     """
-    found = [(file.stem, read_json(file)) for file in (run / "selected").glob("*.json")]
+    found = [(file.stem, validate(Selected, read_json(file), str(file))) for file in (run / "selected").glob("*.json")]
     if not found:
         raise UserError(f"Run '{run}' has no selected subnet; run python -m predictors.select{run_flag(run)} --flops 600M first.")
-    return sorted(found, key=lambda item: (int(item[1]["macs"]), item[0]))
+    return sorted(found, key=lambda item: (item[1].macs, item[0]))

@@ -17,7 +17,7 @@ from engine.seed import numpy_generator
 from ofa.cost import costs_of
 from ofa.space import Arch, Codes, decode, encode, sample_codes
 from ofa.trained import RunCommand, Trained
-from predictors.pairs import read_pairs, read_selected
+from predictors.pairs import Selected, read_pairs, read_selected
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -28,8 +28,8 @@ POOL, SAME_MACS = 200_000, 0.05
 class Report(RunCommand):
     """Compare every selected subnet with random ones of the same MACs (within 5%) on the test images.
 
-    Writes report/front.png, front.csv and report.json in the run folder and prints the table. This is the only command
-    that looks at the test images.
+    Writes report/front.png, front.csv and report.json in the run folder and prints the table. Besides ofa.evaluate
+    --split test, this is the only command that looks at the test images.
 
     examples:
       python -m predictors.report
@@ -46,8 +46,8 @@ class Report(RunCommand):
         rows: list[dict[str, Any]] = []
         with progress("measure on test images", len(chosen) * (1 + self.random)) as advance:
             for name, facts in chosen:
-                arch = Arch.model_validate(facts["arch"])
-                group = [("selected", arch)] + [("random", decode(trained.space, c)) for c in self._rivals(trained, arch)]
+                arch = decode(trained.space, encode(trained.space, facts.arch))
+                group = [("selected", arch)] + [("random", decode(trained.space, c)) for c in self._random_of_same_macs(trained, arch)]
                 for kind, candidate in group:
                     macs, params = trained.cost(candidate)
                     accuracy = trained.accuracy(candidate, "test")
@@ -56,15 +56,15 @@ class Report(RunCommand):
         self._write(chosen, rows)
         return 0
 
-    def _rivals(self, trained: Trained, arch: Arch) -> Codes:
+    def _random_of_same_macs(self, trained: Trained, arch: Arch) -> Codes:
         """Up to `random` different uniform samples within 5% of the MACs of `arch`, without itself."""
-        rng = numpy_generator(self.seed, "rivals", trained.cost(arch)[0])
+        rng = numpy_generator(self.seed, "same macs", trained.cost(arch)[0])
         pool = np.unique(sample_codes(trained.space, POOL, rng), axis=0)
         macs = costs_of(trained.space, pool, len(trained.model.classes), trained.model.channels).macs
         near = (np.abs(macs / trained.cost(arch)[0] - 1) <= SAME_MACS) & (pool != encode(trained.space, arch)).any(1)
         return rng.permutation(pool[near])[: self.random]
 
-    def _write(self, chosen: list[tuple[str, dict[str, Any]]], rows: list[dict[str, Any]]) -> None:
+    def _write(self, chosen: list[tuple[str, Selected]], rows: list[dict[str, Any]]) -> None:
         table = Table("budget", "MACs", "validation", "test", "random median", "better than")
         summary = []
         for name, facts in chosen:
@@ -72,8 +72,8 @@ class Report(RunCommand):
             others = np.array([r["test_accuracy"] for r in rows if r["budget"] == name and r["kind"] == "random"])
             median = float(np.median(others)) if len(others) else float("nan")
             beaten = f"{int((others < mine).sum())} of {len(others)}"
-            table.add_row(name, format_count(facts["macs"]), f"{facts['val_accuracy']:.2%}", f"{mine:.2%}", f"{median:.2%}", beaten)
-            summary.append({"budget": name, "macs": facts["macs"], "val_accuracy": facts["val_accuracy"], "test_accuracy": mine,
+            table.add_row(name, format_count(facts.macs), f"{facts.val_accuracy:.2%}", f"{mine:.2%}", f"{median:.2%}", beaten)
+            summary.append({"budget": name, "macs": facts.macs, "val_accuracy": facts.val_accuracy, "test_accuracy": mine,
                             "random_median": median if len(others) else None, "random_beaten": beaten})  # fmt: skip
         folder = self.run / "report"
         write_json(folder / "report.json", summary)

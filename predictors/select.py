@@ -1,5 +1,6 @@
 """Find the best subnet of a trained supernet under a budget, in seconds, without training anything."""
 
+import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,11 +18,12 @@ from engine.seed import numpy_generator
 from ofa.cost import costs_of
 from ofa.space import Codes, decode, features, largest, smallest
 from ofa.trained import RunCommand, Trained, run_flag
-from predictors.accuracy import Name, cross_validated_tau, make_predictor
+from predictors.accuracy import Name, Predictor, cross_validated_tau, make_predictor
 from predictors.explore import evolve, study
 from predictors.pairs import read_pairs, training_set
 
 PER_ROUND = 5
+Known = tuple[Codes, NDArray[np.float64]]
 
 
 class Select(RunCommand):
@@ -44,7 +46,7 @@ class Select(RunCommand):
     @field_validator("flops", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return value.split(",") if isinstance(value, str) else value
+        return str(value).split(",") if isinstance(value, (str, int, float)) else value
 
     def execute(self) -> int:
         """Fit, search, measure, write selected/<budget>.json."""
@@ -61,10 +63,11 @@ class Select(RunCommand):
         codes, y = training_set(trained.space, read_pairs(self.run))
         tau = cross_validated_tau(self.predictor, features(trained.space, codes), y, self.seed)
         print(f"accuracy predictor: {len(y)} measured subnets, cross-validated Kendall tau {tau:.2f}")
+        predictor = make_predictor(self.predictor, len(y)).fit(features(trained.space, codes), y, self.seed)
         results = {}
         for budget in self.flops:
             name = format_count(budget, digits=15)
-            found = self._choose(trained, codes, y, budget, name)
+            found = self._choose(trained, copy.deepcopy(predictor), (codes, y), budget, name)
             ranked = [_describe(trained, candidate) for candidate in found]
             facts = {"budget_macs": budget, "kendall_tau": tau, "pairs": len(y), "seed": self.seed, "candidates": ranked[1:]}
             write_json(self.run / "selected" / f"{name}.json", ranked[0] | facts)
@@ -73,14 +76,13 @@ class Select(RunCommand):
         print(f"written to {self.run / 'selected'}\nnext: python -m export.onnx{run_flag(self.run)}")
         return 0
 
-    def _choose(self, trained: Trained, codes: Codes, y: NDArray[np.float64], budget: int, name: str) -> list["Candidate"]:
+    def _choose(self, trained: Trained, predictor: Predictor, known: Known, budget: int, name: str) -> list["Candidate"]:
         """Candidates, best measured first and the cheaper one at a tie.
 
         A search over predictions finds where the predictor is too hopeful. So a few candidates are measured at a time, and
         the predictor learns from them before it is searched again.
         """
         space, classes, channels = trained.space, len(trained.model.classes), trained.model.channels
-        predictor = make_predictor(self.predictor, len(y)).fit(features(space, codes), y, self.seed)
         rng = numpy_generator(self.seed, "evolve", budget)
         done: dict[bytes, Candidate] = {}
 
@@ -107,7 +109,7 @@ class Select(RunCommand):
                     advance(f"{accuracy:.2%}")
                 more = list(done.values())
                 codes_seen, y_seen = np.stack([c.row for c in more]), np.array([c.val_accuracy for c in more])
-                predictor.update(features(space, np.concatenate([codes, codes_seen])), np.concatenate([y, y_seen]))
+                predictor.update(features(space, np.concatenate([known[0], codes_seen])), np.concatenate([known[1], y_seen]))
         return sorted(done.values(), key=lambda c: (-c.val_accuracy, c.macs))
 
 

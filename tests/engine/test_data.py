@@ -1,14 +1,14 @@
 """Every source keeps the promises of engine.data, and says in one sentence what is wrong with a broken one."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.datasets import CIFAR10
 
-from engine.data import Data, DataConfig, Digits, ImageFolder, Npz, Torchvision, hold_out, load_data
+from engine.data import ArrayData, Data, DataConfig, Digits, ImageFolder, Npz, Torchvision, hold_out, load_data
 from engine.errors import UserError
 
 CPU = torch.device("cpu")
@@ -73,9 +73,20 @@ def test_contract(source: DataConfig) -> None:
 
 def test_seed_moves_the_validation_split_but_not_the_test_split() -> None:
     a, b = (load_data(Digits(), CPU, seed) for seed in (0, 1))
-    assert not torch.equal(next(a.batches("val", 50))[1], next(b.batches("val", 50))[1])
-    assert torch.equal(next(a.batches("test", 50))[1], next(b.batches("test", 50))[1])
+    assert isinstance(a, ArrayData) and isinstance(b, ArrayData)
+    assert not torch.equal(a.splits["val"][1], b.splits["val"][1])
+    assert torch.equal(a.splits["test"][0], b.splits["test"][0])
     assert [a.count("train"), a.count("val"), a.count("test")] == [754, 504, 539]
+
+
+def test_plain_training_batches_mix_the_classes_of_a_sorted_source(tmp_path: Path) -> None:
+    x = np.zeros((400, 4, 4), np.uint8)
+    path = write_npz(tmp_path / "x.npz", x_train=x, y_train=np.repeat(np.arange(4), 100), x_test=x[:4], y_test=np.arange(4))
+    data = load_data(Npz(name="npz", path=path), CPU, 0)
+    for limit in (None, 128):
+        batches = [y for _, y in data.batches("train", 32, limit) if len(y) == 32]
+        assert len(batches) >= 4
+        assert all(len(y.unique()) == 4 for y in batches)
 
 
 def test_normalised_training_images_have_zero_mean_and_unit_deviation() -> None:
@@ -92,10 +103,26 @@ def test_hold_out_takes_its_share_of_each_class() -> None:
     assert np.bincount(labels[held], minlength=3).tolist() == [20, 10, 0]
 
 
-def test_cifar_through_torchvision(tmp_path: Path) -> None:
+def test_a_torchvision_set_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Data set cifar10 is not in .* --data.download"):
         load_data(Torchvision(name="cifar10", path=tmp_path), CPU, 0)
-    assert CIFAR10.base_folder  # the class we read with exists under this name
+
+
+def test_fashion_mnist_through_torchvision(tmp_path: Path) -> None:
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, count in (("train", 40), ("t10k", 20)):
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        pixels = np.repeat(labels * 20, 28 * 28).astype(np.uint8)
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, count, 28, 28) + pixels.tobytes())
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, count) + labels.tobytes())
+    data = load_data(Torchvision(name="fashion_mnist", path=tmp_path), CPU, 0)
+    assert (data.channels, data.size, data.count("test"), data.classes[0]) == (1, 28, 20, "T-shirt/top")
+    x, y = next(data.batches("test", 20))
+    assert torch.equal(x[:, 0, 0, 0].argsort(stable=True), y.argsort(stable=True))
+    (raw / "t10k-images-idx3-ubyte").write_bytes(b"")
+    with pytest.raises(UserError, match="Data set fashion_mnist is not in"):
+        load_data(Torchvision(name="fashion_mnist", path=tmp_path), CPU, 0)
 
 
 def test_val_and_test_folders_are_both_used_as_they_are(tmp_path: Path) -> None:
@@ -111,6 +138,11 @@ BROKEN_NPZ = [
     ({"x_train": np.zeros((40, 6, 6, 3))}, "must be square uint8 images"),
     ({"x_train": np.zeros((40, 6, 5), np.uint8)}, "must be square uint8 images"),
     ({"y_train": np.arange(39) % 4}, "40 images and y_train 39 labels"),
+    ({"y_train": np.zeros((40, 1), int)}, r"y_train must be integers \(N,\), but is int64 \(40, 1\)"),
+    ({"y_train": np.zeros(40)}, r"y_train must be integers \(N,\), but is float64"),
+    ({"x_test": np.zeros((8, 6, 6), np.uint8)}, "they must agree"),
+    ({"classes": np.array("a")}, "names 1 classes but y_train has 4"),
+    ({"y_train": np.array([0, 1, 2, 3]), "x_train": np.zeros((4, 6, 6, 3), np.uint8)}, "none can be held out"),
     ({"classes": np.array(["a", "b"])}, "names 2 classes but y_train has 4"),
 ]
 
@@ -171,7 +203,7 @@ def test_class_that_train_lacks(tmp_path: Path) -> None:
 def test_corrupt_file_is_found_at_the_start(tmp_path: Path, damage: bytes | None) -> None:
     victim = write_folder(tmp_path) / "test" / "dog" / "3.png"
     victim.write_bytes(victim.read_bytes()[:200] if damage is None else damage)
-    with pytest.raises(UserError, match=r"3\.png' cannot be decoded"):
+    with pytest.raises(UserError, match=r"3\.png' cannot be used"):
         folder(tmp_path)
 
 
@@ -180,8 +212,14 @@ def test_file_that_breaks_later_is_one_sentence(tmp_path: Path, workers: int) ->
     data = load_data(ImageFolder(name="imagefolder", path=write_folder(tmp_path), size=16, workers=workers), CPU, 0)
     for path in (tmp_path / "train").rglob("*.png"):
         path.write_bytes(b"gone")
-    with pytest.raises(UserError, match=r"png' cannot be decoded .* repair or remove it\.$"):
+    with pytest.raises(UserError, match=r"png' cannot be used .* convert, repair or remove it\.$"):
         epoch(data, 0)
+
+
+def test_sixteen_bit_images_are_refused_rather_than_clipped(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(write_folder(tmp_path) / "train" / "cat" / "x.png")
+    with pytest.raises(UserError, match=r"x\.png' cannot be used \(its pixels are I;16"):
+        folder(tmp_path)
 
 
 def test_batch_larger_than_the_data(tmp_path: Path) -> None:

@@ -45,6 +45,14 @@ def test_a_half_written_last_line_is_dropped(tmp_path: Path) -> None:
     assert read_lines(path) == [{"a": 1}]
 
 
+@pytest.mark.parametrize("line", ["", "{", "[1]", "\xff"])
+def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + line.encode("latin-1") + b"\n")
+    with pytest.raises(UserError, match="line 2 is not a JSON object"):
+        read_lines(path)
+
+
 def test_start_resume_overwrite(tmp_path: Path) -> None:
     path = tmp_path / "run"
     run = start(path, Settings())
@@ -54,9 +62,14 @@ def test_start_resume_overwrite(tmp_path: Path) -> None:
     start(path, Settings(device="cuda"), resume=True)
     with pytest.raises(UserError, match=r"was started with epochs = 1, not 2"):
         start(path, Settings(epochs=2), resume=True)
-    (path / "old").write_text("")
+    (path / "notes.txt").write_text("mine")
+    for name in ("pairs.jsonl", "export/x.onnx"):
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text("old")
+    with pytest.raises(UserError, match="give one of them"):
+        start(path, Settings(), resume=True, overwrite=True)
     start(path, Settings(epochs=2), overwrite=True)
-    assert not (path / "old").exists()
+    assert {p.name for p in path.iterdir()} == {"config.yaml", "env.json", "notes.txt"}
     run.finish()
     with pytest.raises(UserError, match="a finished run"):
         start(path, Settings(epochs=2))
@@ -67,6 +80,28 @@ def test_a_folder_of_something_else_is_never_touched(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds files that are not a run"):
         start(tmp_path, Settings(), overwrite=True)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_configuration_of_something_else_is_not_a_run(tmp_path: Path) -> None:
+    for name in ("config.yaml", "thesis.tex"):
+        (tmp_path / name).write_text("theirs")
+    with pytest.raises(UserError, match="holds files that are not a run"):
+        start(tmp_path, Settings(), overwrite=True)
+    assert (tmp_path / "config.yaml").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("left", [".config.yaml.x1", "env.json", "config.yaml"])
+def test_a_start_that_was_killed_can_be_repeated(tmp_path: Path, left: str) -> None:
+    (tmp_path / left).write_text("epochs: 1\ndevice: cpu\n")
+    assert start(tmp_path, Settings(), resume=True).config["epochs"] == 1
+
+
+def test_overwrite_through_a_link_replaces_what_it_points_to(tmp_path: Path) -> None:
+    start(tmp_path / "real", Settings()).finish()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    run = start(tmp_path / "link", Settings(epochs=5), overwrite=True)
+    assert not run.finished
+    assert Run(tmp_path / "real").config["epochs"] == 5
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from engine.errors import UserError
+from ofa.cost import cost_of
 from ofa.space import (
     Arch,
     Space,
@@ -19,6 +20,7 @@ from ofa.space import (
     largest,
     load_space,
     mutate,
+    only,
     sample,
     sample_codes,
     smallest,
@@ -56,6 +58,34 @@ def test_operators_stay_in_the_space(space: Space) -> None:
         assert (rows <= space.cardinalities).all()
     assert 0 < (mutants != codes).any(1).mean() <= 1
     assert np.array_equal(mutate(space, codes, 0.0, rng), codes)
+
+
+def test_children_take_every_gene_from_a_parent_that_has_it() -> None:
+    space = load_space("ofa_mbv3")
+    rng = np.random.default_rng(0)
+    a, b = sample_codes(space, 500, rng), sample_codes(space, 500, rng)
+    child = cross(space, a, b, rng)
+    known = (child == a) | (child == b) | (child == 0)
+    assert known.all()
+
+
+def test_blocks_that_wake_up_are_drawn_evenly() -> None:
+    space = load_space("ofa_mbv3")
+    rng = np.random.default_rng(0)
+    before = np.repeat(encode(space, smallest(space))[None], 20_000, axis=0)
+    after = mutate(space, before, 0.3, rng)
+    woken = after[:, space.column_index["kernel", 4]]
+    shares = np.bincount(woken[woken > 0], minlength=4)[1:] / (woken > 0).sum()
+    assert shares == pytest.approx([1 / 3] * 3, abs=0.03)
+
+
+def test_only_is_the_same_network_in_a_space_of_its_own() -> None:
+    for name in NAMES:
+        space = load_space(name)
+        arch = sample(space, np.random.default_rng(2))
+        alone = only(space, arch)
+        assert alone.size() == 1
+        assert cost_of(alone, largest(alone), 7, 3) == cost_of(space, arch, 7, 3)
 
 
 def test_the_same_generator_gives_the_same_architectures(space: Space) -> None:
@@ -129,6 +159,9 @@ def test_find_arch(tiny: Space, tmp_path: Path) -> None:
         ("expand: [2, 3]", "expand: [1, 3]", "mixes 1"),
         ("depth: [1, 2]", "dept: [1, 2]", r"there is no field 'stages.0.dept'; did you mean 'depth'"),
         ("resolution: [8, 12]", "shortcut: projected\nresolution: [8, 13]", "multiples of its total stride 2"),
+        ("stride: 2", "stride: 0", "'stages.1.stride' = 0 is not valid"),
+        ("expand: [2, 3]", "expand: [2, .inf]", "finite"),
+        ("expand: 2,", "expand: 0,", "'head.expand' = 0 is not valid"),
         ("act: relu", "act: gelu", "'stages.0.act' = 'gelu' is not valid"),
     ],
 )

@@ -90,8 +90,6 @@ def test_residual_blocks_start_as_their_shortcut() -> None:
 def test_gradients_reach_only_the_slice_in_use(tiny: Space) -> None:
     net = filled(tiny)
     net(torch.randn(4, 3, 8, 8), smallest(tiny)).sum().backward()
-    used = {name: t.data_ptr() for name, t in net.slices(smallest(tiny)).items()}
-    assert used
     depthwise = net.stages[1][0].depthwise.conv  # type: ignore[index, union-attr]
     assert depthwise.weight.grad[:, :, 1:4, 1:4].abs().sum() > 0
     assert depthwise.weight.grad[:, :, 0].abs().sum() == 0, "the rim of a 5 x 5 kernel learns from a 3 x 3 one"
@@ -114,6 +112,15 @@ def test_regularisation_is_drawn_from_its_generator_and_scales(tiny: Space) -> N
     assert torch.equal(run(0, 0.5, 0), run(0, 0.5, 0))
     assert not torch.equal(run(0, 0.5, 0), run(1, 0.5, 0))
     assert torch.equal(run(0, 0.5, 2), run(1, 0.5, 2)), "no stage is left to drop"
+
+
+def test_drop_connect_grows_with_the_block_and_needs_an_identity_shortcut(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = load_space("digits")
+    rates = []
+    monkeypatch.setattr("ofa.supernet.drop_connect", lambda x, rate, _: rates.append(rate) or x)
+    filled(space)(torch.randn(2, 3, 16, 16), largest(space), Regularisation(0.0, 0.4, 0, torch.Generator()))
+    # 8 blocks; blocks 2 and 5 carry a stride, block 0 is 16 -> 16 at stride 1 but has rate 0
+    assert rates == pytest.approx([0.4 * i / 8 for i in (1, 3, 4, 6, 7)])
 
 
 def test_calibration_is_exact_however_the_images_are_split(tiny: Space) -> None:

@@ -1,6 +1,5 @@
 """The train command: learns, resumes bit for bit, survives signals and NaN, and writes what later stages read."""
 
-import json
 import math
 import os
 import signal
@@ -15,10 +14,12 @@ import torch
 
 from engine.checkpoint import load_weights
 from engine.cli import parse
+from engine.data import load_data
 from engine.errors import UserError
 from engine.interrupt import Stop
+from engine.run import Run as RunFolder
 from engine.run import read_lines
-from ofa.space import find_arch, load_space
+from ofa.space import Space, find_arch, load_space
 from ofa.train import Train, Trainer
 from ofa.trained import Trained
 
@@ -108,6 +109,73 @@ def test_a_loss_that_is_not_finite_names_its_step_and_keeps_the_checkpoint(
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 11
 
 
+@pytest.mark.parametrize("signalled", [False, True])
+def test_broken_weights_are_never_saved(train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signalled: bool) -> None:
+    original = Trainer.update
+
+    def update(self: Trainer, x: torch.Tensor, y: torch.Tensor) -> None:
+        original(self, x, y)
+        if self.step == (13 if signalled else 22):  # between two looks at the losses, or after the epoch's last loss
+            next(self.supernet.parameters()).data.fill_(math.nan)
+            if signalled:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "update", update)
+    with pytest.raises(UserError, match="weights are not finite"):
+        train(tmp_path / "run")
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 11
+
+
+def test_resume_refuses_another_space_or_other_images(train: Run, tmp_path: Path, tiny_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    space = tmp_path / "space.yaml"
+    shutil.copy(tiny_yaml, space)
+    flags = ("--space", str(space))
+    original = Trainer.update
+
+    def update(self: Trainer, x: torch.Tensor, y: torch.Tensor) -> None:
+        original(self, x, y)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "update", update)
+    assert train(tmp_path / "run", *flags) == 130
+    before = (tmp_path / "run" / "model.json").read_text()
+    space.write_text(space.read_text().replace("resolution: [8, 12]", "resolution: [8]"))
+    with pytest.raises(UserError, match=r"The space or the images of run .* changed"):
+        train(tmp_path / "run", *flags, "--resume")
+    assert (tmp_path / "run" / "model.json").read_text() == before
+
+
+def test_sigterm_to_the_whole_group_saves_a_checkpoint(tmp_path: Path, tiny_yaml: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    for split, label in ((s, c) for s in ("train", "test") for c in ("a", "b")):
+        (tmp_path / "images" / split / label).mkdir(parents=True)
+        for i in range(20):
+            Image.fromarray(np.full((16, 16, 3), 10 * i, np.uint8)).save(tmp_path / "images" / split / label / f"{i}.png")
+    words = ["--space", str(tiny_yaml), "--data.name", "imagefolder", "--data.path", str(tmp_path / "images"), "--data.size", "12"]
+    words += ["--batch-size", "8", "--epochs", "500", "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "ofa.train", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "state.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in err) == (130, False), err
+    assert "--resume" in out
+
+
+def test_ctrl_c_while_importing_is_quiet(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-m", "ofa.train", "--out", str(tmp_path / "run")], stderr=subprocess.PIPE, text=True)
+    time.sleep(0.7)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+
+
 def test_ctrl_c_many_times_in_a_process(tiny_yaml: Path, tmp_path: Path) -> None:
     words = ["--space", str(tiny_yaml), "--epochs", "500", "--out", str(tmp_path / "run")]
     process = subprocess.Popen([sys.executable, "-m", "ofa.train", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -150,7 +218,7 @@ def test_stop_keeps_the_first_request(capsys: pytest.CaptureFixture[str]) -> Non
 def test_one_architecture_alone(train: Run, trained_run: Path, tmp_path: Path) -> None:
     assert train(tmp_path / "alone", "--arch", "smallest", "--epochs", "2") == 0
     trained = Trained(tmp_path / "alone", torch.device("cpu"))
-    assert trained.model.arch == find_arch(trained.space, "smallest")
+    assert trained.model.arch == find_arch(trained.space, "smallest") == find_arch(trained.space, "largest")
     points = read_lines(tmp_path / "alone" / "metrics.jsonl")
     assert [p["arch"] for p in points if "arch" in p] == ["alone"]
     assert all(p["distillation"] == [] for p in points if "loss" in p)
@@ -161,6 +229,22 @@ def test_a_bad_architecture_or_batch_leaves_no_folder(train: Run, tmp_path: Path
         with pytest.raises(UserError):
             train(tmp_path / "run", *flags)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_update_clips_warms_up_and_averages(tiny: Space, tmp_path: Path) -> None:
+    flags = ["--sgd.clip-value", "0.001", "--sgd.warmup-epochs", "2", "--sgd.lr", "0.5", "--sgd.momentum", "0", "--sgd.weight-decay", "0"]
+    config = parse(Train, ["--epochs", "3", "--ema", "0.5", *flags])
+    data = load_data(config.data, torch.device("cpu"), 0)
+    trainer = Trainer(config, RunFolder(tmp_path), tiny, data, None, 10)
+    before = [p.detach().clone() for p in trainer.supernet.parameters()]
+    trainer.update(*next(data.train_batches(64, 0)))
+    moved = max(float((p.detach() - q).abs().max()) for p, q in zip(trainer.supernet.parameters(), before, strict=True))
+    assert moved == pytest.approx(0.5 / 20 * 0.001, rel=0.1)
+    trainer.update(*next(data.train_batches(64, 1)))
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * 2 / 20)
+    weights = zip(trainer.weights.parameters(), trainer.supernet.parameters(), strict=True)
+    assert trainer.weights is not trainer.supernet
+    assert any(not torch.equal(a, b) for a, b in weights), "the average is what is evaluated and saved"
 
 
 def test_recipes_are_valid() -> None:
@@ -184,12 +268,13 @@ def test_damaged_runs_are_one_sentence(trained_run: Path, tmp_path: Path) -> Non
     for name, content, said in (
         ("model.json", b"{}", "'space' is missing"),
         ("model.json", b"{", "not valid JSON"),
+        ("config.yaml", b"seed: [", "not valid YAML"),
+        ("config.yaml", b"seed: 0", "'data' is missing"),
+        ("config.yaml", b"seed: 1\ndata: {name: digits}", "are not those it was trained on"),
         ("weights.safetensors", b"1234", "cannot be loaded"),
     ):
-        copy = tmp_path / f"{name}{len(content)}"
+        copy = tmp_path / f"{name}{len(list(tmp_path.iterdir()))}"
         shutil.copytree(trained_run, copy)
         (copy / name).write_bytes(content)
         with pytest.raises(UserError, match=said):
             Trained(copy, torch.device("cpu"))
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "x").write_text(json.dumps({}))

@@ -1,12 +1,15 @@
 """collect, select and report on a trained run."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from engine.cli import parse
+from engine.data import Data, Split
 from engine.errors import UserError
 from engine.run import read_lines
 from ofa.cost import costs_of
@@ -42,8 +45,6 @@ def test_collect_resumes_and_grows(collected: Path) -> None:
 
 
 def test_half_of_the_schedule_is_spread_over_macs(trained_run: Path) -> None:
-    import torch
-
     trained = Trained(trained_run, torch.device("cpu"))
     rows = np.stack([row for row, _ in zip(schedule(trained, 0), range(82), strict=False)])
     macs = costs_of(trained.space, rows, 10, 1).macs
@@ -79,8 +80,6 @@ def test_a_budget_above_the_largest_says_so(collected: Path, capsys: pytest.Capt
 
 
 def test_a_budget_below_the_smallest_names_the_smallest(collected: Path) -> None:
-    import torch
-
     trained = Trained(collected, torch.device("cpu"))
     least = trained.cost(smallest(trained.space))[0]
     with pytest.raises(UserError, match=f"No subnet fits 2k MACs: the smallest .*{least}"):
@@ -89,8 +88,6 @@ def test_a_budget_below_the_smallest_names_the_smallest(collected: Path) -> None
 
 
 def test_select_needs_pairs(train: object, tmp_path: Path, trained_run: Path) -> None:
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(trained_run, copy, ignore=shutil.ignore_patterns("pairs.jsonl"))
     with pytest.raises(UserError, match=r"Only 0 subnets are measured.*run python -m predictors\.collect first"):
@@ -111,12 +108,57 @@ def test_report_compares_with_random_subnets_of_the_same_macs(collected: Path) -
     assert len(json.loads((folder / "report.json").read_text())) == len(chosen)
 
 
-def test_pairs_of_another_space_are_refused(collected: Path, tmp_path: Path) -> None:
-    import shutil
-
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"accuracy": 1}, r"line 1: there is no field 'accuracy'; did you mean 'val_accuracy'"),
+        ({"val_accuracy": 70}, r"line 1: 'val_accuracy' = 70 is not valid"),
+        ({"val_accuracy": float("nan")}, r"line 1: 'val_accuracy' = nan is not valid"),
+    ],
+)
+def test_damaged_pairs_are_named(collected: Path, tmp_path: Path, line: dict[str, float], said: str) -> None:
     copy = tmp_path / "run"
     shutil.copytree(collected, copy)
     rows = read_lines(copy / "pairs.jsonl")
-    (copy / "pairs.jsonl").write_text(json.dumps(rows[0] | {"accuracy": 1}) + "\n")
-    with pytest.raises(UserError, match=r"pairs\.jsonl, line 1: there is no field 'accuracy'; did you mean 'val_accuracy'"):
+    (copy / "pairs.jsonl").write_text(json.dumps(rows[0] | line) + "\n")
+    with pytest.raises(UserError, match=said):
         select(copy, "--flops", "1M")
+
+
+def test_pairs_of_another_space_are_refused(collected: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(collected, copy)
+    text = (copy / "pairs.jsonl").read_text().replace('"resolution": 12', '"resolution": 14')
+    (copy / "pairs.jsonl").write_text(text)
+    with pytest.raises(UserError, match=r"resolution\[0\] = 14 is not in space 'tiny'"):
+        select(copy, "--flops", "1M")
+
+
+def test_damaged_selections_and_journals_are_named(collected: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(collected, copy)
+    shutil.rmtree(copy / "selected", ignore_errors=True)
+    (copy / "selected").mkdir()
+    (copy / "selected" / "1M.json").write_text("{}")
+    with pytest.raises(UserError, match=r"1M\.json: 'arch' is missing"):
+        parse(Report, ["--run", str(copy)]).execute()
+    (copy / "optuna.journal").write_text('{"op_code":\n{}\n')
+    with pytest.raises(UserError, match=r"optuna\.journal' is damaged; delete it"):
+        select(copy, "--flops", "1M")
+
+
+def test_only_the_report_looks_at_test_images(collected: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    original = Data.batches
+
+    def spy(self: Data, split: Split, batch_size: int, limit: int | None = None) -> object:
+        seen.append(split if limit is None else f"{split} for statistics")
+        return original(self, split, batch_size, limit)
+
+    monkeypatch.setattr(Data, "batches", spy)
+    parse(Collect, ["--run", str(collected), "--count", "16"]).execute()
+    select(collected, "--flops", "70k")
+    assert set(seen) == {"train for statistics", "val"}
+    seen.clear()
+    parse(Report, ["--run", str(collected), "--random", "1"]).execute()
+    assert set(seen) == {"train for statistics", "test"}
