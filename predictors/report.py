@@ -26,7 +26,7 @@ POOL, SAME_MACS = 200_000, 0.05
 
 
 class Report(RunCommand):
-    """Compare every selected subnet with random ones of the same MACs (within 5%) on the test images.
+    """Compare every selected subnet with random ones of the same MACs (within 5%, or the nearest) on the test images.
 
     Writes report/front.png, front.csv and report.json in the run folder and prints the table. Besides ofa.evaluate
     --split test, this is the only command that looks at the test images.
@@ -57,24 +57,38 @@ class Report(RunCommand):
         return 0
 
     def _random_of_same_macs(self, trained: Trained, arch: Arch) -> Codes:
-        """Up to `random` different uniform samples within 5% of the MACs of `arch`, without itself."""
-        rng = numpy_generator(self.seed, "same macs", trained.cost(arch)[0])
-        pool = np.unique(sample_codes(trained.space, POOL, rng), axis=0)
+        """`random` different uniform samples within 5% of the MACs of `arch`, without itself; where there are too few, the nearest."""
+        wanted = trained.cost(arch)[0]
+        rng = numpy_generator(self.seed, "same macs", wanted)
+        pool = rng.permutation(np.unique(sample_codes(trained.space, POOL, rng), axis=0))
+        pool = pool[(pool != encode(trained.space, arch)).any(1)]
         macs = costs_of(trained.space, pool, len(trained.model.classes), trained.model.channels).macs
-        near = (np.abs(macs / trained.cost(arch)[0] - 1) <= SAME_MACS) & (pool != encode(trained.space, arch)).any(1)
-        return rng.permutation(pool[near])[: self.random]
+        distance = np.maximum(np.abs(macs / wanted - 1), SAME_MACS)  # all within 5% are equally near
+        return pool[np.argsort(distance, kind="stable")][: self.random]
 
     def _write(self, chosen: list[tuple[str, Selected]], rows: list[dict[str, Any]]) -> None:
-        table = Table("budget", "MACs", "validation", "test", "random median", "better than")
+        table = Table("budget", "MACs", "validation", "test", "random", "beats", "within")
         summary = []
         for name, facts in chosen:
-            mine = next(r["test_accuracy"] for r in rows if r["budget"] == name and r["kind"] == "selected")
-            others = np.array([r["test_accuracy"] for r in rows if r["budget"] == name and r["kind"] == "random"])
-            median = float(np.median(others)) if len(others) else float("nan")
-            beaten = f"{int((others < mine).sum())} of {len(others)}"
-            table.add_row(name, format_count(facts.macs), f"{facts.val_accuracy:.2%}", f"{mine:.2%}", f"{median:.2%}", beaten)
-            summary.append({"budget": name, "macs": facts.macs, "val_accuracy": facts.val_accuracy, "test_accuracy": mine,
-                            "random_median": median if len(others) else None, "random_beaten": beaten})  # fmt: skip
+            group = [r for r in rows if r["budget"] == name]
+            mine = next(r["test_accuracy"] for r in group if r["kind"] == "selected")
+            others = np.array([(r["test_accuracy"], r["macs"]) for r in group if r["kind"] == "random"])
+            median, beaten = float(np.median(others[:, 0])), int((others[:, 0] < mine).sum())
+            apart = float(np.abs(others[:, 1] / facts.macs - 1).max())
+            numbers = (f"{facts.val_accuracy:.2%}", f"{mine:.2%}", f"{median:.2%}", f"{beaten} of {len(others)}", f"{apart:.0%}")
+            table.add_row(name, format_count(facts.macs), *numbers)
+            summary.append(
+                {
+                    "budget": name,
+                    "macs": facts.macs,
+                    "val_accuracy": facts.val_accuracy,
+                    "test_accuracy": mine,
+                    "random_median": median,
+                    "random_beaten": beaten,
+                    "random_count": len(others),
+                    "random_macs_apart": apart,
+                }
+            )
         folder = self.run / "report"
         write_json(folder / "report.json", summary)
         with atomic(folder / "front.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:

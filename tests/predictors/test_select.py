@@ -13,7 +13,7 @@ from engine.data import Data, Split
 from engine.errors import UserError
 from engine.run import read_lines
 from ofa.cost import costs_of
-from ofa.space import largest, smallest
+from ofa.space import largest, sample_codes, smallest
 from ofa.trained import Trained
 from predictors.collect import Collect, schedule
 from predictors.pairs import read_pairs
@@ -102,10 +102,17 @@ def test_report_compares_with_random_subnets_of_the_same_macs(collected: Path) -
     lines = (folder / "front.csv").read_text().splitlines()
     assert lines[0] == "budget,kind,macs,params,test_accuracy"
     rows = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
-    chosen = {r["budget"]: int(r["macs"]) for r in rows if r["kind"] == "selected"}
-    for row in rows:
-        assert abs(int(row["macs"]) / chosen[row["budget"]] - 1) <= 0.05
-    assert len(json.loads((folder / "report.json").read_text())) == len(chosen)
+    trained = Trained(collected, torch.device("cpu"))
+    everything = np.unique(sample_codes(trained.space, 50_000, np.random.default_rng(0)), axis=0)  # all 256 of them
+    macs = np.sort(costs_of(trained.space, everything, 10, 1).macs)
+    for summary in json.loads((folder / "report.json").read_text()):
+        distances = sorted(
+            abs(int(r["macs"]) / summary["macs"] - 1) for r in rows if r["budget"] == summary["budget"] and r["kind"] == "random"
+        )
+        possible = np.sort(np.abs(macs / summary["macs"] - 1))[1:]  # without the chosen one
+        assert len(distances) == summary["random_count"] == 3
+        assert distances[-1] == pytest.approx(summary["random_macs_apart"])
+        assert distances[-1] <= max(0.05, possible[2])
 
 
 @pytest.mark.parametrize(
