@@ -1,7 +1,6 @@
 """Image folders of any size: decoded and augmented in worker processes, normalised on the device."""
 
 import os
-import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -88,7 +87,16 @@ class FolderData(Data):
             pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if workers else None,
         )
-        for x, y, complaint in loader:
+        batches = iter(loader)
+        while True:
+            try:
+                x, y, complaint = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise UserError(f"A process that decodes images died ({str(error).splitlines()[0]}); run the same command again.") from None
             if complaint:
                 raise UserError(complaint)
             yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
@@ -146,8 +154,7 @@ def _collate(items: list[tuple[Tensor, int, str]]) -> tuple[Tensor | None, Tenso
 
 
 def _start_worker(_: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # they belong to the main process, which stops after its step
-        signal.signal(number, signal.SIG_IGN)
+    os.setpgrp()  # signals to the group, Ctrl-C among them, are for the main process, which stops after its step
     torch.set_num_threads(1)
 
 
