@@ -27,7 +27,7 @@ class Stop:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if not self.requested:
-            print("\nstopping after this step; the checkpoint is being written", file=sys.stderr)
+            print("\nstopping after this step; what is done is kept", file=sys.stderr)
         self.requested = True
 
 

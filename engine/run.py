@@ -166,11 +166,8 @@ class Run:
 
     def _check_same(self, values: dict[str, Any], resume: bool) -> None:
         if not resume:
-            state = "a finished run" if self.finished else "an unfinished run"
-            raise UserError(
-                f"Folder '{self.path}' already holds {state}; add --resume to continue it, --overwrite to replace it, "
-                "or choose another with --out."
-            )
+            state = "a finished run; add" if self.finished else "an unfinished run; add --resume to continue it,"
+            raise UserError(f"Folder '{self.path}' already holds {state} --overwrite to replace it, or choose another with --out.")
         for name, value in values.items():
             before = self.config.get(name)
             if name not in MAY_DIFFER and before != value:

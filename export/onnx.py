@@ -145,7 +145,7 @@ def describe(trained: Trained, arch: Arch, facts: dict[str, Any]) -> dict[str, A
     model = trained.model
     preparation = model.preprocessing | {
         "resize": [arch.resolution, arch.resolution],
-        "interpolation": "bicubic, without antialiasing",
+        "interpolation": "bicubic, a = -0.75, half-pixel centres, no antialiasing, not clipped (torch.nn.functional.interpolate)",
         "scale": "divide by 255",
         "mean": model.mean,
         "std": model.std,
