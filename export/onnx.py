@@ -21,7 +21,7 @@ from engine.errors import UserError
 from engine.macs import count_parameters
 from engine.run import versions, write_json
 from export.verify import TOLERANCE, Parity, check_file, compare
-from ofa.space import Arch, find_arch
+from ofa.space import Arch, decode, encode, find_arch
 from ofa.subnet import ConvBN, accuracy
 from ofa.trained import RunCommand, Trained, run_flag
 from predictors.pairs import read_selected
@@ -74,7 +74,7 @@ class Export(RunCommand):
         if self.selected is not None and self.selected not in dict(chosen):
             raise UserError(f"Run '{self.run}' has no selected subnet '{self.selected}'; it has {', '.join(dict(chosen))}.")
         return [
-            (name, find_arch(trained.space, facts.arch.model_dump_json()), {"predicted_accuracy": facts.predicted_accuracy})
+            (name, decode(trained.space, encode(trained.space, facts.arch)), {"predicted_accuracy": facts.predicted_accuracy})
             for name, facts in chosen
             if self.selected in (None, name)
         ]

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.checkpoint import load_weights
@@ -13,8 +15,8 @@ from engine.data import Data, DataConfig, Split, load_data
 from engine.device import pick_device
 from engine.errors import UserError
 from engine.run import Run, read_json, write_json
-from ofa.cost import cost_of
-from ofa.space import Arch, Space
+from ofa.cost import cost_of, costs_of
+from ofa.space import Arch, Codes, Space
 from ofa.subnet import Subnet, accuracy, prepare
 from ofa.supernet import Supernet
 
@@ -106,6 +108,10 @@ class Trained:
     def cost(self, arch: Arch) -> tuple[int, int]:
         """(MACs, parameters) for this run's classes and channels."""
         return cost_of(self.space, arch, len(self.model.classes), self.model.channels)
+
+    def macs(self, codes_NF: Codes) -> NDArray[np.int64]:
+        """MACs (N,) of encoded architectures for this run's classes and channels."""
+        return costs_of(self.space, codes_NF, len(self.model.classes), self.model.channels).macs
 
 
 class RunCommand(Command):

@@ -12,7 +12,6 @@ from engine.interrupt import stop_on_signal
 from engine.progress import progress
 from engine.run import append_line, write_lines
 from engine.seed import numpy_generator
-from ofa.cost import costs_of
 from ofa.space import Codes, decode, encode, largest, sample_codes, smallest
 from ofa.trained import RunCommand, Trained, run_flag
 from predictors.pairs import Pair, pairs_path, read_pairs
@@ -65,7 +64,7 @@ def schedule(trained: Trained, seed: int) -> Iterator[Codes]:
     """The architectures to measure, in order: the extremes, then by turns a uniform one and one from the next MACs bin."""
     space, rng = trained.space, numpy_generator(seed, "collect")
     pool = sample_codes(space, POOL, rng)
-    macs = costs_of(space, pool, len(trained.model.classes), trained.model.channels).macs
+    macs = trained.macs(pool)
     edges = np.linspace(macs.min(), macs.max(), BINS + 1)[1:-1]
     binned = np.digitize(macs, edges)
     bins = [pool[binned == b] for b in rng.permutation(BINS)]

@@ -14,7 +14,6 @@ from engine.config import format_count
 from engine.progress import progress
 from engine.run import atomic, write_json
 from engine.seed import numpy_generator
-from ofa.cost import costs_of
 from ofa.space import Arch, Codes, decode, encode, sample_codes
 from ofa.trained import RunCommand, Trained
 from predictors.pairs import Selected, read_pairs, read_selected
@@ -62,7 +61,7 @@ class Report(RunCommand):
         rng = numpy_generator(self.seed, "same macs", wanted)
         pool = rng.permutation(np.unique(sample_codes(trained.space, POOL, rng), axis=0))
         pool = pool[(pool != encode(trained.space, arch)).any(1)]
-        macs = costs_of(trained.space, pool, len(trained.model.classes), trained.model.channels).macs
+        macs = trained.macs(pool)
         distance = np.maximum(np.abs(macs / wanted - 1), SAME_MACS)  # all within 5% are equally near
         return pool[np.argsort(distance, kind="stable")][: self.random]
 

@@ -15,7 +15,6 @@ from engine.errors import UserError
 from engine.progress import progress
 from engine.run import write_json
 from engine.seed import numpy_generator
-from ofa.cost import costs_of
 from ofa.space import Codes, decode, features, largest, smallest
 from ofa.trained import RunCommand, Trained, run_flag
 from predictors.accuracy import Name, Predictor, cross_validated_tau, make_predictor
@@ -82,15 +81,12 @@ class Select(RunCommand):
         A search over predictions finds where the predictor is too hopeful. So a few candidates are measured at a time, and
         the predictor learns from them before it is searched again.
         """
-        space, classes, channels = trained.space, len(trained.model.classes), trained.model.channels
+        space, macs = trained.space, trained.macs
         rng = numpy_generator(self.seed, "evolve", budget)
         done: dict[bytes, Candidate] = {}
 
         def score(rows: Codes) -> NDArray[np.float64]:
             return predictor.predict(features(space, rows))[0]
-
-        def macs(rows: Codes) -> NDArray[np.int64]:
-            return costs_of(space, rows, classes, channels).macs
 
         with progress(f"measure candidates for {name}", self.measure) as advance:
             while len(done) < self.measure:
