@@ -5,13 +5,14 @@ of a block depends on a handful of choices only, so a million architectures are 
 """
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ofa.space import Arch, Codes, Head, Space, Stage, encode
+from ofa.space import Arch, Codes, Head, Space, Stage, Stem, encode
 
 
 class Cost(NamedTuple):
@@ -35,7 +36,7 @@ def make_divisible(value: float, divisor: int = 8) -> int:
 
 
 def hidden_width(width: int, expand: float) -> int:
-    """Channels between the two 1x1 convolutions of an inverted bottleneck."""
+    """Channels between the two 1x1 convolutions of a block; `width` is what its stage says `expand` multiplies."""
     return make_divisible(round(width * expand)) if expand != 1 else width
 
 
@@ -77,15 +78,18 @@ def _cached_tables(space: Space, classes: int, channels: int) -> tuple[Table, ..
 
 def tables(space: Space, classes: int, channels: int) -> Iterator[Table]:
     """Tables for the stem, the blocks and the head; the cost of an architecture is the sum of its entries."""
-    at = space.column_index
-    sizes = [halve(r, space.stem.stride) for r in space.resolution]
-    stem = [[(r * r * 9 * channels * w, 9 * channels * w + 2 * w) for w in space.stem.width] for r in sizes]
-    yield Table((at["resolution", 0], at["width", 0]), np.array(stem, np.int64))
+    at, stem = space.column_index, space.stem
+    deep = stem.deep
+    middles, residuals = (deep.middle, deep.residual) if deep else ((0,), (0,))
+    stems = [[[[stem_cost(stem, r, channels, w, m, n) for n in residuals] for m in middles] for w in stem.width] for r in space.resolution]
+    choices = (at["resolution", 0], at["width", 0], *((at["stem", 0], at["stem", 1]) if deep else ()))
+    yield Table(choices, np.array(stems, np.int64))
+    sizes = [halve(halve(r, stem.stride), 2 if deep else 1) for r in space.resolution]
     before = space.stem.width
     for i, stage in enumerate(space.stages):
         after = [halve(r, stage.stride) for r in sizes]
-        first = _grid(space, stage, sizes, before, stage.stride)
-        later = _grid(space, stage, after, stage.width, 1)
+        first = _grid(space, stage, sizes, before, stage.stride, space.changes_width(i, 0))
+        later = _grid(space, stage, after, stage.width, 1, False)
         shape = (at["resolution", 0], at["width", i], at["width", i + 1])
         if space.granularity == "stage":
             same = np.moveaxis(np.diagonal(later, axis1=1, axis2=2), -1, 1)[:, None]  # a later block's input is its output
@@ -99,16 +103,20 @@ def tables(space: Space, classes: int, channels: int) -> Iterator[Table]:
                 yield Table((shape[0], at["width", source], shape[2], at["kernel", slot], at["expand", slot], at["depth", i]), total)
         sizes, before = after, stage.width
     last = len(space.stages)
-    head = [[[head_cost(space.head, r, n, w, classes) for w in space.head.width] for n in before] for r in sizes]
-    yield Table((at["resolution", 0], at["width", last], at["width", last + 1]), np.array(head, np.int64))
+    if space.head is None:
+        yield Table((at["width", last],), np.array([(n * classes, n * classes + classes) for n in before], np.int64))
+    else:
+        head = [[[head_cost(space.head, r, n, w, classes) for w in space.head.width] for n in before] for r in sizes]
+        yield Table((at["resolution", 0], at["width", last], at["width", last + 1]), np.array(head, np.int64))
 
 
-def _grid(space: Space, stage: Stage, sizes: list[int], inputs: tuple[int, ...], stride: int) -> NDArray[np.int64]:
+def _grid(space: Space, stage: Stage, sizes: list[int], inputs: tuple[int, ...], stride: int, changes: bool) -> NDArray[np.int64]:
     """Costs of one block: (resolution, input width, width, kernel, expand, 2)."""
+    cost = bottleneck_cost if stage.block == "bottleneck" else partial(block_cost, space.shortcut)
     return np.array(
         [
             [
-                [[[block_cost(space, stage, r, n, w, k, e, stride) for e in stage.expand] for k in stage.kernel] for w in stage.width]
+                [[[cost(stage, r, n, w, k, e, stride, changes) for e in stage.expand] for k in stage.kernel] for w in stage.width]
                 for n in inputs
             ]
             for r in sizes
@@ -117,8 +125,17 @@ def _grid(space: Space, stage: Stage, sizes: list[int], inputs: tuple[int, ...],
     )
 
 
-def block_cost(space: Space, stage: Stage, size: int, inp: int, out: int, kernel: int, expand: float, stride: int) -> tuple[int, int]:
-    """(MACs, parameters) of one inverted bottleneck on a `size` x `size` map of `inp` channels."""
+def stem_cost(stem: Stem, resolution: int, channels: int, width: int, middle: int, residual: int) -> tuple[int, int]:
+    """(MACs, parameters) of the stem on an image of `channels` channels. Without a deep stem, `middle` and `residual` count for nothing."""
+    path = [channels, *[middle] * (1 + residual), width] if stem.deep else [channels, width]
+    weights = sum(9 * a * b for a, b in pairwise(path))
+    return halve(resolution, stem.stride) ** 2 * weights, weights + 2 * sum(path[1:])
+
+
+def block_cost(
+    shortcut: str, stage: Stage, size: int, inp: int, out: int, kernel: int, expand: float, stride: int, changes: bool
+) -> tuple[int, int]:
+    """(MACs, parameters) of one inverted bottleneck on a `size` x `size` map of `inp` channels. changes: `Space.changes_width`."""
     hidden, after = hidden_width(inp, expand), halve(size, stride)
     weights = [(after**2, kernel**2 * hidden), (after**2, hidden * out)]
     extra = 2 * hidden + 2 * out
@@ -129,9 +146,18 @@ def block_cost(space: Space, stage: Stage, size: int, inp: int, out: int, kernel
         squeeze = squeeze_width(hidden)
         weights.append((1, 2 * hidden * squeeze))
         extra += hidden + squeeze
-    if space.shortcut == "projected" and inp != out:
+    if shortcut == "projected" and changes and inp != out:
         weights.append((after**2, inp * out))
     return sum(area * w for area, w in weights), sum(w for _, w in weights) + extra
+
+
+def bottleneck_cost(stage: Stage, size: int, inp: int, out: int, kernel: int, expand: float, stride: int, changes: bool) -> tuple[int, int]:
+    """(MACs, parameters) of one ResNet-D bottleneck on a `size` x `size` map of `inp` channels."""
+    hidden, after = hidden_width(out, expand), halve(size, stride)
+    shortcut = inp * out if changes else 0
+    later = kernel**2 * hidden**2 + hidden * out + shortcut
+    norms = 4 * hidden + 2 * out + (2 * out if changes else 0)
+    return size**2 * inp * hidden + after**2 * later, inp * hidden + later + norms
 
 
 def head_cost(head: Head, size: int, inp: int, width: int, classes: int) -> tuple[int, int]:
@@ -140,4 +166,5 @@ def head_cost(head: Head, size: int, inp: int, width: int, classes: int) -> tupl
     if head.expand is None:
         return size**2 * inp * width + linear, inp * width + 2 * width + linear + classes
     wide = head.expand * inp
-    return size**2 * inp * wide + wide * width + linear, inp * wide + 2 * wide + wide * width + linear + classes
+    params = inp * wide + 2 * wide + wide * width + (width if head.bias else 0) + linear + classes
+    return size**2 * inp * wide + wide * width + linear, params

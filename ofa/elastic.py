@@ -1,9 +1,11 @@
 """Layers whose size is an argument: a layer is a slice of its largest weight.
 
 A narrower layer uses the first channels, a smaller kernel the centre (BigNAS, 2020, arXiv:2003.11142; AttentiveNAS, 2021,
-arXiv:2011.09011). `forward` and `slices` take the same arguments; `slices` names its tensors as the plain layer of
-`ofa.subnet` does, so that extracting a subnet is loading them.
+arXiv:2011.09011) or the centre times a matrix (OFA, 2020, arXiv:1908.09791). `forward` and `slices` take the same arguments;
+`slices` names its tensors as the plain layer of `ofa.subnet` does, so that extracting a subnet is loading them.
 """
+
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +59,29 @@ class ElasticDepthwise(nn.Module):
         return {"weight": self.slice(width, kernel)}
 
 
+class TransformedDepthwise(ElasticDepthwise):
+    """Depthwise convolution whose smaller kernels are the centre of the next larger one times a learned matrix (OFA, arXiv:1908.09791).
+
+    One matrix for each step down, shared by all channels and starting as the identity: 7 -> 5 (25 x 25), then 5 -> 3 (9 x 9).
+    """
+
+    def __init__(self, width: int, kernels: tuple[int, ...], stride: int):
+        """kernels: ascending."""
+        super().__init__(width, kernels[-1], stride)
+        self.kernels = kernels
+        self.matrices = nn.ParameterDict({f"{large}to{small}": torch.eye(small**2) for small, large in pairwise(kernels)})
+
+    def slice(self, width: int, kernel: int) -> Tensor:
+        weight = self.weight[:width]
+        for large, small in pairwise(reversed(self.kernels)):
+            if large == kernel:
+                break
+            edge = (large - small) // 2
+            centre = weight[:, :, edge : edge + small, edge : edge + small].reshape(width, small**2)
+            weight = F.linear(centre, self.matrices[f"{large}to{small}"]).reshape(width, 1, small, small)
+        return weight
+
+
 class ElasticBatchNorm(nn.Module):
     """BatchNorm of the first channels: batch statistics in train mode, never accumulated; stored ones in eval mode.
 
@@ -67,8 +92,9 @@ class ElasticBatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, eps: float):
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
         self.register_buffer("running_mean", torch.zeros(width))
@@ -78,8 +104,8 @@ class ElasticBatchNorm(nn.Module):
         width = x.shape[1]
         weight, bias = self.weight[:width], self.bias[:width]
         if self.training:
-            return F.batch_norm(x, None, None, weight, bias, training=True)
-        return F.batch_norm(x, self.running_mean[:width], self.running_var[:width], weight, bias)
+            return F.batch_norm(x, None, None, weight, bias, training=True, eps=self.eps)
+        return F.batch_norm(x, self.running_mean[:width], self.running_var[:width], weight, bias, eps=self.eps)
 
     def slices(self, width: int) -> Slices:
         names = ("weight", "bias", "running_mean", "running_var")
@@ -87,13 +113,13 @@ class ElasticBatchNorm(nn.Module):
 
 
 class ElasticLinear(nn.Module):
-    """Linear layer whose widths follow the call: with a bias a classifier, without one a 1x1 convolution on pooled features."""
+    """Linear layer whose widths follow the call: the classifier, or a 1x1 convolution on pooled features."""
 
-    def __init__(self, inp: int, out: int, bias: bool):
+    def __init__(self, inp: int, out: int, bias: bool, classifier: bool = False):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out, inp))
         self.bias = nn.Parameter(torch.zeros(out)) if bias else None
-        if bias:
+        if classifier:
             nn.init.normal_(self.weight, std=0.01)
         else:
             nn.init.kaiming_normal_(self.weight, mode="fan_out")

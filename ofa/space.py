@@ -20,27 +20,41 @@ from engine.errors import UserError, nearest
 from engine.run import read_json
 
 Codes = NDArray[np.uint8]
-Act = Literal["relu", "hard_swish", "swish"]
+Act = Literal["relu", "relu6", "hard_swish", "swish"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Choices = Annotated[tuple[int, ...], Field(min_length=1, max_length=255)]
 
 
+class Deep(Config):
+    """ResNet-D's stem (arXiv:1812.01187): 3 x 3 to `middle`, as many residual 3 x 3 as `residual` says, 3 x 3 to the stem's width.
+
+    A 3 x 3 max pool of stride 2 follows.
+    """
+
+    middle: Choices
+    residual: Choices = (0,)
+
+
 class Stem(Config):
-    """3 x 3 convolution, BatchNorm, activation."""
+    """3 x 3 convolution, BatchNorm, activation; or three and more of them, and a pool."""
 
     width: Choices
     stride: int = Field(2, ge=1)
     act: Act = "swish"
+    deep: Deep | None = None
 
 
 class Stage(Config):
-    """Inverted bottlenecks. The first block carries the stride and the change of width; the first d of them are active."""
+    """Blocks of one kind. The first one carries the stride and the change of width; the first d of them are active."""
 
+    block: Literal["inverted", "bottleneck"] = Field(
+        "inverted", description="inverted: 1x1, depthwise, 1x1 (MobileNet); bottleneck: 1x1, 3x3, 1x1, activation after the sum (ResNet-D)"
+    )
     width: Choices
     depth: Choices
     kernel: Choices
     expand: Annotated[tuple[Finite, ...], Field(min_length=1, max_length=255)] = Field(
-        description="hidden width / input width; (1,) means no expansion layer"
+        description="hidden width / input width, where (1,) means no expansion layer; of a bottleneck: / output width"
     )
     stride: int = Field(1, ge=1)
     se: bool = False
@@ -57,16 +71,18 @@ class Head(Config):
     width: Choices
     expand: int | None = Field(None, ge=1)
     act: Act = "swish"
+    bias: bool = Field(False, description="of the 1x1 after the pool, as in torchvision's and timm's MobileNetV3")
 
 
 class Arch(Config):
     """One architecture. Entries of blocks past a stage's depth are 0."""
 
     resolution: int
-    width: tuple[int, ...] = Field(description="stem, each stage, head")
+    width: tuple[int, ...] = Field(description="stem, each stage, head (unless the space has none)")
     depth: tuple[int, ...] = Field(description="blocks of each stage")
     kernel: tuple[int, ...] = Field(description="of each stage, or of each block of the deepest network, as the space says")
     expand: tuple[float, ...] = Field(description="like kernel")
+    stem: tuple[int, ...] = Field((), description="of a deep stem: middle width, residual convolutions")
 
 
 class Column(NamedTuple):
@@ -88,15 +104,20 @@ class Space(Config):
         "identity",
         description="identity: where stride is 1 and widths agree; projected (AttentiveNAS): everywhere, pooled, then 1x1 if widths differ",
     )
+    kernels: Literal["crop", "transform"] = Field(
+        "crop", description="a smaller kernel is the centre of the largest (BigNAS), or that mapped by learned matrices (OFA)"
+    )
+    bn_eps: float = Field(1e-5, gt=0, description="BatchNorm's epsilon")
     stem: Stem
     stages: tuple[Stage, ...] = Field(min_length=1)
-    head: Head
+    head: Head | None = Field(None, description="none: the pooled map goes to the classifier (ResNet)")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         for column in self.columns:
             where = f"{column.field}[{column.position}] of space '{self.name}'"
-            if list(column.values) != sorted(set(column.values)) or column.values[0] <= 0:
+            least = 0 if (column.field, column.position) == ("stem", 1) else 1e-9
+            if list(column.values) != sorted(set(column.values)) or column.values[0] < least:
                 raise ValueError(f"{where} must list positive choices in ascending order, but lists {column.values}")
             if column.field == "kernel" and any(k % 2 == 0 for k in column.values):
                 raise ValueError(f"{where} must list odd kernels, but lists {column.values}")
@@ -110,12 +131,14 @@ class Space(Config):
     @cached_property
     def columns(self) -> tuple[Column, ...]:
         """The columns of a row of codes, in the order of Arch's fields."""
-        widths = [self.stem.width, *(s.width for s in self.stages), self.head.width]
+        widths = [self.stem.width, *(s.width for s in self.stages), *([self.head.width] if self.head else [])]
         columns = [Column("resolution", 0, self.resolution)]
         columns += [Column("width", i, w) for i, w in enumerate(widths)]
         columns += [Column("depth", i, s.depth) for i, s in enumerate(self.stages)]
         columns += [Column("kernel", i, self.stages[s].kernel) for i, s in enumerate(self.slot_stage)]
         columns += [Column("expand", i, self.stages[s].expand) for i, s in enumerate(self.slot_stage)]
+        if self.stem.deep:
+            columns += [Column("stem", 0, self.stem.deep.middle), Column("stem", 1, self.stem.deep.residual)]
         return tuple(columns)
 
     @cached_property
@@ -129,6 +152,12 @@ class Space(Config):
         """Entry of Arch.kernel and Arch.expand that block `block` of stage `stage` reads."""
         return stage if self.granularity == "stage" else self.slot_stage.index(stage) + block
 
+    def changes_width(self, stage: int, block: int) -> bool:
+        """Whether this block's shortcut cannot be the identity in every architecture: stride, or other widths than its input's."""
+        before = self.stages[stage - 1].width if stage else self.stem.width
+        width = self.stages[stage].width
+        return block == 0 and (self.stages[stage].stride > 1 or before != width or len(width) > 1)
+
     @cached_property
     def column_index(self) -> dict[tuple[str, int], int]:
         """Column number by (field, position)."""
@@ -141,7 +170,8 @@ class Space(Config):
 
     def size(self) -> int:
         """Number of different architectures, exactly."""
-        total = len(self.resolution) * len(self.stem.width) * len(self.head.width)
+        total = len(self.resolution) * len(self.stem.width) * (len(self.head.width) if self.head else 1)
+        total *= len(self.stem.deep.middle) * len(self.stem.deep.residual) if self.stem.deep else 1
         for stage in self.stages:
             block = len(stage.kernel) * len(stage.expand)
             total *= len(stage.width) * (len(stage.depth) * block if self.granularity == "stage" else sum(block**d for d in stage.depth))
@@ -203,7 +233,7 @@ def encode(space: Space, arch: Arch) -> Codes:
 
 def decode(space: Space, codes: Codes) -> Arch:
     """The architecture of one row of codes."""
-    fields: dict[str, list[Any]] = {"resolution": [], "width": [], "depth": [], "kernel": [], "expand": []}
+    fields: dict[str, list[Any]] = {name: [] for name in Arch.model_fields}
     for column, code in zip(space.columns, codes, strict=True):
         fields[column.field].append(column.values[code - 1] if code else 0)
     return Arch(**{**fields, "resolution": fields["resolution"][0]})
@@ -247,8 +277,9 @@ def only(space: Space, arch: Arch) -> Space:
             slot = space.slot(i, block)
             single = {"width": (arch.width[i + 1],), "depth": (1,), "kernel": (arch.kernel[slot],), "expand": (arch.expand[slot],)}
             stages.append(stage.model_copy(update=single | {"stride": stage.stride if block == 0 else 1}))
-    stem = space.stem.model_copy(update={"width": arch.width[:1]})
-    head = space.head.model_copy(update={"width": arch.width[-1:]})
+    deep = Deep(middle=arch.stem[:1], residual=arch.stem[1:]) if space.stem.deep else None
+    stem = space.stem.model_copy(update={"width": arch.width[:1], "deep": deep})
+    head = space.head.model_copy(update={"width": arch.width[-1:]}) if space.head else None
     fixed = {"resolution": (arch.resolution,), "granularity": "stage", "stem": stem, "stages": tuple(stages), "head": head}
     return Space.model_validate({name: getattr(space, name) for name in Space.model_fields} | fixed)
 
@@ -286,8 +317,7 @@ def _active(space: Space, depth_NS: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _check_lengths(space: Space, arch: Arch) -> None:
-    slots, stages = len(space.slot_stage), len(space.stages)
-    for field, wanted in (("width", stages + 2), ("depth", stages), ("kernel", slots), ("expand", slots)):
-        given = len(getattr(arch, field))
+    for field in ("width", "depth", "kernel", "expand", "stem"):
+        given, wanted = len(getattr(arch, field)), sum(column.field == field for column in space.columns)
         if given != wanted:
             raise UserError(f"{field} has {given} entries, but space '{space.name}' has {wanted}.")

@@ -13,19 +13,20 @@ from engine.augment import resize
 from engine.data import Batch, Data, Split
 from ofa.cost import hidden_width, squeeze_width
 from ofa.space import Act, Arch, Space, Stage, encode
+from ofa.space import Head as HeadChoices
 from ofa.supernet import Supernet
 
 EVALUATION_BATCH = 64  # on CPU, larger maps than these cost more in page faults than in arithmetic: 3 times at 256 x 128 px
-ACTIVATION: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "hard_swish": nn.Hardswish, "swish": nn.SiLU}
+ACTIVATION: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "relu6": nn.ReLU6, "hard_swish": nn.Hardswish, "swish": nn.SiLU}
 
 
 class ConvBN(nn.Sequential):
     """Convolution without bias, BatchNorm, activation (none if `act` is None)."""
 
-    def __init__(self, inp: int, out: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: Act | None = None):
+    def __init__(self, space: Space, inp: int, out: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: Act | None = None):
         super().__init__()
         self.conv = nn.Conv2d(inp, out, kernel, stride, kernel // 2, groups=groups, bias=False)
-        self.bn = nn.BatchNorm2d(out)
+        self.bn = nn.BatchNorm2d(out, eps=space.bn_eps)
         if act:
             self.act = ACTIVATION[act]()
 
@@ -46,13 +47,14 @@ class SqueezeExcite(nn.Module):
 class Block(nn.Module):
     """Inverted bottleneck with the shortcut that the space prescribes."""
 
-    def __init__(self, stage: Stage, inp: int, out: int, kernel: int, expand: float, stride: int, projected: bool):
+    def __init__(self, space: Space, stage: Stage, inp: int, out: int, kernel: int, expand: float, stride: int, changes: bool):
         super().__init__()
         hidden = hidden_width(inp, expand)
-        self.expand = ConvBN(inp, hidden, act=stage.act) if stage.expand != (1,) else None
-        self.depthwise = ConvBN(hidden, hidden, kernel, stride, hidden, stage.act)
+        projected = space.shortcut == "projected"
+        self.expand = ConvBN(space, inp, hidden, act=stage.act) if stage.expand != (1,) else None
+        self.depthwise = ConvBN(space, hidden, hidden, kernel, stride, hidden, stage.act)
         self.se = SqueezeExcite(hidden) if stage.se else None
-        self.project = ConvBN(hidden, out)
+        self.project = ConvBN(space, hidden, out)
         self.residual = projected or (stride == 1 and inp == out)
         self.pool = nn.AvgPool2d(stride) if projected and stride > 1 else None
         self.shortcut = nn.Conv2d(inp, out, 1, bias=False) if projected and inp != out else None
@@ -67,15 +69,52 @@ class Block(nn.Module):
         return y + x
 
 
+class Bottleneck(nn.Module):
+    """ResNet-D bottleneck: 1x1, k x k with the stride, 1x1, shortcut, activation."""
+
+    def __init__(self, space: Space, stage: Stage, inp: int, out: int, kernel: int, expand: float, stride: int, changes: bool):
+        super().__init__()
+        hidden = hidden_width(out, expand)
+        self.reduce = ConvBN(space, inp, hidden, act=stage.act)
+        self.conv = ConvBN(space, hidden, hidden, kernel, stride, act=stage.act)
+        self.project = ConvBN(space, hidden, out)
+        self.pool = nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else None
+        self.shortcut = ConvBN(space, inp, out) if changes else None
+        self.act = ACTIVATION[stage.act]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.project(self.conv(self.reduce(x)))
+        x = x if self.pool is None else self.pool(x)
+        return self.act(y + (x if self.shortcut is None else self.shortcut(x)))
+
+
+class DeepStem(nn.Module):
+    """ResNet-D's stem: convolutions of 3 x 3, the middle ones residual, and a max pool."""
+
+    def __init__(self, space: Space, channels: int, width: int, middle: int, residual: int):
+        super().__init__()
+        act = space.stem.act
+        self.first = ConvBN(space, channels, middle, 3, space.stem.stride, act=act)
+        self.residual = nn.ModuleList(ConvBN(space, middle, middle, 3, act=act) for _ in range(residual))
+        self.last = ConvBN(space, middle, width, 3, act=act)
+        self.pool = nn.MaxPool2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for conv in self.residual:
+            x = x + conv(x)
+        return self.pool(self.last(x))
+
+
 class Head(nn.Module):
     """1x1 convolution, global pool, and for the MobileNetV3 form one more linear layer."""
 
-    def __init__(self, space: Space, inp: int, width: int):
+    def __init__(self, space: Space, head: HeadChoices, inp: int, width: int):
         super().__init__()
-        wide = space.head.expand * inp if space.head.expand else width
-        self.conv = ConvBN(inp, wide, act=space.head.act)
-        self.mix = nn.Linear(wide, width, bias=False) if space.head.expand else None
-        self.act = ACTIVATION[space.head.act]() if space.head.expand else None
+        wide = head.expand * inp if head.expand else width
+        self.conv = ConvBN(space, inp, wide, act=head.act)
+        self.mix = nn.Linear(wide, width, bias=head.bias) if head.expand else None
+        self.act = ACTIVATION[head.act]() if head.expand else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x).mean((2, 3))
@@ -93,20 +132,25 @@ class Subnet(nn.Module):
         super().__init__()
         encode(space, arch)
         self.arch = arch
-        self.stem = ConvBN(channels, arch.width[0], 3, space.stem.stride, act=space.stem.act)
-        blocks, inp = [], arch.width[0]
+        width = arch.width[0]
+        if space.stem.deep:
+            self.stem: ConvBN | DeepStem = DeepStem(space, channels, width, *arch.stem)
+        else:
+            self.stem = ConvBN(space, channels, width, 3, space.stem.stride, act=space.stem.act)
+        blocks: list[nn.Module] = []
         for i, stage in enumerate(space.stages):
+            kind, out = Bottleneck if stage.block == "bottleneck" else Block, arch.width[i + 1]
             for j in range(arch.depth[i]):
                 slot, stride = space.slot(i, j), stage.stride if j == 0 else 1
-                projected = space.shortcut == "projected"
-                blocks.append(Block(stage, inp, arch.width[i + 1], arch.kernel[slot], arch.expand[slot], stride, projected))
-                inp = arch.width[i + 1]
+                blocks.append(kind(space, stage, width, out, arch.kernel[slot], arch.expand[slot], stride, space.changes_width(i, j)))
+                width = out
         self.blocks = nn.Sequential(*blocks)
-        self.head = Head(space, inp, arch.width[-1])
+        self.head = Head(space, space.head, width, arch.width[-1]) if space.head else None
         self.classifier = nn.Linear(arch.width[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.head(self.blocks(self.stem(x))))
+        x = self.blocks(self.stem(x))
+        return self.classifier(x.mean((2, 3)) if self.head is None else self.head(x))
 
 
 def prepare(supernet: Supernet, arch: Arch, data: Data, images: int) -> Subnet:

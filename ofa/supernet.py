@@ -1,8 +1,8 @@
 """The supernet: a function of (image, architecture), with the weights of the largest network.
 
 There is no `set_active_subnet`: `supernet(x, arch)` runs `arch`, and what it runs depends on nothing else. The widths, depths,
-kernels, expansions and the resolution of `arch` select slices and blocks; the network is the MobileNetV3-style one of
-BigNAS (arXiv:2003.11142) and AttentiveNAS (arXiv:2011.09011), as the space says.
+kernels, expansions and the resolution of `arch` select slices and blocks; the network is the MobileNet-style one of BigNAS
+(arXiv:2003.11142), AttentiveNAS (arXiv:2011.09011) and OFA, or OFA's ResNet50-D (arXiv:1908.09791), as the space says.
 """
 
 from collections.abc import Iterator
@@ -14,10 +14,19 @@ from torch import Tensor, nn
 
 from engine.augment import resize
 from ofa.cost import hidden_width, squeeze_width
-from ofa.elastic import ElasticBatchNorm, ElasticConv, ElasticDepthwise, ElasticLinear, ElasticSqueezeExcite, Slices, prefixed
-from ofa.space import Act, Arch, Head, Space, Stage
+from ofa.elastic import (
+    ElasticBatchNorm,
+    ElasticConv,
+    ElasticDepthwise,
+    ElasticLinear,
+    ElasticSqueezeExcite,
+    Slices,
+    TransformedDepthwise,
+    prefixed,
+)
+from ofa.space import Act, Arch, Deep, Head, Space, Stage, Stem
 
-ACTIVATION = {"relu": F.relu, "hard_swish": F.hardswish, "swish": F.silu}
+ACTIVATION = {"relu": F.relu, "relu6": F.relu6, "hard_swish": F.hardswish, "swish": F.silu}
 
 
 class Regularisation(NamedTuple):
@@ -32,9 +41,9 @@ class Regularisation(NamedTuple):
 class ConvBN(nn.Module):
     """Elastic convolution, BatchNorm, activation (none if `act` is None)."""
 
-    def __init__(self, conv: ElasticConv | ElasticDepthwise, width: int, act: Act | None):
+    def __init__(self, conv: ElasticConv | ElasticDepthwise, width: int, act: Act | None, eps: float):
         super().__init__()
-        self.conv, self.bn = conv, ElasticBatchNorm(width)
+        self.conv, self.bn = conv, ElasticBatchNorm(width, eps)
         self.act = ACTIVATION[act] if act else None
 
     def forward(self, x: Tensor, size: int) -> Tensor:
@@ -50,18 +59,22 @@ class ConvBN(nn.Module):
 class Block(nn.Module):
     """Inverted bottleneck: expand, depthwise, squeeze-and-excitation, project, shortcut."""
 
-    def __init__(self, stage: Stage, inputs: int, stride: int, projected: bool, residual: bool):
-        """residual: every architecture adds a shortcut here; the block then starts as its shortcut (zero gamma, BigNAS)."""
+    def __init__(self, space: Space, stage: Stage, inputs: int, stride: int, changes: bool):
+        """changes: `Space.changes_width`. A block that always has a shortcut starts as that (zero gamma, BigNAS)."""
         super().__init__()
-        width, kernel = stage.width[-1], stage.kernel[-1]
+        width, eps = stage.width[-1], space.bn_eps
         hidden = hidden_width(inputs, stage.expand[-1])
-        self.stride = stride
-        self.expand = None if stage.expand == (1,) else ConvBN(ElasticConv(inputs, hidden), hidden, stage.act)
-        self.depthwise = ConvBN(ElasticDepthwise(hidden, kernel, stride), hidden, stage.act)
+        self.stride, self.projected = stride, space.shortcut == "projected"
+        self.expand = None if stage.expand == (1,) else ConvBN(ElasticConv(inputs, hidden), hidden, stage.act, eps)
+        if space.kernels == "transform" and len(stage.kernel) > 1:
+            depthwise: ElasticDepthwise = TransformedDepthwise(hidden, stage.kernel, stride)
+        else:
+            depthwise = ElasticDepthwise(hidden, stage.kernel[-1], stride)
+        self.depthwise = ConvBN(depthwise, hidden, stage.act, eps)
         self.se = ElasticSqueezeExcite(hidden, squeeze_width(hidden)) if stage.se else None
-        self.project = ConvBN(ElasticConv(hidden, width), width, None)
-        self.shortcut = ElasticConv(inputs, width) if projected else None
-        if residual:
+        self.project = ConvBN(ElasticConv(hidden, width), width, None, eps)
+        self.shortcut = ElasticConv(inputs, width) if self.projected and changes else None
+        if self.projected or not changes:
             nn.init.zeros_(self.project.bn.weight)
 
     def forward(self, x: Tensor, width: int, kernel: int, expand: float, drop: float, generator: torch.Generator | None) -> Tensor:
@@ -75,12 +88,10 @@ class Block(nn.Module):
             y = drop_connect(y, drop, generator)
         if same:
             return y + x
-        return y if self.shortcut is None else y + self._projected(x, width)
-
-    def _projected(self, x: Tensor, width: int) -> Tensor:
-        assert self.shortcut is not None
+        if not self.projected:
+            return y
         x = F.avg_pool2d(x, self.stride) if self.stride > 1 else x
-        return self.shortcut(x, width) if x.shape[1] != width else x
+        return y + (x if self.shortcut is None or x.shape[1] == width else self.shortcut(x, width))
 
     def slices(self, inputs: int, width: int, kernel: int, expand: float) -> Slices:
         hidden = hidden_width(inputs, expand)
@@ -96,16 +107,76 @@ class Block(nn.Module):
         return found
 
 
+class Bottleneck(nn.Module):
+    """ResNet-D bottleneck (arXiv:1812.01187): 1x1, k x k with the stride, 1x1; activation after the sum with the shortcut.
+
+    Where stride or width change, the shortcut is an average pool, a 1x1 convolution and BatchNorm.
+    """
+
+    def __init__(self, space: Space, stage: Stage, inputs: int, stride: int, changes: bool):
+        """changes: `Space.changes_width`."""
+        super().__init__()
+        width, kernel, eps = stage.width[-1], stage.kernel[-1], space.bn_eps
+        hidden = hidden_width(width, stage.expand[-1])
+        self.stride, self.act = stride, ACTIVATION[stage.act]
+        self.reduce = ConvBN(ElasticConv(inputs, hidden), hidden, stage.act, eps)
+        self.conv = ConvBN(ElasticConv(hidden, hidden, kernel, stride), hidden, stage.act, eps)
+        self.project = ConvBN(ElasticConv(hidden, width), width, None, eps)
+        self.shortcut = ConvBN(ElasticConv(inputs, width), width, None, eps) if changes else None
+        nn.init.zeros_(self.project.bn.weight)
+
+    def forward(self, x: Tensor, width: int, kernel: int, expand: float, drop: float, generator: torch.Generator | None) -> Tensor:
+        hidden = hidden_width(width, expand)
+        y = self.project(self.conv(self.reduce(x, hidden), hidden), width)
+        if self.shortcut is not None:
+            x = F.avg_pool2d(x, self.stride, ceil_mode=True) if self.stride > 1 else x
+            x = self.shortcut(x, width)
+        elif drop > 0:
+            y = drop_connect(y, drop, generator)
+        return self.act(y + x)
+
+    def slices(self, inputs: int, width: int, kernel: int, expand: float) -> Slices:
+        hidden = hidden_width(width, expand)
+        found = prefixed("reduce", self.reduce.slices(inputs, hidden, hidden))
+        found |= prefixed("conv", self.conv.slices(hidden, hidden, hidden))
+        found |= prefixed("project", self.project.slices(hidden, width, width))
+        return found if self.shortcut is None else found | prefixed("shortcut", self.shortcut.slices(inputs, width, width))
+
+
+class DeepStem(nn.Module):
+    """ResNet-D's stem: a stride-2 convolution, up to `residual` residual ones, one to the stem's width, and a max pool."""
+
+    def __init__(self, stem: Stem, deep: Deep, channels: int, eps: float):
+        super().__init__()
+        middle, width = deep.middle[-1], stem.width[-1]
+        self.first = ConvBN(ElasticConv(channels, middle, 3, stem.stride), middle, stem.act, eps)
+        self.residual = nn.ModuleList(ConvBN(ElasticConv(middle, middle, 3), middle, stem.act, eps) for _ in range(deep.residual[-1]))
+        self.last = ConvBN(ElasticConv(middle, width, 3), width, stem.act, eps)
+
+    def forward(self, x: Tensor, width: int, middle: int, residual: int) -> Tensor:
+        x = self.first(x, middle)
+        for conv in self.residual[:residual]:
+            x = x + conv(x, middle)
+        return F.max_pool2d(self.last(x, width), 3, 2, 1)
+
+    def slices(self, channels: int, width: int, middle: int, residual: int) -> Slices:
+        found = prefixed("first", self.first.slices(channels, middle, middle))
+        for i, conv in enumerate(self.residual[:residual]):
+            assert isinstance(conv, ConvBN)
+            found |= prefixed(f"residual.{i}", conv.slices(middle, middle, middle))
+        return found | prefixed("last", self.last.slices(middle, width, width))
+
+
 class ElasticHead(nn.Module):
     """1x1 convolution, pool, and for the MobileNetV3 form one more linear layer. The result are features."""
 
-    def __init__(self, head: Head, inputs: int):
+    def __init__(self, head: Head, inputs: int, eps: float):
         super().__init__()
         width = head.width[-1]
         wide = head.expand * inputs if head.expand else width
         self.ratio = head.expand
-        self.conv = ConvBN(ElasticConv(inputs, wide), wide, head.act)
-        self.mix = ElasticLinear(wide, width, bias=False) if head.expand else None
+        self.conv = ConvBN(ElasticConv(inputs, wide), wide, head.act, eps)
+        self.mix = ElasticLinear(wide, width, head.bias) if head.expand else None
         self.act = ACTIVATION[head.act]
 
     def forward(self, x: Tensor, width: int) -> Tensor:
@@ -131,56 +202,64 @@ class Supernet(nn.Module):
     def __init__(self, space: Space, classes: int, channels: int = 3):
         super().__init__()
         self.space, self.classes, self.channels = space, classes, channels
-        self.stem = ConvBN(ElasticConv(channels, space.stem.width[-1], 3, space.stem.stride), space.stem.width[-1], space.stem.act)
+        stem, eps = space.stem, space.bn_eps
+        if stem.deep:
+            self.stem: ConvBN | DeepStem = DeepStem(stem, stem.deep, channels, eps)
+        else:
+            self.stem = ConvBN(ElasticConv(channels, stem.width[-1], 3, stem.stride), stem.width[-1], stem.act, eps)
         self.stages = nn.ModuleList()
-        widths = space.stem.width
-        for stage in space.stages:
-            blocks = nn.ModuleList()
-            for i in range(stage.depth[-1]):
-                # Only a first block can change the width, so only it may need a projection or lack a shortcut.
-                projected = space.shortcut == "projected" and i == 0
-                residual = projected or i > 0 or (stage.stride == 1 and widths == stage.width and len(widths) == 1)
-                blocks.append(Block(stage, widths[-1], stage.stride if i == 0 else 1, projected, residual))
-                widths = stage.width
+        inputs = stem.width[-1]
+        for i, stage in enumerate(space.stages):
+            kind, blocks = Bottleneck if stage.block == "bottleneck" else Block, nn.ModuleList()
+            for j in range(stage.depth[-1]):
+                blocks.append(kind(space, stage, inputs, stage.stride if j == 0 else 1, space.changes_width(i, j)))
+                inputs = stage.width[-1]
             self.stages.append(blocks)
-        self.head = ElasticHead(space.head, widths[-1])
-        self.classifier = ElasticLinear(space.head.width[-1], classes, bias=True)
+        self.head = ElasticHead(space.head, inputs, eps) if space.head else None
+        self.classifier = ElasticLinear(space.head.width[-1] if space.head else inputs, classes, bias=True, classifier=True)
 
     def forward(self, x_NCHW: Tensor, arch: Arch, regularise: Regularisation | None = None) -> Tensor:
         """Logits (N, classes) of `arch`, which resizes the square images to its own resolution (bicubic).
 
         `arch` must be of this space (`space.encode` checks one); it is not checked again here.
         """
-        x = self.stem(resize(x_NCHW, arch.resolution), arch.width[0])
+        x = self.stem(resize(x_NCHW, arch.resolution), arch.width[0], *arch.stem)
         total = sum(arch.depth)
         for index, (block, width, kernel, expand, stage) in enumerate(self._blocks(arch)):
             drop = 0.0
             if regularise is not None and stage >= regularise.first_stage:
                 drop = regularise.drop_connect * index / total
             x = block(x, width, kernel, expand, drop, regularise.generator if regularise else None)
-        x = self.head(x, arch.width[-1])
+        x = x.mean((2, 3)) if self.head is None else self.head(x, arch.width[-1])
         if regularise is not None and regularise.dropout > 0:
             x = dropout(x, regularise.dropout, regularise.generator)
         logits: Tensor = self.classifier(x, self.classes)
         return logits
 
     def slices(self, arch: Arch) -> Slices:
-        """Every tensor that `arch` uses, a view of the shared one, under the names of `ofa.subnet.Subnet`."""
-        found = prefixed("stem", self.stem.slices(self.channels, arch.width[0], arch.width[0]))
+        """Every tensor that `arch` uses, cut from the shared one, under the names of `ofa.subnet.Subnet`."""
+        first = arch.width[0]
+        stem = (
+            self.stem.slices(self.channels, first, *arch.stem)
+            if isinstance(self.stem, DeepStem)
+            else self.stem.slices(self.channels, first, first)
+        )
+        found = prefixed("stem", stem)
         inputs = arch.width[0]
         for index, (block, width, kernel, expand, _) in enumerate(self._blocks(arch)):
             found |= prefixed(f"blocks.{index}", block.slices(inputs, width, kernel, expand))
             inputs = width
-        found |= prefixed("head", self.head.slices(inputs, arch.width[-1]))
+        if self.head is not None:
+            found |= prefixed("head", self.head.slices(inputs, arch.width[-1]))
         return found | prefixed("classifier", self.classifier.slices(arch.width[-1], self.classes))
 
-    def _blocks(self, arch: Arch) -> Iterator[tuple[Block, int, int, float, int]]:
+    def _blocks(self, arch: Arch) -> Iterator[tuple[Block | Bottleneck, int, int, float, int]]:
         """The active blocks with their width, kernel, expansion and stage."""
         for stage, blocks in enumerate(self.stages):
             assert isinstance(blocks, nn.ModuleList)
             for i in range(arch.depth[stage]):
                 slot, block = self.space.slot(stage, i), blocks[i]
-                assert isinstance(block, Block)
+                assert isinstance(block, Block | Bottleneck)
                 yield block, arch.width[stage + 1], arch.kernel[slot], arch.expand[slot], stage
 
 

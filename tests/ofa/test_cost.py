@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import ofa
 from engine.macs import count_macs, count_parameters
 from ofa.cost import cost_of, costs_of, make_divisible
 from ofa.space import Arch, Space, largest, load_space, sample, sample_codes, smallest
@@ -33,8 +34,21 @@ def test_published_attentive_nas_subnets(name: str) -> None:
 def test_published_extremes() -> None:
     space = load_space("attentive_nas")
     assert (cost_of(space, smallest(space))[0], cost_of(space, largest(space))[0]) == (203389568, 1939335808)
-    ofa = load_space("ofa_mbv3")
-    assert cost_of(ofa, largest(ofa)) == (566170656, 7664760)
+
+
+# Counted on the reference code at 224 pixels: smallest (MACs, parameters), largest, and one random architecture.
+OFA = {
+    "ofa_mbv3": ((121278672, 3410792), (566170656, 7664760)),
+    "ofa_proxyless": ((265526256, 3718832), (1004908032, 7942056)),
+    "ofa_resnet50": ((962192128, 6539280), (7491643904, 48105992)),
+}
+
+
+@pytest.mark.parametrize("name", OFA)
+def test_extremes_of_ofas_spaces(name: str) -> None:
+    space = load_space(name)
+    archs = [extreme(space).model_copy(update={"resolution": 224}) for extreme in (smallest, largest)]
+    assert tuple(cost_of(space, arch) for arch in archs) == OFA[name]
 
 
 def test_measured_ofa_subnets(nas_data: Path) -> None:
@@ -49,7 +63,7 @@ def test_measured_ofa_subnets(nas_data: Path) -> None:
         assert cost_of(space, arch) == (int(row["MACs"]), int(row["Model Parameters"]))
 
 
-@pytest.mark.parametrize("name", ["attentive_nas", "bignas", "digits", "ofa_mbv3", "small128", "small32"])
+@pytest.mark.parametrize("name", [p.stem for p in Path(ofa.__path__[0]).glob("spaces/*.yaml")])
 def test_equal_to_torchs_counter(name: str) -> None:
     space, rng = load_space(name), np.random.default_rng(0)
     for arch in [smallest(space), largest(space), *(sample(space, rng) for _ in range(4))]:

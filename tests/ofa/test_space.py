@@ -26,7 +26,7 @@ from ofa.space import (
     smallest,
 )
 
-NAMES = ["attentive_nas", "bignas", "digits", "ofa_mbv3", "small128", "small32"]
+NAMES = ["attentive_nas", "bignas", "digits", "ofa_mbv3", "ofa_mbv3_w1.2", "ofa_proxyless", "ofa_resnet50", "small128", "small32"]
 
 
 @pytest.fixture(params=NAMES)

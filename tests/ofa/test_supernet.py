@@ -20,6 +20,8 @@ def filled(space: Space, classes: int = 5, channels: int = 3) -> Supernet:
     torch.manual_seed(0)
     net = Supernet(space, classes, channels)
     for name, tensor in net.state_dict().items():
+        if "matrices" in name:
+            nn.init.normal_(tensor, std=0.3)
         if tensor.ndim == 1:
             nn.init.uniform_(tensor, 0.5, 1.5) if "weight" in name or "var" in name else nn.init.normal_(tensor, std=0.1)
     return net
@@ -29,10 +31,18 @@ def spaces() -> list[Space]:
     packaged = [load_space(name) for name in ("digits", "small32")]
     per_block = Space.model_validate(packaged[0].model_dump() | {"granularity": "block", "resolution": (9, 13)})
     projected = Space.model_validate(packaged[1].model_dump() | {"shortcut": "projected", "resolution": (16, 24)})
-    return [*packaged, per_block, projected]
+    transformed = Space.model_validate(per_block.model_dump() | {"kernels": "transform", "bn_eps": 1e-3})
+    return [*packaged, per_block, projected, transformed, resnet()]
 
 
-@pytest.mark.parametrize("space", spaces(), ids=["digits", "small32", "per block and odd", "projected"])
+def resnet() -> Space:
+    stage = {"block": "bottleneck", "depth": (1, 2), "kernel": (3,), "expand": (0.25, 0.5), "act": "relu"}
+    stages = ({**stage, "width": (16, 32)}, {**stage, "width": (32, 48), "stride": 2}, {**stage, "width": (48,), "stride": 2})
+    stem = {"width": (8, 16), "act": "relu", "deep": {"middle": (8, 16), "residual": (0, 1, 2)}}
+    return Space.model_validate({"name": "resnet", "resolution": (33, 40), "granularity": "block", "stem": stem, "stages": stages})
+
+
+@pytest.mark.parametrize("space", spaces(), ids=["digits", "small32", "per block and odd", "projected", "transformed", "resnet"])
 @pytest.mark.parametrize("training", [True, False])
 def test_extract_equals_the_supernet_under_the_same_statistics(space: Space, training: bool) -> None:
     net, rng = filled(space).train(training), np.random.default_rng(0)
@@ -42,7 +52,7 @@ def test_extract_equals_the_supernet_under_the_same_statistics(space: Space, tra
             torch.testing.assert_close(extract(net, arch)(x), net(x, arch), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["attentive_nas", "ofa_mbv3", "bignas"])
+@pytest.mark.parametrize("name", ["attentive_nas", "ofa_mbv3", "bignas", "ofa_proxyless", "ofa_resnet50"])
 def test_extract_equals_the_supernet_of_a_published_space(name: str) -> None:
     space = load_space(name)
     net, arch = filled(space, classes=3), smallest(space)
