@@ -28,7 +28,7 @@ from ofa.sandwich import Sandwich, label_step, sandwich_step
 from ofa.space import Arch, Space, find_arch, largest, load_space, only, sample, smallest
 from ofa.subnet import accuracy, prepare
 from ofa.supernet import Supernet
-from ofa.trained import Model, keep_model, run_flag
+from ofa.trained import keep_model, load_network, model_of, run_flag, start_from
 
 LOG_EVERY = 10
 
@@ -46,7 +46,10 @@ class Train(Command):
 
     config: str | None = Field("ofa/digits", description="recipe: a YAML file, or a packaged name such as ofa/cifar10")
     out: Path = Field(Path("runs/supernet"), description="run folder to write")
-    space: str = Field("digits", description="search space: a packaged name or a YAML file")
+    space: str | None = Field(None, description="search space: a packaged name or a YAML file; none: that of --init, else digits")
+    init: Path | None = Field(
+        None, description="start from the weights of this run, trained or converted; a classifier for other classes is fresh"
+    )
     arch: str | None = Field(
         None, description="train this architecture alone, from labels, instead of a supernet: smallest, largest, a JSON file or JSON"
     )
@@ -71,10 +74,17 @@ class Train(Command):
         if self.threads:
             torch.set_num_threads(self.threads)
         device = pick_device(self.device)
-        space = load_space(self.space)
-        space = only(space, find_arch(space, self.arch)) if self.arch else space
-        alone = largest(space) if self.arch else None
+        source = self._source()
+        space = source.space if source else load_space(self.space or "digits")
+        chosen = find_arch(space, self.arch) if self.arch else None
+        space = only(space, chosen) if chosen else space
+        alone = largest(space) if chosen else None
         data = load_data(self.data, device, self.seed)
+        with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
+            torch.manual_seed(derive(self.seed, "weights"))
+            supernet = Supernet(space, len(data.classes), data.channels)
+        if source:
+            start_from(supernet, source, chosen)
         steps = data.steps(self.batch_size)
         writer = tensorboard_writer() if self.tensorboard else None
         run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite)
@@ -84,28 +94,36 @@ class Train(Command):
         if writer is not None:
             run.mirror_to_tensorboard(writer)
         _introduce(space, data, device, alone)
-        model = Model(
-            space=space,
-            arch=alone,
-            classes=tuple(data.classes),
-            mean=tuple(data.mean),
-            std=tuple(data.std),
-            preprocessing=data.preprocessing(),
-            calibration_images=self.calibration_images,
-        )
+        model = model_of(space, alone, data, self.calibration_images)
         keep_model(run.path / "model.json", model)
-        return Trainer(self, run, space, data, alone, steps).run()
+        return Trainer(self, run, supernet, data, alone, steps).run()
+
+    def _source(self) -> Supernet | None:
+        """The supernet of --init.
+
+        Raises:
+            UserError: there is none, or it is of another space than --space says.
+        """
+        if self.init is None:
+            return None
+        Run.open(self.init)
+        model, supernet = load_network(self.init)
+        if model.arch is not None:
+            raise UserError(f"Run '{self.init}' is one architecture trained alone, not a supernet to start from; give another --init.")
+        if self.space is not None and load_space(self.space) != model.space:
+            raise UserError(
+                f"Run '{self.init}' is of space '{model.space.name}', not '{self.space}' as asked for; "
+                "leave out --space, or take --config ofa/finetune."
+            )
+        return supernet
 
 
 class Trainer:
     """The state of a training run: weights, their average, the optimiser and the number of steps done."""
 
-    def __init__(self, config: Train, run: Run, space: Space, data: Data, alone: Arch | None, steps: int):
+    def __init__(self, config: Train, run: Run, supernet: Supernet, data: Data, alone: Arch | None, steps: int):
         self.config, self.folder, self.data, self.alone, self.steps = config, run, data, alone, steps
         self.total = config.epochs * steps
-        with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
-            torch.manual_seed(derive(config.seed, "weights"))
-            supernet = Supernet(space, len(data.classes), data.channels)
         self.supernet = supernet.to(data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = AveragedModel(self.supernet, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None  # type: ignore[no-untyped-call]
         self.optimizer = build_sgd(config.sgd, self.supernet)

@@ -16,7 +16,7 @@ from engine.device import pick_device
 from engine.errors import UserError
 from engine.run import Run, read_json, write_json
 from ofa.cost import cost_of, costs_of
-from ofa.space import Arch, Codes, Space
+from ofa.space import Arch, Codes, Space, largest
 from ofa.subnet import Subnet, accuracy, prepare
 from ofa.supernet import Supernet
 
@@ -53,6 +53,55 @@ class Source(Config):
     seed: int
 
 
+def model_of(space: Space, arch: Arch | None, data: Data, calibration_images: int) -> Model:
+    """What model.json says of a network of `space` for these images; `arch` if it is one architecture alone."""
+    return Model(
+        space=space,
+        arch=arch,
+        classes=tuple(data.classes),
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+        preprocessing=data.preprocessing(),
+        calibration_images=calibration_images,
+    )
+
+
+def load_network(path: Path) -> tuple[Model, Supernet]:
+    """model.json of a run and the supernet with its weights, on CPU.
+
+    Raises:
+        UserError: either is missing or damaged, or they do not fit each other.
+    """
+    model = validate(Model, read_json(path / "model.json"), str(path / "model.json"))
+    supernet = Supernet(model.space, len(model.classes), model.channels)
+    weights = path / "weights.safetensors"
+    try:
+        supernet.load_state_dict(load_weights(weights))
+    except RuntimeError:
+        raise UserError(f"Weights '{weights}' do not fit the space in model.json beside them; copy the run folder again.") from None
+    return model, supernet
+
+
+@torch.no_grad()
+def start_from(supernet: Supernet, source: Supernet, arch: Arch | None) -> None:
+    """Copy the weights of `source`, or only those that its `arch` uses where `supernet` is the space of that alone.
+
+    The classifier stays fresh where the numbers of classes differ.
+
+    Raises:
+        UserError: the images have other channels.
+    """
+    if source.channels != supernet.channels:
+        raise UserError(f"The run of --init is of images with {source.channels} channels, but these have {supernet.channels}.")
+    if arch is None:
+        theirs, ours = source.state_dict(), supernet.state_dict()
+    else:
+        theirs, ours = source.slices(arch), supernet.slices(largest(supernet.space))
+    for name, tensor in theirs.items():
+        if tensor.shape == ours[name].shape or not name.startswith("classifier."):
+            ours[name].copy_(tensor)
+
+
 def keep_model(path: Path, model: Model) -> None:
     """Write model.json, or check that a resumed run still has the space and the data that it was started with.
 
@@ -78,14 +127,8 @@ class Trained:
 
     def __init__(self, path: Path, device: torch.device, images: Path | None = None):
         self.run, self.device = Run.open(path), device
-        self.model = validate(Model, read_json(path / "model.json"), str(path / "model.json"))
-        self.space = self.model.space
-        weights = path / "weights.safetensors"
-        self.supernet = Supernet(self.space, len(self.model.classes), self.model.channels).to(device)
-        try:
-            self.supernet.load_state_dict(load_weights(weights))
-        except RuntimeError:
-            raise UserError(f"Weights '{weights}' do not fit the space in model.json beside them; copy the run folder again.") from None
+        self.model, supernet = load_network(path)
+        self.space, self.supernet = self.model.space, supernet.to(device)
         source = validate(Source, {k: v for k, v in self.run.config.items() if k in Source.model_fields}, str(path / "config.yaml"))
         self.seed = source.seed
         if images is not None:

@@ -1,0 +1,83 @@
+"""A published checkpoint becomes a run folder that every later command takes."""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from engine.checkpoint import save_weights
+from engine.cli import Command, main
+from engine.data import DataConfig, ImageFolder, load_data
+from engine.run import Run
+from engine.seed import derive
+from ofa.published import load_network, load_supernet, read_checkpoint
+from ofa.space import Space, load_space
+from ofa.supernet import Supernet
+from ofa.trained import keep_model, model_of, run_flag
+
+Kind = Literal["attentive_nas", "alphanet", "ofa_mbv3", "ofa_mbv3_w1.2", "ofa_proxyless", "ofa_resnet50", "torchvision", "timm"]
+
+
+class Convert(Command):
+    """Turn a published checkpoint into a run folder, for selection, export or as the start of a training.
+
+    attentive_nas, alphanet and ofa_* are the supernets that their authors published; torchvision and timm are MobileNetV3-Large,
+    which becomes the largest subnet of space ofa_mbv3. Nothing in the file is executed. Later stages need images: of the
+    checkpoint's own classes to select and export at once, or yours, with a new classifier, to train from it.
+
+    examples:
+      python -m ofa.convert --from attentive_nas attentive_nas.pth.tar --data.path imagenet --out runs/attentive_nas
+      python -m ofa.convert --from timm mobilenetv3_large_100.safetensors --data.path photos --out runs/start
+      python -m ofa.train --config ofa/finetune --init runs/start --data.path photos --out runs/photos
+    """
+
+    file: CliPositionalArg[Path] = Field(description="checkpoint: .pth, .pt, .tar or .safetensors")
+    source: Kind = Field(alias="from", description="what the checkpoint is")
+    out: Path = Field(Path("runs/converted"), description="run folder to write")
+    data: DataConfig = Field(ImageFolder(name="imagefolder", path=Path("data/images"), size=224), description="the images")
+    calibration_images: int = Field(2000, ge=2, description="training images for the exact BatchNorm statistics of a subnet")
+    seed: int = Field(0, ge=0, description="of what the checkpoint has no weights for, and of the validation split")
+    overwrite: bool = Field(False, description="replace the run in --out if there is one")
+
+    def execute(self) -> int:
+        """Read, rename, write."""
+        tensors = read_checkpoint(self.file)
+        data = load_data(self.data, torch.device("cpu"), self.seed)
+        space = space_of(self.source)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(derive(self.seed, "weights"))
+            supernet = Supernet(space, len(data.classes), data.channels)
+            if self.source in ("torchvision", "timm"):
+                load_network(supernet, tensors, self.source, self.file)
+            else:
+                load_supernet(supernet, tensors, self.file)
+        run = Run.start(self.out, self, resume=False, overwrite=self.overwrite)
+        keep_model(run.path / "model.json", model_of(space, None, data, self.calibration_images))
+        save_weights(run.path / "weights.safetensors", supernet.state_dict())
+        run.finish()
+        (before,) = (len(tensor) for name, tensor in tensors.items() if re.search(r"classifier\.(3\.|[a-z.]*)weight$", name))
+        print(f"space '{space.name}'")
+        if before == len(data.classes):
+            print(f"next: python -m predictors.collect{run_flag(run.path)}")
+        else:
+            print(f"the classifier is fresh: the checkpoint's has {before} classes, the images have {len(data.classes)}")
+            images = f" --data.path {self.data.path}" if isinstance(self.data, ImageFolder) else ""
+            print(f"next: python -m ofa.train --config ofa/finetune --init {run.path}{images} --out runs/finetuned")
+        return 0
+
+
+def space_of(kind: Kind) -> Space:
+    """The space of a checkpoint; torchvision's and timm's networks need a bias, and torchvision another epsilon, than OFA's."""
+    if kind not in ("torchvision", "timm"):
+        return load_space("attentive_nas" if kind == "alphanet" else kind)
+    space = load_space("ofa_mbv3")
+    assert space.head is not None
+    head = space.head.model_copy(update={"bias": True})
+    return space.model_copy(update={"head": head, "bn_eps": 1e-3 if kind == "torchvision" else 1e-5})
+
+
+if __name__ == "__main__":
+    main(Convert)
