@@ -18,10 +18,12 @@ class Evaluate(RunCommand):
     examples:
       python -m ofa.evaluate
       python -m ofa.evaluate --arch runs/supernet/selected/600M.json,largest --split test
+      python -m ofa.evaluate --run runs/attentive_nas --arch attentive_nas_a0,attentive_nas_a6
     """
 
-    arch: tuple[str, ...] = Field(
-        ("smallest", "largest"), description="smallest, largest or JSON files, separated by commas; ignored for one trained alone"
+    arch: str = Field(
+        "smallest,largest",
+        description="smallest, largest, published names or JSON files, separated by commas; or JSON; ignored for one trained alone",
     )
     split: Split = Field("val", description="val, or test for a final report")
 
@@ -29,7 +31,8 @@ class Evaluate(RunCommand):
         """Measure each and print a table."""
         trained = self.open()
         alone = trained.model.arch
-        archs = {"alone": alone} if alone else {name: find_arch(trained.space, name) for name in self.arch}
+        names = [self.arch] if self.arch.lstrip().startswith("{") else self.arch.split(",")
+        archs = {"alone": alone} if alone else {name: find_arch(trained.space, name) for name in names}
         table = Table("architecture", "MACs", "params", f"{self.split} accuracy")
         with progress("evaluate", len(archs)) as advance:
             for name, arch in archs.items():

@@ -192,18 +192,35 @@ def load_space(name: str) -> Space:
     return validate(Space, {"name": path.stem} | read_yaml(path), str(path))
 
 
+class Published(Config):
+    """A subnet as its authors report it: counted multiply-accumulates and parameters for 1,000 classes, and ImageNet top-1 in percent."""
+
+    arch: Arch
+    macs: int
+    params: int
+    imagenet_top1: float
+
+
+def published(space: Space) -> dict[str, Published]:
+    """Published subnets of a packaged space by name; none for other spaces."""
+    path = Path(str(files("ofa"))) / "archs" / f"{space.name}.yaml"
+    return {name: Published.model_validate(value) for name, value in read_yaml(path).items()} if path.is_file() else {}
+
+
 def find_arch(space: Space, name: str) -> Arch:
-    """`smallest`, `largest`, a JSON file with an architecture (or with one under "arch"), or the JSON itself.
+    """`smallest`, `largest`, a published name, a JSON file with an architecture (or with one under "arch"), or the JSON itself.
 
     Raises:
         UserError: it is none of these, or not of this space.
     """
     if name in ("smallest", "largest"):
         return smallest(space) if name == "smallest" else largest(space)
+    named = published(space)
+    if name in named:
+        return decode(space, encode(space, named[name].arch))
     if not name.lstrip().startswith("{") and not Path(name).is_file():
-        raise UserError(
-            f"There is no architecture '{name}'; give smallest, largest, a JSON file such as runs/supernet/selected/600M.json, or JSON."
-        )
+        known = ", ".join(["smallest", "largest", *named])
+        raise UserError(f"Space '{space.name}' has no architecture '{name}'; give {known}, a file of predictors.select, or JSON.")
     try:
         values = json.loads(name) if name.lstrip().startswith("{") else read_json(Path(name))
     except ValueError as error:

@@ -10,13 +10,14 @@ import pytest
 from engine.cli import Command, main, parse
 from engine.errors import UserError
 from export.onnx import Export
+from ofa.convert import Convert
 from ofa.evaluate import Evaluate
 from ofa.train import Train
 from predictors.collect import Collect
 from predictors.report import Report
 from predictors.select import Select
 
-COMMANDS = [Train, Evaluate, Collect, Select, Report, Export]
+COMMANDS = [Train, Convert, Evaluate, Collect, Select, Report, Export]
 
 
 def test_flags_lie_over_the_recipe_over_the_defaults(tmp_path: Path) -> None:

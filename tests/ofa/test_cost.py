@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,24 +12,18 @@ import torch
 import ofa
 from engine.macs import count_macs, count_parameters
 from ofa.cost import cost_of, costs_of, make_divisible
-from ofa.space import Arch, Space, largest, load_space, sample, sample_codes, smallest
+from ofa.space import Arch, Space, find_arch, largest, load_space, published, sample, sample_codes, smallest
 from ofa.subnet import Subnet
 
-# AttentiveNAS and AlphaNet model cards; MACs and parameters counted on the reference code.
-# name: (resolution, widths from stage 5 on, depth, kernel, expand, MACs, parameters); all begin with widths 16 16 24 32 64 112.
-PUBLISHED = {
-    "a0": (192, (192, 216, 1792), (1, 3, 3, 3, 3, 3, 1), (3, 3, 3, 3, 3, 3, 3), (1, 4, 4, 4, 4, 6, 6), 203389568, 8954184),
-    "a1": (224, (192, 216, 1984), (1, 3, 3, 3, 3, 3, 1), (3, 3, 3, 5, 3, 5, 3), (1, 4, 4, 4, 4, 6, 6), 279238816, 9452872),
-    "a3": (224, (208, 224, 1984), (2, 3, 3, 4, 3, 5, 1), (3, 3, 3, 5, 3, 3, 3), (1, 4, 4, 4, 4, 6, 6), 356518400, 12784928),
-    "a6": (288, (216, 224, 1984), (1, 3, 3, 4, 4, 6, 1), (3, 3, 3, 3, 3, 5, 3), (1, 4, 6, 5, 4, 6, 6), 709007232, 15154792),
-}
 
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_attentive_nas_subnets(name: str) -> None:
-    resolution, width, depth, kernel, expand, macs, params = PUBLISHED[name]
-    arch = Arch(resolution=resolution, width=(16, 16, 24, 32, 64, 112, *width), depth=depth, kernel=kernel, expand=expand)
-    assert cost_of(load_space("attentive_nas"), arch) == (macs, params)
+@pytest.mark.parametrize("name", [p.stem for p in Path(ofa.__path__[0]).glob("archs/*.yaml")])
+def test_every_published_subnet_costs_what_was_counted_on_the_reference_code(name: str) -> None:
+    space = load_space(name)
+    found = published(space)
+    assert len(found) == 15
+    for subnet in found.values():
+        assert find_arch(space, json.dumps(subnet.arch.model_dump())) == subnet.arch
+        assert cost_of(space, subnet.arch) == (subnet.macs, subnet.params)
 
 
 def test_published_extremes() -> None:

@@ -146,7 +146,7 @@ def test_find_arch(tiny: Space, tmp_path: Path) -> None:
     for name in (str(plain), str(chosen), arch.model_dump_json()):
         assert find_arch(tiny, name) == arch
     assert find_arch(tiny, "largest") == largest(tiny)
-    for name, said in (("huge", "There is no architecture 'huge'"), ("{", "not valid JSON"), ('{"widht": 3}', "did you mean 'width'")):
+    for name, said in (("huge", "has no architecture 'huge'"), ("{", "not valid JSON"), ('{"widht": 3}', "did you mean 'width'")):
         with pytest.raises(UserError, match=said):
             find_arch(tiny, name)
 
