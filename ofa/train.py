@@ -24,6 +24,7 @@ from engine.progress import progress
 from engine.run import Run, tensorboard_writer
 from engine.seed import derive, numpy_generator
 from ofa.cost import cost_of
+from ofa.sampling import Sampler, Uniform, build_sampler
 from ofa.sandwich import Sandwich, label_step, sandwich_step
 from ofa.space import Arch, Space, find_arch, largest, load_space, only, sample, smallest
 from ofa.subnet import accuracy, prepare
@@ -76,6 +77,7 @@ class Train(Command):
         alone = largest(space) if self.arch else None
         data = load_data(self.data, device, self.seed)
         steps = data.steps(self.batch_size)
+        sampler = build_sampler(Uniform() if alone else self.sandwich.sampling, space, len(data.classes), data.channels)
         writer = tensorboard_writer() if self.tensorboard else None
         run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite)
         if run.finished:
@@ -94,14 +96,14 @@ class Train(Command):
             calibration_images=self.calibration_images,
         )
         keep_model(run.path / "model.json", model)
-        return Trainer(self, run, space, data, alone, steps).run()
+        return Trainer(self, run, space, data, alone, steps, sampler).run()
 
 
 class Trainer:
     """The state of a training run: weights, their average, the optimiser and the number of steps done."""
 
-    def __init__(self, config: Train, run: Run, space: Space, data: Data, alone: Arch | None, steps: int):
-        self.config, self.folder, self.data, self.alone, self.steps = config, run, data, alone, steps
+    def __init__(self, config: Train, run: Run, space: Space, data: Data, alone: Arch | None, steps: int, sampler: Sampler):
+        self.config, self.folder, self.data, self.alone, self.steps, self.sampler = config, run, data, alone, steps, sampler
         self.total = config.epochs * steps
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
             torch.manual_seed(derive(config.seed, "weights"))
@@ -142,7 +144,7 @@ class Trainer:
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad()
         if self.alone is None:
-            losses = sandwich_step(self.supernet, x, y, config.sandwich, config.seed, self.step)
+            losses = sandwich_step(self.supernet, x, y, config.sandwich, self.sampler, config.seed, self.step)
         else:
             losses = torch.stack(label_step(self.supernet, self.alone, x, y, config.sandwich, config.seed, self.step)[1])
         if config.sgd.clip_value:
