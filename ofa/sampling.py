@@ -197,7 +197,7 @@ class Prior:
         codes_NTF = canonical(self.space, codes_NTF.reshape(-1, columns)).reshape(codes_NTF.shape)
         resort_N = self.start_B[target_N] + rng.integers(self.hits_B[target_N])
         codes_NTF = np.concatenate([codes_NTF, self.known_NF[resort_N][:, None]], axis=1)
-        bin_NT = self.bins.of(self.macs(codes_NTF.reshape(-1, columns))).reshape(rows, -1)
+        bin_NT = self.bins.of(self.macs(codes_NTF.reshape(-1, columns))).reshape(codes_NTF.shape[:2])
         first_N = (bin_NT == self.bin_B[target_N][:, None]).argmax(1)
         return codes_NTF[np.arange(rows), first_N].reshape(slots, candidates, columns)
 
@@ -265,6 +265,9 @@ def fit_accuracy(path: Path, space: Space) -> Callable[[Codes], NDArray[np.float
             f"'{path}' has {len(pairs)} measured subnets, and a predictor needs at least {FEWEST_PAIRS}; name the pairs.jsonl of a run "
             "after python -m predictors.collect, or judge by batch_loss."
         )
-    codes_NF = np.stack([encode(space, pair.arch) for pair in pairs])
+    try:
+        codes_NF = np.stack([encode(space, pair.arch) for pair in pairs])
+    except UserError as error:
+        raise UserError(f"'{path}' was measured on another space than '{space.name}': {error}") from None
     model = BayesianRidge().fit(features(space, codes_NF), [pair.val_accuracy for pair in pairs])
     return lambda codes: model.predict(features(space, codes))
