@@ -232,7 +232,7 @@ def test_unusable_pairs_are_one_sentence(tiny: Space, tmp_path: Path) -> None:
     path.write_text('{"arch": 3}\n' * 20)
     with pytest.raises(UserError, match="line 1"):
         fit_accuracy(path, tiny)
-    with pytest.raises(UserError, match="'judge.pairs' is missing"):
+    with pytest.raises(UserError, match=r"'judge\.pairs' is missing"):
         validate(Attentive, {"judge": {"name": "predicted"}}, "test")
 
 
