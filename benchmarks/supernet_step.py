@@ -16,6 +16,7 @@ import torch
 
 from engine.device import keep_freed_memory
 from engine.run import environment
+from ofa.sampling import UniformSampler
 from ofa.sandwich import Sandwich, sandwich_step
 from ofa.space import load_space
 from ofa.supernet import Supernet
@@ -28,7 +29,7 @@ def measure(net: Supernet, x: torch.Tensor, y: torch.Tensor, step: int) -> float
         torch.cuda.synchronize()
     clock = time.perf_counter if x.is_cuda else time.process_time
     started = clock()
-    sandwich_step(net, x, y, Sandwich(), seed=0, step=step)
+    sandwich_step(net, x, y, Sandwich(), UniformSampler(net.space), seed=0, step=step)
     if x.is_cuda:
         torch.cuda.synchronize()
     return clock() - started

@@ -1,7 +1,46 @@
-"""What a student learns from its teacher."""
+"""What a student learns from its teacher: soft cross-entropy (BigNAS) or the adaptive alpha-divergence (AlphaNet)."""
 
+import math
+from typing import Annotated, Literal
+
+import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
+
+from engine.config import Config
+
+LOG_TINY = math.log(torch.finfo(torch.float32).tiny)  # -87.3: probabilities below the smallest normal float32 count as that
+NEAR = 1e-3  # an alpha this close to 0 or 1 is the limit, which rounding would otherwise swamp
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class SoftCrossEntropy(Config):
+    """BigNAS (2020, arXiv:2003.11142) and AttentiveNAS (2021, arXiv:2011.09011)."""
+
+    name: Literal["soft_cross_entropy"] = "soft_cross_entropy"
+
+
+class AlphaDivergence(Config):
+    """AlphaNet (2021, arXiv:2102.07954): of two alpha-divergences the larger one, for each image."""
+
+    name: Literal["alpha_divergence"] = "alpha_divergence"
+    alpha_minus: Finite = Field(-1.0, description="punishes a student that is surer than its teacher")
+    alpha_plus: Finite = Field(1.0, description="punishes a student that misses what its teacher thinks likely; 1 is KL")
+    clip: float = Field(5.0, gt=0, allow_inf_nan=False, description="upper bound of (teacher / student)^alpha; none at alpha 0 and 1")
+
+
+Distillation = Annotated[SoftCrossEntropy | AlphaDivergence, Field(discriminator="name")]
+
+
+def distil(config: Distillation, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
+    """The loss, a float32 scalar, of a student's logits against its teacher's, which get no gradient."""
+    match config:
+        case SoftCrossEntropy():
+            return soft_cross_entropy(student_NK, teacher_NK)
+        case AlphaDivergence(alpha_minus=minus, alpha_plus=plus, clip=clip):
+            return alpha_divergence(student_NK, teacher_NK, minus, plus, clip)
 
 
 def soft_cross_entropy(student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
@@ -11,3 +50,44 @@ def soft_cross_entropy(student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
     """
     target = teacher_NK.detach().float().softmax(1)
     return F.cross_entropy(student_NK.float(), target)
+
+
+def alpha_divergence(
+    student_NK: Tensor, teacher_NK: Tensor, alpha_minus: float = -1.0, alpha_plus: float = 1.0, clip: float = 5.0
+) -> Tensor:
+    """Adaptive alpha-divergence of AlphaNet (2021, arXiv:2102.07954), mean over the batch, in float32. The teacher is detached.
+
+    For each image the alpha whose divergence is larger decides. The value is the mean of those divergences: 0 where student
+    and teacher agree. The reference code reports -sum_k q_k rho_k log q_k, with q and rho held, whose gradient is the
+    paper's but whose value means nothing. The gradient here is that of its expression:
+
+        d/dlogits = q sum_k(q_k rho_k) - q rho
+
+    which is the true gradient of the value wherever r^alpha is not clipped and the two divergences differ. Where it is
+    clipped it is not: the value then grows with slope clip / (alpha (alpha - 1)) in q, while the paper clips the factor
+    r^alpha of the gradient, which is clip / -alpha. Adding a constant to rho changes nothing, since q sums to 1.
+
+    Finite, value and gradient, for all finite logits: everything is built from log_softmax, products q r^alpha are taken
+    as one exponential, and log-probabilities end at that of the smallest normal float32. Logits that are not finite give nan.
+    """
+    z_NK = student_NK.float()
+    logp_NK, logq_NK = (x.detach().float().log_softmax(1).clamp(min=LOG_TINY) for x in (teacher_NK, z_NK))
+    minus_N, left_NK = _divergence(logp_NK, logq_NK, alpha_minus, clip)
+    plus_N, right_NK = _divergence(logp_NK, logq_NK, alpha_plus, clip)
+    left_wins = minus_N > plus_N
+    weight_NK = torch.where(left_wins[:, None], left_NK, right_NK)
+    gradient_NK = logq_NK.exp() * weight_NK.sum(1, keepdim=True) - weight_NK
+    carrier_N = ((z_NK - z_NK.detach()) * gradient_NK).sum(1)  # zero, with this gradient
+    return (torch.where(left_wins, minus_N, plus_N) + carrier_N).mean()
+
+
+def _divergence(logp_NK: Tensor, logq_NK: Tensor, alpha: float, clip: float) -> tuple[Tensor, Tensor]:
+    """(divergence (N,), q rho (N, K)) of teacher p and student q, with r = p / q; rho without its constant."""
+    q_NK, logr_NK = logq_NK.exp(), logp_NK - logq_NK
+    if abs(alpha - 1) < NEAR:  # f = r log r, rho = r; the reference code does not clip here
+        p_NK = logp_NK.exp()
+        return (p_NK * logr_NK).sum(1), p_NK
+    if abs(alpha) < NEAR:  # f = -log r, rho = log r
+        return -(q_NK * logr_NK).sum(1), q_NK * logr_NK
+    qr_NK = torch.minimum((logq_NK + alpha * logr_NK).exp(), clip * q_NK)  # q clamp(r^alpha, 0, clip)
+    return (qr_NK.sum(1) - 1) / (alpha * (alpha - 1)), qr_NK / alpha

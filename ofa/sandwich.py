@@ -5,7 +5,6 @@ predictions. Gradients of all add up for one update of the shared weights. Only 
 drop-connect are its alone, and weight decay acts once per step on every weight, which is the L2 penalty of the largest.
 """
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -14,8 +13,9 @@ from torch import Tensor
 from engine.config import Config
 from engine.device import autocast
 from engine.seed import numpy_generator, torch_generator
-from ofa.losses import soft_cross_entropy
-from ofa.space import Arch, largest, sample, smallest
+from ofa.losses import Distillation, SoftCrossEntropy, distil
+from ofa.sampling import Sampler, Sampling, Uniform
+from ofa.space import Arch, largest, smallest
 from ofa.supernet import Regularisation, Supernet
 
 
@@ -23,29 +23,27 @@ class Sandwich(Config):
     """Settings of the step."""
 
     random: int = Field(2, ge=0, description="random subnets a step, beside the largest and the smallest")
+    sampling: Sampling = Field(Uniform(), description="which ones")
+    distillation: Distillation = Field(SoftCrossEntropy(), description="what they and the smallest learn from the largest")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="of the largest network's labels")
     dropout: float = Field(0.2, ge=0, lt=1, description="before the classifier, largest network only")
     drop_connect: float = Field(0.2, ge=0, lt=1, description="block i of n is dropped with i/n of this; largest only")
     drop_connect_stages: int | None = Field(None, ge=1, description="only in this many last stages (AttentiveNAS: 2); none: all")
 
 
-def students_of(supernet: Supernet, config: Sandwich, rng: np.random.Generator) -> list[Arch]:
-    """What a step trains beside the largest: `config.random` uniform samples and the smallest."""
-    space = supernet.space
-    return [*(sample(space, rng) for _ in range(config.random)), smallest(space)]
-
-
-def sandwich_step(supernet: Supernet, x: Tensor, y: Tensor, config: Sandwich, seed: int, step: int) -> Tensor:
+def sandwich_step(supernet: Supernet, x: Tensor, y: Tensor, config: Sandwich, sampler: Sampler, seed: int, step: int) -> Tensor:
     """Add the gradients of one step to the supernet's. Returns the losses (1 + students,), detached, on the device.
 
-    x: (N, C, H, W) images; y: (N,) classes or (N, K) probabilities. Draws depend on (seed, step) only.
+    x: (N, C, H, W) images; y: (N,) classes or (N, K) probabilities; sampler: built from config.sampling.
+    Draws depend on (seed, step) only.
     """
-    teacher_arch = largest(supernet.space)
-    teacher, losses = label_step(supernet, teacher_arch, x, y, config, seed, step)  # 1. the largest learns from the labels
-    for arch in students_of(supernet, config, numpy_generator(seed, "subnets", step)):  # 2. the others learn from the largest
+    space, rng = supernet.space, numpy_generator(seed, "subnets", step)
+    teacher, losses = label_step(supernet, largest(space), x, y, config, seed, step)  # 1. the largest learns from the labels
+    random = sampler.draw(rng, config.random, lambda archs: label_losses(supernet, archs, x, y, config.label_smoothing))
+    for arch in [*random, smallest(space)]:  # 2. the others learn from the largest
         with autocast(x.device):
             logits = supernet(x, arch)
-        loss = soft_cross_entropy(logits, teacher)
+        loss = distil(config.distillation, logits, teacher)
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
     return torch.stack(losses)
@@ -60,3 +58,14 @@ def label_step(supernet: Supernet, arch: Arch, x: Tensor, y: Tensor, config: San
     loss = F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing)
     loss.backward()  # type: ignore[no-untyped-call]
     return logits.detach(), [loss.detach()]
+
+
+@torch.no_grad()
+def label_losses(supernet: Supernet, archs: list[Arch], x: Tensor, y: Tensor, label_smoothing: float) -> list[float]:
+    """Loss of each on the batch, with batch statistics and without regularisation; one host synchronisation."""
+    losses = []
+    for arch in archs:
+        with autocast(x.device):
+            logits = supernet(x, arch)
+        losses.append(F.cross_entropy(logits.float(), y, label_smoothing=label_smoothing))
+    return torch.stack(losses).tolist() if losses else []

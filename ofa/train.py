@@ -24,6 +24,7 @@ from engine.progress import progress
 from engine.run import Run, tensorboard_writer
 from engine.seed import derive, numpy_generator
 from ofa.cost import cost_of
+from ofa.sampling import Sampler, Uniform, build_sampler
 from ofa.sandwich import Sandwich, label_step, sandwich_step
 from ofa.space import Arch, Space, find_arch, largest, load_space, only, sample, smallest
 from ofa.subnet import accuracy, prepare
@@ -86,6 +87,7 @@ class Train(Command):
         if source:
             start_from(supernet, source, chosen)
         steps = data.steps(self.batch_size)
+        sampler = build_sampler(Uniform() if alone else self.sandwich.sampling, space, len(data.classes), data.channels)
         writer = tensorboard_writer() if self.tensorboard else None
         run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite)
         if run.finished:
@@ -96,7 +98,7 @@ class Train(Command):
         _introduce(space, data, device, alone)
         model = model_of(space, alone, data, self.calibration_images)
         keep_model(run.path / "model.json", model)
-        return Trainer(self, run, supernet, data, alone, steps).run()
+        return Trainer(self, run, supernet, data, alone, steps, sampler).run()
 
     def _source(self) -> Supernet | None:
         """The supernet of --init.
@@ -121,8 +123,8 @@ class Train(Command):
 class Trainer:
     """The state of a training run: weights, their average, the optimiser and the number of steps done."""
 
-    def __init__(self, config: Train, run: Run, supernet: Supernet, data: Data, alone: Arch | None, steps: int):
-        self.config, self.folder, self.data, self.alone, self.steps = config, run, data, alone, steps
+    def __init__(self, config: Train, run: Run, supernet: Supernet, data: Data, alone: Arch | None, steps: int, sampler: Sampler):
+        self.config, self.folder, self.data, self.alone, self.steps, self.sampler = config, run, data, alone, steps, sampler
         self.total = config.epochs * steps
         self.supernet = supernet.to(data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = AveragedModel(self.supernet, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None  # type: ignore[no-untyped-call]
@@ -160,7 +162,7 @@ class Trainer:
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad()
         if self.alone is None:
-            losses = sandwich_step(self.supernet, x, y, config.sandwich, config.seed, self.step)
+            losses = sandwich_step(self.supernet, x, y, config.sandwich, self.sampler, config.seed, self.step)
         else:
             losses = torch.stack(label_step(self.supernet, self.alone, x, y, config.sandwich, config.seed, self.step)[1])
         if config.sgd.clip_value:
