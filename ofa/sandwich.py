@@ -35,13 +35,17 @@ def students_of(supernet: Supernet, config: Sandwich, rng: np.random.Generator) 
     return [*(sample(space, rng) for _ in range(config.random)), smallest(space)]
 
 
-def sandwich_step(supernet: Supernet, x: Tensor, y: Tensor, config: Sandwich, seed: int, step: int) -> Tensor:
+def sandwich_step(
+    supernet: Supernet, x: Tensor, y: Tensor, config: Sandwich, seed: int, step: int, noise_seed: int | None = None
+) -> Tensor:
     """Add the gradients of one step to the supernet's. Returns the losses (1 + students,), detached, on the device.
 
-    x: (N, C, H, W) images; y: (N,) classes or (N, K) probabilities. Draws depend on (seed, step) only.
+    x: (N, C, H, W) images; y: (N,) classes or (N, K) probabilities. Draws depend on (seed, step) only;
+    those of dropout and drop-connect on (noise_seed, step), if given: ranks may share subnets, but never noise.
     """
+    noise_seed = seed if noise_seed is None else noise_seed
     teacher_arch = largest(supernet.space)
-    teacher, losses = label_step(supernet, teacher_arch, x, y, config, seed, step)  # 1. the largest learns from the labels
+    teacher, losses = label_step(supernet, teacher_arch, x, y, config, noise_seed, step)  # 1. the largest learns from the labels
     for arch in students_of(supernet, config, numpy_generator(seed, "subnets", step)):  # 2. the others learn from the largest
         with autocast(x.device):
             logits = supernet(x, arch)
