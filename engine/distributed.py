@@ -117,6 +117,7 @@ def join(device: str) -> Iterator[tuple[Ranks, torch.device]]:
         yield ALONE, pick_device(device)
         return
     own = pick_device(_own_device(device))
+    host: Any = None
     with _or_say_who_is_gone():
         if own.type == "cuda":
             torch.cuda.set_device(own)
@@ -124,8 +125,6 @@ def join(device: str) -> Iterator[tuple[Ranks, torch.device]]:
             host = dist.new_group(backend="gloo", timeout=PATIENCE)
         else:
             dist.init_process_group("gloo", timeout=PATIENCE)
-            host = dist.group.WORLD
-    assert isinstance(host, dist.ProcessGroup)
     yield Ranks(rank, size, host), own
     dist.destroy_process_group()  # not after an error: NCCL would wait for the ranks that are gone
 

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-POLITE_SECONDS = 5.0
+POLITE_SECONDS = 15.0  # ending a process that has torch in it takes seconds on a busy machine
 
 
 def started() -> tuple[int, int]:
