@@ -10,6 +10,7 @@ NCCL: no process ever waits for its GPU to learn them, and a process that died i
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -147,8 +148,9 @@ def _or_say_who_is_gone() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0]  # without torch's source file and its advice
         raise UserError(
-            f"Another of the processes that train together ended or cannot be reached ({str(error).splitlines()[0]}); "
+            f"Another of the processes that train together ended or cannot be reached ({reason}); "
             "the last checkpoint stays: see what it said, then continue with the same command and --resume."
         ) from None
 
