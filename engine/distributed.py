@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -85,8 +86,8 @@ class Ranks:
         count = sum(p.numel() for p in shared)
         flat = shared[0].new_zeros(count + len(losses))
         flat[count:] = losses
-        ends = torch.tensor([0, *(p.numel() for p in shared)]).cumsum(0).tolist()
-        mean = [flat.as_strided(p.shape, p.stride(), at) for p, at in zip(shared, ends, strict=False)]  # laid out like the weights
+        starts = accumulate((p.numel() for p in shared), initial=0)
+        mean = [flat.as_strided(p.shape, p.stride(), at) for p, at in zip(shared, starts, strict=False)]  # laid out like the weights
         own = [(m, p.grad) for m, p in zip(mean, shared, strict=True) if p.grad is not None]
         torch._foreach_copy_([m for m, _ in own], [g for _, g in own])
         with _or_say_who_is_gone():
