@@ -5,7 +5,7 @@ import re
 import signal
 import sys
 from inspect import cleandoc
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import torch
 from pydantic import BaseModel, Field
@@ -14,12 +14,14 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 from engine.config import Config, find_recipe, merge, models_in, read_yaml, validate
 from engine.errors import UserError, nearest
 from engine.interrupt import interrupt_once
+from engine.launch import complain, only_the_first_prints, started
 
 
 class Command(Config):
     """A command: its fields are the flags, its docstring the help, `execute` the work and the exit status."""
 
     config: str | None = Field(None, description="recipe: a YAML file, or a packaged name such as ofa/cifar10")
+    many_processes: ClassVar[bool] = False  # whether torchrun may start more than one of it
 
     def execute(self) -> int:
         """Do the work; return 0, or 1 if the result failed its check."""
@@ -87,7 +89,11 @@ def main(command: type[Command], argv: list[str] | None = None) -> NoReturn:
     """Parse, run and exit: 0 done, 1 the result failed its check, 2 the user can mend it, 130 interrupted."""
     before = signal.signal(signal.SIGINT, interrupt_once)
     try:
-        status = parse(command, sys.argv[1:] if argv is None else argv).execute()
+        with only_the_first_prints():
+            settings = parse(command, sys.argv[1:] if argv is None else argv)
+            if started()[1] > 1 and not command.many_processes:
+                raise UserError("This command is one process; start it with python -m instead of torchrun, or with --nproc-per-node 1.")
+            status = settings.execute()
         sys.stdout.flush()
     except UserError as error:
         status = _complain(str(error))
@@ -100,12 +106,13 @@ def main(command: type[Command], argv: list[str] | None = None) -> NoReturn:
         status = _complain("The device ran out of memory; use a smaller --batch-size or a smaller space.")
     except KeyboardInterrupt:
         status = 130
-        print("\ninterrupted", file=sys.stderr)
+        if started()[0] == 0:
+            print("\ninterrupted", file=sys.stderr)
     # As a process, a late Ctrl-C must not turn a clean exit into a traceback; inside another program its handler comes back.
     signal.signal(signal.SIGINT, signal.SIG_IGN if argv is None else before)
     sys.exit(status)
 
 
 def _complain(sentence: str) -> int:
-    print(f"error: {sentence}", file=sys.stderr)
+    complain(sentence)
     return 2

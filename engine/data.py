@@ -24,6 +24,7 @@ from torch import Tensor
 
 from engine.augment import cutout, mixup, random_crop, random_flip
 from engine.config import Config
+from engine.distributed import ALONE, Ranks
 from engine.errors import UserError
 from engine.seed import derive, numpy_generator, torch_generator
 
@@ -105,8 +106,8 @@ class Data(ABC):
         """How an image file becomes the square that the network's own resize expects."""
 
     @abstractmethod
-    def _augmented(self, epoch: int, batches: list[NDArray[np.int64]], skip: int) -> Iterator[Batch]:
-        """uint8 training images of the given index batches, augmented; `skip` batches came before."""
+    def _augmented(self, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice) -> Iterator[Batch]:
+        """The `share` of each of the given index batches: uint8 training images, augmented; `skip` batches came before."""
 
     @abstractmethod
     def _plain(self, split: Split, indices: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
@@ -122,15 +123,19 @@ class Data(ABC):
             raise UserError(f"A batch of {batch_size} images is more than the {self.count('train')} training images; lower --batch-size.")
         return self.count("train") // batch_size
 
-    def train_batches(self, batch_size: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        """The augmented batches of `epoch` from batch `skip` on. With mixup, y is (N, K) probabilities; else (N,) classes."""
+    def train_batches(self, batch_size: int, epoch: int, skip: int = 0, ranks: Ranks = ALONE) -> Iterator[Batch]:
+        """The augmented batches of `epoch` from batch `skip` on. With mixup, y is (N, K) probabilities; else (N,) classes.
+
+        Each of several ranks gets its share of every batch. Joined they are, image for image, what one process gets, but for
+        mixup: an image is blended with one of the same rank.
+        """
         order = numpy_generator(self.seed, "order", epoch).permutation(self.count("train"))
         batches = [order[i * batch_size : (i + 1) * batch_size] for i in range(self.steps(batch_size))]
-        for step, (x, y) in enumerate(self._augmented(epoch, batches[skip:], skip), start=skip):
+        for step, (x, y) in enumerate(self._augmented(epoch, batches[skip:], skip, ranks.share(batch_size)), start=skip):
             x = self.normalise(x)
             if self.config.mixup > 0:
                 y_NK = torch.nn.functional.one_hot(y, len(self.classes)).float()
-                x, y = mixup(x, y_NK, self.config.mixup, numpy_generator(self.seed, "mixup", epoch, step))
+                x, y = mixup(x, y_NK, self.config.mixup, numpy_generator(ranks.seed(self.seed), "mixup", epoch, step))
             yield x, y
 
     def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
@@ -168,7 +173,8 @@ class ArrayData(Data):
     def preprocessing(self) -> dict[str, Any]:
         return {"image_size": self.size}
 
-    def _augmented(self, epoch: int, batches: list[NDArray[np.int64]], skip: int) -> Iterator[Batch]:
+    def _augmented(self, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice) -> Iterator[Batch]:
+        """Every rank augments the whole batch: a draw is that of one process, and costs little beside a step."""
         images, labels = self.splits["train"]
         if not batches:
             return
@@ -182,7 +188,7 @@ class ArrayData(Data):
                 x = random_flip(x, generator)
             if self.augment.cutout:
                 x = cutout(x, self.augment.cutout, generator)
-            yield x, labels[where]
+            yield x[share], labels[where[share]]
 
     def _plain(self, split: Split, indices: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
         images, labels = self.splits[split]

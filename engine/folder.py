@@ -55,9 +55,9 @@ class FolderData(Data):
     def preprocessing(self) -> dict[str, Any]:
         return {"resize_shorter_side": _shorter_side(self.size), "center_crop": self.size, "resize_interpolation": "bicubic, antialiased"}
 
-    def _augmented(self, epoch: int, batches: list[NDArray[np.int64]], skip: int) -> Iterator[Batch]:
+    def _augmented(self, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice) -> Iterator[Batch]:
         files = Files(self.files["train"], self.source)
-        items: list[list[Item]] = [[(int(i), derive(self.seed, "image", epoch, int(i))) for i in batch] for batch in batches]
+        items: list[list[Item]] = [[(int(i), derive(self.seed, "image", epoch, int(i))) for i in batch[share]] for batch in batches]
         yield from self._load(files, items)
 
     def _plain(self, split: Split, indices: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:

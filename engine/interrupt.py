@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from engine.launch import started
+
 
 def quiet_start() -> None:
     """Called by the packages' `__init__`: Ctrl-C while `python -m` still imports ends the process without a traceback."""
@@ -26,7 +28,7 @@ class Stop:
     requested = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if not self.requested:
+        if not self.requested and started()[0] == 0:
             print("\nstopping after this step; what is done is kept", file=sys.stderr)
         self.requested = True
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from engine.launch import started
+
 PLAIN_SECONDS = 10.0
 Advance = Callable[[str], None]
 
@@ -18,7 +20,7 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
 
     An empty note keeps the last one. `done` steps were made before. Work of less than two seconds prints no plain line.
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=started()[0] > 0)
     bar = _bar(console, what, total, done) if console.is_terminal else _lines(console, what, total, done)
     with bar as advance:
         yield advance

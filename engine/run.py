@@ -137,8 +137,8 @@ class Run:
             temporary.write_text("")
 
     @classmethod
-    def start(cls, path: Path, config: Config, *, resume: bool, overwrite: bool) -> "Run":
-        """Create the folder, or continue in it.
+    def start(cls, path: Path, config: Config, *, resume: bool, overwrite: bool, facts: dict[str, Any] | None = None) -> "Run":
+        """Create the folder, or continue in it. facts: what env.json says beside the environment.
 
         Raises:
             UserError: it holds something already and neither flag allows that, its configuration differs, or it cannot be written.
@@ -159,7 +159,7 @@ class Run:
                 shutil.rmtree(path / name) if (path / name).is_dir() else (path / name).unlink()
             with atomic(path / "config.yaml") as temporary:
                 temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-            write_json(path / "env.json", environment())
+            write_json(path / "env.json", environment() | (facts or {}))
         except OSError as error:
             raise UserError(f"Run folder '{path}' cannot be written ({error.strerror}); choose another with --out.") from None
         return run

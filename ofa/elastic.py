@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.distributed import batch_norm
+
 Slices = dict[str, Tensor]
 
 
@@ -89,6 +91,7 @@ class ElasticBatchNorm(nn.Module):
     and calibrated before anyone measures them.
     """
 
+    joined = False  # whether batch statistics are those of all ranks: `join_batch_norms`
     running_mean: Tensor
     running_var: Tensor
 
@@ -103,6 +106,8 @@ class ElasticBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         width = x.shape[1]
         weight, bias = self.weight[:width], self.bias[:width]
+        if self.training and self.joined:
+            return batch_norm(x, weight, bias, self.eps)
         if self.training:
             return F.batch_norm(x, None, None, weight, bias, training=True, eps=self.eps)
         return F.batch_norm(x, self.running_mean[:width], self.running_var[:width], weight, bias, eps=self.eps)
@@ -110,6 +115,13 @@ class ElasticBatchNorm(nn.Module):
     def slices(self, width: int) -> Slices:
         names = ("weight", "bias", "running_mean", "running_var")
         return {name: getattr(self, name)[:width] for name in names}
+
+
+def join_batch_norms(net: nn.Module) -> None:
+    """From now on batch statistics in train mode are those of all ranks, which must run the same architectures."""
+    for module in net.modules():
+        if isinstance(module, ElasticBatchNorm):
+            module.joined = True
 
 
 class ElasticLinear(nn.Module):

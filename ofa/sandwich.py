@@ -31,14 +31,16 @@ class Sandwich(Config):
     drop_connect_stages: int | None = Field(None, ge=1, description="only in this many last stages (AttentiveNAS: 2); none: all")
 
 
-def sandwich_step(supernet: Supernet, x: Tensor, y: Tensor, config: Sandwich, sampler: Sampler, seed: int, step: int) -> Tensor:
+def sandwich_step(
+    supernet: Supernet, x: Tensor, y: Tensor, config: Sandwich, sampler: Sampler, seed: int, step: int, noise_seed: int | None = None
+) -> Tensor:
     """Add the gradients of one step to the supernet's. Returns the losses (1 + students,), detached, on the device.
 
-    x: (N, C, H, W) images; y: (N,) classes or (N, K) probabilities; sampler: built from config.sampling.
-    Draws depend on (seed, step) only.
+    x: (N, C, H, W) images; y: (N,) classes or (N, K) probabilities; sampler: built from config.sampling. Draws depend on
+    (seed, step) only; those of dropout and drop-connect on (noise_seed, step), if given: ranks may share subnets, but never noise.
     """
-    space, rng = supernet.space, numpy_generator(seed, "subnets", step)
-    teacher, losses = label_step(supernet, largest(space), x, y, config, seed, step)  # 1. the largest learns from the labels
+    space, rng, noise = supernet.space, numpy_generator(seed, "subnets", step), seed if noise_seed is None else noise_seed
+    teacher, losses = label_step(supernet, largest(space), x, y, config, noise, step)  # 1. the largest learns from the labels
     random = sampler.draw(rng, config.random, lambda archs: label_losses(supernet, archs, x, y, config.label_smoothing))
     for arch in [*random, smallest(space)]:  # 2. the others learn from the largest
         with autocast(x.device):

@@ -5,10 +5,10 @@ BigNAS (2020, arXiv:2003.11142): sandwich rule and in-place distillation, in one
 
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import ClassVar, NoReturn, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -16,14 +16,16 @@ from engine.checkpoint import load_state, save_state, save_weights
 from engine.cli import Command, main
 from engine.config import format_count
 from engine.data import SPLITS, Data, DataConfig, Digits, load_data
-from engine.device import pick_device
+from engine.distributed import ALONE, Ranks, join
 from engine.errors import UserError
 from engine.interrupt import stop_on_signal
+from engine.launch import started
 from engine.optim import SGD, build_sgd, learning_rate, set_learning_rate
 from engine.progress import progress
 from engine.run import Run, tensorboard_writer
 from engine.seed import derive, numpy_generator
 from ofa.cost import cost_of
+from ofa.elastic import join_batch_norms
 from ofa.sampling import Sampler, Uniform, build_sampler
 from ofa.sandwich import Sandwich, label_step, sandwich_step
 from ofa.space import Arch, Space, find_arch, largest, load_space, only, sample, smallest
@@ -43,8 +45,10 @@ class Train(Command):
       python -m ofa.train                                      the embedded digits, about 2 minutes
       python -m ofa.train --config ofa/imagefolder --data.path photos --out runs/photos
       python -m ofa.train --config ofa/cifar10 --out runs/cifar10 --epochs 50 --resume
+      torchrun --nproc-per-node 2 -m ofa.train --config ofa/cifar10 --out runs/cifar10     two GPUs, half of each batch on each
     """
 
+    many_processes: ClassVar[bool] = True
     config: str | None = Field("ofa/digits", description="recipe: a YAML file, or a packaged name such as ofa/cifar10")
     out: Path = Field(Path("runs/supernet"), description="run folder to write")
     space: str | None = Field(None, description="search space: a packaged name or a YAML file; none: that of --init, else digits")
@@ -56,7 +60,7 @@ class Train(Command):
     )
     data: DataConfig = Field(Digits(), description="the images")
     epochs: int = Field(40, ge=1, description="passes over the training images")
-    batch_size: int = Field(64, ge=2, description="images a step")
+    batch_size: int = Field(64, ge=2, description="images a step, of all processes together")
     sgd: SGD = Field(SGD(), description="the optimiser and its learning rate")
     sandwich: Sandwich = Field(Sandwich(), description="the step: who is trained, who teaches, who is regularised")
     ema: float | None = Field(None, gt=0, lt=1, description="decay a step of an average of the weights that is evaluated and saved instead")
@@ -66,39 +70,66 @@ class Train(Command):
     seed: int = Field(0, ge=0, description="of weights, order, augmentation, sampled subnets and the validation split")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch decides. Tiny networks are fastest with 1")
+    ranks: int | None = Field(None, ge=1, description="processes that train together, started by torchrun; none: as many as it started")
+    same_subnets: bool = Field(False, description="all processes train the same random subnets in a step, instead of each its own")
+    sync_bn: bool = Field(False, description="BatchNorm statistics of all processes' images; needs --same-subnets")
     tensorboard: bool = Field(False, description="write TensorBoard events too (needs the extra of that name)")
     resume: bool = Field(False, description="continue the run in --out if there is one")
     overwrite: bool = Field(False, description="replace the run in --out if there is one")
 
+    @model_validator(mode="after")
+    def _one_statistic_needs_one_architecture(self) -> Self:
+        if self.sync_bn and not (self.same_subnets or self.arch):
+            raise ValueError("sync_bn averages statistics of one architecture, but each process has its own; add --same-subnets")
+        return self
+
     def execute(self) -> int:
-        """Train, evaluate, save."""
+        """Train, evaluate, save; with the other processes that torchrun started, if it did."""
+        size = started()[1]
+        if self.ranks not in (None, size):
+            raise UserError(
+                f"This run is trained by {self.ranks} processes, but {size} started; start it with torchrun --nproc-per-node "
+                f"{self.ranks} -m ofa.train, or give --ranks {size} and another --out."
+            )
+        with join(self.device) as (ranks, device):
+            return self.model_copy(update={"ranks": size}).train(ranks, device)
+
+    def train(self, ranks: Ranks, device: torch.device) -> int:
+        """As rank `ranks.rank` on `device`."""
         if self.threads:
             torch.set_num_threads(self.threads)
-        device = pick_device(self.device)
         source = self._source()
         space = source.space if source else load_space(self.space or "digits")
         chosen = find_arch(space, self.arch) if self.arch else None
         space = only(space, chosen) if chosen else space
         alone = largest(space) if chosen else None
+        if not ranks.first:
+            ranks.any(False)  # wait for the first one, which may download the images
         data = load_data(self.data, device, self.seed)
+        if ranks.first:
+            ranks.any(False)
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
             torch.manual_seed(derive(self.seed, "weights"))
             supernet = Supernet(space, len(data.classes), data.channels)
         if source:
             start_from(supernet, source, chosen)
         steps = data.steps(self.batch_size)
+        ranks.share(self.batch_size)  # refused now, not in the first step
         sampler = build_sampler(Uniform() if alone else self.sandwich.sampling, space, len(data.classes), data.channels)
         writer = tensorboard_writer() if self.tensorboard else None
-        run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite)
-        if run.finished:
+        run = Run(self.out)
+        if ranks.first:
+            facts = {"rank_seeds": [ranks.seed(self.seed, rank) for rank in range(ranks.size)]}
+            run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite, facts=facts)
+        if ranks.any(ranks.first and run.finished):
             print(f"{run.path} is finished already.")
             return _next(run.path, alone)
-        if writer is not None:
+        if writer is not None and ranks.first:
             run.mirror_to_tensorboard(writer)
-        _introduce(space, data, device, alone)
-        model = model_of(space, alone, data, self.calibration_images)
-        keep_model(run.path / "model.json", model)
-        return Trainer(self, run, supernet, data, alone, steps, sampler).run()
+        _introduce(space, data, device, ranks.size, alone)
+        if ranks.first:
+            keep_model(run.path / "model.json", model_of(space, alone, data, self.calibration_images))
+        return Trainer(self, run, supernet, data, alone, steps, sampler, ranks).run()
 
     def _source(self) -> Supernet | None:
         """The supernet of --init.
@@ -123,25 +154,40 @@ class Train(Command):
 class Trainer:
     """The state of a training run: weights, their average, the optimiser and the number of steps done."""
 
-    def __init__(self, config: Train, run: Run, supernet: Supernet, data: Data, alone: Arch | None, steps: int, sampler: Sampler):
-        self.config, self.folder, self.data, self.alone, self.steps, self.sampler = config, run, data, alone, steps, sampler
+    def __init__(
+        self,
+        config: Train,
+        run: Run,
+        supernet: Supernet,
+        data: Data,
+        alone: Arch | None,
+        steps: int,
+        sampler: Sampler,
+        ranks: Ranks = ALONE,
+    ):
+        self.config, self.folder, self.data, self.alone, self.steps = config, run, data, alone, steps
+        self.sampler, self.ranks = sampler, ranks
         self.total = config.epochs * steps
         self.supernet = supernet.to(data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = AveragedModel(self.supernet, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None  # type: ignore[no-untyped-call]
         self.optimizer = build_sgd(config.sgd, self.supernet)
         self.step = 0
         self.pending: list[Tensor] = []  # losses that the host has not looked at
+        if config.sync_bn and ranks.size > 1:
+            join_batch_norms(self.supernet)
         if (run.path / "state.pt").exists():
             self.load()
+        if ranks.total([self.step]) != [self.step * ranks.size]:
+            raise UserError(f"Not every process sees the checkpoint in '{run.path}'; --out must be a folder that all machines share.")
 
     def run(self) -> int:
         """From the current step to the end, or to a signal."""
         with stop_on_signal() as stop, progress("train", self.total, self.step) as advance:
             for epoch in range(self.step // self.steps, self.config.epochs):
-                for x, y in self.data.train_batches(self.config.batch_size, epoch, skip=self.step % self.steps):
+                for x, y in self.data.train_batches(self.config.batch_size, epoch, skip=self.step % self.steps, ranks=self.ranks):
                     self.update(x, y)
                     advance(self.log(epoch) if self.step % LOG_EVERY == 0 else "")
-                    if stop.requested:
+                    if self.ranks.any(stop.requested):
                         break
                 self.log(epoch)
                 self.check_weights()
@@ -149,10 +195,11 @@ class Trainer:
                 if last or (self.step % self.steps == 0 and (epoch + 1) % self.config.evaluate_every == 0):
                     self.evaluate(epoch, show=last)
                 self.save()
-                if stop.requested and not last:
+                if self.ranks.any(stop.requested) and not last:
                     print(f"stopped at step {self.step} of {self.total}; continue with the same command and --resume")
                     return 130
-            self.folder.finish()
+            if self.ranks.first:
+                self.folder.finish()
         return _next(self.folder.path, self.alone)
 
     def update(self, x: Tensor, y: Tensor) -> None:
@@ -161,10 +208,13 @@ class Trainer:
         rate = learning_rate(config.sgd, self.step, self.total, round(config.sgd.warmup_epochs * self.steps))
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad()
+        own = self.ranks.seed(config.seed)
         if self.alone is None:
-            losses = sandwich_step(self.supernet, x, y, config.sandwich, self.sampler, config.seed, self.step)
+            subnets = config.seed if config.same_subnets else own
+            losses = sandwich_step(self.supernet, x, y, config.sandwich, self.sampler, subnets, self.step, own)
         else:
-            losses = torch.stack(label_step(self.supernet, self.alone, x, y, config.sandwich, config.seed, self.step)[1])
+            losses = torch.stack(label_step(self.supernet, self.alone, x, y, config.sandwich, own, self.step)[1])
+        losses = self.ranks.average_gradients(self.supernet.parameters(), losses)
         if config.sgd.clip_value:
             torch.nn.utils.clip_grad_value_(self.supernet.parameters(), config.sgd.clip_value)
         self.optimizer.step()
@@ -189,7 +239,8 @@ class Trainer:
             self.diverged("loss is", first + int(bad[0, 0]))
         mean = losses_SL.mean(0).tolist()
         rate = self.optimizer.param_groups[0]["lr"]
-        self.folder.log(step=self.step, epoch=epoch, lr=rate, loss=mean[0], distillation=mean[1:])
+        if self.ranks.first:
+            self.folder.log(step=self.step, epoch=epoch, lr=rate, loss=mean[0], distillation=mean[1:])
         return f"loss {mean[0]:.3f}" + (f"  smallest {mean[-1]:.3f}" if mean[1:] else "")
 
     def check_weights(self) -> None:
@@ -210,7 +261,7 @@ class Trainer:
         )
 
     def evaluate(self, epoch: int, show: bool) -> None:
-        """Validation accuracy of the smallest, the largest and a few fixed random subnets, each recalibrated."""
+        """Validation accuracy of the smallest, the largest and a few fixed random subnets, each recalibrated by one of the ranks."""
         started = time.monotonic()
         config, data, space = self.config, self.data, self.supernet.space
         rng = numpy_generator(config.seed, "evaluated subnets")
@@ -218,8 +269,13 @@ class Trainer:
         archs |= {f"random{i}": sample(space, rng) for i in range(config.evaluate_random)}
         if self.alone is not None:
             archs = {"alone": self.alone}
-        for name, arch in archs.items():
-            score = accuracy(prepare(self.weights, arch, data, config.calibration_images), data, "val")
+        scores = [0.0] * len(archs)
+        for i, arch in list(enumerate(archs.values()))[self.ranks.rank :: self.ranks.size]:
+            scores[i] = accuracy(prepare(self.weights, arch, data, config.calibration_images), data, "val")
+        scores = self.ranks.total(scores)
+        if not self.ranks.first:
+            return
+        for (name, arch), score in zip(archs.items(), scores, strict=True):
             macs, params = cost_of(space, arch, len(data.classes), data.channels)
             self.folder.log(step=self.step, epoch=epoch, arch=name, val_accuracy=score, macs=macs, params=params)
             if show:
@@ -236,7 +292,9 @@ class Trainer:
         return self.average.module
 
     def save(self) -> None:
-        """Checkpoint: state.pt to resume, weights.safetensors to use."""
+        """Checkpoint: state.pt to resume, weights.safetensors to use. The first rank's is everybody's."""
+        if not self.ranks.first:
+            return
         state = {"step": self.step, "supernet": self.supernet.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.average:
             state["average"] = self.average.state_dict()
@@ -255,11 +313,12 @@ class Trainer:
             self.step = int(state["step"])
         except (KeyError, RuntimeError, ValueError, TypeError):
             raise UserError(f"Resume state '{path}' is not of this run; start again with --overwrite.") from None
-        self.folder.forget_after(self.step)
+        if self.ranks.first:
+            self.folder.forget_after(self.step)
         print(f"resumed at step {self.step} of {self.total}")
 
 
-def _introduce(space: Space, data: Data, device: torch.device, alone: Arch | None) -> None:
+def _introduce(space: Space, data: Data, device: torch.device, ranks: int, alone: Arch | None) -> None:
     def macs(arch: Arch) -> str:
         return format_count(cost_of(space, arch, len(data.classes), data.channels)[0])
 
@@ -267,7 +326,7 @@ def _introduce(space: Space, data: Data, device: torch.device, alone: Arch | Non
     span = macs(alone) if alone else f"{macs(smallest(space))} to {macs(largest(space))}"
     print(f"space '{space.name}': {count}, {span} MACs")
     images = ", ".join(f"{data.count(split)} {split}" for split in SPLITS)
-    print(f"{len(data.classes)} classes; images: {images}; device {device}")
+    print(f"{len(data.classes)} classes; images: {images}; device {device}" + (f", {ranks} processes" if ranks > 1 else ""))
 
 
 def _next(path: Path, alone: Arch | None) -> int:

@@ -1,0 +1,158 @@
+"""ofa.train by two real processes: the same weights on both, those of one process where they can be, whole after any end."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from engine.checkpoint import load_weights
+from engine.cli import parse
+from engine.data import Digits, load_data
+from engine.distributed import ALONE, Ranks, join
+from engine.errors import UserError
+from engine.run import read_json, read_lines
+from ofa.elastic import join_batch_norms
+from ofa.sampling import UniformSampler
+from ofa.sandwich import Sandwich, sandwich_step
+from ofa.space import Space
+from ofa.supernet import Supernet
+from ofa.train import Train, Trainer
+
+Run = Callable[..., list[Any]]
+Weights = dict[str, np.ndarray]
+FLAGS = ("--epochs", "8", "--evaluate-every", "100", "--device", "cpu", "--ema", "0.9", "--sandwich.dropout", "0.1")
+
+
+def _steps(ranks: Ranks, space: Space, norm: str, same: bool) -> Weights:
+    """The weights, in double precision, after three steps of SGD on global batches of 16 digits."""
+    torch.manual_seed(0)
+    net = Supernet(space, 10, 1).double().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for name, parameter in net.named_parameters():
+        if name.endswith("project.bn.weight"):
+            torch.nn.init.ones_(parameter)  # as trained: at zero the residual branches would not count
+    net.train(norm != "frozen")
+    if norm == "joined":
+        join_batch_norms(net)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=1e-3)
+    batches = load_data(Digits(), torch.device("cpu"), 0).train_batches(16, 0, ranks=ranks)
+    for step, (x, y) in zip(range(3), batches, strict=False):
+        optimizer.zero_grad()
+        seed = 0 if same else ranks.seed(0)
+        losses = sandwich_step(net, x.double(), y, Sandwich(dropout=0, drop_connect=0), UniformSampler(net.space), seed, step)
+        losses = ranks.average_gradients(net.parameters(), losses)
+        optimizer.step()
+    return {name: p.detach().numpy() for name, p in net.named_parameters()} | {"losses": losses.numpy()}
+
+
+def _steps_of_two(space: Space, norm: str, same: bool) -> Weights:
+    with join("cpu") as (ranks, _):
+        return _steps(ranks, space, "joined" if norm == "batch" and same else norm, same)
+
+
+@pytest.mark.parametrize("norm", ["batch", "frozen"])
+def test_two_ranks_with_the_same_subnets_are_one_process(pair: Run, tiny: Space, norm: str) -> None:
+    one = _steps(ALONE, tiny, norm, True)
+    first, second = pair(_steps_of_two, tiny, norm, True)
+    for name, wanted in one.items():
+        assert np.array_equal(first[name], second[name]), "both ranks hold the same bits"
+        np.testing.assert_allclose(first[name], wanted, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_ranks_with_their_own_subnets_and_statistics_hold_the_same_weights(pair: Run, tiny: Space) -> None:
+    one = _steps(ALONE, tiny, "batch", False)
+    first, second = pair(_steps_of_two, tiny, "batch", False)
+    assert all(np.array_equal(first[name], second[name]) for name in one)
+    assert not np.allclose(first["classifier.weight"], one["classifier.weight"], rtol=1e-4)
+
+
+def _train(words: list[str]) -> int:
+    return parse(Train, words).execute()
+
+
+def _train_broken(words: list[str]) -> int:
+    original = Trainer.update
+
+    def update(self: Trainer, x: Tensor, y: Tensor) -> None:
+        original(self, x * math.nan if (self.ranks.rank, self.step) == (1, 2) else x, y)
+
+    Trainer.update = update  # type: ignore[method-assign]
+    try:
+        return _train(words)
+    finally:
+        Trainer.update = original  # type: ignore[method-assign]
+
+
+def test_all_ranks_stop_at_a_loss_that_is_not_finite(pair: Run, tiny_yaml: Path, tmp_path: Path) -> None:
+    for error in pair(_train_broken, ["--space", str(tiny_yaml), "--out", str(tmp_path / "run"), *FLAGS]):
+        assert isinstance(error, UserError) and "loss is not finite at step 2 (epoch 1)" in str(error)
+
+
+def test_what_the_flags_must_agree_on(tmp_path: Path, tiny_yaml: Path) -> None:
+    with pytest.raises(UserError, match="each process has its own; add --same-subnets"):
+        parse(Train, ["--sync-bn"])
+    with pytest.raises(UserError, match=r"trained by 2 processes, but 1 started; start it with torchrun --nproc-per-node 2"):
+        parse(Train, ["--ranks", "2", "--out", str(tmp_path / "run")]).execute()
+    assert not (tmp_path / "run").exists()
+
+
+def _torchrun(words: list[str], out: Path, event: Callable[[subprocess.Popen[str]], None]) -> str:
+    """Run under torchrun, wait for a new checkpoint, let `event` happen, and return what was said until the end."""
+    state = out / "state.pt"
+    before = state.stat().st_mtime_ns if state.exists() else 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ofa.train"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([*launcher, *words], stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline and (state.stat().st_mtime_ns if state.exists() else 0) == before:
+        time.sleep(0.02)
+    event(process)
+    said, _ = process.communicate(timeout=60)
+    return said
+
+
+def _ctrl_c(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGINT)
+
+
+def _kill_rank_1(process: subprocess.Popen[str]) -> None:
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (second,) = [pid for pid in workers if "\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_text()]
+    os.kill(int(second), signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
+def test_ctrl_c_a_killed_rank_and_resume_end_bit_for_bit(pair: Run, tiny_yaml: Path, tmp_path: Path) -> None:
+    words = ["--space", str(tiny_yaml), *FLAGS]
+    assert pair(_train, [*words, "--out", str(tmp_path / "whole")]) == [0, 0]
+    out = tmp_path / "parts"
+    words += ["--out", str(out)]
+
+    said = _torchrun([*words, "--threads", "1"], out, _ctrl_c)
+    assert said.count("continue with the same command and --resume") == said.count("stopping after this step") == 1, said
+    stopped = torch.load(out / "state.pt", weights_only=True)["step"]
+    assert 11 <= stopped < 88
+
+    said = _torchrun([*words, "--resume"], out, _kill_rank_1)
+    assert said.count("error: Another of the processes that train together ended or cannot be reached") == 1, said
+    assert stopped < torch.load(out / "state.pt", weights_only=True)["step"] < 88
+
+    with pytest.raises(UserError, match="was started with ranks = 2, not 1"):
+        _train([*words, "--resume"])
+    assert pair(_train, [*words, "--resume"]) == [0, 0]
+    whole, parts = (load_weights(tmp_path / name / "weights.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    points = [[p for p in read_lines(tmp_path / name / "metrics.jsonl") if "arch" in p] for name in ("whole", "parts")]
+    assert points[0] == points[1] and len(points[0]) == 4
+    seeds = read_json(out / "env.json")["rank_seeds"]
+    assert seeds[0] == 0 and len(set(seeds)) == 2
