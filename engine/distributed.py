@@ -50,7 +50,7 @@ class Ranks:
             UserError: it cannot be divided.
         """
         own = batch_size // self.size
-        if batch_size % self.size or own < 2:
+        if self.size > 1 and (batch_size % self.size or own < 2):
             near = max(2, round(batch_size / self.size)) * self.size
             raise UserError(
                 f"A batch of {batch_size} images cannot be divided among {self.size} processes, two or more images each; "
