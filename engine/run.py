@@ -22,8 +22,8 @@ from engine.errors import UserError
 PACKAGES = ("ofa-toolkit", "torch", "torchvision", "numpy", "scikit-learn", "optuna", "onnx", "onnxruntime")
 NOT_REPLAYED = {"config", "out", "resume", "overwrite"}
 RUN_FILES = {
-    *("config.yaml", "env.json", "metrics.jsonl", "model.json", "weights.safetensors", "state.pt", "tensorboard", "DONE"),
-    *("pairs.jsonl", "selected", "optuna.journal", "export", "report"),
+    *("config.yaml", "env.json", "metrics.jsonl", "model.json", "weights.safetensors", "teacher.safetensors"),
+    *("state.pt", "tensorboard", "DONE", "pairs.jsonl", "selected", "optuna.journal", "export", "report"),
 }
 MAY_DIFFER = {"device", "threads", "tensorboard"}
 

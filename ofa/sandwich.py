@@ -5,6 +5,8 @@ predictions. Gradients of all add up for one update of the shared weights. Only 
 drop-connect are its alone, and weight decay acts once per step on every weight, which is the L2 penalty of the largest.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -17,6 +19,8 @@ from ofa.losses import Distillation, SoftCrossEntropy, distil
 from ofa.sampling import Sampler, Sampling, Uniform
 from ofa.space import Arch, largest, smallest
 from ofa.supernet import Regularisation, Supernet
+
+Loss = Callable[[Tensor], Tensor]
 
 
 class Sandwich(Config):
@@ -51,13 +55,19 @@ def sandwich_step(
     return torch.stack(losses)
 
 
-def label_step(supernet: Supernet, arch: Arch, x: Tensor, y: Tensor, config: Sandwich, seed: int, step: int) -> tuple[Tensor, list[Tensor]]:
-    """Add the gradients of one regularised network that learns from labels. Returns its logits and its loss, detached."""
+def label_step(
+    supernet: Supernet, arch: Arch, x: Tensor, y: Tensor, config: Sandwich, seed: int, step: int, also: Loss | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """Add the gradients of one regularised network that learns from labels. Returns its logits and its loss, detached.
+
+    also: a function of the logits that is added to the label loss.
+    """
     generator = torch_generator(x.device, seed, "regularise", step)
     first = len(supernet.space.stages) - config.drop_connect_stages if config.drop_connect_stages else 0
     with autocast(x.device):
         logits = supernet(x, arch, Regularisation(config.dropout, config.drop_connect, first, generator))
     loss = F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing)
+    loss = loss if also is None else loss + also(logits)
     loss.backward()  # type: ignore[no-untyped-call]
     return logits.detach(), [loss.detach()]
 

@@ -121,7 +121,8 @@ class Space(Config):
                 raise ValueError(f"{where} must list positive choices in ascending order, but lists {column.values}")
             if column.field == "kernel" and any(k % 2 == 0 for k in column.values):
                 raise ValueError(f"{where} must list odd kernels, but lists {column.values}")
-            if column.field == "expand" and 1 in column.values and len(column.values) > 1:
+            inverted = column.field == "expand" and self.stages[self.slot_stage[column.position]].block == "inverted"
+            if inverted and 1 in column.values and len(column.values) > 1:
                 raise ValueError(f"{where} mixes 1, which has no expansion layer, with others: {column.values}")
         total = self.stem.stride * int(np.prod([stage.stride for stage in self.stages]))
         if self.shortcut == "projected" and any(r % total for r in self.resolution):

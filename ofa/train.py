@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from engine.checkpoint import load_state, save_state, save_weights
+from engine.checkpoint import load_state, load_weights, save_state, save_weights
 from engine.cli import Command, main
 from engine.config import format_count
 from engine.data import SPLITS, Data, DataConfig, Digits, load_data
@@ -26,14 +26,16 @@ from engine.run import Run, tensorboard_writer
 from engine.seed import derive, numpy_generator
 from ofa.cost import cost_of
 from ofa.elastic import join_batch_norms
+from ofa.phases import Phase, Place, grows, place, shrinking_step, sort_channels
 from ofa.sampling import Sampler, Uniform, build_sampler
 from ofa.sandwich import Sandwich, label_step, sandwich_step
 from ofa.space import Arch, Space, find_arch, largest, load_space, only, sample, smallest
-from ofa.subnet import accuracy, prepare
+from ofa.subnet import Subnet, accuracy, extract, prepare
 from ofa.supernet import Supernet
 from ofa.trained import keep_model, load_network, model_of, run_flag, start_from
 
 LOG_EVERY = 10
+TEACHER = "teacher.safetensors"
 
 
 class Train(Command):
@@ -59,7 +61,10 @@ class Train(Command):
         None, description="train this architecture alone, from labels, instead of a supernet: smallest, largest, a JSON file or JSON"
     )
     data: DataConfig = Field(Digits(), description="the images")
-    epochs: int = Field(40, ge=1, description="passes over the training images")
+    epochs: int = Field(40, ge=1, description="passes over the training images; phases have their own")
+    phases: tuple[Phase, ...] = Field(
+        (), description="progressive shrinking (OFA) instead of the sandwich rule: a list in a recipe such as ofa/ofa_mbv3"
+    )
     batch_size: int = Field(64, ge=2, description="images a step, of all processes together")
     sgd: SGD = Field(SGD(), description="the optimiser and its learning rate")
     sandwich: Sandwich = Field(Sandwich(), description="the step: who is trained, who teaches, who is regularised")
@@ -76,6 +81,17 @@ class Train(Command):
     tensorboard: bool = Field(False, description="write TensorBoard events too (needs the extra of that name)")
     resume: bool = Field(False, description="continue the run in --out if there is one")
     overwrite: bool = Field(False, description="replace the run in --out if there is one")
+
+    @model_validator(mode="after")
+    def _phases_shrink_a_supernet(self) -> Self:
+        if self.phases and self.arch:
+            raise ValueError("phases shrink a supernet and arch trains one architecture alone; give one of them")
+        return self
+
+    @property
+    def all_epochs(self) -> int:
+        """Passes over the training images, of all phases."""
+        return sum(phase.epochs for phase in self.phases) or self.epochs
 
     @model_validator(mode="after")
     def _one_statistic_needs_one_architecture(self) -> Self:
@@ -167,11 +183,10 @@ class Trainer:
     ):
         self.config, self.folder, self.data, self.alone, self.steps = config, run, data, alone, steps
         self.sampler, self.ranks = sampler, ranks
-        self.total = config.epochs * steps
+        self.total = config.all_epochs * steps
         self.supernet = supernet.to(data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = AveragedModel(self.supernet, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None  # type: ignore[no-untyped-call]
-        self.optimizer = build_sgd(config.sgd, self.supernet)
-        self.step = 0
+        self.optimizer, self.average = build_sgd(config.sgd, self.supernet), self._new_average()
+        self.step, self.teacher = 0, _read_teacher(run.path, supernet)
         self.pending: list[Tensor] = []  # losses that the host has not looked at
         if config.sync_bn and ranks.size > 1:
             join_batch_norms(self.supernet)
@@ -183,7 +198,8 @@ class Trainer:
     def run(self) -> int:
         """From the current step to the end, or to a signal."""
         with stop_on_signal() as stop, progress("train", self.total, self.step) as advance:
-            for epoch in range(self.step // self.steps, self.config.epochs):
+            for epoch in range(self.step // self.steps, self.config.all_epochs):
+                self.begin_phase()
                 for x, y in self.data.train_batches(self.config.batch_size, epoch, skip=self.step % self.steps, ranks=self.ranks):
                     self.update(x, y)
                     advance(self.log(epoch) if self.step % LOG_EVERY == 0 else "")
@@ -202,15 +218,42 @@ class Trainer:
                 self.folder.finish()
         return _next(self.folder.path, self.alone)
 
+    def begin_phase(self) -> None:
+        """At the first step of a phase: keep the teacher, sort channels that become elastic, start optimiser and average afresh."""
+        phases = self.config.phases
+        number, start, _ = place(phases, self.steps, self.step) if phases else Place(0, 0, 0)
+        if not phases or self.step != start:
+            return
+        phase = phases[number]
+        print(f"phase {number + 1} of {len(phases)}: {phase.name}, {phase.epochs} epochs")
+        if phase.subnets and self.teacher is None:
+            self.teacher = extract(self.weights, largest(self.supernet.space))
+            if self.ranks.first:
+                save_weights(self.folder.path / TEACHER, self.teacher.state_dict())
+        if number and grows(phases[number - 1], phase, self.supernet.space):
+            sort_channels(self.supernet, phases[number - 1])
+        self.optimizer, self.average = build_sgd(self.config.sgd, self.supernet), self._new_average()
+
+    def _new_average(self) -> AveragedModel | None:
+        decay = self.config.ema
+        return AveragedModel(self.supernet, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None  # type: ignore[no-untyped-call]
+
     def update(self, x: Tensor, y: Tensor) -> None:
         """One optimiser step on one batch."""
         config = self.config
-        rate = learning_rate(config.sgd, self.step, self.total, round(config.sgd.warmup_epochs * self.steps))
+        sgd, at = config.sgd, Place(0, 0, self.total)
+        if config.phases:
+            at = place(config.phases, self.steps, self.step)
+            phase = config.phases[at.phase]
+            sgd = sgd.model_copy(update={"lr": phase.lr, "warmup_epochs": phase.warmup_epochs})
+        rate = learning_rate(sgd, self.step - at.start, at.end - at.start, round(sgd.warmup_epochs * self.steps))
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad()
         own = self.ranks.seed(config.seed)
-        if self.alone is None:
-            subnets = config.seed if config.same_subnets else own
+        subnets = config.seed if config.same_subnets else own
+        if config.phases:
+            losses = shrinking_step(self.supernet, self.teacher, x, y, phase, config.sandwich, subnets, self.step, own)
+        elif self.alone is None:
             losses = sandwich_step(self.supernet, x, y, config.sandwich, self.sampler, subnets, self.step, own)
         else:
             losses = torch.stack(label_step(self.supernet, self.alone, x, y, config.sandwich, own, self.step)[1])
@@ -265,8 +308,9 @@ class Trainer:
         started = time.monotonic()
         config, data, space = self.config, self.data, self.supernet.space
         rng = numpy_generator(config.seed, "evaluated subnets")
-        archs = {"smallest": smallest(space), "largest": largest(space)}
-        archs |= {f"random{i}": sample(space, rng) for i in range(config.evaluate_random)}
+        phase = config.phases[place(config.phases, self.steps, self.step - 1).phase] if config.phases else None
+        archs = {"smallest": phase.smallest(space) if phase else smallest(space), "largest": largest(space)}
+        archs |= {f"random{i}": phase.sample(space, rng) if phase else sample(space, rng) for i in range(config.evaluate_random)}
         if self.alone is not None:
             archs = {"alone": self.alone}
         scores = [0.0] * len(archs)
@@ -327,6 +371,15 @@ def _introduce(space: Space, data: Data, device: torch.device, ranks: int, alone
     print(f"space '{space.name}': {count}, {span} MACs")
     images = ", ".join(f"{data.count(split)} {split}" for split in SPLITS)
     print(f"{len(data.classes)} classes; images: {images}; device {device}" + (f", {ranks} processes" if ranks > 1 else ""))
+
+
+def _read_teacher(path: Path, supernet: Supernet) -> Subnet | None:
+    """The teacher of an interrupted progressive shrinking, if there is one yet; on the device of the supernet."""
+    if not (path / TEACHER).exists():
+        return None
+    teacher = extract(supernet, largest(supernet.space))
+    teacher.load_state_dict(load_weights(path / TEACHER))
+    return teacher
 
 
 def _next(path: Path, alone: Arch | None) -> int:

@@ -36,7 +36,7 @@ def spaces() -> list[Space]:
 
 
 def resnet() -> Space:
-    stage = {"block": "bottleneck", "depth": (1, 2), "kernel": (3,), "expand": (0.25, 0.5), "act": "relu"}
+    stage = {"block": "bottleneck", "depth": (1, 2), "kernel": (3,), "expand": (0.25, 0.5, 1.0), "act": "relu"}
     stages = ({**stage, "width": (16, 32)}, {**stage, "width": (32, 48), "stride": 2}, {**stage, "width": (48,), "stride": 2})
     stem = {"width": (8, 16), "act": "relu", "deep": {"middle": (8, 16), "residual": (0, 1, 2)}}
     return Space.model_validate({"name": "resnet", "resolution": (33, 40), "granularity": "block", "stem": stem, "stages": stages})

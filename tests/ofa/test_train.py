@@ -256,7 +256,7 @@ def test_an_update_clips_warms_up_and_averages(tiny: Space, tmp_path: Path) -> N
 
 
 def test_recipes_are_valid() -> None:
-    for name in (path.stem for path in Path("configs/ofa").glob("*.yaml")):
+    for name in (path.stem for path in (Path(__file__).parents[2] / "configs" / "ofa").glob("*.yaml")):
         recipe = parse(Train, ["--config", f"ofa/{name}"])
         assert load_space(recipe.space or "digits").size() > 1000
 
