@@ -38,7 +38,7 @@ def report_draws(space: Space) -> Prior:
 
 
 def report_hits(prior: Prior) -> None:
-    """A try of its own for each draw: what is drawn is one of the known samples exactly if the try missed."""
+    """What is drawn is one of the known samples if every try missed. In a small space also by chance."""
     known = {row.tobytes() for row in prior.known_NF}
     for tries in (1, 100):
         prior.tries = tries

@@ -26,7 +26,7 @@ class AlphaDivergence(Config):
     """AlphaNet (2021, arXiv:2102.07954): of two alpha-divergences the larger one, for each image."""
 
     name: Literal["alpha_divergence"] = "alpha_divergence"
-    alpha_minus: Finite = Field(-1.0, description="punishes a student that is surer than its teacher")
+    alpha_minus: Finite = Field(-1.0, description="below 0: punishes probability where the teacher sees little")
     alpha_plus: Finite = Field(1.0, description="punishes a student that misses what its teacher thinks likely; 1 is KL")
     clip: float = Field(5.0, gt=0, allow_inf_nan=False, description="upper bound of (teacher / student)^alpha; none at alpha 0 and 1")
 
