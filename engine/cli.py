@@ -46,10 +46,12 @@ def parse(command: type[T], argv: list[str]) -> T:
 
 
 def _flags(command: type[Command], argv: list[str]) -> dict[str, Any]:
-    module = sys.modules[command.__module__]
-    spec = getattr(module, "__spec__", None)
+    package = command.__module__.split(".")[0]
+    specs = [getattr(sys.modules[name], "__spec__", None) for name in ("__main__", command.__module__)]
+    named = [spec.name for spec in specs if spec is not None]  # first what was started: ofa.space runs a command of ofa.describe
+    module = next((name for name in named if package in ("__main__", name.split(".")[0])), command.__module__)
     settings = SettingsConfigDict(
-        cli_prog_name=f"python -m {spec.name if spec else command.__module__}",
+        cli_prog_name=f"python -m {module}",
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_hide_none_type=True,

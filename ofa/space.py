@@ -339,3 +339,10 @@ def _check_lengths(space: Space, arch: Arch) -> None:
         given, wanted = len(getattr(arch, field)), sum(column.field == field for column in space.columns)
         if given != wanted:
             raise UserError(f"{field} has {given} entries, but space '{space.name}' has {wanted}.")
+
+
+if __name__ == "__main__":  # this module is then a second copy of ofa.space, which ofa.describe imports
+    from engine.cli import main
+    from ofa.describe import Describe
+
+    main(Describe)

@@ -11,13 +11,14 @@ from engine.cli import Command, main, parse
 from engine.errors import UserError
 from export.onnx import Export
 from ofa.convert import Convert
+from ofa.describe import Describe
 from ofa.evaluate import Evaluate
 from ofa.train import Train
 from predictors.collect import Collect
 from predictors.report import Report
 from predictors.select import Select
 
-COMMANDS = [Train, Convert, Evaluate, Collect, Select, Report, Export]
+COMMANDS = [Train, Convert, Describe, Evaluate, Collect, Select, Report, Export]
 
 
 def test_flags_lie_over_the_recipe_over_the_defaults(tmp_path: Path) -> None:
