@@ -13,6 +13,7 @@ from engine.run import read_json, read_lines
 from ofa.space import Arch, Codes, Space, encode
 from ofa.trained import run_flag
 
+FRONT = "front.json"
 Accuracy = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -30,7 +31,7 @@ class Selected(BaseModel):
 
     arch: Arch
     macs: int
-    predicted_accuracy: float
+    predicted_accuracy: float | None = None
     val_accuracy: Accuracy
 
 
@@ -64,7 +65,9 @@ def read_selected(run: Path) -> list[tuple[str, Selected]]:
     Raises:
         UserError: it has not chosen anything yet, or a file is damaged.
     """
-    found = [(file.stem, validate(Selected, read_json(file), str(file))) for file in (run / "selected").glob("*.json")]
+    found = [
+        (file.stem, validate(Selected, read_json(file), str(file))) for file in (run / "selected").glob("*.json") if file.name != FRONT
+    ]
     if not found:
         raise UserError(f"Run '{run}' has no selected subnet; run python -m predictors.select{run_flag(run)} --flops 600M first.")
     return sorted(found, key=lambda item: (item[1].macs, item[0]))

@@ -11,7 +11,8 @@ from optuna.storages.journal import JournalFileBackend
 
 from ofa.cost import costs_of
 from ofa.space import Codes, Space, canonical, encode, features, largest, smallest
-from predictors.explore import evolve, study
+from predictors.explore import evolve
+from predictors.study import study
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def test_select_keeps_the_budget_and_ranks_by_measurement(collected: Path, capsy
     for name, budget in (("60k", 60_000), ("100k", 100_000)):
         chosen = json.loads((collected / "selected" / f"{name}.json").read_text())
         assert chosen["macs"] <= budget == chosen["budget_macs"]
-        assert len(chosen["candidates"]) == 5
+        assert len(chosen["candidates"]) >= 5
         assert all(c["macs"] <= budget and c["val_accuracy"] <= chosen["val_accuracy"] for c in chosen["candidates"])
 
 
