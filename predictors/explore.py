@@ -100,7 +100,7 @@ def _unseen(rows: Codes, seen: set[bytes]) -> Codes:
     """The different ones of `rows` that are not in `seen`, which then holds them, too."""
     different = {row.tobytes(): i for i, row in enumerate(rows)}
     fresh = [i for key, i in different.items() if key not in seen]
-    seen |= different.keys()
+    seen.update(different)
     return rows[fresh]
 
 

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.errors import UserError
 from ofa.space import Arch, Codes, Space, decode, encode
 from predictors.explore import Costs
 from predictors.pairs import Pair
@@ -51,7 +52,16 @@ class Measured:
         return accuracy
 
     def training_set(self) -> tuple[Codes, NDArray[np.float64]]:
-        """(codes, accuracies) of all, in the order in which they became known."""
+        """(codes, accuracies) of all, in the order in which they became known.
+
+        Raises:
+            UserError: there are too few to learn from.
+        """
+        if len(self) < 10:
+            raise UserError(
+                f"Only {len(self)} subnets are measured, and a predictor needs at least 10; run python -m predictors.collect first, "
+                "or search without a predictor: --explore coarse-to-fine."
+            )
         found = self._found.values()
         return np.stack([c.row for c in found]), np.array([c.val_accuracy for c in found])
 

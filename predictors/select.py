@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from predictors.accuracy import Name, cross_validated_tau, make_predictor
 from predictors.coarse import coarse_to_fine
 from predictors.explore import Scores, evolve, evolve_front
 from predictors.measured import Candidate, Measured
-from predictors.pairs import FRONT, read_pairs, training_set
+from predictors.pairs import FRONT, read_pairs
 from predictors.promising import Find, measure_promising
 from predictors.study import study
 
@@ -67,19 +68,8 @@ class Select(RunCommand):
         self._check_budgets(trained)
         pairs = read_pairs(self.run)
         measured = Measured(trained.space, trained.macs, lambda arch: trained.accuracy(arch, "val"), pairs)
-        facts: dict[str, Any] = {"explore": self.explore, "pairs": len(pairs), "seed": self.seed}
-        with progress("measure candidates", self.measure * len(self.flops)) as advance:
-            if self.explore == "coarse-to-fine":
-                for budget in self.flops:
-                    coarse_to_fine(measured, budget, self.measure, numpy_generator(self.seed, "coarse to fine", budget), advance)
-            else:
-                codes, y = training_set(trained.space, pairs)
-                facts["kendall_tau"] = cross_validated_tau(self.predictor, features(trained.space, codes), y, self.seed)
-                print(f"accuracy predictor: {len(y)} measured subnets, cross-validated Kendall tau {facts['kendall_tau']:.2f}")
-                predictor = make_predictor(self.predictor, len(y)).fit(features(trained.space, codes), y, self.seed)
-                find = self._find_per_budget(measured) if self.explore == "evolve" else self._find_front(measured)
-                measure_promising(measured, predictor, find, self.measure, advance)
-        self._write(trained, measured, facts)
+        explored = self._coarse_to_fine(measured) if self.explore == "coarse-to-fine" else self._promising(measured)
+        self._write(trained, measured, {"explore": self.explore, "pairs": len(pairs), "seed": self.seed} | explored)
         return 0
 
     def _check_budgets(self, trained: Trained) -> None:
@@ -92,6 +82,23 @@ class Select(RunCommand):
                 )
             if budget > most:
                 print(f"budget {format_count(budget)} is above the largest subnet ({format_count(most)} MACs): choosing the best of all")
+
+    def _coarse_to_fine(self, measured: Measured) -> dict[str, Any]:
+        with progress("measure candidates", self.measure * len(self.flops)) as advance:
+            for budget in self.flops:
+                coarse_to_fine(measured, budget, self.measure, numpy_generator(self.seed, "coarse to fine", budget), advance)
+        return {}
+
+    def _promising(self, measured: Measured) -> dict[str, Any]:
+        codes, y = measured.training_set()
+        X = features(measured.space, codes)
+        tau = cross_validated_tau(self.predictor, X, y, self.seed)
+        print(f"accuracy predictor: {len(y)} measured subnets, cross-validated Kendall tau {tau:.2f}")
+        predictor = make_predictor(self.predictor, len(y)).fit(X, y, self.seed)
+        find = self._find_per_budget(measured) if self.explore == "evolve" else self._find_front(measured)
+        with progress("measure candidates", self.measure * len(self.flops)) as advance:
+            measure_promising(measured, predictor, find, self.measure, advance)
+        return {"kendall_tau": tau}
 
     def _find_per_budget(self, measured: Measured) -> Find:
         """An evolution for each budget and, in the first round, an Optuna study of its winners."""
@@ -126,21 +133,23 @@ class Select(RunCommand):
         chosen = {}
         for budget in self.flops:
             best, *others = measured.under(budget)
-            chosen[_name(budget)] = _describe(trained, best)
-            candidates = [_describe(trained, c) for c in others if c.source == "select"]
-            write_json(
-                folder / f"{_name(budget)}.json", chosen[_name(budget)] | {"budget_macs": budget} | facts | {"candidates": candidates}
-            )
+            name = _name(budget)
+            chosen[name] = _describe(trained, best)
+            candidates = [_describe(trained, candidate) for candidate in others if candidate.source == "select"]
+            write_json(folder / f"{name}.json", chosen[name] | {"budget_macs": budget} | facts | {"candidates": candidates})
         _show("budget", chosen)
         if self.front:
-            front = [_describe(trained, candidate) for candidate in measured.front()]
-            write_json(folder / FRONT, front)
-            with atomic((folder / FRONT).with_suffix(".csv")) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, _flat(front[0]))
-                writer.writeheader()
-                writer.writerows(_flat(point) for point in front)
-            _show("front", {str(i): point for i, point in enumerate(front, start=1)})
+            _write_front([_describe(trained, candidate) for candidate in measured.front()], folder / FRONT)
         print(f"written to {folder}\nnext: python -m export.onnx{run_flag(self.run)}")
+
+
+def _write_front(front: list[dict[str, Any]], path: Path) -> None:
+    write_json(path, front)
+    with atomic(path.with_suffix(".csv")) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, _flat(front[0]))
+        writer.writeheader()
+        writer.writerows(_flat(point) for point in front)
+    _show("front", {str(i): point for i, point in enumerate(front, start=1)})
 
 
 def _name(budget: int) -> str:
