@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ofa.space import Codes, Space, cross, encode, mutate, sample_codes, smallest
+from ofa.space import Codes, Space, cross, encode, largest, mutate, sample_codes, smallest
 
 Scores = Callable[[Codes], NDArray[np.float64]]
 Costs = Callable[[Codes], NDArray[np.int64]]
@@ -21,7 +21,7 @@ class Evolution(NamedTuple):
     parents: int
     children: int
     generations: int
-    mutation: float
+    mutation: float  # probability per choice
 
     @property
     def predictions(self) -> int:
@@ -62,10 +62,10 @@ def evolve_front(
     smallest architecture to the largest budget, and every budget ends a bin.
     """
     pool = _start(space, rng)
-    cost = macs(pool)
-    top = min(max(budgets), cost.max())
-    edges = np.union1d(np.geomspace(cost[0], top, settings.parents + 1), budgets)
-    fresh, seen = pool[cost <= top][: settings.initial], set[bytes]()
+    least, most = macs(np.stack([pool[0], encode(space, largest(space))]))
+    top = min(max(budgets), most)
+    edges = np.union1d(np.geomspace(least, top, settings.parents + 1), budgets)
+    fresh, seen = pool[macs(pool) <= top][: settings.initial], set[bytes]()
     scored: list[Ranked] = []
     best: Ranked = (pool[:0], np.empty(0))
     for _ in range(1 + settings.generations):

@@ -67,7 +67,7 @@ def _storage(path: Path) -> JournalStorage:
 def _open(journal: Path) -> BaseStorage:
     try:
         return _storage(journal) if journal.exists() else InMemoryStorage()
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         raise UserError(f"The journal of earlier studies '{journal}' is damaged; delete it.") from None
 
 

@@ -68,6 +68,16 @@ def test_front_evolution_with_the_smallest_architecture_alone(tiny: Space) -> No
     assert (found == least).all() and len(found) == 1
 
 
+def test_front_evolution_reaches_beyond_what_samples_cost() -> None:
+    space = load_space("attentive_nas")
+
+    def macs(rows: Codes) -> np.ndarray:
+        return costs_of(space, rows).macs
+
+    found = evolve_front(space, lambda rows: macs(rows) / 1e9, macs, (10**12,), np.random.default_rng(0))
+    assert macs(found[:1])[0] > macs(sample_codes(space, 100_000, np.random.default_rng(1))).max()
+
+
 @pytest.mark.parametrize("space", ["attentive_nas", "ofa_mbv3"])
 def test_one_front_evolution_is_nearly_as_good_as_one_for_each_budget(space: str) -> None:
     """With a third of their predictions; what is left between them is small against what choosing at random leaves."""
