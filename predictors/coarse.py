@@ -1,8 +1,8 @@
 """Coarse-to-fine selection of BigNAS (2020, arXiv:2003.11142): candidates are measured; it needs no predictor and no pairs.
 
 The paper measures a grid in which the choices move together over the stages, and then mutates the best of it. Here the number of
-measurements is given. So of the grid only those points are measured that leave the budget if any choice is raised, and of many
-mutants the one that uses most of the budget.
+measurements is given. So of the grid only those points are measured that leave the budget if any choice is raised, and the smallest
+architecture, which the sandwich rule trains in every step; and of many mutants the one that uses most of the budget.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ def coarse_to_fine(measured: Measured, budget: int, count: int, rng: np.random.G
 
     What is known already is not measured, counts for nothing, and may be mutated like the rest. Ends early when every mutant is known.
     """
-    points = [row for row in coarse(measured, budget) if row not in measured]
+    points = [row for row in coarse(measured, budget) if row not in measured]  # evenly spread if too many, with first and last
     spread = np.unique(np.linspace(0, len(points) - 1, min(len(points), -(-count // 2))).astype(int))
     for i in spread:
         advance(f"coarse {measured.measure(points[i]):.2%}")
@@ -32,9 +32,11 @@ def coarse_to_fine(measured: Measured, budget: int, count: int, rng: np.random.G
 
 
 def coarse(measured: Measured, budget: int) -> Codes:
-    """The points of the coarse grid from which no choice can be raised within the budget; at least the smallest architecture."""
+    """The points of the coarse grid from which no choice can be raised within the budget, and last the smallest architecture."""
     grid, shape = coarse_grid(measured.space)
-    return grid[edge((measured.macs(grid) <= budget).reshape(shape)).ravel()]
+    at_edge = edge((measured.macs(grid) <= budget).reshape(shape)).ravel()
+    at_edge[0] = False
+    return np.concatenate([grid[at_edge], grid[:1]])
 
 
 def coarse_grid(space: Space) -> tuple[Codes, tuple[int, ...]]:

@@ -69,6 +69,7 @@ def test_keeps_budget_and_number_and_is_reproducible(tiny: Space, share: float, 
     assert 1 <= len(found) <= count
     assert max(c.macs for c in found) <= budget
     assert len(set(oracle.asked)) == len(oracle.asked) == len(found)
+    assert smallest(tiny) in oracle.asked or count < 3
     again = oracle.search(budget, count, 0, []).under(10**12)
     assert [c.row.tolist() for c in again] == [c.row.tolist() for c in found]
 
