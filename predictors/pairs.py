@@ -3,16 +3,15 @@
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from engine.config import Config, validate
 from engine.errors import UserError
 from engine.run import read_json, read_lines
-from ofa.space import Arch, Codes, Space, encode
+from ofa.space import Arch
 from ofa.trained import run_flag
 
+FRONT = "front.json"
 Accuracy = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -30,7 +29,7 @@ class Selected(BaseModel):
 
     arch: Arch
     macs: int
-    predicted_accuracy: float
+    predicted_accuracy: float | None = None
     val_accuracy: Accuracy
 
 
@@ -45,26 +44,14 @@ def read_pairs(run: Path) -> list[Pair]:
     return [validate(Pair, row, f"{path}, line {i}") for i, row in enumerate(read_lines(path), start=1)]
 
 
-def training_set(space: Space, pairs: list[Pair]) -> tuple[Codes, NDArray[np.float64]]:
-    """(codes, accuracies) of the pairs.
-
-    Raises:
-        UserError: there are too few to learn from.
-    """
-    if len(pairs) < 10:
-        raise UserError(
-            f"Only {len(pairs)} subnets are measured, and a predictor needs at least 10; run python -m predictors.collect first."
-        )
-    return np.stack([encode(space, pair.arch) for pair in pairs]), np.array([pair.val_accuracy for pair in pairs])
-
-
 def read_selected(run: Path) -> list[tuple[str, Selected]]:
     """What predictors.select chose, as (budget, subnet), fewest MACs first.
 
     Raises:
         UserError: it has not chosen anything yet, or a file is damaged.
     """
-    found = [(file.stem, validate(Selected, read_json(file), str(file))) for file in (run / "selected").glob("*.json")]
+    files = [file for file in (run / "selected").glob("*.json") if file.name != FRONT]
+    found = [(file.stem, validate(Selected, read_json(file), str(file))) for file in files]
     if not found:
         raise UserError(f"Run '{run}' has no selected subnet; run python -m predictors.select{run_flag(run)} --flops 600M first.")
     return sorted(found, key=lambda item: (item[1].macs, item[0]))

@@ -1,0 +1,22 @@
+"""Measured ImageNet accuracies of OFA subnets."""
+
+import ast
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ofa.space import Arch, Codes, Space, encode, load_space
+
+
+@pytest.fixture(scope="session")
+def imagenet(nas_data: Path) -> tuple[Space, Codes, np.ndarray]:
+    """(space, codes, accuracies). All were measured at resolution 224, so the space has no other."""
+    named = load_space("ofa_mbv3")
+    space = Space.model_validate({name: getattr(named, name) for name in Space.model_fields} | {"resolution": (224,)})
+    with (nas_data / "ofa_measured" / "mbnv3w10_evonsga2_acc_macs.csv").open() as file:
+        rows = [(ast.literal_eval(r["Sub-network"]), float(r["Top-1 Acc (%)"]) / 100) for r in csv.DictReader(file)]
+    width = (16, 16, 24, 40, 80, 112, 160, 1280)
+    archs = [Arch(resolution=224, width=width, depth=(1, *a["d"]), kernel=(3, *a["ks"]), expand=(1, *a["e"])) for a, _ in rows]
+    return space, np.stack([encode(space, a) for a in archs]), np.array([accuracy for _, accuracy in rows])
