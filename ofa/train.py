@@ -27,7 +27,7 @@ from engine.seed import derive, numpy_generator
 from ofa.cost import cost_of
 from ofa.elastic import join_batch_norms
 from ofa.phases import Phase, Place, grows, place, shrinking_step, sort_channels
-from ofa.sampling import Sampler, Uniform, build_sampler
+from ofa.sampling import Attentive, BatchLoss, Sampler, Uniform, build_sampler
 from ofa.sandwich import Sandwich, label_step, sandwich_step
 from ofa.space import Arch, Space, find_arch, largest, load_space, only, sample, smallest
 from ofa.subnet import Subnet, accuracy, extract, prepare
@@ -95,6 +95,9 @@ class Train(Command):
 
     @model_validator(mode="after")
     def _one_statistic_needs_one_architecture(self) -> Self:
+        judged = isinstance(self.sandwich.sampling, Attentive) and isinstance(self.sandwich.sampling.judge, BatchLoss)
+        if self.same_subnets and judged and not self.phases:
+            raise ValueError("same_subnets cannot hold where each process judges by the loss on its own images; judge by predicted")
         if self.sync_bn and not (self.same_subnets or self.arch):
             raise ValueError("sync_bn averages statistics of one architecture, but each process has its own; add --same-subnets")
         return self

@@ -36,13 +36,14 @@ class Oracle:
         return measured
 
 
-@pytest.mark.parametrize("name", ["digits", "bignas", "attentive_nas", "ofa_mbv3"])
+@pytest.mark.parametrize("name", ["digits", "bignas", "attentive_nas", "ofa_mbv3", "ofa_resnet50"])
 def test_in_the_grid_all_stages_move_together(name: str) -> None:
     space = load_space(name)
     grid, shape = coarse_grid(space)
     assert len(np.unique(grid, axis=0)) == len(grid) == np.prod(shape)
     assert (grid[0] == encode(space, smallest(space))).all() and (grid[-1] == encode(space, largest(space))).all()
-    choices = {f: max(len(c.values) for c in space.columns if c.field == f) for f in Arch.model_fields}
+    fields = dict.fromkeys(c.field for c in space.columns)
+    choices = {f: max(len(c.values) for c in space.columns if c.field == f) for f in fields}
     assert shape == tuple(min(LEVELS, n) for n in choices.values())
     for field in choices:
         columns = [i for i, c in enumerate(space.columns) if c.field == field and len(c.values) == choices[field]]
