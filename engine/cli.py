@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, Field
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
-from engine.config import Config, find_recipe, merge, models_in, read_yaml, validate
+from engine.config import Config, merge, models_in, read_recipe, validate
 from engine.errors import UserError, nearest
 from engine.interrupt import interrupt_once
 from engine.launch import complain, only_the_first_prints, started
@@ -40,7 +40,7 @@ def parse(command: type[T], argv: list[str]) -> T:
     """
     given = _flags(command, argv)
     recipe = given.pop("config", command.model_fields["config"].default)
-    values = read_yaml(find_recipe(recipe)) if recipe else {}
+    values = read_recipe(recipe) if recipe else {}
     values.pop("config", None)
     return validate(command, merge(values, given) | {"config": recipe}, recipe or "command line", given)
 

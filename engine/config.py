@@ -70,6 +70,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def read_recipe(name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a recipe (`find_recipe`), laid over those of the recipe that it names as its `base`, if it does.
+
+    Raises:
+        UserError: one of them cannot be found or read, or they are each other's base.
+    """
+    path = find_recipe(name)
+    if path in above:
+        raise UserError(f"Recipe '{path}' is its own base; remove the 'base' line of one of {', '.join(map(str, above))}.")
+    values = read_yaml(path)
+    base = values.pop("base", None)
+    return values if base is None else merge(read_recipe(str(base), (*above, path)), values)
+
+
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`over` laid on `base`, section by section. A section whose `name` changes starts empty: its fields are others."""
     merged = dict(base)

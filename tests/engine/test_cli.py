@@ -34,6 +34,17 @@ def test_changing_the_data_drops_the_recipes_data_section() -> None:
     assert not hasattr(train.data, "crop_scale")
 
 
+def test_a_recipe_lies_over_its_base(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("base: ofa/attentive_nas\nepochs: 7\nsandwich: {sampling: {mode: worstup}}\n")
+    train = parse(Train, ["--config", str(tmp_path / "one.yaml"), "--batch-size", "32"])
+    assert (train.epochs, train.batch_size, train.space, train.sandwich.drop_connect_stages) == (7, 32, "attentive_nas", 2)
+    assert train.sandwich.sampling.mode == "worstup"
+    (tmp_path / "two.yaml").write_text(f"base: {tmp_path / 'three.yaml'}\n")
+    (tmp_path / "three.yaml").write_text(f"base: {tmp_path / 'two.yaml'}\n")
+    with pytest.raises(UserError, match="is its own base; remove the 'base' line"):
+        parse(Train, ["--config", str(tmp_path / "two.yaml")])
+
+
 def test_budgets_are_counts() -> None:
     assert parse(Select, ["--flops", "600M,0.5G"]).flops == (600_000_000, 500_000_000)
 

@@ -19,7 +19,7 @@ from engine.errors import UserError
 from engine.interrupt import Stop
 from engine.run import Run as RunFolder
 from engine.run import read_lines
-from ofa.sampling import UniformSampler
+from ofa.sampling import Attentive, UniformSampler
 from ofa.space import Space, find_arch, load_space
 from ofa.supernet import Supernet
 from ofa.train import Train, Trainer
@@ -255,10 +255,19 @@ def test_an_update_clips_warms_up_and_averages(tiny: Space, tmp_path: Path) -> N
     assert any(not torch.equal(a, b) for a, b in weights), "the average is what is evaluated and saved"
 
 
-def test_recipes_are_valid() -> None:
-    for name in (path.stem for path in (Path(__file__).parents[2] / "configs" / "ofa").glob("*.yaml")):
-        recipe = parse(Train, ["--config", f"ofa/{name}"])
-        assert load_space(recipe.space or "digits").size() > 1000
+@pytest.mark.parametrize("name", [path.stem for path in (Path(__file__).parents[2] / "configs" / "ofa").glob("*.yaml")])
+def test_recipes_are_valid(name: str) -> None:
+    recipe = parse(Train, ["--config", f"ofa/{name}"])
+    assert load_space(recipe.space or "digits").size() > 1000
+    sampling = recipe.sandwich.sampling
+    if name.startswith("attentive_nas"):
+        mode = {"attentive_nas_worstup": "worstup", "attentive_nas_coin": "coin"}.get(name, "bestup")
+        judge = ("predicted", 50) if name == "attentive_nas_predicted" else ("batch_loss", 3)
+        assert isinstance(sampling, Attentive)
+        assert (sampling.mode, sampling.judge.name, sampling.judge.candidates) == (mode, *judge)
+    else:
+        assert sampling.name == ("macs_prior" if name == "macs_prior" else "uniform")
+    assert recipe.sandwich.distillation.name == ("alpha_divergence" if name == "alphanet" else "soft_cross_entropy")
 
 
 def test_trained_measures_the_same_every_time(trained_run: Path) -> None:
