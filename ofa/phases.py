@@ -15,7 +15,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from engine.augment import resize
 from engine.config import Config
 from engine.device import autocast
 from engine.seed import numpy_generator
@@ -76,23 +75,27 @@ def place(phases: tuple[Phase, ...], steps: int, step: int) -> Place:
     return Place(number, ends[number] - phases[number].epochs * steps, ends[number])
 
 
+def drawn_resolution(space: Space, seed: int, step: int) -> int:
+    """The resolution at which a step sees its batch; the same on every rank."""
+    return int(numpy_generator(seed, "resolution", step).choice(space.resolution))
+
+
 def shrinking_step(
     supernet: Supernet, teacher: Subnet | None, x: Tensor, y: Tensor, phase: Phase, config: Sandwich, seed: int, step: int, noise_seed: int
 ) -> Tensor:
     """Add the gradients of one step to the supernet's. Returns the losses (max(1, subnets),), detached, on the device.
 
-    All networks of a step see the batch at one resolution, drawn from the space's. A subnet's loss is its label loss plus its
-    soft cross-entropy against the teacher's predictions. teacher: needed where phase.subnets > 0. Draws depend on (seed, step)
-    only; those of dropout on (noise_seed, step): ranks may share subnets, but never noise.
+    x: square images (N, C, r, r) at the step's resolution r, one of the space's; all its networks see that. A subnet's loss is its
+    label loss plus its soft cross-entropy against the teacher's predictions. teacher: needed where phase.subnets > 0. Draws depend
+    on (seed, step) only; those of dropout on (noise_seed, step): ranks may share subnets, but never noise.
     """
-    space, rng = supernet.space, numpy_generator(seed, "subnets", step)
-    resolution = int(rng.choice(space.resolution))
+    space, rng, resolution = supernet.space, numpy_generator(seed, "subnets", step), x.shape[-1]
     if phase.subnets == 0:
         arch = largest(space).model_copy(update={"resolution": resolution})
         return torch.stack(label_step(supernet, arch, x, y, config, noise_seed, step)[1])
     assert teacher is not None
     with torch.no_grad(), autocast(x.device):
-        taught = teacher(resize(x, resolution))
+        taught = teacher(x)
     losses = []
     for i in range(phase.subnets):
         arch, noise = phase.sample(space, rng, resolution), step * phase.subnets + i

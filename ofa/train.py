@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from engine.augment import resize
 from engine.checkpoint import load_state, load_weights, save_state, save_weights
 from engine.cli import Command, main
 from engine.config import format_count
@@ -26,7 +27,7 @@ from engine.run import Run, tensorboard_writer
 from engine.seed import derive, numpy_generator
 from ofa.cost import cost_of
 from ofa.elastic import join_batch_norms
-from ofa.phases import Phase, Place, grows, place, shrinking_step, sort_channels
+from ofa.phases import Phase, Place, drawn_resolution, grows, place, shrinking_step, sort_channels
 from ofa.sampling import Attentive, BatchLoss, Sampler, Uniform, build_sampler
 from ofa.sandwich import Sandwich, label_step, sandwich_step
 from ofa.space import Arch, Space, find_arch, largest, load_space, only, sample, smallest
@@ -255,6 +256,7 @@ class Trainer:
         own = self.ranks.seed(config.seed)
         subnets = config.seed if config.same_subnets else own
         if config.phases:
+            x = resize(x, drawn_resolution(self.supernet.space, config.seed, self.step))
             losses = shrinking_step(self.supernet, self.teacher, x, y, phase, config.sandwich, subnets, self.step, own)
         elif self.alone is None:
             losses = sandwich_step(self.supernet, x, y, config.sandwich, self.sampler, subnets, self.step, own)

@@ -20,7 +20,7 @@ from engine.errors import UserError
 from engine.run import read_lines
 from ofa.cost import hidden_width
 from ofa.losses import soft_cross_entropy
-from ofa.phases import Phase, grows, place, shrinking_step, sort_channels
+from ofa.phases import Phase, drawn_resolution, grows, place, shrinking_step, sort_channels
 from ofa.sandwich import Sandwich
 from ofa.space import Space, largest, load_space, smallest
 from ofa.subnet import extract
@@ -113,14 +113,16 @@ def test_the_step_is_label_loss_plus_distillation_at_one_resolution(tiny: Space,
         return original(self, images, arch, regularise)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Supernet, "forward", spy)
+    x = resize(x, drawn_resolution(tiny, 3, 8))
     losses = shrinking_step(net, teacher, x, y, phase, config, 3, 8, 3)
     gradients = [p.grad.clone() for p in net.parameters() if p.grad is not None]
     archs = list(seen)
     assert len(archs) == 3
-    assert len({arch.resolution for arch in archs}) == 1
+    assert {arch.resolution for arch in archs} == {x.shape[-1]}
+    assert {drawn_resolution(tiny, 3, step) for step in range(20)} == set(tiny.resolution)
     net.zero_grad()
     with torch.no_grad():
-        taught = teacher(resize(x, archs[0].resolution))
+        taught = teacher(x)
     wanted = []
     for arch in archs:
         logits = original(net, x, arch)
