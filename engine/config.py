@@ -35,10 +35,11 @@ Count = Annotated[int, BeforeValidator(parse_count)]
 
 def format_count(value: float, digits: int = 3) -> str:
     """1234567 -> `1.23M`; with 15 digits `1.234567M`, which `parse_count` reads back exactly."""
+    rounded = float(f"{value:.{digits}g}")
     for suffix, unit in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if float(f"{value:.{digits}g}") >= unit:
-            return f"{value / unit:.{digits}g}{suffix}"
-    return f"{value:.{digits}g}"
+        if rounded >= unit:
+            return f"{rounded / unit:.15g}{suffix}"
+    return f"{rounded:.15g}"
 
 
 def find_recipe(name: str) -> Path:
