@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ofa.fast import ACTIVATION, depthwise, norm_act
+from ofa.space import Act
+
 Slices = dict[str, Tensor]
 
 
@@ -50,8 +53,7 @@ class ElasticDepthwise(nn.Module):
         return self.weight[:width, :, edge : edge + kernel, edge : edge + kernel]
 
     def forward(self, x: Tensor, kernel: int) -> Tensor:
-        width = x.shape[1]
-        return F.conv2d(x, self.slice(width, kernel), None, self.stride, kernel // 2, groups=width)
+        return depthwise(x, self.slice(x.shape[1], kernel), self.stride)
 
     def slices(self, width: int, kernel: int) -> Slices:
         return {"weight": self.slice(width, kernel)}
@@ -74,12 +76,14 @@ class ElasticBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, act: Act | None) -> Tensor:
+        """BatchNorm and then the activation (none if `act` is None)."""
         width = x.shape[1]
         weight, bias = self.weight[:width], self.bias[:width]
         if self.training:
-            return F.batch_norm(x, None, None, weight, bias, training=True)
-        return F.batch_norm(x, self.running_mean[:width], self.running_var[:width], weight, bias)
+            return norm_act(x, weight, bias, act)
+        y = F.batch_norm(x, self.running_mean[:width], self.running_var[:width], weight, bias)
+        return ACTIVATION[act](y) if act else y
 
     def slices(self, width: int) -> Slices:
         names = ("weight", "bias", "running_mean", "running_var")

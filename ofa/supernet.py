@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from engine.augment import resize
 from ofa.cost import hidden_width, squeeze_width
 from ofa.elastic import ElasticBatchNorm, ElasticConv, ElasticDepthwise, ElasticLinear, ElasticSqueezeExcite, Slices, prefixed
+from ofa.fast import ACTIVATION
 from ofa.space import Act, Arch, Head, Space, Stage
-
-ACTIVATION = {"relu": F.relu, "hard_swish": F.hardswish, "swish": F.silu}
 
 
 class Regularisation(NamedTuple):
@@ -35,11 +34,10 @@ class ConvBN(nn.Module):
     def __init__(self, conv: ElasticConv | ElasticDepthwise, width: int, act: Act | None):
         super().__init__()
         self.conv, self.bn = conv, ElasticBatchNorm(width)
-        self.act = ACTIVATION[act] if act else None
+        self.act = act
 
     def forward(self, x: Tensor, size: int) -> Tensor:
-        y = self.bn(self.conv(x, size))
-        return self.act(y) if self.act else y
+        return self.bn(self.conv(x, size), self.act)
 
     def slices(self, inp: int, out: int, size: int) -> Slices:
         """size: what `forward` gets, the output width or the kernel."""

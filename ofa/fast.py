@@ -1,0 +1,108 @@
+"""The same mathematics in less time and memory on CPUs, where torch's own way is slow; every other device gets torch's own way.
+
+Results are those of the plain composition up to rounding. What each trick gains is in `benchmarks/records/`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+aten = torch.ops.aten
+EPS = 1e-5
+ACTIVATION: dict[str, Callable[..., Tensor]] = {"relu": F.relu, "hard_swish": F.hardswish, "swish": F.silu}
+
+
+def depthwise(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """Depthwise convolution of x (N, C, H, W) with weight (C, 1, k, k), padded by k // 2."""
+    kernel = weight.shape[-1]
+    if kernel > 3 and stride <= 2 and x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
+        return _Depthwise.apply(x, weight, stride)
+    return F.conv2d(x, weight, None, stride, kernel // 2, groups=len(weight))
+
+
+class _Depthwise(torch.autograd.Function):
+    """oneDNN has a fast weight gradient for depthwise kernels 3 wide; wider ones are put together from such columns."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride = stride
+        return F.conv2d(x, weight, None, stride, weight.shape[-1] // 2, groups=len(weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _backward(grad, x, weight, ctx.stride, (True, False))[0]
+        if ctx.needs_input_grad[1]:
+            grad_weight = _columns(grad, x, weight, ctx.stride)
+        return grad_x, grad_weight, None
+
+
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int, wanted: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
+    pad = weight.shape[2] // 2
+    x_grad, weight_grad, _ = aten.convolution_backward(
+        grad, x, weight, None, [stride] * 2, [pad] * 2, [1, 1], False, [0, 0], len(weight), [*wanted, False]
+    )
+    return x_grad, weight_grad
+
+
+def _columns(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """Weight gradient (C, 1, k, k) from columns 0..2, 2..4, ...
+
+    Columns that start `left` further right see the image `left / stride` output places later: the gradient moves instead, in a
+    row with room for that. The zeros after one row are those before the next, so that every move is a dense view of one copy.
+    """
+    kernel = weight.shape[-1]
+    count, channels, height, width = grad.shape
+    room = (kernel - 3) // stride
+    pitch = width + room
+    flat = grad.new_zeros(room + count * height * pitch, channels)
+    flat[room:].view(count, height, pitch, channels)[:, :, :width] = grad.permute(0, 2, 3, 1)
+    result = torch.empty_like(weight)
+    for left in range(0, kernel - 2, 2):
+        start = room - left // stride
+        moved = flat[start : start + count * height * pitch].view(count, height, pitch, channels).permute(0, 3, 1, 2)
+        narrow = weight[..., left : left + 3]
+        result[..., left : left + 3] = _backward(moved, x, narrow, stride, (False, True))[1]
+    return result
+
+
+def norm_act(x: Tensor, weight: Tensor, bias: Tensor, act: str | None) -> Tensor:
+    """BatchNorm of x (N, C, H, W) by the batch's own statistics, then the activation (none if `act` is None)."""
+    if act and x.device.type == "cpu" and x.dtype == weight.dtype and x.numel() > x.shape[1]:
+        return _NormAct.apply(x, weight, bias, act)
+    y = F.batch_norm(x, None, None, weight, bias, training=True, eps=EPS)
+    return ACTIVATION[act](y) if act else y
+
+
+class _NormAct(torch.autograd.Function):
+    """Keeps the input only and normalises it again in backward, where plain layers keep the normalised one too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, act: str) -> Tensor:
+        y, mean, inverse = aten.native_batch_norm(x, weight, bias, None, None, True, 0.0, EPS)
+        ctx.save_for_backward(x, weight, bias, mean, inverse)
+        ctx.act = act
+        return ACTIVATION[act](y, inplace=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, bias, mean, inverse = ctx.saved_tensors
+        y = aten.native_batch_norm(x, weight, bias, mean, inverse**-2 - EPS, False, 0.0, EPS)[0]
+        match ctx.act:
+            case "relu":
+                aten.threshold_backward.grad_input(grad, y, 0, grad_input=y)
+            case "hard_swish":
+                aten.hardswish_backward.out(grad, y, out=y)
+            case _:
+                aten.silu_backward.grad_input(grad, y, grad_input=y)
+        return *aten.native_batch_norm_backward(y, x, weight, None, None, mean, inverse, True, EPS, [True, True, True]), None
