@@ -40,25 +40,21 @@ class _Depthwise(torch.autograd.Function):
         grad = grad.contiguous(memory_format=torch.channels_last)
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_x = _backward(grad, x, weight, ctx.stride, (True, False))[0]
+            grad_x = _backward(grad, x, weight, ctx.stride, [weight.shape[-1] // 2] * 2, [True, False, False])[0]
         if ctx.needs_input_grad[1]:
             grad_weight = _columns(grad, x, weight, ctx.stride)
         return grad_x, grad_weight, None
 
 
-def _backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int, wanted: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
-    pad = weight.shape[2] // 2
-    x_grad, weight_grad, _ = aten.convolution_backward(
-        grad, x, weight, None, [stride] * 2, [pad] * 2, [1, 1], False, [0, 0], len(weight), [*wanted, False]
-    )
-    return x_grad, weight_grad
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: list[int], wanted: list[bool]) -> list[Tensor]:
+    return aten.convolution_backward(grad, x, weight, None, [stride] * 2, padding, [1, 1], False, [0, 0], len(weight), wanted)
 
 
 def _columns(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Weight gradient (C, 1, k, k) from columns 0..2, 2..4, ...
+    """Weight gradient (C, 1, k, k) from columns 0..2, 2..4, ... of a 3-wide kernel, whose own padding is 1.
 
-    Columns that start `left` further right see the image `left / stride` output places later: the gradient moves instead, in a
-    row with room for that. The zeros after one row are those before the next, so that every move is a dense view of one copy.
+    Columns that start `left` further right meet the outputs' gradient `left / stride` places later: it moves within rows that
+    have room for that. The zeros after one row are those before the next, so every move is a dense view of one copy.
     """
     kernel = weight.shape[-1]
     count, channels, height, width = grad.shape
@@ -66,12 +62,14 @@ def _columns(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
     pitch = width + room
     flat = grad.new_zeros(room + count * height * pitch, channels)
     flat[room:].view(count, height, pitch, channels)[:, :, :width] = grad.permute(0, 2, 3, 1)
+    edge = kernel // 2 - 1
+    x = F.pad(x, (edge, edge))
     result = torch.empty_like(weight)
     for left in range(0, kernel - 2, 2):
         start = room - left // stride
         moved = flat[start : start + count * height * pitch].view(count, height, pitch, channels).permute(0, 3, 1, 2)
-        narrow = weight[..., left : left + 3]
-        result[..., left : left + 3] = _backward(moved, x, narrow, stride, (False, True))[1]
+        columns = slice(left, left + 3)
+        result[..., columns] = _backward(moved, x, weight[..., columns], stride, [kernel // 2, 1], [False, True, False])[1]
     return result
 
 
