@@ -20,30 +20,35 @@ def depthwise(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """Depthwise convolution of x (N, C, H, W) with weight (C, 1, k, k), padded by k // 2."""
     kernel = weight.shape[-1]
     if kernel > 3 and stride <= 2 and x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
-        return _Depthwise.apply(x, weight, stride)
+        maker = x.grad_fn if hasattr(x.grad_fn, "act") else None
+        return _Depthwise.apply(x, weight, stride, maker)
     return F.conv2d(x, weight, None, stride, kernel // 2, groups=len(weight))
 
 
 class _Depthwise(torch.autograd.Function):
-    """oneDNN has a fast weight gradient for depthwise kernels 3 wide; wider ones are put together from such columns."""
+    """oneDNN has a fast weight gradient for depthwise kernels 3 wide; wider ones are put together from such columns.
+
+    An input that `norm_act` made is not kept either, but made again from what its graph node, `maker`, keeps anyway.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride = stride
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, maker: Any) -> Tensor:
+        ctx.save_for_backward(weight, *([] if maker else [x]))
+        ctx.stride, ctx.maker = stride, maker
         return F.conv2d(x, weight, None, stride, weight.shape[-1] // 2, groups=len(weight))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        weight, *kept = ctx.saved_tensors
+        x = kept[0] if kept else ACTIVATION[ctx.maker.act](_normalised(*ctx.maker.saved_tensors), inplace=True)
         grad = grad.contiguous(memory_format=torch.channels_last)
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
             grad_x = _backward(grad, x, weight, ctx.stride, [weight.shape[-1] // 2] * 2, [True, False, False])[0]
         if ctx.needs_input_grad[1]:
             grad_weight = _columns(grad, x, weight, ctx.stride)
-        return grad_x, grad_weight, None
+        return grad_x, grad_weight, None, None
 
 
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: list[int], wanted: list[bool]) -> list[Tensor]:
@@ -94,8 +99,8 @@ class _NormAct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight, bias, mean, inverse = ctx.saved_tensors
-        y = aten.native_batch_norm(x, weight, bias, mean, inverse**-2 - EPS, False, 0.0, EPS)[0]
+        x, weight, _, mean, inverse = ctx.saved_tensors
+        y = _normalised(*ctx.saved_tensors)
         match ctx.act:
             case "relu":
                 aten.threshold_backward.grad_input(grad, y, 0, grad_input=y)
@@ -104,3 +109,8 @@ class _NormAct(torch.autograd.Function):
             case _:
                 aten.silu_backward.grad_input(grad, y, grad_input=y)
         return *aten.native_batch_norm_backward(y, x, weight, None, None, mean, inverse, True, EPS, [True, True, True]), None
+
+
+def _normalised(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
+    """BatchNorm's output once more; inverse: 1 / sqrt(variance + EPS)."""
+    return aten.native_batch_norm(x, weight, bias, mean, inverse**-2 - EPS, False, 0.0, EPS)[0]
