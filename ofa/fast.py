@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 aten = torch.ops.aten
 EPS = 1e-5
+PART = 2**22  # numbers of a map that are copied at a time: 16 MiB
 ACTIVATION: dict[str, Callable[..., Tensor]] = {"relu": F.relu, "hard_swish": F.hardswish, "swish": F.silu}
 
 
@@ -41,13 +42,18 @@ class _Depthwise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         weight, *kept = ctx.saved_tensors
-        x = kept[0] if kept else ACTIVATION[ctx.maker.act](_normalised(*ctx.maker.saved_tensors), inplace=True)
+        x, *norm = kept or ctx.maker.saved_tensors  # what was normalised has the input's shape: enough for its gradient
         grad = grad.contiguous(memory_format=torch.channels_last)
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
             grad_x = _backward(grad, x, weight, ctx.stride, [weight.shape[-1] // 2] * 2, [True, False, False])[0]
         if ctx.needs_input_grad[1]:
-            grad_weight = _columns(grad, x, weight, ctx.stride)
+            grad_weight = torch.zeros_like(weight)
+            images = max(1, PART * len(x) // x.numel())
+            for part, grad_part in zip(x.split(images), grad.split(images), strict=True):
+                if norm:
+                    part = ACTIVATION[ctx.maker.act](_normalised(part, *norm), inplace=True)
+                grad_weight += _columns(grad_part, part, weight, ctx.stride)
         return grad_x, grad_weight, None, None
 
 
