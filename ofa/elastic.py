@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ofa.fast import ACTIVATION, depthwise, norm_act, scale
+from ofa.fast import ACTIVATION, depthwise, norm_act
 from ofa.space import Act
 
 Slices = dict[str, Tensor]
@@ -123,7 +123,7 @@ class ElasticSqueezeExcite(nn.Module):
         weights = self.slices(x.shape[1], squeeze)
         gate = x.mean((2, 3), keepdim=True)
         gate = F.relu(F.conv2d(gate, weights["reduce.weight"], weights["reduce.bias"]))
-        return scale(x, F.hardsigmoid(F.conv2d(gate, weights["restore.weight"], weights["restore.bias"])))
+        return x * F.hardsigmoid(F.conv2d(gate, weights["restore.weight"], weights["restore.bias"]))
 
     def slices(self, width: int, squeeze: int) -> Slices:
         assert self.reduce.bias is not None and self.restore.bias is not None

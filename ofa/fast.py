@@ -21,7 +21,7 @@ def depthwise(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """Depthwise convolution of x (N, C, H, W) with weight (C, 1, k, k), padded by k // 2."""
     kernel = weight.shape[-1]
     if kernel > 3 and stride <= 2 and x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
-        return _Depthwise.apply(x, weight, stride, _maker(x))
+        return _Depthwise.apply(x, weight, stride, x.grad_fn if type(x.grad_fn) is _NormAct._backward_cls else None)
     return F.conv2d(x, weight, None, stride, kernel // 2, groups=len(weight))
 
 
@@ -51,7 +51,7 @@ class _Depthwise(torch.autograd.Function):
             images = max(1, PART * len(x) // x.numel())
             for part, grad_part in zip(x.split(images), grad.split(images), strict=True):
                 if norm:
-                    part = _made(ctx.maker.act, part, *norm)
+                    part = ACTIVATION[ctx.maker.act](_normalised(part, *norm), inplace=True)
                 grad_weight += _columns(grad_part, part, weight, ctx.stride)
         return grad_x, grad_weight, None, None
 
@@ -70,8 +70,10 @@ def _columns(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
     count, channels, height, width = grad.shape
     room = (kernel - 3) // stride
     pitch = width + room
-    flat = grad.new_zeros(room + count * height * pitch, channels)
-    flat[room:].view(count, height, pitch, channels)[:, :, :width] = grad.permute(0, 2, 3, 1)
+    flat = grad.new_empty(room + count * height * pitch, channels)
+    rows = flat[room:].view(count, height, pitch, channels)
+    rows[:, :, :width] = grad.permute(0, 2, 3, 1)
+    rows[:, :, width:] = flat[:room] = 0
     edge = kernel // 2 - 1
     x = F.pad(x, (edge, edge))
     result = torch.empty_like(weight)
@@ -81,29 +83,6 @@ def _columns(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
         columns = slice(left, left + 3)
         result[..., columns] = _backward(moved, x, weight[..., columns], stride, [kernel // 2, 1], [False, True, False])[1]
     return result
-
-
-def scale(x: Tensor, gate: Tensor) -> Tensor:
-    """x (N, C, H, W) times gate (N, C, 1, 1)."""
-    maker = _maker(x)
-    return x * gate if maker is None else _Scale.apply(x, gate, maker)
-
-
-class _Scale(torch.autograd.Function):
-    """Like `_Depthwise`, makes its input again."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor, maker: Any) -> Tensor:
-        ctx.save_for_backward(gate)
-        ctx.maker = maker
-        return x * gate
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        (gate,) = ctx.saved_tensors
-        x = _made(ctx.maker.act, *ctx.maker.saved_tensors)
-        return grad * gate, x.mul_(grad).sum((2, 3), keepdim=True), None
 
 
 def norm_act(x: Tensor, weight: Tensor, bias: Tensor, act: str | None) -> Tensor:
@@ -142,13 +121,3 @@ class _NormAct(torch.autograd.Function):
 def _normalised(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
     """BatchNorm's output once more; inverse: 1 / sqrt(variance + EPS)."""
     return aten.native_batch_norm(x, weight, bias, mean, inverse**-2 - EPS, False, 0.0, EPS)[0]
-
-
-def _maker(x: Tensor) -> Any:
-    """The graph node of `norm_act` if that made x, else None."""
-    return x.grad_fn if isinstance(x.grad_fn, _NormAct._backward_cls) else None
-
-
-def _made(act: str, *saved: Tensor) -> Tensor:
-    """What `norm_act` returned, again."""
-    return ACTIVATION[act](_normalised(*saved), inplace=True)
