@@ -49,7 +49,7 @@ class _Depthwise(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_weight = torch.zeros_like(weight)
             images = max(1, PART * len(x) // x.numel())
-            for part, grad_part in zip(x.split(images), grad.split(images), strict=True):
+            for part, grad_part in zip(torch.split(x, images), torch.split(grad, images), strict=True):
                 if norm:
                     part = ACTIVATION[ctx.maker.act](_normalised(part, *norm), inplace=True)
                 grad_weight += _columns(grad_part, part, weight, ctx.stride)
