@@ -121,11 +121,10 @@ def compare(args: argparse.Namespace) -> None:
     jobs = {name: prepared(name, args) for name in STEP}
     losses = {name: STEP[name](*job, 0) for name, job in jobs.items()}
     torch.testing.assert_close(losses["ours"], losses["plain"], rtol=1e-4, atol=1e-4)
-    worst = 0.0
-    for p, q in zip(jobs["ours"][0].parameters(), jobs["plain"][0].parameters(), strict=True):
-        assert p.grad is not None and q.grad is not None
-        worst = max(worst, float((p.grad - q.grad).norm() / q.grad.norm().clamp(min=1e-12)))
-    print(f"losses agree; the gradient of a weight differs by at most {worst:.1e} of its norm")
+    ours, plain = (torch.cat([p.grad.flatten() for p in jobs[name][0].parameters() if p.grad is not None]) for name in STEP)
+    error = float((ours - plain).norm() / plain.norm())  # of all: a bias before BatchNorm has only rounding for a gradient
+    assert error < 1e-3
+    print(f"losses agree; the gradient differs by {error:.1e} of its norm")
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in STEP}
     for step in range(args.rounds):
         for name, job in jobs.items():
