@@ -8,6 +8,7 @@ that stay are the most important. Each phase starts with a fresh optimiser, as i
 
 from bisect import bisect_right
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from engine.checkpoint import load_weights
 from engine.config import Config
 from engine.device import autocast
 from engine.seed import numpy_generator
@@ -22,8 +24,10 @@ from ofa.cost import hidden_width, squeeze_width
 from ofa.losses import soft_cross_entropy
 from ofa.sandwich import Sandwich, label_step
 from ofa.space import Arch, Codes, Space, canonical, decode, largest
-from ofa.subnet import Subnet
+from ofa.subnet import Subnet, extract
 from ofa.supernet import Block, Bottleneck, Supernet
+
+TEACHER = "teacher.safetensors"
 
 
 class Phase(Config):
@@ -58,6 +62,9 @@ class Phase(Config):
         """The architecture of this phase with its first open choice everywhere."""
         codes = (space.cardinalities - self.open(space) + 1).astype(np.uint8)
         return decode(space, canonical(space, codes[None])[0])
+
+
+LARGEST = Phase(name="largest", epochs=1, lr=1.0, subnets=0, kernel=1, depth=1, expand=1, width=1)
 
 
 class Place(NamedTuple):
@@ -101,6 +108,15 @@ def shrinking_step(
         arch, noise = phase.sample(space, rng, resolution), step * phase.subnets + i
         losses += label_step(supernet, arch, x, y, config, noise_seed, noise, lambda logits: soft_cross_entropy(logits, taught))[1]
     return torch.stack(losses)
+
+
+def read_teacher(run: Path, supernet: Supernet) -> Subnet | None:
+    """The teacher of a run's later phases, if it has one yet, on the device of the supernet."""
+    if not (run / TEACHER).exists():
+        return None
+    teacher = extract(supernet, largest(supernet.space))
+    teacher.load_state_dict(load_weights(run / TEACHER))
+    return teacher
 
 
 def grows(before: Phase, phase: Phase, space: Space) -> bool:
