@@ -87,7 +87,7 @@ class GaussianProcess:
     def fit(self, X: Features, y: Floats, seed: int) -> Self:
         some = numpy_generator(seed, "hyper-parameters").permutation(len(y))[:HYPER_PAIRS]
         few, t = X[some], Scale.of(y[some]).to(y[some])
-        effect = np.abs(BayesianRidge().fit(few, t).coef_) + 1e-9
+        effect = np.abs(BayesianRidge().fit(few.astype(np.float64), t).coef_) + 1e-9
         weight = np.sqrt(effect / effect.max() + 1e-3)
         self.weight_ = weight / max(np.sqrt((few * weight).var(axis=0).sum()), 1e-6)
         kernel = ConstantKernel(1.0, (1e-3, 1e5)) * Matern(3.0, (1e-1, 1e3), nu=2.5) + WhiteKernel(0.1, (1e-6, 1e1))
@@ -121,7 +121,7 @@ class Ridge:
 
     def update(self, X: Features, y: Floats) -> Self:
         self.scale_ = Scale.of(y)
-        self.model_ = BayesianRidge().fit(X, self.scale_.to(y))
+        self.model_ = BayesianRidge().fit(X.astype(np.float64), self.scale_.to(y))
         return self
 
     def predict(self, X: Features) -> tuple[Floats, Floats]:

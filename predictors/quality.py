@@ -24,15 +24,24 @@ LEAD = 0.01
 class Quality(NamedTuple):
     """What cross-validation says of one predictor.
 
-    tau: Kendall's tau-b. typical_miss: median of |measured - predicted|. half_width: of a 90% interval, in predicted standard deviations.
+    tau: Kendall's tau-b. typical_miss: median of |measured - predicted|. widening: half of a 90% interval, in units of `_doubt`.
     """
 
     member: Member
     tau: float
     tau_in_bands: float
     typical_miss: float
-    half_width: float
+    widening: float
     seconds: float
+
+    def half_width(self, std: Floats) -> Floats:
+        """Half of the 90% interval around predictions with these standard deviations."""
+        return self.widening * _doubt(std, self.typical_miss)
+
+
+def _doubt(std: Floats, typical_miss: float) -> Floats:
+    """How far off a prediction may be: few pairs can make a predictor too sure of itself, and the typical miss keeps it humble."""
+    return np.sqrt(std**2 + typical_miss**2)
 
 
 def candidates(name: Name, pairs: int) -> tuple[Member, ...]:
@@ -64,9 +73,9 @@ def compare(name: Name, X: Features, y: Floats, macs: NDArray[np.int64], seed: i
 def cross_validate(member: Member, X: Features, y: Floats, macs: NDArray[np.int64], seed: int) -> Quality:
     """Predict every pair from the other folds: 5 of them, or 10 below 100 pairs.
 
-    The half width is the conformal quantile of |measured - predicted| / std, so 90% of new pairs that are drawn like these ones fall
-    into the interval (Lei et al., Distribution-free predictive inference for regression, 2018, arXiv:1604.04173; here with the
-    folds' residuals instead of one split's).
+    The interval is as wide as the conformal quantile of |measured - predicted| / doubt says, so 90% of new pairs that are drawn like
+    these ones fall into it (Lei et al., Distribution-free predictive inference for regression, 2018, arXiv:1604.04173; here with the
+    residuals of all folds instead of one split's).
     """
     started = time.process_time()
     mean, std = np.empty_like(y), np.empty_like(y)
@@ -74,9 +83,11 @@ def cross_validate(member: Member, X: Features, y: Floats, macs: NDArray[np.int6
     for train, held in folds.split(X):
         mean[held], std[held] = make_predictor(member).fit(X[train], y[train], seed).predict(X[held])
     misses = np.abs(y - mean)
-    half_width = float(np.sort(misses / std)[min(len(y), int(np.ceil(COVERAGE * (len(y) + 1)))) - 1])
+    typical = float(np.median(misses))
+    ratios = np.sort(misses / _doubt(std, typical))
+    widening = float(ratios[min(len(y), int(np.ceil(COVERAGE * (len(y) + 1)))) - 1])
     seconds = time.process_time() - started
-    return Quality(member, float(kendalltau(y, mean).statistic), tau_in_bands(y, mean, macs), float(np.median(misses)), half_width, seconds)
+    return Quality(member, float(kendalltau(y, mean).statistic), tau_in_bands(y, mean, macs), typical, widening, seconds)
 
 
 def tau_in_bands(y: Floats, predicted: Floats, macs: NDArray[np.int64]) -> float:

@@ -99,7 +99,7 @@ class Select(RunCommand):
         predictor = make_predictor(qualities[0].member).fit(X, y, self.seed)
         find = self._find_per_budget(measured) if self.explore == "evolve" else self._find_front(measured)
         with progress("measure candidates", self.measure * len(self.flops)) as advance:
-            measure_promising(measured, predictor, qualities[0].half_width, find, self.measure, advance)
+            measure_promising(measured, predictor, qualities[0], find, self.measure, advance)
         return {"predictor": {name: value for name, value in qualities[0]._asdict().items() if name != "seconds"}}
 
     def _find_per_budget(self, measured: Measured) -> Find:
