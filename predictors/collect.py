@@ -30,7 +30,8 @@ class Collect(RunCommand):
     folder; the same command continues where it stopped, and a larger --count adds to what is there.
 
     With --rounds 5 only the first sixth (at least 30) is chosen like that. Each of 5 rounds then fits a predictor to what was measured
-    before it, and measures where the front of accuracy against MACs is expected to rise most.
+    before it, and measures where the front of accuracy against MACs is expected to rise most; every other subnet stays random. The
+    measured front rises much faster so; what predictors.select finds afterwards is hardly better (docs/log.md).
 
     examples:
       python -m predictors.collect
@@ -77,9 +78,8 @@ def to_measure(space: Space, macs: Costs, pairs: list[Pair], count: int, rounds:
         if len(pairs) < end:
             codes = np.stack([encode(space, pair.arch) for pair in pairs[:start]])
             y = np.array([pair.val_accuracy for pair in pairs[:start]])
-            proposed = propose(space, macs, codes, y, end - start, seed, numpy_generator(seed, "collect", "round", i))
-            yield from _unknown(space, proposed, pairs, end)
-    yield from _unknown(space, schedule(space, macs, seed), pairs, count)  # in place of what an exhausted round did not propose
+            proposed = propose(space, macs, codes, y, (end - start) // 2, seed, numpy_generator(seed, "collect", "round", i))
+            yield from _unknown(space, chain(proposed, schedule(space, macs, seed)), pairs, end)
 
 
 def round_ends(count: int, rounds: int) -> list[int]:
