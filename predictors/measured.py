@@ -13,7 +13,7 @@ from predictors.pairs import Pair
 
 
 class Candidate(NamedTuple):
-    """A measured subnet. A prediction is from before its measurement; there is none if no predictor chose it."""
+    """A measured subnet. A prediction, with its 90% interval, is from before its measurement; none if no predictor chose it."""
 
     row: Codes
     macs: int
@@ -21,6 +21,7 @@ class Candidate(NamedTuple):
     source: Literal["pairs", "select"]
     predicted_accuracy: float | None = None
     predicted_std: float | None = None
+    predicted_interval: tuple[float, float] | None = None
 
 
 class Measured:
@@ -45,10 +46,11 @@ class Measured:
     def __len__(self) -> int:
         return len(self._found)
 
-    def measure(self, row: Codes, predicted: float | None = None, std: float | None = None) -> float:
+    def measure(self, row: Codes, predicted: float | None = None, std: float | None = None, half_width: float = 0.0) -> float:
         """Measure a new subnet; its accuracy."""
         accuracy = self._accuracy(decode(self.space, row))
-        self._found[row.tobytes()] = Candidate(row, int(self.macs(row[None])[0]), accuracy, "select", predicted, std)
+        interval = None if predicted is None else (max(predicted - half_width, 0.0), min(predicted + half_width, 1.0))
+        self._found[row.tobytes()] = Candidate(row, int(self.macs(row[None])[0]), accuracy, "select", predicted, std, interval)
         return accuracy
 
     def training_set(self) -> tuple[Codes, NDArray[np.float64]]:

@@ -16,14 +16,16 @@ from engine.errors import UserError
 from engine.progress import progress
 from engine.run import atomic, write_json
 from engine.seed import numpy_generator
-from ofa.space import Codes, decode, features, largest, smallest
+from ofa.space import Codes, decode, largest, smallest
 from ofa.trained import RunCommand, Trained, run_flag
-from predictors.accuracy import Name, cross_validated_tau, make_predictor
+from predictors.accuracy import make_predictor
 from predictors.coarse import coarse_to_fine
 from predictors.explore import Scores, evolve, evolve_front
+from predictors.features import features
 from predictors.measured import Candidate, Measured
 from predictors.pairs import FRONT, read_pairs
 from predictors.promising import Find, measure_promising
+from predictors.quality import Name, compare, show
 from predictors.study import study
 
 
@@ -49,7 +51,7 @@ class Select(RunCommand):
 
     flops: tuple[Count, ...] = Field(min_length=1, description="budget in MACs, or several separated by commas")
     explore: Literal["evolve", "evolve-front", "coarse-to-fine"] = Field("evolve", description="where candidates come from; see above")
-    predictor: Name = Field("auto", description="gp: Gaussian process; ridge: additive; auto: gp for 30 to 2,000 pairs, else ridge")
+    predictor: Name = Field("auto", description="gp: Gaussian process; ridge: additive; boosting; mlp; auto: the best in cross-validation")
     trials: int = Field(64, ge=0, description="trials of the Optuna study, which starts from the winners of evolve; 0: no study")
     measure: int = Field(
         20, ge=1, description="subnets measured on the validation images for each budget; with coarse-to-fine, up to half of them coarse"
@@ -92,13 +94,13 @@ class Select(RunCommand):
     def _promising(self, measured: Measured) -> dict[str, Any]:
         codes, y = measured.training_set()
         X = features(measured.space, codes)
-        tau = cross_validated_tau(self.predictor, X, y, self.seed)
-        print(f"accuracy predictor: {len(y)} measured subnets, cross-validated Kendall tau {tau:.2f}")
-        predictor = make_predictor(self.predictor, len(y)).fit(X, y, self.seed)
+        qualities = compare(self.predictor, X, y, measured.macs(codes), self.seed)
+        show(qualities, len(y))
+        predictor = make_predictor(qualities[0].member).fit(X, y, self.seed)
         find = self._find_per_budget(measured) if self.explore == "evolve" else self._find_front(measured)
         with progress("measure candidates", self.measure * len(self.flops)) as advance:
-            measure_promising(measured, predictor, find, self.measure, advance)
-        return {"kendall_tau": tau}
+            measure_promising(measured, predictor, qualities[0], find, self.measure, advance)
+        return {"predictor": {name: value for name, value in qualities[0]._asdict().items() if name != "seconds"}}
 
     def _find_per_budget(self, measured: Measured) -> Find:
         """An evolution for each budget and, in the first round, an Optuna study of its winners."""
@@ -172,10 +174,11 @@ def _flat(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _show(what: str, subnets: dict[str, dict[str, Any]]) -> None:
-    table = Table(what, "MACs", "params", "predicted", "measured", "res", "depth")
+    table = Table(what, "MACs", "params", "predicted (90%)", "measured", "res", "depth")
     for name, facts in subnets.items():
         expected = facts["predicted_accuracy"]
-        predicted = "-" if expected is None else f"{100 * expected:.1f} ± {100 * facts['predicted_std']:.1f}%"
+        interval = facts["predicted_interval"] or ()
+        predicted = "-" if expected is None else f"{100 * expected:.1f}% ({' to '.join(f'{100 * v:.1f}' for v in interval)})"
         shape = (str(facts["arch"]["resolution"]), "-".join(map(str, facts["arch"]["depth"])))
         numbers = (format_count(facts["macs"]), format_count(facts["params"]), predicted, f"{100 * facts['val_accuracy']:.1f}%")
         table.add_row(name, *numbers, *shape)

@@ -1,58 +1,120 @@
 """What every accuracy predictor must do."""
 
+import subprocess
+import sys
+from typing import get_args
+
 import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from ofa.space import features, load_space, sample_codes
-from predictors.accuracy import Name, cross_validated_tau, make_predictor
+from ofa.cost import costs_of
+from ofa.space import load_space, sample_codes
+from predictors.accuracy import Member, make_predictor
+from predictors.features import features
+from predictors.quality import cross_validate
 
-MEMBERS: list[Name] = ["gp", "ridge"]
+MEMBERS: tuple[Member, ...] = get_args(Member)
+Problem = tuple[np.ndarray, np.ndarray, np.ndarray]
+IN_ANOTHER_PROCESS = """
+import sys
+import numpy as np
+import torch
+from predictors.accuracy import make_predictor
+torch.set_num_threads(1)
+rng = np.random.default_rng(0)
+X = rng.integers(0, 3, (90, 12)).astype(np.float32)
+y = 0.7 + 0.01 * X.sum(1) + rng.normal(0, 0.002, 90)
+for member in sys.argv[1:]:
+    print(member, np.concatenate(make_predictor(member).fit(X[:60], y[:60], 3).predict(X)).tobytes().hex())
+"""
 
 
 @pytest.fixture(scope="module")
-def problem() -> tuple[np.ndarray, np.ndarray]:
-    """200 architectures whose accuracy is additive in the choices, plus noise."""
+def problem() -> Problem:
+    """Features, accuracies and MACs of 1,200 architectures whose accuracy is additive in the choices, plus noise."""
     rng = np.random.default_rng(0)
     space = load_space("digits")
-    X = features(space, sample_codes(space, 200, rng))
-    return X, 0.8 + X @ rng.normal(0, 0.01, X.shape[1]) + rng.normal(0, 0.005, len(X))
+    codes = sample_codes(space, 1_200, rng)
+    X = features(space, codes)
+    effect = X @ (rng.normal(0, 1, X.shape[1]) / X.std(0).clip(0.1))
+    return X, 0.8 + 0.03 * (effect - effect.mean()) / effect.std() + rng.normal(0, 0.005, len(X)), costs_of(space, codes, 10, 1).macs
 
 
-@pytest.mark.parametrize("name", MEMBERS)
-def test_ranks_held_out_architectures(name: Name, problem: tuple[np.ndarray, np.ndarray]) -> None:
-    X, y = problem
-    mean, std = make_predictor(name, 150).fit(X[:150], y[:150], 0).predict(X[150:])
-    assert mean.shape == std.shape == (50,)
-    assert kendalltau(mean, y[150:]).statistic > 0.7
+@pytest.mark.parametrize("member", MEMBERS)
+def test_ranks_held_out_architectures(member: Member, problem: Problem) -> None:
+    X, y, _ = problem
+    predictor = make_predictor(member).fit(X[:150], y[:150], 0)
+    mean, std = predictor.predict(X[150:])
+    assert mean.shape == std.shape == (1_050,)
+    assert kendalltau(mean, y[150:]).statistic > 0.5
     assert (std > 0).all()
-    assert 0.6 < np.mean(np.abs(mean - y[150:]) < 1.645 * std) <= 1
+    assert predictor.mean(X[150:]) == pytest.approx(mean, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", MEMBERS)
-def test_the_same_seed_gives_the_same_predictor(name: Name, problem: tuple[np.ndarray, np.ndarray]) -> None:
-    X, y = problem
-    a, b = (make_predictor(name, 100).fit(X[:100], y[:100], 3).predict(X) for _ in range(2))
-    assert np.array_equal(a, b)
+@pytest.mark.parametrize("pairs", [50, 100, 300])
+@pytest.mark.parametrize("member", MEMBERS)
+def test_intervals_cover_nine_of_ten_held_out_accuracies(member: Member, pairs: int, problem: Problem) -> None:
+    """On average of draws: with 50 pairs a single one may miss by ten points and be right to do so."""
+    X, y, macs = problem
+    covered = []
+    for seed in range(4 if member in ("gp", "ridge") else 1):
+        order = np.random.default_rng(seed).permutation(len(y))
+        train, held = order[:pairs], order[pairs:]
+        quality = cross_validate(member, X[train], y[train], macs[train], seed)
+        mean, std = make_predictor(member).fit(X[train], y[train], seed).predict(X[held])
+        covered.append(np.mean(np.abs(mean - y[held]) <= quality.half_width(std)))
+    assert 0.8 < np.mean(covered) < 0.98
 
 
-@pytest.mark.parametrize("name", MEMBERS)
-def test_update_learns_from_new_pairs(name: Name, problem: tuple[np.ndarray, np.ndarray]) -> None:
-    X, y = problem
-    predictor = make_predictor(name, 40).fit(X[:40], y[:40], 0)
-    before = kendalltau(predictor.predict(X[150:])[0], y[150:]).statistic
-    after = kendalltau(predictor.update(X[:150], y[:150]).predict(X[150:])[0], y[150:]).statistic
+def test_the_same_seed_gives_the_same_predictor_in_every_process() -> None:
+    words = [sys.executable, "-c", IN_ANOTHER_PROCESS, *MEMBERS]
+    first, second = (subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines() for _ in range(2))
+    assert first == second
+    assert [len(line) for line in first] == [len(member) + 1 + 2 * 8 * 180 for member in MEMBERS]
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_update_learns_from_new_pairs(member: Member, problem: Problem) -> None:
+    X, y, _ = problem
+    predictor = make_predictor(member).fit(X[:40], y[:40], 0)
+    before = kendalltau(predictor.mean(X[300:]), y[300:]).statistic
+    after = kendalltau(predictor.update(X[:300], y[:300]).mean(X[300:]), y[300:]).statistic
     assert after > before
 
 
-@pytest.mark.parametrize("name", MEMBERS)
-def test_constant_accuracies_are_no_error(name: Name, problem: tuple[np.ndarray, np.ndarray]) -> None:
-    X, _ = problem
-    mean, _ = make_predictor(name, 20).fit(X[:20], np.full(20, 0.5), 0).predict(X)
-    assert mean == pytest.approx(np.full(200, 0.5))
+@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_constant_accuracies_are_no_error(member: Member, value: float, problem: Problem) -> None:
+    X, _, macs = problem
+    y = np.full(20, value)
+    mean, std = make_predictor(member).fit(X[:20], y, 0).predict(X)
+    assert mean == pytest.approx(np.full(len(X), value), abs=1e-4)
+    assert (std > 0).all() and (std < 0.01).all()
+    assert np.isfinite(cross_validate(member, X[:20], y, macs[:20], 0).widening)
 
 
-def test_cross_validation_sees_signal_and_noise(problem: tuple[np.ndarray, np.ndarray]) -> None:
-    X, y = problem
-    assert cross_validated_tau("auto", X, y, 0) > 0.7
-    assert abs(cross_validated_tau("ridge", X, np.random.default_rng(1).permutation(y), 0)) < 0.25
+@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("pairs", [2, 3, 10])
+def test_few_pairs_give_numbers(member: Member, pairs: int, problem: Problem) -> None:
+    X, y, _ = problem
+    mean, std = make_predictor(member).fit(X[:pairs], y[:pairs], 0).predict(X)
+    assert ((mean >= 0) & (mean <= 1)).all() and (std > 0).all() and np.isfinite(std).all()
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_a_feature_that_never_varied_says_nothing(member: Member, problem: Problem) -> None:
+    X, y, _ = problem
+    more = np.concatenate([X, np.ones((len(X), 1), np.float32)], axis=1)
+    predictor = make_predictor(member).fit(more[:100], y[:100], 0)
+    before = predictor.mean(more[100:])
+    more[100:, -1] = 0
+    assert predictor.mean(more[100:]) == pytest.approx(before, abs=0.01)
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_predictions_stay_near_what_was_measured(member: Member, problem: Problem) -> None:
+    X, y, _ = problem
+    mean = make_predictor(member).fit(X[:100], y[:100], 0).mean(X)
+    reach = np.ptp(y[:100])
+    assert y[:100].min() - reach < mean.min() and mean.max() < min(1, y[:100].max() + reach)

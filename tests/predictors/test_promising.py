@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 
 from ofa.cost import costs_of
-from ofa.space import Arch, Codes, Space, decode, encode, features, sample_codes
+from ofa.space import Arch, Codes, Space, decode, encode, sample_codes
 from predictors.accuracy import GaussianProcess
 from predictors.explore import Evolution, Scores, evolve, evolve_front
+from predictors.features import features
 from predictors.measured import Measured
 from predictors.pairs import Pair
 from predictors.promising import Find, measure_promising
+from predictors.quality import Quality
 
 BUDGETS = (200_000_000, 300_000_000)
 COUNT = 12
+QUALITY = Quality("gp", 0.9, 0.8, 0.001, 1.5, 0.1)
 
 
 def per_budget(space: Space) -> Find:
@@ -48,7 +51,7 @@ def test_finds_better_subnets_than_it_knew(imagenet: tuple[Space, Codes, np.ndar
     known = {budget: measured.under(budget)[0].val_accuracy for budget in BUDGETS}
     asked.clear()
     X, learnt = features(space, rows), np.array([pair.val_accuracy for pair in pairs])
-    measure_promising(measured, GaussianProcess().fit(X, learnt, 0), way(space), COUNT, lambda note: None)
+    measure_promising(measured, GaussianProcess().fit(X, learnt, 0), QUALITY, way(space), COUNT, lambda note: None)
     assert len(set(asked)) == len(asked) == COUNT * len(BUDGETS)
     for budget in BUDGETS:
         best = measured.under(budget)[0]
@@ -68,6 +71,6 @@ def test_ends_when_everything_found_is_known(tiny: Space) -> None:
     pairs = [Pair(arch=decode(tiny, row), val_accuracy=i / 20, macs=1, params=1) for i, row in enumerate(rows[:10])]
     measured = Measured(tiny, lambda rows: costs_of(tiny, rows, 10, 1).macs, lambda arch: 0.5, pairs)
     codes, y = measured.training_set()
-    measure_promising(measured, GaussianProcess().fit(features(tiny, codes), y, 0), find, 1_000, lambda note: None)
+    measure_promising(measured, GaussianProcess().fit(features(tiny, codes), y, 0), QUALITY, find, 1_000, lambda note: None)
     assert rounds == [True, False]
     assert len(measured) == 13
