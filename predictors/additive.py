@@ -7,23 +7,23 @@ beginnings, because a front grows like the sum of what is worth choosing and not
 
 from collections.abc import Sequence
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ofa.cost import tables
-from ofa.space import Codes, Space, features, sample_codes
+from ofa.space import Codes, Space, sample_codes
 from predictors.constraints import Floats, Scores
 
-SAMPLES = 2_000
+SAMPLES = 4_000
 
 
 class Part(NamedTuple):
     """Cost of one group of layers by the choices it reads: `columns` of the codes, and an array (*choices)."""
 
     columns: tuple[int, ...]
-    cost: NDArray[np.int64]
+    cost: NDArray[Any]
 
 
 def parts_of(space: Space, classes: int, channels: int) -> dict[str, list[Part]]:
@@ -32,48 +32,64 @@ def parts_of(space: Space, classes: int, channels: int) -> dict[str, list[Part]]
     return {name: [Part(table.columns, table.cost[..., i]) for table in found] for i, name in enumerate(("macs", "params"))}
 
 
-def fit_additive(space: Space, score: Scores, rng: np.random.Generator) -> list[Floats]:
-    """What each code of each column adds to `score`: by least squares on random architectures; exactly, if `score` is such a sum."""
-    codes = sample_codes(space, SAMPLES, rng)
-    X, y = features(space, codes).astype(np.float64), score(codes)
-    weight = np.linalg.lstsq(X - X.mean(0), y - y.mean(), rcond=None)[0]
-    return [np.concatenate([[0.0], np.cumsum(w)]) for w in np.split(weight, np.cumsum(space.cardinalities)[:-1])]
+def fit_additive(space: Space, score: Scores, parts: Sequence[Part], rng: np.random.Generator) -> list[Floats]:
+    """For each part what every combination of the choices that it is the first to read adds to `score`.
+
+    By least squares on random architectures: exactly, up to a constant, if `score` is such a sum.
+    """
+    rows = sample_codes(space, SAMPLES, rng)
+    y, blocks = score(rows), []
+    for new in _first_read(parts):
+        place = np.zeros(len(rows), np.intp)
+        for c in new:
+            place = place * len(space.columns[c].values) + np.maximum(rows[:, c], 1) - 1
+        one_hot = place[:, None] == np.arange(len(_options(space, new)))
+        blocks.append(one_hot & ~_asleep(space, rows, new)[:, None])
+    X = np.concatenate(blocks, axis=1).astype(np.float64)
+    X -= X.mean(0)
+    weight = np.linalg.lstsq(X.T @ X, X.T @ (y - y.mean()), rcond=1e-9)[0]
+    return np.split(weight, np.cumsum([block.shape[1] for block in blocks])[:-1])
 
 
 def merge_fronts(space: Space, gains: Sequence[Floats], parts: Sequence[Part], most: float = np.inf) -> Codes:
     """The Pareto front of architectures of cost `most` at most, cheapest (and worst) first; empty if nothing is that cheap.
 
     Args:
-        gains: for each column of the space, what each of its codes adds to the score.
-        parts: their costs sum up to that of the architecture; together they read every column that can be chosen.
+        gains: of `fit_additive`.
+        parts: their costs sum up to that of the architecture; together they read every choice.
     """
     to_come = np.cumsum([0, *(part.cost.min() for part in reversed(parts))])[::-1]
     rows, score, cost = np.zeros((1, len(space.columns)), np.uint8), np.zeros(1), np.zeros(1)
-    known: set[int] = set()
-    for i, (columns, table) in enumerate(parts):
-        new = sorted(set(columns) - known)
-        known.update(new)
-        options = np.array(list(product(*(range(1, len(space.columns[c].values) + 1) for c in new))), np.uint8).reshape(-1, len(new))
-        asleep = _asleep(space, rows, new)[:, None]
+    for i, ((columns, table), new) in enumerate(zip(parts, _first_read(parts), strict=True)):
+        options, asleep = _options(space, new), _asleep(space, rows, new)[:, None]
         place = np.zeros((len(rows), len(options)), np.intp)
         for c, choices in zip(columns, table.shape, strict=False):
             place = place * choices + np.maximum(options[:, new.index(c)] if c in new else rows[:, c, None], 1) - 1
         costs = cost[:, None] + table.ravel()[place]
-        gain = np.sum([gains[c][options[:, j]] for j, c in enumerate(new)], axis=0) if new else np.zeros(1)
         possible = costs + to_come[i + 1] <= most
         possible[:, 1:] &= ~asleep  # a block that is not there has one option
         parent, option = np.nonzero(possible)
-        score = (score[:, None] + np.where(asleep, 0.0, gain))[parent, option]
+        score = (score[:, None] + np.where(asleep, 0.0, gains[i]))[parent, option]
         cost = costs[parent, option]
-        rows_new = np.where(asleep[parent], 0, options[option])
-        live = [c for c in known if any(c in part.columns for part in parts[i + 1 :])]
+        chosen = np.where(asleep[parent], 0, options[option])
         group = np.zeros(len(parent), np.int64)
-        for c in live:
-            group = group * len(space.columns[c].values) + (rows_new[:, new.index(c)] if c in new else rows[parent, c])
+        for c in sorted({c for part in parts[: i + 1] for c in part.columns} & {c for part in parts[i + 1 :] for c in part.columns}):
+            group = group * len(space.columns[c].values) + (chosen[:, new.index(c)] if c in new else rows[parent, c])
         kept = _fronts(group, score, cost)
         rows, score, cost = rows[parent[kept]], score[kept], cost[kept]
-        rows[:, new] = rows_new[kept]
+        rows[:, new] = chosen[kept]
     return rows
+
+
+def _first_read(parts: Sequence[Part]) -> list[list[int]]:
+    """For each part the columns that none before it reads."""
+    return [sorted(set(part.columns) - {c for before in parts[:i] for c in before.columns}) for i, part in enumerate(parts)]
+
+
+def _options(space: Space, new: list[int]) -> Codes:
+    """All combinations of codes of the columns `new`, in C order."""
+    combinations = list(product(*(range(1, len(space.columns[c].values) + 1) for c in new)))
+    return np.array(combinations, np.uint8).reshape(len(combinations), len(new))
 
 
 def _asleep(space: Space, rows: Codes, new: list[int]) -> NDArray[np.bool_]:

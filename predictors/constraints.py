@@ -27,8 +27,13 @@ class Constraint(NamedTuple):
     limit: float
     cost: Costs
 
+    @property
+    def flag(self) -> str:
+        """As it is written on the command line."""
+        return FLAGS[self.name]
+
     def __str__(self) -> str:
-        return f"{FLAGS[self.name]} {format_cost(self.name, self.limit, 15)}"
+        return f"{self.flag} {format_cost(self.name, self.limit, 15)}"
 
 
 def excess(constraints: Sequence[Constraint], codes_NF: Codes) -> Floats:
@@ -48,14 +53,14 @@ def fits(constraints: Sequence[Constraint], codes_NF: Codes) -> NDArray[np.bool_
 
 
 def use(constraints: Sequence[Constraint], codes_NF: Codes) -> Floats:
-    """(N,) what is used of the limits, on average: the cheaper one of two has less."""
-    return np.mean([np.asarray(c.cost(codes_NF), np.float64) / c.limit for c in constraints], axis=0)
+    """(N,) the shares of their limits that are used, summed: the cheaper one of two has less."""
+    return np.sum([np.asarray(c.cost(codes_NF), np.float64) / c.limit for c in constraints] + [np.zeros(len(codes_NF))], axis=0)
 
 
 def parse_milliseconds(value: object) -> float:
     """`15ms`, `0.015s`, `15000us` and `15` are 15 milliseconds."""
     number, unit = _parts(value)
-    if number is None or unit not in _SECONDS or number <= 0:
+    if number is None or unit not in _SECONDS or not 0 < number < np.inf:
         raise ValueError(f"{value!r} is not a latency; write it as 15ms, 0.015s or 15 (milliseconds)")
     return number * _SECONDS[unit]
 
@@ -64,7 +69,7 @@ def parse_bytes(value: object) -> int:
     """`20MB` is 20,000,000 bytes, `64MiB` is 64 x 1,048,576; `20M` is `20MB`."""
     number, unit = _parts(value)
     unit = unit.removesuffix("b")
-    if number is None or unit not in _BYTES or number <= 0:
+    if number is None or unit not in _BYTES or not 0 < number < np.inf:
         raise ValueError(f"{value!r} is not a number of bytes; write it as 20MB, 64MiB, 500kB or 20000000")
     return round(number * _BYTES[unit])
 
@@ -81,3 +86,8 @@ Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 def format_cost(name: str, value: float, digits: int = 3) -> str:
     """`15ms`, `20MB`, `600M`; with 15 digits as the flags read it back."""
     return f"{value:.{digits}g}ms" if UNITS[name] == "ms" else format_count(value, digits) + UNITS[name]
+
+
+def round_up(name: str, value: float) -> float:
+    """A limit that `value` keeps, in few digits."""
+    return np.ceil(value * 100) / 100 if UNITS[name] == "ms" else value

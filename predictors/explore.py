@@ -5,6 +5,7 @@ passes a limit is dropped before it is scored. Every loop has a bound.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from ofa.space import Codes, Space, canonical, cross, encode, largest, mutate, s
 from predictors.additive import Part, fit_additive, merge_fronts
 from predictors.constraints import Constraint, Costs, Floats, Scores, excess
 
-STEPS = 20
+STEPS = 4
 CELLS = 256
 
 
@@ -28,7 +29,7 @@ class Evolution(NamedTuple):
     mutation: float  # probability per choice
 
 
-OURS = Evolution(initial=1_024, parents=64, children=512, generations=12, mutation=0.1)
+OURS = Evolution(initial=1_024, parents=256, children=1_024, generations=20, mutation=0.07)
 OFA = Evolution(initial=100, parents=25, children=100, generations=500, mutation=0.1)
 
 
@@ -52,7 +53,7 @@ def search(space: Space, score: Scores, constraints: Sequence[Constraint], rng: 
 
 def additive_fronts(space: Space, score: Scores, costs: Sequence[Sequence[Part]], rng: np.random.Generator) -> Codes:
     """The front of `score` against each of `costs`: exact if the score is additive, otherwise that of the additive score nearest to it."""
-    gains = fit_additive(space, score, rng)
+    gains = fit_additive(space, score, costs[0], rng)
     return np.unique(np.concatenate([merge_fronts(space, gains, parts) for parts in costs]), axis=0)
 
 
@@ -72,25 +73,24 @@ def evolve(
     return pool
 
 
-def improve_pairs(space: Space, score: Scores, constraints: Sequence[Constraint], pool: Pool) -> Pool:
-    """The pool and what changing any two choices at once of its best, and of the best that this finds, leads to.
+def improve_pairs(space: Space, score: Scores, constraints: Sequence[Constraint], pool: Pool, steps: int = STEPS) -> Pool:
+    """The pool and what changing any two choices at once leads to: at each step, of the best whose pairs were not tried yet.
 
-    Under a limit the best spends all of it: to gain in one choice it must save in another. At most STEPS times; ends when the best of a
-    neighbourhood stays.
+    Under a limit the best spends all of it: to gain in one choice it must save in another.
     """
     columns = np.concatenate([[i] * n for i, n in enumerate(space.cardinalities)])
     codes = np.concatenate([np.arange(1, n + 1) for n in space.cardinalities])
     first, second = np.triu_indices(len(codes))
-    seen = {row.tobytes() for row in pool.rows}
-    for _ in range(STEPS):
-        near = np.repeat(pool.rows[:1], len(first), axis=0)
+    seen, tried = {row.tobytes() for row in pool.rows}, set[bytes]()
+    for _ in range(steps):
+        best = next((row for row in pool.rows if row.tobytes() not in tried), None)
+        if best is None:
+            break
+        tried.add(best.tobytes())
+        near = np.repeat(best[None], len(first), axis=0)
         for change in (first, second):
             near[np.arange(len(first)), columns[change]] = codes[change]
-        near = _unseen(canonical(space, near), seen)
-        best = pool.rows[0].tobytes()
-        pool = _best(_join(pool, _judge(near, score, constraints)), len(pool.rows))
-        if pool.rows[0].tobytes() == best:
-            break
+        pool = _best(_join(pool, _judge(_unseen(canonical(space, near), seen), score, constraints)), len(pool.rows))
     return pool
 
 
@@ -110,39 +110,44 @@ def search_front(
     """
     seen = set[bytes]()
     start = np.concatenate([_start(space, settings.initial, rng), seeds])
-    pool = _judge(_unseen(start, seen), score, constraints)
-    for generation in range(settings.generations + 1):
-        if generation:
-            pool = _join(pool, _judge(_unseen(_children(space, pool.rows, settings, rng), seen), score, constraints))
-        pool = _best_of_cells(pool, costs)
-    inside = pool.rows[pool.over == 0]
-    return inside[undominated(pool.scores[pool.over == 0], np.stack([cost(inside) for cost in costs], axis=1))]
+    everything = parents = _judge(_unseen(start, seen), score, constraints)
+    for _ in range(settings.generations):
+        parents = _best_of_cells(parents, costs)
+        fresh = _judge(_unseen(_children(space, parents.rows, settings, rng), seen), score, constraints)
+        everything, parents = _join(everything, fresh), _join(parents, fresh)
+    inside = _take(everything, everything.over == 0)
+    return inside.rows[undominated(inside.scores, np.stack([cost(inside.rows) for cost in costs], axis=1))]
 
 
 def undominated(scores_N: Floats, costs_NK: NDArray[Any]) -> NDArray[np.bool_]:
     """(N,) whether no other has at least the score at no higher costs; of equals, the first one."""
     kept = np.zeros(len(scores_N), np.bool_)
+    front, size = np.empty_like(costs_NK), 0
     for i in np.lexsort((*costs_NK.T, -scores_N)):
-        kept[i] = not (costs_NK[kept] <= costs_NK[i]).all(axis=1).any()
+        kept[i] = not (front[:size] <= costs_NK[i]).all(axis=1).any()
+        if kept[i]:
+            front[size] = costs_NK[i]
+            size += 1
     return kept
 
 
 def widest_gains(scores_N: Floats, costs_NK: NDArray[Any], known_scores: Floats, known_costs: NDArray[Any], count: int) -> list[int]:
     """Which `count` rows to measure: by turns the one with the highest score above the best known at no higher cost, then known itself."""
-    floor = np.full(len(scores_N), min(scores_N.min(initial=np.inf), known_scores.min(initial=np.inf)) - 1)
+    floor = np.full(len(scores_N), known_scores.min())
     for score, cost in zip(known_scores, known_costs, strict=True):
-        floor[(cost <= costs_NK).all(axis=1)] = np.maximum(floor, score)[(cost <= costs_NK).all(axis=1)]
+        floor = np.where((cost <= costs_NK).all(axis=1), np.maximum(floor, score), floor)
     chosen: list[int] = []
     for _ in range(min(count, len(scores_N))):
         gain = scores_N - floor
         gain[chosen] = -np.inf
         chosen.append(int(gain.argmax()))
-        above = (costs_NK[chosen[-1]] <= costs_NK).all(axis=1)
-        floor[above] = np.maximum(floor[above], scores_N[chosen[-1]])
+        floor = np.where((costs_NK[chosen[-1]] <= costs_NK).all(axis=1), np.maximum(floor, scores_N[chosen[-1]]), floor)
     return chosen
 
 
-def nearest_feasible(space: Space, constraints: Sequence[Constraint], rng: np.random.Generator, known: Codes) -> list[tuple[Constraint, float]]:
+def nearest_feasible(
+    space: Space, constraints: Sequence[Constraint], rng: np.random.Generator, known: Codes
+) -> list[tuple[Constraint, float]]:
     """The constraints that have to be relaxed, each with the least limit at which it can hold beside those before it; none: all can hold.
 
     What cannot be met is found by minimising its cost under the others, from the smallest architecture and those `known`.
@@ -150,12 +155,16 @@ def nearest_feasible(space: Space, constraints: Sequence[Constraint], rng: np.ra
     relaxed: list[tuple[Constraint, float]] = []
     held: list[Constraint] = []
     for constraint in constraints:
-        found = search(space, lambda rows, c=constraint: -np.asarray(c.cost(rows), np.float64), held, rng, known)
+        found = search(space, partial(_thrift, constraint.cost), held, rng, known)
         least = float(constraint.cost(found[:1])[0])
         if least > constraint.limit:
             relaxed.append((constraint, least))
         held.append(constraint._replace(limit=max(least, constraint.limit)))
     return relaxed
+
+
+def _thrift(cost: Costs, rows: Codes) -> Floats:
+    return -np.asarray(cost(rows), np.float64)
 
 
 def _start(space: Space, count: int, rng: np.random.Generator) -> Codes:
@@ -185,7 +194,7 @@ def _judge(rows: Codes, score: Scores, constraints: Sequence[Constraint]) -> Poo
 
 
 def _join(one: Pool, other: Pool) -> Pool:
-    return Pool(*(np.concatenate(parts) for parts in zip(one, other, strict=True)))
+    return Pool(*(np.concatenate([a, b]) for a, b in zip(one, other, strict=True)))
 
 
 def _take(pool: Pool, which: NDArray[Any]) -> Pool:
