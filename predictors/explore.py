@@ -132,16 +132,22 @@ def undominated(scores_N: Floats, costs_NK: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def widest_gains(scores_N: Floats, costs_NK: NDArray[Any], known_scores: Floats, known_costs: NDArray[Any], count: int) -> list[int]:
-    """Which `count` rows to measure: by turns the one with the highest score above the best known at no higher cost, then known itself."""
+    """Which `count` rows should raise a known front most: by turns the one of the largest gain in score times distance in cost.
+
+    The gain is over the best known at no higher costs; the distance, in logarithms, from the front and from what is chosen already.
+    """
     floor = np.full(len(scores_N), known_scores.min())
     for score, cost in zip(known_scores, known_costs, strict=True):
         floor = np.where((cost <= costs_NK).all(axis=1), np.maximum(floor, score), floor)
+    front = np.log(known_costs[undominated(known_scores, known_costs)])
+    distance = np.abs(np.log(costs_NK)[:, None] - front).max(axis=2).min(axis=1)
     chosen: list[int] = []
     for _ in range(min(count, len(scores_N))):
-        gain = scores_N - floor
-        gain[chosen] = -np.inf
-        chosen.append(int(gain.argmax()))
+        worth = np.maximum(scores_N - floor, 1e-9) * (distance + 1e-9)
+        worth[chosen] = -1
+        chosen.append(int(worth.argmax()))
         floor = np.where((costs_NK[chosen[-1]] <= costs_NK).all(axis=1), np.maximum(floor, scores_N[chosen[-1]]), floor)
+        distance = np.minimum(distance, np.abs(np.log(costs_NK) - np.log(costs_NK[chosen[-1]])).max(axis=1))
     return chosen
 
 

@@ -18,7 +18,7 @@ class Problem:
         self.space, self.classes, self.channels = space, classes, channels
         rng = np.random.default_rng(5)
         width = int(space.cardinalities.sum())
-        self.weight, self.pairs = rng.normal(0, 1, width), rng.normal(0, 0.2, (width, width))
+        self.weight, self.pairs = rng.normal(0, 1, width), rng.normal(0, 0.02, (width, width))
 
     def score(self, rows: Codes) -> Floats:
         X = features(self.space, rows)
@@ -87,16 +87,19 @@ def test_undominated_is_what_nothing_beats() -> None:
 
 
 def test_widest_gains_are_spread_and_not_where_better_is_known() -> None:
-    costs, scores = np.arange(10.0)[:, None], np.arange(10.0)
-    assert widest_gains(scores, costs, np.array([0.5, 7.5]), np.array([[0.0], [3.0]]), 3) == [2, 9, 1]
-    assert widest_gains(scores[:0], costs[:0], np.array([7.5]), np.array([[3.0]]), 3) == []
+    costs, scores = np.geomspace(1, 512, 10)[:, None], np.arange(10.0)
+    known = np.array([0.5, 7.5]), np.array([[1.0], [16.0]])
+    chosen = widest_gains(scores, costs, *known, 3)
+    assert chosen[0] == 9, "5 doublings and 1.5 above the best known there; 3 gains more than 2 but is next to it"
+    assert set(chosen[1:]) == {2, 3}
+    assert widest_gains(scores[:0], costs[:0], *known, 3) == []
 
 
 def test_nearest_feasible_names_what_binds(problem: Problem, everything: Codes) -> None:
     least = np.random.default_rng(0), encode(problem.space, smallest(problem.space))[None]
     possible = limits_of(problem, everything, {"macs": 0.5, "latency": 0.5})
     assert nearest_feasible(problem.space, possible, *least) == []
-    macs, latency = limits_of(problem, everything, {"macs": 0.2, "latency": 0.0})
+    macs, latency = limits_of(problem, everything, {"macs": 0.0, "latency": 0.0})
     inside = everything[problem.macs(everything) <= macs.limit]
     truth = problem.latency(inside).min()
     assert truth > latency.limit, "each limit can be kept, but not both"
@@ -122,7 +125,7 @@ def test_never_worse_than_ofas_evolution(name: str, cost: str) -> None:
         start = np.concatenate([samples[:100], encode(problem.space, smallest(problem.space))[None]])
         theirs = evolve(problem.space, problem.score, limits, np.random.default_rng(0), start, OFA._replace(generations=100))
         ours = search(problem.space, problem.score, limits, np.random.default_rng(0), seeds)
-        assert problem.score(ours[:1])[0] >= theirs.scores[0]
+        assert problem.score(ours[:1])[0] >= theirs.scores[0] - 1e-9
 
 
 def test_reaches_the_optimum_of_longer_searches_on_imagenet(imagenet: tuple[Space, Codes, np.ndarray]) -> None:
