@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from engine.errors import UserError
 from engine.run import atomic, write_json
 from ofa.space import decode
 from predictors.constraints import UNITS, Constraint, Costs, format_cost
@@ -36,7 +37,10 @@ def write_goals(goals: Sequence[Goal], measured: Measured, costs: Mapping[str, C
     chosen = {}
     for goal in goals:
         best = measured.choose(goal.constraints)
-        assert best is not None, "a goal that can be met has a measured subnet"
+        if best is None:
+            raise UserError(
+                f"No subnet that keeps {' '.join(map(str, goal.constraints))} was found; use --explore search, or raise a limit."
+            )
         others = [describe(measured, c, costs) for c in measured.under(goal.constraints) if c.source == "select" and c is not best]
         chosen[goal.name] = describe(measured, best, costs)
         limits = [

@@ -115,14 +115,15 @@ class Select(RunCommand):
     def _goals(self, costs: Mapping[str, Costs]) -> list[Goal]:
         """What to find: the best for each budget, and the front."""
         limits = {"latency": self.latency, "size": self.size, "memory": self.memory, "params": self.params}
-        unknown = [name for name, limit in limits.items() if limit is not None and name not in costs]
+        unknown = [name for name, limit in limits.items() if (limit is not None or name in self.front) and name not in costs]
         if unknown:
             raise UserError(f"--{unknown[0]} cannot be counted; leave it out.")
         others = [Constraint(name, limit, costs[name]) for name, limit in limits.items() if limit is not None]
         budgets = [[Constraint("macs", budget, costs["macs"]), *others] for budget in self.flops] or [others]
         goals = [Goal.best(constraints) for constraints in budgets if constraints]
         if self.front:
-            goals.append(Goal("-".join(["front", *self.front]), tuple(budgets[-1]), {name: costs[name] for name in self.front}))
+            loosest = max(budgets, key=lambda constraints: [c.limit for c in constraints])
+            goals.append(Goal("-".join(["front", *self.front]), tuple(loosest), {name: costs[name] for name in self.front}))
         return goals
 
     def _check_limits(self, trained: Trained, constraints: tuple[Constraint, ...]) -> None:

@@ -6,6 +6,7 @@ unclaimed it measures what others claimed and have not finished, so it waits for
 
 import fcntl
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -17,7 +18,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 from engine.errors import UserError
 from ofa.space import Codes, Space
@@ -128,13 +129,20 @@ def open_storage(address: str) -> BaseStorage:
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        if "://" in address:
-            return RDBStorage(address)
-        return JournalStorage(JournalFileBackend(address, _Lock(address)))
+        return _database(address) if "://" in address else JournalStorage(JournalFileBackend(address, _Lock(address)))
     except (ValueError, KeyError, TypeError):
         raise UserError(f"The journal of studies '{address}' is damaged; delete it.") from None
     except (ImportError, SQLAlchemyError) as error:
         raise UserError(f"The storage '{address}' cannot be opened: {str(error).splitlines()[0]}") from None
+
+
+def _database(url: str) -> RDBStorage:
+    """The database at `url`; once more if another process was creating its tables at the same moment."""
+    try:
+        return RDBStorage(url)
+    except (OperationalError, IntegrityError):
+        time.sleep(1)
+        return RDBStorage(url)
 
 
 class _Lock(JournalFileOpenLock):

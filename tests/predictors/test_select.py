@@ -259,12 +259,13 @@ def test_mistakes_are_one_sentence(flags: list[str], said: str) -> None:
         parse(Select, flags)
 
 
-def test_two_storages_and_processes_share_measurements(collected: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("address", ["{}/shared.journal", "sqlite:///{}/shared.db"])
+def test_two_processes_share_measurements_and_choose_the_same(collected: Path, tmp_path: Path, address: str) -> None:
     """Two processes with one command and one database: the same choice, and nothing measured twice but what both began."""
     copies = [tmp_path / name for name in ("one", "two")]
     for copy in copies:
         shutil.copytree(collected, copy, ignore=shutil.ignore_patterns("selected", "optuna.journal"))
-    storage = str(tmp_path / "shared.journal")
+    storage = address.format(tmp_path)
     words = [sys.executable, "-m", "predictors.select", "--flops", "60k", "--measure", "15", "--device", "cpu", "--threads", "1"]
     processes = [subprocess.Popen([*words, "--storage", storage, "--run", str(copy)], stderr=subprocess.PIPE, text=True) for copy in copies]
     errors = [process.communicate(timeout=120)[1] for process in processes]
