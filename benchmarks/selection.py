@@ -1,6 +1,6 @@
 """The best predicted accuracy under a budget against evaluations and seconds: Optuna's samplers, OFA's evolution, and ours.
 
-python benchmarks/selection.py [--measured FOLDER] [--trials 1000] [--seeds 2]
+python benchmarks/selection.py [--measured FOLDER] [--trials 2000] [--seeds 2]
 
 For `ofa_mbv3` the predictor is a Gaussian process of 400 OFA subnets measured on ImageNet (FOLDER, CSV files with columns `Sub-network`
 and `Top-1 Acc (%)`), all at resolution 224, so the search is at 224 as well. For `attentive_nas` nothing is published: the accuracies
@@ -103,7 +103,7 @@ def compare(space: Space, model: GaussianProcess, trials: int, seeds: int) -> No
         searches = reached.size
         figures = " ".join(f"{100 * value:7.3f}" for value in reached.mean(0))
         seconds = (time.process_time() - started) / searches
-        spread = 100 * np.nanmean(np.nanstd(reached, 0))
+        spread = 100 * np.nanmean(np.std(reached, 0))
         print(f"{name:16} {asked / searches:7.0f} evaluations {seconds:7.2f} s  {figures}  sd {spread:.3f}", flush=True)
 
 

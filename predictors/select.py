@@ -100,7 +100,10 @@ class Select(RunCommand):
         accuracy = partial(_accuracy, trained, known)
         with progress("measure candidates", self.measure * len(goals)) as advance:
             asks = [_ask(Study(storage, prefix + g.name, trained.space, g.constraints, g.front, accuracy), advance) for g in goals]
-            explored = self._explore(measured, list(zip(goals, asks, strict=True)), parts_of(trained.space, classes, channels))
+            sums = parts_of(trained.space, classes, channels)
+            of_weights = self.params or self.size or {"params", "size"} & set(self.front)
+            parts = [sums["macs"], sums["params"]] if of_weights else [sums["macs"]]
+            explored = self._explore(measured, list(zip(goals, asks, strict=True)), parts)
         for row, value in known_accuracies(storage, prefix, trained.space).items():
             measured.add(np.frombuffer(row, np.uint8), value, "select")
         facts = {"explore": self.explore, "pairs": len(pairs), "seed": self.seed} | explored
@@ -140,7 +143,7 @@ class Select(RunCommand):
             wanted = " ".join(map(str, constraints))
             raise UserError(f"No subnet of space '{trained.space.name}' keeps {wanted}; the nearest that one keeps is {needed}.")
 
-    def _explore(self, measured: Measured, goals: list[tuple[Goal, Ask]], parts: Mapping[str, list[Part]]) -> dict[str, Any]:
+    def _explore(self, measured: Measured, goals: list[tuple[Goal, Ask]], parts: Sequence[Sequence[Part]]) -> dict[str, Any]:
         if self.explore == "coarse-to-fine":
             for goal, ask in goals:
                 coarse_to_fine(measured, goal.constraints, self.measure, numpy_generator(self.seed, "coarse to fine", goal.name), ask)
@@ -151,7 +154,7 @@ class Select(RunCommand):
         print(f"accuracy predictor: {len(y)} measured subnets, cross-validated Kendall tau {tau:.2f}")
         predictor = make_predictor(self.predictor, len(y)).fit(X, y, self.seed)
         finds = [(self._find(goal), ask) for goal, ask in goals]
-        measure_promising(measured, predictor, list(parts.values()), finds, self.measure, numpy_generator(self.seed, "additive"))
+        measure_promising(measured, predictor, parts, finds, self.measure, numpy_generator(self.seed, "additive"))
         return {"kendall_tau": tau}
 
     def _find(self, goal: Goal) -> Best | Front:
