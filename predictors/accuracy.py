@@ -31,7 +31,9 @@ HIDDEN, STEPS, RATE, DECAY = 64, 200, 1e-2, 2.0
 
 
 class Predictor(Protocol):
-    """What every predictor can do. X: (N, D) features; y: (N,) accuracies in [0, 1]."""
+    """What every predictor can do. X: (N, D) features; y: (N,) accuracies in [0, 1]. `scale_` is what it learns them on."""
+
+    scale_: "Scale"
 
     def fit(self, X: Features, y: Floats, seed: int) -> Self:
         """Learn from measured subnets; the same seed gives the same predictor."""

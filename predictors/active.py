@@ -15,7 +15,7 @@ from scipy.stats import norm
 
 from ofa.space import Codes, Space, cross, encode, largest, mutate, sample_codes
 from predictors.accuracy import Floats, GaussianProcess
-from predictors.explore import Costs
+from predictors.constraints import Costs
 from predictors.features import features
 
 SAMPLES, KEPT, PARENTS, CHILDREN, GENERATIONS, MUTATION = 1_000, 400, 100, 200, 15, 0.1

@@ -5,38 +5,40 @@ measurements is given. So of the grid only those points are measured that leave 
 architecture, which the sandwich rule trains in every step; and of many mutants the one that uses most of the budget.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.progress import Advance
 from ofa.space import Codes, Space, canonical, mutate
-from predictors.measured import Measured
+from predictors.constraints import Constraint, fits, use
+from predictors.measured import Ask, Measured
 
 LEVELS, PARENTS, MUTANTS, MUTATION = 5, 3, 256, 0.1
 
 
-def coarse_to_fine(measured: Measured, budget: int, count: int, rng: np.random.Generator, advance: Advance) -> None:
-    """Measure at most `count` more subnets with at most `budget` MACs: up to half of them coarse, the others fine.
+def coarse_to_fine(measured: Measured, constraints: Sequence[Constraint], count: int, rng: np.random.Generator, ask: Ask) -> None:
+    """Measure at most `count` more subnets under the constraints: up to half of them coarse, the others fine.
 
     What is known already is not measured, counts for nothing, and may be mutated like the rest. Ends early when every mutant is known.
     """
-    points = [row for row in coarse(measured, budget) if row not in measured]  # evenly spread if too many, with first and last
-    spread = np.unique(np.linspace(0, len(points) - 1, min(len(points), -(-count // 2))).astype(int))
-    for i in spread:
-        advance(f"coarse {measured.measure(points[i]):.2%}")
+    points = [row for row in coarse(measured.space, constraints) if row not in measured]
+    spread = np.unique(np.linspace(0, len(points) - 1, min(len(points), -(-count // 2))).astype(int))  # with first and last
+    measured.measure([points[i] for i in spread], ask)
     for _ in range(count - len(spread)):
-        row = fine(measured, budget, rng)
+        row = fine(measured, constraints, rng)
         if row is None:
             break
-        advance(f"fine {measured.measure(row):.2%}")
+        measured.measure([row], ask)
 
 
-def coarse(measured: Measured, budget: int) -> Codes:
-    """The points of the coarse grid from which no choice can be raised within the budget, and last the smallest architecture."""
-    grid, shape = coarse_grid(measured.space)
-    at_edge = edge((measured.macs(grid) <= budget).reshape(shape)).ravel()
+def coarse(space: Space, constraints: Sequence[Constraint]) -> Codes:
+    """The points of the coarse grid from which no choice can be raised under the limits, and last the smallest architecture, if it fits."""
+    grid, shape = coarse_grid(space)
+    inside = fits(constraints, grid)
+    at_edge = edge(inside.reshape(shape)).ravel()
     at_edge[0] = False
-    return np.concatenate([grid[at_edge], grid[:1]])
+    return np.concatenate([grid[at_edge], grid[:1][inside[:1]]])
 
 
 def coarse_grid(space: Space) -> tuple[Codes, tuple[int, ...]]:
@@ -61,12 +63,12 @@ def edge(fits: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return fits & ~room
 
 
-def fine(measured: Measured, budget: int, rng: np.random.Generator) -> Codes | None:
-    """An unknown mutant of one of the best subnets under the budget; none if all its 256 mutants are known or too expensive."""
-    parents = np.stack([candidate.row for candidate in measured.under(budget)[:PARENTS]])
-    mutants = mutate(measured.space, parents[rng.integers(0, len(parents), MUTANTS)], MUTATION, rng)
-    macs = measured.macs(mutants)
-    for i in np.argsort(-macs, kind="stable"):
-        if macs[i] <= budget and mutants[i] not in measured:
-            return mutants[i]
-    return None
+def fine(measured: Measured, constraints: Sequence[Constraint], rng: np.random.Generator) -> Codes | None:
+    """An unknown mutant of one of the best subnets under the limits; none if all its 256 mutants are known or too expensive."""
+    parents = [candidate.row for candidate in measured.under(constraints)[:PARENTS]]
+    if not parents:
+        return None
+    mutants = mutate(measured.space, np.stack(parents)[rng.integers(0, len(parents), MUTANTS)], MUTATION, rng)
+    mutants = mutants[fits(constraints, mutants)]
+    order = np.argsort(-use(constraints, mutants), kind="stable")
+    return next((mutants[i] for i in order if mutants[i] not in measured), None)

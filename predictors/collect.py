@@ -15,7 +15,7 @@ from engine.seed import numpy_generator
 from ofa.space import Codes, Space, decode, encode, largest, sample_codes, smallest
 from ofa.trained import RunCommand, run_flag
 from predictors.active import propose
-from predictors.explore import Costs
+from predictors.constraints import Costs
 from predictors.pairs import Pair, pairs_path, read_pairs
 
 POOL = 100_000

@@ -1,44 +1,51 @@
 """Accuracies of subnets on the validation images: those that were collected, and others as a search asks for them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import UserError
-from ofa.space import Arch, Codes, Space, decode, encode
-from predictors.explore import Costs
+from ofa.space import Codes, Space, encode
+from predictors.constraints import Constraint, Costs, fits, use
+from predictors.explore import undominated
 from predictors.pairs import Pair
 
 
+class Prediction(NamedTuple):
+    """What a predictor says of an accuracy before it is measured."""
+
+    predicted_accuracy: float
+    predicted_std: float
+    interval: tuple[float, float] | None = None
+
+
+Ask = Callable[[Sequence[Codes], Sequence[Prediction | None]], Sequence[float]]
+
+
 class Candidate(NamedTuple):
-    """A measured subnet. A prediction, with its 90% interval, is from before its measurement; none if no predictor chose it."""
+    """A measured subnet. There is no prediction if no predictor chose it."""
 
     row: Codes
-    macs: int
     val_accuracy: float
     source: Literal["pairs", "select"]
-    predicted_accuracy: float | None = None
-    predicted_std: float | None = None
-    predicted_interval: tuple[float, float] | None = None
+    prediction: Prediction | None = None
 
 
 class Measured:
     """Every subnet of known accuracy, each measured once.
 
     Args:
-        macs: MACs of encoded architectures.
-        accuracy: validation accuracy, in [0, 1], of an architecture.
+        images: validation images, which say how exact an accuracy is.
         pairs: what is known already.
     """
 
-    def __init__(self, space: Space, macs: Costs, accuracy: Callable[[Arch], float], pairs: list[Pair]) -> None:
-        self.space, self.macs, self._accuracy = space, macs, accuracy
+    def __init__(self, space: Space, images: int, pairs: Sequence[Pair]) -> None:
+        self.space, self.images = space, images
         self._found: dict[bytes, Candidate] = {}
         for pair in pairs:
-            row = encode(space, pair.arch)
-            self._found[row.tobytes()] = Candidate(row, int(macs(row[None])[0]), pair.val_accuracy, "pairs")
+            self.add(encode(space, pair.arch), pair.val_accuracy, "pairs")
 
     def __contains__(self, row: Codes) -> bool:
         return row.tobytes() in self._found
@@ -46,12 +53,17 @@ class Measured:
     def __len__(self) -> int:
         return len(self._found)
 
-    def measure(self, row: Codes, predicted: float | None = None, std: float | None = None, half_width: float = 0.0) -> float:
-        """Measure a new subnet; its accuracy."""
-        accuracy = self._accuracy(decode(self.space, row))
-        interval = None if predicted is None else (max(predicted - half_width, 0.0), min(predicted + half_width, 1.0))
-        self._found[row.tobytes()] = Candidate(row, int(self.macs(row[None])[0]), accuracy, "select", predicted, std, interval)
-        return accuracy
+    def add(self, row: Codes, accuracy: float, source: Literal["pairs", "select"], prediction: Prediction | None = None) -> None:
+        """Keep an accuracy, unless the subnet is known."""
+        self._found.setdefault(row.tobytes(), Candidate(row, accuracy, source, prediction))
+
+    def measure(self, rows: Sequence[Codes], ask: Ask, predictions: Sequence[Prediction | None] | None = None) -> list[float]:
+        """Measure new subnets; their accuracies."""
+        said = [None] * len(rows) if predictions is None else predictions
+        accuracies = list(ask(rows, said))
+        for row, accuracy, prediction in zip(rows, accuracies, said, strict=True):
+            self.add(row, accuracy, "select", prediction)
+        return accuracies
 
     def training_set(self) -> tuple[Codes, NDArray[np.float64]]:
         """(codes, accuracies) of all, in the order in which they became known.
@@ -67,14 +79,34 @@ class Measured:
         found = self._found.values()
         return np.stack([c.row for c in found]), np.array([c.val_accuracy for c in found])
 
-    def under(self, budget: int) -> list[Candidate]:
-        """All with at most `budget` MACs: best first, and the cheaper one at a tie."""
-        return sorted((c for c in self._found.values() if c.macs <= budget), key=lambda c: (-c.val_accuracy, c.macs, c.row.tobytes()))
+    def under(self, constraints: Sequence[Constraint]) -> list[Candidate]:
+        """All under every limit, best first."""
+        if not self._found:
+            return []
+        found = list(self._found.values())
+        rows = np.stack([c.row for c in found])
+        order = np.lexsort((use(constraints, rows), np.array([-c.val_accuracy for c in found])))
+        inside = fits(constraints, rows)
+        return [found[i] for i in order if inside[i]]
 
-    def front(self) -> list[Candidate]:
-        """Those that are better than every cheaper one, fewest MACs first: the measured Pareto front."""
-        front: list[Candidate] = []
-        for candidate in sorted(self._found.values(), key=lambda c: (c.macs, -c.val_accuracy, c.row.tobytes())):
-            if not front or candidate.val_accuracy > front[-1].val_accuracy:
-                front.append(candidate)
-        return front
+    def noise(self, accuracy: float) -> float:
+        """Standard error of an accuracy: of as many images, drawn anew, another share would be right."""
+        return float(np.sqrt(accuracy * (1 - accuracy) / self.images))
+
+    def choose(self, constraints: Sequence[Constraint]) -> Candidate | None:
+        """The cheapest of those that tie with the best: whose accuracy is within one standard error of the highest."""
+        found = self.under(constraints)
+        if not found:
+            return None
+        ties = [c for c in found if c.val_accuracy >= found[0].val_accuracy - self.noise(found[0].val_accuracy)]
+        return ties[int(use(constraints, np.stack([c.row for c in ties])).argmin())]
+
+    def front(self, costs: Mapping[str, Costs], constraints: Sequence[Constraint]) -> list[Candidate]:
+        """Those under every limit that none beats in accuracy and all of `costs`, cheapest first: the measured Pareto front."""
+        found = self.under(constraints)
+        if not found:
+            return []
+        rows = np.stack([c.row for c in found])
+        costs_NK = np.stack([cost(rows) for cost in costs.values()], axis=1)
+        kept = undominated(np.array([c.val_accuracy for c in found]), costs_NK)
+        return [found[i] for i in np.lexsort(costs_NK.T[::-1]) if kept[i]]

@@ -1,48 +1,98 @@
 """Candidates by predicted accuracy: find the most promising, measure a few, learn from them, and find again."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from engine.config import format_count
-from engine.progress import Advance
 from ofa.space import Codes
 from predictors.accuracy import Predictor
-from predictors.explore import Scores
+from predictors.additive import Part
+from predictors.constraints import Constraint, Costs, Floats, Scores
+from predictors.explore import additive_fronts, search, search_front, widest_gains
 from predictors.features import features
-from predictors.measured import Measured
+from predictors.measured import Ask, Measured, Prediction
 from predictors.quality import Quality
 
 PER_ROUND = 5
-Find = Callable[[Scores, bool], Iterable[tuple[int, Codes]]]
 
 
-def measure_promising(measured: Measured, predictor: Predictor, quality: Quality, find: Find, count: int, advance: Advance) -> None:
-    """Measure at most `count` subnets for each budget, and let the fitted `predictor` learn from them.
+class Find(Protocol):
+    """What is to be measured for one goal, the most promising first."""
 
-    A search over predictions finds where the predictor is too hopeful. So it learns from five for each budget before it is
-    searched again.
+    def __call__(self, measured: Measured, score: Scores, seeds: Codes) -> Codes:
+        """Architectures by score, some of which may be measured already. seeds: where to start."""
+        ...
+
+
+class Best(NamedTuple):
+    """The best under constraints."""
+
+    constraints: Sequence[Constraint]
+    rng: np.random.Generator
+
+    def __call__(self, measured: Measured, score: Scores, seeds: Codes) -> Codes:
+        return search(measured.space, score, self.constraints, self.rng, seeds)
+
+
+class Front(NamedTuple):
+    """A whole front of accuracy against costs under constraints: what should raise the measured front most comes first."""
+
+    costs: Sequence[Costs]
+    constraints: Sequence[Constraint]
+    rng: np.random.Generator
+
+    def __call__(self, measured: Measured, score: Scores, seeds: Codes) -> Codes:
+        found = search_front(measured.space, score, self.costs, self.constraints, self.rng, seeds)
+        found = np.array([row for row in found if row not in measured], np.uint8).reshape(-1, found.shape[1])
+        known, y = measured.training_set()
+        return found[widest_gains(score(found), self._of(found), y, self._of(known), PER_ROUND)] if len(found) else found
+
+    def _of(self, rows: Codes) -> Floats:
+        return np.stack([cost(rows) for cost in self.costs], axis=1).astype(np.float64)
+
+
+def measure_promising(
+    measured: Measured,
+    predictor: Predictor,
+    quality: Quality,
+    sums: Sequence[Sequence[Part]],
+    goals: Iterable[tuple[Find, Ask]],
+    count: int,
+    rng: np.random.Generator,
+) -> None:
+    """Measure at most `count` subnets for each goal, and let the fitted `predictor` learn from them.
+
+    A search over predictions finds where the predictor is too hopeful. So it learns from five for each goal before it is searched
+    again. Every search starts from the fronts of an additive predictor and from the best that is measured.
 
     Args:
         quality: of the predictor, for its intervals.
-        find: from how to score and whether this is the first round to budgets and architectures under them, the most promising first.
+        sums: costs of which those fronts are.
+        goals: each with whom to ask for accuracies.
     """
-    space = measured.space
+    space, goals = measured.space, list(goals)
 
-    def score(rows: Codes) -> NDArray[np.float64]:
+    def score(rows: Codes) -> Floats:
         return predictor.mean(features(space, rows))
+
+    def learned(rows: Codes) -> Floats:  # on the scale on which ridge regression is additive
+        return predictor.scale_.to(score(rows))
 
     for start in range(0, count, PER_ROUND):
         before = len(measured)
-        for budget, rows in find(score, start == 0):
-            fresh = [row for row in rows if row not in measured][: min(PER_ROUND, count - start)]
-            for row in fresh:
-                mean, std = predictor.predict(features(space, row[None]))
-                advance(
-                    f"{format_count(budget)} {measured.measure(row, float(mean[0]), float(std[0]), float(quality.half_width(std)[0])):.2%}"
-                )
+        known, y = measured.training_set()
+        seeds = np.concatenate([additive_fronts(space, learned, sums, rng), known])
+        for find, ask in goals:
+            found = find(measured, score, seeds)
+            fresh = [row for row in found if row not in measured][: min(PER_ROUND, count - start)]
+            if fresh:
+                mean, std = predictor.predict(features(space, np.stack(fresh)))
+                half = quality.half_width(std)
+                low, high = np.clip([mean - half, mean + half], 0, 1)
+                said = zip(mean.tolist(), std.tolist(), zip(low.tolist(), high.tolist(), strict=True), strict=True)
+                measured.measure(fresh, ask, [Prediction(*facts) for facts in said])
         if len(measured) == before:
             break
-        codes, y = measured.training_set()
-        predictor.update(features(space, codes), y)
+        known, y = measured.training_set()
+        predictor.update(features(space, known), y)

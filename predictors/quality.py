@@ -1,7 +1,7 @@
 """How good accuracy predictors are on pairs they have not seen, how wide a 90% interval is, and which predictor to take."""
 
 import time
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +56,7 @@ def candidates(name: Name, pairs: int) -> tuple[Member, ...]:
     return everybody[: 2 if pairs < 300 else 3 if pairs < 1_000 else 4]
 
 
-def compare(name: Name, X: Features, y: Floats, macs: NDArray[np.int64], seed: int) -> list[Quality]:
+def compare(name: Name, X: Features, y: Floats, macs: NDArray[Any], seed: int) -> list[Quality]:
     """Every candidate's quality, the one to take first: of highest tau, but the favourite unless another leads by 0.01.
 
     Of more than 500 pairs, the same random 500 judge all of them: it takes seconds at any size.
@@ -70,7 +70,7 @@ def compare(name: Name, X: Features, y: Floats, macs: NDArray[np.int64], seed: i
     return [found[i] for i in np.argsort(-np.array(lead), kind="stable")]
 
 
-def cross_validate(member: Member, X: Features, y: Floats, macs: NDArray[np.int64], seed: int) -> Quality:
+def cross_validate(member: Member, X: Features, y: Floats, macs: NDArray[Any], seed: int) -> Quality:
     """Predict every pair from the other folds: 5 of them, or 10 below 100 pairs.
 
     The interval is as wide as the conformal quantile of |measured - predicted| / doubt says, so 90% of new pairs that are drawn like
@@ -90,7 +90,7 @@ def cross_validate(member: Member, X: Features, y: Floats, macs: NDArray[np.int6
     return Quality(member, float(kendalltau(y, mean).statistic), tau_in_bands(y, mean, macs), typical, widening, seconds)
 
 
-def tau_in_bands(y: Floats, predicted: Floats, macs: NDArray[np.int64]) -> float:
+def tau_in_bands(y: Floats, predicted: Floats, macs: NDArray[Any]) -> float:
     """Kendall's tau-b over those pairs of subnets whose MACs differ by at most 10M, or a twentieth of their range if that is less.
 
     What a choice under a budget needs: MACs alone rank subnets of all sizes well, and subnets of one size not at all. Not a number

@@ -1,188 +1,179 @@
-"""Find the best subnet of a trained supernet under a budget, in seconds, without training anything."""
+"""Find the best subnet of a trained supernet for a device, in seconds, without training anything."""
 
-import csv
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import Field, field_validator
-from rich.console import Console
-from rich.table import Table
+from pydantic import Field, field_validator, model_validator
 
 from engine.cli import main
 from engine.config import Count, format_count
-from engine.errors import UserError
-from engine.progress import progress
-from engine.run import atomic, write_json
+from engine.errors import UserError, nearest
+from engine.progress import Advance, progress
 from engine.seed import numpy_generator
-from ofa.space import Codes, decode, largest, smallest
+from ofa.space import Codes, decode, encode, largest, smallest
 from ofa.trained import RunCommand, Trained, run_flag
 from predictors.accuracy import make_predictor
+from predictors.additive import Part, parts_of
+from predictors.chosen import Goal, write_front, write_goals
 from predictors.coarse import coarse_to_fine
-from predictors.explore import Scores, evolve, evolve_front
+from predictors.constraints import UNITS, Bytes, Constraint, Costs, Milliseconds, fits, format_cost, round_up
+from predictors.costs import cost_functions
+from predictors.explore import nearest_feasible
 from predictors.features import features
-from predictors.measured import Candidate, Measured
-from predictors.pairs import FRONT, read_pairs
-from predictors.promising import Find, measure_promising
+from predictors.measured import Ask, Measured, Prediction
+from predictors.pairs import read_pairs
+from predictors.promising import Best, Front, measure_promising
 from predictors.quality import Name, compare, show
-from predictors.study import study
+from predictors.study import Study, fingerprint, known_accuracies, open_storage
 
 
 class Select(RunCommand):
-    """Find the best subnet under a FLOPs budget: predict, search, measure the most promising on validation images, learn, repeat.
+    """Find the best subnet for a device: predict, search, measure the most promising on validation images, learn, repeat.
 
-    FLOPs means multiply-accumulates (MACs) of one image, as in the papers: 600M, 0.6G, 600e6 and 600000000 are the same.
-    Several budgets at once: --flops 200M,400M,600M; what is measured for one competes under all. The test images are not touched.
+    Any limits together: --flops, --latency (with --latency-table), --size of the file, --memory for activations, --params. FLOPs means
+    multiply-accumulates (MACs) of one image, as in the papers: 600M, 0.6G, 600e6 and 600000000 are the same. Several budgets at once:
+    --flops 200M,400M,600M; the other limits hold for each. --front macs,latency finds the whole front of accuracy against these costs.
 
-    --explore evolve searches each budget by itself and refines the winners in an Optuna study; evolve-front answers all budgets with
-    one evolution of the whole front (AttentiveNAS, AlphaNet); coarse-to-fine (BigNAS) predicts nothing and needs no collected
-    pairs: it measures a coarse grid and then mutants of the best.
+    --explore search finds the highest predicted accuracy; coarse-to-fine (BigNAS) predicts nothing and needs no collected pairs: it
+    measures a coarse grid and then mutants of the best.
 
-    The best subnet known wins, whether it was collected or measured now. What is measured now does not go to pairs.jsonl:
-    the predictor's training set stays a fair sample, and the same command chooses the same again.
+    The best subnet known wins, whether it was collected or measured now; of those within one standard error of the best, the cheapest.
+    Measurements are trials of an Optuna study in the run folder, or in --storage, where several processes and machines share them:
+    the same command chooses the same again without measuring anything, and continues after an interruption. The test images are not
+    touched.
 
     examples:
       python -m predictors.select --flops 600M
+      python -m predictors.select --flops 600M --latency 15ms --latency-table my-laptop.json --size 20MB
       python -m predictors.select --run runs/photos --flops 50M,100M --measure 40
-      python -m predictors.select --explore evolve-front --front --flops 100M,200M,300M,400M
-      python -m predictors.select --explore coarse-to-fine --measure 100 --flops 600M
+      python -m predictors.select --front macs,params
+      python -m predictors.select --flops 600M --storage sqlite:///studies.db
     """
 
-    flops: tuple[Count, ...] = Field(min_length=1, description="budget in MACs, or several separated by commas")
-    explore: Literal["evolve", "evolve-front", "coarse-to-fine"] = Field("evolve", description="where candidates come from; see above")
-    predictor: Name = Field("auto", description="gp: Gaussian process; ridge: additive; boosting; mlp; auto: the best in cross-validation")
-    trials: int = Field(64, ge=0, description="trials of the Optuna study, which starts from the winners of evolve; 0: no study")
-    measure: int = Field(
-        20, ge=1, description="subnets measured on the validation images for each budget; with coarse-to-fine, up to half of them coarse"
+    flops: tuple[Count, ...] = Field((), description="at most so many MACs, or several budgets separated by commas")
+    latency: Milliseconds | None = Field(None, description="at most so long for one image: 15ms, 0.015s; needs --latency-table")
+    latency_table: Path | None = Field(None, description="latency of a device, a file that predictors.measure wrote")
+    size: Bytes | None = Field(None, description="at most so large a file: 20MB, 64MiB")
+    memory: Bytes | None = Field(None, description="at most so much memory for activations: 64MB")
+    params: Count | None = Field(None, description="at most so many parameters: 6M")
+    front: tuple[str, ...] = Field(
+        (), description="write selected/front.json and .csv: accuracy against macs, latency, size, memory, params"
     )
-    front: bool = Field(False, description="also write selected/front.json and .csv: the best measured subnet for every number of MACs")
+    explore: Literal["search", "coarse-to-fine"] = Field("search", description="where candidates come from; see above")
+    predictor: Name = Field("auto", description="gp: Gaussian process; ridge: additive; boosting; mlp; auto: the best in cross-validation")
+    measure: int = Field(
+        20, ge=1, description="subnets measured on validation images for each budget and for the front; coarse-to-fine: up to half coarse"
+    )
+    storage: str | None = Field(None, description="Optuna storage, a URL or the path of a journal; none: optuna.journal in the run folder")
     seed: int = Field(0, ge=0, description="of the search")
 
-    @field_validator("flops", mode="before")
+    @field_validator("flops", "front", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return str(value).split(",") if isinstance(value, (str, int, float)) else value
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in self.front:
+            if name not in UNITS:
+                raise ValueError(f"--front has no cost '{name}'; {nearest(name, UNITS)}")
+        if not self.front and not any((self.flops, self.latency, self.size, self.memory, self.params)):
+            raise ValueError("nothing says what to select; give a limit such as --flops 600M, or --front macs")
+        if (self.latency or "latency" in self.front) and self.latency_table is None:
+            raise ValueError("latency is of a device; name its table with --latency-table (python -m predictors.measure makes one)")
+        return self
+
     def execute(self) -> int:
-        """Explore and measure, then write selected/<budget>.json."""
+        """Explore and measure, then write selected/."""
         trained = self.open_supernet()
-        self._check_budgets(trained)
+        classes, channels = len(trained.model.classes), trained.model.channels
+        costs = cost_functions(trained.space, classes, channels, self.latency_table)
+        goals = self._goals(costs)
+        for goal in goals:
+            self._check_limits(trained, goal.constraints)
         pairs = read_pairs(self.run)
-        measured = Measured(trained.space, trained.macs, lambda arch: trained.accuracy(arch, "val"), pairs)
-        explored = self._coarse_to_fine(measured) if self.explore == "coarse-to-fine" else self._promising(measured)
-        self._write(trained, measured, {"explore": self.explore, "pairs": len(pairs), "seed": self.seed} | explored)
+        measured = Measured(trained.space, trained.data.count("val"), pairs)
+        storage = open_storage(self.storage or str(self.run / "optuna.journal"))
+        prefix = f"{trained.space.name}-{fingerprint(self.run)}-"
+        known = known_accuracies(storage, prefix, trained.space)
+        accuracy = partial(_accuracy, trained, known)
+        with progress("measure candidates", self.measure * len(goals)) as advance:
+            asks = [_ask(Study(storage, prefix + g.name, trained.space, g.constraints, g.front, accuracy), advance) for g in goals]
+            sums = parts_of(trained.space, classes, channels)
+            of_weights = self.params or self.size or {"params", "size"} & set(self.front)
+            parts = [sums["macs"], sums["params"]] if of_weights else [sums["macs"]]
+            explored = self._explore(measured, list(zip(goals, asks, strict=True)), parts, costs["macs"])
+        for row, value in known_accuracies(storage, prefix, trained.space).items():
+            measured.add(np.frombuffer(row, np.uint8), value, "select")
+        facts = {"explore": self.explore, "pairs": len(pairs), "seed": self.seed} | explored
+        folder = self.run / "selected"
+        write_goals([goal for goal in goals if not goal.front], measured, costs, facts, folder)
+        for goal in goals:
+            if goal.front:
+                write_front(goal, measured, costs, folder)
+        print(f"written to {folder}\nnext: python -m export.onnx{run_flag(self.run)}")
         return 0
 
-    def _check_budgets(self, trained: Trained) -> None:
-        least, most = (trained.cost(f(trained.space))[0] for f in (smallest, largest))
-        for budget in self.flops:
-            if budget < least:
-                raise UserError(
-                    f"No subnet fits {format_count(budget)} MACs: the smallest of space '{trained.space.name}' needs "
-                    f"{format_count(least)} ({least}); raise --flops or train a smaller space."
-                )
-            if budget > most:
-                print(f"budget {format_count(budget)} is above the largest subnet ({format_count(most)} MACs): choosing the best of all")
+    def _goals(self, costs: Mapping[str, Costs]) -> list[Goal]:
+        """What to find: the best for each budget, and the front."""
+        limits = {"latency": self.latency, "size": self.size, "memory": self.memory, "params": self.params}
+        unknown = [name for name, limit in limits.items() if (limit is not None or name in self.front) and name not in costs]
+        if unknown:
+            raise UserError(f"--{unknown[0]} cannot be counted; leave it out.")
+        others = [Constraint(name, limit, costs[name]) for name, limit in limits.items() if limit is not None]
+        budgets = [[Constraint("macs", budget, costs["macs"]), *others] for budget in self.flops] or [others]
+        goals = [Goal.best(constraints) for constraints in budgets if constraints]
+        if self.front:
+            loosest = max(budgets, key=lambda constraints: [c.limit for c in constraints])
+            goals.append(Goal("-".join(["front", *self.front]), tuple(loosest), {name: costs[name] for name in self.front}))
+        return goals
 
-    def _coarse_to_fine(self, measured: Measured) -> dict[str, Any]:
-        with progress("measure candidates", self.measure * len(self.flops)) as advance:
-            for budget in self.flops:
-                coarse_to_fine(measured, budget, self.measure, numpy_generator(self.seed, "coarse to fine", budget), advance)
-        return {}
+    def _check_limits(self, trained: Trained, constraints: tuple[Constraint, ...]) -> None:
+        least, most = (encode(trained.space, f(trained.space))[None] for f in (smallest, largest))
+        for c in constraints:
+            if c.name == "macs" and c.cost(most)[0] < c.limit:
+                most_macs = format_count(c.cost(most)[0])
+                print(f"budget {format_count(c.limit)} is above the largest subnet ({most_macs} MACs): choosing the best of all")
+        if fits(constraints, least)[0]:
+            return
+        relaxed = nearest_feasible(trained.space, constraints, numpy_generator(self.seed, "feasible"), least)
+        if relaxed:
+            needed = " and ".join(f"{c.flag} {format_cost(c.name, round_up(c.name, least), 15)}" for c, least in relaxed)
+            wanted = " ".join(map(str, constraints))
+            raise UserError(f"No subnet of space '{trained.space.name}' keeps {wanted}; the nearest that one keeps is {needed}.")
 
-    def _promising(self, measured: Measured) -> dict[str, Any]:
+    def _explore(self, measured: Measured, goals: list[tuple[Goal, Ask]], parts: Sequence[Sequence[Part]], macs: Costs) -> dict[str, Any]:
+        if self.explore == "coarse-to-fine":
+            for goal, ask in goals:
+                coarse_to_fine(measured, goal.constraints, self.measure, numpy_generator(self.seed, "coarse to fine", goal.name), ask)
+            return {}
         codes, y = measured.training_set()
         X = features(measured.space, codes)
-        qualities = compare(self.predictor, X, y, measured.macs(codes), self.seed)
+        qualities = compare(self.predictor, X, y, macs(codes), self.seed)
         show(qualities, len(y))
         predictor = make_predictor(qualities[0].member).fit(X, y, self.seed)
-        find = self._find_per_budget(measured) if self.explore == "evolve" else self._find_front(measured)
-        with progress("measure candidates", self.measure * len(self.flops)) as advance:
-            measure_promising(measured, predictor, qualities[0], find, self.measure, advance)
+        finds = [(self._find(goal), ask) for goal, ask in goals]
+        measure_promising(measured, predictor, qualities[0], parts, finds, self.measure, numpy_generator(self.seed, "additive"))
         return {"predictor": {name: value for name, value in qualities[0]._asdict().items() if name != "seconds"}}
 
-    def _find_per_budget(self, measured: Measured) -> Find:
-        """An evolution for each budget and, in the first round, an Optuna study of its winners."""
-        space, macs = measured.space, measured.macs
-        rngs = {budget: numpy_generator(self.seed, "evolve", budget) for budget in self.flops}
-
-        def find(score: Scores, first: bool) -> Iterator[tuple[int, Codes]]:
-            for budget in self.flops:
-                found = evolve(space, score, macs, budget, rngs[budget])
-                if first and self.trials:
-                    journal, name = self.run / "optuna.journal", f"flops-{_name(budget)}"
-                    tried = study(space, score, macs, budget, found[: self.trials // 2], self.trials, journal, name, self.seed)
-                    found = np.unique(np.concatenate([found, tried]), axis=0)
-                    found = found[np.argsort(-score(found), kind="stable")]
-                yield budget, found
-
-        return find
-
-    def _find_front(self, measured: Measured) -> Find:
-        """One evolution for all budgets."""
-        rng = numpy_generator(self.seed, "evolve front")
-
-        def find(score: Scores, first: bool) -> Iterator[tuple[int, Codes]]:
-            found = evolve_front(measured.space, score, measured.macs, self.flops, rng)
-            macs = measured.macs(found)
-            return ((budget, found[macs <= budget]) for budget in self.flops)
-
-        return find
-
-    def _write(self, trained: Trained, measured: Measured, facts: dict[str, Any]) -> None:
-        folder = self.run / "selected"
-        chosen = {}
-        for budget in self.flops:
-            best, *others = measured.under(budget)
-            name = _name(budget)
-            chosen[name] = _describe(trained, best)
-            candidates = [_describe(trained, candidate) for candidate in others if candidate.source == "select"]
-            write_json(folder / f"{name}.json", chosen[name] | {"budget_macs": budget} | facts | {"candidates": candidates})
-        _show("budget", chosen)
-        if self.front:
-            _write_front([_describe(trained, candidate) for candidate in measured.front()], folder / FRONT)
-        print(f"written to {folder}\nnext: python -m export.onnx{run_flag(self.run)}")
+    def _find(self, goal: Goal) -> Best | Front:
+        rng = numpy_generator(self.seed, "search", goal.name)
+        return Front(list(goal.front.values()), goal.constraints, rng) if goal.front else Best(goal.constraints, rng)
 
 
-def _write_front(front: list[dict[str, Any]], path: Path) -> None:
-    write_json(path, front)
-    with atomic(path.with_suffix(".csv")) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _flat(front[0]))
-        writer.writeheader()
-        writer.writerows(_flat(point) for point in front)
-    _show("front", {str(i): point for i, point in enumerate(front, start=1)})
+def _accuracy(trained: Trained, known: Mapping[bytes, float], row: Codes) -> float:
+    accuracy = known.get(row.tobytes())
+    return trained.accuracy(decode(trained.space, row), "val") if accuracy is None else accuracy
 
 
-def _name(budget: int) -> str:
-    return format_count(budget, digits=15)
+def _ask(study: Study, advance: Advance) -> Ask:
+    def ask(rows: Sequence[Codes], predictions: Sequence[Prediction | None]) -> list[float]:
+        return study.measure(rows, predictions, lambda accuracy: advance(f"{accuracy:.2%}"))
 
-
-def _describe(trained: Trained, candidate: Candidate) -> dict[str, Any]:
-    arch = decode(trained.space, candidate.row)
-    return {
-        "arch": arch.model_dump(mode="json"),
-        "params": trained.cost(arch)[1],
-        **{k: v for k, v in candidate._asdict().items() if k != "row"},
-    }
-
-
-def _flat(facts: dict[str, Any]) -> dict[str, Any]:
-    """One line of the table: numbers, then the architecture, lists joined by dashes."""
-    arch = {name: "-".join(map(str, value)) if isinstance(value, list) else value for name, value in facts["arch"].items()}
-    return {name: facts[name] for name in ("macs", "params", "val_accuracy", "source")} | arch
-
-
-def _show(what: str, subnets: dict[str, dict[str, Any]]) -> None:
-    table = Table(what, "MACs", "params", "predicted (90%)", "measured", "res", "depth")
-    for name, facts in subnets.items():
-        expected = facts["predicted_accuracy"]
-        interval = facts["predicted_interval"] or ()
-        predicted = "-" if expected is None else f"{100 * expected:.1f}% ({' to '.join(f'{100 * v:.1f}' for v in interval)})"
-        shape = (str(facts["arch"]["resolution"]), "-".join(map(str, facts["arch"]["depth"])))
-        numbers = (format_count(facts["macs"]), format_count(facts["params"]), predicted, f"{100 * facts['val_accuracy']:.1f}%")
-        table.add_row(name, *numbers, *shape)
-    Console().print(table)
+    return ask
 
 
 if __name__ == "__main__":

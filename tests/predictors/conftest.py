@@ -2,12 +2,13 @@
 
 import ast
 import csv
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ofa.space import Arch, Codes, Space, encode, load_space
+from ofa.space import Arch, Codes, Space, canonical, encode, load_space
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +35,9 @@ def measured(nas_data: Path, files: str) -> tuple[Space, Codes, np.ndarray]:
     width = (16, 16, 24, 40, 80, 112, 160, 1280)
     archs = [Arch(resolution=224, width=width, depth=(1, *a["d"]), kernel=(3, *a["ks"]), expand=(1, *a["e"])) for a, _ in rows]
     return space, np.stack([encode(space, a) for a in archs]), np.array([accuracy for _, accuracy in rows])
+
+
+@pytest.fixture(scope="session")
+def everything(tiny: Space) -> Codes:
+    """All architectures of the tiny space."""
+    return np.unique(canonical(tiny, np.array(list(product(*(range(1, n + 1) for n in tiny.cardinalities))), np.uint8)), axis=0)

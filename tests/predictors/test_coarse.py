@@ -1,14 +1,17 @@
 """Coarse-to-fine selection: the grid, its edge, and measured subnets that keep the number and the budget."""
 
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
 import pytest
 
 from ofa.cost import costs_of
-from ofa.space import Arch, Codes, Space, canonical, decode, encode, features, largest, load_space, sample_codes, smallest
+from ofa.space import Arch, Codes, Space, canonical, decode, encode, largest, load_space, sample_codes, smallest
 from predictors.accuracy import GaussianProcess
 from predictors.coarse import LEVELS, coarse, coarse_grid, coarse_to_fine, edge
+from predictors.constraints import Constraint
+from predictors.features import features
 from predictors.measured import Measured
 from predictors.pairs import Pair
 
@@ -27,12 +30,18 @@ class Oracle:
         self.asked.append(arch)
         return float(self.accuracies(encode(self.space, arch)[None])[0])
 
+    def ask(self, rows: Sequence[Codes], predictions: object) -> list[float]:
+        return [self.accuracy(decode(self.space, row)) for row in rows]
+
     def macs(self, rows: Codes) -> np.ndarray:
         return costs_of(self.space, rows, 10, 1).macs
 
+    def at_most(self, budget: float) -> list[Constraint]:
+        return [Constraint("macs", budget, self.macs)]
+
     def search(self, budget: int, count: int, seed: int, pairs: list[Pair]) -> Measured:
-        measured = Measured(self.space, self.macs, self.accuracy, pairs)
-        coarse_to_fine(measured, budget, count, np.random.default_rng(seed), lambda note: None)
+        measured = Measured(self.space, 1_000, pairs)
+        coarse_to_fine(measured, self.at_most(budget), count, np.random.default_rng(seed), self.ask)
         return measured
 
 
@@ -66,12 +75,12 @@ def test_keeps_budget_and_number_and_is_reproducible(tiny: Space, share: float, 
     oracle = Oracle(tiny)
     least, most = oracle.macs(np.stack([encode(tiny, smallest(tiny)), encode(tiny, largest(tiny))]))
     budget = int(least + share * (most - least))
-    found = oracle.search(budget, count, 0, []).under(10**12)
+    found = oracle.search(budget, count, 0, []).under([])
     assert 1 <= len(found) <= count
-    assert max(c.macs for c in found) <= budget
+    assert oracle.macs(np.stack([c.row for c in found])).max() <= budget
     assert len(set(oracle.asked)) == len(oracle.asked) == len(found)
     assert smallest(tiny) in oracle.asked or count < 3
-    again = oracle.search(budget, count, 0, []).under(10**12)
+    again = oracle.search(budget, count, 0, []).under([])
     assert [c.row.tolist() for c in again] == [c.row.tolist() for c in found]
 
 
@@ -85,15 +94,15 @@ def test_what_is_known_is_not_measured_and_may_be_mutated(tiny: Space) -> None:
     measured = oracle.search(budget, 400, 0, pairs)
     assert not set(known) & set(oracle.asked)
     fits = everything[oracle.macs(everything) <= budget]
-    assert measured.under(budget)[0].val_accuracy == pytest.approx(oracle.accuracies(fits).max())
+    assert measured.under(oracle.at_most(budget))[0].val_accuracy == pytest.approx(oracle.accuracies(fits).max())
 
 
 def test_mutants_improve_on_the_grid(tiny: Space) -> None:
     space = load_space("attentive_nas")
     oracle = Oracle(space)
     for budget in (300_000_000, 600_000_000):
-        grid = coarse(Measured(space, oracle.macs, oracle.accuracy, []), budget)
-        found = oracle.search(budget, 60, 0, []).under(budget)
+        grid = coarse(space, oracle.at_most(budget))
+        found = oracle.search(budget, 60, 0, []).under(oracle.at_most(budget))
         assert len(found) == 60
         assert found[0].val_accuracy > oracle.accuracies(grid).max()
 
@@ -106,15 +115,15 @@ def test_better_than_as_many_random_subnets_on_imagenet(imagenet: tuple[Space, C
     def macs(rows: Codes) -> np.ndarray:
         return costs_of(space, rows).macs
 
-    def accuracy(arch: Arch) -> float:
-        return float(model.predict(features(space, encode(space, arch)[None]))[0][0])
+    def ask(rows: Sequence[Codes], predictions: object) -> list[float]:
+        return list(model.mean(features(space, np.stack(rows)))) if len(rows) else []
 
     gains = []
     for budget in (200_000_000, 250_000_000, 300_000_000, 400_000_000):
-        measured = Measured(space, macs, accuracy, [])
-        coarse_to_fine(measured, budget, 20, np.random.default_rng(0), lambda note: None)
+        measured, limits = Measured(space, 1_000, []), [Constraint("macs", budget, macs)]
+        coarse_to_fine(measured, limits, 20, np.random.default_rng(0), ask)
         samples = sample_codes(space, 20_000, np.random.default_rng(0))
         random = samples[macs(samples) <= budget][:20]
         assert len(measured) == len(random) == 20
-        gains.append(measured.under(budget)[0].val_accuracy - model.predict(features(space, random))[0].max())
+        gains.append(measured.under(limits)[0].val_accuracy - model.predict(features(space, random))[0].max())
     assert np.mean(gains) > 0.001
