@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.augment import resize
-from ofa.cost import hidden_width, squeeze_width
 from ofa.elastic import (
     ElasticBatchNorm,
     ElasticConv,
@@ -24,6 +23,7 @@ from ofa.elastic import (
     TransformedDepthwise,
     prefixed,
 )
+from ofa.pieces import hidden_width, squeeze_width
 from ofa.space import Act, Arch, Deep, Head, Space, Stage, Stem
 
 ACTIVATION = {"relu": F.relu, "relu6": F.relu6, "hard_swish": F.hardswish, "swish": F.silu}

@@ -18,9 +18,9 @@ from engine.checkpoint import load_weights
 from engine.cli import parse
 from engine.errors import UserError
 from engine.run import read_lines
-from ofa.cost import hidden_width
 from ofa.losses import soft_cross_entropy
 from ofa.phases import Phase, grows, place, shrinking_step, sort_channels
+from ofa.pieces import hidden_width
 from ofa.sandwich import Sandwich
 from ofa.space import Space, largest, load_space, smallest
 from ofa.subnet import extract
