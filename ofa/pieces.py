@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ofa.space import Codes, Space, Stage
+from ofa.space import Codes, Space, Stage, decode
 
 Numbers = NDArray[Any]  # int64 of counts, float64 of milliseconds
 
@@ -144,6 +144,24 @@ def tables(space: Space, classes: int, channels: int, price: Price, join: np.ufu
     widths = space.head.width if space.head else (0,)
     heads = [[[price(head_piece(space, r, n, w, classes)) for w in widths] for n in before] for r in sizes[-1]]
     yield Table((at["resolution", 0], at["width", last], *([at["width", last + 1]] if space.head else [])), np.array(heads, dtype))
+
+
+def pieces_of(space: Space, row: Codes, classes: int, channels: int) -> list[Piece]:
+    """The pieces of one encoded architecture, in the order in which they run."""
+    arch = decode(space, row)
+    stem, at = space.stem, space.resolution.index(arch.resolution)
+    middle, residual = arch.stem if stem.deep else (0, 0)
+    width = arch.width[0]
+    pieces: list[Piece] = [StemPiece(arch.resolution, channels, width, stem.stride, stem.act, bool(stem.deep), middle, residual)]
+    sizes = [size[at] for size in map_sizes(space)]
+    for i, stage in enumerate(space.stages):
+        for j in range(arch.depth[i]):
+            slot, stride, out = space.slot(i, j), stage.stride if j == 0 else 1, arch.width[i + 1]
+            size = sizes[i] if j == 0 else sizes[i + 1]
+            change = space.changes_width(i, j)
+            pieces.append(block_piece(space, stage, size, width, out, arch.kernel[slot], arch.expand[slot], stride, change))
+            width = out
+    return [*pieces, head_piece(space, sizes[-1], width, arch.width[-1], classes)]
 
 
 def map_sizes(space: Space) -> list[list[int]]:
