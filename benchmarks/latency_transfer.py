@@ -53,12 +53,12 @@ def table_of(device: str, space: Space, codes: Codes, ms: Floats, others: tuple[
     )
 
 
-def ceiling(space: Space, codes: Codes, ms: Floats, predicted: Floats, rng: np.random.Generator) -> float:
-    """Kendall's tau that the true latencies would reach against measured ones.
+def ceiling(space: Space, codes: Codes, ms: Floats, predicted: Floats, rng: np.random.Generator) -> tuple[float, float]:
+    """(Kendall's tau that true latencies would reach against measured ones, share of the residual that architecture may still explain).
 
-    The variance of the noise is half the mean squared difference between measurements of neighbouring architectures (the nearest one
-    by choices): a variogram's first point, an upper bound of the noise, since neighbours do differ a little. The truth is then
-    simulated: predictions, spread to the variance that is left; and measured again with that noise.
+    What a model leaves is noise as far as the most alike architectures do not share it: the share that they do is 1 minus the ratio of
+    the median squared differences of residuals between neighbours (nearest by choices) and between strangers. The rest of the
+    residuals, shuffled and added to the predictions, is a second measurement of them.
     """
     X = features(space, codes)
     square = (X**2).sum(1)
@@ -67,11 +67,12 @@ def ceiling(space: Space, codes: Codes, ms: Floats, predicted: Floats, rng: np.r
         distance = square[start : start + 500, None] + square - 2 * X[start : start + 500] @ X.T
         distance[np.arange(len(distance)), start + np.arange(len(distance))] = np.inf
         nearest.append(distance.argmin(1))
-    difference = ms - ms[np.concatenate(nearest)]
-    step = predicted - predicted[np.concatenate(nearest)]
-    noise = max(float(np.mean(difference**2 - step**2)) / 2, 0.0)
-    truth = predicted * np.sqrt(max(ms.var() - noise, 0.0) / predicted.var())
-    return float(kendalltau(truth, truth + rng.normal(0, np.sqrt(noise), len(ms))).statistic)
+    left = ms - predicted
+    alike = left - left[np.concatenate(nearest)]
+    strange = left - rng.permutation(left)
+    share = 1 - float(np.median(alike**2) / np.median(strange**2))
+    again = predicted + rng.permutation(left) * np.sqrt(1 - max(share, 0.0))
+    return float(kendalltau(predicted, again).statistic), share
 
 
 def main() -> None:
@@ -84,7 +85,7 @@ def main() -> None:
     held, known = order[:1000], order[1000:]
     whole = {name: table_of(name, space, codes[known], ms[known]) for name, ms in latency.items()}
     macs = costs_of(space, codes).macs
-    print("device", "MACs", "10", "100", "1000", "4000 alone", "ceiling", sep="\t")
+    print("device", "MACs", "10", "100", "1000", "4000 alone", "ceiling", "left to explain", sep="\t")
     rows = []
     for name, ms in latency.items():
         others = tuple(table for other, table in whole.items() if other != name)
@@ -97,7 +98,7 @@ def main() -> None:
                 taus.append(kendalltau(model.predict(codes[held]), ms[held]).statistic)
             row.append(float(np.mean(taus)))
         alone = LatencyModel(whole[name], space).predict(codes)
-        row += [float(kendalltau(alone[held], ms[held]).statistic), ceiling(space, codes, ms, alone, rng)]
+        row += [float(kendalltau(alone[held], ms[held]).statistic), *ceiling(space, codes, ms, alone, rng)]
         rows.append(row)
         print(name, *(f"{tau:.3f}" for tau in row), sep="\t", flush=True)
     print("mean", *(f"{tau:.3f}" for tau in np.mean(rows, axis=0)), sep="\t")

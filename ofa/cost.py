@@ -15,7 +15,7 @@ from ofa.space import Arch, Codes, Space, encode
 
 FLOAT_BYTES = 4
 # Of an ONNX file as `python -m export.onnx` writes it, beside the weights: fitted to exported files, see docs/log.md.
-FILE_BYTES, NODE_BYTES, CLASS_BYTES = 2_400, 205, 12
+FILE_BYTES, ENTRY_BYTES, CLASS_BYTES = 2_400, 167, 12
 
 
 class Cost(NamedTuple):
@@ -56,8 +56,8 @@ def footprints_of(space: Space, codes_NF: Codes, classes: int = 1000, channels: 
     with class names of 8 letters. Within 1% of files over 200 kB, and within 1 kB of smaller ones.
     """
     (memory,) = total(_memory_tables(space, classes, channels), codes_NF, np.maximum)
-    numbers, nodes = total(_file_tables(space, classes, channels), codes_NF)
-    return Footprint(FLOAT_BYTES * memory, FLOAT_BYTES * numbers + NODE_BYTES * nodes + FILE_BYTES + CLASS_BYTES * classes)
+    numbers, entries = total(_file_tables(space, classes, channels), codes_NF)
+    return Footprint(FLOAT_BYTES * memory, FLOAT_BYTES * numbers + ENTRY_BYTES * entries + FILE_BYTES + CLASS_BYTES * classes)
 
 
 @lru_cache(maxsize=8)
@@ -128,22 +128,25 @@ def _cost_of_head(h: HeadPiece) -> tuple[int, int]:
 
 
 def stored_of_piece(piece: Piece) -> tuple[int, int]:
-    """(numbers stored in an ONNX file, nodes of its graph): BatchNorm is folded, and swish takes two nodes."""
+    """(numbers stored in an ONNX file, entries of its graph). BatchNorm is folded; swish takes two nodes.
+
+    A convolution or linear layer makes two entries, one for the node and one for its tensors; every other node makes one.
+    """
     params = cost_of_piece(piece)[1]
     act = 2 if piece.act == "swish" else 1
     match piece:
         case StemPiece():
             path = _stem_path(piece)
-            return params - sum(path[1:]), (len(path) - 1) * (1 + act) + piece.residual + piece.deep
+            return params - sum(path[1:]), (len(path) - 1) * (2 + act) + piece.residual + piece.deep
         case BlockPiece(block="bottleneck"):
-            nodes = 3 + 3 * act + 1 + piece.projects + (piece.stride > 1)
-            return params - 2 * piece.hidden - piece.out - piece.projects * piece.out, nodes
+            entries = 3 * (2 + act) + 1 + 2 * piece.projects + (piece.stride > 1)
+            return params - 2 * piece.hidden - piece.out - piece.projects * piece.out, entries
         case BlockPiece():
-            nodes = 2 + act + piece.expands * (1 + act) + 6 * piece.se + piece.residual + piece.projects
+            entries = (1 + piece.expands) * (2 + act) + 2 + 8 * piece.se + piece.residual + 2 * piece.projects
             pools = piece.residual and piece.stride > 1
-            return params - (1 + piece.expands) * piece.hidden - piece.out, nodes + pools
+            return params - (1 + piece.expands) * piece.hidden - piece.out, entries + pools
         case HeadPiece():
-            return params - piece.wide, 2 + (1 + act if piece.wide else 0) + (1 + act if piece.width else 0)
+            return params - piece.wide, 3 + (2 + act if piece.wide else 0) + (2 + act if piece.width else 0)
 
 
 def memory_of_piece(piece: Piece) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from scipy.stats import kendalltau
-from sklearn.linear_model import RidgeCV
+from sklearn.linear_model import Ridge, RidgeCV
 
 from engine.config import Config, validate
 from engine.errors import UserError
@@ -33,6 +33,7 @@ from predictors.kit import structure
 
 VERSION = 1
 AFFINE_AT_LEAST, RESIDUAL_AT_LEAST = 10, 30
+STRENGTHS = np.logspace(-1, 6, 15)
 Floats = NDArray[np.float64]
 Level = Literal["base", "affine", "residual"]
 
@@ -272,7 +273,11 @@ def _with_residual(model: Additive, table: LatencyTable, space: Space, codes: Co
     varies = spread > 1e-9 * (1 + np.abs(typical).max(axis=0))
     scale = np.where(varies, 1 / np.where(varies, spread, 1), 0)
     left = y - model.predict(codes)
-    ridge = RidgeCV(np.logspace(-1, 6, 15)).fit(matrix(codes) * scale, left)
+    X = matrix(codes) * scale
+    tried = RidgeCV(STRENGTHS, store_cv_results=True).fit(X, left).cv_results_
+    worse = tried - tried[:, [tried.mean(axis=0).argmin()]]
+    within = worse.mean(axis=0) <= worse.std(axis=0) / np.sqrt(len(left))  # one standard error of leave-one-out: then the stronger
+    ridge = Ridge(STRENGTHS[np.flatnonzero(within)[-1]]).fit(X, left)
     weights = (ridge.coef_ * scale).reshape(stages, width)
     priced = [Table(t.columns, (t.price @ weights[group])[..., None]) for t, group in zip(found, groups, strict=True)]
     return _sum([model, Additive(float(ridge.intercept_), tuple(priced))], [1, 1])
