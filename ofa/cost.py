@@ -15,7 +15,7 @@ from ofa.space import Arch, Codes, Space, encode
 
 FLOAT_BYTES = 4
 # Of an ONNX file as `python -m export.onnx` writes it, beside the weights: fitted to exported files, see docs/log.md.
-FILE_BYTES, ENTRY_BYTES, CLASS_BYTES = 2_400, 167, 12
+HEADER_BYTES, ENTRY_BYTES, METADATA_BYTES, CLASS_BYTES = 300, 170, 700, 12
 
 
 class Cost(NamedTuple):
@@ -53,11 +53,12 @@ def footprints_of(space: Space, codes_NF: Codes, classes: int = 1000, channels: 
     that does not map them from the file needs those bytes beside.
 
     file: 4 bytes for each stored number (a folded BatchNorm is one bias per channel), and what the format and the metadata take,
-    with class names of 8 letters. Within 1% of files over 200 kB, and within 1 kB of smaller ones.
+    with class names of 8 letters. Within 1% of exported files, those of long class names and few weights apart.
     """
     (memory,) = total(_memory_tables(space, classes, channels), codes_NF, np.maximum)
+    described = HEADER_BYTES + METADATA_BYTES + CLASS_BYTES * classes
     numbers, entries = total(_file_tables(space, classes, channels), codes_NF)
-    return Footprint(FLOAT_BYTES * memory, FLOAT_BYTES * numbers + ENTRY_BYTES * entries + FILE_BYTES + CLASS_BYTES * classes)
+    return Footprint(FLOAT_BYTES * memory, FLOAT_BYTES * numbers + ENTRY_BYTES * entries + described)
 
 
 @lru_cache(maxsize=8)

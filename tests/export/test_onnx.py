@@ -158,4 +158,4 @@ def test_the_file_is_as_large_as_predicted(exported: Path, trained_run: Path) ->
     trained, size = Trained(trained_run, torch.device("cpu")), exported.stat().st_size
     row = encode(trained.space, largest(trained.space))
     predicted = footprints_of(trained.space, row[None], len(trained.model.classes), trained.model.channels).file[0]
-    assert abs(predicted - size) < 1000
+    assert abs(predicted - size) < 0.01 * size
