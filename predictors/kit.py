@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from engine.errors import UserError
-from engine.run import read_json, write_json
+from engine.run import atomic, read_json, write_json
 from engine.seed import numpy_generator
 from ofa.onnx_file import to_onnx
 from ofa.pieces import BlockPiece, HeadPiece, Piece, StemPiece, pieces_of, tables
@@ -144,16 +144,16 @@ def _channels(piece: Piece) -> int:
 def export_piece(space: Space, piece: Piece, path: Path) -> None:
     """The piece with an open batch and side; its weights refer to the file of random numbers beside it."""
     module, channels = module_of(space, piece)
-    to_onnx(module.eval(), torch.zeros(2, channels, piece.size, piece.size), path, {})
-    model = onnx.load(path)
-    del model.graph.value_info[:]
-    for side in model.graph.input[0].type.tensor_type.shape.dim[2:]:
-        side.dim_param = "side"
-    output = model.graph.output[0].type.tensor_type.shape.dim
-    for place, axis in enumerate(output[2:]):
-        axis.dim_param = f"out{place}"
-    _lay_out(model)
-    onnx.save(model, path)
+    with atomic(path) as temporary:  # a file under its own name is complete: an interrupted export continues after it
+        to_onnx(module.eval(), torch.zeros(2, channels, piece.size, piece.size), temporary, {})
+        model = onnx.load(temporary)
+        del model.graph.value_info[:]
+        for side in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+            side.dim_param = "side"
+        for place, axis in enumerate(model.graph.output[0].type.tensor_type.shape.dim[2:]):
+            axis.dim_param = f"out{place}"
+        _lay_out(model)
+        onnx.save(model, temporary)
 
 
 def _lay_out(model: onnx.ModelProto) -> int:

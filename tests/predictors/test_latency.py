@@ -50,6 +50,21 @@ def made_up_blocks(space: Space, rng: np.random.Generator) -> dict[str, dict[int
     return blocks
 
 
+@pytest.fixture(scope="module")
+def slim_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A space of eight blocks: each costs a second to export."""
+    path = tmp_path_factory.mktemp("space") / "slim.yaml"
+    path.write_text("""
+resolution: [8, 12]
+stem: {width: [4], stride: 1, act: hard_swish}
+stages:
+  - {width: [8], depth: [1, 2, 3], kernel: [3, 5], expand: [2], stride: 2, se: true, act: hard_swish}
+  - {width: [8], depth: [1, 2, 3], kernel: [3], expand: [1], stride: 1, act: relu}
+head: {width: [16], expand: 2, act: swish}
+""")
+    return path
+
+
 @pytest.mark.parametrize("granularity", ["stage", "block"])
 def test_block_sum_is_the_sum_of_the_blocks_that_run(tiny: Space, granularity: str) -> None:
     space = Space.model_validate(tiny.model_dump() | {"granularity": granularity})
@@ -187,8 +202,9 @@ def test_pieces_of_other_spaces_run(name: str, tmp_path: Path) -> None:
         assert sum(p.numel() for p in module_of(space, piece)[0].parameters()) == cost_of_piece(piece)[1]
 
 
-def test_measure_export_run_and_import(tiny_yaml: Path, tiny: Space, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    common = ["--space", str(tiny_yaml), "--classes", "5", "--channels", "1", "--resolutions", "8", "--whole", "16"]
+def test_measure_export_run_and_import(slim_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    slim = load_space(str(slim_yaml))
+    common = ["--space", str(slim_yaml), "--classes", "5", "--channels", "1", "--resolutions", "8", "--whole", "16"]
     kit = tmp_path / "kit"
     assert parse(Measure, [*common, "--export-kit", str(kit)]).execute() == 0
     first = {path.name: path.stat().st_mtime_ns for path in kit.glob("*k3*.onnx")}
@@ -200,15 +216,15 @@ def test_measure_export_run_and_import(tiny_yaml: Path, tiny: Space, tmp_path: P
     subprocess.run(script, cwd=device, check=True, capture_output=True)
     csv = device / "latency.csv"
     lines = csv.read_text().splitlines(keepends=True)
-    csv.write_text("".join(lines[:40]) + lines[40][:17])  # killed in the middle of a line
+    csv.write_text("".join(lines[:20]) + lines[20][:17])  # killed in the middle of a line
     subprocess.run(script, cwd=device, check=True, capture_output=True)
     assert len(csv.read_text().splitlines()) == len(lines)
-    table, _ = build_table(read_timings(csv), "test", tiny, 5, 1)
+    table, _ = build_table(read_timings(csv), "test", slim, 5, 1)
     codes, ms = networks_of(table)
     assert table.resolutions == (8,)
     assert table.clock == "cpu"
-    assert len(codes) == len(spread_networks(tiny, (8,), 16)) == len(ms)
-    predicted = LatencyModel(table, tiny, "affine").predict(codes)
+    assert len(codes) == len(spread_networks(slim, (8,), 16)) == len(ms)
+    predicted = LatencyModel(table, slim, "affine").predict(codes)
     assert 0.2 < np.median(predicted / ms) < 5
     capsys.readouterr()
     out = tmp_path / "t.json"
@@ -218,9 +234,9 @@ def test_measure_export_run_and_import(tiny_yaml: Path, tiny: Space, tmp_path: P
     assert (status == 0) == out.exists() == ("not saved" not in said)  # which, depends on what else this machine does
 
 
-def test_measure_here_continues_and_cleans_up(tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measure_here_and_clean_up(slim_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("predictors.measure.complaint", lambda noise: "")  # however busy this machine is
-    words = ["--space", str(tiny_yaml), "--resolutions", "8", "--whole", "10", "--no-blocks", "--rounds", "2", "--seconds", "0"]
+    words = ["--space", str(slim_yaml), "--resolutions", "8", "--whole", "10", "--no-blocks", "--rounds", "2", "--seconds", "0"]
     words += ["--device-name", "here", "--out", str(tmp_path / "here.json")]
     assert parse(Measure, words).execute() == 0
     assert [path.name for path in tmp_path.iterdir()] == ["here.json"]
