@@ -1,18 +1,12 @@
 """Write chosen subnets as ONNX files, each proved equal to its torch model before it gets its name."""
 
-import copy
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import onnx
-import torch
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
-from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from engine.augment import resize
 from engine.cli import main
@@ -21,12 +15,11 @@ from engine.errors import UserError
 from engine.macs import count_parameters
 from engine.run import versions, write_json
 from export.verify import TOLERANCE, Parity, check_file, compare
+from ofa.onnx_file import to_onnx
 from ofa.space import Arch, decode, encode, find_arch
-from ofa.subnet import ConvBN, accuracy
+from ofa.subnet import accuracy
 from ofa.trained import RunCommand, Trained, run_flag
 from predictors.pairs import read_selected
-
-OPSET, IR_VERSION = 18, 10
 
 
 class Export(RunCommand):
@@ -108,39 +101,6 @@ def export(trained: Trained, arch: Arch, facts: dict[str, Any], path: Path, imag
     return parity, complaint
 
 
-def to_onnx(module: nn.Module, example_NCHW: torch.Tensor, path: Path, metadata: dict[str, Any]) -> None:
-    """`module` (eval mode) as one ONNX file with a dynamic batch axis and `metadata` as string properties."""
-    folded = fold_batch_norm(module)
-    batch = torch.export.Dim("batch", min=1)
-    program = torch.onnx.export(
-        folded,
-        (example_NCHW.contiguous(),),
-        dynamo=True,
-        input_names=["image"],
-        output_names=["logits"],
-        dynamic_shapes=({0: batch},),
-        opset_version=OPSET,
-        external_data=False,
-        verbose=False,
-    )
-    assert program is not None
-    model = program.model_proto
-    model.ir_version = IR_VERSION
-    _strip(model)
-    onnx.helper.set_model_props(model, {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()})
-    onnx.save(model, path)
-
-
-def fold_batch_norm(module: nn.Module) -> nn.Module:
-    """A contiguous copy of `module` whose convolutions carry their BatchNorm's scale and shift."""
-    folded = copy.deepcopy(module).to(memory_format=torch.contiguous_format)
-    for block in folded.modules():
-        if isinstance(block, ConvBN):
-            block.conv = fuse_conv_bn_eval(block.conv, block.bn)
-            block.bn = nn.Identity()  # type: ignore[assignment]
-    return folded
-
-
 def describe(trained: Trained, arch: Arch, facts: dict[str, Any]) -> dict[str, Any]:
     """Everything a device's engineer needs to feed the file and to trust it."""
     macs, params = trained.cost(arch)
@@ -164,14 +124,6 @@ def describe(trained: Trained, arch: Arch, facts: dict[str, Any]) -> dict[str, A
         **facts,
         "versions": versions(),
     }
-
-
-def _strip(model: onnx.ModelProto) -> None:
-    """Remove what the exporter says about the source: stack traces and paths of this machine."""
-    model.doc_string = ""
-    for holder in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output, *model.functions):
-        holder.doc_string = ""
-        del holder.metadata_props[:]
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
-"""Multiply-accumulates and parameters of an architecture in closed form; of one, or of a million encoded ones at once.
+"""What an architecture costs, in closed form: MACs, parameters, peak memory, file size; of one, or of a million encoded ones at once.
 
-Convolutions and linear layers count, as in the published tables; biases, BatchNorm and activations cost no MACs. The cost
-of a block depends on a handful of choices only, so a million architectures are table look-ups, one table for each block.
+Convolutions and linear layers count as MACs, as in the published tables; biases, BatchNorm and activations cost none.
 """
 
-from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ofa.space import Arch, Codes, Head, Space, Stage, Stem, encode
+from ofa.pieces import BlockPiece, HeadPiece, Piece, StemPiece, Table, halve, squeeze_width, tables, total
+from ofa.space import Arch, Codes, Space, encode
+
+FLOAT_BYTES = 4
+# Of an ONNX file as `python -m export.onnx` writes it, beside the weights: fitted to exported files, see docs/log.md.
+HEADER_BYTES, ENTRY_BYTES, METADATA_BYTES, CLASS_BYTES = 300, 167, 600, 12
 
 
 class Cost(NamedTuple):
@@ -22,32 +25,11 @@ class Cost(NamedTuple):
     params: NDArray[np.int64]
 
 
-class Table(NamedTuple):
-    """Cost of one group of layers by the choices it reads: `columns` of the codes, and an array (*choices, 2)."""
+class Footprint(NamedTuple):
+    """Bytes that a device needs, in float32. See `footprints_of`."""
 
-    columns: tuple[int, ...]
-    cost: NDArray[np.int64]
-
-
-def make_divisible(value: float, divisor: int = 8) -> int:
-    """The multiple of `divisor` nearest to `value`, but never below 90% of it (MobileNetV2, arXiv:1801.04381, code)."""
-    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * value else rounded
-
-
-def hidden_width(width: int, expand: float) -> int:
-    """Channels between the two 1x1 convolutions of a block; `width` is what its stage says `expand` multiplies."""
-    return make_divisible(round(width * expand)) if expand != 1 else width
-
-
-def squeeze_width(hidden: int) -> int:
-    """Channels inside squeeze-and-excitation."""
-    return make_divisible(hidden // 4)
-
-
-def halve(size: int, stride: int) -> int:
-    """Side of the map after a convolution of this stride with 'same' padding."""
-    return -(-size // stride)
+    memory: NDArray[np.int64]
+    file: NDArray[np.int64]
 
 
 def cost_of(space: Space, arch: Arch, classes: int = 1000, channels: int = 3) -> tuple[int, int]:
@@ -58,113 +40,148 @@ def cost_of(space: Space, arch: Arch, classes: int = 1000, channels: int = 3) ->
 
 def costs_of(space: Space, codes_NF: Codes, classes: int = 1000, channels: int = 3) -> Cost:
     """Costs of every row. A million rows take about half a second when kernels are chosen per stage, 2 s per block."""
-    choice_FN = np.ascontiguousarray(np.maximum(codes_NF, 1).T) - 1
-    macs, params = np.zeros((2, len(codes_NF)), np.int64)
-    for columns, cost in _cached_tables(space, classes, channels):
-        place = np.zeros(len(codes_NF), np.int32)
-        for column, choices in zip(columns, cost.shape, strict=False):
-            if choices > 1:
-                place *= choices
-                place += choice_FN[column]
-        macs += cost[..., 0].ravel()[place]
-        params += cost[..., 1].ravel()[place]
+    macs, params = total(_cost_tables(space, classes, channels), codes_NF)
     return Cost(macs, params)
 
 
+def footprints_of(space: Space, codes_NF: Codes, classes: int = 1000, channels: int = 3) -> Footprint:
+    """Peak activation memory and ONNX file size of every row, in bytes.
+
+    memory: the largest sum, over the layers in the order in which they run, of the tensors that must exist while a layer runs:
+    its inputs, its output, and what a later layer still reads (a block's input until its shortcut is added). One float32 image;
+    BatchNorm is folded; activations, sums and squeeze-and-excitation's scaling work in place. Weights are not in it: a runtime
+    that does not map them from the file needs those bytes beside.
+
+    file: 4 bytes for each stored number (a folded BatchNorm is one bias per channel), and what the format and the metadata take,
+    with class names of 8 letters. Within 1% of exported files, those of long class names and few weights apart.
+    """
+    (memory,) = total(_memory_tables(space, classes, channels), codes_NF, np.maximum)
+    described = HEADER_BYTES + METADATA_BYTES + CLASS_BYTES * classes
+    numbers, entries = total(_file_tables(space, classes, channels), codes_NF)
+    return Footprint(FLOAT_BYTES * memory, FLOAT_BYTES * numbers + ENTRY_BYTES * entries + described)
+
+
 @lru_cache(maxsize=8)
-def _cached_tables(space: Space, classes: int, channels: int) -> tuple[Table, ...]:
-    return tuple(tables(space, classes, channels))
+def _cost_tables(space: Space, classes: int, channels: int) -> tuple[Table, ...]:
+    return tuple(tables(space, classes, channels, cost_of_piece))
 
 
-def tables(space: Space, classes: int, channels: int) -> Iterator[Table]:
-    """Tables for the stem, the blocks and the head; the cost of an architecture is the sum of its entries."""
-    at, stem = space.column_index, space.stem
-    deep = stem.deep
-    middles, residuals = (deep.middle, deep.residual) if deep else ((0,), (0,))
-    stems = [[[[stem_cost(stem, r, channels, w, m, n) for n in residuals] for m in middles] for w in stem.width] for r in space.resolution]
-    choices = (at["resolution", 0], at["width", 0], *((at["stem", 0], at["stem", 1]) if deep else ()))
-    yield Table(choices, np.array(stems, np.int64))
-    sizes = [halve(halve(r, stem.stride), 2 if deep else 1) for r in space.resolution]
-    before = space.stem.width
-    for i, stage in enumerate(space.stages):
-        after = [halve(r, stage.stride) for r in sizes]
-        first = _grid(space, stage, sizes, before, stage.stride, space.changes_width(i, 0))
-        later = _grid(space, stage, after, stage.width, 1, False)
-        shape = (at["resolution", 0], at["width", i], at["width", i + 1])
-        if space.granularity == "stage":
-            same = np.moveaxis(np.diagonal(later, axis1=1, axis2=2), -1, 1)[:, None]  # a later block's input is its output
-            total = np.stack([first + (d - 1) * same for d in stage.depth], axis=-2)
-            yield Table((*shape, at["kernel", i], at["expand", i], at["depth", i]), total)
-        else:
-            for block in range(stage.depth[-1]):
-                slot, grid = space.slot(i, block), first if block == 0 else later
-                source = i if block == 0 else i + 1
-                total = np.stack([grid if d > block else np.zeros_like(grid) for d in stage.depth], axis=-2)
-                yield Table((shape[0], at["width", source], shape[2], at["kernel", slot], at["expand", slot], at["depth", i]), total)
-        sizes, before = after, stage.width
-    last = len(space.stages)
-    if space.head is None:
-        yield Table((at["width", last],), np.array([(n * classes, n * classes + classes) for n in before], np.int64))
-    else:
-        head = [[[head_cost(space.head, r, n, w, classes) for w in space.head.width] for n in before] for r in sizes]
-        yield Table((at["resolution", 0], at["width", last], at["width", last + 1]), np.array(head, np.int64))
+@lru_cache(maxsize=8)
+def _memory_tables(space: Space, classes: int, channels: int) -> tuple[Table, ...]:
+    return tuple(tables(space, classes, channels, lambda piece: (memory_of_piece(piece),), np.maximum))
 
 
-def _grid(space: Space, stage: Stage, sizes: list[int], inputs: tuple[int, ...], stride: int, changes: bool) -> NDArray[np.int64]:
-    """Costs of one block: (resolution, input width, width, kernel, expand, 2)."""
-    cost = bottleneck_cost if stage.block == "bottleneck" else partial(block_cost, space.shortcut)
-    return np.array(
-        [
-            [
-                [[[cost(stage, r, n, w, k, e, stride, changes) for e in stage.expand] for k in stage.kernel] for w in stage.width]
-                for n in inputs
-            ]
-            for r in sizes
-        ],
-        np.int64,
-    )
+@lru_cache(maxsize=8)
+def _file_tables(space: Space, classes: int, channels: int) -> tuple[Table, ...]:
+    return tuple(tables(space, classes, channels, stored_of_piece))
 
 
-def stem_cost(stem: Stem, resolution: int, channels: int, width: int, middle: int, residual: int) -> tuple[int, int]:
-    """(MACs, parameters) of the stem on an image of `channels` channels. Without a deep stem, `middle` and `residual` count for nothing."""
-    path = [channels, *[middle] * (1 + residual), width] if stem.deep else [channels, width]
-    weights = sum(9 * a * b for a, b in pairwise(path))
-    return halve(resolution, stem.stride) ** 2 * weights, weights + 2 * sum(path[1:])
+def cost_of_piece(piece: Piece) -> tuple[int, int]:
+    """(MACs, parameters)."""
+    match piece:
+        case StemPiece():
+            path = _stem_path(piece)
+            weights = sum(9 * a * b for a, b in pairwise(path))
+            return halve(piece.size, piece.stride) ** 2 * weights, weights + 2 * sum(path[1:])
+        case BlockPiece(block="bottleneck"):
+            return _cost_of_bottleneck(piece)
+        case BlockPiece():
+            return _cost_of_inverted(piece)
+        case HeadPiece():
+            return _cost_of_head(piece)
 
 
-def block_cost(
-    shortcut: str, stage: Stage, size: int, inp: int, out: int, kernel: int, expand: float, stride: int, changes: bool
-) -> tuple[int, int]:
-    """(MACs, parameters) of one inverted bottleneck on a `size` x `size` map of `inp` channels. changes: `Space.changes_width`."""
-    hidden, after = hidden_width(inp, expand), halve(size, stride)
-    weights = [(after**2, kernel**2 * hidden), (after**2, hidden * out)]
-    extra = 2 * hidden + 2 * out
-    if stage.expand != (1,):
-        weights.append((size**2, inp * hidden))
-        extra += 2 * hidden
-    if stage.se:
-        squeeze = squeeze_width(hidden)
-        weights.append((1, 2 * hidden * squeeze))
-        extra += hidden + squeeze
-    if shortcut == "projected" and changes and inp != out:
-        weights.append((after**2, inp * out))
+def _stem_path(stem: StemPiece) -> list[int]:
+    return [stem.channels, *[stem.middle] * (1 + stem.residual if stem.deep else 0), stem.width]
+
+
+def _cost_of_inverted(b: BlockPiece) -> tuple[int, int]:
+    after = halve(b.size, b.stride)
+    weights = [(after**2, b.kernel**2 * b.hidden), (after**2, b.hidden * b.out)]
+    extra = 2 * b.hidden + 2 * b.out
+    if b.expands:
+        weights.append((b.size**2, b.inp * b.hidden))
+        extra += 2 * b.hidden
+    if b.se:
+        squeeze = squeeze_width(b.hidden)
+        weights.append((1, 2 * b.hidden * squeeze))
+        extra += b.hidden + squeeze
+    if b.projects:
+        weights.append((after**2, b.inp * b.out))
     return sum(area * w for area, w in weights), sum(w for _, w in weights) + extra
 
 
-def bottleneck_cost(stage: Stage, size: int, inp: int, out: int, kernel: int, expand: float, stride: int, changes: bool) -> tuple[int, int]:
-    """(MACs, parameters) of one ResNet-D bottleneck on a `size` x `size` map of `inp` channels."""
-    hidden, after = hidden_width(out, expand), halve(size, stride)
-    shortcut = inp * out if changes else 0
-    later = kernel**2 * hidden**2 + hidden * out + shortcut
-    norms = 4 * hidden + 2 * out + (2 * out if changes else 0)
-    return size**2 * inp * hidden + after**2 * later, inp * hidden + later + norms
+def _cost_of_bottleneck(b: BlockPiece) -> tuple[int, int]:
+    shortcut = b.inp * b.out if b.projects else 0
+    later = b.kernel**2 * b.hidden**2 + b.hidden * b.out + shortcut
+    norms = 4 * b.hidden + 2 * b.out + (2 * b.out if b.projects else 0)
+    return b.size**2 * b.inp * b.hidden + halve(b.size, b.stride) ** 2 * later, b.inp * b.hidden + later + norms
 
 
-def head_cost(head: Head, size: int, inp: int, width: int, classes: int) -> tuple[int, int]:
-    """(MACs, parameters) of the head and the classifier on a `size` x `size` map of `inp` channels."""
-    linear = width * classes
-    if head.expand is None:
-        return size**2 * inp * width + linear, inp * width + 2 * width + linear + classes
-    wide = head.expand * inp
-    params = inp * wide + 2 * wide + wide * width + (width if head.bias else 0) + linear + classes
-    return size**2 * inp * wide + wide * width + linear, params
+def _cost_of_head(h: HeadPiece) -> tuple[int, int]:
+    macs = h.size**2 * h.inp * h.wide
+    params = (h.inp + 2) * h.wide
+    pooled = h.wide or h.inp
+    if h.width:
+        macs, params = macs + pooled * h.width, params + pooled * h.width + h.bias * h.width
+    features = h.width or pooled
+    return macs + features * h.classes, params + (features + 1) * h.classes
+
+
+def stored_of_piece(piece: Piece) -> tuple[int, int]:
+    """(numbers stored in an ONNX file, entries of its graph). BatchNorm is folded; swish takes two nodes.
+
+    A convolution or linear layer makes two entries, one for the node and one for its tensors; every other node makes one.
+    """
+    params = cost_of_piece(piece)[1]
+    act = 2 if piece.act == "swish" else 1
+    match piece:
+        case StemPiece():
+            path = _stem_path(piece)
+            return params - sum(path[1:]), (len(path) - 1) * (2 + act) + piece.residual + piece.deep
+        case BlockPiece(block="bottleneck"):
+            entries = 3 * (2 + act) + 1 + 2 * piece.projects + (piece.stride > 1)
+            return params - 2 * piece.hidden - piece.out - piece.projects * piece.out, entries
+        case BlockPiece():
+            entries = (1 + piece.expands) * (2 + act) + 2 + 8 * piece.se + piece.residual + 2 * piece.projects
+            pools = piece.residual and piece.stride > 1
+            return params - (1 + piece.expands) * piece.hidden - piece.out, entries + pools
+        case HeadPiece():
+            return params - piece.wide, 3 + (2 + act if piece.wide else 0) + (2 + act if piece.width else 0)
+
+
+def memory_of_piece(piece: Piece) -> int:
+    """The most float32 numbers that are alive at once while the piece runs, its input included. See `footprints_of`."""
+    match piece:
+        case StemPiece():
+            after = halve(piece.size, piece.stride) ** 2
+            path = _stem_path(piece)
+            first = piece.size**2 * piece.channels + after * path[1]
+            later = [after * (a + b) for a, b in pairwise(path[1:])]
+            pool = (after + halve(halve(piece.size, piece.stride), 2) ** 2) * piece.width if piece.deep else 0
+            return max(first, *later, pool)
+        case BlockPiece():
+            return _memory_of_block(piece)
+        case HeadPiece():
+            areas = [piece.size**2 * piece.inp, *([piece.size**2 * piece.wide] if piece.wide else []), piece.wide or piece.inp]
+            vectors = [*([piece.width] if piece.width else []), piece.classes]
+            return max(a + b for a, b in pairwise(areas + vectors))
+
+
+def _memory_of_block(b: BlockPiece) -> int:
+    before, after = b.size**2, halve(b.size, b.stride) ** 2
+    kept = b.inp * before if b.residual else 0  # the block's input, until its shortcut is taken
+    out = b.out * after
+    middle = b.hidden * after
+    layers = [middle + out + kept]
+    if b.expands:
+        layers += [b.inp * before + b.hidden * before, b.hidden * before + middle + kept]
+    else:
+        layers += [b.inp * before + middle]
+    if b.se:
+        layers.append(middle + b.hidden + squeeze_width(b.hidden) + kept)
+    if b.residual and b.stride > 1:
+        layers.append(out + kept + b.inp * after)
+    if b.projects:
+        layers.append(out + (b.inp * after if b.stride > 1 else kept) + out)
+    return max(layers)

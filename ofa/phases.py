@@ -20,8 +20,8 @@ from engine.checkpoint import load_weights
 from engine.config import Config
 from engine.device import autocast
 from engine.seed import numpy_generator
-from ofa.cost import hidden_width, squeeze_width
 from ofa.losses import soft_cross_entropy
+from ofa.pieces import hidden_width, squeeze_width
 from ofa.sandwich import Sandwich, label_step
 from ofa.space import Arch, Codes, Space, canonical, decode, largest
 from ofa.subnet import Subnet, extract

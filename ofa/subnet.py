@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from engine.augment import resize
 from engine.data import Batch, Data, Split
-from ofa.cost import hidden_width, squeeze_width
+from ofa.pieces import hidden_width, squeeze_width
 from ofa.space import Act, Arch, Space, Stage, encode
 from ofa.space import Head as HeadChoices
 from ofa.supernet import Supernet

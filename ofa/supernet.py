@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.augment import resize
-from ofa.cost import hidden_width, squeeze_width
 from ofa.elastic import (
     ElasticBatchNorm,
     ElasticConv,
@@ -25,6 +24,7 @@ from ofa.elastic import (
     prefixed,
 )
 from ofa.fast import ACTIVATION
+from ofa.pieces import hidden_width, squeeze_width
 from ofa.space import Act, Arch, Deep, Head, Space, Stage, Stem
 
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ofa.cost import tables
+from ofa.cost import cost_of_piece
+from ofa.pieces import tables
 from ofa.space import Codes, Space, sample_codes
 from predictors.constraints import Floats, Scores
 
@@ -28,8 +29,8 @@ class Part(NamedTuple):
 
 def parts_of(space: Space, classes: int, channels: int) -> dict[str, list[Part]]:
     """MACs and parameters as sums."""
-    found = list(tables(space, classes, channels))
-    return {name: [Part(table.columns, table.cost[..., i]) for table in found] for i, name in enumerate(("macs", "params"))}
+    found = list(tables(space, classes, channels, cost_of_piece))
+    return {name: [Part(table.columns, table.price[..., i]) for table in found] for i, name in enumerate(("macs", "params"))}
 
 
 def fit_additive(space: Space, score: Scores, parts: Sequence[Part], rng: np.random.Generator) -> list[Floats]:

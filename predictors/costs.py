@@ -1,15 +1,11 @@
 """Every cost of a space's architectures that a constraint can limit or a front can trade accuracy for."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ofa.cost import costs_of
-from ofa.space import Codes, Space
+from ofa.cost import costs_of, footprints_of
+from ofa.space import Space
 from predictors.constraints import Costs
+from predictors.latency import load_latency
 
 
 def cost_functions(space: Space, classes: int, channels: int, latency_table: Path | None) -> dict[str, Costs]:
@@ -22,24 +18,8 @@ def cost_functions(space: Space, classes: int, channels: int, latency_table: Pat
         "macs": lambda rows: costs_of(space, rows, classes, channels).macs,
         "params": lambda rows: costs_of(space, rows, classes, channels).params,
         "size": lambda rows: footprints_of(space, rows, classes, channels).file,
+        "memory": lambda rows: footprints_of(space, rows, classes, channels).memory,
     }
     if latency_table is not None:
-        found["latency"] = _latency(latency_table, space, classes, channels)
+        found["latency"] = load_latency(latency_table, space, classes, channels).predict
     return found
-
-
-class Footprint(NamedTuple):
-    """Bytes that a device needs."""
-
-    file: NDArray[np.int64]
-
-
-def footprints_of(space: Space, rows: Codes, classes: int, channels: int) -> Footprint:
-    """(N,) size of the exported file: 4 bytes a parameter."""
-    return Footprint(4 * costs_of(space, rows, classes, channels).params)
-
-
-def _latency(path: Path, space: Space, classes: int, channels: int) -> Callable[[Codes], NDArray[np.float64]]:
-    from predictors.latency import load_latency  # type: ignore[import-untyped,unused-ignore]
-
-    return load_latency(path, space, classes, channels).predict

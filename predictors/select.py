@@ -120,9 +120,6 @@ class Select(RunCommand):
     def _goals(self, costs: Mapping[str, Costs]) -> list[Goal]:
         """What to find: the best for each budget, and the front."""
         limits = {"latency": self.latency, "size": self.size, "memory": self.memory, "params": self.params}
-        unknown = [name for name, limit in limits.items() if (limit is not None or name in self.front) and name not in costs]
-        if unknown:
-            raise UserError(f"--{unknown[0]} cannot be counted; leave it out.")
         others = [Constraint(name, limit, costs[name]) for name, limit in limits.items() if limit is not None]
         budgets = [[Constraint("macs", budget, costs["macs"]), *others] for budget in self.flops] or [others]
         goals = [Goal.best(constraints) for constraints in budgets if constraints]

@@ -16,9 +16,11 @@ import export.onnx as exporter
 from engine.cli import parse
 from engine.errors import UserError
 from engine.macs import count_parameters
-from export.onnx import Export, fold_batch_norm, to_onnx
+from export.onnx import Export
 from export.verify import Parity, check_file, compare
-from ofa.space import Space, find_arch, largest, load_space, sample
+from ofa.cost import footprints_of
+from ofa.onnx_file import fold_batch_norm, to_onnx
+from ofa.space import Space, encode, find_arch, largest, load_space, sample
 from ofa.subnet import Subnet
 from ofa.trained import Trained
 
@@ -150,3 +152,10 @@ def test_selected_subnets(trained_run: Path, tmp_path: Path) -> None:
     assert manifest["val_accuracy"] == trained.accuracy(largest(trained.space), "val"), "measured, not copied"
     assert manifest["parity"]["relative_error"] < 1e-4
     assert manifest["bytes"] == (copy / "export" / "1M.onnx").stat().st_size
+
+
+def test_the_file_is_as_large_as_predicted(exported: Path, trained_run: Path) -> None:
+    trained, size = Trained(trained_run, torch.device("cpu")), exported.stat().st_size
+    row = encode(trained.space, largest(trained.space))
+    predicted = footprints_of(trained.space, row[None], len(trained.model.classes), trained.model.channels).file[0]
+    assert abs(predicted - size) < 0.01 * size

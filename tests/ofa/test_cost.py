@@ -11,7 +11,8 @@ import torch
 
 import ofa
 from engine.macs import count_macs, count_parameters
-from ofa.cost import cost_of, costs_of, make_divisible
+from ofa.cost import cost_of, costs_of
+from ofa.pieces import make_divisible
 from ofa.space import Arch, Space, find_arch, largest, load_space, published, sample, sample_codes, smallest
 from ofa.subnet import Subnet
 

@@ -20,9 +20,9 @@ from engine.data import load_data
 from engine.errors import UserError
 from engine.run import Run as RunFolder
 from engine.run import read_lines
-from ofa.cost import hidden_width
 from ofa.losses import soft_cross_entropy
 from ofa.phases import Phase, drawn_resolution, grows, place, shrinking_step, sort_channels
+from ofa.pieces import hidden_width
 from ofa.sampling import UniformSampler
 from ofa.sandwich import Sandwich
 from ofa.space import Space, largest, load_space, smallest
