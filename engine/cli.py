@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, Field
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
-from engine.config import Config, merge, models_in, read_recipe, validate
+from engine.config import Config, merge, models_in, over_defaults, read_recipe, validate
 from engine.errors import UserError, nearest
 from engine.interrupt import interrupt_once
 from engine.launch import complain, only_the_first_prints, started
@@ -42,7 +42,8 @@ def parse(command: type[T], argv: list[str]) -> T:
     recipe = given.pop("config", command.model_fields["config"].default)
     values = read_recipe(recipe) if recipe else {}
     values.pop("config", None)
-    return validate(command, merge(values, given) | {"config": recipe}, recipe or "command line", given)
+    values = over_defaults(command, merge(values, given))
+    return validate(command, values | {"config": recipe}, recipe or "command line", given)
 
 
 def _flags(command: type[Command], argv: list[str]) -> dict[str, Any]:

@@ -35,10 +35,11 @@ Count = Annotated[int, BeforeValidator(parse_count)]
 
 def format_count(value: float, digits: int = 3) -> str:
     """1234567 -> `1.23M`; with 15 digits `1.234567M`, which `parse_count` reads back exactly."""
+    rounded = float(f"{value:.{digits}g}")
     for suffix, unit in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if float(f"{value:.{digits}g}") >= unit:
-            return f"{value / unit:.{digits}g}{suffix}"
-    return f"{value:.{digits}g}"
+        if rounded >= unit:
+            return f"{rounded / unit:.15g}{suffix}"
+    return f"{rounded:.15g}"
 
 
 def find_recipe(name: str) -> Path:
@@ -97,6 +98,20 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def over_defaults(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    """`values` whose sections are laid over the sections' defaults, so that a section may leave out its `name`."""
+    defaults = {name: field.get_default() for name, field in model.model_fields.items()}
+    sections = {name: default.model_dump() for name, default in defaults.items() if isinstance(default, BaseModel) and name in values}
+    laid = merge(sections, values)
+    for name, value in laid.items():
+        kinds = models_in(model.model_fields[name].annotation) if name in model.model_fields and isinstance(value, dict) else []
+        tagged = [kind for kind in kinds if "name" in kind.model_fields]
+        kinds = [kind for kind in tagged if value.get("name") in get_args(kind.model_fields["name"].annotation)] or kinds
+        if len(kinds) == 1:
+            laid[name] = over_defaults(kinds[0], value)
+    return laid
+
+
 def validate(model: type[C], values: Any, source: str, flags: dict[str, Any] | None = None) -> C:
     """`values` as a `model`.
 
@@ -106,14 +121,14 @@ def validate(model: type[C], values: Any, source: str, flags: dict[str, Any] | N
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        path, sentence = explain(error, model)
+        path, sentence = explain(error, model, flags is not None)
         found: Any = flags
         for part in path:
             found = found.get(part) if isinstance(found, dict) else found
         raise UserError(f"{source if found is None else 'command line'}: {sentence}") from None
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> tuple[list[str], str]:
+def explain(error: ValidationError, model: type[BaseModel], has_flags: bool = False) -> tuple[list[str], str]:
     """Where a validation error is and one sentence: about an unknown field if there is one, since that is why another is missing."""
     complaints = error.errors()
     first = next((c for c in complaints if c["type"] == "extra_forbidden"), complaints[0])
@@ -124,7 +139,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> tuple[list[str], 
         case "extra_forbidden":
             return path, f"there is no field '{where}'; {nearest(path[-1], siblings)}"
         case "missing":
-            return path, f"'{where}' is missing; give it in the recipe or as --{where.replace('_', '-')}."
+            remedy = f"; give it in the recipe or as --{where.replace('_', '-')}" if has_flags else ""
+            return path, f"'{where}' is missing{remedy}."
         case "value_error":
             return path, f"{where}: {message}." if where else f"{message}."
     return path, f"'{where}' = {first['input']!r} is not valid: {message[0].lower()}{message[1:]}."

@@ -26,7 +26,7 @@ class Cosine(Config):
     name: Literal["cosine"] = "cosine"
 
 
-Schedule = Annotated[Exponential | Cosine, Field(discriminator="name")]
+Schedule = Annotated[Cosine | Exponential, Field(discriminator="name")]
 
 
 class SGD(Config):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -177,7 +178,7 @@ class Run:
                 )
 
     @classmethod
-    def open(cls, path: Path) -> "Run":
+    def open(cls, path: Path, flag: str = "--run") -> "Run":
         """A finished run, to be read by a later stage.
 
         Raises:
@@ -185,7 +186,7 @@ class Run:
         """
         run = cls(path)
         if not (path / "config.yaml").exists():
-            raise UserError(f"'{path}' is not a run folder; train one with python -m ofa.train --out {path}, or name another with --run.")
+            raise UserError(f"'{path}' is not a run folder; train one with python -m ofa.train --out {path}, or name another with {flag}.")
         if not run.finished:
             raise UserError(
                 f"Run '{path}' is not finished; continue it with python -m ofa.train --config {path}/config.yaml --out {path} --resume."
@@ -209,7 +210,7 @@ def tensorboard_writer() -> Any:
 def environment() -> dict[str, Any]:
     """What produced a result: command, versions, device, and the state of the source it ran from."""
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -60,7 +60,9 @@ class Export(RunCommand):
             numbers = (f"{parity.relative_error:.1e}", f"{parity.same_top1:.1%}", str(parity.images))
             table.add_row(path.name, size, format_count(trained.cost(arch)[0]), *numbers, complaint or "equal")
         Console().print(table)
-        print(f"written to {self.run / 'export'}\nnext: python -m predictors.report{run_flag(self.run)}")
+        print(f"written to {self.run / 'export'}")
+        if trained.model.arch is None:
+            print(f"next: python -m predictors.report{run_flag(self.run)}")
         return 1 if failed else 0
 
     def _chosen(self, trained: Trained) -> list[tuple[str, Arch, dict[str, Any]]]:

@@ -1,6 +1,5 @@
 """A published checkpoint becomes a run folder that every later command takes."""
 
-import re
 from pathlib import Path
 from typing import Literal
 
@@ -51,21 +50,22 @@ class Convert(Command):
             torch.manual_seed(derive(self.seed, "weights"))
             supernet = Supernet(space, len(data.classes), data.channels)
             if self.source in ("torchvision", "timm"):
-                load_network(supernet, tensors, self.source, self.file)
+                fresh = load_network(supernet, tensors, self.source, self.file)
             else:
-                load_supernet(supernet, tensors, self.file)
+                fresh = load_supernet(supernet, tensors, self.file)
         run = Run.start(self.out, self, resume=False, overwrite=self.overwrite)
-        keep_model(run.path / "model.json", model_of(space, None, data, self.calibration_images))
+        start = fresh or self.source in ("torchvision", "timm")
+        keep_model(run.path / "model.json", model_of(space, None, data, self.calibration_images, start))
         save_weights(run.path / "weights.safetensors", supernet.state_dict())
         run.finish()
-        (before,) = (len(tensor) for name, tensor in tensors.items() if re.search(r"classifier\.(3\.|[a-z.]*)weight$", name))
-        print(f"space '{space.name}'")
-        if before == len(data.classes):
-            print(f"next: python -m predictors.collect{run_flag(run.path)}")
-        else:
-            print(f"the classifier is fresh: the checkpoint's has {before} classes, the images have {len(data.classes)}")
+        print(f"space '{space.name}', {space.size():.3g} architectures")
+        if fresh:
+            print(f"the classifier is new: the checkpoint has one for another number of classes than the {len(data.classes)} of the images")
+        if start:
             images = f" --data.path {self.data.path}" if isinstance(self.data, ImageFolder) else ""
             print(f"next: python -m ofa.train --config ofa/finetune --init {run.path}{images} --out runs/finetuned")
+        else:
+            print(f"next: python -m predictors.collect{run_flag(run.path)}")
         return 0
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from engine.cli import Command
 from engine.config import format_count
+from engine.errors import UserError
 from engine.progress import progress
 from engine.run import atomic
 from engine.seed import numpy_generator
@@ -21,6 +22,7 @@ from ofa.sandwich import Sandwich
 from ofa.space import Space, find_arch, largest, load_space, published, smallest
 
 BINS, BAR = 20, 50
+PICTURES = (".png", ".pdf", ".svg")
 
 
 class Describe(Command, extra="ignore"):  # a training recipe has more in it
@@ -48,6 +50,8 @@ class Describe(Command, extra="ignore"):  # a training recipe has more in it
     def execute(self) -> int:
         """Print everything; write the picture if asked."""
         space, console = load_space(self.space), Console()
+        if self.picture and self.picture.suffix not in PICTURES:
+            raise UserError(f"Picture '{self.picture}' must end in {', '.join(PICTURES)}.")
         if self.arch:
             arch = find_arch(space, self.arch)
             macs, params = cost_of(space, arch, self.classes, self.channels)
@@ -71,12 +75,14 @@ class Describe(Command, extra="ignore"):  # a training recipe has more in it
         return 0
 
     def _subnets(self, space: Space) -> Table:
-        table = Table("subnet", "MACs", "params", "ImageNet top-1, published")
-        rows = {"smallest": smallest(space), "largest": largest(space)} | {n: p.arch for n, p in published(space).items()}
+        known = published(space)
+        columns = ["subnet", "MACs", "params", *(["ImageNet top-1, published"] if known else [])]
+        table = Table(*columns, title=f"{self.classes} classes, {self.channels} channels", title_justify="left")
+        rows = {"smallest": smallest(space), "largest": largest(space)} | {n: p.arch for n, p in known.items()}
         for name, arch in rows.items():
             macs, params = cost_of(space, arch, self.classes, self.channels)
-            top1 = f"{published(space)[name].imagenet_top1}%" if name in published(space) else ""
-            table.add_row(name, format_count(macs, 4), format_count(params, 4), top1)
+            top1 = [f"{known[name].imagenet_top1}%" if name in known else ""] if known else []
+            table.add_row(name, format_count(macs, 4), format_count(params, 4), *top1)
         return table
 
     def _draw(self, space: Space) -> NDArray[np.int64]:
@@ -125,5 +131,5 @@ def _draw_picture(path: Path, macs_N: NDArray[np.int64], title: str) -> None:
     axes.hist(macs_N / 1e6, bins=4 * BINS, color="tab:blue")
     axes.set(xlabel="million multiply-accumulates (MACs)", ylabel="subnets", title=title)
     with atomic(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:] or "png", dpi=150)
+        figure.savefig(temporary, format=path.suffix[1:], dpi=150)
     plt.close(figure)

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.distributed import batch_norm
+from ofa.fast import ACTIVATION, depthwise, norm_act
+from ofa.space import Act
 
 Slices = dict[str, Tensor]
 
@@ -54,8 +56,7 @@ class ElasticDepthwise(nn.Module):
         return self.weight[:width, :, edge : edge + kernel, edge : edge + kernel]
 
     def forward(self, x: Tensor, kernel: int) -> Tensor:
-        width = x.shape[1]
-        return F.conv2d(x, self.slice(width, kernel), None, self.stride, kernel // 2, groups=width)
+        return depthwise(x, self.slice(x.shape[1], kernel), self.stride)
 
     def slices(self, width: int, kernel: int) -> Slices:
         return {"weight": self.slice(width, kernel)}
@@ -103,14 +104,17 @@ class ElasticBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, act: Act | None) -> Tensor:
+        """BatchNorm and then the activation (none if `act` is None)."""
         width = x.shape[1]
         weight, bias = self.weight[:width], self.bias[:width]
-        if self.training and self.joined:
-            return batch_norm(x, weight, bias, self.eps)
+        if self.training and not self.joined:
+            return norm_act(x, weight, bias, act, self.eps)
         if self.training:
-            return F.batch_norm(x, None, None, weight, bias, training=True, eps=self.eps)
-        return F.batch_norm(x, self.running_mean[:width], self.running_var[:width], weight, bias, eps=self.eps)
+            y = batch_norm(x, weight, bias, self.eps)
+        else:
+            y = F.batch_norm(x, self.running_mean[:width], self.running_var[:width], weight, bias, eps=self.eps)
+        return ACTIVATION[act](y) if act else y
 
     def slices(self, width: int) -> Slices:
         names = ("weight", "bias", "running_mean", "running_var")

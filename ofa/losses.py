@@ -31,7 +31,7 @@ class AlphaDivergence(Config):
     clip: float = Field(5.0, gt=0, allow_inf_nan=False, description="upper bound of (teacher / student)^alpha; none at alpha 0 and 1")
 
 
-Distillation = Annotated[SoftCrossEntropy | AlphaDivergence, Field(discriminator="name")]
+Distillation = Annotated[AlphaDivergence | SoftCrossEntropy, Field(discriminator="name")]
 
 
 def distil(config: Distillation, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ that stay are the most important. Each phase starts with a fresh optimiser, as i
 
 from bisect import bisect_right
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from engine.augment import resize
+from engine.checkpoint import load_weights
 from engine.config import Config
 from engine.device import autocast
 from engine.seed import numpy_generator
@@ -23,8 +24,10 @@ from ofa.cost import hidden_width, squeeze_width
 from ofa.losses import soft_cross_entropy
 from ofa.sandwich import Sandwich, label_step
 from ofa.space import Arch, Codes, Space, canonical, decode, largest
-from ofa.subnet import Subnet
+from ofa.subnet import Subnet, extract
 from ofa.supernet import Block, Bottleneck, Supernet
+
+TEACHER = "teacher.safetensors"
 
 
 class Phase(Config):
@@ -61,6 +64,9 @@ class Phase(Config):
         return decode(space, canonical(space, codes[None])[0])
 
 
+LARGEST = Phase(name="largest", epochs=1, lr=1.0, subnets=0, kernel=1, depth=1, expand=1, width=1)
+
+
 class Place(NamedTuple):
     """Where a step is: the number of its phase, and the steps at which that begins and ends."""
 
@@ -76,28 +82,41 @@ def place(phases: tuple[Phase, ...], steps: int, step: int) -> Place:
     return Place(number, ends[number] - phases[number].epochs * steps, ends[number])
 
 
+def drawn_resolution(space: Space, seed: int, step: int) -> int:
+    """The resolution at which a step sees its batch; the same on every rank."""
+    return int(numpy_generator(seed, "resolution", step).choice(space.resolution))
+
+
 def shrinking_step(
     supernet: Supernet, teacher: Subnet | None, x: Tensor, y: Tensor, phase: Phase, config: Sandwich, seed: int, step: int, noise_seed: int
 ) -> Tensor:
     """Add the gradients of one step to the supernet's. Returns the losses (max(1, subnets),), detached, on the device.
 
-    All networks of a step see the batch at one resolution, drawn from the space's. A subnet's loss is its label loss plus its
-    soft cross-entropy against the teacher's predictions. teacher: needed where phase.subnets > 0. Draws depend on (seed, step)
-    only; those of dropout on (noise_seed, step): ranks may share subnets, but never noise.
+    x: square images (N, C, r, r) at the step's resolution r, one of the space's; all its networks see that. A subnet's loss is its
+    label loss plus its soft cross-entropy against the teacher's predictions. teacher: needed where phase.subnets > 0. Draws depend
+    on (seed, step) only; those of dropout on (noise_seed, step): ranks may share subnets, but never noise.
     """
-    space, rng = supernet.space, numpy_generator(seed, "subnets", step)
-    resolution = int(rng.choice(space.resolution))
+    space, rng, resolution = supernet.space, numpy_generator(seed, "subnets", step), x.shape[-1]
     if phase.subnets == 0:
         arch = largest(space).model_copy(update={"resolution": resolution})
         return torch.stack(label_step(supernet, arch, x, y, config, noise_seed, step)[1])
     assert teacher is not None
     with torch.no_grad(), autocast(x.device):
-        taught = teacher(resize(x, resolution))
+        taught = teacher(x)
     losses = []
     for i in range(phase.subnets):
         arch, noise = phase.sample(space, rng, resolution), step * phase.subnets + i
         losses += label_step(supernet, arch, x, y, config, noise_seed, noise, lambda logits: soft_cross_entropy(logits, taught))[1]
     return torch.stack(losses)
+
+
+def read_teacher(run: Path, supernet: Supernet) -> Subnet | None:
+    """The teacher of a run's later phases, if it has one yet, on the device of the supernet."""
+    if not (run / TEACHER).exists():
+        return None
+    teacher = extract(supernet, largest(supernet.space))
+    teacher.load_state_dict(load_weights(run / TEACHER))
+    return teacher
 
 
 def grows(before: Phase, phase: Phase, space: Space) -> bool:

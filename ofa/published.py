@@ -6,6 +6,7 @@ torchvision's and timm's MobileNetV3-Large (2019, arXiv:1905.02244) are one smal
 """
 
 import re
+import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from engine.checkpoint import load_weights
 from engine.errors import UserError
+from ofa.phases import LARGEST, sort_channels
 from ofa.supernet import Supernet
 
 State = dict[str, Tensor]
+PLACES = ("state_dict", "model", "state_dict_ema", "model_ema")  # where files keep them, in this order
 
 # Ours -> theirs, applied in order to the names of a supernet whose blocks are numbered through.
 OFA_NAMES = {
@@ -62,15 +65,21 @@ def read_checkpoint(path: Path) -> State:
     except OSError as error:
         raise UserError(f"Checkpoint '{path}' cannot be read: {error.strerror or error}.") from None
     except (RuntimeError, EOFError, UnpicklingError, ValueError, KeyError) as error:
-        reason = type(error).__name__ + (": it holds more than tensors" if isinstance(error, UnpicklingError) else "")
-        raise UserError(
-            f"Checkpoint '{path}' cannot be loaded as weights only ({reason}); download it again, or save its state_dict."
-        ) from None
-    for key in ("state_dict", "model"):
-        found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
-    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)} if isinstance(found, dict) else {}
+        if isinstance(error, UnpicklingError) and zipfile.is_zipfile(path):
+            raise UserError(
+                f"Checkpoint '{path}' holds more than tensors, and loading that could run code; where you trust it, load it with torch "
+                "and save its state_dict alone."
+            ) from None
+        raise UserError(f"Checkpoint '{path}' cannot be loaded as weights ({type(error).__name__}); copy or download it again.") from None
+    while isinstance(found, dict) and (inner := next((k for k in PLACES if isinstance(found.get(k), dict)), None)):
+        found = found[inner]
+    named = found.items() if isinstance(found, dict) else ()
+    tensors = {re.sub(r"^(module\.)+", "", str(name)): value for name, value in named if isinstance(value, Tensor)}
     if not tensors:
-        raise UserError(f"Checkpoint '{path}' holds no named tensors, neither at the top nor under state_dict or model; save a state_dict.")
+        raise UserError(f"Checkpoint '{path}' holds no named tensors, neither at the top nor under {', '.join(PLACES)}; save a state_dict.")
+    broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
+    if broken:
+        raise UserError(f"Checkpoint '{path}' is damaged: {broken[0]} is not finite; copy or download it again.")
     return tensors
 
 
@@ -96,8 +105,10 @@ def supernet_names(supernet: Supernet) -> dict[str, str]:
     return names
 
 
-def load_supernet(supernet: Supernet, tensors: State, path: Path) -> None:
-    """Fill the supernet from the tensors of a published checkpoint; it keeps its own classifier if the number of classes differs.
+def load_supernet(supernet: Supernet, tensors: State, path: Path) -> bool:
+    """Fill the supernet from the tensors of a published checkpoint; its classifier stays as it is if the number of classes differs.
+
+    Returns whether it does.
 
     Raises:
         UserError: a tensor is missing, left over or of another shape; the sentence names the first.
@@ -112,13 +123,15 @@ def load_supernet(supernet: Supernet, tensors: State, path: Path) -> None:
             f"{what} {len(found)} tensors such as {min(found)}" for what, found in (("lacks", missing), ("has beside it", extra)) if found
         ]
         raise UserError(f"{complain}: it {' and '.join(said)}; choose another --from.")
+    fresh = len(theirs[names["classifier.weight"]]) != supernet.classes
     for ours, name in names.items():
         wanted, given = state[ours].shape, theirs[name].shape
-        if ours.startswith("classifier.") and given[1:] == wanted[1:] and given[0] != wanted[0]:
+        if ours.startswith("classifier.") and fresh:
             continue
         if given != wanted and given != (*wanted, 1, 1):
             raise UserError(f"{complain}: {name} is {tuple(given)} where {tuple(wanted)} is wanted; choose another --from.")
         state[ours].copy_(theirs[name].reshape(wanted))
+    return fresh
 
 
 def network_names(kind: str, blocks: tuple[int, ...]) -> dict[str, str]:
@@ -156,16 +169,18 @@ def network_names(kind: str, blocks: tuple[int, ...]) -> dict[str, str]:
 MOBILENET_V3_BLOCKS = (1, 2, 3, 4, 2, 3)
 
 
-def load_network(supernet: Supernet, tensors: State, kind: str, path: Path) -> None:
+def load_network(supernet: Supernet, tensors: State, kind: str, path: Path) -> bool:
     """Put MobileNetV3-Large into a supernet of `ofa_mbv3` so that its largest subnet computes the same in eval mode.
 
-    Blocks that MobileNetV3-Large lacks start as their identity shortcut.
+    Blocks that MobileNetV3-Large lacks start as their identity shortcut. Hidden channels are sorted by importance, so that narrower
+    subnets keep the best. The classifier stays as it is if the number of classes differs. Returns whether it does.
 
     Raises:
         UserError: a tensor is missing, left over or does not fit; the sentence names the first.
     """
     state, used = supernet.state_dict(), set()
-    for ours, theirs in network_names(kind, MOBILENET_V3_BLOCKS).items():
+    names = network_names(kind, MOBILENET_V3_BLOCKS)
+    for ours, theirs in names.items():
         for suffix in ("weight", "bias", "running_mean", "running_var"):
             target, source = state.get(f"{ours}.{suffix}"), tensors.get(f"{theirs}.{suffix}")
             if target is None:
@@ -186,6 +201,8 @@ def load_network(supernet: Supernet, tensors: State, kind: str, path: Path) -> N
     extra = [name for name in tensors.keys() - used if not name.endswith("num_batches_tracked")]
     if extra:
         raise UserError(f"Checkpoint '{path}' has {min(extra)}, which {kind}'s MobileNetV3-Large has not; choose another --from.")
+    sort_channels(supernet, LARGEST)
+    return len(tensors[f"{names['classifier']}.weight"]) != supernet.classes
 
 
 def embed(target: Tensor, source: Tensor) -> None:

@@ -42,7 +42,9 @@ class Uniform(Config):
 class _Prior(Config):
     low: Count | None = Field(None, description="fewest MACs of a drawn subnet, such as 200M; none: the smallest's")
     high: Count | None = Field(None, description="most MACs of a drawn subnet, such as 800M; none: the largest's")
-    bin: Count | None = Field(None, ge=1, description="MACs in a bin; none: 25M, or a tenth of low..high where that is less")
+    bin: Count | None = Field(
+        None, ge=1, description="MACs in a bin, about: bins are alike; none: 25M, or a tenth of low..high where that is less"
+    )
     target: Literal["sampled", "uniform"] = Field(
         "sampled", description="bins are drawn as often as uniform samples fall into them (AttentiveNAS's code), or all alike"
     )
@@ -80,10 +82,10 @@ class Attentive(_Prior):
 
     name: Literal["attentive"] = "attentive"
     mode: Literal["bestup", "worstup", "coin"] = Field("bestup", description="coin: one of the two in each step, with even odds")
-    judge: Annotated[BatchLoss | Predicted, Field(discriminator="name")] = BatchLoss()
+    judge: Annotated[Predicted | BatchLoss, Field(discriminator="name")] = BatchLoss()
 
 
-Sampling = Annotated[Uniform | MacsPrior | Attentive, Field(discriminator="name")]
+Sampling = Annotated[Attentive | MacsPrior | Uniform, Field(discriminator="name")]  # --help shows the last one as the default
 
 
 class Sampler(Protocol):
@@ -148,20 +150,16 @@ class AttentiveSampler(NamedTuple):
 
 
 class Bins(NamedTuple):
-    """low..high, both included, cut into bins of `width` MACs; the last may be narrower."""
+    """low..high, both included, cut into `number` bins of the same width."""
 
     low: int
     high: int
-    width: int
-
-    @property
-    def number(self) -> int:
-        """How many, empty ones included."""
-        return max(1, -(-(self.high - self.low) // self.width))
+    number: int
 
     def of(self, macs: NDArray[np.int64]) -> NDArray[np.int64]:
         """Bin of each, and -1 outside."""
-        return np.where((macs < self.low) | (macs > self.high), -1, np.minimum((macs - self.low) // self.width, self.number - 1))
+        bin_N = (macs - self.low) * self.number // (self.high - self.low + 1)
+        return np.where((macs < self.low) | (macs > self.high), -1, bin_N)
 
 
 class Prior:
@@ -241,10 +239,11 @@ def _bins(config: _Prior, space: Space, classes: int, channels: int) -> Bins:
             f"Sampling with {' and '.join(given)} leaves nothing of space '{space.name}', whose architectures have "
             f"{format_count(least)} to {format_count(most)} MACs; choose low and high within, low first."
         )
-    bins = Bins(low, high, config.bin or max(1, min(BIN, (high - low) // 10)))
+    width = config.bin or max(1, min(BIN, (high - low) // 10))
+    bins = Bins(low, high, max(1, round((high - low) / width)))
     if bins.number > MOST_BINS:
         raise UserError(
-            f"Sampling with bin = {format_count(bins.width)} cuts {format_count(low)} to {format_count(high)} MACs into "
+            f"Sampling with bin = {format_count(width)} cuts {format_count(low)} to {format_count(high)} MACs into "
             f"{bins.number} bins, and {MOST_BINS} are the most; use a larger bin."
         )
     return bins

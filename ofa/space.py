@@ -59,6 +59,7 @@ class Stage(Config):
     stride: int = Field(1, ge=1)
     se: bool = False
     act: Act = "swish"
+    downsample: bool = Field(False, description="bottleneck: a convolution in the first shortcut even where stride and widths need none")
 
 
 class Head(Config):
@@ -124,6 +125,12 @@ class Space(Config):
             inverted = column.field == "expand" and self.stages[self.slot_stage[column.position]].block == "inverted"
             if inverted and 1 in column.values and len(column.values) > 1:
                 raise ValueError(f"{where} mixes 1, which has no expansion layer, with others: {column.values}")
+        for i, stage in enumerate(self.stages):
+            if stage.block == "bottleneck" and (len(stage.kernel) > 1 or stage.se or self.shortcut == "projected"):
+                raise ValueError(
+                    f"stage {i} of space '{self.name}' has bottlenecks, which take one kernel, no se and shortcut: identity "
+                    "(theirs are convolutions where they must be)"
+                )
         total = self.stem.stride * int(np.prod([stage.stride for stage in self.stages]))
         if self.shortcut == "projected" and any(r % total for r in self.resolution):
             raise ValueError(f"resolutions of space '{self.name}' must be multiples of its total stride {total} for projected shortcuts")
@@ -157,7 +164,7 @@ class Space(Config):
         """Whether this block's shortcut cannot be the identity in every architecture: stride, or other widths than its input's."""
         before = self.stages[stage - 1].width if stage else self.stem.width
         width = self.stages[stage].width
-        return block == 0 and (self.stages[stage].stride > 1 or before != width or len(width) > 1)
+        return block == 0 and (self.stages[stage].downsample or self.stages[stage].stride > 1 or before != width or len(width) > 1)
 
     @cached_property
     def column_index(self) -> dict[tuple[str, int], int]:
@@ -219,6 +226,8 @@ def find_arch(space: Space, name: str) -> Arch:
     named = published(space)
     if name in named:
         return decode(space, encode(space, named[name].arch))
+    if name.endswith(".json") and not Path(name).is_file():
+        raise UserError(f"There is no file '{name}'; give a file of predictors.select, or {', '.join(['smallest', 'largest', *named])}.")
     if not name.lstrip().startswith("{") and not Path(name).is_file():
         known = ", ".join(["smallest", "largest", *named])
         raise UserError(f"Space '{space.name}' has no architecture '{name}'; give {known}, a file of predictors.select, or JSON.")
@@ -226,7 +235,9 @@ def find_arch(space: Space, name: str) -> Arch:
         values = json.loads(name) if name.lstrip().startswith("{") else read_json(Path(name))
     except ValueError as error:
         raise UserError(f"Architecture '{name}' is not valid JSON ({error}).") from None
-    arch = validate(Arch, values.get("arch", values) if isinstance(values, dict) else values, f"architecture '{name}'")
+    if not isinstance(values, dict):
+        raise UserError(f"'{name}' holds no single architecture, but a JSON {type(values).__name__}.")
+    arch = validate(Arch, values.get("arch", values), f"architecture '{name}'")
     return decode(space, encode(space, arch))
 
 
@@ -294,7 +305,8 @@ def only(space: Space, arch: Arch) -> Space:
         for block in range(arch.depth[i]):
             slot = space.slot(i, block)
             single = {"width": (arch.width[i + 1],), "depth": (1,), "kernel": (arch.kernel[slot],), "expand": (arch.expand[slot],)}
-            stages.append(stage.model_copy(update=single | {"stride": stage.stride if block == 0 else 1}))
+            first = {"stride": stage.stride if block == 0 else 1, "downsample": space.changes_width(i, block)}
+            stages.append(stage.model_copy(update=single | first))
     deep = Deep(middle=arch.stem[:1], residual=arch.stem[1:]) if space.stem.deep else None
     stem = space.stem.model_copy(update={"width": arch.width[:1], "deep": deep})
     head = space.head.model_copy(update={"width": arch.width[-1:]}) if space.head else None

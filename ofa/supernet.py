@@ -24,9 +24,8 @@ from ofa.elastic import (
     TransformedDepthwise,
     prefixed,
 )
+from ofa.fast import ACTIVATION
 from ofa.space import Act, Arch, Deep, Head, Space, Stage, Stem
-
-ACTIVATION = {"relu": F.relu, "relu6": F.relu6, "hard_swish": F.hardswish, "swish": F.silu}
 
 
 class Regularisation(NamedTuple):
@@ -44,11 +43,10 @@ class ConvBN(nn.Module):
     def __init__(self, conv: ElasticConv | ElasticDepthwise, width: int, act: Act | None, eps: float):
         super().__init__()
         self.conv, self.bn = conv, ElasticBatchNorm(width, eps)
-        self.act = ACTIVATION[act] if act else None
+        self.act = act
 
     def forward(self, x: Tensor, size: int) -> Tensor:
-        y = self.bn(self.conv(x, size))
-        return self.act(y) if self.act else y
+        return self.bn(self.conv(x, size), self.act)
 
     def slices(self, inp: int, out: int, size: int) -> Slices:
         """size: what `forward` gets, the output width or the kernel."""

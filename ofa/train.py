@@ -1,6 +1,7 @@
 """Train one weight-sharing supernet: every subnet good without retraining.
 
-BigNAS (2020, arXiv:2003.11142): sandwich rule and in-place distillation, in one stage. The optimiser is SGD (the paper: RMSProp).
+BigNAS (2020, arXiv:2003.11142): sandwich rule and in-place distillation, in one stage; AttentiveNAS and AlphaNet are choices of the
+step (`ofa.sandwich`). OFA's progressive shrinking is a list of phases (`ofa.phases`). The optimiser is SGD (BigNAS: RMSProp).
 """
 
 import time
@@ -12,7 +13,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from engine.checkpoint import load_state, load_weights, save_state, save_weights
+from engine.augment import resize
+from engine.checkpoint import load_state, save_state, save_weights
 from engine.cli import Command, main
 from engine.config import format_count
 from engine.data import SPLITS, Data, DataConfig, Digits, load_data
@@ -26,16 +28,16 @@ from engine.run import Run, tensorboard_writer
 from engine.seed import derive, numpy_generator
 from ofa.cost import cost_of
 from ofa.elastic import join_batch_norms
-from ofa.phases import Phase, Place, grows, place, shrinking_step, sort_channels
+from ofa.losses import SoftCrossEntropy
+from ofa.phases import TEACHER, Phase, Place, drawn_resolution, grows, place, read_teacher, shrinking_step, sort_channels
 from ofa.sampling import Attentive, BatchLoss, Sampler, Uniform, build_sampler
 from ofa.sandwich import Sandwich, label_step, sandwich_step
 from ofa.space import Arch, Space, find_arch, largest, load_space, only, sample, smallest
-from ofa.subnet import Subnet, accuracy, extract, prepare
+from ofa.subnet import accuracy, extract, prepare
 from ofa.supernet import Supernet
-from ofa.trained import keep_model, load_network, model_of, run_flag, start_from
+from ofa.trained import keep_model, model_of, open_source, run_flag, start_from
 
 LOG_EVERY = 10
-TEACHER = "teacher.safetensors"
 
 
 class Train(Command):
@@ -86,6 +88,10 @@ class Train(Command):
     def _phases_shrink_a_supernet(self) -> Self:
         if self.phases and self.arch:
             raise ValueError("phases shrink a supernet and arch trains one architecture alone; give one of them")
+        if self.phases and self.sync_bn:
+            raise ValueError("sync_bn is not for phases: the teacher's BatchNorm sees the images of its own process; leave it out")
+        if self.phases and (self.sandwich.sampling, self.sandwich.distillation) != (Uniform(), SoftCrossEntropy()):
+            raise ValueError("phases draw uniformly from what they open and distil by soft cross-entropy; leave sampling and distillation")
         return self
 
     @property
@@ -96,7 +102,7 @@ class Train(Command):
     @model_validator(mode="after")
     def _one_statistic_needs_one_architecture(self) -> Self:
         judged = isinstance(self.sandwich.sampling, Attentive) and isinstance(self.sandwich.sampling.judge, BatchLoss)
-        if self.same_subnets and judged and not self.phases:
+        if self.same_subnets and judged:
             raise ValueError("same_subnets cannot hold where each process judges by the loss on its own images; judge by predicted")
         if self.sync_bn and not (self.same_subnets or self.arch):
             raise ValueError("sync_bn averages statistics of one architecture, but each process has its own; add --same-subnets")
@@ -117,7 +123,7 @@ class Train(Command):
         """As rank `ranks.rank` on `device`."""
         if self.threads:
             torch.set_num_threads(self.threads)
-        source = self._source()
+        source = open_source(self.init, self.space) if self.init else None
         space = source.space if source else load_space(self.space or "digits")
         chosen = find_arch(space, self.arch) if self.arch else None
         space = only(space, chosen) if chosen else space
@@ -138,6 +144,12 @@ class Train(Command):
         writer = tensorboard_writer() if self.tensorboard else None
         run = Run(self.out)
         if ranks.first:
+            before = run.config.get("ranks") if self.resume and (self.out / "config.yaml").exists() else ranks.size
+            if before != ranks.size:
+                raise UserError(
+                    f"Run '{self.out}' is trained by {before} processes, not {ranks.size}, and others would draw other subnets; resume it "
+                    f"with torchrun --nproc-per-node {before} -m ofa.train, or choose another folder with --out."
+                )
             facts = {"rank_seeds": [ranks.seed(self.seed, rank) for rank in range(ranks.size)]}
             run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite, facts=facts)
         if ranks.any(ranks.first and run.finished):
@@ -145,29 +157,18 @@ class Train(Command):
             return _next(run.path, alone)
         if writer is not None and ranks.first:
             run.mirror_to_tensorboard(writer)
-        _introduce(space, data, device, ranks.size, alone)
+        _introduce(self, space, data, device, alone)
         if ranks.first:
             keep_model(run.path / "model.json", model_of(space, alone, data, self.calibration_images))
-        return Trainer(self, run, supernet, data, alone, steps, sampler, ranks).run()
+        return Trainer(self._for_blocks(chosen), run, supernet, data, alone, steps, sampler, ranks).run()
 
-    def _source(self) -> Supernet | None:
-        """The supernet of --init.
-
-        Raises:
-            UserError: there is none, or it is of another space than --space says.
-        """
-        if self.init is None:
-            return None
-        Run.open(self.init)
-        model, supernet = load_network(self.init)
-        if model.arch is not None:
-            raise UserError(f"Run '{self.init}' is one architecture trained alone, not a supernet to start from; give another --init.")
-        if self.space is not None and load_space(self.space) != model.space:
-            raise UserError(
-                f"Run '{self.init}' is of space '{model.space.name}', not '{self.space}' as asked for; "
-                "leave out --space, or take --config ofa/finetune."
-            )
-        return supernet
+    def _for_blocks(self, chosen: Arch | None) -> "Train":
+        """The same where each block of one architecture alone is a stage of its own: its last n stages are more."""
+        last = self.sandwich.drop_connect_stages
+        if chosen is None or last is None:
+            return self
+        sandwich = self.sandwich.model_copy(update={"drop_connect_stages": sum(chosen.depth[-last:])})
+        return self.model_copy(update={"sandwich": sandwich})
 
 
 class Trainer:
@@ -189,7 +190,7 @@ class Trainer:
         self.total = config.all_epochs * steps
         self.supernet = supernet.to(data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer, self.average = build_sgd(config.sgd, self.supernet), self._new_average()
-        self.step, self.teacher = 0, _read_teacher(run.path, supernet)
+        self.step, self.teacher = 0, read_teacher(run.path, supernet)
         self.pending: list[Tensor] = []  # losses that the host has not looked at
         if config.sync_bn and ranks.size > 1:
             join_batch_norms(self.supernet)
@@ -228,9 +229,11 @@ class Trainer:
         if not phases or self.step != start:
             return
         phase = phases[number]
+        if number and self.average:  # what the last phase ended with is its average
+            self.supernet.load_state_dict(self.weights.state_dict())
         print(f"phase {number + 1} of {len(phases)}: {phase.name}, {phase.epochs} epochs")
         if phase.subnets and self.teacher is None:
-            self.teacher = extract(self.weights, largest(self.supernet.space))
+            self.teacher = extract(self.supernet, largest(self.supernet.space))
             if self.ranks.first:
                 save_weights(self.folder.path / TEACHER, self.teacher.state_dict())
         if number and grows(phases[number - 1], phase, self.supernet.space):
@@ -255,6 +258,7 @@ class Trainer:
         own = self.ranks.seed(config.seed)
         subnets = config.seed if config.same_subnets else own
         if config.phases:
+            x = resize(x, drawn_resolution(self.supernet.space, config.seed, self.step))
             losses = shrinking_step(self.supernet, self.teacher, x, y, phase, config.sandwich, subnets, self.step, own)
         elif self.alone is None:
             losses = sandwich_step(self.supernet, x, y, config.sandwich, self.sampler, subnets, self.step, own)
@@ -301,9 +305,13 @@ class Trainer:
 
     def diverged(self, what: str, step: int) -> NoReturn:
         """Say at which step, and what to do."""
+        remedy = f"a lower --sgd.lr (now {self.config.sgd.lr}) or a longer --sgd.warmup-epochs"
+        if self.config.phases:
+            phase = self.config.phases[place(self.config.phases, self.steps, step).phase]
+            remedy = f"a lower lr (now {phase.lr}) or more warmup_epochs in phase '{phase.name}'"
         raise UserError(
-            f"The {what} not finite at step {step} (epoch {step // self.steps + 1}); start again with a lower --sgd.lr "
-            f"(now {self.config.sgd.lr}) or a longer --sgd.warmup-epochs. The last good checkpoint stays in '{self.folder.path}'."
+            f"The {what} not finite at step {step} (epoch {step // self.steps + 1}); start again with {remedy}. "
+            f"The last good checkpoint stays in '{self.folder.path}'."
         )
 
     def evaluate(self, epoch: int, show: bool) -> None:
@@ -365,7 +373,7 @@ class Trainer:
         print(f"resumed at step {self.step} of {self.total}")
 
 
-def _introduce(space: Space, data: Data, device: torch.device, ranks: int, alone: Arch | None) -> None:
+def _introduce(config: Train, space: Space, data: Data, device: torch.device, alone: Arch | None) -> None:
     def macs(arch: Arch) -> str:
         return format_count(cost_of(space, arch, len(data.classes), data.channels)[0])
 
@@ -373,16 +381,11 @@ def _introduce(space: Space, data: Data, device: torch.device, ranks: int, alone
     span = macs(alone) if alone else f"{macs(smallest(space))} to {macs(largest(space))}"
     print(f"space '{space.name}': {count}, {span} MACs")
     images = ", ".join(f"{data.count(split)} {split}" for split in SPLITS)
-    print(f"{len(data.classes)} classes; images: {images}; device {device}" + (f", {ranks} processes" if ranks > 1 else ""))
-
-
-def _read_teacher(path: Path, supernet: Supernet) -> Subnet | None:
-    """The teacher of an interrupted progressive shrinking, if there is one yet; on the device of the supernet."""
-    if not (path / TEACHER).exists():
-        return None
-    teacher = extract(supernet, largest(supernet.space))
-    teacher.load_state_dict(load_weights(path / TEACHER))
-    return teacher
+    processes = f", {config.ranks} processes" if (config.ranks or 1) > 1 else ""
+    print(f"{len(data.classes)} classes; images: {images}; device {device}{processes}")
+    if not alone and not config.phases:
+        step = config.sandwich
+        print(f"a step: largest, {step.random} random ({step.sampling.name}), smallest; distillation by {step.distillation.name}")
 
 
 def _next(path: Path, alone: Arch | None) -> int:

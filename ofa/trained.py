@@ -16,7 +16,7 @@ from engine.device import pick_device
 from engine.errors import UserError
 from engine.run import Run, read_json, write_json
 from ofa.cost import cost_of, costs_of
-from ofa.space import Arch, Codes, Space, largest
+from ofa.space import Arch, Codes, Space, largest, load_space
 from ofa.subnet import Subnet, accuracy, prepare
 from ofa.supernet import Supernet
 
@@ -39,6 +39,7 @@ class Model(Config):
     std: tuple[float, ...]
     preprocessing: dict[str, Any]
     calibration_images: int
+    start: bool = Field(False, description="converted, and of use only to start a training: its classifier or its subnets never learned")
 
     @property
     def channels(self) -> int:
@@ -53,7 +54,7 @@ class Source(Config):
     seed: int
 
 
-def model_of(space: Space, arch: Arch | None, data: Data, calibration_images: int) -> Model:
+def model_of(space: Space, arch: Arch | None, data: Data, calibration_images: int, start: bool = False) -> Model:
     """What model.json says of a network of `space` for these images; `arch` if it is one architecture alone."""
     return Model(
         space=space,
@@ -63,6 +64,7 @@ def model_of(space: Space, arch: Arch | None, data: Data, calibration_images: in
         std=tuple(data.std),
         preprocessing=data.preprocessing(),
         calibration_images=calibration_images,
+        start=start,
     )
 
 
@@ -80,6 +82,29 @@ def load_network(path: Path) -> tuple[Model, Supernet]:
     except RuntimeError:
         raise UserError(f"Weights '{weights}' do not fit the space in model.json beside them; copy the run folder again.") from None
     return model, supernet
+
+
+def open_source(run: Path, space: str | None) -> Supernet:
+    """The supernet of a finished run, to start another one from; `space`: what that asks for, if it does.
+
+    Raises:
+        UserError: there is none, or it is of another space.
+    """
+    Run.open(run, "--init")
+    model, supernet = load_network(run)
+    if model.arch is not None:
+        raise UserError(f"Run '{run}' is one architecture trained alone, not a supernet to start from; give another --init.")
+    if space is not None and not _same_but_for_converted(load_space(space), model.space):
+        raise UserError(
+            f"Run '{run}' is of space '{model.space.name}', not '{space}' as asked for; leave out --space, or take --config ofa/finetune."
+        )
+    return supernet
+
+
+def _same_but_for_converted(space: Space, other: Space) -> bool:
+    """Whether they hold the same architectures: torchvision's and timm's networks have one bias more, and another epsilon."""
+    heads = [s.head and s.head.model_copy(update={"bias": False}) for s in (space, other)]
+    return space.model_copy(update={"head": heads[0], "bn_eps": other.bn_eps}) == other.model_copy(update={"head": heads[1]})
 
 
 @torch.no_grad()
@@ -175,9 +200,11 @@ class RunCommand(Command):
         """The supernet of the run.
 
         Raises:
-            UserError: the run trained one architecture alone.
+            UserError: the run trained one architecture alone, or nothing yet.
         """
         trained = self.open()
+        if trained.model.start:
+            raise UserError(f"Run '{self.run}' is a start for training: python -m ofa.train --config ofa/finetune --init {self.run}.")
         if trained.model.arch is not None:
             raise UserError(f"Run '{self.run}' is one architecture trained alone, not a supernet; name a supernet with --run.")
         return trained

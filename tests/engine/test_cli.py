@@ -45,6 +45,25 @@ def test_a_recipe_lies_over_its_base(tmp_path: Path) -> None:
         parse(Train, ["--config", str(tmp_path / "two.yaml")])
 
 
+def test_a_section_may_leave_out_its_name(tmp_path: Path) -> None:
+    convert = parse(Convert, ["a.pth", "--from", "timm", "--data.path", "photos"])
+    assert (convert.data.name, convert.data.size, convert.data.path.name) == ("imagefolder", 224, "photos")
+    train = parse(Train, ["--sandwich.sampling.name", "attentive", "--sandwich.sampling.judge.candidates", "5", "--data.crop", "2"])
+    assert (train.sandwich.sampling.judge.name, train.sandwich.sampling.judge.candidates) == ("batch_loss", 5)
+    assert (train.data.name, train.data.crop) == ("digits", 2)
+    with pytest.raises(UserError, match=r"there is no field 'sandwich\.sampling\.judge'"):
+        parse(Train, ["--sandwich.sampling.judge.candidates", "5"])
+
+
+def test_help_shows_the_defaults_of_tagged_sections(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(Train, ["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "sampling.name {attentive,macs_prior,uniform} (default: uniform)" in said
+    assert "judge.name {batch_loss,predicted} (default: batch_loss)" in said
+    assert "(default: soft_cross_entropy)" in said
+
+
 def test_budgets_are_counts() -> None:
     assert parse(Select, ["--flops", "600M,0.5G"]).flops == (600_000_000, 500_000_000)
 

@@ -26,6 +26,7 @@ def test_exact_names_read_back(value: int) -> None:
 
 def test_short_names_round() -> None:
     assert [format_count(v) for v in (999_999, 1_234_567, 66_304, 12)] == ["1M", "1.23M", "66.3k", "12"]
+    assert [format_count(v, digits=2) for v in (960_000, 123_456, 99_600, 45_000_000)] == ["960k", "120k", "100k", "45M"]
 
 
 def test_merge_goes_section_by_section() -> None:

@@ -4,6 +4,7 @@ The weights are pseudo-random functions of the published names (seed: crc32 of t
 extracted subnets were run in float32. A wrong name, slice, epsilon or activation changes the logits by far more than rounding.
 """
 
+import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from ofa.space import Arch, Space, find_arch, largest, load_space, smallest
 from ofa.supernet import Supernet
 from ofa.train import Train
 from ofa.trained import load_network as load_run
+from predictors.collect import Collect
 
 Shapes = dict[str, tuple[int, ...]]
 RESIDUAL = {"attentive_nas": 0.35, "ofa_mbv3": 0.75, "ofa_proxyless": 0.8, "ofa_resnet50": 0.4}
@@ -144,7 +146,7 @@ def attentive(space: Space) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def excite(name: str, hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    squeeze = {144: 40, 240: 64, 432: 112, 768: 192, 1296: 328, 1344: 336}.get(hidden, hidden // 4)
+    squeeze = {144: 40, 240: 64, 432: 112, 768: 192, 816: 208, 1296: 328, 1344: 336}.get(hidden, hidden // 4)
     for layer, shape in (("reduce", (squeeze, hidden)), ("expand", (hidden, squeeze))):
         yield f"{name}.depth_conv.se.fc.{layer}.weight", (*shape, 1, 1)
         yield f"{name}.depth_conv.se.fc.{layer}.bias", shape[:1]
@@ -267,15 +269,33 @@ def test_what_does_not_fit_is_named(checkpoints: dict[str, dict[str, torch.Tenso
 def test_files_that_are_no_checkpoints_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("hello")
     torch.save({"state_dict": {}}, tmp_path / "empty.pth")
+    torch.save({"a.weight": torch.tensor([1.0, math.nan])}, tmp_path / "nan.pth")
     torch.save({"state_dict": torch.nn.Linear(2, 2)}, tmp_path / "code.pth")
     for name, said in (
         ("text.pth", "cannot be loaded as weights"),
-        ("code.pth", "holds more than tensors"),
+        ("code.pth", "holds more than tensors, and loading that could run code"),
+        ("nan.pth", "is damaged: a.weight is not finite"),
         ("empty.pth", "holds no named tensors"),
         ("none.pth", "cannot be read: No such file"),
     ):
         with pytest.raises(UserError, match=said):
             read_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["ofa_mbv3", "ofa_mbv3_w1.2"])
+def test_files_as_they_are_found(kind: str, tmp_path: Path) -> None:
+    """Half precision, older names, an optimiser beside it, data-parallel prefixes, an average instead of the weights."""
+    space = load_space(kind)
+    good = {name: fill(name, shape, 0.75).half() for name, shape in dict(mobile(space)).items() if not name.endswith("tracked")}
+    older = {f"module.module.{n}".replace(".conv.", ".mobile_inverted_conv.", 1).replace(".bn.bn.", ".bn."): t for n, t in good.items()}
+    torch.save({"epoch": 3, "optimizer": {"lr": torch.tensor(0.1)}, "model_ema": {"state_dict": older}}, tmp_path / "file.pth")
+    nets = [Supernet(space, 1000).eval() for _ in range(2)]
+    x, arch = torch.randn(2, 3, 128, 128), smallest(space)
+    with torch.no_grad():
+        assert not load_supernet(nets[0], good, Path("file"))
+        assert not load_supernet(nets[1], read_checkpoint(tmp_path / "file.pth"), tmp_path / "file.pth")
+        assert torch.equal(nets[0](x, arch), nets[1](x, arch))
+        assert load_supernet(Supernet(space, 7), good, Path("file")), "another number of classes: the classifier stays"
 
 
 def scrambled(network: torch.nn.Module) -> torch.nn.Module:
@@ -300,6 +320,8 @@ def test_the_largest_subnet_computes_what_mobilenet_v3_does(kind: str, tmp_path:
         found = supernet(x, largest(space).model_copy(update={"resolution": 128}))
         assert float((found - wanted).abs().max() / wanted.abs().max()) < 5e-6
         assert not torch.allclose(supernet(x, smallest(space)), wanted, rtol=0.1)
+        importance = supernet.stages[1][0].project.conv.weight.abs().sum((0, 2, 3))  # type: ignore[index, union-attr]
+        assert (importance.diff() <= 0).all(), "narrower subnets keep the best channels"
         with pytest.raises(UserError, match="lacks"):
             load_network(supernet, torchvision.models.mobilenet_v3_small().state_dict(), kind, Path("file"))
 
@@ -336,7 +358,9 @@ def test_training_starts_from_a_converted_run(images: Path, tmp_path: Path, caps
     data = ["--data.name", "npz", "--data.path", str(images)]
     words = [str(tmp_path / "timm.pth"), "--from", "timm", "--out", str(tmp_path / "start"), *data]
     assert parse(Convert, words).execute() == 0
-    assert "the classifier is fresh: the checkpoint's has 1000 classes, the images have 12" in capsys.readouterr().out
+    assert "the classifier is new" in capsys.readouterr().out
+    with pytest.raises(UserError, match="is a start for training"):
+        parse(Collect, ["--run", str(tmp_path / "start"), "--device", "cpu"]).execute()
     # a learning rate that moves nothing shows what the training started from
     common = ["--init", str(tmp_path / "start"), "--epochs", "1", "--batch-size", "8", "--sgd.lr", "1e-30", "--evaluate-random", "0"]
     step = ["--sandwich.random", "0", "--device", "cpu", "--arch", "smallest", *data]

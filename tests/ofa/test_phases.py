@@ -16,16 +16,20 @@ from test_supernet import filled, resnet
 from engine.augment import resize
 from engine.checkpoint import load_weights
 from engine.cli import parse
+from engine.data import load_data
 from engine.errors import UserError
+from engine.run import Run as RunFolder
 from engine.run import read_lines
 from ofa.cost import hidden_width
 from ofa.losses import soft_cross_entropy
-from ofa.phases import Phase, grows, place, shrinking_step, sort_channels
+from ofa.phases import Phase, drawn_resolution, grows, place, shrinking_step, sort_channels
+from ofa.sampling import UniformSampler
 from ofa.sandwich import Sandwich
 from ofa.space import Space, largest, load_space, smallest
 from ofa.subnet import extract
 from ofa.supernet import Supernet
 from ofa.train import Train, Trainer
+from ofa.trained import load_network
 
 FULL = Phase(name="full", epochs=1, lr=0.1)
 ONLY_LARGEST = Phase(name="largest", epochs=2, lr=0.1, subnets=0, kernel=1, depth=1, expand=1, width=1)
@@ -113,14 +117,16 @@ def test_the_step_is_label_loss_plus_distillation_at_one_resolution(tiny: Space,
         return original(self, images, arch, regularise)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Supernet, "forward", spy)
+    x = resize(x, drawn_resolution(tiny, 3, 8))
     losses = shrinking_step(net, teacher, x, y, phase, config, 3, 8, 3)
     gradients = [p.grad.clone() for p in net.parameters() if p.grad is not None]
     archs = list(seen)
     assert len(archs) == 3
-    assert len({arch.resolution for arch in archs}) == 1
+    assert {arch.resolution for arch in archs} == {x.shape[-1]}
+    assert {drawn_resolution(tiny, 3, step) for step in range(20)} == set(tiny.resolution)
     net.zero_grad()
     with torch.no_grad():
-        taught = teacher(resize(x, archs[0].resolution))
+        taught = teacher(x)
     wanted = []
     for arch in archs:
         logits = original(net, x, arch)
@@ -189,16 +195,61 @@ def test_phases_are_evaluated_in_what_they_opened(uninterrupted: Path) -> None:
     assert rates[1] < 0.05
 
 
-def test_the_teacher_is_the_largest_of_the_first_phase(uninterrupted: Path, recipe: Path, tiny: Space) -> None:
+def test_the_teacher_is_the_largest_of_the_first_phase(
+    uninterrupted: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undo = stop_at(11, monkeypatch)
+    assert parse(Train, ["--config", str(recipe), "--out", str(tmp_path / "run")]).execute() == 130
+    undo()
+    _, net = load_network(tmp_path / "run")  # the average, since that is what a phase ends with
+    wanted = extract(net, largest(net.space)).state_dict()
     teacher = load_weights(uninterrupted / "teacher.safetensors")
-    final = load_weights(uninterrupted / "weights.safetensors")
-    assert teacher["classifier.weight"].shape == final["classifier.weight"].shape
-    assert not torch.equal(teacher["classifier.weight"], final["classifier.weight"])
-    assert any(not torch.equal(teacher[f"blocks.0.project.bn.{n}"], final[f"stages.0.0.project.bn.{n}"]) for n in ("weight", "bias"))
+    assert all(torch.equal(teacher[name], wanted[name]) for name in wanted)
+
+
+def trainer_at(step: int, recipe: Path, tmp_path: Path, tiny: Space) -> Trainer:
+    """A trainer that took `step` steps."""
+    config = parse(Train, ["--config", str(recipe)])
+    data = load_data(config.data, torch.device("cpu"), 0)
+    trainer = Trainer(config, RunFolder(tmp_path), filled(tiny, 10, 1), data, None, 11, UniformSampler(tiny))
+    for _, (x, y) in zip(range(step), (batch for epoch in range(3) for batch in data.train_batches(64, epoch)), strict=False):
+        trainer.begin_phase()
+        trainer.update(x, y)
+    return trainer
+
+
+def test_a_phase_starts_from_the_average_with_a_fresh_optimiser(recipe: Path, tmp_path: Path, tiny: Space) -> None:
+    trainer = trainer_at(11, recipe, tmp_path, tiny)
+    assert trainer.optimizer.state
+    average = {name: tensor.clone() for name, tensor in trainer.weights.state_dict().items()}
+    assert any(not torch.equal(average[name], tensor) for name, tensor in trainer.supernet.state_dict().items())
+    trainer.begin_phase()
+    assert not trainer.optimizer.state
+    for weights in (trainer.supernet, trainer.weights):
+        assert all(torch.equal(average[name], tensor) for name, tensor in weights.state_dict().items())
+    trainer.begin_phase()
+
+
+def test_channels_are_sorted_before_expansions_open(recipe: Path, tmp_path: Path, tiny: Space) -> None:
+    trainer = trainer_at(22, recipe, tmp_path, tiny)
+    weight = trainer.supernet.stages[1][1].project.conv.weight  # type: ignore[index, union-attr]
+
+    def falls() -> bool:
+        importance = weight.detach().abs().sum((0, 2, 3))
+        edges = pairwise([0, hidden_width(8, 3), hidden_width(16, 3)])
+        return all(bool((importance[a:b].diff() <= 0).all()) for a, b in edges)
+
+    assert not falls()
+    trainer.begin_phase()
+    assert falls()
 
 
 def test_phases_and_one_architecture_exclude_each_other(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="phases shrink a supernet"):
         parse(Train, ["--config", str(recipe), "--arch", "smallest", "--out", str(tmp_path / "run")])
+    with pytest.raises(UserError, match="sync_bn is not for phases"):
+        parse(Train, ["--config", str(recipe), "--sync-bn", "--same-subnets"])
+    with pytest.raises(UserError, match="leave sampling and distillation"):
+        parse(Train, ["--config", str(recipe), "--sandwich.sampling.name", "macs_prior"])
     with pytest.raises(UserError, match="phases"):
         parse(Train, ["--config", str(recipe), "--phases", '[{"name": "x", "epochs": 0, "lr": 1}]'])

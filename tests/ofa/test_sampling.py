@@ -63,8 +63,7 @@ def test_bins_of_the_published_space(prior: Prior, attentive_nas: Space) -> None
     assert (prior.bins.low, prior.bins.high) == tuple(
         cost_of(attentive_nas, a)[0] for a in (smallest(attentive_nas), largest(attentive_nas))
     )
-    assert prior.bins.width == 25_000_000
-    assert prior.bins.number == 70
+    assert prior.bins.number == 69, "bins of about 25M, all alike"
     assert prior.hits_B.sum() == MILLION
     assert prior.share_B == pytest.approx(prior.hits_B / MILLION)
 

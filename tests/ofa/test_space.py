@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from engine.errors import UserError
 from ofa.cost import cost_of
@@ -25,6 +26,8 @@ from ofa.space import (
     sample_codes,
     smallest,
 )
+from ofa.supernet import Supernet
+from ofa.trained import start_from
 
 NAMES = ["attentive_nas", "bignas", "digits", "ofa_mbv3", "ofa_mbv3_w1.2", "ofa_proxyless", "ofa_resnet50", "small128", "small32"]
 
@@ -170,3 +173,26 @@ def test_a_broken_space_file_is_one_sentence(tiny_yaml: Path, tmp_path: Path, ol
     path.write_text(tiny_yaml.read_text().replace(old, new, 1))
     with pytest.raises(UserError, match=said):
         load_space(str(path))
+
+
+def test_bottlenecks_refuse_what_they_have_not() -> None:
+    space = load_space("ofa_resnet50").model_dump()
+    first, *others = space["stages"]
+    for change in ({"kernel": (3, 5)}, {"se": True}):
+        with pytest.raises(ValueError, match="has bottlenecks, which take one kernel"):
+            Space.model_validate(space | {"stages": (first | change, *others)})
+    with pytest.raises(ValueError, match="has bottlenecks"):
+        Space.model_validate(space | {"shortcut": "projected"})
+
+
+def test_only_keeps_a_shortcut_that_elastic_widths_need() -> None:
+    """Widths that happen to agree do not make the first shortcut of a bottleneck stage the identity."""
+    stage = {"block": "bottleneck", "width": (16, 32), "depth": (1,), "kernel": (3,), "expand": (0.5,)}
+    space = Space.model_validate({"name": "x", "resolution": (8,), "stem": {"width": (8, 16)}, "stages": (stage,)})
+    arch = Arch(resolution=8, width=(16, 16), depth=(1,), kernel=(3,), expand=(0.5,))
+    alone = only(space, arch)
+    assert cost_of(alone, largest(alone)) == cost_of(space, arch)
+    source, target = Supernet(space, 3), Supernet(alone, 3)
+    start_from(target, source, arch)
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(target(x, largest(alone)), source(x, arch))

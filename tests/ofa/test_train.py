@@ -255,6 +255,13 @@ def test_an_update_clips_warms_up_and_averages(tiny: Space, tmp_path: Path) -> N
     assert any(not torch.equal(a, b) for a, b in weights), "the average is what is evaluated and saved"
 
 
+def test_regularised_stages_of_one_architecture_alone_are_those_of_its_space() -> None:
+    train = parse(Train, ["--config", "ofa/attentive_nas", "--arch", "smallest"])
+    arch = find_arch(load_space("attentive_nas"), "attentive_nas_a6")
+    assert train._for_blocks(arch).sandwich.drop_connect_stages == 6 + 1
+    assert train._for_blocks(None) == train
+
+
 @pytest.mark.parametrize("name", [path.stem for path in (Path(__file__).parents[2] / "configs" / "ofa").glob("*.yaml")])
 def test_recipes_are_valid(name: str) -> None:
     recipe = parse(Train, ["--config", f"ofa/{name}"])

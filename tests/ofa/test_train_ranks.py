@@ -1,5 +1,6 @@
 """ofa.train by two real processes: the same weights on both, those of one process where they can be, whole after any end."""
 
+import json
 import math
 import os
 import signal
@@ -79,6 +80,31 @@ def _train(words: list[str]) -> int:
     return parse(Train, words).execute()
 
 
+def test_joined_training_is_that_of_one_process(pair: Run, tiny_yaml: Path, tmp_path: Path) -> None:
+    """Through the flags: without --same-subnets or --sync-bn the weights are far apart."""
+    words = ["--space", str(tiny_yaml), "--epochs", "1", "--batch-size", "32", "--device", "cpu", "--sgd.lr", "0.05"]
+    words += ["--sandwich.dropout", "0", "--sandwich.drop-connect", "0", "--evaluate-random", "0"]
+    assert _train([*words, "--out", str(tmp_path / "one")]) == 0
+    assert pair(_train, [*words, "--same-subnets", "--sync-bn", "--out", str(tmp_path / "two")]) == [0, 0]
+    assert pair(_train, [*words, "--same-subnets", "--out", str(tmp_path / "apart")]) == [0, 0]
+    one, two, apart = (load_weights(tmp_path / name / "weights.safetensors") for name in ("one", "two", "apart"))
+
+    def distance(other: dict[str, Tensor]) -> float:
+        return math.sqrt(sum(float((other[name] - one[name]).square().sum()) for name in one))
+
+    assert distance(two) < 0.02 * distance(apart)
+
+
+def test_two_ranks_shrink_alike(pair: Run, tiny_yaml: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "shrink.yaml"
+    phases = [{"name": "a", "epochs": 1, "lr": 0.1, "subnets": 0}, {"name": "b", "epochs": 1, "lr": 0.1, "subnets": 2}]
+    recipe.write_text(json.dumps({"space": str(tiny_yaml), "phases": phases, "device": "cpu", "evaluate_random": 0}))
+    assert pair(_train, ["--config", str(recipe), "--out", str(tmp_path / "run")]) == [0, 0]
+    assert (tmp_path / "run" / "teacher.safetensors").exists()
+    with pytest.raises(UserError, match="is trained by 2 processes, not 1"):
+        _train(["--config", str(recipe), "--out", str(tmp_path / "run"), "--resume"])
+
+
 def _train_broken(words: list[str]) -> int:
     original = Trainer.update
 
@@ -149,7 +175,7 @@ def test_ctrl_c_a_killed_rank_and_resume_end_bit_for_bit(pair: Run, tiny_yaml: P
     assert said.count("error: Another of the processes that train together ended or cannot be reached") == 1, said
     assert stopped < torch.load(out / "state.pt", weights_only=True)["step"] < 88
 
-    with pytest.raises(UserError, match="was started with ranks = 2, not 1"):
+    with pytest.raises(UserError, match="is trained by 2 processes, not 1"):
         _train([*words, "--resume"])
     assert pair(_train, [*words, "--resume"]) == [0, 0]
     whole, parts = (load_weights(tmp_path / name / "weights.safetensors") for name in ("whole", "parts"))
