@@ -7,10 +7,11 @@ from typing import Literal, NamedTuple
 
 from predictors.drawing import XY, Disc, Drawing, Outline, Role, Shape, Words, box, text_width
 
-WIDTH, HEIGHT = 480.0, 372.0
-LEFT, RIGHT, BOTTOM, ROW = 56.0, 14.0, 44.0, 19.0
+WIDTH, HEIGHT = 420.0, 350.0
+LEFT, RIGHT, BOTTOM, ROW = 50.0, 12.0, 44.0, 19.0
 TEXT, SMALL = 13.0, 12.0
 LONGEST = 20
+LINES = ("line", "dashes")
 Marker = Literal["disc", "star", "triangle", "line", "dashes"]
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1
 
@@ -57,8 +58,20 @@ def draw_chart(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> Drawin
     for s in series:
         shapes += _marks(s, across, up)
     spots = [(across(p.x), up(p.y)) for p in points]
-    named = [(p.label, (across(p.x), up(p.y)), s.role) for s in series for p in s.points if p.label]
-    return Drawing(title, WIDTH, HEIGHT, (*shapes, *place_labels(named, spots, frame)))
+    lines = [s.points for s in series if s.marker in LINES]
+    lines += [[p._replace(y=y) for y in p.interval] for s in series if s.size > 4 for p in s.points if p.interval]
+    spots += [spot for line in lines for a, b in pairwise(line) for spot in _along((across(a.x), up(a.y)), (across(b.x), up(b.y)))]
+    named: dict[tuple[XY, Role], list[str]] = {}  # points in one place share a label
+    for s, p in ((s, p) for s in series if s.marker not in LINES for p in s.points if p.label):
+        named.setdefault(((across(p.x), up(p.y)), s.role), []).append(p.label)
+    labels = [(", ".join(words), spot, role) for (spot, role), words in named.items()]
+    return Drawing(title, WIDTH, HEIGHT, (*shapes, *place_labels(labels, spots, frame)))
+
+
+def _along(start: XY, end: XY) -> Iterator[XY]:
+    """Points of a line, 6 pixels apart."""
+    count = ceil(hypot(end[0] - start[0], end[1] - start[1]) / 6)
+    return ((start[0] + (end[0] - start[0]) * i / count, start[1] + (end[1] - start[1]) * i / count) for i in range(count))
 
 
 class _Scale:
@@ -124,20 +137,20 @@ def _legend(series: Sequence[Series]) -> tuple[list[Shape], int]:
         if x > 8 and x + width > WIDTH - 4:
             x, row = 8, row + 1
         y = 24 + ROW * row + 9
-        shapes.append(_mark(s, x + 10, y) if s.marker not in ("line", "dashes") else _line(s, ((x, y), (x + 20, y))))
+        shapes.append(_mark(s, x + 10, y) if s.marker not in LINES else _line(s, ((x, y), (x + 20, y))))
         shapes.append(Words(x + 24, y + 4, s.label, SMALL))
         x += width
     return shapes, row + 1 if series else 0
 
 
 def _marks(s: Series, across: _Scale, up: _Scale) -> Iterator[Shape]:
-    if s.marker in ("line", "dashes"):
+    if s.marker in LINES:
         yield _line(s, tuple((across(p.x), up(p.y)) for p in s.points))
         return
     for p in s.points:
         if p.interval:
             x, ends = across(p.x), [up(v) for v in p.interval]
-            yield Outline(((x, ends[0]), (x, ends[1])), line=s.role, width=1.5 if s.size > 4 else 0.7)
+            yield Outline(((x, ends[0]), (x, ends[1])), line=s.role if s.size > 4 else "known", width=1.5 if s.size > 4 else 1)
     for p in s.points:
         yield _mark(s, across(p.x), up(p.y), p.title)
 

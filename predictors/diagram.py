@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from ofa.cost import halve
 from ofa.space import Arch, Space
-from predictors.drawing import Drawing, Outline, Role, Shape, Words, box
+from predictors.drawing import Drawing, Outline, Role, Shape, Words, box, text_width
 
-WIDTH, LABEL, ROW, GAP = 480.0, 132.0, 40.0, 4.0
+WIDTH, LABEL, ROW, GAP = 420.0, 126.0, 40.0, 4.0
 THIN, THICK = 16.0, 34.0
 WIDEST_BLOCK = 84.0
 SHADES: tuple[Role, ...] = ("shade1", "shade2", "shade3", "shade4")
@@ -21,14 +21,15 @@ def draw_architecture(title: str, space: Space, arch: Arch) -> Drawing:
         arch: of that space.
     """
     size = halve(halve(arch.resolution, space.stem.stride), 2 if space.stem.deep else 1)
-    shapes = [Words(8, 18, f"image {arch.resolution} × {arch.resolution}", 13, "quiet")]
+    shapes: list[Shape] = [Words(8, 18, f"image {arch.resolution} × {arch.resolution}", 13, "quiet")]
     y = 30.0
     shapes += _simple_row(y, "stem", arch.width[0], size, _stem_text(space, arch), space.stem.width[-1], arch.width[0])
     for i, stage in enumerate(space.stages):
         y += ROW
         size = halve(size, stage.stride)
         notes = [f"{arch.width[i + 1]} ch", f"{size} × {size}", *(["SE"] if stage.se else [])]
-        shapes += [*_label(y, f"stage {i + 1}", notes), *_blocks(y, space, arch, i)]
+        shapes += _label(y, f"stage {i + 1}", notes)
+        shapes += _blocks(y, space, arch, i)
     if space.head:
         y += ROW
         shapes += _simple_row(y, "head", arch.width[-1], 1, "features to classes", space.head.width[-1], arch.width[-1])
@@ -38,7 +39,7 @@ def draw_architecture(title: str, space: Space, arch: Arch) -> Drawing:
 def shades(space: Space) -> dict[int, Role]:
     """A shade for each kernel size of the space, darker for larger ones."""
     kernels = sorted({k for stage in space.stages for k in stage.kernel})
-    return {kernel: SHADES[min(i, len(SHADES) - 1)] for i, kernel in enumerate(kernels)}
+    return {kernel: SHADES[round(i * (len(SHADES) - 1) / max(len(kernels) - 1, 1))] for i, kernel in enumerate(kernels)}
 
 
 def describe_block(kernel: int, expand: float) -> str:
@@ -71,7 +72,8 @@ def _blocks(y: float, space: Space, arch: Arch, i: int) -> Iterator[Shape]:
     widest = max(s.width[-1] for s in space.stages)
     deepest = max(s.depth[-1] for s in space.stages)
     step = min((WIDTH - LABEL - 8) / deepest, WIDEST_BLOCK)
-    text_size = min(11.0, step / 5)
+    longest = max((describe_block(k, e) for k in stage.kernel for e in stage.expand), key=len)
+    text_size = min(11.0, (step - GAP) / text_width(longest, 1))
     for block in range(stage.depth[-1]):
         x = LABEL + step * block
         if block >= arch.depth[i] or channels < stage.width[-1]:

@@ -33,7 +33,7 @@ COLORS: dict[Role, tuple[str, str]] = {  # on light and on dark paper
     "shade4": ("#46a394", "#338c7f"),
 }
 UNITS_PER_INCH, DPI, TITLE = 100, 200, 30
-_HAT = {"start": "left", "middle": "center", "end": "right"}
+_ANCHOR = {"start": "left", "middle": "center", "end": "right"}
 
 
 class Outline(NamedTuple):
@@ -160,18 +160,16 @@ def write_png(drawing: Drawing, path: Path) -> None:
     axes.set_axis_off()
     for order, shape in enumerate(_with_title(drawing)):
         if isinstance(shape, Words):
-            weight = "bold" if shape.bold else "normal"
-            look = {"color": COLORS[shape.role][0], "ha": _HAT[shape.anchor], "va": "baseline", "weight": weight}
+            color, anchor, weight = COLORS[shape.role][0], _ANCHOR[shape.anchor], "bold" if shape.bold else "normal"
             text = re.sub(r"[\x00-\x1f]", "\ufffd", shape.text)
-            axes.text(shape.x, shape.y, text, fontsize=shape.size * points, zorder=order, parse_math=False, **look)
+            place = axes.text(shape.x, shape.y, text, color=color, ha=anchor, va="baseline", weight=weight, zorder=order)
+            place.set(fontsize=shape.size * points, parse_math=False)
         elif isinstance(shape, Disc):
             axes.add_patch(Circle((shape.x, shape.y), shape.radius, color=COLORS[shape.fill][0], linewidth=0, zorder=order))
         else:
             face, edge = (COLORS[role][0] if role else "none" for role in (shape.fill, shape.line))
-            style = "--" if shape.dashed else "-"
-            width = shape.width * points if shape.line else 0
-            look = {"facecolor": face, "edgecolor": edge, "linewidth": width, "linestyle": style, "closed": False}
-            axes.add_patch(Polygon(shape.points, zorder=order, **look))
+            width, style = shape.width * points if shape.line else 0, "--" if shape.dashed else "-"
+            axes.add_patch(Polygon(shape.points, closed=False, fc=face, ec=edge, lw=width, ls=style, zorder=order))
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=DPI, format="png")
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from engine.config import validate
 from engine.run import read_json
-from ofa.space import Arch, Space, decode, encode
+from ofa.space import Arch, Space, decode, encode, largest, smallest
 from predictors.constraints import FLAGS, Costs, format_cost
 from predictors.held_out import HeldOut
 from predictors.pairs import FRONT, Selected, read_pairs, read_selected
@@ -65,12 +65,12 @@ class Chosen(NamedTuple):
 
 
 class Known(NamedTuple):
-    """A subnet that was measured on validation images."""
+    """A subnet that was measured on validation images. name: the choices that it is."""
 
     macs: int
     latency_ms: float | None
     val_accuracy: float
-    kind: Literal["selected", "candidate", "collected"]
+    kind: Literal["selected", "candidate", "collected", "smallest", "largest"]
     name: str
     arch: Arch
 
@@ -147,16 +147,25 @@ def read_known(run: Path, space: Space, chosen: list[Chosen], latency: Costs | N
         found.setdefault(code.tobytes(), Known(facts.macs, known, facts.val_accuracy, kind, name, decode(space, code)))
 
     for c in chosen:
-        add(c.choice, "selected", c.name)
+        add(c.choice, "selected", ", ".join(other.name for other in chosen if other.arch == c.arch))
     for facts in [*(f for c in chosen for f in c.choice.candidates), *front]:
         add(facts, "candidate")
     for pair in read_pairs(run):
         code = encode(space, pair.arch)
         found.setdefault(code.tobytes(), Known(pair.macs, None, pair.val_accuracy, "collected", "", decode(space, code)))
+    for kind, arch in extremes(space).items():
+        key = encode(space, arch).tobytes()
+        if key in found and found[key].kind != "selected":
+            found[key] = found[key]._replace(kind=kind, name=kind)
     if latency is not None:
         times = latency(np.stack([np.frombuffer(code, np.uint8) for code in found]))
         found = {code: k._replace(latency_ms=float(t)) for (code, k), t in zip(found.items(), times, strict=True)}
     return sorted(found.values(), key=lambda k: k.macs)
+
+
+def extremes(space: Space) -> dict[Literal["smallest", "largest"], Arch]:
+    """The two ends of a space."""
+    return {"smallest": smallest(space), "largest": largest(space)}
 
 
 def front_of(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

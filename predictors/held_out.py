@@ -31,7 +31,7 @@ class HeldOut(NamedTuple):
 
     def only(self, which: NDArray[np.int64]) -> "HeldOut":
         """Those at some places."""
-        return HeldOut(*(values[which] for values in self))
+        return HeldOut(self.measured[which], self.predicted[which], self.low[which], self.high[which], self.macs[which])
 
 
 class Trust(NamedTuple):

@@ -7,7 +7,7 @@ from predictors.constraints import FLAGS, format_cost
 from predictors.diagram import draw_architecture, shades
 from predictors.drawing import colors_css, safe, to_svg
 from predictors.findings import Chosen, Comparison, Facts, Findings, wilson
-from predictors.held_out import HeldOut, Trust, bands, near, tau_of_near, trust
+from predictors.held_out import Trust, bands, near, tau_of_near, trust
 from predictors.pictures import Picture, describe_limits, describe_prediction
 
 MOST_CANDIDATES, MOST_CLASSES = 10, 20
@@ -23,7 +23,7 @@ p{max-width:75ch;margin:.5rem 0}
 .quiet,figcaption{color:var(--quiet);font-size:.9rem}
 figcaption{margin-top:.4rem}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr));gap:28px 32px;align-items:start}
-.grid>*{min-width:0;max-width:600px}
+.grid>*{min-width:0;max-width:560px}
 figure{margin:0}
 svg{display:block;width:100%;height:auto;font-family:inherit}
 .wide{overflow-x:auto;margin:.8rem 0}
@@ -32,7 +32,8 @@ th,td{padding:.38rem .8rem .38rem 0;text-align:right;white-space:nowrap;border-b
 th{color:var(--quiet);font-weight:500}
 th[scope=row]{text-align:left;color:var(--ink);font-weight:600;position:sticky;left:0;background:var(--paper)}
 thead th:first-child{text-align:left}
-small{display:block;color:var(--quiet);font-size:.84em}
+th small{white-space:normal;min-width:8.5em}
+small{display:block;font-weight:400;color:var(--quiet);font-size:.84em}
 code{font:.92em ui-monospace,SFMono-Regular,Menlo,"DejaVu Sans Mono",monospace}
 .key{display:inline-block;width:1.1em;height:.9em;margin:0 .35em 0 .9em;vertical-align:-.08em}
 summary{cursor:pointer;color:var(--quiet);font-size:.9rem;margin-top:.4rem}
@@ -68,12 +69,13 @@ def _lead(found: Findings) -> list[str]:
     classes = ", ".join(found.classes[:MOST_CLASSES]) + (", …" if len(found.classes) > MOST_CLASSES else "")
     gains = [100 * (c.test_accuracy - c.random_median) for c in found.comparisons]
     beaten, count = sum(c.random_beaten for c in found.comparisons), sum(c.random_count for c in found.comparisons)
-    one = len(gains) == 1
-    space = f"{found.space.size():.3g} architectures of space “{safe(found.space.name)}”"
+    one, gain, size = len(gains) == 1, sum(gains) / len(gains), found.space.size()
+    many = f"{size:,}" if size < 10**9 else f"about 10<sup>{len(str(size)) - 1}</sup>"
     return [
         f'<p class="lead">On test images, {"the chosen subnet is" if one else f"the {len(gains)} chosen subnets are on average"} '
-        f"{sum(gains) / len(gains):+.1f} points from the median random subnet of the same size, and better than {beaten} of {count}.</p>",
-        f'<p class="quiet">One supernet holds {space}. Accuracy is top-1, for {len(found.classes)} classes ({safe(classes)}). '
+        f"{abs(gain):.1f} points {'above' if gain >= 0 else 'below'} the median random subnet of the same size, and better than {beaten} "
+        f"of {count}.</p>",
+        f'<p class="quiet">One supernet holds {many} architectures (space “{safe(found.space.name)}”). Accuracy is top-1, for {len(found.classes)} classes ({safe(classes)}). '
         f"{found.images['val']} validation images decided what was chosen; {found.images['test']} test images were looked at for this "
         "report only. FLOPs here means multiply-accumulates (MACs) of one image: 600M is 600 million.</p>",
     ]
@@ -86,8 +88,8 @@ def _chosen_table(found: Findings) -> list[str]:
     return [
         _table(heads, rows),
         '<p class="quiet">In order of budget. In small print: the limits, the search and when the file was written; 90% intervals. That of '
-        "a prediction is what the predictor said before the subnet was measured; a dash means that no predictor chose it (it was collected, "
-        "or known from an earlier search). That of a measurement comes from the number of images alone. Random: the median of random "
+        "a prediction is what the predictor said before the subnet was measured; a dash means that it was known without a predictor: "
+        "collected, or measured by an earlier search. That of a measurement comes from the number of images alone. Random: the median of random "
         "subnets whose MACs differ by no more than it says.</p>",
     ]
 

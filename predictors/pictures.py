@@ -18,6 +18,10 @@ AXES = {
     "latency_ms": Axis("predicted latency of one image", lambda ms: format_cost("latency", ms), log=True),
 }
 NAMES = {"macs": "MACs", "latency_ms": "latency"}
+AS_FAR_AS_KNOWN = {
+    "macs": "",
+    "latency_ms": " Shown are subnets of known latency: all with --latency-table, otherwise those for which predictors.select wrote it.",
+}
 
 
 class Picture(NamedTuple):
@@ -53,7 +57,7 @@ def test_picture(found: Findings, cost: Cost) -> Picture:
     chosen = points("selected")
     looks = [
         Series("random of the same MACs", "disc", "random", 3.2, points("random")),
-        Series("chosen, in order", "line", "chosen", 1.2, chosen),
+        Series("chosen, by MACs", "line", "chosen", 1.2, chosen),
         Series("smallest and largest", "triangle", "extreme", 7, points("smallest", "largest")),
         Series("chosen", "star", "chosen", 9, chosen),
     ]
@@ -61,12 +65,12 @@ def test_picture(found: Findings, cost: Cost) -> Picture:
     drawing = draw_chart(title, AXES[cost], _accuracy(f"top-1 accuracy on {images} test images"), looks)
     randoms = max(c.random_count for c in found.comparisons)
     caption = (
-        f"Accuracy on the {images} test images, which had no part in training or in choosing. Each star is a chosen subnet; the dots near it "
-        f"are {randoms} random subnets of the same supernet and about the same MACs, which is what a choice without a search would give. A "
-        "star above its dots is worth its search. The bar on a star is a 90% interval (Wilson): where its accuracy on other images of the "
+        f"Accuracy on the {images} test images, which had no part in training or in choosing. Each star is a chosen subnet; the dots near "
+        f"it are {randoms} random subnets of the same supernet and about the same MACs: what a choice without a search would give. A star "
+        "above its dots was worth the search. The bar on a star is a 90% interval (Wilson): where its accuracy on other images of the "
         "same kind may be. All subnets see the same images, so two of them differ more surely than two bars suggest."
     )
-    return Picture(drawing, [t._asdict() for t in tested], caption)
+    return Picture(drawing, [t._asdict() for t in tested], caption + AS_FAR_AS_KNOWN[cost])
 
 
 def validation_picture(found: Findings, cost: Cost) -> Picture:
@@ -76,32 +80,32 @@ def validation_picture(found: Findings, cost: Cost) -> Picture:
     values = [float(getattr(k, cost)) for k in known]
     front = front_of([(value, k.val_accuracy) for value, k in zip(values, known, strict=True)])
 
-    def points(kind: str) -> list[Point]:
-        return [_known_point(k, cost, images) for k in known if k.kind == kind]
+    def points(*kinds: str) -> list[Point]:
+        return [_known_point(k, cost, images) for k in known if k.kind in kinds]
 
     looks = [
         Series("collected", "disc", "known", 3, points("collected")),
         Series("measured by the search", "disc", "random", 3, points("candidate")),
         Series("front", "line", "ink", 1.3, steps(front, max(values))),
+        Series("smallest and largest", "triangle", "extreme", 7, points("smallest", "largest")),
         Series("chosen", "star", "chosen", 9, points("selected")),
     ]
     title = f"Validation accuracy against {NAMES[cost]}"
     drawing = draw_chart(title, AXES[cost], _accuracy(f"top-1 accuracy on {images} validation images"), looks)
     caption = (
-        f"What the choice was made from: {len(known)} subnets measured on the {images} validation images. The line is the front, the best "
-        f"accuracy that was measured at so much {NAMES[cost]} or less. A chosen subnet may lie a little below it: of all subnets within one "
-        "standard error of the best under its limits, the cheapest is taken. Bars are 90% intervals (Wilson). The best of many measurements "
-        "was lucky, too, so expect less on test images."
-    ).replace("so much MACs", "so many MACs")
-    return Picture(drawing, [_known_row(k) for k in known], caption)
+        f"What the choice was made from: {len(known)} subnets measured on the {images} validation images. The line is the front: the best "
+        f"accuracy measured at no higher {NAMES[cost]}. A chosen subnet may lie a little below it: of all subnets within one standard error "
+        "of the best under its limits, the cheapest is taken. Bars are 90% intervals (Wilson). The best of many measurements was lucky, "
+        "too, so expect less on test images."
+    )
+    return Picture(drawing, [_known_row(k) for k in known], caption + AS_FAR_AS_KNOWN[cost])
 
 
 def predictor_picture(judged: HeldOut) -> Picture:
     """Predicted against measured accuracy."""
-    rows = [
-        {"macs": int(m), "val_accuracy": float(y), "predicted_accuracy": float(p), "low": float(a), "high": float(b), "inside": bool(i)}
-        for y, p, a, b, m, i in zip(*judged, judged.covered, strict=True)
-    ]
+    names = ("val_accuracy", "predicted_accuracy", "low", "high", "macs", "inside")
+    columns = [values.tolist() for values in (*judged, judged.covered)]
+    rows: list[dict[str, Any]] = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
     every = -(-len(rows) // MOST_WHISKERS)
     ends = [min(judged.measured.min(), judged.predicted.min()), max(judged.measured.max(), judged.predicted.max())]
     points: dict[bool, list[Point]] = {True: [], False: []}
@@ -115,12 +119,12 @@ def predictor_picture(judged: HeldOut) -> Picture:
         Series("measured inside the interval", "disc", "random", 3, points[True]),
         Series("outside", "disc", "chosen", 3, points[False]),
     ]
-    measured = Axis("measured on validation images", _percent, most=1)
+    measured = _accuracy("measured on validation images")
     drawing = draw_chart("Predicted against measured accuracy", measured, _accuracy("predicted from other subnets"), looks)
     bars = "The bar" if every == 1 else f"The bar (drawn for one in {every})"
     caption = (
-        f"Each dot is one of {len(rows)} collected subnets, predicted by a predictor that learned from others only (5 folds). The nearer to the "
-        f"dashed line, the better. {bars} is the 90% interval of the prediction, as wide as the misses in the other folds say; "
+        f"Each dot is one of {len(rows)} collected subnets, predicted by a predictor that learned from others only (5 folds). The nearer to "
+        f"the dashed line, the better. {bars} is the 90% interval of the prediction, as wide as the misses in the other folds say; "
         f"{judged.covered.mean():.0%} of the measurements are inside. Subnets that a search picks are better than collected ones, so "
         "their predictions reach further and can be worse; therefore measurements decide, not predictions."
     )

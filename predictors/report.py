@@ -15,12 +15,12 @@ from engine.config import format_count
 from engine.progress import progress
 from engine.run import atomic, write_json
 from engine.seed import numpy_generator
-from ofa.space import Arch, Codes, decode, encode, features, largest, sample_codes, smallest
+from ofa.space import Arch, Codes, decode, encode, features, sample_codes
 from ofa.trained import RunCommand, Trained
 from predictors.constraints import Costs
 from predictors.costs import cost_functions
 from predictors.drawing import write_png
-from predictors.findings import Chosen, Comparison, Findings, Kind, Tested, compare, read_chosen, read_known
+from predictors.findings import Chosen, Comparison, Findings, Kind, Tested, compare, extremes, read_chosen, read_known
 from predictors.held_out import HeldOut, predict_held_out
 from predictors.page import render
 from predictors.pairs import read_pairs
@@ -73,10 +73,7 @@ class Report(RunCommand):
 
     def _test(self, trained: Trained, chosen: Sequence[Chosen], latency: Costs | None) -> list[Tested]:
         """The smallest and the largest subnet, then each chosen one with the random ones of its size."""
-        todo: list[tuple[str, Kind, Arch, float | None]] = [
-            ("", "smallest", smallest(trained.space), None),
-            ("", "largest", largest(trained.space), None),
-        ]
+        todo: list[tuple[str, Kind, Arch, float | None]] = [("", kind, arch, None) for kind, arch in extremes(trained.space).items()]
         for name, choice, arch, _ in chosen:
             todo.append((name, "selected", arch, choice.latency_ms))
             todo += [(name, "random", decode(trained.space, row), None) for row in self._random_of_same_macs(trained, arch)]
