@@ -9,7 +9,7 @@ from predictors.drawing import XY, Disc, Drawing, Outline, Role, Shape, Words, b
 
 WIDTH, HEIGHT = 420.0, 350.0
 LEFT, RIGHT, BOTTOM, ROW = 50.0, 12.0, 44.0, 19.0
-TEXT, SMALL = 13.0, 12.0
+TEXT, SMALL = 12.0, 11.5
 LONGEST = 20
 LINES = ("line", "dashes")
 Marker = Literal["disc", "star", "triangle", "line", "dashes"]
@@ -62,8 +62,8 @@ def draw_chart(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> Drawin
     lines += [[p._replace(y=y) for y in p.interval] for s in series if s.size > 4 for p in s.points if p.interval]
     spots += [spot for line in lines for a, b in pairwise(line) for spot in _along((across(a.x), up(a.y)), (across(b.x), up(b.y)))]
     named: dict[tuple[XY, Role], list[str]] = {}  # points in one place share a label
-    for s, p in ((s, p) for s in series if s.marker not in LINES for p in s.points if p.label):
-        named.setdefault(((across(p.x), up(p.y)), s.role), []).append(p.label)
+    for role, p in ((s.role, p) for s in series if s.marker not in LINES for p in s.points if p.label):
+        named.setdefault(((across(p.x), up(p.y)), role), []).append(p.label)
     labels = [(", ".join(words), spot, role) for (spot, role), words in named.items()]
     return Drawing(title, WIDTH, HEIGHT, (*shapes, *place_labels(labels, spots, frame)))
 
@@ -186,7 +186,7 @@ def place_labels(named: Sequence[tuple[str, XY, Role]], spots: Sequence[XY], fra
         place = min(inside, key=lambda b: _badness(b, spot, taken, spots))
         taken.append(place)
         near = (min(max(spot[0], place[0]), place[2]), min(max(spot[1], place[1]), place[3]))
-        if hypot(near[0] - spot[0], near[1] - spot[1]) > 16:
+        if hypot(near[0] - spot[0], near[1] - spot[1]) > 13:
             shapes.append(Outline((spot, near), line=role, width=0.8))
         shapes.append(Words((place[0] + place[2]) / 2, place[3] - 3, word, SMALL, role, "middle", bold=True))
     return shapes
@@ -199,6 +199,6 @@ def _beside(spot: XY, size: XY, distance: float, angle: float) -> Box:
 
 
 def _badness(b: Box, spot: XY, taken: Sequence[Box], spots: Sequence[XY]) -> float:
-    over = sum(b[0] < t[2] and t[0] < b[2] and b[1] < t[3] and t[1] < b[3] for t in taken)
+    over = sum(b[0] - 5 < t[2] and t[0] < b[2] + 5 and b[1] < t[3] and t[1] < b[3] for t in taken)
     covers = sum(b[0] - 3 < x < b[2] + 3 and b[1] - 3 < y < b[3] + 3 for x, y in spots)
     return 1e6 * over + 15 * covers + hypot((b[0] + b[2]) / 2 - spot[0], (b[1] + b[3]) / 2 - spot[1])

@@ -21,8 +21,8 @@ def draw_architecture(title: str, space: Space, arch: Arch) -> Drawing:
         arch: of that space.
     """
     size = halve(halve(arch.resolution, space.stem.stride), 2 if space.stem.deep else 1)
-    shapes: list[Shape] = [Words(8, 18, f"image {arch.resolution} × {arch.resolution}", 13, "quiet")]
-    y = 30.0
+    shapes: list[Shape] = []
+    y = 4.0
     shapes += _simple_row(y, "stem", arch.width[0], size, _stem_text(space, arch), space.stem.width[-1], arch.width[0])
     for i, stage in enumerate(space.stages):
         y += ROW

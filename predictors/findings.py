@@ -1,5 +1,6 @@
 """What a report tells, as data: chosen subnets with their limits, everything measured on validation images, and tests."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -114,8 +115,10 @@ class Findings(NamedTuple):
     pairs: int
 
 
-def read_chosen(run: Path, space: Space) -> list[Chosen]:
+def read_chosen(run: Path, space: Space, latency: Costs | None) -> list[Chosen]:
     """What predictors.select chose, in the order of the MACs that were allowed (or else are used), then by name.
+
+    latency: of a device; without one, what the files say.
 
     Raises:
         UserError: it has not chosen anything yet, or a file is damaged.
@@ -125,7 +128,10 @@ def read_chosen(run: Path, space: Space) -> list[Chosen]:
         path = run / "selected" / f"{name}.json"
         choice = validate(Choice, read_json(path), str(path))
         written = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
-        found.append(Chosen(name, choice, decode(space, encode(space, choice.arch)), written))
+        row = encode(space, choice.arch)
+        if latency is not None:
+            choice = choice.model_copy(update={"latency_ms": float(latency(row[None])[0])})
+        found.append(Chosen(name, choice, decode(space, row), written))
     return sorted(
         found, key=lambda c: (next((x.limit for x in c.choice.constraints if x.name == "macs"), c.choice.macs), c.choice.macs, c.name)
     )
@@ -147,7 +153,7 @@ def read_known(run: Path, space: Space, chosen: list[Chosen], latency: Costs | N
         found.setdefault(code.tobytes(), Known(facts.macs, known, facts.val_accuracy, kind, name, decode(space, code)))
 
     for c in chosen:
-        add(c.choice, "selected", ", ".join(other.name for other in chosen if other.arch == c.arch))
+        add(c.choice, "selected", ", ".join(same.name for same in by_arch(chosen)[c.arch]))
     for facts in [*(f for c in chosen for f in c.choice.candidates), *front]:
         add(facts, "candidate")
     for pair in read_pairs(run):
@@ -166,6 +172,14 @@ def read_known(run: Path, space: Space, chosen: list[Chosen], latency: Costs | N
 def extremes(space: Space) -> dict[Literal["smallest", "largest"], Arch]:
     """The two ends of a space."""
     return {"smallest": smallest(space), "largest": largest(space)}
+
+
+def by_arch(chosen: Sequence[Chosen]) -> dict[Arch, list[Chosen]]:
+    """Choices of the same subnet together."""
+    found: dict[Arch, list[Chosen]] = {}
+    for c in chosen:
+        found.setdefault(c.arch, []).append(c)
+    return found
 
 
 def front_of(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from engine.config import format_count
-from predictors.constraints import FLAGS, format_cost
+from ofa.space import Arch
+from predictors.constraints import format_cost
 from predictors.diagram import draw_architecture, shades
 from predictors.drawing import colors_css, safe, to_svg
-from predictors.findings import Chosen, Comparison, Facts, Findings, wilson
+from predictors.findings import Chosen, Comparison, Facts, Findings, by_arch, wilson
 from predictors.held_out import Trust, bands, near, tau_of_near, trust
 from predictors.pictures import Picture, describe_limits, describe_prediction
 
@@ -75,9 +76,10 @@ def _lead(found: Findings) -> list[str]:
         f'<p class="lead">On test images, {"the chosen subnet is" if one else f"the {len(gains)} chosen subnets are on average"} '
         f"{abs(gain):.1f} points {'above' if gain >= 0 else 'below'} the median random subnet of the same size, and better than {beaten} "
         f"of {count}.</p>",
-        f'<p class="quiet">One supernet holds {many} architectures (space “{safe(found.space.name)}”). Accuracy is top-1, for {len(found.classes)} classes ({safe(classes)}). '
-        f"{found.images['val']} validation images decided what was chosen; {found.images['test']} test images were looked at for this "
-        "report only. FLOPs here means multiply-accumulates (MACs) of one image: 600M is 600 million.</p>",
+        f'<p class="quiet">One supernet holds {many} architectures (space “{safe(found.space.name)}”). Accuracy is top-1, for '
+        f"{len(found.classes)} classes ({safe(classes)}). {found.images['val']} validation images decided what was chosen; "
+        f"{found.images['test']} test images were looked at for this report only. FLOPs here means multiply-accumulates (MACs) of one "
+        "image: 600M is 600 million.</p>",
     ]
 
 
@@ -87,22 +89,21 @@ def _chosen_table(found: Findings) -> list[str]:
     rows = [_chosen_row(c, comparison, found.images, timed) for c, comparison in zip(found.chosen, found.comparisons, strict=True)]
     return [
         _table(heads, rows),
-        '<p class="quiet">In order of budget. In small print: the limits, the search and when the file was written; 90% intervals. That of '
-        "a prediction is what the predictor said before the subnet was measured; a dash means that it was known without a predictor: "
-        "collected, or measured by an earlier search. That of a measurement comes from the number of images alone. Random: the median of random "
-        "subnets whose MACs differ by no more than it says.</p>",
+        '<p class="quiet">In order of budget. In small print: the limits, the search and when the file was written; 90% intervals. That '
+        "of a prediction is what the predictor said before the subnet was measured; a dash means that it was known without a predictor: "
+        "collected, or measured by an earlier search. That of a measurement comes from the number of images alone. Random: the median of "
+        "random subnets whose MACs differ by no more than it says.</p>",
     ]
 
 
 def _chosen_row(c: Chosen, comparison: Comparison, images: Mapping[str, int], timed: bool) -> list[str]:
     choice = c.choice
-    limits = [f"{FLAGS[x.name]} {format_cost(x.name, x.limit)}" for x in choice.constraints]
     how = [f"{choice.explore} from {choice.pairs} pairs, seed {choice.seed}"] if choice.explore else []
     interval = choice.predicted_interval()
     predicted = [describe_prediction(choice.predicted_accuracy, None)]
     predicted += [f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"] if interval else []
     return [
-        _cell(c.name, *([" ".join(limits)] if limits else []), *how, f"{c.written:%Y-%m-%d %H:%M}"),
+        _cell(c.name, *([describe_limits(c)] if choice.constraints else []), " · ".join([*how, f"{c.written:%Y-%m-%d %H:%M}"])),
         _cell(format_count(choice.macs)),
         _cell("–" if choice.params is None else format_count(choice.params)),
         *([_cell("–" if choice.latency_ms is None else format_cost("latency", choice.latency_ms))] if timed else []),
@@ -161,14 +162,16 @@ def _architectures(found: Findings) -> list[str]:
         "kernel and its expansion (e4: four times the channels inside). Taller: more channels; dashed: what the supernet has and this "
         "subnet leaves out. ch: output channels; then the size of the map that leaves the stage; SE: squeeze-and-excitation. "
         f"Kernel:{keys}</p>",
-        _grid(_architecture(found, c) for c in found.chosen),
+        _grid(_architecture(found, arch, same) for arch, same in by_arch(found.chosen).items()),
     ]
 
 
-def _architecture(found: Findings, c: Chosen) -> str:
-    facts = f"{describe_limits(c)}: {format_count(c.choice.macs)} MACs" if c.choice.constraints else f"{format_count(c.choice.macs)} MACs"
-    drawing = to_svg(draw_architecture(f"architecture of {c.name}", found.space, c.arch))
-    return f'<article><h3>{safe(c.name)}</h3><p class="quiet">{safe(facts)}</p>{drawing}{_candidates(c, found.images["val"])}</article>'
+def _architecture(found: Findings, arch: Arch, same: Sequence[Chosen]) -> str:
+    names = ", ".join(c.name for c in same)
+    facts = [f"{format_count(same[0].choice.macs)} MACs", f"image {arch.resolution} × {arch.resolution}"]
+    drawing = to_svg(draw_architecture(f"architecture of {names}", found.space, arch))
+    lists = "".join(_candidates(c, found.images["val"]) for c in same)
+    return f'<article><h3>{safe(names)}</h3><p class="quiet">{safe(", ".join(facts))}</p>{drawing}{lists}</article>'
 
 
 def _candidates(c: Chosen, images: int) -> str:
@@ -178,7 +181,7 @@ def _candidates(c: Chosen, images: int) -> str:
     rows = [[_cell(str(i)), *_candidate(facts, images)] for i, facts in enumerate(others, start=1)]
     count = f"{len(others)} of {len(c.choice.candidates)}" if len(others) < len(c.choice.candidates) else str(len(others))
     table = _table(["rank", "MACs", "predicted (90%)", "validation"], rows)
-    return f"<details><summary>Other candidates, by measured accuracy ({count})</summary>{table}</details>"
+    return f"<details><summary>Other candidates for {safe(c.name)}, by measured accuracy ({count})</summary>{table}</details>"
 
 
 def _candidate(facts: Facts, images: int) -> list[str]:

@@ -8,7 +8,7 @@ from predictors.chart import Axis, Point, Series, draw_chart, steps
 from predictors.constraints import format_cost
 from predictors.diagram import draw_architecture
 from predictors.drawing import Drawing, side_by_side
-from predictors.findings import Chosen, Findings, Known, Tested, front_of, wilson
+from predictors.findings import Chosen, Findings, Known, Tested, by_arch, front_of, wilson
 from predictors.held_out import HeldOut
 
 Cost = Literal["macs", "latency_ms"]
@@ -39,7 +39,8 @@ def pictures(found: Findings) -> dict[str, Picture]:
         drawn |= {"front_latency": test_picture(found, "latency_ms"), "validation_latency": validation_picture(found, "latency_ms")}
     if found.judged:
         drawn["predictor"] = predictor_picture(found.judged)
-    diagrams = [draw_architecture(c.name, found.space, c.arch) for c in found.chosen]
+    groups = by_arch(found.chosen)
+    diagrams = [draw_architecture(", ".join(c.name for c in same), found.space, arch) for arch, same in groups.items()]
     rows = [_chosen_row(c) for c in found.chosen]
     return drawn | {"architectures": Picture(side_by_side("Chosen architectures", diagrams, 1 if len(diagrams) == 1 else 2), rows, "")}
 
@@ -57,7 +58,7 @@ def test_picture(found: Findings, cost: Cost) -> Picture:
     chosen = points("selected")
     looks = [
         Series("random of the same MACs", "disc", "random", 3.2, points("random")),
-        Series("chosen, by MACs", "line", "chosen", 1.2, chosen),
+        Series(f"chosen, by {NAMES[cost]}", "line", "chosen", 1.2, chosen),
         Series("smallest and largest", "triangle", "extreme", 7, points("smallest", "largest")),
         Series("chosen", "star", "chosen", 9, chosen),
     ]
@@ -94,9 +95,9 @@ def validation_picture(found: Findings, cost: Cost) -> Picture:
     drawing = draw_chart(title, AXES[cost], _accuracy(f"top-1 accuracy on {images} validation images"), looks)
     caption = (
         f"What the choice was made from: {len(known)} subnets measured on the {images} validation images. The line is the front: the best "
-        f"accuracy measured at no higher {NAMES[cost]}. A chosen subnet may lie a little below it: of all subnets within one standard error "
-        "of the best under its limits, the cheapest is taken. Bars are 90% intervals (Wilson). The best of many measurements was lucky, "
-        "too, so expect less on test images."
+        f"accuracy measured at no higher {NAMES[cost]}. A chosen subnet may lie a little below it: of all subnets within one standard "
+        "error of the best under its limits, the cheapest is taken. Bars are 90% intervals (Wilson). The best of many measurements was "
+        "lucky, too, so expect less on test images."
     )
     return Picture(drawing, [_known_row(k) for k in known], caption + AS_FAR_AS_KNOWN[cost])
 
@@ -123,8 +124,8 @@ def predictor_picture(judged: HeldOut) -> Picture:
     drawing = draw_chart("Predicted against measured accuracy", measured, _accuracy("predicted from other subnets"), looks)
     bars = "The bar" if every == 1 else f"The bar (drawn for one in {every})"
     caption = (
-        f"Each dot is one of {len(rows)} collected subnets, predicted by a predictor that learned from others only (5 folds). The nearer to "
-        f"the dashed line, the better. {bars} is the 90% interval of the prediction, as wide as the misses in the other folds say; "
+        f"Each dot is one of {len(rows)} collected subnets, predicted by a predictor that learned from others only (5 folds). The nearer "
+        f"to the dashed line, the better. {bars} is the 90% interval of the prediction, as wide as the misses in the other folds say; "
         f"{judged.covered.mean():.0%} of the measurements are inside. Subnets that a search picks are better than collected ones, so "
         "their predictions reach further and can be worse; therefore measurements decide, not predictions."
     )

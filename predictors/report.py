@@ -51,8 +51,8 @@ class Report(RunCommand):
     def execute(self) -> int:
         """Measure, then write everything."""
         trained = self.open_supernet()
-        chosen = read_chosen(self.run, trained.space)
         costs = cost_functions(trained.space, len(trained.model.classes), trained.model.channels, self.latency_table)
+        chosen = read_chosen(self.run, trained.space, costs.get("latency"))
         known = read_known(self.run, trained.space, chosen, costs.get("latency"))
         judged = self._judge(trained)
         tested = self._test(trained, chosen, costs.get("latency"))
