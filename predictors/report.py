@@ -1,9 +1,10 @@
-"""What selection was worth: chosen subnets against random ones of the same MACs on the test images, as a table and a picture."""
+"""What selection was worth: chosen subnets against random ones of the same MACs on the test images, as a page, pictures and tables."""
 
 import csv
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from pydantic import Field
 from rich.console import Console
@@ -14,12 +15,16 @@ from engine.config import format_count
 from engine.progress import progress
 from engine.run import atomic, write_json
 from engine.seed import numpy_generator
-from ofa.space import Arch, Codes, decode, encode, sample_codes
+from ofa.space import Arch, Codes, decode, encode, features, sample_codes
 from ofa.trained import RunCommand, Trained
-from predictors.pairs import Selected, read_pairs, read_selected
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from predictors.constraints import Costs
+from predictors.costs import cost_functions
+from predictors.drawing import write_png
+from predictors.findings import Chosen, Comparison, Findings, Kind, Tested, compare, extremes, read_chosen, read_known
+from predictors.held_out import HeldOut, predict_held_out
+from predictors.page import render
+from predictors.pairs import read_pairs
+from predictors.pictures import pictures
 
 POOL, SAME_MACS = 200_000, 0.05
 
@@ -27,33 +32,59 @@ POOL, SAME_MACS = 200_000, 0.05
 class Report(RunCommand):
     """Compare every selected subnet with random ones of the same MACs (within 5%, or the nearest) on the test images.
 
-    Writes report/front.png, front.csv and report.json in the run folder and prints the table. Besides ofa.evaluate
-    --split test, this is the only command that looks at the test images.
+    Writes report/report.html, a page that needs nothing else: accuracy against MACs and latency, the chosen subnets, how far the
+    predictor can be trusted, and the architectures; and the same as PNG, CSV and JSON beside it. Prints the comparison. Besides
+    ofa.evaluate --split test, this is the only command that looks at the test images.
 
     examples:
       python -m predictors.report
       python -m predictors.report --run runs/photos --random 50
+      python -m predictors.report --latency-table my-laptop.json
     """
 
     random: int = Field(20, ge=1, description="random subnets for each budget")
-    seed: int = Field(0, ge=0, description="of the random subnets")
+    latency_table: Path | None = Field(
+        None, description="latency of a device, a file that predictors.measure wrote; none: shown where predictors.select wrote it"
+    )
+    seed: int = Field(0, ge=0, description="of the random subnets, and of the folds in which the predictor is judged")
 
     def execute(self) -> int:
-        """Measure, table, picture."""
+        """Measure, then write everything."""
         trained = self.open_supernet()
-        chosen = read_selected(self.run)
-        rows: list[dict[str, Any]] = []
-        with progress("measure on test images", len(chosen) * (1 + self.random)) as advance:
-            for name, facts in chosen:
-                arch = decode(trained.space, encode(trained.space, facts.arch))
-                group = [("selected", arch)] + [("random", decode(trained.space, c)) for c in self._random_of_same_macs(trained, arch)]
-                for kind, candidate in group:
-                    macs, params = trained.cost(candidate)
-                    accuracy = trained.accuracy(candidate, "test")
-                    rows.append({"budget": name, "kind": kind, "macs": macs, "params": params, "test_accuracy": accuracy})
-                    advance(f"{kind} {accuracy:.2%}")
-        self._write(chosen, rows)
+        costs = cost_functions(trained.space, len(trained.model.classes), trained.model.channels, self.latency_table)
+        chosen = read_chosen(self.run, trained.space, costs.get("latency"))
+        known = read_known(self.run, trained.space, chosen, costs.get("latency"))
+        judged = self._judge(trained)
+        tested = self._test(trained, chosen, costs.get("latency"))
+        images = {"val": trained.data.count("val"), "test": trained.data.count("test")}
+        comparisons, pairs = compare(chosen, tested), len(read_pairs(self.run))
+        name = self.run.resolve().name
+        self._write(Findings(name, trained.space, trained.model.classes, images, chosen, known, tested, comparisons, judged, pairs))
         return 0
+
+    def _judge(self, trained: Trained) -> HeldOut | None:
+        """How well the collected pairs predict each other."""
+        pairs = read_pairs(self.run)
+        if not pairs:
+            return None
+        codes = np.stack([encode(trained.space, pair.arch) for pair in pairs])
+        y = np.array([pair.val_accuracy for pair in pairs])
+        return predict_held_out(features(trained.space, codes), y, trained.macs(codes), self.seed)
+
+    def _test(self, trained: Trained, chosen: Sequence[Chosen], latency: Costs | None) -> list[Tested]:
+        """The smallest and the largest subnet, then each chosen one with the random ones of its size."""
+        todo: list[tuple[str, Kind, Arch, float | None]] = [("", kind, arch, None) for kind, arch in extremes(trained.space).items()]
+        for name, choice, arch, _ in chosen:
+            todo.append((name, "selected", arch, choice.latency_ms))
+            todo += [(name, "random", decode(trained.space, row), None) for row in self._random_of_same_macs(trained, arch)]
+        tested = []
+        with progress("measure on test images", len(todo)) as advance:
+            for name, kind, arch, time in todo:
+                accuracy = trained.accuracy(arch, "test")
+                time = time if latency is None else float(latency(encode(trained.space, arch)[None])[0])
+                tested.append(Tested(name, kind, *trained.cost(arch), accuracy, time))
+                advance(f"{kind} {accuracy:.2%}")
+        return tested
 
     def _random_of_same_macs(self, trained: Trained, arch: Arch) -> Codes:
         """`random` different uniform samples within 5% of the MACs of `arch`, without itself; where there are too few, the nearest."""
@@ -65,61 +96,34 @@ class Report(RunCommand):
         distance = np.maximum(np.abs(macs / wanted - 1), SAME_MACS)  # all within 5% are equally near
         return pool[np.argsort(distance, kind="stable")][: self.random]
 
-    def _write(self, chosen: list[tuple[str, Selected]], rows: list[dict[str, Any]]) -> None:
-        table = Table("budget", "MACs", "validation", "test", "random", "beats", "within")
-        summary = []
-        for name, facts in chosen:
-            group = [r for r in rows if r["budget"] == name]
-            mine = next(r["test_accuracy"] for r in group if r["kind"] == "selected")
-            others = np.array([(r["test_accuracy"], r["macs"]) for r in group if r["kind"] == "random"])
-            median, beaten = float(np.median(others[:, 0])), int((others[:, 0] < mine).sum())
-            apart = float(np.abs(others[:, 1] / facts.macs - 1).max())
-            numbers = (f"{facts.val_accuracy:.2%}", f"{mine:.2%}", f"{median:.2%}", f"{beaten} of {len(others)}", f"{apart:.0%}")
-            table.add_row(name, format_count(facts.macs), *numbers)
-            summary.append(
-                {
-                    "budget": name,
-                    "macs": facts.macs,
-                    "val_accuracy": facts.val_accuracy,
-                    "test_accuracy": mine,
-                    "random_median": median,
-                    "random_beaten": beaten,
-                    "random_count": len(others),
-                    "random_macs_apart": apart,
-                }
-            )
+    def _write(self, found: Findings) -> None:
         folder = self.run / "report"
-        write_json(folder / "report.json", summary)
-        with atomic(folder / "front.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-        with atomic(folder / "front.png") as temporary:
-            _draw(rows, [(p.macs, p.val_accuracy) for p in read_pairs(self.run)], temporary)
-        Console().print(table)
-        print(f"written to {folder}: front.png, front.csv, report.json")
+        drawn = pictures(found)
+        for name, picture in drawn.items():
+            write_png(picture.drawing, folder / f"{name}.png")
+            write_csv(folder / f"{name}.csv", picture.rows)
+        write_json(folder / "report.json", [comparison._asdict() for comparison in found.comparisons])
+        with atomic(folder / "report.html") as temporary:
+            temporary.write_text(render(found, drawn), encoding="utf-8")
+        Console().print(_table(found.comparisons))
+        print(f"written to {folder}: report.html, report.json, and {', '.join(drawn)} as .png and .csv")
 
 
-def _draw(rows: list[dict[str, Any]], pairs: list[tuple[int, float]], path: Any) -> None:
-    """Test accuracy against MACs of chosen and random subnets, over the validation accuracy of all collected ones."""
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    if pairs:
-        axes.scatter([m for m, _ in pairs], [a for _, a in pairs], 10, "0.85", label="collected (validation)")
-    looks = (("random", "random, same MACs (test)", 18, "tab:blue", "o"), ("selected", "selected (test)", 130, "tab:red", "*"))
-    for kind, label, size, color, marker in looks:
-        points = [r for r in rows if r["kind"] == kind]
-        axes.scatter([r["macs"] for r in points], [r["test_accuracy"] for r in points], size, color, marker=marker, label=label)
-    for budget in dict.fromkeys(r["budget"] for r in rows):
-        mine = next(r for r in rows if r["budget"] == budget and r["kind"] == "selected")
-        axes.annotate(budget, (mine["macs"], mine["test_accuracy"]), textcoords="offset points", xytext=(6, 8), color="tab:red")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: format_count(value))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
-    axes.set(xlabel="multiply-accumulates of one image (MACs)", ylabel="top-1 accuracy", title="Selected subnets against random ones")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-    figure.savefig(path, dpi=150, format="png")
-    plt.close(figure)
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Rows of a table, without the columns that are empty everywhere."""
+    names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _table(comparisons: Sequence[Comparison]) -> Table:
+    table = Table("budget", "MACs", "validation", "test", "random", "beats", "within")
+    for c in comparisons:
+        numbers = (f"{c.val_accuracy:.2%}", f"{c.test_accuracy:.2%}", f"{c.random_median:.2%}", f"{c.random_beaten} of {c.random_count}")
+        table.add_row(c.budget, format_count(c.macs), *numbers, f"{c.random_macs_apart:.0%}")
+    return table
 
 
 if __name__ == "__main__":
