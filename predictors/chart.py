@@ -20,13 +20,12 @@ Box = tuple[float, float, float, float]  # x0, y0, x1, y1
 
 
 class Axis(NamedTuple):
-    """What is drawn along an axis. most: no tick is above it; span: the range, if not that of the points."""
+    """What is drawn along an axis. most: no tick is above it."""
 
     label: str
     format: Callable[[float], str]
     log: bool = False
     most: float = inf
-    span: tuple[float, float] | None = None
 
 
 class Point(NamedTuple):
@@ -82,7 +81,7 @@ class _Scale:
 
     def __init__(self, axis: Axis, values: Sequence[float], start: float, end: float) -> None:
         self.axis, self.start, self.end = axis, start, end
-        low, high = axis.span or (min(values), max(values))
+        low, high = min(values), max(values)
         if axis.log:
             low, high = log(low), log(high)
         pad = 0.05 * (high - low) or 0.05 * abs(high) or 1
