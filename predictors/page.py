@@ -38,7 +38,7 @@ small{display:block;font-weight:400;color:var(--quiet);font-size:.84em}
 code{font:.92em ui-monospace,SFMono-Regular,Menlo,"DejaVu Sans Mono",monospace}
 .key{display:inline-block;width:1.1em;height:.9em;margin:0 .35em 0 .9em;vertical-align:-.08em}
 summary{cursor:pointer;color:var(--quiet);font-size:.9rem;margin-top:.4rem}
-@media(max-width:520px){main{padding:16px 14px 48px}h1{font-size:1.4rem}}
+@media(max-width:520px){main{padding:16px 14px 48px}h1{font-size:1.4rem}table{font-size:.84rem}th,td{padding-right:.55rem}}
 @media print{main{max-width:none;padding:0}figure,article,tr{break-inside:avoid}.wide{overflow:visible}table{font-size:.75rem}
 th,td{white-space:normal}}
 """
