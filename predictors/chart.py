@@ -5,7 +5,10 @@ from itertools import pairwise
 from math import ceil, cos, exp, floor, hypot, inf, log, log10, pi, sin
 from typing import Literal, NamedTuple
 
-from predictors.drawing import XY, Disc, Drawing, Outline, Role, Shape, Words, box, text_width
+import numpy as np
+from numpy.typing import NDArray
+
+from predictors.drawing import XY, Disc, Drawing, Outline, Role, Shape, Words, box, shorten, text_width
 
 WIDTH, HEIGHT = 420.0, 350.0
 LEFT, RIGHT, BOTTOM, ROW = 50.0, 12.0, 44.0, 19.0
@@ -17,13 +20,12 @@ Box = tuple[float, float, float, float]  # x0, y0, x1, y1
 
 
 class Axis(NamedTuple):
-    """What is drawn along an axis. most: no tick is above it; span: the range, if not that of the points."""
+    """What is drawn along an axis. most: no tick is above it."""
 
     label: str
     format: Callable[[float], str]
     log: bool = False
     most: float = inf
-    span: tuple[float, float] | None = None
 
 
 class Point(NamedTuple):
@@ -79,11 +81,11 @@ class _Scale:
 
     def __init__(self, axis: Axis, values: Sequence[float], start: float, end: float) -> None:
         self.axis, self.start, self.end = axis, start, end
-        low, high = axis.span or (min(values), max(values))
+        low, high = min(values), max(values)
         if axis.log:
             low, high = log(low), log(high)
         pad = 0.05 * (high - low) or 0.05 * abs(high) or 1
-        self.low, self.high = low - pad, high + pad
+        self.low, self.high = low - pad, high + 2 * pad
 
     def __call__(self, value: float) -> float:
         share = ((log(value) if self.axis.log else value) - self.low) / (self.high - self.low)
@@ -95,20 +97,20 @@ class _Scale:
         return [tick for tick in linear_ticks(self.low, self.high) if tick <= self.axis.most]
 
 
-def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten from low to high, about `count`."""
+def linear_ticks(low: float, high: float, count: int = 7) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten from low to high, about `count` at most."""
     rough = (high - low) / count
     power = 10.0 ** floor(log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
     return [round(i * step, 12) for i in range(ceil(low / step), floor(high / step) + 1)]
 
 
-def log_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """As `linear_ticks`, of a logarithmic axis: 1, 2, 5, 10, 20...; where that is too few, evenly; where too many, powers of ten."""
+def log_ticks(low: float, high: float) -> list[float]:
+    """As `linear_ticks`, of a logarithmic axis: 1, 2, 5, 10, 20...; where that is too few, even ones; where too many, powers of ten."""
     decades = range(floor(log10(low)), ceil(log10(high)) + 1)
     ticks = [m * 10.0**d for d in decades for m in (1, 2, 5) if low <= m * 10.0**d <= high]
     if len(ticks) < 3:
-        return linear_ticks(low, high, count)
+        return linear_ticks(low, high)
     return ticks if len(ticks) <= 8 else [tick for tick in ticks if f"{tick:e}".startswith("1.")]
 
 
@@ -175,30 +177,45 @@ def steps(points: Sequence[XY], until: float) -> list[Point]:
 
 
 def place_labels(named: Sequence[tuple[str, XY, Role]], spots: Sequence[XY], frame: Box) -> list[Shape]:
-    """Each label near its point, where it covers no other label and the fewest points; a thin line where it is further away."""
+    """Each label near its point, where it covers no other label and the fewest of `spots`; a thin line where it is further away."""
     taken: list[Box] = []
+    obstacles, points = list(spots), [spot for _, spot, _ in named]
     shapes: list[Shape] = []
     for text, spot, role in named:
-        word = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
-        size = (text_width(word, SMALL), SMALL + 2)
-        ways = [_beside(spot, size, 12 + 14 * ring, 2 * pi * turn / 16) for ring in range(12) for turn in range(16)]
+        word = shorten(text, LONGEST)
+        size = (text_width(word, SMALL), SMALL + 3)
+        ways = [_beside(spot, size, 12 + 7 * ring, 2 * pi * turn / 16) for ring in range(24) for turn in range(16)]
         inside = [b for b in ways if b[0] >= frame[0] and b[1] >= frame[1] and b[2] <= frame[2] and b[3] <= frame[3]] or ways[:1]
-        place = min(inside, key=lambda b: _badness(b, spot, taken, spots))
+        others, array = [point for point in points if point != spot], np.array(obstacles)
+        place = min(inside, key=lambda b: _badness(b, spot, taken, array, others))
         taken.append(place)
-        near = (min(max(spot[0], place[0]), place[2]), min(max(spot[1], place[1]), place[3]))
-        if hypot(near[0] - spot[0], near[1] - spot[1]) > 13:
-            shapes.append(Outline((spot, near), line=role, width=0.8))
+        leader = _leader(spot, place)
+        if leader:
+            shapes.append(Outline((spot, leader[-1]), line="quiet", width=0.8))
+            obstacles += leader
         shapes.append(Words((place[0] + place[2]) / 2, place[3] - 3, word, SMALL, role, "middle", bold=True))
     return shapes
 
 
 def _beside(spot: XY, size: XY, distance: float, angle: float) -> Box:
-    """A box of `size` whose nearest edge is at `distance` from the spot, in the direction of the angle (0: up, then clockwise)."""
-    x, y = spot[0] + distance * sin(angle) + size[0] / 2 * sin(angle), spot[1] - distance * cos(angle) - size[1] / 2 * cos(angle)
+    """A box of `size`, `distance` away from the spot in the direction of the angle (0: up, then clockwise)."""
+    x, y = spot[0] + (distance + size[0] / 2) * sin(angle), spot[1] - (distance + size[1] / 2) * cos(angle)
     return (x - size[0] / 2, y - size[1] / 2, x + size[0] / 2, y + size[1] / 2)
 
 
-def _badness(b: Box, spot: XY, taken: Sequence[Box], spots: Sequence[XY]) -> float:
+def _leader(spot: XY, b: Box) -> list[XY]:
+    """Points of the line from a spot to the nearest point of its label; none where that is near."""
+    end = (min(max(spot[0], b[0]), b[2]), min(max(spot[1], b[1]), b[3]))
+    return [*_along(spot, end), end] if hypot(end[0] - spot[0], end[1] - spot[1]) > 13 else []
+
+
+def _badness(b: Box, spot: XY, taken: Sequence[Box], spots_N2: NDArray[np.float64], others: Sequence[XY]) -> float:
+    """Worst: on another label; then on another's point; a line through a label or past a point; covered spots; distance."""
+    leader = _leader(spot, b)
     over = sum(b[0] - 5 < t[2] and t[0] < b[2] + 5 and b[1] < t[3] and t[1] < b[3] for t in taken)
-    covers = sum(b[0] - 3 < x < b[2] + 3 and b[1] - 3 < y < b[3] + 3 for x, y in spots)
-    return 1e6 * over + 15 * covers + hypot((b[0] + b[2]) / 2 - spot[0], (b[1] + b[3]) / 2 - spot[1])
+    through = sum(t[0] <= x <= t[2] and t[1] <= y <= t[3] for x, y in leader for t in taken)
+    hides = sum(b[0] - 8 < x < b[2] + 8 and b[1] - 6 < y < b[3] + 6 for x, y in others)
+    past = sum(hypot(x - other[0], y - other[1]) < 9 for x, y in leader for other in others)
+    covers = int(((spots_N2 > (b[0] - 3, b[1] - 3)) & (spots_N2 < (b[2] + 3, b[3] + 3))).all(axis=1).sum())
+    away = hypot((b[0] + b[2]) / 2 - spot[0], (b[1] + b[3]) / 2 - spot[1])
+    return 1e6 * over + 400 * hides + 300 * through + 100 * past + 15 * covers + away

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ofa.cost import halve
+from ofa.pieces import halve
 from ofa.space import Arch, Space
 from predictors.drawing import Drawing, Outline, Role, Shape, Words, box, text_width
 
@@ -27,7 +27,7 @@ def draw_architecture(title: str, space: Space, arch: Arch) -> Drawing:
     for i, stage in enumerate(space.stages):
         y += ROW
         size = halve(size, stage.stride)
-        notes = [f"{arch.width[i + 1]} ch", f"{size} × {size}", *(["SE"] if stage.se else [])]
+        notes = [f"{arch.width[i + 1]} ch", f"{size}×{size}", *(["SE"] if stage.se else [])]
         shapes += _label(y, f"stage {i + 1}", notes)
         shapes += _blocks(y, space, arch, i)
     if space.head:
@@ -58,7 +58,7 @@ def _label(y: float, name: str, notes: list[str]) -> Iterator[Shape]:
 
 def _simple_row(y: float, name: str, width: int, size: int, text: str, most: int, channels: int) -> Iterator[Shape]:
     """Stem or head: one box, as long as its share of the widest choice."""
-    yield from _label(y, name, [f"{width} ch", f"{size} × {size}"])
+    yield from _label(y, name, [f"{width} ch", f"{size}×{size}"])
     room = WIDTH - LABEL - 8
     if channels < most:
         yield box(LABEL, y + 9, room, ROW - 18, line="known", dashed=True)
@@ -73,7 +73,7 @@ def _blocks(y: float, space: Space, arch: Arch, i: int) -> Iterator[Shape]:
     deepest = max(s.depth[-1] for s in space.stages)
     step = min((WIDTH - LABEL - 8) / deepest, WIDEST_BLOCK)
     longest = max((describe_block(k, e) for k in stage.kernel for e in stage.expand), key=len)
-    text_size = min(11.0, (step - GAP) / text_width(longest, 1))
+    text_size = min(11.0, (step - GAP - 4) / text_width(longest, 1))
     for block in range(stage.depth[-1]):
         x = LABEL + step * block
         if block >= arch.depth[i] or channels < stage.width[-1]:

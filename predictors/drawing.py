@@ -101,13 +101,18 @@ def text_width(text: str, size: float) -> float:
     return 0.6 * size * len(text)
 
 
+def shorten(text: str, most: int) -> str:
+    """At most so many characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def side_by_side(title: str, drawings: Sequence[Drawing], columns: int) -> Drawing:
     """Drawings in rows of so many, each under its title."""
     width, height = max(d.width for d in drawings), max(d.height for d in drawings) + TITLE
     shapes: list[Shape] = []
     for i, drawing in enumerate(drawings):
         x, y = width * (i % columns), height * (i // columns)
-        shapes.append(Words(x + 12, y + TITLE - 8, drawing.title, 14, bold=True))
+        shapes.append(Words(x + 8, y + TITLE - 8, shorten(drawing.title, int(width / text_width("0", 14)) - 2), 14, bold=True))
         shapes += [_moved(shape, x, y + TITLE) for shape in drawing.shapes]
     rows = -(-len(drawings) // columns)
     return Drawing(title, width * min(columns, len(drawings)), height * rows, tuple(shapes))
@@ -175,4 +180,4 @@ def write_png(drawing: Drawing, path: Path) -> None:
 
 
 def _with_title(drawing: Drawing) -> Iterable[Shape]:
-    return (Words(12, -10, drawing.title, 15, bold=True), *drawing.shapes)
+    return (Words(8, -10, drawing.title, 15, bold=True), *drawing.shapes)

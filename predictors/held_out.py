@@ -9,10 +9,11 @@ from sklearn.model_selection import KFold
 
 from engine.seed import derive, numpy_generator
 from predictors.accuracy import Floats, make_predictor
+from predictors.quality import candidates
 
 FOLDS, COVERAGE = 5, 0.9
 LEAST, JUDGED = 20, 500
-BAND, BANDS, BAND_PAIRS = 10_000_000, 5, 12
+BANDS, BAND_PAIRS = 5, 12
 
 
 class HeldOut(NamedTuple):
@@ -53,9 +54,10 @@ def predict_held_out(X: NDArray[np.float32], y: Floats, macs: NDArray[np.int64],
         return None
     some = np.sort(numpy_generator(seed, "judged").permutation(len(y))[:JUDGED])
     X, y, macs = X[some], y[some], macs[some]
+    member = candidates("auto", len(y))[0]
     mean, std, fold = np.empty_like(y), np.empty_like(y), np.empty(len(y), np.int64)
     for i, (train, held) in enumerate(KFold(FOLDS, shuffle=True, random_state=derive(seed, "folds") % 2**32).split(X)):
-        mean[held], std[held] = make_predictor("auto", len(train)).fit(X[train], y[train], seed).predict(X[held])
+        mean[held], std[held] = make_predictor(member).fit(X[train], y[train], seed).predict(X[held])
         fold[held] = i
     misses = np.abs(y - mean)
     doubt = np.sqrt(std**2 + np.median(misses) ** 2) + 1e-9
@@ -81,17 +83,3 @@ def bands(pairs: HeldOut) -> list[tuple[int, int, Trust]]:
         return []
     groups = [pairs.only(which) for which in np.array_split(np.argsort(pairs.macs, kind="stable"), count)]
     return [(int(group.macs[0]), int(group.macs[-1]), trust(group)) for group in groups]
-
-
-def near(macs: NDArray[np.int64]) -> float:
-    """How far apart the MACs of two subnets of one size may be: 10M, or a twentieth of the range if that is less."""
-    return min(BAND, float(np.ptp(macs)) / 20)
-
-
-def tau_of_near(measured: Floats, predicted: Floats, macs: NDArray[np.int64]) -> float:
-    """Kendall's tau-b over those pairs of subnets that are `near`: what a choice under a budget needs. Not a number if all tie."""
-    first, second = np.triu_indices(len(measured), 1)
-    close = np.abs(macs[first] - macs[second]) <= near(macs)
-    a, b = (np.sign(values[first[close]] - values[second[close]]) for values in (measured, predicted))
-    ties = float(np.sqrt(np.count_nonzero(a) * float(np.count_nonzero(b))))
-    return float(a @ b) / ties if ties else float("nan")

@@ -8,8 +8,9 @@ from predictors.constraints import format_cost
 from predictors.diagram import draw_architecture, shades
 from predictors.drawing import colors_css, safe, to_svg
 from predictors.findings import Chosen, Comparison, Facts, Findings, by_arch, wilson
-from predictors.held_out import Trust, bands, near, tau_of_near, trust
+from predictors.held_out import Trust, bands, trust
 from predictors.pictures import Picture, describe_limits, describe_prediction
+from predictors.quality import near, tau_in_bands
 
 MOST_CANDIDATES, MOST_CLASSES = 10, 20
 CSS = """
@@ -38,7 +39,7 @@ small{display:block;font-weight:400;color:var(--quiet);font-size:.84em}
 code{font:.92em ui-monospace,SFMono-Regular,Menlo,"DejaVu Sans Mono",monospace}
 .key{display:inline-block;width:1.1em;height:.9em;margin:0 .35em 0 .9em;vertical-align:-.08em}
 summary{cursor:pointer;color:var(--quiet);font-size:.9rem;margin-top:.4rem}
-@media(max-width:520px){main{padding:16px 14px 48px}h1{font-size:1.4rem}}
+@media(max-width:520px){main{padding:16px 14px 48px}h1{font-size:1.4rem}table{font-size:.84rem}th,td{padding-right:.55rem}}
 @media print{main{max-width:none;padding:0}figure,article,tr{break-inside:avoid}.wide{overflow:visible}table{font-size:.75rem}
 th,td{white-space:normal}}
 """
@@ -126,7 +127,7 @@ def _trust(found: Findings, picture: Picture | None) -> list[str]:
         return [f"<p>{found.pairs} subnets are collected; from 20 on, this report predicts each of them from the others.</p>"]
     whole, plain = trust(judged), judged._replace(predicted=judged.macs.astype(float))
     everywhere = [
-        tau_of_near(*x) for x in ((judged.measured, judged.predicted, judged.macs), (plain.measured, plain.predicted, plain.macs))
+        tau_in_bands(*x) for x in ((judged.measured, judged.predicted, judged.macs), (plain.measured, plain.predicted, plain.macs))
     ]
     gap = format_count(near(judged.macs), 2)
     rows = [

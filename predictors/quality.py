@@ -90,15 +90,20 @@ def cross_validate(member: Member, X: Features, y: Floats, macs: NDArray[Any], s
     return Quality(member, float(kendalltau(y, mean).statistic), tau_in_bands(y, mean, macs), typical, widening, seconds)
 
 
+def near(macs: NDArray[Any]) -> float:
+    """How far apart the MACs of two subnets of one size may be: 10M, or a twentieth of the range if that is less."""
+    return min(BAND, float(np.ptp(macs)) / 20)
+
+
 def tau_in_bands(y: Floats, predicted: Floats, macs: NDArray[Any]) -> float:
-    """Kendall's tau-b over those pairs of subnets whose MACs differ by at most 10M, or a twentieth of their range if that is less.
+    """Kendall's tau-b over those pairs of subnets that are `near`.
 
     What a choice under a budget needs: MACs alone rank subnets of all sizes well, and subnets of one size not at all. Not a number
     if there is no such pair, or all of them tie.
     """
     first, second = np.triu_indices(len(y), 1)
-    near = np.abs(macs[first] - macs[second]) <= min(BAND, np.ptp(macs) / 20)
-    a, b = (np.sign(v[first[near]] - v[second[near]]) for v in (y, predicted))
+    close = np.abs(macs[first] - macs[second]) <= near(macs)
+    a, b = (np.sign(v[first[close]] - v[second[close]]) for v in (y, predicted))
     ties = np.sqrt(float(np.count_nonzero(a)) * np.count_nonzero(b))
     return float(a @ b / ties) if ties else float("nan")
 

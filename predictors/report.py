@@ -15,11 +15,12 @@ from engine.config import format_count
 from engine.progress import progress
 from engine.run import atomic, write_json
 from engine.seed import numpy_generator
-from ofa.space import Arch, Codes, decode, encode, features, sample_codes
+from ofa.space import Arch, Codes, decode, encode, sample_codes
 from ofa.trained import RunCommand, Trained
 from predictors.constraints import Costs
 from predictors.costs import cost_functions
 from predictors.drawing import write_png
+from predictors.features import features
 from predictors.findings import Chosen, Comparison, Findings, Kind, Tested, compare, extremes, read_chosen, read_known
 from predictors.held_out import HeldOut, predict_held_out
 from predictors.page import render
