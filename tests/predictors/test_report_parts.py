@@ -15,7 +15,8 @@ from predictors.chart import HEIGHT, WIDTH, Axis, Point, Series, draw_chart, lin
 from predictors.diagram import draw_architecture, shades
 from predictors.drawing import Disc, Drawing, Outline, Shape, Words, text_width, to_svg, write_png
 from predictors.findings import front_of, wilson
-from predictors.held_out import HeldOut, bands, predict_held_out, tau_of_near, trust
+from predictors.held_out import HeldOut, bands, predict_held_out, trust
+from predictors.quality import tau_in_bands
 
 SPACES = sorted(path.stem for path in (Path(ofa.space.__file__).parent / "spaces").glob("*.yaml"))
 
@@ -132,6 +133,6 @@ def test_bands_and_near_pairs() -> None:
     assert trust(judged).tau > 0.85
     split = bands(judged)
     assert [(low, high, t.pairs) for low, high, t in split] == [(m, m, 20) for m in sorted(set(macs.tolist()))]
-    assert np.isnan(tau_of_near(judged.measured, judged.predicted, macs))
-    assert tau_of_near(measured, measured, macs) == 1 and tau_of_near(measured, -measured, macs) == -1
+    assert np.isnan(tau_in_bands(judged.measured, judged.predicted, macs))
+    assert tau_in_bands(measured, measured, macs) == 1 and tau_in_bands(measured, -measured, macs) == -1
     assert bands(HeldOut(*(values[:20] for values in judged))) == []
