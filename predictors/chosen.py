@@ -32,11 +32,13 @@ class Goal(NamedTuple):
         return cls("-".join(words), tuple(constraints), {})
 
 
-def write_goals(goals: Sequence[Goal], measured: Measured, costs: Mapping[str, Costs], facts: dict[str, Any], folder: Path) -> None:
-    """The choice for each goal with its limits and the other measured candidates, ranked by measurement."""
+def write_goals(
+    goals: Sequence[Goal], measured: Measured, costs: Mapping[str, Costs], facts: dict[str, Any], ties: float, folder: Path
+) -> None:
+    """The choice for each goal with its limits and the other measured candidates, ranked by measurement. ties: standard errors."""
     chosen = {}
     for goal in goals:
-        best = measured.choose(goal.constraints)
+        best = measured.choose(goal.constraints, ties)
         if best is None:
             raise UserError(
                 f"No subnet that keeps {' '.join(map(str, goal.constraints))} was found; use --explore search, or raise a limit."

@@ -93,12 +93,12 @@ class Measured:
         """Standard error of an accuracy: of as many images, drawn anew, another share would be right."""
         return float(np.sqrt(accuracy * (1 - accuracy) / self.images))
 
-    def choose(self, constraints: Sequence[Constraint]) -> Candidate | None:
-        """The cheapest of those that tie with the best: whose accuracy is within one standard error of the highest."""
+    def choose(self, constraints: Sequence[Constraint], errors: float = 1.0) -> Candidate | None:
+        """The cheapest of those that tie with the best: whose accuracy is within so many standard errors of the highest."""
         found = self.under(constraints)
         if not found:
             return None
-        ties = [c for c in found if c.val_accuracy >= found[0].val_accuracy - self.noise(found[0].val_accuracy)]
+        ties = [c for c in found if c.val_accuracy >= found[0].val_accuracy - errors * self.noise(found[0].val_accuracy)]
         return ties[int(use(constraints, np.stack([c.row for c in ties])).argmin())]
 
     def front(self, costs: Mapping[str, Costs], constraints: Sequence[Constraint]) -> list[Candidate]:

@@ -40,7 +40,8 @@ class Select(RunCommand):
     --explore search finds the highest predicted accuracy; coarse-to-fine (BigNAS) predicts nothing and needs no collected pairs: it
     measures a coarse grid and then mutants of the best.
 
-    The best subnet known wins, whether it was collected or measured now; of those within one standard error of the best, the cheapest.
+    The best subnet known wins, whether it was collected or measured now; of those within one standard error
+    of the best (--ties), the cheapest.
     Measurements are trials of an Optuna study in the run folder, or in --storage, where several processes and machines share them:
     the same command chooses the same again without measuring anything, and continues after an interruption. The test images are not
     touched.
@@ -66,6 +67,9 @@ class Select(RunCommand):
     predictor: Name = Field("auto", description="gp: Gaussian process; ridge: additive; boosting; mlp; auto: the best in cross-validation")
     measure: int = Field(
         20, ge=1, description="subnets measured on validation images for each budget and for the front; coarse-to-fine: up to half coarse"
+    )
+    ties: float = Field(
+        1.0, ge=0, description="standard errors below the best within which the cheapest wins; 0: the highest measured wins"
     )
     storage: str | None = Field(None, description="Optuna storage, a URL or the path of a journal; none: optuna.journal in the run folder")
     seed: int = Field(0, ge=0, description="of the search")
@@ -110,7 +114,7 @@ class Select(RunCommand):
             measured.add(np.frombuffer(row, np.uint8), value, "select")
         facts = {"explore": self.explore, "pairs": len(pairs), "seed": self.seed} | explored
         folder = self.run / "selected"
-        write_goals([goal for goal in goals if not goal.front], measured, costs, facts, folder)
+        write_goals([goal for goal in goals if not goal.front], measured, costs, facts, self.ties, folder)
         for goal in goals:
             if goal.front:
                 write_front(goal, measured, costs, folder)

@@ -84,6 +84,7 @@ def test_ties_within_noise_go_to_the_cheaper_one(measured: Measured) -> None:
     for budget in budgets:
         constraints = at_most(space, budget)
         best, chosen = measured.under(constraints)[0], measured.choose(constraints)
+        assert measured.choose(constraints, 0.0).val_accuracy == best.val_accuracy
         assert chosen is not None
         noise = np.sqrt(best.val_accuracy * (1 - best.val_accuracy) / IMAGES)
         ties = [c for c in facts(measured, measured.under(constraints)) if c[0] >= best.val_accuracy - noise]
