@@ -23,7 +23,8 @@ from ofa.space import Arch, Codes, Space, decode, encode, largest, load_space, s
 from predictors.accuracy import GaussianProcess
 from predictors.active import hypervolume
 from predictors.collect import to_measure
-from predictors.explore import FRONT, Scores, evolve_front
+from predictors.constraints import Scores
+from predictors.explore import OURS, search_front
 from predictors.features import features
 from predictors.pairs import Pair
 
@@ -63,12 +64,8 @@ def extremes(space: Space) -> np.ndarray:
 
 def searched(space: Space, score: Scores, generations: int) -> Codes:
     """The front of `score` among everything that an evolution looked at."""
-    top = int(np.ceil(np.exp(extremes(space)[1])))
-    settings = FRONT._replace(generations=generations)
-    rows = evolve_front(space, score, lambda rows: macs_of(space, rows), (top,), np.random.default_rng(0), settings)
-    size, found = macs_of(space, rows), score(rows)
-    order = np.lexsort((-found, size))
-    return rows[order[found[order] > np.append(-np.inf, np.maximum.accumulate(found[order])[:-1])]]
+    settings, none = OURS._replace(generations=generations), np.empty((0, len(space.columns)), np.uint8)
+    return search_front(space, score, [lambda rows: macs_of(space, rows)], [], np.random.default_rng(0), none, settings)
 
 
 def collect(space: Space, truth: Scores, count: int, rounds: int, seed: int) -> list[Pair]:

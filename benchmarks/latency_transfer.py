@@ -1,16 +1,15 @@
 """How well a few networks and other devices' measurements predict a new device, and how well anything could.
 
-    NAS_DATA=... python benchmarks/latency_transfer.py
+    python benchmarks/latency_transfer.py --measured FOLDER/ofa_mbv3.csv.gz --batch 1
 
 The data: 5,000 subnets of OFA-MobileNetV3 on four GPUs at batch 1. 1,000 random ones are held out; each device in turn is the new one,
 and the 4,000 others of the other three are what others measured. The noise ceiling is `ceiling` below.
 """
 
+import argparse
 import csv
 import gzip
 import json
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -77,9 +76,12 @@ def ceiling(space: Space, codes: Codes, ms: Floats, predicted: Floats, rng: np.r
 
 def main() -> None:
     space = load_space("ofa_mbv3")
-    codes, latency = read(Path(os.environ["NAS_DATA"]) / "latency" / "ofa_mbv3.csv.gz", space)
-    batch = sys.argv[1] if len(sys.argv) > 1 else "1"
-    latency = {name: ms for name, ms in latency.items() if name.endswith(f"_{batch}")}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measured", type=Path, required=True)
+    parser.add_argument("--batch", default="1", help="1, 32 or 64")
+    args = parser.parse_args()
+    codes, latency = read(args.measured, space)
+    latency = {name: ms for name, ms in latency.items() if name.endswith(f"_{args.batch}")}
     rng = np.random.default_rng(0)
     order = rng.permutation(len(codes))
     held, known = order[:1000], order[1000:]
