@@ -8,6 +8,10 @@ class UserError(ValueError):
     """Something the user gave is wrong. The message says what, the value, the choices and the remedy, in one sentence."""
 
 
+class WorkerDied(UserError):
+    """A process that prepares images ended."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """The end of a sentence about an unknown `word`: the nearest valid one if any is near, else all of them."""
     known = sorted(choices)

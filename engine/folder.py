@@ -16,7 +16,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import InterpolationMode, v2
 
 from engine.data import Batch, Data, ImageFolder, Split, check_held, hold_out
-from engine.errors import UserError
+from engine.errors import UserError, WorkerDied
 from engine.progress import progress
 from engine.seed import derive, numpy_generator
 
@@ -96,7 +96,9 @@ class FolderData(Data):
             except RuntimeError as error:
                 if "DataLoader worker" not in str(error):
                     raise
-                raise UserError(f"A process that decodes images died ({str(error).splitlines()[0]}); run the same command again.") from None
+                raise WorkerDied(
+                    f"A process that decodes images died ({str(error).splitlines()[0]}); run the same command again."
+                ) from None
             if complaint:
                 raise UserError(complaint)
             yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)

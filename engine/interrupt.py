@@ -6,8 +6,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
 
+from engine.errors import WorkerDied
 from engine.launch import started
+
+T = TypeVar("T")
 
 
 def quiet_start() -> None:
@@ -43,3 +47,12 @@ def stop_on_signal() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def until_stopped(batches: Iterator[T], stop: Stop) -> Iterator[T]:
+    """`batches`; a signal that ended one of their workers, too, ends them instead of being an error."""
+    try:
+        yield from batches
+    except WorkerDied:
+        if not stop.requested:
+            raise

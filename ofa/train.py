@@ -20,7 +20,7 @@ from engine.config import format_count
 from engine.data import SPLITS, Data, DataConfig, Digits, load_data
 from engine.distributed import ALONE, Ranks, join
 from engine.errors import UserError
-from engine.interrupt import stop_on_signal
+from engine.interrupt import stop_on_signal, until_stopped
 from engine.launch import started
 from engine.optim import SGD, build_sgd, learning_rate, set_learning_rate
 from engine.progress import progress
@@ -204,7 +204,8 @@ class Trainer:
         with stop_on_signal() as stop, progress("train", self.total, self.step) as advance:
             for epoch in range(self.step // self.steps, self.config.all_epochs):
                 self.begin_phase()
-                for x, y in self.data.train_batches(self.config.batch_size, epoch, skip=self.step % self.steps, ranks=self.ranks):
+                batches = self.data.train_batches(self.config.batch_size, epoch, skip=self.step % self.steps, ranks=self.ranks)
+                for x, y in until_stopped(batches, stop) if self.ranks.size == 1 else batches:
                     self.update(x, y)
                     advance(self.log(epoch) if self.step % LOG_EVERY == 0 else "")
                     if self.ranks.any(stop.requested):

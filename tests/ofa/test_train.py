@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,8 @@ import torch
 from engine.checkpoint import load_weights
 from engine.cli import parse
 from engine.data import load_data
-from engine.errors import UserError
-from engine.interrupt import Stop
+from engine.errors import UserError, WorkerDied
+from engine.interrupt import Stop, until_stopped
 from engine.run import Run as RunFolder
 from engine.run import read_lines
 from ofa.sampling import Attentive, UniformSampler
@@ -213,6 +213,18 @@ def test_tensorboard_gets_what_metrics_get(train: Run, tmp_path: Path) -> None:
         (p["step"], pytest.approx(p["val_accuracy"])) for p in logged
     ]
     assert len(events.Scalars("loss")) == len([p for p in points if "loss" in p])
+
+
+def test_a_worker_that_the_same_signal_ended_is_no_error() -> None:
+    def batches() -> Iterator[int]:
+        yield 1
+        raise WorkerDied("gone")
+
+    stop = Stop()
+    with pytest.raises(WorkerDied):
+        list(until_stopped(batches(), stop))
+    stop.requested = True
+    assert list(until_stopped(batches(), stop)) == [1]
 
 
 def test_stop_keeps_the_first_request(capsys: pytest.CaptureFixture[str]) -> None:
