@@ -5,13 +5,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
-from sklearn.model_selection import KFold
 
-from engine.seed import derive, numpy_generator
-from predictors.accuracy import Floats, make_predictor
-from predictors.quality import candidates
+from engine.seed import numpy_generator
+from predictors.accuracy import Floats
+from predictors.quality import candidates, conformal_quantile, doubt, predict_from_other_folds
 
-FOLDS, COVERAGE = 5, 0.9
+FOLDS = 5
 LEAST, JUDGED = 20, 500
 BANDS, BAND_PAIRS = 5, 12
 
@@ -55,18 +54,13 @@ def predict_held_out(X: NDArray[np.float32], y: Floats, macs: NDArray[np.int64],
     some = np.sort(numpy_generator(seed, "judged").permutation(len(y))[:JUDGED])
     X, y, macs = X[some], y[some], macs[some]
     member = candidates("auto", len(y))[0]
-    mean, std, fold = np.empty_like(y), np.empty_like(y), np.empty(len(y), np.int64)
-    for i, (train, held) in enumerate(KFold(FOLDS, shuffle=True, random_state=derive(seed, "folds") % 2**32).split(X)):
-        mean[held], std[held] = make_predictor(member).fit(X[train], y[train], seed).predict(X[held])
-        fold[held] = i
+    mean, std, fold = predict_from_other_folds(member, X, y, seed, FOLDS)
     misses = np.abs(y - mean)
-    doubt = np.sqrt(std**2 + np.median(misses) ** 2) + 1e-9
-    ratios = misses / doubt
+    unsure = doubt(std, float(np.median(misses))) + 1e-9
     half = np.empty_like(y)
     for i in range(FOLDS):
-        others = np.sort(ratios[fold != i])
-        half[fold == i] = others[min(len(others), int(np.ceil(COVERAGE * (len(others) + 1)))) - 1]
-    half *= doubt
+        half[fold == i] = conformal_quantile((misses / unsure)[fold != i])
+    half *= unsure
     return HeldOut(y, mean, np.maximum(mean - half, 0), np.minimum(mean + half, 1), macs)
 
 

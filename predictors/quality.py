@@ -24,7 +24,7 @@ LEAD = 0.01
 class Quality(NamedTuple):
     """What cross-validation says of one predictor.
 
-    tau: Kendall's tau-b. typical_miss: median of |measured - predicted|. widening: half of a 90% interval, in units of `_doubt`.
+    tau: Kendall's tau-b. typical_miss: median of |measured - predicted|. widening: half of a 90% interval, in units of `doubt`.
     """
 
     member: Member
@@ -36,10 +36,10 @@ class Quality(NamedTuple):
 
     def half_width(self, std: Floats) -> Floats:
         """Half of the 90% interval around predictions with these standard deviations."""
-        return self.widening * _doubt(std, self.typical_miss)
+        return self.widening * doubt(std, self.typical_miss)
 
 
-def _doubt(std: Floats, typical_miss: float) -> Floats:
+def doubt(std: Floats, typical_miss: float) -> Floats:
     """How far off a prediction may be: few pairs can make a predictor too sure of itself, and the typical miss keeps it humble."""
     return np.sqrt(std**2 + typical_miss**2)
 
@@ -78,16 +78,26 @@ def cross_validate(member: Member, X: Features, y: Floats, macs: NDArray[Any], s
     residuals of all folds instead of one split's).
     """
     started = time.process_time()
-    mean, std = np.empty_like(y), np.empty_like(y)
-    folds = KFold(10 if len(y) < MANY_FOLDS_BELOW else 5, shuffle=True, random_state=derive(seed, "folds") % 2**32)
-    for train, held in folds.split(X):
-        mean[held], std[held] = make_predictor(member).fit(X[train], y[train], seed).predict(X[held])
+    mean, std, _ = predict_from_other_folds(member, X, y, seed, 10 if len(y) < MANY_FOLDS_BELOW else 5)
     misses = np.abs(y - mean)
     typical = float(np.median(misses))
-    ratios = np.sort(misses / _doubt(std, typical))
-    widening = float(ratios[min(len(y), int(np.ceil(COVERAGE * (len(y) + 1)))) - 1])
+    widening = conformal_quantile(misses / doubt(std, typical))
     seconds = time.process_time() - started
     return Quality(member, float(kendalltau(y, mean).statistic), tau_in_bands(y, mean, macs), typical, widening, seconds)
+
+
+def predict_from_other_folds(member: Member, X: Features, y: Floats, seed: int, folds: int) -> tuple[Floats, Floats, NDArray[np.int64]]:
+    """(mean, standard deviation, fold), (N,) each: every pair predicted from the pairs of the other folds."""
+    mean, std, fold = np.empty_like(y), np.empty_like(y), np.empty(len(y), np.int64)
+    for i, (train, held) in enumerate(KFold(folds, shuffle=True, random_state=derive(seed, "folds") % 2**32).split(X)):
+        mean[held], std[held] = make_predictor(member).fit(X[train], y[train], seed).predict(X[held])
+        fold[held] = i
+    return mean, std, fold
+
+
+def conformal_quantile(ratios: Floats) -> float:
+    """What 90% of new ratios stay under that are drawn like these."""
+    return float(np.sort(ratios)[min(len(ratios), int(np.ceil(COVERAGE * (len(ratios) + 1)))) - 1])
 
 
 def near(macs: NDArray[Any]) -> float:
