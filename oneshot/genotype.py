@@ -1,0 +1,46 @@
+"""A genotype: which operations a found cell keeps and where each reads from. This is what a search hands to retraining.
+
+States of a cell are numbered from its inputs on: in the DARTS space 0 and 1 are the outputs of the two cells before and 2 to 5
+the nodes; in NAS-Bench-201 and in the recurrent space 0 is the input and the nodes start at 1.
+"""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from engine.config import Config
+
+Edge = tuple[str, int]  # (operation, the state it reads)
+
+
+class Cell(Config):
+    """One cell."""
+
+    nodes: tuple[tuple[Edge, ...], ...] = Field(description="for each node in order, the edges whose sum it is")
+    output: tuple[int, ...] = Field(description="the states that the cell returns: concatenated (DARTS), averaged (recurrent) or the last")
+
+
+class Genotype(Config):
+    """The cells of a network, by kind: `normal` and `reduce` (DARTS), `cell` (NAS-Bench-201) or `recurrent`."""
+
+    space: str = Field("darts", description="search space that it belongs to")
+    cells: dict[str, Cell]
+
+    @model_validator(mode="after")
+    def _reads_only_what_exists(self) -> Self:
+        from oneshot.space import find_space
+
+        space = find_space(self.space)
+        if set(self.cells) != set(space.cells):
+            raise ValueError(f"a genotype of space '{self.space}' has the cells {', '.join(space.cells)}, not {', '.join(self.cells)}")
+        for kind, cell in self.cells.items():
+            for target, edges in enumerate(cell.nodes, start=space.inputs):
+                for operation, source in edges:
+                    if operation not in space.known:
+                        raise ValueError(f"{kind} cell: '{operation}' is not an operation; valid are: {', '.join(space.known)}")
+                    if not 0 <= source < target:
+                        raise ValueError(f"{kind} cell: node {target} cannot read state {source}; it reads states below its own number")
+            last = space.inputs + len(cell.nodes) - 1
+            if not cell.output or not all(0 <= state <= last for state in cell.output):
+                raise ValueError(f"{kind} cell: its output {list(cell.output)} must name states from 0 to {last}")
+        return self

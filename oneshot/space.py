@@ -1,0 +1,80 @@
+"""Search spaces as data: what a cell looks like and which operations compete on its edges.
+
+A space is a complete ordered graph: after `inputs` input states come `nodes` nodes, and an edge leads to every node from every
+state before it. `weight_EO` always means [edges, operations] in the order of `edges` and `operations`.
+"""
+
+import itertools
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from engine.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class CellSpace:
+    """One search space.
+
+    Args:
+        name: as in `--space`.
+        cells: the kinds of cell that are searched, each with alphas of its own.
+        inputs: input states of a cell.
+        nodes: nodes of a cell.
+        operations: what competes on an edge.
+        also: operations that a genotype of this space may name although no search offers them.
+        allowed: for each kind of cell and each edge, its operations, where edges differ; None: all on every edge.
+    """
+
+    name: str
+    cells: tuple[str, ...]
+    inputs: int
+    nodes: int
+    operations: tuple[str, ...]
+    also: tuple[str, ...] = ()
+    allowed: dict[str, tuple[tuple[str, ...], ...]] | None = field(default=None, hash=False)
+
+    @cached_property
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        """(source, target) of every edge, node by node."""
+        return tuple((source, target) for target in range(self.inputs, self.inputs + self.nodes) for source in range(target))
+
+    @cached_property
+    def entering(self) -> tuple[slice, ...]:
+        """For each node, its edges."""
+        starts = [sum(range(self.inputs, self.inputs + node)) for node in range(self.nodes + 1)]
+        return tuple(slice(start, end) for start, end in itertools.pairwise(starts))
+
+    @cached_property
+    def known(self) -> tuple[str, ...]:
+        """Every operation that a genotype may name."""
+        return (*self.operations, *self.also)
+
+    def may(self, kind: str) -> Tensor:
+        """(E, O) booleans: which operations compete on which edge of a cell of this kind."""
+        if self.allowed is None:
+            return torch.ones(len(self.edges), len(self.operations), dtype=torch.bool)
+        return torch.tensor([[operation in names for operation in self.operations] for names in self.allowed[kind]])
+
+
+DARTS_OPERATIONS = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
+
+SPACES = (
+    CellSpace("darts", ("normal", "reduce"), 2, 4, DARTS_OPERATIONS, also=("sep_conv_7x7", "conv_7x1_1x7")),
+    CellSpace("nasbench201", ("cell",), 1, 3, ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")),
+    CellSpace("recurrent", ("recurrent",), 1, 8, ("none", "tanh", "relu", "sigmoid", "identity")),
+)
+
+
+def find_space(name: str) -> CellSpace:
+    """The space of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    for space in SPACES:
+        if space.name == name:
+            return space
+    raise UserError(f"There is no search space '{name}'; {nearest(name, [space.name for space in SPACES])}")
