@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.distributed import batch_norm
-from ofa.fast import ACTIVATION, depthwise, norm_act
+from engine.fast import ACTIVATION, depthwise, norm_act
 from ofa.space import Act
 
 Slices = dict[str, Tensor]

@@ -23,7 +23,7 @@ from ofa.elastic import (
     TransformedDepthwise,
     prefixed,
 )
-from ofa.fast import ACTIVATION
+from engine.fast import ACTIVATION
 from ofa.pieces import hidden_width, squeeze_width
 from ofa.space import Act, Arch, Deep, Head, Space, Stage, Stem
 

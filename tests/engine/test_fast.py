@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ofa.fast import ACTIVATION, depthwise, norm_act
+from engine.fast import ACTIVATION, depthwise, norm_act
 
 LAYOUTS = [torch.channels_last, torch.contiguous_format]
 
@@ -46,7 +46,7 @@ def test_gradients_of_norm_act_are_finite_differences(act: str) -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(9, 9), (8, 8), (5, 6), (1, 1), (2, 3)])
 def test_depthwise_is_the_grouped_convolution(kernel: int, stride: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ofa.fast.PART", 300)  # more than one part
+    monkeypatch.setattr("engine.fast.PART", 300)  # more than one part
     torch.manual_seed(0)
     x = torch.randn(3, 5, *size, dtype=torch.double).to(memory_format=torch.channels_last).requires_grad_()
     wide = torch.randn(8, 1, 9, 9, dtype=torch.double, requires_grad=True)
