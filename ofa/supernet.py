@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.augment import resize
+from engine.fast import ACTIVATION
 from ofa.elastic import (
     ElasticBatchNorm,
     ElasticConv,
@@ -23,7 +24,6 @@ from ofa.elastic import (
     TransformedDepthwise,
     prefixed,
 )
-from engine.fast import ACTIVATION
 from ofa.pieces import hidden_width, squeeze_width
 from ofa.space import Act, Arch, Deep, Head, Space, Stage, Stem
 

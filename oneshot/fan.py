@@ -121,7 +121,7 @@ class Convolution(nn.Module):
 
 
 class FactorizedSkip(nn.Module):
-    """The skip connection at stride 2: half of the channels from even pixels, half from odd ones; BatchNorm. Its input went through the ReLU."""
+    """The skip connection at stride 2: half of the channels from even pixels, half from odd ones; BatchNorm. Its input is rectified."""
 
     def __init__(self, inp: int, out: int, edges: int, track: bool):
         super().__init__()

@@ -46,7 +46,7 @@ class Mixed(nn.Module):
     def forward(self, states: list[Tensor], mixture: Mixture, twice: bool) -> list[Tensor]:
         """The input states -> all states, input states first."""
         weight_EO = mixture.weight_EO if mixture.edge_E is None else mixture.weight_EO * mixture.edge_E[:, None]
-        weights = weight_EO[self.by_source].split([len(edges) for edges in self.leaving])
+        weights = weight_EO[self.by_source].split_with_sizes([len(edges) for edges in self.leaving])
         states = list(states)
         arriving: dict[int, list[Tensor]] = {}
         passing: dict[int, list[Tensor]] = {}
@@ -165,7 +165,7 @@ class DartsNetwork(nn.Module):
         """Logits (N, K). twice: whether the result will be differentiated twice, which the fast gradients are not made for."""
         before = last = self.stem(x_NCHW)
         for cell in self.cells:
-            before, last = last, cell(before, last, mixtures[cell.kind], twice)
+            before, last = last, cell(before, last, mixtures[str(cell.kind)], twice)
         return self.classifier(last.mean((2, 3)))
 
 
