@@ -24,6 +24,7 @@ class CellSpace:
         inputs: input states of a cell.
         nodes: nodes of a cell.
         operations: what competes on an edge.
+        keeps: edges that a node of a found cell keeps; None: all of them.
         also: operations that a genotype of this space may name although no search offers them.
         allowed: for each kind of cell and each edge, its operations, where edges differ; None: all on every edge.
     """
@@ -33,6 +34,7 @@ class CellSpace:
     inputs: int
     nodes: int
     operations: tuple[str, ...]
+    keeps: int | None
     also: tuple[str, ...] = ()
     allowed: dict[str, tuple[tuple[str, ...], ...]] | None = field(default=None, hash=False)
 
@@ -46,6 +48,12 @@ class CellSpace:
         """For each node, its edges."""
         starts = [sum(range(self.inputs, self.inputs + node)) for node in range(self.nodes + 1)]
         return tuple(slice(start, end) for start, end in itertools.pairwise(starts))
+
+    @cached_property
+    def output(self) -> tuple[int, ...]:
+        """The states that a found cell returns: all nodes, or the last one where nodes keep all edges."""
+        last = self.inputs + self.nodes - 1
+        return (last,) if self.keeps is None else tuple(range(self.inputs, last + 1))
 
     @cached_property
     def known(self) -> tuple[str, ...]:
@@ -62,9 +70,9 @@ class CellSpace:
 DARTS_OPERATIONS = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
 
 SPACES = (
-    CellSpace("darts", ("normal", "reduce"), 2, 4, DARTS_OPERATIONS, also=("sep_conv_7x7", "conv_7x1_1x7")),
-    CellSpace("nasbench201", ("cell",), 1, 3, ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")),
-    CellSpace("recurrent", ("recurrent",), 1, 8, ("none", "tanh", "relu", "sigmoid", "identity")),
+    CellSpace("darts", ("normal", "reduce"), 2, 4, DARTS_OPERATIONS, 2, also=("sep_conv_7x7", "conv_7x1_1x7")),
+    CellSpace("nasbench201", ("cell",), 1, 3, ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"), None),
+    CellSpace("recurrent", ("recurrent",), 1, 8, ("none", "tanh", "relu", "sigmoid", "identity"), 1),
 )
 
 

@@ -1,0 +1,26 @@
+"""GAEA: Geometry-Aware Gradient Algorithms for Neural Architecture Search (2021, arXiv:2004.07802)."""
+
+from typing import Literal
+
+from oneshot.geometry import Exponentiated, Geometry
+from oneshot.method import Method, Sgd
+from oneshot.methods.pc_darts import PcDarts
+from oneshot.relax import Relaxation, Simplex
+
+
+class Gaea(Method):
+    """GAEA-DARTS: probabilities on the simplex, moved by exponentiated gradient. `--method.level single` is its ERM form."""
+
+    name: Literal["gaea"] = "gaea"
+    relaxation: Relaxation = Simplex()
+    geometry: Geometry = Exponentiated()
+
+
+class GaeaPcDarts(PcDarts):
+    """PC-DARTS whose operations and edges both live on simplices; no warm-up."""
+
+    name: Literal["gaea_pc_darts"] = "gaea_pc_darts"  # type: ignore[assignment]
+    relaxation: Relaxation = Simplex()
+    geometry: Geometry = Exponentiated()
+    warmup_epochs: int = 0
+    sgd: Sgd = Sgd(lr=0.1, lr_min=0.0)
