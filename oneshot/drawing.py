@@ -22,7 +22,13 @@ from oneshot.space import CellSpace, find_space
 INK, QUIET = "#1b1f24", "#8a939d"
 FILLS = {"conv": "#cfe3fb", "pool": "#d6efd8", "skip": "#fdeac2", "none": "#ffffff"}
 OTHER_FILL = "#e9e2f6"
-COLORS = ("#8c8c8c", "#56b4e9", "#0068a8", "#e69f00", "#009e73", "#7b3294", "#d55e00", "#e377c2")
+GRAY, SKY, BLUE, ORANGE = "#8c8c8c", "#56b4e9", "#0068a8", "#e69f00"
+GREEN, PURPLE, RED, PINK = "#009e73", "#7b3294", "#d55e00", "#e377c2"
+COLORS = {
+    **{"none": GRAY, "max_pool_3x3": SKY, "avg_pool_3x3": BLUE, "skip_connect": ORANGE, "noise": RED},
+    **{"sep_conv_3x3": GREEN, "sep_conv_5x5": PURPLE, "dil_conv_3x3": RED, "dil_conv_5x5": PINK},
+    **{"nor_conv_1x1": PURPLE, "nor_conv_3x3": GREEN, "tanh": SKY, "relu": GREEN, "sigmoid": ORANGE, "identity": PURPLE},
+}
 COLUMN, ROW, INPUT_ROW, DROP, BOX, RADIUS = 1.12, 1.0, 0.55, 0.44, (0.98, 0.46), 0.17  # inches
 PANEL, DPI = (2.1, 1.45), 150
 RC: dict[Any, Any] = {"svg.hashsalt": "cell", "font.family": "DejaVu Sans", "font.size": 9}
@@ -131,13 +137,12 @@ def alphas_over_time(history: Sequence[Mapping[str, Any]], space: CellSpace, pat
         parts = np.atleast_1d(np.array(figure.subfigures(len(kinds), 1), dtype=object))
         for part, kind in zip(parts, kinds, strict=True):
             weight_TEO = np.array([np.asarray(epoch[kind], dtype=float) for epoch in history])
-            part.suptitle(
-                f"{kind} cell: weight of each operation by epoch; in the title of each edge, the strongest at the end", fontsize=11
-            )
+            title = f"{kind if kind == 'cell' else kind + ' cell'}: weights by epoch, and what is strongest at the end"
+            part.suptitle(title, x=0.35 / wide, ha="left", fontsize=10.5, weight="bold")
             grid = part.subplots(rows, columns, sharex=True, sharey=True, squeeze=False, gridspec_kw={"hspace": 0.35, "wspace": 0.12})
             part.subplots_adjust(left=0.35 / wide, right=1 - 0.15 / wide, top=1 - head / (tall + head), bottom=0.3 / (tall + head))
             _draw_weights(grid, space, kind, weight_TEO)
-            handles = [Line2D([], [], color=COLORS[i % len(COLORS)], lw=2.2) for i in range(len(space.operations))]
+            handles = [Line2D([], [], color=COLORS.get(name, INK), lw=2.2) for name in space.operations]
             grid[0, -1].legend(handles, space.operations, loc="upper right", fontsize=8.5, frameon=False, borderaxespad=0)
         return _save(figure, path)
 
@@ -155,7 +160,7 @@ def _draw_weights(grid: Any, space: CellSpace, kind: str, weight_TEO: Any) -> No
         strongest = offered[weight_TEO[-1, edge, offered].argmax()]
         for operation in offered:
             front = operation == strongest
-            color, marker = COLORS[operation % len(COLORS)], "o" if len(epochs) == 1 else ""
+            color, marker = COLORS.get(space.operations[operation], INK), "o" if len(epochs) == 1 else ""
             axes.plot(epochs, weight_TEO[:, edge, operation], color=color, lw=2.2 if front else 1, marker=marker, zorder=3 if front else 2)
         axes.set_title(f"{source}→{target}  {space.operations[strongest]}", fontsize=8, pad=3)
         axes.grid(color="#e6e9ec", lw=0.6)
@@ -165,9 +170,9 @@ def _draw_weights(grid: Any, space: CellSpace, kind: str, weight_TEO: Any) -> No
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    """As SVG or PNG by the name's end, without date and version."""
+    """As SVG or PNG by the name's end; no date, no version, the same identifiers each time."""
     kind = path.suffix[1:]
     metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-    with atomic(path) as temporary:
+    with matplotlib.rc_context(RC), atomic(path) as temporary:
         figure.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)
     return path
