@@ -113,7 +113,7 @@ class Compare(Command):
     """
 
     table: Path = Field(description="results: a CSV file, a folder NATS-tss-...-simple or a file NATS-tss-....pickle.pbz2")
-    seen: Path | None = Field(None, description="table that searchers see instead, such as that of a shorter training")
+    seen: Path | None = Field(None, description="table that searchers see instead, such as one after 12 epochs; of an archive, those")
     epochs: Literal[12, 200] = Field(200, description="which training of a NATS-Bench archive")
     budget: int = Field(100, ge=1, le=CELLS, description="cells that a searcher may ask about")
     runs: int = Field(RUNS, ge=2, description="runs of each searcher")
@@ -126,7 +126,7 @@ class Compare(Command):
         if self.save and self.save.suffix != ".csv":
             raise UserError(f"--save '{self.save}' must end in .csv.")
         table = Table.read(self.table, self.epochs)
-        seen = Table.read(self.seen, self.epochs) if self.seen else None
+        seen = Table.read(self.seen, 12) if self.seen else None
         if self.save:
             table.write(self.save)
             print(f"written to {self.save}")

@@ -28,7 +28,7 @@ class Shape(NamedTuple):
         classes: outputs of the classifier.
         size: height and width of the image; a multiple of 4, and of 32 for the stem of ImageNet.
         stem: cifar, or imagenet (DARTS only), which has three convolutions of stride 2.
-        in_channels: of the image.
+        inputs: of the image.
     """
 
     channels: int
@@ -36,7 +36,7 @@ class Shape(NamedTuple):
     classes: int = 10
     size: int = 32
     stem: Literal["cifar", "imagenet"] = "cifar"
-    in_channels: int = 3
+    inputs: int = 3
 
 
 NASBENCH201 = Shape(16, 5)
@@ -124,7 +124,7 @@ def edge_costs(space: CellSpace, count: Count, shape: Shape) -> EdgeCosts:
 
 def _nasbench201(shape: Shape) -> Iterator[Layers | Place]:
     channels, size = shape.channels, shape.size
-    yield conv(shape.in_channels, channels, 3, size)
+    yield conv(shape.inputs, channels, 3, size)
     for stage in range(3):
         if stage:
             channels, size = 2 * channels, size // 2
@@ -139,10 +139,10 @@ def _darts(space: CellSpace, shape: Shape) -> Iterator[Layers | Place]:
     channels, size = shape.channels, shape.size
     if shape.stem == "cifar":
         before = last = 3 * channels
-        yield conv(shape.in_channels, last, 3, size)
+        yield conv(shape.inputs, last, 3, size)
     else:
         before = last = channels
-        yield conv(shape.in_channels, channels // 2, 3, size // 2)
+        yield conv(shape.inputs, channels // 2, 3, size // 2)
         yield conv(channels // 2, channels, 3, size // 4)
         yield conv(channels, channels, 3, size // 8)
         size //= 8

@@ -19,14 +19,14 @@ class NasBench201Network(nn.Module):
         channels: of the first stage; each later one has twice as many.
         cells: in each stage.
         classes: outputs.
-        in_channels: of the image.
+        inputs: of the image.
     """
 
-    def __init__(self, genotype: Genotype, channels: int = 16, cells: int = 5, classes: int = 10, in_channels: int = 3):
+    def __init__(self, genotype: Genotype, channels: int = 16, cells: int = 5, classes: int = 10, inputs: int = 3):
         super().__init__()
         assert genotype.space == "nasbench201", genotype.space
         cell = genotype.cells["cell"]
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+        self.stem = nn.Sequential(nn.Conv2d(inputs, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
         layers: list[nn.Module] = []
         for stage in range(3):
             width = channels * 2**stage
