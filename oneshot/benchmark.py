@@ -170,6 +170,8 @@ class Table:
             if key in columns:
                 raise UserError(f"{path}: two columns hold the {key[1]} accuracy on {key[0]}, such as '{name}'; leave one.")
             columns[key] = np.array(values)
+            if not np.isfinite(columns[key]).all():
+                raise UserError(f"{path}: an accuracy in column '{name}' is missing or infinite; every cell needs one.")
         if not columns:
             raise UserError(f"{path} holds no accuracies; its columns must be named as cifar10-val, cifar10-test, and so on.")
         if len(set(cells)) != CELLS or len(cells) != CELLS:

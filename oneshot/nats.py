@@ -51,7 +51,7 @@ def read_nats(path: Path, epochs: Literal[12, 200]) -> tuple[list[str], dict[str
                     columns[column].append(_mean_accuracy(trainings[str(epochs)], training, evaluated))
                 advance("")
     except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise UserError(f"{path} is not laid out as an archive of NATS-Bench's topology space ({error!r} is missing).") from None
+        raise UserError(f"{path} is not laid out as an archive of NATS-Bench's topology space ({error!r}).") from None
     return cells, columns
 
 

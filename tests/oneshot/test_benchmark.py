@@ -133,6 +133,7 @@ def test_rows_may_come_in_any_order(table: Path, tmp_path: Path) -> None:
         (lambda lines: [[line[0]] for line in lines], "no accuracies"),
         (lambda lines: [*lines[:5], lines[5][:2], *lines[6:]], "row 6"),
         (lambda lines: [*lines[:5], [lines[5][0], "high", "1", ""], *lines[6:]], "'high'"),
+        (lambda lines: [*lines[:5], [lines[5][0], "nan", "1", ""], *lines[6:]], "missing or infinite"),
         (lambda lines: [["arch", "cifar10-test", "CIFAR10TestAccuracy200Epochs", ""], *lines[1:]], "two columns"),
         (lambda lines: [*lines[:5], ["|skip~0|" + FIRST[16:], *lines[5][1:]], *lines[6:]], "not an operation"),
     ],
