@@ -70,6 +70,7 @@ class Method(Config):
     edge_weights: bool = Field(False, description="learn a weight for each edge into a node (PC-DARTS's edge normalisation)")
     auxiliary_skip: AuxiliarySkip | None = Field(None, description="a fading skip connection beside each mixture (DARTS-)")
     pool_norm: bool = Field(True, description="a BatchNorm after each pool, in the DARTS space")
+    last_norm: bool = Field(False, description="a BatchNorm and a ReLU before the classifier, in the DARTS space")
     derivation: Derivation = Field("edges", description="how the DARTS space's cells are read off")
     level: Literal["bilevel", "single"] = Field(
         "bilevel", description="bilevel: weights learn from one half of the images, the architecture from the other; single: both from all"

@@ -1,5 +1,6 @@
 """What is added to the validation loss of the architecture step."""
 
+from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -14,7 +15,8 @@ from oneshot.space import CellSpace
 
 
 class Seen(NamedTuple):
-    """What a penalty may look at: per kind of cell the parameters, what they became in this step, and the operations' costs."""
+    """What a penalty may look at: per kind of cell the parameters and what they became in this step; where a cost is weighed, what each
+    operation (E, O) and everything else of the final network cost."""
 
     space: CellSpace
     alphas: dict[str, Tensor]
@@ -22,6 +24,7 @@ class Seen(NamedTuple):
     relaxation: Config
     at: At
     costs: dict[str, Tensor]
+    constant: float = 0.0
 
 
 class BetaDecay(Config):
@@ -95,17 +98,23 @@ class Cost(Config):
     """Hardware-aware losses (ProxylessNAS, 2019, arXiv:1812.00332; FBNet, 2019, arXiv:1812.03443) on the expected cost E of a cell's mixture."""
 
     name: Literal["cost"] = "cost"
-    of: Literal["macs", "params"] = Field("macs", description="what an operation costs in the final network")
+    of: Literal["macs", "params", "latency"] = Field("macs", description="what an operation costs in the final network")
+    table: Path | None = Field(
+        None, description="for latency: a JSON file, operation -> cost on any edge, or kind of cell -> edges -> operations"
+    )
     form: Literal["power", "add", "fbnet"] = Field(
         "power", description="power: scale CE (log E / log ref)^exponent; add: CE + scale (E - ref) / ref; fbnet: scale CE log(E)^exponent"
     )
-    ref: Count = Field(600_000_000, ge=2, description="the cost to aim at; fbnet has none")
+    ref: Count = Field(600_000_000, ge=2, description="the cost to aim at, in the table's unit for latency; fbnet has none")
     scale: float | None = Field(None, gt=0, description="none: 0.2 (power, fbnet), 0.1 (add)")
     exponent: float | None = Field(None, gt=0, description="none: 0.3 (power), 0.6 (fbnet)")
 
     def expected(self, seen: Seen) -> Tensor:
-        """Sum over cells, edges and operations of weight times cost."""
-        return torch.stack([(seen.mixtures[kind].weight_EO * cost_EO).sum() for kind, cost_EO in seen.costs.items()]).sum()
+        """The constant and the sum over cells, edges and operations of weight times cost.
+
+        In the DARTS space all 14 edges of a cell count, of which 8 survive: E is more than the found network will cost.
+        """
+        return seen.constant + torch.stack([(seen.mixtures[kind].weight_EO * cost_EO).sum() for kind, cost_EO in seen.costs.items()]).sum()
 
     def __call__(self, loss: Tensor, seen: Seen) -> Tensor:
         """The loss with the penalty."""

@@ -18,6 +18,7 @@ class PrDarts(Method):
     relaxation: Relaxation = HardConcrete()
     penalties: tuple[Penalty, ...] = (PathDepth(),)
     pool_norm: bool = False
+    last_norm: bool = True
     derivation: Derivation = "pairs"
     weights_first: bool = True
     epochs: int = 200

@@ -51,6 +51,8 @@ def _darts_name(name: str, space: CellSpace, operations: list[str]) -> list[str]
     parts = name.split(".")
     if parts[0] in ("stem", "classifier"):
         return [name]
+    if parts[0] == "norm":
+        return [f"lastact.0.{parts[1]}"]
     cell = f"cells.{parts[1]}"
     if parts[2] == "join":
         role = {"conv": "op.1", "norm": "op.2", "skip": "", "even": "conv_1", "odd": "conv_2"}

@@ -34,7 +34,9 @@ def test_recorded_passes_of_pr_darts(case: int) -> None:
     space = find_space("darts")
     theirs_called = [name.replace("dua_sepc", "sep_conv").replace("dil_sepc", "dil_conv") for name in found["space"]]
     columns = [theirs_called.index(name) for name in space.operations]  # theirs of ours
-    network = DartsNetwork(space, found["C"], 3 * found["N"], pool_norm=False).double().to(memory_format=torch.channels_last)
+    network = (
+        DartsNetwork(space, found["C"], 3 * found["N"], pool_norm=False, last_norm=True).double().to(memory_format=torch.channels_last)
+    )
     missing = network.load_state_dict(theirs(pr_darts_names(network, space, theirs_called), found["state_dict"]), strict=False)
     assert not missing.unexpected_keys and all("num_batches" in name for name in missing.missing_keys)
 
