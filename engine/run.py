@@ -186,7 +186,7 @@ class Run:
         """
         run = cls(path)
         if not (path / "config.yaml").exists():
-            raise UserError(f"'{path}' is not a run folder; make one with python -m {command} --out {path}, or name another with {flag}.")
+            raise UserError(f"'{path}' is not a run folder; train one with python -m {command} --out {path}, or name another with {flag}.")
         if not run.finished:
             raise UserError(
                 f"Run '{path}' is not finished; continue it with python -m {command} --config {path}/config.yaml --out {path} --resume."
