@@ -28,18 +28,20 @@ class ConvBN(nn.Sequential):
 
 
 class Reduce(nn.Module):
-    """Half the side: two 1x1 convolutions of stride 2, of x and of x shifted by one pixel, concatenated; BatchNorm."""
+    """Half the side: 1x1 convolutions of stride 2 of x and of x shifted by one pixel, each with BatchNorm, concatenated.
+
+    The published one BatchNorm after the concatenation is the same, since it works by channel; these two fold into the convolutions.
+    """
 
     def __init__(self, inp: int, out: int):
         super().__init__()
-        self.conv = conv(inp, out // 2, 1, 2)
-        self.shifted = conv(inp, out - out // 2, 1, 2)
-        self.bn = nn.BatchNorm2d(out)
+        self.here = ConvBN(conv(inp, out // 2, 1, 2))
+        self.shifted = ConvBN(conv(inp, out - out // 2, 1, 2))
 
     def forward(self, x: Tensor) -> Tensor:
         odd_h, odd_w = x.shape[2] % 2, x.shape[3] % 2
         shifted = F.pad(x, (0, odd_w, 0, odd_h)) if odd_h or odd_w else x
-        return self.bn(torch.cat([self.conv(x), self.shifted(shifted[:, :, 1:, 1:])], 1))
+        return torch.cat([self.here(x), self.shifted(shifted[:, :, 1:, 1:])], 1)
 
 
 def conv(inp: int, out: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
