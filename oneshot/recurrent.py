@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from engine.config import Config
 from oneshot.genotype import Cell
 from oneshot.mixture import Mixture
-from oneshot.recurrence import EPSILON, MOMENTUM, Recurrence
+from oneshot.recurrence import EPSILON, MOMENTUM, OPERATIONS, Needed, Recurrence, defined, everything, first_state
 from oneshot.space import find_space
 
 KIND = "recurrent"
 SPACE = find_space(KIND)
-OPERATIONS = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid, "identity": lambda g: g}
 START = 0.04  # weights start uniformly between -START and START
 
 
@@ -58,7 +57,7 @@ class Read(NamedTuple):
 
 
 class Language(nn.Module):
-    """What both networks have: words in, words out, and the first state of a step."""
+    """What both networks have: words in, words out."""
 
     def __init__(self, words: int, hidden: int, nodes: int, generator: torch.Generator | None = None):
         super().__init__()
@@ -83,12 +82,6 @@ class Language(nn.Module):
             x = x * masks.words_V1[tokens_TB]
         return dropped(dropped(x, masks.embedding_BH), masks.inputs_BH) @ self.first_2HD[: self.hidden]
 
-    def first_state(self, product_BD: Tensor, hidden_BH: Tensor, masks: Masks) -> Tensor:
-        """s_0."""
-        product = torch.addmm(product_BD, dropped(hidden_BH, masks.hidden_BH), self.first_2HD[self.hidden :])
-        gate, value = product.split(self.hidden, -1)
-        return torch.lerp(hidden_BH, value.tanh(), gate.sigmoid())
-
     def decode(self, output_TBH: Tensor, masks: Masks) -> Read:
         """Logits of the outputs."""
         logits = F.linear(dropped(output_TBH, masks.output_BH), self.embedding_VH, self.bias_V)
@@ -100,16 +93,10 @@ class RecurrentNetwork(Language):
 
     Where only the architecture's gradient is wanted, call it with detached parameters (`torch.func.functional_call`), and with
     detached weights where only the parameters' is: the gradients of matrices and of weights are then not computed at all.
-
-    Args:
-        words: size of the vocabulary.
-        hidden: units.
-        differentiable_twice: slower kernels whose gradient has a gradient (exact hypergradient).
     """
 
-    def __init__(self, words: int, hidden: int, generator: torch.Generator | None = None, differentiable_twice: bool = False):
+    def __init__(self, words: int, hidden: int, generator: torch.Generator | None = None):
         super().__init__(words, hidden, SPACE.nodes, generator)
-        self.differentiable_twice = differentiable_twice
         self.register_buffer("running_mean", torch.zeros(hidden))
         self.register_buffer("running_var", torch.ones(hidden))
         self.running_mean: Tensor
@@ -118,54 +105,31 @@ class RecurrentNetwork(Language):
     def forward(self, tokens_TB: Tensor, hidden_1BH: Tensor, mixtures: dict[str, Mixture], masks: Masks = NO_MASKS) -> Read:
         """One window."""
         mixture, product, hidden = mixtures[KIND], self.embed(tokens_TB, masks), hidden_1BH[0]
-        share_E5 = shares(mixture)
-        whole = mixture.runs is None and mixture.offset_E is None and mixture.skip is None
-        if whole and self.training and not self.differentiable_twice:
-            mask = torch.ones_like(hidden) if masks.hidden_BH is None else masks.hidden_BH
-            first = self.first_2HD[self.hidden :]
+        mask = torch.ones_like(hidden) if masks.hidden_BH is None else masks.hidden_BH
+        first, share_E5 = self.first_2HD[self.hidden :], shares(mixture)
+        if self.training and mixture.runs is None and mixture.offset_E is None and mixture.skip is None:
             outputs = Recurrence.apply(product, hidden, first, mask, share_E5, self.running_mean, self.running_var, *self.nodes)
-            return self.decode(outputs, masks)
-        plan = [_needed(node, mixture) for node in range(SPACE.nodes)]
-        outputs = []
-        for x_BD in product.unbind():
-            hidden = self.cell(x_BD, hidden, mixture, share_E5, plan, masks)
-            outputs.append(hidden)
-        return self.decode(torch.stack(outputs), masks)
-
-    def cell(
-        self, product_BD: Tensor, hidden_BH: Tensor, mixture: Mixture, share_E5: Tensor, plan: list["_Needed"], masks: Masks
-    ) -> Tensor:
-        """One step: the definition."""
-        states = [self.normalise(self.first_state(product_BD, hidden_BH, masks))]
-        for node, (sources, operations) in enumerate(plan):
-            entering, total = SPACE.entering[node], torch.zeros_like(hidden_BH)
-            if sources:
-                state = torch.stack([states[i] for i in sources])
-                share = share_E5[entering][sources][:, :, None, None]
-                gate, g = (dropped(state, masks.hidden_BH) @ self.nodes[node]).split(self.hidden, -1)
-                blend = sum((share[:, column] * OPERATIONS[name](g) for column, name in operations), torch.zeros_like(g))
-                total = torch.lerp(share[:, 0] * state, blend, gate.sigmoid()).sum(0)
-            if mixture.offset_E is not None:
-                total = total + mixture.offset_E[entering].sum()
-            if mixture.skip is not None:
-                total = total + mixture.skip * torch.stack(states).sum(0)
-            states.append(self.normalise(total))
-        return torch.stack(states[1:]).mean(0)
+        else:
+            plan, beside = needed(mixture), (mixture.offset_E, mixture.skip)
+            outputs = defined(product, hidden, first, mask, share_E5, list(self.nodes), plan, self.normalise, *beside)
+        return self.decode(outputs, masks)
 
     def normalise(self, x_BH: Tensor) -> Tensor:
         """The one BatchNorm."""
         return F.batch_norm(x_BH, self.running_mean, self.running_var, None, None, self.training, MOMENTUM, EPSILON)
 
 
-_Needed = tuple[list[int], list[tuple[int, str]]]  # of a node: sources; (column of share_E5, name) of operations
-
-
-def _needed(node: int, mixture: Mixture) -> _Needed:
-    every = tuple(range(len(SPACE.operations)))
-    runs = [every] * (node + 1) if mixture.runs is None else mixture.runs[SPACE.entering[node]]
-    running = [{SPACE.operations[o] for o in edge} - {"none"} for edge in runs]
-    used = set().union(*running)
-    return [i for i, names in enumerate(running) if names], [(c, name) for c, name in enumerate(OPERATIONS, 1) if name in used]
+def needed(mixture: Mixture) -> list[Needed]:
+    """What each node computes where a method samples edges and operations."""
+    if mixture.runs is None:
+        return everything(SPACE.nodes)
+    plan = []
+    for entering in SPACE.entering:
+        names = [{SPACE.operations[o] for o in edge} - {"none"} for edge in mixture.runs[entering]]
+        used = set[str]().union(*names)
+        operations = [(column, name) for column, name in enumerate(OPERATIONS, start=1) if name in used]
+        plan.append(Needed([i for i, found in enumerate(names) if found], operations))
+    return plan
 
 
 def shares(mixture: Mixture) -> Tensor:
@@ -191,7 +155,8 @@ class CellNetwork(Language):
         """One window."""
         hidden, outputs = hidden_1BH[0], []
         for product_BD in self.embed(tokens_TB, masks).unbind():
-            states = [self.first_state(product_BD, hidden, masks)]
+            product = torch.addmm(product_BD, dropped(hidden, masks.hidden_BH), self.first_2HD[self.hidden :])
+            states = [first_state(product, hidden)]
             for edges, matrix in zip(self.cell.nodes, self.nodes, strict=True):
                 passed = [self.edge(name, states[source], matrix, masks) for name, source in edges if name != "none"]
                 states.append(sum(passed[1:], passed[0]) if passed else torch.zeros_like(hidden))
@@ -201,7 +166,7 @@ class CellNetwork(Language):
 
     def edge(self, operation: str, state_BH: Tensor, matrix_HD: Tensor, masks: Masks) -> Tensor:
         """What an edge passes on."""
-        gate, g = (dropped(state_BH, masks.hidden_BH) @ matrix_HD).split(self.hidden, -1)
+        gate, g = (dropped(state_BH, masks.hidden_BH) @ matrix_HD).chunk(2, -1)
         return torch.lerp(state_BH, OPERATIONS[operation](g), gate.sigmoid())
 
 
@@ -219,8 +184,9 @@ def draw_masks(dropout: Dropout, network: Language, batch: int, generator: torch
         kept = torch.rand(shape, generator=generator, device=generator.device) >= rate
         return kept.to(network.bias_V.dtype) / (1 - rate)
 
-    each = (dropout.output, dropout.hidden, dropout.inputs, dropout.embedding)
-    return Masks(*(draw(rate, batch, network.hidden) for rate in each), draw(dropout.words, network.words, 1))
+    rates, states = (dropout.output, dropout.hidden, dropout.inputs, dropout.embedding), (batch, network.hidden)
+    output, hidden, inputs, embedding = (draw(rate, *states) for rate in rates)
+    return Masks(output, hidden, inputs, embedding, draw(dropout.words, network.words, 1))
 
 
 def text_loss(read: Read, targets_TB: Tensor, slowness: float = 0.0) -> Tensor:
