@@ -19,14 +19,14 @@ from torch.func import functional_call
 from engine.device import keep_freed_memory
 from engine.run import environment
 from oneshot.mixture import Mixture
-from oneshot.recurrent import SPACE, Dropout, Masks, RecurrentNetwork, draw_masks, text_loss
+from oneshot.recurrent import SPACE, Dropout, Masks, RecurrentNetwork, draw_masks, slowness, text_loss
 
 SLOWNESS = 1e-3
 Job = tuple[RecurrentNetwork, Tensor, Tensor, Tensor, Tensor, Masks]
 Gradients = tuple[Tensor, Tensor, list[Tensor]]
 
 
-def plain_loss(network: RecurrentNetwork, alpha: Tensor, x: Tensor, y: Tensor, h: Tensor, masks: Masks, slowness: float) -> Tensor:
+def plain_loss(network: RecurrentNetwork, alpha: Tensor, x: Tensor, y: Tensor, h: Tensor, masks: Masks, penalty: float) -> Tensor:
     weight, embedded, outputs, size = alpha.softmax(-1), network.embedding_VH[x] * masks.embedding_BH, [], network.hidden
     activations = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid, "identity": lambda g: g}
 
@@ -50,7 +50,7 @@ def plain_loss(network: RecurrentNetwork, alpha: Tensor, x: Tensor, y: Tensor, h
     output = torch.stack(outputs)
     log_prob = F.linear((output * masks.output_BH).view(-1, size), network.embedding_VH, network.bias_V).log_softmax(-1)
     loss = F.nll_loss(log_prob, y.view(-1))
-    return loss + slowness * (output[1:] - output[:-1]).pow(2).mean() if slowness else loss
+    return loss + penalty * (output[1:] - output[:-1]).pow(2).mean() if penalty else loss
 
 
 def plain_step(network: RecurrentNetwork, alpha: Tensor, x: Tensor, y: Tensor, h: Tensor, masks: Masks) -> Gradients:
@@ -67,7 +67,7 @@ def our_step(network: RecurrentNetwork, alpha: Tensor, x: Tensor, y: Tensor, h: 
     loss = text_loss(read, y)
     (grad_alpha,) = torch.autograd.grad(loss, [alpha])
     read = network(x, h[None], {"recurrent": Mixture(alpha.detach().softmax(-1))}, masks)
-    grads = torch.autograd.grad(text_loss(read, y, SLOWNESS), list(network.parameters()))
+    grads = torch.autograd.grad(text_loss(read, y) + SLOWNESS * slowness(read), list(network.parameters()))
     return loss.detach(), grad_alpha, list(grads)
 
 

@@ -189,12 +189,14 @@ def draw_masks(dropout: Dropout, network: Language, batch: int, generator: torch
     return Masks(output, hidden, inputs, embedding, draw(dropout.words, network.words, 1))
 
 
-def text_loss(read: Read, targets_TB: Tensor, slowness: float = 0.0) -> Tensor:
-    """Cross-entropy in nats a word, and `slowness` times the mean squared change of the cell's outputs from step to step."""
-    loss = F.cross_entropy(read.logits_TBV.flatten(0, 1), targets_TB.flatten())
-    if slowness and len(targets_TB) > 1:
-        loss = loss + slowness * read.output_TBH.diff(dim=0).square().mean()
-    return loss
+def text_loss(read: Read, targets_TB: Tensor) -> Tensor:
+    """Cross-entropy in nats a word."""
+    return F.cross_entropy(read.logits_TBV.flatten(0, 1), targets_TB.flatten())
+
+
+def slowness(read: Read) -> Tensor:
+    """Mean squared change of the cell's outputs from step to step; 0 in a window of one word (AWD-LSTM, 2017, arXiv:1708.02182)."""
+    return read.output_TBH.diff(dim=0).square().mean() if len(read.output_TBH) > 1 else read.output_TBH.new_zeros(())
 
 
 def language_loss(
@@ -203,12 +205,16 @@ def language_loss(
     hidden_1BH: Tensor,
     mixtures: dict[str, Mixture],
     masks: Masks = NO_MASKS,
-    slowness: float = 0.0,
+    penalty: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Loss of the search network on a window (words, next words), both (T, B), and the detached hidden state after it."""
+    """Loss of the search network on a window (words, next words), both (T, B), and the detached hidden state after it.
+
+    penalty: weight of `slowness`; the published code has it in the weights' loss (1e-3) and not in the architecture's.
+    """
     tokens_TB, targets_TB = batch
     read = network(tokens_TB, hidden_1BH, mixtures, masks)
-    return text_loss(read, targets_TB, slowness), read.hidden_1BH.detach()
+    loss = text_loss(read, targets_TB)
+    return loss + penalty * slowness(read) if penalty else loss, read.hidden_1BH.detach()
 
 
 class Step(nn.Module):

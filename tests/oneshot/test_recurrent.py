@@ -23,6 +23,7 @@ from oneshot.recurrent import (
     RecurrentNetwork,
     draw_masks,
     language_loss,
+    slowness,
     step_module,
     text_loss,
 )
@@ -64,12 +65,12 @@ def window(reference: dict[str, Any], split: str) -> tuple[Tensor, Tensor]:
 
 
 def loss_of(
-    network: RecurrentNetwork, parameters: dict[str, Tensor], alpha: Tensor, data: dict[str, Any], split: str, slowness: float = 0
+    network: RecurrentNetwork, parameters: dict[str, Tensor], alpha: Tensor, data: dict[str, Any], split: str, penalty: float = 0
 ) -> Tensor:
     def call(tokens: Tensor, hidden: Tensor, mixtures: dict[str, Mixture], masks: Masks) -> Any:
         return functional_call(network, parameters, (tokens, hidden, mixtures, masks))
 
-    return language_loss(call, window(data, split), data["h"][0], mixture_of(alpha), NO_MASKS, slowness)[0]  # type: ignore[arg-type]
+    return language_loss(call, window(data, split), data["h"][0], mixture_of(alpha), NO_MASKS, penalty)[0]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -81,10 +82,10 @@ def test_outputs_and_gradients_are_the_references(reference: dict[str, Any], fas
     torch.testing.assert_close(read.logits_TBV.log_softmax(-1), reference["log_prob"], rtol=1e-9, atol=0)
     torch.testing.assert_close(read.hidden_1BH, reference["h_next"], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(text_loss(read, y), reference["loss"], rtol=1e-12, atol=0)
-    torch.testing.assert_close(text_loss(read, y, 1e-3) - text_loss(read, y), reference["slowness"], rtol=1e-9, atol=1e-14)
+    torch.testing.assert_close(1e-3 * slowness(read), reference["slowness"], rtol=1e-9, atol=0)
 
     parameters = dict(network.named_parameters())
-    grad, *grads = torch.autograd.grad(text_loss(read, y, 1e-3), [alpha, *parameters.values()])
+    grad, *grads = torch.autograd.grad(text_loss(read, y) + 1e-3 * slowness(read), [alpha, *parameters.values()])
     torch.testing.assert_close(grad, reference["grad_alpha_train"][0], rtol=1e-9, atol=1e-15)
     wanted = {ours(name): value for name, value in reference["grad_w_train"].items()}
     for name, value in zip(parameters, grads, strict=True):
@@ -159,7 +160,7 @@ def test_the_fast_operation_is_the_definition() -> None:
         network, (x, y), hidden, alpha, masks = random_case()
         mixture = mixture_of(alpha, fast)["recurrent"]._replace(edge_E=torch.linspace(0.5, 1.5, len(alpha), dtype=torch.float64))
         read = network(x, hidden, {"recurrent": mixture}, masks)
-        loss = text_loss(read, y, 0.1) + read.hidden_1BH.square().sum()
+        loss = text_loss(read, y) + 0.1 * slowness(read) + read.hidden_1BH.square().sum()
         grads = torch.autograd.grad(loss, [alpha, hidden, *network.parameters()])
         results.append([loss, *grads, network.running_mean, network.running_var])
     torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-12)
