@@ -7,12 +7,15 @@ BatchNorm without parameters normalises s_0 and all nodes of all steps; a found 
 Shapes: T steps, B sequences, V words, H hidden units (also of the embedding), D = 2H: gates, then values; E edges.
 """
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from engine.config import Config
 from oneshot.genotype import Cell
@@ -91,8 +94,8 @@ class Language(nn.Module):
 class RecurrentNetwork(Language):
     """The search network. In training mode BatchNorm uses the batch and keeps running averages; in evaluation mode it uses those.
 
-    Where only the architecture's gradient is wanted, call it with detached parameters (`torch.func.functional_call`), and with
-    detached weights where only the parameters' is: the gradients of matrices and of weights are then not computed at all.
+    Where only the architecture's gradient is wanted, call it with parameters that need none, and where only theirs is, with
+    weights of operations that need none: what nobody asks for is then not computed.
     """
 
     def __init__(self, words: int, hidden: int, generator: torch.Generator | None = None):
@@ -102,7 +105,7 @@ class RecurrentNetwork(Language):
         self.running_mean: Tensor
         self.running_var: Tensor
 
-    def forward(self, tokens_TB: Tensor, hidden_1BH: Tensor, mixtures: dict[str, Mixture], masks: Masks = NO_MASKS) -> Read:
+    def forward(self, tokens_TB: Tensor, hidden_1BH: Tensor, mixtures: Mapping[str, Mixture], masks: Masks = NO_MASKS) -> Read:
         """One window."""
         mixture, product, hidden = mixtures[KIND], self.embed(tokens_TB, masks), hidden_1BH[0]
         mask = torch.ones_like(hidden) if masks.hidden_BH is None else masks.hidden_BH
@@ -200,10 +203,10 @@ def slowness(read: Read) -> Tensor:
 
 
 def language_loss(
-    network: RecurrentNetwork,
+    network: Callable[..., Read],
     batch: tuple[Tensor, Tensor],
     hidden_1BH: Tensor,
-    mixtures: dict[str, Mixture],
+    mixtures: Mapping[str, Mixture],
     masks: Masks = NO_MASKS,
     penalty: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
@@ -215,6 +218,41 @@ def language_loss(
     read = network(tokens_TB, hidden_1BH, mixtures, masks)
     loss = text_loss(read, targets_TB)
     return loss + penalty * slowness(read) if penalty else loss, read.hidden_1BH.detach()
+
+
+@dataclass
+class TextBatch:
+    """A window and everything else that its loss depends on.
+
+    Args:
+        masks: the same in every forward of one architecture step. A function draws others in each, as the published code does; the
+            second-order term is then mostly the noise between them.
+        after: the hidden state after the last forward, written by `LanguageLoss`.
+    """
+
+    tokens_TB: Tensor
+    targets_TB: Tensor
+    hidden_1BH: Tensor
+    masks: Masks | Callable[[], Masks] = NO_MASKS
+    penalty: float = 0.0
+    after: Tensor | None = None
+
+
+class LanguageLoss:
+    """`language_loss` as the search step calls it: on a batch, at the network's own weights or at others (by name)."""
+
+    def __init__(self, network: RecurrentNetwork):
+        self.network = network
+
+    def __call__(
+        self, batch: TextBatch, mixtures: Mapping[str, Mixture], weights: dict[str, Tensor] | None = None, twice: bool = False
+    ) -> Tensor:
+        """Mean loss. weights: in place of parameters and buffers. twice: needs nothing, every gradient here has a gradient."""
+        own = self.network if weights is None else lambda *inputs: functional_call(self.network, weights, inputs)
+        masks = batch.masks() if callable(batch.masks) else batch.masks
+        window = (batch.tokens_TB, batch.targets_TB)
+        loss, batch.after = language_loss(own, window, batch.hidden_1BH, mixtures, masks, batch.penalty)
+        return loss
 
 
 class Step(nn.Module):

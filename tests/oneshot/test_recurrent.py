@@ -9,7 +9,6 @@ import onnxruntime as ort
 import pytest
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from engine.seed import torch_generator
 from oneshot.genotype import Cell
@@ -19,10 +18,11 @@ from oneshot.recurrent import (
     SPACE,
     CellNetwork,
     Dropout,
+    LanguageLoss,
     Masks,
     RecurrentNetwork,
+    TextBatch,
     draw_masks,
-    language_loss,
     slowness,
     step_module,
     text_loss,
@@ -67,10 +67,8 @@ def window(reference: dict[str, Any], split: str) -> tuple[Tensor, Tensor]:
 def loss_of(
     network: RecurrentNetwork, parameters: dict[str, Tensor], alpha: Tensor, data: dict[str, Any], split: str, penalty: float = 0
 ) -> Tensor:
-    def call(tokens: Tensor, hidden: Tensor, mixtures: dict[str, Mixture], masks: Masks) -> Any:
-        return functional_call(network, parameters, (tokens, hidden, mixtures, masks))
-
-    return language_loss(call, window(data, split), data["h"][0], mixture_of(alpha), NO_MASKS, penalty)[0]  # type: ignore[arg-type]
+    batch = TextBatch(*window(data, split), data["h"][0], penalty=penalty)
+    return LanguageLoss(network)(batch, mixture_of(alpha), parameters)
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -233,6 +231,18 @@ def test_masks_are_drawn_by_the_generator_and_keep_the_mean() -> None:
         assert mask.unique().tolist() == pytest.approx([0, 1 / (1 - rate)])
         assert float(mask.mean()) == pytest.approx(1, abs=0.05)
     assert draw_masks(Dropout(output=0, hidden=0, inputs=0, embedding=0), network, 2, torch.Generator()) == NO_MASKS
+
+
+def test_masks_are_shared_by_forwards_unless_they_are_to_be_drawn_in_each() -> None:
+    network, (x, y), hidden, alpha, masks = random_case()
+    loss, generator = LanguageLoss(network), torch.Generator().manual_seed(0)
+    shared = TextBatch(x, y, hidden, masks, penalty=0.1)
+    assert loss(shared, mixture_of(alpha)) == loss(shared, mixture_of(alpha), dict(network.named_parameters()))
+    wanted = network(x, hidden, mixture_of(alpha), masks)
+    assert loss(shared, mixture_of(alpha)) == text_loss(wanted, y) + 0.1 * slowness(wanted)
+    assert shared.after is not None and not shared.after.requires_grad and torch.equal(shared.after, wanted.hidden_1BH)
+    fresh = TextBatch(x, y, hidden, lambda: draw_masks(RATES, network, 3, generator))
+    assert loss(fresh, mixture_of(alpha)) != loss(fresh, mixture_of(alpha))
 
 
 def test_a_dropped_word_is_dropped_wherever_it_occurs() -> None:
