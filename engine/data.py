@@ -33,6 +33,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Hue = Annotated[float, Field(ge=0, le=0.5)]
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+Part = Literal["train", "val", "both"]  # what is trained on; an architecture search trains on the validation split, too
 Batch = tuple[Tensor, Tensor]
 Arrays = dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
@@ -111,36 +112,42 @@ class Data(ABC):
         """How an image file becomes the square that the network's own resize expects."""
 
     @abstractmethod
-    def _augmented(self, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice) -> Iterator[Batch]:
-        """The `share` of each of the given index batches: uint8 training images, augmented; `skip` batches came before."""
+    def _augmented(self, part: Part, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice) -> Iterator[Batch]:
+        """The `share` of each of the given index batches: uint8 images of `part`, augmented; `skip` batches came before."""
 
     @abstractmethod
     def _plain(self, split: Split, indices: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
         """uint8 images of `split` at `indices`, as they are."""
 
-    def steps(self, batch_size: int) -> int:
+    def size_of(self, part: Part) -> int:
+        """Images in `part`."""
+        return self.count("train") + self.count("val") if part == "both" else self.count(part)
+
+    def steps(self, batch_size: int, part: Part = "train") -> int:
         """Batches in an epoch; the last, incomplete one is left out.
 
         Raises:
-            UserError: there are fewer training images than one batch.
+            UserError: there are fewer images than one batch.
         """
-        if batch_size > self.count("train"):
-            raise UserError(f"A batch of {batch_size} images is more than the {self.count('train')} training images; lower --batch-size.")
-        return self.count("train") // batch_size
+        images = self.size_of(part)
+        if batch_size > images:
+            what = "validation" if part == "val" else "training"
+            raise UserError(f"A batch of {batch_size} images is more than the {images} {what} images; lower --batch-size.")
+        return images // batch_size
 
-    def train_batches(self, batch_size: int, epoch: int, skip: int = 0, ranks: Ranks = ALONE) -> Iterator[Batch]:
+    def train_batches(self, batch_size: int, epoch: int, skip: int = 0, ranks: Ranks = ALONE, part: Part = "train") -> Iterator[Batch]:
         """The augmented batches of `epoch` from batch `skip` on. With mixup, y is (N, K) probabilities; else (N,) classes.
 
         Each of several ranks gets its share of every batch. Joined they are, image for image, what one process gets, but for
         mixup: an image is blended with one of the same rank.
         """
-        order = numpy_generator(self.seed, "order", epoch).permutation(self.count("train"))
-        batches = [order[i * batch_size : (i + 1) * batch_size] for i in range(self.steps(batch_size))]
-        for step, (x, y) in enumerate(self._augmented(epoch, batches[skip:], skip, ranks.share(batch_size)), start=skip):
+        order = numpy_generator(self.seed, *of(part, "order"), epoch).permutation(self.size_of(part))
+        batches = [order[i * batch_size : (i + 1) * batch_size] for i in range(self.steps(batch_size, part))]
+        for step, (x, y) in enumerate(self._augmented(part, epoch, batches[skip:], skip, ranks.share(batch_size)), start=skip):
             x = self.normalise(x)
             if self.config.mixup > 0:
                 y_NK = torch.nn.functional.one_hot(y, len(self.classes)).float()
-                x, y = mixup(x, y_NK, self.config.mixup, numpy_generator(ranks.seed(self.seed), "mixup", epoch, step))
+                x, y = mixup(x, y_NK, self.config.mixup, numpy_generator(ranks.seed(self.seed), *of(part, "mixup"), epoch, step))
             yield x, y
 
     def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
@@ -159,6 +166,11 @@ class Data(ABC):
         return (x - self._mean) / self._std
 
 
+def of(part: Part, purpose: str) -> tuple[str, ...]:
+    """The name of a random stream: the training images' is the bare purpose."""
+    return (purpose,) if part == "train" else (purpose, part)
+
+
 class ArrayData(Data):
     """Small images that live on the device as one uint8 tensor a split; augmentation is batched there."""
 
@@ -172,6 +184,7 @@ class ArrayData(Data):
         self.splits = {
             name: (torch.from_numpy(x).to(device).permute(0, 3, 1, 2), torch.from_numpy(y).to(device)) for name, (x, y) in arrays.items()
         }
+        self._both: Batch | None = None
 
     def count(self, split: Split) -> int:
         return len(self.splits[split][1])
@@ -179,14 +192,23 @@ class ArrayData(Data):
     def preprocessing(self) -> dict[str, Any]:
         return {"image_size": self.size}
 
-    def _augmented(self, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice) -> Iterator[Batch]:
+    def _images(self, part: Part) -> Batch:
+        if part != "both":
+            return self.splits[part]
+        if self._both is None:
+            pairs = zip(self.splits["train"], self.splits["val"], strict=True)
+            images, labels = (torch.cat(pair) for pair in pairs)
+            self._both = images, labels
+        return self._both
+
+    def _augmented(self, part: Part, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice) -> Iterator[Batch]:
         """Every rank augments the whole batch: a draw is that of one process, and costs little beside a step."""
-        images, labels = self.splits["train"]
+        images, labels = self._images(part)
         if not batches:
             return
         order_SB = torch.from_numpy(np.stack(batches)).to(self.device)  # once an epoch: a copy in each step would wait for the device
         for step, where in enumerate(order_SB, start=skip):
-            generator = torch_generator(self.device, self.seed, "augment", epoch, step)
+            generator = torch_generator(self.device, self.seed, *of(part, "augment"), epoch, step)
             x = images[where]
             if self.augment.crop:
                 x = random_crop(x, self.augment.crop, generator)

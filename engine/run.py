@@ -25,6 +25,7 @@ NOT_REPLAYED = {"config", "out", "resume", "overwrite"}
 RUN_FILES = {
     *("config.yaml", "env.json", "metrics.jsonl", "model.json", "weights.safetensors", "teacher.safetensors"),
     *("state.pt", "tensorboard", "DONE", "pairs.jsonl", "selected", "optuna.journal", "export", "report"),
+    *("genotype.json", "cell.svg", "cell.png", "alphas.png"),
 }
 MAY_DIFFER = {"device", "threads", "tensorboard"}
 

@@ -99,8 +99,7 @@ def second_order(
         objective: the validation loss with its penalties.
         inner: the weights' step.
     """
-    names, weights = zip(*network.named_parameters(), strict=True)
-    weights = list(weights)
+    names, weights = [name for name, _ in network.named_parameters()], list(network.parameters())
     ahead = inner.ahead([w.detach() for w in weights], torch.autograd.grad(loss(train, mixtures()), weights))
     state = {name: w.requires_grad_() for name, w in zip(names, ahead, strict=True)}
     mixed = mixtures()
@@ -128,7 +127,7 @@ def exact(
     inner: Inner,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The same without finite differences: the training step itself is differentiated. Slower, and about twice the memory."""
-    names, weights = zip(*network.named_parameters(), strict=True)
+    names, weights = [name for name, _ in network.named_parameters()], list(network.parameters())
     gradients = torch.autograd.grad(loss(train, mixtures(), twice=True), weights, create_graph=True)
     ahead = inner.ahead([w.detach() for w in weights], gradients)
     mixed = mixtures()
@@ -161,7 +160,7 @@ def dominant_eigenvalue(loss: Callable[[], Tensor], alphas: list[Tensor], genera
 def weight_step(network: nn.Module, value: Tensor, optimizer: torch.optim.Optimizer, clip_norm: float | None) -> None:
     """One step of the network's weights down `value`."""
     optimizer.zero_grad(set_to_none=True)
-    value.backward()
+    value.backward()  # type: ignore[no-untyped-call]
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
     optimizer.step()
@@ -175,12 +174,13 @@ def momentum_buffers(optimizer: torch.optim.Optimizer, network: nn.Module) -> li
 class ImageLoss:
     """Cross-entropy of a search network on a batch (images, classes)."""
 
-    def __init__(self, network: nn.Module):
-        self.network = network
+    def __init__(self, network: nn.Module, bf16: bool = False):
+        self.network, self.bf16 = network, bf16
 
     def __call__(self, batch: Any, mixtures: Mixtures, weights: dict[str, Tensor] | None = None, twice: bool = False) -> Tensor:
         """See `Loss`."""
         x, y = batch
         arguments = (x, mixtures, twice)
-        logits = self.network(*arguments) if weights is None else torch.func.functional_call(self.network, weights, arguments)
-        return F.cross_entropy(logits, y)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.network(*arguments) if weights is None else torch.func.functional_call(self.network, weights, arguments)
+        return F.cross_entropy(logits.float() if self.bf16 else logits, y)

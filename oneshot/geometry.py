@@ -51,9 +51,8 @@ class ExponentiatedGradient(torch.optim.Optimizer):
         self.rows = rows
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step along the parameters' `grad`."""
-        assert closure is None
         for group in self.param_groups:
             for theta, rows in zip(group["params"], self.rows, strict=True):
                 for row in rows:

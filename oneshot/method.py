@@ -1,12 +1,12 @@
 """A search method is a record of choices, one on each axis; a file in `methods/` names those of one paper."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.config import Config
 from engine.seed import torch_generator
@@ -53,10 +53,22 @@ class Alphas:
 
     operations: dict[str, Tensor]
     edges: dict[str, Tensor]
+    controller: nn.Module | None = None  # what draws architectures instead (ENAS)
 
     def all(self) -> list[Tensor]:
         """All of them, operations first."""
-        return [*self.operations.values(), *self.edges.values()]
+        return [*self.operations.values(), *self.edges.values(), *(self.controller.parameters() if self.controller else ())]
+
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "nasbench201": {"weights_first": True, "sgd": {"nesterov": True, "weight_decay": 5e-4}},
+    "recurrent": {
+        "geometry": {"name": "adam", "lr": 3e-3, "betas": [0.9, 0.999], "weight_decay": 1e-3},
+        "sgd": {"lr": 20.0, "lr_min": 20.0, "momentum": 0.0, "nesterov": False, "weight_decay": 5e-7, "clip_norm": 0.25},
+        "batch_size": 256,
+        "epochs": 50,
+    },
+}
 
 
 class Method(Config):
@@ -84,7 +96,8 @@ class Method(Config):
     batch_size: int = Field(64, ge=2, description="images a step")
     sgd: Sgd = Sgd()
 
-    learns: ClassVar[bool] = True  # whether an architecture step follows gradients of alphas
+    learns: ClassVar[bool] = True  # whether each step has an architecture step, along gradients of alphas
+    on: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED  # what was published for other spaces, where it differs from the defaults
 
     @model_validator(mode="after")
     def _choices_fit(self) -> Self:
@@ -104,6 +117,11 @@ class Method(Config):
             raise ValueError(f"order {self.order} is for methods that run all operations; {self.relaxation.name} samples: take order first")
         return self
 
+    @property
+    def samples(self) -> bool:
+        """Whether the network runs some of its operations only; its BatchNorms then always take the batch's statistics."""
+        return self.relaxation.samples
+
     def start(self, space: CellSpace, seed: int, device: torch.device) -> Alphas:
         """Parameters before the first step."""
         operations = {kind: self.relaxation.start(space.may(kind), torch_generator("cpu", seed, "alphas", kind)) for kind in space.cells}
@@ -113,7 +131,9 @@ class Method(Config):
             for kind in space.cells:
                 noise = 1e-3 * torch.randn(len(space.edges), generator=torch_generator("cpu", seed, "betas", kind))
                 edges[kind] = entering.clone() if isinstance(self.relaxation, Simplex) else noise
-        return Alphas(*({kind: v.to(device).requires_grad_() for kind, v in values.items()} for values in (operations, edges)))
+        for values in (operations, edges):
+            values.update({kind: value.to(device).requires_grad_() for kind, value in values.items()})
+        return Alphas(operations, edges)
 
     def mixtures(self, space: CellSpace, alphas: Alphas, at: At, draw: torch.Generator) -> dict[str, Mixture]:
         """What the network gets in one forward pass. draw: on CPU; the same state draws the same."""
@@ -166,8 +186,3 @@ class Method(Config):
             ),
         ]
         return next((f"Method {self.name} cannot search space {space.name}: {why}." for fails, why in needs if fails), None)
-
-
-def weighs(penalties: Sequence[Penalty], kind: type[Config]) -> bool:
-    """Whether one of the penalties is of that kind."""
-    return any(isinstance(penalty, kind) for penalty in penalties)

@@ -95,7 +95,7 @@ class Entropy(Config):
 
 
 class Cost(Config):
-    """Hardware-aware losses (ProxylessNAS, 2019, arXiv:1812.00332; FBNet, 2019, arXiv:1812.03443) on the expected cost E of a cell's mixture."""
+    """Losses that weigh the expected cost E of the mixture (ProxylessNAS, 2019, arXiv:1812.00332; FBNet, 2019, arXiv:1812.03443)."""
 
     name: Literal["cost"] = "cost"
     of: Literal["macs", "params", "latency"] = Field("macs", description="what an operation costs in the final network")

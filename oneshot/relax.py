@@ -3,7 +3,7 @@
 Each knows how its parameters start, which probabilities they stand for, and what a network gets to mix in one forward pass.
 """
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,7 @@ class Softmax(Config):
     """DARTS (2019, arXiv:1806.09055): logits that start near 0, softmax over the operations of an edge."""
 
     name: Literal["softmax"] = "softmax"
+    samples: ClassVar[bool] = False  # whether only some operations run
 
     def start(self, may_EO: Tensor, generator: torch.Generator) -> Tensor:
         """Parameters (E, O) before the first step."""
@@ -77,6 +78,7 @@ class GumbelHard(Softmax):
     """
 
     name: Literal["gumbel_hard"] = "gumbel_hard"  # type: ignore[assignment]
+    samples: ClassVar[bool] = True
     tau_start: float = Field(10.0, gt=0, description="temperature in the first epoch")
     tau_end: float = Field(0.1, gt=0, description="temperature in the last epoch")
 
@@ -101,6 +103,7 @@ class HardConcrete(Softmax):
     """
 
     name: Literal["hard_concrete"] = "hard_concrete"  # type: ignore[assignment]
+    samples: ClassVar[bool] = True
     low: float = Field(-0.1, lt=0, description="left end of the stretched interval")
     high: float = Field(1.1, gt=1, description="its right end")
     keep: int = Field(2, ge=1, description="operations that an edge keeps")

@@ -70,8 +70,8 @@ class CellSpace:
 DARTS_OPERATIONS = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
 
 # The reduced spaces of RobustDARTS (Zela et al. 2020, "Understanding and Robustifying Differentiable Architecture Search",
-# arXiv:1909.09656), on which plain DARTS collapses. S1 has two operations on each edge, which DARTS itself left over. S4 is not here: one of its two
-# operations is noise instead of a function of the input.
+# arXiv:1909.09656), on which plain DARTS collapses. S1 has two operations on each edge, which DARTS itself left over.
+# S4 is not here: one of its two operations is noise instead of a function of the input.
 _SKIP_3, _SKIP_5 = ("skip_connect", "dil_conv_3x3"), ("skip_connect", "dil_conv_5x5")
 _SKIP_SEP, _MAX_SKIP = ("skip_connect", "sep_conv_3x3"), ("max_pool_3x3", "skip_connect")
 _DILATED, _POOLS = ("dil_conv_3x3", "dil_conv_5x5"), ("max_pool_3x3", "avg_pool_3x3")

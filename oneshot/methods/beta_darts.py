@@ -1,8 +1,9 @@
 """beta-DARTS: Beta-Decay Regularization (2022, arXiv:2203.01665)."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from oneshot.method import Method
+from oneshot.method import PUBLISHED, Method
 from oneshot.penalty import BetaDecay, Penalty
 
 
@@ -11,3 +12,4 @@ class BetaDarts(Method):
 
     name: Literal["beta_darts"] = "beta_darts"
     penalties: tuple[Penalty, ...] = (BetaDecay(),)
+    on: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED | {"nasbench201": PUBLISHED["nasbench201"] | {"epochs": 100}}

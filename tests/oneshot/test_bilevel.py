@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from oneshot.bilevel import ImageLoss, Inner, dominant_eigenvalue, exact, first_order, momentum_buffers, second_order, weight_step
 from oneshot.method import Alphas, Method
