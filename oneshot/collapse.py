@@ -24,8 +24,9 @@ def warning(genotype: Genotype) -> str | None:
         edges, count = sum(map(len, cell.nodes)), _named(cell.nodes, "skip_connect")
         if kind != "reduce" and count * 2 >= edges:
             return (
-                f"{count} of the {edges} edges of the {kind} cell are skip connections: the search may be collapsing; try "
-                "--method darts_minus or beta_darts, --penalties beta_decay on this method, fewer epochs, or --watch-every 1 --stop-at-collapse."
+                f"{count} of the {edges} edges of the {'' if kind == 'cell' else f'{kind} '}cell are skip connections: the search may be collapsing; try "
+                "--method darts_minus or beta_darts, --penalties beta_decay on this method, fewer epochs, or "
+                "--watch-every 1 --stop-at-collapse."
             )
     return None
 
