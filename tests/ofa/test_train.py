@@ -302,7 +302,7 @@ def test_damaged_runs_are_one_sentence(trained_run: Path, tmp_path: Path) -> Non
     import shutil
 
     for name, content, said in (
-        ("model.json", b"{}", "'space' is missing"),
+        ("model.json", b"{}", "'classes' is missing"),
         ("model.json", b"{", "not valid JSON"),
         ("config.yaml", b"seed: [", "not valid YAML"),
         ("config.yaml", b"seed: 0", "'data' is missing"),
