@@ -59,7 +59,7 @@ class Read(NamedTuple):
     output_TBH: Tensor
 
 
-class Language(nn.Module):
+class LanguageNetwork(nn.Module):
     """What both networks have: words in, words out."""
 
     def __init__(self, words: int, hidden: int, nodes: int, generator: torch.Generator | None = None):
@@ -91,7 +91,7 @@ class Language(nn.Module):
         return Read(logits, output_TBH[-1:], output_TBH)
 
 
-class RecurrentNetwork(Language):
+class RecurrentNetwork(LanguageNetwork):
     """The search network. In training mode BatchNorm uses the batch and keeps running averages; in evaluation mode it uses those.
 
     Where only the architecture's gradient is wanted, call it with parameters that need none, and where only theirs is, with
@@ -147,7 +147,7 @@ def shares(mixture: Mixture) -> Tensor:
     return torch.cat((each.sum(1, keepdim=True), each), 1)
 
 
-class CellNetwork(Language):
+class CellNetwork(LanguageNetwork):
     """The network of a found cell."""
 
     def __init__(self, words: int, hidden: int, cell: Cell, generator: torch.Generator | None = None):
@@ -178,7 +178,7 @@ def dropped(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x * mask
 
 
-def draw_masks(dropout: Dropout, network: Language, batch: int, generator: torch.Generator) -> Masks:
+def draw_masks(dropout: Dropout, network: LanguageNetwork, batch: int, generator: torch.Generator) -> Masks:
     """Masks for one window. The generator lives on the network's device."""
 
     def draw(rate: float, *shape: int) -> Tensor | None:
