@@ -7,6 +7,7 @@ a pure function of (batch, mixtures, weights), so that weights other than the ne
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -27,28 +28,41 @@ class Loss(Protocol):
         ...
 
 
+@dataclass
 class Inner:
-    """The weights' own step, as the look ahead takes it: SGD with momentum and weight decay, clipped only if `clip_norm` is given."""
+    """The weights' own step, as the look ahead takes it: SGD with momentum and weight decay.
 
-    def __init__(self, lr: float, momentum: float, weight_decay: float, buffers: list[Tensor | None], clip_norm: float | None = None):
-        self.lr, self.momentum, self.weight_decay, self.buffers, self.clip_norm = lr, momentum, weight_decay, buffers, clip_norm
+    Args:
+        lr, momentum, weight_decay: of the step.
+        buffers: SGD's momentum buffers, one for each weight; None: no step was made yet.
+        clip_norm: the gradient is scaled down to this norm; None: not (DARTS on images).
+        clip_direction: scale down the direction of the Hessian product, too, as DARTS's recurrent code does; it is then not the
+            gradient of anything.
+        still: weights that do not move in the look ahead; that code forgets the embedding, which is tied to the decoder.
+    """
 
-    def ahead(self, weights: list[Tensor], gradients: tuple[Tensor, ...]) -> list[Tensor]:
-        """The weights one step later: w - lr (momentum buffer + gradient + weight_decay w)."""
-        gradients = clipped(gradients, self.clip_norm)
-        moved = []
-        for w, gradient, buffer in zip(weights, gradients, self.buffers, strict=True):
-            direction = gradient + self.weight_decay * w
-            moved.append(w - self.lr * (direction if buffer is None else self.momentum * buffer + direction))
-        return moved
+    lr: float
+    momentum: float
+    weight_decay: float
+    buffers: list[Tensor | None]
+    clip_norm: float | None = None
+    clip_direction: bool = False
+    still: frozenset[str] = frozenset()
+
+    def ahead(self, weights: dict[str, Tensor], gradients: tuple[Tensor, ...]) -> tuple[dict[str, Tensor], Tensor | float]:
+        """(the weights one step later, what their gradients were scaled by): w - lr (momentum buffer + gradient + weight_decay w)."""
+        scale = clip_factor(gradients, self.clip_norm)
+        moved = {}
+        for (name, w), gradient, buffer in zip(weights.items(), gradients, self.buffers, strict=True):
+            direction = scale * gradient + self.weight_decay * w
+            ahead = w - self.lr * (direction if buffer is None else self.momentum * buffer + direction)
+            moved[name] = w if name in self.still else ahead
+        return moved, scale
 
 
-def clipped(gradients: tuple[Tensor, ...], norm: float | None) -> tuple[Tensor, ...]:
-    """Gradients scaled down to a common norm of at most `norm`."""
-    if norm is None:
-        return gradients
-    scale = (norm / (length(gradients) + 1e-6)).clamp_max(1)
-    return tuple(gradient * scale for gradient in gradients)
+def clip_factor(gradients: tuple[Tensor, ...], norm: float | None) -> Tensor | float:
+    """What brings gradients down to a common norm of at most `norm`."""
+    return 1.0 if norm is None else (norm / (length(gradients) + 1e-6)).clamp_max(1)
 
 
 def length(tensors: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
@@ -92,27 +106,32 @@ def second_order(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """(objective, gradients of alphas) of the validation loss one step ahead, the Hessian by central differences.
 
-    Costs four forward and backward passes; the second-order term is -lr [g(w + e v) - g(w - e v)] / (2 e), with e = 0.01 / |v|.
+    Costs four forward and backward passes; the second-order term is -lr [g(w + e v) - g(w - e v)] / (2 e), with e = 0.01 / |v|. Where the
+    training gradient is clipped, its factor goes with lr, as if it did not depend on the architecture (`exact` knows that it does).
 
     Args:
         mixtures: builds the mixtures from alphas anew; the same draws each time.
         objective: the validation loss with its penalties.
         inner: the weights' step.
     """
-    names, weights = [name for name, _ in network.named_parameters()], list(network.parameters())
-    ahead = inner.ahead([w.detach() for w in weights], torch.autograd.grad(loss(train, mixtures()), weights))
-    state = {name: w.requires_grad_() for name, w in zip(names, ahead, strict=True)}
+    weights = dict(network.named_parameters())
+    gradients = torch.autograd.grad(loss(train, mixtures()), list(weights.values()))
+    ahead, scale = inner.ahead({name: w.detach() for name, w in weights.items()}, gradients)
+    state = {name: w.detach().requires_grad_() for name, w in ahead.items()}
     mixed = mixtures()
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}  # a look ahead leaves no trace in the statistics
     value = objective(loss(valid, mixed, state | buffers), mixed)
-    gradients = _gradients(value, [*alphas, *ahead])
-    of_alphas, v = gradients[: len(alphas)], clipped(gradients[len(alphas) :], inner.clip_norm)
+    gradients = _gradients(value, [*alphas, *state.values()])
+    of_alphas, v = gradients[: len(alphas)], gradients[len(alphas) :]
+    if inner.clip_direction:
+        factor = clip_factor(v, inner.clip_norm)
+        v = tuple(factor * part for part in v)
     e = EPSILON / length(v)
     sides = []
     for sign in (1, -1):
-        moved = {name: w.detach() + sign * e * direction for name, w, direction in zip(names, weights, v, strict=True)}
+        moved = {name: w.detach() + sign * e * direction for (name, w), direction in zip(weights.items(), v, strict=True)}
         sides.append(_gradients(loss(train, mixtures(), moved), alphas))
-    curved = [(plus - minus) / (2 * e) for plus, minus in zip(*sides, strict=True)]
+    curved = [scale * (plus - minus) / (2 * e) for plus, minus in zip(*sides, strict=True)]
     return value.detach(), tuple(g - inner.lr * c for g, c in zip(of_alphas, curved, strict=True))
 
 
@@ -127,12 +146,12 @@ def exact(
     inner: Inner,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The same without finite differences: the training step itself is differentiated. Slower, and about twice the memory."""
-    names, weights = [name for name, _ in network.named_parameters()], list(network.parameters())
-    gradients = torch.autograd.grad(loss(train, mixtures(), twice=True), weights, create_graph=True)
-    ahead = inner.ahead([w.detach() for w in weights], gradients)
+    weights = dict(network.named_parameters())
+    gradients = torch.autograd.grad(loss(train, mixtures(), twice=True), list(weights.values()), create_graph=True)
+    ahead, _ = inner.ahead({name: w.detach() for name, w in weights.items()}, gradients)
     mixed = mixtures()
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    value = objective(loss(valid, mixed, dict(zip(names, ahead, strict=True)) | buffers, twice=True), mixed)
+    value = objective(loss(valid, mixed, ahead | buffers, twice=True), mixed)
     return value.detach(), _gradients(value, alphas)
 
 

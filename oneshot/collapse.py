@@ -23,10 +23,10 @@ def warning(genotype: Genotype) -> str | None:
     for kind, cell in genotype.cells.items():
         edges, count = sum(map(len, cell.nodes)), _named(cell.nodes, "skip_connect")
         if kind != "reduce" and count * 2 >= edges:
+            which = "cell" if kind == "cell" else f"{kind} cell"
             return (
-                f"{count} of the {edges} edges of the {'' if kind == 'cell' else f'{kind} '}cell are skip connections: the search may be collapsing; try "
-                "--method darts_minus or beta_darts, --penalties beta_decay on this method, fewer epochs, or "
-                "--watch-every 1 --stop-at-collapse."
+                f"{count} of the {edges} edges of the {which} are skip connections: the search may be collapsing; try --method darts_minus "
+                "or beta_darts, --penalties beta_decay on this method, fewer epochs, or --watch-every 1 --stop-at-collapse."
             )
     return None
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.checkpoint import load_state, save_state
 from engine.cli import Command, main
-from engine.config import format_count, merge, models_in
+from engine.config import format_count, merge, models_in, validate
 from engine.data import Digits, ImageFolder, Npz, Torchvision, load_data
 from engine.device import pick_device
 from engine.errors import UserError
@@ -114,7 +114,9 @@ class Search(Command):
         if self.threads:
             torch.set_num_threads(self.threads)
         space = find_space(self.space)
-        method = type(self.method).model_validate(self.method.model_dump() | {"penalties": (*self.method.penalties, *self.penalties)})
+        method = validate(
+            type(self.method), self.method.model_dump() | {"penalties": (*self.method.penalties, *self.penalties)}, "--penalties"
+        )
         refusal = method.refuse(space)
         if refusal:
             raise UserError(refusal)

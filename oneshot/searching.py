@@ -1,7 +1,8 @@
 """A search under way: the network and the architecture's parameters, and one step of both."""
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from engine.optim import set_learning_rate
 from engine.seed import torch_generator
-from oneshot.bilevel import Inner, Mixtures, dominant_eigenvalue, exact, first_order, momentum_buffers, second_order, weight_step
+from oneshot.bilevel import Mixtures, dominant_eigenvalue, exact, first_order, momentum_buffers, second_order, weight_step
 from oneshot.method import Alphas, Method, Sgd
 from oneshot.penalty import Seen
 from oneshot.relax import At
@@ -96,19 +97,13 @@ class Searching:
             value, gradients = first_order(network, objective, parameters)
         else:
             ahead = second_order if self.method.order == "second" else exact
-            inner = self.inner(rate)
+            inner = self.task.inner(self.method.sgd, rate, momentum_buffers(self.of_weights, network))
             value, gradients = ahead(network, loss, mixtures, self.penalised, parameters, train, valid, inner)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         assert self.of_alphas is not None
         self.of_alphas.step()
         return value
-
-    def inner(self, rate: float) -> Inner:
-        """The weights' step that the architecture looks ahead to."""
-        sgd = self.method.sgd
-        clip = sgd.clip_norm if self.space.name == "recurrent" else None  # as the two published codes do
-        return Inner(rate, sgd.momentum, sgd.weight_decay, momentum_buffers(self.of_weights, self.task.network), clip)
 
     def penalised(self, value: Tensor, mixtures: Mixtures) -> Tensor:
         """The validation loss with what the method adds to it."""
@@ -133,19 +128,21 @@ class Searching:
 
     def measure(self, mixtures: Mixtures | None = None, limit: int | None = None) -> float:
         """Quality of the shared weights on the architecture's part: of the current mixture, or of the given one."""
-        self.task.network.eval()
-        with torch.no_grad():
-            value = self.task.measure(self.mixtures("measure") if mixtures is None else self._here(mixtures), limit)
-        self.task.network.train()
-        return value
+        with self._judging():
+            return self.task.measure(self.mixtures("measure") if mixtures is None else self._here(mixtures), limit)
 
     def reward(self, mixtures: Mixtures, batch: Any) -> float:
         """How well shared weights do on one batch, as a number of which more is better."""
-        self.task.network.eval()
+        with self._judging():
+            return self.task.reward(batch, self._here(mixtures))
+
+    @contextlib.contextmanager
+    def _judging(self) -> Iterator[None]:
+        """No gradients, and running statistics, but for methods that sample: what they run has none of its own."""
+        self.task.network.train(self.method.samples)
         with torch.no_grad():
-            value = self.task.reward(batch, self._here(mixtures))
+            yield
         self.task.network.train()
-        return value
 
     def eigenvalue(self, batch: Any) -> float:
         """The dominant eigenvalue of the validation loss's Hessian in the architecture's parameters, on one batch."""

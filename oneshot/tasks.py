@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from engine.data import Data, Part
 from engine.seed import derive, numpy_generator, torch_generator
 from engine.text import Text, columns, window, windows
-from oneshot.bilevel import ImageLoss, Loss, Mixtures
-from oneshot.method import Method
+from oneshot.bilevel import ImageLoss, Inner, Loss, Mixtures
+from oneshot.method import Method, Sgd
 from oneshot.network import DartsNetwork, NasBench201Network
 from oneshot.recurrent import Dropout, LanguageLoss, RecurrentNetwork, TextBatch, draw_masks
 from oneshot.space import CellSpace
@@ -30,6 +30,9 @@ class TextSettings(Dropout):
     fresh_masks: bool = Field(
         False,
         description="other dropout masks in each forward of an architecture step, as the published code: its second order is then noise",
+    )
+    published_lookahead: bool = Field(
+        False, description="second order as the published code: the Hessian's direction is clipped and the embedding does not move"
     )
 
 
@@ -62,6 +65,10 @@ class Task(Protocol):
 
     def measure(self, mixtures: Mixtures, limit: int | None = None) -> float:
         """Quality on the architecture's part, nothing augmented; on at most `limit` images or words."""
+        ...
+
+    def inner(self, sgd: Sgd, rate: float, buffers: list[Tensor | None]) -> Inner:
+        """The weights' step that the architecture looks ahead to."""
         ...
 
     def judges(self, epoch: int) -> Iterator[Any]:
@@ -151,6 +158,10 @@ class ImageTask:
             count += len(y)
         return float(torch.stack(hits).sum()) / count
 
+    def inner(self, sgd: Sgd, rate: float, buffers: list[Tensor | None]) -> Inner:
+        """Without clipping, as the published code."""
+        return Inner(rate, sgd.momentum, sgd.weight_decay, buffers)
+
     def judges(self, epoch: int) -> Iterator[Any]:
         """Augmented images."""
         return self._again(epoch, 0)
@@ -232,7 +243,13 @@ class TextTask:
             hidden = batch.after
             if limit is not None and count * self.batch_size >= limit:
                 break
-        return math.exp(total / count)
+        return math.exp(min(total / count, 700.0))
+
+    def inner(self, sgd: Sgd, rate: float, buffers: list[Tensor | None]) -> Inner:
+        """With clipping."""
+        published = self.settings.published_lookahead
+        still = frozenset({"embedding_VH"} if published else ())
+        return Inner(rate, sgd.momentum, sgd.weight_decay, buffers, sgd.clip_norm, published, still)
 
     def judges(self, epoch: int) -> Iterator[Any]:
         """Windows in order, again and again, each from an empty hidden state."""
@@ -241,7 +258,7 @@ class TextTask:
 
     def reward(self, batch: Any, mixtures: Mixtures) -> float:
         """80 / perplexity (ENAS, 2018, arXiv:1802.03268)."""
-        return 80 / math.exp(float(self.loss(batch, mixtures)))
+        return 80 / math.exp(min(float(self.loss(batch, mixtures)), 700.0))
 
     def state(self) -> dict[str, Tensor]:
         """The hidden states."""

@@ -135,8 +135,9 @@ def test_exact_gradient_is_the_finite_difference_of_the_loss_one_step_ahead() ->
     def one_step_ahead(moved_alpha: Tensor) -> Tensor:
         weights = list(search.network.parameters())
         mixtures = {"cell": Mixture(moved_alpha.softmax(-1))}
-        moved = inner.ahead([w.detach() for w in weights], torch.autograd.grad(search.loss(train, mixtures), weights))
-        return search.loss(valid, mixtures, dict(zip(names, moved, strict=True))).detach()
+        gradients = torch.autograd.grad(search.loss(train, mixtures), weights)
+        moved, _ = inner.ahead(dict(zip(names, (w.detach() for w in weights), strict=True)), gradients)
+        return search.loss(valid, mixtures, moved).detach()
 
     direction = torch.randn(alpha.shape, generator=torch.Generator().manual_seed(0), dtype=torch.double)
     step = 1e-7  # a longer one crosses kinks of the ReLUs
