@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from engine.config import Config
-from engine.data import Located, Split
+from engine.data import Digits, ImageFolder, Located, Npz, Split, Torchvision
 from engine.errors import UserError
 from engine.seed import numpy_generator
 
@@ -41,7 +41,7 @@ class TextFolder(Config):
     path: Located = Field(description="the folder")
 
 
-TextConfig = Annotated[Grammar | TextFolder, Field(discriminator="name")]
+AnyData = Annotated[Digits | Npz | Torchvision | ImageFolder | Grammar | TextFolder, Field(discriminator="name")]
 
 
 class Text(NamedTuple):

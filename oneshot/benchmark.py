@@ -18,11 +18,10 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.config import validate
 from engine.errors import UserError, nearest
-from engine.run import atomic, read_json
+from engine.run import atomic
 from oneshot.costs import NASBENCH201, Count, Counts, Shape, edge_costs
-from oneshot.genotype import Cell, Genotype
+from oneshot.genotype import Cell, Genotype, find_genotype
 from oneshot.nats import ARCHIVE, read_nats
 from oneshot.space import find_space
 
@@ -121,12 +120,12 @@ def parse_string(text: str) -> Codes:
 
 
 def find_cell(text: str) -> Genotype:
-    """The cell that is meant: an official index, a string, or the path of a genotype's JSON file."""
+    """The cell that is meant: an official index, or whatever `find_genotype` reads."""
     if text.isdecimal():
         if int(text) >= CELLS:
             raise UserError(f"There is no cell {text}; indices go from 0 to {CELLS - 1}.")
         return decode(all_codes()[int(text)])
-    return decode(parse_string(text)) if "~" in text else validate(Genotype, read_json(Path(text)), text)
+    return find_genotype(text)
 
 
 class Best(NamedTuple):

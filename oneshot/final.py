@@ -173,7 +173,7 @@ class FinalNetwork(nn.Module):
         auxiliary_bn: bool | None = None,
     ):
         super().__init__()
-        if genotype.space != "darts":
+        if not genotype.space.startswith("darts"):
             raise UserError(f"This network is of genotypes of the space 'darts', not '{genotype.space}'.")
         stages: list[nn.Module] = [ConvBN(conv(inputs, 3 * channels, 3))]
         if stem == "imagenet":

@@ -94,6 +94,10 @@ def find_genotype(text: str) -> Genotype:
         return _from_json(text, "inline JSON")
     if "Genotype(" in text:
         return _genotype(_from_python(text, "inline text"), "inline text")
+    if text.startswith("|"):
+        from oneshot.benchmark import decode, parse_string
+
+        return decode(parse_string(text))
     path = Path(text).expanduser()
     if path.is_dir():
         return _genotype(read_json(Run.open(path, "--genotype", "oneshot.search").path / "genotype.json"), str(path))

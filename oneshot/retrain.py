@@ -15,20 +15,23 @@ from torch import Tensor
 
 from engine.cli import main
 from engine.config import format_count
-from engine.data import Data, Split
+from engine.data import Data, Digits, Split
 from engine.distributed import Ranks
+from engine.errors import UserError
 from engine.model import keep_model
 from engine.optim import SGD, Cosine, build_sgd, clip_gradients, learning_rate, set_learning_rate
 from engine.run import Run
 from engine.seed import derive, torch_generator
+from engine.text import AnyData, Grammar, TextFolder, load_text
 from engine.training import Training, TrainingCommand, accuracy
 from oneshot.final import FinalNetwork
-from oneshot.genotype import find_genotype, published
+from oneshot.genotype import Genotype, find_genotype, published
+from oneshot.language import Language, train_language
 from oneshot.trained import AUXILIARY, DEFAULT_RUN, EVALUATION_BATCH, Model, Network, build, cost_of, model_of
 
 
 class Retrain(TrainingCommand):
-    """Train the network of a genotype from scratch on images.
+    """Train the network of a genotype from scratch: on images, or a recurrent cell on text.
 
     A recipe (--config) holds the settings; flags change single ones. --genotype is a published name (DARTS_V2, PC_DARTS_cifar, ...),
     a file, the folder of a finished search, or a genotype written down as the reference codes print it.
@@ -37,6 +40,7 @@ class Retrain(TrainingCommand):
       python -m oneshot.retrain                                a small network on the embedded digits
       python -m oneshot.retrain --config oneshot/retrain_cifar --genotype DARTS_V2 --data.path cifar10.npz --out runs/darts_v2
       python -m oneshot.retrain --genotype runs/search --config oneshot/retrain_cifar --data.path cifar10.npz --out runs/found
+      python -m oneshot.retrain --genotype DARTS_V2_recurrent --data text --data.path ptb --out runs/ptb
       torchrun --nproc-per-node 8 -m oneshot.retrain --config oneshot/retrain_imagenet --data.path imagenet --out runs/imagenet
     """
 
@@ -44,7 +48,9 @@ class Retrain(TrainingCommand):
     config: str | None = Field("oneshot/retrain_digits", description="recipe: a YAML file, or a packaged name: oneshot/retrain_cifar")
     out: Path = Field(DEFAULT_RUN, description="run folder to write")
     genotype: str = Field("DARTS_V2", description="a published name, a file, a folder of a finished search, or the genotype itself")
+    data: AnyData = Field(Digits(), description="the images; text for a recurrent cell")  # type: ignore[assignment]
     network: Network = Field(Network(), description="the size of the network")
+    language: Language = Field(Language(), description="all settings of the training of a recurrent cell, its epochs among them")
     sgd: SGD = Field(
         SGD(lr=0.025, nesterov=False, weight_decay=3e-4, decay_all=True, clip_value=None, clip_norm=5, warmup_epochs=0, schedule=Cosine()),
         description="the optimiser and its learning rate",
@@ -59,6 +65,12 @@ class Retrain(TrainingCommand):
         genotype = find_genotype(self.genotype)
         known = self.genotype.lower() in {name.lower() for name in published()}
         config = self if known else self.model_copy(update={"genotype": genotype.model_dump_json()})  # config.yaml replays the run
+        if genotype.space == "recurrent":
+            return config.train_on_text(genotype, ranks, device)
+        if isinstance(self.data, Grammar | TextFolder):
+            raise UserError(
+                f"A cell of space {genotype.space} reads images, not text; name some with --data, or give a recurrent genotype."
+            )
         data = self.load_images(ranks, device)
         model = model_of(genotype, self.network, data)
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
@@ -77,6 +89,22 @@ class Retrain(TrainingCommand):
             print(f"{run.path} is finished already.")
         print(f"next: python -m export.onnx --run {run.path}")
         return 0
+
+    def train_on_text(self, genotype: Genotype, ranks: Ranks, device: torch.device) -> int:
+        """A recurrent cell."""
+        if not isinstance(self.data, Grammar | TextFolder):
+            raise UserError("A recurrent cell reads text, not images; add --data text --data.path FOLDER, or --data grammar to try it.")
+        if ranks.size > 1:
+            raise UserError("A recurrent cell is trained by one process; start it with python -m instead of torchrun.")
+        text = load_text(self.data)
+        run = self.start(ranks)
+        if run.finished:
+            print(f"{run.path} is finished already.")
+            return 0
+        status = train_language(run, genotype, text, self.language, self.seed, device)
+        if status == 0:
+            print(f"next: python -m export.onnx --run {run.path}")
+        return status
 
 
 class Retraining(Training):

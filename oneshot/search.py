@@ -4,7 +4,7 @@ Which gradient, which relaxation, which penalty: that is the method's (`oneshot.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -15,7 +15,7 @@ from torch import Tensor
 from engine.checkpoint import load_state, save_state
 from engine.cli import Command, main
 from engine.config import format_count, merge, models_in, validate
-from engine.data import Digits, ImageFolder, Npz, Torchvision, load_data
+from engine.data import Digits, load_data
 from engine.device import pick_device
 from engine.errors import UserError
 from engine.interrupt import Stop, stop_on_signal, until_stopped
@@ -23,7 +23,7 @@ from engine.macs import count_parameters
 from engine.progress import Advance, progress
 from engine.run import Run, read_json, read_lines, write_json
 from engine.seed import derive
-from engine.text import Grammar, TextFolder, load_text
+from engine.text import AnyData, Grammar, TextFolder, load_text
 from oneshot.baselines import reference_lines
 from oneshot.benchmark import Dataset, Table
 from oneshot.collapse import FACTOR, epoch_to_return_to, skips, warning
@@ -40,7 +40,6 @@ from oneshot.space import CellSpace, find_space
 from oneshot.tasks import ImageTask, Task, TextSettings, TextTask, search_network
 
 LOG_EVERY = 10
-Source = Annotated[Digits | Npz | Torchvision | ImageFolder | Grammar | TextFolder, Field(discriminator="name")]
 
 
 class Search(Command):
@@ -61,7 +60,7 @@ class Search(Command):
     out: Path = Field(Path("runs/search"), description="run folder to write")
     method: MethodConfig = Field(Darts(), description="the search method")
     space: str = Field("darts", description="darts, darts_s1 to darts_s3, nasbench201, recurrent")
-    data: Source = Field(Digits(), description="images, or text for space recurrent")
+    data: AnyData = Field(Digits(), description="images, or text for space recurrent")
     penalties: tuple[Penalty, ...] = Field((), description="added to the method's own: beta_decay, path_depth, entropy, cost")
     epochs: int | None = Field(None, ge=1, description="passes over the weights' part; none: the method's")
     batch_size: int | None = Field(None, ge=2, description="images (columns of text) a step; none: the method's")

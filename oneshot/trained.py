@@ -16,6 +16,7 @@ from engine.model import ImageModel, facts, open_images
 from engine.run import Run, read_json
 from engine.training import accuracy
 from oneshot.final import FinalNetwork, Stem
+from oneshot.final_nasbench201 import NasBench201Network
 from oneshot.genotype import Genotype
 
 DEFAULT_RUN = Path("runs/retrained")
@@ -56,12 +57,16 @@ def build(model: Model, auxiliary: bool = False) -> nn.Module:
     """
     genotype, size, classes = model.genotype, model.network, len(model.classes)
     match genotype.space:
-        case "darts":
+        case "darts" | "darts_s1" | "darts_s2" | "darts_s3":
             return FinalNetwork(
                 genotype, size.channels, size.cells, classes, model.channels, size.stem, auxiliary, auxiliary_bn=size.auxiliary_bn
             )
+        case "nasbench201":
+            return NasBench201Network(genotype, size.channels, size.cells, classes, model.channels)
         case space:
-            raise UserError(f"Networks of the space '{space}' cannot be trained on images; give a genotype of the space 'darts'.")
+            raise UserError(
+                f"Networks of the space '{space}' cannot be trained on images; give a genotype of the space 'darts' or 'nasbench201'."
+            )
 
 
 class Trained:
