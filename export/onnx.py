@@ -126,7 +126,7 @@ def _row(path: Path, network: Network, subject: Subject, written: Written) -> li
         took,
         torch_accuracy,
         *numbers,
-        _verdict(manifest.quantization, manifest.precision),
+        _verdict(manifest),
     ]
 
 
