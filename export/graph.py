@@ -32,7 +32,7 @@ def plain_operators(model: onnx.ModelProto) -> None:
                 values = {"alpha": 0.2, "beta": 0.5} | {a.name: a.f for a in node.attribute}
                 nodes += _hard_sigmoid(graph, node.input[0], node.output[0], values["alpha"], values["beta"])
             case "ReduceMean" if _over_a_map(graph, node):
-                nodes += _pool(node)
+                nodes += _pool(graph, node)
             case _:
                 nodes.append(node)
     replace_nodes(model, nodes)
@@ -40,7 +40,7 @@ def plain_operators(model: onnx.ModelProto) -> None:
 
 def pool_globally(model: onnx.ModelProto) -> None:
     """Means over a map as GlobalAveragePool, which has an 8-bit kernel, in place."""
-    nodes = [n for node in model.graph.node for n in (_pool(node) if _over_a_map(model.graph, node) else [node])]
+    nodes = [n for node in model.graph.node for n in (_pool(model.graph, node) if _over_a_map(model.graph, node) else [node])]
     replace_nodes(model, nodes)
 
 
@@ -85,11 +85,14 @@ def _over_a_map(graph: onnx.GraphProto, node: NodeProto) -> bool:
     return bool(axes) and sorted(axes[0].ravel().tolist()) in ([2, 3], [-2, -1])
 
 
-def _pool(node: NodeProto) -> list[NodeProto]:
+def _pool(graph: onnx.GraphProto, node: NodeProto) -> list[NodeProto]:
+    """The mean as a pool; Reshape, not Flatten, takes off the axes, since CoreML's MLProgram lacks that."""
     if all(a.i for a in node.attribute if a.name == "keepdims"):
         return [make("GlobalAveragePool", [node.input[0]], node.output[0])]
-    pooled = f"{node.output[0]}_pooled"
-    return [make("GlobalAveragePool", [node.input[0]], pooled), make("Flatten", [pooled], node.output[0])]
+    pooled, shape = f"{node.output[0]}_pooled", "batch_and_rest"
+    if all(tensor.name != shape for tensor in graph.initializer):
+        graph.initializer.append(numpy_helper.from_array(np.array([0, -1]), shape))
+    return [make("GlobalAveragePool", [node.input[0]], pooled), make("Reshape", [pooled, shape], node.output[0])]
 
 
 def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,9 +1,7 @@
 """Write chosen networks as files for devices, each proved equal to its torch model before it gets its name."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from pydantic import Field
 from rich.table import Table
@@ -13,13 +11,12 @@ from engine.config import format_count
 from engine.device import pick_device
 from engine.errors import UserError
 from engine.progress import progress
-from export.build import Bake, Baked, Layout, Subject, Written, write_file
-from export.graph import Array
+from export.build import Bake, Layout, Subject, Written, write_file
 from export.manifest import Manifest
-from export.source import Choice, Network, Source, open_source
+from export.source import Network, open_source
+from export.subject import subject_of
 from export.table import show
 from export.targets import find_targets
-from export.verify import refer
 from ofa.trained import RunCommand, run_flag
 
 
@@ -59,12 +56,14 @@ class Export(RunCommand):
             raise UserError("--softmax goes into the graph with --bake-normalize; add that, or leave out --softmax.")
         source = open_source(self.run, pick_device(self.device), self.data)
         choices = source.choices(self.selected, self.arch)
+        bake = Bake(source.data.mean, source.data.std, self.layout, self.softmax) if self.bake_normalize else None
+        calibration = self.calibration_images if any(target.precision == "int8" for target in targets) else 0
         table = Table("file", "size", "MACs", "ms here", "torch", "file", "same top-1", "dB", "verdict")
         failed = 0
         with progress("export", len(choices) * len(targets)) as advance:
             for choice in choices:
                 network = choice.build()
-                subject = self._subject(source, choice, network)
+                subject = subject_of(source, choice.name, network, bake, self.images, calibration)
                 for target in targets:
                     path = self.run / "export" / target.file_name(choice.name)
                     written = write_file(subject, target, path, self.max_drop)
@@ -79,37 +78,6 @@ class Export(RunCommand):
         else:
             print(f"next: python -m export.benchmark {self.run / 'export' / targets[0].file_name(choices[0].name)}")
         return 1 if failed else 0
-
-    def _subject(self, source: Source, choice: Choice, network: Network) -> Subject:
-        bake = Bake(source.data.mean, source.data.std, self.layout, self.softmax) if self.bake_normalize else None
-
-        def inputs(x: torch.Tensor) -> Array:
-            return (bake.pixels(x) if bake else x).numpy()
-
-        def batches() -> Iterator[tuple[Array, Array | None]]:
-            for x, y in source.images("val", network.size, self.images):
-                yield inputs(x), y.numpy()
-
-        module = Baked(network.module, bake) if bake else network.module
-        facts = {
-            "subnet": choice.name,
-            "classes": list(source.data.classes),
-            "preprocessing": source.preparation(network.size) | {"baked": self.bake_normalize},
-            "architecture": network.architecture,
-            "macs": network.macs,
-            "params": network.params,
-            "predicted_accuracy": network.predicted,
-            "seed": source.seed,
-            "config_sha256": source.config_sha256,
-        }
-        calibration = [inputs(x) for x, _ in source.images("train", network.size, self.calibration_images)] if self._quantises() else []
-        reference = refer(module, batches)
-        image = next(iter(batches()))[0][:1]
-        layout: Layout = self.layout if bake else "NCHW"
-        return Subject(module, np.concatenate([image, image]), reference, calibration, layout, self.softmax, network.params, facts, {})
-
-    def _quantises(self) -> bool:
-        return any(target.precision == "int8" for target in find_targets(self.target))
 
 
 def _row(path: Path, network: Network, subject: Subject, written: Written) -> list[str]:

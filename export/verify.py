@@ -153,8 +153,13 @@ def compare(reference: Reference, path: Path) -> Parity:
         UserError: the file cannot be run on them.
     """
     session = open_session(path)
-    outputs = [run_file(session, x) for x, _ in reference.batches()]
-    alone = run_file(session, next(iter(reference.batches()))[0][:1])
+    return parity_of(reference, lambda x: run_file(session, x))
+
+
+def parity_of(reference: Reference, run: Callable[[Array], Array]) -> Parity:
+    """What `run`, from inputs to outputs (N, K), gives against the module: the first image alone, then all in batches."""
+    outputs = [run(x) for x, _ in reference.batches()]
+    alone = run(next(iter(reference.batches()))[0][:1])
     wanted, got = np.concatenate([reference.output_NK[:1], reference.output_NK]), np.concatenate([alone, *outputs])
     scale = np.abs(wanted).max()
     difference = np.abs(got - wanted).max()
