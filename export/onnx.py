@@ -7,13 +7,12 @@ from pydantic import Field
 from rich.table import Table
 
 from engine.cli import main
-from engine.config import format_count
 from engine.device import pick_device
 from engine.errors import UserError
 from engine.progress import progress
 from export.build import Bake, Layout, Subject, Written, write_file
 from export.manifest import Manifest
-from export.source import Network, open_source
+from export.source import open_source
 from export.subject import subject_of
 from export.table import show
 from export.targets import find_targets
@@ -58,7 +57,7 @@ class Export(RunCommand):
         choices = source.choices(self.selected, self.arch)
         bake = Bake(source.data.mean, source.data.std, self.layout, self.softmax) if self.bake_normalize else None
         calibration = self.calibration_images if any(target.precision == "int8" for target in targets) else 0
-        table = Table("file", "size", "MACs", "ms here", "torch", "file", "same top-1", "dB", "verdict")
+        table = Table("file", "size", "ms here", "top-1 torch", "top-1 file", "same top-1", "dB", "verdict")
         failed = 0
         with progress("export", len(choices) * len(targets)) as advance:
             for choice in choices:
@@ -68,11 +67,11 @@ class Export(RunCommand):
                     path = self.run / "export" / target.file_name(choice.name)
                     written = write_file(subject, target, path, self.max_drop)
                     failed += bool(written.complaint)
-                    table.add_row(*_row(path, network, subject, written))
+                    table.add_row(*_row(path, subject, written))
                     advance(path.name)
         show(table)
         print(f"written to {self.run / 'export'}")
-        print(f"torch, file: top-1 on validation images; ms here: one image with {torch.get_num_threads()} thread(s) of this CPU")
+        print(f"top-1 on validation images; ms here: one image with {torch.get_num_threads()} thread(s) of this CPU")
         if source.searchable:
             print(f"next: python -m predictors.report{run_flag(self.run)}")
         else:
@@ -80,23 +79,15 @@ class Export(RunCommand):
         return 1 if failed else 0
 
 
-def _row(path: Path, network: Network, subject: Subject, written: Written) -> list[str]:
+def _row(path: Path, subject: Subject, written: Written) -> list[str]:
     """One line of the table."""
     parity, torch_accuracy = written.parity, f"{subject.reference.accuracy:.2%}"
     numbers = ["-"] * 3 if parity is None else [f"{parity.accuracy:.2%}", f"{parity.same_top1:.1%}", f"{parity.snr_db:.0f}"]
     if written.manifest is None:
-        return [path.name, "-", format_count(network.macs), "-", torch_accuracy, *numbers, written.complaint]
+        return [path.name, "-", "-", torch_accuracy, *numbers, written.complaint]
     manifest = written.manifest
     size, took = f"{manifest.bytes / 1e6:.2f} MB", f"{manifest.milliseconds:.3g}"
-    return [
-        path.name,
-        size,
-        format_count(network.macs),
-        took,
-        torch_accuracy,
-        *numbers,
-        _verdict(manifest),
-    ]
+    return [path.name, size, took, torch_accuracy, *numbers, _verdict(manifest)]
 
 
 def _verdict(manifest: Manifest) -> str:

@@ -1,4 +1,4 @@
-"""Tables that lose no letter: on a narrow terminal long names go over several lines, elsewhere a table is as wide as it needs."""
+"""Tables that lose no letter: on a narrow terminal cells go over several lines, elsewhere a table is as wide as it needs."""
 
 from rich.console import Console
 from rich.table import Table
@@ -10,5 +10,6 @@ def show(table: Table) -> None:
     """Print `table`."""
     for column in table.columns:
         column.overflow = "fold"
+    table.columns[0].no_wrap = True
     console = Console()
     console.print(table) if console.is_terminal else Console(width=WIDE).print(table)
