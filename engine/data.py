@@ -29,6 +29,8 @@ from engine.errors import UserError
 from engine.seed import derive, numpy_generator, torch_generator
 
 Located = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]  # a run is read from other folders, too
+Share = Annotated[float, Field(ge=0, le=1)]
+Hue = Annotated[float, Field(ge=0, le=0.5)]
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Batch = tuple[Tensor, Tensor]
@@ -43,7 +45,7 @@ class _Source(Config):
 class _ArraySource(_Source):
     crop: int = Field(4, ge=0, description="random crop: pixels of padding; 0: none")
     flip: bool = Field(True, description="random horizontal flip")
-    cutout: int = Field(0, ge=0, description="side of the square that cutout erases; 0: none")
+    cutout: int = Field(0, ge=0, description="side of the square that cutout fills with the mean colour; 0: none")
 
 
 class Digits(_ArraySource):
@@ -79,6 +81,9 @@ class ImageFolder(_Source):
     crop_scale: float = Field(0.08, gt=0, le=1, description="least share of the image that a random crop covers")
     flip: bool = Field(True, description="random horizontal flip")
     policy: Literal["none", "autoaugment", "randaugment"] = Field("none", description="torchvision's augmentation policy")
+    jitter: tuple[Share, Share, Share, Hue] = Field(
+        (0, 0, 0, 0), description="random changes of brightness, contrast and saturation, up to this share, and of hue, up to this turn"
+    )
     workers: int = Field(2, ge=0, description="processes that decode images")
 
 
@@ -163,6 +168,7 @@ class ArrayData(Data):
         mean, std = x_train.mean((0, 1, 2)) / 255, x_train.std((0, 1, 2)) / 255
         super().__init__(config, classes, mean.tolist(), np.maximum(std, 1e-3).tolist(), x_train.shape[1], device, seed)
         self.augment = config
+        self._fill = (self._mean * 255).round().to(torch.uint8)
         self.splits = {
             name: (torch.from_numpy(x).to(device).permute(0, 3, 1, 2), torch.from_numpy(y).to(device)) for name, (x, y) in arrays.items()
         }
@@ -187,7 +193,7 @@ class ArrayData(Data):
             if self.augment.flip:
                 x = random_flip(x, generator)
             if self.augment.cutout:
-                x = cutout(x, self.augment.cutout, generator)
+                x = cutout(x, self.augment.cutout, generator, self._fill)
             yield x[share], labels[where[share]]
 
     def _plain(self, split: Split, indices: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:

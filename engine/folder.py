@@ -111,9 +111,10 @@ class Files(Dataset[tuple[Tensor, int, str]]):
         self.files = files
         policy: list[Any] = {"none": [], "autoaugment": [v2.AutoAugment()], "randaugment": [v2.RandAugment()]}[config.policy]
         flip = [v2.RandomHorizontalFlip()] if config.flip else []
+        jitter = [v2.ColorJitter(*config.jitter)] if any(config.jitter) else []
         bicubic = InterpolationMode.BICUBIC
         crop = v2.RandomResizedCrop(config.size, scale=(config.crop_scale, 1.0), interpolation=bicubic, antialias=True)
-        self.augment = v2.Compose([crop, *flip, *policy, v2.PILToTensor()])
+        self.augment = v2.Compose([crop, *flip, *jitter, *policy, v2.PILToTensor()])
         shorter = _shorter_side(config.size)
         self.plain = v2.Compose([v2.Resize(shorter, bicubic, antialias=True), v2.CenterCrop(config.size), v2.PILToTensor()])
 

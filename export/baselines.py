@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 import torchvision
 
+from engine.onnx_file import to_onnx
 from engine.seed import derive
-from ofa.onnx_file import to_onnx
 
 BASELINES = {"mobilenet_v3_small": "MobileNetV3 Small", "mobilenet_v3_large": "MobileNetV3 Large", "efficientnet_b0": "EfficientNet-B0"}
 

@@ -15,11 +15,11 @@ from torch import nn
 import export.benchmark as module
 from engine.cli import parse
 from engine.errors import UserError
+from engine.onnx_file import to_onnx
 from export.benchmark import Benchmark
 from export.partitions import estimate
 from export.probe import look, probe
 from export.timed import Timing, open_file
-from ofa.onnx_file import to_onnx
 
 
 class Net(nn.Sequential):

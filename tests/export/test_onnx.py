@@ -16,10 +16,10 @@ import export.onnx as exporter
 from engine.cli import parse
 from engine.errors import UserError
 from engine.macs import count_parameters
+from engine.onnx_file import fold_batch_norm, to_onnx
 from export.onnx import Export
 from export.verify import Parity, check_file, compare
 from ofa.cost import footprints_of
-from ofa.onnx_file import fold_batch_norm, to_onnx
 from ofa.space import Space, encode, find_arch, largest, load_space, sample
 from ofa.subnet import Subnet
 from ofa.trained import Trained
