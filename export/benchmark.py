@@ -9,8 +9,7 @@ from typing import Any
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
-from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from engine.cli import Command, main
 from engine.config import format_count
@@ -18,6 +17,7 @@ from engine.errors import UserError
 from engine.progress import progress
 from engine.run import atomic
 from export.baselines import BASELINES, write_baseline
+from export.table import show
 from export.timed import FEWEST_FOR_P99, ModelFile, Timing, open_file, row_of, time_files
 from ofa.trained import run_flag
 from predictors.bench import AT_LEAST
@@ -26,7 +26,6 @@ from predictors.drawing import Role, write_png
 from predictors.timings import DIFFERENCE_AT_MOST
 
 MOST_OPERATORS, MOST_LINES = 2, 6
-NAME = Column("file", overflow="fold", min_width=12)
 SHOWN = ("nnapi", "coreml")
 ROLES: tuple[Role, ...] = ("known", "random", "extreme")
 
@@ -62,7 +61,8 @@ class Benchmark(Command):
             with progress("time", self.rounds * len(files)) as advance:
                 timings = time_files(files, self.rounds, self.threads, self.seconds, advance)
             rows = [row_of(file, timing, self.threads) for file, timing in zip(files, timings, strict=True)]
-        Console().print(latency_table(files, timings, rows), graph_table(files, rows))
+        show(latency_table(files, timings, rows))
+        show(graph_table(files, rows))
         for file, timing in zip(files, timings, strict=True):
             if timing.noise > DIFFERENCE_AT_MOST:
                 print(
@@ -113,7 +113,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def latency_table(files: Sequence[ModelFile], timings: Sequence[Timing], rows: Sequence[Mapping[str, Any]]) -> Table:
     """What a user waits for and pays."""
-    table = Table(NAME, "p50 ms", "p90", "p99", "noise", "memory", "size", "top-1")
+    table = Table("file", "p50 ms", "p90", "p99", "noise", "memory", "size", "top-1")
     for file, timing, row in zip(files, timings, rows, strict=True):
         times = [_or_dash(row[f"wall_p{q}"], "{:.3g}") for q in (50, 90, 99)]
         sizes = [f"{format_count(row[key])}B" if row[key] else "-" for key in ("memory_added", "bytes")]
@@ -123,7 +123,7 @@ def latency_table(files: Sequence[ModelFile], timings: Sequence[Timing], rows: S
 
 def graph_table(files: Sequence[ModelFile], rows: Sequence[Mapping[str, Any]]) -> Table:
     """Nodes, in the file > executed; and what share of them execution providers might take, in how many partitions, and whether to try."""
-    table = Table(NAME, "nodes", "most time in", *(f"{name} (estimate)" for name in SHOWN))
+    table = Table("file", "nodes", "most time in", *(f"{name} (estimate)" for name in SHOWN))
     for file, row in zip(files, rows, strict=True):
         total = sum(us for _, _, us in file.probe.operators)
         most = ", ".join(f"{name} {us / total:.0%}" for name, _, us in file.probe.operators[:MOST_OPERATORS])

@@ -90,7 +90,7 @@ def fill(folder: Path, bundle: Bundle, paths: list[Path]) -> None:
 def gather(run: Run, name: str, paths: list[Path]) -> Bundle:
     """Everything that manifest.json says, but for the hashes."""
     files = [read_manifest(path) for path in paths]
-    files.sort(key=lambda file: (file.file.endswith(".ort"), file.precision != "float32"))
+    files.sort(key=lambda file: (file.file.endswith(".ort"), file.precision != "float32", len(file.file)))  # the plainest first
     first, config, env = files[0], run.config, read_json(run.path / "env.json")
     classes, sha256 = first.classes, digest(run.path / "config.yaml")
     alike = all((f.classes, f.architecture, getattr(f, "config_sha256", "")) == (classes, first.architecture, sha256) for f in files)

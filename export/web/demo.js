@@ -19,7 +19,7 @@ async function start() {
   if (version !== null) {
     try {
       state.ort = await import("./vendor/ort.wasm.bundle.min.mjs");
-      state.ort.env.wasm.wasmPaths = new URL("./vendor/", location).href;
+      state.ort.env.wasm.wasmPaths = { wasm: new URL("./vendor/ort-wasm-simd-threaded.wasm", location).href };
       state.ort.env.wasm.numThreads = 1;
       await sessionOf(chosen());
     } catch (error) {
