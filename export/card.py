@@ -6,8 +6,7 @@ from typing import Any
 
 from engine.config import format_count
 from export.bundled import EXAMPLE, LABELS, MANIFEST, Bundle
-from export.manifest import Manifest
-from predictors.constraints import format_cost
+from export.manifest import Manifest, Tensor
 from predictors.findings import wilson
 
 MOST_CLASSES = 50
@@ -67,7 +66,7 @@ def _input(bundle: Bundle) -> Iterator[str]:
         yield from (f"{i}. {step}" for i, step in enumerate(_steps(how, first), start=1))
         yield ""
         said = "probabilities" if first.output.name == "probabilities" else "numbers of which softmax makes probabilities"
-        yield f"The output `{first.output.name}` holds {said}, {' x '.join(map(str, first.output.shape))}."
+        yield f"The output is {_tensor(first.output)}: {said}."
         yield ""
     yield f"`{EXAMPLE}` does exactly this."
 
@@ -87,7 +86,11 @@ def _steps(how: dict[str, Any], file: Manifest) -> Iterator[str]:
     else:
         mean, std = (", ".join(f"{value:.6g}" for value in how[key]) for key in ("mean", "std"))
         yield f"Divide by 255, subtract the mean ({mean}), divide by the deviation ({std})."
-    yield f"Give it as `{file.input.name}`, {file.input.dtype}, {file.input.layout}, {' x '.join(map(str, file.input.shape))}."
+    yield f"Give it as {_tensor(file.input)}."
+
+
+def _tensor(tensor: Tensor) -> str:
+    return f"`{tensor.name}`, {tensor.dtype}, {tensor.layout}, {' x '.join(map(str, tensor.shape))}"
 
 
 def _classes(bundle: Bundle) -> Iterator[str]:
@@ -141,7 +144,7 @@ def _provenance(bundle: Bundle) -> Iterator[str]:
     place = f" in a folder called `{made.data['path']}`" if made.data.get("path") else ""
     yield f"- Trained on the images of `{made.data['name']}`{place}, with seed {made.seed}; config.yaml has SHA-256 `{made.config_sha256}`."
     if selection is not None and selection.constraints:
-        limits = [f"{c['name']} of at most {format_cost(c['name'], c['limit'])}" for c in selection.constraints]
+        limits = [f"{c['name']} of at most {format_count(c['limit'])}{c['unit']}" for c in selection.constraints]
         yield f"- Chosen for {_list(limits)}" + (
             f", with a predictor that learned from {selection.pairs} subnets." if selection.pairs else "."
         )

@@ -1,0 +1,34 @@
+"""A run with exported files and their bundles, made once for all who look at them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.cli import parse
+from export.benchmark import Benchmark
+from export.bundle import MakeBundle
+from export.onnx import Export
+from ofa.space import smallest
+from ofa.trained import Trained
+
+
+@pytest.fixture(scope="session")
+def bundled_run(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bundles `60k` (chosen by selection; .onnx for CPUs, timed, and .ort) and `largest` (takes pixels, gives probabilities)."""
+    run = tmp_path_factory.mktemp("bundled") / "run"
+    shutil.copytree(trained_run, run, ignore=shutil.ignore_patterns("selected", "export", "report"))
+    trained = Trained(run, torch.device("cpu"))
+    arch = smallest(trained.space)
+    limit = {"name": "macs", "limit": 60_000, "value": trained.cost(arch)[0], "unit": ""}
+    facts = {"arch": arch.model_dump(mode="json"), "macs": limit["value"], "predicted_accuracy": 0.5, "val_accuracy": 0.25, "pairs": 12}
+    (run / "selected").mkdir()
+    (run / "selected" / "60k.json").write_text(json.dumps(facts | {"constraints": [limit]}))
+    words = ["--run", str(run), "--images", "40"]
+    assert parse(Export, [*words, "--selected", "60k", "--target", "cpu,mobile"]).execute() == 0
+    assert parse(Export, [*words, "--arch", "largest", "--bake-normalize", "--softmax"]).execute() == 0
+    assert parse(Benchmark, [str(run / "export" / "60k.onnx"), "--rounds", "2", "--seconds", "0"]).execute() == 0
+    assert parse(MakeBundle, ["--run", str(run)]).execute() == 0
+    return run
