@@ -47,14 +47,18 @@ def vendor() -> Path:
         return unpack(packed[0], cache())
 
 
+def sha512_of(package: Path) -> str:
+    """As npm writes it."""
+    return base64.b64encode(hashlib.sha512(package.read_bytes()).digest()).decode()
+
+
 def unpack(package: Path, folder: Path, sha512: str = SHA512) -> Path:
     """The files of the npm package into `folder`, all or none; returns it.
 
     Raises:
         UserError: it is another package.
     """
-    found = base64.b64encode(hashlib.sha512(package.read_bytes()).digest()).decode()
-    if found != sha512:
+    if sha512_of(package) != sha512:
         raise UserError(f"{package.name} is not the {PACKAGE} {VERSION} that is expected (SHA-512 differs); nothing was kept of it.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as work, tarfile.open(package) as archive:
