@@ -17,6 +17,7 @@ from engine.errors import UserError
 from engine.progress import progress
 from engine.run import atomic
 from export.baselines import BASELINES, write_baseline
+from export.bundled import MANIFEST
 from export.table import show
 from export.timed import FEWEST_FOR_P99, ModelFile, Timing, open_file, row_of, time_files
 from ofa.trained import run_flag
@@ -91,7 +92,8 @@ class Benchmark(Command):
         return found
 
     def _write(self, files: Sequence[ModelFile], timings: Sequence[Timing], rows: list[dict[str, Any]]) -> None:
-        folder, run = self.out or self.files[0].parent, self.files[0].parent.parent
+        place = self.files[0].parent
+        folder = self.out or place
         write_csv(folder / "benchmark.csv", rows)
         write_csv(folder / "operators.csv", operator_rows(files))
         if any(file.accuracy is not None for file in files):
@@ -99,8 +101,8 @@ class Benchmark(Command):
             print(f"written to {folder}: benchmark.csv, operators.csv, benchmark.png")
         else:
             print(f"written to {folder}: benchmark.csv, operators.csv; no picture, since no file says its accuracy")
-        in_run = (run / "model.json").exists()
-        print(f"next: python -m export.bundle{run_flag(run)}" if in_run else f"next: python -m export.demo {self.files[0].parent}")
+        next_one = f"bundle{run_flag(place.parent)}" if (place.parent / "model.json").exists() else "targets"
+        print(f"next: python -m export.{f'demo {place}' if (place / MANIFEST).exists() else next_one}")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

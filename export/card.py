@@ -170,6 +170,6 @@ def _limits(bundle: Bundle) -> Iterator[str]:
         if file.quantization is not None:
             kept, layers = len(file.quantization["float_layers"]), file.quantization["layers"]
             yield (
-                f"- `{file.file}` computes in 8 bits, but for {kept} of {layers} layers; its ranges come from "
-                f"{file.quantization['calibration_images']} images."
+                f"- `{file.file}` computes in 8 bits, whose ranges come from {file.quantization['calibration_images']} images; "
+                f"{kept} of {layers} layers stayed in float32."
             )

@@ -11,13 +11,14 @@ import onnx
 import onnxruntime as ort
 
 from engine.errors import UserError
+from engine.run import read_json
 from engine.seed import numpy_generator
+from export.manifest import SUFFIXES, manifest_path, read_manifest
 from export.partitions import PROVIDERS, Estimate, estimate
 from export.probe import Probe, probe
 from predictors.bench import time_item
 from predictors.timings import halves_of
 
-SUFFIXES = (".onnx", ".ort")
 FEWEST_FOR_P99 = 100
 
 
@@ -60,12 +61,15 @@ def open_file(name: str, path: Path, threads: int) -> ModelFile:
     """Look into a file.
 
     Raises:
-        UserError: it is missing, no model, damaged, or not an image classifier.
+        UserError: it is missing, no model, damaged, not what the manifest beside it says, or not an image classifier.
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"'{path}' is not a model file: its name must end in {' or '.join(SUFFIXES)}.")
     if not path.is_file():
         raise UserError(f"Model file '{path}' does not exist; python -m export.onnx writes them to export/ in the run's folder.")
+    beside = manifest_path(path)
+    if beside.is_file() and "sha256" in read_json(beside):
+        read_manifest(path)
     found = probe(path, threads)
     if isinstance(found, str):
         raise UserError(f"Model file '{path}' cannot be used ({found}); copy it again, or write it again with python -m export.onnx.")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def test_table_csv_and_picture(folder: Path, tmp_path: Path, capsys: pytest.Capt
         assert sum(int(row["nodes"]) for row in operators if row["file"] == name) == int(table[name]["nodes_executed"])
     assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
-    assert "75.0%" in out and "(estimate)" in out and f"next: python -m export.demo {folder}" in out
+    assert "75.0%" in out and "(estimate)" in out and "next: python -m export.targets" in out
 
 
 def test_without_accuracies_there_is_no_picture(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,6 +189,18 @@ def test_damaged_ort_files_and_other_models_are_one_sentence(folder: Path, tmp_p
 def test_what_is_no_model_file_is_one_sentence(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         run(tmp_path / name)
+
+
+def test_a_file_that_is_not_what_its_manifest_says(bundled_run: Path, tmp_path: Path) -> None:
+    for name in ("60k.onnx", "60k.json"):
+        shutil.copyfile(bundled_run / "export" / name, tmp_path / name)
+    content = bytearray((tmp_path / "60k.onnx").read_bytes())
+    content[len(content) // 2] ^= 1  # some weight
+    (tmp_path / "60k.onnx").write_bytes(content)
+    with pytest.raises(UserError, match="SHA-256 differs"):
+        run(tmp_path / "60k.onnx")
+    (tmp_path / "60k.json").write_text('{"of": "somebody else"}')
+    assert open_file("x", tmp_path / "60k.onnx", 1).probe.outputs == 10
 
 
 def test_each_file_once(folder: Path) -> None:
