@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from engine.errors import UserError
 from engine.onnx_file import set_metadata, to_proto
 from engine.run import versions, write_json
-from export.graph import plain_operators, to_float16, write_ort
+from export.graph import Array, plain_operators, to_float16, write_ort
 from export.manifest import Manifest, digest, manifest_path
+from export.norms import fold_norms
 from export.quantize import Quantized, quantize
 from export.targets import Target
-from export.verify import Array, Parity, Reference, check_model, compare, milliseconds, open_session, run_file
+from export.verify import Parity, Reference, check_model, compare, milliseconds, open_session, run_file
 
 Layout = Literal["NCHW", "NHWC"]
 OPERATORS = ".required_operators.config"
@@ -154,6 +155,7 @@ def _export(subject: Subject, target: Target, output: str) -> onnx.ModelProto:
             ) from None
     model = onnx.ModelProto()
     model.CopyFrom(subject.graphs[key])
+    fold_norms(model)
     model.ir_version = min(model.ir_version, target.ir)
     if target.activations == "relu6":
         plain_operators(model)

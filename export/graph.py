@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
+
+Array = NDArray[Any]
 
 
 def plain_operators(model: onnx.ModelProto) -> None:
@@ -23,7 +26,7 @@ def plain_operators(model: onnx.ModelProto) -> None:
         match node.op_type:
             case "HardSwish":
                 gate = f"{node.output[0]}_gate"
-                nodes += [*_hard_sigmoid(graph, node.input[0], gate, 1 / 6, 0.5), _node("Mul", [node.input[0], gate], node.output[0])]
+                nodes += [*_hard_sigmoid(graph, node.input[0], gate, 1 / 6, 0.5), make("Mul", [node.input[0], gate], node.output[0])]
             case "HardSigmoid":
                 values = {"alpha": 0.2, "beta": 0.5} | {a.name: a.f for a in node.attribute}
                 nodes += _hard_sigmoid(graph, node.input[0], node.output[0], values["alpha"], values["beta"])
@@ -31,16 +34,16 @@ def plain_operators(model: onnx.ModelProto) -> None:
                 nodes += _pool(node)
             case _:
                 nodes.append(node)
-    _replace_nodes(model, nodes)
+    replace_nodes(model, nodes)
 
 
 def pool_globally(model: onnx.ModelProto) -> None:
     """Means over a map as GlobalAveragePool, which has an 8-bit kernel, in place."""
     nodes = [n for node in model.graph.node for n in (_pool(node) if _over_a_map(model.graph, node) else [node])]
-    _replace_nodes(model, nodes)
+    replace_nodes(model, nodes)
 
 
-def _replace_nodes(model: onnx.ModelProto, nodes: list[NodeProto]) -> None:
+def replace_nodes(model: onnx.ModelProto, nodes: list[NodeProto]) -> None:
     del model.graph.node[:], model.graph.value_info[:]
     model.graph.node.extend(nodes)
     used = {name for node in nodes for name in node.input}
@@ -53,13 +56,13 @@ def _replace_nodes(model: onnx.ModelProto, nodes: list[NodeProto]) -> None:
 def _hard_sigmoid(graph: onnx.GraphProto, x: str, out: str, alpha: float, beta: float) -> list[NodeProto]:
     shift, scale, top = (_constant(graph, value) for value in (beta / np.float32(alpha), alpha, 1 / np.float32(alpha)))
     return [
-        _node("Add", [x, shift], f"{out}_shifted"),
-        _node("Clip", [f"{out}_shifted", _constant(graph, 0.0), top], f"{out}_clipped"),
-        _node("Mul", [f"{out}_clipped", scale], out),
+        make("Add", [x, shift], f"{out}_shifted"),
+        make("Clip", [f"{out}_shifted", _constant(graph, 0.0), top], f"{out}_clipped"),
+        make("Mul", [f"{out}_clipped", scale], out),
     ]
 
 
-def _node(kind: str, inputs: list[str], output: str) -> NodeProto:
+def make(kind: str, inputs: list[str], output: str) -> NodeProto:
     return helper.make_node(kind, inputs, [output], name=f"{kind.lower()}_{output}")
 
 
@@ -81,9 +84,9 @@ def _over_a_map(graph: onnx.GraphProto, node: NodeProto) -> bool:
 
 def _pool(node: NodeProto) -> list[NodeProto]:
     if all(a.i for a in node.attribute if a.name == "keepdims"):
-        return [_node("GlobalAveragePool", [node.input[0]], node.output[0])]
+        return [make("GlobalAveragePool", [node.input[0]], node.output[0])]
     pooled = f"{node.output[0]}_pooled"
-    return [_node("GlobalAveragePool", [node.input[0]], pooled), _node("Flatten", [pooled], node.output[0])]
+    return [make("GlobalAveragePool", [node.input[0]], pooled), make("Flatten", [pooled], node.output[0])]
 
 
 def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from engine.errors import UserError
 from engine.macs import count_macs, count_parameters
 from export.build import Bake, Baked, Subject, write_file
+from export.graph import Array
 from export.manifest import Manifest
 from export.targets import Target, find_target
-from export.verify import Array, check_module, refer
+from export.verify import check_module, refer
 
 BATCH = 32
 

@@ -14,11 +14,12 @@ from engine.device import pick_device
 from engine.errors import UserError
 from engine.progress import progress
 from export.build import Bake, Baked, Layout, Subject, Written, write_file
+from export.graph import Array
 from export.manifest import Manifest
 from export.source import Choice, Network, Source, open_source
 from export.table import show
 from export.targets import find_targets
-from export.verify import Array, refer
+from export.verify import refer
 from ofa.trained import RunCommand, run_flag
 
 
@@ -73,11 +74,11 @@ class Export(RunCommand):
         show(table)
         print(f"written to {self.run / 'export'}")
         print(f"torch, file: top-1 on validation images; ms here: one image with {torch.get_num_threads()} thread(s) of this CPU")
-        print(f"next: python -m {self._next(source)}{run_flag(self.run)}")
+        if source.searchable:
+            print(f"next: python -m predictors.report{run_flag(self.run)}")
+        else:
+            print(f"next: python -m export.benchmark {self.run / 'export' / targets[0].file_name(choices[0].name)}")
         return 1 if failed else 0
-
-    def _next(self, source: Source) -> str:
-        return "predictors.report" if source.searchable else "export.targets"
 
     def _subject(self, source: Source, choice: Choice, network: Network) -> Subject:
         bake = Bake(source.data.mean, source.data.std, self.layout, self.softmax) if self.bake_normalize else None

@@ -14,8 +14,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from engine.progress import progress
-from export.graph import pool_globally, silent
-from export.verify import Array, Parity, Reference, compare, open_session, run_file
+from export.graph import Array, pool_globally, silent
+from export.verify import Parity, Reference, compare, open_session, run_file
 
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 ELEMENTWISE = "operations without weights"

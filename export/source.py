@@ -18,6 +18,7 @@ from engine.run import Run, read_json
 from ofa.space import Arch, decode, encode, find_arch
 from ofa.subnet import EVALUATION_BATCH
 from ofa.trained import Trained
+from oneshot.trained import Trained as Retrained
 from predictors.pairs import read_selected
 
 BICUBIC = "bicubic, a = -0.75, half-pixel centres, no antialiasing, not clipped (torch.nn.functional.interpolate)"
@@ -120,9 +121,7 @@ def _ofa(run: Path, device: torch.device, images: Path | None) -> tuple[Trained,
     return trained, choices
 
 
-def _oneshot(run: Path, device: torch.device, images: Path | None) -> tuple[Any, Callable[[str | None, str | None], list[Choice]]]:
-    from oneshot.trained import Trained as Retrained  # type: ignore[import-untyped]
-
+def _oneshot(run: Path, device: torch.device, images: Path | None) -> tuple[Retrained, Callable[[str | None, str | None], list[Choice]]]:
     trained = Retrained(run, device, images)
 
     def choices(selected: str | None, arch: str | None) -> list[Choice]:

@@ -3,21 +3,19 @@
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from engine.errors import UserError
-from export.graph import names_this_machine
+from export.graph import Array, names_this_machine
 
 TOLERANCE = 1e-4
 FLOAT16_SNR = 40.0
-Array = NDArray[Any]
 Batches = Callable[[], Iterable[tuple[Array, Array | None]]]
 
 
@@ -197,6 +195,8 @@ def check_model(model: onnx.ModelProto, name: str, parameters: int) -> str:
         return f"{name} stores {stored} numbers, but the network has only {parameters} parameters."
     if any(a.name == "training_mode" and a.i for node in model.graph.node for a in node.attribute):
         return f"{name} has layers in training mode."
+    if any(node.op_type == "BatchNormalization" for node in model.graph.node):
+        return f"{name} still has BatchNormalization nodes; they should be folded."
     if names_this_machine(model):
         return f"{name} names files of this machine."
     return ""
