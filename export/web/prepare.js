@@ -16,7 +16,7 @@ function pillowWeights(old, size) {
     const start = Math.max(0, Math.trunc(center - reach + 0.5)), end = Math.min(old, Math.trunc(center + reach + 0.5));
     const weights = Array.from({ length: end - start }, (_, k) => smooth((k + start - center + 0.5) * (1 / wide), -0.5));
     const total = weights.reduce((sum, w) => sum + w, 0);
-    return { start, weights: weights.map((w) => Math.trunc((w / total) * 2 ** BITS + (w < 0 ? -0.5 : 0.5))) };
+    return { start, weights: Float64Array.from(weights, (w) => Math.trunc((w / total) * 2 ** BITS + (w < 0 ? -0.5 : 0.5))) };
   });
 }
 
@@ -103,9 +103,12 @@ export function prepare(image, file) {
 function toPlanes(rgba, count, color) {
   const planes = Array.from({ length: color ? 3 : 1 }, () => new Uint8Array(count));
   for (let i = 0; i < count; i++) {
-    const [r, g, b] = [rgba[4 * i], rgba[4 * i + 1], rgba[4 * i + 2]];
-    if (color) [planes[0][i], planes[1][i], planes[2][i]] = [r, g, b];
-    else planes[0][i] = (r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16;
+    const r = rgba[4 * i], g = rgba[4 * i + 1], b = rgba[4 * i + 2];
+    planes[0][i] = color ? r : (r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16;
+    if (color) {
+      planes[1][i] = g;
+      planes[2][i] = b;
+    }
   }
   return planes;
 }
