@@ -65,10 +65,8 @@ class Benchmark(Command):
         show(latency_table(files, timings, rows))
         show(graph_table(files, rows))
         for file, timing in zip(files, timings, strict=True):
-            if timing.noise > DIFFERENCE_AT_MOST:
-                print(
-                    f"do not believe {file.name}: two halves of its rounds differ by {timing.noise:.0%}; stop other programs, more --rounds"
-                )
+            if why := complaint(timing, self.threads):
+                print(f"do not believe the times of {file.name}: {why}; stop other programs, or measure with more --rounds")
         self._write(files, timings, rows)
         return 0
 
@@ -113,13 +111,23 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def complaint(timing: Timing, threads: int) -> str:
+    """Why wall times are not those of the file; nothing if they may be."""
+    if timing.noise > DIFFERENCE_AT_MOST:
+        return f"two halves of the rounds differ by {timing.noise:.0%}"
+    waited = (timing.percentile(50) or 0.0) / timing.cpu_p50
+    if threads == 1 and waited > 1 + DIFFERENCE_AT_MOST:
+        return f"they are {waited:.1f} times its CPU time, so that it waited for others"
+    return ""
+
+
 def latency_table(files: Sequence[ModelFile], timings: Sequence[Timing], rows: Sequence[Mapping[str, Any]]) -> Table:
     """What a user waits for and pays."""
-    table = Table("file", "p50 ms", "p90", "p99", "noise", "memory", "size", "top-1")
+    table = Table("file", "p50 ms", "p90", "p99", "CPU ms", "noise", "memory", "size", "top-1")
     for file, timing, row in zip(files, timings, rows, strict=True):
         times = [_or_dash(row[f"wall_p{q}"], "{:.3g}") for q in (50, 90, 99)]
         sizes = [f"{format_count(row[key])}B" if row[key] else "-" for key in ("memory_added", "bytes")]
-        table.add_row(file.name, *times, f"{timing.noise:.0%}", *sizes, _or_dash(file.accuracy, "{:.1%}"))
+        table.add_row(file.name, *times, f"{timing.cpu_p50:.3g}", f"{timing.noise:.0%}", *sizes, _or_dash(file.accuracy, "{:.1%}"))
     return table
 
 

@@ -41,6 +41,8 @@ def classify(image: Image.Image, file: dict[str, Any], session: ort.InferenceSes
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3):
+        sys.exit(__doc__)
     folder = Path(__file__).resolve().parent
     files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
     file = next(f for f in files if sys.argv[2:] in ([], [f["file"]]))

@@ -82,7 +82,9 @@ function show(chances) {
   $("answers").replaceChildren(...order.map((i) => {
     const item = document.createElement("li"), share = `${(100 * chances[i]).toFixed(1)}%`;
     item.style.setProperty("--share", share);
-    for (const text of [state.manifest.classes[i], share]) item.append(Object.assign(document.createElement("span"), { textContent: text }));
+    for (const textContent of [state.manifest.classes[i], share]) {
+      item.append(Object.assign(document.createElement("span"), { textContent }));
+    }
     return item;
   }));
 }

@@ -17,7 +17,7 @@ import export.benchmark as module
 from engine.cli import parse
 from engine.errors import UserError
 from engine.onnx_file import to_onnx
-from export.benchmark import Benchmark
+from export.benchmark import Benchmark, complaint
 from export.partitions import estimate
 from export.probe import look, probe
 from export.timed import Timing, open_file
@@ -133,9 +133,12 @@ def test_percentiles_and_noise_of_known_timings() -> None:
 def test_disturbed_timings_are_said(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module, "time_files", lambda *_: [Timing({0: [1.0], 1: [2.0]}, {0: [1.0]})])
+    monkeypatch.setattr(module, "time_files", lambda *_: [Timing({0: [1.0], 1: [2.0]}, {0: [1.5]})])
     assert run(folder / "relu6.onnx", "--out", tmp_path) == 0
-    assert "do not believe relu6.onnx: two halves of its rounds differ by 100%" in capsys.readouterr().out
+    assert "do not believe the times of relu6.onnx: two halves of the rounds differ by 100%" in capsys.readouterr().out
+    shared = Timing({0: [2.0], 1: [2.0]}, {0: [1.0]})
+    assert complaint(shared, 1) == "they are 2.0 times its CPU time, so that it waited for others"
+    assert complaint(shared, 2) == complaint(shared._replace(cpu={0: [1.9]}), 1) == ""
 
 
 def test_networks_to_compare_with(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,6 +103,8 @@ def test_without_a_model_named_the_first_is_taken(bundle: Path, tmp_path: Path) 
     runs = [[sys.executable, str(bundle / "classify.py"), str(tmp_path / "x.png"), *name] for name in ([], ["60k.onnx"])]
     first, second = (subprocess.run(words, capture_output=True, text=True, check=True).stdout for words in runs)
     assert first == second
+    done = subprocess.run([sys.executable, str(bundle / "classify.py")], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "python classify.py IMAGE [MODEL]" in done.stderr
 
 
 def pictures(folder: Path) -> None:
