@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def pool_globally(model: onnx.ModelProto) -> None:
 
 
 def replace_nodes(model: onnx.ModelProto, nodes: list[NodeProto]) -> None:
+    """Give the graph these nodes, drop constants that none of them reads, and infer shapes anew, in place."""
     del model.graph.node[:], model.graph.value_info[:]
     model.graph.node.extend(nodes)
     used = {name for node in nodes for name in node.input}
@@ -63,6 +65,7 @@ def _hard_sigmoid(graph: onnx.GraphProto, x: str, out: str, alpha: float, beta: 
 
 
 def make(kind: str, inputs: list[str], output: str) -> NodeProto:
+    """A node named after its output."""
     return helper.make_node(kind, inputs, [output], name=f"{kind.lower()}_{output}")
 
 
@@ -113,11 +116,12 @@ def write_ort(onnx_path: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """onnxruntime's tools print and log about their own steps, and name files of this machine: nothing a user can act on."""
+    """onnxruntime's tools print, log and warn about their own steps, and name files of this machine: nothing a user can act on."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)

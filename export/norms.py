@@ -17,6 +17,8 @@ def fold_norms(model: onnx.ModelProto) -> None:
     and an addition, which every runtime has.
     """
     graph = model.graph
+    if all(node.op_type != "BatchNormalization" for node in graph.node):
+        return
     values = {tensor.name: tensor for tensor in graph.initializer}
     makers = {node.output[0]: node for node in graph.node}
     uses = Counter(name for node in graph.node for name in node.input)

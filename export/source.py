@@ -50,6 +50,9 @@ class Choice(NamedTuple):
     build: Callable[[], Network]
 
 
+Choices = Callable[[str | None, str | None], list[Choice]]  # of (--selected, --arch)
+
+
 class Source(NamedTuple):
     """A finished run as export sees it. `choices(selected, arch)`: the networks that the user means; searchable: a supernet."""
 
@@ -58,7 +61,7 @@ class Source(NamedTuple):
     seed: int
     config_sha256: str
     preprocessing: dict[str, Any]
-    choices: Callable[[str | None, str | None], list[Choice]]
+    choices: Choices
     searchable: bool
 
     def images(self, split: Split, size: int, limit: int | None = None) -> Iterator[Batch]:
@@ -86,14 +89,13 @@ def open_source(run: Path, device: torch.device, images: Path | None = None) -> 
     """
     Run.open(run)
     retrained = "genotype" in read_json(run / "model.json")
-    trained, choices = (_oneshot if retrained else _ofa)(run, device, images)
+    trained, choices, searchable = (_oneshot if retrained else _ofa)(run, device, images)
     config_sha256 = hashlib.sha256((run / "config.yaml").read_bytes()).hexdigest()
     seed = int(Run(run).config.get("seed", 0))
-    searchable = not retrained and trained.model.arch is None
     return Source(run, trained.data, seed, config_sha256, dict(trained.model.preprocessing), choices, searchable)
 
 
-def _ofa(run: Path, device: torch.device, images: Path | None) -> tuple[Trained, Callable[[str | None, str | None], list[Choice]]]:
+def _ofa(run: Path, device: torch.device, images: Path | None) -> tuple[Trained, Choices, bool]:
     trained = Trained(run, device, images)
 
     def choice(name: str, arch: Arch, predicted: float | None = None) -> Choice:
@@ -118,10 +120,10 @@ def _ofa(run: Path, device: torch.device, images: Path | None) -> tuple[Trained,
             if selected in (None, name)
         ]
 
-    return trained, choices
+    return trained, choices, trained.model.arch is None
 
 
-def _oneshot(run: Path, device: torch.device, images: Path | None) -> tuple[Retrained, Callable[[str | None, str | None], list[Choice]]]:
+def _oneshot(run: Path, device: torch.device, images: Path | None) -> tuple[Retrained, Choices, bool]:
     trained = Retrained(run, device, images)
 
     def choices(selected: str | None, arch: str | None) -> list[Choice]:
@@ -135,7 +137,7 @@ def _oneshot(run: Path, device: torch.device, images: Path | None) -> tuple[Retr
 
         return [Choice("genotype", build)]
 
-    return trained, choices
+    return trained, choices, False
 
 
 def _plain(module: nn.Module) -> nn.Module:

@@ -179,7 +179,12 @@ def test_every_number_of_the_card_is_in_the_manifest(bundled_run: Path, name: st
     assert ("predictor expected 50.00%" in text and "macs of at most 60k" in text) == (name == "60k")
 
 
-OTHER: dict[type, Any] = {bool: lambda b: not b, str: lambda s: s + "x", int: lambda n: 2 * n + 1, float: lambda x: x / 2 if x > 0.1 else x + 0.1}
+OTHER: dict[type, Any] = {
+    bool: lambda b: not b,
+    str: lambda s: s + "x",
+    int: lambda n: 2 * n + 1,
+    float: lambda x: x / 2 if x > 0.1 else x + 0.1,
+}
 
 
 def test_the_card_follows_every_fact_that_it_states(bundle: Path) -> None:
