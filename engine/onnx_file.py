@@ -37,15 +37,23 @@ def to_proto(
         output: name of the output; the input is `image`.
         opset: at least 18: below that torch writes 18 without an error.
     """
+    free = ({0: torch.export.Dim("batch", min=1)},) if any_batch else None
+    return traced(fold_batch_norm(module), (example.contiguous(),), ["image"], [output], free, opset)
+
+
+def traced(
+    module: nn.Module, example: tuple[torch.Tensor, ...], inputs: list[str], outputs: list[str], free: Any, opset: int = OPSET
+) -> onnx.ModelProto:
+    """`module` (eval mode) as it is. free: which axes of the inputs may change, as torch.export's `dynamic_shapes`."""
     assert opset >= OPSET, f"the exporter does not write opset {opset}"
     with _quiet():
         program = torch.onnx.export(
-            fold_batch_norm(module),
-            (example.contiguous(),),
+            module,
+            example,
             dynamo=True,
-            input_names=["image"],
-            output_names=[output],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},) if any_batch else None,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=free,
             opset_version=opset,
             external_data=False,
             verbose=False,

@@ -16,13 +16,15 @@ from export.source import open_source
 from export.subject import subject_of
 from export.table import show
 from export.targets import find_targets
+from export.text import export_step, is_language
 from ofa.trained import RunCommand, run_flag
 
 
 class Export(RunCommand):
     """Write networks as ONNX: BatchNorm folded, one file each, input `image`, output `logits`.
 
-    A run of ofa.train gives subnets; one of oneshot.retrain, or one that trained an architecture alone, gives that network. Every file
+    A run of ofa.train gives subnets; one of oneshot.retrain, or one that trained an architecture alone, gives that network; a recurrent
+    cell becomes a step: `tokens` and `hidden` in, `logits` and `next` out. Every file
     is compared with the torch model in onnxruntime on validation images before it is kept; one that differs is not. The exit status is 1
     if any fails. What a device must do with an image is in the file's metadata, and in the .json beside it.
 
@@ -51,6 +53,8 @@ class Export(RunCommand):
         if self.threads:
             torch.set_num_threads(self.threads)
         targets = find_targets(self.target)
+        if is_language(self.run):
+            return self._text()
         if self.softmax and not self.bake_normalize:
             raise UserError("--softmax goes into the graph with --bake-normalize; add that, or leave out --softmax.")
         source = open_source(self.run, pick_device(self.device), self.data)
@@ -77,6 +81,17 @@ class Export(RunCommand):
         else:
             print(f"next: python -m export.benchmark {self.run / 'export' / targets[0].file_name(choices[0].name)}")
         return 1 if failed else 0
+
+    def _text(self) -> int:
+        """A recurrent cell has one form."""
+        given = [name for name in ("selected", "arch", "bake_normalize", "softmax") if getattr(self, name)]
+        if given or self.target != "cpu":
+            name = (given or ["target"])[0].replace("_", "-")
+            raise UserError(f"Run '{self.run}' is a recurrent cell, which is exported as one step on words; leave out --{name}.")
+        written = export_step(self.run, self.data)
+        print(f"{written.path}: {written.path.stat().st_size / 1e6:.2f} MB; {written.words} words of validation text")
+        print(f"largest difference of logits from torch: {written.relative_error:.1e} of the largest; {written.complaint or 'equal'}")
+        return 1 if written.complaint else 0
 
 
 def _row(path: Path, subject: Subject, written: Written) -> list[str]:
