@@ -5,8 +5,9 @@ import os
 import re
 import signal
 import sys
+from argparse import ArgumentParser
 from inspect import cleandoc
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar, get_args
 
 import torch
 from pydantic import BaseModel, Field
@@ -70,25 +71,57 @@ def _flags(command: type[Command], argv: list[str]) -> dict[str, Any]:
     body = {"__doc__": cleandoc(command.__doc__ or ""), "model_config": settings}
     parser_class = type(command.__name__, (BaseSettings, command), body)
     try:
-        return dict(CliSettingsSource[Any](parser_class, cli_parse_args=argv)())
+        source = CliSettingsSource[Any](parser_class, cli_parse_args=False)
+        _explain_sections(command, source.root_parser)
+        return dict(source(args=argv)())
     except SettingsError as error:
         raise UserError(_unknown_flag(command, str(error))) from None
 
 
+def _explain_sections(command: type[Command], parser: ArgumentParser) -> None:
+    """Say of a section's flag to which of the section's kinds it belongs, if not to all, and which kind is the default."""
+    for action in parser._actions:
+        *above, name = action.dest.split(".")
+        kinds: list[type[BaseModel]] = [command]
+        default: Any = None
+        for depth, part in enumerate(above):
+            default = command.model_fields[part].default if depth == 0 else getattr(default, part, None)
+            kinds = [inner for kind in kinds if part in kind.model_fields for inner in models_in(kind.model_fields[part].annotation)]
+        if name == "name" and isinstance(default, BaseModel):
+            action.help = f"(default: {default.name})"  # type: ignore[attr-defined]
+        tags = {kind: tags_of(kind) for kind in kinds}
+        owners = sorted({tag for kind in kinds if name in kind.model_fields for tag in tags[kind]})
+        if above and action.help and all(tags.values()) and len(owners) < len({tag for found in tags.values() for tag in found}):
+            action.help += f" [{', '.join(owners)}]"
+
+
+def tags_of(kind: type[BaseModel]) -> tuple[str, ...]:
+    """The names by which a kind of section is chosen; none if it is the only kind."""
+    return get_args(kind.model_fields["name"].annotation) if "name" in kind.model_fields else ()
+
+
 def _named_sections(command: type[Command], argv: list[str]) -> list[str]:
     """`--data cifar10` as `--data.name cifar10`, and `--penalties beta_decay,cost` as a list of sections of those names."""
-    tagged = {
-        f"--{name.replace('_', '-')}": str(field.annotation).startswith("tuple")
-        for name, field in command.model_fields.items()
-        if (models := models_in(field.annotation)) and all("name" in model.model_fields for model in models)
-    }
+    tagged = _tagged(command)
     words = [part for word in argv for part in (word.split("=", 1) if word.split("=", 1)[0] in tagged else [word])]
-    for place, word in enumerate(words[:-1]):
-        value = words[place + 1]
+    for place in reversed(range(len(words) - 1)):
+        word, value = words[place : place + 2]
         if word in tagged and not value.startswith(("{", "[", "-")):
-            names = [{"name": name} for name in value.split(",")]
+            names = [{"name": name.strip()} for name in value.split(",") if name.strip()]
             words[place : place + 2] = [word, json.dumps(names)] if tagged[word] else [f"{word}.name", value]
     return words
+
+
+def _tagged(model: type[BaseModel], prefix: str = "--") -> dict[str, bool]:
+    """The flags of sections that are chosen by name, in `model` and its sections: whether each is a list of them."""
+    found = {}
+    for name, field in model.model_fields.items():
+        flag, kinds = f"{prefix}{name.replace('_', '-')}", models_in(field.annotation)
+        if kinds and all(map(tags_of, kinds)):
+            found[flag] = str(field.annotation).startswith("tuple")
+        for kind in kinds:
+            found |= _tagged(kind, f"{flag}.")
+    return found
 
 
 def _unknown_flag(command: type[Command], message: str) -> str:

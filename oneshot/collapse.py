@@ -5,6 +5,9 @@ off. RobustDARTS (2020, arXiv:1909.09656) watches the dominant eigenvalue of the
 """
 
 from oneshot.genotype import Genotype
+from oneshot.method import Method
+from oneshot.penalty import BetaDecay
+from oneshot.relax import Simplex
 
 WINDOW, BACK, FACTOR, NOT_BEFORE = 5, 4, 1.3, 10  # epochs
 
@@ -18,17 +21,24 @@ def _named(nodes: tuple[tuple[tuple[str, int], ...], ...], operation: str) -> in
     return sum(name == operation for node in nodes for name, _ in node)
 
 
-def warning(genotype: Genotype) -> str | None:
+def warning(genotype: Genotype, method: Method) -> str | None:
     """One sentence where half of a cell's edges or more are skip connections; the reduction cell, where they have weights, is free."""
     for kind, cell in genotype.cells.items():
         edges, count = sum(map(len, cell.nodes)), _named(cell.nodes, "skip_connect")
         if kind != "reduce" and count * 2 >= edges:
             which = "cell" if kind == "cell" else f"{kind} cell"
             return (
-                f"{count} of the {edges} edges of the {which} are skip connections: the search may be collapsing; try --method darts_minus "
-                "or beta_darts, --penalties beta_decay on this method, fewer epochs, or --watch-every 1 --stop-at-collapse."
+                f"{count} of the {edges} edges of the {which} are skip connections: the search may be collapsing; try {_remedies(method)}."
             )
     return None
+
+
+def _remedies(method: Method) -> str:
+    """What helps, among what this method can bear."""
+    decays = isinstance(method.relaxation, Simplex) or any(isinstance(penalty, BetaDecay) for penalty in method.penalties)
+    others = " or ".join(name for name in ("darts_minus", "beta_darts") if name != method.name)
+    watch = "" if method.samples else ", or --watch-every 1 --stop-at-collapse"
+    return f"--method {others}, {'' if decays else '--penalties beta_decay on this method, '}fewer --epochs{watch}"
 
 
 def epoch_to_return_to(eigenvalues: list[float]) -> int | None:

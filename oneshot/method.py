@@ -60,6 +60,8 @@ class Alphas:
         return [*self.operations.values(), *self.edges.values(), *(self.controller.parameters() if self.controller else ())]
 
 
+NEED_A_STEP = {"penalties", "edge_weights", "auxiliary_skip", "level", "order", "warmup_epochs"}
+
 PUBLISHED: dict[str, dict[str, Any]] = {
     "nasbench201": {"weights_first": True, "sgd": {"nesterov": True, "weight_decay": 5e-4}},
     "recurrent": {
@@ -111,6 +113,11 @@ class Method(Config):
             raise ValueError("entropy is written for relaxation simplex; take beta_decay, or method gaea")
         if PathDepth in kinds and not isinstance(self.relaxation, HardConcrete):
             raise ValueError("path_depth needs the gates of relaxation hard_concrete; take method pr_darts")
+        if len(kinds) < len(self.penalties):
+            raise ValueError("a penalty is given twice, by the method and beside it, or by name; change its settings in method.penalties")
+        changed = {name for name in NEED_A_STEP if getattr(self, name) != type(self).model_fields[name].get_default()}
+        if not self.learns and changed:
+            raise ValueError(f"method.{min(changed)} is for an architecture step along a gradient, which {self.name} has not; leave it out")
         if self.order != "first" and self.level == "single":
             raise ValueError(f"order {self.order} looks ahead to the weights' next step on other images; it needs level bilevel")
         if self.order != "first" and isinstance(self.relaxation, GumbelHard | HardConcrete):
@@ -177,12 +184,20 @@ class Method(Config):
     def refuse(self, space: CellSpace) -> str | None:
         """A sentence about why this method cannot search this space, or nothing."""
         recurrent = space.name == "recurrent"
+
+        def fewest(kind: str) -> int:
+            return int(space.may(kind).sum(-1).min())
+
         needs = [
             (recurrent and self.partial > 1, "partial channels need channels"),
             (recurrent and self.auxiliary_skip is not None, "an auxiliary skip is written for images"),
             (
                 len(space.cells) < 2 and any(isinstance(p, PathDepth) for p in self.penalties),
-                "path_depth weighs normal and reduction cells",
+                "path_depth weighs normal and reduction cells; leave it out with --method.penalties ''",
+            ),
+            (
+                isinstance(self.relaxation, HardConcrete) and self.relaxation.keep > min(map(fewest, space.cells)),
+                "method.relaxation.keep is more than the operations of an edge",
             ),
         ]
         return next((f"Method {self.name} cannot search space {space.name}: {why}." for fails, why in needs if fails), None)

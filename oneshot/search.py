@@ -4,38 +4,36 @@ Which gradient, which relaxation, which penalty: that is the method's (`oneshot.
 """
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from pydantic import Field, model_validator
-from rich.console import Console
-from rich.table import Table as Grid
 from torch import Tensor
 
 from engine.checkpoint import load_state, save_state
 from engine.cli import Command, main
 from engine.config import format_count, merge, models_in, validate
-from engine.data import Digits, load_data
+from engine.data import Digits, Located, load_data
 from engine.device import pick_device
 from engine.errors import UserError
 from engine.interrupt import Stop, stop_on_signal, until_stopped
 from engine.macs import count_parameters
 from engine.progress import Advance, progress
-from engine.run import Run, read_json, read_lines, write_json
+from engine.run import Run, read_lines, write_json
 from engine.seed import derive
 from engine.text import AnyData, Grammar, TextFolder, load_text
-from oneshot.baselines import reference_lines
 from oneshot.benchmark import Dataset, Table
-from oneshot.collapse import FACTOR, epoch_to_return_to, skips, warning
-from oneshot.costs import DARTS_CIFAR, NASBENCH201, edge_costs
+from oneshot.collapse import FACTOR, NOT_BEFORE, epoch_to_return_to, skips, warning
 from oneshot.drawing import alphas_over_time, draw
+from oneshot.expected_cost import costs_of
 from oneshot.genotype import Genotype
 from oneshot.method import Method
 from oneshot.methods import MethodConfig
 from oneshot.methods.darts import Darts
-from oneshot.penalty import Cost, Penalty
+from oneshot.outcome import compare, describe, retrain_command
+from oneshot.penalty import Penalty
 from oneshot.relax import At
-from oneshot.searching import Costs, Searching
+from oneshot.searching import Searching
 from oneshot.space import CellSpace, find_space
 from oneshot.tasks import ImageTask, Task, TextSettings, TextTask, search_network
 
@@ -60,21 +58,25 @@ class Search(Command):
     out: Path = Field(Path("runs/search"), description="run folder to write")
     method: MethodConfig = Field(Darts(), description="the search method")
     space: str = Field("darts", description="darts, darts_s1 to darts_s3, nasbench201, recurrent")
-    data: AnyData = Field(Digits(), description="images, or text for space recurrent")
-    penalties: tuple[Penalty, ...] = Field((), description="added to the method's own: beta_decay, path_depth, entropy, cost")
+    data: AnyData = Field(Digits(val=0.5), description="images, or text for space recurrent")
+    penalties: tuple[Penalty, ...] = Field(
+        (), description="beside the method's own: beta_decay, path_depth, entropy, cost; names, or JSON with their settings"
+    )
     epochs: int | None = Field(None, ge=1, description="passes over the weights' part; none: the method's")
     batch_size: int | None = Field(None, ge=2, description="images (columns of text) a step; none: the method's")
     channels: int = Field(16, ge=2, description="width of the first cells of the search network")
     cells: int | None = Field(None, ge=1, description="how many; none: 8; in space nasbench201 in each of three stages, none: 5")
     text: TextSettings = Field(TextSettings(), description="the search network of space recurrent")
-    table: Path | None = Field(None, description="NAS-Bench-201 results: log the true accuracy of the current choice in each epoch")
+    table: Located | None = Field(None, description="NAS-Bench-201 results: log the true accuracy of the current choice in each epoch")
     dataset: Dataset = Field("cifar10", description="which of the table's data sets")
     table_budget: int = Field(100, ge=1, description="look-ups that random search and evolution get, to compare with")
     watch_every: int = Field(0, ge=0, description="epochs between measurements of the Hessian's dominant eigenvalue; 0: never")
     stop_at_collapse: bool = Field(
         False, description="RobustDARTS's rule: stop when the eigenvalue grows, go back 4 epochs; needs watch-every 1"
     )
-    evaluate_images: int | None = Field(None, ge=1, description="images (words) that the mixture is measured on in each epoch; none: all")
+    evaluate_images: int | None = Field(
+        None, ge=1, description="images (words) of the architecture's part that the mixture is measured on in each epoch; none: all of them"
+    )
     bf16: bool = Field(False, description="compute in bfloat16 where that is safe: faster on recent GPUs")
     seed: int = Field(0, ge=0, description="of weights, order, augmentation, draws and the halves")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
@@ -85,18 +87,23 @@ class Search(Command):
     @classmethod
     def prepare(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Under what is asked for, what was published for this method on this space."""
-        method = values.get("method", {})
-        method = method if isinstance(method, dict) else {"name": method}
-        name, space = method.get("name", "darts"), values.get("space", "darts")
-        kinds = [kind for kind in models_in(cls.model_fields["method"].annotation) if kind.model_fields["name"].default == name]
-        published = kinds[0].on.get(space, {}) if kinds and issubclass(kinds[0], Method) else {}
+        space = str(values.get("space", "darts"))
+        method = values.get("method", {"name": "darts"})
         data = values.get("data", {"name": "grammar" if space == "recurrent" else "digits"})
-        halves = {} if data.get("name") in ("grammar", "text") else {"val": 0.5}
-        return values | {"method": merge({"name": name, **published}, method), "data": merge(halves, data)}
+        method, data = ({"name": value} if isinstance(value, str) else value for value in (method, data))
+        if isinstance(method, dict):
+            method = {"name": "darts"} | method
+            kinds = [kind for kind in models_in(cls.model_fields["method"].annotation) if issubclass(kind, Method)]
+            published = next((kind.on.get(space, {}) for kind in kinds if kind.model_fields["name"].default == method["name"]), {})
+            method = merge({"name": method["name"], **published}, method)
+        if isinstance(data, dict) and data.get("name") not in ("grammar", "text"):
+            data = {"val": 0.5} | data
+        return values | {"method": method, "data": data}
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if (self.space == "recurrent") != isinstance(self.data, Grammar | TextFolder):
+        text, method, epochs = self.space == "recurrent", self.method, self.epochs or self.method.epochs
+        if text != isinstance(self.data, Grammar | TextFolder):
             raise ValueError(
                 f"space {self.space} and data {self.data.name} do not go together; text is for space recurrent, images for others"
             )
@@ -104,8 +111,19 @@ class Search(Command):
             raise ValueError("table holds results of NAS-Bench-201; give it with --space nasbench201")
         if self.stop_at_collapse and self.watch_every != 1:
             raise ValueError("stop_at_collapse needs the eigenvalue of every epoch; add --watch-every 1")
-        if (self.watch_every or self.stop_at_collapse) and (self.method.samples or not self.method.learns):
-            raise ValueError(f"method {self.method.name} has no smooth loss in the architecture to watch; leave out watch_every")
+        if self.watch_every and (method.samples or not method.learns):
+            raise ValueError(f"method {method.name} has no smooth loss in the architecture to watch; leave out watch_every")
+        if method.warmup_epochs >= epochs:
+            raise ValueError(
+                f"method {method.name} trains weights alone for {method.warmup_epochs} epochs and would learn nothing else in {epochs}; "
+                "lower --method.warmup-epochs or raise --epochs"
+            )
+        if not text and self.channels % method.partial:
+            raise ValueError(
+                f"channels = {self.channels} cannot be cut into {method.partial} parts; take a multiple, or --method.partial 1"
+            )
+        if self.space.startswith("darts") and self.cells is not None and self.cells < 3:
+            raise ValueError(f"cells = {self.cells} are all reduction cells; take 3 or more, so that normal cells are searched, too")
         return self
 
     def execute(self) -> int:
@@ -113,22 +131,27 @@ class Search(Command):
         if self.threads:
             torch.set_num_threads(self.threads)
         space = find_space(self.space)
-        method = validate(
-            type(self.method), self.method.model_dump() | {"penalties": (*self.method.penalties, *self.penalties)}, "--penalties"
-        )
+        together = self.method.model_dump() | {"penalties": (*self.method.penalties, *self.penalties)}
+        method = validate(type(self.method), together, "--penalties")
         refusal = method.refuse(space)
         if refusal:
             raise UserError(refusal)
         table = Table.read(self.table) if self.table else None
+        if table:
+            table.accuracies(self.dataset)  # refused now, not after the first epoch
         device = pick_device(self.device)
+        costs = costs_of(method.penalties, space, device)
         task = self._task(space, method, device)
-        epochs = self.epochs or method.epochs
-        searching = Searching(method, space, task, self.seed, epochs, self._costs(space, method, device))
+        searching = Searching(method, space, task, self.seed, self.epochs or method.epochs, costs)
         run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite)
         if run.finished:
             print(f"{run.path} is finished already.")
-            return _next(run.path, self.space)
-        return Loop(self, run, searching, table).run()
+        else:
+            status = Loop(self, run, searching, table).run()
+            if status:
+                return status
+        print(f"next: {retrain_command(run.path, self.space, self.data)}")
+        return 0
 
     def _task(self, space: CellSpace, method: Method, device: torch.device) -> Task:
         batch_size = self.batch_size or method.batch_size
@@ -141,17 +164,6 @@ class Search(Command):
             network = search_network(space, method, self.channels, cells, len(data.classes), data.channels)
         return ImageTask(network, data, method, batch_size, self.bf16)
 
-    def _costs(self, space: CellSpace, method: Method, device: torch.device) -> Costs:
-        """Of the final network that the published evaluation builds."""
-        wanted = next((penalty for penalty in method.penalties if isinstance(penalty, Cost)), None)
-        if wanted is None:
-            return Costs()
-        if wanted.of == "latency":
-            return read_costs(wanted.table, space, device)
-        found = edge_costs(space, wanted.of, NASBENCH201 if space.name == "nasbench201" else DARTS_CIFAR)
-        edges = {kind: torch.tensor(cost, dtype=torch.float32, device=device) for kind, cost in found.edges.items()}
-        return Costs(edges, float(found.constant))
-
 
 class Loop:
     """A search from its current step to its end, or to a signal; metrics.jsonl is its memory."""
@@ -161,27 +173,29 @@ class Loop:
         self.epoch, self.done = 0, 0  # pairs of batches of this epoch
         self.step = 0
         self.pending: list[Tensor] = []  # losses that the host has not looked at
+        self.warned = False
         if (run.path / "state.pt").exists():
             self.load()
+        run.forget_after(self.step)  # logged by what was killed before its checkpoint
 
     def run(self) -> int:
-        """All epochs, then the choice."""
-        searching, epochs = self.searching, self.searching.epochs
-        total = self.step - self.done + sum(searching.task.steps(epoch) for epoch in range(self.epoch, epochs))
-        introduce(self.config, searching)
+        """All epochs, then the choice (0); or up to a signal (130)."""
+        task, epochs = self.searching.task, self.searching.epochs
+        total = self.step - self.done + sum(task.steps(epoch) for epoch in range(self.epoch, epochs))
+        introduce(self.searching)
         with stop_on_signal() as stop, progress("search", total, self.step) as advance:
-            while self.epoch < epochs:
+            while self.epoch < epochs and self.collapsed() is None:
                 self.train(stop, advance)
                 self.log()
-                if self.done == searching.task.steps(self.epoch):
+                self.check()
+                if self.done >= task.steps(self.epoch):
                     self.end_epoch()
                 self.save()
-                if stop.requested and self.epoch < epochs:
-                    print(f"stopped in epoch {self.epoch + 1} of {epochs}; continue with the same command and --resume")
+                if stop.requested:
+                    print(f"stopped at step {self.step} of {total}; continue with the same command and --resume")
                     return 130
-                if self.collapsed() is not None:
-                    break
-        return self.finish()
+        self.finish()
+        return 0
 
     def train(self, stop: Stop, advance: Advance) -> None:
         """The rest of the current epoch, or up to a signal."""
@@ -204,35 +218,58 @@ class Loop:
             return ""
         losses_S2, self.pending = torch.stack(self.pending).cpu(), []
         if not bool(losses_S2.isfinite().all()):
-            raise UserError(
-                f"The loss is not finite near step {self.step} (epoch {self.epoch + 1}); start again with a lower --method.sgd.lr "
-                f"(now {self.searching.method.sgd.lr}). The last good checkpoint stays in '{self.folder.path}'."
-            )
+            self.diverged("loss is")
         of_weights, of_architecture = losses_S2.mean(0).tolist()
-        self.folder.log(step=self.step, epoch=self.epoch, loss=of_weights, architecture_loss=of_architecture)
+        point = {"architecture_loss": of_architecture} if self.searching.learning else {}
+        self.folder.log(step=self.step, epoch=self.epoch, loss=of_weights, **point)
         return f"epoch {self.epoch + 1}  loss {of_weights:.3f}"
+
+    def check(self) -> None:
+        """The last update may have broken what is learned without a loss that shows it.
+
+        Raises:
+            UserError: a weight or a parameter of the architecture is not finite.
+        """
+        for what, tensors in (("weights", self.searching.task.network.parameters()), ("architecture", self.searching.alphas.all())):
+            sums = [tensor.detach().float().sum() for tensor in tensors]
+            if sums and not bool(torch.stack(sums).isfinite().all()):
+                self.diverged(f"{what} {'are' if what == 'weights' else 'is'}")
+
+    def diverged(self, what: str) -> NoReturn:
+        """Say when, and what to do."""
+        raise UserError(
+            f"The {what} not finite near step {self.step} (epoch {self.epoch + 1}); start again with --overwrite and a lower "
+            f"--method.sgd.lr (now {self.searching.method.sgd.lr}). The last good checkpoint, if any, stays in '{self.folder.path}'."
+        )
 
     def end_epoch(self) -> None:
         """What the method does between epochs; then measure and log the current choice."""
-        searching, method = self.searching, self.searching.method
+        searching, method, config = self.searching, self.searching.method, self.config
         method.after_epoch(searching)
         genotype = method.genotype(searching)
-        quality = searching.measure(limit=self.config.evaluate_images)
         probabilities = method.probabilities(searching.space, searching.alphas)
         point: dict[str, Any] = {
-            searching.task.quality: quality,
+            searching.task.quality: searching.measure(limit=config.evaluate_images),
             "skips": skips(genotype),
             "genotype": genotype.model_dump(mode="json"),
             "alphas": {kind: [[round(p, 5) for p in row] for row in values.tolist()] for kind, values in probabilities.items()},
         }
-        every = self.config.watch_every
-        if every and (self.epoch + 1) % every == 0:
+        if config.watch_every and (self.epoch + 1) % config.watch_every == 0:
             _, valid = next(searching.task.batches(self.epoch, 0))
             point["eigenvalue"] = searching.eigenvalue(valid)
         if self.table:
-            point |= {"true_accuracy": self.table.accuracy(genotype, self.config.dataset)}
+            point["true_accuracy"] = self.table.accuracy(genotype, config.dataset)
+        self.folder.log(step=self.step, epoch=self.epoch, **point)
         self.epoch, self.done = self.epoch + 1, 0
-        self.folder.log(step=self.step, epoch=self.epoch - 1, **point)
+        if self.epoch >= NOT_BEFORE and not self.warned:
+            self.warn(genotype)
+
+    def warn(self, genotype: Genotype) -> None:
+        """Say it if the search seems to collapse; only methods that learn by gradient do."""
+        concern = warning(genotype, self.searching.method) if self.searching.method.learns else None
+        if concern:
+            print(f"warning, after epoch {self.epoch}: {concern}")
+            self.warned = True
 
     def epochs_logged(self) -> list[dict[str, Any]]:
         """What the ends of epochs logged."""
@@ -244,25 +281,27 @@ class Loop:
             return None
         return epoch_to_return_to([point["eigenvalue"] for point in self.epochs_logged()])
 
-    def finish(self) -> int:
+    def finish(self) -> None:
         """Read the cell off, write and draw it."""
-        searching, path, logged = self.searching, self.folder.path, self.epochs_logged()
+        searching, path, logged, config = self.searching, self.folder.path, self.epochs_logged(), self.config
         back = self.collapsed()
-        searching.at = At(searching.epochs - 1, searching.epochs)
         if back is None:
+            searching.at = At(searching.epochs - 1, searching.epochs)
             genotype = searching.method.final_genotype(searching)
         else:
             genotype = Genotype.model_validate(logged[back]["genotype"])
-            print(
-                f"The dominant eigenvalue grew by more than {FACTOR}: stopped after epoch {len(logged)}, took the cell of epoch {back + 1}."
-            )
+            print(f"The eigenvalue grew by more than {FACTOR}: stopped after epoch {len(logged)}, took the cell of epoch {back + 1}.")
         write_json(path / "genotype.json", genotype.model_dump(mode="json"))
         draw(genotype, path / "cell")
         if searching.method.learns:
             alphas_over_time([point["alphas"] for point in logged], searching.space, path / "alphas.png")
-        report(self.config, searching, genotype, self.table)
+        describe(genotype)
+        if back is None:
+            self.warn(genotype)
+        if self.table:
+            compare(genotype, self.table, config.dataset, config.table_budget, config.seed)
         self.folder.finish()
-        return _next(path, self.config.space)
+        print(f"written to {path}: genotype.json, cell.svg, cell.png")
 
     def save(self) -> None:
         """What --resume needs."""
@@ -281,67 +320,20 @@ class Loop:
             self.epoch, self.done, self.step = (int(state[name]) for name in ("epoch", "done", "step"))
         except (KeyError, RuntimeError, ValueError, TypeError):
             raise UserError(f"Resume state '{path}' is not of this run; start again with --overwrite.") from None
-        self.folder.forget_after(self.step)
-        print(f"resumed in epoch {self.epoch + 1} of {self.searching.epochs}")
+        print(
+            f"resumed in epoch {self.epoch + 1} of {self.searching.epochs}" if self.epoch < self.searching.epochs else "resumed at the end"
+        )
 
 
-def introduce(config: Search, searching: Searching) -> None:
+def introduce(searching: Searching) -> None:
     """Print what is searched on what."""
     method, task = searching.method, searching.task
     size = format_count(count_parameters(task.network))
-    how = f"{method.order} order" if method.learns and method.level == "bilevel" else method.level if method.learns else "sampled"
-    print(f"method {method.name} ({how}) on space {searching.space.name}; search network of {size} parameters")
-    print(f"{searching.epochs} epochs of {task.steps(0)} steps; device {searching.device}")
-
-
-def report(config: Search, searching: Searching, genotype: Genotype, table: Table | None) -> None:
-    """What was found, in words."""
-    grid = Grid("cell", "node", "edges: operation from state")
-    for kind, cell in genotype.cells.items():
-        for node, edges in enumerate(cell.nodes, start=searching.space.inputs):
-            grid.add_row(kind, str(node), ", ".join(f"{name} {source}" for name, source in edges))
-    Console().print(grid)
-    concern = warning(genotype)
-    if concern:
-        print(f"warning: {concern}")
-    if table:
-        lines = {"this choice": table.accuracy(genotype, config.dataset)} | reference_lines(
-            table, config.dataset, config.table_budget, config.seed
-        )
-        compared = Grid(f"true accuracy on {config.dataset}, %", "")
-        for name, value in lines.items():
-            compared.add_row(name, f"{value:.2f}")
-        Console().print(compared)
-
-
-def read_costs(path: Path | None, space: CellSpace, device: torch.device) -> Costs:
-    """A latency table: operation -> cost on any edge of any cell, or kind of cell -> edges -> operations.
-
-    Raises:
-        UserError: there is none, or it does not fit the space.
-    """
-    if path is None:
-        raise UserError('Penalty cost of latency needs a table; add "table": "FILE.json" to it, with a cost for each operation.')
-    values = read_json(path)
-    shape = (len(space.edges), len(space.operations))
-    try:
-        if set(space.cells) <= set(values):
-            edges = {kind: torch.tensor(values[kind], dtype=torch.float32) for kind in space.cells}
-        else:
-            row = torch.tensor([0.0 if name == "none" else float(values[name]) for name in space.operations])
-            edges = {kind: row.expand(shape) for kind in space.cells}
-        assert all(cost.shape == shape for cost in edges.values())
-    except (KeyError, TypeError, ValueError, AssertionError):
-        wanted = f"{', '.join(space.operations)}; or for each of {', '.join(space.cells)}, {shape[0]} rows of {shape[1]} numbers"
-        raise UserError(f"Cost table '{path}' does not fit space {space.name}: it must have a number for each of {wanted}.") from None
-    return Costs({kind: cost.to(device) for kind, cost in edges.items()}, float(values.get("constant", 0)))
-
-
-def _next(path: Path, space: str) -> int:
-    found = "" if space == "recurrent" else " --config oneshot/retrain_cifar"
-    print(f"written to {path}: genotype.json, cell.svg, cell.png")
-    print(f"next: python -m oneshot.retrain --genotype {path}{found} --data.path ... --out {path}-retrained")
-    return 0
+    how = f"{method.order} order" if method.level == "bilevel" else "single level"
+    print(
+        f"method {method.name} ({how if method.learns else 'sampled'}) on space {searching.space.name}; search network of {size} parameters"
+    )
+    print(f"{task.about}; {searching.epochs} epochs of {task.steps(0)} steps; device {searching.device}")
 
 
 if __name__ == "__main__":

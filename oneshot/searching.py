@@ -54,7 +54,7 @@ class Searching:
         """One search step, with the `number`-th pair of batches of this epoch. Returns the two losses (weights, architecture)."""
         rate = rate_of(self.method.sgd, self.at) * self.task.rate(train)
         set_learning_rate(self.of_weights, rate)
-        learns = self.method.learns and self.at.epoch >= self.method.warmup_epochs
+        learns = self.learning
         if self.method.level == "single":
             return self._both_at_once(number, train, learns)
         of_architecture = torch.zeros((), device=self.device)
@@ -64,6 +64,11 @@ class Searching:
         if learns and self.method.weights_first:
             of_architecture = self.architecture_step(number, train, valid, rate)
         return torch.stack([of_weights, of_architecture])
+
+    @property
+    def learning(self) -> bool:
+        """Whether this epoch's steps move the architecture."""
+        return self.method.learns and self.at.epoch >= self.method.warmup_epochs
 
     def mixtures(self, purpose: str, number: int = 0) -> Mixtures:
         """What the network gets, with the draws of this place in the search."""

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from engine.data import Data, Part
+from engine.data import Data, Part, Split
 from engine.seed import derive, numpy_generator, torch_generator
 from engine.text import Text, columns, window, windows
 from oneshot.bilevel import ImageLoss, Inner, Loss, Mixtures
@@ -19,6 +19,7 @@ from oneshot.recurrent import Dropout, LanguageLoss, RecurrentNetwork, TextBatch
 from oneshot.space import CellSpace
 
 BATCH = 250  # images at a time where nothing is learned
+SPLITS_OF: tuple[tuple[Split, str], ...] = (("train", "weights"), ("val", "architecture"))
 
 
 class TextSettings(Dropout):
@@ -41,6 +42,8 @@ class Task(Protocol):
 
     network: nn.Module
     quality: str  # what `measure` returns: accuracy (more is better) or perplexity (less is better)
+    about: str  # what there is to learn from, in words
+    batch_items: int  # images or words in a usual batch
 
     @property
     def loss(self) -> Loss:
@@ -117,10 +120,14 @@ class ImageTask:
     def __init__(self, network: nn.Module, data: Data, method: Method, batch_size: int, bf16: bool = False):
         self.network: nn.Module = network.to(data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = ImageLoss(self.network, bf16)
-        self.data, self.batch_size = data, batch_size
+        self.data, self.batch_size, self.batch_items = data, batch_size, batch_size
         self.part: Part = "both" if method.level == "single" else "train"
         self.of_architecture: Part = "both" if method.level == "single" else "val"
         self.steps(0), data.steps(batch_size, self.of_architecture)  # refused now, not in the first step
+        parts = [
+            f"{data.size_of(part)} images for the {who}" for part, who in ((self.part, "weights"), (self.of_architecture, "architecture"))
+        ]
+        self.about = f"{len(data.classes)} classes; {', '.join(parts)}"
 
     def steps(self, epoch: int) -> int:
         """Pairs of batches in an epoch."""
@@ -192,9 +199,13 @@ class TextTask:
         self.network: nn.Module = self.words
         self.loss = LanguageLoss(self.words)
         self.settings, self.bptt, self.batch_size, self.seed, self.device = settings, settings.bptt, batch_size, seed, device
+        self.batch_items = batch_size * settings.bptt
+        parts = [f"{len(text.splits[split])} for the {who}" for split, who in SPLITS_OF]
+        self.about = f"vocabulary of {len(text.vocabulary)} words; {', '.join(parts)}"
         self.train_RB = columns(text.splits["train"].to(device), batch_size)
         self.val_RB = columns(text.splits["val"].to(device), batch_size)
         self.hidden = [self.words.start(batch_size), self.words.start(batch_size)]
+        self.pair: list[TextBatch] = []  # of the step under way
 
     def windows(self, epoch: int) -> list[tuple[int, int]]:
         """Of the training text."""
@@ -207,9 +218,9 @@ class TextTask:
     def batches(self, epoch: int, skip: int) -> Iterator[tuple[Any, Any]]:
         """A window of each text; hidden states are carried from step to step, and start at 0 in each epoch."""
         if skip == 0:
-            self.hidden = [self.words.start(self.batch_size), self.words.start(self.batch_size)]
+            self.load({name: self.words.start(self.batch_size) for name in ("train", "val")})
         for step, (start, length) in enumerate(self.windows(epoch)[skip:], start=skip):
-            pair = []
+            self.hidden, self.pair = self._carried(), []
             for number, (text, at) in enumerate(((self.train_RB, start), (self.val_RB, start % (len(self.val_RB) - 2)))):
                 purpose = (self.seed, ("masks", "validation masks")[number], epoch, step)
                 generator = torch_generator(self.device, *purpose)
@@ -217,10 +228,13 @@ class TextTask:
                 def draw(generator: torch.Generator = generator) -> Any:
                     return draw_masks(self.settings, self.words, self.batch_size, generator)
 
-                pair.append(TextBatch(*window(text, at, length), self.hidden[number], draw if self.settings.fresh_masks else draw()))
-            train, valid = pair
-            yield train, valid
-            self.hidden = [batch.hidden_1BH if batch.after is None else batch.after for batch in pair]
+                masks = draw if self.settings.fresh_masks else draw()
+                self.pair.append(TextBatch(*window(text, at, length), self.hidden[number], masks))
+            yield self.pair[0], self.pair[1]
+
+    def _carried(self) -> list[Tensor]:
+        """The hidden states after the last step."""
+        return [batch.hidden_1BH if batch.after is None else batch.after for batch in self.pair] or self.hidden
 
     def rate(self, batch: Any) -> float:
         """Proportional to the window's length."""
@@ -262,8 +276,8 @@ class TextTask:
 
     def state(self) -> dict[str, Tensor]:
         """The hidden states."""
-        return {"train": self.hidden[0], "val": self.hidden[1]}
+        return dict(zip(("train", "val"), self._carried(), strict=True))
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take them up."""
-        self.hidden = [state["train"], state["val"]]
+        self.hidden, self.pair = [state["train"], state["val"]], []

@@ -41,7 +41,7 @@ class Controller(nn.Module):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -0.1, 0.1)
         self.width = width
-        self.register_buffer("average", torch.zeros(()))  # of rewards
+        self.register_buffer("average", torch.tensor(torch.nan))  # of rewards; the first one starts it
 
     def forward(self, draws: torch.Generator) -> tuple[Choice, Tensor, Tensor]:
         """(an architecture, the log-probability of having drawn it, the entropy of the decisions)."""
@@ -79,6 +79,11 @@ class Controller(nn.Module):
                     pairs.append((edge, decide(self.operation_head, offered(self.space, kind, edge))))
             choice[kind] = tuple(pairs)
         return choice, log_probability, entropy
+
+    def follow(self, reward: float, decay: float) -> None:
+        """Move the average towards a reward."""
+        start = self.average.isnan()
+        self.average.copy_(torch.where(start, reward, self.average.lerp(torch.tensor(reward), 1 - decay)))
 
 
 class Enas(Method):
@@ -139,7 +144,7 @@ class Enas(Method):
                 for _ in range(self.samples_a_step):
                     choice, log_probability, entropy = controller(draws)
                     reward = searching.reward(as_mixtures(searching.space, choice), next(batches)) + self.entropy * float(entropy)
-                    controller.average.lerp_(controller.average.new_tensor(reward), 1 - self.baseline)
+                    controller.follow(reward, self.baseline)
                     loss = loss - log_probability * (reward - float(controller.average)) / self.samples_a_step
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -154,7 +159,7 @@ class Enas(Method):
     def final_genotype(self, searching: "Searching") -> Genotype:
         """The best by shared weights of some that the controller draws."""
         choices = self._drawn(searching, self.candidates)
-        return as_genotype(searching.space, best_of(searching, choices, self.batch_size, 10))
+        return as_genotype(searching.space, best_of(searching, choices, 1, 10))
 
     @torch.no_grad()
     def _drawn(self, searching: "Searching", count: int) -> list[Choice]:

@@ -57,18 +57,18 @@ class RandomWs(Method):
         """The best candidate."""
         space = searching.space
         drawn = [draw(space, numpy_generator(searching.seed, "candidate", number)) for number in range(self.candidates)]
-        return as_genotype(space, best_of(searching, drawn, self.batches * self.batch_size, self.finalists))
+        return as_genotype(space, best_of(searching, drawn, self.batches, self.finalists))
 
 
-def best_of(searching: "Searching", choices: list[Choice], limit: int, finalists: int) -> Choice:
-    """The best of `choices` by shared weights: all on the first `limit` images (or words), then the `finalists` best on all."""
+def best_of(searching: "Searching", choices: list[Choice], batches: int, finalists: int) -> Choice:
+    """The best of `choices` by shared weights: all on `batches` validation batches, then the `finalists` best on everything."""
     sign = 1 if searching.task.quality == "accuracy" else -1
-    with progress("judge candidates", len(choices) + finalists) as advance:
+    with progress("judge candidates", len(choices) + min(finalists, len(choices))) as advance:
 
         def judge(choice: Choice, limit: int | None) -> float:
             value = searching.measure(as_mixtures(searching.space, choice), limit)
             advance(f"{searching.task.quality} {value:.4g}")
             return sign * value
 
-        ranked = sorted(choices, key=lambda choice: -judge(choice, limit))
+        ranked = sorted(choices, key=lambda choice: -judge(choice, batches * searching.task.batch_items))
         return max(ranked[:finalists], key=lambda choice: judge(choice, None))

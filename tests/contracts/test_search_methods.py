@@ -1,0 +1,142 @@
+"""What every search method must do on every space that it does not refuse: learn, stay on its feet, resume exactly, hand over a cell."""
+
+import io
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.config import over_defaults, validate
+from engine.data import Digits, load_data
+from engine.text import Grammar, load_text
+from oneshot.expected_cost import costs_of
+from oneshot.genotype import Genotype
+from oneshot.method import Method
+from oneshot.methods import MethodConfig
+from oneshot.relax import At
+from oneshot.search import Search
+from oneshot.searching import Searching
+from oneshot.space import SPACES, CellSpace, find_space
+from oneshot.tasks import ImageTask, TextSettings, TextTask, search_network
+
+CPU = torch.device("cpu")
+NAMES = [kind.model_fields["name"].default for kind in get_args(get_args(MethodConfig)[0])]
+FEW = ("candidates", "finalists", "batches", "controller_steps", "samples_a_step")  # of methods that judge whole architectures
+COMBINED: list[tuple[str, str, dict[str, Any]]] = [
+    ("darts", "nasbench201", {"order": "second"}),
+    ("darts", "darts_s2", {"order": "exact"}),
+    ("darts", "recurrent", {"order": "second"}),
+    ("gaea", "darts", {"level": "single"}),
+    ("pc_darts", "nasbench201", {"penalties": [{"name": "beta_decay"}, {"name": "cost"}]}),
+    ("gdas", "darts_s3", {"penalties": [{"name": "cost", "of": "params", "form": "add"}]}),
+    ("pr_darts", "nasbench201", {"penalties": []}),
+]
+IMAGES = load_data(Digits(val=0.5), CPU, 0)
+TEXT = load_text(Grammar(sentences=200))
+
+
+def chosen(name: str, space: CellSpace, settings: dict[str, Any]) -> Method:
+    """A method with what was published for the space, as the command builds it."""
+    found = validate(
+        Search, over_defaults(Search, Search.prepare({"method": {"name": name, **settings}, "space": space.name})), "test"
+    ).method
+    return found.model_copy(update={field: 2 for field in FEW if field in type(found).model_fields})
+
+
+def started(method: Method, space: CellSpace, seed: int) -> Searching:
+    epochs, costs = method.warmup_epochs + 4, costs_of(method.penalties, space, CPU)
+    if space.name == "recurrent":
+        return Searching(method, space, TextTask(TEXT, TextSettings(hidden=8, bptt=6), 4, seed, CPU), seed, epochs, costs)
+    torch.manual_seed(seed)
+    network = search_network(space, method, 4, 1 if space.name == "nasbench201" else 3, 10, 1)
+    return Searching(method, space, ImageTask(network, IMAGES, method, 16), seed, epochs, costs)
+
+
+def take(searching: Searching, steps: int, epoch: int, first: int = 0) -> list[Tensor]:
+    """The losses of some steps of an epoch."""
+    searching.at = At(epoch, searching.epochs)
+    batches = searching.task.batches(epoch, first)
+    return [searching.step(number, *next(batches)) for number in range(first, first + steps)]
+
+
+def copied(state: dict[str, Any]) -> dict[str, Any]:
+    """Through a file, as --resume does."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def tensors(state: Any) -> list[Tensor]:
+    if isinstance(state, Tensor):
+        return [state.detach().clone()]
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else []
+    return [tensor for part in parts for tensor in tensors(part)]
+
+
+def same(a: Any, b: Any) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
+
+
+def cases() -> list[Any]:
+    found = [(name, space.name, {}) for name in NAMES for space in SPACES] + COMBINED
+    return [pytest.param(*case, id="-".join((*case[:2], *case[2]))) for case in found]
+
+
+@pytest.mark.parametrize(("name", "space_name", "settings"), cases())
+def test_contract(name: str, space_name: str, settings: dict[str, Any]) -> None:
+    space = find_space(space_name)
+    method = chosen(name, space, settings)
+    refusal = method.refuse(space)
+    if refusal is not None:
+        assert refusal.startswith(f"Method {name} cannot search space {space_name}: ") and refusal.endswith(".") and "\n" not in refusal
+        return
+    ours, again, other = (started(method, space, seed) for seed in (0, 0, 1))
+    start, warm = ours.state(), method.warmup_epochs
+    weights, alphas = tensors(start["network"]), tensors(start["alphas"])
+    if warm:
+        take(ours, 1, warm - 1)
+        assert same(ours.alphas.all(), alphas), "the architecture waits"
+        ours.load(copied(started(method, space, 0).state()))
+
+    losses = take(ours, 2, warm)
+    assert all(loss.isfinite().all() for loss in losses)
+    assert not same(ours.state()["network"], weights)
+    assert all(not torch.equal(a, b) for a, b in zip(ours.alphas.all(), alphas, strict=True)) or not method.learns
+    assert method.learns or same(ours.alphas.all(), alphas)
+    assert torch.equal(take(again, 1, warm)[0], losses[0]), "equal seeds"
+    assert not torch.equal(take(other, 1, warm)[0], losses[0]), "other seeds"
+
+    method.after_epoch(ours)
+    state = copied(ours.state())
+    (goes_on,) = take(ours, 1, warm, first=2) if space_name != "recurrent" else take_on(ours, state, warm)
+    again.load(state)
+    assert torch.equal(take(again, 1, warm, first=2)[0], goes_on)
+    assert same(again.state(), ours.state()), "resumed, bit for bit"
+
+    for kind, weights_EO in method.probabilities(space, ours.alphas).items():
+        may = space.may(kind)
+        assert (weights_EO >= 0).all() and (weights_EO[~may] == 0).all()
+        parts = [weights_EO[into].sum() for into in space.entering] if method.edge_weights else weights_EO.sum(-1)
+        torch.testing.assert_close(torch.as_tensor(parts), torch.ones(len(parts)))
+    assert ours.measure(limit=40) == ours.measure(limit=40)
+    for genotype in (method.genotype(ours), method.final_genotype(ours)):
+        assert Genotype.model_validate_json(genotype.model_dump_json()) == genotype
+        assert genotype.space == space_name and set(genotype.cells) == set(space.cells)
+        for kind, cell in genotype.cells.items():
+            keeps = [into.stop - into.start if space.keeps is None else min(space.keeps, into.stop - into.start) for into in space.entering]
+            assert [len(node) for node in cell.nodes] == keeps
+            offered = {(space.edges[e][1] - space.inputs, space.edges[e][0], name) for e, name in allowed(space, kind)}
+            assert {(node, source, op) for node, edges in enumerate(cell.nodes) for op, source in edges} <= offered
+
+
+def take_on(searching: Searching, state: dict[str, Any], epoch: int) -> list[Tensor]:
+    """The next step on text, whose hidden states come from the step before."""
+    assert any(hidden.abs().sum() > 0 for hidden in state["task"].values())
+    searching.task.load(state["task"])
+    return take(searching, 1, epoch, first=2)
+
+
+def allowed(space: CellSpace, kind: str) -> list[tuple[int, str]]:
+    return [(int(e), space.operations[int(o)]) for e, o in space.may(kind).nonzero()]
