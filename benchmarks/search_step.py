@@ -20,7 +20,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from engine.device import keep_freed_memory
 from engine.run import environment
-from oneshot.fan import Convolution, FactorizedSkip, Fan, Separable
+from oneshot.fan import Separable
 from oneshot.mixture import Mixture
 from oneshot.network import DartsNetwork, Mixed, NasBench201Network, Residual
 from oneshot.space import CellSpace, find_space

@@ -65,10 +65,12 @@ class Separable(nn.Module):
         self.norm = nn.ModuleList(Norm(edges * channels, track) for _ in range(passes))
 
     def forward(self, x: Tensor, at: Sequence[int], scale: Tensor, twice: bool) -> Tensor:
-        """Of x (N, len(at) C, H, W), rectified and copied for each edge: the same shape, halved at stride 2."""
-        stride, dilation = self.stride, 2 if self.dilated else 1
-        if self.dilated and stride == 2:  # reads even rows and columns only
-            x, stride, dilation = x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last), 1, 1
+        """Of x (N, len(at) C, H, W), rectified and copied for each edge: the same shape, halved at stride 2.
+
+        A dilated convolution at stride 2 reads even rows and columns only: it is given those, and is a dense one of them.
+        """
+        stride = 1 if self.dilated else self.stride
+        dilation = 2 if self.dilated and self.stride == 1 else 1
         for number, (depth, point, norm) in enumerate(zip(self.depth, self.point, self.norm, strict=True)):
             if number:
                 x, stride = F.relu(x, inplace=True), 1
@@ -158,7 +160,8 @@ class Fan(nn.Module):
     def forward(self, x: Tensor, weight_nO: Tensor, runs: Runs | None, skip: Tensor | None, twice: bool) -> list[Tensor]:
         """What each of the n edges passes on; (N, C, H / stride, W / stride) each."""
         rectified = F.relu(x)
-        copied = functools.cache(lambda count: torch.cat([rectified] * count, 1) if count > 1 else rectified)
+        even = rectified[:, :, ::2, ::2] if self.stride == 2 else rectified  # all that a dilated convolution at stride 2 reads
+        copied = functools.cache(lambda count, dilated: torch.cat([even if dilated else rectified] * count, 1))
         whole: list[Tensor] = []  # terms of all edges, edge by edge
         terms: list[list[Tensor]] = [[] for _ in range(self.edges)]
         shared: list[tuple[Tensor, Tensor]] = []  # (what every edge reads, how much of it each takes)
@@ -172,7 +175,7 @@ class Fan(nn.Module):
             if name in self.own:
                 own = self.own[name]
                 chosen = weight_n if everywhere else torch.stack([weight_n[p] for p in at])
-                read = copied(len(at)) if isinstance(own, Separable) else rectified
+                read = copied(len(at), own.dilated and self.stride == 2) if isinstance(own, Separable) else rectified
                 y = own(read, [allowed.index(p) for p in at], self._per_channel(chosen), twice)
                 if everywhere:
                     whole.append(y)

@@ -82,7 +82,7 @@ def shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 class Join(nn.Module):
-    """Brings an input state, rectified, to a cell's channels: 1x1 convolution and BatchNorm; half the size where the cell before halved it."""
+    """Brings a rectified input state to a cell's channels: 1x1 convolution, BatchNorm; half the size where the cell before halved it."""
 
     def __init__(self, inp: int, out: int, halves: bool, track: bool):
         super().__init__()
