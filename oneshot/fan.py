@@ -184,7 +184,7 @@ class Fan(nn.Module):
             else:
                 if not everywhere:
                     weight_n = torch.stack([weight_n[p] if p in at else weight_n.new_zeros(()) for p in range(self.edges)])
-                shared.append((self._shared(name, x, twice), weight_n))
+                shared.append((self._shared(name, x), weight_n))
         if skip is not None and self.auxiliary is not None:
             whole.append(self.auxiliary(rectified, range(self.edges), self._per_channel(skip.expand(self.edges))))
         elif skip is not None:
@@ -199,12 +199,12 @@ class Fan(nn.Module):
     def _per_channel(self, weight_n: Tensor) -> Tensor:
         return weight_n.repeat_interleave(self.channels)  # an expanded view would not do: torch's gradient reads it as if contiguous
 
-    def _shared(self, name: str, x: Tensor, twice: bool) -> Tensor:
+    def _shared(self, name: str, x: Tensor) -> Tensor:
         match name:
             case "max_pool_3x3":
                 x = F.max_pool2d(x, 3, self.stride, 1)
             case "avg_pool_3x3":
-                x = F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False) if twice else average_pool(x, self.stride)
+                x = average_pool(x, self.stride)
         return self.pool_norm[name](x) if name in self.pool_norm else x
 
 
