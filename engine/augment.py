@@ -27,10 +27,10 @@ def random_flip(x_NCHW: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(flip, x_NCHW.flip(-1), x_NCHW)
 
 
-def cutout(x_NCHW: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """A square of `size` pixels set to 0 (black) around a random centre of each image, cut off at the border.
+def cutout(x_NCHW: Tensor, size: int, generator: torch.Generator, fill_C11: Tensor | None = None) -> Tensor:
+    """A square of `size` pixels of colour `fill_C11` (none: black) around a random centre of each image, cut off at the border.
 
-    Cutout (arXiv:1708.04552), whose code fills with the mean colour instead, since it cuts after normalising.
+    Cutout (arXiv:1708.04552), whose code fills with the mean colour, since it cuts after normalising.
     """
     count, _, height, width = x_NCHW.shape
     device = x_NCHW.device
@@ -42,7 +42,7 @@ def cutout(x_NCHW: Tensor, size: int, generator: torch.Generator) -> Tensor:
         return (place >= start) & (place < start + size)
 
     hole = inside(height, centre[0])[:, None, :, None] & inside(width, centre[1])[:, None, None, :]
-    return x_NCHW.masked_fill(hole, 0)
+    return x_NCHW.masked_fill(hole, 0) if fill_C11 is None else torch.where(hole, fill_C11, x_NCHW)
 
 
 def mixup(x_NCHW: Tensor, y_NK: Tensor, alpha: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """From a configuration class to a command: `main(Train)` is the whole of an entry module's last line."""
 
+import json
 import os
 import re
 import signal
@@ -23,6 +24,11 @@ class Command(Config):
     config: str | None = Field(None, description="recipe: a YAML file, or a packaged name such as ofa/cifar10")
     many_processes: ClassVar[bool] = False  # whether torchrun may start more than one of it
 
+    @classmethod
+    def prepare(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """What recipe and flags say, with defaults under it that depend on what they say."""
+        return values
+
     def execute(self) -> int:
         """Do the work; return 0, or 1 if the result failed its check."""
         raise NotImplementedError
@@ -42,11 +48,12 @@ def parse(command: type[T], argv: list[str]) -> T:
     recipe = given.pop("config", command.model_fields["config"].default)
     values = read_recipe(recipe) if recipe else {}
     values.pop("config", None)
-    values = over_defaults(command, merge(values, given))
+    values = over_defaults(command, command.prepare(merge(values, given)))
     return validate(command, values | {"config": recipe}, recipe or "command line", given)
 
 
 def _flags(command: type[Command], argv: list[str]) -> dict[str, Any]:
+    argv = _named_sections(command, argv)
     package = command.__module__.split(".")[0]
     specs = [getattr(sys.modules[name], "__spec__", None) for name in ("__main__", command.__module__)]
     named = [spec.name for spec in specs if spec is not None]  # first what was started: ofa.space runs a command of ofa.describe
@@ -66,6 +73,22 @@ def _flags(command: type[Command], argv: list[str]) -> dict[str, Any]:
         return dict(CliSettingsSource[Any](parser_class, cli_parse_args=argv)())
     except SettingsError as error:
         raise UserError(_unknown_flag(command, str(error))) from None
+
+
+def _named_sections(command: type[Command], argv: list[str]) -> list[str]:
+    """`--data cifar10` as `--data.name cifar10`, and `--penalties beta_decay,cost` as a list of sections of those names."""
+    tagged = {
+        f"--{name.replace('_', '-')}": str(field.annotation).startswith("tuple")
+        for name, field in command.model_fields.items()
+        if (models := models_in(field.annotation)) and all("name" in model.model_fields for model in models)
+    }
+    words = [part for word in argv for part in (word.split("=", 1) if word.split("=", 1)[0] in tagged else [word])]
+    for place, word in enumerate(words[:-1]):
+        value = words[place + 1]
+        if word in tagged and not value.startswith(("{", "[", "-")):
+            names = [{"name": name} for name in value.split(",")]
+            words[place : place + 2] = [word, json.dumps(names)] if tagged[word] else [f"{word}.name", value]
+    return words
 
 
 def _unknown_flag(command: type[Command], message: str) -> str:

@@ -141,6 +141,9 @@ def explain(error: ValidationError, model: type[BaseModel], has_flags: bool = Fa
         case "missing":
             remedy = f"; give it in the recipe or as --{where.replace('_', '-')}" if has_flags else ""
             return path, f"'{where}' is missing{remedy}."
+        case "union_tag_invalid":
+            known = re.findall("'([^']+)'", str(first["ctx"]["expected_tags"]))
+            return path, f"there is no {where} '{first['ctx']['tag']}'; {nearest(str(first['ctx']['tag']), known)}"
         case "value_error":
             return path, f"{where}: {message}." if where else f"{message}."
     return path, f"'{where}' = {first['input']!r} is not valid: {message[0].lower()}{message[1:]}."

@@ -29,8 +29,11 @@ from engine.errors import UserError
 from engine.seed import derive, numpy_generator, torch_generator
 
 Located = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]  # a run is read from other folders, too
+Share = Annotated[float, Field(ge=0, le=1)]
+Hue = Annotated[float, Field(ge=0, le=0.5)]
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+Part = Literal["train", "val", "both"]  # what is trained on; an architecture search trains on the validation split, too
 Batch = tuple[Tensor, Tensor]
 Arrays = dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
@@ -43,7 +46,7 @@ class _Source(Config):
 class _ArraySource(_Source):
     crop: int = Field(4, ge=0, description="random crop: pixels of padding; 0: none")
     flip: bool = Field(True, description="random horizontal flip")
-    cutout: int = Field(0, ge=0, description="side of the square that cutout erases; 0: none")
+    cutout: int = Field(0, ge=0, description="side of the square that cutout fills with the mean colour; 0: none")
 
 
 class Digits(_ArraySource):
@@ -79,6 +82,9 @@ class ImageFolder(_Source):
     crop_scale: float = Field(0.08, gt=0, le=1, description="least share of the image that a random crop covers")
     flip: bool = Field(True, description="random horizontal flip")
     policy: Literal["none", "autoaugment", "randaugment"] = Field("none", description="torchvision's augmentation policy")
+    jitter: tuple[Share, Share, Share, Hue] = Field(
+        (0, 0, 0, 0), description="random changes of brightness, contrast and saturation, up to this share, and of hue, up to this turn"
+    )
     workers: int = Field(2, ge=0, description="processes that decode images")
 
 
@@ -106,36 +112,42 @@ class Data(ABC):
         """How an image file becomes the square that the network's own resize expects."""
 
     @abstractmethod
-    def _augmented(self, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice) -> Iterator[Batch]:
-        """The `share` of each of the given index batches: uint8 training images, augmented; `skip` batches came before."""
+    def _augmented(self, part: Part, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice) -> Iterator[Batch]:
+        """The `share` of each of the given index batches: uint8 images of `part`, augmented; `skip` batches came before."""
 
     @abstractmethod
     def _plain(self, split: Split, indices: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
         """uint8 images of `split` at `indices`, as they are."""
 
-    def steps(self, batch_size: int) -> int:
+    def size_of(self, part: Part) -> int:
+        """Images in `part`."""
+        return self.count("train") + self.count("val") if part == "both" else self.count(part)
+
+    def steps(self, batch_size: int, part: Part = "train") -> int:
         """Batches in an epoch; the last, incomplete one is left out.
 
         Raises:
-            UserError: there are fewer training images than one batch.
+            UserError: there are fewer images than one batch.
         """
-        if batch_size > self.count("train"):
-            raise UserError(f"A batch of {batch_size} images is more than the {self.count('train')} training images; lower --batch-size.")
-        return self.count("train") // batch_size
+        images = self.size_of(part)
+        if batch_size > images:
+            what = "validation" if part == "val" else "training"
+            raise UserError(f"A batch of {batch_size} images is more than the {images} {what} images; lower --batch-size.")
+        return images // batch_size
 
-    def train_batches(self, batch_size: int, epoch: int, skip: int = 0, ranks: Ranks = ALONE) -> Iterator[Batch]:
+    def train_batches(self, batch_size: int, epoch: int, skip: int = 0, ranks: Ranks = ALONE, part: Part = "train") -> Iterator[Batch]:
         """The augmented batches of `epoch` from batch `skip` on. With mixup, y is (N, K) probabilities; else (N,) classes.
 
         Each of several ranks gets its share of every batch. Joined they are, image for image, what one process gets, but for
         mixup: an image is blended with one of the same rank.
         """
-        order = numpy_generator(self.seed, "order", epoch).permutation(self.count("train"))
-        batches = [order[i * batch_size : (i + 1) * batch_size] for i in range(self.steps(batch_size))]
-        for step, (x, y) in enumerate(self._augmented(epoch, batches[skip:], skip, ranks.share(batch_size)), start=skip):
+        order = numpy_generator(self.seed, *of(part, "order"), epoch).permutation(self.size_of(part))
+        batches = [order[i * batch_size : (i + 1) * batch_size] for i in range(self.steps(batch_size, part))]
+        for step, (x, y) in enumerate(self._augmented(part, epoch, batches[skip:], skip, ranks.share(batch_size)), start=skip):
             x = self.normalise(x)
             if self.config.mixup > 0:
                 y_NK = torch.nn.functional.one_hot(y, len(self.classes)).float()
-                x, y = mixup(x, y_NK, self.config.mixup, numpy_generator(ranks.seed(self.seed), "mixup", epoch, step))
+                x, y = mixup(x, y_NK, self.config.mixup, numpy_generator(ranks.seed(self.seed), *of(part, "mixup"), epoch, step))
             yield x, y
 
     def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
@@ -154,6 +166,11 @@ class Data(ABC):
         return (x - self._mean) / self._std
 
 
+def of(part: Part, purpose: str) -> tuple[str, ...]:
+    """The name of a random stream: the training images' is the bare purpose."""
+    return (purpose,) if part == "train" else (purpose, part)
+
+
 class ArrayData(Data):
     """Small images that live on the device as one uint8 tensor a split; augmentation is batched there."""
 
@@ -163,9 +180,11 @@ class ArrayData(Data):
         mean, std = x_train.mean((0, 1, 2)) / 255, x_train.std((0, 1, 2)) / 255
         super().__init__(config, classes, mean.tolist(), np.maximum(std, 1e-3).tolist(), x_train.shape[1], device, seed)
         self.augment = config
+        self._fill = (self._mean * 255).round().to(torch.uint8)
         self.splits = {
             name: (torch.from_numpy(x).to(device).permute(0, 3, 1, 2), torch.from_numpy(y).to(device)) for name, (x, y) in arrays.items()
         }
+        self._both: Batch | None = None
 
     def count(self, split: Split) -> int:
         return len(self.splits[split][1])
@@ -173,21 +192,30 @@ class ArrayData(Data):
     def preprocessing(self) -> dict[str, Any]:
         return {"image_size": self.size}
 
-    def _augmented(self, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice) -> Iterator[Batch]:
+    def _images(self, part: Part) -> Batch:
+        if part != "both":
+            return self.splits[part]
+        if self._both is None:
+            pairs = zip(self.splits["train"], self.splits["val"], strict=True)
+            images, labels = (torch.cat(pair) for pair in pairs)
+            self._both = images, labels
+        return self._both
+
+    def _augmented(self, part: Part, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice) -> Iterator[Batch]:
         """Every rank augments the whole batch: a draw is that of one process, and costs little beside a step."""
-        images, labels = self.splits["train"]
+        images, labels = self._images(part)
         if not batches:
             return
         order_SB = torch.from_numpy(np.stack(batches)).to(self.device)  # once an epoch: a copy in each step would wait for the device
         for step, where in enumerate(order_SB, start=skip):
-            generator = torch_generator(self.device, self.seed, "augment", epoch, step)
+            generator = torch_generator(self.device, self.seed, *of(part, "augment"), epoch, step)
             x = images[where]
             if self.augment.crop:
                 x = random_crop(x, self.augment.crop, generator)
             if self.augment.flip:
                 x = random_flip(x, generator)
             if self.augment.cutout:
-                x = cutout(x, self.augment.cutout, generator)
+                x = cutout(x, self.augment.cutout, generator, self._fill)
             yield x[share], labels[where[share]]
 
     def _plain(self, split: Split, indices: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import InterpolationMode, v2
 
-from engine.data import Batch, Data, ImageFolder, Split, check_held, hold_out
+from engine.data import Batch, Data, ImageFolder, Part, Split, check_held, hold_out, of
 from engine.errors import UserError, WorkerDied
 from engine.progress import progress
 from engine.seed import derive, numpy_generator
@@ -55,9 +55,10 @@ class FolderData(Data):
     def preprocessing(self) -> dict[str, Any]:
         return {"resize_shorter_side": _shorter_side(self.size), "center_crop": self.size, "resize_interpolation": "bicubic, antialiased"}
 
-    def _augmented(self, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice) -> Iterator[Batch]:
-        files = Files(self.files["train"], self.source)
-        items: list[list[Item]] = [[(int(i), derive(self.seed, "image", epoch, int(i))) for i in batch[share]] for batch in batches]
+    def _augmented(self, part: Part, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice) -> Iterator[Batch]:
+        files = Files(self.files["train"] + self.files["val"] if part == "both" else self.files[part], self.source)
+        stream = of(part, "image")
+        items: list[list[Item]] = [[(int(i), derive(self.seed, *stream, epoch, int(i))) for i in batch[share]] for batch in batches]
         yield from self._load(files, items)
 
     def _plain(self, split: Split, indices: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
@@ -111,9 +112,10 @@ class Files(Dataset[tuple[Tensor, int, str]]):
         self.files = files
         policy: list[Any] = {"none": [], "autoaugment": [v2.AutoAugment()], "randaugment": [v2.RandAugment()]}[config.policy]
         flip = [v2.RandomHorizontalFlip()] if config.flip else []
+        jitter = [v2.ColorJitter(*config.jitter)] if any(config.jitter) else []
         bicubic = InterpolationMode.BICUBIC
         crop = v2.RandomResizedCrop(config.size, scale=(config.crop_scale, 1.0), interpolation=bicubic, antialias=True)
-        self.augment = v2.Compose([crop, *flip, *policy, v2.PILToTensor()])
+        self.augment = v2.Compose([crop, *flip, *jitter, *policy, v2.PILToTensor()])
         shorter = _shorter_side(config.size)
         self.plain = v2.Compose([v2.Resize(shorter, bicubic, antialias=True), v2.CenterCrop(config.size), v2.PILToTensor()])
 

@@ -30,13 +30,15 @@ Schedule = Annotated[Cosine | Exponential, Field(discriminator="name")]
 
 
 class SGD(Config):
-    """Stochastic gradient descent with momentum. BatchNorm and biases are not decayed."""
+    """Stochastic gradient descent with momentum."""
 
     lr: float = Field(0.1, gt=0, description="learning rate at its highest")
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = Field(True, description="Nesterov's look-ahead")
     weight_decay: float = Field(1e-5, ge=0, description="L2, once per step on every weight: the largest network's")
+    decay_all: bool = Field(False, description="decay BatchNorm and biases, too")
     clip_value: float | None = Field(1.0, gt=0, description="clip each gradient entry to +- this; none: no clipping")
+    clip_norm: float | None = Field(None, gt=0, description="scale all gradients down where their norm is larger; none: no clipping")
     warmup_epochs: float = Field(5, ge=0, description="linear warm-up from 0")
     schedule: Schedule = Exponential()
 
@@ -54,13 +56,21 @@ def learning_rate(config: SGD, step: int, total: int, warmup: int) -> float:
 
 
 def build_sgd(config: SGD, model: nn.Module) -> torch.optim.SGD:
-    """The optimiser, with two groups: weights of layers are decayed; BatchNorm and biases (one axis) are not."""
+    """The optimiser, with two groups: weights of layers, which are decayed, and BatchNorm and biases (one axis)."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": config.weight_decay if config.decay_all else 0.0},
     ]
     return torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.nesterov and config.momentum > 0)
+
+
+def clip_gradients(config: SGD, model: nn.Module) -> None:
+    """Clip as `config` says, without waiting for the device."""
+    if config.clip_value:
+        nn.utils.clip_grad_value_(model.parameters(), config.clip_value)
+    if config.clip_norm:
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

@@ -25,6 +25,7 @@ NOT_REPLAYED = {"config", "out", "resume", "overwrite"}
 RUN_FILES = {
     *("config.yaml", "env.json", "metrics.jsonl", "model.json", "weights.safetensors", "teacher.safetensors"),
     *("state.pt", "tensorboard", "DONE", "pairs.jsonl", "selected", "optuna.journal", "export", "report"),
+    *("genotype.json", "cell.svg", "cell.png", "alphas.png"),
 }
 MAY_DIFFER = {"device", "threads", "tensorboard"}
 
@@ -178,18 +179,18 @@ class Run:
                 )
 
     @classmethod
-    def open(cls, path: Path, flag: str = "--run") -> "Run":
-        """A finished run, to be read by a later stage.
+    def open(cls, path: Path, flag: str = "--run", command: str = "ofa.train") -> "Run":
+        """A finished run, to be read by a later stage. flag, command: what an error says that names it and makes it.
 
         Raises:
             UserError: there is none, or it is not finished.
         """
         run = cls(path)
         if not (path / "config.yaml").exists():
-            raise UserError(f"'{path}' is not a run folder; train one with python -m ofa.train --out {path}, or name another with {flag}.")
+            raise UserError(f"'{path}' is not a run folder; train one with python -m {command} --out {path}, or name another with {flag}.")
         if not run.finished:
             raise UserError(
-                f"Run '{path}' is not finished; continue it with python -m ofa.train --config {path}/config.yaml --out {path} --resume."
+                f"Run '{path}' is not finished; continue it with python -m {command} --config {path}/config.yaml --out {path} --resume."
             )
         return run
 

@@ -1,5 +1,26 @@
-"""From a chosen subnet to a file that a device runs, proved equal to the torch model."""
+"""From a chosen network to a file that a device runs, proved equal to the torch model. `export.to_onnx` does it for any classifier."""
+
+from typing import TYPE_CHECKING, Any
 
 from engine.interrupt import quiet_start
 
+if TYPE_CHECKING:
+    from export.build import Bake
+    from export.library import to_onnx
+
+__all__ = ["Bake", "to_onnx"]
+
 quiet_start()
+
+
+def __getattr__(name: str) -> Any:
+    """The library on first use: importing the package imports neither torch nor onnx."""
+    if name == "to_onnx":
+        from export.library import to_onnx
+
+        return to_onnx
+    if name == "Bake":
+        from export.build import Bake
+
+        return Bake
+    raise AttributeError(f"module 'export' has no attribute '{name}'")

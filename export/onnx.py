@@ -1,129 +1,101 @@
-"""Write chosen subnets as ONNX files, each proved equal to its torch model before it gets its name."""
+"""Write chosen networks as files for devices, each proved equal to its torch model before it gets its name."""
 
-import tempfile
 from pathlib import Path
-from typing import Any
 
+import torch
 from pydantic import Field
-from rich.console import Console
 from rich.table import Table
 
-from engine.augment import resize
 from engine.cli import main
-from engine.config import format_count
+from engine.device import pick_device
 from engine.errors import UserError
-from engine.macs import count_parameters
-from engine.run import versions, write_json
-from export.verify import TOLERANCE, Parity, check_file, compare
-from ofa.onnx_file import to_onnx
-from ofa.space import Arch, decode, encode, find_arch
-from ofa.subnet import accuracy
-from ofa.trained import RunCommand, Trained, run_flag
-from predictors.pairs import read_selected
+from engine.progress import progress
+from export.build import Bake, Layout, Subject, Written, write_file
+from export.manifest import Manifest
+from export.source import open_source
+from export.subject import subject_of
+from export.table import show
+from export.targets import find_targets
+from ofa.trained import RunCommand, run_flag
 
 
 class Export(RunCommand):
-    """Write subnets as ONNX: BatchNorm folded, one file, any batch size; input `image`, output `logits`.
+    """Write networks as ONNX: BatchNorm folded, one file each, input `image`, output `logits`.
 
-    Each file is compared with the torch model in onnxruntime on real images before it is kept; a file that differs is not.
-    The exit status is 1 if any fails. What a device must do with an image before is in the file's metadata. A run that
-    trained one architecture alone gives that one.
+    A run of ofa.train gives subnets; one of oneshot.retrain, or one that trained an architecture alone, gives that network. Every file
+    is compared with the torch model in onnxruntime on validation images before it is kept; one that differs is not. The exit status is 1
+    if any fails. What a device must do with an image is in the file's metadata, and in the .json beside it.
+
+    For 8 bits (--target cpu-int8) ranges are calibrated on training images; layers stay in float32 until no more than --max-drop points of
+    top-1 are lost.
 
     examples:
-      python -m export.onnx                          every subnet that predictors.select chose
-      python -m export.onnx --selected 600M
-      python -m export.onnx --arch largest
+      python -m export.onnx                              every subnet that predictors.select chose, for CPUs
+      python -m export.onnx --selected 600M --target nnapi,cpu-int8
+      python -m export.onnx --arch largest --bake-normalize --layout NHWC --softmax
+      python -m export.targets                           what targets there are, and why
     """
 
     selected: str | None = Field(None, description="only this budget, as named in the run's selected/ folder; none: all of them")
     arch: str | None = Field(None, description="instead: smallest, largest, a JSON file or JSON of an architecture")
-    images: int = Field(64, ge=2, description="validation images that torch and onnxruntime must agree on")
+    target: str = Field("cpu", description="one or more, separated by commas, of python -m export.targets, or a YAML file of one")
+    images: int | None = Field(None, ge=2, description="validation images to verify on; none: all")
+    max_drop: float = Field(0.5, ge=0, le=100, description="points of top-1 on validation images that a file may lose")
+    calibration_images: int = Field(256, ge=1, description="training images whose ranges decide the 8-bit scales")
+    bake_normalize: bool = Field(False, description="put normalisation into the graph: the file takes uint8 pixels of the right size")
+    layout: Layout = Field("NHWC", description="with --bake-normalize: of the pixels, as cameras (NHWC) or torch (NCHW) give them")
+    softmax: bool = Field(False, description="with --bake-normalize: the output is probabilities")
 
     def execute(self) -> int:
         """Export each, table, exit status."""
-        trained = self.open()
-        chosen = self._chosen(trained)
-        table = Table("file", "size", "MACs", "relative error", "same top-1", "images", "verdict")
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        targets = find_targets(self.target)
+        if self.softmax and not self.bake_normalize:
+            raise UserError("--softmax goes into the graph with --bake-normalize; add that, or leave out --softmax.")
+        source = open_source(self.run, pick_device(self.device), self.data)
+        choices = source.choices(self.selected, self.arch)
+        bake = Bake(source.data.mean, source.data.std, self.layout, self.softmax) if self.bake_normalize else None
+        calibration = self.calibration_images if any(target.precision == "int8" for target in targets) else 0
+        table = Table("file", "size", "ms here", "top-1 torch", "top-1 file", "same top-1", "dB", "verdict")
         failed = 0
-        for name, arch, facts in chosen:
-            path = self.run / "export" / f"{name}.onnx"
-            parity, complaint = export(trained, arch, facts, path, self.images)
-            failed += bool(complaint)
-            size = f"{path.stat().st_size / 1e6:.2f} MB" if not complaint else "-"
-            numbers = (f"{parity.relative_error:.1e}", f"{parity.same_top1:.1%}", str(parity.images))
-            table.add_row(path.name, size, format_count(trained.cost(arch)[0]), *numbers, complaint or "equal")
-        Console().print(table)
+        with progress("export", len(choices) * len(targets)) as advance:
+            for choice in choices:
+                network = choice.build()
+                subject = subject_of(source, choice.name, network, bake, self.images, calibration)
+                for target in targets:
+                    path = self.run / "export" / target.file_name(choice.name)
+                    written = write_file(subject, target, path, self.max_drop)
+                    failed += bool(written.complaint)
+                    table.add_row(*_row(path, subject, written))
+                    advance(path.name)
+        show(table)
         print(f"written to {self.run / 'export'}")
-        if trained.model.arch is None:
+        print(f"top-1 on validation images; ms here: one image with {torch.get_num_threads()} thread(s) of this CPU")
+        if source.searchable:
             print(f"next: python -m predictors.report{run_flag(self.run)}")
+        else:
+            print(f"next: python -m export.benchmark {self.run / 'export' / targets[0].file_name(choices[0].name)}")
         return 1 if failed else 0
 
-    def _chosen(self, trained: Trained) -> list[tuple[str, Arch, dict[str, Any]]]:
-        """Names, architectures and what selection knows of them, fewest MACs first."""
-        if trained.model.arch is not None:
-            return [("alone", trained.model.arch, {})]
-        if self.arch is not None:
-            name = "subnet" if self.arch.lstrip().startswith("{") else Path(self.arch).stem
-            return [(name, find_arch(trained.space, self.arch), {})]
-        chosen = read_selected(self.run)
-        if self.selected is not None and self.selected not in dict(chosen):
-            raise UserError(f"Run '{self.run}' has no selected subnet '{self.selected}'; it has {', '.join(dict(chosen))}.")
-        return [
-            (name, decode(trained.space, encode(trained.space, facts.arch)), {"predicted_accuracy": facts.predicted_accuracy})
-            for name, facts in chosen
-            if self.selected in (None, name)
-        ]
+
+def _row(path: Path, subject: Subject, written: Written) -> list[str]:
+    """One line of the table."""
+    parity, torch_accuracy = written.parity, f"{subject.reference.accuracy:.2%}"
+    numbers = ["-"] * 3 if parity is None else [f"{parity.accuracy:.2%}", f"{parity.same_top1:.1%}", f"{parity.snr_db:.0f}"]
+    if written.manifest is None:
+        return [path.name, "-", "-", torch_accuracy, *numbers, written.complaint]
+    manifest = written.manifest
+    size, took = f"{manifest.bytes / 1e6:.2f} MB", f"{manifest.milliseconds:.3g}"
+    return [path.name, size, took, torch_accuracy, *numbers, _verdict(manifest)]
 
 
-def export(trained: Trained, arch: Arch, facts: dict[str, Any], path: Path, images: int) -> tuple[Parity, str]:
-    """The calibrated subnet of `arch` as `path`, with manifest `path`.json. Returns the comparison and a complaint or nothing.
-
-    The file appears only if the comparison passes.
-    """
-    subnet = trained.subnet(arch)
-    metadata = describe(trained, arch, facts | {"val_accuracy": accuracy(subnet, trained.data, "val")})
-    subnet = subnet.cpu()
-    x = resize(next(iter(trained.data.batches("val", images, images)))[0].cpu(), arch.resolution)
-    manifest = path.with_suffix(".json")
-    for stale in (path, manifest):  # an older file must not survive a failure
-        stale.unlink(missing_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        candidate = Path(folder) / path.name
-        to_onnx(subnet, x.new_zeros(2, *x.shape[1:]), candidate, metadata)
-        parity = compare(subnet, candidate, x)
-        complaint = check_file(candidate, count_parameters(subnet))
-        if not complaint and not parity.passed:
-            complaint = f"differs from torch by more than {TOLERANCE:g}, or in top-1"
-        if not complaint:
-            candidate.replace(path)
-            write_json(manifest, metadata | {"parity": parity._asdict(), "bytes": path.stat().st_size})
-    return parity, complaint
-
-
-def describe(trained: Trained, arch: Arch, facts: dict[str, Any]) -> dict[str, Any]:
-    """Everything a device's engineer needs to feed the file and to trust it."""
-    macs, params = trained.cost(arch)
-    model = trained.model
-    preparation = model.preprocessing | {
-        "resize": [arch.resolution, arch.resolution],
-        "interpolation": "bicubic, a = -0.75, half-pixel centres, no antialiasing, not clipped (torch.nn.functional.interpolate)",
-        "scale": "divide by 255",
-        "mean": model.mean,
-        "std": model.std,
-        "layout": "NCHW",
-        "channels": "RGB" if model.channels == 3 else "gray",
-    }
-    return {
-        "classes": model.classes,
-        "preprocessing": preparation,
-        "arch": arch.model_dump(mode="json"),
-        "space": trained.space.name,
-        "macs": macs,
-        "params": params,
-        **facts,
-        "versions": versions(),
-    }
+def _verdict(manifest: Manifest) -> str:
+    """What the comparison came to."""
+    if manifest.quantization is None:
+        return "equal" if manifest.precision == "float32" else manifest.precision
+    kept = len(manifest.quantization["float_layers"])
+    return f"int8, {kept} of {manifest.quantization['layers']} layers in float32" if kept else "int8"
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ from pydantic_settings import CliPositionalArg
 from engine.checkpoint import save_weights
 from engine.cli import Command, main
 from engine.data import DataConfig, ImageFolder, load_data
+from engine.model import keep_model
 from engine.run import Run
 from engine.seed import derive
 from ofa.published import load_network, load_supernet, read_checkpoint
 from ofa.space import Space, load_space
 from ofa.supernet import Supernet
-from ofa.trained import keep_model, model_of, run_flag
+from ofa.trained import model_of, run_flag
 
 Kind = Literal["attentive_nas", "alphanet", "ofa_mbv3", "ofa_mbv3_w1.2", "ofa_proxyless", "ofa_resnet50", "torchvision", "timm"]
 
@@ -55,7 +56,7 @@ class Convert(Command):
                 fresh = load_supernet(supernet, tensors, self.file)
         run = Run.start(self.out, self, resume=False, overwrite=self.overwrite)
         start = fresh or self.source in ("torchvision", "timm")
-        keep_model(run.path / "model.json", model_of(space, None, data, self.calibration_images, start))
+        keep_model(run.path / "model.json", model_of(space, None, data, self.calibration_images, start), "space")
         save_weights(run.path / "weights.safetensors", supernet.state_dict())
         run.finish()
         print(f"space '{space.name}', {space.size():.3g} architectures")

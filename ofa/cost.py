@@ -15,7 +15,7 @@ from ofa.space import Arch, Codes, Space, encode
 
 FLOAT_BYTES = 4
 # Of an ONNX file as `python -m export.onnx` writes it, beside the weights: fitted to exported files, see docs/log.md.
-HEADER_BYTES, ENTRY_BYTES, METADATA_BYTES, CLASS_BYTES = 300, 167, 600, 12
+HEADER_BYTES, ENTRY_BYTES, METADATA_BYTES, CLASS_BYTES = 300, 167, 1420, 12
 
 
 class Cost(NamedTuple):

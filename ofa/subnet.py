@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from engine import training
 from engine.augment import resize
 from engine.data import Batch, Data, Split
 from ofa.pieces import hidden_width, squeeze_width
@@ -195,15 +196,9 @@ def calibrate(subnet: Subnet, batches: Iterable[Batch]) -> Subnet:
     return subnet.eval()
 
 
-@torch.no_grad()
 def accuracy(subnet: Subnet, data: Data, split: Split) -> float:
-    """Share of images of a split whose largest logit is the label's, in [0, 1], in float32 as exported. Synchronises once, at the end."""
-    hits, count = [], 0
-    for x, y in data.batches(split, EVALUATION_BATCH):
-        logits = subnet(resize(x, subnet.arch.resolution))
-        hits.append((logits.argmax(1) == y).sum())
-        count += len(y)
-    return float(torch.stack(hits).sum()) / count
+    """Top-1 accuracy in [0, 1] of `subnet` on a split, in float32 as exported."""
+    return training.accuracy(lambda x: subnet(resize(x, subnet.arch.resolution)), data.batches(split, EVALUATION_BATCH))
 
 
 class _Pool:

@@ -6,7 +6,7 @@ step (`ofa.sandwich`). OFA's progressive shrinking is a list of phases (`ofa.pha
 
 import time
 from pathlib import Path
-from typing import ClassVar, NoReturn, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -14,18 +14,16 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from engine.augment import resize
-from engine.checkpoint import load_state, save_state, save_weights
-from engine.cli import Command, main
+from engine.checkpoint import save_weights
+from engine.cli import main
 from engine.config import format_count
-from engine.data import SPLITS, Data, DataConfig, Digits, load_data
-from engine.distributed import ALONE, Ranks, join
-from engine.errors import UserError
-from engine.interrupt import stop_on_signal, until_stopped
-from engine.launch import started
-from engine.optim import SGD, build_sgd, learning_rate, set_learning_rate
-from engine.progress import progress
-from engine.run import Run, tensorboard_writer
+from engine.data import Data
+from engine.distributed import ALONE, Ranks
+from engine.model import keep_model
+from engine.optim import build_sgd, clip_gradients, learning_rate, set_learning_rate
+from engine.run import Run
 from engine.seed import derive, numpy_generator
+from engine.training import Training, TrainingCommand
 from ofa.cost import cost_of
 from ofa.elastic import join_batch_norms
 from ofa.losses import SoftCrossEntropy
@@ -35,12 +33,10 @@ from ofa.sandwich import Sandwich, label_step, sandwich_step
 from ofa.space import Arch, Space, find_arch, largest, load_space, only, sample, smallest
 from ofa.subnet import accuracy, extract, prepare
 from ofa.supernet import Supernet
-from ofa.trained import keep_model, model_of, open_source, run_flag, start_from
-
-LOG_EVERY = 10
+from ofa.trained import model_of, open_source, run_flag, start_from
 
 
-class Train(Command):
+class Train(TrainingCommand):
     """Train one weight-sharing supernet on images; every subnet in it is then good without retraining.
 
     A recipe (--config) holds the settings; flags change single ones. FLOPs means multiply-accumulates (MACs).
@@ -52,7 +48,7 @@ class Train(Command):
       torchrun --nproc-per-node 2 -m ofa.train --config ofa/cifar10 --out runs/cifar10     two GPUs, half of each batch on each
     """
 
-    many_processes: ClassVar[bool] = True
+    module: ClassVar[str] = "ofa.train"
     config: str | None = Field("ofa/digits", description="recipe: a YAML file, or a packaged name such as ofa/cifar10")
     out: Path = Field(Path("runs/supernet"), description="run folder to write")
     space: str | None = Field(None, description="search space: a packaged name or a YAML file; none: that of --init, else digits")
@@ -62,27 +58,16 @@ class Train(Command):
     arch: str | None = Field(
         None, description="train this architecture alone, from labels, instead of a supernet: smallest, largest, a JSON file or JSON"
     )
-    data: DataConfig = Field(Digits(), description="the images")
     epochs: int = Field(40, ge=1, description="passes over the training images; phases have their own")
     phases: tuple[Phase, ...] = Field(
         (), description="progressive shrinking (OFA) instead of the sandwich rule: a list in a recipe such as ofa/ofa_mbv3"
     )
-    batch_size: int = Field(64, ge=2, description="images a step, of all processes together")
-    sgd: SGD = Field(SGD(), description="the optimiser and its learning rate")
     sandwich: Sandwich = Field(Sandwich(), description="the step: who is trained, who teaches, who is regularised")
     ema: float | None = Field(None, gt=0, lt=1, description="decay a step of an average of the weights that is evaluated and saved instead")
-    evaluate_every: int = Field(10, ge=1, description="epochs between evaluations on the validation split")
     evaluate_random: int = Field(2, ge=0, description="fixed random subnets evaluated beside the smallest and the largest")
     calibration_images: int = Field(2000, ge=2, description="training images for the exact BatchNorm statistics of a subnet")
-    seed: int = Field(0, ge=0, description="of weights, order, augmentation, sampled subnets and the validation split")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    threads: int | None = Field(None, ge=1, description="CPU threads; none: torch decides. Tiny networks are fastest with 1")
-    ranks: int | None = Field(None, ge=1, description="processes that train together, started by torchrun; none: as many as it started")
     same_subnets: bool = Field(False, description="all processes train the same random subnets in a step, instead of each its own")
     sync_bn: bool = Field(False, description="BatchNorm statistics of all processes' images; needs --same-subnets")
-    tensorboard: bool = Field(False, description="write TensorBoard events too (needs the extra of that name)")
-    resume: bool = Field(False, description="continue the run in --out if there is one")
-    overwrite: bool = Field(False, description="replace the run in --out if there is one")
 
     @model_validator(mode="after")
     def _phases_shrink_a_supernet(self) -> Self:
@@ -108,59 +93,28 @@ class Train(Command):
             raise ValueError("sync_bn averages statistics of one architecture, but each process has its own; add --same-subnets")
         return self
 
-    def execute(self) -> int:
-        """Train, evaluate, save; with the other processes that torchrun started, if it did."""
-        size = started()[1]
-        if self.ranks not in (None, size):
-            raise UserError(
-                f"This run is trained by {self.ranks} processes, but {size} started; start it with torchrun --nproc-per-node "
-                f"{self.ranks} -m ofa.train, or give --ranks {size} and another --out."
-            )
-        with join(self.device) as (ranks, device):
-            return self.model_copy(update={"ranks": size}).train(ranks, device)
-
     def train(self, ranks: Ranks, device: torch.device) -> int:
         """As rank `ranks.rank` on `device`."""
-        if self.threads:
-            torch.set_num_threads(self.threads)
         source = open_source(self.init, self.space) if self.init else None
         space = source.space if source else load_space(self.space or "digits")
         chosen = find_arch(space, self.arch) if self.arch else None
         space = only(space, chosen) if chosen else space
         alone = largest(space) if chosen else None
-        if not ranks.first:
-            ranks.any(False)  # wait for the first one, which may download the images
-        data = load_data(self.data, device, self.seed)
-        if ranks.first:
-            ranks.any(False)
+        data = self.load_images(ranks, device)
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
             torch.manual_seed(derive(self.seed, "weights"))
             supernet = Supernet(space, len(data.classes), data.channels)
         if source:
             start_from(supernet, source, chosen)
-        steps = data.steps(self.batch_size)
-        ranks.share(self.batch_size)  # refused now, not in the first step
         sampler = build_sampler(Uniform() if alone else self.sandwich.sampling, space, len(data.classes), data.channels)
-        writer = tensorboard_writer() if self.tensorboard else None
-        run = Run(self.out)
-        if ranks.first:
-            before = run.config.get("ranks") if self.resume and (self.out / "config.yaml").exists() else ranks.size
-            if before != ranks.size:
-                raise UserError(
-                    f"Run '{self.out}' is trained by {before} processes, not {ranks.size}, and others would draw other subnets; resume it "
-                    f"with torchrun --nproc-per-node {before} -m ofa.train, or choose another folder with --out."
-                )
-            facts = {"rank_seeds": [ranks.seed(self.seed, rank) for rank in range(ranks.size)]}
-            run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite, facts=facts)
+        run = self.start(ranks)
         if ranks.any(ranks.first and run.finished):
             print(f"{run.path} is finished already.")
             return _next(run.path, alone)
-        if writer is not None and ranks.first:
-            run.mirror_to_tensorboard(writer)
-        _introduce(self, space, data, device, alone)
+        _introduce(self, space, data, alone)
         if ranks.first:
-            keep_model(run.path / "model.json", model_of(space, alone, data, self.calibration_images))
-        return Trainer(self._for_blocks(chosen), run, supernet, data, alone, steps, sampler, ranks).run()
+            keep_model(run.path / "model.json", model_of(space, alone, data, self.calibration_images), "space")
+        return Trainer(self._for_blocks(chosen), run, supernet, data, alone, sampler, ranks).run() or _next(run.path, alone)
 
     def _for_blocks(self, chosen: Arch | None) -> "Train":
         """The same where each block of one architecture alone is a stage of its own: its last n stages are more."""
@@ -171,59 +125,19 @@ class Train(Command):
         return self.model_copy(update={"sandwich": sandwich})
 
 
-class Trainer:
+class Trainer(Training):
     """The state of a training run: weights, their average, the optimiser and the number of steps done."""
 
-    def __init__(
-        self,
-        config: Train,
-        run: Run,
-        supernet: Supernet,
-        data: Data,
-        alone: Arch | None,
-        steps: int,
-        sampler: Sampler,
-        ranks: Ranks = ALONE,
-    ):
-        self.config, self.folder, self.data, self.alone, self.steps = config, run, data, alone, steps
-        self.sampler, self.ranks = sampler, ranks
-        self.total = config.all_epochs * steps
-        self.supernet = supernet.to(data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer, self.average = build_sgd(config.sgd, self.supernet), self._new_average()
-        self.step, self.teacher = 0, read_teacher(run.path, supernet)
-        self.pending: list[Tensor] = []  # losses that the host has not looked at
+    def __init__(self, config: Train, run: Run, supernet: Supernet, data: Data, alone: Arch | None, sampler: Sampler, ranks: Ranks = ALONE):
+        super().__init__(config, run, supernet, data, ranks, config.all_epochs)
+        self.config, self.alone, self.sampler, self.supernet = config, alone, sampler, supernet
+        self.optimizer, self.average = build_sgd(config.sgd, supernet), self._new_average()
+        self.teacher = read_teacher(run.path, supernet)
         if config.sync_bn and ranks.size > 1:
-            join_batch_norms(self.supernet)
-        if (run.path / "state.pt").exists():
-            self.load()
-        if ranks.total([self.step]) != [self.step * ranks.size]:
-            raise UserError(f"Not every process sees the checkpoint in '{run.path}'; --out must be a folder that all machines share.")
+            join_batch_norms(supernet)
+        self.restore()
 
-    def run(self) -> int:
-        """From the current step to the end, or to a signal."""
-        with stop_on_signal() as stop, progress("train", self.total, self.step) as advance:
-            for epoch in range(self.step // self.steps, self.config.all_epochs):
-                self.begin_phase()
-                batches = self.data.train_batches(self.config.batch_size, epoch, skip=self.step % self.steps, ranks=self.ranks)
-                for x, y in until_stopped(batches, stop) if self.ranks.size == 1 else batches:
-                    self.update(x, y)
-                    advance(self.log(epoch) if self.step % LOG_EVERY == 0 else "")
-                    if self.ranks.any(stop.requested):
-                        break
-                self.log(epoch)
-                self.check_weights()
-                last = self.step == self.total
-                if last or (self.step % self.steps == 0 and (epoch + 1) % self.config.evaluate_every == 0):
-                    self.evaluate(epoch, show=last)
-                self.save()
-                if self.ranks.any(stop.requested) and not last:
-                    print(f"stopped at step {self.step} of {self.total}; continue with the same command and --resume")
-                    return 130
-            if self.ranks.first:
-                self.folder.finish()
-        return _next(self.folder.path, self.alone)
-
-    def begin_phase(self) -> None:
+    def begin_epoch(self) -> None:
         """At the first step of a phase: keep the teacher, sort channels that become elastic, start optimiser and average afresh."""
         phases = self.config.phases
         number, start, _ = place(phases, self.steps, self.step) if phases else Place(0, 0, 0)
@@ -266,56 +180,25 @@ class Trainer:
         else:
             losses = torch.stack(label_step(self.supernet, self.alone, x, y, config.sandwich, own, self.step)[1])
         losses = self.ranks.average_gradients(self.supernet.parameters(), losses)
-        if config.sgd.clip_value:
-            torch.nn.utils.clip_grad_value_(self.supernet.parameters(), config.sgd.clip_value)
+        clip_gradients(config.sgd, self.supernet)
         self.optimizer.step()
         if self.average:
             self.average.update_parameters(self.supernet)
-        self.pending.append(losses)
-        self.step += 1
+        self.done(losses)
 
-    def log(self, epoch: int) -> str:
-        """Look at the losses since the last look: one host synchronisation. Returns a note for the progress bar.
+    def point(self, losses: list[float]) -> tuple[dict[str, Any], str]:
+        """The largest's loss first, then those of the others."""
+        note = f"loss {losses[0]:.3f}" + (f"  smallest {losses[-1]:.3f}" if losses[1:] else "")
+        return {"loss": losses[0], "distillation": losses[1:]}, note
 
-        Raises:
-            UserError: one of them is not finite.
-        """
-        if not self.pending:
-            return ""
-        losses_SL = torch.stack(self.pending).cpu()
-        first = self.step - len(self.pending)
-        self.pending = []
-        bad = (~losses_SL.isfinite()).any(1).nonzero()
-        if len(bad):
-            self.diverged("loss is", first + int(bad[0, 0]))
-        mean = losses_SL.mean(0).tolist()
-        rate = self.optimizer.param_groups[0]["lr"]
-        if self.ranks.first:
-            self.folder.log(step=self.step, epoch=epoch, lr=rate, loss=mean[0], distillation=mean[1:])
-        return f"loss {mean[0]:.3f}" + (f"  smallest {mean[-1]:.3f}" if mean[1:] else "")
+    def remedy(self, step: int) -> str:
+        """A lower rate, of the phase if there are phases."""
+        if not self.config.phases:
+            return f"a lower --sgd.lr (now {self.config.sgd.lr}) or a longer --sgd.warmup-epochs"
+        phase = self.config.phases[place(self.config.phases, self.steps, step).phase]
+        return f"a lower lr (now {phase.lr}) or more warmup_epochs in phase '{phase.name}'"
 
-    def check_weights(self) -> None:
-        """The last update of an epoch may have broken the weights without a loss that shows it.
-
-        Raises:
-            UserError: a weight is not finite.
-        """
-        sums = torch.stack([p.detach().float().sum() for p in self.supernet.parameters()])
-        if not bool(sums.isfinite().all()):
-            self.diverged("weights are", self.step)
-
-    def diverged(self, what: str, step: int) -> NoReturn:
-        """Say at which step, and what to do."""
-        remedy = f"a lower --sgd.lr (now {self.config.sgd.lr}) or a longer --sgd.warmup-epochs"
-        if self.config.phases:
-            phase = self.config.phases[place(self.config.phases, self.steps, step).phase]
-            remedy = f"a lower lr (now {phase.lr}) or more warmup_epochs in phase '{phase.name}'"
-        raise UserError(
-            f"The {what} not finite at step {step} (epoch {step // self.steps + 1}); start again with {remedy}. "
-            f"The last good checkpoint stays in '{self.folder.path}'."
-        )
-
-    def evaluate(self, epoch: int, show: bool) -> None:
+    def evaluate(self, epoch: int, last: bool) -> None:
         """Validation accuracy of the smallest, the largest and a few fixed random subnets, each recalibrated by one of the ranks."""
         started = time.monotonic()
         config, data, space = self.config, self.data, self.supernet.space
@@ -334,9 +217,9 @@ class Trainer:
         for (name, arch), score in zip(archs.items(), scores, strict=True):
             macs, params = cost_of(space, arch, len(data.classes), data.channels)
             self.folder.log(step=self.step, epoch=epoch, arch=name, val_accuracy=score, macs=macs, params=params)
-            if show:
+            if last:
                 print(f"  {name:9} {format_count(macs):>6} MACs  {score:.2%} on validation")
-        if show:
+        if last:
             print(f"  ({time.monotonic() - started:.1f} s for {len(archs)} evaluations)")
 
     @property
@@ -347,43 +230,24 @@ class Trainer:
         assert isinstance(self.average.module, Supernet)
         return self.average.module
 
-    def save(self) -> None:
-        """Checkpoint: state.pt to resume, weights.safetensors to use. The first rank's is everybody's."""
-        if not self.ranks.first:
-            return
-        state = {"step": self.step, "supernet": self.supernet.state_dict(), "optimizer": self.optimizer.state_dict()}
-        if self.average:
-            state["average"] = self.average.state_dict()
-        save_weights(self.folder.path / "weights.safetensors", self.weights.state_dict())
-        save_state(self.folder.path / "state.pt", state)
+    def parts(self) -> dict[str, Any]:
+        """With the average, if there is one."""
+        parts = {"supernet": self.supernet, "optimizer": self.optimizer}
+        return parts | ({"average": self.average} if self.average else {})
 
-    def load(self) -> None:
-        """Continue from state.pt."""
-        path = self.folder.path / "state.pt"
-        state = load_state(path, self.data.device)
-        try:
-            self.supernet.load_state_dict(state["supernet"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.average:
-                self.average.load_state_dict(state["average"])
-            self.step = int(state["step"])
-        except (KeyError, RuntimeError, ValueError, TypeError):
-            raise UserError(f"Resume state '{path}' is not of this run; start again with --overwrite.") from None
-        if self.ranks.first:
-            self.folder.forget_after(self.step)
-        print(f"resumed at step {self.step} of {self.total}")
+    def kept(self) -> dict[str, Tensor]:
+        """The average, if there is one."""
+        return self.weights.state_dict()
 
 
-def _introduce(config: Train, space: Space, data: Data, device: torch.device, alone: Arch | None) -> None:
+def _introduce(config: Train, space: Space, data: Data, alone: Arch | None) -> None:
     def macs(arch: Arch) -> str:
         return format_count(cost_of(space, arch, len(data.classes), data.channels)[0])
 
     count = "one architecture" if alone else f"{space.size():.3g} architectures"
     span = macs(alone) if alone else f"{macs(smallest(space))} to {macs(largest(space))}"
     print(f"space '{space.name}': {count}, {span} MACs")
-    images = ", ".join(f"{data.count(split)} {split}" for split in SPLITS)
-    processes = f", {config.ranks} processes" if (config.ranks or 1) > 1 else ""
-    print(f"{len(data.classes)} classes; images: {images}; device {device}{processes}")
+    config.introduce(data)
     if not alone and not config.phases:
         step = config.sandwich
         print(f"a step: largest, {step.random} random ({step.sampling.name}), smallest; distillation by {step.distillation.name}")

@@ -1,7 +1,7 @@
 """What a finished supernet run gives to later stages: the space, the weights, the data, and measured subnets."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,11 +10,12 @@ from pydantic import Field
 
 from engine.checkpoint import load_weights
 from engine.cli import Command
-from engine.config import Config, validate
-from engine.data import Data, DataConfig, Split, load_data
+from engine.config import validate
+from engine.data import Data, Split
 from engine.device import pick_device
 from engine.errors import UserError
-from engine.run import Run, read_json, write_json
+from engine.model import ImageModel, facts, open_images
+from engine.run import Run, read_json
 from ofa.cost import cost_of, costs_of
 from ofa.space import Arch, Codes, Space, largest, load_space
 from ofa.subnet import Subnet, accuracy, prepare
@@ -28,44 +29,19 @@ def run_flag(path: Path) -> str:
     return "" if path == DEFAULT_RUN else f" --run {path}"
 
 
-class Model(Config):
+class Model(ImageModel):
     """model.json: what weights.safetensors belongs to."""
 
     kind: Literal["supernet"] = "supernet"
     space: Space
     arch: Arch | None = None
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    preprocessing: dict[str, Any]
     calibration_images: int
     start: bool = Field(False, description="converted, and of use only to start a training: its classifier or its subnets never learned")
-
-    @property
-    def channels(self) -> int:
-        """Input channels."""
-        return len(self.mean)
-
-
-class Source(Config):
-    """What of config.yaml later stages need: which images, and which seed split them."""
-
-    data: DataConfig
-    seed: int
 
 
 def model_of(space: Space, arch: Arch | None, data: Data, calibration_images: int, start: bool = False) -> Model:
     """What model.json says of a network of `space` for these images; `arch` if it is one architecture alone."""
-    return Model(
-        space=space,
-        arch=arch,
-        classes=tuple(data.classes),
-        mean=tuple(data.mean),
-        std=tuple(data.std),
-        preprocessing=data.preprocessing(),
-        calibration_images=calibration_images,
-        start=start,
-    )
+    return Model(space=space, arch=arch, calibration_images=calibration_images, start=start, **facts(data))
 
 
 def load_network(path: Path) -> tuple[Model, Supernet]:
@@ -127,17 +103,6 @@ def start_from(supernet: Supernet, source: Supernet, arch: Arch | None) -> None:
             ours[name].copy_(tensor)
 
 
-def keep_model(path: Path, model: Model) -> None:
-    """Write model.json, or check that a resumed run still has the space and the data that it was started with.
-
-    Raises:
-        UserError: it has not.
-    """
-    if path.exists() and validate(Model, read_json(path), str(path)) != model:
-        raise UserError(f"The space or the images of run '{path.parent}' changed since it was started; restore them or use --overwrite.")
-    write_json(path, model.model_dump(mode="json"))
-
-
 class Trained:
     """A trained supernet with its data.
 
@@ -154,16 +119,8 @@ class Trained:
         self.run, self.device = Run.open(path), device
         self.model, supernet = load_network(path)
         self.space, self.supernet = self.model.space, supernet.to(device)
-        source = validate(Source, {k: v for k, v in self.run.config.items() if k in Source.model_fields}, str(path / "config.yaml"))
-        self.seed = source.seed
-        if images is not None:
-            moved = {"seed": source.seed, "data": source.data.model_dump() | {"path": images}}
-            source = validate(Source, moved, "--data")
-        self.data: Data = load_data(source.data, device, source.seed)
-        if (tuple(self.data.classes), tuple(self.data.mean), tuple(self.data.std)) != (self.model.classes, self.model.mean, self.model.std):
-            raise UserError(
-                f"The images of run '{path}' are not those it was trained on (classes or pixels changed); restore them or train again."
-            )
+        self.data: Data = open_images(self.run, self.model, device, images)
+        self.seed = self.data.seed
 
     def subnet(self, arch: Arch) -> Subnet:
         """`arch`, extracted, with BatchNorm calibrated on training images; eval mode. The same every time."""

@@ -134,6 +134,7 @@ class DartsNetwork(nn.Module):
         classes: K.
         inputs: channels of an image.
         partial, track, pool_norm, auxiliary: see `Mixed`.
+        last_norm: a BatchNorm and a ReLU before the classifier, as in PR-DARTS's code.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class DartsNetwork(nn.Module):
         track: bool = True,
         pool_norm: bool = True,
         auxiliary: bool = False,
+        last_norm: bool = False,
     ):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(inputs, 3 * channels, 3, padding=1, bias=False), nn.BatchNorm2d(3 * channels))
@@ -159,6 +161,7 @@ class DartsNetwork(nn.Module):
             self.cells.append(DartsCell(space, kind, widths, channels, after_reduction, partial, track, pool_norm, auxiliary))
             after_reduction = kind == "reduce"
             widths = (widths[1], space.nodes * channels)
+        self.norm = nn.BatchNorm2d(widths[1]) if last_norm else None
         self.classifier = nn.Linear(widths[1], classes)
 
     def forward(self, x_NCHW: Tensor, mixtures: Mapping[str, Mixture], twice: bool = False) -> Tensor:
@@ -168,6 +171,7 @@ class DartsNetwork(nn.Module):
             last = F.relu(state)
             state = cell(last if before is None else before, last, mixtures[str(cell.kind)], twice)
             before = last
+        state = state if self.norm is None else F.relu(self.norm(state))
         return self.classifier(state.mean((2, 3)))
 
 

@@ -24,6 +24,7 @@ class CellSpace:
         inputs: input states of a cell.
         nodes: nodes of a cell.
         operations: what competes on an edge.
+        keeps: edges that a node of a found cell keeps; None: all of them.
         also: operations that a genotype of this space may name although no search offers them.
         allowed: for each kind of cell and each edge, its operations, where edges differ; None: all on every edge.
     """
@@ -33,6 +34,7 @@ class CellSpace:
     inputs: int
     nodes: int
     operations: tuple[str, ...]
+    keeps: int | None
     also: tuple[str, ...] = ()
     allowed: dict[str, tuple[tuple[str, ...], ...]] | None = field(default=None, hash=False)
 
@@ -48,6 +50,12 @@ class CellSpace:
         return tuple(slice(start, end) for start, end in itertools.pairwise(starts))
 
     @cached_property
+    def output(self) -> tuple[int, ...]:
+        """The states that a found cell returns: all nodes, or the last one where nodes keep all edges."""
+        last = self.inputs + self.nodes - 1
+        return (last,) if self.keeps is None else tuple(range(self.inputs, last + 1))
+
+    @cached_property
     def known(self) -> tuple[str, ...]:
         """Every operation that a genotype may name."""
         return (*self.operations, *self.also)
@@ -61,10 +69,35 @@ class CellSpace:
 
 DARTS_OPERATIONS = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
 
+# The reduced spaces of RobustDARTS (Zela et al. 2020, "Understanding and Robustifying Differentiable Architecture Search",
+# arXiv:1909.09656), on which plain DARTS collapses. S1 has two operations on each edge, which DARTS itself left over.
+# S4 is not here: one of its two operations is noise instead of a function of the input.
+_SKIP_3, _SKIP_5 = ("skip_connect", "dil_conv_3x3"), ("skip_connect", "dil_conv_5x5")
+_SKIP_SEP, _MAX_SKIP = ("skip_connect", "sep_conv_3x3"), ("max_pool_3x3", "skip_connect")
+_DILATED, _POOLS = ("dil_conv_3x3", "dil_conv_5x5"), ("max_pool_3x3", "avg_pool_3x3")
+S1: dict[str, tuple[tuple[str, ...], ...]] = {
+    "normal": (
+        *(_SKIP_3, _SKIP_5),
+        *(_SKIP_5, _SKIP_SEP, _SKIP_3),
+        *(_MAX_SKIP, _SKIP_SEP, _SKIP_SEP, _SKIP_3),
+        *(_SKIP_SEP, _MAX_SKIP, _SKIP_3, _DILATED, _DILATED),
+    ),
+    "reduce": (
+        *(_POOLS, ("max_pool_3x3", "dil_conv_3x3")),
+        *(_POOLS, _POOLS, _SKIP_5),
+        *(_POOLS, ("max_pool_3x3", "sep_conv_3x3"), _SKIP_3, _SKIP_5),
+        *(_POOLS, _POOLS, _SKIP_5, _SKIP_5, _SKIP_5),
+    ),
+}
+S1_OPERATIONS = ("max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3", "dil_conv_5x5")
+
 SPACES = (
-    CellSpace("darts", ("normal", "reduce"), 2, 4, DARTS_OPERATIONS, also=("sep_conv_7x7", "conv_7x1_1x7")),
-    CellSpace("nasbench201", ("cell",), 1, 3, ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")),
-    CellSpace("recurrent", ("recurrent",), 1, 8, ("none", "tanh", "relu", "sigmoid", "identity")),
+    CellSpace("darts", ("normal", "reduce"), 2, 4, DARTS_OPERATIONS, 2, also=("sep_conv_7x7", "conv_7x1_1x7")),
+    CellSpace("nasbench201", ("cell",), 1, 3, ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"), None),
+    CellSpace("recurrent", ("recurrent",), 1, 8, ("none", "tanh", "relu", "sigmoid", "identity"), 1),
+    CellSpace("darts_s1", ("normal", "reduce"), 2, 4, S1_OPERATIONS, 2, allowed=S1),
+    CellSpace("darts_s2", ("normal", "reduce"), 2, 4, ("skip_connect", "sep_conv_3x3"), 2),
+    CellSpace("darts_s3", ("normal", "reduce"), 2, 4, ("none", "skip_connect", "sep_conv_3x3"), 2),
 )
 
 

@@ -24,9 +24,14 @@ COLUMNS = ["name", "round", "runs", "wall_p20", "wall_p50", "cpu_p20", "cpu_p50"
 WARM_UP, AT_LEAST, AT_MOST = 3, 8, 200
 
 
-def open_session(path: Path, shape: list[int], threads: int) -> ort.InferenceSession:
-    """A session for this input shape alone: free dimensions `batch` and `side` are pinned before the graph is optimised."""
+def open_session(path: Path, shape: list[int], threads: int, profile: Path | None = None) -> ort.InferenceSession:
+    """A session for this input shape alone: free dimensions `batch` and `side` are pinned before the graph is optimised.
+
+    profile: how the name of the file starts into which onnxruntime writes what it spends on each node.
+    """
     options = ort.SessionOptions()
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
@@ -35,12 +40,19 @@ def open_session(path: Path, shape: list[int], threads: int) -> ort.InferenceSes
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+def random_input(session: ort.InferenceSession, shape: list[int]) -> np.ndarray:
+    """Random numbers of the type that the session's input has: pixels where that is bytes."""
+    rng, kind = np.random.default_rng(0), session.get_inputs()[0].type
+    if kind == "tensor(uint8)":
+        return rng.integers(0, 256, shape, dtype=np.uint8)
+    return rng.standard_normal(shape, dtype=np.float32).astype(np.float16 if kind == "tensor(float16)" else np.float32)
+
+
 def time_item(path: Path, shape: list[int], threads: int, seconds: float) -> tuple[list[float], list[float]]:
     """(wall, cpu) milliseconds of each run. With one thread, cpu is that of this thread, which computes; with more, of the process."""
     session = open_session(path, shape, threads)
     binding = session.io_binding()
-    x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    binding.bind_cpu_input(session.get_inputs()[0].name, x)
+    binding.bind_cpu_input(session.get_inputs()[0].name, random_input(session, shape))
     binding.bind_output(session.get_outputs()[0].name, "cpu")
     clock = time.thread_time if threads == 1 else time.process_time
     wall: list[float] = []

@@ -16,9 +16,9 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from engine.errors import UserError
+from engine.onnx_file import to_onnx
 from engine.run import atomic, read_json, write_json
 from engine.seed import numpy_generator
-from ofa.onnx_file import to_onnx
 from ofa.pieces import BlockPiece, HeadPiece, Piece, StemPiece, pieces_of, tables
 from ofa.space import Codes, Space, Stage
 from ofa.subnet import Block, Bottleneck, ConvBN, DeepStem, Head

@@ -71,11 +71,17 @@ def value_of(rounds: Mapping[int, float]) -> float:
     return float(np.percentile(list(rounds.values()), 20))
 
 
+def halves_of(rounds: Mapping[int, float]) -> tuple[float, float] | None:
+    """The 20th percentiles of even and of odd rounds; none with rounds of one kind only."""
+    halves = [[ms for turn, ms in rounds.items() if turn % 2 == odd] for odd in (0, 1)]
+    return (float(np.percentile(halves[0], 20)), float(np.percentile(halves[1], 20))) if all(halves) else None
+
+
 def noise_of(items: Iterable[Mapping[int, float]]) -> Noise:
     """How well even and odd rounds agree about these items."""
-    halves = [[[ms for turn, ms in rounds.items() if turn % 2 == odd] for odd in (0, 1)] for rounds in items]
-    rounds = max((len(a) + len(b) for a, b in halves), default=0)
-    pairs = np.array([[np.percentile(half, 20) for half in two] for two in halves if all(two)])
+    items = list(items)
+    rounds = max(map(len, items), default=0)
+    pairs = np.array([halves for item in items if (halves := halves_of(item)) is not None])
     if len(pairs) < 3:
         return Noise(rounds=rounds, reliability=None, relative=None)
     a, b = np.log(pairs).T

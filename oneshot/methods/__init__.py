@@ -1,1 +1,20 @@
-"""The search methods, one file a paper."""
+"""The search methods, one file a paper. This union is the list of them: a new method is a file and a name here."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from oneshot.methods.beta_darts import BetaDarts
+from oneshot.methods.darts import Darts
+from oneshot.methods.darts_minus import DartsMinus
+from oneshot.methods.enas import Enas
+from oneshot.methods.gaea import Gaea, GaeaPcDarts
+from oneshot.methods.gdas import Gdas
+from oneshot.methods.pc_darts import PcDarts
+from oneshot.methods.pr_darts import PrDarts
+from oneshot.methods.random_ws import RandomWs
+
+MethodConfig = Annotated[
+    Darts | PcDarts | BetaDarts | PrDarts | Gaea | GaeaPcDarts | Gdas | DartsMinus | RandomWs | Enas,
+    Field(discriminator="name"),
+]

@@ -39,6 +39,8 @@ def test_cutout_is_a_square_cut_off_at_the_border() -> None:
     sizes = holes[:, 0].sum((1, 2))
     assert sizes.max() == 16
     assert sizes.min() >= 4  # a centre in the corner leaves 2 x 2
+    coloured = cutout(torch.ones(300, 3, 9, 9), 4, generator(), torch.tensor([2.0, 3.0, 4.0])[:, None, None])
+    assert torch.equal(coloured == torch.tensor([2.0, 3.0, 4.0])[:, None, None], holes)
 
 
 def test_mixup_keeps_probabilities_and_pairs_images_with_labels() -> None:

@@ -96,6 +96,19 @@ def test_normalised_training_images_have_zero_mean_and_unit_deviation() -> None:
     assert float(x.std()) == pytest.approx(1, abs=1e-3)
 
 
+def test_cutout_leaves_the_mean_colour() -> None:
+    plain, cut = (next(load_data(Digits(crop=0, cutout=size), CPU, 0).train_batches(64, 0))[0] for size in (0, 4))
+    assert float(cut[cut != plain].abs().max()) < 0.01, "which is zero once normalised"
+
+
+def test_jitter_changes_colours_of_training_images(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    sources = [ImageFolder(name="imagefolder", path=tmp_path, size=16, workers=0, jitter=j) for j in ((0, 0, 0, 0), (0.4, 0.4, 0.4, 0.2))]
+    plain, changed = (load_data(source, CPU, 0) for source in sources)
+    assert not torch.allclose(epoch(plain, 0)[0][0], epoch(changed, 0)[0][0])
+    assert torch.equal(next(plain.batches("val", 4))[0], next(changed.batches("val", 4))[0])
+
+
 def test_hold_out_takes_its_share_of_each_class() -> None:
     labels = np.repeat([0, 1, 2], [100, 50, 1])
     kept, held = hold_out(labels, 0.2, np.random.default_rng(0))

@@ -10,8 +10,8 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 import ofa
+from engine.onnx_file import to_onnx
 from ofa.cost import CLASS_BYTES, METADATA_BYTES, footprints_of
-from ofa.onnx_file import to_onnx
 from ofa.space import Arch, Space, decode, encode, largest, load_space, sample, smallest
 from ofa.subnet import Subnet
 

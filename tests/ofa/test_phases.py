@@ -211,9 +211,9 @@ def trainer_at(step: int, recipe: Path, tmp_path: Path, tiny: Space) -> Trainer:
     """A trainer that took `step` steps."""
     config = parse(Train, ["--config", str(recipe)])
     data = load_data(config.data, torch.device("cpu"), 0)
-    trainer = Trainer(config, RunFolder(tmp_path), filled(tiny, 10, 1), data, None, 11, UniformSampler(tiny))
+    trainer = Trainer(config, RunFolder(tmp_path), filled(tiny, 10, 1), data, None, UniformSampler(tiny))
     for _, (x, y) in zip(range(step), (batch for epoch in range(3) for batch in data.train_batches(64, epoch)), strict=False):
-        trainer.begin_phase()
+        trainer.begin_epoch()
         trainer.update(x, y)
     return trainer
 
@@ -223,11 +223,11 @@ def test_a_phase_starts_from_the_average_with_a_fresh_optimiser(recipe: Path, tm
     assert trainer.optimizer.state
     average = {name: tensor.clone() for name, tensor in trainer.weights.state_dict().items()}
     assert any(not torch.equal(average[name], tensor) for name, tensor in trainer.supernet.state_dict().items())
-    trainer.begin_phase()
+    trainer.begin_epoch()
     assert not trainer.optimizer.state
     for weights in (trainer.supernet, trainer.weights):
         assert all(torch.equal(average[name], tensor) for name, tensor in weights.state_dict().items())
-    trainer.begin_phase()
+    trainer.begin_epoch()
 
 
 def test_channels_are_sorted_before_expansions_open(recipe: Path, tmp_path: Path, tiny: Space) -> None:
@@ -240,7 +240,7 @@ def test_channels_are_sorted_before_expansions_open(recipe: Path, tmp_path: Path
         return all(bool((importance[a:b].diff() <= 0).all()) for a, b in edges)
 
     assert not falls()
-    trainer.begin_phase()
+    trainer.begin_epoch()
     assert falls()
 
 

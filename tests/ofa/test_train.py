@@ -255,13 +255,13 @@ def test_an_update_clips_warms_up_and_averages(tiny: Space, tmp_path: Path) -> N
     flags = ["--sgd.clip-value", "0.001", "--sgd.warmup-epochs", "2", "--sgd.lr", "0.5", "--sgd.momentum", "0", "--sgd.weight-decay", "0"]
     config = parse(Train, ["--epochs", "3", "--ema", "0.5", *flags])
     data = load_data(config.data, torch.device("cpu"), 0)
-    trainer = Trainer(config, RunFolder(tmp_path), Supernet(tiny, 10, 1), data, None, 10, UniformSampler(tiny))
+    trainer = Trainer(config, RunFolder(tmp_path), Supernet(tiny, 10, 1), data, None, UniformSampler(tiny))
     before = [p.detach().clone() for p in trainer.supernet.parameters()]
     trainer.update(*next(data.train_batches(64, 0)))
     moved = max(float((p.detach() - q).abs().max()) for p, q in zip(trainer.supernet.parameters(), before, strict=True))
-    assert moved == pytest.approx(0.5 / 20 * 0.001, rel=0.1)
+    assert moved == pytest.approx(0.5 / (2 * trainer.steps) * 0.001, rel=0.1)
     trainer.update(*next(data.train_batches(64, 1)))
-    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * 2 / 20)
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * 2 / (2 * trainer.steps))
     weights = zip(trainer.weights.parameters(), trainer.supernet.parameters(), strict=True)
     assert trainer.weights is not trainer.supernet
     assert any(not torch.equal(a, b) for a, b in weights), "the average is what is evaluated and saved"
@@ -302,7 +302,7 @@ def test_damaged_runs_are_one_sentence(trained_run: Path, tmp_path: Path) -> Non
     import shutil
 
     for name, content, said in (
-        ("model.json", b"{}", "'space' is missing"),
+        ("model.json", b"{}", "'classes' is missing"),
         ("model.json", b"{", "not valid JSON"),
         ("config.yaml", b"seed: [", "not valid YAML"),
         ("config.yaml", b"seed: 0", "'data' is missing"),

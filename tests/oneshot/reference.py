@@ -1,6 +1,7 @@
 """The published codes' recorded networks: which of our tensors holds which of theirs."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,36 @@ def recorded(name: str) -> dict[str, Any]:
     return torch.load(folder / f"{name}.pt", weights_only=True)
 
 
-def darts_names(
-    network: nn.Module, space: CellSpace, operations: list[str], edge_name: str = "_ops.{}", named: dict[int, str] | None = None
-) -> dict[str, list[str]]:
+def darts_names(network: nn.Module, space: CellSpace) -> dict[str, list[str]]:
     """For each of our tensors the names of theirs, one block of rows each."""
+    operations = list(space.operations)
     return {name: _darts_name(name, space, operations) for name in network.state_dict() if not name.endswith("num_batches_tracked")}
+
+
+def pr_darts_names(network: nn.Module, space: CellSpace, operations: list[str]) -> dict[str, list[str]]:
+    """The same for PR-DARTS's code, whose `operations` have another order and whose modules other names."""
+
+    def renamed(name: str) -> str:
+        found = re.fullmatch(r"(cells\.\d+)\._ops\.(\d+)\._ops\.(\d+)\.(.*)", name)
+        if found is None:
+            return re.sub(r"preprocess(\d)\.conv_(\d)", lambda m: f"preprocess{m[1]}.convs.{int(m[2]) - 1}", name)
+        source, target = space.edges[int(found[2])]
+        rest = re.sub(r"conv_(\d)", lambda m: f"convs.{int(m[1]) - 1}", found[4])
+        if operations[int(found[3])].startswith("sep"):
+            number = int(rest.split(".")[1])
+            rest = f"op_{'a' if number < 4 else 'b'}.op.{number - 4 * (number > 4)}.{rest.split('.', 2)[2]}"
+        return f"{found[1]}.edges.{target - 2}<-{source}._ops.{found[3]}.{rest}"
+
+    plain = {name: _darts_name(name, space, operations) for name in network.state_dict() if not name.endswith("num_batches_tracked")}
+    return {ours: [renamed(name) for name in blocks] for ours, blocks in plain.items()}
 
 
 def _darts_name(name: str, space: CellSpace, operations: list[str]) -> list[str]:
     parts = name.split(".")
     if parts[0] in ("stem", "classifier"):
         return [name]
+    if parts[0] == "norm":
+        return [f"lastact.0.{parts[1]}"]
     cell = f"cells.{parts[1]}"
     if parts[2] == "join":
         role = {"conv": "op.1", "norm": "op.2", "skip": "", "even": "conv_1", "odd": "conv_2"}

@@ -25,7 +25,7 @@ def load(file: str) -> Loaded:
     else:
         space = find_space("darts")
         network = DartsNetwork(space, found["C"], found["layers"], partial=4 if found["kind"] == "pcdarts" else 1)
-        names = darts_names(network, space, list(space.operations))
+        names = darts_names(network, space)
     network = network.double().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     missing = network.load_state_dict(theirs(names, found["state_dict"]), strict=False)
     assert not missing.unexpected_keys and all("num_batches" in name for name in missing.missing_keys)

@@ -15,7 +15,7 @@ from scipy.stats import kendalltau
 
 from engine.cli import parse
 from engine.errors import UserError
-from ofa.onnx_file import to_onnx
+from engine.onnx_file import to_onnx
 from ofa.pieces import pieces_of
 from ofa.space import Codes, Space, encode, largest, load_space, sample_codes, smallest
 from ofa.subnet import Subnet

@@ -1,0 +1,77 @@
+"""BatchNorms that torch's exporter leaves in a graph, since no convolution alone precedes them, folded or written as arithmetic."""
+
+from collections import Counter
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, numpy_helper
+
+from export.graph import Array, make, replace_nodes
+
+
+def fold_norms(model: onnx.ModelProto) -> None:
+    """No BatchNormalization is left in the graph, which is changed in place.
+
+    One behind a concatenation of convolutions (the factorized reduction of DARTS) goes into those; any other becomes a multiplication
+    and an addition, which every runtime has.
+    """
+    graph = model.graph
+    if all(node.op_type != "BatchNormalization" for node in graph.node):
+        return
+    values = {tensor.name: tensor for tensor in graph.initializer}
+    makers = {node.output[0]: node for node in graph.node}
+    uses = Counter(name for node in graph.node for name in node.input)
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        if node.op_type != "BatchNormalization" or not set(node.input[1:]) <= set(values):
+            nodes.append(node)
+            continue
+        scale, shift = _affine(node, values)
+        joined = makers.get(node.input[0])
+        convs = _joined_convs(joined, makers, uses)
+        if joined is None or not convs:
+            nodes += _arithmetic(graph, node, scale, shift)
+            continue
+        for conv in convs:
+            channels = values[conv.input[1]].dims[0]
+            _scale_conv(graph, values, conv, scale[:channels], shift[:channels])
+            scale, shift = scale[channels:], shift[channels:]
+        joined.output[0] = node.output[0]
+    replace_nodes(model, nodes)
+
+
+def _affine(node: NodeProto, values: dict[str, TensorProto]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(scale, shift) per channel that a BatchNormalization amounts to."""
+    gamma, beta, mean, var = (numpy_helper.to_array(values[name]).astype(np.float64) for name in node.input[1:])
+    scale = gamma / np.sqrt(var + next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5))
+    return scale, beta - mean * scale
+
+
+def _joined_convs(joined: NodeProto | None, makers: dict[str, NodeProto], uses: "Counter[str]") -> list[NodeProto]:
+    """The convolutions whose outputs a node concatenates along the channels, if there is nothing else in it and nobody else reads them."""
+    if joined is None or joined.op_type != "Concat" or uses[joined.output[0]] != 1 or joined.attribute[0].i != 1:
+        return []
+    parts = [makers[name] for name in joined.input if name in makers]
+    fits = all(part.op_type == "Conv" and uses[part.output[0]] == uses[part.input[1]] == 1 for part in parts)
+    return parts if fits and len(parts) == len(joined.input) else []
+
+
+def _scale_conv(graph: onnx.GraphProto, values: dict[str, TensorProto], conv: NodeProto, scale: Array, shift: Array) -> None:
+    """Multiply a convolution's output by `scale` and add `shift`."""
+    weight = numpy_helper.to_array(values[conv.input[1]])
+    bias = numpy_helper.to_array(values[conv.input[2]]) if len(conv.input) > 2 else np.zeros(len(weight))
+    scaled = _constant(graph, f"{conv.input[1]}_folded", weight * scale[:, None, None, None])
+    conv.input[:] = [conv.input[0], scaled, _constant(graph, f"{conv.output[0]}_bias", bias * scale + shift)]
+
+
+def _arithmetic(graph: onnx.GraphProto, node: NodeProto, scale: Array, shift: Array) -> list[NodeProto]:
+    out, shape = node.output[0], (-1, 1, 1)
+    factor, term = _constant(graph, f"{out}_scale", scale.reshape(shape)), _constant(graph, f"{out}_shift", shift.reshape(shape))
+    return [make("Mul", [node.input[0], factor], f"{out}_scaled"), make("Add", [f"{out}_scaled", term], out)]
+
+
+def _constant(graph: onnx.GraphProto, name: str, value: Array) -> str:
+    """Name of a new constant in float32."""
+    graph.initializer.append(numpy_helper.from_array(np.asarray(value, np.float32), name))
+    return name

@@ -1,0 +1,172 @@
+"""What each kind of device takes, as data: every target says how its file differs, and why."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from rich.table import Table
+
+from engine.cli import Command, main
+from engine.config import Config, read_yaml, validate
+from engine.errors import UserError, nearest
+
+Precision = Literal["float32", "float16", "int8"]
+
+
+class Target(Config):
+    """How to write a file for one kind of device. A YAML file with these fields is a target, too."""
+
+    name: str = Field(pattern=r"^[\w-]+$", description="as in --target; part of the file's name, but for cpu")
+    runs_on: str = Field(description="what runs the file")
+    batch: Literal["any", "one"] = Field("any", description="any: the batch axis is free; one: every shape in the file is a number")
+    activations: Literal["native", "relu6"] = Field(
+        "native", description="relu6: HardSwish and HardSigmoid as add, clip, multiply, and means over a map as GlobalAveragePool"
+    )
+    precision: Precision = "float32"
+    format: Literal["onnx", "ort"] = Field("onnx", description="ort: flat, optimised for ARM, with the list of operators that it needs")
+    opset: int = Field(18, ge=18, le=22, description="below 18 torch's exporter writes 18 without an error")
+    ir: int = Field(10, ge=8, le=10, description="newest ONNX file version that the runtimes in the field read")
+    why: tuple[str, ...] = Field(description="the reasons, as sentences")
+
+    def file_name(self, subnet: str) -> str:
+        """`600M.onnx` for cpu, else `600M.nnapi.onnx`."""
+        middle = "" if self.name == "cpu" else f".{self.name}"
+        return f"{subnet}{middle}.{self.format}"
+
+
+TARGETS = (
+    Target(
+        name="cpu",
+        runs_on="onnxruntime on any CPU",
+        why=("The reference: every operator has a float32 kernel here, HardSwish as one node; every other file is compared with it.",),
+    ),
+    Target(
+        name="cpu-int8",
+        runs_on="onnxruntime on ARM CPUs, and x86 with VNNI",
+        precision="int8",
+        why=(
+            "A quarter of the weights' bytes; integer kernels for convolutions and sums.",
+            "On x86 float32 kernels are so good that int8 may save size only: the table of export.onnx says what it is here.",
+            "Without VNNI (before 2019), x86 may saturate when it adds 8-bit products: accuracy is then to be measured on that machine.",
+        ),
+    ),
+    Target(
+        name="nnapi",
+        runs_on="Android's NNAPI through onnxruntime",
+        batch="one",
+        activations="relu6",
+        why=(
+            "NNAPI takes no free axis: with one, not a node is handed over.",
+            "It has no HardSigmoid, of which HardSwish consists: each splits the graph; as clip and multiply it stays one part.",
+        ),
+    ),
+    Target(
+        name="coreml",
+        runs_on="Apple's CoreML through onnxruntime",
+        batch="one",
+        activations="relu6",
+        why=(
+            "CoreML refuses free axes; the neural engine computes in float16 whatever the file says.",
+            "The NeuralNetwork format lacks HardSigmoid and ReduceMean, which MLProgram has: written so, the file is one part in both.",
+        ),
+    ),
+    Target(
+        name="qnn",
+        runs_on="Qualcomm's NPU (HTP) through onnxruntime",
+        batch="one",
+        activations="relu6",
+        precision="int8",
+        why=(
+            "The NPU runs quantised graphs with fixed shapes.",
+            "The quantiser leaves HardSwish in float32, which would leave the NPU after every layer; add, clip and multiply it quantises.",
+        ),
+    ),
+    Target(
+        name="xnnpack",
+        runs_on="XNNPACK through onnxruntime on ARM and in browsers",
+        batch="one",
+        why=(
+            "XNNPACK plans its memory once, so shapes are fixed.",
+            "It takes convolutions and pools; HardSwish stays with onnxruntime's own kernel, where it is one node instead of four.",
+        ),
+    ),
+    Target(
+        name="web",
+        runs_on="onnxruntime-web (WebAssembly, WebGPU) in a browser",
+        batch="one",
+        why=(
+            "A page classifies one image; with fixed shapes WebGPU keeps the whole graph and compiles its shaders once.",
+            "Float32, because WebGPU has few 8-bit kernels.",
+        ),
+    ),
+    Target(
+        name="mobile",
+        runs_on="a small build of onnxruntime for ARM (minimal build)",
+        format="ort",
+        why=(
+            "A minimal build reads only this format; it is optimised already, so it starts faster.",
+            "NAME.required_operators.config beside it goes to onnxruntime's build script, which leaves out every other operator.",
+        ),
+    ),
+    Target(
+        name="fp16",
+        runs_on="GPUs and NPUs that compute in float16 (CUDA, TensorRT, DirectML, WebGPU)",
+        precision="float16",
+        why=(
+            "Half the bytes; input and output stay float32, so nothing changes for the program around it.",
+            "CPUs mostly convert back to float32 in front of every node: for them this saves size only.",
+        ),
+    ),
+)
+
+
+def find_target(name: str) -> Target:
+    """The target of that name, or the one in a YAML file.
+
+    Raises:
+        UserError: there is none.
+    """
+    if Path(name).suffix in (".yaml", ".yml"):
+        return validate(Target, read_yaml(Path(name)), name)
+    for target in TARGETS:
+        if target.name == name:
+            return target
+    raise UserError(f"There is no target '{name}'; {nearest(name, [target.name for target in TARGETS])} A YAML file of yours is one, too.")
+
+
+def find_targets(names: str) -> list[Target]:
+    """The targets of names separated by commas, each once.
+
+    Raises:
+        UserError: one does not exist, or none is named.
+    """
+    found = list(dict.fromkeys(find_target(name.strip()) for name in names.split(",") if name.strip()))
+    if not found:
+        raise UserError(f"--target names no target; valid are: {', '.join(target.name for target in TARGETS)}.")
+    return found
+
+
+class Show(Command):
+    """Print what `python -m export.onnx --target NAME` writes for each kind of device, and why.
+
+    examples:
+      python -m export.targets
+      python -m export.onnx --target nnapi,cpu-int8
+    """
+
+    def execute(self) -> int:
+        """The table, and the reasons."""
+        from export.table import show
+
+        table = Table("target", "runs on", "batch", "activations", "precision", "file", "opset", "IR")
+        for t in TARGETS:
+            table.add_row(t.name, t.runs_on, t.batch, t.activations, t.precision, f".{t.format}", str(t.opset), f"<= {t.ir}")
+        show(table)
+        for t in TARGETS:
+            print(f"{t.name}:", *t.why)
+        print("next: python -m export.onnx --target nnapi,cpu-int8")
+        return 0
+
+
+if __name__ == "__main__":
+    main(Show)

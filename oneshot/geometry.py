@@ -1,0 +1,59 @@
+"""How architecture parameters move along their gradient."""
+
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from engine.config import Config
+
+
+class Adam(Config):
+    """Adam (2015, arXiv:1412.6980) on logits."""
+
+    name: Literal["adam"] = "adam"
+    lr: float = Field(3e-4, gt=0, description="learning rate")
+    betas: tuple[float, float] = Field((0.5, 0.999), description="decay of the moments")
+    weight_decay: float = Field(1e-3, ge=0, description="L2, added to the gradient")
+
+    def build(self, parameters: list[Tensor], rows: list[tuple[slice, ...]]) -> torch.optim.Optimizer:
+        """The optimiser."""
+        return torch.optim.Adam(parameters, self.lr, self.betas, weight_decay=self.weight_decay)
+
+
+class Exponentiated(Config):
+    """GAEA (2021, arXiv:2004.07802): exponentiated gradient, which stays on the simplex. No weight decay, no momentum."""
+
+    name: Literal["exponentiated"] = "exponentiated"
+    lr: float = Field(0.1, gt=0, description="learning rate")
+    floor: float = Field(1e-5, gt=0, lt=1, description="no probability falls below this before they are divided by their sum")
+
+    def build(self, parameters: list[Tensor], rows: list[tuple[slice, ...]]) -> torch.optim.Optimizer:
+        """The optimiser. rows: for each parameter the slices of its last axis that sum to 1."""
+        return ExponentiatedGradient(parameters, rows, self.lr, self.floor)
+
+
+Geometry = Annotated[Adam | Exponentiated, Field(discriminator="name")]
+
+
+def exponentiated_gradient(theta: Tensor, gradient: Tensor, lr: float, floor: float = 1e-5) -> Tensor:
+    """theta (..., O) on the simplex, one step later: theta exp(-lr gradient), at least `floor`, divided by its sum."""
+    theta = (theta * torch.exp(-lr * gradient)).clamp_min(floor)
+    return theta / theta.sum(-1, keepdim=True)
+
+
+class ExponentiatedGradient(torch.optim.Optimizer):
+    """The step above for several parameters."""
+
+    def __init__(self, parameters: list[Tensor], rows: list[tuple[slice, ...]], lr: float, floor: float):
+        super().__init__(parameters, {"lr": lr, "floor": floor})
+        self.rows = rows
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step along the parameters' `grad`."""
+        for group in self.param_groups:
+            for theta, rows in zip(group["params"], self.rows, strict=True):
+                for row in rows:
+                    theta[..., row] = exponentiated_gradient(theta[..., row], theta.grad[..., row], group["lr"], group["floor"])

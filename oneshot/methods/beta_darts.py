@@ -1,0 +1,15 @@
+"""beta-DARTS: Beta-Decay Regularization (2022, arXiv:2203.01665)."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from oneshot.method import PUBLISHED, Method
+from oneshot.penalty import BetaDecay, Penalty
+
+
+class BetaDarts(Method):
+    """First-order DARTS whose logits are held together, more so in each epoch."""
+
+    name: Literal["beta_darts"] = "beta_darts"
+    penalties: tuple[Penalty, ...] = (BetaDecay(),)
+    on: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED | {"nasbench201": PUBLISHED["nasbench201"] | {"epochs": 100}}

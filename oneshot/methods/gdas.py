@@ -1,0 +1,16 @@
+"""GDAS: Searching for a Robust Neural Architecture in Four GPU Hours (2019, arXiv:1910.04465)."""
+
+from typing import Literal
+
+from oneshot.method import Method, Sgd
+from oneshot.relax import GumbelHard, Relaxation
+
+
+class Gdas(Method):
+    """One operation an edge and step, drawn by Gumbel-softmax with straight-through gradients: only it is computed."""
+
+    name: Literal["gdas"] = "gdas"
+    relaxation: Relaxation = GumbelHard()
+    weights_first: bool = True
+    epochs: int = 250
+    sgd: Sgd = Sgd(nesterov=True, weight_decay=5e-4)

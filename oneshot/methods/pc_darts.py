@@ -1,0 +1,18 @@
+"""PC-DARTS: Partial Channel Connections (2020, arXiv:1907.05737). Settings of its CIFAR-10 search."""
+
+from typing import Literal
+
+from oneshot.geometry import Adam, Geometry
+from oneshot.method import Method, Sgd
+
+
+class PcDarts(Method):
+    """A quarter of the channels goes through the operations, the rest passes by; edges into a node have weights of their own."""
+
+    name: Literal["pc_darts"] = "pc_darts"
+    partial: int = 4
+    edge_weights: bool = True
+    geometry: Geometry = Adam(lr=6e-4)
+    warmup_epochs: int = 15
+    batch_size: int = 256
+    sgd: Sgd = Sgd(lr=0.1, lr_min=0.0)

@@ -1,0 +1,26 @@
+"""PR-DARTS: Theory-Inspired Path-Regularized Differentiable Network Architecture Search (2020, arXiv:2006.16537).
+
+Settings of the released search. Its code may take one edge of a node twice (`--method.derivation pairs_repeat`); here an edge counts once.
+"""
+
+from typing import Literal
+
+from oneshot.derive import Derivation
+from oneshot.method import Method, Sgd
+from oneshot.penalty import PathDepth, Penalty
+from oneshot.relax import HardConcrete, Relaxation
+
+
+class PrDarts(Method):
+    """Stretched stochastic gates of which an edge keeps two; groups of operations compete, long paths of convolutions are rewarded."""
+
+    name: Literal["pr_darts"] = "pr_darts"
+    relaxation: Relaxation = HardConcrete()
+    penalties: tuple[Penalty, ...] = (PathDepth(),)
+    pool_norm: bool = False
+    last_norm: bool = True
+    derivation: Derivation = "pairs"
+    weights_first: bool = True
+    epochs: int = 200
+    batch_size: int = 250
+    sgd: Sgd = Sgd(nesterov=True, weight_decay=5e-4)

@@ -1,0 +1,178 @@
+"""Train the network of a genotype from scratch: what a search found, or a published cell.
+
+DARTS: Differentiable Architecture Search (2019, arXiv:1806.09055), evaluation on CIFAR and ImageNet; the recipes in
+configs/oneshot/ hold its settings. Differs: the learning rate falls in every step instead of every epoch, a few training images
+are held out for validation, and the last, incomplete batch of an epoch is left out.
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from engine.cli import main
+from engine.config import format_count
+from engine.data import Data, Digits, Split
+from engine.distributed import Ranks
+from engine.errors import UserError
+from engine.model import keep_model
+from engine.optim import SGD, Cosine, build_sgd, clip_gradients, learning_rate, set_learning_rate
+from engine.run import Run
+from engine.seed import derive, torch_generator
+from engine.text import AnyData, Grammar, TextFolder, load_text
+from engine.training import Training, TrainingCommand, accuracy
+from oneshot.final import FinalNetwork
+from oneshot.genotype import Genotype, find_genotype, published
+from oneshot.language import Language, train_language
+from oneshot.trained import AUXILIARY, DEFAULT_RUN, EVALUATION_BATCH, Model, Network, build, cost_of, model_of
+
+
+class Retrain(TrainingCommand):
+    """Train the network of a genotype from scratch: on images, or a recurrent cell on text.
+
+    A recipe (--config) holds the settings; flags change single ones. --genotype is a published name (DARTS_V2, PC_DARTS_cifar, ...),
+    a file, the folder of a finished search, or a genotype written down as the reference codes print it.
+
+    examples:
+      python -m oneshot.retrain                                a small network on the embedded digits
+      python -m oneshot.retrain --config oneshot/retrain_cifar --genotype DARTS_V2 --data.path cifar10.npz --out runs/darts_v2
+      python -m oneshot.retrain --genotype runs/search --config oneshot/retrain_cifar --data.path cifar10.npz --out runs/found
+      python -m oneshot.retrain --genotype DARTS_V2_recurrent --data text --data.path ptb --out runs/ptb
+      torchrun --nproc-per-node 8 -m oneshot.retrain --config oneshot/retrain_imagenet --data.path imagenet --out runs/imagenet
+    """
+
+    module: ClassVar[str] = "oneshot.retrain"
+    config: str | None = Field("oneshot/retrain_digits", description="recipe: a YAML file, or a packaged name: oneshot/retrain_cifar")
+    out: Path = Field(DEFAULT_RUN, description="run folder to write")
+    genotype: str = Field("DARTS_V2", description="a published name, a file, a folder of a finished search, or the genotype itself")
+    data: AnyData = Field(Digits(), description="the images; text for a recurrent cell")  # type: ignore[assignment]
+    network: Network = Field(Network(), description="the size of the network")
+    language: Language = Field(Language(), description="all settings of the training of a recurrent cell, its epochs among them")
+    sgd: SGD = Field(
+        SGD(lr=0.025, nesterov=False, weight_decay=3e-4, decay_all=True, clip_value=None, clip_norm=5, warmup_epochs=0, schedule=Cosine()),
+        description="the optimiser and its learning rate",
+    )
+    auxiliary: float = Field(0.4, ge=0, description="weight of the auxiliary head's loss; 0: no such head")
+    drop_path: float = Field(0.2, ge=0, lt=1, description="probability that an edge is left out for an image, reached linearly at the end")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the labels spread over all classes")
+    bf16: bool = Field(False, description="compute in bfloat16 where that is safe: faster on recent GPUs, slower on most CPUs")
+
+    def train(self, ranks: Ranks, device: torch.device) -> int:
+        """As rank `ranks.rank` on `device`."""
+        genotype = find_genotype(self.genotype)
+        known = self.genotype.lower() in {name.lower() for name in published()}
+        config = self if known else self.model_copy(update={"genotype": genotype.model_dump_json()})  # config.yaml replays the run
+        if genotype.space == "recurrent":
+            return config.train_on_text(genotype, ranks, device)
+        if isinstance(self.data, Grammar | TextFolder):
+            raise UserError(
+                f"A cell of space {genotype.space} reads images, not text; name some with --data, or give a recurrent genotype."
+            )
+        data = self.load_images(ranks, device)
+        model = model_of(genotype, self.network, data)
+        with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
+            torch.manual_seed(derive(self.seed, "weights"))
+            network = build(model, self.auxiliary > 0)
+        run = config.start(ranks)
+        if not ranks.any(ranks.first and run.finished):
+            if ranks.first:
+                keep_model(run.path / "model.json", model, "genotype")
+            training = Retraining(config, run, network, data, ranks, model)
+            training.introduce()
+            status = training.run()
+            if status:
+                return status
+        else:
+            print(f"{run.path} is finished already.")
+        print(f"next: python -m export.onnx --run {run.path}")
+        return 0
+
+    def train_on_text(self, genotype: Genotype, ranks: Ranks, device: torch.device) -> int:
+        """A recurrent cell."""
+        if not isinstance(self.data, Grammar | TextFolder):
+            raise UserError("A recurrent cell reads text, not images; add --data text --data.path FOLDER, or --data grammar to try it.")
+        if ranks.size > 1:
+            raise UserError("A recurrent cell is trained by one process; start it with python -m instead of torchrun.")
+        text = load_text(self.data)
+        run = self.start(ranks)
+        if run.finished:
+            print(f"{run.path} is finished already.")
+            return 0
+        status = train_language(run, genotype, text, self.language, self.seed, device)
+        if status == 0:
+            print(f"next: python -m export.onnx --run {run.path}")
+        return status
+
+
+class Retraining(Training):
+    """A network on its way through the epochs, on labels alone."""
+
+    def __init__(self, config: Retrain, run: Run, network: torch.nn.Module, data: Data, ranks: Ranks, model: Model):
+        super().__init__(config, run, network, data, ranks, config.epochs)
+        self.config, self.model = config, model
+        self.optimizer = build_sgd(config.sgd, self.network)
+        self.restore()
+
+    def introduce(self) -> None:
+        """Print what is trained on what."""
+        macs, params = cost_of(self.network, self.model)
+        name = self.config.genotype if len(self.config.genotype) < 40 else "given"
+        size = f"{self.config.network.cells} cells, {self.config.network.channels} channels"
+        print(f"genotype {name}: {size}, {format_count(params)} parameters, {format_count(macs)} MACs")
+        self.config.introduce(self.data)
+
+    def update(self, x: Tensor, y: Tensor) -> None:
+        """One optimiser step on one batch."""
+        config, sgd = self.config, self.config.sgd
+        set_learning_rate(self.optimizer, learning_rate(sgd, self.step, self.total, round(sgd.warmup_epochs * self.steps)))
+        self.optimizer.zero_grad()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):
+            outputs = self._forward(x)
+        losses = torch.stack([F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing) for logits in outputs])
+        total = losses[0] + config.auxiliary * losses[1:].sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        losses = self.ranks.average_gradients(self.network.parameters(), losses.detach())
+        clip_gradients(sgd, self.network)
+        self.optimizer.step()
+        self.done(losses)
+
+    def _forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The logits, and those of the auxiliary head if there is one."""
+        if isinstance(self.network, FinalNetwork):
+            generator = torch_generator(x.device, self.ranks.seed(self.config.seed), "drop path", self.step)
+            epoch = self.step // self.steps
+            outputs = self.network(x, self.config.drop_path * epoch / self.epochs, generator)
+        else:
+            outputs = self.network(x)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    def point(self, losses: list[float]) -> tuple[dict[str, Any], str]:
+        """The loss, and that of the auxiliary head if there is one."""
+        return dict(zip(("loss", "auxiliary_loss"), losses, strict=False)), f"loss {losses[0]:.3f}"
+
+    def remedy(self, step: int) -> str:
+        """A lower rate."""
+        return f"a lower --sgd.lr (now {self.config.sgd.lr}) or a longer --sgd.warmup-epochs"
+
+    def kept(self) -> dict[str, Tensor]:
+        """Without the auxiliary head."""
+        return {name: tensor for name, tensor in self.network.state_dict().items() if not name.startswith(AUXILIARY)}
+
+    def evaluate(self, epoch: int, last: bool) -> None:
+        """Validation accuracy, at the end also that on test images, with the first rank's BatchNorm statistics."""
+        if not self.ranks.first:
+            return
+        splits: tuple[Split, ...] = ("val", "test") if last else ("val",)
+        self.network.eval()
+        scores = {split: accuracy(self.network, self.data.batches(split, EVALUATION_BATCH)) for split in splits}
+        self.network.train()
+        self.folder.log(step=self.step, epoch=epoch, **{f"{split}_accuracy": score for split, score in scores.items()})
+        if last:
+            print("  ".join(f"{score:.2%} on {'validation' if split == 'val' else split} images" for split, score in scores.items()))
+
+
+if __name__ == "__main__":
+    main(Retrain)

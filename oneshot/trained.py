@@ -1,0 +1,110 @@
+"""A retrained network: the settings it is built from, and what its finished run gives to later stages."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from engine.checkpoint import load_weights
+from engine.config import Config, validate
+from engine.data import Data, Split
+from engine.errors import UserError
+from engine.macs import count_macs, count_parameters
+from engine.model import ImageModel, facts, open_images
+from engine.run import Run, read_json
+from engine.training import accuracy
+from oneshot.final import FinalNetwork, Stem
+from oneshot.final_nasbench201 import NasBench201Network
+from oneshot.genotype import Genotype
+
+DEFAULT_RUN = Path("runs/retrained")
+EVALUATION_BATCH = 64
+AUXILIARY = "auxiliary."  # parameters that only training needs
+
+
+class Network(Config):
+    """The size of the network of a genotype."""
+
+    channels: int = Field(36, ge=2, description="width of the first cells; ImageNet: 48")
+    cells: int = Field(20, ge=1, description="how many; ImageNet: 14; NAS-Bench-201: in each of three stages, 5")
+    stem: Stem = Field("cifar", description="cifar: one convolution; imagenet: three of stride 2")
+    auxiliary_bn: bool | None = Field(
+        None, description="whether the auxiliary head ends with a BatchNorm; none: as the published codes, which lost it on ImageNet"
+    )
+
+
+class Model(ImageModel):
+    """model.json: what weights.safetensors belongs to."""
+
+    kind: Literal["genotype"] = "genotype"
+    genotype: Genotype
+    network: Network
+    image_size: int = Field(description="side of the square that the network takes, in pixels")
+
+
+def model_of(genotype: Genotype, network: Network, data: Data) -> Model:
+    """What model.json says of a network for these images."""
+    return Model(genotype=genotype, network=network, image_size=data.size, **facts(data))
+
+
+def build(model: Model, auxiliary: bool = False) -> nn.Module:
+    """The untrained network of a genotype, of the kind that its space has.
+
+    Raises:
+        UserError: it has none for images.
+    """
+    genotype, size, classes = model.genotype, model.network, len(model.classes)
+    match genotype.space:
+        case "darts" | "darts_s1" | "darts_s2" | "darts_s3":
+            return FinalNetwork(
+                genotype, size.channels, size.cells, classes, model.channels, size.stem, auxiliary, auxiliary_bn=size.auxiliary_bn
+            )
+        case "nasbench201":
+            return NasBench201Network(genotype, size.channels, size.cells, classes, model.channels)
+        case space:
+            raise UserError(
+                f"Networks of the space '{space}' cannot be trained on images; give a genotype of the space 'darts' or 'nasbench201'."
+            )
+
+
+class Trained:
+    """A retrained network with its data.
+
+    Args:
+        path: folder of a finished run of oneshot.retrain.
+        device: where to compute.
+        images: where the data of the run is now, if it moved.
+
+    Raises:
+        UserError: the run or its data is missing, unfinished or damaged.
+    """
+
+    def __init__(self, path: Path, device: torch.device, images: Path | None = None):
+        self.run, self.device = Run.open(path, command="oneshot.retrain"), device
+        self.model = validate(Model, read_json(path / "model.json"), str(path / "model.json"))
+        network = build(self.model)
+        weights = path / "weights.safetensors"
+        try:
+            network.load_state_dict(load_weights(weights))
+        except RuntimeError:
+            raise UserError(f"Weights '{weights}' do not fit model.json beside them; copy the run folder again.") from None
+        self.network: nn.Module = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.data: Data = open_images(self.run, self.model, device, images)
+
+    def accuracy(self, split: Split) -> float:
+        """Top-1 accuracy in [0, 1] on a split."""
+        return accuracy(self.network, self.data.batches(split, EVALUATION_BATCH))
+
+    def cost(self) -> tuple[int, int]:
+        """(MACs of one image, parameters)."""
+        return cost_of(self.network, self.model)
+
+
+def cost_of(network: nn.Module, model: Model) -> tuple[int, int]:
+    """(MACs of one image, parameters) of the network as it is handed on: without an auxiliary head."""
+    device = next(network.parameters()).device
+    macs = count_macs(network, torch.zeros(1, model.channels, model.image_size, model.image_size, device=device))
+    spare = sum(p.numel() for name, p in network.named_parameters() if name.startswith(AUXILIARY))
+    return macs, count_parameters(network) - spare

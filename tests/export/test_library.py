@@ -1,0 +1,98 @@
+"""`export.to_onnx` on networks that are not ours: torchvision's and timm's."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import timm
+import torch
+import torchvision
+from conftest import shaken
+from torch import nn
+
+import export
+from engine.errors import UserError
+from export.manifest import read_manifest
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return shaken(torchvision.models.mobilenet_v3_small(num_classes=7))
+
+
+def test_torchvision_for_a_phone(small: nn.Module, images: torch.Tensor, tmp_path: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in small.state_dict().items()}
+    manifest = export.to_onnx(small, tmp_path / "small.onnx", "nnapi", images=images, classes=list("abcdefg"))
+    assert manifest.parity["relative_error"] < 1e-4
+    session = ort.InferenceSession(str(tmp_path / "small.onnx"), providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        np.testing.assert_allclose(session.run(None, {"image": images[:1].numpy()})[0], small(images[:1]).numpy(), rtol=1e-3, atol=1e-5)
+    kinds = {node.op_type for node in onnx.load(tmp_path / "small.onnx").graph.node}
+    assert not kinds & {"HardSwish", "HardSigmoid", "BatchNormalization"}
+    assert read_manifest(tmp_path / "small.onnx").classes == tuple("abcdefg")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in small.state_dict().items()), "the module is not changed"
+
+
+def test_timm_in_8_bits_and_with_pixels_in(images: torch.Tensor, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = shaken(timm.create_model("mobilenetv3_small_050", num_classes=7))
+    bake = export.Bake((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "NHWC", softmax=True)
+    manifest = export.to_onnx(net, tmp_path / "timm.onnx", "cpu-int8", images=images, bake=bake, max_drop=100)
+    assert (manifest.precision, manifest.input.dtype, manifest.output.name) == ("int8", "uint8", "probabilities")
+    assert manifest.bytes < 4 * manifest.params / 2
+    pixels = bake.pixels(images).numpy()
+    (got,) = ort.InferenceSession(str(tmp_path / "timm.onnx")).run(None, {"image": pixels})
+    mean, std = np.array(bake.mean, np.float32), np.array(bake.std, np.float32)
+    x = torch.from_numpy((pixels.astype(np.float32) / 255 - mean) / std).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        wanted = torch.softmax(net(x.contiguous()), 1).numpy()
+    assert np.abs(got - wanted).max() < 0.1
+    assert got.sum(1) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_size_comes_from_timm_or_an_example(small: nn.Module, tmp_path: Path) -> None:
+    class Noted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pretrained_cfg = nn.Conv2d(1, 4, 3), {"input_size": (1, 20, 20)}
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x).mean((2, 3))
+
+    assert export.to_onnx(Noted().eval(), tmp_path / "a.onnx").input.shape == ("batch", 1, 20, 20)
+    assert export.to_onnx(Noted().eval(), tmp_path / "a.onnx", example=torch.zeros(1, 1, 9, 9)).input.shape == ("batch", 1, 9, 9)
+
+
+def test_mistakes_are_sentences_and_leave_no_file(small: nn.Module, images: torch.Tensor, tmp_path: Path) -> None:
+    class Branch(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
+
+    path = tmp_path / "x.onnx"
+    for call, sentence in (
+        (lambda: export.to_onnx(small, path, "cpu-int8"), "give images to calibrate"),
+        (lambda: export.to_onnx(small, path, "mobile"), r"writes \.ort files"),
+        (lambda: export.to_onnx(small, path, "phone"), "There is no target 'phone'"),
+        (lambda: export.to_onnx(small, path, images=images, classes=["one"]), "1 names of classes, but the network has 7 outputs"),
+        (lambda: export.to_onnx(small, path, images=images, labels=torch.zeros(3)), "8 images but 3 labels"),
+        (lambda: export.to_onnx(Branch().eval(), path, images=images), "torch cannot export Branch"),
+        (lambda: export.to_onnx(Branch(), path), "in training mode"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            call()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_the_package_imports_neither_torch_nor_onnx() -> None:
+    code = "import sys, export; sys.exit(bool({'torch', 'onnx', 'onnxruntime'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
