@@ -16,76 +16,84 @@ PART = 2**22  # numbers of a map that are copied at a time: 16 MiB
 ACTIVATION: dict[str, Callable[..., Tensor]] = {"relu": F.relu, "relu6": F.relu6, "hard_swish": F.hardswish, "swish": F.silu}
 
 
-def depthwise(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
-    """Depthwise convolution of x (N, C, H, W), padded by k // 2, with weight (n C, 1, k, k): all channels with the first C kernels, then
-    all with the next C, and so on: n depthwise convolutions of the same input. Returns (N, n C, H / stride, W / stride)."""
-    kernel, copies = weight.shape[-1], len(weight) // x.shape[1]
-    if (kernel > 3 or copies > 1) and stride <= 2 and x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
-        return _Depthwise.apply(x, weight, stride, x.grad_fn if type(x.grad_fn) is _NormAct._backward_cls else None)
-    return F.conv2d(_copied(x, copies), weight, None, stride, kernel // 2, groups=len(weight))
+def depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
+    """Depthwise convolution of x (N, C, H, W), padded by dilation * (k // 2), with weight (C, 1, k, k).
+
+    Returns (N, C, H / stride, W / stride), sizes rounded up.
+    """
+    if (stride, dilation) in ((1, 1), (2, 1), (1, 2)) and x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
+        return _Depthwise.apply(x, weight, stride, dilation, x.grad_fn if type(x.grad_fn) is _NormAct._backward_cls else None)
+    return torch_depthwise(x, weight, stride, dilation)
 
 
-def _copied(x: Tensor, copies: int) -> Tensor:
-    return x if copies == 1 else torch.cat([x] * copies, 1)
+def torch_depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
+    """The same by torch alone; differentiable any number of times."""
+    return F.conv2d(x, weight, None, stride, dilation * (weight.shape[-1] // 2), dilation, len(weight))
 
 
 class _Depthwise(torch.autograd.Function):
-    """oneDNN has a fast weight gradient for depthwise kernels 3 wide; wider ones are put together from such columns.
+    """oneDNN has a fast weight gradient for depthwise kernels 3 wide; wider ones are put together from such columns, dilated ones
+    are dense ones of even and odd rows and columns apart.
 
-    An input that `norm_act` made is not kept either, but made again from what its graph node, `maker`, keeps anyway; of an input
-    that several kernels share, one copy is.
+    An input that `norm_act` made is not kept either, but made again from what its graph node, `maker`, keeps anyway.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, maker: Any) -> Tensor:
-        ctx.save_for_backward(weight, *([] if maker else [x]))
-        ctx.stride, ctx.maker = stride, maker
-        wide = _copied(x, len(weight) // x.shape[1])
-        return F.conv2d(wide, weight, None, stride, weight.shape[-1] // 2, groups=len(weight))
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, dilation: int, maker: Any) -> Tensor:
+        needs_x = ctx.needs_input_grad[1] or stride > 1
+        ctx.save_for_backward(weight, *([x] if needs_x and not maker else []))
+        ctx.stride, ctx.dilation, ctx.maker = stride, dilation, maker
+        return torch_depthwise(x, weight, stride, dilation)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         weight, *kept = ctx.saved_tensors
-        x, *norm = kept or ctx.maker.saved_tensors  # what was normalised has the input's shape: enough for its gradient
-        copies = len(weight) // x.shape[1]
         grad = grad.contiguous(memory_format=torch.channels_last)
+        # What was normalised has the input's shape: enough for its gradient.
+        x, *norm = ctx.maker.saved_tensors if ctx.maker else (kept or [grad])
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_x = sum_of_copies(_input_gradient(grad, x, weight, ctx.stride), copies)
+            grad_x = _input_gradient(grad, x, weight, ctx.stride, ctx.dilation)
         if ctx.needs_input_grad[1]:
             grad_weight = torch.zeros_like(weight)
-            images = max(1, PART * len(x) // (x.numel() * copies))
+            images = max(1, PART * len(x) // x.numel())
             for part, grad_part in zip(torch.split(x, images), torch.split(grad, images), strict=True):
                 if norm:
                     part = ACTIVATION[ctx.maker.act](_normalised(part, norm, ctx.maker.eps), inplace=True)
-                grad_weight += _weight_gradient(grad_part, _copied(part, copies), weight, ctx.stride)
-        return grad_x, grad_weight, None, None
+                grad_weight += _weight_gradient(grad_part, part, weight, ctx.stride, ctx.dilation)
+        return grad_x, grad_weight, None, None, None
 
 
-def sum_of_copies(x: Tensor, copies: int) -> Tensor:
-    """(N, n C, H, W) -> (N, C, H, W): the sum over its n blocks of channels."""
-    total = x
-    for number, block in enumerate(x.chunk(copies, 1) if copies > 1 else ()):
-        total = block if number == 0 else total + block
-    return total
-
-
-def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
     """At stride 1 it is itself a convolution, with the kernels turned; oneDNN is faster at that than at its own gradient."""
     if stride == 1:
-        return F.conv2d(grad, weight.flip(2, 3), None, 1, weight.shape[-1] // 2, groups=len(weight))
-    return _backward(grad, _copied(x, len(weight) // x.shape[1]), weight, stride, [weight.shape[-1] // 2] * 2, [True, False, False])[0]
+        return torch_depthwise(grad, weight.flip(2, 3), 1, dilation)
+    return _backward(grad, x, weight, stride, [weight.shape[-1] // 2] * 2, [True, False, False])[0]
 
 
-def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    if weight.shape[-1] > 3:
+def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+    edge = weight.shape[-1] // 2
+    if dilation == 2:
+        grad, x = _apart(grad, edge), _apart(x, edge)
+    if edge > 1 and x.shape[2] >= weight.shape[-1]:  # on lower maps oneDNN does not take the fast one for columns either
         return _columns(grad, x, weight, stride)
-    return _backward(grad, x, weight, stride, [weight.shape[-1] // 2] * 2, [False, True, False])[1]
+    return _backward(grad, x, weight, stride, [edge] * 2, [False, True, False])[1]
 
 
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: list[int], wanted: list[bool]) -> list[Tensor]:
     return aten.convolution_backward(grad, x, weight, None, [stride] * 2, padding, [1, 1], False, [0, 0], len(weight), wanted)
+
+
+def _apart(x: Tensor, gap: int) -> Tensor:
+    """(N, C, H, W) -> (N, C, H + gap, W + gap): even rows, zeros, odd rows; columns likewise. Dilation 2 there is dilation 1."""
+    count, channels, height, width = x.shape
+    result = x.new_zeros(count, height + gap, width + gap, channels).permute(0, 3, 1, 2)
+    rows, columns = ([(0, slice(-(-size // 2))), (1, slice(-(-size // 2) + gap, None))] for size in (height, width))
+    for odd_row, to_rows in rows:
+        for odd_column, to_columns in columns:
+            result[:, :, to_rows, to_columns] = x[:, :, odd_row::2, odd_column::2]
+    return result
 
 
 def _columns(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -111,6 +119,14 @@ def _columns(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
         columns = slice(left, left + 3)
         result[..., columns] = _backward(moved, x, weight[..., columns], stride, [kernel // 2, 1], [False, True, False])[1]
     return result
+
+
+def average_pool(x: Tensor, stride: int) -> Tensor:
+    """The mean over 3 x 3 windows, what lies outside the map left out."""
+    if x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
+        return F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
+    inside = F.avg_pool2d(x.new_ones(1, 1, *x.shape[2:]), 3, stride, 1)
+    return F.conv2d(x, x.new_full((x.shape[1], 1, 3, 3), 1 / 9), None, stride, 1, groups=x.shape[1]) / inside
 
 
 def norm_act(

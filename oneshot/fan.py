@@ -7,14 +7,13 @@ whose scale carries the mixing weights; pools and the identity are computed once
 
 import functools
 import math
-import operator
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.fast import depthwise, norm_act
+from engine.fast import average_pool, depthwise, torch_depthwise
 from oneshot.mixture import Runs
 
 EPS = 1e-5
@@ -47,32 +46,15 @@ class Norm(nn.Module):
         self.register_buffer("mean", torch.zeros(channels) if track else None)
         self.register_buffer("var", torch.ones(channels) if track else None)
 
-    def forward(self, x: Tensor, scale: Tensor | None = None, relu: bool = False, twice: bool = False) -> Tensor:
-        """x (N, C, H, W) normalised, times `scale` (C,); then ReLU if asked for."""
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """x (N, C, H, W) normalised, times `scale` (C,)."""
         tracked = self.mean is not None and len(self.mean) == x.shape[1]
         mean, var = (self.mean, self.var) if tracked else (None, None)
-        if relu and not twice and (self.training or not tracked):
-            return norm_act(x, x.new_ones(x.shape[1]), x.new_zeros(x.shape[1]), "relu", EPS, mean, var)
-        x = F.batch_norm(x, mean, var, scale, None, self.training or not tracked, 0.1, EPS)
-        return F.relu(x) if relu else x
-
-
-def to_phases(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (4 N, C, H / 2, W / 2): even and odd rows and columns apart. A dilated convolution there is a dense one."""
-    count, _, height, width = x.shape
-    x = x.permute(0, 2, 3, 1).reshape(count, height // 2, 2, width // 2, 2, -1).permute(2, 4, 0, 1, 3, 5)
-    return x.reshape(4 * count, height // 2, width // 2, -1).permute(0, 3, 1, 2)
-
-
-def from_phases(x: Tensor) -> Tensor:
-    """The inverse of `to_phases`."""
-    count, _, height, width = x.shape
-    x = x.permute(0, 2, 3, 1).reshape(2, 2, count // 4, height, width, -1).permute(2, 3, 0, 4, 1, 5)
-    return x.reshape(count // 4, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
+        return F.batch_norm(x, mean, var, scale, None, self.training or not tracked, 0.1, EPS)
 
 
 class Separable(nn.Module):
-    """(ReLU, depthwise, pointwise, BatchNorm), twice for sep_conv, once with dilation 2 for dil_conv. Its input went through the ReLU."""
+    """(ReLU, depthwise, pointwise, BatchNorm), twice for sep_conv, once with dilation 2 for dil_conv."""
 
     def __init__(self, channels: int, edges: int, kernel: int, stride: int, dilated: bool, track: bool):
         super().__init__()
@@ -83,31 +65,24 @@ class Separable(nn.Module):
         self.norm = nn.ModuleList(Norm(edges * channels, track) for _ in range(passes))
 
     def forward(self, x: Tensor, at: Sequence[int], scale: Tensor, twice: bool) -> Tensor:
-        """(N, len(at) C, H, W), edge by edge."""
-        stride, dilation = self.stride, 2 if self.dilated else 1
-        phases = self.dilated and stride == 1 and x.shape[2] % 2 == x.shape[3] % 2 == 0
-        if phases:
-            x, dilation = to_phases(x), 1
-        elif self.dilated and stride == 2:  # reads even rows and columns only
-            x, stride, dilation = x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last), 1, 1
+        """Of x (N, len(at) C, H, W), rectified and copied for each edge: the same shape, halved at stride 2.
+
+        A dilated convolution at stride 2 reads even rows and columns only: it is given those, and is a dense one of them.
+        """
+        stride = 1 if self.dilated else self.stride
+        dilation = 2 if self.dilated and self.stride == 1 else 1
         for number, (depth, point, norm) in enumerate(zip(self.depth, self.point, self.norm, strict=True)):
-            last = number == len(self.norm) - 1
-            x = grouped(x, rows_of(depth, at, self.edges), stride if number == 0 else 1, dilation, twice)
-            x = F.conv2d(x, rows_of(point, at, self.edges), groups=len(at))
-            x = norm(x, scale if last else None, relu=not last, twice=twice)
-        return from_phases(x) if phases else x
-
-
-def grouped(x: Tensor, weight: Tensor, stride: int, dilation: int, twice: bool) -> Tensor:
-    """Depthwise convolution of x (N, C, H, W) with weight (n C, 1, k, k), block by block of C; differentiable twice if asked for."""
-    if dilation == 1 and not twice:
-        return depthwise(x, weight, stride)
-    wide = torch.cat([x] * (len(weight) // x.shape[1]), 1)
-    return F.conv2d(wide, weight, None, stride, dilation * (weight.shape[-1] // 2), dilation, len(weight))
+            if number:
+                x, stride = F.relu(x, inplace=True), 1
+            weight = rows_of(depth, at, self.edges)
+            convolve = torch_depthwise if twice else depthwise
+            x = F.conv2d(convolve(x, weight, stride, dilation), rows_of(point, at, self.edges), groups=len(at))
+            x = norm(x, scale if number == len(self.norm) - 1 else None)
+        return x
 
 
 class Convolution(nn.Module):
-    """ReLU, convolution, BatchNorm (NAS-Bench-201). Its input went through the ReLU. Before a BatchNorm a bias would do nothing."""
+    """ReLU, convolution, BatchNorm (NAS-Bench-201). Its input is rectified. Before a BatchNorm a bias would do nothing."""
 
     def __init__(self, channels: int, edges: int, kernel: int, track: bool):
         super().__init__()
@@ -185,6 +160,9 @@ class Fan(nn.Module):
     def forward(self, x: Tensor, weight_nO: Tensor, runs: Runs | None, skip: Tensor | None, twice: bool) -> list[Tensor]:
         """What each of the n edges passes on; (N, C, H / stride, W / stride) each."""
         rectified = F.relu(x)
+        even = rectified[:, :, ::2, ::2] if self.stride == 2 else rectified  # all that a dilated convolution at stride 2 reads
+        copied = functools.cache(lambda count, dilated: torch.cat([even if dilated else rectified] * count, 1))
+        whole: list[Tensor] = []  # terms of all edges, edge by edge
         terms: list[list[Tensor]] = [[] for _ in range(self.edges)]
         shared: list[tuple[Tensor, Tensor]] = []  # (what every edge reads, how much of it each takes)
         for name, allowed in self.where.items():
@@ -193,19 +171,26 @@ class Fan(nn.Module):
             if not at:
                 continue
             weight_n = weight_nO[:, column]
+            everywhere = len(at) == self.edges
             if name in self.own:
-                chosen = weight_n if len(at) == self.edges else torch.stack([weight_n[p] for p in at])
-                y = self.own[name](rectified, [allowed.index(p) for p in at], self._per_channel(chosen), twice)
-                _hand_out(y, at, terms)
+                own = self.own[name]
+                chosen = weight_n if everywhere else torch.stack([weight_n[p] for p in at])
+                read = copied(len(at), own.dilated and self.stride == 2) if isinstance(own, Separable) else rectified
+                y = own(read, [allowed.index(p) for p in at], self._per_channel(chosen), twice)
+                if everywhere:
+                    whole.append(y)
+                else:
+                    _hand_out(y, at, terms)
             else:
-                if len(at) < self.edges:
+                if not everywhere:
                     weight_n = torch.stack([weight_n[p] if p in at else weight_n.new_zeros(()) for p in range(self.edges)])
                 shared.append((self._shared(name, x), weight_n))
         if skip is not None and self.auxiliary is not None:
-            everywhere = range(self.edges)
-            _hand_out(self.auxiliary(rectified, everywhere, self._per_channel(skip.expand(self.edges))), everywhere, terms)
+            whole.append(self.auxiliary(rectified, range(self.edges), self._per_channel(skip.expand(self.edges))))
         elif skip is not None:
             shared.append((x, skip.expand(self.edges)))
+        if whole:
+            _hand_out(total(whole), range(self.edges), terms)
         if shared:
             _hand_out_shared(shared, terms)
         shape = (len(x), self.channels, -(-x.shape[2] // self.stride), -(-x.shape[3] // self.stride))
@@ -219,7 +204,7 @@ class Fan(nn.Module):
             case "max_pool_3x3":
                 x = F.max_pool2d(x, 3, self.stride, 1)
             case "avg_pool_3x3":
-                x = F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False)
+                x = average_pool(x, self.stride)
         return self.pool_norm[name](x) if name in self.pool_norm else x
 
 
@@ -239,4 +224,9 @@ def _hand_out_shared(shared: list[tuple[Tensor, Tensor]], terms: list[list[Tenso
 
 def total(terms: Sequence[Tensor]) -> Tensor:
     """The sum of one or more tensors."""
-    return functools.reduce(operator.add, terms)
+    if len(terms) == 1:
+        return terms[0]
+    result = terms[0] + terms[1]
+    for term in terms[2:]:
+        result += term
+    return result

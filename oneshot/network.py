@@ -82,7 +82,7 @@ def shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 class Join(nn.Module):
-    """ReLU, 1x1 convolution, BatchNorm: brings an input state to a cell's channels; half the size where the cell before halved it."""
+    """Brings a rectified input state to a cell's channels: 1x1 convolution, BatchNorm; half the size where the cell before halved it."""
 
     def __init__(self, inp: int, out: int, halves: bool, track: bool):
         super().__init__()
@@ -92,7 +92,6 @@ class Join(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, I, H, W) -> (N, O, H, W), or (N, O, H / 2, W / 2)."""
-        x = F.relu(x)
         if self.skip is not None:
             return self.skip(x)
         assert self.conv is not None and self.norm is not None
@@ -120,6 +119,7 @@ class DartsCell(nn.Module):
         self.mixed = Mixed(space, kind, channels, partial, track, pool_norm, auxiliary)
 
     def forward(self, before: Tensor, last: Tensor, mixture: Mixture, twice: bool) -> Tensor:
+        """Of the outputs of the two cells before, rectified."""
         states = [join(x) for join, x in zip(self.join, (before, last), strict=True)]
         return torch.cat(self.mixed(states, mixture, twice)[2:], 1)
 
@@ -166,11 +166,13 @@ class DartsNetwork(nn.Module):
 
     def forward(self, x_NCHW: Tensor, mixtures: Mapping[str, Mixture], twice: bool = False) -> Tensor:
         """Logits (N, K). twice: whether the result will be differentiated twice, which the fast gradients are not made for."""
-        before = last = self.stem(x_NCHW)
+        state, before = self.stem(x_NCHW), None
         for cell in self.cells:
-            before, last = last, cell(before, last, mixtures[str(cell.kind)], twice)
-        last = last if self.norm is None else F.relu(self.norm(last))
-        return self.classifier(last.mean((2, 3)))
+            last = F.relu(state)
+            state = cell(last if before is None else before, last, mixtures[str(cell.kind)], twice)
+            before = last
+        state = state if self.norm is None else F.relu(self.norm(state))
+        return self.classifier(state.mean((2, 3)))
 
 
 class Residual(nn.Module):

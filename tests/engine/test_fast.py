@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.fast import ACTIVATION, depthwise, norm_act
+from engine.fast import ACTIVATION, average_pool, depthwise, norm_act
 
 LAYOUTS = [torch.channels_last, torch.contiguous_format]
 
@@ -43,16 +43,28 @@ def test_gradients_of_norm_act_are_finite_differences(act: str) -> None:
 
 
 @pytest.mark.parametrize("kernel", [3, 5, 7])
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2), (2, 2)])
 @pytest.mark.parametrize("size", [(9, 9), (8, 8), (5, 6), (1, 1), (2, 3)])
-def test_depthwise_is_the_grouped_convolution(kernel: int, stride: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_depthwise_is_the_grouped_convolution(
+    kernel: int, stride: int, dilation: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("engine.fast.PART", 300)  # more than one part
     torch.manual_seed(0)
     x = torch.randn(3, 5, *size, dtype=torch.double).to(memory_format=torch.channels_last).requires_grad_()
     wide = torch.randn(8, 1, 9, 9, dtype=torch.double, requires_grad=True)
     edge = (9 - kernel) // 2
     weight = wide[:5, :, edge : edge + kernel, edge : edge + kernel]
-    assert_same(depthwise(x, weight, stride), F.conv2d(x, weight, None, stride, kernel // 2, groups=5), (x, wide))
+    plain = F.conv2d(x, weight, None, stride, dilation * (kernel // 2), dilation, groups=5)
+    assert_same(depthwise(x, weight, stride, dilation), plain, (x, wide))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(9, 9), (4, 7), (1, 1), (2, 3)])
+def test_average_pool_is_that_of_torch(size: tuple[int, int], stride: int, layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, *size, dtype=torch.double).to(memory_format=layout).requires_grad_()
+    assert_same(average_pool(x, stride), F.avg_pool2d(x, 3, stride, 1, count_include_pad=False), (x,))
 
 
 def test_gradients_of_depthwise_are_finite_differences() -> None:
