@@ -38,8 +38,11 @@ Geometry = Annotated[Adam | Exponentiated, Field(discriminator="name")]
 
 
 def exponentiated_gradient(theta: Tensor, gradient: Tensor, lr: float, floor: float = 1e-5) -> Tensor:
-    """theta (..., O) on the simplex, one step later: theta exp(-lr gradient), at least `floor`, divided by its sum."""
-    theta = (theta * torch.exp(-lr * gradient)).clamp_min(floor)
+    """theta (..., O) on the simplex, one step later: theta exp(-lr gradient), at least `floor`, divided by its sum.
+
+    What is 0 does not compete and stays 0.
+    """
+    theta = torch.where(theta > 0, (theta * torch.exp(-lr * gradient)).clamp_min(floor), 0)
     return theta / theta.sum(-1, keepdim=True)
 
 

@@ -88,16 +88,17 @@ class Search(Command):
     def prepare(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Under what is asked for, what was published for this method on this space."""
         space = str(values.get("space", "darts"))
-        method = values.get("method", {"name": "darts"})
-        data = values.get("data", {"name": "grammar" if space == "recurrent" else "digits"})
-        method, data = ({"name": value} if isinstance(value, str) else value for value in (method, data))
+        method, data = (values.get(section, {}) for section in ("method", "data"))
+        method, data = ({"name": section} if isinstance(section, str) else section for section in (method, data))
         if isinstance(method, dict):
             method = {"name": "darts"} | method
             kinds = [kind for kind in models_in(cls.model_fields["method"].annotation) if issubclass(kind, Method)]
             published = next((kind.on.get(space, {}) for kind in kinds if kind.model_fields["name"].default == method["name"]), {})
             method = merge({"name": method["name"], **published}, method)
-        if isinstance(data, dict) and data.get("name") not in ("grammar", "text"):
-            data = {"val": 0.5} | data
+        if isinstance(data, dict):
+            usual = ("text" if "path" in data else "grammar") if space == "recurrent" else "digits"
+            data = {"name": usual} | data
+            data = data if data["name"] in ("grammar", "text") else {"val": 0.5} | data
         return values | {"method": method, "data": data}
 
     @model_validator(mode="after")

@@ -143,7 +143,7 @@ class Enas(Method):
                 loss = controller.average.new_zeros(())
                 for _ in range(self.samples_a_step):
                     choice, log_probability, entropy = controller(draws)
-                    reward = searching.reward(as_mixtures(searching.space, choice), next(batches)) + self.entropy * float(entropy)
+                    reward = searching.reward(as_mixtures(searching.space, choice), next(batches)) + self.entropy * entropy.item()
                     controller.follow(reward, self.baseline)
                     loss = loss - log_probability * (reward - float(controller.average)) / self.samples_a_step
                 optimizer.zero_grad()

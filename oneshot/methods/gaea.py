@@ -8,6 +8,8 @@ from oneshot.method import PUBLISHED, Method, Sgd
 from oneshot.methods.pc_darts import PcDarts
 from oneshot.relax import Relaxation, Simplex
 
+ON_TEXT = {name: value for name, value in PUBLISHED["recurrent"].items() if name != "geometry"}
+
 
 class Gaea(Method):
     """GAEA-DARTS: probabilities on the simplex, moved by exponentiated gradient. `--method.level single` is its ERM form.
@@ -21,7 +23,7 @@ class Gaea(Method):
     on: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "nasbench201": PUBLISHED["nasbench201"]
         | {"level": "single", "epochs": 25, "sgd": {**PUBLISHED["nasbench201"]["sgd"], "cosine_epochs": 50}},
-        "recurrent": {name: value for name, value in PUBLISHED["recurrent"].items() if name != "geometry"},
+        "recurrent": ON_TEXT,
     }
 
 
@@ -33,3 +35,4 @@ class GaeaPcDarts(PcDarts):
     geometry: Geometry = Exponentiated()
     warmup_epochs: int = 0
     sgd: Sgd = Sgd(lr=0.1, lr_min=0.0)
+    on: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED | {"recurrent": ON_TEXT}

@@ -1,9 +1,11 @@
 """A bad flag, recipe or value is one sentence and exit 2; every command explains itself."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,11 +16,13 @@ from ofa.convert import Convert
 from ofa.describe import Describe
 from ofa.evaluate import Evaluate
 from ofa.train import Train
+from oneshot.retrain import Retrain
+from oneshot.search import Search
 from predictors.collect import Collect
 from predictors.report import Report
 from predictors.select import Select
 
-COMMANDS = [Train, Convert, Describe, Evaluate, Collect, Select, Report, Export]
+COMMANDS = [Train, Convert, Describe, Evaluate, Collect, Select, Report, Export, Search, Retrain]
 
 
 def test_flags_lie_over_the_recipe_over_the_defaults(tmp_path: Path) -> None:
@@ -62,6 +66,68 @@ def test_help_shows_the_defaults_of_tagged_sections(capsys: pytest.CaptureFixtur
     assert "sampling.name {attentive,macs_prior,uniform} (default: uniform)" in said
     assert "judge.name {batch_loss,predicted} (default: batch_loss)" in said
     assert "(default: soft_cross_entropy)" in said
+
+
+def test_help_says_what_a_setting_belongs_to_and_which_kind_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(Search, ["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "random_ws} (default: darts)" in said
+    assert "npz,text} (default: digits)" in said
+    assert "units of the controller's LSTM (default: 32) [enas]" in said
+    assert "(default: 1000) [enas, random_ws]" in said
+    assert "{gumbel_hard,hard_concrete,simplex,softmax} (default: softmax)" in said
+    assert "passes over the weights' half of the images (default: 50) --method" in said, "every method has epochs"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--data npz --data.path x.npz", {"data": "npz"}),
+        ("--data=npz --data.path=x.npz", {"data": "npz"}),
+        ("--data.path x.npz --data npz", {"data": "npz"}),
+        ("--method gdas", {"method": "gdas"}),
+        ("--method gaea --method.level single --method.epochs 3", {"method": "gaea", "method.level": "single", "method.epochs": 3}),
+        ("--method darts --method.relaxation gumbel_hard", {"method": "darts", "method.relaxation": "gumbel_hard"}),
+        ("--method.relaxation=gumbel_hard --method.relaxation.tau-end 1", {"method": "darts", "method.relaxation": "gumbel_hard"}),
+        ("--penalties beta_decay,cost", {"penalties": ["beta_decay", "cost"]}),
+        ("--penalties=beta_decay", {"penalties": ["beta_decay"]}),
+        ("--penalties beta_decay --penalties cost", {"penalties": ["beta_decay", "cost"]}),
+        ('--penalties [{"name":"cost","of":"params"}]', {"penalties": ["cost"], "penalties.of": ["params"]}),
+        ('--penalties {"name":"cost","of":"params"}', {"penalties": ["cost"], "penalties.of": ["params"]}),
+        ("--method pr_darts --method.penalties ''", {"method.penalties": []}),
+        ("--method.penalties 'beta_decay, cost'", {"method.penalties": ["beta_decay", "cost"]}),
+    ],
+)
+def test_sections_by_their_names(words: str, said: dict[str, object]) -> None:
+    search = parse(Search, shlex.split(words.replace('"', '\\"')))
+    for path, wanted in said.items():
+        found: Any = search
+        for part in path.split("."):
+            found = [getattr(one, part) for one in found] if isinstance(found, tuple) else getattr(found, part)
+        name = [one.name for one in found] if isinstance(found, tuple) else getattr(found, "name", found)
+        assert name == wanted
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--method", "expected|one argument|cannot be read"),
+        ("--method --epochs 3", "method"),
+        ("--method ''", "there is no method ''"),
+        ("--method darts,gdas", "there is no method 'darts,gdas'"),
+        ("--data -1", "data|-1"),
+        ("--penalties beta-decay", "there is no penalties.0 'beta-decay'; did you mean 'beta_decay'"),
+        ("--penalties beta_decay,,wight", "there is no penalties.1 'wight'"),
+        ("--penalties [", "--penalties cannot be read|JSON"),
+        ("--method.relaxation soft", "there is no method.relaxation 'soft'"),
+        ("--channel 3", "did you mean '--channels'"),
+    ],
+)
+def test_sections_by_wrong_names(words: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as complaint:
+        parse(Search, shlex.split(words))
+    assert "\n" not in str(complaint.value)
 
 
 def test_budgets_are_counts() -> None:
