@@ -145,7 +145,8 @@ def exact(
     valid: Any,
     inner: Inner,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The same without finite differences: the training step itself is differentiated. Slower, and about twice the memory."""
+    """The same without finite differences: the training step itself is differentiated. On the DARTS space it takes five times the time
+    and four times the memory of first order."""
     weights = dict(network.named_parameters())
     gradients = torch.autograd.grad(loss(train, mixtures(), twice=True), list(weights.values()), create_graph=True)
     ahead, _ = inner.ahead({name: w.detach() for name, w in weights.items()}, gradients)

@@ -131,7 +131,7 @@ def alphas_over_time(history: Sequence[Mapping[str, Any]], space: CellSpace, pat
     """
     kinds = [kind for kind in space.cells if kind in history[0]]
     rows, columns = space.nodes, space.inputs + space.nodes - 1
-    head, tall, wide = 0.6, rows * PANEL[1], columns * PANEL[0] + 0.4
+    head, tall, wide = 0.6, rows * PANEL[1], columns * PANEL[0] + 0.55
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(wide, len(kinds) * (tall + head)), facecolor="white")
         parts = np.atleast_1d(np.array(figure.subfigures(len(kinds), 1), dtype=object))
@@ -140,7 +140,7 @@ def alphas_over_time(history: Sequence[Mapping[str, Any]], space: CellSpace, pat
             title = f"{kind if kind == 'cell' else kind + ' cell'}: weights by epoch, and what is strongest at the end"
             part.suptitle(title, x=0.35 / wide, ha="left", fontsize=10.5, weight="bold")
             grid = part.subplots(rows, columns, sharex=True, sharey=True, squeeze=False, gridspec_kw={"hspace": 0.35, "wspace": 0.12})
-            part.subplots_adjust(left=0.35 / wide, right=1 - 0.15 / wide, top=1 - head / (tall + head), bottom=0.3 / (tall + head))
+            part.subplots_adjust(left=0.5 / wide, right=1 - 0.15 / wide, top=1 - head / (tall + head), bottom=0.3 / (tall + head))
             _draw_weights(grid, space, kind, weight_TEO)
             handles = [Line2D([], [], color=COLORS.get(name, INK), lw=2.2) for name in space.operations]
             grid[0, -1].legend(handles, space.operations, loc="upper right", fontsize=8.5, frameon=False, borderaxespad=0)

@@ -146,7 +146,7 @@ class Method(Config):
         """What the network gets in one forward pass. draw: on CPU; the same state draws the same."""
         found = {}
         for kind, alpha_EO in alphas.operations.items():
-            mixture = self.relaxation.mix(alpha_EO, space.may(kind).to(alpha_EO.device), at, draw)
+            mixture = self.relaxation.mix(alpha_EO, space.may(kind, alpha_EO.device), at, draw)
             skip = alpha_EO.new_full((), self.auxiliary_skip.weight(at)) if self.auxiliary_skip else None
             found[kind] = mixture._replace(edge_E=self._edge_weights(space, alphas, kind), skip=skip)
         return found
@@ -156,7 +156,7 @@ class Method(Config):
         found = {}
         for kind, alpha_EO in alphas.operations.items():
             edge_E = self._edge_weights(space, alphas, kind)
-            weights = self.relaxation.probabilities(alpha_EO, space.may(kind).to(alpha_EO.device))
+            weights = self.relaxation.probabilities(alpha_EO, space.may(kind, alpha_EO.device))
             found[kind] = (weights if edge_E is None else weights * edge_E[:, None]).detach().cpu()
         return found
 

@@ -35,7 +35,8 @@ class BetaDecay(Config):
 
     def __call__(self, loss: Tensor, seen: Seen) -> Tensor:
         """The loss with the penalty."""
-        return loss + self.end * seen.at.passed * torch.cat([a.logsumexp(-1) for a in seen.alphas.values()]).mean()
+        logits = [alpha.masked_fill(~seen.space.may(kind, alpha.device), -torch.inf) for kind, alpha in seen.alphas.items()]
+        return loss + self.end * seen.at.passed * torch.cat([alpha.logsumexp(-1) for alpha in logits]).mean()
 
 
 class PathDepth(Config):

@@ -4,6 +4,7 @@ A space is a complete ordered graph: after `inputs` input states come `nodes` no
 state before it. `weight_EO` always means [edges, operations] in the order of `edges` and `operations`.
 """
 
+import functools
 import itertools
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -60,11 +61,16 @@ class CellSpace:
         """Every operation that a genotype may name."""
         return (*self.operations, *self.also)
 
-    def may(self, kind: str) -> Tensor:
-        """(E, O) booleans: which operations compete on which edge of a cell of this kind."""
-        if self.allowed is None:
-            return torch.ones(len(self.edges), len(self.operations), dtype=torch.bool)
-        return torch.tensor([[operation in names for operation in self.operations] for names in self.allowed[kind]])
+    def may(self, kind: str, device: torch.device | str = "cpu") -> Tensor:
+        """(E, O) booleans: which operations compete on which edge of a cell of this kind. The same tensor every time."""
+        return _may(self, kind, torch.device(device))
+
+
+@functools.cache
+def _may(space: CellSpace, kind: str, device: torch.device) -> Tensor:
+    if space.allowed is None:
+        return torch.ones(len(space.edges), len(space.operations), dtype=torch.bool, device=device)
+    return torch.tensor([[operation in names for operation in space.operations] for names in space.allowed[kind]], device=device)
 
 
 DARTS_OPERATIONS = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")

@@ -9,7 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from engine.config import Config
 from engine.data import Data, Part, Split
+from engine.errors import UserError
 from engine.seed import derive, numpy_generator, torch_generator
 from engine.text import Text, columns, window, windows
 from oneshot.bilevel import ImageLoss, Inner, Loss, Mixtures
@@ -22,11 +24,12 @@ BATCH = 250  # images at a time where nothing is learned
 SPLITS_OF: tuple[tuple[Split, str], ...] = (("train", "weights"), ("val", "architecture"))
 
 
-class TextSettings(Dropout):
-    """The recurrent search network and its dropout rates."""
+class TextSettings(Config):
+    """The recurrent search network and how it reads."""
 
     hidden: int = Field(300, ge=1, description="units of the cell and of the embedding")
     bptt: int = Field(35, ge=2, description="words of a window; one in twenty is half as long")
+    dropout: Dropout = Field(Dropout(), description="rates of variational dropout")
     slowness: float = Field(1e-3, ge=0, description="penalty on outputs that change from word to word")
     fresh_masks: bool = Field(
         False,
@@ -118,6 +121,8 @@ class ImageTask:
     loss: Loss
 
     def __init__(self, network: nn.Module, data: Data, method: Method, batch_size: int, bf16: bool = False):
+        if data.size % 4:
+            raise UserError(f"Images of side {data.size} cannot be halved twice, as every search network does; use a multiple of 4.")
         self.network: nn.Module = network.to(data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = ImageLoss(self.network, bf16)
         self.data, self.batch_size, self.batch_items = data, batch_size, batch_size
@@ -226,7 +231,7 @@ class TextTask:
                 generator = torch_generator(self.device, *purpose)
 
                 def draw(generator: torch.Generator = generator) -> Any:
-                    return draw_masks(self.settings, self.words, self.batch_size, generator)
+                    return draw_masks(self.settings.dropout, self.words, self.batch_size, generator)
 
                 masks = draw if self.settings.fresh_masks else draw()
                 self.pair.append(TextBatch(*window(text, at, length), self.hidden[number], masks))

@@ -4,7 +4,8 @@ The weights' steps train architectures that the controller draws; after each epo
 accuracy that its architectures reach with the shared weights.
 """
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from engine.progress import progress
 from engine.seed import derive, torch_generator
 from oneshot.genotype import Genotype
-from oneshot.method import Alphas, Method, Sgd
+from oneshot.method import PUBLISHED, Alphas, Method, Sgd
 from oneshot.methods.random_ws import best_of
 from oneshot.mixture import Mixture
 from oneshot.relax import At
@@ -94,7 +95,7 @@ class Enas(Method):
     layers: int = Field(2, ge=1, description="its layers")
     temperature: float = Field(5.0, gt=0, description="logits are divided by it")
     tanh: float = Field(2.5, gt=0, description="and end between minus and plus this")
-    lr: float = Field(1e-3, gt=0, description="the controller's learning rate (Adam, betas 0 and 0.999)")
+    lr: float = Field(1e-3, gt=0, description="the controller's learning rate (Adam, betas 0 and 0.999, epsilon 1e-3)")
     entropy: float = Field(1e-4, ge=0, description="weight of the decisions' entropy in the reward")
     baseline: float = Field(0.99, ge=0, lt=1, description="decay of the moving average that rewards are compared with")
     controller_steps: int = Field(50, ge=1, description="steps of the controller after each epoch")
@@ -103,9 +104,10 @@ class Enas(Method):
     weights_first: bool = True
     epochs: int = 310
     batch_size: int = 128
-    sgd: Sgd = Sgd(lr=0.05, lr_min=5e-4, nesterov=True, weight_decay=5e-4, cosine_epochs=10, restart=True)
+    sgd: Sgd = Sgd(lr=0.05, lr_min=5e-4, nesterov=True, weight_decay=2.5e-4, cosine_epochs=10, restart=True)
 
     learns: ClassVar[bool] = False
+    on: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED | {"nasbench201": {}}
 
     @property
     def samples(self) -> bool:
@@ -120,7 +122,7 @@ class Enas(Method):
 
     def optimizer(self, space: CellSpace, alphas: Alphas) -> torch.optim.Optimizer:
         """Adam."""
-        return torch.optim.Adam(alphas.all(), self.lr, (0.0, 0.999))
+        return torch.optim.Adam(alphas.all(), self.lr, (0.0, 0.999), eps=1e-3)
 
     @torch.no_grad()
     def mixtures(self, space: CellSpace, alphas: Alphas, at: At, draws: torch.Generator) -> dict[str, Mixture]:

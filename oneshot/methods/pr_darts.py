@@ -1,4 +1,4 @@
-"""PR-DARTS: Theory-Inspired Path-Regularized Differentiable Network Architecture Search (2020, arXiv:2006.16537).
+"""PR-DARTS: Theory-Inspired Path-Regularized Differential Network Architecture Search (2020, arXiv:2006.16537).
 
 Settings of the released search. Its code may take one edge of a node twice (`--method.derivation pairs_repeat`); here an edge counts once.
 """

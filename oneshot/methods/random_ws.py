@@ -1,6 +1,7 @@
 """RS-WS: Random Search and Reproducibility for Neural Architecture Search (2019, arXiv:1902.07638)."""
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -9,7 +10,7 @@ from torch import Tensor
 from engine.progress import progress
 from engine.seed import numpy_generator
 from oneshot.genotype import Genotype
-from oneshot.method import Alphas, Method
+from oneshot.method import PUBLISHED, Alphas, Method
 from oneshot.mixture import Mixture
 from oneshot.relax import At
 from oneshot.sampled import Choice, as_genotype, as_mixtures, draw
@@ -31,6 +32,7 @@ class RandomWs(Method):
     finalists: int = Field(10, ge=1, description="the best of them, judged on all validation images")
 
     learns: ClassVar[bool] = False
+    on: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED | {"nasbench201": PUBLISHED["nasbench201"] | {"epochs": 250}}
 
     @property
     def samples(self) -> bool:

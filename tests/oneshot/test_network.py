@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from oneshot.mixture import Mixture
 from oneshot.network import DartsNetwork, NasBench201Network
+from oneshot.relax import GumbelHard
 from oneshot.space import CellSpace, find_space
 from tests.oneshot.reference import darts_names, nasbench201_names, recorded, theirs
 
@@ -67,11 +68,7 @@ def test_one_pass_of_gdas_with_given_noise() -> None:
     found, network, _ = load("nb201_small_track0")
     given = found["gdas"]
     alpha = found["alphas"][0].clone().requires_grad_()
-    soft = ((alpha.log_softmax(-1) + given["gumbels"]) / given["tau"]).softmax(-1)
-    chosen = soft.argmax(-1)
-    hard = F.one_hot(chosen, soft.shape[1]) - soft.detach() + soft
-    unsampled = hard.sum(1) - hard.gather(1, chosen[:, None])[:, 0]
-    mixture = Mixture(hard, tuple((int(o),) for o in chosen), offset_E=unsampled)
+    mixture = GumbelHard().given(alpha, given["gumbels"], given["tau"])
     logits = network(found["xt"].to(memory_format=torch.channels_last), {"cell": mixture})
     torch.testing.assert_close(logits, given["logits"], **TOLERANCE)
     loss = F.cross_entropy(logits, found["yt"])
