@@ -104,9 +104,11 @@ def _named_sections(command: type[Command], argv: list[str]) -> list[str]:
     """`--data cifar10` as `--data.name cifar10`, and `--penalties beta_decay,cost` as a list of sections of those names."""
     tagged = _tagged(command)
     words = [part for word in argv for part in (word.split("=", 1) if word.split("=", 1)[0] in tagged else [word])]
-    for place in reversed(range(len(words) - 1)):
-        word, value = words[place : place + 2]
-        if word in tagged and not value.startswith(("{", "[", "-")):
+    for place in reversed(range(len(words))):
+        word, value = words[place], (words[place + 1 : place + 2] or ["-"])[0]
+        if word in tagged and value.startswith("-"):
+            raise UserError(f"{word} needs a name after it; --help lists those that {word}.name may have.")
+        if word in tagged and not value.startswith(("{", "[")):
             names = [{"name": name.strip()} for name in value.split(",") if name.strip()]
             words[place : place + 2] = [word, json.dumps(names)] if tagged[word] else [f"{word}.name", value]
     return words

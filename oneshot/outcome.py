@@ -1,4 +1,4 @@
-"""What a search says of the cell that it found, and the command that trains it."""
+"""What a search says: what it is about, the cell that it found, and the command that trains it."""
 
 import shlex
 from pathlib import Path
@@ -9,15 +9,28 @@ from rich.table import Table as Grid
 
 from engine.config import format_count
 from engine.data import ImageFolder, Npz, Torchvision
+from engine.macs import count_parameters
 from engine.text import AnyData, Grammar, TextFolder
 from oneshot.baselines import reference_lines
 from oneshot.benchmark import Dataset, Table
 from oneshot.costs import edge_costs
 from oneshot.expected_cost import published_shape
 from oneshot.genotype import Genotype
+from oneshot.searching import Searching
 from oneshot.space import find_space
 
 LARGE = 96  # pixels from which images get the stem of ImageNet
+
+
+def introduce(searching: Searching) -> None:
+    """Print what is searched on what."""
+    method, task = searching.method, searching.task
+    size = format_count(count_parameters(task.network))
+    how = f"{method.order} order" if method.level == "bilevel" else "single level"
+    print(
+        f"method {method.name} ({how if method.learns else 'sampled'}) on space {searching.space.name}; search network of {size} parameters"
+    )
+    print(f"{task.about}; {searching.epochs} epochs of {task.steps(0)} steps; device {searching.device}")
 
 
 def describe(genotype: Genotype) -> None:

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from engine.checkpoint import load_state, save_state
 from engine.cli import Command, main
-from engine.config import format_count, merge, models_in, validate
+from engine.config import merge, models_in, validate
 from engine.data import Digits, Located, load_data
 from engine.device import pick_device
 from engine.errors import UserError
 from engine.interrupt import Stop, stop_on_signal, until_stopped
-from engine.macs import count_parameters
 from engine.progress import Advance, progress
 from engine.run import Run, read_lines, write_json
 from engine.seed import derive
@@ -30,7 +29,7 @@ from oneshot.genotype import Genotype
 from oneshot.method import Method
 from oneshot.methods import MethodConfig
 from oneshot.methods.darts import Darts
-from oneshot.outcome import compare, describe, retrain_command
+from oneshot.outcome import compare, describe, introduce, retrain_command
 from oneshot.penalty import Penalty
 from oneshot.relax import At
 from oneshot.searching import Searching
@@ -47,7 +46,7 @@ class Search(Command):
     the defaults; --method.<setting> changes one, --penalties adds a loss (beta_decay, cost, ...) to any method that can bear it.
 
     examples:
-      python -m oneshot.search                                                     first-order DARTS on the embedded digits, 2 minutes
+      python -m oneshot.search                                                   first-order DARTS on the embedded digits, under 10 minutes
       python -m oneshot.search --method pc_darts --penalties beta_decay --data npz --data.path cifar10.npz --out runs/pc
       python -m oneshot.search --method darts --method.order second --space nasbench201 --data npz --data.path cifar10.npz
       python -m oneshot.search --method gdas --space nasbench201 --table accuracy_200_epochs.csv --data npz --data.path cifar10.npz
@@ -189,7 +188,7 @@ class Loop:
                 self.train(stop, advance)
                 self.log()
                 self.check()
-                if self.done >= task.steps(self.epoch):
+                if self.done >= task.steps(self.epoch) and not stop.requested:  # else after --resume: it may take long
                     self.end_epoch()
                 self.save()
                 if stop.requested:
@@ -324,17 +323,6 @@ class Loop:
         print(
             f"resumed in epoch {self.epoch + 1} of {self.searching.epochs}" if self.epoch < self.searching.epochs else "resumed at the end"
         )
-
-
-def introduce(searching: Searching) -> None:
-    """Print what is searched on what."""
-    method, task = searching.method, searching.task
-    size = format_count(count_parameters(task.network))
-    how = f"{method.order} order" if method.level == "bilevel" else "single level"
-    print(
-        f"method {method.name} ({how if method.learns else 'sampled'}) on space {searching.space.name}; search network of {size} parameters"
-    )
-    print(f"{task.about}; {searching.epochs} epochs of {task.steps(0)} steps; device {searching.device}")
 
 
 if __name__ == "__main__":

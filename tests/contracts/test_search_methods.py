@@ -110,7 +110,7 @@ def test_contract(name: str, space_name: str, settings: dict[str, Any]) -> None:
 
     method.after_epoch(ours)
     state = copied(ours.state())
-    (goes_on,) = take(ours, 1, warm, first=2) if space_name != "recurrent" else take_on(ours, state, warm)
+    (goes_on,) = take(ours, 1, warm, first=2)
     again.load(state)
     assert torch.equal(take(again, 1, warm, first=2)[0], goes_on)
     assert same(again.state(), ours.state()), "resumed, bit for bit"
@@ -129,13 +129,6 @@ def test_contract(name: str, space_name: str, settings: dict[str, Any]) -> None:
             assert [len(node) for node in cell.nodes] == keeps
             offered = {(space.edges[e][1] - space.inputs, space.edges[e][0], name) for e, name in allowed(space, kind)}
             assert {(node, source, op) for node, edges in enumerate(cell.nodes) for op, source in edges} <= offered
-
-
-def take_on(searching: Searching, state: dict[str, Any], epoch: int) -> list[Tensor]:
-    """The next step on text, whose hidden states come from the step before."""
-    assert any(hidden.abs().sum() > 0 for hidden in state["task"].values())
-    searching.task.load(state["task"])
-    return take(searching, 1, epoch, first=2)
 
 
 def allowed(space: CellSpace, kind: str) -> list[tuple[int, str]]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.data import ArrayData, Data, DataConfig, Digits, ImageFolder, Npz, Torchvision, hold_out, load_data
+from engine.data import ArrayData, Data, DataConfig, Digits, ImageFolder, Npz, Part, Torchvision, hold_out, load_data
 from engine.errors import UserError
 
 CPU = torch.device("cpu")
@@ -69,6 +69,44 @@ def test_contract(source: DataConfig) -> None:
     few = list(data.batches("train", 3, limit=5))
     assert sum(len(y) for _, y in few) == 5
     assert torch.equal(few[0][0], next(data.batches("train", 3, limit=5))[0])
+
+
+@pytest.mark.parametrize("part", ["val", "both"])
+def test_other_parts_keep_the_promises_of_training(source: DataConfig, part: Part) -> None:
+    """An architecture search also trains on the validation split, or on both."""
+    data = load_data(source, CPU, seed=0)
+
+    def batches(number: int, skip: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return list(data.train_batches(4, number, skip, part=part))
+
+    first = batches(0)
+    assert data.size_of(part) == data.count("val") + (data.count("train") if part == "both" else 0)
+    assert len(first) == data.steps(4, part) == data.size_of(part) // 4
+    for (x, y), (x2, y2) in zip(first, batches(0), strict=True):
+        assert torch.equal(x, x2) and torch.equal(y, y2)
+    assert not torch.equal(first[0][0], batches(1)[0][0])
+    for (x, _), (x2, _) in zip(first[1:], batches(0, skip=1), strict=True):
+        assert torch.equal(x, x2)
+    with pytest.raises(UserError, match=f"more than the {data.size_of(part)} {'validation' if part == 'val' else 'training'} images"):
+        data.steps(100_000, part)
+
+
+def test_parts_are_the_right_images_in_an_order_of_their_own(tmp_path: Path) -> None:
+    """Each image is known by its colour: 40 of them, of which 8 are held out."""
+    colours = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((1, 6, 6, 3), np.uint8)
+    config = Npz(name="npz", path=write_npz(tmp_path / "x.npz", x_train=colours, y_train=np.arange(40) % 4), val=0.2, crop=0, flip=False)
+    data = load_data(config, CPU, seed=0)
+
+    def seen(part: Part) -> list[int]:
+        colours = [x[:, 0, 0, 0] * data.std[0] + data.mean[0] for x, _ in data.train_batches(4, 0, part=part)]
+        return (torch.cat(colours) * 255).round().int().tolist()
+
+    parts = {part: seen(part) for part in ("train", "val", "both")}
+    assert {part: len(set(found)) for part, found in parts.items()} == {"train": 32, "val": 8, "both": 40}
+    assert not set(parts["train"]) & set(parts["val"])
+    labels = [int(label) for _, y in data.train_batches(4, 0, part="both") for label in y]
+    assert labels == [colour % 4 for colour in parts["both"]]
+    assert [c for c in parts["both"] if c in parts["train"]] != parts["train"], "the order of all is not that of the part"
 
 
 def test_seed_moves_the_validation_split_but_not_the_test_split() -> None:
