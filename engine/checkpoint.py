@@ -52,14 +52,14 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
             raise UserError(f"Resume state '{path}' cannot be written ({reason}); free some space. The last checkpoint stays.") from None
 
 
-def load_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """A state written by `save_state`.
+def load_state(path: Path) -> dict[str, Any]:
+    """A state written by `save_state`, on CPU: `load_state_dict` brings tensors to their device, and Adam's step counts stay there.
 
     Raises:
         UserError: the file is damaged.
     """
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"Resume state '{path}' cannot be loaded ({type(error).__name__}); start again with --overwrite.") from None
     assert isinstance(state, dict)

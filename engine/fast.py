@@ -23,7 +23,7 @@ def depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> 
     """
     maker = x.grad_fn if type(x.grad_fn) is _NormAct._backward_cls else None
     pays = weight.shape[-1] > 3 or maker is None  # to make an input again costs more than 3 x 3 kernels gain
-    known = (stride, dilation) in ((1, 1), (2, 1), (1, 2)) and x.device.type == "cpu"
+    known = (stride, dilation) in ((1, 1), (2, 1), (1, 2)) and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
     if pays and known and x.is_contiguous(memory_format=torch.channels_last):
         return _Depthwise.apply(x, weight, stride, dilation, maker)
     return torch_depthwise(x, weight, stride, dilation)

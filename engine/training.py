@@ -231,7 +231,7 @@ class Training:
         """
         path = self.folder.path / "state.pt"
         if path.exists():
-            state = load_state(path, self.data.device)
+            state = load_state(path)
             try:
                 for name, part in self.parts().items():
                     part.load_state_dict(state[name])

@@ -181,6 +181,9 @@ def weight_step(network: nn.Module, value: Tensor, optimizer: torch.optim.Optimi
     """One step of the network's weights down `value`."""
     optimizer.zero_grad(set_to_none=True)
     value.backward()  # type: ignore[no-untyped-call]
+    for w in network.parameters():  # what was not drawn still decays and keeps its momentum, however operations are stacked
+        if w.grad is None:
+            w.grad = torch.zeros_like(w)
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
     optimizer.step()

@@ -27,7 +27,7 @@ from engine.run import Run, read_json, write_json
 from engine.seed import derive, numpy_generator, torch_generator
 from engine.text import Text, columns, window, windows
 from oneshot.genotype import Genotype
-from oneshot.recurrent import KIND, CellNetwork, Dropout, draw_masks, slowness, text_loss
+from oneshot.recurrent import KIND, CellNetwork, Dropout, draw_masks, perplexity, slowness, text_loss
 
 LOG_EVERY = 10
 SPREAD = 5.0  # deviation of the windows' lengths, in words
@@ -197,8 +197,8 @@ class LanguageTrainer:
         if not math.isfinite(loss):
             raise NotFiniteError
         self.folder.log(step=self.step, epoch=self.epoch, loss=loss)
-        best = f"  best validation {math.exp(min(self.losses)):.2f}" if self.losses else ""
-        return f"epoch {self.epoch + 1}  perplexity {math.exp(loss):.2f}{best}"
+        best = f"  best validation {perplexity(min(self.losses)):.2f}" if self.losses else ""
+        return f"epoch {self.epoch + 1}  perplexity {perplexity(loss):.2f}{best}"
 
     @property
     def weights(self) -> CellNetwork:
@@ -215,7 +215,7 @@ class LanguageTrainer:
         if not math.isfinite(loss):
             raise NotFiniteError
         averaged = self.average is not None
-        self.folder.log(step=self.step, epoch=self.epoch, val_perplexity=math.exp(loss), averaged=averaged)
+        self.folder.log(step=self.step, epoch=self.epoch, val_perplexity=perplexity(loss), averaged=averaged)
         if loss < min(losses, default=math.inf):
             save_weights(self.folder.path / "weights.safetensors", self.weights.state_dict())
         earlier = losses[: max(len(losses) - settings.patience, 0)]
@@ -252,14 +252,14 @@ class LanguageTrainer:
     def load(self) -> None:
         """Continue from state.pt."""
         path = self.folder.path / "state.pt"
-        state = load_state(path, self.device)
+        state = load_state(path)
         try:
             self.network.load_state_dict(state["network"])
             if state["average"] is not None:
                 self.average = AveragedModel(self.network)
                 self.average.load_state_dict(state["average"])
             self.step, self.epoch, self.read, self.retries = (int(state[name]) for name in ("step", "epoch", "read", "retries"))
-            self.losses, self.hidden = list(state["losses"]), state["hidden"]
+            self.losses, self.hidden = list(state["losses"]), state["hidden"].to(self.device)
         except (KeyError, RuntimeError, ValueError, TypeError):
             raise UserError(f"Resume state '{path}' is not of this run; start again with --overwrite.") from None
         self.folder.forget_after(self.step)
@@ -270,8 +270,8 @@ class LanguageTrainer:
         _restore(self.network, self.folder.path)
         words, bptt = self.words["test"], self.settings.bptt
         with progress("test", -(-(len(words) - 1) // bptt)) as advance:
-            test = math.exp(cross_entropy(self.network, words, 1, bptt, advance))
-        val = math.exp(min(self.losses))
+            test = perplexity(cross_entropy(self.network, words, 1, bptt, advance))
+        val = perplexity(min(self.losses))
         self.folder.log(step=self.step, epoch=self.epoch, best_val_perplexity=val, test_perplexity=test)
         self.folder.finish()
         print(f"perplexity {val:.2f} on validation, {test:.2f} on test")

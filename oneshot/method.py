@@ -190,6 +190,7 @@ class Method(Config):
 
         needs = [
             (recurrent and self.partial > 1, "partial channels need channels"),
+            (recurrent and self.level == "single", "weights and architecture learn from two texts; take --method.level bilevel"),
             (recurrent and self.auxiliary_skip is not None, "an auxiliary skip is written for images"),
             (
                 len(space.cells) < 2 and any(isinstance(p, PathDepth) for p in self.penalties),

@@ -1,5 +1,6 @@
 """What is added to the validation loss of the architecture step."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -92,7 +93,7 @@ class Entropy(Config):
     def __call__(self, loss: Tensor, seen: Seen) -> Tensor:
         """The loss with the penalty."""
         theta = torch.cat([mixture.weight_EO for mixture in seen.mixtures.values()])
-        return loss + self.gamma * torch.special.xlogy(theta, theta * theta.shape[1]).sum()
+        return loss + self.gamma * (torch.special.xlogy(theta, theta) + theta * math.log(theta.shape[1])).sum()
 
 
 class Cost(Config):

@@ -7,6 +7,7 @@ BatchNorm without parameters normalises s_0 and all nodes of all steps; a found 
 Shapes: T steps, B sequences, V words, H hidden units (also of the embedding), D = 2H: gates, then values; E edges.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -195,6 +196,11 @@ def draw_masks(dropout: Dropout, network: LanguageNetwork, batch: int, generator
 def text_loss(read: Read, targets_TB: Tensor) -> Tensor:
     """Cross-entropy in nats a word."""
     return F.cross_entropy(read.logits_TBV.flatten(0, 1), targets_TB.flatten())
+
+
+def perplexity(nats: float) -> float:
+    """exp of a mean loss; at most exp(700), which a diverging network exceeds."""
+    return math.exp(min(nats, 700.0))
 
 
 def slowness(read: Read) -> Tensor:

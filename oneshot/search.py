@@ -314,7 +314,7 @@ class Loop:
             UserError: it is of another search.
         """
         path = self.folder.path / "state.pt"
-        state = load_state(path, self.searching.device)
+        state = load_state(path)
         try:
             self.searching.load(state)
             self.epoch, self.done, self.step = (int(state[name]) for name in ("epoch", "done", "step"))

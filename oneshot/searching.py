@@ -152,7 +152,7 @@ class Searching:
     def eigenvalue(self, batch: Any) -> float:
         """The dominant eigenvalue of the validation loss's Hessian in the architecture's parameters, on one batch."""
         statistics = {name: buffer.clone() for name, buffer in self.task.network.named_buffers()}
-        weights = dict(self.task.network.named_parameters())
+        weights = {name: w.detach() for name, w in self.task.network.named_parameters()}
 
         def value() -> Tensor:
             return self.task.loss(batch, self.mixtures("hessian"), weights | statistics, twice=True)

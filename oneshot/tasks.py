@@ -1,7 +1,6 @@
 """What a search is about: images or text. A task has the search network, its loss, and batches for both levels."""
 
 import itertools
-import math
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -17,7 +16,7 @@ from engine.text import Text, columns, window, windows
 from oneshot.bilevel import ImageLoss, Inner, Loss, Mixtures
 from oneshot.method import Method, Sgd
 from oneshot.network import DartsNetwork, NasBench201Network
-from oneshot.recurrent import Dropout, LanguageLoss, RecurrentNetwork, TextBatch, draw_masks
+from oneshot.recurrent import Dropout, LanguageLoss, RecurrentNetwork, TextBatch, draw_masks, perplexity
 from oneshot.space import CellSpace
 
 BATCH = 250  # images at a time where nothing is learned
@@ -262,7 +261,7 @@ class TextTask:
             hidden = batch.after
             if limit is not None and count * self.batch_size >= limit:
                 break
-        return math.exp(min(total / count, 700.0))
+        return perplexity(total / count)
 
     def inner(self, sgd: Sgd, rate: float, buffers: list[Tensor | None]) -> Inner:
         """With clipping."""
@@ -277,7 +276,7 @@ class TextTask:
 
     def reward(self, batch: Any, mixtures: Mixtures) -> float:
         """80 / perplexity (ENAS, 2018, arXiv:1802.03268)."""
-        return 80 / math.exp(min(float(self.loss(batch, mixtures)), 700.0))
+        return 80 / perplexity(float(self.loss(batch, mixtures)))
 
     def state(self) -> dict[str, Tensor]:
         """The hidden states."""
