@@ -148,7 +148,7 @@ def _or_say_who_is_gone() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0]  # without torch's source file and its advice
+        reason = re.sub(r"\[\S+:\d+\] ", "", str(error).splitlines()[0]).split(". ")[0]  # without torch's source files and its advice
         raise UserError(
             f"Another of the processes that train together ended or cannot be reached ({reason}); "
             "the last checkpoint stays: see what it said, then continue with the same command and --resume."

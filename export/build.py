@@ -14,7 +14,7 @@ from engine.errors import UserError
 from engine.onnx_file import set_metadata, to_proto
 from engine.run import versions, write_json
 from export.graph import Array, plain_operators, to_float16, write_ort
-from export.manifest import Manifest, digest, manifest_path
+from export.manifest import Manifest, digest, is_manifest, manifest_path
 from export.norms import fold_norms
 from export.quantize import Quantized, quantize
 from export.targets import Target
@@ -105,6 +105,10 @@ def write_file(subject: Subject, target: Target, path: Path, max_drop: float) ->
     Raises:
         UserError: torch cannot export the module.
     """
+    if manifest_path(path).exists() and not is_manifest(manifest_path(path)):
+        raise UserError(
+            f"'{manifest_path(path)}' is not a manifest of ours, and would be replaced by one; choose another name than {path.name}."
+        )
     for stale in (path, manifest_path(path), path.with_suffix(OPERATORS)):  # an older file must not survive a failure
         stale.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)

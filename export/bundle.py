@@ -59,6 +59,8 @@ def write_bundle(run: Run, name: str, paths: list[Path]) -> Path:
     Raises:
         UserError: something else is there, or the files are of different trainings.
     """
+    if Path(name).name != name:
+        raise UserError(f"A manifest beside '{paths[0]}' calls its network '{name}', which is no plain name; export it again.")
     folder = paths[0].parent / name
     if folder.exists() and not (folder / MANIFEST).is_file():
         raise UserError(f"'{folder}' is there and is no bundle; rename or remove it.")

@@ -136,7 +136,7 @@ def _cost(bundle: Bundle) -> Iterator[str]:
             f"{_percent(timed.noise)}."
         )
     if not bundle.benchmark:
-        yield "- Its speed was not measured; `python -m export.benchmark` does that."
+        yield "- `python -m export.benchmark` has not measured these files, so no speed is promised."
 
 
 def _provenance(bundle: Bundle) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """`export.to_onnx(module, path, target=...)`: any torch image classifier (torchvision's, timm's, yours) as a verified file."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from engine.errors import UserError
 from engine.macs import count_macs, count_parameters
-from export.build import Bake, Baked, Subject, write_file
+from export.build import Bake, Baked, Layout, Subject, write_file
 from export.graph import Array
 from export.manifest import Manifest
 from export.targets import Target, find_target
@@ -84,29 +85,23 @@ def _subject(
         for start in range(0, len(inputs), BATCH):
             yield inputs[start : start + BATCH], None if y is None else y[start : start + BATCH]
 
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    whole = Baked(module, bake) if bake else module
-    try:
-        whole = whole.cpu().eval()
-        reference = refer(whole, batches)
-        if classes is not None and len(classes) != reference.output_NK.shape[1]:
-            raise UserError(f"There are {len(classes)} names of classes, but the network has {reference.output_NK.shape[1]} outputs.")
-        known = {
-            "classes": None if classes is None else list(classes),
-            "preprocessing": _preparation(x_NCHW, bake),
-            "architecture": {"kind": "torch", "module": type(module).__name__},
-            "macs": count_macs(module, x_NCHW[:1]),
-            "params": count_parameters(module),
-        }
-        example = np.concatenate([inputs[:1], inputs[:1]])
-        calibration = [batch for batch, _ in batches()] if real else []
-        numbers = count_parameters(module) + sum(b.numel() for b in module.buffers())
-        write_now = Subject(
-            whole, example, reference, calibration, bake.layout if bake else "NCHW", bool(bake and bake.softmax), numbers, facts | known, {}
-        )
-    finally:
-        module.to(device)
-    return write_now
+    module = copy.deepcopy(module).cpu()  # it may be on a GPU, and stays there
+    whole = (Baked(module, bake) if bake else module).eval()
+    reference = refer(whole, batches)
+    if classes is not None and len(classes) != reference.output_NK.shape[1]:
+        raise UserError(f"There are {len(classes)} names of classes, but the network has {reference.output_NK.shape[1]} outputs.")
+    known = {
+        "classes": None if classes is None else list(classes),
+        "preprocessing": _preparation(x_NCHW, bake),
+        "architecture": {"kind": "torch", "module": type(module).__name__},
+        "macs": count_macs(module, x_NCHW[:1]),
+        "params": count_parameters(module),
+    }
+    example = np.concatenate([inputs[:1], inputs[:1]])
+    calibration = [batch for batch, _ in batches()] if real else []
+    numbers = count_parameters(module) + sum(b.numel() for b in module.buffers())
+    layout: Layout = bake.layout if bake else "NCHW"
+    return Subject(whole, example, reference, calibration, layout, bool(bake and bake.softmax), numbers, facts | known, {})
 
 
 def _preparation(x_NCHW: Tensor, bake: Bake | None) -> dict[str, Any]:

@@ -68,6 +68,14 @@ def manifest_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
+def is_manifest(path: Path) -> bool:
+    """Whether a JSON file is a manifest, of whatever version."""
+    try:
+        return {"file", "target", "subnet"} <= set(read_json(path))
+    except (UserError, TypeError):
+        return False
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:

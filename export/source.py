@@ -106,7 +106,12 @@ def _ofa(run: Path, device: torch.device, images: Path | None) -> tuple[Trained,
         return Choice(name, build)
 
     def choices(selected: str | None, arch: str | None) -> list[Choice]:
+        if arch is not None and selected is not None:
+            raise UserError("--arch and --selected both say which subnet; give one of them.")
         if trained.model.arch is not None:
+            if arch is not None or selected is not None:
+                flag = "--selected" if selected is not None else "--arch"
+                raise UserError(f"Run '{run}' is one architecture trained alone, so there is nothing to choose; leave out {flag}.")
             return [choice("alone", trained.model.arch)]
         if arch is not None:
             name = "subnet" if arch.lstrip().startswith("{") else Path(arch).stem

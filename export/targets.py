@@ -143,6 +143,11 @@ def find_targets(names: str) -> list[Target]:
     found = list(dict.fromkeys(find_target(name.strip()) for name in names.split(",") if name.strip()))
     if not found:
         raise UserError(f"--target names no target; valid are: {', '.join(target.name for target in TARGETS)}.")
+    names_found = [target.name for target in found]
+    if len(set(names_found)) < len(names_found):
+        raise UserError(
+            f"Two of the targets {', '.join(names_found)} have the same name, so one file would replace the other; rename yours."
+        )
     return found
 
 

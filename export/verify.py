@@ -79,9 +79,12 @@ def refer(module: nn.Module, batches: Batches) -> Reference:
     outputs, labels = [], []
     for x, y in batches():
         try:
-            outputs.append(module(torch.from_numpy(x)).numpy())
+            y_NK = module(torch.from_numpy(x))
         except (RuntimeError, ValueError, AssertionError) as error:
             raise UserError(f"{type(module).__name__} does not take images of shape {x.shape}: {_first_line(error)}.") from None
+        if not isinstance(y_NK, torch.Tensor):
+            raise UserError(f"{type(module).__name__} returns {type(y_NK).__name__}, not one tensor of logits; wrap it so that it does.")
+        outputs.append(y_NK.numpy())
         labels.append(y)
     if not outputs:
         raise UserError("There is no image to verify with; give some.")
@@ -157,7 +160,8 @@ def compare(reference: Reference, path: Path) -> Parity:
 
 
 def parity_of(reference: Reference, run: Callable[[Array], Array]) -> Parity:
-    """What `run`, from inputs to outputs (N, K), gives against the module: the first image alone, then all in batches."""
+    """What `run`, from inputs to outputs (N, K), gives against the module: the first image alone, which counts in the errors only, then all
+    in batches."""
     outputs = [run(x) for x, _ in reference.batches()]
     alone = run(next(iter(reference.batches()))[0][:1])
     wanted, got = np.concatenate([reference.output_NK[:1], reference.output_NK]), np.concatenate([alone, *outputs])
@@ -168,7 +172,7 @@ def parity_of(reference: Reference, run: Callable[[Array], Array]) -> Parity:
     return Parity(
         relative_error=float(difference / scale) if scale > 0 else float(difference > 0),
         snr_db=float(10 * np.log10(np.square(wanted, dtype=np.float64).mean() / noise)) if noise > 0 else 200.0,
-        same_top1=float((chosen >= wanted.max(1) - TOLERANCE * scale).mean()),
+        same_top1=float((chosen >= wanted.max(1) - TOLERANCE * scale)[1:].mean()),
         accuracy=float((got[1:].argmax(1) == reference.labels_N).mean()),
         images=len(reference.output_NK),
     )

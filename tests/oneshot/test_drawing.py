@@ -72,7 +72,7 @@ def test_operations_that_compete_have_colours_of_their_own(space: CellSpace) -> 
 
 def test_weights_over_time_show_what_grew(tmp_path: Path) -> None:
     """In a space of one edge, so that the picture can be searched for the colour of the winner."""
-    space = CellSpace("nasbench201", ("cell",), 1, 1, ("skip_connect", "nor_conv_3x3"))
+    space = CellSpace("nasbench201", ("cell",), 1, 1, ("skip_connect", "nor_conv_3x3"), None)
     rising = np.linspace(0.5, 0.9, 20)
     history = [{"cell": [[1 - weight, weight]]} for weight in rising]
     pixels = imread(alphas_over_time(history, space, tmp_path / "alphas.png"))[..., :3]
