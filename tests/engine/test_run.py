@@ -131,8 +131,8 @@ def test_weights_and_state_survive_and_damage_is_named(tmp_path: Path) -> None:
     save_weights(tmp_path / "w", {"w": weight})
     save_state(tmp_path / "s", {"w": weight, "step": 3})
     assert torch.equal(load_weights(tmp_path / "w")["w"], weight)
-    assert load_state(tmp_path / "s", torch.device("cpu"))["step"] == 3
-    for name, load in (("w", load_weights), ("s", lambda p: load_state(p, torch.device("cpu")))):
+    assert load_state(tmp_path / "s")["step"] == 3
+    for name, load in (("w", load_weights), ("s", load_state)):
         path = tmp_path / name
         path.write_bytes(path.read_bytes()[:20])
         with pytest.raises(UserError, match="cannot be loaded"):
