@@ -1,6 +1,8 @@
 """Image folders of any size: decoded and augmented in worker processes, normalised on the device."""
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -88,9 +90,12 @@ class FolderData(Data):
             pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if workers else None,
         )
-        batches = iter(loader)
+        batches: Iterator[Any] | None = None
         while True:
             try:
+                if batches is None:
+                    batches = iter(loader)
+                    _notice_in_next_only()
                 x, y, complaint = next(batches)
             except StopIteration:
                 return
@@ -155,6 +160,12 @@ def _collate(items: list[tuple[Tensor, int, str]]) -> tuple[Tensor | None, Tenso
     complaint = next((text for _, _, text in items if text), "")
     images = None if complaint else torch.stack([image for image, _, _ in items])
     return images, torch.tensor([label for _, label, _ in items]), complaint
+
+
+def _notice_in_next_only() -> None:
+    """torch raises wherever the main process is when a worker dies, be it in the middle of an update; `next` notices it, too."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _start_worker(_: int) -> None:
