@@ -100,7 +100,7 @@ class Written(NamedTuple):
 
 
 def write_file(subject: Subject, target: Target, path: Path, max_drop: float) -> Written:
-    """The file for `target` at `path` with its manifest beside it, if it passes; an older one is removed in any case.
+    """The file for `target` at `path` with its manifest beside it, if it passes; an older one is removed if it does not.
 
     Raises:
         UserError: torch cannot export the module.
@@ -109,9 +109,24 @@ def write_file(subject: Subject, target: Target, path: Path, max_drop: float) ->
         raise UserError(
             f"'{manifest_path(path)}' is not a manifest of ours, and would be replaced by one; choose another name than {path.name}."
         )
-    for stale in (path, manifest_path(path), path.with_suffix(OPERATORS)):  # an older file must not survive a failure
-        stale.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        written = _prove(subject, target, path, max_drop)
+    except UserError:
+        _remove(path)
+        raise
+    if written.manifest is None:
+        _remove(path)
+    return written
+
+
+def _remove(path: Path) -> None:
+    """An older file must not survive a failure; an interruption is none."""
+    for stale in (path, manifest_path(path), path.with_suffix(OPERATORS)):
+        stale.unlink(missing_ok=True)
+
+
+def _prove(subject: Subject, target: Target, path: Path, max_drop: float) -> Written:
     output = "probabilities" if subject.probabilities else "logits"
     model = _export(subject, target, output)
     complaint = check_model(model, path.name, subject.parameters)
