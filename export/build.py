@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from engine.errors import UserError
 from engine.onnx_file import set_metadata, to_proto
 from engine.run import versions, write_json
-from export.graph import Array, plain_operators, to_float16, write_ort
+from export.graph import OPERATORS, Array, plain_operators, to_float16, write_ort
 from export.manifest import Manifest, digest, is_manifest, manifest_path
 from export.norms import fold_norms
 from export.quantize import Quantized, quantize
@@ -21,7 +21,6 @@ from export.targets import Target
 from export.verify import Parity, Reference, check_model, compare, milliseconds, open_session, run_file
 
 Layout = Literal["NCHW", "NHWC"]
-OPERATORS = ".required_operators.config"
 
 
 class Bake(NamedTuple):

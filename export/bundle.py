@@ -17,10 +17,9 @@ from engine.run import Run, read_json, versions, write_json
 from export import classify
 from export.bundled import CARD, EXAMPLE, LABELS, MANIFEST, Bundle, Provenance, Selection, Timed, read_bundle
 from export.card import render
+from export.graph import OPERATORS
 from export.manifest import Manifest, digest, exported, read_manifest
 from ofa.trained import DEFAULT_RUN
-
-OPERATORS = ".required_operators.config"
 
 
 class MakeBundle(Command):

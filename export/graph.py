@@ -16,6 +16,8 @@ from onnx import NodeProto, helper, numpy_helper
 
 Array = NDArray[Any]
 
+OPERATORS = ".required_operators.config"  # beside an .ort file
+
 
 def plain_operators(model: onnx.ModelProto) -> None:
     """HardSwish and HardSigmoid as Add, Clip and Mul, and means over a map as GlobalAveragePool, in place.
@@ -108,12 +110,12 @@ def write_ort(onnx_path: Path, path: Path) -> None:
 
     with silent():
         convert_onnx_models_to_ort(onnx_path, path.parent, [OptimizationStyle.Fixed], target_platform="arm")
-    written, config = path.parent / f"{onnx_path.stem}.ort", path.parent / f"{onnx_path.stem}.required_operators.config"
+    written, config = path.parent / f"{onnx_path.stem}.ort", path.parent / f"{onnx_path.stem}{OPERATORS}"
     lines = [
         line for line in config.read_text(encoding="utf-8").splitlines() if not line.startswith("#")
     ]  # they name folders of this machine
     config.unlink()
-    path.with_suffix(".required_operators.config").write_text("\n".join([f"# Generated from {path.name}", *lines, ""]), encoding="utf-8")
+    path.with_suffix(OPERATORS).write_text("\n".join([f"# Generated from {path.name}", *lines, ""]), encoding="utf-8")
     written.replace(path)
 
 

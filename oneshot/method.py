@@ -127,7 +127,7 @@ class Method(Config):
     @property
     def samples(self) -> bool:
         """Whether the network runs some of its operations only; its BatchNorms then always take the batch's statistics."""
-        return self.relaxation.samples
+        return self.relaxation.samples or not self.learns
 
     def start(self, space: CellSpace, seed: int, device: torch.device) -> Alphas:
         """Parameters before the first step."""
@@ -152,7 +152,12 @@ class Method(Config):
         return found
 
     def probabilities(self, space: CellSpace, alphas: Alphas) -> dict[str, Tensor]:
-        """(E, O) for each kind of cell, times the weight of the edge where there is one; what derivation reads."""
+        """(E, O) for each kind of cell, times the weight of the edge where there is one; what derivation reads.
+
+        Uniform for a method that has no table of parameters.
+        """
+        if not self.learns:
+            return {kind: space.may(kind) / space.may(kind).sum(-1, keepdim=True) for kind in space.cells}
         found = {}
         for kind, alpha_EO in alphas.operations.items():
             edge_E = self._edge_weights(space, alphas, kind)

@@ -109,11 +109,6 @@ class Enas(Method):
     learns: ClassVar[bool] = False
     on: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED | {"nasbench201": {}}
 
-    @property
-    def samples(self) -> bool:
-        """A network runs one architecture at a time."""
-        return True
-
     def start(self, space: CellSpace, seed: int, device: torch.device) -> Alphas:
         """The controller, on CPU: it is tiny and decides one thing at a time."""
         with torch.random.fork_rng(devices=[]):
@@ -129,10 +124,6 @@ class Enas(Method):
         """One architecture that the controller draws."""
         assert alphas.controller is not None
         return as_mixtures(space, alphas.controller(draws)[0])
-
-    def probabilities(self, space: CellSpace, alphas: Alphas) -> dict[str, Tensor]:
-        """Uniform: the controller's decisions depend on each other and have no table."""
-        return {kind: space.may(kind) / space.may(kind).sum(-1, keepdim=True) for kind in space.cells}
 
     def after_epoch(self, searching: "Searching") -> None:
         """REINFORCE on validation batches."""

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from engine.progress import progress
 from engine.seed import numpy_generator
@@ -34,11 +33,6 @@ class RandomWs(Method):
     learns: ClassVar[bool] = False
     on: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED | {"nasbench201": PUBLISHED["nasbench201"] | {"epochs": 250}}
 
-    @property
-    def samples(self) -> bool:
-        """A network runs one architecture at a time."""
-        return True
-
     def start(self, space: CellSpace, seed: int, device: torch.device) -> Alphas:
         """There is nothing to learn but weights."""
         return Alphas({}, {})
@@ -46,10 +40,6 @@ class RandomWs(Method):
     def mixtures(self, space: CellSpace, alphas: Alphas, at: At, draws: torch.Generator) -> dict[str, Mixture]:
         """One architecture."""
         return as_mixtures(space, draw(space, numpy_generator(draws.initial_seed(), "architecture")))
-
-    def probabilities(self, space: CellSpace, alphas: Alphas) -> dict[str, Tensor]:
-        """Uniform."""
-        return {kind: space.may(kind) / space.may(kind).sum(-1, keepdim=True) for kind in space.cells}
 
     def genotype(self, searching: "Searching") -> Genotype:
         """Before the end there is no choice: one at random."""
