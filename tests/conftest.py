@@ -27,6 +27,18 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _away_from_the_start(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Fixtures that are shared by all tests are made in an empty folder too."""
+    os.chdir(tmp_path_factory.mktemp("start"))
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test starts in an empty folder of its own, so that none finds or leaves anything where pytest was started."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+
+
 @pytest.fixture(scope="session")
 def tiny_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("space") / "tiny.yaml"
@@ -61,11 +73,11 @@ def trained_run(train: Callable[..., int], tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
-def nas_data() -> Path:
+def nas_data(request: pytest.FixtureRequest) -> Path:
     """The folder of real data."""
     if "NAS_DATA" not in os.environ:
         pytest.skip("NAS_DATA does not name the folder of real data")
-    return Path(os.environ["NAS_DATA"])
+    return request.config.invocation_params.dir / os.environ["NAS_DATA"]
 
 
 @pytest.fixture(scope="session")
