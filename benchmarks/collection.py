@@ -19,14 +19,14 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from ofa.cost import costs_of
-from ofa.space import Arch, Codes, Space, decode, encode, largest, load_space, sample_codes, smallest
-from predictors.accuracy import GaussianProcess
-from predictors.active import hypervolume
+from ofa.space.space import Arch, Codes, Space, decode, encode, largest, load_space, sample_codes, smallest
+from predictors.accuracy.acquisition import hypervolume
+from predictors.accuracy.features import features
+from predictors.accuracy.models import GaussianProcess
+from predictors.accuracy.pairs import Pair
 from predictors.collect import to_measure
-from predictors.constraints import Scores
-from predictors.explore import OURS, search_front
-from predictors.features import features
-from predictors.pairs import Pair
+from predictors.search.constraints import Scores
+from predictors.search.evolution import OURS, search_front
 
 WIDTH = (16, 16, 24, 40, 80, 112, 160, 1280)
 NOISE = 0.0005  # standard deviation of a measured accuracy

@@ -16,8 +16,8 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from ofa.cost import costs_of
-from ofa.space import Arch, Codes, Space, encode, features, load_space
-from predictors.latency import Floats, LatencyModel, LatencyTable, Network, Noise, fingerprint
+from ofa.space.space import Arch, Codes, Space, encode, features, load_space
+from predictors.latency.model import Floats, LatencyModel, LatencyTable, Network, Noise, fingerprint
 
 
 def read(path: Path, space: Space) -> tuple[Codes, dict[str, Floats]]:

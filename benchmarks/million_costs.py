@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from ofa.cost import costs_of
-from ofa.space import load_space, sample_codes
+from ofa.space.space import load_space, sample_codes
 
 MILLION = 10**6
 

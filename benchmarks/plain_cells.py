@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oneshot.fan import Separable
-from oneshot.mixture import Mixture
-from oneshot.network import DartsNetwork, Mixed, NasBench201Network, Residual
-from oneshot.space import CellSpace
+from oneshot.axes.edge_weights import Mixture
+from oneshot.networks.parallel_edges import Separable
+from oneshot.networks.search import DartsNetwork, Mixed, NasBench201Network, Residual
+from oneshot.spaces.cells import CellSpace
 
 
 def bn(channels: int) -> nn.BatchNorm2d:

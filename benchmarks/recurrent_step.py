@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from engine.device import keep_freed_memory
+from engine.compute.device import keep_freed_memory
 from engine.run import environment
-from oneshot.mixture import Mixture
-from oneshot.recurrent import SPACE, Dropout, Masks, RecurrentNetwork, draw_masks, slowness, text_loss
+from oneshot.axes.edge_weights import Mixture
+from oneshot.networks.recurrent import SPACE, Dropout, Masks, RecurrentNetwork, draw_masks, slowness, text_loss
 
 SLOWNESS = 1e-3
 Job = tuple[RecurrentNetwork, Tensor, Tensor, Tensor, Tensor, Masks]

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from engine.run import environment
-from ofa.sampling import Attentive, MacsPrior, Prior, Uniform, build_sampler
-from ofa.sandwich import Sandwich, sandwich_step
-from ofa.space import Space, load_space, sample
+from ofa.space.space import Space, load_space, sample
 from ofa.supernet import Supernet
+from ofa.training.sampling import Attentive, MacsPrior, Prior, Uniform, build_sampler
+from ofa.training.sandwich import Sandwich, sandwich_step
 
 
 def seconds(work: Callable[[], object]) -> float:

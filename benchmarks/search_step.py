@@ -29,12 +29,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from benchmarks.plain_cells import Plain201, PlainDarts, pairs
-from engine.device import keep_freed_memory
+from engine.compute.device import keep_freed_memory
 from engine.run import environment
 from oneshot import bilevel
-from oneshot.mixture import Mixture
-from oneshot.network import DartsNetwork, NasBench201Network
-from oneshot.space import find_space
+from oneshot.axes.edge_weights import Mixture
+from oneshot.networks.search import DartsNetwork, NasBench201Network
+from oneshot.spaces.cells import find_space
 
 STEPS = ("first", "second", "pc", "nasbench201", "gdas")
 Batch = tuple[Tensor, Tensor]

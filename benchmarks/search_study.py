@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from engine.run import read_json, read_lines
-from oneshot.benchmark import Table, to_string
-from oneshot.genotype import Genotype
+from oneshot.nasbench201.table import Table, to_string
+from oneshot.spaces.genotype import Genotype
 
 ADAM = ["--method.geometry.lr", "0.003"]
 METHODS = {

@@ -19,12 +19,12 @@ import numpy as np
 import optuna
 
 from ofa.cost import costs_of
-from ofa.space import Arch, Codes, Space, canonical, encode, load_space, sample_codes, smallest
-from predictors.accuracy import GaussianProcess
-from predictors.additive import parts_of
-from predictors.constraints import Constraint
-from predictors.explore import OFA, additive_fronts, evolve, search
-from predictors.features import features
+from ofa.space.space import Arch, Codes, Space, canonical, encode, load_space, sample_codes, smallest
+from predictors.accuracy.features import features
+from predictors.accuracy.models import GaussianProcess
+from predictors.search.constraints import Constraint
+from predictors.search.dynamic_programming import parts_of
+from predictors.search.evolution import OFA, additive_fronts, evolve, search
 
 WIDTH = (16, 16, 24, 40, 80, 112, 160, 1280)
 BUDGETS = {"ofa_mbv3": (200, 300, 400), "attentive_nas": (300, 600, 1000)}

@@ -21,16 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from engine.augment import resize
-from engine.device import keep_freed_memory
+from engine.compute.device import keep_freed_memory
+from engine.data.augment import resize
 from engine.run import environment
 from engine.seed import numpy_generator
-from ofa.losses import soft_cross_entropy
-from ofa.sampling import UniformSampler
-from ofa.sandwich import Sandwich, sandwich_step
-from ofa.space import Arch, largest, load_space, smallest
+from ofa.space.space import Arch, largest, load_space, smallest
 from ofa.subnet import Subnet
 from ofa.supernet import Supernet
+from ofa.training.losses import soft_cross_entropy
+from ofa.training.sampling import UniformSampler
+from ofa.training.sandwich import Sandwich, sandwich_step
 
 CONFIG = Sandwich(dropout=0, drop_connect=0)
 

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 
 from engine.config import Config, validate
-from engine.data import Data, DataConfig, load_data
+from engine.data.load import Data, DataConfig, load_data
 from engine.errors import UserError
 from engine.run import Run, read_json, write_json
 

@@ -13,14 +13,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from engine.checkpoint import load_state, save_state, save_weights
-from engine.cli import Command
-from engine.data import SPLITS, Batch, Data, DataConfig, Digits, load_data
-from engine.distributed import Ranks, join
+from engine.command.cli import Command
+from engine.command.interrupt import stop_on_signal, until_stopped
+from engine.command.launch import started
+from engine.command.progress import progress
+from engine.compute.distributed import Ranks, join
+from engine.data.load import SPLITS, Batch, Data, DataConfig, Digits, load_data
 from engine.errors import UserError
-from engine.interrupt import stop_on_signal, until_stopped
-from engine.launch import started
 from engine.optim import SGD
-from engine.progress import progress
 from engine.run import Run, tensorboard_writer
 
 LOG_EVERY = 10

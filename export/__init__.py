@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from engine.interrupt import quiet_start
+from engine.command.interrupt import quiet_start
 
 if TYPE_CHECKING:
-    from export.build import Bake
-    from export.library import to_onnx
+    from export.api import to_onnx
+    from export.pipeline import Bake
 
 __all__ = ["Bake", "to_onnx"]
 
@@ -16,11 +16,11 @@ quiet_start()
 def __getattr__(name: str) -> Any:
     """The library on first use: importing the package imports neither torch nor onnx."""
     if name == "to_onnx":
-        from export.library import to_onnx
+        from export.api import to_onnx
 
         return to_onnx
     if name == "Bake":
-        from export.build import Bake
+        from export.pipeline import Bake
 
         return Bake
     raise AttributeError(f"module 'export' has no attribute '{name}'")

@@ -12,18 +12,18 @@ import torch
 from pydantic import Field
 from rich.table import Table
 
-from engine.cli import main
-from engine.device import pick_device
+from engine.command.cli import main
+from engine.command.progress import progress
+from engine.command.table import show
+from engine.compute.device import pick_device
 from engine.errors import UserError
 from engine.onnx_file import fold_batch_norm
-from engine.progress import progress
 from engine.run import versions, write_json
-from export.build import Subject
 from export.graph import Array, silent
+from export.job import subject_of
 from export.manifest import digest
+from export.pipeline import Subject
 from export.source import open_source
-from export.subject import subject_of
-from export.table import show
 from export.verify import Parity, parity_of
 from ofa.trained import RunCommand
 

@@ -6,17 +6,17 @@ import torch
 from pydantic import Field
 from rich.table import Table
 
-from engine.cli import main
-from engine.device import pick_device
+from engine.command.cli import main
+from engine.command.progress import progress
+from engine.command.table import show
+from engine.compute.device import pick_device
 from engine.errors import UserError
-from engine.progress import progress
-from export.build import Bake, Layout, Subject, Written, write_file
+from export.job import subject_of
 from export.manifest import Manifest
+from export.pipeline import Bake, Layout, Subject, Written, write_file
+from export.recurrent import export_step, is_language
 from export.source import open_source
-from export.subject import subject_of
-from export.table import show
 from export.targets import find_targets
-from export.text import export_step, is_language
 from ofa.trained import RunCommand, run_flag
 
 

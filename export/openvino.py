@@ -12,12 +12,12 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 from rich.table import Table
 
-from engine.cli import Command, main
+from engine.command.cli import Command, main
+from engine.command.table import show
 from engine.errors import UserError
 from engine.seed import numpy_generator
 from export.graph import Array
 from export.manifest import read_manifest
-from export.table import show
 from export.verify import TOLERANCE, open_session, run_file
 
 INT8_TOLERANCE = 0.1  # two runtimes round differently at each layer: here 1 to 5%

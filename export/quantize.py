@@ -13,7 +13,7 @@ import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from engine.progress import progress
+from engine.command.progress import progress
 from export.graph import Array, pool_globally, silent
 from export.verify import Parity, Reference, compare, open_session, run_file
 

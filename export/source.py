@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from engine.augment import resize
-from engine.data import Batch, Data, Split
+from engine.data.augment import resize
+from engine.data.load import Batch, Data, Split
 from engine.errors import UserError
 from engine.run import Run, read_json
-from ofa.space import Arch, decode, encode, find_arch
+from ofa.space.space import Arch, decode, encode, find_arch
 from ofa.subnet import EVALUATION_BATCH
 from ofa.trained import Trained
 from oneshot.trained import Trained as Retrained
-from predictors.pairs import read_selected
+from predictors.accuracy.pairs import read_selected
 
 BICUBIC = "bicubic, a = -0.75, half-pixel centres, no antialiasing, not clipped (torch.nn.functional.interpolate)"
 

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 from rich.table import Table
 
-from engine.cli import Command, main
+from engine.command.cli import Command, main
 from engine.config import Config, read_yaml, validate
 from engine.errors import UserError, nearest
 
@@ -161,7 +161,7 @@ class Show(Command):
 
     def execute(self) -> int:
         """The table, and the reasons."""
-        from export.table import show
+        from engine.command.table import show
 
         table = Table("target", "runs on", "batch", "activations", "precision", "file", "opset", "IR")
         for t in TARGETS:

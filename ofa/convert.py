@@ -8,13 +8,13 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from engine.checkpoint import save_weights
-from engine.cli import Command, main
-from engine.data import DataConfig, ImageFolder, load_data
+from engine.command.cli import Command, main
+from engine.data.load import DataConfig, ImageFolder, load_data
 from engine.model import keep_model
 from engine.run import Run
 from engine.seed import derive
-from ofa.published import load_network, load_supernet, read_checkpoint
-from ofa.space import Space, load_space
+from ofa.checkpoints import load_network, load_supernet, read_checkpoint
+from ofa.space.space import Space, load_space
 from ofa.supernet import Supernet
 from ofa.trained import model_of, run_flag
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ofa.pieces import BlockPiece, HeadPiece, Piece, StemPiece, Table, halve, squeeze_width, tables, total
-from ofa.space import Arch, Codes, Space, encode
+from ofa.blocks.pieces import BlockPiece, HeadPiece, Piece, StemPiece, Table, halve, squeeze_width, tables, total
+from ofa.space.space import Arch, Codes, Space, encode
 
 FLOAT_BYTES = 4
 # Of an ONNX file as `python -m export.onnx` writes it, beside the weights: fitted to exported files, see docs/log.md.

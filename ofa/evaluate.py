@@ -4,11 +4,11 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from engine.cli import main
+from engine.command.cli import main
+from engine.command.progress import progress
 from engine.config import format_count
-from engine.data import Split
-from engine.progress import progress
-from ofa.space import find_arch
+from engine.data.load import Split
+from ofa.space.space import find_arch
 from ofa.trained import RunCommand
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from engine import training
-from engine.augment import resize
-from engine.data import Batch, Data, Split
-from ofa.pieces import hidden_width, squeeze_width
-from ofa.space import Act, Arch, Space, Stage, encode
-from ofa.space import Head as HeadChoices
+from engine.data.augment import resize
+from engine.data.load import Batch, Data, Split
+from ofa.blocks.pieces import hidden_width, squeeze_width
+from ofa.space.space import Act, Arch, Space, Stage, encode
+from ofa.space.space import Head as HeadChoices
 from ofa.supernet import Supernet
 
 EVALUATION_BATCH = 64  # on CPU, larger maps than these cost more in page faults than in arithmetic: 3 times at 256 x 128 px

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.augment import resize
-from engine.fast import ACTIVATION
-from ofa.elastic import (
+from engine.compute.fast import ACTIVATION
+from engine.data.augment import resize
+from ofa.blocks.elastic import (
     ElasticBatchNorm,
     ElasticConv,
     ElasticDepthwise,
@@ -24,8 +24,8 @@ from ofa.elastic import (
     TransformedDepthwise,
     prefixed,
 )
-from ofa.pieces import hidden_width, squeeze_width
-from ofa.space import Act, Arch, Deep, Head, Space, Stage, Stem
+from ofa.blocks.pieces import hidden_width, squeeze_width
+from ofa.space.space import Act, Arch, Deep, Head, Space, Stage, Stem
 
 
 class Regularisation(NamedTuple):

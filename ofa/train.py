@@ -1,7 +1,8 @@
 """Train one weight-sharing supernet: every subnet good without retraining.
 
 BigNAS (2020, arXiv:2003.11142): sandwich rule and in-place distillation, in one stage; AttentiveNAS and AlphaNet are choices of the
-step (`ofa.sandwich`). OFA's progressive shrinking is a list of phases (`ofa.phases`). The optimiser is SGD (BigNAS: RMSProp).
+step (`ofa.training.sandwich`). OFA's progressive shrinking is a list of phases (`ofa.training.phases`). The optimiser is
+SGD (BigNAS: RMSProp).
 """
 
 import time
@@ -13,27 +14,27 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from engine.augment import resize
 from engine.checkpoint import save_weights
-from engine.cli import main
+from engine.command.cli import main
+from engine.compute.distributed import ALONE, Ranks
 from engine.config import format_count
-from engine.data import Data
-from engine.distributed import ALONE, Ranks
+from engine.data.augment import resize
+from engine.data.load import Data
 from engine.model import keep_model
 from engine.optim import build_sgd, clip_gradients, learning_rate, set_learning_rate
 from engine.run import Run
 from engine.seed import derive, numpy_generator
 from engine.training import Training, TrainingCommand
+from ofa.blocks.elastic import join_batch_norms
 from ofa.cost import cost_of
-from ofa.elastic import join_batch_norms
-from ofa.losses import SoftCrossEntropy
-from ofa.phases import TEACHER, Phase, Place, drawn_resolution, grows, place, read_teacher, shrinking_step, sort_channels
-from ofa.sampling import Attentive, BatchLoss, Sampler, Uniform, build_sampler
-from ofa.sandwich import Sandwich, label_step, sandwich_step
-from ofa.space import Arch, Space, find_arch, largest, load_space, only, sample, smallest
+from ofa.space.space import Arch, Space, find_arch, largest, load_space, only, sample, smallest
 from ofa.subnet import accuracy, extract, prepare
 from ofa.supernet import Supernet
 from ofa.trained import model_of, open_source, run_flag, start_from
+from ofa.training.losses import SoftCrossEntropy
+from ofa.training.phases import TEACHER, Phase, Place, drawn_resolution, grows, place, read_teacher, shrinking_step, sort_channels
+from ofa.training.sampling import Attentive, BatchLoss, Sampler, Uniform, build_sampler
+from ofa.training.sandwich import Sandwich, label_step, sandwich_step
 
 
 class Train(TrainingCommand):

@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.checkpoint import load_weights
-from engine.cli import Command
+from engine.command.cli import Command
+from engine.compute.device import pick_device
 from engine.config import validate
-from engine.data import Data, Split
-from engine.device import pick_device
+from engine.data.load import Data, Split
 from engine.errors import UserError
 from engine.model import ImageModel, facts, open_images
 from engine.run import Run, read_json
 from ofa.cost import cost_of, costs_of
-from ofa.space import Arch, Codes, Space, largest, load_space
+from ofa.space.space import Arch, Codes, Space, largest, load_space
 from ofa.subnet import Subnet, accuracy, prepare
 from ofa.supernet import Supernet
 

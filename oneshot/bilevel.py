@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oneshot.mixture import Mixture
+from oneshot.axes.edge_weights import Mixture
 
 Mixtures = Mapping[str, Mixture]
 EPSILON = 0.01

@@ -4,10 +4,10 @@ DARTS's search likes skip connections more the longer it runs, since they help t
 off. RobustDARTS (2020, arXiv:1909.09656) watches the dominant eigenvalue of the validation loss's Hessian in the architecture.
 """
 
-from oneshot.genotype import Genotype
-from oneshot.method import Method
-from oneshot.penalty import BetaDecay
-from oneshot.relax import Simplex
+from oneshot.axes.penalty import BetaDecay
+from oneshot.axes.relaxation import Simplex
+from oneshot.methods.method import Method
+from oneshot.spaces.genotype import Genotype
 
 WINDOW, BACK, FACTOR, NOT_BEFORE = 5, 4, 1.3, 10  # epochs
 

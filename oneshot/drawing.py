@@ -16,8 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, FancyBboxPatch
 
 from engine.run import atomic
-from oneshot.genotype import Cell, Genotype
-from oneshot.space import CellSpace, find_space
+from oneshot.spaces.cells import CellSpace, find_space
+from oneshot.spaces.genotype import Cell, Genotype
 
 INK, QUIET = "#1b1f24", "#8a939d"
 FILLS = {"conv": "#cfe3fb", "pool": "#d6efd8", "skip": "#fdeac2", "none": "#ffffff"}

@@ -17,17 +17,17 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from engine.checkpoint import load_state, load_weights, save_state, save_weights
+from engine.command.interrupt import Stop, stop_on_signal
+from engine.command.progress import Advance, progress
+from engine.compute.macs import count_parameters
 from engine.config import Config, format_count, validate
+from engine.data.text import Text, columns, window, windows
 from engine.errors import UserError
-from engine.interrupt import Stop, stop_on_signal
-from engine.macs import count_parameters
 from engine.optim import set_learning_rate
-from engine.progress import Advance, progress
 from engine.run import Run, read_json, write_json
 from engine.seed import derive, numpy_generator, torch_generator
-from engine.text import Text, columns, window, windows
-from oneshot.genotype import Genotype
-from oneshot.recurrent import KIND, CellNetwork, Dropout, draw_masks, perplexity, slowness, text_loss
+from oneshot.networks.recurrent import KIND, CellNetwork, Dropout, draw_masks, perplexity, slowness, text_loss
+from oneshot.spaces.genotype import Genotype
 
 LOG_EVERY = 10
 SPREAD = 5.0  # deviation of the windows' lengths, in words

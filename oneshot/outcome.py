@@ -7,17 +7,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as Grid
 
+from engine.compute.macs import count_parameters
 from engine.config import format_count
-from engine.data import ImageFolder, Npz, Torchvision
-from engine.macs import count_parameters
-from engine.text import AnyData, Grammar, TextFolder
-from oneshot.baselines import reference_lines
-from oneshot.benchmark import Dataset, Table
-from oneshot.costs import edge_costs
-from oneshot.expected_cost import published_shape
-from oneshot.genotype import Genotype
-from oneshot.searching import Searching
-from oneshot.space import find_space
+from engine.data.load import ImageFolder, Npz, Torchvision
+from engine.data.text import AnyData, Grammar, TextFolder
+from oneshot.nasbench201.baselines import reference_lines
+from oneshot.nasbench201.table import Dataset, Table
+from oneshot.spaces.cells import find_space
+from oneshot.spaces.costs import edge_costs
+from oneshot.spaces.expected_cost import published_shape
+from oneshot.spaces.genotype import Genotype
+from oneshot.state import Searching
 
 LARGE = 96  # pixels from which images get the stem of ImageNet
 

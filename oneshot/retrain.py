@@ -13,20 +13,20 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from engine.cli import main
+from engine.command.cli import main
+from engine.compute.distributed import Ranks
 from engine.config import format_count
-from engine.data import Data, Digits, Split
-from engine.distributed import Ranks
+from engine.data.load import Data, Digits, Split
+from engine.data.text import AnyData, Grammar, TextFolder, load_text
 from engine.errors import UserError
 from engine.model import keep_model
 from engine.optim import SGD, Cosine, build_sgd, clip_gradients, learning_rate, set_learning_rate
 from engine.run import Run
 from engine.seed import derive, torch_generator
-from engine.text import AnyData, Grammar, TextFolder, load_text
 from engine.training import Training, TrainingCommand, accuracy
-from oneshot.final import FinalNetwork
-from oneshot.genotype import Genotype, find_genotype, published
 from oneshot.language import Language, train_language
+from oneshot.networks.final import FinalNetwork
+from oneshot.spaces.genotype import Genotype, find_genotype, published
 from oneshot.trained import AUXILIARY, DEFAULT_RUN, EVALUATION_BATCH, Model, Network, build, cost_of, model_of
 
 

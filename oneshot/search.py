@@ -11,30 +11,30 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from engine.checkpoint import load_state, save_state
-from engine.cli import Command, main
+from engine.command.cli import Command, main
+from engine.command.interrupt import Stop, stop_on_signal, until_stopped
+from engine.command.progress import Advance, progress
+from engine.compute.device import pick_device
 from engine.config import merge, models_in, validate
-from engine.data import Digits, Located, load_data
-from engine.device import pick_device
+from engine.data.load import Digits, Located, load_data
+from engine.data.text import AnyData, Grammar, TextFolder, load_text
 from engine.errors import UserError
-from engine.interrupt import Stop, stop_on_signal, until_stopped
-from engine.progress import Advance, progress
 from engine.run import Run, read_lines, write_json
 from engine.seed import derive
-from engine.text import AnyData, Grammar, TextFolder, load_text
-from oneshot.benchmark import Dataset, Table
+from oneshot.axes.penalty import Penalty
+from oneshot.axes.relaxation import At
 from oneshot.collapse import FACTOR, NOT_BEFORE, epoch_to_return_to, skips, warning
 from oneshot.drawing import alphas_over_time, draw
-from oneshot.expected_cost import costs_of
-from oneshot.genotype import Genotype
-from oneshot.method import Method
 from oneshot.methods import MethodConfig
 from oneshot.methods.darts import Darts
+from oneshot.methods.method import Method
+from oneshot.nasbench201.table import Dataset, Table
+from oneshot.objectives import ImageTask, Task, TextSettings, TextTask, search_network
 from oneshot.outcome import compare, describe, introduce, retrain_command
-from oneshot.penalty import Penalty
-from oneshot.relax import At
-from oneshot.searching import Searching
-from oneshot.space import CellSpace, find_space
-from oneshot.tasks import ImageTask, Task, TextSettings, TextTask, search_network
+from oneshot.spaces.cells import CellSpace, find_space
+from oneshot.spaces.expected_cost import costs_of
+from oneshot.spaces.genotype import Genotype
+from oneshot.state import Searching
 
 LOG_EVERY = 10
 

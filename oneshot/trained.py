@@ -8,16 +8,16 @@ from pydantic import Field
 from torch import nn
 
 from engine.checkpoint import load_weights
+from engine.compute.macs import count_macs, count_parameters
 from engine.config import Config, validate
-from engine.data import Data, Split
+from engine.data.load import Data, Split
 from engine.errors import UserError
-from engine.macs import count_macs, count_parameters
 from engine.model import ImageModel, facts, open_images
 from engine.run import Run, read_json
 from engine.training import accuracy
-from oneshot.final import FinalNetwork, Stem
-from oneshot.final_nasbench201 import NasBench201Network
-from oneshot.genotype import Genotype
+from oneshot.networks.final import FinalNetwork, Stem
+from oneshot.networks.final_nasbench201 import NasBench201Network
+from oneshot.spaces.genotype import Genotype
 
 DEFAULT_RUN = Path("runs/retrained")
 EVALUATION_BATCH = 64

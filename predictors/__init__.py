@@ -1,5 +1,5 @@
 """Stage 2: from a trained supernet to the best subnet for a budget, in seconds."""
 
-from engine.interrupt import quiet_start
+from engine.command.interrupt import quiet_start
 
 quiet_start()

@@ -6,17 +6,17 @@ from itertools import chain, pairwise, zip_longest
 import numpy as np
 from pydantic import Field
 
-from engine.cli import main
+from engine.command.cli import main
+from engine.command.interrupt import stop_on_signal
+from engine.command.progress import progress
 from engine.config import format_count
-from engine.interrupt import stop_on_signal
-from engine.progress import progress
 from engine.run import append_line, write_lines
 from engine.seed import numpy_generator
-from ofa.space import Codes, Space, decode, encode, largest, sample_codes, smallest
+from ofa.space.space import Codes, Space, decode, encode, largest, sample_codes, smallest
 from ofa.trained import RunCommand, run_flag
-from predictors.active import propose
-from predictors.constraints import Costs
-from predictors.pairs import Pair, pairs_path, read_pairs
+from predictors.accuracy.acquisition import propose
+from predictors.accuracy.pairs import Pair, pairs_path, read_pairs
+from predictors.search.constraints import Costs
 
 POOL = 100_000
 BINS = 20

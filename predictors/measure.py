@@ -9,20 +9,20 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from engine.cli import Command, main
+from engine.command.cli import Command, main
+from engine.command.progress import progress
 from engine.config import validate
 from engine.errors import UserError
-from engine.progress import progress
+from engine.onnx_timing import bench, finished
 from engine.run import read_json, write_json
 from engine.seed import numpy_generator
+from ofa.blocks.pieces import Piece
 from ofa.cost import costs_of
-from ofa.pieces import Piece
-from ofa.space import Codes, Space, load_space, sample_codes
+from ofa.space.space import Codes, Space, load_space, sample_codes
 from ofa.trained import Model
-from predictors.bench import bench, finished
-from predictors.kit import distinct_pieces, export_kit, piece_name, structure
-from predictors.latency import LatencyTable, Level, cross_validated, read_table
-from predictors.timings import build_table, complaint, read_published, read_timings
+from predictors.latency.kit import distinct_pieces, export_kit, piece_name, structure
+from predictors.latency.model import LatencyTable, Level, cross_validated, read_table
+from predictors.latency.timings import build_table, complaint, read_published, read_timings
 
 RESOLUTIONS = 5
 SECONDS_PER_STRUCTURE, SECONDS_PER_SESSION = 1.0, 0.02

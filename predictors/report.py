@@ -10,22 +10,22 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from engine.cli import main
+from engine.command.cli import main
+from engine.command.progress import progress
 from engine.config import format_count
-from engine.progress import progress
+from engine.plot.canvas import write_png
 from engine.run import atomic, write_json
 from engine.seed import numpy_generator
-from ofa.space import Arch, Codes, decode, encode, sample_codes
+from ofa.space.space import Arch, Codes, decode, encode, sample_codes
 from ofa.trained import RunCommand, Trained
-from predictors.constraints import Costs
-from predictors.costs import cost_functions
-from predictors.drawing import write_png
-from predictors.features import features
-from predictors.findings import Chosen, Comparison, Findings, Kind, Tested, compare, extremes, read_chosen, read_known
-from predictors.held_out import HeldOut, predict_held_out
-from predictors.page import render
-from predictors.pairs import read_pairs
-from predictors.pictures import pictures
+from predictors.accuracy.cross_validation import HeldOut, predict_held_out
+from predictors.accuracy.features import features
+from predictors.accuracy.pairs import read_pairs
+from predictors.reporting.figures import pictures
+from predictors.reporting.findings import Chosen, Comparison, Findings, Kind, Tested, compare, extremes, read_chosen, read_known
+from predictors.reporting.page import render
+from predictors.search.constraints import Costs
+from predictors.search.costs import cost_functions
 
 POOL, SAME_MACS = 200_000, 0.05
 

@@ -8,26 +8,26 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from engine.cli import main
+from engine.command.cli import main
+from engine.command.progress import Advance, progress
 from engine.config import Count, format_count
 from engine.errors import UserError, nearest
-from engine.progress import Advance, progress
 from engine.seed import numpy_generator
-from ofa.space import Codes, decode, encode, largest, smallest
+from ofa.space.space import Codes, decode, encode, largest, smallest
 from ofa.trained import RunCommand, Trained, run_flag
-from predictors.accuracy import make_predictor
-from predictors.additive import Part, parts_of
-from predictors.chosen import Goal, write_front, write_goals
-from predictors.coarse import coarse_to_fine
-from predictors.constraints import UNITS, Bytes, Constraint, Costs, Milliseconds, fits, format_cost, round_up
-from predictors.costs import cost_functions
-from predictors.explore import nearest_feasible
-from predictors.features import features
-from predictors.measured import Ask, Measured, Prediction
-from predictors.pairs import read_pairs
-from predictors.promising import Best, Front, measure_promising
-from predictors.quality import Name, compare, show
-from predictors.study import Study, fingerprint, known_accuracies, open_storage
+from predictors.accuracy.features import features
+from predictors.accuracy.models import make_predictor
+from predictors.accuracy.pairs import read_pairs
+from predictors.accuracy.validation import Name, compare, show
+from predictors.search.coarse_to_fine import coarse_to_fine
+from predictors.search.constraints import UNITS, Bytes, Constraint, Costs, Milliseconds, fits, format_cost, round_up
+from predictors.search.costs import cost_functions
+from predictors.search.dynamic_programming import Part, parts_of
+from predictors.search.evaluations import Ask, Measured, Prediction
+from predictors.search.evolution import nearest_feasible
+from predictors.search.predictor_guided import Best, Front, measure_promising
+from predictors.search.selected import Goal, write_front, write_goals
+from predictors.search.study import Study, fingerprint, known_accuracies, open_storage
 
 
 class Select(RunCommand):

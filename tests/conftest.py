@@ -8,8 +8,8 @@ import pytest
 import torch
 from ranks import Pair
 
-from engine.cli import parse
-from ofa.space import Space
+from engine.command.cli import parse
+from ofa.space.space import Space
 from ofa.train import Train
 
 TINY = """
@@ -48,7 +48,7 @@ def tiny_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_yaml: Path) -> Space:
-    from ofa.space import load_space
+    from ofa.space.space import load_space
 
     return load_space(str(tiny_yaml))
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from oneshot.method import PUBLISHED, Method
-from oneshot.penalty import BetaDecay, Penalty
+from oneshot.axes.penalty import BetaDecay, Penalty
+from oneshot.methods.method import PUBLISHED, Method
 
 
 class BetaDarts(Method):

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from oneshot.method import Method
+from oneshot.methods.method import Method
 
 
 class Darts(Method):

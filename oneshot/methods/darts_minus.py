@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from oneshot.method import AuxiliarySkip, Method
+from oneshot.methods.method import AuxiliarySkip, Method
 
 
 class DartsMinus(Method):

@@ -11,18 +11,18 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from engine.progress import progress
+from engine.command.progress import progress
 from engine.seed import derive, torch_generator
-from oneshot.genotype import Genotype
-from oneshot.method import PUBLISHED, Alphas, Method, Sgd
+from oneshot.axes.edge_weights import Mixture
+from oneshot.axes.relaxation import At
+from oneshot.methods.method import PUBLISHED, Alphas, Method, Sgd
 from oneshot.methods.random_ws import best_of
-from oneshot.mixture import Mixture
-from oneshot.relax import At
-from oneshot.sampled import Choice, as_genotype, as_mixtures, offered
-from oneshot.space import CellSpace
+from oneshot.methods.sampled import Choice, as_genotype, as_mixtures, offered
+from oneshot.spaces.cells import CellSpace
+from oneshot.spaces.genotype import Genotype
 
 if TYPE_CHECKING:
-    from oneshot.searching import Searching
+    from oneshot.state import Searching
 
 
 class Controller(nn.Module):

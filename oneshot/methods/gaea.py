@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from oneshot.geometry import Exponentiated, Geometry
-from oneshot.method import PUBLISHED, Method, Sgd
+from oneshot.axes.geometry import Exponentiated, Geometry
+from oneshot.axes.relaxation import Relaxation, Simplex
+from oneshot.methods.method import PUBLISHED, Method, Sgd
 from oneshot.methods.pc_darts import PcDarts
-from oneshot.relax import Relaxation, Simplex
 
 ON_TEXT = {name: value for name, value in PUBLISHED["recurrent"].items() if name != "geometry"}
 

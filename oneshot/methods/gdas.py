@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from oneshot.method import Method, Sgd
-from oneshot.relax import GumbelHard, Relaxation
+from oneshot.axes.relaxation import GumbelHard, Relaxation
+from oneshot.methods.method import Method, Sgd
 
 
 class Gdas(Method):

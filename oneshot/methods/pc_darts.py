@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from oneshot.geometry import Adam, Geometry
-from oneshot.method import Method, Sgd
+from oneshot.axes.geometry import Adam, Geometry
+from oneshot.methods.method import Method, Sgd
 
 
 class PcDarts(Method):

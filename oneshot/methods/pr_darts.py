@@ -5,10 +5,10 @@ Settings of the released search. Its code may take one edge of a node twice (`--
 
 from typing import Literal
 
-from oneshot.derive import Derivation
-from oneshot.method import Method, Sgd
-from oneshot.penalty import PathDepth, Penalty
-from oneshot.relax import HardConcrete, Relaxation
+from oneshot.axes.derivation import Derivation
+from oneshot.axes.penalty import PathDepth, Penalty
+from oneshot.axes.relaxation import HardConcrete, Relaxation
+from oneshot.methods.method import Method, Sgd
 
 
 class PrDarts(Method):

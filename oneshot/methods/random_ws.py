@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from engine.progress import progress
+from engine.command.progress import progress
 from engine.seed import numpy_generator
-from oneshot.genotype import Genotype
-from oneshot.method import PUBLISHED, Alphas, Method
-from oneshot.mixture import Mixture
-from oneshot.relax import At
-from oneshot.sampled import Choice, as_genotype, as_mixtures, draw
-from oneshot.space import CellSpace
+from oneshot.axes.edge_weights import Mixture
+from oneshot.axes.relaxation import At
+from oneshot.methods.method import PUBLISHED, Alphas, Method
+from oneshot.methods.sampled import Choice, as_genotype, as_mixtures, draw
+from oneshot.spaces.cells import CellSpace
+from oneshot.spaces.genotype import Genotype
 
 if TYPE_CHECKING:
-    from oneshot.searching import Searching
+    from oneshot.state import Searching
 
 
 class RandomWs(Method):

@@ -9,12 +9,12 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from engine.cli import parse
+from engine.command.cli import parse
 from export.onnx import Export
-from ofa.space import Arch
+from ofa.space.space import Arch
 from ofa.trained import Trained
+from predictors.accuracy.pairs import pairs_path, read_pairs, read_selected
 from predictors.collect import Collect
-from predictors.pairs import pairs_path, read_pairs, read_selected
 from predictors.select import Select
 
 EXPLORE = get_args(Select.model_fields["explore"].annotation)

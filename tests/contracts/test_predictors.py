@@ -9,10 +9,10 @@ import pytest
 from scipy.stats import kendalltau
 
 from ofa.cost import costs_of
-from ofa.space import load_space, sample_codes
-from predictors.accuracy import Member, make_predictor
-from predictors.features import features
-from predictors.quality import cross_validate
+from ofa.space.space import load_space, sample_codes
+from predictors.accuracy.features import features
+from predictors.accuracy.models import Member, make_predictor
+from predictors.accuracy.validation import cross_validate
 
 MEMBERS: tuple[Member, ...] = get_args(Member)
 Problem = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -20,7 +20,7 @@ IN_ANOTHER_PROCESS = """
 import sys
 import numpy as np
 import torch
-from predictors.accuracy import make_predictor
+from predictors.accuracy.models import make_predictor
 torch.set_num_threads(1)
 rng = np.random.default_rng(0)
 X = rng.integers(0, 3, (90, 12)).astype(np.float32)

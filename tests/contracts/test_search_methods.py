@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from engine.config import over_defaults, validate
-from engine.data import Digits, load_data
-from engine.text import Grammar, load_text
-from oneshot.expected_cost import costs_of
-from oneshot.genotype import Genotype
-from oneshot.method import Method
+from engine.data.load import Digits, load_data
+from engine.data.text import Grammar, load_text
+from oneshot.axes.relaxation import At
 from oneshot.methods import MethodConfig
-from oneshot.relax import At
+from oneshot.methods.method import Method
+from oneshot.objectives import ImageTask, TextSettings, TextTask, search_network
 from oneshot.search import Search
-from oneshot.searching import Searching
-from oneshot.space import SPACES, CellSpace, find_space
-from oneshot.tasks import ImageTask, TextSettings, TextTask, search_network
+from oneshot.spaces.cells import SPACES, CellSpace, find_space
+from oneshot.spaces.expected_cost import costs_of
+from oneshot.spaces.genotype import Genotype
+from oneshot.state import Searching
 
 CPU = torch.device("cpu")
 NAMES = [kind.model_fields["name"].default for kind in get_args(get_args(MethodConfig)[0])]

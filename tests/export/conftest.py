@@ -6,36 +6,19 @@ import warnings
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from engine.cli import parse
-from export.benchmark import Benchmark
-from export.bundle import MakeBundle
+from engine.command.cli import parse
+from export.benchmark.__main__ import Benchmark
+from export.bundle.__main__ import MakeBundle
 from export.onnx import Export
-from ofa.space import Space, sample, smallest
-from ofa.subnet import Subnet
+from ofa.space.space import smallest
 from ofa.trained import Trained
 
 M = TypeVar("M", bound=nn.Module)
 TARGETS = "cpu,nnapi,cpu-int8,mobile,fp16"
-
-
-def randomised(space: Space, seed: int) -> Subnet:
-    """A subnet with running statistics that are not 0 and 1."""
-    torch.manual_seed(seed)
-    net = Subnet(space, sample(space, np.random.default_rng(seed)), 5)
-    return shaken(net)
-
-
-def shaken(net: M) -> M:
-    """The same network with statistics, scales and shifts as after training; eval mode."""
-    for name, tensor in net.state_dict().items():
-        if tensor.ndim == 1 and tensor.is_floating_point():
-            nn.init.uniform_(tensor, 0.5, 1.5) if "weight" in name or "var" in name else nn.init.normal_(tensor, std=0.2)
-    return net.eval()
 
 
 @pytest.fixture(scope="session")

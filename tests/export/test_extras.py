@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.cli import parse
+from engine.command.cli import parse
 from engine.errors import UserError
 from export.executorch import ExecuTorch
 from export.openvino import OpenVINO

@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import shaken
+from networks import shaken
 from torch import nn
 
 import export

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-import export.build as build
-from engine.cli import parse
+import export.pipeline as build
+from engine.command.cli import parse
 from engine.errors import UserError
 from export.manifest import digest, read_manifest
 from export.onnx import Export
 from export.verify import Parity
 from ofa.cost import footprints_of
-from ofa.space import encode, find_arch, largest
+from ofa.space.space import encode, find_arch, largest
 from ofa.trained import Trained
 
 

@@ -6,11 +6,11 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from conftest import randomised, shaken
+from networks import randomised, shaken
 from onnxruntime.tools.mobile_helpers import usability_checker
 from torch import Tensor, nn
 
-from engine.cli import parse
+from engine.command.cli import parse
 from engine.errors import UserError
 from engine.onnx_file import fold_batch_norm, to_proto
 from export.graph import names_this_machine, plain_operators
@@ -18,7 +18,7 @@ from export.manifest import exported as exported_files
 from export.manifest import read_manifest
 from export.norms import fold_norms
 from export.targets import TARGETS, Show, find_target, find_targets
-from ofa.space import load_space
+from ofa.space.space import load_space
 
 
 def outputs(model: onnx.ModelProto, x: Tensor) -> Tensor:

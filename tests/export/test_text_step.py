@@ -8,7 +8,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from engine.cli import parse
+from engine.command.cli import parse
 from engine.errors import UserError
 from export.onnx import Export
 from oneshot.retrain import Retrain

@@ -9,18 +9,18 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import randomised
+from networks import randomised
 from torch import Tensor, nn
 
+from engine.compute.macs import count_parameters
 from engine.errors import UserError
-from engine.macs import count_parameters
 from engine.onnx_file import to_onnx, to_proto
 from export.graph import Array
 from export.manifest import exported as exported_files
 from export.manifest import read_manifest
 from export.verify import Parity, Reference, check_model, compare, open_session, refer, run_file
 from ofa.cost import cost_of
-from ofa.space import load_space, smallest
+from ofa.space.space import load_space, smallest
 from ofa.subnet import Subnet
 from ofa.supernet import Supernet
 

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("executorch")
 
-from engine.cli import parse
+from engine.command.cli import parse
 from export.executorch import ExecuTorch, run_pte
 
 

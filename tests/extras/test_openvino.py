@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("openvino")
 
-from engine.cli import parse
+from engine.command.cli import parse
 from export.onnx import Export
 from export.openvino import OpenVINO
 

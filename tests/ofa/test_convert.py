@@ -16,13 +16,13 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from engine.cli import parse
+from engine.command.cli import parse
 from engine.errors import UserError
 from export.onnx import Export
+from ofa.checkpoints import load_network, load_supernet, read_checkpoint, simplified
 from ofa.convert import Convert, space_of
 from ofa.evaluate import Evaluate
-from ofa.published import load_network, load_supernet, read_checkpoint, simplified
-from ofa.space import Arch, Space, find_arch, largest, load_space, smallest
+from ofa.space.space import Arch, Space, find_arch, largest, load_space, smallest
 from ofa.supernet import Supernet
 from ofa.train import Train
 from ofa.trained import load_network as load_run

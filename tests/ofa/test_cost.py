@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import ofa
-from engine.macs import count_macs, count_parameters
+from engine.compute.macs import count_macs, count_parameters
+from ofa.blocks.pieces import make_divisible
 from ofa.cost import cost_of, costs_of
-from ofa.pieces import make_divisible
-from ofa.space import Arch, Space, find_arch, largest, load_space, published, sample, sample_codes, smallest
+from ofa.space.space import Arch, Space, find_arch, largest, load_space, published, sample, sample_codes, smallest
 from ofa.subnet import Subnet
 
 
@@ -59,7 +59,7 @@ def test_measured_ofa_subnets(nas_data: Path) -> None:
         assert cost_of(space, arch) == (int(row["MACs"]), int(row["Model Parameters"]))
 
 
-@pytest.mark.parametrize("name", [p.stem for p in Path(ofa.__path__[0]).glob("spaces/*.yaml")])
+@pytest.mark.parametrize("name", [p.stem for p in Path(ofa.__path__[0]).glob("space/spaces/*.yaml")])
 def test_equal_to_torchs_counter(name: str) -> None:
     space, rng = load_space(name), np.random.default_rng(0)
     for arch in [smallest(space), largest(space), *(sample(space, rng) for _ in range(4))]:
@@ -83,7 +83,7 @@ def test_many_at_once_are_the_same_as_one_by_one() -> None:
         space = load_space(name)
         codes = sample_codes(space, 300, np.random.default_rng(0))
         many = costs_of(space, codes)
-        from ofa.space import decode
+        from ofa.space.space import decode
 
         assert [cost_of(space, decode(space, row)) for row in codes] == list(zip(many.macs, many.params, strict=True))
 

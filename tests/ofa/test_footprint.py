@@ -12,7 +12,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 import ofa
 from engine.onnx_file import to_onnx
 from ofa.cost import CLASS_BYTES, METADATA_BYTES, footprints_of
-from ofa.space import Arch, Space, decode, encode, largest, load_space, sample, smallest
+from ofa.space.space import Arch, Space, decode, encode, largest, load_space, sample, smallest
 from ofa.subnet import Subnet
 
 IN_PLACE = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU)
@@ -50,7 +50,7 @@ def built(space: Space, arch: Arch, classes: int, channels: int) -> tuple[Subnet
         return net.eval(), torch.empty(1, channels, arch.resolution, arch.resolution)
 
 
-@pytest.mark.parametrize("name", [p.stem for p in Path(ofa.__path__[0]).glob("spaces/*.yaml")])
+@pytest.mark.parametrize("name", [p.stem for p in Path(ofa.__path__[0]).glob("space/spaces/*.yaml")])
 def test_peak_memory_equals_a_simulation(name: str) -> None:
     space, rng = load_space(name), np.random.default_rng(0)
     for arch in [smallest(space), largest(space), *(sample(space, rng) for _ in range(4))]:
@@ -71,7 +71,7 @@ def test_peak_memory_where_residual_inputs_decide(tiny: Space) -> None:
 
 
 def test_many_at_once_are_the_same_as_one_by_one() -> None:
-    from ofa.space import sample_codes
+    from ofa.space.space import sample_codes
 
     space = load_space("ofa_mbv3")
     codes = sample_codes(space, 50, np.random.default_rng(0))

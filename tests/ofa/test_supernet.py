@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from engine.data import Digits, load_data
+from engine.compute.macs import count_parameters
+from engine.data.load import Digits, load_data
 from engine.errors import UserError
-from engine.macs import count_parameters
-from ofa.space import Space, largest, load_space, sample, smallest
+from ofa.space.space import Space, largest, load_space, sample, smallest
 from ofa.subnet import Subnet, accuracy, calibrate, extract, prepare
 from ofa.supernet import Regularisation, Supernet, drop_connect, dropout
 

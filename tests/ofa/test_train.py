@@ -13,17 +13,17 @@ import pytest
 import torch
 
 from engine.checkpoint import load_weights
-from engine.cli import parse
-from engine.data import load_data
+from engine.command.cli import parse
+from engine.command.interrupt import Stop, until_stopped
+from engine.data.load import load_data
 from engine.errors import UserError, WorkerDied
-from engine.interrupt import Stop, until_stopped
 from engine.run import Run as RunFolder
 from engine.run import read_lines
-from ofa.sampling import Attentive, UniformSampler
-from ofa.space import Space, find_arch, load_space
+from ofa.space.space import Space, find_arch, load_space
 from ofa.supernet import Supernet
 from ofa.train import Train, Trainer
 from ofa.trained import Trained
+from ofa.training.sampling import Attentive, UniformSampler
 
 Run = Callable[..., int]
 

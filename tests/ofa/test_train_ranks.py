@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 from engine.checkpoint import load_weights
-from engine.cli import parse
-from engine.data import Digits, load_data
-from engine.distributed import ALONE, Ranks, join
+from engine.command.cli import parse
+from engine.compute.distributed import ALONE, Ranks, join
+from engine.data.load import Digits, load_data
 from engine.errors import UserError
 from engine.run import read_json, read_lines
-from ofa.elastic import join_batch_norms
-from ofa.sampling import UniformSampler
-from ofa.sandwich import Sandwich, sandwich_step
-from ofa.space import Space
+from ofa.blocks.elastic import join_batch_norms
+from ofa.space.space import Space
 from ofa.supernet import Supernet
 from ofa.train import Train, Trainer
+from ofa.training.sampling import UniformSampler
+from ofa.training.sandwich import Sandwich, sandwich_step
 
 Run = Callable[..., list[Any]]
 Weights = dict[str, np.ndarray]

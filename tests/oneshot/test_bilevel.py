@@ -4,17 +4,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
-from oneshot.bilevel import ImageLoss, Inner, dominant_eigenvalue, exact, first_order, momentum_buffers, second_order, weight_step
-from oneshot.method import Alphas, Method
-from oneshot.methods.darts import Darts
-from oneshot.methods.pc_darts import PcDarts
-from oneshot.mixture import Mixture
-from oneshot.relax import At
-from oneshot.space import CellSpace, find_space
 from tests.oneshot.reference import theirs
 from tests.oneshot.test_network import TOLERANCE, load
+from torch import Tensor
+
+from oneshot.axes.edge_weights import Mixture
+from oneshot.axes.relaxation import At
+from oneshot.bilevel import ImageLoss, Inner, dominant_eigenvalue, exact, first_order, momentum_buffers, second_order, weight_step
+from oneshot.methods.darts import Darts
+from oneshot.methods.method import Alphas, Method
+from oneshot.methods.pc_darts import PcDarts
+from oneshot.spaces.cells import CellSpace, find_space
 
 NO_DRAWS = torch.Generator()
 

@@ -2,14 +2,14 @@
 
 import pytest
 
-from engine.cli import parse
+from engine.command.cli import parse
 from oneshot.collapse import epoch_to_return_to, skips, warning
-from oneshot.genotype import Cell, Genotype, find_genotype
 from oneshot.methods.darts import Darts
 from oneshot.methods.darts_minus import DartsMinus
 from oneshot.methods.gaea import Gaea
 from oneshot.methods.gdas import Gdas
 from oneshot.search import Search
+from oneshot.spaces.genotype import Cell, Genotype, find_genotype
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from oneshot.benchmark import find_cell
 from oneshot.drawing import BOX, COLORS, alphas_over_time, draw, label, picture
-from oneshot.genotype import Cell, Genotype
-from oneshot.space import SPACES, CellSpace, find_space
+from oneshot.nasbench201.table import find_cell
+from oneshot.spaces.cells import SPACES, CellSpace, find_space
+from oneshot.spaces.genotype import Cell, Genotype
 
 
 def largest(name: str) -> Genotype:

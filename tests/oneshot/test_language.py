@@ -11,12 +11,12 @@ import torch
 
 from engine.checkpoint import load_weights
 from engine.config import Config
+from engine.data.text import Grammar, load_text
 from engine.errors import UserError
 from engine.run import Run, read_lines
-from engine.text import Grammar, load_text
-from oneshot.genotype import Cell, Genotype
 from oneshot.language import Language, LanguageTrainer, NotFiniteError, cross_entropy, load_language, train_language
-from oneshot.recurrent import CellNetwork, Dropout
+from oneshot.networks.recurrent import CellNetwork, Dropout
+from oneshot.spaces.genotype import Cell, Genotype
 
 V2 = ["sigmoid 0", "relu 1", "relu 1", "identity 1", "tanh 2", "sigmoid 5", "tanh 3", "relu 5"]
 NODES = tuple(((line.split()[0], int(line.split()[1])),) for line in V2)

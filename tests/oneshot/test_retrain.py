@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.checkpoint import load_weights
-from engine.cli import parse
-from engine.data import ImageFolder, load_data
-from engine.distributed import ALONE
+from engine.command.cli import parse
+from engine.compute.distributed import ALONE
+from engine.data.load import ImageFolder, load_data
 from engine.errors import UserError
 from engine.optim import learning_rate
 from engine.run import Run, read_lines, read_yaml
-from oneshot.final import FinalNetwork
-from oneshot.genotype import find_genotype
+from oneshot.networks.final import FinalNetwork
 from oneshot.retrain import Retrain, Retraining
+from oneshot.spaces.genotype import find_genotype
 from oneshot.trained import build, model_of
 
 TINY = ("--network.cells", "3", "--network.channels", "4", "--epochs", "2", "--device", "cpu", "--batch-size", "64")

@@ -16,15 +16,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.cli import parse
+from engine.command.cli import parse
 from engine.errors import UserError
 from engine.run import read_lines
-from oneshot.benchmark import CELLS, Table
 from oneshot.bilevel import dominant_eigenvalue
-from oneshot.genotype import Genotype
+from oneshot.nasbench201.table import CELLS, Table
 from oneshot.retrain import Retrain
 from oneshot.search import Loop, Search
-from oneshot.searching import Searching
+from oneshot.spaces.genotype import Genotype
+from oneshot.state import Searching
 
 SMALL = ("--channels", "2", "--batch-size", "64", "--device", "cpu")
 CELL = (*SMALL, "--space", "nasbench201", "--cells", "1")
@@ -221,7 +221,7 @@ def test_the_watched_eigenvalue_is_that_of_the_validation_loss(tmp_path: Path, m
         assert seen[-1] == pytest.approx(float(found[found.abs().argmax()]), rel=0.1)
         return seen[-1]
 
-    monkeypatch.setattr("oneshot.searching.dominant_eigenvalue", eigenvalue)
+    monkeypatch.setattr("oneshot.state.dominant_eigenvalue", eigenvalue)
     assert search(tmp_path / "run", *CELL, "--epochs", "3", "--watch-every", "2") == 0
     assert [point.get("eigenvalue") for point in epochs(tmp_path / "run")] == [None, seen[0], None]
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.cli import parse
+from engine.command.cli import parse
 from engine.errors import UserError
 from engine.run import read_lines
-from oneshot.final import FinalNetwork
-from oneshot.genotype import find_genotype
+from oneshot.networks.final import FinalNetwork
 from oneshot.retrain import Retrain
+from oneshot.spaces.genotype import find_genotype
 from oneshot.trained import Trained, cost_of
 
 CPU = torch.device("cpu")

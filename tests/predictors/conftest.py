@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ofa.space import Arch, Codes, Space, canonical, encode, load_space
+from ofa.space.space import Arch, Codes, Space, canonical, encode, load_space
 
 
 @pytest.fixture(scope="session")

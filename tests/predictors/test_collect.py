@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.cli import parse
+from engine.command.cli import parse
 from ofa.cost import costs_of
-from ofa.space import Space, decode
+from ofa.space.space import Space, decode
+from predictors.accuracy.pairs import Pair, pairs_path, read_pairs
 from predictors.collect import Collect, round_ends, to_measure
-from predictors.pairs import Pair, pairs_path, read_pairs
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from engine.cli import parse
-from ofa.space import Arch, Space
+from engine.command.cli import parse
+from engine.plot.canvas import safe
+from ofa.space.space import Arch, Space
 from predictors import report as report_module
 from predictors.collect import Collect
-from predictors.constraints import Costs
-from predictors.costs import cost_functions
-from predictors.drawing import safe
 from predictors.report import Report
+from predictors.search.constraints import Costs
+from predictors.search.costs import cost_functions
 from predictors.select import Select
 
 HOSTILE = '<script>alert("1")</script> & $x^2$'

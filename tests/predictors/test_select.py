@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from engine.cli import parse
-from engine.data import Data, Split
+from engine.command.cli import parse
+from engine.data.load import Data, Split
 from engine.errors import UserError
 from engine.run import read_lines
 from ofa.cost import costs_of
-from ofa.space import Arch, Space, largest, sample_codes, smallest
+from ofa.space.space import Arch, Space, largest, sample_codes, smallest
 from ofa.trained import Trained
-from predictors import costs
 from predictors import select as select_module
+from predictors.accuracy.pairs import read_pairs, read_selected
 from predictors.collect import Collect, schedule
-from predictors.constraints import Costs
-from predictors.pairs import read_pairs, read_selected
 from predictors.report import Report
+from predictors.search import costs
+from predictors.search.constraints import Costs
 from predictors.select import Select
 
 

@@ -1,0 +1,64 @@
+"""Progress with rate and remaining time: a bar on a terminal, plain lines elsewhere, rarer as the work gets longer."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from engine.command.launch import started
+
+PLAIN_SECONDS = 10.0
+Advance = Callable[[str], None]
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
+    """`with progress("train", steps) as advance: advance("loss 0.3")` once for each of `total` steps.
+
+    An empty note keeps the last one. `done` steps were made before. Work of less than two seconds prints no plain line.
+    """
+    console = Console(stderr=True, quiet=started()[0] > 0)
+    bar = _bar(console, what, total, done) if console.is_terminal else _lines(console, what, total, done)
+    with bar as advance:
+        yield advance
+
+
+@contextlib.contextmanager
+def _bar(console: Console, what: str, total: int, done: int) -> Iterator[Advance]:
+    started, first = time.monotonic(), done
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+               TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
+    with Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty()) as bars:
+        task = bars.add_task(what, total=total, completed=done, note="", rate="")
+        count, known = done, ""
+
+        def advance(note: str) -> None:
+            nonlocal count, known
+            count, known = count + 1, note or known
+            rate = (count - first) / max(time.monotonic() - started, 1e-9)
+            bars.update(task, advance=1, note=known, rate=f"{rate:.3g}/s")
+
+        yield advance
+
+
+@contextlib.contextmanager
+def _lines(console: Console, what: str, total: int, done: int) -> Iterator[Advance]:
+    started = last = time.monotonic()
+    first = count = done
+    known = ""
+
+    def advance(note: str) -> None:
+        nonlocal count, last, known
+        count, known = count + 1, note or known
+        now = time.monotonic()
+        pause = max(PLAIN_SECONDS, 0.02 * (now - started))
+        if now - last >= pause or (count == total and now - started > 2):
+            last = now
+            rate = (count - first) / (now - started)
+            left = (total - count) / rate
+            console.print(f"{what} {count}/{total}  {rate:.3g}/s  {left:.0f} s left  {known}", highlight=False)
+
+    yield advance

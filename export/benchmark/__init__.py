@@ -1,0 +1,1 @@
+"""Latency, memory and operators of exported files on this machine: `python -m export.benchmark`."""

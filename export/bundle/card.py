@@ -1,0 +1,175 @@
+"""The model card of a bundle: a function of its manifest, so that every sentence can be checked against that."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from engine.config import format_count
+from export.bundle.contents import EXAMPLE, LABELS, MANIFEST, Bundle
+from export.manifest import Manifest, Tensor
+from predictors.reporting.findings import wilson
+
+MOST_CLASSES = 50
+
+
+def render(bundle: Bundle) -> str:
+    """The card, in Markdown."""
+    first, count = bundle.files[0], len(bundle.classes)
+    parts = {
+        "Intended input": _input(bundle),
+        "Classes": _classes(bundle),
+        "Files": _files(bundle),
+        "Accuracy": _accuracy(bundle),
+        "Cost": _cost(bundle),
+        "Provenance": _provenance(bundle),
+        "Limits": _limits(bundle),
+    }
+    lines = [
+        f"# {_plain(bundle.subnet)}",
+        "",
+        f"A network that says which of {count} classes an image shows, for {_list(_targets(bundle))}.",
+    ]
+    lines += [f"Every number on this page is in `{MANIFEST}`, or computed from numbers there.", ""]
+    lines += [f"    python {EXAMPLE} IMAGE            needs onnxruntime, numpy and pillow; classifies with `{first.file}`"]
+    for title, body in parts.items():
+        lines += ["", f"## {title}", "", *body]
+    return "\n".join(lines) + "\n"
+
+
+def _targets(bundle: Bundle) -> list[str]:
+    return [f"`{target}`" for target in dict.fromkeys(file.target for file in bundle.files)]
+
+
+def _plain(text: str) -> str:
+    """Text on one line of a table."""
+    return " ".join(text.split()).replace("|", "\\|").replace("`", "'")
+
+
+def _list(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}%"
+
+
+def _input(bundle: Bundle) -> Iterator[str]:
+    """Files that take their input alike share a paragraph."""
+    alike: dict[str, list[Manifest]] = {}
+    for file in bundle.files:
+        alike.setdefault(json.dumps([file.preprocessing, file.input.model_dump()]), []).append(file)
+    for files in alike.values():
+        first, names = files[0], _list([f"`{file.file}`" for file in files])
+        how = first.preprocessing or {}
+        yield f"For {names}: one {'RGB' if how['channels'] == 'RGB' else 'gray'} image of a class below."
+        yield ""
+        yield from (f"{i}. {step}" for i, step in enumerate(_steps(how, first), start=1))
+        yield ""
+        said = "probabilities" if first.output.name == "probabilities" else "numbers of which softmax makes probabilities"
+        yield f"The output is {_tensor(first.output)}: {said}."
+        yield ""
+    yield f"`{EXAMPLE}` does exactly this."
+
+
+def _steps(how: dict[str, Any], file: Manifest) -> Iterator[str]:
+    """From an image file to the input."""
+    side, size = how.get("center_crop") or how["image_size"], how["resize"][0]
+    if "center_crop" in how:
+        yield f"Resize the shorter side to {how['resize_shorter_side']} pixels ({how['resize_interpolation']})."
+        yield f"Cut out the middle, {side} x {side} pixels."
+    else:
+        yield f"Resize an image of another size to {side} x {side} pixels."
+    if side != size:
+        yield f"Resize to {size} x {size} pixels ({how['interpolation']})."
+    if file.input.dtype == "uint8":
+        yield "Round to whole numbers from 0 to 255; the graph does the rest."
+    else:
+        mean, std = (", ".join(f"{value:.6g}" for value in how[key]) for key in ("mean", "std"))
+        yield f"Divide by 255, subtract the mean ({mean}), divide by the deviation ({std})."
+    yield f"Give it as {_tensor(file.input)}."
+
+
+def _tensor(tensor: Tensor) -> str:
+    return f"`{tensor.name}`, {tensor.dtype}, {tensor.layout}, {' x '.join(map(str, tensor.shape))}"
+
+
+def _classes(bundle: Bundle) -> Iterator[str]:
+    shown = ", ".join(_plain(name) for name in bundle.classes[:MOST_CLASSES])
+    rest = len(bundle.classes) - MOST_CLASSES
+    yield f"{len(bundle.classes)}, in the order of the outputs, one a line in `{LABELS}`: {shown}" + (
+        f", and {rest} more." if rest > 0 else "."
+    )
+
+
+def _files(bundle: Bundle) -> Iterator[str]:
+    yield "| file | target | precision | bytes | SHA-256 |"
+    yield "|---|---|---|---|---|"
+    for file in bundle.files:
+        yield f"| `{file.file}` | {file.target} | {file.precision} | {file.bytes} | `{file.sha256}` |"
+
+
+def _accuracy(bundle: Bundle) -> Iterator[str]:
+    for file in bundle.files:
+        if file.accuracy is None:
+            yield f"- `{file.file}`: not known."
+            continue
+        said, (low, high) = file.accuracy, wilson(file.accuracy.file, file.accuracy.images)
+        yield (
+            f"- `{file.file}` is right on {_percent(said.file)} of {said.images} images of the split `{said.split}`; the torch model that "
+            f"it was made from on {_percent(said.torch)}. Both give the same class for {_percent(file.parity['same_top1'])} of them. On "
+            f"other images of the same kind, {_percent(low)} to {_percent(high)} are to be expected (90% interval of Wilson)."
+        )
+    if bundle.selection is not None:
+        expected = bundle.selection.predicted_accuracy
+        yield "- Accuracy on the split `val` decided that this network was chosen, which flatters it a little." + (
+            f" The predictor expected {_percent(expected)}." if expected is not None else ""
+        )
+
+
+def _cost(bundle: Bundle) -> Iterator[str]:
+    first = bundle.files[0]
+    yield f"- One image takes {format_count(first.macs)} multiply-accumulates; the network has {format_count(first.params)} parameters."
+    for name, timed in bundle.benchmark.items():
+        yield (
+            f"- `{name}` takes {timed.wall_p50:.3g} ms for an image, and 90% of the runs take no more than {timed.wall_p90:.3g} ms, with "
+            f"{timed.threads} thread{'s' * (timed.threads > 1)} of {timed.runtime} on {timed.machine}; two halves of the rounds differ by "
+            f"{_percent(timed.noise)}."
+        )
+    if not bundle.benchmark:
+        yield "- `python -m export.benchmark` has not measured these files, so no speed is promised."
+
+
+def _provenance(bundle: Bundle) -> Iterator[str]:
+    made, selection = bundle.provenance, bundle.selection
+    place = f" in a folder called `{made.data['path']}`" if made.data.get("path") else ""
+    yield f"- Trained on the images of `{made.data['name']}`{place}, with seed {made.seed}; config.yaml has SHA-256 `{made.config_sha256}`."
+    if selection is not None and selection.constraints:
+        limits = [f"{c['name']} of at most {format_count(c['limit'])}{c['unit']}" for c in selection.constraints]
+        yield f"- Chosen for {_list(limits)}" + (
+            f", with a predictor that learned from {selection.pairs} subnets." if selection.pairs else "."
+        )
+    if made.git is not None and made.git["commit"]:
+        yield f"- Source at commit `{made.git['commit']}`" + (", with uncommitted changes." if made.git["dirty"] else ".")
+    yield f"- Trained with {_list([f'{name} {version}' for name, version in made.versions.items()])}."
+    yield f"- Bundled with {_list([f'{name} {version}' for name, version in bundle.versions.items()])}."
+    yield "- Commands:"
+    yield ""
+    yield from (f"      {command}" for command in made.commands)
+
+
+def _limits(bundle: Bundle) -> Iterator[str]:
+    how = bundle.files[0].preprocessing or {}
+    splits = {file.accuracy.split for file in bundle.files if file.accuracy is not None}
+    yield f"- It answers with one of its {len(bundle.classes)} classes whatever the image shows."
+    yield f"- Nothing is known about images from elsewhere than `{bundle.provenance.data['name']}`."
+    if splits == {"val"}:
+        yield "- No test images were looked at for the accuracies above."
+    if "center_crop" in how:
+        yield "- What lies outside of the middle square of an image is not seen."
+    for file in bundle.files:
+        if file.quantization is not None:
+            kept, layers = len(file.quantization["float_layers"]), file.quantization["layers"]
+            yield (
+                f"- `{file.file}` computes in 8 bits, whose ranges come from {file.quantization['calibration_images']} images; "
+                f"{kept} of {layers} layers stayed in float32."
+            )

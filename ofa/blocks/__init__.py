@@ -1,0 +1,1 @@
+"""The layers and blocks that a network of a space is made of."""

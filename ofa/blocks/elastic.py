@@ -1,0 +1,173 @@
+"""Layers whose size is an argument: a layer is a slice of its largest weight.
+
+A narrower layer uses the first channels, a smaller kernel the centre (BigNAS, 2020, arXiv:2003.11142; AttentiveNAS, 2021,
+arXiv:2011.09011) or the centre times a matrix (OFA, 2020, arXiv:1908.09791). `forward` and `slices` take the same arguments;
+`slices` names its tensors as the plain layer of `ofa.subnet` does, so that extracting a subnet is loading them.
+"""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.compute.distributed import batch_norm
+from engine.compute.fast import ACTIVATION, depthwise, norm_act
+from ofa.space.space import Act
+
+Slices = dict[str, Tensor]
+
+
+def prefixed(prefix: str, slices: Slices) -> Slices:
+    """The same tensors with `prefix.` before each name."""
+    return {f"{prefix}.{name}": tensor for name, tensor in slices.items()}
+
+
+class ElasticConv(nn.Module):
+    """1x1 or k x k convolution without bias whose input and output widths follow the call."""
+
+    def __init__(self, inp: int, out: int, kernel: int = 1, stride: int = 1):
+        super().__init__()
+        self.stride, self.padding = stride, kernel // 2
+        self.weight = nn.Parameter(torch.empty(out, inp, kernel, kernel))
+        nn.init.kaiming_normal_(self.weight, mode="fan_out")
+
+    def slice(self, inp: int, out: int) -> Tensor:
+        return self.weight[:out, :inp]
+
+    def forward(self, x: Tensor, out: int) -> Tensor:
+        return F.conv2d(x, self.slice(x.shape[1], out), None, self.stride, self.padding)
+
+    def slices(self, inp: int, out: int) -> Slices:
+        return {"weight": self.slice(inp, out)}
+
+
+class ElasticDepthwise(nn.Module):
+    """Depthwise convolution whose width follows its input and whose kernel is the centre of the largest."""
+
+    def __init__(self, width: int, kernel: int, stride: int):
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+        self.weight = nn.Parameter(torch.empty(width, 1, kernel, kernel))
+        nn.init.normal_(self.weight, std=(2 / kernel**2) ** 0.5)  # fan-out of a depthwise filter is its own area
+
+    def slice(self, width: int, kernel: int) -> Tensor:
+        edge = (self.kernel - kernel) // 2
+        return self.weight[:width, :, edge : edge + kernel, edge : edge + kernel]
+
+    def forward(self, x: Tensor, kernel: int) -> Tensor:
+        return depthwise(x, self.slice(x.shape[1], kernel), self.stride)
+
+    def slices(self, width: int, kernel: int) -> Slices:
+        return {"weight": self.slice(width, kernel)}
+
+
+class TransformedDepthwise(ElasticDepthwise):
+    """Depthwise convolution whose smaller kernels are the centre of the next larger one times a learned matrix (OFA, arXiv:1908.09791).
+
+    One matrix for each step down, shared by all channels and starting as the identity: 7 -> 5 (25 x 25), then 5 -> 3 (9 x 9).
+    """
+
+    def __init__(self, width: int, kernels: tuple[int, ...], stride: int):
+        """kernels: ascending."""
+        super().__init__(width, kernels[-1], stride)
+        self.kernels = kernels
+        self.matrices = nn.ParameterDict({f"{large}to{small}": torch.eye(small**2) for small, large in pairwise(kernels)})
+
+    def slice(self, width: int, kernel: int) -> Tensor:
+        weight = self.weight[:width]
+        for large, small in pairwise(reversed(self.kernels)):
+            if large == kernel:
+                break
+            edge = (large - small) // 2
+            centre = weight[:, :, edge : edge + small, edge : edge + small].reshape(width, small**2)
+            weight = F.linear(centre, self.matrices[f"{large}to{small}"]).reshape(width, 1, small, small)
+        return weight
+
+
+class ElasticBatchNorm(nn.Module):
+    """BatchNorm of the first channels: batch statistics in train mode, never accumulated; stored ones in eval mode.
+
+    Stored statistics mean something only if someone stored them for the width in use. Subnets are therefore extracted
+    and calibrated before anyone measures them.
+    """
+
+    joined = False  # whether batch statistics are those of all ranks: `join_batch_norms`
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+
+    def forward(self, x: Tensor, act: Act | None) -> Tensor:
+        """BatchNorm and then the activation (none if `act` is None)."""
+        width = x.shape[1]
+        weight, bias = self.weight[:width], self.bias[:width]
+        if self.training and not self.joined:
+            return norm_act(x, weight, bias, act, self.eps)
+        if self.training:
+            y = batch_norm(x, weight, bias, self.eps)
+        else:
+            y = F.batch_norm(x, self.running_mean[:width], self.running_var[:width], weight, bias, eps=self.eps)
+        return ACTIVATION[act](y) if act else y
+
+    def slices(self, width: int) -> Slices:
+        names = ("weight", "bias", "running_mean", "running_var")
+        return {name: getattr(self, name)[:width] for name in names}
+
+
+def join_batch_norms(net: nn.Module) -> None:
+    """From now on batch statistics in train mode are those of all ranks, which must run the same architectures."""
+    for module in net.modules():
+        if isinstance(module, ElasticBatchNorm):
+            module.joined = True
+
+
+class ElasticLinear(nn.Module):
+    """Linear layer whose widths follow the call: the classifier, or a 1x1 convolution on pooled features."""
+
+    def __init__(self, inp: int, out: int, bias: bool, classifier: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out, inp))
+        self.bias = nn.Parameter(torch.zeros(out)) if bias else None
+        if classifier:
+            nn.init.normal_(self.weight, std=0.01)
+        else:
+            nn.init.kaiming_normal_(self.weight, mode="fan_out")
+
+    def forward(self, x_NC: Tensor, out: int) -> Tensor:
+        bias = None if self.bias is None else self.bias[:out]
+        return F.linear(x_NC, self.weight[:out, : x_NC.shape[1]], bias)
+
+    def slices(self, inp: int, out: int) -> Slices:
+        weight = {"weight": self.weight[:out, :inp]}
+        return weight if self.bias is None else weight | {"bias": self.bias[:out]}
+
+
+class ElasticSqueezeExcite(nn.Module):
+    """Squeeze-and-excitation (arXiv:1709.01507): pool, reduce, ReLU, restore, hard sigmoid, scale. Widths follow the input."""
+
+    def __init__(self, width: int, squeeze: int):
+        super().__init__()
+        self.reduce = nn.Conv2d(width, squeeze, 1)
+        self.restore = nn.Conv2d(squeeze, width, 1)
+
+    def forward(self, x: Tensor, squeeze: int) -> Tensor:
+        weights = self.slices(x.shape[1], squeeze)
+        gate = x.mean((2, 3), keepdim=True)
+        gate = F.relu(F.conv2d(gate, weights["reduce.weight"], weights["reduce.bias"]))
+        return x * F.hardsigmoid(F.conv2d(gate, weights["restore.weight"], weights["restore.bias"]))
+
+    def slices(self, width: int, squeeze: int) -> Slices:
+        assert self.reduce.bias is not None and self.restore.bias is not None
+        return {
+            "reduce.weight": self.reduce.weight[:squeeze, :width],
+            "reduce.bias": self.reduce.bias[:squeeze],
+            "restore.weight": self.restore.weight[:width, :squeeze],
+            "restore.bias": self.restore.bias[:width],
+        }

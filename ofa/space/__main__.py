@@ -1,0 +1,139 @@
+"""What a search space holds: its choices, its size and extremes, published subnets, and which MACs a sampling draws."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+from rich.console import Console
+from rich.table import Table
+
+from engine.command.cli import Command, main
+from engine.command.progress import progress
+from engine.config import format_count
+from engine.errors import UserError
+from engine.run import atomic
+from engine.seed import numpy_generator
+from ofa.cost import cost_of
+from ofa.space.space import Space, find_arch, largest, load_space, published, smallest
+from ofa.training.sampling import Attentive, BatchLoss, build_sampler
+from ofa.training.sandwich import Sandwich
+
+BINS, BAR = 20, 50
+PICTURES = (".png", ".pdf", ".svg")
+
+
+class Describe(Command, extra="ignore"):  # a training recipe has more in it
+    """Print a search space: choices, number of architectures, smallest and largest, published subnets, and MACs as a training draws them.
+
+    FLOPs means multiply-accumulates (MACs) of one image. Flags and recipes of the sampling are those of ofa.train.
+
+    examples:
+      python -m ofa.space attentive_nas
+      python -m ofa.space attentive_nas --sandwich.sampling.name macs_prior --sandwich.sampling.high 800M --picture prior.png
+      python -m ofa.space attentive_nas --arch attentive_nas_a1
+    """
+
+    space: CliPositionalArg[str] = Field("digits", description="a packaged name or a YAML file")
+    arch: str | None = Field(
+        None, description="print only this architecture, as JSON with its cost: smallest, largest, a published name, a file"
+    )
+    sandwich: Sandwich = Field(Sandwich(), description="the training step, of which the sampling is shown")
+    draws: int = Field(2000, ge=1, description="random subnets drawn for the histogram")
+    classes: int = Field(1000, ge=1, description="outputs of the classifier")
+    channels: int = Field(3, ge=1, description="input channels")
+    picture: Path | None = Field(None, description="write the histogram to this file too: .png, .pdf or .svg")
+    seed: int = Field(0, ge=0, description="of the draws")
+
+    def execute(self) -> int:
+        """Print everything; write the picture if asked."""
+        space, console = load_space(self.space), Console()
+        if self.picture and self.picture.suffix not in PICTURES:
+            raise UserError(f"Picture '{self.picture}' must end in {', '.join(PICTURES)}.")
+        if self.arch:
+            arch = find_arch(space, self.arch)
+            macs, params = cost_of(space, arch, self.classes, self.channels)
+            print(json.dumps({"arch": arch.model_dump(mode="json"), "macs": macs, "params": params}))
+            return 0
+        console.print(f"space '{space.name}': {space.size():.4g} architectures" + (f" ({space.source})" if space.source else ""))
+        blocks = " and ".join(dict.fromkeys(stage.block for stage in space.stages))
+        console.print(f"resolutions {_span(space.resolution)}; {blocks} blocks, kernel and expansion chosen per {space.granularity}")
+        console.print(_layers(space))
+        console.print(self._subnets(space))
+        macs_N = self._draw(space)
+        median, sampling = format_count(float(np.median(macs_N))), self.sandwich.sampling.name
+        console.print(f"MACs of {self.draws} subnets drawn by '{sampling}', median {median}")
+        counts, edges = np.histogram(macs_N, BINS)
+        for low, high, count in zip(edges, edges[1:], counts, strict=False):
+            bar = "#" * round(BAR * count / counts.max())
+            console.print(f"{format_count(float(low)):>6} to {format_count(float(high)):>6} {count:6} {bar}")
+        if self.picture:
+            _draw_picture(self.picture, macs_N, f"{space.name}: {self.draws} subnets drawn by {sampling}")
+            console.print(f"written to {self.picture}")
+        return 0
+
+    def _subnets(self, space: Space) -> Table:
+        known = published(space)
+        columns = ["subnet", "MACs", "params", *(["ImageNet top-1, published"] if known else [])]
+        table = Table(*columns, title=f"{self.classes} classes, {self.channels} channels", title_justify="left")
+        rows = {"smallest": smallest(space), "largest": largest(space)} | {n: p.arch for n, p in known.items()}
+        for name, arch in rows.items():
+            macs, params = cost_of(space, arch, self.classes, self.channels)
+            top1 = [f"{known[name].imagenet_top1}%" if name in known else ""] if known else []
+            table.add_row(name, format_count(macs, 4), format_count(params, 4), *top1)
+        return table
+
+    def _draw(self, space: Space) -> NDArray[np.int64]:
+        sampling = self.sandwich.sampling
+        if isinstance(sampling, Attentive) and isinstance(sampling.judge, BatchLoss):
+            print("candidates are shown as they are drawn: which of them a step trains is for its batch to say")
+        sampler, rng = build_sampler(sampling, space, self.classes, self.channels), numpy_generator(self.seed, "describe")
+        macs = []
+        with progress("draw subnets", self.draws) as advance:
+            for _ in range(self.draws):
+                (arch,) = sampler.draw(rng, 1, lambda archs: [0.0] * len(archs))
+                macs.append(cost_of(space, arch, self.classes, self.channels)[0])
+                advance("")
+        return np.array(macs)
+
+
+def _layers(space: Space) -> Table:
+    table = Table("layer", "width", "depth", "kernel", "expand", "stride", "SE", "act")
+    stem = space.stem
+    depth = f"2 + {_span(stem.deep.residual)}" if stem.deep else ""
+    table.add_row("stem", _span(stem.width), depth, "3", "", str(stem.stride), "", stem.act)
+    for i, stage in enumerate(space.stages, start=1):
+        choices = [_span(values) for values in (stage.width, stage.depth, stage.kernel, stage.expand)]
+        table.add_row(f"stage {i}", *choices, str(stage.stride), "yes" if stage.se else "", stage.act)
+    if space.head:
+        table.add_row("head", _span(space.head.width), "", "", str(space.head.expand or ""), "", "", space.head.act)
+    return table
+
+
+def _list(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
+def _span(values: tuple[float, ...]) -> str:
+    """All choices, or the ends of many."""
+    return _list(values) if len(values) <= 8 else f"{values[0]:g} to {values[-1]:g} ({len(values)})"
+
+
+def _draw_picture(path: Path, macs_N: NDArray[np.int64], title: str) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    axes.hist(macs_N / 1e6, bins=4 * BINS, color="tab:blue")
+    axes.set(xlabel="million multiply-accumulates (MACs)", ylabel="subnets", title=title)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main(Describe)

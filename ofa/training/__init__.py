@@ -1,0 +1,1 @@
+"""One step of supernet training: which subnets it trains, and what they learn from."""

@@ -1,0 +1,274 @@
+"""Which subnets a step trains beside the largest and the smallest: uniform, by a prior over MACs, or the best or worst of a few.
+
+BigNAS (2020, arXiv:2003.11142) draws uniformly, and so mostly middling networks. AttentiveNAS (2021, arXiv:2011.09011) draws
+a target MACs first, then candidates that cost as much, and trains the best of them (BestUp) or the worst (WorstUp).
+Candidates come from p(choice | MACs bin), every choice on its own, until the bin matches. Two differences from its code:
+the distributions are estimated here, from a million sampled and costed architectures, rather than read from a file; and
+where every try misses the bin one of those samples is taken, not the last try whatever it costs, so no draw leaves its bin.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from sklearn.linear_model import BayesianRidge
+
+from engine.command.progress import progress
+from engine.config import Config, Count, format_count, validate
+from engine.data.load import Located
+from engine.errors import UserError
+from engine.run import read_lines
+from engine.seed import numpy_generator
+from ofa.cost import cost_of, costs_of
+from ofa.space.space import Arch, Codes, Space, canonical, decode, encode, features, largest, sample, sample_codes, smallest
+
+BIN = 25_000_000  # AttentiveNAS
+MOST_BINS = 1_000
+CHUNK = 100_000
+FEWEST_PAIRS = 10
+
+Judge = Callable[[list[Arch]], list[float]]  # loss of each on the step's batch
+
+
+class Uniform(Config):
+    """Every choice uniform and independent."""
+
+    name: Literal["uniform"] = "uniform"
+
+
+class _Prior(Config):
+    low: Count | None = Field(None, description="fewest MACs of a drawn subnet, such as 200M; none: the smallest's")
+    high: Count | None = Field(None, description="most MACs of a drawn subnet, such as 800M; none: the largest's")
+    bin: Count | None = Field(
+        None, ge=1, description="MACs in a bin, about: bins are alike; none: 25M, or a tenth of low..high where that is less"
+    )
+    target: Literal["sampled", "uniform"] = Field(
+        "sampled", description="bins are drawn as often as uniform samples fall into them (AttentiveNAS's code), or all alike"
+    )
+    tries: int = Field(100, ge=1, description="draws from p(choice | bin) before one of the samples in the bin is taken")
+    samples: int = Field(1_000_000, ge=1, description="architectures from which p(choice | bin) is estimated; a million take 1 to 3 s")
+
+
+class MacsPrior(_Prior):
+    """A MACs bin first, then an architecture of it."""
+
+    name: Literal["macs_prior"] = "macs_prior"
+
+
+class BatchLoss(Config):
+    """The label loss on the step's own batch, with its batch statistics and no regularisation, as in AttentiveNAS's code."""
+
+    name: Literal["batch_loss"] = "batch_loss"
+    candidates: int = Field(
+        3,
+        ge=1,
+        description="of which each random subnet is chosen; each costs a forward pass: with 3, a step of 2 random ones takes 1.3 times",
+    )
+
+
+class Predicted(Config):
+    """The accuracy that an additive predictor (Bayesian ridge) learned from measured subnets. Free of forward passes."""
+
+    name: Literal["predicted"] = "predicted"
+    candidates: int = Field(50, ge=1, description="a random subnet is chosen from this many")
+    pairs: Located = Field(description="pairs.jsonl of an earlier run on this space, from predictors.collect")
+
+
+class Attentive(_Prior):
+    """Of several architectures of a MACs bin the best or the worst (AttentiveNAS)."""
+
+    name: Literal["attentive"] = "attentive"
+    mode: Literal["bestup", "worstup", "coin"] = Field("bestup", description="coin: one of the two in each step, with even odds")
+    judge: Annotated[Predicted | BatchLoss, Field(discriminator="name")] = BatchLoss()
+
+
+Sampling = Annotated[Attentive | MacsPrior | Uniform, Field(discriminator="name")]  # --help shows the last one as the default
+
+
+class Sampler(Protocol):
+    """What a built sampler can do."""
+
+    def draw(self, rng: np.random.Generator, count: int, judge: Judge) -> list[Arch]:
+        """The `count` random subnets of one step. What is taken from `rng` never depends on what `judge` says."""
+        ...
+
+
+def build_sampler(config: Sampling, space: Space, classes: int, channels: int) -> Sampler:
+    """The sampler, with its tables estimated for a network of `classes` classes and `channels` input channels.
+
+    Raises:
+        UserError: the range of MACs is not of this space, or the pairs of a predictor cannot be used.
+    """
+    match config:
+        case Uniform():
+            return UniformSampler(space)
+        case MacsPrior():
+            return PriorSampler(Prior(config, space, classes, channels))
+        case Attentive(judge=judge):
+            score = fit_accuracy(judge.pairs, space) if isinstance(judge, Predicted) else None
+            return AttentiveSampler(config.mode, judge.candidates, Prior(config, space, classes, channels), score)
+
+
+class UniformSampler(NamedTuple):
+    """BigNAS."""
+
+    space: Space
+
+    def draw(self, rng: np.random.Generator, count: int, judge: Judge) -> list[Arch]:
+        return [sample(self.space, rng) for _ in range(count)]
+
+
+class PriorSampler(NamedTuple):
+    """AttentiveNAS with a single candidate."""
+
+    prior: "Prior"
+
+    def draw(self, rng: np.random.Generator, count: int, judge: Judge) -> list[Arch]:
+        return [decode(self.prior.space, row) for row in self.prior.draw(rng, count, 1)[:, 0]]
+
+
+class AttentiveSampler(NamedTuple):
+    """AttentiveNAS. accuracy: of encoded architectures; None: the step's judge decides."""
+
+    mode: Literal["bestup", "worstup", "coin"]
+    candidates: int
+    prior: "Prior"
+    accuracy: Callable[[Codes], NDArray[np.float64]] | None
+
+    def draw(self, rng: np.random.Generator, count: int, judge: Judge) -> list[Arch]:
+        best = rng.random() < 0.5 if self.mode == "coin" else self.mode == "bestup"
+        codes_SKF = self.prior.draw(rng, count, self.candidates)
+        codes_NF = codes_SKF.reshape(-1, codes_SKF.shape[-1])
+        space = self.prior.space
+        loss_N = np.array(judge([decode(space, row) for row in codes_NF])) if self.accuracy is None else -self.accuracy(codes_NF)
+        loss_SK = loss_N.reshape(codes_SKF.shape[:2])
+        chosen_S = loss_SK.argmin(1) if best else loss_SK.argmax(1)
+        return [decode(space, codes_KF[k]) for codes_KF, k in zip(codes_SKF, chosen_S, strict=True)]
+
+
+class Bins(NamedTuple):
+    """low..high, both included, cut into `number` bins of the same width."""
+
+    low: int
+    high: int
+    number: int
+
+    def of(self, macs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Bin of each, and -1 outside."""
+        bin_N = (macs - self.low) * self.number // (self.high - self.low + 1)
+        return np.where((macs < self.low) | (macs > self.high), -1, bin_N)
+
+
+class Prior:
+    """p(bin) and p(choice | bin) of a space, and the samples they were estimated from; only of bins that a sample fell into.
+
+    The estimate has a random stream of its own, the same in every run.
+    """
+
+    def __init__(self, config: _Prior, space: Space, classes: int, channels: int):
+        self.space, self.classes, self.channels, self.tries = space, classes, channels, config.tries
+        self.bins = _bins(config, space, classes, channels)
+        self.known_NF, bin_N = self._sampled(config.samples)
+        if len(bin_N) == 0:
+            raise UserError(
+                f"None of {config.samples} sampled architectures of space '{space.name}' has MACs within {format_count(self.bins.low)} to "
+                f"{format_count(self.bins.high)}; widen low and high of the sampling, or raise its samples."
+            )
+        self.bin_B, self.start_B, self.hits_B = np.unique(bin_N, return_index=True, return_counts=True)
+        weight_B = self.hits_B if config.target == "sampled" else np.ones(len(self.hits_B))
+        self.share_B = weight_B / weight_B.sum()
+        self.cumulative_BFV = self._cumulative()
+
+    def macs(self, codes_NF: Codes) -> NDArray[np.int64]:
+        """MACs (N,)."""
+        return costs_of(self.space, codes_NF, self.classes, self.channels).macs
+
+    def draw(self, rng: np.random.Generator, slots: int, candidates: int) -> Codes:
+        """(slots, candidates, F): a target bin for each slot, and that many architectures of it."""
+        target_N = rng.choice(len(self.share_B), slots, p=self.share_B).repeat(candidates)
+        rows, columns = len(target_N), len(self.space.columns)
+        place_NTF = rng.random((rows, self.tries, columns), np.float32)
+        codes_NTF = np.ones(place_NTF.shape, np.uint8)
+        for cumulative_BF in np.moveaxis(self.cumulative_BFV, 2, 0):
+            codes_NTF += place_NTF >= cumulative_BF[target_N][:, None]
+        codes_NTF = canonical(self.space, codes_NTF.reshape(-1, columns)).reshape(codes_NTF.shape)
+        resort_N = self.start_B[target_N] + rng.integers(self.hits_B[target_N])
+        codes_NTF = np.concatenate([codes_NTF, self.known_NF[resort_N][:, None]], axis=1)
+        bin_NT = self.bins.of(self.macs(codes_NTF.reshape(-1, columns))).reshape(codes_NTF.shape[:2])
+        first_N = (bin_NT == self.bin_B[target_N][:, None]).argmax(1)
+        return codes_NTF[np.arange(rows), first_N].reshape(slots, candidates, columns)
+
+    def _sampled(self, samples: int) -> tuple[Codes, NDArray[np.int64]]:
+        """Uniform samples within the bins, and the bin of each, in the order of bins."""
+        rng, codes, bins = numpy_generator(0, "macs prior"), [], []
+        with progress("estimate p(choice | MACs)", -(-samples // CHUNK)) as advance:
+            for start in range(0, samples, CHUNK):
+                codes_NF = sample_codes(self.space, min(CHUNK, samples - start), rng)
+                bin_N = self.bins.of(self.macs(codes_NF))
+                codes.append(codes_NF[bin_N >= 0])
+                bins.append(bin_N[bin_N >= 0])
+                advance("")
+        codes_NF, bin_N = np.concatenate(codes), np.concatenate(bins)
+        order = np.argsort(bin_N, kind="stable")
+        return codes_NF[order], bin_N[order]
+
+    def _cumulative(self) -> NDArray[np.float32]:
+        """p(choice <= value | bin), (B, F, most choices - 1). A draw's choice is 1 + how many of these are not above a uniform number."""
+        bins, values = len(self.bin_B), 1 + int(self.space.cardinalities.max())
+        bin_N = np.arange(bins).repeat(self.hits_B)
+        found = []
+        for codes_N, choices in zip(self.known_NF.T, self.space.cardinalities, strict=True):
+            hits_BV = np.bincount(bin_N * values + codes_N, minlength=bins * values).reshape(bins, values)[:, 1:]  # 0: inactive
+            cumulative_BV = hits_BV.cumsum(1) / np.maximum(hits_BV.sum(1, keepdims=True), 1)
+            cumulative_BV[:, choices - 1 :] = 1  # also where a block was never active
+            found.append(cumulative_BV[:, :-1])
+        return np.stack(found, axis=1).astype(np.float32)
+
+
+def _bins(config: _Prior, space: Space, classes: int, channels: int) -> Bins:
+    """The bins of the part of low..high that the space reaches."""
+    least, most = (cost_of(space, arch, classes, channels)[0] for arch in (smallest(space), largest(space)))
+    low = least if config.low is None else max(config.low, least)
+    high = most if config.high is None else min(config.high, most)
+    if low > high:
+        given = [f"{name} = {format_count(value)}" for name, value in (("low", config.low), ("high", config.high)) if value is not None]
+        raise UserError(
+            f"Sampling with {' and '.join(given)} leaves nothing of space '{space.name}', whose architectures have "
+            f"{format_count(least)} to {format_count(most)} MACs; choose low and high within, low first."
+        )
+    width = config.bin or max(1, min(BIN, (high - low) // 10))
+    bins = Bins(low, high, max(1, round((high - low) / width)))
+    if bins.number > MOST_BINS:
+        raise UserError(
+            f"Sampling with bin = {format_count(width)} cuts {format_count(low)} to {format_count(high)} MACs into "
+            f"{bins.number} bins, and {MOST_BINS} are the most; use a larger bin."
+        )
+    return bins
+
+
+class _Pair(Config, extra="ignore"):
+    arch: Arch
+    val_accuracy: float = Field(ge=0, le=1)
+
+
+def fit_accuracy(path: Path, space: Space) -> Callable[[Codes], NDArray[np.float64]]:
+    """Predicted accuracy (N,) of encoded architectures, learned from the rows of a pairs.jsonl.
+
+    Raises:
+        UserError: the file is missing or damaged, has too few rows, or is of another space.
+    """
+    pairs = [validate(_Pair, row, f"{path}, line {i}") for i, row in enumerate(read_lines(path), start=1)]
+    if len(pairs) < FEWEST_PAIRS:
+        raise UserError(
+            f"'{path}' has {len(pairs)} measured subnets, and a predictor needs at least {FEWEST_PAIRS}; name the pairs.jsonl of a run "
+            "after python -m predictors.collect, or judge by batch_loss."
+        )
+    try:
+        codes_NF = np.stack([encode(space, pair.arch) for pair in pairs])
+    except UserError as error:
+        raise UserError(f"'{path}' was measured on another space than '{space.name}': {error}") from None
+    model = BayesianRidge().fit(features(space, codes_NF), [pair.val_accuracy for pair in pairs])
+    return lambda codes: model.predict(features(space, codes))

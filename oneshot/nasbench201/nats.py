@@ -1,0 +1,71 @@
+"""The files of NATS-Bench (Dong et al. 2021, arXiv:2009.00437), read without running what is in them.
+
+`NATS-tss-v1_0-3ffb9-simple` is a folder with one bz2-compressed pickle a cell, `NATS-tss-v1_0-3ffb9.pickle.pbz2` one of all. Pickles
+may run any program when they are loaded. These hold nothing but dicts, lists, strings and numbers, so the reader here builds only
+those and refuses a file that asks for more. Not supported: the older `NAS-Bench-201-v1_1-096897.pth`.
+"""
+
+import bz2
+import io
+import pickle
+from collections import OrderedDict, defaultdict
+from pathlib import Path
+from typing import Any, Literal
+
+from engine.command.progress import progress
+from engine.errors import UserError
+
+ARCHIVE = ".pickle.pbz2"
+HARMLESS = {("collections", "OrderedDict"): OrderedDict, ("collections", "defaultdict"): defaultdict, ("builtins", "list"): list}
+SETS = {  # column: (training, set that was evaluated)
+    "cifar10-val": ("cifar10-valid", "x-valid"),
+    "cifar10-test": ("cifar10", "ori-test"),
+    "cifar100-val": ("cifar100", "x-valid"),
+    "cifar100-test": ("cifar100", "x-test"),
+    "imagenet16-120-val": ("ImageNet16-120", "x-valid"),
+    "imagenet16-120-test": ("ImageNet16-120", "x-test"),
+}
+
+
+class _Plain(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in HARMLESS:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return HARMLESS[module, name]
+
+
+def read_nats(path: Path, epochs: Literal[12, 200]) -> tuple[list[str], dict[str, list[float]]]:
+    """The cells of an archive, and a column of accuracies (%, mean over seeds) for each data set and split, after so many epochs.
+
+    Raises:
+        UserError: a file is missing, damaged, or holds more than plain data.
+    """
+    whole = None if path.is_dir() else _load(path)
+    try:
+        cells = [str(cell) for cell in (whole or _load(path / f"meta{ARCHIVE}"))["meta_archs"]]
+        columns: dict[str, list[float]] = {column: [] for column in SETS}
+        with progress(f"read {path.name}", len(cells)) as advance:
+            for index in range(len(cells)):
+                trainings = whole["arch2infos"][index] if whole else _load(path / f"{index:06d}{ARCHIVE}")
+                for column, (training, evaluated) in SETS.items():
+                    columns[column].append(_mean_accuracy(trainings[str(epochs)], training, evaluated))
+                advance("")
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise UserError(f"{path} is not laid out as an archive of NATS-Bench's topology space ({error!r}).") from None
+    return cells, columns
+
+
+def _mean_accuracy(training: Any, dataset: str, evaluated: str) -> float:
+    """Mean over seeds of the last epoch's accuracy."""
+    results = [training["all_results"][dataset, seed] for seed in training["dataset_seed"][dataset]]
+    accuracies = [float(result["eval_acc1es"][f"{evaluated}@{result['epochs'] - 1}"]) for result in results]
+    return sum(accuracies) / len(accuracies)
+
+
+def _load(path: Path) -> Any:
+    try:
+        return _Plain(io.BytesIO(bz2.decompress(path.read_bytes()))).load()
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} holds more than plain data ({error}), so it is not read; export a CSV from it instead.") from None
+    except (OSError, EOFError, ValueError, IndexError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read as a file of NATS-Bench: {getattr(error, 'strerror', None) or error}.") from None

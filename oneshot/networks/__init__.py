@@ -1,0 +1,1 @@
+"""The networks of a search and of what it found, on images and on text."""

@@ -1,0 +1,157 @@
+"""What each operation on each edge of a cell adds to the final network, in closed form: MACs or parameters.
+
+The cost of a network is a sum over the edges of its cells and a constant, so the expected cost of a mixture is the same sum weighted
+(ProxylessNAS, FBNet), and the costs of all cells of NAS-Bench-201 are one look-up. Convolutions and linear layers count as MACs;
+biases, BatchNorm, pools and sums cost none. The FLOPs published with NAS-Bench-201 are these plus the biases of the classifier.
+"""
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import UserError
+from oneshot.spaces.cells import CellSpace
+from oneshot.spaces.genotype import Genotype
+
+Count = Literal["macs", "params"]
+Counts = NDArray[np.int64]
+
+
+class Shape(NamedTuple):
+    """The final network around its cells.
+
+    Args:
+        channels: of the first cell.
+        cells: in the network (DARTS), or in each of the three stages (NAS-Bench-201).
+        classes: outputs of the classifier.
+        size: height and width of the image; a multiple of 4, and of 32 for the stem of ImageNet.
+        stem: cifar, or imagenet (DARTS only), which has three convolutions of stride 2.
+        inputs: of the image.
+    """
+
+    channels: int
+    cells: int
+    classes: int = 10
+    size: int = 32
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    inputs: int = 3
+
+
+NASBENCH201 = Shape(16, 5)
+DARTS_CIFAR, DARTS_IMAGENET = Shape(36, 20), Shape(48, 14, 1000, 224, "imagenet")
+
+
+class EdgeCosts(NamedTuple):
+    """Cost of a network. edges: (E, O) for each kind of cell, summed over all cells of that kind; constant: of everything else."""
+
+    space: CellSpace
+    edges: dict[str, Counts]
+    constant: int
+
+    def total(self, genotype: Genotype) -> int:
+        """Of the final network of a genotype; DARTS cells must return all their nodes, as every searched one does."""
+        return self.constant + sum(
+            int(self.edges[kind][self.space.edges.index((source, target)), self.space.operations.index(name)])
+            for kind, cell in genotype.cells.items()
+            for target, edges in enumerate(cell.nodes, start=self.space.inputs)
+            for name, source in edges
+        )
+
+
+class Layers(NamedTuple):
+    """Convolutions or a linear layer. weights: their number; others: numbers that cost no MACs; size: height and width of the output."""
+
+    weights: int
+    others: int
+    size: int
+
+    def cost(self, count: Count) -> int:
+        """MACs or parameters."""
+        return self.weights * self.size**2 if count == "macs" else self.weights + self.others
+
+
+class Place(NamedTuple):
+    """Where a cell stands. size: of the maps that it makes; stride: of the edges that read its inputs."""
+
+    kind: str
+    channels: int
+    size: int
+    stride: int
+
+
+def conv(inp: int, out: int, kernel: int, size: int) -> Layers:
+    """A convolution and its BatchNorm."""
+    return Layers(inp * out * kernel**2, 2 * out, size)
+
+
+def operation(name: str, channels: int, size: int, stride: int) -> Layers:
+    """An operation of any image space on an edge of this stride; size is that of its output."""
+    kernel = int(name[-1]) if name[-1].isdecimal() else 1
+    depthwise, pointwise = kernel**2 * channels, channels**2
+    if name.startswith("sep_conv"):
+        return Layers(2 * (depthwise + pointwise), 4 * channels, size)
+    if name.startswith("dil_conv"):
+        return Layers(depthwise + pointwise, 2 * channels, size)
+    if name.startswith("nor_conv"):
+        return conv(channels, channels, kernel, size)
+    if name == "skip_connect" and stride == 2:
+        return conv(channels, channels, 1, size)
+    return Layers(0, 0, size)
+
+
+def edge_costs(space: CellSpace, count: Count, shape: Shape) -> EdgeCosts:
+    """The costs of every edge and operation of a space in a network of this shape.
+
+    Raises:
+        UserError: the space is not one of images, or the size does not fit.
+    """
+    if space.cells not in (("cell",), ("normal", "reduce")):
+        raise UserError(f"Costs are known for the spaces of images, darts, darts_s1 to darts_s3 and nasbench201, not for '{space.name}'.")
+    multiple = 32 if shape.stem == "imagenet" else 4
+    if shape.size % multiple:
+        raise UserError(f"Costs are known for image sizes that are multiples of {multiple}, not for {shape.size}.")
+    parts = list(_nasbench201(shape) if space.cells == ("cell",) else _darts(space, shape))
+    edges = {kind: np.zeros((len(space.edges), len(space.operations)), np.int64) for kind in space.cells}
+    for place in (part for part in parts if isinstance(part, Place)):
+        for edge, (source, _) in enumerate(space.edges):
+            stride = place.stride if source < space.inputs else 1
+            layers = [operation(name, place.channels, place.size, stride) for name in space.operations]
+            edges[place.kind][edge] += [layer.cost(count) for layer in layers]
+    return EdgeCosts(space, edges, sum(part.cost(count) for part in parts if isinstance(part, Layers)))
+
+
+def _nasbench201(shape: Shape) -> Iterator[Layers | Place]:
+    channels, size = shape.channels, shape.size
+    yield conv(shape.inputs, channels, 3, size)
+    for stage in range(3):
+        if stage:
+            channels, size = 2 * channels, size // 2
+            yield conv(channels // 2, channels, 3, size)
+            yield conv(channels, channels, 3, size)
+            yield Layers(channels // 2 * channels, 0, size)  # the shortcut has no BatchNorm
+        yield from [Place("cell", channels, size, 1)] * shape.cells
+    yield Layers(channels * shape.classes, 2 * channels + shape.classes, 1)
+
+
+def _darts(space: CellSpace, shape: Shape) -> Iterator[Layers | Place]:
+    channels, size = shape.channels, shape.size
+    if shape.stem == "cifar":
+        before = last = 3 * channels
+        yield conv(shape.inputs, last, 3, size)
+    else:
+        before = last = channels
+        yield conv(shape.inputs, channels // 2, 3, size // 2)
+        yield conv(channels // 2, channels, 3, size // 4)
+        yield conv(channels, channels, 3, size // 8)
+        size //= 8
+    for index in range(shape.cells):
+        reduces = index in (shape.cells // 3, 2 * shape.cells // 3)
+        channels *= 2 if reduces else 1
+        yield conv(before, channels, 1, size)  # both inputs become as wide as the cell, and as large as the newer one
+        yield conv(last, channels, 1, size)
+        size //= 2 if reduces else 1
+        yield Place("reduce" if reduces else "normal", channels, size, 2 if reduces else 1)
+        before, last = last, space.nodes * channels
+    yield Layers(last * shape.classes, shape.classes, 1)

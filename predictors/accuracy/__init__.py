@@ -1,0 +1,1 @@
+"""Predicted accuracy: measured pairs, features, models, and how far the models can be trusted."""

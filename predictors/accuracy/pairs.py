@@ -1,0 +1,57 @@
+"""What stage 2 keeps in a run folder: measured subnets (pairs.jsonl) and chosen ones (selected/)."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, Field
+
+from engine.config import Config, validate
+from engine.errors import UserError
+from engine.run import read_json, read_lines
+from ofa.space.space import Arch
+from ofa.trained import run_flag
+
+FRONT = "front.json"
+Accuracy = Annotated[float, Field(ge=0, le=1)]
+
+
+class Pair(Config):
+    """One measured subnet. val_accuracy in [0, 1]; macs: multiply-accumulates; params: trainable scalars."""
+
+    arch: Arch
+    val_accuracy: Accuracy
+    macs: int
+    params: int
+
+
+class Selected(BaseModel):
+    """What export and report need of a selected/*.json file; it holds more."""
+
+    arch: Arch
+    macs: int
+    predicted_accuracy: float | None = None
+    val_accuracy: Accuracy
+
+
+def pairs_path(run: Path) -> Path:
+    """Where a run keeps its pairs."""
+    return run / "pairs.jsonl"
+
+
+def read_pairs(run: Path) -> list[Pair]:
+    """The pairs of a run; none if nothing was collected yet."""
+    path = pairs_path(run)
+    return [validate(Pair, row, f"{path}, line {i}") for i, row in enumerate(read_lines(path), start=1)]
+
+
+def read_selected(run: Path) -> list[tuple[str, Selected]]:
+    """What predictors.select chose, as (budget, subnet), fewest MACs first.
+
+    Raises:
+        UserError: it has not chosen anything yet, or a file is damaged.
+    """
+    files = [file for file in (run / "selected").glob("*.json") if file.name != FRONT]
+    found = [(file.stem, validate(Selected, read_json(file), str(file))) for file in files]
+    if not found:
+        raise UserError(f"Run '{run}' has no selected subnet; run python -m predictors.select{run_flag(run)} --flops 600M first.")
+    return sorted(found, key=lambda item: (item[1].macs, item[0]))

@@ -1,0 +1,1 @@
+"""The report on a selection: what was found, as figures and as one page."""

@@ -1,0 +1,1 @@
+"""Finding architectures under limits: constraints, searches, and the measurements they ask for."""

@@ -1,0 +1,76 @@
+"""The search networks compute what the published codes compute: recorded logits, losses, gradients and statistics, to 1e-9."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.oneshot.reference import darts_names, nasbench201_names, recorded, theirs
+from torch import Tensor, nn
+
+from oneshot.axes.edge_weights import Mixture
+from oneshot.axes.relaxation import GumbelHard
+from oneshot.networks.search import DartsNetwork, NasBench201Network
+from oneshot.spaces.cells import CellSpace, find_space
+
+TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
+Loaded = tuple[dict[str, Any], nn.Module, dict[str, list[str]]]
+
+
+def load(file: str) -> Loaded:
+    found = recorded(file)
+    if found["kind"] == "nb201":
+        space = find_space("nasbench201")
+        network: nn.Module = NasBench201Network(space, found["C"], found["N"])
+        names = nasbench201_names(network, space)
+    else:
+        space = find_space("darts")
+        network = DartsNetwork(space, found["C"], found["layers"], partial=4 if found["kind"] == "pcdarts" else 1)
+        names = darts_names(network, space)
+    network = network.double().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    missing = network.load_state_dict(theirs(names, found["state_dict"]), strict=False)
+    assert not missing.unexpected_keys and all("num_batches" in name for name in missing.missing_keys)
+    return found, network, names
+
+
+def mixtures(space: CellSpace, alphas: list[Tensor]) -> dict[str, Mixture]:
+    """Softmax over operations and, where there are betas, over the edges into each node."""
+    edges = [torch.cat([beta[into].softmax(0) for into in space.entering]) for beta in alphas[len(space.cells) :]]
+    return {
+        kind: Mixture(alpha.softmax(-1), edge_E=edges[number] if edges else None)
+        for number, (kind, alpha) in enumerate(zip(space.cells, alphas, strict=False))
+    }
+
+
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("file", ["darts_small_a1", "pcdarts_small_a1", "nb201_small_track0"])
+def test_recorded_logits_gradients_and_statistics(file: str, twice: bool) -> None:
+    found, network, names = load(file)
+    space = find_space("nasbench201" if found["kind"] == "nb201" else "darts")
+    alphas = [alpha.clone().requires_grad_() for alpha in found["alphas"]]
+    x = found["xt"].to(memory_format=torch.channels_last)
+    logits = network(x, mixtures(space, alphas), twice)
+    torch.testing.assert_close(logits, found["logits_train"], **TOLERANCE)
+    weights = dict(network.named_parameters())
+    loss = F.cross_entropy(logits, found["yt"])
+    torch.testing.assert_close(loss, found["loss_train"], **TOLERANCE)
+    of_alphas = torch.autograd.grad(loss, [*alphas, *weights.values()])
+    for ours, wanted in zip(of_alphas, found["grad_alpha_train"], strict=False):
+        torch.testing.assert_close(ours, wanted, **TOLERANCE)
+    wanted_of = theirs(names, found["grad_w_train"])
+    for (name, _), ours in zip(weights.items(), of_alphas[len(alphas) :], strict=True):
+        torch.testing.assert_close(ours, wanted_of[name], **TOLERANCE)
+    network.eval()
+    torch.testing.assert_close(network(x, mixtures(space, alphas)), found["logits_eval_after_one_train_fwd"], **TOLERANCE)
+
+
+def test_one_pass_of_gdas_with_given_noise() -> None:
+    found, network, _ = load("nb201_small_track0")
+    given = found["gdas"]
+    alpha = found["alphas"][0].clone().requires_grad_()
+    mixture = GumbelHard().given(alpha, given["gumbels"], given["tau"])
+    logits = network(found["xt"].to(memory_format=torch.channels_last), {"cell": mixture})
+    torch.testing.assert_close(logits, given["logits"], **TOLERANCE)
+    loss = F.cross_entropy(logits, found["yt"])
+    (gradient,) = torch.autograd.grad(loss, alpha)
+    torch.testing.assert_close(gradient, given["grad_alpha"][0], **TOLERANCE)

@@ -1,0 +1,169 @@
+"""Measurements as trials: enqueued, claimed, shared by processes of which one is killed, and open to Optuna's own tools."""
+
+import multiprocessing
+import os
+import signal
+import time
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from engine.errors import UserError
+from ofa.cost import costs_of
+from ofa.space.space import Codes, Space, sample_codes
+from predictors.search.constraints import Constraint
+from predictors.search.evaluations import Prediction
+from predictors.search.study import Study, known_accuracies, open_storage
+
+
+def macs_of(space: Space, rows: Codes) -> np.ndarray:
+    return costs_of(space, rows, 10, 1).macs
+
+
+class Worker:
+    """A study of 12 architectures and what this process measured of them."""
+
+    def __init__(self, space: Space, address: str, name: str = "tiny-1", *, front: bool = False, slow: float = 0.0) -> None:
+        self.rows = list(np.unique(sample_codes(space, 1_000, np.random.default_rng(0)), axis=0)[:12])
+        self.measured: list[bytes] = []
+        self.slow = slow
+
+        def macs(rows: Codes) -> np.ndarray:
+            return macs_of(space, rows)
+
+        limit = Constraint("macs", float(np.median(macs(np.stack(self.rows)))), macs)
+        self.study = Study(open_storage(address), name, space, [limit], {"macs": macs} if front else {}, self.accuracy)
+
+    def accuracy(self, row: Codes) -> float:
+        time.sleep(self.slow)
+        self.measured.append(row.tobytes())
+        return float(row.sum()) / 100
+
+    def run(self) -> list[float]:
+        heard: list[float] = []
+        found = self.study.measure(self.rows, [Prediction(0.5, 0.1, (0.4, 0.6))] * len(self.rows), heard.append)
+        assert sorted(heard) == sorted(found) == sorted(float(row.sum()) / 100 for row in self.rows)
+        return found
+
+
+@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+def test_each_is_measured_once_and_known_afterwards(tiny: Space, tmp_path: Path, kind: str) -> None:
+    address = str(tmp_path / "journal") if kind == "journal" else f"sqlite:///{tmp_path / 'studies.db'}"
+    first, again = Worker(tiny, address), Worker(tiny, address)
+    assert first.run() == again.run() == [float(row.sum()) / 100 for row in first.rows]
+    assert len(set(first.measured)) == len(first.measured) == 12
+    assert again.measured == []
+    Worker(tiny, address, "other-1")
+    known = known_accuracies(open_storage(address), "tiny-", tiny)
+    assert known == {row.tobytes(): float(row.sum()) / 100 for row in first.rows}
+    assert known_accuracies(open_storage(address), "other-", tiny) == {}
+
+
+def test_optunas_own_tools_open_it(tiny: Space, tmp_path: Path) -> None:
+    worker = Worker(tiny, str(tmp_path / "journal"))
+    worker.run()
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal")))
+    opened = optuna.load_study(study_name="tiny-1", storage=storage)
+    feasible = [t for t in opened.trials if all(v <= 0 for v in t.constraints.values())]
+    assert 0 < len(feasible) < len(opened.trials) == 12
+    assert opened.best_trial.value == max(t.value or 0 for t in feasible)
+    for trial, row in zip(opened.trials, worker.rows, strict=True):
+        assert trial.constraints["macs"] == macs_of(tiny, row[None])[0] - worker.study.constraints[0].limit
+        active = [c for c, code in zip(tiny.columns, row, strict=True) if code]
+        assert trial.params == {f"{c.field}[{c.position}]": c.values[row[tiny.column_index[c.field, c.position]] - 1] for c in active}
+        assert (trial.user_attrs["predicted_accuracy"], trial.user_attrs["interval"]) == (0.5, [0.4, 0.6])
+
+
+def test_a_front_is_a_study_of_several_objectives(tiny: Space, tmp_path: Path) -> None:
+    worker = Worker(tiny, str(tmp_path / "journal"), front=True)
+    worker.run()
+    opened = optuna.load_study(study_name="tiny-1", storage=JournalStorage(JournalFileBackend(str(tmp_path / "journal"))))
+    assert [d.name for d in opened.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert [t.values for t in opened.trials] == [[row.sum() / 100, macs_of(tiny, row[None])[0]] for row in worker.rows]
+
+
+def share(space: Space, address: str, slow: float, ready: Event, out: str) -> None:
+    """What the other process does."""
+    worker = Worker(space, address, slow=slow)
+    ready.set()
+    worker.run()
+    Path(out).write_text(str(len(worker.measured)))
+
+
+@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+def test_two_processes_share_the_work(tiny: Space, tmp_path: Path, kind: str) -> None:
+    address = str(tmp_path / "journal") if kind == "journal" else f"sqlite:///{tmp_path / 'studies.db'}"
+    worker = Worker(tiny, address, slow=0.3)
+    spawn = multiprocessing.get_context("spawn")
+    ready = spawn.Event()
+    other = spawn.Process(target=share, args=(tiny, address, 0.3, ready, str(tmp_path / "count")))
+    other.start()
+    assert ready.wait(60)
+    worker.run()
+    other.join(60)
+    theirs = int((tmp_path / "count").read_text())
+    assert theirs > 0 and len(worker.measured) > 0
+    assert 12 <= theirs + len(worker.measured) <= 14, "only the last claimed one may be measured twice"
+    trials = worker.study.study.trials
+    assert sum(t.state == TrialState.COMPLETE for t in trials) >= 12
+    assert len({t.user_attrs["codes"] for t in trials}) == 12
+
+
+def test_a_killed_process_costs_one_measurement(tiny: Space, tmp_path: Path) -> None:
+    address = str(tmp_path / "journal")
+    worker = Worker(tiny, address)
+    spawn = multiprocessing.get_context("spawn")
+    ready = spawn.Event()
+    other = spawn.Process(target=share, args=(tiny, address, 0.5, ready, str(tmp_path / "count")))
+    other.start()
+    assert ready.wait(60) and other.pid
+    while sum(t.state == TrialState.COMPLETE for t in worker.study.study.trials) < 2:
+        time.sleep(0.05)
+    os.kill(other.pid, signal.SIGKILL)
+    other.join(60)
+    with Path(address).open("a") as file:
+        file.write('{"op_code": 6, "wor')  # as a write that the kill cut off leaves it
+    states = [t.state for t in worker.study.study.trials]
+    left = 12 - states.count(TrialState.COMPLETE)
+    assert states.count(TrialState.RUNNING) == 1, "what it was measuring"
+    worker = Worker(tiny, address)
+    worker.run()
+    assert len(worker.measured) == left < 12
+    assert {t.state for t in worker.study.study.trials} == {TrialState.COMPLETE}
+
+
+def test_an_interruption_keeps_what_was_measured(tiny: Space, tmp_path: Path) -> None:
+    worker = Worker(tiny, str(tmp_path / "journal"))
+
+    def interrupted(row: Codes) -> float:
+        if len(worker.measured) == 5:
+            raise KeyboardInterrupt
+        return Worker.accuracy(worker, row)
+
+    worker.study.accuracy = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        worker.run()
+    again = Worker(tiny, str(tmp_path / "journal"))
+    again.run()
+    assert len(again.measured) == 7
+    assert [file.name for file in tmp_path.iterdir()] == ["journal"]
+
+
+@pytest.mark.parametrize("text", ['{"op_code":\n{}\n', "a\nb\n"])
+def test_a_damaged_journal_is_named_and_left_alone(tmp_path: Path, text: str) -> None:
+    (tmp_path / "journal").write_text(text)
+    with pytest.raises(UserError, match=r"journal' is damaged; delete it"):
+        open_storage(str(tmp_path / "journal"))
+    assert (tmp_path / "journal").read_text() == text
+
+
+@pytest.mark.parametrize("url", ["nosuch://db", "sqlite:////no/such/folder/studies.db"])
+def test_a_storage_that_cannot_be_opened_is_named(url: str) -> None:
+    with pytest.raises(UserError, match=r"storage '.*' cannot be opened"):
+        open_storage(url)
