@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.oneshot.reference import theirs
+from reference import theirs
 from tests.oneshot.test_network import TOLERANCE, load
 from torch import Tensor
 

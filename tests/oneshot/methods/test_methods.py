@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import TypeAdapter, ValidationError
-from tests.oneshot.reference import pr_darts_names, recorded, theirs
+from reference import pr_darts_names, recorded, theirs
 from torch import Tensor
 
 from oneshot.axes.derivation import derive

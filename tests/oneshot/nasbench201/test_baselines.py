@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from engine.command.cli import parse
-from oneshot.nasbench201.baselines import Compare, baselines, mutate, random_search, reference_lines, regularised_evolution
+from oneshot.nasbench201.__main__ import Compare
+from oneshot.nasbench201.baselines import baselines, mutate, random_search, reference_lines, regularised_evolution
 from oneshot.nasbench201.table import CELLS, DATASETS, SPACE, Table, all_codes
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.oneshot.reference import darts_names, nasbench201_names, recorded, theirs
+from reference import darts_names, nasbench201_names, recorded, theirs
 from torch import Tensor, nn
 
 from oneshot.axes.edge_weights import Mixture

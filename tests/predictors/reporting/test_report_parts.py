@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, kendalltau
 
-import ofa.space
+import ofa.space.space
 from engine.config import format_count
 from engine.plot.canvas import Disc, Drawing, Outline, Shape, Words, text_width, to_svg, write_png
 from engine.plot.chart import HEIGHT, WIDTH, Axis, Point, Series, draw_chart, linear_ticks, log_ticks, place_labels, steps
@@ -18,7 +18,7 @@ from predictors.accuracy.validation import tau_in_bands
 from predictors.reporting.architecture import draw_architecture, shades
 from predictors.reporting.findings import front_of, wilson
 
-SPACES = sorted(path.stem for path in (Path(ofa.space.__file__).parent / "spaces").glob("*.yaml"))
+SPACES = sorted(path.stem for path in (Path(ofa.space.space.__file__).parent / "spaces").glob("*.yaml"))
 
 
 def extent(shape: Shape) -> tuple[float, float, float, float]:
@@ -106,7 +106,7 @@ def test_interval_of_an_accuracy(right: int, images: int) -> None:
     assert wilson(right / images, images) == pytest.approx((expected.low, expected.high), abs=1e-4)
 
 
-def test_intervals_of_predictions_hold_what_they_promise(tiny: ofa.space.Space) -> None:
+def test_intervals_of_predictions_hold_what_they_promise(tiny: ofa.space.space.Space) -> None:
     """Accuracy that a predictor can learn, with noise: about 90% of measurements are inside, and wider noise makes wider intervals."""
     rng = np.random.default_rng(0)
     rows = np.unique(sample_codes(tiny, 5_000, rng), axis=0)
