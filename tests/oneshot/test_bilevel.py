@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from reference import theirs
-from tests.oneshot.test_network import TOLERANCE, load
+from test_network import TOLERANCE, load
 from torch import Tensor
 
 from oneshot.axes.edge_weights import Mixture

@@ -10,7 +10,6 @@ import pytest
 from engine.command.cli import parse
 from engine.errors import UserError
 from oneshot.nasbench201.__main__ import Compare
-from oneshot.nasbench201.baselines import Compare
 from oneshot.nasbench201.table import (
     CELLS,
     DATASETS,
