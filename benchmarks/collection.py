@@ -35,16 +35,22 @@ NOISE = 0.0005  # standard deviation of a measured accuracy
 def imagenet(folder: Path) -> tuple[Space, Scores]:
     """The space at resolution 224, and the true accuracy."""
     named = load_space("ofa_mbv3")
-    space = Space.model_validate({name: getattr(named, name) for name in Space.model_fields} | {"resolution": (224,)})
+    space = Space.model_validate(
+        {name: getattr(named, name) for name in Space.model_fields} | {"resolution": (224,)}
+    )
     accuracy: dict[bytes, list[float]] = {}
     for path in sorted(folder.glob("*.csv")):
         with path.open() as file:
             for r in csv.DictReader(file):
                 a = ast.literal_eval(r["Sub-network"])
-                arch = Arch(resolution=224, width=WIDTH, depth=(1, *a["d"]), kernel=(3, *a["ks"]), expand=(1, *a["e"]))
+                arch = Arch(
+                    resolution=224, width=WIDTH, depth=(1, *a["d"]), kernel=(3, *a["ks"]), expand=(1, *a["e"])
+                )
                 accuracy.setdefault(encode(space, arch).tobytes(), []).append(float(r["Top-1 Acc (%)"]) / 100)
     codes = np.array([np.frombuffer(row, np.uint8) for row in accuracy])
-    model = GaussianProcess().fit(features(space, codes), np.array([statistics.mean(found) for found in accuracy.values()]), 0)
+    model = GaussianProcess().fit(
+        features(space, codes), np.array([statistics.mean(found) for found in accuracy.values()]), 0
+    )
     return space, lambda rows: model.mean(features(space, rows))
 
 
@@ -65,7 +71,9 @@ def extremes(space: Space) -> np.ndarray:
 def searched(space: Space, score: Scores, generations: int) -> Codes:
     """The front of `score` among everything that an evolution looked at."""
     settings, none = OURS._replace(generations=generations), np.empty((0, len(space.columns)), np.uint8)
-    return search_front(space, score, [lambda rows: macs_of(space, rows)], [], np.random.default_rng(0), none, settings)
+    return search_front(
+        space, score, [lambda rows: macs_of(space, rows)], [], np.random.default_rng(0), none, settings
+    )
 
 
 def collect(space: Space, truth: Scores, count: int, rounds: int, seed: int) -> list[Pair]:
@@ -86,22 +94,32 @@ def report(space: Space, truth: Scores, count: int, ways: list[int], seeds: int)
         figures, started = [], time.process_time()
         for seed in range(seeds):
             pairs = collect(space, truth, count, rounds, seed)
-            codes, y = np.stack([encode(space, pair.arch) for pair in pairs]), np.array([pair.val_accuracy for pair in pairs])
+            codes, y = (
+                np.stack([encode(space, pair.arch) for pair in pairs]),
+                np.array([pair.val_accuracy for pair in pairs]),
+            )
             for n in steps:
                 model = GaussianProcess().fit(features(space, codes[:n]), y[:n], 0)
                 predicted = searched(space, lambda rows, model=model: model.mean(features(space, rows)), 20)
                 tau = kendalltau(model.mean(features(space, others)), truth(others)).statistic
-                figures.append((regret(space, truth, codes[:n], best), regret(space, truth, predicted, best), tau))
+                figures.append(
+                    (regret(space, truth, codes[:n], best), regret(space, truth, predicted, best), tau)
+                )
         table = np.array(figures).reshape(seeds, len(steps), 3)
         seconds = (time.process_time() - started) / seeds
         for n, mean, std in zip(steps, table.mean(0), table.std(0), strict=True):
             cells = " ".join(f"{m:7.3f} +- {s:.3f}" for m, s in zip(mean, std, strict=True))
-            print(f"{rounds:3} rounds  {n:4} measured  front behind, predicted front behind, tau: {cells}", flush=True)
+            print(
+                f"{rounds:3} rounds  {n:4} measured  front behind, predicted front behind, tau: {cells}",
+                flush=True,
+            )
         print(f"{rounds:3} rounds: {seconds:.1f} s CPU a seed")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--measured", type=Path, required=True, help="folder of measured OFA subnets")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--rounds", type=int, nargs="+", default=[0, 3, 5, 9])

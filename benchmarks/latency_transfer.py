@@ -28,13 +28,17 @@ def read(path: Path, space: Space) -> tuple[Codes, dict[str, Floats]]:
     for row in rows:
         a = json.loads(row["arch"])
         widths = (16, 16, 24, 40, 80, 112, 160, 1280)
-        arch = Arch(resolution=a["r"], width=widths, depth=(1, *a["d"]), kernel=(3, *a["ks"]), expand=(1, *a["e"]))
+        arch = Arch(
+            resolution=a["r"], width=widths, depth=(1, *a["d"]), kernel=(3, *a["ks"]), expand=(1, *a["e"])
+        )
         codes.append(encode(space, arch))  # entries of inactive blocks become 0
     devices = [name for name in rows[0] if name not in ("index", "arch")]
     return np.stack(codes), {name: np.array([float(row[name]) for row in rows]) for name in devices}
 
 
-def table_of(device: str, space: Space, codes: Codes, ms: Floats, others: tuple[LatencyTable, ...] = ()) -> LatencyTable:
+def table_of(
+    device: str, space: Space, codes: Codes, ms: Floats, others: tuple[LatencyTable, ...] = ()
+) -> LatencyTable:
     """A table that holds these networks."""
     return LatencyTable(
         device=device,
@@ -47,12 +51,16 @@ def table_of(device: str, space: Space, codes: Codes, ms: Floats, others: tuple[
         channels=3,
         resolutions=space.resolution,
         noise=Noise(rounds=1, reliability=None, relative=None),
-        networks=tuple(Network(codes=row.tobytes().hex(), ms=float(y)) for row, y in zip(codes, ms, strict=True)),
+        networks=tuple(
+            Network(codes=row.tobytes().hex(), ms=float(y)) for row, y in zip(codes, ms, strict=True)
+        ),
         others=others,
     )
 
 
-def ceiling(space: Space, codes: Codes, ms: Floats, predicted: Floats, rng: np.random.Generator) -> tuple[float, float]:
+def ceiling(
+    space: Space, codes: Codes, ms: Floats, predicted: Floats, rng: np.random.Generator
+) -> tuple[float, float]:
     """(Kendall's tau that true latencies would reach against measured ones, share of the residual that architecture may still explain).
 
     What a model leaves is noise as far as the most alike architectures do not share it: the share that they do is 1 minus the ratio of
@@ -76,7 +84,9 @@ def ceiling(space: Space, codes: Codes, ms: Floats, predicted: Floats, rng: np.r
 
 def main() -> None:
     space = load_space("ofa_mbv3")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--measured", type=Path, required=True)
     parser.add_argument("--batch", default="1", help="1, 32 or 64")
     args = parser.parse_args()

@@ -17,7 +17,9 @@ def bn(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, affine=False)
 
 
-def conv(inp: int, out: int, kernel: int = 1, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
+def conv(
+    inp: int, out: int, kernel: int = 1, stride: int = 1, dilation: int = 1, groups: int = 1
+) -> nn.Conv2d:
     return nn.Conv2d(inp, out, kernel, stride, dilation * (kernel // 2), dilation, groups, bias=False)
 
 
@@ -63,7 +65,9 @@ def operation(name: str, c: int, stride: int, pool_norm: bool) -> nn.Module:
             return nn.Sequential(*separable(c, kernel, stride, 1), *separable(c, kernel, 1, 1))
         case "dil":
             return nn.Sequential(*separable(c, kernel, stride, 2))
-    return nn.Sequential(nn.ReLU(), conv(c, c, kernel), nn.BatchNorm2d(c, affine=False, track_running_stats=False))
+    return nn.Sequential(
+        nn.ReLU(), conv(c, c, kernel), nn.BatchNorm2d(c, affine=False, track_running_stats=False)
+    )
 
 
 class Edge(nn.Module):
@@ -72,7 +76,9 @@ class Edge(nn.Module):
     def __init__(self, space: CellSpace, c: int, stride: int, partial: int):
         super().__init__()
         self.partial, self.stride = partial, stride
-        self.operations = nn.ModuleList(operation(name, c // partial, stride, space.name == "darts") for name in space.operations)
+        self.operations = nn.ModuleList(
+            operation(name, c // partial, stride, space.name == "darts") for name in space.operations
+        )
 
     def forward(self, x: Tensor, weights: Tensor, chosen: int | None) -> Tensor:
         if chosen is not None:
@@ -114,7 +120,10 @@ class PlainDarts(nn.Module):
 
     def __init__(self, ours: DartsNetwork, partial: int):
         super().__init__()
-        self.stem, self.classifier = nn.Sequential(conv(3, 48, 3), nn.BatchNorm2d(48)), nn.Linear(ours.classifier.in_features, 10)
+        self.stem, self.classifier = (
+            nn.Sequential(conv(3, 48, 3), nn.BatchNorm2d(48)),
+            nn.Linear(ours.classifier.in_features, 10),
+        )
         self.join, self.cells = nn.ModuleList(), nn.ModuleList()
         for cell in ours.cells:
             for join in cell.join:
@@ -123,7 +132,9 @@ class PlainDarts(nn.Module):
                 else:
                     c = join.conv.weight.shape[:2]
                     self.join.append(nn.Sequential(nn.ReLU(), conv(c[1], c[0]), bn(c[0])))
-            self.cells.append(Cell(cell.mixed.space, cell.kind, cell.mixed.fans[0].channels * partial, partial))
+            self.cells.append(
+                Cell(cell.mixed.space, cell.kind, cell.mixed.fans[0].channels * partial, partial)
+            )
 
     def forward(self, x: Tensor, mixtures: dict[str, Mixture], twice: bool = False) -> Tensor:
         before = last = self.stem(x)
@@ -141,7 +152,10 @@ class Plain201(nn.Module):
         self.stem, self.classifier = nn.Sequential(conv(3, 16, 3), nn.BatchNorm2d(16)), nn.Linear(64, 10)
         self.norm = nn.BatchNorm2d(64)
         self.blocks = nn.ModuleList(
-            Cell(b.space, "cell", b.fans[0].channels, 1) if isinstance(b, Mixed) else Residual(b.conv.in_channels) for b in ours.blocks
+            Cell(b.space, "cell", b.fans[0].channels, 1)
+            if isinstance(b, Mixed)
+            else Residual(b.conv.in_channels)
+            for b in ours.blocks
         )
 
     def forward(self, x: Tensor, mixtures: dict[str, Mixture], twice: bool = False) -> Tensor:
@@ -160,12 +174,18 @@ def pairs(ours: nn.Module, plain: nn.Module) -> Iterator[tuple[nn.Parameter, int
             for name, own in fan.own.items():
                 for position, e in enumerate(leaving):
                     theirs = cell.edges[e].operations[fan.operations.index(name)].parameters()
-                    yield from ((a, len(leaving), position, b) for a, b in zip(in_order(own), theirs, strict=True))
+                    yield from (
+                        (a, len(leaving), position, b) for a, b in zip(in_order(own), theirs, strict=True)
+                    )
     joins = [join for cell in ours.cells for join in cell.join] if isinstance(ours, DartsNetwork) else []
     for join, module in zip(joins, getattr(plain, "join", []), strict=True):
         yield from ((a, 1, 0, b) for a, b in zip(join.parameters(), module.parameters(), strict=True))
     named = dict(plain.named_parameters())
-    yield from ((p, 1, 0, named[name]) for name, p in ours.named_parameters() if not any(part in name for part in ("fans", "join")))
+    yield from (
+        (p, 1, 0, named[name])
+        for name, p in ours.named_parameters()
+        if not any(part in name for part in ("fans", "join"))
+    )
 
 
 def in_order(own: nn.Module) -> list[nn.Parameter]:

@@ -19,22 +19,39 @@ from torch.func import functional_call
 from engine.compute.device import keep_freed_memory
 from engine.run import environment
 from oneshot.axes.edge_weights import Mixture
-from oneshot.networks.recurrent import SPACE, Dropout, Masks, RecurrentNetwork, draw_masks, slowness, text_loss
+from oneshot.networks.recurrent import (
+    SPACE,
+    Dropout,
+    Masks,
+    RecurrentNetwork,
+    draw_masks,
+    slowness,
+    text_loss,
+)
 
 SLOWNESS = 1e-3
 Job = tuple[RecurrentNetwork, Tensor, Tensor, Tensor, Tensor, Masks]
 Gradients = tuple[Tensor, Tensor, list[Tensor]]
 
 
-def plain_loss(network: RecurrentNetwork, alpha: Tensor, x: Tensor, y: Tensor, h: Tensor, masks: Masks, penalty: float) -> Tensor:
-    weight, embedded, outputs, size = alpha.softmax(-1), network.embedding_VH[x] * masks.embedding_BH, [], network.hidden
+def plain_loss(
+    network: RecurrentNetwork, alpha: Tensor, x: Tensor, y: Tensor, h: Tensor, masks: Masks, penalty: float
+) -> Tensor:
+    weight, embedded, outputs, size = (
+        alpha.softmax(-1),
+        network.embedding_VH[x] * masks.embedding_BH,
+        [],
+        network.hidden,
+    )
     activations = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid, "identity": lambda g: g}
 
     def normalise(s: Tensor) -> Tensor:
         return F.batch_norm(s, network.running_mean, network.running_var, training=True)
 
     for x_BH in embedded:
-        c, g = (torch.cat((x_BH * masks.inputs_BH, h * masks.hidden_BH), -1) @ network.first_2HD).split(size, -1)
+        c, g = (torch.cat((x_BH * masks.inputs_BH, h * masks.hidden_BH), -1) @ network.first_2HD).split(
+            size, -1
+        )
         states = normalise(h + c.sigmoid() * (g.tanh() - h))[None]
         for node, matrix in enumerate(network.nodes):
             product = ((states * masks.hidden_BH).view(-1, size) @ matrix).view(node + 1, -1, 2 * size)
@@ -48,12 +65,16 @@ def plain_loss(network: RecurrentNetwork, alpha: Tensor, x: Tensor, y: Tensor, h
         h = states[1:].mean(0)
         outputs.append(h)
     output = torch.stack(outputs)
-    log_prob = F.linear((output * masks.output_BH).view(-1, size), network.embedding_VH, network.bias_V).log_softmax(-1)
+    log_prob = F.linear(
+        (output * masks.output_BH).view(-1, size), network.embedding_VH, network.bias_V
+    ).log_softmax(-1)
     loss = F.nll_loss(log_prob, y.view(-1))
     return loss + penalty * (output[1:] - output[:-1]).pow(2).mean() if penalty else loss
 
 
-def plain_step(network: RecurrentNetwork, alpha: Tensor, x: Tensor, y: Tensor, h: Tensor, masks: Masks) -> Gradients:
+def plain_step(
+    network: RecurrentNetwork, alpha: Tensor, x: Tensor, y: Tensor, h: Tensor, masks: Masks
+) -> Gradients:
     parameters = list(network.parameters())
     loss = plain_loss(network, alpha, x, y, h, masks, 0.0)
     grad_alpha, *_ = torch.autograd.grad(loss, [alpha, *parameters])
@@ -61,7 +82,9 @@ def plain_step(network: RecurrentNetwork, alpha: Tensor, x: Tensor, y: Tensor, h
     return loss.detach(), grad_alpha, list(grads)
 
 
-def our_step(network: RecurrentNetwork, alpha: Tensor, x: Tensor, y: Tensor, h: Tensor, masks: Masks) -> Gradients:
+def our_step(
+    network: RecurrentNetwork, alpha: Tensor, x: Tensor, y: Tensor, h: Tensor, masks: Masks
+) -> Gradients:
     fixed = {name: p.detach() for name, p in network.named_parameters()}
     read = functional_call(network, fixed, (x, h[None], {"recurrent": Mixture(alpha.softmax(-1))}, masks))
     loss = text_loss(read, y)
@@ -76,9 +99,13 @@ STEP = {"ours": our_step, "plain": plain_step}
 
 def prepared(args: argparse.Namespace, dtype: torch.dtype) -> Job:
     generator = torch.Generator(device=args.device).manual_seed(0)
-    network = RecurrentNetwork(args.words, args.hidden, torch.Generator().manual_seed(0)).to(args.device, dtype)
+    network = RecurrentNetwork(args.words, args.hidden, torch.Generator().manual_seed(0)).to(
+        args.device, dtype
+    )
     x, y = torch.randint(args.words, (2, args.bptt, args.batch), generator=generator, device=args.device)
-    alpha = torch.randn(len(SPACE.edges), len(SPACE.operations), generator=generator, device=args.device, dtype=dtype).requires_grad_()
+    alpha = torch.randn(
+        len(SPACE.edges), len(SPACE.operations), generator=generator, device=args.device, dtype=dtype
+    ).requires_grad_()
     h = 0.1 * torch.randn(args.batch, args.hidden, generator=generator, device=args.device, dtype=dtype)
     return network, alpha, x, y, h, draw_masks(Dropout(), network, args.batch, generator)
 
@@ -102,7 +129,9 @@ def timed(name: str, job: Job) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--words", type=int, default=10_000)
     parser.add_argument("--hidden", type=int, default=300)
     parser.add_argument("--bptt", type=int, default=35)
@@ -123,7 +152,9 @@ def main() -> None:
         for name in STEP:
             print(f"{name:6} {clock:4} least {min(t[place] for t in taken[name]):.3f} s a step")
         ratios = sorted(b[place] / a[place] for a, b in zip(taken["ours"], taken["plain"], strict=True))
-        print(f"ours is {ratios[len(ratios) // 2]:.2f} times faster by {clock} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+        print(
+            f"ours is {ratios[len(ratios) // 2]:.2f} times faster by {clock} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        )
     print(environment()["versions"])
 
 

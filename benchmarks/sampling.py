@@ -31,7 +31,9 @@ def report_draws(space: Space) -> Prior:
     found = []
     print(f"estimated in {seconds(lambda: found.append(Prior(MacsPrior(), space, 1000, 3))):.2f} s")
     prior, rng = found[0], np.random.default_rng(0)
-    draws = {f"{k} candidates": (lambda k=k: prior.draw(rng, 1, k)) for k in (1, 3, 50)} | {"uniform": lambda: sample(space, rng)}
+    draws = {f"{k} candidates": (lambda k=k: prior.draw(rng, 1, k)) for k in (1, 3, 50)} | {
+        "uniform": lambda: sample(space, rng)
+    }
     for name, draw in draws.items():
         print(f"{name:14} {statistics.median(seconds(draw) for _ in range(50)) * 1e6:.0f} us")
     return prior
@@ -43,7 +45,9 @@ def report_hits(prior: Prior) -> None:
     for tries in (1, 100):
         prior.tries = tries
         rows = prior.draw(np.random.default_rng(0), 5_000, 1)[:, 0]
-        print(f"within {tries} tries {1 - np.mean([row.tobytes() in known for row in rows]):.2%} of 5,000 draws hit their bin")
+        print(
+            f"within {tries} tries {1 - np.mean([row.tobytes() in known for row in rows]):.2%} of 5,000 draws hit their bin"
+        )
 
 
 def report_steps(space: Space, size: int, batch: int, rounds: int) -> None:
@@ -63,7 +67,9 @@ def report_steps(space: Space, size: int, batch: int, rounds: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--space", default="attentive_nas")
     parser.add_argument("--size", type=int, default=224, help="side of the crops")
     parser.add_argument("--batch", type=int, default=8)

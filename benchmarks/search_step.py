@@ -76,7 +76,11 @@ def networks(name: str, cells: int, channels: int) -> tuple[nn.Module, nn.Module
 def jobs(name: str, args: argparse.Namespace, dtype: torch.dtype = torch.float) -> dict[str, Job]:
     """By turns measured: the network, alphas, optimizers and batches of each."""
     found = {}
-    for which, net in zip(("ours", "plain"), networks(name, args.blocks if name in ("nasbench201", "gdas") else 8, 16), strict=True):
+    for which, net in zip(
+        ("ours", "plain"),
+        networks(name, args.blocks if name in ("nasbench201", "gdas") else 8, 16),
+        strict=True,
+    ):
         torch.manual_seed(1)
         space = find_space("nasbench201" if name in ("nasbench201", "gdas") else "darts")
         alphas = [torch.randn(len(space.edges), len(space.operations)) for _ in space.cells]
@@ -84,11 +88,15 @@ def jobs(name: str, args: argparse.Namespace, dtype: torch.dtype = torch.float) 
         alphas = [(1e-3 * alpha).to(dtype).requires_grad_() for alpha in alphas]
         layout = torch.channels_last if which == "ours" else torch.contiguous_format
         images = torch.randn(2, args.batch, 3, 32, 32).to(dtype)
-        train, valid = ((x.contiguous(memory_format=layout), torch.randint(10, (args.batch,))) for x in images)
+        train, valid = (
+            (x.contiguous(memory_format=layout), torch.randint(10, (args.batch,))) for x in images
+        )
         net = net.to(dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
         sgd = torch.optim.SGD(net.parameters(), 0.025, 0.9, weight_decay=3e-4)
         adam = torch.optim.Adam(alphas, 3e-4, (0.5, 0.999), weight_decay=1e-3)
-        found[which] = Job(name, which == "ours", net, alphas, sgd, adam, train, valid, which == "ours" or args.frozen)
+        found[which] = Job(
+            name, which == "ours", net, alphas, sgd, adam, train, valid, which == "ours" or args.frozen
+        )
     return found
 
 
@@ -104,11 +112,16 @@ def mixtures(name: str, alphas: list[Tensor], step: int) -> dict[str, Mixture]:
     cells = ("cell",) if name == "nasbench201" else ("normal", "reduce")
     entering = find_space("darts").entering
     edges = [torch.cat([beta[into].softmax(0) for into in entering]) for beta in alphas[2:]] or [None, None]
-    return {kind: Mixture(alpha.softmax(-1), edge_E=edge) for kind, alpha, edge in zip(cells, alphas, edges, strict=False)}
+    return {
+        kind: Mixture(alpha.softmax(-1), edge_E=edge)
+        for kind, alpha, edge in zip(cells, alphas, edges, strict=False)
+    }
 
 
 def loss_of(job: Job, batch: Batch, step: int, alphas: list[Tensor] | None = None) -> Tensor:
-    return F.cross_entropy(job.net(batch[0], mixtures(job.name, job.alphas if alphas is None else alphas, step)), batch[1])
+    return F.cross_entropy(
+        job.net(batch[0], mixtures(job.name, job.alphas if alphas is None else alphas, step)), batch[1]
+    )
 
 
 def fixed(job: Job) -> list[Tensor]:
@@ -129,7 +142,13 @@ class FunctionalLoss:
     def __init__(self, net: nn.Module):
         self.net = net
 
-    def __call__(self, batch: Batch, mixtures: bilevel.Mixtures, weights: dict[str, Tensor] | None = None, twice: bool = False) -> Tensor:
+    def __call__(
+        self,
+        batch: Batch,
+        mixtures: bilevel.Mixtures,
+        weights: dict[str, Tensor] | None = None,
+        twice: bool = False,
+    ) -> Tensor:
         logits = functional_call(self.net, weights or {}, (batch[0], mixtures, twice))
         return F.cross_entropy(logits, batch[1])
 
@@ -141,14 +160,20 @@ def second_order(job: Job, step: int) -> list[Tensor]:
     buffers = [job.weights.state[w].get("momentum_buffer") for w in job.net.parameters()]
     loss, inner = FunctionalLoss(job.net), bilevel.Inner(0.025, 0.9, 3e-4, buffers)
     tell = functools.partial(mixtures, job.name, job.alphas, step)
-    return list(bilevel.second_order(job.net, loss, tell, lambda value, _: value, job.alphas, job.train, job.valid, inner)[1])
+    return list(
+        bilevel.second_order(
+            job.net, loss, tell, lambda value, _: value, job.alphas, job.train, job.valid, inner
+        )[1]
+    )
 
 
 def plain_second_order(job: Job, step: int) -> list[Tensor]:
     """The same in place, as a separate network's weights would be overwritten."""
     weights = list(job.net.parameters())
     before = [w.detach().clone() for w in weights]
-    gradient = torch.autograd.grad(loss_of(job, job.train, step, [alpha.detach() for alpha in job.alphas]), weights)
+    gradient = torch.autograd.grad(
+        loss_of(job, job.train, step, [alpha.detach() for alpha in job.alphas]), weights
+    )
     with torch.no_grad():
         for w, g in zip(weights, gradient, strict=True):
             momentum = job.weights.state[w].get("momentum_buffer")
@@ -194,7 +219,9 @@ def check(name: str, args: argparse.Namespace) -> None:
     logits = [job.net(job.valid[0], mixtures(name, job.alphas, 0)) for job in (ours, plain)]
     torch.testing.assert_close(*logits, rtol=1e-9, atol=1e-12)
     gradient = second_order if name == "second" else lambda job, step: alpha_gradient(job, job.valid, step)
-    torch.testing.assert_close(gradient(ours, 0), gradient(plain, 0), rtol=1e-7 if name == "second" else 1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        gradient(ours, 0), gradient(plain, 0), rtol=1e-7 if name == "second" else 1e-9, atol=1e-12
+    )
     for job in (ours, plain):
         job.net.zero_grad()
         loss_of(job, job.train, 0, fixed(job)).backward()
@@ -206,7 +233,18 @@ def check(name: str, args: argparse.Namespace) -> None:
 
 def peak(name: str, which: str, args: argparse.Namespace) -> float:
     """GB of a fresh process that takes two steps."""
-    words = [sys.executable, __file__, "--only", which, "--steps", name, "--batch", str(args.batch), "--threads", str(args.threads)]
+    words = [
+        sys.executable,
+        __file__,
+        "--only",
+        which,
+        "--steps",
+        name,
+        "--batch",
+        str(args.batch),
+        "--threads",
+        str(args.threads),
+    ]
     words += ["--frozen"] * args.frozen
     return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 
@@ -226,18 +264,29 @@ def compare(name: str, memory: dict[str, float], args: argparse.Namespace) -> No
         least = {which: min(t[place] for t in taken[which]) for which in running}
         ratios = sorted(b[place] / a[place] for a, b in zip(taken["ours"], taken["plain"], strict=True))
         line += f"{least['ours']:8.3f} {least['plain']:8.3f} {ratios[len(ratios) // 2]:5.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-    print(f"{line} {memory['ours']:7.2f} {memory['plain']:6.2f} {memory['plain'] / memory['ours']:5.2f}", flush=True)
+    print(
+        f"{line} {memory['ours']:7.2f} {memory['plain']:6.2f} {memory['plain'] / memory['ours']:5.2f}",
+        flush=True,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--unchecked", action="store_true", help="do not compare the networks first")
-    parser.add_argument("--frozen", action="store_true", help="the plain network too computes no gradients that it throws away")
-    parser.add_argument("--only", choices=["ours", "plain"], help="take two steps and print the peak memory in GB")
+    parser.add_argument(
+        "--frozen",
+        action="store_true",
+        help="the plain network too computes no gradients that it throws away",
+    )
+    parser.add_argument(
+        "--only", choices=["ours", "plain"], help="take two steps and print the peak memory in GB"
+    )
     args = parser.parse_args()
     args.blocks = 5
     torch.set_num_threads(args.threads)
@@ -250,12 +299,17 @@ def main() -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
         return
     print("             CPU seconds a step                  wall seconds a step                 peak GB")
-    print("step            ours    plain ratio (range)        ours    plain ratio (range)        ours  plain ratio")
+    print(
+        "step            ours    plain ratio (range)        ours    plain ratio (range)        ours  plain ratio"
+    )
     # First of all: what this process has used by then counts as its children's peak.
     memory = {name: {which: peak(name, which, args) for which in ("ours", "plain")} for name in args.steps}
     for name in args.steps:
         compare(name, memory[name], args)
-    print(environment()["versions"], f"{args.threads} threads, batch {args.batch}; ratios: median of {args.rounds} rounds")
+    print(
+        environment()["versions"],
+        f"{args.threads} threads, batch {args.batch}; ratios: median of {args.rounds} rounds",
+    )
 
 
 if __name__ == "__main__":

@@ -50,7 +50,20 @@ def search(name: str, flags: list[str], seed: int, data: Path, table: Path, out:
     if (out / "DONE").exists():
         return float((out / "seconds").read_text())
     named = [] if "--method" in flags else ["--method", name]
-    fixed = ["--space", "nasbench201", "--channels", "8", "--cells", "1", "--batch-size", "64", "--epochs", str(epochs), "--threads", "1"]
+    fixed = [
+        "--space",
+        "nasbench201",
+        "--channels",
+        "8",
+        "--cells",
+        "1",
+        "--batch-size",
+        "64",
+        "--epochs",
+        str(epochs),
+        "--threads",
+        "1",
+    ]
     source = ["--data", "npz", "--data.path", str(data), "--table", str(table), "--evaluate-images", "500"]
     command = [
         sys.executable,
@@ -74,12 +87,16 @@ def search(name: str, flags: list[str], seed: int, data: Path, table: Path, out:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 as .npz")
     parser.add_argument("--table", type=Path, required=True, help="NAS-Bench-201 results, CSV")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs and study.csv")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=8000, help="training images; half of them for the architecture")
+    parser.add_argument(
+        "--images", type=int, default=8000, help="training images; half of them for the architecture"
+    )
     parser.add_argument("--epochs", type=int, default=20)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -93,8 +110,12 @@ def main() -> None:
             out = given.out / f"{name.replace(' ', '_')}-{seed}"
             seconds = search(name, flags, seed, images, given.table, out, given.epochs)
             genotype = Genotype.model_validate(read_json(out / "genotype.json"))
-            skips = [point["skips"]["cell"] for point in read_lines(out / "metrics.jsonl") if "skips" in point]
-            truth = [table.accuracy(genotype, dataset) for dataset in ("cifar10", "cifar100", "imagenet16-120")]
+            skips = [
+                point["skips"]["cell"] for point in read_lines(out / "metrics.jsonl") if "skips" in point
+            ]
+            truth = [
+                table.accuracy(genotype, dataset) for dataset in ("cifar10", "cifar100", "imagenet16-120")
+            ]
             row = [
                 name,
                 seed,
@@ -107,7 +128,17 @@ def main() -> None:
             rows.append(row)
             print(*row, sep="  ", flush=True)
             with (given.out / "study.csv").open("w", newline="") as file:
-                header = ["method", "seed", "cifar10", "cifar100", "imagenet16-120", "skips at half", "skips at the end", "seconds", "cell"]
+                header = [
+                    "method",
+                    "seed",
+                    "cifar10",
+                    "cifar100",
+                    "imagenet16-120",
+                    "skips at half",
+                    "skips at the end",
+                    "seconds",
+                    "cell",
+                ]
                 csv.writer(file).writerows([header, *rows])
 
 

@@ -71,11 +71,16 @@ def plain_network(net: Supernet, arch: Arch) -> Subnet:
 
 def plain_step(net: Supernet, x: Tensor, y: Tensor, step: int) -> Tensor:
     losses, teacher = [], None
-    random = UniformSampler(net.space).draw(numpy_generator(0, "subnets", step), CONFIG.random, lambda archs: [])
+    random = UniformSampler(net.space).draw(
+        numpy_generator(0, "subnets", step), CONFIG.random, lambda archs: []
+    )
     for arch in [largest(net.space), *random, smallest(net.space)]:
         logits = functional_call(plain_network(net, arch), net.slices(arch), resize(x, arch.resolution))
         if teacher is None:
-            loss, teacher = F.cross_entropy(logits, y, label_smoothing=CONFIG.label_smoothing), logits.detach()
+            loss, teacher = (
+                F.cross_entropy(logits, y, label_smoothing=CONFIG.label_smoothing),
+                logits.detach(),
+            )
         else:
             loss = soft_cross_entropy(logits, teacher)
         loss.backward()
@@ -99,7 +104,11 @@ def prepared(name: str, args: argparse.Namespace) -> tuple[Supernet, Tensor, Ten
         if isinstance(getattr(module, "running_mean", None), Tensor):
             nn.init.uniform_(module.weight, 0.5, 1)
     x, y = torch.randn(args.batch, 3, args.size, args.size), torch.randint(1000, (args.batch,))
-    return net.to(args.device, memory_format=layout), x.to(args.device, memory_format=layout), y.to(args.device)
+    return (
+        net.to(args.device, memory_format=layout),
+        x.to(args.device, memory_format=layout),
+        y.to(args.device),
+    )
 
 
 def timed(name: str, job: tuple[Supernet, Tensor, Tensor], step: int) -> tuple[float, float]:
@@ -123,8 +132,13 @@ def compare(args: argparse.Namespace) -> None:
     jobs = {name: prepared(name, args) for name in STEP}
     losses = {name: STEP[name](*job, 0) for name, job in jobs.items()}
     torch.testing.assert_close(losses["ours"], losses["plain"], rtol=1e-4, atol=1e-4)
-    ours, plain = (torch.cat([p.grad.flatten() for p in jobs[name][0].parameters() if p.grad is not None]) for name in STEP)
-    error = float((ours - plain).norm() / plain.norm())  # of all: a bias before BatchNorm has only rounding for a gradient
+    ours, plain = (
+        torch.cat([p.grad.flatten() for p in jobs[name][0].parameters() if p.grad is not None])
+        for name in STEP
+    )
+    error = float(
+        (ours - plain).norm() / plain.norm()
+    )  # of all: a bias before BatchNorm has only rounding for a gradient
     assert error < 1e-3
     print(f"losses agree; the gradient differs by {error:.1e} of its norm")
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in STEP}
@@ -137,11 +151,15 @@ def compare(args: argparse.Namespace) -> None:
         for name in STEP:
             least = min(t[place] for t in taken[name])
             print(f"{name:6} {clock:4} least {least:.2f} s a step, {args.batch / least:.1f} images a second")
-        print(f"ours is {ratios[len(ratios) // 2]:.2f} times faster by {clock} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+        print(
+            f"ours is {ratios[len(ratios) // 2]:.2f} times faster by {clock} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--space", default="attentive_nas")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224, help="side of the crops")
@@ -157,7 +175,9 @@ def main() -> None:
         job = prepared(args.only, args)
         for step in range(2):
             timed(args.only, job, step)
-        print(f"{args.only:6} peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.2f} GB")
+        print(
+            f"{args.only:6} peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.2f} GB"
+        )
         return
     for name in STEP:
         print(peak(name, args))

@@ -23,7 +23,9 @@ def save_weights(path: Path, state: dict[str, Tensor]) -> None:
         try:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
         except SafetensorError as error:
-            raise UserError(f"Weights '{path}' cannot be written ({error}); free some space. The last checkpoint stays.") from None
+            raise UserError(
+                f"Weights '{path}' cannot be written ({error}); free some space. The last checkpoint stays."
+            ) from None
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -35,7 +37,9 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"Weights '{path}' cannot be loaded ({error}); train again or copy the file again.") from None
+        raise UserError(
+            f"Weights '{path}' cannot be loaded ({error}); train again or copy the file again."
+        ) from None
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -49,7 +53,9 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
             torch.save(state, temporary)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"Resume state '{path}' cannot be written ({reason}); free some space. The last checkpoint stays.") from None
+            raise UserError(
+                f"Resume state '{path}' cannot be written ({reason}); free some space. The last checkpoint stays."
+            ) from None
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -61,6 +67,8 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"Resume state '{path}' cannot be loaded ({type(error).__name__}); start again with --overwrite.") from None
+        raise UserError(
+            f"Resume state '{path}' cannot be loaded ({type(error).__name__}); start again with --overwrite."
+        ) from None
     assert isinstance(state, dict)
     return state

@@ -51,7 +51,9 @@ def find_recipe(name: str) -> Path:
     if packaged.with_suffix(".yaml").is_file():
         return packaged.with_suffix(".yaml")
     names = [str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml")]
-    raise UserError(f"There is no recipe '{name}', neither as a file nor as a packaged one; {nearest(name, names)}")
+    raise UserError(
+        f"There is no recipe '{name}', neither as a file nor as a packaged one; {nearest(name, names)}"
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -79,7 +81,9 @@ def read_recipe(name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """
     path = find_recipe(name)
     if path in above:
-        raise UserError(f"Recipe '{path}' is its own base; remove the 'base' line of one of {', '.join(map(str, above))}.")
+        raise UserError(
+            f"Recipe '{path}' is its own base; remove the 'base' line of one of {', '.join(map(str, above))}."
+        )
     values = read_yaml(path)
     base = values.pop("base", None)
     return values if base is None else merge(read_recipe(str(base), (*above, path)), values)
@@ -101,12 +105,22 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def over_defaults(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
     """`values` whose sections are laid over the sections' defaults, so that a section may leave out its `name`."""
     defaults = {name: field.get_default() for name, field in model.model_fields.items()}
-    sections = {name: default.model_dump() for name, default in defaults.items() if isinstance(default, BaseModel) and name in values}
+    sections = {
+        name: default.model_dump()
+        for name, default in defaults.items()
+        if isinstance(default, BaseModel) and name in values
+    }
     laid = merge(sections, values)
     for name, value in laid.items():
-        kinds = models_in(model.model_fields[name].annotation) if name in model.model_fields and isinstance(value, dict) else []
+        kinds = (
+            models_in(model.model_fields[name].annotation)
+            if name in model.model_fields and isinstance(value, dict)
+            else []
+        )
         tagged = [kind for kind in kinds if "name" in kind.model_fields]
-        kinds = [kind for kind in tagged if value.get("name") in get_args(kind.model_fields["name"].annotation)] or kinds
+        kinds = [
+            kind for kind in tagged if value.get("name") in get_args(kind.model_fields["name"].annotation)
+        ] or kinds
         if len(kinds) == 1:
             laid[name] = over_defaults(kinds[0], value)
     return laid
@@ -143,7 +157,10 @@ def explain(error: ValidationError, model: type[BaseModel], has_flags: bool = Fa
             return path, f"'{where}' is missing{remedy}."
         case "union_tag_invalid":
             known = re.findall("'([^']+)'", str(first["ctx"]["expected_tags"]))
-            return path, f"there is no {where} '{first['ctx']['tag']}'; {nearest(str(first['ctx']['tag']), known)}"
+            return (
+                path,
+                f"there is no {where} '{first['ctx']['tag']}'; {nearest(str(first['ctx']['tag']), known)}",
+            )
         case "value_error":
             return path, f"{where}: {message}." if where else f"{message}."
     return path, f"'{where}' = {first['input']!r} is not valid: {message[0].lower()}{message[1:]}."
@@ -154,14 +171,21 @@ def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[li
     models: list[type[BaseModel]] = [model]
     path: list[str] = []
     for depth, part in enumerate(location):
-        tagged = [m for m in models if "name" in m.model_fields and part in get_args(m.model_fields["name"].annotation)]
+        tagged = [
+            m
+            for m in models
+            if "name" in m.model_fields and part in get_args(m.model_fields["name"].annotation)
+        ]
         if depth + 1 < len(location) and tagged:
             models = tagged
             continue
         path.append(str(part))
         if depth + 1 < len(location):
             models = [
-                inner for m in models if part in m.model_fields for inner in models_in(m.model_fields[str(part)].annotation)
+                inner
+                for m in models
+                if part in m.model_fields
+                for inner in models_in(m.model_fields[str(part)].annotation)
             ] or models
     return path, sorted({name for m in models for name in m.model_fields})
 

@@ -35,7 +35,12 @@ class Source(Config):
 
 def facts(data: Data) -> dict[str, Any]:
     """The fields of `ImageModel` for these images."""
-    return {"classes": tuple(data.classes), "mean": tuple(data.mean), "std": tuple(data.std), "preprocessing": data.preprocessing()}
+    return {
+        "classes": tuple(data.classes),
+        "mean": tuple(data.mean),
+        "std": tuple(data.std),
+        "preprocessing": data.preprocessing(),
+    }
 
 
 def keep_model(path: Path, model: ImageModel, what: str) -> None:
@@ -45,7 +50,9 @@ def keep_model(path: Path, model: ImageModel, what: str) -> None:
         UserError: it has not.
     """
     if path.exists() and validate(type(model), read_json(path), str(path)) != model:
-        raise UserError(f"The {what} or the images of run '{path.parent}' changed since it was started; restore them or use --overwrite.")
+        raise UserError(
+            f"The {what} or the images of run '{path.parent}' changed since it was started; restore them or use --overwrite."
+        )
     write_json(path, model.model_dump(mode="json"))
 
 
@@ -58,7 +65,9 @@ def open_images(run: Run, model: ImageModel, device: torch.device, images: Path 
     values = {name: value for name, value in run.config.items() if name in Source.model_fields}
     source = validate(Source, values, str(run.path / "config.yaml"))
     if images is not None:
-        source = validate(Source, {"seed": source.seed, "data": source.data.model_dump() | {"path": images}}, "--data")
+        source = validate(
+            Source, {"seed": source.seed, "data": source.data.model_dump() | {"path": images}}, "--data"
+        )
     data = load_data(source.data, device, source.seed)
     if (tuple(data.classes), tuple(data.mean), tuple(data.std)) != (model.classes, model.mean, model.std):
         raise UserError(

@@ -26,7 +26,12 @@ def to_onnx(module: nn.Module, example_NCHW: torch.Tensor, path: Path, metadata:
 
 
 def to_proto(
-    module: nn.Module, example: torch.Tensor, *, any_batch: bool = True, output: str = "logits", opset: int = OPSET
+    module: nn.Module,
+    example: torch.Tensor,
+    *,
+    any_batch: bool = True,
+    output: str = "logits",
+    opset: int = OPSET,
 ) -> onnx.ModelProto:
     """`module` (eval mode) as an ONNX model: BatchNorm folded, nothing in it about this machine.
 
@@ -42,7 +47,12 @@ def to_proto(
 
 
 def traced(
-    module: nn.Module, example: tuple[torch.Tensor, ...], inputs: list[str], outputs: list[str], free: Any, opset: int = OPSET
+    module: nn.Module,
+    example: tuple[torch.Tensor, ...],
+    inputs: list[str],
+    outputs: list[str],
+    free: Any,
+    opset: int = OPSET,
 ) -> onnx.ModelProto:
     """`module` (eval mode) as it is. free: which axes of the inputs may change, as torch.export's `dynamic_shapes`."""
     assert opset >= OPSET, f"the exporter does not write opset {opset}"
@@ -68,7 +78,10 @@ def traced(
 
 def set_metadata(model: onnx.ModelProto, metadata: dict[str, Any]) -> None:
     """`metadata` as string properties of the model: what is not a string, as JSON."""
-    onnx.helper.set_model_props(model, {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()})
+    onnx.helper.set_model_props(
+        model,
+        {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()},
+    )
 
 
 def fold_batch_norm(module: nn.Module) -> nn.Module:
@@ -84,7 +97,12 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
         for first, second in itertools.pairwise(parent._modules):
             conv, norm = parent._modules[first], parent._modules[second]
             alone = uses[id(conv)] == uses[id(norm)] == 1
-            if alone and type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.running_mean is not None:
+            if (
+                alone
+                and type(conv) is nn.Conv2d
+                and type(norm) is nn.BatchNorm2d
+                and norm.running_mean is not None
+            ):
                 parent._modules[first], parent._modules[second] = fuse_conv_bn_eval(conv, norm), nn.Identity()
     return folded
 
@@ -105,6 +123,13 @@ def _strip(model: onnx.ModelProto) -> None:
     """Remove what the exporter says about the source: stack traces and paths of this machine."""
     model.doc_string = ""
     del model.metadata_props[:]
-    for holder in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output, *model.functions):
+    for holder in (
+        model.graph,
+        *model.graph.node,
+        *model.graph.value_info,
+        *model.graph.input,
+        *model.graph.output,
+        *model.functions,
+    ):
         holder.doc_string = ""
         del holder.metadata_props[:]

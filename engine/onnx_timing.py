@@ -20,11 +20,24 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-COLUMNS = ["name", "round", "runs", "wall_p20", "wall_p50", "cpu_p20", "cpu_p50", "threads", "runtime", "machine"]
+COLUMNS = [
+    "name",
+    "round",
+    "runs",
+    "wall_p20",
+    "wall_p50",
+    "cpu_p20",
+    "cpu_p50",
+    "threads",
+    "runtime",
+    "machine",
+]
 WARM_UP, AT_LEAST, AT_MOST = 3, 8, 200
 
 
-def open_session(path: Path, shape: list[int], threads: int, profile: Path | None = None) -> ort.InferenceSession:
+def open_session(
+    path: Path, shape: list[int], threads: int, profile: Path | None = None
+) -> ort.InferenceSession:
     """A session for this input shape alone: free dimensions `batch` and `side` are pinned before the graph is optimised.
 
     profile: how the name of the file starts into which onnxruntime writes what it spends on each node.
@@ -45,7 +58,9 @@ def random_input(session: ort.InferenceSession, shape: list[int]) -> np.ndarray:
     rng, kind = np.random.default_rng(0), session.get_inputs()[0].type
     if kind == "tensor(uint8)":
         return rng.integers(0, 256, shape, dtype=np.uint8)
-    return rng.standard_normal(shape, dtype=np.float32).astype(np.float16 if kind == "tensor(float16)" else np.float32)
+    return rng.standard_normal(shape, dtype=np.float32).astype(
+        np.float16 if kind == "tensor(float16)" else np.float32
+    )
 
 
 def time_item(path: Path, shape: list[int], threads: int, seconds: float) -> tuple[list[float], list[float]]:
@@ -58,7 +73,9 @@ def time_item(path: Path, shape: list[int], threads: int, seconds: float) -> tup
     wall: list[float] = []
     cpu: list[float] = []
     start = time.perf_counter()
-    while len(wall) < AT_MOST + WARM_UP and (len(wall) < AT_LEAST + WARM_UP or time.perf_counter() - start < seconds):
+    while len(wall) < AT_MOST + WARM_UP and (
+        len(wall) < AT_LEAST + WARM_UP or time.perf_counter() - start < seconds
+    ):
         cpu_before, before = clock(), time.perf_counter()
         session.run_with_iobinding(binding)
         wall.append(1e3 * (time.perf_counter() - before))
@@ -76,7 +93,9 @@ def finished(path: Path) -> set[tuple[str, int]]:
         return {(row["name"], int(row["round"])) for row in csv.DictReader(file)}
 
 
-def bench(folder: Path, out: Path, rounds: int, threads: int, seconds: float, advance: Callable[[], None]) -> None:
+def bench(
+    folder: Path, out: Path, rounds: int, threads: int, seconds: float, advance: Callable[[], None]
+) -> None:
     """Append what is missing of `rounds` rounds over the items of folder/manifest.json to the CSV `out`; advance() after each."""
     items = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["items"]
     done = finished(out)
@@ -91,7 +110,9 @@ def bench(folder: Path, out: Path, rounds: int, threads: int, seconds: float, ad
                 wall, cpu = time_item(folder / item["file"], item["shape"], threads, seconds)
                 numbers = [f"{np.percentile(times, q):.6g}" for times in (wall, cpu) for q in (20, 50)]
                 runtime = "onnxruntime " + ort.__version__
-                writer.writerow([item["name"], turn, len(wall), *numbers, threads, runtime, platform.machine()])
+                writer.writerow(
+                    [item["name"], turn, len(wall), *numbers, threads, runtime, platform.machine()]
+                )
                 file.flush()
                 advance()
 
@@ -100,7 +121,9 @@ def main() -> None:
     """The command."""
     here = Path(__file__).resolve().parent
     parser = argparse.ArgumentParser(description="Time the ONNX files of this folder and write a CSV.")
-    parser.add_argument("--out", type=Path, default=here / "latency.csv", help="the CSV; one that exists is continued")
+    parser.add_argument(
+        "--out", type=Path, default=here / "latency.csv", help="the CSV; one that exists is continued"
+    )
     parser.add_argument("--rounds", type=int, default=6, help="times that each file is measured")
     parser.add_argument("--threads", type=int, default=1, help="threads of onnxruntime")
     parser.add_argument("--seconds", type=float, default=0.03, help="time for each file in each round")

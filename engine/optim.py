@@ -16,7 +16,10 @@ class Exponential(Config):
     name: Literal["exponential"] = "exponential"
     floor: float = Field(0.05, gt=0, le=1, description="constant end, as a fraction of the start")
     floor_at: float = Field(
-        0.65, gt=0, le=1, description="fraction of training at which it is reached (BigNAS: 0.97 every 2.4 of 360 epochs, 0.65)"
+        0.65,
+        gt=0,
+        le=1,
+        description="fraction of training at which it is reached (BigNAS: 0.97 every 2.4 of 360 epochs, 0.65)",
     )
 
 
@@ -35,10 +38,16 @@ class SGD(Config):
     lr: float = Field(0.1, gt=0, description="learning rate at its highest")
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = Field(True, description="Nesterov's look-ahead")
-    weight_decay: float = Field(1e-5, ge=0, description="L2, once per step on every weight: the largest network's")
+    weight_decay: float = Field(
+        1e-5, ge=0, description="L2, once per step on every weight: the largest network's"
+    )
     decay_all: bool = Field(False, description="decay BatchNorm and biases, too")
-    clip_value: float | None = Field(1.0, gt=0, description="clip each gradient entry to +- this; none: no clipping")
-    clip_norm: float | None = Field(None, gt=0, description="scale all gradients down where their norm is larger; none: no clipping")
+    clip_value: float | None = Field(
+        1.0, gt=0, description="clip each gradient entry to +- this; none: no clipping"
+    )
+    clip_norm: float | None = Field(
+        None, gt=0, description="scale all gradients down where their norm is larger; none: no clipping"
+    )
     warmup_epochs: float = Field(5, ge=0, description="linear warm-up from 0")
     schedule: Schedule = Exponential()
 
@@ -60,9 +69,14 @@ def build_sgd(config: SGD, model: nn.Module) -> torch.optim.SGD:
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": config.weight_decay if config.decay_all else 0.0},
+        {
+            "params": [p for p in parameters if p.ndim <= 1],
+            "weight_decay": config.weight_decay if config.decay_all else 0.0,
+        },
     ]
-    return torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.nesterov and config.momentum > 0)
+    return torch.optim.SGD(
+        groups, config.lr, config.momentum, nesterov=config.nesterov and config.momentum > 0
+    )
 
 
 def clip_gradients(config: SGD, model: nn.Module) -> None:

@@ -62,7 +62,9 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); write it again with the command that made it.") from None
+        raise UserError(
+            f"{path} is not valid JSON ({error}); write it again with the command that made it."
+        ) from None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -139,7 +141,9 @@ class Run:
             temporary.write_text("")
 
     @classmethod
-    def start(cls, path: Path, config: Config, *, resume: bool, overwrite: bool, facts: dict[str, Any] | None = None) -> "Run":
+    def start(
+        cls, path: Path, config: Config, *, resume: bool, overwrite: bool, facts: dict[str, Any] | None = None
+    ) -> "Run":
         """Create the folder, or continue in it. facts: what env.json says beside the environment.
 
         Raises:
@@ -153,7 +157,9 @@ class Run:
             found = {entry.name for entry in path.iterdir()} if path.exists() else set()
             strange = {name for name in found - RUN_FILES if not name.startswith(".")}
             if strange and not {"config.yaml", "env.json"} <= found:
-                raise UserError(f"Folder '{path}' holds files that are not a run, such as {min(strange)}; choose another with --out.")
+                raise UserError(
+                    f"Folder '{path}' holds files that are not a run, such as {min(strange)}; choose another with --out."
+                )
             if "config.yaml" in found and not overwrite:
                 run._check_same(values, resume)
                 return run
@@ -163,13 +169,19 @@ class Run:
                 temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
             write_json(path / "env.json", environment() | (facts or {}))
         except OSError as error:
-            raise UserError(f"Run folder '{path}' cannot be written ({error.strerror}); choose another with --out.") from None
+            raise UserError(
+                f"Run folder '{path}' cannot be written ({error.strerror}); choose another with --out."
+            ) from None
         return run
 
     def _check_same(self, values: dict[str, Any], resume: bool) -> None:
         if not resume:
-            state = "a finished run; add" if self.finished else "an unfinished run; add --resume to continue it,"
-            raise UserError(f"Folder '{self.path}' already holds {state} --overwrite to replace it, or choose another with --out.")
+            state = (
+                "a finished run; add" if self.finished else "an unfinished run; add --resume to continue it,"
+            )
+            raise UserError(
+                f"Folder '{self.path}' already holds {state} --overwrite to replace it, or choose another with --out."
+            )
         for name, value in values.items():
             before = self.config.get(name)
             if name not in MAY_DIFFER and before != value:
@@ -187,7 +199,9 @@ class Run:
         """
         run = cls(path)
         if not (path / "config.yaml").exists():
-            raise UserError(f"'{path}' is not a run folder; train one with python -m {command} --out {path}, or name another with {flag}.")
+            raise UserError(
+                f"'{path}' is not a run folder; train one with python -m {command} --out {path}, or name another with {flag}."
+            )
         if not run.finished:
             raise UserError(
                 f"Run '{path}' is not finished; continue it with python -m {command} --config {path}/config.yaml --out {path} --resume."
@@ -204,7 +218,9 @@ def tensorboard_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise UserError("TensorBoard is not installed; run pip install 'ofa-toolkit[tensorboard]', or leave out --tensorboard.") from None
+        raise UserError(
+            "TensorBoard is not installed; run pip install 'ofa-toolkit[tensorboard]', or leave out --tensorboard."
+        ) from None
     return SummaryWriter
 
 
@@ -235,6 +251,8 @@ def _git_state() -> dict[str, Any] | None:
         return None
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=False
+        ).stdout.strip()
 
     return {"commit": git("rev-parse", "HEAD") or None, "dirty": bool(git("status", "--porcelain"))}

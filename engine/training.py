@@ -37,11 +37,21 @@ class TrainingCommand(Command):
     batch_size: int = Field(64, ge=2, description="images a step, of all processes together")
     sgd: SGD = Field(SGD(), description="the optimiser and its learning rate")
     evaluate_every: int = Field(10, ge=1, description="epochs between evaluations on the validation split")
-    seed: int = Field(0, ge=0, description="of weights, order, augmentation, other draws of a step and the validation split")
+    seed: int = Field(
+        0, ge=0, description="of weights, order, augmentation, other draws of a step and the validation split"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    threads: int | None = Field(None, ge=1, description="CPU threads; none: torch decides. Tiny networks are fastest with 1")
-    ranks: int | None = Field(None, ge=1, description="processes that train together, started by torchrun; none: as many as it started")
-    tensorboard: bool = Field(False, description="write TensorBoard events too (needs the extra of that name)")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads; none: torch decides. Tiny networks are fastest with 1"
+    )
+    ranks: int | None = Field(
+        None,
+        ge=1,
+        description="processes that train together, started by torchrun; none: as many as it started",
+    )
+    tensorboard: bool = Field(
+        False, description="write TensorBoard events too (needs the extra of that name)"
+    )
     resume: bool = Field(False, description="continue the run in --out if there is one")
     overwrite: bool = Field(False, description="replace the run in --out if there is one")
 
@@ -82,7 +92,9 @@ class TrainingCommand(Command):
         writer = tensorboard_writer() if self.tensorboard else None
         run = Run(self.out)
         if ranks.first:
-            before = run.config.get("ranks") if self.resume and (self.out / "config.yaml").exists() else ranks.size
+            before = (
+                run.config.get("ranks") if self.resume and (self.out / "config.yaml").exists() else ranks.size
+            )
             if before != ranks.size:
                 raise UserError(
                     f"Run '{self.out}' is trained by {before} processes, not {ranks.size}, and others would draw differently; resume it "
@@ -115,7 +127,9 @@ class Training:
 
     optimizer: torch.optim.Optimizer
 
-    def __init__(self, command: TrainingCommand, run: Run, network: nn.Module, data: Data, ranks: Ranks, epochs: int):
+    def __init__(
+        self, command: TrainingCommand, run: Run, network: nn.Module, data: Data, ranks: Ranks, epochs: int
+    ):
         self.command, self.folder, self.data, self.ranks, self.epochs = command, run, data, ranks, epochs
         self.network = network.to(data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.steps = data.steps(command.batch_size)
@@ -161,7 +175,9 @@ class Training:
         with stop_on_signal() as stop, progress("train", self.total, self.step) as advance:
             for epoch in range(self.step // self.steps, self.epochs):
                 self.begin_epoch()
-                batches = self.data.train_batches(self.command.batch_size, epoch, skip=self.step % self.steps, ranks=self.ranks)
+                batches = self.data.train_batches(
+                    self.command.batch_size, epoch, skip=self.step % self.steps, ranks=self.ranks
+                )
                 for x, y in until_stopped(batches, stop) if self.ranks.size == 1 else batches:
                     self.update(x, y)
                     advance(self.log(epoch) if self.step % LOG_EVERY == 0 else "")
@@ -174,7 +190,9 @@ class Training:
                     self.evaluate(epoch, last)
                 self.save()
                 if self.ranks.any(stop.requested) and not last:
-                    print(f"stopped at step {self.step} of {self.total}; continue with the same command and --resume")
+                    print(
+                        f"stopped at step {self.step} of {self.total}; continue with the same command and --resume"
+                    )
                     return 130
             if self.ranks.first:
                 self.folder.finish()
@@ -237,7 +255,9 @@ class Training:
                     part.load_state_dict(state[name])
                 self.step = int(state["step"])
             except (KeyError, RuntimeError, ValueError, TypeError):
-                raise UserError(f"Resume state '{path}' is not of this run; start again with --overwrite.") from None
+                raise UserError(
+                    f"Resume state '{path}' is not of this run; start again with --overwrite."
+                ) from None
             if self.ranks.first:
                 self.folder.forget_after(self.step)
             print(f"resumed at step {self.step} of {self.total}")

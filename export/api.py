@@ -57,12 +57,20 @@ def to_onnx(
         raise UserError(f"Target {target.name} writes .{target.format} files; name '{path}' so.")
     check_module(module)
     if images is None and target.precision == "int8":
-        raise UserError(f"Target {target.name} is quantised; give images to calibrate and to verify with (images=).")
+        raise UserError(
+            f"Target {target.name} is quantised; give images to calibrate and to verify with (images=)."
+        )
     if images is not None and labels is not None and len(images) != len(labels):
         raise UserError(f"There are {len(images)} images but {len(labels)} labels; they must be as many.")
-    noise = torch.randn(4, *_size(module), generator=torch.Generator().manual_seed(0)) if images is None and example is None else None
+    noise = (
+        torch.randn(4, *_size(module), generator=torch.Generator().manual_seed(0))
+        if images is None and example is None
+        else None
+    )
     x = next(tensor for tensor in (images, example, noise) if tensor is not None).detach().cpu().float()
-    subject = _subject(module, x, labels, images is not None, classes, bake, {"subnet": path.stem} | (facts or {}))
+    subject = _subject(
+        module, x, labels, images is not None, classes, bake, {"subnet": path.stem} | (facts or {})
+    )
     written = write_file(subject, target, path, max_drop)
     if written.manifest is None:
         raise UserError(f"'{path}' is not written: it {written.complaint}.")
@@ -89,7 +97,9 @@ def _subject(
     whole = (Baked(module, bake) if bake else module).eval()
     reference = refer(whole, batches)
     if classes is not None and len(classes) != reference.output_NK.shape[1]:
-        raise UserError(f"There are {len(classes)} names of classes, but the network has {reference.output_NK.shape[1]} outputs.")
+        raise UserError(
+            f"There are {len(classes)} names of classes, but the network has {reference.output_NK.shape[1]} outputs."
+        )
     known = {
         "classes": None if classes is None else list(classes),
         "preprocessing": _preparation(x_NCHW, bake),
@@ -101,12 +111,29 @@ def _subject(
     calibration = [batch for batch, _ in batches()] if real else []
     numbers = count_parameters(module) + sum(b.numel() for b in module.buffers())
     layout: Layout = bake.layout if bake else "NCHW"
-    return Subject(whole, example, reference, calibration, layout, bool(bake and bake.softmax), numbers, facts | known, {})
+    return Subject(
+        whole,
+        example,
+        reference,
+        calibration,
+        layout,
+        bool(bake and bake.softmax),
+        numbers,
+        facts | known,
+        {},
+    )
 
 
 def _preparation(x_NCHW: Tensor, bake: Bake | None) -> dict[str, Any]:
-    known: dict[str, Any] = {"resize": list(x_NCHW.shape[2:]), "channels": {1: "gray", 3: "RGB"}.get(x_NCHW.shape[1], x_NCHW.shape[1])}
-    return known | ({"scale": "divide by 255", "mean": list(bake.mean), "std": list(bake.std), "baked": True} if bake else {"baked": False})
+    known: dict[str, Any] = {
+        "resize": list(x_NCHW.shape[2:]),
+        "channels": {1: "gray", 3: "RGB"}.get(x_NCHW.shape[1], x_NCHW.shape[1]),
+    }
+    return known | (
+        {"scale": "divide by 255", "mean": list(bake.mean), "std": list(bake.std), "baked": True}
+        if bake
+        else {"baked": False}
+    )
 
 
 def _size(module: nn.Module) -> tuple[int, ...]:

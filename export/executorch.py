@@ -35,8 +35,12 @@ class ExecuTorch(RunCommand):
       python -m export.executorch --selected 600M
     """
 
-    selected: str | None = Field(None, description="only this budget, as named in the run's selected/ folder; none: all of them")
-    arch: str | None = Field(None, description="instead: smallest, largest, a JSON file or JSON of an architecture")
+    selected: str | None = Field(
+        None, description="only this budget, as named in the run's selected/ folder; none: all of them"
+    )
+    arch: str | None = Field(
+        None, description="instead: smallest, largest, a JSON file or JSON of an architecture"
+    )
     images: int | None = Field(256, ge=2, description="validation images to verify on; none: all")
 
     def execute(self) -> int:
@@ -55,7 +59,11 @@ class ExecuTorch(RunCommand):
                 parity, complaint = write_pte(subject, path)
                 failed += bool(complaint)
                 size = "-" if complaint else f"{path.stat().st_size / 1e6:.2f} MB"
-                numbers = f"{subject.reference.accuracy:.2%}", f"{parity.accuracy:.2%}", f"{parity.relative_error:.1e}"
+                numbers = (
+                    f"{subject.reference.accuracy:.2%}",
+                    f"{parity.accuracy:.2%}",
+                    f"{parity.relative_error:.1e}",
+                )
                 table.add_row(path.name, size, *numbers, complaint or "equal")
                 advance(path.name)
         show(table)
@@ -81,8 +89,17 @@ def write_pte(subject: Subject, path: Path) -> tuple[Parity, str]:
         complaint = parity.complaint("float32")
         if not complaint:
             candidate.replace(path)
-            facts = {"file": path.name, "target": "executorch", "precision": "float32", **subject.facts, "parity": parity._asdict()}
-            write_json(manifest, facts | {"bytes": path.stat().st_size, "sha256": digest(path), "versions": versions()})
+            facts = {
+                "file": path.name,
+                "target": "executorch",
+                "precision": "float32",
+                **subject.facts,
+                "parity": parity._asdict(),
+            }
+            write_json(
+                manifest,
+                facts | {"bytes": path.stat().st_size, "sha256": digest(path), "versions": versions()},
+            )
     return parity, complaint
 
 
@@ -92,8 +109,12 @@ def _program(subject: Subject) -> bytes:
     from executorch.exir import to_edge_transform_and_lower
 
     with silent():
-        program = torch.export.export(fold_batch_norm(subject.module), (torch.from_numpy(subject.example[:1]),))
-        return bytes(to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch().buffer)
+        program = torch.export.export(
+            fold_batch_norm(subject.module), (torch.from_numpy(subject.example[:1]),)
+        )
+        return bytes(
+            to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch().buffer
+        )
 
 
 def run_pte(path: Path, x: Array) -> Array:
@@ -102,7 +123,9 @@ def run_pte(path: Path, x: Array) -> Array:
 
     method = Runtime.get().load_program(path).load_method("forward")
     assert method is not None
-    return np.concatenate([method.execute([torch.from_numpy(x[i : i + 1])])[0].numpy() for i in range(len(x))])
+    return np.concatenate(
+        [method.execute([torch.from_numpy(x[i : i + 1])])[0].numpy() for i in range(len(x))]
+    )
 
 
 def _installed() -> None:

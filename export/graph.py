@@ -29,7 +29,10 @@ def plain_operators(model: onnx.ModelProto) -> None:
         match node.op_type:
             case "HardSwish":
                 gate = f"{node.output[0]}_gate"
-                nodes += [*_hard_sigmoid(graph, node.input[0], gate, 1 / 6, 0.5), make("Mul", [node.input[0], gate], node.output[0])]
+                nodes += [
+                    *_hard_sigmoid(graph, node.input[0], gate, 1 / 6, 0.5),
+                    make("Mul", [node.input[0], gate], node.output[0]),
+                ]
             case "HardSigmoid":
                 values = {"alpha": 0.2, "beta": 0.5} | {a.name: a.f for a in node.attribute}
                 nodes += _hard_sigmoid(graph, node.input[0], node.output[0], values["alpha"], values["beta"])
@@ -42,7 +45,11 @@ def plain_operators(model: onnx.ModelProto) -> None:
 
 def pool_globally(model: onnx.ModelProto) -> None:
     """Means over a map as GlobalAveragePool, which has an 8-bit kernel, in place."""
-    nodes = [n for node in model.graph.node for n in (_pool(model.graph, node) if _over_a_map(model.graph, node) else [node])]
+    nodes = [
+        n
+        for node in model.graph.node
+        for n in (_pool(model.graph, node) if _over_a_map(model.graph, node) else [node])
+    ]
     replace_nodes(model, nodes)
 
 
@@ -58,7 +65,9 @@ def replace_nodes(model: onnx.ModelProto, nodes: list[NodeProto]) -> None:
 
 
 def _hard_sigmoid(graph: onnx.GraphProto, x: str, out: str, alpha: float, beta: float) -> list[NodeProto]:
-    shift, scale, top = (_constant(graph, value) for value in (beta / np.float32(alpha), alpha, 1 / np.float32(alpha)))
+    shift, scale, top = (
+        _constant(graph, value) for value in (beta / np.float32(alpha), alpha, 1 / np.float32(alpha))
+    )
     return [
         make("Add", [x, shift], f"{out}_shifted"),
         make("Clip", [f"{out}_shifted", _constant(graph, 0.0), top], f"{out}_clipped"),
@@ -94,7 +103,10 @@ def _pool(graph: onnx.GraphProto, node: NodeProto) -> list[NodeProto]:
     pooled, shape = f"{node.output[0]}_pooled", "batch_and_rest"
     if all(tensor.name != shape for tensor in graph.initializer):
         graph.initializer.append(numpy_helper.from_array(np.array([0, -1]), shape))
-    return [make("GlobalAveragePool", [node.input[0]], pooled), make("Reshape", [pooled, shape], node.output[0])]
+    return [
+        make("GlobalAveragePool", [node.input[0]], pooled),
+        make("Reshape", [pooled, shape], node.output[0]),
+    ]
 
 
 def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -115,7 +127,9 @@ def write_ort(onnx_path: Path, path: Path) -> None:
         line for line in config.read_text(encoding="utf-8").splitlines() if not line.startswith("#")
     ]  # they name folders of this machine
     config.unlink()
-    path.with_suffix(OPERATORS).write_text("\n".join([f"# Generated from {path.name}", *lines, ""]), encoding="utf-8")
+    path.with_suffix(OPERATORS).write_text(
+        "\n".join([f"# Generated from {path.name}", *lines, ""]), encoding="utf-8"
+    )
     written.replace(path)
 
 
@@ -137,4 +151,9 @@ def names_this_machine(model: onnx.ModelProto) -> bool:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     del copy.graph.initializer[:]
-    return re.search(rb'\.py\b|File "|(?<![\w.:/])/(?:home|root|tmp|usr|Users|var|opt|mnt)/', copy.SerializeToString()) is not None
+    return (
+        re.search(
+            rb'\.py\b|File "|(?<![\w.:/])/(?:home|root|tmp|usr|Users|var|opt|mnt)/', copy.SerializeToString()
+        )
+        is not None
+    )

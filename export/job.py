@@ -11,7 +11,14 @@ from export.source import Network, Source
 from export.verify import refer
 
 
-def subject_of(source: Source, name: str, network: Network, bake: Bake | None, images: int | None, calibration_images: int) -> Subject:
+def subject_of(
+    source: Source,
+    name: str,
+    network: Network,
+    bake: Bake | None,
+    images: int | None,
+    calibration_images: int,
+) -> Subject:
     """The network called `name`, judged on the first `images` validation images (all if None); with training images for 8 bits, if any."""
 
     def inputs(x: torch.Tensor) -> Array:
@@ -27,7 +34,9 @@ def subject_of(source: Source, name: str, network: Network, bake: Bake | None, i
         module=module,
         example=np.concatenate([image, image]),
         reference=refer(module, batches),
-        calibration=[inputs(x) for x, _ in source.images("train", network.size, calibration_images)] if calibration_images else [],
+        calibration=[inputs(x) for x, _ in source.images("train", network.size, calibration_images)]
+        if calibration_images
+        else [],
         layout=bake.layout if bake else "NCHW",
         probabilities=bool(bake and bake.softmax),
         parameters=network.params,

@@ -92,14 +92,20 @@ def read_manifest(path: Path, check: bool = True) -> Manifest:
         raise UserError(f"There is no file '{path}'; write one with python -m export.onnx.")
     beside = manifest_path(path)
     if not beside.is_file():
-        raise UserError(f"'{path}' has no manifest '{beside.name}' beside it; copy that too, or export again with python -m export.onnx.")
+        raise UserError(
+            f"'{path}' has no manifest '{beside.name}' beside it; copy that too, or export again with python -m export.onnx."
+        )
     manifest = validate(Manifest, read_json(beside), str(beside))
     if check:
         size = path.stat().st_size
         if size != manifest.bytes:
-            raise UserError(f"'{path}' has {size} bytes, but {manifest.bytes} were verified; it is truncated or changed: copy it again.")
+            raise UserError(
+                f"'{path}' has {size} bytes, but {manifest.bytes} were verified; it is truncated or changed: copy it again."
+            )
         if digest(path) != manifest.sha256:
-            raise UserError(f"'{path}' is not, byte for byte, the file that was verified (SHA-256 differs); copy it or export it again.")
+            raise UserError(
+                f"'{path}' is not, byte for byte, the file that was verified (SHA-256 differs); copy it or export it again."
+            )
     return manifest
 
 
@@ -111,5 +117,7 @@ def exported(folder: Path) -> list[Path]:
     """
     paths = [path for path in folder.glob("*") if path.suffix in SUFFIXES and manifest_path(path).is_file()]
     if not paths:
-        raise UserError(f"Folder '{folder}' holds no exported file with its manifest; write one with python -m export.onnx.")
+        raise UserError(
+            f"Folder '{folder}' holds no exported file with its manifest; write one with python -m export.onnx."
+        )
     return sorted(paths, key=lambda path: (read_manifest(path, check=False).macs, path.name))

@@ -41,23 +41,36 @@ def fold_norms(model: onnx.ModelProto) -> None:
     replace_nodes(model, nodes)
 
 
-def _affine(node: NodeProto, values: dict[str, TensorProto]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _affine(
+    node: NodeProto, values: dict[str, TensorProto]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(scale, shift) per channel that a BatchNormalization amounts to."""
-    gamma, beta, mean, var = (numpy_helper.to_array(values[name]).astype(np.float64) for name in node.input[1:])
+    gamma, beta, mean, var = (
+        numpy_helper.to_array(values[name]).astype(np.float64) for name in node.input[1:]
+    )
     scale = gamma / np.sqrt(var + next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5))
     return scale, beta - mean * scale
 
 
-def _joined_convs(joined: NodeProto | None, makers: dict[str, NodeProto], uses: "Counter[str]") -> list[NodeProto]:
+def _joined_convs(
+    joined: NodeProto | None, makers: dict[str, NodeProto], uses: "Counter[str]"
+) -> list[NodeProto]:
     """The convolutions whose outputs a node concatenates along the channels, if there is nothing else in it and nobody else reads them."""
-    if joined is None or joined.op_type != "Concat" or uses[joined.output[0]] != 1 or joined.attribute[0].i != 1:
+    if (
+        joined is None
+        or joined.op_type != "Concat"
+        or uses[joined.output[0]] != 1
+        or joined.attribute[0].i != 1
+    ):
         return []
     parts = [makers[name] for name in joined.input if name in makers]
     fits = all(part.op_type == "Conv" and uses[part.output[0]] == uses[part.input[1]] == 1 for part in parts)
     return parts if fits and len(parts) == len(joined.input) else []
 
 
-def _scale_conv(graph: onnx.GraphProto, values: dict[str, TensorProto], conv: NodeProto, scale: Array, shift: Array) -> None:
+def _scale_conv(
+    graph: onnx.GraphProto, values: dict[str, TensorProto], conv: NodeProto, scale: Array, shift: Array
+) -> None:
     """Multiply a convolution's output by `scale` and add `shift`."""
     weight = numpy_helper.to_array(values[conv.input[1]])
     bias = numpy_helper.to_array(values[conv.input[2]]) if len(conv.input) > 2 else np.zeros(len(weight))
@@ -67,7 +80,10 @@ def _scale_conv(graph: onnx.GraphProto, values: dict[str, TensorProto], conv: No
 
 def _arithmetic(graph: onnx.GraphProto, node: NodeProto, scale: Array, shift: Array) -> list[NodeProto]:
     out, shape = node.output[0], (-1, 1, 1)
-    factor, term = _constant(graph, f"{out}_scale", scale.reshape(shape)), _constant(graph, f"{out}_shift", shift.reshape(shape))
+    factor, term = (
+        _constant(graph, f"{out}_scale", scale.reshape(shape)),
+        _constant(graph, f"{out}_shift", shift.reshape(shape)),
+    )
     return [make("Mul", [node.input[0], factor], f"{out}_scaled"), make("Add", [f"{out}_scaled", term], out)]
 
 

@@ -38,14 +38,30 @@ class Export(RunCommand):
       python -m export.targets                           what targets there are, and why
     """
 
-    selected: str | None = Field(None, description="only this budget, as named in the run's selected/ folder; none: all of them")
-    arch: str | None = Field(None, description="instead: smallest, largest, a JSON file or JSON of an architecture")
-    target: str = Field("cpu", description="one or more, separated by commas, of python -m export.targets, or a YAML file of one")
+    selected: str | None = Field(
+        None, description="only this budget, as named in the run's selected/ folder; none: all of them"
+    )
+    arch: str | None = Field(
+        None, description="instead: smallest, largest, a JSON file or JSON of an architecture"
+    )
+    target: str = Field(
+        "cpu",
+        description="one or more, separated by commas, of python -m export.targets, or a YAML file of one",
+    )
     images: int | None = Field(None, ge=2, description="validation images to verify on; none: all")
-    max_drop: float = Field(0.5, ge=0, le=100, description="points of top-1 on validation images that a file may lose")
-    calibration_images: int = Field(256, ge=1, description="training images whose ranges decide the 8-bit scales")
-    bake_normalize: bool = Field(False, description="put normalisation into the graph: the file takes uint8 pixels of the right size")
-    layout: Layout = Field("NHWC", description="with --bake-normalize: of the pixels, as cameras (NHWC) or torch (NCHW) give them")
+    max_drop: float = Field(
+        0.5, ge=0, le=100, description="points of top-1 on validation images that a file may lose"
+    )
+    calibration_images: int = Field(
+        256, ge=1, description="training images whose ranges decide the 8-bit scales"
+    )
+    bake_normalize: bool = Field(
+        False, description="put normalisation into the graph: the file takes uint8 pixels of the right size"
+    )
+    layout: Layout = Field(
+        "NHWC",
+        description="with --bake-normalize: of the pixels, as cameras (NHWC) or torch (NCHW) give them",
+    )
     softmax: bool = Field(False, description="with --bake-normalize: the output is probabilities")
 
     def execute(self) -> int:
@@ -56,10 +72,16 @@ class Export(RunCommand):
         if is_language(self.run):
             return self._text()
         if self.softmax and not self.bake_normalize:
-            raise UserError("--softmax goes into the graph with --bake-normalize; add that, or leave out --softmax.")
+            raise UserError(
+                "--softmax goes into the graph with --bake-normalize; add that, or leave out --softmax."
+            )
         source = open_source(self.run, pick_device(self.device), self.data)
         choices = source.choices(self.selected, self.arch)
-        bake = Bake(source.data.mean, source.data.std, self.layout, self.softmax) if self.bake_normalize else None
+        bake = (
+            Bake(source.data.mean, source.data.std, self.layout, self.softmax)
+            if self.bake_normalize
+            else None
+        )
         calibration = self.calibration_images if any(target.precision == "int8" for target in targets) else 0
         table = Table("file", "size", "ms here", "top-1 torch", "top-1 file", "same top-1", "dB", "verdict")
         failed = 0
@@ -75,11 +97,15 @@ class Export(RunCommand):
                     advance(path.name)
         show(table)
         print(f"written to {self.run / 'export'}")
-        print(f"top-1 on validation images; ms here: one image with {torch.get_num_threads()} thread(s) of this CPU")
+        print(
+            f"top-1 on validation images; ms here: one image with {torch.get_num_threads()} thread(s) of this CPU"
+        )
         if source.searchable:
             print(f"next: python -m predictors.report{run_flag(self.run)}")
         else:
-            print(f"next: python -m export.benchmark {self.run / 'export' / targets[0].file_name(choices[0].name)}")
+            print(
+                f"next: python -m export.benchmark {self.run / 'export' / targets[0].file_name(choices[0].name)}"
+            )
         return 1 if failed else 0
 
     def _text(self) -> int:
@@ -87,17 +113,27 @@ class Export(RunCommand):
         given = [name for name in ("selected", "arch", "bake_normalize", "softmax") if getattr(self, name)]
         if given or self.target != "cpu":
             name = (given or ["target"])[0].replace("_", "-")
-            raise UserError(f"Run '{self.run}' is a recurrent cell, which is exported as one step on words; leave out --{name}.")
+            raise UserError(
+                f"Run '{self.run}' is a recurrent cell, which is exported as one step on words; leave out --{name}."
+            )
         written = export_step(self.run, self.data)
-        print(f"{written.path}: {written.path.stat().st_size / 1e6:.2f} MB; {written.words} words of validation text")
-        print(f"largest difference of logits from torch: {written.relative_error:.1e} of the largest; {written.complaint or 'equal'}")
+        print(
+            f"{written.path}: {written.path.stat().st_size / 1e6:.2f} MB; {written.words} words of validation text"
+        )
+        print(
+            f"largest difference of logits from torch: {written.relative_error:.1e} of the largest; {written.complaint or 'equal'}"
+        )
         return 1 if written.complaint else 0
 
 
 def _row(path: Path, subject: Subject, written: Written) -> list[str]:
     """One line of the table."""
     parity, torch_accuracy = written.parity, f"{subject.reference.accuracy:.2%}"
-    numbers = ["-"] * 3 if parity is None else [f"{parity.accuracy:.2%}", f"{parity.same_top1:.1%}", f"{parity.snr_db:.0f}"]
+    numbers = (
+        ["-"] * 3
+        if parity is None
+        else [f"{parity.accuracy:.2%}", f"{parity.same_top1:.1%}", f"{parity.snr_db:.0f}"]
+    )
     if written.manifest is None:
         return [path.name, "-", "-", torch_accuracy, *numbers, written.complaint]
     manifest = written.manifest

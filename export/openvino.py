@@ -45,7 +45,12 @@ class OpenVINO(Command):
             exact, chosen = (_difference(run_openvino(path, x, force), wanted) for force in (True, False))
             limit = TOLERANCE if manifest.precision == "float32" else INT8_TOLERANCE
             failed += exact > limit
-            table.add_row(path.name, f"{exact:.1e}", f"{chosen:.1e}", "equal" if exact <= limit else f"differs by more than {limit:g}")
+            table.add_row(
+                path.name,
+                f"{exact:.1e}",
+                f"{chosen:.1e}",
+                "equal" if exact <= limit else f"differs by more than {limit:g}",
+            )
         show(table)
         print("differences: largest of any output, relative to the largest output of onnxruntime")
         return 1 if failed else 0
@@ -63,7 +68,11 @@ def run_openvino(path: Path, x: Array, force_float32: bool = True) -> Array:
 
 def _inputs(shape: tuple[int | str, ...], dtype: str, images: int) -> Array:
     rng, size = numpy_generator(0, "openvino"), (images, *(int(axis) for axis in shape[1:]))
-    return rng.integers(0, 256, size, dtype=np.uint8) if dtype == "uint8" else rng.standard_normal(size, dtype=np.float32)
+    return (
+        rng.integers(0, 256, size, dtype=np.uint8)
+        if dtype == "uint8"
+        else rng.standard_normal(size, dtype=np.float32)
+    )
 
 
 def _difference(got: Array, wanted: Array) -> float:

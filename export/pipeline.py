@@ -149,7 +149,9 @@ def _prove(subject: Subject, target: Target, path: Path, max_drop: float) -> Wri
         first = next(iter(subject.reference.batches()))[0]
         before = run_file(open_session(candidate), first)
         _save(model, candidate)
-        assert np.array_equal(run_file(open_session(candidate), first), before), "metadata changed what the file computes"
+        assert np.array_equal(run_file(open_session(candidate), first), before), (
+            "metadata changed what the file computes"
+        )
         facts |= {"bytes": candidate.stat().st_size, "sha256": digest(candidate)}
         if target.format == "ort":
             candidate.with_suffix(OPERATORS).replace(path.with_suffix(OPERATORS))
@@ -164,7 +166,9 @@ def _export(subject: Subject, target: Target, output: str) -> onnx.ModelProto:
     if key not in subject.graphs:
         example = torch.from_numpy(subject.example if target.batch == "any" else subject.example[:1])
         try:
-            subject.graphs[key] = to_proto(subject.module, example, any_batch=target.batch == "any", output=output, opset=target.opset)
+            subject.graphs[key] = to_proto(
+                subject.module, example, any_batch=target.batch == "any", output=output, opset=target.opset
+            )
         except torch.onnx.OnnxExporterError as error:
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             name = type(subject.module).__name__
@@ -188,7 +192,9 @@ def _in_precision(
     if target.precision == "float32":
         return model, None
     if not subject.calibration:
-        raise UserError(f"Target {target.name} is quantised, for which it needs images to calibrate with; give some.")
+        raise UserError(
+            f"Target {target.name} is quantised, for which it needs images to calibrate with; give some."
+        )
     work = folder / "int8.onnx"
     quantized = quantize(model, work, subject.calibration, subject.reference, max_drop)
     return onnx.load(work), quantized
@@ -217,14 +223,30 @@ def _facts(
     """The manifest of one file, but for its size and hash."""
     reference, count = subject.reference, "batch" if target.batch == "any" else 1
     predicted = subject.facts.get("predicted_accuracy")
-    accuracy = {"predicted": predicted, "torch": reference.accuracy, "file": parity.accuracy, "images": parity.images, "split": "val"}
+    accuracy = {
+        "predicted": predicted,
+        "torch": reference.accuracy,
+        "file": parity.accuracy,
+        "images": parity.images,
+        "split": "val",
+    }
     kind = "uint8" if subject.example.dtype == np.uint8 else "float32"
     facts = {
         "file": path.name,
         "target": target.name,
         "precision": target.precision,
-        "input": {"name": "image", "dtype": kind, "layout": subject.layout, "shape": [count, *subject.example.shape[1:]]},
-        "output": {"name": output, "dtype": "float32", "layout": "NC", "shape": [count, reference.output_NK.shape[1]]},
+        "input": {
+            "name": "image",
+            "dtype": kind,
+            "layout": subject.layout,
+            "shape": [count, *subject.example.shape[1:]],
+        },
+        "output": {
+            "name": output,
+            "dtype": "float32",
+            "layout": "NC",
+            "shape": [count, reference.output_NK.shape[1]],
+        },
         **{key: value for key, value in subject.facts.items() if key != "predicted_accuracy"},
         "accuracy": accuracy if reference.labelled else None,
         "parity": parity._asdict() | {"batches": [1, len(next(iter(reference.batches()))[0])]},

@@ -41,7 +41,9 @@ class Quantized(NamedTuple):
     complaint: str
 
 
-def quantize(model: onnx.ModelProto, out: Path, calibration: Sequence[Array], reference: Reference, max_drop: float) -> Quantized:
+def quantize(
+    model: onnx.ModelProto, out: Path, calibration: Sequence[Array], reference: Reference, max_drop: float
+) -> Quantized:
     """`model` in 8 bits as the file `out`, with as few layers in float32 as its accuracy allows.
 
     Args:
@@ -102,11 +104,15 @@ class _Quantizer:
         model = onnx.load(prepared)
         one = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
         self.prepared, self.out = prepared, out
-        self.calibration = [batch[i : i + 1] for batch in calibration for i in range(len(batch))] if one else calibration
+        self.calibration = (
+            [batch[i : i + 1] for batch in calibration for i in range(len(batch))] if one else calibration
+        )
         self.input = model.graph.input[0].name
         weights, nodes = {tensor.name for tensor in model.graph.initializer}, list(model.graph.node)
         self.weighted = [n.name for n in nodes if n.op_type in WEIGHTED and weights & set(n.input)]
-        pixels = model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8  # their normalisation is not a layer
+        pixels = (
+            model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+        )  # their normalisation is not a layer
         start = next((i for i, n in enumerate(nodes) if n.name in self.weighted), 0) if pixels else 0
         self.never = [n.name for i, n in enumerate(nodes) if i < start or n.op_type == "Softmax"]
         self.others = [n.name for n in nodes if n.name not in {*self.weighted, *self.never}]
@@ -114,7 +120,11 @@ class _Quantizer:
 
     def write(self, layers: Sequence[str]) -> None:
         """The file with exactly these layers in 8 bits."""
-        in_float = [name for name in self.weighted if name not in layers] + self.never + ([] if ELEMENTWISE in layers else self.others)
+        in_float = (
+            [name for name in self.weighted if name not in layers]
+            + self.never
+            + ([] if ELEMENTWISE in layers else self.others)
+        )
         self.out.unlink(missing_ok=True)
         with silent():
             quantize_static(
@@ -138,7 +148,9 @@ class _Quantizer:
         with progress("layers in 8 bits, one by one", len(self.layers)) as advance:
             for layer in self.layers:
                 self.write([layer])
-                noise[layer] = float(np.square(run_file(open_session(self.out), images) - wanted, dtype=np.float64).mean())
+                noise[layer] = float(
+                    np.square(run_file(open_session(self.out), images) - wanted, dtype=np.float64).mean()
+                )
                 advance(layer)
         return sorted(noise, key=lambda layer: -noise[layer])
 

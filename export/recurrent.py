@@ -69,7 +69,11 @@ def export_step(run: Path, moved: Located | None = None) -> WrittenStep:
         candidate = Path(folder) / path.name
         _write(trained, candidate, facts)
         error, same = _compare(trained, candidate, words_SB)
-        complaint = "" if error <= TOLERANCE and same else f"differs from torch by more than {TOLERANCE:g}, or in the likeliest word"
+        complaint = (
+            ""
+            if error <= TOLERANCE and same
+            else f"differs from torch by more than {TOLERANCE:g}, or in the likeliest word"
+        )
         if not complaint:
             candidate.replace(path)
             path.with_suffix(".txt").write_text("\n".join(trained.model.vocabulary) + "\n", encoding="utf-8")
@@ -86,7 +90,9 @@ def _validation(run: Path, moved: Path | None, trained: TrainedLanguage) -> torc
         data = TextFolder(name="text", path=moved)
     text = load_text(data)
     if text.vocabulary != trained.model.vocabulary:
-        raise UserError(f"The text of run '{run}' has other words than the one it was trained on; restore it or name it with --data.")
+        raise UserError(
+            f"The text of run '{run}' has other words than the one it was trained on; restore it or name it with --data."
+        )
     words = text.splits["val"][: COLUMNS * STEPS]
     return words[: len(words) // COLUMNS * COLUMNS].view(COLUMNS, -1).t().contiguous()
 

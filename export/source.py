@@ -21,7 +21,9 @@ from ofa.trained import Trained
 from oneshot.trained import Trained as Retrained
 from predictors.accuracy.pairs import read_selected
 
-BICUBIC = "bicubic, a = -0.75, half-pixel centres, no antialiasing, not clipped (torch.nn.functional.interpolate)"
+BICUBIC = (
+    "bicubic, a = -0.75, half-pixel centres, no antialiasing, not clipped (torch.nn.functional.interpolate)"
+)
 
 
 class Network(NamedTuple):
@@ -92,7 +94,9 @@ def open_source(run: Path, device: torch.device, images: Path | None = None) -> 
     trained, choices, searchable = (_oneshot if retrained else _ofa)(run, device, images)
     config_sha256 = hashlib.sha256((run / "config.yaml").read_bytes()).hexdigest()
     seed = int(Run(run).config.get("seed", 0))
-    return Source(run, trained.data, seed, config_sha256, dict(trained.model.preprocessing), choices, searchable)
+    return Source(
+        run, trained.data, seed, config_sha256, dict(trained.model.preprocessing), choices, searchable
+    )
 
 
 def _ofa(run: Path, device: torch.device, images: Path | None) -> tuple[Trained, Choices, bool]:
@@ -101,7 +105,9 @@ def _ofa(run: Path, device: torch.device, images: Path | None) -> tuple[Trained,
     def choice(name: str, arch: Arch, predicted: float | None = None) -> Choice:
         def build() -> Network:
             architecture = {"kind": "ofa", "space": trained.space.name, "arch": arch.model_dump(mode="json")}
-            return Network(_plain(trained.subnet(arch)), arch.resolution, architecture, *trained.cost(arch), predicted)
+            return Network(
+                _plain(trained.subnet(arch)), arch.resolution, architecture, *trained.cost(arch), predicted
+            )
 
         return Choice(name, build)
 
@@ -111,14 +117,18 @@ def _ofa(run: Path, device: torch.device, images: Path | None) -> tuple[Trained,
         if trained.model.arch is not None:
             if arch is not None or selected is not None:
                 flag = "--selected" if selected is not None else "--arch"
-                raise UserError(f"Run '{run}' is one architecture trained alone, so there is nothing to choose; leave out {flag}.")
+                raise UserError(
+                    f"Run '{run}' is one architecture trained alone, so there is nothing to choose; leave out {flag}."
+                )
             return [choice("alone", trained.model.arch)]
         if arch is not None:
             name = "subnet" if arch.lstrip().startswith("{") else Path(arch).stem
             return [choice(name, find_arch(trained.space, arch))]
         chosen = read_selected(run)
         if selected is not None and selected not in dict(chosen):
-            raise UserError(f"Run '{run}' has no selected subnet '{selected}'; it has {', '.join(dict(chosen))}.")
+            raise UserError(
+                f"Run '{run}' has no selected subnet '{selected}'; it has {', '.join(dict(chosen))}."
+            )
         return [
             choice(name, decode(trained.space, encode(trained.space, facts.arch)), facts.predicted_accuracy)
             for name, facts in chosen
@@ -134,7 +144,9 @@ def _oneshot(run: Path, device: torch.device, images: Path | None) -> tuple[Retr
     def choices(selected: str | None, arch: str | None) -> list[Choice]:
         if selected is not None or arch is not None:
             flag = "--selected" if selected is not None else "--arch"
-            raise UserError(f"Run '{run}' is one retrained genotype, so there is nothing to choose; leave out {flag}.")
+            raise UserError(
+                f"Run '{run}' is one retrained genotype, so there is nothing to choose; leave out {flag}."
+            )
 
         def build() -> Network:
             architecture = {"kind": "oneshot", "genotype": trained.model.genotype.model_dump(mode="json")}

@@ -18,14 +18,21 @@ class Target(Config):
 
     name: str = Field(pattern=r"^[\w-]+$", description="as in --target; part of the file's name, but for cpu")
     runs_on: str = Field(description="what runs the file")
-    batch: Literal["any", "one"] = Field("any", description="any: the batch axis is free; one: every shape in the file is a number")
+    batch: Literal["any", "one"] = Field(
+        "any", description="any: the batch axis is free; one: every shape in the file is a number"
+    )
     activations: Literal["native", "relu6"] = Field(
-        "native", description="relu6: HardSwish and HardSigmoid as add, clip, multiply, and means over a map as GlobalAveragePool"
+        "native",
+        description="relu6: HardSwish and HardSigmoid as add, clip, multiply, and means over a map as GlobalAveragePool",
     )
     precision: Precision = "float32"
-    format: Literal["onnx", "ort"] = Field("onnx", description="ort: flat, optimised for ARM, with the list of operators that it needs")
+    format: Literal["onnx", "ort"] = Field(
+        "onnx", description="ort: flat, optimised for ARM, with the list of operators that it needs"
+    )
     opset: int = Field(18, ge=18, le=22, description="below 18 torch's exporter writes 18 without an error")
-    ir: int = Field(10, ge=8, le=10, description="newest ONNX file version that the runtimes in the field read")
+    ir: int = Field(
+        10, ge=8, le=10, description="newest ONNX file version that the runtimes in the field read"
+    )
     why: tuple[str, ...] = Field(description="the reasons, as sentences")
 
     def file_name(self, subnet: str) -> str:
@@ -38,7 +45,9 @@ TARGETS = (
     Target(
         name="cpu",
         runs_on="onnxruntime on any CPU",
-        why=("The reference: every operator has a float32 kernel here, HardSwish as one node; every other file is compared with it.",),
+        why=(
+            "The reference: every operator has a float32 kernel here, HardSwish as one node; every other file is compared with it.",
+        ),
     ),
     Target(
         name="cpu-int8",
@@ -131,7 +140,9 @@ def find_target(name: str) -> Target:
     for target in TARGETS:
         if target.name == name:
             return target
-    raise UserError(f"There is no target '{name}'; {nearest(name, [target.name for target in TARGETS])} A YAML file of yours is one, too.")
+    raise UserError(
+        f"There is no target '{name}'; {nearest(name, [target.name for target in TARGETS])} A YAML file of yours is one, too."
+    )
 
 
 def find_targets(names: str) -> list[Target]:
@@ -142,7 +153,9 @@ def find_targets(names: str) -> list[Target]:
     """
     found = list(dict.fromkeys(find_target(name.strip()) for name in names.split(",") if name.strip()))
     if not found:
-        raise UserError(f"--target names no target; valid are: {', '.join(target.name for target in TARGETS)}.")
+        raise UserError(
+            f"--target names no target; valid are: {', '.join(target.name for target in TARGETS)}."
+        )
     names_found = [target.name for target in found]
     if len(set(names_found)) < len(names_found):
         raise UserError(
@@ -165,7 +178,16 @@ class Show(Command):
 
         table = Table("target", "runs on", "batch", "activations", "precision", "file", "opset", "IR")
         for t in TARGETS:
-            table.add_row(t.name, t.runs_on, t.batch, t.activations, t.precision, f".{t.format}", str(t.opset), f"<= {t.ir}")
+            table.add_row(
+                t.name,
+                t.runs_on,
+                t.batch,
+                t.activations,
+                t.precision,
+                f".{t.format}",
+                str(t.opset),
+                f"<= {t.ir}",
+            )
         show(table)
         for t in TARGETS:
             print(f"{t.name}:", *t.why)

@@ -81,20 +81,30 @@ def refer(module: nn.Module, batches: Batches) -> Reference:
         try:
             y_NK = module(torch.from_numpy(x))
         except (RuntimeError, ValueError, AssertionError) as error:
-            raise UserError(f"{type(module).__name__} does not take images of shape {x.shape}: {_first_line(error)}.") from None
+            raise UserError(
+                f"{type(module).__name__} does not take images of shape {x.shape}: {_first_line(error)}."
+            ) from None
         if not isinstance(y_NK, torch.Tensor):
-            raise UserError(f"{type(module).__name__} returns {type(y_NK).__name__}, not one tensor of logits; wrap it so that it does.")
+            raise UserError(
+                f"{type(module).__name__} returns {type(y_NK).__name__}, not one tensor of logits; wrap it so that it does."
+            )
         outputs.append(y_NK.numpy())
         labels.append(y)
     if not outputs:
         raise UserError("There is no image to verify with; give some.")
     output_NK = np.concatenate(outputs)
     if output_NK.ndim != 2:
-        raise UserError(f"{type(module).__name__} returns {output_NK.shape}, not logits (images, classes); export a classifier.")
+        raise UserError(
+            f"{type(module).__name__} returns {output_NK.shape}, not logits (images, classes); export a classifier."
+        )
     if not np.isfinite(output_NK).all():
-        raise UserError(f"{type(module).__name__} itself gives NaN or infinity on these images; it is not worth exporting.")
+        raise UserError(
+            f"{type(module).__name__} itself gives NaN or infinity on these images; it is not worth exporting."
+        )
     labelled = all(y is not None for y in labels)
-    return Reference(batches, output_NK, np.concatenate(labels) if labelled else output_NK.argmax(1), labelled)  # type: ignore[arg-type]
+    return Reference(
+        batches, output_NK, np.concatenate(labels) if labelled else output_NK.argmax(1), labelled
+    )  # type: ignore[arg-type]
 
 
 def check_module(module: nn.Module) -> None:
@@ -106,10 +116,14 @@ def check_module(module: nn.Module) -> None:
     for name, part in module.named_modules():
         if part.training:
             what = f"'{name}' of it" if name else type(module).__name__
-            raise UserError(f"The network cannot be exported: {what} is in training mode; call .eval() on the network first.")
+            raise UserError(
+                f"The network cannot be exported: {what} is in training mode; call .eval() on the network first."
+            )
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UserError(f"The network cannot be exported: weight '{name}' holds NaN or infinity; train it again or take a checkpoint.")
+            raise UserError(
+                f"The network cannot be exported: weight '{name}' holds NaN or infinity; train it again or take a checkpoint."
+            )
 
 
 def open_session(path: Path, exact: bool = True) -> ort.InferenceSession:
@@ -147,7 +161,9 @@ def run_file(session: ort.InferenceSession, x: Array) -> Array:
     """
     (wanted,) = session.get_inputs()
     kind = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}.get(wanted.type)
-    fits = len(wanted.shape) == x.ndim and all(isinstance(w, str) or w == g for w, g in zip(wanted.shape[1:], x.shape[1:], strict=True))
+    fits = len(wanted.shape) == x.ndim and all(
+        isinstance(w, str) or w == g for w, g in zip(wanted.shape[1:], x.shape[1:], strict=True)
+    )
     if not fits or kind != x.dtype:
         raise UserError(
             f"The file takes {wanted.type} {wanted.shape}, but was given {x.dtype} {list(x.shape)}; its metadata says how to prepare them."
@@ -171,14 +187,19 @@ def parity_of(reference: Reference, run: Callable[[Array], Array]) -> Parity:
     in batches."""
     outputs = [run(x) for x, _ in reference.batches()]
     alone = run(next(iter(reference.batches()))[0][:1])
-    wanted, got = np.concatenate([reference.output_NK[:1], reference.output_NK]), np.concatenate([alone, *outputs])
+    wanted, got = (
+        np.concatenate([reference.output_NK[:1], reference.output_NK]),
+        np.concatenate([alone, *outputs]),
+    )
     scale = np.abs(wanted).max()
     difference = np.abs(got - wanted).max()
     noise = float(np.square(got - wanted, dtype=np.float64).mean())
     chosen = np.take_along_axis(wanted, got.argmax(1)[:, None], 1)[:, 0]
     return Parity(
         relative_error=float(difference / scale) if scale > 0 else float(difference > 0),
-        snr_db=float(10 * np.log10(np.square(wanted, dtype=np.float64).mean() / noise)) if noise > 0 else 200.0,
+        snr_db=float(10 * np.log10(np.square(wanted, dtype=np.float64).mean() / noise))
+        if noise > 0
+        else 200.0,
         same_top1=float((chosen >= wanted.max(1) - TOLERANCE * scale)[1:].mean()),
         accuracy=float((got[1:].argmax(1) == reference.labels_N).mean()),
         images=len(reference.output_NK),

@@ -70,16 +70,30 @@ def read_checkpoint(path: Path) -> State:
                 f"Checkpoint '{path}' holds more than tensors, and loading that could run code; where you trust it, load it with torch "
                 "and save its state_dict alone."
             ) from None
-        raise UserError(f"Checkpoint '{path}' cannot be loaded as weights ({type(error).__name__}); copy or download it again.") from None
-    while isinstance(found, dict) and (inner := next((k for k in PLACES if isinstance(found.get(k), dict)), None)):
+        raise UserError(
+            f"Checkpoint '{path}' cannot be loaded as weights ({type(error).__name__}); copy or download it again."
+        ) from None
+    while isinstance(found, dict) and (
+        inner := next((k for k in PLACES if isinstance(found.get(k), dict)), None)
+    ):
         found = found[inner]
     named = found.items() if isinstance(found, dict) else ()
-    tensors = {re.sub(r"^(module\.)+", "", str(name)): value for name, value in named if isinstance(value, Tensor)}
+    tensors = {
+        re.sub(r"^(module\.)+", "", str(name)): value for name, value in named if isinstance(value, Tensor)
+    }
     if not tensors:
-        raise UserError(f"Checkpoint '{path}' holds no named tensors, neither at the top nor under {', '.join(PLACES)}; save a state_dict.")
-    broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
+        raise UserError(
+            f"Checkpoint '{path}' holds no named tensors, neither at the top nor under {', '.join(PLACES)}; save a state_dict."
+        )
+    broken = [
+        name
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all())
+    ]
     if broken:
-        raise UserError(f"Checkpoint '{path}' is damaged: {broken[0]} is not finite; copy or download it again.")
+        raise UserError(
+            f"Checkpoint '{path}' is damaged: {broken[0]} is not finite; copy or download it again."
+        )
     return tensors
 
 
@@ -92,7 +106,10 @@ def simplified(name: str) -> str:
 def supernet_names(supernet: Supernet) -> dict[str, str]:
     """Theirs by ours for a checkpoint of OFA's, AttentiveNAS's or AlphaNet's whole supernet."""
     space = supernet.space
-    number = {(i, j): n for n, (i, j) in enumerate((i, j) for i, s in enumerate(space.stages) for j in range(s.depth[-1]))}
+    number = {
+        (i, j): n
+        for n, (i, j) in enumerate((i, j) for i, s in enumerate(space.stages) for j in range(s.depth[-1]))
+    }
     rules = OFA_NAMES[space.stages[0].block]
     names = {}
     for ours in supernet.state_dict():
@@ -120,7 +137,9 @@ def load_supernet(supernet: Supernet, tensors: State, path: Path) -> bool:
     extra = [name for name in theirs.keys() - set(names.values()) if not UNUSED.search(name)]
     if missing or extra:
         said = [
-            f"{what} {len(found)} tensors such as {min(found)}" for what, found in (("lacks", missing), ("has beside it", extra)) if found
+            f"{what} {len(found)} tensors such as {min(found)}"
+            for what, found in (("lacks", missing), ("has beside it", extra))
+            if found
         ]
         raise UserError(f"{complain}: it {' and '.join(said)}; choose another --from.")
     fresh = len(theirs[names["classifier.weight"]]) != supernet.classes
@@ -129,7 +148,9 @@ def load_supernet(supernet: Supernet, tensors: State, path: Path) -> bool:
         if ours.startswith("classifier.") and fresh:
             continue
         if given != wanted and given != (*wanted, 1, 1):
-            raise UserError(f"{complain}: {name} is {tuple(given)} where {tuple(wanted)} is wanted; choose another --from.")
+            raise UserError(
+                f"{complain}: {name} is {tuple(given)} where {tuple(wanted)} is wanted; choose another --from."
+            )
         state[ours].copy_(theirs[name].reshape(wanted))
     return fresh
 
@@ -141,10 +162,20 @@ def network_names(kind: str, blocks: tuple[int, ...]) -> dict[str, str]:
     """
     torchvision = kind == "torchvision"
     names = (
-        {"stem.conv": "features.0.0", "stem.bn": "features.0.1", "head.conv.conv": "features.16.0", "head.conv.bn": "features.16.1"}
+        {
+            "stem.conv": "features.0.0",
+            "stem.bn": "features.0.1",
+            "head.conv.conv": "features.16.0",
+            "head.conv.bn": "features.16.1",
+        }
         | {"head.mix": "classifier.0", "classifier": "classifier.3"}
         if torchvision
-        else {"stem.conv": "conv_stem", "stem.bn": "bn1", "head.conv.conv": "blocks.6.0.conv", "head.conv.bn": "blocks.6.0.bn1"}
+        else {
+            "stem.conv": "conv_stem",
+            "stem.bn": "bn1",
+            "head.conv.conv": "blocks.6.0.conv",
+            "head.conv.bn": "blocks.6.0.bn1",
+        }
         | {"head.mix": "conv_head", "classifier": "classifier"}
     )
     places = [(i, j) for i, count in enumerate(blocks) for j in range(count)]
@@ -156,12 +187,21 @@ def network_names(kind: str, blocks: tuple[int, ...]) -> dict[str, str]:
             for k, layer in enumerate(layers):
                 at = f"features.{n}.block.{k + (excited and layer == 'project')}"
                 names |= {f"{ours}.{layer}.conv": f"{at}.0", f"{ours}.{layer}.bn": f"{at}.1"}
-            squeeze = {f"{ours}.se.reduce": f"features.{n}.block.2.fc1", f"{ours}.se.restore": f"features.{n}.block.2.fc2"}
+            squeeze = {
+                f"{ours}.se.reduce": f"features.{n}.block.2.fc1",
+                f"{ours}.se.restore": f"features.{n}.block.2.fc2",
+            }
         else:
             convs = ["conv_dw", "conv_pw"] if i == 0 else ["conv_pw", "conv_dw", "conv_pwl"]
             for k, (layer, conv) in enumerate(zip(layers, convs, strict=True), start=1):
-                names |= {f"{ours}.{layer}.conv": f"blocks.{i}.{j}.{conv}", f"{ours}.{layer}.bn": f"blocks.{i}.{j}.bn{k}"}
-            squeeze = {f"{ours}.se.{a}": f"blocks.{i}.{j}.se.conv_{b}" for a, b in (("reduce", "reduce"), ("restore", "expand"))}
+                names |= {
+                    f"{ours}.{layer}.conv": f"blocks.{i}.{j}.{conv}",
+                    f"{ours}.{layer}.bn": f"blocks.{i}.{j}.bn{k}",
+                }
+            squeeze = {
+                f"{ours}.se.{a}": f"blocks.{i}.{j}.se.conv_{b}"
+                for a, b in (("reduce", "reduce"), ("restore", "expand"))
+            }
         names |= squeeze if i in (2, 4, 5) else {}
     return names
 
@@ -186,13 +226,17 @@ def load_network(supernet: Supernet, tensors: State, kind: str, path: Path) -> b
             if target is None:
                 continue
             if source is None:
-                raise UserError(f"Checkpoint '{path}' lacks {theirs}.{suffix}; --from {kind} takes {kind}'s MobileNetV3-Large.")
+                raise UserError(
+                    f"Checkpoint '{path}' lacks {theirs}.{suffix}; --from {kind} takes {kind}'s MobileNetV3-Large."
+                )
             used.add(f"{theirs}.{suffix}")
             if ours == "classifier" and len(source) != len(target):
                 continue
             if source.ndim == 4 and target.ndim == 2:
                 source = source.flatten(1)
-            if source.ndim != target.ndim or any(s > t for s, t in zip(source.shape, target.shape, strict=True)):
+            if source.ndim != target.ndim or any(
+                s > t for s, t in zip(source.shape, target.shape, strict=True)
+            ):
                 raise UserError(
                     f"Checkpoint '{path}': {theirs}.{suffix} is {tuple(source.shape)}, which does not fit into {tuple(target.shape)}; "
                     f"--from {kind} takes {kind}'s MobileNetV3-Large."
@@ -200,7 +244,9 @@ def load_network(supernet: Supernet, tensors: State, kind: str, path: Path) -> b
             embed(target, source)
     extra = [name for name in tensors.keys() - used if not name.endswith("num_batches_tracked")]
     if extra:
-        raise UserError(f"Checkpoint '{path}' has {min(extra)}, which {kind}'s MobileNetV3-Large has not; choose another --from.")
+        raise UserError(
+            f"Checkpoint '{path}' has {min(extra)}, which {kind}'s MobileNetV3-Large has not; choose another --from."
+        )
     sort_channels(supernet, LARGEST)
     return len(tensors[f"{names['classifier']}.weight"]) != supernet.classes
 

@@ -18,7 +18,16 @@ from ofa.space.space import Space, load_space
 from ofa.supernet import Supernet
 from ofa.trained import model_of, run_flag
 
-Kind = Literal["attentive_nas", "alphanet", "ofa_mbv3", "ofa_mbv3_w1.2", "ofa_proxyless", "ofa_resnet50", "torchvision", "timm"]
+Kind = Literal[
+    "attentive_nas",
+    "alphanet",
+    "ofa_mbv3",
+    "ofa_mbv3_w1.2",
+    "ofa_proxyless",
+    "ofa_resnet50",
+    "torchvision",
+    "timm",
+]
 
 
 class Convert(Command):
@@ -37,9 +46,15 @@ class Convert(Command):
     file: CliPositionalArg[Path] = Field(description="checkpoint: .pth, .pt, .tar or .safetensors")
     source: Kind = Field(alias="from", description="what the checkpoint is")
     out: Path = Field(Path("runs/converted"), description="run folder to write")
-    data: DataConfig = Field(ImageFolder(name="imagefolder", path=Path("data/images"), size=224), description="the images")
-    calibration_images: int = Field(2000, ge=2, description="training images for the exact BatchNorm statistics of a subnet")
-    seed: int = Field(0, ge=0, description="of what the checkpoint has no weights for, and of the validation split")
+    data: DataConfig = Field(
+        ImageFolder(name="imagefolder", path=Path("data/images"), size=224), description="the images"
+    )
+    calibration_images: int = Field(
+        2000, ge=2, description="training images for the exact BatchNorm statistics of a subnet"
+    )
+    seed: int = Field(
+        0, ge=0, description="of what the checkpoint has no weights for, and of the validation split"
+    )
     overwrite: bool = Field(False, description="replace the run in --out if there is one")
 
     def execute(self) -> int:
@@ -56,15 +71,21 @@ class Convert(Command):
                 fresh = load_supernet(supernet, tensors, self.file)
         run = Run.start(self.out, self, resume=False, overwrite=self.overwrite)
         start = fresh or self.source in ("torchvision", "timm")
-        keep_model(run.path / "model.json", model_of(space, None, data, self.calibration_images, start), "space")
+        keep_model(
+            run.path / "model.json", model_of(space, None, data, self.calibration_images, start), "space"
+        )
         save_weights(run.path / "weights.safetensors", supernet.state_dict())
         run.finish()
         print(f"space '{space.name}', {space.size():.3g} architectures")
         if fresh:
-            print(f"the classifier is new: the checkpoint has one for another number of classes than the {len(data.classes)} of the images")
+            print(
+                f"the classifier is new: the checkpoint has one for another number of classes than the {len(data.classes)} of the images"
+            )
         if start:
             images = f" --data.path {self.data.path}" if isinstance(self.data, ImageFolder) else ""
-            print(f"next: python -m ofa.train --config ofa/finetune --init {run.path}{images} --out runs/finetuned")
+            print(
+                f"next: python -m ofa.train --config ofa/finetune --init {run.path}{images} --out runs/finetuned"
+            )
         else:
             print(f"next: python -m predictors.collect{run_flag(run.path)}")
         return 0

@@ -10,7 +10,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ofa.blocks.pieces import BlockPiece, HeadPiece, Piece, StemPiece, Table, halve, squeeze_width, tables, total
+from ofa.blocks.pieces import (
+    BlockPiece,
+    HeadPiece,
+    Piece,
+    StemPiece,
+    Table,
+    halve,
+    squeeze_width,
+    tables,
+    total,
+)
 from ofa.space.space import Arch, Codes, Space, encode
 
 FLOAT_BYTES = 4
@@ -115,7 +125,9 @@ def _cost_of_bottleneck(b: BlockPiece) -> tuple[int, int]:
     shortcut = b.inp * b.out if b.projects else 0
     later = b.kernel**2 * b.hidden**2 + b.hidden * b.out + shortcut
     norms = 4 * b.hidden + 2 * b.out + (2 * b.out if b.projects else 0)
-    return b.size**2 * b.inp * b.hidden + halve(b.size, b.stride) ** 2 * later, b.inp * b.hidden + later + norms
+    return b.size**2 * b.inp * b.hidden + halve(
+        b.size, b.stride
+    ) ** 2 * later, b.inp * b.hidden + later + norms
 
 
 def _cost_of_head(h: HeadPiece) -> tuple[int, int]:
@@ -163,7 +175,11 @@ def memory_of_piece(piece: Piece) -> int:
         case BlockPiece():
             return _memory_of_block(piece)
         case HeadPiece():
-            areas = [piece.size**2 * piece.inp, *([piece.size**2 * piece.wide] if piece.wide else []), piece.wide or piece.inp]
+            areas = [
+                piece.size**2 * piece.inp,
+                *([piece.size**2 * piece.wide] if piece.wide else []),
+                piece.wide or piece.inp,
+            ]
             vectors = [*([piece.width] if piece.width else []), piece.classes]
             return max(a + b for a, b in pairwise(areas + vectors))
 

@@ -37,7 +37,12 @@ class Evaluate(RunCommand):
         with progress("evaluate", len(archs)) as advance:
             for name, arch in archs.items():
                 macs, params = trained.cost(arch)
-                table.add_row(name, format_count(macs), format_count(params), f"{trained.accuracy(arch, self.split):.2%}")
+                table.add_row(
+                    name,
+                    format_count(macs),
+                    format_count(params),
+                    f"{trained.accuracy(arch, self.split):.2%}",
+                )
                 advance(name)
         Console().print(table)
         return 0

@@ -17,14 +17,30 @@ from ofa.space.space import Act, Arch, Space, Stage, encode
 from ofa.space.space import Head as HeadChoices
 from ofa.supernet import Supernet
 
-EVALUATION_BATCH = 64  # on CPU, larger maps than these cost more in page faults than in arithmetic: 3 times at 256 x 128 px
-ACTIVATION: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "relu6": nn.ReLU6, "hard_swish": nn.Hardswish, "swish": nn.SiLU}
+EVALUATION_BATCH = (
+    64  # on CPU, larger maps than these cost more in page faults than in arithmetic: 3 times at 256 x 128 px
+)
+ACTIVATION: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hard_swish": nn.Hardswish,
+    "swish": nn.SiLU,
+}
 
 
 class ConvBN(nn.Sequential):
     """Convolution without bias, BatchNorm, activation (none if `act` is None)."""
 
-    def __init__(self, space: Space, inp: int, out: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: Act | None = None):
+    def __init__(
+        self,
+        space: Space,
+        inp: int,
+        out: int,
+        kernel: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        act: Act | None = None,
+    ):
         super().__init__()
         self.conv = nn.Conv2d(inp, out, kernel, stride, kernel // 2, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(out, eps=space.bn_eps)
@@ -48,7 +64,17 @@ class SqueezeExcite(nn.Module):
 class Block(nn.Module):
     """Inverted bottleneck with the shortcut that the space prescribes."""
 
-    def __init__(self, space: Space, stage: Stage, inp: int, out: int, kernel: int, expand: float, stride: int, changes: bool):
+    def __init__(
+        self,
+        space: Space,
+        stage: Stage,
+        inp: int,
+        out: int,
+        kernel: int,
+        expand: float,
+        stride: int,
+        changes: bool,
+    ):
         super().__init__()
         hidden = hidden_width(inp, expand)
         projected = space.shortcut == "projected"
@@ -73,7 +99,17 @@ class Block(nn.Module):
 class Bottleneck(nn.Module):
     """ResNet-D bottleneck: 1x1, k x k with the stride, 1x1, shortcut, activation."""
 
-    def __init__(self, space: Space, stage: Stage, inp: int, out: int, kernel: int, expand: float, stride: int, changes: bool):
+    def __init__(
+        self,
+        space: Space,
+        stage: Stage,
+        inp: int,
+        out: int,
+        kernel: int,
+        expand: float,
+        stride: int,
+        changes: bool,
+    ):
         super().__init__()
         hidden = hidden_width(out, expand)
         self.reduce = ConvBN(space, inp, hidden, act=stage.act)
@@ -143,7 +179,18 @@ class Subnet(nn.Module):
             kind, out = Bottleneck if stage.block == "bottleneck" else Block, arch.width[i + 1]
             for j in range(arch.depth[i]):
                 slot, stride = space.slot(i, j), stage.stride if j == 0 else 1
-                blocks.append(kind(space, stage, width, out, arch.kernel[slot], arch.expand[slot], stride, space.changes_width(i, j)))
+                blocks.append(
+                    kind(
+                        space,
+                        stage,
+                        width,
+                        out,
+                        arch.kernel[slot],
+                        arch.expand[slot],
+                        stride,
+                        space.changes_width(i, j),
+                    )
+                )
                 width = out
         self.blocks = nn.Sequential(*blocks)
         self.head = Head(space, space.head, width, arch.width[-1]) if space.head else None
@@ -167,7 +214,10 @@ def extract(supernet: Supernet, arch: Arch) -> Subnet:
     """
     with torch.device("meta"):
         subnet = Subnet(supernet.space, arch, supernet.classes, supernet.channels)
-    state = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in supernet.slices(arch).items()}
+    state = {
+        name: tensor.detach().clone(memory_format=torch.contiguous_format)
+        for name, tensor in supernet.slices(arch).items()
+    }
     for name, tensor in subnet.state_dict().items():
         if name.endswith("num_batches_tracked"):
             state[name] = torch.zeros_like(tensor, device="cpu")
@@ -198,7 +248,9 @@ def calibrate(subnet: Subnet, batches: Iterable[Batch]) -> Subnet:
 
 def accuracy(subnet: Subnet, data: Data, split: Split) -> float:
     """Top-1 accuracy in [0, 1] of `subnet` on a split, in float32 as exported."""
-    return training.accuracy(lambda x: subnet(resize(x, subnet.arch.resolution)), data.batches(split, EVALUATION_BATCH))
+    return training.accuracy(
+        lambda x: subnet(resize(x, subnet.arch.resolution)), data.batches(split, EVALUATION_BATCH)
+    )
 
 
 class _Pool:
@@ -216,12 +268,16 @@ class _Pool:
         exact = torch.float32 if bn.running_mean.device.type == "mps" else torch.float64  # MPS has no float64
         delta = bn.running_mean.to(exact) - self.mean
         self.mean = self.mean + delta * (count / total)
-        self.square = self.square + bn.running_var.to(exact) * (count - 1) + delta**2 * (self.count * count / total)
+        self.square = (
+            self.square + bn.running_var.to(exact) * (count - 1) + delta**2 * (self.count * count / total)
+        )
         self.count = total
 
     def write(self, bn: nn.BatchNorm2d) -> None:
         assert bn.running_mean is not None and bn.running_var is not None
-        assert isinstance(self.mean, Tensor) and isinstance(self.square, Tensor), "calibrate needs at least one batch"
+        assert isinstance(self.mean, Tensor) and isinstance(self.square, Tensor), (
+            "calibrate needs at least one batch"
+        )
         bn.running_mean.copy_(self.mean)
         bn.running_var.copy_(self.square / (self.count - 1))
 

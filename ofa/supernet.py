@@ -63,7 +63,9 @@ class Block(nn.Module):
         width, eps = stage.width[-1], space.bn_eps
         hidden = hidden_width(inputs, stage.expand[-1])
         self.stride, self.projected = stride, space.shortcut == "projected"
-        self.expand = None if stage.expand == (1,) else ConvBN(ElasticConv(inputs, hidden), hidden, stage.act, eps)
+        self.expand = (
+            None if stage.expand == (1,) else ConvBN(ElasticConv(inputs, hidden), hidden, stage.act, eps)
+        )
         if space.kernels == "transform" and len(stage.kernel) > 1:
             depthwise: ElasticDepthwise = TransformedDepthwise(hidden, stage.kernel, stride)
         else:
@@ -75,7 +77,15 @@ class Block(nn.Module):
         if self.projected or not changes:
             nn.init.zeros_(self.project.bn.weight)
 
-    def forward(self, x: Tensor, width: int, kernel: int, expand: float, drop: float, generator: torch.Generator | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        width: int,
+        kernel: int,
+        expand: float,
+        drop: float,
+        generator: torch.Generator | None,
+    ) -> Tensor:
         hidden = hidden_width(x.shape[1], expand)
         y = x if self.expand is None else self.expand(x, hidden)
         y = self.depthwise(y, kernel)
@@ -123,7 +133,15 @@ class Bottleneck(nn.Module):
         self.shortcut = ConvBN(ElasticConv(inputs, width), width, None, eps) if changes else None
         nn.init.zeros_(self.project.bn.weight)
 
-    def forward(self, x: Tensor, width: int, kernel: int, expand: float, drop: float, generator: torch.Generator | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        width: int,
+        kernel: int,
+        expand: float,
+        drop: float,
+        generator: torch.Generator | None,
+    ) -> Tensor:
         hidden = hidden_width(width, expand)
         y = self.project(self.conv(self.reduce(x, hidden), hidden), width)
         if self.shortcut is not None:
@@ -138,7 +156,11 @@ class Bottleneck(nn.Module):
         found = prefixed("reduce", self.reduce.slices(inputs, hidden, hidden))
         found |= prefixed("conv", self.conv.slices(hidden, hidden, hidden))
         found |= prefixed("project", self.project.slices(hidden, width, width))
-        return found if self.shortcut is None else found | prefixed("shortcut", self.shortcut.slices(inputs, width, width))
+        return (
+            found
+            if self.shortcut is None
+            else found | prefixed("shortcut", self.shortcut.slices(inputs, width, width))
+        )
 
 
 class DeepStem(nn.Module):
@@ -148,7 +170,9 @@ class DeepStem(nn.Module):
         super().__init__()
         middle, width = deep.middle[-1], stem.width[-1]
         self.first = ConvBN(ElasticConv(channels, middle, 3, stem.stride), middle, stem.act, eps)
-        self.residual = nn.ModuleList(ConvBN(ElasticConv(middle, middle, 3), middle, stem.act, eps) for _ in range(deep.residual[-1]))
+        self.residual = nn.ModuleList(
+            ConvBN(ElasticConv(middle, middle, 3), middle, stem.act, eps) for _ in range(deep.residual[-1])
+        )
         self.last = ConvBN(ElasticConv(middle, width, 3), width, stem.act, eps)
 
     def forward(self, x: Tensor, width: int, middle: int, residual: int) -> Tensor:
@@ -204,17 +228,23 @@ class Supernet(nn.Module):
         if stem.deep:
             self.stem: ConvBN | DeepStem = DeepStem(stem, stem.deep, channels, eps)
         else:
-            self.stem = ConvBN(ElasticConv(channels, stem.width[-1], 3, stem.stride), stem.width[-1], stem.act, eps)
+            self.stem = ConvBN(
+                ElasticConv(channels, stem.width[-1], 3, stem.stride), stem.width[-1], stem.act, eps
+            )
         self.stages = nn.ModuleList()
         inputs = stem.width[-1]
         for i, stage in enumerate(space.stages):
             kind, blocks = Bottleneck if stage.block == "bottleneck" else Block, nn.ModuleList()
             for j in range(stage.depth[-1]):
-                blocks.append(kind(space, stage, inputs, stage.stride if j == 0 else 1, space.changes_width(i, j)))
+                blocks.append(
+                    kind(space, stage, inputs, stage.stride if j == 0 else 1, space.changes_width(i, j))
+                )
                 inputs = stage.width[-1]
             self.stages.append(blocks)
         self.head = ElasticHead(space.head, inputs, eps) if space.head else None
-        self.classifier = ElasticLinear(space.head.width[-1] if space.head else inputs, classes, bias=True, classifier=True)
+        self.classifier = ElasticLinear(
+            space.head.width[-1] if space.head else inputs, classes, bias=True, classifier=True
+        )
 
     def forward(self, x_NCHW: Tensor, arch: Arch, regularise: Regularisation | None = None) -> Tensor:
         """Logits (N, classes) of `arch`, which resizes the square images to its own resolution (bicubic).

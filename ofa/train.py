@@ -32,7 +32,17 @@ from ofa.subnet import accuracy, extract, prepare
 from ofa.supernet import Supernet
 from ofa.trained import model_of, open_source, run_flag, start_from
 from ofa.training.losses import SoftCrossEntropy
-from ofa.training.phases import TEACHER, Phase, Place, drawn_resolution, grows, place, read_teacher, shrinking_step, sort_channels
+from ofa.training.phases import (
+    TEACHER,
+    Phase,
+    Place,
+    drawn_resolution,
+    grows,
+    place,
+    read_teacher,
+    shrinking_step,
+    sort_channels,
+)
 from ofa.training.sampling import Attentive, BatchLoss, Sampler, Uniform, build_sampler
 from ofa.training.sandwich import Sandwich, label_step, sandwich_step
 
@@ -50,34 +60,65 @@ class Train(TrainingCommand):
     """
 
     module: ClassVar[str] = "ofa.train"
-    config: str | None = Field("ofa/digits", description="recipe: a YAML file, or a packaged name such as ofa/cifar10")
+    config: str | None = Field(
+        "ofa/digits", description="recipe: a YAML file, or a packaged name such as ofa/cifar10"
+    )
     out: Path = Field(Path("runs/supernet"), description="run folder to write")
-    space: str | None = Field(None, description="search space: a packaged name or a YAML file; none: that of --init, else digits")
+    space: str | None = Field(
+        None, description="search space: a packaged name or a YAML file; none: that of --init, else digits"
+    )
     init: Path | None = Field(
-        None, description="start from the weights of this run, trained or converted; a classifier for other classes is fresh"
+        None,
+        description="start from the weights of this run, trained or converted; a classifier for other classes is fresh",
     )
     arch: str | None = Field(
-        None, description="train this architecture alone, from labels, instead of a supernet: smallest, largest, a JSON file or JSON"
+        None,
+        description="train this architecture alone, from labels, instead of a supernet: smallest, largest, a JSON file or JSON",
     )
     epochs: int = Field(40, ge=1, description="passes over the training images; phases have their own")
     phases: tuple[Phase, ...] = Field(
-        (), description="progressive shrinking (OFA) instead of the sandwich rule: a list in a recipe such as ofa/ofa_mbv3"
+        (),
+        description="progressive shrinking (OFA) instead of the sandwich rule: a list in a recipe such as ofa/ofa_mbv3",
     )
-    sandwich: Sandwich = Field(Sandwich(), description="the step: who is trained, who teaches, who is regularised")
-    ema: float | None = Field(None, gt=0, lt=1, description="decay a step of an average of the weights that is evaluated and saved instead")
-    evaluate_random: int = Field(2, ge=0, description="fixed random subnets evaluated beside the smallest and the largest")
-    calibration_images: int = Field(2000, ge=2, description="training images for the exact BatchNorm statistics of a subnet")
-    same_subnets: bool = Field(False, description="all processes train the same random subnets in a step, instead of each its own")
-    sync_bn: bool = Field(False, description="BatchNorm statistics of all processes' images; needs --same-subnets")
+    sandwich: Sandwich = Field(
+        Sandwich(), description="the step: who is trained, who teaches, who is regularised"
+    )
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay a step of an average of the weights that is evaluated and saved instead",
+    )
+    evaluate_random: int = Field(
+        2, ge=0, description="fixed random subnets evaluated beside the smallest and the largest"
+    )
+    calibration_images: int = Field(
+        2000, ge=2, description="training images for the exact BatchNorm statistics of a subnet"
+    )
+    same_subnets: bool = Field(
+        False, description="all processes train the same random subnets in a step, instead of each its own"
+    )
+    sync_bn: bool = Field(
+        False, description="BatchNorm statistics of all processes' images; needs --same-subnets"
+    )
 
     @model_validator(mode="after")
     def _phases_shrink_a_supernet(self) -> Self:
         if self.phases and self.arch:
-            raise ValueError("phases shrink a supernet and arch trains one architecture alone; give one of them")
+            raise ValueError(
+                "phases shrink a supernet and arch trains one architecture alone; give one of them"
+            )
         if self.phases and self.sync_bn:
-            raise ValueError("sync_bn is not for phases: the teacher's BatchNorm sees the images of its own process; leave it out")
-        if self.phases and (self.sandwich.sampling, self.sandwich.distillation) != (Uniform(), SoftCrossEntropy()):
-            raise ValueError("phases draw uniformly from what they open and distil by soft cross-entropy; leave sampling and distillation")
+            raise ValueError(
+                "sync_bn is not for phases: the teacher's BatchNorm sees the images of its own process; leave it out"
+            )
+        if self.phases and (self.sandwich.sampling, self.sandwich.distillation) != (
+            Uniform(),
+            SoftCrossEntropy(),
+        ):
+            raise ValueError(
+                "phases draw uniformly from what they open and distil by soft cross-entropy; leave sampling and distillation"
+            )
         return self
 
     @property
@@ -87,11 +128,17 @@ class Train(TrainingCommand):
 
     @model_validator(mode="after")
     def _one_statistic_needs_one_architecture(self) -> Self:
-        judged = isinstance(self.sandwich.sampling, Attentive) and isinstance(self.sandwich.sampling.judge, BatchLoss)
+        judged = isinstance(self.sandwich.sampling, Attentive) and isinstance(
+            self.sandwich.sampling.judge, BatchLoss
+        )
         if self.same_subnets and judged:
-            raise ValueError("same_subnets cannot hold where each process judges by the loss on its own images; judge by predicted")
+            raise ValueError(
+                "same_subnets cannot hold where each process judges by the loss on its own images; judge by predicted"
+            )
         if self.sync_bn and not (self.same_subnets or self.arch):
-            raise ValueError("sync_bn averages statistics of one architecture, but each process has its own; add --same-subnets")
+            raise ValueError(
+                "sync_bn averages statistics of one architecture, but each process has its own; add --same-subnets"
+            )
         return self
 
     def train(self, ranks: Ranks, device: torch.device) -> int:
@@ -107,15 +154,21 @@ class Train(TrainingCommand):
             supernet = Supernet(space, len(data.classes), data.channels)
         if source:
             start_from(supernet, source, chosen)
-        sampler = build_sampler(Uniform() if alone else self.sandwich.sampling, space, len(data.classes), data.channels)
+        sampler = build_sampler(
+            Uniform() if alone else self.sandwich.sampling, space, len(data.classes), data.channels
+        )
         run = self.start(ranks)
         if ranks.any(ranks.first and run.finished):
             print(f"{run.path} is finished already.")
             return _next(run.path, alone)
         _introduce(self, space, data, alone)
         if ranks.first:
-            keep_model(run.path / "model.json", model_of(space, alone, data, self.calibration_images), "space")
-        return Trainer(self._for_blocks(chosen), run, supernet, data, alone, sampler, ranks).run() or _next(run.path, alone)
+            keep_model(
+                run.path / "model.json", model_of(space, alone, data, self.calibration_images), "space"
+            )
+        return Trainer(self._for_blocks(chosen), run, supernet, data, alone, sampler, ranks).run() or _next(
+            run.path, alone
+        )
 
     def _for_blocks(self, chosen: Arch | None) -> "Train":
         """The same where each block of one architecture alone is a stage of its own: its last n stages are more."""
@@ -129,7 +182,16 @@ class Train(TrainingCommand):
 class Trainer(Training):
     """The state of a training run: weights, their average, the optimiser and the number of steps done."""
 
-    def __init__(self, config: Train, run: Run, supernet: Supernet, data: Data, alone: Arch | None, sampler: Sampler, ranks: Ranks = ALONE):
+    def __init__(
+        self,
+        config: Train,
+        run: Run,
+        supernet: Supernet,
+        data: Data,
+        alone: Arch | None,
+        sampler: Sampler,
+        ranks: Ranks = ALONE,
+    ):
         super().__init__(config, run, supernet, data, ranks, config.all_epochs)
         self.config, self.alone, self.sampler, self.supernet = config, alone, sampler, supernet
         self.optimizer, self.average = build_sgd(config.sgd, supernet), self._new_average()
@@ -168,18 +230,26 @@ class Trainer(Training):
             at = place(config.phases, self.steps, self.step)
             phase = config.phases[at.phase]
             sgd = sgd.model_copy(update={"lr": phase.lr, "warmup_epochs": phase.warmup_epochs})
-        rate = learning_rate(sgd, self.step - at.start, at.end - at.start, round(sgd.warmup_epochs * self.steps))
+        rate = learning_rate(
+            sgd, self.step - at.start, at.end - at.start, round(sgd.warmup_epochs * self.steps)
+        )
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad()
         own = self.ranks.seed(config.seed)
         subnets = config.seed if config.same_subnets else own
         if config.phases:
             x = resize(x, drawn_resolution(self.supernet.space, config.seed, self.step))
-            losses = shrinking_step(self.supernet, self.teacher, x, y, phase, config.sandwich, subnets, self.step, own)
+            losses = shrinking_step(
+                self.supernet, self.teacher, x, y, phase, config.sandwich, subnets, self.step, own
+            )
         elif self.alone is None:
-            losses = sandwich_step(self.supernet, x, y, config.sandwich, self.sampler, subnets, self.step, own)
+            losses = sandwich_step(
+                self.supernet, x, y, config.sandwich, self.sampler, subnets, self.step, own
+            )
         else:
-            losses = torch.stack(label_step(self.supernet, self.alone, x, y, config.sandwich, own, self.step)[1])
+            losses = torch.stack(
+                label_step(self.supernet, self.alone, x, y, config.sandwich, own, self.step)[1]
+            )
         losses = self.ranks.average_gradients(self.supernet.parameters(), losses)
         clip_gradients(config.sgd, self.supernet)
         self.optimizer.step()
@@ -204,9 +274,14 @@ class Trainer(Training):
         started = time.monotonic()
         config, data, space = self.config, self.data, self.supernet.space
         rng = numpy_generator(config.seed, "evaluated subnets")
-        phase = config.phases[place(config.phases, self.steps, self.step - 1).phase] if config.phases else None
+        phase = (
+            config.phases[place(config.phases, self.steps, self.step - 1).phase] if config.phases else None
+        )
         archs = {"smallest": phase.smallest(space) if phase else smallest(space), "largest": largest(space)}
-        archs |= {f"random{i}": phase.sample(space, rng) if phase else sample(space, rng) for i in range(config.evaluate_random)}
+        archs |= {
+            f"random{i}": phase.sample(space, rng) if phase else sample(space, rng)
+            for i in range(config.evaluate_random)
+        }
         if self.alone is not None:
             archs = {"alone": self.alone}
         scores = [0.0] * len(archs)
@@ -217,7 +292,9 @@ class Trainer(Training):
             return
         for (name, arch), score in zip(archs.items(), scores, strict=True):
             macs, params = cost_of(space, arch, len(data.classes), data.channels)
-            self.folder.log(step=self.step, epoch=epoch, arch=name, val_accuracy=score, macs=macs, params=params)
+            self.folder.log(
+                step=self.step, epoch=epoch, arch=name, val_accuracy=score, macs=macs, params=params
+            )
             if last:
                 print(f"  {name:9} {format_count(macs):>6} MACs  {score:.2%} on validation")
         if last:
@@ -251,7 +328,9 @@ def _introduce(config: Train, space: Space, data: Data, alone: Arch | None) -> N
     config.introduce(data)
     if not alone and not config.phases:
         step = config.sandwich
-        print(f"a step: largest, {step.random} random ({step.sampling.name}), smallest; distillation by {step.distillation.name}")
+        print(
+            f"a step: largest, {step.random} random ({step.sampling.name}), smallest; distillation by {step.distillation.name}"
+        )
 
 
 def _next(path: Path, alone: Arch | None) -> int:

@@ -36,10 +36,15 @@ class Model(ImageModel):
     space: Space
     arch: Arch | None = None
     calibration_images: int
-    start: bool = Field(False, description="converted, and of use only to start a training: its classifier or its subnets never learned")
+    start: bool = Field(
+        False,
+        description="converted, and of use only to start a training: its classifier or its subnets never learned",
+    )
 
 
-def model_of(space: Space, arch: Arch | None, data: Data, calibration_images: int, start: bool = False) -> Model:
+def model_of(
+    space: Space, arch: Arch | None, data: Data, calibration_images: int, start: bool = False
+) -> Model:
     """What model.json says of a network of `space` for these images; `arch` if it is one architecture alone."""
     return Model(space=space, arch=arch, calibration_images=calibration_images, start=start, **facts(data))
 
@@ -56,7 +61,9 @@ def load_network(path: Path) -> tuple[Model, Supernet]:
     try:
         supernet.load_state_dict(load_weights(weights))
     except RuntimeError:
-        raise UserError(f"Weights '{weights}' do not fit the space in model.json beside them; copy the run folder again.") from None
+        raise UserError(
+            f"Weights '{weights}' do not fit the space in model.json beside them; copy the run folder again."
+        ) from None
     return model, supernet
 
 
@@ -69,7 +76,9 @@ def open_source(run: Path, space: str | None) -> Supernet:
     Run.open(run, "--init")
     model, supernet = load_network(run)
     if model.arch is not None:
-        raise UserError(f"Run '{run}' is one architecture trained alone, not a supernet to start from; give another --init.")
+        raise UserError(
+            f"Run '{run}' is one architecture trained alone, not a supernet to start from; give another --init."
+        )
     if space is not None and not _same_but_for_converted(load_space(space), model.space):
         raise UserError(
             f"Run '{run}' is of space '{model.space.name}', not '{space}' as asked for; leave out --space, or take --config ofa/finetune."
@@ -80,7 +89,9 @@ def open_source(run: Path, space: str | None) -> Supernet:
 def _same_but_for_converted(space: Space, other: Space) -> bool:
     """Whether they hold the same architectures: torchvision's and timm's networks have one bias more, and another epsilon."""
     heads = [s.head and s.head.model_copy(update={"bias": False}) for s in (space, other)]
-    return space.model_copy(update={"head": heads[0], "bn_eps": other.bn_eps}) == other.model_copy(update={"head": heads[1]})
+    return space.model_copy(update={"head": heads[0], "bn_eps": other.bn_eps}) == other.model_copy(
+        update={"head": heads[1]}
+    )
 
 
 @torch.no_grad()
@@ -93,7 +104,9 @@ def start_from(supernet: Supernet, source: Supernet, arch: Arch | None) -> None:
         UserError: the images have other channels.
     """
     if source.channels != supernet.channels:
-        raise UserError(f"The run of --init is of images with {source.channels} channels, but these have {supernet.channels}.")
+        raise UserError(
+            f"The run of --init is of images with {source.channels} channels, but these have {supernet.channels}."
+        )
     if arch is None:
         theirs, ours = source.state_dict(), supernet.state_dict()
     else:
@@ -143,9 +156,13 @@ class RunCommand(Command):
     """A command that reads a finished run."""
 
     run: Path = Field(DEFAULT_RUN, description="folder of a finished run")
-    data: Path | None = Field(None, description="where the run's images are now, if they moved since it was trained")
+    data: Path | None = Field(
+        None, description="where the run's images are now, if they moved since it was trained"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    threads: int | None = Field(None, ge=1, description="CPU threads; none: torch decides. Tiny networks are fastest with 1")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads; none: torch decides. Tiny networks are fastest with 1"
+    )
 
     def open(self) -> Trained:
         """The supernet, or the one network, of the run."""
@@ -161,7 +178,11 @@ class RunCommand(Command):
         """
         trained = self.open()
         if trained.model.start:
-            raise UserError(f"Run '{self.run}' is a start for training: python -m ofa.train --config ofa/finetune --init {self.run}.")
+            raise UserError(
+                f"Run '{self.run}' is a start for training: python -m ofa.train --config ofa/finetune --init {self.run}."
+            )
         if trained.model.arch is not None:
-            raise UserError(f"Run '{self.run}' is one architecture trained alone, not a supernet; name a supernet with --run.")
+            raise UserError(
+                f"Run '{self.run}' is one architecture trained alone, not a supernet; name a supernet with --run."
+            )
         return trained

@@ -23,7 +23,9 @@ EPSILON = 0.01
 class Loss(Protocol):
     """Mean loss of the network on one batch."""
 
-    def __call__(self, batch: Any, mixtures: Mixtures, weights: dict[str, Tensor] | None = None, twice: bool = False) -> Tensor:
+    def __call__(
+        self, batch: Any, mixtures: Mixtures, weights: dict[str, Tensor] | None = None, twice: bool = False
+    ) -> Tensor:
         """weights: in place of the network's parameters (and buffers, if given). twice: the result is differentiated twice."""
         ...
 
@@ -49,7 +51,9 @@ class Inner:
     clip_direction: bool = False
     still: frozenset[str] = frozenset()
 
-    def ahead(self, weights: dict[str, Tensor], gradients: tuple[Tensor, ...]) -> tuple[dict[str, Tensor], Tensor | float]:
+    def ahead(
+        self, weights: dict[str, Tensor], gradients: tuple[Tensor, ...]
+    ) -> tuple[dict[str, Tensor], Tensor | float]:
         """(the weights one step later, what their gradients were scaled by): w - lr (momentum buffer + gradient + weight_decay w)."""
         scale = clip_factor(gradients, self.clip_norm)
         moved = {}
@@ -83,7 +87,9 @@ def frozen(network: nn.Module) -> Iterator[None]:
             w.requires_grad_(True)
 
 
-def first_order(network: nn.Module, loss: Callable[[], Tensor], alphas: list[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+def first_order(
+    network: nn.Module, loss: Callable[[], Tensor], alphas: list[Tensor]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """(loss, gradients of alphas) at the network's own weights. The weights' gradients are not computed."""
     with frozen(network):
         value = loss()
@@ -119,7 +125,9 @@ def second_order(
     ahead, scale = inner.ahead({name: w.detach() for name, w in weights.items()}, gradients)
     state = {name: w.detach().requires_grad_() for name, w in ahead.items()}
     mixed = mixtures()
-    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}  # a look ahead leaves no trace in the statistics
+    buffers = {
+        name: buffer.clone() for name, buffer in network.named_buffers()
+    }  # a look ahead leaves no trace in the statistics
     value = objective(loss(valid, mixed, state | buffers), mixed)
     gradients = _gradients(value, [*alphas, *state.values()])
     of_alphas, v = gradients[: len(alphas)], gradients[len(alphas) :]
@@ -129,7 +137,10 @@ def second_order(
     e = EPSILON / length(v)
     sides = []
     for sign in (1, -1):
-        moved = {name: w.detach() + sign * e * direction for (name, w), direction in zip(weights.items(), v, strict=True)}
+        moved = {
+            name: w.detach() + sign * e * direction
+            for (name, w), direction in zip(weights.items(), v, strict=True)
+        }
         sides.append(_gradients(loss(train, mixtures(), moved), alphas))
     curved = [scale * (plus - minus) / (2 * e) for plus, minus in zip(*sides, strict=True)]
     return value.detach(), tuple(g - inner.lr * c for g, c in zip(of_alphas, curved, strict=True))
@@ -148,7 +159,9 @@ def exact(
     """The same without finite differences: the training step itself is differentiated. On the DARTS space it takes five times the time
     and four times the memory of first order."""
     weights = dict(network.named_parameters())
-    gradients = torch.autograd.grad(loss(train, mixtures(), twice=True), list(weights.values()), create_graph=True)
+    gradients = torch.autograd.grad(
+        loss(train, mixtures(), twice=True), list(weights.values()), create_graph=True
+    )
     ahead, _ = inner.ahead({name: w.detach() for name, w in weights.items()}, gradients)
     mixed = mixtures()
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
@@ -156,20 +169,26 @@ def exact(
     return value.detach(), _gradients(value, alphas)
 
 
-def dominant_eigenvalue(loss: Callable[[], Tensor], alphas: list[Tensor], generator: torch.Generator, steps: int = 20) -> float:
+def dominant_eigenvalue(
+    loss: Callable[[], Tensor], alphas: list[Tensor], generator: torch.Generator, steps: int = 20
+) -> float:
     """The largest eigenvalue in size of the Hessian of `loss` in alphas, by power iteration on Hessian-vector products.
 
     RobustDARTS (2020, arXiv:1909.09656) watches it: flat minima keep their accuracy when the cell is read off, sharp ones lose it.
     `loss` must build its graph with `twice=True`.
     """
-    gradients = torch.autograd.grad(loss(), alphas, create_graph=True, materialize_grads=True, allow_unused=True)
+    gradients = torch.autograd.grad(
+        loss(), alphas, create_graph=True, materialize_grads=True, allow_unused=True
+    )
     v = [torch.randn(a.shape, generator=generator, dtype=a.dtype).to(a.device) for a in alphas]
     value = 0.0
     for _ in range(steps):
         norm = length(v)
         v = [part / norm for part in v]
         inner = torch.stack([(g * part).sum() for g, part in zip(gradients, v, strict=True)]).sum()
-        product = torch.autograd.grad(inner, alphas, retain_graph=True, materialize_grads=True, allow_unused=True)
+        product = torch.autograd.grad(
+            inner, alphas, retain_graph=True, materialize_grads=True, allow_unused=True
+        )
         before, value = value, float(sum((p * part).sum() for p, part in zip(product, v, strict=True)))
         v = list(product)
         if abs(value - before) <= 1e-3 * abs(value):
@@ -177,11 +196,15 @@ def dominant_eigenvalue(loss: Callable[[], Tensor], alphas: list[Tensor], genera
     return value
 
 
-def weight_step(network: nn.Module, value: Tensor, optimizer: torch.optim.Optimizer, clip_norm: float | None) -> None:
+def weight_step(
+    network: nn.Module, value: Tensor, optimizer: torch.optim.Optimizer, clip_norm: float | None
+) -> None:
     """One step of the network's weights down `value`."""
     optimizer.zero_grad(set_to_none=True)
     value.backward()  # type: ignore[no-untyped-call]
-    for w in network.parameters():  # what was not drawn still decays and keeps its momentum, however operations are stacked
+    for w in (
+        network.parameters()
+    ):  # what was not drawn still decays and keeps its momentum, however operations are stacked
         if w.grad is None:
             w.grad = torch.zeros_like(w)
     if clip_norm is not None:
@@ -191,7 +214,10 @@ def weight_step(network: nn.Module, value: Tensor, optimizer: torch.optim.Optimi
 
 def momentum_buffers(optimizer: torch.optim.Optimizer, network: nn.Module) -> list[Tensor | None]:
     """SGD's buffers in the order of the network's parameters; None where it made no step yet."""
-    return [optimizer.state[w].get("momentum_buffer") if w in optimizer.state else None for w in network.parameters()]
+    return [
+        optimizer.state[w].get("momentum_buffer") if w in optimizer.state else None
+        for w in network.parameters()
+    ]
 
 
 class ImageLoss:
@@ -200,10 +226,16 @@ class ImageLoss:
     def __init__(self, network: nn.Module, bf16: bool = False):
         self.network, self.bf16 = network, bf16
 
-    def __call__(self, batch: Any, mixtures: Mixtures, weights: dict[str, Tensor] | None = None, twice: bool = False) -> Tensor:
+    def __call__(
+        self, batch: Any, mixtures: Mixtures, weights: dict[str, Tensor] | None = None, twice: bool = False
+    ) -> Tensor:
         """See `Loss`."""
         x, y = batch
         arguments = (x, mixtures, twice)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = self.network(*arguments) if weights is None else torch.func.functional_call(self.network, weights, arguments)
+            logits = (
+                self.network(*arguments)
+                if weights is None
+                else torch.func.functional_call(self.network, weights, arguments)
+            )
         return F.cross_entropy(logits.float() if self.bf16 else logits, y)

@@ -27,15 +27,15 @@ def warning(genotype: Genotype, method: Method) -> str | None:
         edges, count = sum(map(len, cell.nodes)), _named(cell.nodes, "skip_connect")
         if kind != "reduce" and count * 2 >= edges:
             which = "cell" if kind == "cell" else f"{kind} cell"
-            return (
-                f"{count} of the {edges} edges of the {which} are skip connections: the search may be collapsing; try {_remedies(method)}."
-            )
+            return f"{count} of the {edges} edges of the {which} are skip connections: the search may be collapsing; try {_remedies(method)}."
     return None
 
 
 def _remedies(method: Method) -> str:
     """What helps, among what this method can bear."""
-    decays = isinstance(method.relaxation, Simplex) or any(isinstance(penalty, BetaDecay) for penalty in method.penalties)
+    decays = isinstance(method.relaxation, Simplex) or any(
+        isinstance(penalty, BetaDecay) for penalty in method.penalties
+    )
     others = " or ".join(name for name in ("darts_minus", "beta_darts") if name != method.name)
     watch = "" if method.samples else ", or --watch-every 1 --stop-at-collapse"
     return f"--method {others}, {'' if decays else '--penalties beta_decay on this method, '}fewer --epochs{watch}"

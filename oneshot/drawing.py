@@ -27,7 +27,14 @@ GREEN, PURPLE, RED, PINK = "#009e73", "#7b3294", "#d55e00", "#e377c2"
 COLORS = {
     **{"none": GRAY, "max_pool_3x3": SKY, "avg_pool_3x3": BLUE, "skip_connect": ORANGE},
     **{"sep_conv_3x3": GREEN, "sep_conv_5x5": PURPLE, "dil_conv_3x3": RED, "dil_conv_5x5": PINK},
-    **{"nor_conv_1x1": PURPLE, "nor_conv_3x3": GREEN, "tanh": SKY, "relu": GREEN, "sigmoid": ORANGE, "identity": PURPLE},
+    **{
+        "nor_conv_1x1": PURPLE,
+        "nor_conv_3x3": GREEN,
+        "tanh": SKY,
+        "relu": GREEN,
+        "sigmoid": ORANGE,
+        "identity": PURPLE,
+    },
 }
 COLUMN, ROW, INPUT_ROW, DROP, BOX, RADIUS = 1.12, 1.0, 0.55, 0.44, (0.98, 0.46), 0.17  # inches
 PANEL, DPI = (2.1, 1.45), 150
@@ -52,7 +59,15 @@ def picture(genotype: Genotype) -> Figure:
         axes.set_axis_off()
         top = 0.0
         for (kind, cell), (_, tall) in zip(genotype.cells.items(), sizes, strict=True):
-            axes.text(0.25, top + 0.32, kind if kind == "cell" else f"{kind} cell", fontsize=12, weight="bold", color=INK, va="center")
+            axes.text(
+                0.25,
+                top + 0.32,
+                kind if kind == "cell" else f"{kind} cell",
+                fontsize=12,
+                weight="bold",
+                color=INK,
+                va="center",
+            )
             _draw_cell(axes, space, cell, top + 0.85)
             top += tall
     return figure
@@ -66,7 +81,10 @@ def _size(space: CellSpace, cell: Cell) -> tuple[float, float]:
 def _draw_cell(axes: Axes, space: CellSpace, cell: Cell, top: float) -> None:
     """Nodes from left to right; `end` grows as later nodes read a state."""
     states = range(space.inputs + len(cell.nodes))
-    line = [top + INPUT_ROW * min(state, space.inputs - 1) + ROW * max(state - space.inputs + 1, 0) for state in states]
+    line = [
+        top + INPUT_ROW * min(state, space.inputs - 1) + ROW * max(state - space.inputs + 1, 0)
+        for state in states
+    ]
     start = [0.95] * space.inputs
     end = list(start)
     x = 1.3 + COLUMN / 2
@@ -86,9 +104,23 @@ def _draw_cell(axes: Axes, space: CellSpace, cell: Cell, top: float) -> None:
         end[state] = bar
         axes.add_patch(Circle((bar, line[state]), 0.045, color=INK, zorder=4))
     for state in states:
-        axes.plot([start[state], end[state]], [line[state]] * 2, color=INK, lw=1.2, zorder=1, solid_capstyle="round")
-        axes.add_patch(Circle((start[state], line[state]), RADIUS, facecolor=INK, edgecolor="white", zorder=5))
-        axes.text(start[state], line[state], str(state), color="white", ha="center", va="center", fontsize=8.5, weight="bold", zorder=6)
+        axes.plot(
+            [start[state], end[state]], [line[state]] * 2, color=INK, lw=1.2, zorder=1, solid_capstyle="round"
+        )
+        axes.add_patch(
+            Circle((start[state], line[state]), RADIUS, facecolor=INK, edgecolor="white", zorder=5)
+        )
+        axes.text(
+            start[state],
+            line[state],
+            str(state),
+            color="white",
+            ha="center",
+            va="center",
+            fontsize=8.5,
+            weight="bold",
+            zorder=6,
+        )
     for state, name in enumerate(["$c_{k-2}$", "$c_{k-1}$"] if space.inputs == 2 else ["input"]):
         axes.text(0.7, line[state], name, color=INK, ha="right", va="center", fontsize=11)
     ends = [line[min(cell.output)], line[max(cell.output)]]
@@ -105,13 +137,41 @@ def _draw_operation(axes: Axes, name: str, x: float, source: float, target: floa
     middle = target - DROP
     axes.plot([x, x], [source, middle], color=color, lw=1.2, ls=style, zorder=2)
     axes.add_patch(Circle((x, source), 0.045, color=color, zorder=4))
-    arrow = {"arrowstyle": "-|>", "color": color, "lw": 1.2, "shrinkA": 0, "shrinkB": 0, "linestyle": style, "mutation_scale": 9}
+    arrow = {
+        "arrowstyle": "-|>",
+        "color": color,
+        "lw": 1.2,
+        "shrinkA": 0,
+        "shrinkB": 0,
+        "linestyle": style,
+        "mutation_scale": 9,
+    }
     axes.annotate("", (x, target), (x, middle + tall / 2), arrowprops=arrow, zorder=3)
     fill = next((fill for part, fill in FILLS.items() if part in name), OTHER_FILL)
     place = (x - wide / 2 + 0.05, middle - tall / 2 + 0.05)
-    box = FancyBboxPatch(place, wide - 0.1, tall - 0.1, "round,pad=0.05", facecolor=fill, edgecolor=color, lw=1, ls=style, zorder=3)
+    box = FancyBboxPatch(
+        place,
+        wide - 0.1,
+        tall - 0.1,
+        "round,pad=0.05",
+        facecolor=fill,
+        edgecolor=color,
+        lw=1,
+        ls=style,
+        zorder=3,
+    )
     axes.add_patch(box)
-    axes.text(x, middle, label(name), color=color if absent else INK, ha="center", va="center", fontsize=8.5, zorder=4, linespacing=1.1)
+    axes.text(
+        x,
+        middle,
+        label(name),
+        color=color if absent else INK,
+        ha="center",
+        va="center",
+        fontsize=8.5,
+        zorder=4,
+        linespacing=1.1,
+    )
 
 
 def label(operation: str) -> str:
@@ -139,11 +199,25 @@ def alphas_over_time(history: Sequence[Mapping[str, Any]], space: CellSpace, pat
             weight_TEO = np.array([np.asarray(epoch[kind], dtype=float) for epoch in history])
             title = f"{kind if kind == 'cell' else kind + ' cell'}: weights by epoch, and what is strongest at the end"
             part.suptitle(title, x=0.35 / wide, ha="left", fontsize=10.5, weight="bold")
-            grid = part.subplots(rows, columns, sharex=True, sharey=True, squeeze=False, gridspec_kw={"hspace": 0.35, "wspace": 0.12})
-            part.subplots_adjust(left=0.5 / wide, right=1 - 0.15 / wide, top=1 - head / (tall + head), bottom=0.3 / (tall + head))
+            grid = part.subplots(
+                rows,
+                columns,
+                sharex=True,
+                sharey=True,
+                squeeze=False,
+                gridspec_kw={"hspace": 0.35, "wspace": 0.12},
+            )
+            part.subplots_adjust(
+                left=0.5 / wide,
+                right=1 - 0.15 / wide,
+                top=1 - head / (tall + head),
+                bottom=0.3 / (tall + head),
+            )
             _draw_weights(grid, space, kind, weight_TEO)
             handles = [Line2D([], [], color=COLORS.get(name, INK), lw=2.2) for name in space.operations]
-            grid[0, -1].legend(handles, space.operations, loc="upper right", fontsize=8.5, frameon=False, borderaxespad=0)
+            grid[0, -1].legend(
+                handles, space.operations, loc="upper right", fontsize=8.5, frameon=False, borderaxespad=0
+            )
         return _save(figure, path)
 
 
@@ -161,10 +235,19 @@ def _draw_weights(grid: Any, space: CellSpace, kind: str, weight_TEO: Any) -> No
         for operation in offered:
             front = operation == strongest
             color, marker = COLORS.get(space.operations[operation], INK), "o" if len(epochs) == 1 else ""
-            axes.plot(epochs, weight_TEO[:, edge, operation], color=color, lw=2.2 if front else 1, marker=marker, zorder=3 if front else 2)
+            axes.plot(
+                epochs,
+                weight_TEO[:, edge, operation],
+                color=color,
+                lw=2.2 if front else 1,
+                marker=marker,
+                zorder=3 if front else 2,
+            )
         axes.set_title(f"{source}→{target}  {space.operations[strongest]}", fontsize=8, pad=3)
         axes.grid(color="#e6e9ec", lw=0.6)
-        axes.tick_params(labelsize=7, length=2, labelleft=source == 0, labelbottom=target == space.inputs + space.nodes - 1)
+        axes.tick_params(
+            labelsize=7, length=2, labelleft=source == 0, labelbottom=target == space.inputs + space.nodes - 1
+        )
         axes.xaxis.get_major_locator().set_params(integer=True, nbins=5)
         axes.spines[["top", "right"]].set_visible(False)
 

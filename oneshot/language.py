@@ -40,13 +40,19 @@ class Language(Config):
     hidden: int = Field(850, ge=1, description="units of the cell and of the embedding")
     epochs: int = Field(8000, ge=1, description="passes over the training text")
     batch: int = Field(64, ge=1, description="columns of text that are read at once")
-    bptt: int = Field(35, ge=1, description="usual words in a window; the learning rate is proportional to its length")
+    bptt: int = Field(
+        35, ge=1, description="usual words in a window; the learning rate is proportional to its length"
+    )
     lr: float = Field(20.0, gt=0, description="learning rate")
     clip: float = Field(0.25, gt=0, description="largest norm of the gradient")
     weight_decay: float = Field(8e-7, ge=0, description="L2 on every weight")
     slowness: float = Field(1e-3, ge=0, description="penalty on the squared change of the cell's outputs")
     dropout: Dropout = Field(Dropout(words=0.1), description="rates of variational dropout")
-    patience: int = Field(5, ge=0, description="average weights once validation is worse than its best of this many epochs ago or more")
+    patience: int = Field(
+        5,
+        ge=0,
+        description="average weights once validation is worse than its best of this many epochs ago or more",
+    )
     val_batch: int = Field(10, ge=1, description="columns of the validation text; the test text is one")
 
 
@@ -65,17 +71,23 @@ class TrainedLanguage(NamedTuple):
     model: Model
 
 
-def train_language(run: Run, genotype: Genotype, text: Text, settings: Language, seed: int, device: torch.device) -> int:
+def train_language(
+    run: Run, genotype: Genotype, text: Text, settings: Language, seed: int, device: torch.device
+) -> int:
     """Train in a run folder that was started, or continue in it. Returns 0, or 130 after a signal.
 
     Raises:
         UserError: the cell is not recurrent, the text is too short, or training diverges again and again.
     """
     if genotype.space != KIND:
-        raise UserError(f"A genotype of space '{genotype.space}' is no recurrent cell; text needs one of space '{KIND}'.")
+        raise UserError(
+            f"A genotype of space '{genotype.space}' is no recurrent cell; text needs one of space '{KIND}'."
+        )
     trainer = LanguageTrainer(run, genotype, text, settings, seed, device)
     size = format_count(count_parameters(trainer.network), 4)
-    print(f"{size} parameters; {len(text.vocabulary)} words; {len(text.splits['train'])} to train on; device {device}")
+    print(
+        f"{size} parameters; {len(text.vocabulary)} words; {len(text.splits['train'])} to train on; device {device}"
+    )
     write_json(run.path / "model.json", trainer.model.model_dump(mode="json"))
     return trainer.run()
 
@@ -87,7 +99,9 @@ def load_language(path: Path) -> TrainedLanguage:
         UserError: there is none.
     """
     if not Run(path).finished:
-        raise UserError(f"'{path}' is not a finished run of a recurrent cell; train one, or continue it with --resume.")
+        raise UserError(
+            f"'{path}' is not a finished run of a recurrent cell; train one, or continue it with --resume."
+        )
     model = validate(Model, read_json(path / "model.json"), str(path / "model.json"))
     network = CellNetwork(len(model.vocabulary), model.hidden, model.genotype.cells[KIND])
     _restore(network, path)
@@ -98,11 +112,15 @@ def _restore(network: CellNetwork, path: Path) -> None:
     try:
         network.load_state_dict(load_weights(path / "weights.safetensors"))
     except RuntimeError:
-        raise UserError(f"The weights in '{path}' are not those of its model.json; copy both again or train again.") from None
+        raise UserError(
+            f"The weights in '{path}' are not those of its model.json; copy both again or train again."
+        ) from None
 
 
 @torch.no_grad()
-def cross_entropy(network: CellNetwork, words_N: Tensor, batch: int, bptt: int, advance: Advance = lambda note: None) -> float:
+def cross_entropy(
+    network: CellNetwork, words_N: Tensor, batch: int, bptt: int, advance: Advance = lambda note: None
+) -> float:
     """Nats a word of a text that is read in `batch` columns without dropout; the first word of a column is given."""
     text, hidden = columns(words_N, batch), network.start(batch)
     total = torch.zeros((), dtype=torch.float64, device=hidden.device)
@@ -121,15 +139,21 @@ class NotFiniteError(Exception):
 class LanguageTrainer:
     """The state of a training run."""
 
-    def __init__(self, run: Run, genotype: Genotype, text: Text, settings: Language, seed: int, device: torch.device):
+    def __init__(
+        self, run: Run, genotype: Genotype, text: Text, settings: Language, seed: int, device: torch.device
+    ):
         self.folder, self.settings, self.seed, self.device = run, settings, seed, device
         self.words = {split: words.to(device) for split, words in text.splits.items()}
         self.text_RB = columns(self.words["train"], settings.batch)
         columns(self.words["val"], settings.val_batch)  # refused now, not after an epoch
         self.model = Model(genotype=genotype, hidden=settings.hidden, vocabulary=text.vocabulary)
         fresh = torch.Generator().manual_seed(derive(seed, "weights"))
-        self.network = CellNetwork(len(text.vocabulary), settings.hidden, genotype.cells[KIND], fresh).to(device)
-        self.optimizer = torch.optim.SGD(self.network.parameters(), settings.lr, weight_decay=settings.weight_decay)
+        self.network = CellNetwork(len(text.vocabulary), settings.hidden, genotype.cells[KIND], fresh).to(
+            device
+        )
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(), settings.lr, weight_decay=settings.weight_decay
+        )
         self.average: AveragedModel | None = None
         self.hidden = self.network.start(settings.batch)
         self.step, self.epoch, self.read, self.retries = 0, 0, 0, 0  # read: windows of this epoch
@@ -155,7 +179,9 @@ class LanguageTrainer:
                     self.go_back()
                 self.save()
                 if stop.requested and self.epoch < epochs:
-                    print(f"stopped in epoch {self.epoch + 1} of {epochs}; continue with the same command and --resume")
+                    print(
+                        f"stopped in epoch {self.epoch + 1} of {epochs}; continue with the same command and --resume"
+                    )
                     return 130
         self.report()
         return 0
@@ -220,7 +246,9 @@ class LanguageTrainer:
             save_weights(self.folder.path / "weights.safetensors", self.weights.state_dict())
         earlier = losses[: max(len(losses) - settings.patience, 0)]
         if not averaged and earlier and loss > min(earlier):
-            print(f"epoch {self.epoch + 1}: validation got no better; from now on the average of all weights counts")
+            print(
+                f"epoch {self.epoch + 1}: validation got no better; from now on the average of all weights counts"
+            )
             self.average = AveragedModel(self.network)
         losses.append(loss)
         self.epoch, self.read, self.hidden = self.epoch + 1, 0, self.network.start(settings.batch)
@@ -237,16 +265,28 @@ class LanguageTrainer:
                 f"The loss is not finite in epoch {self.epoch + 1}, for the {self.retries}. time; start again with a lower learning "
                 f"rate (now {self.settings.lr}) and --overwrite. The last good checkpoint stays in '{self.folder.path}'."
             )
-        print(f"the loss is not finite in epoch {self.epoch + 1}; back to the best weights, with other windows and masks")
+        print(
+            f"the loss is not finite in epoch {self.epoch + 1}; back to the best weights, with other windows and masks"
+        )
         _restore(self.network, self.folder.path)
         self.average = None if self.average is None else AveragedModel(self.network)
         self.read, self.hidden = 0, self.network.start(self.settings.batch)
 
     def save(self) -> None:
         """What --resume needs."""
-        numbers = {"step": self.step, "epoch": self.epoch, "read": self.read, "retries": self.retries, "losses": self.losses}
+        numbers = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "read": self.read,
+            "retries": self.retries,
+            "losses": self.losses,
+        }
         average = None if self.average is None else self.average.state_dict()
-        tensors: dict[str, Any] = {"network": self.network.state_dict(), "average": average, "hidden": self.hidden}
+        tensors: dict[str, Any] = {
+            "network": self.network.state_dict(),
+            "average": average,
+            "hidden": self.hidden,
+        }
         save_state(self.folder.path / "state.pt", tensors | numbers)
 
     def load(self) -> None:
@@ -258,10 +298,14 @@ class LanguageTrainer:
             if state["average"] is not None:
                 self.average = AveragedModel(self.network)
                 self.average.load_state_dict(state["average"])
-            self.step, self.epoch, self.read, self.retries = (int(state[name]) for name in ("step", "epoch", "read", "retries"))
+            self.step, self.epoch, self.read, self.retries = (
+                int(state[name]) for name in ("step", "epoch", "read", "retries")
+            )
             self.losses, self.hidden = list(state["losses"]), state["hidden"].to(self.device)
         except (KeyError, RuntimeError, ValueError, TypeError):
-            raise UserError(f"Resume state '{path}' is not of this run; start again with --overwrite.") from None
+            raise UserError(
+                f"Resume state '{path}' is not of this run; start again with --overwrite."
+            ) from None
         self.folder.forget_after(self.step)
         print(f"resumed in epoch {self.epoch + 1} of {self.settings.epochs}")
 

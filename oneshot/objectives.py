@@ -15,7 +15,14 @@ from engine.errors import UserError
 from engine.seed import derive, numpy_generator, torch_generator
 from oneshot.bilevel import ImageLoss, Inner, Loss, Mixtures
 from oneshot.methods.method import Method, Sgd
-from oneshot.networks.recurrent import Dropout, LanguageLoss, RecurrentNetwork, TextBatch, draw_masks, perplexity
+from oneshot.networks.recurrent import (
+    Dropout,
+    LanguageLoss,
+    RecurrentNetwork,
+    TextBatch,
+    draw_masks,
+    perplexity,
+)
 from oneshot.networks.search import DartsNetwork, NasBench201Network
 from oneshot.spaces.cells import CellSpace
 
@@ -35,7 +42,8 @@ class TextSettings(Config):
         description="other dropout masks in each forward of an architecture step, as the published code: its second order is then noise",
     )
     published_lookahead: bool = Field(
-        False, description="second order as the published code: the Hessian's direction is clipped and the embedding does not move"
+        False,
+        description="second order as the published code: the Hessian's direction is clipped and the embedding does not move",
     )
 
 
@@ -93,11 +101,15 @@ class Task(Protocol):
         ...
 
 
-def search_network(space: CellSpace, method: Method, channels: int, cells: int, classes: int, inputs: int) -> nn.Module:
+def search_network(
+    space: CellSpace, method: Method, channels: int, cells: int, classes: int, inputs: int
+) -> nn.Module:
     """The untrained search network of a space of images, drawn from torch's global generator."""
     auxiliary = method.auxiliary_skip is not None
     if space.name == "nasbench201":
-        return NasBench201Network(space, channels, cells, classes, inputs, method.partial, auxiliary=auxiliary)  # batch statistics always
+        return NasBench201Network(
+            space, channels, cells, classes, inputs, method.partial, auxiliary=auxiliary
+        )  # batch statistics always
     return DartsNetwork(
         space,
         channels,
@@ -121,7 +133,9 @@ class ImageTask:
 
     def __init__(self, network: nn.Module, data: Data, method: Method, batch_size: int, bf16: bool = False):
         if data.size % 4:
-            raise UserError(f"Images of side {data.size} cannot be halved twice, as every search network does; use a multiple of 4.")
+            raise UserError(
+                f"Images of side {data.size} cannot be halved twice, as every search network does; use a multiple of 4."
+            )
         self.network: nn.Module = network.to(data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = ImageLoss(self.network, bf16)
         self.data, self.batch_size, self.batch_items = data, batch_size, batch_size
@@ -129,7 +143,8 @@ class ImageTask:
         self.of_architecture: Part = "both" if method.level == "single" else "val"
         self.steps(0), data.steps(batch_size, self.of_architecture)  # refused now, not in the first step
         parts = [
-            f"{data.size_of(part)} images for the {who}" for part, who in ((self.part, "weights"), (self.of_architecture, "architecture"))
+            f"{data.size_of(part)} images for the {who}"
+            for part, who in ((self.part, "weights"), (self.of_architecture, "architecture"))
         ]
         self.about = f"{len(data.classes)} classes; {', '.join(parts)}"
 
@@ -202,7 +217,13 @@ class TextTask:
         self.words = RecurrentNetwork(len(text.vocabulary), settings.hidden, generator).to(device)
         self.network: nn.Module = self.words
         self.loss = LanguageLoss(self.words)
-        self.settings, self.bptt, self.batch_size, self.seed, self.device = settings, settings.bptt, batch_size, seed, device
+        self.settings, self.bptt, self.batch_size, self.seed, self.device = (
+            settings,
+            settings.bptt,
+            batch_size,
+            seed,
+            device,
+        )
         self.batch_items = batch_size * settings.bptt
         parts = [f"{len(text.splits[split])} for the {who}" for split, who in SPLITS_OF]
         self.about = f"vocabulary of {len(text.vocabulary)} words; {', '.join(parts)}"
@@ -225,7 +246,9 @@ class TextTask:
             self.load({name: self.words.start(self.batch_size) for name in ("train", "val")})
         for step, (start, length) in enumerate(self.windows(epoch)[skip:], start=skip):
             self.hidden, self.pair = self._carried(), []
-            for number, (text, at) in enumerate(((self.train_RB, start), (self.val_RB, start % (len(self.val_RB) - 2)))):
+            for number, (text, at) in enumerate(
+                ((self.train_RB, start), (self.val_RB, start % (len(self.val_RB) - 2)))
+            ):
                 purpose = (self.seed, ("masks", "validation masks")[number], epoch, step)
                 generator = torch_generator(self.device, *purpose)
 
@@ -238,7 +261,9 @@ class TextTask:
 
     def _carried(self) -> list[Tensor]:
         """The hidden states after the last step."""
-        return [batch.hidden_1BH if batch.after is None else batch.after for batch in self.pair] or self.hidden
+        return [
+            batch.hidden_1BH if batch.after is None else batch.after for batch in self.pair
+        ] or self.hidden
 
     def rate(self, batch: Any) -> float:
         """Proportional to the window's length."""

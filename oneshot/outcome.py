@@ -43,9 +43,13 @@ def describe(genotype: Genotype) -> None:
     Console().print(grid)
     if space.name != "recurrent":
         shape = published_shape(space)
-        macs, params = (format_count(edge_costs(space, count, shape).total(genotype)) for count in ("macs", "params"))
+        macs, params = (
+            format_count(edge_costs(space, count, shape).total(genotype)) for count in ("macs", "params")
+        )
         where = " in each stage" if space.name == "nasbench201" else ""
-        print(f"with {shape.cells} cells{where} of {shape.channels} channels, as published for CIFAR-10: {params} parameters, {macs} MACs")
+        print(
+            f"with {shape.cells} cells{where} of {shape.channels} channels, as published for CIFAR-10: {params} parameters, {macs} MACs"
+        )
 
 
 def compare(genotype: Genotype, table: Table, dataset: Dataset, budget: int, seed: int) -> None:
@@ -70,10 +74,29 @@ def _retrain_flags(space: str, data: AnyData) -> list[Any]:
             return ["--config", on_cifar, "--data", data.name, "--data.path", data.path]
         case Torchvision():  # another section than the recipe's: what the recipe says of the data is said again
             cutout = [] if space == "nasbench201" else ["--data.cutout", 16]
-            return ["--config", on_cifar, "--data", data.name, "--data.path", data.path, "--data.val", 0.02, *cutout]
+            return [
+                "--config",
+                on_cifar,
+                "--data",
+                data.name,
+                "--data.path",
+                data.path,
+                "--data.val",
+                0.02,
+                *cutout,
+            ]
         case ImageFolder():
             recipe = on_cifar if data.size < LARGE or space == "nasbench201" else "oneshot/retrain_imagenet"
-            return ["--config", recipe, "--data", data.name, "--data.path", data.path, "--data.size", data.size]
+            return [
+                "--config",
+                recipe,
+                "--data",
+                data.name,
+                "--data.path",
+                data.path,
+                "--data.size",
+                data.size,
+            ]
         case TextFolder():
             return ["--data", data.name, "--data.path", data.path]
         case Grammar():

@@ -45,26 +45,52 @@ class Retrain(TrainingCommand):
     """
 
     module: ClassVar[str] = "oneshot.retrain"
-    config: str | None = Field("oneshot/retrain_digits", description="recipe: a YAML file, or a packaged name: oneshot/retrain_cifar")
+    config: str | None = Field(
+        "oneshot/retrain_digits", description="recipe: a YAML file, or a packaged name: oneshot/retrain_cifar"
+    )
     out: Path = Field(DEFAULT_RUN, description="run folder to write")
-    genotype: str = Field("DARTS_V2", description="a published name, a file, a folder of a finished search, or the genotype itself")
+    genotype: str = Field(
+        "DARTS_V2",
+        description="a published name, a file, a folder of a finished search, or the genotype itself",
+    )
     data: AnyData = Field(Digits(), description="the images; text for a recurrent cell")  # type: ignore[assignment]
     network: Network = Field(Network(), description="the size of the network")
-    language: Language = Field(Language(), description="all settings of the training of a recurrent cell, its epochs among them")
+    language: Language = Field(
+        Language(), description="all settings of the training of a recurrent cell, its epochs among them"
+    )
     sgd: SGD = Field(
-        SGD(lr=0.025, nesterov=False, weight_decay=3e-4, decay_all=True, clip_value=None, clip_norm=5, warmup_epochs=0, schedule=Cosine()),
+        SGD(
+            lr=0.025,
+            nesterov=False,
+            weight_decay=3e-4,
+            decay_all=True,
+            clip_value=None,
+            clip_norm=5,
+            warmup_epochs=0,
+            schedule=Cosine(),
+        ),
         description="the optimiser and its learning rate",
     )
     auxiliary: float = Field(0.4, ge=0, description="weight of the auxiliary head's loss; 0: no such head")
-    drop_path: float = Field(0.2, ge=0, lt=1, description="probability that an edge is left out for an image, reached linearly at the end")
+    drop_path: float = Field(
+        0.2,
+        ge=0,
+        lt=1,
+        description="probability that an edge is left out for an image, reached linearly at the end",
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the labels spread over all classes")
-    bf16: bool = Field(False, description="compute in bfloat16 where that is safe: faster on recent GPUs, slower on most CPUs")
+    bf16: bool = Field(
+        False,
+        description="compute in bfloat16 where that is safe: faster on recent GPUs, slower on most CPUs",
+    )
 
     def train(self, ranks: Ranks, device: torch.device) -> int:
         """As rank `ranks.rank` on `device`."""
         genotype = find_genotype(self.genotype)
         known = self.genotype.lower() in {name.lower() for name in published()}
-        config = self if known else self.model_copy(update={"genotype": genotype.model_dump_json()})  # config.yaml replays the run
+        config = (
+            self if known else self.model_copy(update={"genotype": genotype.model_dump_json()})
+        )  # config.yaml replays the run
         if genotype.space == "recurrent":
             return config.train_on_text(genotype, ranks, device)
         if isinstance(self.data, Grammar | TextFolder):
@@ -93,9 +119,13 @@ class Retrain(TrainingCommand):
     def train_on_text(self, genotype: Genotype, ranks: Ranks, device: torch.device) -> int:
         """A recurrent cell."""
         if not isinstance(self.data, Grammar | TextFolder):
-            raise UserError("A recurrent cell reads text, not images; add --data text --data.path FOLDER, or --data grammar to try it.")
+            raise UserError(
+                "A recurrent cell reads text, not images; add --data text --data.path FOLDER, or --data grammar to try it."
+            )
         if ranks.size > 1:
-            raise UserError("A recurrent cell is trained by one process; start it with python -m instead of torchrun.")
+            raise UserError(
+                "A recurrent cell is trained by one process; start it with python -m instead of torchrun."
+            )
         text = load_text(self.data)
         run = self.start(ranks)
         if run.finished:
@@ -110,7 +140,9 @@ class Retrain(TrainingCommand):
 class Retraining(Training):
     """A network on its way through the epochs, on labels alone."""
 
-    def __init__(self, config: Retrain, run: Run, network: torch.nn.Module, data: Data, ranks: Ranks, model: Model):
+    def __init__(
+        self, config: Retrain, run: Run, network: torch.nn.Module, data: Data, ranks: Ranks, model: Model
+    ):
         super().__init__(config, run, network, data, ranks, config.epochs)
         self.config, self.model = config, model
         self.optimizer = build_sgd(config.sgd, self.network)
@@ -127,11 +159,15 @@ class Retraining(Training):
     def update(self, x: Tensor, y: Tensor) -> None:
         """One optimiser step on one batch."""
         config, sgd = self.config, self.config.sgd
-        set_learning_rate(self.optimizer, learning_rate(sgd, self.step, self.total, round(sgd.warmup_epochs * self.steps)))
+        set_learning_rate(
+            self.optimizer, learning_rate(sgd, self.step, self.total, round(sgd.warmup_epochs * self.steps))
+        )
         self.optimizer.zero_grad()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):
             outputs = self._forward(x)
-        losses = torch.stack([F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing) for logits in outputs])
+        losses = torch.stack(
+            [F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing) for logits in outputs]
+        )
         total = losses[0] + config.auxiliary * losses[1:].sum()
         total.backward()  # type: ignore[no-untyped-call]
         losses = self.ranks.average_gradients(self.network.parameters(), losses.detach())
@@ -159,7 +195,11 @@ class Retraining(Training):
 
     def kept(self) -> dict[str, Tensor]:
         """Without the auxiliary head."""
-        return {name: tensor for name, tensor in self.network.state_dict().items() if not name.startswith(AUXILIARY)}
+        return {
+            name: tensor
+            for name, tensor in self.network.state_dict().items()
+            if not name.startswith(AUXILIARY)
+        }
 
     def evaluate(self, epoch: int, last: bool) -> None:
         """Validation accuracy, at the end also that on test images, with the first rank's BatchNorm statistics."""
@@ -167,11 +207,20 @@ class Retraining(Training):
             return
         splits: tuple[Split, ...] = ("val", "test") if last else ("val",)
         self.network.eval()
-        scores = {split: accuracy(self.network, self.data.batches(split, EVALUATION_BATCH)) for split in splits}
+        scores = {
+            split: accuracy(self.network, self.data.batches(split, EVALUATION_BATCH)) for split in splits
+        }
         self.network.train()
-        self.folder.log(step=self.step, epoch=epoch, **{f"{split}_accuracy": score for split, score in scores.items()})
+        self.folder.log(
+            step=self.step, epoch=epoch, **{f"{split}_accuracy": score for split, score in scores.items()}
+        )
         if last:
-            print("  ".join(f"{score:.2%} on {'validation' if split == 'val' else split} images" for split, score in scores.items()))
+            print(
+                "  ".join(
+                    f"{score:.2%} on {'validation' if split == 'val' else split} images"
+                    for split, score in scores.items()
+                )
+            )
 
 
 if __name__ == "__main__":

@@ -59,22 +59,36 @@ class Search(Command):
     space: str = Field("darts", description="darts, darts_s1 to darts_s3, nasbench201, recurrent")
     data: AnyData = Field(Digits(val=0.5), description="images, or text for space recurrent")
     penalties: tuple[Penalty, ...] = Field(
-        (), description="beside the method's own: beta_decay, path_depth, entropy, cost; names, or JSON with their settings"
+        (),
+        description="beside the method's own: beta_decay, path_depth, entropy, cost; names, or JSON with their settings",
     )
     epochs: int | None = Field(None, ge=1, description="passes over the weights' part; none: the method's")
-    batch_size: int | None = Field(None, ge=2, description="images (columns of text) a step; none: the method's")
+    batch_size: int | None = Field(
+        None, ge=2, description="images (columns of text) a step; none: the method's"
+    )
     channels: int = Field(16, ge=2, description="width of the first cells of the search network")
-    cells: int | None = Field(None, ge=1, description="how many; none: 8; in space nasbench201 in each of three stages, none: 5")
+    cells: int | None = Field(
+        None, ge=1, description="how many; none: 8; in space nasbench201 in each of three stages, none: 5"
+    )
     text: TextSettings = Field(TextSettings(), description="the search network of space recurrent")
-    table: Located | None = Field(None, description="NAS-Bench-201 results: log the true accuracy of the current choice in each epoch")
+    table: Located | None = Field(
+        None, description="NAS-Bench-201 results: log the true accuracy of the current choice in each epoch"
+    )
     dataset: Dataset = Field("cifar10", description="which of the table's data sets")
-    table_budget: int = Field(100, ge=1, description="look-ups that random search and evolution get, to compare with")
-    watch_every: int = Field(0, ge=0, description="epochs between measurements of the Hessian's dominant eigenvalue; 0: never")
+    table_budget: int = Field(
+        100, ge=1, description="look-ups that random search and evolution get, to compare with"
+    )
+    watch_every: int = Field(
+        0, ge=0, description="epochs between measurements of the Hessian's dominant eigenvalue; 0: never"
+    )
     stop_at_collapse: bool = Field(
-        False, description="RobustDARTS's rule: stop when the eigenvalue grows, go back 4 epochs; needs watch-every 1"
+        False,
+        description="RobustDARTS's rule: stop when the eigenvalue grows, go back 4 epochs; needs watch-every 1",
     )
     evaluate_images: int | None = Field(
-        None, ge=1, description="images (words) of the architecture's part that the mixture is measured on in each epoch; none: all of them"
+        None,
+        ge=1,
+        description="images (words) of the architecture's part that the mixture is measured on in each epoch; none: all of them",
     )
     bf16: bool = Field(False, description="compute in bfloat16 where that is safe: faster on recent GPUs")
     seed: int = Field(0, ge=0, description="of weights, order, augmentation, draws and the halves")
@@ -88,11 +102,22 @@ class Search(Command):
         """Under what is asked for, what was published for this method on this space."""
         space = str(values.get("space", "darts"))
         method, data = (values.get(section, {}) for section in ("method", "data"))
-        method, data = ({"name": section} if isinstance(section, str) else section for section in (method, data))
+        method, data = (
+            {"name": section} if isinstance(section, str) else section for section in (method, data)
+        )
         if isinstance(method, dict):
             method = {"name": "darts"} | method
-            kinds = [kind for kind in models_in(cls.model_fields["method"].annotation) if issubclass(kind, Method)]
-            published = next((kind.on.get(space, {}) for kind in kinds if kind.model_fields["name"].default == method["name"]), {})
+            kinds = [
+                kind for kind in models_in(cls.model_fields["method"].annotation) if issubclass(kind, Method)
+            ]
+            published = next(
+                (
+                    kind.on.get(space, {})
+                    for kind in kinds
+                    if kind.model_fields["name"].default == method["name"]
+                ),
+                {},
+            )
             method = merge({"name": method["name"], **published}, method)
         if isinstance(data, dict):
             usual = ("text" if "path" in data else "grammar") if space == "recurrent" else "digits"
@@ -112,7 +137,9 @@ class Search(Command):
         if self.stop_at_collapse and self.watch_every != 1:
             raise ValueError("stop_at_collapse needs the eigenvalue of every epoch; add --watch-every 1")
         if self.watch_every and (method.samples or not method.learns):
-            raise ValueError(f"method {method.name} has no smooth loss in the architecture to watch; leave out watch_every")
+            raise ValueError(
+                f"method {method.name} has no smooth loss in the architecture to watch; leave out watch_every"
+            )
         if method.warmup_epochs >= epochs:
             raise ValueError(
                 f"method {method.name} trains weights alone for {method.warmup_epochs} epochs and would learn nothing else in {epochs}; "
@@ -123,7 +150,9 @@ class Search(Command):
                 f"channels = {self.channels} cannot be cut into {method.partial} parts; take a multiple, or --method.partial 1"
             )
         if self.space.startswith("darts") and self.cells is not None and self.cells < 3:
-            raise ValueError(f"cells = {self.cells} are all reduction cells; take 3 or more, so that normal cells are searched, too")
+            raise ValueError(
+                f"cells = {self.cells} are all reduction cells; take 3 or more, so that normal cells are searched, too"
+            )
         return self
 
     def execute(self) -> int:
@@ -188,11 +217,15 @@ class Loop:
                 self.train(stop, advance)
                 self.log()
                 self.check()
-                if self.done >= task.steps(self.epoch) and not stop.requested:  # else after --resume: it may take long
+                if (
+                    self.done >= task.steps(self.epoch) and not stop.requested
+                ):  # else after --resume: it may take long
                     self.end_epoch()
                 self.save()
                 if stop.requested:
-                    print(f"stopped at step {self.step} of {total}; continue with the same command and --resume")
+                    print(
+                        f"stopped at step {self.step} of {total}; continue with the same command and --resume"
+                    )
                     return 130
         self.finish()
         return 0
@@ -230,7 +263,10 @@ class Loop:
         Raises:
             UserError: a weight or a parameter of the architecture is not finite.
         """
-        for what, tensors in (("weights", self.searching.task.network.parameters()), ("architecture", self.searching.alphas.all())):
+        for what, tensors in (
+            ("weights", self.searching.task.network.parameters()),
+            ("architecture", self.searching.alphas.all()),
+        ):
             sums = [tensor.detach().float().sum() for tensor in tensors]
             if sums and not bool(torch.stack(sums).isfinite().all()):
                 self.diverged(f"{what} {'are' if what == 'weights' else 'is'}")
@@ -252,7 +288,10 @@ class Loop:
             searching.task.quality: searching.measure(limit=config.evaluate_images),
             "skips": skips(genotype),
             "genotype": genotype.model_dump(mode="json"),
-            "alphas": {kind: [[round(p, 5) for p in row] for row in values.tolist()] for kind, values in probabilities.items()},
+            "alphas": {
+                kind: [[round(p, 5) for p in row] for row in values.tolist()]
+                for kind, values in probabilities.items()
+            },
         }
         if config.watch_every and (self.epoch + 1) % config.watch_every == 0:
             _, valid = next(searching.task.batches(self.epoch, 0))
@@ -290,7 +329,9 @@ class Loop:
             genotype = searching.method.final_genotype(searching)
         else:
             genotype = Genotype.model_validate(logged[back]["genotype"])
-            print(f"The eigenvalue grew by more than {FACTOR}: stopped after epoch {len(logged)}, took the cell of epoch {back + 1}.")
+            print(
+                f"The eigenvalue grew by more than {FACTOR}: stopped after epoch {len(logged)}, took the cell of epoch {back + 1}."
+            )
         write_json(path / "genotype.json", genotype.model_dump(mode="json"))
         draw(genotype, path / "cell")
         if searching.method.learns:
@@ -305,7 +346,10 @@ class Loop:
 
     def save(self) -> None:
         """What --resume needs."""
-        save_state(self.folder.path / "state.pt", {"epoch": self.epoch, "done": self.done, "step": self.step} | self.searching.state())
+        save_state(
+            self.folder.path / "state.pt",
+            {"epoch": self.epoch, "done": self.done, "step": self.step} | self.searching.state(),
+        )
 
     def load(self) -> None:
         """Continue from state.pt.
@@ -319,9 +363,13 @@ class Loop:
             self.searching.load(state)
             self.epoch, self.done, self.step = (int(state[name]) for name in ("epoch", "done", "step"))
         except (KeyError, RuntimeError, ValueError, TypeError):
-            raise UserError(f"Resume state '{path}' is not of this run; start again with --overwrite.") from None
+            raise UserError(
+                f"Resume state '{path}' is not of this run; start again with --overwrite."
+            ) from None
         print(
-            f"resumed in epoch {self.epoch + 1} of {self.searching.epochs}" if self.epoch < self.searching.epochs else "resumed at the end"
+            f"resumed in epoch {self.epoch + 1} of {self.searching.epochs}"
+            if self.epoch < self.searching.epochs
+            else "resumed at the end"
         )
 
 

@@ -13,7 +13,15 @@ from engine.optim import set_learning_rate
 from engine.seed import torch_generator
 from oneshot.axes.penalty import Seen
 from oneshot.axes.relaxation import At
-from oneshot.bilevel import Mixtures, dominant_eigenvalue, exact, first_order, momentum_buffers, second_order, weight_step
+from oneshot.bilevel import (
+    Mixtures,
+    dominant_eigenvalue,
+    exact,
+    first_order,
+    momentum_buffers,
+    second_order,
+    weight_step,
+)
 from oneshot.methods.method import Alphas, Method, Sgd
 from oneshot.objectives import Task
 from oneshot.spaces.cells import CellSpace
@@ -39,7 +47,9 @@ class Searching:
         costs: what the operations cost, if a penalty asks for it.
     """
 
-    def __init__(self, method: Method, space: CellSpace, task: Task, seed: int, epochs: int, costs: Costs | None = None):
+    def __init__(
+        self, method: Method, space: CellSpace, task: Task, seed: int, epochs: int, costs: Costs | None = None
+    ):
         self.method, self.space, self.task, self.seed, self.epochs = method, space, task, seed, epochs
         self.costs = costs or Costs()
         self.device = next(task.network.parameters()).device
@@ -47,7 +57,9 @@ class Searching:
         self.of_alphas = method.optimizer(space, self.alphas) if self.alphas.all() else None
         sgd = method.sgd
         weights = task.network.parameters()
-        self.of_weights = torch.optim.SGD(weights, sgd.lr, sgd.momentum, weight_decay=sgd.weight_decay, nesterov=sgd.nesterov)
+        self.of_weights = torch.optim.SGD(
+            weights, sgd.lr, sgd.momentum, weight_decay=sgd.weight_decay, nesterov=sgd.nesterov
+        )
         self.at = At(0, epochs)
 
     def step(self, number: int, train: Any, valid: Any) -> Tensor:
@@ -76,7 +88,10 @@ class Searching:
         return self._here(self.method.mixtures(self.space, self.alphas, self.at, draw))
 
     def _here(self, mixtures: Mixtures) -> Mixtures:
-        return {kind: mixture._replace(weight_EO=mixture.weight_EO.to(self.device)) for kind, mixture in mixtures.items()}
+        return {
+            kind: mixture._replace(weight_EO=mixture.weight_EO.to(self.device))
+            for kind, mixture in mixtures.items()
+        }
 
     def weights_step(self, number: int, train: Any) -> Tensor:
         """One step of the weights; the architecture stays."""
@@ -113,7 +128,13 @@ class Searching:
     def penalised(self, value: Tensor, mixtures: Mixtures) -> Tensor:
         """The validation loss with what the method adds to it."""
         seen = Seen(
-            self.space, self.alphas.operations, dict(mixtures), self.method.relaxation, self.at, self.costs.edges, self.costs.constant
+            self.space,
+            self.alphas.operations,
+            dict(mixtures),
+            self.method.relaxation,
+            self.at,
+            self.costs.edges,
+            self.costs.constant,
         )
         for penalty in self.method.penalties:
             value = penalty(value, seen)
@@ -134,7 +155,9 @@ class Searching:
     def measure(self, mixtures: Mixtures | None = None, limit: int | None = None) -> float:
         """Quality of the shared weights on the architecture's part: of the current mixture, or of the given one."""
         with self._judging():
-            return self.task.measure(self.mixtures("measure") if mixtures is None else self._here(mixtures), limit)
+            return self.task.measure(
+                self.mixtures("measure") if mixtures is None else self._here(mixtures), limit
+            )
 
     def reward(self, mixtures: Mixtures, batch: Any) -> float:
         """How well shared weights do on one batch, as a number of which more is better."""

@@ -28,10 +28,13 @@ class Network(Config):
     """The size of the network of a genotype."""
 
     channels: int = Field(36, ge=2, description="width of the first cells; ImageNet: 48")
-    cells: int = Field(20, ge=1, description="how many; ImageNet: 14; NAS-Bench-201: in each of three stages, 5")
+    cells: int = Field(
+        20, ge=1, description="how many; ImageNet: 14; NAS-Bench-201: in each of three stages, 5"
+    )
     stem: Stem = Field("cifar", description="cifar: one convolution; imagenet: three of stride 2")
     auxiliary_bn: bool | None = Field(
-        None, description="whether the auxiliary head ends with a BatchNorm; none: as the published codes, which lost it on ImageNet"
+        None,
+        description="whether the auxiliary head ends with a BatchNorm; none: as the published codes, which lost it on ImageNet",
     )
 
 
@@ -59,7 +62,14 @@ def build(model: Model, auxiliary: bool = False) -> nn.Module:
     match genotype.space:
         case "darts" | "darts_s1" | "darts_s2" | "darts_s3":
             return FinalNetwork(
-                genotype, size.channels, size.cells, classes, model.channels, size.stem, auxiliary, auxiliary_bn=size.auxiliary_bn
+                genotype,
+                size.channels,
+                size.cells,
+                classes,
+                model.channels,
+                size.stem,
+                auxiliary,
+                auxiliary_bn=size.auxiliary_bn,
             )
         case "nasbench201":
             return NasBench201Network(genotype, size.channels, size.cells, classes, model.channels)
@@ -89,7 +99,9 @@ class Trained:
         try:
             network.load_state_dict(load_weights(weights))
         except RuntimeError:
-            raise UserError(f"Weights '{weights}' do not fit model.json beside them; copy the run folder again.") from None
+            raise UserError(
+                f"Weights '{weights}' do not fit model.json beside them; copy the run folder again."
+            ) from None
         self.network: nn.Module = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.data: Data = open_images(self.run, self.model, device, images)
 
@@ -105,6 +117,8 @@ class Trained:
 def cost_of(network: nn.Module, model: Model) -> tuple[int, int]:
     """(MACs of one image, parameters) of the network as it is handed on: without an auxiliary head."""
     device = next(network.parameters()).device
-    macs = count_macs(network, torch.zeros(1, model.channels, model.image_size, model.image_size, device=device))
+    macs = count_macs(
+        network, torch.zeros(1, model.channels, model.image_size, model.image_size, device=device)
+    )
     spare = sum(p.numel() for name, p in network.named_parameters() if name.startswith(AUXILIARY))
     return macs, count_parameters(network) - spare

@@ -40,15 +40,22 @@ class Collect(RunCommand):
     """
 
     count: int = Field(200, ge=2, description="subnets to have measured in the end")
-    rounds: int = Field(0, ge=0, description="rounds that choose subnets by what was measured before them; 0: none")
+    rounds: int = Field(
+        0, ge=0, description="rounds that choose subnets by what was measured before them; 0: none"
+    )
     seed: int = Field(0, ge=0, description="of the architectures drawn")
 
     def execute(self) -> int:
         """Measure what is missing."""
         trained = self.open_supernet()
         path, pairs = pairs_path(self.run), read_pairs(self.run)
-        write_lines(path, [pair.model_dump(mode="json") for pair in pairs])  # drops a last line that a kill left half-written
-        with stop_on_signal() as stop, progress("measure subnets", self.count, min(len(pairs), self.count)) as advance:
+        write_lines(
+            path, [pair.model_dump(mode="json") for pair in pairs]
+        )  # drops a last line that a kill left half-written
+        with (
+            stop_on_signal() as stop,
+            progress("measure subnets", self.count, min(len(pairs), self.count)) as advance,
+        ):
             for row in to_measure(trained.space, trained.macs, pairs, self.count, self.rounds, self.seed):
                 if stop.requested:
                     break
@@ -67,7 +74,9 @@ class Collect(RunCommand):
         return 0
 
 
-def to_measure(space: Space, macs: Costs, pairs: list[Pair], count: int, rounds: int, seed: int) -> Iterator[Codes]:
+def to_measure(
+    space: Space, macs: Costs, pairs: list[Pair], count: int, rounds: int, seed: int
+) -> Iterator[Codes]:
     """What to measure until there are `count` pairs; the caller appends each to `pairs` before it asks for the next.
 
     A round learns from the pairs that were there when it began, by their number: interrupted anywhere, it proposes the same again.
@@ -78,7 +87,9 @@ def to_measure(space: Space, macs: Costs, pairs: list[Pair], count: int, rounds:
         if len(pairs) < end:
             codes = np.stack([encode(space, pair.arch) for pair in pairs[:start]])
             y = np.array([pair.val_accuracy for pair in pairs[:start]])
-            proposed = propose(space, macs, codes, y, (end - start) // 2, seed, numpy_generator(seed, "collect", "round", i))
+            proposed = propose(
+                space, macs, codes, y, (end - start) // 2, seed, numpy_generator(seed, "collect", "round", i)
+            )
             yield from _unknown(space, chain(proposed, schedule(space, macs, seed)), pairs, end)
 
 

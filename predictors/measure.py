@@ -46,22 +46,40 @@ class Measure(Command):
       python -m predictors.measure --space ofa_mbv3 --device-name new --no-blocks --whole 10 --like pi4.json,note10.json
     """
 
-    device_name: str | None = Field(None, pattern=r"^[\w.-]+$", description="what to call the device; the table is latency/NAME.json")
+    device_name: str | None = Field(
+        None, pattern=r"^[\w.-]+$", description="what to call the device; the table is latency/NAME.json"
+    )
     space: str | None = Field(None, description="packaged space or YAML file; none: that of --run")
     run: Path = Field(Path("runs/supernet"), description="run whose space, classes and channels count")
     classes: int = Field(1000, ge=1, description="with --space: outputs of the classifier")
     channels: int = Field(3, ge=1, description="with --space: input channels")
-    resolutions: str = Field("", description="such as 160,192,224; in between is interpolated; none: all, or 5 of them spread evenly")
+    resolutions: str = Field(
+        "",
+        description="such as 160,192,224; in between is interpolated; none: all, or 5 of them spread evenly",
+    )
     blocks: bool = Field(True, description="time every block")
-    whole: int = Field(12, ge=0, description="whole networks to time; 10 correct the sum of blocks, 30 and more refine it")
-    like: str = Field("", description="without blocks: tables of other devices, separated by commas, to predict this one from")
+    whole: int = Field(
+        12, ge=0, description="whole networks to time; 10 correct the sum of blocks, 30 and more refine it"
+    )
+    like: str = Field(
+        "",
+        description="without blocks: tables of other devices, separated by commas, to predict this one from",
+    )
     threads: int = Field(1, ge=1, description="threads of onnxruntime")
     rounds: int = Field(6, ge=2, description="times that each item is visited")
     seconds: float = Field(0.03, ge=0, description="time for each item in each round")
-    clock: Literal["cpu", "wall"] | None = Field(None, description="which time counts; none: the CPU time of one thread, else wall time")
-    export_kit: Path | None = Field(None, description="only write the files and the script to run on the device into this folder")
-    import_kit: Path | None = Field(None, description="the CSV that the kit's script, or any other runner, wrote")
-    import_yaml: str = Field("", description="instead: tables as OFA and ProxylessNAS published them, separated by commas")
+    clock: Literal["cpu", "wall"] | None = Field(
+        None, description="which time counts; none: the CPU time of one thread, else wall time"
+    )
+    export_kit: Path | None = Field(
+        None, description="only write the files and the script to run on the device into this folder"
+    )
+    import_kit: Path | None = Field(
+        None, description="the CSV that the kit's script, or any other runner, wrote"
+    )
+    import_yaml: str = Field(
+        "", description="instead: tables as OFA and ProxylessNAS published them, separated by commas"
+    )
     out: Path | None = Field(None, description="file to write; none: latency/NAME.json")
 
     def execute(self) -> int:
@@ -69,11 +87,17 @@ class Measure(Command):
         space, classes, channels = self._space()
         if self.export_kit is not None:
             self._write_kit(space, classes, channels, self.export_kit)
-            print(f"kit in {self.export_kit}: copy it to the device, run python bench.py in it, and bring latency.csv back")
-            print("next: python -m predictors.measure --import-kit latency.csv --device-name NAME, with the same --space or --run")
+            print(
+                f"kit in {self.export_kit}: copy it to the device, run python bench.py in it, and bring latency.csv back"
+            )
+            print(
+                "next: python -m predictors.measure --import-kit latency.csv --device-name NAME, with the same --space or --run"
+            )
             return 0
         if self.device_name is None:
-            raise UserError("--device-name is missing; say what this device is to be called, such as my-laptop.")
+            raise UserError(
+                "--device-name is missing; say what this device is to be called, such as my-laptop."
+            )
         out = self.out or Path("latency") / f"{self.device_name}.json"
         if self.import_yaml:
             paths = tuple(Path(word) for word in self.import_yaml.split(","))
@@ -93,7 +117,9 @@ class Measure(Command):
         if self.space is not None:
             return load_space(self.space), self.classes, self.channels
         if not (self.run / "model.json").exists():
-            raise UserError(f"'{self.run}' is not a run folder; name a run with --run, or a space with --space.")
+            raise UserError(
+                f"'{self.run}' is not a run folder; name a run with --run, or a space with --space."
+            )
         model = validate(Model, read_json(self.run / "model.json"), str(self.run / "model.json"))
         return model.space, len(model.classes), model.channels
 
@@ -104,7 +130,9 @@ class Measure(Command):
         words = self.resolutions.split(",")
         strange = [word for word in words if not word.isdigit() or int(word) not in space.resolution]
         if strange:
-            raise UserError(f"Resolution {strange[0]} is not in space '{space.name}'; it has {', '.join(map(str, space.resolution))}.")
+            raise UserError(
+                f"Resolution {strange[0]} is not in space '{space.name}'; it has {', '.join(map(str, space.resolution))}."
+            )
         return tuple(sorted({int(word) for word in words}))
 
     def _write_kit(self, space: Space, classes: int, channels: int, folder: Path) -> None:
@@ -121,7 +149,9 @@ class Measure(Command):
 
     def _announce(self, pieces: list[Piece], nets: int, resolutions: tuple[int, ...]) -> None:
         structures, items = len({structure(p) for p in pieces}), len({piece_name(p) for p in pieces}) + nets
-        seconds = SECONDS_PER_STRUCTURE * structures + items * self.rounds * (self.seconds + SECONDS_PER_SESSION)
+        seconds = SECONDS_PER_STRUCTURE * structures + items * self.rounds * (
+            self.seconds + SECONDS_PER_SESSION
+        )
         print(
             f"{len(pieces)} blocks ({structures} ONNX files) at resolutions {', '.join(map(str, resolutions))} and {nets} whole networks, "
             f"{self.rounds} rounds: about {max(1, round(seconds / 60))} minutes on an idle machine"
@@ -136,10 +166,14 @@ class Measure(Command):
     def _keep(self, path: Path, out: Path, space: Space, classes: int, channels: int) -> int:
         """Build, judge and write the table. Returns the exit status: 1 if it is too noisy."""
         assert self.device_name is not None
-        table, noises = build_table(read_timings(path, self.clock), self.device_name, space, classes, channels)
+        table, noises = build_table(
+            read_timings(path, self.clock), self.device_name, space, classes, channels
+        )
         for what, noise in noises.items():
             if noise.reliability is not None:
-                print(f"{what}: split-half reliability {noise.reliability:.3f}, typical difference between halves {noise.relative:.1%}")
+                print(
+                    f"{what}: split-half reliability {noise.reliability:.3f}, typical difference between halves {noise.relative:.1%}"
+                )
         for what, noise in noises.items():
             if why := complaint(noise):
                 print(

@@ -22,7 +22,17 @@ from predictors.accuracy.cross_validation import HeldOut, predict_held_out
 from predictors.accuracy.features import features
 from predictors.accuracy.pairs import read_pairs
 from predictors.reporting.figures import pictures
-from predictors.reporting.findings import Chosen, Comparison, Findings, Kind, Tested, compare, extremes, read_chosen, read_known
+from predictors.reporting.findings import (
+    Chosen,
+    Comparison,
+    Findings,
+    Kind,
+    Tested,
+    compare,
+    extremes,
+    read_chosen,
+    read_known,
+)
 from predictors.reporting.page import render
 from predictors.search.constraints import Costs
 from predictors.search.costs import cost_functions
@@ -45,14 +55,19 @@ class Report(RunCommand):
 
     random: int = Field(20, ge=1, description="random subnets for each budget")
     latency_table: Path | None = Field(
-        None, description="latency of a device, a file that predictors.measure wrote; none: shown where predictors.select wrote it"
+        None,
+        description="latency of a device, a file that predictors.measure wrote; none: shown where predictors.select wrote it",
     )
-    seed: int = Field(0, ge=0, description="of the random subnets, and of the folds in which the predictor is judged")
+    seed: int = Field(
+        0, ge=0, description="of the random subnets, and of the folds in which the predictor is judged"
+    )
 
     def execute(self) -> int:
         """Measure, then write everything."""
         trained = self.open_supernet()
-        costs = cost_functions(trained.space, len(trained.model.classes), trained.model.channels, self.latency_table)
+        costs = cost_functions(
+            trained.space, len(trained.model.classes), trained.model.channels, self.latency_table
+        )
         chosen = read_chosen(self.run, trained.space, costs.get("latency"))
         known = read_known(self.run, trained.space, chosen, costs.get("latency"))
         judged = self._judge(trained)
@@ -60,7 +75,20 @@ class Report(RunCommand):
         images = {"val": trained.data.count("val"), "test": trained.data.count("test")}
         comparisons, pairs = compare(chosen, tested), len(read_pairs(self.run))
         name = self.run.resolve().name
-        self._write(Findings(name, trained.space, trained.model.classes, images, chosen, known, tested, comparisons, judged, pairs))
+        self._write(
+            Findings(
+                name,
+                trained.space,
+                trained.model.classes,
+                images,
+                chosen,
+                known,
+                tested,
+                comparisons,
+                judged,
+                pairs,
+            )
+        )
         return 0
 
     def _judge(self, trained: Trained) -> HeldOut | None:
@@ -74,10 +102,15 @@ class Report(RunCommand):
 
     def _test(self, trained: Trained, chosen: Sequence[Chosen], latency: Costs | None) -> list[Tested]:
         """The smallest and the largest subnet, then each chosen one with the random ones of its size."""
-        todo: list[tuple[str, Kind, Arch, float | None]] = [("", kind, arch, None) for kind, arch in extremes(trained.space).items()]
+        todo: list[tuple[str, Kind, Arch, float | None]] = [
+            ("", kind, arch, None) for kind, arch in extremes(trained.space).items()
+        ]
         for name, choice, arch, _ in chosen:
             todo.append((name, "selected", arch, choice.latency_ms))
-            todo += [(name, "random", decode(trained.space, row), None) for row in self._random_of_same_macs(trained, arch)]
+            todo += [
+                (name, "random", decode(trained.space, row), None)
+                for row in self._random_of_same_macs(trained, arch)
+            ]
         tested = []
         with progress("measure on test images", len(todo)) as advance:
             for name, kind, arch, time in todo:
@@ -122,7 +155,12 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def _table(comparisons: Sequence[Comparison]) -> Table:
     table = Table("budget", "MACs", "validation", "test", "random", "beats", "within")
     for c in comparisons:
-        numbers = (f"{c.val_accuracy:.2%}", f"{c.test_accuracy:.2%}", f"{c.random_median:.2%}", f"{c.random_beaten} of {c.random_count}")
+        numbers = (
+            f"{c.val_accuracy:.2%}",
+            f"{c.test_accuracy:.2%}",
+            f"{c.random_median:.2%}",
+            f"{c.random_beaten} of {c.random_count}",
+        )
         table.add_row(c.budget, format_count(c.macs), *numbers, f"{c.random_macs_apart:.0%}")
     return table
 

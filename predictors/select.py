@@ -20,7 +20,16 @@ from predictors.accuracy.models import make_predictor
 from predictors.accuracy.pairs import read_pairs
 from predictors.accuracy.validation import Name, compare, show
 from predictors.search.coarse_to_fine import coarse_to_fine
-from predictors.search.constraints import UNITS, Bytes, Constraint, Costs, Milliseconds, fits, format_cost, round_up
+from predictors.search.constraints import (
+    UNITS,
+    Bytes,
+    Constraint,
+    Costs,
+    Milliseconds,
+    fits,
+    format_cost,
+    round_up,
+)
 from predictors.search.costs import cost_functions
 from predictors.search.dynamic_programming import Part, parts_of
 from predictors.search.evaluations import Ask, Measured, Prediction
@@ -54,24 +63,43 @@ class Select(RunCommand):
       python -m predictors.select --flops 600M --storage sqlite:///studies.db
     """
 
-    flops: tuple[Count, ...] = Field((), description="at most so many MACs, or several budgets separated by commas")
-    latency: Milliseconds | None = Field(None, description="at most so long for one image: 15ms, 0.015s; needs --latency-table")
-    latency_table: Path | None = Field(None, description="latency of a device, a file that predictors.measure wrote")
+    flops: tuple[Count, ...] = Field(
+        (), description="at most so many MACs, or several budgets separated by commas"
+    )
+    latency: Milliseconds | None = Field(
+        None, description="at most so long for one image: 15ms, 0.015s; needs --latency-table"
+    )
+    latency_table: Path | None = Field(
+        None, description="latency of a device, a file that predictors.measure wrote"
+    )
     size: Bytes | None = Field(None, description="at most so large a file: 20MB, 64MiB")
     memory: Bytes | None = Field(None, description="at most so much memory for activations: 64MB")
     params: Count | None = Field(None, description="at most so many parameters: 6M")
     front: tuple[str, ...] = Field(
-        (), description="write selected/front.json and .csv: accuracy against macs, latency, size, memory, params"
+        (),
+        description="write selected/front.json and .csv: accuracy against macs, latency, size, memory, params",
     )
-    explore: Literal["search", "coarse-to-fine"] = Field("search", description="where candidates come from; see above")
-    predictor: Name = Field("auto", description="gp: Gaussian process; ridge: additive; boosting; mlp; auto: the best in cross-validation")
+    explore: Literal["search", "coarse-to-fine"] = Field(
+        "search", description="where candidates come from; see above"
+    )
+    predictor: Name = Field(
+        "auto",
+        description="gp: Gaussian process; ridge: additive; boosting; mlp; auto: the best in cross-validation",
+    )
     measure: int = Field(
-        20, ge=1, description="subnets measured on validation images for each budget and for the front; coarse-to-fine: up to half coarse"
+        20,
+        ge=1,
+        description="subnets measured on validation images for each budget and for the front; coarse-to-fine: up to half coarse",
     )
     ties: float = Field(
-        1.0, ge=0, description="standard errors below the best within which the cheapest wins; 0: the highest measured wins"
+        1.0,
+        ge=0,
+        description="standard errors below the best within which the cheapest wins; 0: the highest measured wins",
     )
-    storage: str | None = Field(None, description="Optuna storage, a URL or the path of a journal; none: optuna.journal in the run folder")
+    storage: str | None = Field(
+        None,
+        description="Optuna storage, a URL or the path of a journal; none: optuna.journal in the run folder",
+    )
     seed: int = Field(0, ge=0, description="of the search")
 
     @field_validator("flops", "front", mode="before")
@@ -85,9 +113,13 @@ class Select(RunCommand):
             if name not in UNITS:
                 raise ValueError(f"--front has no cost '{name}'; {nearest(name, UNITS)}")
         if not self.front and not any((self.flops, self.latency, self.size, self.memory, self.params)):
-            raise ValueError("nothing says what to select; give a limit such as --flops 600M, or --front macs")
+            raise ValueError(
+                "nothing says what to select; give a limit such as --flops 600M, or --front macs"
+            )
         if (self.latency or "latency" in self.front) and self.latency_table is None:
-            raise ValueError("latency is of a device; name its table with --latency-table (python -m predictors.measure makes one)")
+            raise ValueError(
+                "latency is of a device; name its table with --latency-table (python -m predictors.measure makes one)"
+            )
         return self
 
     def execute(self) -> int:
@@ -105,7 +137,12 @@ class Select(RunCommand):
         known = known_accuracies(storage, prefix, trained.space)
         accuracy = partial(_accuracy, trained, known)
         with progress("measure candidates", self.measure * len(goals)) as advance:
-            asks = [_ask(Study(storage, prefix + g.name, trained.space, g.constraints, g.front, accuracy), advance) for g in goals]
+            asks = [
+                _ask(
+                    Study(storage, prefix + g.name, trained.space, g.constraints, g.front, accuracy), advance
+                )
+                for g in goals
+            ]
             sums = parts_of(trained.space, classes, channels)
             of_weights = self.params or self.size or {"params", "size"} & set(self.front)
             parts = [sums["macs"], sums["params"]] if of_weights else [sums["macs"]]
@@ -129,7 +166,13 @@ class Select(RunCommand):
         goals = [Goal.best(constraints) for constraints in budgets if constraints]
         if self.front:
             loosest = max(budgets, key=lambda constraints: [c.limit for c in constraints])
-            goals.append(Goal("-".join(["front", *self.front]), tuple(loosest), {name: costs[name] for name in self.front}))
+            goals.append(
+                Goal(
+                    "-".join(["front", *self.front]),
+                    tuple(loosest),
+                    {name: costs[name] for name in self.front},
+                )
+            )
         return goals
 
     def _check_limits(self, trained: Trained, constraints: tuple[Constraint, ...]) -> None:
@@ -137,19 +180,33 @@ class Select(RunCommand):
         for c in constraints:
             if c.name == "macs" and c.cost(most)[0] < c.limit:
                 most_macs = format_count(c.cost(most)[0])
-                print(f"budget {format_count(c.limit)} is above the largest subnet ({most_macs} MACs): choosing the best of all")
+                print(
+                    f"budget {format_count(c.limit)} is above the largest subnet ({most_macs} MACs): choosing the best of all"
+                )
         if fits(constraints, least)[0]:
             return
         relaxed = nearest_feasible(trained.space, constraints, numpy_generator(self.seed, "feasible"), least)
         if relaxed:
-            needed = " and ".join(f"{c.flag} {format_cost(c.name, round_up(c.name, least), 15)}" for c, least in relaxed)
+            needed = " and ".join(
+                f"{c.flag} {format_cost(c.name, round_up(c.name, least), 15)}" for c, least in relaxed
+            )
             wanted = " ".join(map(str, constraints))
-            raise UserError(f"No subnet of space '{trained.space.name}' keeps {wanted}; the nearest that one keeps is {needed}.")
+            raise UserError(
+                f"No subnet of space '{trained.space.name}' keeps {wanted}; the nearest that one keeps is {needed}."
+            )
 
-    def _explore(self, measured: Measured, goals: list[tuple[Goal, Ask]], parts: Sequence[Sequence[Part]], macs: Costs) -> dict[str, Any]:
+    def _explore(
+        self, measured: Measured, goals: list[tuple[Goal, Ask]], parts: Sequence[Sequence[Part]], macs: Costs
+    ) -> dict[str, Any]:
         if self.explore == "coarse-to-fine":
             for goal, ask in goals:
-                coarse_to_fine(measured, goal.constraints, self.measure, numpy_generator(self.seed, "coarse to fine", goal.name), ask)
+                coarse_to_fine(
+                    measured,
+                    goal.constraints,
+                    self.measure,
+                    numpy_generator(self.seed, "coarse to fine", goal.name),
+                    ask,
+                )
             return {}
         codes, y = measured.training_set()
         X = features(measured.space, codes)
@@ -157,12 +214,26 @@ class Select(RunCommand):
         show(qualities, len(y))
         predictor = make_predictor(qualities[0].member).fit(X, y, self.seed)
         finds = [(self._find(goal), ask) for goal, ask in goals]
-        measure_promising(measured, predictor, qualities[0], parts, finds, self.measure, numpy_generator(self.seed, "additive"))
-        return {"predictor": {name: value for name, value in qualities[0]._asdict().items() if name != "seconds"}}
+        measure_promising(
+            measured,
+            predictor,
+            qualities[0],
+            parts,
+            finds,
+            self.measure,
+            numpy_generator(self.seed, "additive"),
+        )
+        return {
+            "predictor": {name: value for name, value in qualities[0]._asdict().items() if name != "seconds"}
+        }
 
     def _find(self, goal: Goal) -> Best | Front:
         rng = numpy_generator(self.seed, "search", goal.name)
-        return Front(list(goal.front.values()), goal.constraints, rng) if goal.front else Best(goal.constraints, rng)
+        return (
+            Front(list(goal.front.values()), goal.constraints, rng)
+            if goal.front
+            else Best(goal.constraints, rng)
+        )
 
 
 def _accuracy(trained: Trained, known: Mapping[bytes, float], row: Codes) -> float:

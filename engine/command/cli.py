@@ -22,7 +22,9 @@ from engine.errors import UserError, nearest
 class Command(Config):
     """A command: its fields are the flags, its docstring the help, `execute` the work and the exit status."""
 
-    config: str | None = Field(None, description="recipe: a YAML file, or a packaged name such as ofa/cifar10")
+    config: str | None = Field(
+        None, description="recipe: a YAML file, or a packaged name such as ofa/cifar10"
+    )
     many_processes: ClassVar[bool] = False  # whether torchrun may start more than one of it
 
     @classmethod
@@ -57,7 +59,9 @@ def _flags(command: type[Command], argv: list[str]) -> dict[str, Any]:
     argv = _named_sections(command, argv)
     package = command.__module__.split(".")[0]
     specs = [getattr(sys.modules[name], "__spec__", None) for name in ("__main__", command.__module__)]
-    named = [spec.name.removesuffix(".__main__") for spec in specs if spec is not None]  # first what was started
+    named = [
+        spec.name.removesuffix(".__main__") for spec in specs if spec is not None
+    ]  # first what was started
     module = next((name for name in named if package in ("__main__", name.split(".")[0])), command.__module__)
     settings = SettingsConfigDict(
         cli_prog_name=f"python -m {module}",
@@ -86,12 +90,22 @@ def _explain_sections(command: type[Command], parser: ArgumentParser) -> None:
         default: Any = None
         for depth, part in enumerate(above):
             default = command.model_fields[part].default if depth == 0 else getattr(default, part, None)
-            kinds = [inner for kind in kinds if part in kind.model_fields for inner in models_in(kind.model_fields[part].annotation)]
+            kinds = [
+                inner
+                for kind in kinds
+                if part in kind.model_fields
+                for inner in models_in(kind.model_fields[part].annotation)
+            ]
         if name == "name" and isinstance(default, BaseModel):
             action.help = f"(default: {default.name})"  # type: ignore[attr-defined]
         tags = {kind: tags_of(kind) for kind in kinds}
         owners = sorted({tag for kind in kinds if name in kind.model_fields for tag in tags[kind]})
-        if above and action.help and all(tags.values()) and len(owners) < len({tag for found in tags.values() for tag in found}):
+        if (
+            above
+            and action.help
+            and all(tags.values())
+            and len(owners) < len({tag for found in tags.values() for tag in found})
+        ):
             action.help += f" [{', '.join(owners)}]"
 
 
@@ -103,7 +117,9 @@ def tags_of(kind: type[BaseModel]) -> tuple[str, ...]:
 def _named_sections(command: type[Command], argv: list[str]) -> list[str]:
     """`--data cifar10` as `--data.name cifar10`, and `--penalties beta_decay,cost` as a list of sections of those names."""
     tagged = _tagged(command)
-    words = [part for word in argv for part in (word.split("=", 1) if word.split("=", 1)[0] in tagged else [word])]
+    words = [
+        part for word in argv for part in (word.split("=", 1) if word.split("=", 1)[0] in tagged else [word])
+    ]
     for place in reversed(range(len(words))):
         word, value = words[place], (words[place + 1 : place + 2] or ["-"])[0]
         if word in tagged and value.startswith("-"):
@@ -153,7 +169,9 @@ def main(command: type[Command], argv: list[str] | None = None) -> NoReturn:
         with only_the_first_prints():
             settings = parse(command, sys.argv[1:] if argv is None else argv)
             if started()[1] > 1 and not command.many_processes:
-                raise UserError("This command is one process; start it with python -m instead of torchrun, or with --nproc-per-node 1.")
+                raise UserError(
+                    "This command is one process; start it with python -m instead of torchrun, or with --nproc-per-node 1."
+                )
             status = settings.execute()
         sys.stdout.flush()
     except UserError as error:

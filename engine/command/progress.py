@@ -6,7 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from engine.command.launch import started
 
@@ -59,6 +66,8 @@ def _lines(console: Console, what: str, total: int, done: int) -> Iterator[Advan
             last = now
             rate = (count - first) / (now - started)
             left = (total - count) / rate
-            console.print(f"{what} {count}/{total}  {rate:.3g}/s  {left:.0f} s left  {known}", highlight=False)
+            console.print(
+                f"{what} {count}/{total}  {rate:.3g}/s  {left:.0f} s left  {known}", highlight=False
+            )
 
     yield advance

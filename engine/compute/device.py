@@ -22,7 +22,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise UserError(f"Device '{name}' is not available here; use auto, cpu, or cuda on a machine with a GPU.") from None
+        raise UserError(
+            f"Device '{name}' is not available here; use auto, cpu, or cuda on a machine with a GPU."
+        ) from None
     if device.type == "cpu":
         keep_freed_memory()
     return device

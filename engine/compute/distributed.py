@@ -27,7 +27,9 @@ from engine.compute.device import pick_device
 from engine.errors import UserError
 from engine.seed import derive
 
-PATIENCE = timedelta(hours=6)  # for one that evaluates or saves longer than the others; a dead one is noticed at once
+PATIENCE = timedelta(
+    hours=6
+)  # for one that evaluates or saves longer than the others; a dead one is noticed at once
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,9 @@ class Ranks:
         flat = shared[0].new_zeros(count + len(losses))
         flat[count:] = losses
         starts = accumulate((p.numel() for p in shared), initial=0)
-        mean = [flat.as_strided(p.shape, p.stride(), at) for p, at in zip(shared, starts, strict=False)]  # laid out like the weights
+        mean = [
+            flat.as_strided(p.shape, p.stride(), at) for p, at in zip(shared, starts, strict=False)
+        ]  # laid out like the weights
         own = [(m, p.grad) for m, p in zip(mean, shared, strict=True) if p.grad is not None]
         torch._foreach_copy_([m for m, _ in own], [g for _, g in own])
         with _or_say_who_is_gone():
@@ -131,7 +135,11 @@ def join(device: str) -> Iterator[tuple[Ranks, torch.device]]:
 
 
 def _own_device(name: str) -> str:
-    gpus, local, count = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    gpus, local, count = (
+        torch.cuda.device_count(),
+        int(os.environ["LOCAL_RANK"]),
+        int(os.environ["LOCAL_WORLD_SIZE"]),
+    )
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(
             f"Device '{name}' is one device, but {count} processes need their own; use auto, cpu, or cuda, which gives each one."
@@ -139,7 +147,9 @@ def _own_device(name: str) -> str:
     if name == "cpu" or gpus == 0:
         return name
     if count > gpus:
-        raise UserError(f"{count} processes need a GPU each, but this machine has {gpus}; use --nproc-per-node {gpus}, or --device cpu.")
+        raise UserError(
+            f"{count} processes need a GPU each, but this machine has {gpus}; use --nproc-per-node {gpus}, or --device cpu."
+        )
     return f"cuda:{local}"
 
 
@@ -148,7 +158,9 @@ def _or_say_who_is_gone() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = re.sub(r"\[\S+:\d+\] ", "", str(error).splitlines()[0]).split(". ")[0]  # without torch's source files and its advice
+        reason = re.sub(r"\[\S+:\d+\] ", "", str(error).splitlines()[0]).split(". ")[
+            0
+        ]  # without torch's source files and its advice
         raise UserError(
             f"Another of the processes that train together ended or cannot be reached ({reason}); "
             "the last checkpoint stays: see what it said, then continue with the same command and --resume."
@@ -184,7 +196,9 @@ class _JoinedBatchNorm(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, mean, var = ctx.saved_tensors
         args = (grad_y, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True])
-        grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(*args)  # as if mean and var were constants
+        grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+            *args
+        )  # as if mean and var were constants
         slope, offset = _mean_over_ranks(torch.stack([grad_weight, grad_bias]) * (len(mean) / x.numel()))
         # They are not: weight / deviation * (offset + slope * (x - mean) / deviation) is what they pass back, a line in x.
         inverse = (var + ctx.eps).rsqrt()

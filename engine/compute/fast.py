@@ -13,7 +13,12 @@ from torch.autograd.function import once_differentiable
 
 aten = torch.ops.aten
 PART = 2**22  # numbers of a map that are copied at a time: 16 MiB
-ACTIVATION: dict[str, Callable[..., Tensor]] = {"relu": F.relu, "relu6": F.relu6, "hard_swish": F.hardswish, "swish": F.silu}
+ACTIVATION: dict[str, Callable[..., Tensor]] = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "hard_swish": F.hardswish,
+    "swish": F.silu,
+}
 
 
 def depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
@@ -23,7 +28,11 @@ def depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> 
     """
     maker = x.grad_fn if type(x.grad_fn) is _NormAct._backward_cls else None
     pays = weight.shape[-1] > 3 or maker is None  # to make an input again costs more than 3 x 3 kernels gain
-    known = (stride, dilation) in ((1, 1), (2, 1), (1, 2)) and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    known = (
+        (stride, dilation) in ((1, 1), (2, 1), (1, 2))
+        and x.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+    )
     if pays and known and x.is_contiguous(memory_format=torch.channels_last):
         return _Depthwise.apply(x, weight, stride, dilation, maker)
     return torch_depthwise(x, weight, stride, dilation)
@@ -79,20 +88,28 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilat
     edge = weight.shape[-1] // 2
     if dilation == 2:
         grad, x = _apart(grad, edge), _apart(x, edge)
-    if edge > 1 and x.shape[2] >= weight.shape[-1]:  # on lower maps oneDNN does not take the fast one for columns either
+    if (
+        edge > 1 and x.shape[2] >= weight.shape[-1]
+    ):  # on lower maps oneDNN does not take the fast one for columns either
         return _columns(grad, x, weight, stride)
     return _backward(grad, x, weight, stride, [edge] * 2, [False, True, False])[1]
 
 
-def _backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: list[int], wanted: list[bool]) -> list[Tensor]:
-    return aten.convolution_backward(grad, x, weight, None, [stride] * 2, padding, [1, 1], False, [0, 0], len(weight), wanted)
+def _backward(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: list[int], wanted: list[bool]
+) -> list[Tensor]:
+    return aten.convolution_backward(
+        grad, x, weight, None, [stride] * 2, padding, [1, 1], False, [0, 0], len(weight), wanted
+    )
 
 
 def _apart(x: Tensor, gap: int) -> Tensor:
     """(N, C, H, W) -> (N, C, H + gap, W + gap): even rows, zeros, odd rows; columns likewise. Dilation 2 there is dilation 1."""
     count, channels, height, width = x.shape
     result = x.new_zeros(count, height + gap, width + gap, channels).permute(0, 3, 1, 2)
-    rows, columns = ([(0, slice(-(-size // 2))), (1, slice(-(-size // 2) + gap, None))] for size in (height, width))
+    rows, columns = (
+        [(0, slice(-(-size // 2))), (1, slice(-(-size // 2) + gap, None))] for size in (height, width)
+    )
     for odd_row, to_rows in rows:
         for odd_column, to_columns in columns:
             result[:, :, to_rows, to_columns] = x[:, :, odd_row::2, odd_column::2]
@@ -118,9 +135,15 @@ def _columns(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
     result = torch.empty_like(weight)
     for left in range(0, kernel - 2, 2):
         start = room - left // stride
-        moved = flat[start : start + count * height * pitch].view(count, height, pitch, channels).permute(0, 3, 1, 2)
+        moved = (
+            flat[start : start + count * height * pitch]
+            .view(count, height, pitch, channels)
+            .permute(0, 3, 1, 2)
+        )
         columns = slice(left, left + 3)
-        result[..., columns] = _backward(moved, x, weight[..., columns], stride, [kernel // 2, 1], [False, True, False])[1]
+        result[..., columns] = _backward(
+            moved, x, weight[..., columns], stride, [kernel // 2, 1], [False, True, False]
+        )[1]
     return result
 
 
@@ -133,7 +156,13 @@ def average_pool(x: Tensor, stride: int) -> Tensor:
 
 
 def norm_act(
-    x: Tensor, weight: Tensor, bias: Tensor, act: str | None, eps: float, mean: Tensor | None = None, var: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    act: str | None,
+    eps: float,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
 ) -> Tensor:
     """BatchNorm of x (N, C, H, W) by the batch's own statistics, then the activation (none if `act` is None).
 
@@ -150,7 +179,14 @@ class _NormAct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, act: str, eps: float, running_mean: Tensor | None, running_var: Tensor | None
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        act: str,
+        eps: float,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
     ) -> Tensor:
         y, mean, inverse = aten.native_batch_norm(x, weight, bias, running_mean, running_var, True, 0.1, eps)
         ctx.save_for_backward(x, weight, bias, mean, inverse)
@@ -172,7 +208,9 @@ class _NormAct(torch.autograd.Function):
             case _:
                 aten.silu_backward.grad_input(grad, y, grad_input=y)
         wanted = list(ctx.needs_input_grad[:3])
-        return *aten.native_batch_norm_backward(y, x, weight, None, None, mean, inverse, True, ctx.eps, wanted), *[None] * 4
+        return *aten.native_batch_norm_backward(
+            y, x, weight, None, None, mean, inverse, True, ctx.eps, wanted
+        ), *[None] * 4
 
 
 def _normalised(x: Tensor, norm: Sequence[Tensor], eps: float) -> Tensor:

@@ -49,9 +49,13 @@ def mixup(x_NCHW: Tensor, y_NK: Tensor, alpha: float, rng: np.random.Generator) 
     """Each image and its class probabilities blended with another of the batch; share ~ Beta(alpha, alpha) (arXiv:1710.09412)."""
     count = len(x_NCHW)
     order = torch.from_numpy(rng.permutation(count)).to(x_NCHW.device, non_blocking=True)
-    share = torch.from_numpy(rng.beta(alpha, alpha, count).astype(np.float32)).to(x_NCHW.device, non_blocking=True)
+    share = torch.from_numpy(rng.beta(alpha, alpha, count).astype(np.float32)).to(
+        x_NCHW.device, non_blocking=True
+    )
     blend = share[:, None, None, None]
-    return x_NCHW * blend + x_NCHW[order] * (1 - blend), y_NK * share[:, None] + y_NK[order] * (1 - share[:, None])
+    return x_NCHW * blend + x_NCHW[order] * (1 - blend), y_NK * share[:, None] + y_NK[order] * (
+        1 - share[:, None]
+    )
 
 
 def resize(x_NCHW: Tensor, size: int) -> Tensor:

@@ -35,13 +35,25 @@ class FolderData(Data):
     def __init__(self, config: ImageFolder, device: torch.device, seed: int):
         classes, train = _listing(config.path, "train")
         if config.name == "imagenet" and len(classes) != 1000:
-            raise UserError(f"'{config.path}/train' has {len(classes)} classes where ImageNet has 1000; use --data.name imagefolder.")
-        held = {name: _held_listing(config.path, name, classes) for name in ("val", "test") if (config.path / name).is_dir()}
+            raise UserError(
+                f"'{config.path}/train' has {len(classes)} classes where ImageNet has 1000; use --data.name imagefolder."
+            )
+        held = {
+            name: _held_listing(config.path, name, classes)
+            for name in ("val", "test")
+            if (config.path / name).is_dir()
+        }
         if not held:
-            raise UserError(f"Data folder '{config.path}' has neither val/ nor test/; add one beside train/, with a folder for each class.")
-        if len(held) == 1:  # the only labelled folder beside train/ is the final report's; decisions need images of their own
+            raise UserError(
+                f"Data folder '{config.path}' has neither val/ nor test/; add one beside train/, with a folder for each class."
+            )
+        if (
+            len(held) == 1
+        ):  # the only labelled folder beside train/ is the final report's; decisions need images of their own
             (test,) = held.values()
-            kept, out = hold_out(np.array([label for _, label in train]), config.val, numpy_generator(seed, "validation"))
+            kept, out = hold_out(
+                np.array([label for _, label in train]), config.val, numpy_generator(seed, "validation")
+            )
             check_held(len(out))
             held = {"val": [train[i] for i in out], "test": test}
             train = [train[i] for i in kept]
@@ -55,17 +67,28 @@ class FolderData(Data):
         return len(self.files[split])
 
     def preprocessing(self) -> dict[str, Any]:
-        return {"resize_shorter_side": _shorter_side(self.size), "center_crop": self.size, "resize_interpolation": "bicubic, antialiased"}
+        return {
+            "resize_shorter_side": _shorter_side(self.size),
+            "center_crop": self.size,
+            "resize_interpolation": "bicubic, antialiased",
+        }
 
-    def _augmented(self, part: Part, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice) -> Iterator[Batch]:
-        files = Files(self.files["train"] + self.files["val"] if part == "both" else self.files[part], self.source)
+    def _augmented(
+        self, part: Part, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice
+    ) -> Iterator[Batch]:
+        files = Files(
+            self.files["train"] + self.files["val"] if part == "both" else self.files[part], self.source
+        )
         stream = of(part, "image")
-        items: list[list[Item]] = [[(int(i), derive(self.seed, *stream, epoch, int(i))) for i in batch[share]] for batch in batches]
+        items: list[list[Item]] = [
+            [(int(i), derive(self.seed, *stream, epoch, int(i))) for i in batch[share]] for batch in batches
+        ]
         yield from self._load(files, items)
 
     def _plain(self, split: Split, indices: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
         items: list[list[Item]] = [
-            [(int(i), None) for i in indices[start : start + batch_size]] for start in range(0, len(indices), batch_size)
+            [(int(i), None) for i in indices[start : start + batch_size]]
+            for start in range(0, len(indices), batch_size)
         ]
         streamed = self._load(Files(self.files[split], self.source), items)
         if len(indices) * 3 * self.size**2 > CACHE_BYTES:
@@ -115,14 +138,22 @@ class Files(Dataset[tuple[Tensor, int, str]]):
 
     def __init__(self, files: list[tuple[Path, int]], config: ImageFolder):
         self.files = files
-        policy: list[Any] = {"none": [], "autoaugment": [v2.AutoAugment()], "randaugment": [v2.RandAugment()]}[config.policy]
+        policy: list[Any] = {
+            "none": [],
+            "autoaugment": [v2.AutoAugment()],
+            "randaugment": [v2.RandAugment()],
+        }[config.policy]
         flip = [v2.RandomHorizontalFlip()] if config.flip else []
         jitter = [v2.ColorJitter(*config.jitter)] if any(config.jitter) else []
         bicubic = InterpolationMode.BICUBIC
-        crop = v2.RandomResizedCrop(config.size, scale=(config.crop_scale, 1.0), interpolation=bicubic, antialias=True)
+        crop = v2.RandomResizedCrop(
+            config.size, scale=(config.crop_scale, 1.0), interpolation=bicubic, antialias=True
+        )
         self.augment = v2.Compose([crop, *flip, *jitter, *policy, v2.PILToTensor()])
         shorter = _shorter_side(config.size)
-        self.plain = v2.Compose([v2.Resize(shorter, bicubic, antialias=True), v2.CenterCrop(config.size), v2.PILToTensor()])
+        self.plain = v2.Compose(
+            [v2.Resize(shorter, bicubic, antialias=True), v2.CenterCrop(config.size), v2.PILToTensor()]
+        )
 
     def __len__(self) -> int:
         return len(self.files)
@@ -177,24 +208,34 @@ def _listing(root: Path, split: str) -> tuple[list[str], list[tuple[Path, int]]]
     """The classes of a split and its files with their class index, both in sorted order."""
     folder = root / split
     if not folder.is_dir():
-        raise UserError(f"Data folder '{folder}' does not exist; pass --data.path with a folder that holds train/ and val/ or test/.")
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+        raise UserError(
+            f"Data folder '{folder}' does not exist; pass --data.path with a folder that holds train/ and val/ or test/."
+        )
+    classes = sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
+    )
     files = [(path, label) for label, name in enumerate(classes) for path in _images(folder / name)]
     if not files:
         raise UserError(
             f"Data folder '{folder}' has no images; it must hold a folder for each class with {', '.join(IMG_EXTENSIONS)} files."
         )
     if len(classes) < 2:
-        raise UserError(f"Data folder '{folder}' has only one class, '{classes[0]}'; a classifier needs two or more.")
+        raise UserError(
+            f"Data folder '{folder}' has only one class, '{classes[0]}'; a classifier needs two or more."
+        )
     empty = set(range(len(classes))) - {label for _, label in files}
     if empty:
-        raise UserError(f"Class folder '{folder / classes[min(empty)]}' has no images; add some or remove the folder.")
+        raise UserError(
+            f"Class folder '{folder / classes[min(empty)]}' has no images; add some or remove the folder."
+        )
     return classes, files
 
 
 def _held_listing(root: Path, split: str, classes: list[str]) -> list[tuple[Path, int]]:
     folder = root / split
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    names = sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
+    )
     unknown = sorted(set(names) - set(classes))
     if unknown:
         raise UserError(
@@ -202,12 +243,18 @@ def _held_listing(root: Path, split: str, classes: list[str]) -> list[tuple[Path
         )
     files = [(path, classes.index(name)) for name in names for path in _images(folder / name)]
     if not files:
-        raise UserError(f"Data folder '{folder}' has no images; it must hold a folder for each class, or be removed.")
+        raise UserError(
+            f"Data folder '{folder}' has no images; it must hold a folder for each class, or be removed."
+        )
     return files
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS and not p.name.startswith(".") and p.is_file())
+    return sorted(
+        p
+        for p in folder.rglob("*")
+        if p.suffix.lower() in IMG_EXTENSIONS and not p.name.startswith(".") and p.is_file()
+    )
 
 
 def _check_images(paths: list[Path]) -> None:

@@ -28,12 +28,16 @@ from engine.data.augment import cutout, mixup, random_crop, random_flip
 from engine.errors import UserError
 from engine.seed import derive, numpy_generator, torch_generator
 
-Located = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]  # a run is read from other folders, too
+Located = Annotated[
+    Path, AfterValidator(lambda path: path.expanduser().absolute())
+]  # a run is read from other folders, too
 Share = Annotated[float, Field(ge=0, le=1)]
 Hue = Annotated[float, Field(ge=0, le=0.5)]
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-Part = Literal["train", "val", "both"]  # what is trained on; an architecture search trains on the validation split, too
+Part = Literal[
+    "train", "val", "both"
+]  # what is trained on; an architecture search trains on the validation split, too
 Batch = tuple[Tensor, Tensor]
 Arrays = dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
@@ -46,7 +50,9 @@ class _Source(Config):
 class _ArraySource(_Source):
     crop: int = Field(4, ge=0, description="random crop: pixels of padding; 0: none")
     flip: bool = Field(True, description="random horizontal flip")
-    cutout: int = Field(0, ge=0, description="side of the square that cutout fills with the mean colour; 0: none")
+    cutout: int = Field(
+        0, ge=0, description="side of the square that cutout fills with the mean colour; 0: none"
+    )
 
 
 class Digits(_ArraySource):
@@ -69,7 +75,9 @@ class Torchvision(_ArraySource):
     """A data set that torchvision reads from a folder."""
 
     name: Literal["cifar10", "cifar100", "fashion_mnist"]
-    path: Located = Field(Path("data"), validate_default=True, description="folder that holds it, or receives the download")
+    path: Located = Field(
+        Path("data"), validate_default=True, description="folder that holds it, or receives the download"
+    )
     download: bool = Field(False, description="download it if it is not there")
 
 
@@ -79,11 +87,16 @@ class ImageFolder(_Source):
     name: Literal["imagefolder", "imagenet"]
     path: Located = Field(description="folder that holds train/ and val/ or test/")
     size: int = Field(224, ge=8, description="side of the square crop in pixels")
-    crop_scale: float = Field(0.08, gt=0, le=1, description="least share of the image that a random crop covers")
+    crop_scale: float = Field(
+        0.08, gt=0, le=1, description="least share of the image that a random crop covers"
+    )
     flip: bool = Field(True, description="random horizontal flip")
-    policy: Literal["none", "autoaugment", "randaugment"] = Field("none", description="torchvision's augmentation policy")
+    policy: Literal["none", "autoaugment", "randaugment"] = Field(
+        "none", description="torchvision's augmentation policy"
+    )
     jitter: tuple[Share, Share, Share, Hue] = Field(
-        (0, 0, 0, 0), description="random changes of brightness, contrast and saturation, up to this share, and of hue, up to this turn"
+        (0, 0, 0, 0),
+        description="random changes of brightness, contrast and saturation, up to this share, and of hue, up to this turn",
     )
     workers: int = Field(2, ge=0, description="processes that decode images")
 
@@ -95,7 +108,14 @@ class Data(ABC):
     """Three splits of images on their way to `device`. Batches are (x_NCHW float32 channels_last, y), normalised."""
 
     def __init__(
-        self, config: _Source, classes: list[str], mean: list[float], std: list[float], size: int, device: torch.device, seed: int
+        self,
+        config: _Source,
+        classes: list[str],
+        mean: list[float],
+        std: list[float],
+        size: int,
+        device: torch.device,
+        seed: int,
     ):
         self.config, self.classes, self.size, self.device, self.seed = config, classes, size, device, seed
         self.mean, self.std = mean, std
@@ -112,7 +132,9 @@ class Data(ABC):
         """How an image file becomes the square that the network's own resize expects."""
 
     @abstractmethod
-    def _augmented(self, part: Part, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice) -> Iterator[Batch]:
+    def _augmented(
+        self, part: Part, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice
+    ) -> Iterator[Batch]:
         """The `share` of each of the given index batches: uint8 images of `part`, augmented; `skip` batches came before."""
 
     @abstractmethod
@@ -132,10 +154,14 @@ class Data(ABC):
         images = self.size_of(part)
         if batch_size > images:
             what = "validation" if part == "val" else "training"
-            raise UserError(f"A batch of {batch_size} images is more than the {images} {what} images; lower --batch-size.")
+            raise UserError(
+                f"A batch of {batch_size} images is more than the {images} {what} images; lower --batch-size."
+            )
         return images // batch_size
 
-    def train_batches(self, batch_size: int, epoch: int, skip: int = 0, ranks: Ranks = ALONE, part: Part = "train") -> Iterator[Batch]:
+    def train_batches(
+        self, batch_size: int, epoch: int, skip: int = 0, ranks: Ranks = ALONE, part: Part = "train"
+    ) -> Iterator[Batch]:
         """The augmented batches of `epoch` from batch `skip` on. With mixup, y is (N, K) probabilities; else (N,) classes.
 
         Each of several ranks gets its share of every batch. Joined they are, image for image, what one process gets, but for
@@ -143,11 +169,18 @@ class Data(ABC):
         """
         order = numpy_generator(self.seed, *of(part, "order"), epoch).permutation(self.size_of(part))
         batches = [order[i * batch_size : (i + 1) * batch_size] for i in range(self.steps(batch_size, part))]
-        for step, (x, y) in enumerate(self._augmented(part, epoch, batches[skip:], skip, ranks.share(batch_size)), start=skip):
+        for step, (x, y) in enumerate(
+            self._augmented(part, epoch, batches[skip:], skip, ranks.share(batch_size)), start=skip
+        ):
             x = self.normalise(x)
             if self.config.mixup > 0:
                 y_NK = torch.nn.functional.one_hot(y, len(self.classes)).float()
-                x, y = mixup(x, y_NK, self.config.mixup, numpy_generator(ranks.seed(self.seed), *of(part, "mixup"), epoch, step))
+                x, y = mixup(
+                    x,
+                    y_NK,
+                    self.config.mixup,
+                    numpy_generator(ranks.seed(self.seed), *of(part, "mixup"), epoch, step),
+                )
             yield x, y
 
     def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
@@ -174,15 +207,20 @@ def of(part: Part, purpose: str) -> tuple[str, ...]:
 class ArrayData(Data):
     """Small images that live on the device as one uint8 tensor a split; augmentation is batched there."""
 
-    def __init__(self, config: _ArraySource, arrays: Arrays, classes: list[str], device: torch.device, seed: int):
+    def __init__(
+        self, config: _ArraySource, arrays: Arrays, classes: list[str], device: torch.device, seed: int
+    ):
         """arrays: per split, images uint8 (N, H, W, C) and classes int64 (N,)."""
         x_train = arrays["train"][0]
         mean, std = x_train.mean((0, 1, 2)) / 255, x_train.std((0, 1, 2)) / 255
-        super().__init__(config, classes, mean.tolist(), np.maximum(std, 1e-3).tolist(), x_train.shape[1], device, seed)
+        super().__init__(
+            config, classes, mean.tolist(), np.maximum(std, 1e-3).tolist(), x_train.shape[1], device, seed
+        )
         self.augment = config
         self._fill = (self._mean * 255).round().to(torch.uint8)
         self.splits = {
-            name: (torch.from_numpy(x).to(device).permute(0, 3, 1, 2), torch.from_numpy(y).to(device)) for name, (x, y) in arrays.items()
+            name: (torch.from_numpy(x).to(device).permute(0, 3, 1, 2), torch.from_numpy(y).to(device))
+            for name, (x, y) in arrays.items()
         }
         self._both: Batch | None = None
 
@@ -201,12 +239,16 @@ class ArrayData(Data):
             self._both = images, labels
         return self._both
 
-    def _augmented(self, part: Part, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice) -> Iterator[Batch]:
+    def _augmented(
+        self, part: Part, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice
+    ) -> Iterator[Batch]:
         """Every rank augments the whole batch: a draw is that of one process, and costs little beside a step."""
         images, labels = self._images(part)
         if not batches:
             return
-        order_SB = torch.from_numpy(np.stack(batches)).to(self.device)  # once an epoch: a copy in each step would wait for the device
+        order_SB = torch.from_numpy(np.stack(batches)).to(
+            self.device
+        )  # once an epoch: a copy in each step would wait for the device
         for step, where in enumerate(order_SB, start=skip):
             generator = torch_generator(self.device, self.seed, *of(part, "augment"), epoch, step)
             x = images[where]
@@ -245,7 +287,9 @@ def load_data(config: DataConfig, device: torch.device, seed: int) -> Data:
             return FolderData(config, device, seed)
 
 
-def hold_out(labels: NDArray[np.int64], fraction: float, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def hold_out(
+    labels: NDArray[np.int64], fraction: float, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Indices that stay and indices held out: `fraction` of each class, at least one of each that has two or more."""
     held = []
     for label in np.unique(labels):
@@ -256,17 +300,27 @@ def hold_out(labels: NDArray[np.int64], fraction: float, rng: np.random.Generato
     return np.setdiff1d(np.arange(len(labels)), out), out
 
 
-def _array_data(config: _ArraySource, arrays: Arrays, classes: list[str], device: torch.device, seed: int) -> Data:
+def _array_data(
+    config: _ArraySource, arrays: Arrays, classes: list[str], device: torch.device, seed: int
+) -> Data:
     x, y = arrays["train"]
     kept, held = hold_out(y, config.val, numpy_generator(seed, "validation"))
     check_held(len(held))
-    return ArrayData(config, {"train": (x[kept], y[kept]), "val": (x[held], y[held]), "test": arrays["test"]}, classes, device, seed)
+    return ArrayData(
+        config,
+        {"train": (x[kept], y[kept]), "val": (x[held], y[held]), "test": arrays["test"]},
+        classes,
+        device,
+        seed,
+    )
 
 
 def check_held(count: int) -> None:
     """Refuse a validation split without images."""
     if count == 0:
-        raise UserError("No class has two or more training images, so none can be held out for validation; add images.")
+        raise UserError(
+            "No class has two or more training images, so none can be held out for validation; add images."
+        )
 
 
 def _digits() -> tuple[Arrays, list[str]]:
@@ -274,27 +328,45 @@ def _digits() -> tuple[Arrays, list[str]]:
     images = np.round(bunch.images / 16 * 255).astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int64)
     train, test = hold_out(labels, 0.3, np.random.default_rng(derive(0, "digits test split")))
-    return {"train": (images[train], labels[train]), "test": (images[test], labels[test])}, [str(d) for d in range(10)]
+    return {"train": (images[train], labels[train]), "test": (images[test], labels[test])}, [
+        str(d) for d in range(10)
+    ]
 
 
 def _npz(path: Path) -> tuple[Arrays, list[str]]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as members:
             found = {name: members[name] for name in members.files}
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, NotImplementedError, BadZipFile, zlib.error, TokenError) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        AttributeError,
+        TypeError,
+        NotImplementedError,
+        BadZipFile,
+        zlib.error,
+        TokenError,
+    ) as error:
         raise UserError(
             f"Data file '{path}' cannot be read as .npz ({error}); pass --data.path with one that holds x_train y_train x_test y_test."
         ) from None
     missing = {"x_train", "y_train", "x_test", "y_test"} - found.keys()
     if missing:
-        raise UserError(f"Data file '{path}' lacks {', '.join(sorted(missing))}; it holds {', '.join(found) or 'nothing'}.")
+        raise UserError(
+            f"Data file '{path}' lacks {', '.join(sorted(missing))}; it holds {', '.join(found) or 'nothing'}."
+        )
     for name in ("y_train", "y_test"):
         if found[name].ndim != 1 or not np.issubdtype(found[name].dtype, np.integer):
-            raise UserError(f"Data file '{path}': {name} must be integers (N,), but is {found[name].dtype} {found[name].shape}.")
+            raise UserError(
+                f"Data file '{path}': {name} must be integers (N,), but is {found[name].dtype} {found[name].shape}."
+            )
     values, y_train = np.unique(found["y_train"], return_inverse=True)
     unseen = np.setdiff1d(found["y_test"], values)
     if len(unseen):
-        raise UserError(f"Data file '{path}' has class {unseen[0]} in y_test that y_train lacks; add training images of it or drop it.")
+        raise UserError(
+            f"Data file '{path}' has class {unseen[0]} in y_test that y_train lacks; add training images of it or drop it."
+        )
     if len(values) < 2:
         raise UserError(f"Data file '{path}' has only one class in y_train; a classifier needs two or more.")
     names = [str(name) for name in np.atleast_1d(found.get("classes", values))]
@@ -304,11 +376,15 @@ def _npz(path: Path) -> tuple[Arrays, list[str]]:
     arrays = {s: _images(path, s, found[f"x_{s}"], y) for s, y in labels.items()}
     shapes = [x.shape[1:] for x, _ in arrays.values()]
     if shapes[0] != shapes[1]:
-        raise UserError(f"Data file '{path}': images of x_train are {shapes[0]} and of x_test {shapes[1]}; they must agree.")
+        raise UserError(
+            f"Data file '{path}': images of x_train are {shapes[0]} and of x_test {shapes[1]}; they must agree."
+        )
     return arrays, names
 
 
-def _images(path: Path, split: str, x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _images(
+    path: Path, split: str, x: NDArray[Any], y: NDArray[Any]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Checked images as (N, H, W, C) beside their labels."""
     x = x[..., None] if x.ndim == 3 else x
     if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] not in (1, 3) or x.shape[1] != x.shape[2]:
@@ -326,7 +402,10 @@ def _torchvision(config: Torchvision) -> tuple[Arrays, list[str]]:
     kinds = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "FashionMNIST"}
     kind = getattr(torchvision.datasets, kinds[config.name])
     try:
-        sets = {name: kind(config.path, train=name == "train", download=config.download) for name in ("train", "test")}
+        sets = {
+            name: kind(config.path, train=name == "train", download=config.download)
+            for name in ("train", "test")
+        }
     except (RuntimeError, OSError, ValueError, AssertionError, EOFError, pickle.UnpicklingError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -336,5 +415,8 @@ def _torchvision(config: Torchvision) -> tuple[Arrays, list[str]]:
     arrays: Arrays = {}
     for name, found in sets.items():
         images = np.asarray(found.data)
-        arrays[name] = (images[..., None] if images.ndim == 3 else images, np.asarray(found.targets, dtype=np.int64))
+        arrays[name] = (
+            images[..., None] if images.ndim == 3 else images,
+            np.asarray(found.targets, dtype=np.int64),
+        )
     return arrays, list(sets["train"].classes)

@@ -31,7 +31,9 @@ class Grammar(Config):
     """Sentences of a small made-up grammar, embedded: always the same text, for tests and first steps."""
 
     name: Literal["grammar"] = "grammar"
-    sentences: int = Field(4000, ge=10, description="sentences to train on; a tenth of that for validation, and for testing")
+    sentences: int = Field(
+        4000, ge=10, description="sentences to train on; a tenth of that for validation, and for testing"
+    )
 
 
 class TextFolder(Config):
@@ -41,7 +43,9 @@ class TextFolder(Config):
     path: Located = Field(description="the folder")
 
 
-AnyData = Annotated[Digits | Npz | Torchvision | ImageFolder | Grammar | TextFolder, Field(discriminator="name")]
+AnyData = Annotated[
+    Digits | Npz | Torchvision | ImageFolder | Grammar | TextFolder, Field(discriminator="name")
+]
 
 
 class Text(NamedTuple):
@@ -57,45 +61,75 @@ def load_text(config: Grammar | TextFolder) -> Text:
     Raises:
         UserError: a file is missing, unreadable or has no words.
     """
-    words = _generated(config) if isinstance(config, Grammar) else {split: _read(config.path, split) for split in NAMES}
+    words = (
+        _generated(config)
+        if isinstance(config, Grammar)
+        else {split: _read(config.path, split) for split in NAMES}
+    )
     number = {word: i for i, word in enumerate(dict.fromkeys(words["train"]))}
     strange = {word for found in words.values() for word in found} - number.keys()
     if strange:
         number.setdefault(UNKNOWN, len(number))
-    splits = {split: torch.tensor([number.get(word, number.get(UNKNOWN, 0)) for word in found]) for split, found in words.items()}
+    splits = {
+        split: torch.tensor([number.get(word, number.get(UNKNOWN, 0)) for word in found])
+        for split, found in words.items()
+    }
     return Text(list(number), splits)
 
 
 def _read(folder: Path, split: Split) -> list[str]:
     paths = [folder / name for name in NAMES[split] if (folder / name).is_file()]
     if not paths:
-        raise UserError(f"Text folder '{folder}' has no {' or '.join(NAMES[split])}; name one that has with --data.path.")
+        raise UserError(
+            f"Text folder '{folder}' has no {' or '.join(NAMES[split])}; name one that has with --data.path."
+        )
     try:
         lines = paths[0].read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Text '{paths[0]}' cannot be read as UTF-8 ({error}); convert or replace it.") from None
+        raise UserError(
+            f"Text '{paths[0]}' cannot be read as UTF-8 ({error}); convert or replace it."
+        ) from None
     words = [word for line in lines for word in (*line.split(), END)]
     if words.count(END) == len(words):
-        raise UserError(f"Text '{paths[0]}' has no words; put sentences into it, one a line, words between spaces.")
+        raise UserError(
+            f"Text '{paths[0]}' has no words; put sentences into it, one a line, words between spaces."
+        )
     return words
 
 
 def _generated(config: Grammar) -> dict[Split, list[str]]:
     """Subjects agree with their verbs over what stands between them, so memory helps."""
     kinds = {
-        "one": (["bird", "miller", "river", "lantern", "child", "engine"], ["sings", "waits", "turns", "glows", "rests"]),
-        "many": (["birds", "millers", "rivers", "lanterns", "children", "engines"], ["sing", "wait", "turn", "glow", "rest"]),
+        "one": (
+            ["bird", "miller", "river", "lantern", "child", "engine"],
+            ["sings", "waits", "turns", "glows", "rests"],
+        ),
+        "many": (
+            ["birds", "millers", "rivers", "lanterns", "children", "engines"],
+            ["sing", "wait", "turn", "glow", "rest"],
+        ),
     }
-    adjectives, places = ["old", "quiet", "green", "distant", "bright"], ["by the sea", "near the mill", "under two bridges", ""]
+    adjectives, places = (
+        ["old", "quiet", "green", "distant", "bright"],
+        ["by the sea", "near the mill", "under two bridges", ""],
+    )
     ends = ["at night", "in spring", "while snow falls", "again", ""]
     rng = numpy_generator(0, "grammar")
 
     def sentence() -> list[str]:
         nouns, verbs = kinds["one" if rng.random() < 0.5 else "many"]
         one_of = [adjectives, nouns, places, verbs, ends]
-        return ["the", *(word for choice in one_of for word in choice[rng.integers(len(choice))].split()), END]
+        return [
+            "the",
+            *(word for choice in one_of for word in choice[rng.integers(len(choice))].split()),
+            END,
+        ]
 
-    counts: dict[Split, int] = {"train": config.sentences, "val": config.sentences // 10, "test": config.sentences // 10}
+    counts: dict[Split, int] = {
+        "train": config.sentences,
+        "val": config.sentences // 10,
+        "test": config.sentences // 10,
+    }
     return {split: [word for _ in range(count) for word in sentence()] for split, count in counts.items()}
 
 
@@ -107,7 +141,9 @@ def columns(words_N: Tensor, batch: int) -> Tensor:
     """
     rows = len(words_N) // batch
     if rows < 3:
-        raise UserError(f"A text of {len(words_N)} words is too short for {batch} columns; use a smaller batch or more text.")
+        raise UserError(
+            f"A text of {len(words_N)} words is too short for {batch} columns; use a smaller batch or more text."
+        )
     return words_N[: rows * batch].view(batch, rows).t().contiguous()
 
 

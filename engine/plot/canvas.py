@@ -14,7 +14,21 @@ from matplotlib.patches import Circle, Polygon
 
 from engine.run import atomic
 
-Role = Literal["ink", "quiet", "grid", "paper", "panel", "known", "random", "chosen", "extreme", "shade1", "shade2", "shade3", "shade4"]
+Role = Literal[
+    "ink",
+    "quiet",
+    "grid",
+    "paper",
+    "panel",
+    "known",
+    "random",
+    "chosen",
+    "extreme",
+    "shade1",
+    "shade2",
+    "shade3",
+    "shade4",
+]
 Anchor = Literal["start", "middle", "end"]
 XY = tuple[float, float]
 COLORS: dict[Role, tuple[str, str]] = {  # on light and on dark paper
@@ -112,7 +126,15 @@ def side_by_side(title: str, drawings: Sequence[Drawing], columns: int) -> Drawi
     shapes: list[Shape] = []
     for i, drawing in enumerate(drawings):
         x, y = width * (i % columns), height * (i // columns)
-        shapes.append(Words(x + 8, y + TITLE - 8, shorten(drawing.title, int(width / text_width("0", 14)) - 2), 14, bold=True))
+        shapes.append(
+            Words(
+                x + 8,
+                y + TITLE - 8,
+                shorten(drawing.title, int(width / text_width("0", 14)) - 2),
+                14,
+                bold=True,
+            )
+        )
         shapes += [_moved(shape, x, y + TITLE) for shape in drawing.shapes]
     rows = -(-len(drawings) // columns)
     return Drawing(title, width * min(columns, len(drawings)), height * rows, tuple(shapes))
@@ -126,7 +148,9 @@ def _moved(shape: Shape, dx: float, dy: float) -> Shape:
 
 def safe(text: object) -> str:
     """Text as HTML and as XML: escaped, and control characters, which neither may hold, replaced."""
-    return escape(re.sub(r"[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", str(text)))
+    return escape(
+        re.sub(r"[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", str(text))
+    )
 
 
 def colors_css() -> str:
@@ -159,22 +183,37 @@ def _svg(shape: Shape) -> str:
 def write_png(drawing: Drawing, path: Path) -> None:
     """The drawing under its title, in the colours of light paper."""
     points = 72 / UNITS_PER_INCH
-    figure = Figure(figsize=(drawing.width / UNITS_PER_INCH, (drawing.height + TITLE) / UNITS_PER_INCH), facecolor=COLORS["paper"][0])
+    figure = Figure(
+        figsize=(drawing.width / UNITS_PER_INCH, (drawing.height + TITLE) / UNITS_PER_INCH),
+        facecolor=COLORS["paper"][0],
+    )
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, drawing.width), ylim=(drawing.height, -TITLE))
     axes.set_axis_off()
     for order, shape in enumerate(_with_title(drawing)):
         if isinstance(shape, Words):
-            color, anchor, weight = COLORS[shape.role][0], _ANCHOR[shape.anchor], "bold" if shape.bold else "normal"
+            color, anchor, weight = (
+                COLORS[shape.role][0],
+                _ANCHOR[shape.anchor],
+                "bold" if shape.bold else "normal",
+            )
             text = re.sub(r"[\x00-\x1f]", "\ufffd", shape.text)
-            place = axes.text(shape.x, shape.y, text, color=color, ha=anchor, va="baseline", weight=weight, zorder=order)
+            place = axes.text(
+                shape.x, shape.y, text, color=color, ha=anchor, va="baseline", weight=weight, zorder=order
+            )
             place.set(fontsize=shape.size * points, parse_math=False)
         elif isinstance(shape, Disc):
-            axes.add_patch(Circle((shape.x, shape.y), shape.radius, color=COLORS[shape.fill][0], linewidth=0, zorder=order))
+            axes.add_patch(
+                Circle(
+                    (shape.x, shape.y), shape.radius, color=COLORS[shape.fill][0], linewidth=0, zorder=order
+                )
+            )
         else:
             face, edge = (COLORS[role][0] if role else "none" for role in (shape.fill, shape.line))
             width, style = shape.width * points if shape.line else 0, "--" if shape.dashed else "-"
-            axes.add_patch(Polygon(shape.points, closed=False, fc=face, ec=edge, lw=width, ls=style, zorder=order))
+            axes.add_patch(
+                Polygon(shape.points, closed=False, fc=face, ec=edge, lw=width, ls=style, zorder=order)
+            )
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=DPI, format="png")
 

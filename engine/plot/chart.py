@@ -61,8 +61,15 @@ def draw_chart(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> Drawin
         shapes += _marks(s, across, up)
     spots = [(across(p.x), up(p.y)) for p in points]
     lines = [s.points for s in series if s.marker in LINES]
-    lines += [[p._replace(y=y) for y in p.interval] for s in series if s.size > 4 for p in s.points if p.interval]
-    spots += [spot for line in lines for a, b in pairwise(line) for spot in _along((across(a.x), up(a.y)), (across(b.x), up(b.y)))]
+    lines += [
+        [p._replace(y=y) for y in p.interval] for s in series if s.size > 4 for p in s.points if p.interval
+    ]
+    spots += [
+        spot
+        for line in lines
+        for a, b in pairwise(line)
+        for spot in _along((across(a.x), up(a.y)), (across(b.x), up(b.y)))
+    ]
     named: dict[tuple[XY, Role], list[str]] = {}  # points in one place share a label
     for role, p in ((s.role, p) for s in series if s.marker not in LINES for p in s.points if p.label):
         named.setdefault(((across(p.x), up(p.y)), role), []).append(p.label)
@@ -73,7 +80,10 @@ def draw_chart(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> Drawin
 def _along(start: XY, end: XY) -> Iterator[XY]:
     """Points of a line, 6 pixels apart."""
     count = ceil(hypot(end[0] - start[0], end[1] - start[1]) / 6)
-    return ((start[0] + (end[0] - start[0]) * i / count, start[1] + (end[1] - start[1]) * i / count) for i in range(count))
+    return (
+        (start[0] + (end[0] - start[0]) * i / count, start[1] + (end[1] - start[1]) * i / count)
+        for i in range(count)
+    )
 
 
 class _Scale:
@@ -152,7 +162,11 @@ def _marks(s: Series, across: _Scale, up: _Scale) -> Iterator[Shape]:
     for p in s.points:
         if p.interval:
             x, ends = across(p.x), [up(v) for v in p.interval]
-            yield Outline(((x, ends[0]), (x, ends[1])), line=s.role if s.size > 4 else "known", width=1.5 if s.size > 4 else 1)
+            yield Outline(
+                ((x, ends[0]), (x, ends[1])),
+                line=s.role if s.size > 4 else "known",
+                width=1.5 if s.size > 4 else 1,
+            )
     for p in s.points:
         yield _mark(s, across(p.x), up(p.y), p.title)
 
@@ -184,8 +198,12 @@ def place_labels(named: Sequence[tuple[str, XY, Role]], spots: Sequence[XY], fra
     for text, spot, role in named:
         word = shorten(text, LONGEST)
         size = (text_width(word, SMALL), SMALL + 3)
-        ways = [_beside(spot, size, 12 + 7 * ring, 2 * pi * turn / 16) for ring in range(24) for turn in range(16)]
-        inside = [b for b in ways if b[0] >= frame[0] and b[1] >= frame[1] and b[2] <= frame[2] and b[3] <= frame[3]] or ways[:1]
+        ways = [
+            _beside(spot, size, 12 + 7 * ring, 2 * pi * turn / 16) for ring in range(24) for turn in range(16)
+        ]
+        inside = [
+            b for b in ways if b[0] >= frame[0] and b[1] >= frame[1] and b[2] <= frame[2] and b[3] <= frame[3]
+        ] or ways[:1]
         others, array = [point for point in points if point != spot], np.array(obstacles)
         place = min(inside, key=lambda b: _badness(b, spot, taken, array, others))
         taken.append(place)
@@ -209,7 +227,9 @@ def _leader(spot: XY, b: Box) -> list[XY]:
     return [*_along(spot, end), end] if hypot(end[0] - spot[0], end[1] - spot[1]) > 13 else []
 
 
-def _badness(b: Box, spot: XY, taken: Sequence[Box], spots_N2: NDArray[np.float64], others: Sequence[XY]) -> float:
+def _badness(
+    b: Box, spot: XY, taken: Sequence[Box], spots_N2: NDArray[np.float64], others: Sequence[XY]
+) -> float:
     """Worst: on another label; then on another's point; a line through a label or past a point; covered spots; distance."""
     leader = _leader(spot, b)
     over = sum(b[0] - 5 < t[2] and t[0] < b[2] + 5 and b[1] < t[3] and t[1] < b[3] for t in taken)

@@ -46,10 +46,20 @@ class Benchmark(Command):
 
     files: CliPositionalArg[list[Path]] = Field(description="model files")
     threads: int = Field(1, ge=1, description="threads of onnxruntime")
-    rounds: int = Field(14, ge=2, description=f"visits of each file; p99 needs {FEWEST_FOR_P99} runs, and a visit has {AT_LEAST} at least")
+    rounds: int = Field(
+        14,
+        ge=2,
+        description=f"visits of each file; p99 needs {FEWEST_FOR_P99} runs, and a visit has {AT_LEAST} at least",
+    )
     seconds: float = Field(0.1, ge=0, description="time for each file in each round")
-    compare: bool = Field(False, description="also MobileNetV3 Small and Large and EfficientNet-B0 (random weights) at the files' sizes")
-    out: Path | None = Field(None, description="folder for benchmark.csv, operators.csv and benchmark.png; none: that of the first file")
+    compare: bool = Field(
+        False,
+        description="also MobileNetV3 Small and Large and EfficientNet-B0 (random weights) at the files' sizes",
+    )
+    out: Path | None = Field(
+        None,
+        description="folder for benchmark.csv, operators.csv and benchmark.png; none: that of the first file",
+    )
 
     def execute(self) -> int:
         """Look into every file, time them, show and write."""
@@ -66,7 +76,9 @@ class Benchmark(Command):
         show(graph_table(files, rows))
         for file, timing in zip(files, timings, strict=True):
             if why := complaint(timing, self.threads):
-                print(f"do not believe the times of {file.name}: {why}; stop other programs, or measure with more --rounds")
+                print(
+                    f"do not believe the times of {file.name}: {why}; stop other programs, or measure with more --rounds"
+                )
         self._write(files, timings, rows)
         return 0
 
@@ -81,15 +93,24 @@ class Benchmark(Command):
 
     def _baselines(self, files: Sequence[ModelFile], folder: Path) -> list[ModelFile]:
         """Each known network at each size that the files have, for as many classes."""
-        classes = {side: max(f.probe.outputs for f in files if f.side == side) for side in sorted({f.side for f in files})}
+        classes = {
+            side: max(f.probe.outputs for f in files if f.side == side)
+            for side in sorted({f.side for f in files})
+        }
         found = []
         with progress("export networks to compare", len(BASELINES) * len(classes)) as advance:
             for side, (name, title) in product(classes, BASELINES.items()):
-                found.append(open_file(f"{title} @{side}", write_baseline(name, side, classes[side], folder), self.threads))
+                found.append(
+                    open_file(
+                        f"{title} @{side}", write_baseline(name, side, classes[side], folder), self.threads
+                    )
+                )
                 advance(found[-1].name)
         return found
 
-    def _write(self, files: Sequence[ModelFile], timings: Sequence[Timing], rows: list[dict[str, Any]]) -> None:
+    def _write(
+        self, files: Sequence[ModelFile], timings: Sequence[Timing], rows: list[dict[str, Any]]
+    ) -> None:
         place = self.files[0].parent
         folder = self.out or place
         write_csv(folder / "benchmark.csv", rows)
@@ -98,7 +119,9 @@ class Benchmark(Command):
             draw(files, timings, folder / "benchmark.png")
             print(f"written to {folder}: benchmark.csv, operators.csv, benchmark.png")
         else:
-            print(f"written to {folder}: benchmark.csv, operators.csv; no picture, since no file says its accuracy")
+            print(
+                f"written to {folder}: benchmark.csv, operators.csv; no picture, since no file says its accuracy"
+            )
         next_one = f"bundle{run_flag(place.parent)}" if (place.parent / "model.json").exists() else "targets"
         print(f"next: python -m export.{f'demo {place}' if (place / MANIFEST).exists() else next_one}")
 
@@ -121,13 +144,22 @@ def complaint(timing: Timing, threads: int) -> str:
     return ""
 
 
-def latency_table(files: Sequence[ModelFile], timings: Sequence[Timing], rows: Sequence[Mapping[str, Any]]) -> Table:
+def latency_table(
+    files: Sequence[ModelFile], timings: Sequence[Timing], rows: Sequence[Mapping[str, Any]]
+) -> Table:
     """What a user waits for and pays."""
     table = Table("file", "p50 ms", "p90", "p99", "CPU ms", "noise", "memory", "size", "top-1")
     for file, timing, row in zip(files, timings, rows, strict=True):
         times = [_or_dash(row[f"wall_p{q}"], "{:.3g}") for q in (50, 90, 99)]
         sizes = [f"{format_count(row[key])}B" if row[key] else "-" for key in ("memory_added", "bytes")]
-        table.add_row(file.name, *times, f"{timing.cpu_p50:.3g}", f"{timing.noise:.0%}", *sizes, _or_dash(file.accuracy, "{:.1%}"))
+        table.add_row(
+            file.name,
+            *times,
+            f"{timing.cpu_p50:.3g}",
+            f"{timing.noise:.0%}",
+            *sizes,
+            _or_dash(file.accuracy, "{:.1%}"),
+        )
     return table
 
 
@@ -159,17 +191,35 @@ def operator_rows(files: Sequence[ModelFile]) -> list[dict[str, Any]]:
 def draw(files: Sequence[ModelFile], timings: Sequence[Timing], path: Path) -> None:
     """Accuracy against median latency; networks without an accuracy are lines where their latency is."""
     timed = [(file, timing.percentile(50) or 0.0) for file, timing in zip(files, timings, strict=True)]
-    points = sorted(Point(ms, file.accuracy, label=file.name.removesuffix(".onnx")) for file, ms in timed if file.accuracy is not None)
+    points = sorted(
+        Point(ms, file.accuracy, label=file.name.removesuffix(".onnx"))
+        for file, ms in timed
+        if file.accuracy is not None
+    )
     ends = min(p.y for p in points), max(p.y for p in points)
     ends = (ends[0] - 0.01, ends[1] + 0.01) if ends[0] == ends[1] else ends
     others = [(file, ms) for file, ms in timed if file.accuracy is None][-MOST_LINES:]
     lines = [
-        Series(f"{file.name}: no accuracy", "dashes", ROLES[i % len(ROLES)], 1.5, [Point(ms, end) for end in ends])
+        Series(
+            f"{file.name}: no accuracy",
+            "dashes",
+            ROLES[i % len(ROLES)],
+            1.5,
+            [Point(ms, end) for end in ends],
+        )
         for i, (file, ms) in enumerate(others)
     ]
     latency = Axis("median latency of one image", lambda ms: f"{ms:.3g} ms", log=True)
     accuracy = Axis("top-1 on validation images, as the files say", lambda y: f"{100 * y:.3g}%", most=1)
-    write_png(draw_chart("Accuracy against latency", latency, accuracy, [*lines, Series("files", "star", "chosen", 9, points)]), path)
+    write_png(
+        draw_chart(
+            "Accuracy against latency",
+            latency,
+            accuracy,
+            [*lines, Series("files", "star", "chosen", 9, points)],
+        ),
+        path,
+    )
 
 
 if __name__ == "__main__":

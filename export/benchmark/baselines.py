@@ -12,7 +12,11 @@ import torchvision
 from engine.onnx_file import to_onnx
 from engine.seed import derive
 
-BASELINES = {"mobilenet_v3_small": "MobileNetV3 Small", "mobilenet_v3_large": "MobileNetV3 Large", "efficientnet_b0": "EfficientNet-B0"}
+BASELINES = {
+    "mobilenet_v3_small": "MobileNetV3 Small",
+    "mobilenet_v3_large": "MobileNetV3 Large",
+    "efficientnet_b0": "EfficientNet-B0",
+}
 
 
 def write_baseline(name: str, side: int, classes: int, folder: Path) -> Path:

@@ -10,7 +10,10 @@ from typing import NamedTuple
 import onnx
 from onnxruntime.tools.mobile_helpers import usability_checker as checker
 
-COREML = {"coreml": "coreml_supported_mlprogram_ops.md", "coreml-old": "coreml_supported_neuralnetwork_ops.md"}
+COREML = {
+    "coreml": "coreml_supported_mlprogram_ops.md",
+    "coreml-old": "coreml_supported_neuralnetwork_ops.md",
+}
 PROVIDERS = ("nnapi", *COREML)
 
 
@@ -39,4 +42,9 @@ def estimate(path: Path, shape: list[int]) -> dict[str, Estimate]:
 
 def _read(info: checker.PartitioningInfo) -> Estimate:
     left = tuple(sorted(name.removeprefix("ai.onnx:") for name in info.unsupported_ops))
-    return Estimate(info.num_partitions, info.num_supported_nodes / max(1, info.num_nodes), left, info.suitability().name.lower())
+    return Estimate(
+        info.num_partitions,
+        info.num_supported_nodes / max(1, info.num_nodes),
+        left,
+        info.suitability().name.lower(),
+    )

@@ -42,7 +42,9 @@ def probe(path: Path, threads: int) -> Probe | str:
     root = str(Path(__file__).parents[2])
     places = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     words = [sys.executable, "-m", "export.benchmark.probe", str(path), str(threads)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": places})
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": places}
+    )
     try:
         found = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
@@ -59,7 +61,12 @@ def look(path: Path, threads: int) -> Probe:
     before = resident("VmRSS")
     session = open_session(path, [1, 1], threads)
     inputs, shape = session.get_inputs(), [1, *session.get_inputs()[0].shape[1:]]
-    if len(inputs) != 1 or len(shape) != 4 or not all(isinstance(side, int) for side in shape) or inputs[0].type not in DTYPES:
+    if (
+        len(inputs) != 1
+        or len(shape) != 4
+        or not all(isinstance(side, int) for side in shape)
+        or inputs[0].type not in DTYPES
+    ):
         raise ValueError("its input is not one image of a fixed size")
     x = {inputs[0].name: random_input(session, shape)}
     for _ in range(RUNS):
@@ -102,7 +109,9 @@ def profile(path: Path, shape: list[int], threads: int) -> list[tuple[str, int, 
     spent: dict[str, list[float]] = {}
     for (operator, _), node in times.items():
         spent.setdefault(operator, []).append(statistics.median(node))
-    return sorted(((name, len(nodes), sum(nodes)) for name, nodes in spent.items()), key=lambda item: -item[2])
+    return sorted(
+        ((name, len(nodes), sum(nodes)) for name, nodes in spent.items()), key=lambda item: -item[2]
+    )
 
 
 def main() -> None:
@@ -111,7 +120,11 @@ def main() -> None:
         answer = look(Path(sys.argv[1]), int(sys.argv[2]))._asdict()
     except Exception as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        answer = {"error": re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .* failed:)?", "", first).strip().rstrip(".")}
+        answer = {
+            "error": re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .* failed:)?", "", first)
+            .strip()
+            .rstrip(".")
+        }
     print(json.dumps(answer))
 
 

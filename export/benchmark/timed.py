@@ -66,13 +66,17 @@ def open_file(name: str, path: Path, threads: int) -> ModelFile:
     if path.suffix not in SUFFIXES:
         raise UserError(f"'{path}' is not a model file: its name must end in {' or '.join(SUFFIXES)}.")
     if not path.is_file():
-        raise UserError(f"Model file '{path}' does not exist; python -m export.onnx writes them to export/ in the run's folder.")
+        raise UserError(
+            f"Model file '{path}' does not exist; python -m export.onnx writes them to export/ in the run's folder."
+        )
     beside = manifest_path(path)
     if beside.is_file() and "sha256" in read_json(beside):
         read_manifest(path)
     found = probe(path, threads)
     if isinstance(found, str):
-        raise UserError(f"Model file '{path}' cannot be used ({found}); copy it again, or write it again with python -m export.onnx.")
+        raise UserError(
+            f"Model file '{path}' cannot be used ({found}); copy it again, or write it again with python -m export.onnx."
+        )
     nodes = len(onnx.load(path, load_external_data=False).graph.node) if path.suffix == ".onnx" else None
     return ModelFile(name, path, found, nodes, estimate(path, found.shape))
 
@@ -106,12 +110,16 @@ class Timing(NamedTuple):
         return max(halves) / min(halves) - 1
 
 
-def time_files(files: Sequence[ModelFile], rounds: int, threads: int, seconds: float, advance: Callable[[str], None]) -> list[Timing]:
+def time_files(
+    files: Sequence[ModelFile], rounds: int, threads: int, seconds: float, advance: Callable[[str], None]
+) -> list[Timing]:
     """Every round visits all files in a new random order, each in a new session; advance(note) after each visit."""
     timings = [Timing({}, {}) for _ in files]
     for turn in range(rounds):
         for i in numpy_generator(0, "benchmark", turn).permutation(len(files)):
-            timings[i].wall[turn], timings[i].cpu[turn] = time_item(files[i].path, files[i].probe.shape, threads, seconds)
+            timings[i].wall[turn], timings[i].cpu[turn] = time_item(
+                files[i].path, files[i].probe.shape, threads, seconds
+            )
             advance(files[i].name)
     return timings
 
@@ -137,4 +145,8 @@ def row_of(file: ModelFile, timing: Timing, threads: int) -> dict[str, Any]:
         guess = file.estimates.get(provider)
         row[f"{provider}_partitions_estimate"] = None if guess is None else guess.partitions
         row[f"{provider}_share_estimate"] = None if guess is None else guess.share
-    return row | {"threads": threads, "runtime": f"onnxruntime {ort.__version__}", "machine": platform.machine()}
+    return row | {
+        "threads": threads,
+        "runtime": f"onnxruntime {ort.__version__}",
+        "machine": platform.machine(),
+    }

@@ -16,7 +16,17 @@ from engine.errors import UserError
 from engine.run import Run, read_json, versions, write_json
 from export.bundle import classify
 from export.bundle.card import render
-from export.bundle.contents import CARD, EXAMPLE, LABELS, MANIFEST, Bundle, Provenance, Selection, Timed, read_bundle
+from export.bundle.contents import (
+    CARD,
+    EXAMPLE,
+    LABELS,
+    MANIFEST,
+    Bundle,
+    Provenance,
+    Selection,
+    Timed,
+    read_bundle,
+)
 from export.graph import OPERATORS
 from export.manifest import Manifest, digest, exported, read_manifest
 from ofa.trained import DEFAULT_RUN
@@ -34,7 +44,9 @@ class MakeBundle(Command):
     """
 
     run: Path = Field(DEFAULT_RUN, description="folder of a finished run with exported files")
-    selected: str | None = Field(None, description="only this budget, or whatever the file is called; none: all")
+    selected: str | None = Field(
+        None, description="only this budget, or whatever the file is called; none: all"
+    )
 
     def execute(self) -> int:
         """Write the folders."""
@@ -43,7 +55,9 @@ class MakeBundle(Command):
         for path in exported(self.run / "export"):
             networks.setdefault(read_manifest(path).subnet, []).append(path)
         if self.selected is not None and self.selected not in networks:
-            raise UserError(f"Run '{self.run}' has no exported network '{self.selected}'; it has {', '.join(networks)}.")
+            raise UserError(
+                f"Run '{self.run}' has no exported network '{self.selected}'; it has {', '.join(networks)}."
+            )
         chosen = [self.selected] if self.selected is not None else list(networks)
         for name in chosen:
             folder = write_bundle(run, name, networks[name])
@@ -59,7 +73,9 @@ def write_bundle(run: Run, name: str, paths: list[Path]) -> Path:
         UserError: something else is there, or the files are of different trainings.
     """
     if Path(name).name != name:
-        raise UserError(f"A manifest beside '{paths[0]}' calls its network '{name}', which is no plain name; export it again.")
+        raise UserError(
+            f"A manifest beside '{paths[0]}' calls its network '{name}', which is no plain name; export it again."
+        )
     folder = paths[0].parent / name
     if folder.exists() and not (folder / MANIFEST).is_file():
         raise UserError(f"'{folder}' is there and is no bundle; rename or remove it.")
@@ -91,14 +107,29 @@ def fill(folder: Path, bundle: Bundle, paths: list[Path]) -> None:
 def gather(run: Run, name: str, paths: list[Path]) -> Bundle:
     """Everything that manifest.json says, but for the hashes."""
     files = [read_manifest(path) for path in paths]
-    files.sort(key=lambda file: (file.file.endswith(".ort"), file.precision != "float32", len(file.file)))  # the plainest first
+    files.sort(
+        key=lambda file: (file.file.endswith(".ort"), file.precision != "float32", len(file.file))
+    )  # the plainest first
     first, config, env = files[0], run.config, read_json(run.path / "env.json")
     classes, sha256 = first.classes, digest(run.path / "config.yaml")
-    alike = all((f.classes, f.architecture, getattr(f, "config_sha256", "")) == (classes, first.architecture, sha256) for f in files)
+    alike = all(
+        (f.classes, f.architecture, getattr(f, "config_sha256", "")) == (classes, first.architecture, sha256)
+        for f in files
+    )
     if classes is None or not alike:
-        raise UserError(f"The files of '{name}' in {paths[0].parent} are not of this run's network; write them again with export.onnx.")
-    commands = [env.get("command"), *(getattr(file, "command", None) for file in files), shlex.join(["python", *sys.orig_argv[1:]])]
-    data = {key: Path(value).name if key == "path" else value for key, value in config["data"].items() if key in ("name", "path") and value}
+        raise UserError(
+            f"The files of '{name}' in {paths[0].parent} are not of this run's network; write them again with export.onnx."
+        )
+    commands = [
+        env.get("command"),
+        *(getattr(file, "command", None) for file in files),
+        shlex.join(["python", *sys.orig_argv[1:]]),
+    ]
+    data = {
+        key: Path(value).name if key == "path" else value
+        for key, value in config["data"].items()
+        if key in ("name", "path") and value
+    }
     made = Provenance(
         commands=tuple(dict.fromkeys(portable(command) for command in commands if command)),
         data=data,
@@ -121,7 +152,9 @@ def gather(run: Run, name: str, paths: list[Path]) -> Bundle:
 def portable(command: str) -> str:
     """A command without the folders of this machine: of an absolute path its last part is left."""
     words = [word.rpartition("=") for word in shlex.split(command)]
-    return shlex.join(key + sign + (Path(value).name if os.path.isabs(value) else value) for key, sign, value in words)
+    return shlex.join(
+        key + sign + (Path(value).name if os.path.isabs(value) else value) for key, sign, value in words
+    )
 
 
 def selection_of(path: Path, file: Manifest) -> Selection | None:
@@ -132,7 +165,9 @@ def selection_of(path: Path, file: Manifest) -> Selection | None:
     if facts["arch"] != file.architecture.get("arch"):
         return None
     return Selection(
-        constraints=tuple(facts.get("constraints", ())), pairs=facts.get("pairs"), predicted_accuracy=facts.get("predicted_accuracy")
+        constraints=tuple(facts.get("constraints", ())),
+        pairs=facts.get("pairs"),
+        predicted_accuracy=facts.get("predicted_accuracy"),
     )
 
 
@@ -144,9 +179,14 @@ def timings_of(path: Path, files: list[Manifest]) -> dict[str, Timed]:
         rows = {(row.get("file"), row.get("bytes")): row for row in csv.DictReader(file)}
     found = {f.file: rows[f.file, str(f.bytes)] for f in files if (f.file, str(f.bytes)) in rows}
     try:
-        return {name: Timed.model_validate({key: row.get(key) for key in Timed.model_fields}) for name, row in found.items()}
+        return {
+            name: Timed.model_validate({key: row.get(key) for key in Timed.model_fields})
+            for name, row in found.items()
+        }
     except ValidationError:
-        raise UserError(f"{path} is damaged; write it again with python -m export.benchmark, or remove it.") from None
+        raise UserError(
+            f"{path} is damaged; write it again with python -m export.benchmark, or remove it."
+        ) from None
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ def render(bundle: Bundle) -> str:
         f"A network that says which of {count} classes an image shows, for {_list(_targets(bundle))}.",
     ]
     lines += [f"Every number on this page is in `{MANIFEST}`, or computed from numbers there.", ""]
-    lines += [f"    python {EXAMPLE} IMAGE            needs onnxruntime, numpy and pillow; classifies with `{first.file}`"]
+    lines += [
+        f"    python {EXAMPLE} IMAGE            needs onnxruntime, numpy and pillow; classifies with `{first.file}`"
+    ]
     for title, body in parts.items():
         lines += ["", f"## {title}", "", *body]
     return "\n".join(lines) + "\n"
@@ -65,7 +67,11 @@ def _input(bundle: Bundle) -> Iterator[str]:
         yield ""
         yield from (f"{i}. {step}" for i, step in enumerate(_steps(how, first), start=1))
         yield ""
-        said = "probabilities" if first.output.name == "probabilities" else "numbers of which softmax makes probabilities"
+        said = (
+            "probabilities"
+            if first.output.name == "probabilities"
+            else "numbers of which softmax makes probabilities"
+        )
         yield f"The output is {_tensor(first.output)}: {said}."
         yield ""
     yield f"`{EXAMPLE}` does exactly this."
@@ -121,8 +127,9 @@ def _accuracy(bundle: Bundle) -> Iterator[str]:
         )
     if bundle.selection is not None:
         expected = bundle.selection.predicted_accuracy
-        yield "- Accuracy on the split `val` decided that this network was chosen, which flatters it a little." + (
-            f" The predictor expected {_percent(expected)}." if expected is not None else ""
+        yield (
+            "- Accuracy on the split `val` decided that this network was chosen, which flatters it a little."
+            + (f" The predictor expected {_percent(expected)}." if expected is not None else "")
         )
 
 
@@ -144,12 +151,16 @@ def _provenance(bundle: Bundle) -> Iterator[str]:
     place = f" in a folder called `{made.data['path']}`" if made.data.get("path") else ""
     yield f"- Trained on the images of `{made.data['name']}`{place}, with seed {made.seed}; config.yaml has SHA-256 `{made.config_sha256}`."
     if selection is not None and selection.constraints:
-        limits = [f"{c['name']} of at most {format_count(c['limit'])}{c['unit']}" for c in selection.constraints]
+        limits = [
+            f"{c['name']} of at most {format_count(c['limit'])}{c['unit']}" for c in selection.constraints
+        ]
         yield f"- Chosen for {_list(limits)}" + (
             f", with a predictor that learned from {selection.pairs} subnets." if selection.pairs else "."
         )
     if made.git is not None and made.git["commit"]:
-        yield f"- Source at commit `{made.git['commit']}`" + (", with uncommitted changes." if made.git["dirty"] else ".")
+        yield f"- Source at commit `{made.git['commit']}`" + (
+            ", with uncommitted changes." if made.git["dirty"] else "."
+        )
     yield f"- Trained with {_list([f'{name} {version}' for name, version in made.versions.items()])}."
     yield f"- Bundled with {_list([f'{name} {version}' for name, version in bundle.versions.items()])}."
     yield "- Commands:"

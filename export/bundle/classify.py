@@ -30,12 +30,16 @@ def prepare(image: Image.Image, file: dict[str, Any]) -> Any:
     pixels = np.asarray(image.crop((left, top, left + side, top + side)), float).reshape(side, side, -1)
     x = bicubic(side, how["resize"][0]) @ np.tensordot(bicubic(side, how["resize"][0]), pixels, 1)
     x = x.round().clip(0, 255) if wanted["dtype"] == "uint8" else (x / 255 - how["mean"]) / how["std"]
-    return np.ascontiguousarray(x if wanted["layout"] == "NHWC" else x.transpose(2, 0, 1), wanted["dtype"])[None]
+    return np.ascontiguousarray(x if wanted["layout"] == "NHWC" else x.transpose(2, 0, 1), wanted["dtype"])[
+        None
+    ]
 
 
 def classify(image: Image.Image, file: dict[str, Any], session: ort.InferenceSession) -> Any:
     """Probabilities of the classes."""
-    scores = session.run([file["output"]["name"]], {file["input"]["name"]: prepare(image, file)})[0][0].astype(float)
+    scores = session.run([file["output"]["name"]], {file["input"]["name"]: prepare(image, file)})[0][
+        0
+    ].astype(float)
     powers = np.exp(scores - scores.max())
     return scores if file["output"]["name"] == "probabilities" else powers / powers.sum()
 

@@ -71,11 +71,15 @@ def read_bundle(folder: Path) -> Bundle:
         UserError: there is none, or a file is missing or changed.
     """
     if not (folder / MANIFEST).is_file():
-        raise UserError(f"Folder '{folder}' is no bundle (it has no {MANIFEST}); make one with python -m export.bundle.")
+        raise UserError(
+            f"Folder '{folder}' is no bundle (it has no {MANIFEST}); make one with python -m export.bundle."
+        )
     bundle = validate(Bundle, read_json(folder / MANIFEST), str(folder / MANIFEST))
     for name, expected in bundle.sha256.items():
         if Path(name).name != name or not (folder / name).is_file():
             raise UserError(f"Bundle '{folder}' lacks '{name}'; copy the whole folder again.")
         if digest(folder / name) != expected:
-            raise UserError(f"'{folder / name}' is not what was bundled (SHA-256 differs); copy it again, or bundle again.")
+            raise UserError(
+                f"'{folder / name}' is not what was bundled (SHA-256 differs); copy it again, or bundle again."
+            )
     return bundle

@@ -23,7 +23,13 @@ from export.demo.vendor import RUNTIME_FILES, VERSION, vendor, vendored
 
 WEB = Path(__file__).parent / "web"
 PAGE = ("index.html", "demo.css", "demo.js", "prepare.js")
-TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}
+TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".mjs": "text/javascript",
+    ".wasm": "application/wasm",
+}
 MOST_BYTES = 50 * 1000**2
 POLICY = "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; img-src blob: data:; connect-src 'self'; frame-ancestors 'none'"
 
@@ -40,9 +46,13 @@ class Demo(Command):
       python -m export.demo runs/photos/export/600M
     """
 
-    folder: CliPositionalArg[Path | None] = Field(None, description="a bundle: a folder that python -m export.bundle wrote")
+    folder: CliPositionalArg[Path | None] = Field(
+        None, description="a bundle: a folder that python -m export.bundle wrote"
+    )
     port: int = Field(8000, ge=0, le=65535, description="where to listen on 127.0.0.1; 0: any that is free")
-    vendor: bool = Field(False, description=f"first fetch onnxruntime-web {VERSION} with npm into this user's cache")
+    vendor: bool = Field(
+        False, description=f"first fetch onnxruntime-web {VERSION} with npm into this user's cache"
+    )
 
     def execute(self) -> int:
         """Fetch if asked; serve until Ctrl-C."""
@@ -50,12 +60,22 @@ class Demo(Command):
             print(f"onnxruntime-web {VERSION} is in {vendor()}")
         if self.folder is None:
             if self.vendor:
-                print("next: python -m export.demo DIR, where DIR is a folder that python -m export.bundle wrote")
+                print(
+                    "next: python -m export.demo DIR, where DIR is a folder that python -m export.bundle wrote"
+                )
                 return 0
-            raise UserError("Name a bundle to serve, such as runs/supernet/export/600M; python -m export.bundle writes them.")
+            raise UserError(
+                "Name a bundle to serve, such as runs/supernet/export/600M; python -m export.bundle writes them."
+            )
         with open_server(self.folder, self.port) as server:
-            how = "in the browser" if server.runtime else "by this server (python -m export.demo --vendor: in the browser)"
-            print(f"http://127.0.0.1:{server.server_port}/ classifies images {how}; Ctrl-C ends it", flush=True)
+            how = (
+                "in the browser"
+                if server.runtime
+                else "by this server (python -m export.demo --vendor: in the browser)"
+            )
+            print(
+                f"http://127.0.0.1:{server.server_port}/ classifies images {how}; Ctrl-C ends it", flush=True
+            )
             with contextlib.suppress(KeyboardInterrupt):
                 server.serve_forever()
         return 0
@@ -85,10 +105,14 @@ class Server(ThreadingHTTPServer):
             with Image.open(io.BytesIO(content)) as image:
                 image.load()
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            raise ValueError("The file is no image that can be read, or it is damaged or far too large.") from None
+            raise ValueError(
+                "The file is no image that can be read, or it is damaged or far too large."
+            ) from None
         with self.lock:
             if name not in self.sessions:
-                self.sessions[name] = ort.InferenceSession(str(self.folder / name), providers=["CPUExecutionProvider"])
+                self.sessions[name] = ort.InferenceSession(
+                    str(self.folder / name), providers=["CPUExecutionProvider"]
+                )
         return [float(p) for p in classify(image, self.files[name], self.sessions[name])]
 
 
@@ -101,7 +125,9 @@ def open_server(folder: Path, port: int, runtime: Path | None = None) -> Server:
     try:
         return Server(folder, port, runtime or vendored())
     except OSError as error:
-        raise UserError(f"Port {port} cannot be used ({error.strerror}); choose another with --port, or 0 for any that is free.") from None
+        raise UserError(
+            f"Port {port} cannot be used ({error.strerror}); choose another with --port, or 0 for any that is free."
+        ) from None
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -134,14 +160,19 @@ class Handler(BaseHTTPRequestHandler):
         size = self.headers.get("Content-Length", "")
         if not size.isdigit() or int(size) > MOST_BYTES:
             self.close_connection = True  # the body is not read
-            self._json({"error": f"The image must have no more than {MOST_BYTES // 1000**2} MB."}, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            self._json(
+                {"error": f"The image must have no more than {MOST_BYTES // 1000**2} MB."},
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            )
             return
         content, parts = self.rfile.read(int(size)), urlsplit(self.path)
         if parts.path != "/classify":
             self._json({"error": "There is no such page."}, HTTPStatus.NOT_FOUND)
             return
         try:
-            self._json({"probabilities": self.server.classify(parse_qs(parts.query).get("file", [""])[0], content)})
+            self._json(
+                {"probabilities": self.server.classify(parse_qs(parts.query).get("file", [""])[0], content)}
+            )
         except ValueError as error:
             self._json({"error": str(error)}, HTTPStatus.BAD_REQUEST)
 

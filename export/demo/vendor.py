@@ -36,14 +36,18 @@ def vendor() -> Path:
     if (found := vendored()) is not None:
         return found
     if shutil.which("npm") is None:
-        raise UserError("npm is not installed, which fetches onnxruntime-web; install Node.js, or let the server classify.")
+        raise UserError(
+            "npm is not installed, which fetches onnxruntime-web; install Node.js, or let the server classify."
+        )
     with tempfile.TemporaryDirectory() as folder:
         words = ["npm", "pack", f"{PACKAGE}@{VERSION}", "--silent", "--pack-destination", folder]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         packed = list(Path(folder).glob("*.tgz"))
         if done.returncode or not packed:
             reason = next(iter((done.stderr or done.stdout).strip().splitlines()[-1:]), "no message")
-            raise UserError(f"npm could not fetch {PACKAGE} {VERSION} ({reason}); try again, or let the server classify.")
+            raise UserError(
+                f"npm could not fetch {PACKAGE} {VERSION} ({reason}); try again, or let the server classify."
+            )
         return unpack(packed[0], cache())
 
 
@@ -59,7 +63,9 @@ def unpack(package: Path, folder: Path, sha512: str = SHA512) -> Path:
         UserError: it is another package.
     """
     if sha512_of(package) != sha512:
-        raise UserError(f"{package.name} is not the {PACKAGE} {VERSION} that is expected (SHA-512 differs); nothing was kept of it.")
+        raise UserError(
+            f"{package.name} is not the {PACKAGE} {VERSION} that is expected (SHA-512 differs); nothing was kept of it."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as work, tarfile.open(package) as archive:
         for name in RUNTIME_FILES:

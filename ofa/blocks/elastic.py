@@ -49,7 +49,9 @@ class ElasticDepthwise(nn.Module):
         super().__init__()
         self.kernel, self.stride = kernel, stride
         self.weight = nn.Parameter(torch.empty(width, 1, kernel, kernel))
-        nn.init.normal_(self.weight, std=(2 / kernel**2) ** 0.5)  # fan-out of a depthwise filter is its own area
+        nn.init.normal_(
+            self.weight, std=(2 / kernel**2) ** 0.5
+        )  # fan-out of a depthwise filter is its own area
 
     def slice(self, width: int, kernel: int) -> Tensor:
         edge = (self.kernel - kernel) // 2
@@ -72,7 +74,9 @@ class TransformedDepthwise(ElasticDepthwise):
         """kernels: ascending."""
         super().__init__(width, kernels[-1], stride)
         self.kernels = kernels
-        self.matrices = nn.ParameterDict({f"{large}to{small}": torch.eye(small**2) for small, large in pairwise(kernels)})
+        self.matrices = nn.ParameterDict(
+            {f"{large}to{small}": torch.eye(small**2) for small, large in pairwise(kernels)}
+        )
 
     def slice(self, width: int, kernel: int) -> Tensor:
         weight = self.weight[:width]
@@ -113,7 +117,9 @@ class ElasticBatchNorm(nn.Module):
         if self.training:
             y = batch_norm(x, weight, bias, self.eps)
         else:
-            y = F.batch_norm(x, self.running_mean[:width], self.running_var[:width], weight, bias, eps=self.eps)
+            y = F.batch_norm(
+                x, self.running_mean[:width], self.running_var[:width], weight, bias, eps=self.eps
+            )
         return ACTIVATION[act](y) if act else y
 
     def slices(self, width: int) -> Slices:

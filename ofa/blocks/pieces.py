@@ -112,13 +112,18 @@ def total(tables: Sequence[Table], codes_NF: Codes, join: np.ufunc = np.add) -> 
     return totals
 
 
-def tables(space: Space, classes: int, channels: int, price: Price, join: np.ufunc = np.add, dtype: type = np.int64) -> Iterator[Table]:
+def tables(
+    space: Space, classes: int, channels: int, price: Price, join: np.ufunc = np.add, dtype: type = np.int64
+) -> Iterator[Table]:
     """Tables for the stem, the blocks and the head. join: how the prices of a stage's blocks become one, np.add or np.maximum."""
     at, stem = space.column_index, space.stem
     middles, residuals = (stem.deep.middle, stem.deep.residual) if stem.deep else ((0,), (0,))
     stem_piece = partial(StemPiece, channels=channels, stride=stem.stride, act=stem.act, deep=bool(stem.deep))
     stems = [
-        [[[price(stem_piece(r, width=w, middle=m, residual=n)) for n in residuals] for m in middles] for w in stem.width]
+        [
+            [[price(stem_piece(r, width=w, middle=m, residual=n)) for n in residuals] for m in middles]
+            for w in stem.width
+        ]
         for r in space.resolution
     ]
     choices = (at["resolution", 0], at["width", 0], *((at["stem", 0], at["stem", 1]) if stem.deep else ()))
@@ -130,20 +135,42 @@ def tables(space: Space, classes: int, channels: int, price: Price, join: np.ufu
         later = grid(sizes[i + 1], stage.width, 1, False)
         shape = (at["resolution", 0], at["width", i], at["width", i + 1])
         if space.granularity == "stage":
-            same = np.moveaxis(np.diagonal(later, axis1=1, axis2=2), -1, 1)[:, None]  # a later block's input is its output
-            stages = [join(first, (d - 1) * same if join is np.add else same) if d > 1 else first for d in stage.depth]
+            same = np.moveaxis(np.diagonal(later, axis1=1, axis2=2), -1, 1)[
+                :, None
+            ]  # a later block's input is its output
+            stages = [
+                join(first, (d - 1) * same if join is np.add else same) if d > 1 else first
+                for d in stage.depth
+            ]
             yield Table((*shape, at["kernel", i], at["expand", i], at["depth", i]), np.stack(stages, axis=-2))
         else:
             for block in range(stage.depth[-1]):
                 slot, prices = space.slot(i, block), first if block == 0 else later
                 source = i if block == 0 else i + 1
-                by_depth = np.stack([prices if d > block else np.zeros_like(prices) for d in stage.depth], axis=-2)
-                yield Table((shape[0], at["width", source], shape[2], at["kernel", slot], at["expand", slot], at["depth", i]), by_depth)
+                by_depth = np.stack(
+                    [prices if d > block else np.zeros_like(prices) for d in stage.depth], axis=-2
+                )
+                yield Table(
+                    (
+                        shape[0],
+                        at["width", source],
+                        shape[2],
+                        at["kernel", slot],
+                        at["expand", slot],
+                        at["depth", i],
+                    ),
+                    by_depth,
+                )
         before = stage.width
     last = len(space.stages)
     widths = space.head.width if space.head else (0,)
-    heads = [[[price(head_piece(space, r, n, w, classes)) for w in widths] for n in before] for r in sizes[-1]]
-    yield Table((at["resolution", 0], at["width", last], *([at["width", last + 1]] if space.head else [])), np.array(heads, dtype))
+    heads = [
+        [[price(head_piece(space, r, n, w, classes)) for w in widths] for n in before] for r in sizes[-1]
+    ]
+    yield Table(
+        (at["resolution", 0], at["width", last], *([at["width", last + 1]] if space.head else [])),
+        np.array(heads, dtype),
+    )
 
 
 def pieces_of(space: Space, row: Codes, classes: int, channels: int) -> list[Piece]:
@@ -152,14 +179,20 @@ def pieces_of(space: Space, row: Codes, classes: int, channels: int) -> list[Pie
     stem, at = space.stem, space.resolution.index(arch.resolution)
     middle, residual = arch.stem if stem.deep else (0, 0)
     width = arch.width[0]
-    pieces: list[Piece] = [StemPiece(arch.resolution, channels, width, stem.stride, stem.act, bool(stem.deep), middle, residual)]
+    pieces: list[Piece] = [
+        StemPiece(arch.resolution, channels, width, stem.stride, stem.act, bool(stem.deep), middle, residual)
+    ]
     sizes = [size[at] for size in map_sizes(space)]
     for i, stage in enumerate(space.stages):
         for j in range(arch.depth[i]):
             slot, stride, out = space.slot(i, j), stage.stride if j == 0 else 1, arch.width[i + 1]
             size = sizes[i] if j == 0 else sizes[i + 1]
             change = space.changes_width(i, j)
-            pieces.append(block_piece(space, stage, size, width, out, arch.kernel[slot], arch.expand[slot], stride, change))
+            pieces.append(
+                block_piece(
+                    space, stage, size, width, out, arch.kernel[slot], arch.expand[slot], stride, change
+                )
+            )
             width = out
     return [*pieces, head_piece(space, sizes[-1], width, arch.width[-1], classes)]
 
@@ -173,14 +206,27 @@ def map_sizes(space: Space) -> list[list[int]]:
 
 
 def _grid(
-    space: Space, stage: Stage, sizes: list[int], inputs: tuple[int, ...], stride: int, changes: bool, price: Price, dtype: type
+    space: Space,
+    stage: Stage,
+    sizes: list[int],
+    inputs: tuple[int, ...],
+    stride: int,
+    changes: bool,
+    price: Price,
+    dtype: type,
 ) -> Numbers:
     """Prices of one block: (resolution, input width, width, kernel, expand, prices)."""
     piece = partial(block_piece, space, stage)
     return np.array(
         [
             [
-                [[[price(piece(r, n, w, k, e, stride, changes)) for e in stage.expand] for k in stage.kernel] for w in stage.width]
+                [
+                    [
+                        [price(piece(r, n, w, k, e, stride, changes)) for e in stage.expand]
+                        for k in stage.kernel
+                    ]
+                    for w in stage.width
+                ]
                 for n in inputs
             ]
             for r in sizes
@@ -190,15 +236,29 @@ def _grid(
 
 
 def block_piece(
-    space: Space, stage: Stage, size: int, inp: int, out: int, kernel: int, expand: float, stride: int, changes: bool
+    space: Space,
+    stage: Stage,
+    size: int,
+    inp: int,
+    out: int,
+    kernel: int,
+    expand: float,
+    stride: int,
+    changes: bool,
 ) -> BlockPiece:
     """A block of `stage`. changes: `Space.changes_width`."""
     if stage.block == "bottleneck":
         hidden, expands, residual, projects = hidden_width(out, expand), True, True, changes
     else:
-        hidden, expands, projected = hidden_width(inp, expand), stage.expand != (1,), space.shortcut == "projected"
+        hidden, expands, projected = (
+            hidden_width(inp, expand),
+            stage.expand != (1,),
+            space.shortcut == "projected",
+        )
         residual, projects = projected or (stride == 1 and inp == out), projected and changes and inp != out
-    return BlockPiece(stage.block, size, inp, hidden, out, kernel, stride, expands, stage.se, stage.act, residual, projects)
+    return BlockPiece(
+        stage.block, size, inp, hidden, out, kernel, stride, expands, stage.se, stage.act, residual, projects
+    )
 
 
 def head_piece(space: Space, size: int, inp: int, width: int, classes: int) -> HeadPiece:

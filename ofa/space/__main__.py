@@ -38,7 +38,8 @@ class Describe(Command, extra="ignore"):  # a training recipe has more in it
 
     space: CliPositionalArg[str] = Field("digits", description="a packaged name or a YAML file")
     arch: str | None = Field(
-        None, description="print only this architecture, as JSON with its cost: smallest, largest, a published name, a file"
+        None,
+        description="print only this architecture, as JSON with its cost: smallest, largest, a published name, a file",
     )
     sandwich: Sandwich = Field(Sandwich(), description="the training step, of which the sampling is shown")
     draws: int = Field(2000, ge=1, description="random subnets drawn for the histogram")
@@ -57,9 +58,14 @@ class Describe(Command, extra="ignore"):  # a training recipe has more in it
             macs, params = cost_of(space, arch, self.classes, self.channels)
             print(json.dumps({"arch": arch.model_dump(mode="json"), "macs": macs, "params": params}))
             return 0
-        console.print(f"space '{space.name}': {space.size():.4g} architectures" + (f" ({space.source})" if space.source else ""))
+        console.print(
+            f"space '{space.name}': {space.size():.4g} architectures"
+            + (f" ({space.source})" if space.source else "")
+        )
         blocks = " and ".join(dict.fromkeys(stage.block for stage in space.stages))
-        console.print(f"resolutions {_span(space.resolution)}; {blocks} blocks, kernel and expansion chosen per {space.granularity}")
+        console.print(
+            f"resolutions {_span(space.resolution)}; {blocks} blocks, kernel and expansion chosen per {space.granularity}"
+        )
         console.print(_layers(space))
         console.print(self._subnets(space))
         macs_N = self._draw(space)
@@ -77,8 +83,12 @@ class Describe(Command, extra="ignore"):  # a training recipe has more in it
     def _subnets(self, space: Space) -> Table:
         known = published(space)
         columns = ["subnet", "MACs", "params", *(["ImageNet top-1, published"] if known else [])]
-        table = Table(*columns, title=f"{self.classes} classes, {self.channels} channels", title_justify="left")
-        rows = {"smallest": smallest(space), "largest": largest(space)} | {n: p.arch for n, p in known.items()}
+        table = Table(
+            *columns, title=f"{self.classes} classes, {self.channels} channels", title_justify="left"
+        )
+        rows = {"smallest": smallest(space), "largest": largest(space)} | {
+            n: p.arch for n, p in known.items()
+        }
         for name, arch in rows.items():
             macs, params = cost_of(space, arch, self.classes, self.channels)
             top1 = [f"{known[name].imagenet_top1}%" if name in known else ""] if known else []
@@ -88,8 +98,13 @@ class Describe(Command, extra="ignore"):  # a training recipe has more in it
     def _draw(self, space: Space) -> NDArray[np.int64]:
         sampling = self.sandwich.sampling
         if isinstance(sampling, Attentive) and isinstance(sampling.judge, BatchLoss):
-            print("candidates are shown as they are drawn: which of them a step trains is for its batch to say")
-        sampler, rng = build_sampler(sampling, space, self.classes, self.channels), numpy_generator(self.seed, "describe")
+            print(
+                "candidates are shown as they are drawn: which of them a step trains is for its batch to say"
+            )
+        sampler, rng = (
+            build_sampler(sampling, space, self.classes, self.channels),
+            numpy_generator(self.seed, "describe"),
+        )
         macs = []
         with progress("draw subnets", self.draws) as advance:
             for _ in range(self.draws):
@@ -108,7 +123,9 @@ def _layers(space: Space) -> Table:
         choices = [_span(values) for values in (stage.width, stage.depth, stage.kernel, stage.expand)]
         table.add_row(f"stage {i}", *choices, str(stage.stride), "yes" if stage.se else "", stage.act)
     if space.head:
-        table.add_row("head", _span(space.head.width), "", "", str(space.head.expand or ""), "", "", space.head.act)
+        table.add_row(
+            "head", _span(space.head.width), "", "", str(space.head.expand or ""), "", "", space.head.act
+        )
     return table
 
 

@@ -48,7 +48,8 @@ class Stage(Config):
     """Blocks of one kind. The first one carries the stride and the change of width; the first d of them are active."""
 
     block: Literal["inverted", "bottleneck"] = Field(
-        "inverted", description="inverted: 1x1, depthwise, 1x1 (MobileNet); bottleneck: 1x1, 3x3, 1x1, activation after the sum (ResNet-D)"
+        "inverted",
+        description="inverted: 1x1, depthwise, 1x1 (MobileNet); bottleneck: 1x1, 3x3, 1x1, activation after the sum (ResNet-D)",
     )
     width: Choices
     depth: Choices
@@ -59,7 +60,10 @@ class Stage(Config):
     stride: int = Field(1, ge=1)
     se: bool = False
     act: Act = "swish"
-    downsample: bool = Field(False, description="bottleneck: a convolution in the first shortcut even where stride and widths need none")
+    downsample: bool = Field(
+        False,
+        description="bottleneck: a convolution in the first shortcut even where stride and widths need none",
+    )
 
 
 class Head(Config):
@@ -72,7 +76,9 @@ class Head(Config):
     width: Choices
     expand: int | None = Field(None, ge=1)
     act: Act = "swish"
-    bias: bool = Field(False, description="of the 1x1 after the pool, as in torchvision's and timm's MobileNetV3")
+    bias: bool = Field(
+        False, description="of the 1x1 after the pool, as in torchvision's and timm's MobileNetV3"
+    )
 
 
 class Arch(Config):
@@ -81,7 +87,9 @@ class Arch(Config):
     resolution: int
     width: tuple[int, ...] = Field(description="stem, each stage, head (unless the space has none)")
     depth: tuple[int, ...] = Field(description="blocks of each stage")
-    kernel: tuple[int, ...] = Field(description="of each stage, or of each block of the deepest network, as the space says")
+    kernel: tuple[int, ...] = Field(
+        description="of each stage, or of each block of the deepest network, as the space says"
+    )
     expand: tuple[float, ...] = Field(description="like kernel")
     stem: tuple[int, ...] = Field((), description="of a deep stem: middle width, residual convolutions")
 
@@ -106,7 +114,8 @@ class Space(Config):
         description="identity: where stride is 1 and widths agree; projected (AttentiveNAS): everywhere, pooled, then 1x1 if widths differ",
     )
     kernels: Literal["crop", "transform"] = Field(
-        "crop", description="a smaller kernel is the centre of the largest (BigNAS), or that mapped by learned matrices (OFA)"
+        "crop",
+        description="a smaller kernel is the centre of the largest (BigNAS), or that mapped by learned matrices (OFA)",
     )
     bn_eps: float = Field(1e-5, gt=0, description="BatchNorm's epsilon")
     stem: Stem
@@ -119,21 +128,31 @@ class Space(Config):
             where = f"{column.field}[{column.position}] of space '{self.name}'"
             least = 0 if (column.field, column.position) == ("stem", 1) else 1e-9
             if list(column.values) != sorted(set(column.values)) or column.values[0] < least:
-                raise ValueError(f"{where} must list positive choices in ascending order, but lists {column.values}")
+                raise ValueError(
+                    f"{where} must list positive choices in ascending order, but lists {column.values}"
+                )
             if column.field == "kernel" and any(k % 2 == 0 for k in column.values):
                 raise ValueError(f"{where} must list odd kernels, but lists {column.values}")
-            inverted = column.field == "expand" and self.stages[self.slot_stage[column.position]].block == "inverted"
+            inverted = (
+                column.field == "expand" and self.stages[self.slot_stage[column.position]].block == "inverted"
+            )
             if inverted and 1 in column.values and len(column.values) > 1:
-                raise ValueError(f"{where} mixes 1, which has no expansion layer, with others: {column.values}")
+                raise ValueError(
+                    f"{where} mixes 1, which has no expansion layer, with others: {column.values}"
+                )
         for i, stage in enumerate(self.stages):
-            if stage.block == "bottleneck" and (len(stage.kernel) > 1 or stage.se or self.shortcut == "projected"):
+            if stage.block == "bottleneck" and (
+                len(stage.kernel) > 1 or stage.se or self.shortcut == "projected"
+            ):
                 raise ValueError(
                     f"stage {i} of space '{self.name}' has bottlenecks, which take one kernel, no se and shortcut: identity "
                     "(theirs are convolutions where they must be)"
                 )
         total = self.stem.stride * int(np.prod([stage.stride for stage in self.stages]))
         if self.shortcut == "projected" and any(r % total for r in self.resolution):
-            raise ValueError(f"resolutions of space '{self.name}' must be multiples of its total stride {total} for projected shortcuts")
+            raise ValueError(
+                f"resolutions of space '{self.name}' must be multiples of its total stride {total} for projected shortcuts"
+            )
         return self
 
     @cached_property
@@ -164,7 +183,12 @@ class Space(Config):
         """Whether this block's shortcut cannot be the identity in every architecture: stride, or other widths than its input's."""
         before = self.stages[stage - 1].width if stage else self.stem.width
         width = self.stages[stage].width
-        return block == 0 and (self.stages[stage].downsample or self.stages[stage].stride > 1 or before != width or len(width) > 1)
+        return block == 0 and (
+            self.stages[stage].downsample
+            or self.stages[stage].stride > 1
+            or before != width
+            or len(width) > 1
+        )
 
     @cached_property
     def column_index(self) -> dict[tuple[str, int], int]:
@@ -182,7 +206,11 @@ class Space(Config):
         total *= len(self.stem.deep.middle) * len(self.stem.deep.residual) if self.stem.deep else 1
         for stage in self.stages:
             block = len(stage.kernel) * len(stage.expand)
-            total *= len(stage.width) * (len(stage.depth) * block if self.granularity == "stage" else sum(block**d for d in stage.depth))
+            total *= len(stage.width) * (
+                len(stage.depth) * block
+                if self.granularity == "stage"
+                else sum(block**d for d in stage.depth)
+            )
         return total
 
 
@@ -196,7 +224,9 @@ def load_space(name: str) -> Space:
     path = Path(name) if Path(name).is_file() else folder / f"{name}.yaml"
     if not path.is_file():
         known = [p.stem for p in folder.glob("*.yaml")]
-        raise UserError(f"There is no space '{name}', neither as a file nor as a packaged one; {nearest(name, known)}")
+        raise UserError(
+            f"There is no space '{name}', neither as a file nor as a packaged one; {nearest(name, known)}"
+        )
     return validate(Space, {"name": path.stem} | read_yaml(path), str(path))
 
 
@@ -212,7 +242,11 @@ class Published(Config):
 def published(space: Space) -> dict[str, Published]:
     """Published subnets of a packaged space by name; none for other spaces."""
     path = Path(str(files("ofa.space"))) / "archs" / f"{space.name}.yaml"
-    return {name: Published.model_validate(value) for name, value in read_yaml(path).items()} if path.is_file() else {}
+    return (
+        {name: Published.model_validate(value) for name, value in read_yaml(path).items()}
+        if path.is_file()
+        else {}
+    )
 
 
 def find_arch(space: Space, name: str) -> Arch:
@@ -227,10 +261,14 @@ def find_arch(space: Space, name: str) -> Arch:
     if name in named:
         return decode(space, encode(space, named[name].arch))
     if name.endswith(".json") and not Path(name).is_file():
-        raise UserError(f"There is no file '{name}'; give a file of predictors.select, or {', '.join(['smallest', 'largest', *named])}.")
+        raise UserError(
+            f"There is no file '{name}'; give a file of predictors.select, or {', '.join(['smallest', 'largest', *named])}."
+        )
     if not name.lstrip().startswith("{") and not Path(name).is_file():
         known = ", ".join(["smallest", "largest", *named])
-        raise UserError(f"Space '{space.name}' has no architecture '{name}'; give {known}, a file of predictors.select, or JSON.")
+        raise UserError(
+            f"Space '{space.name}' has no architecture '{name}'; give {known}, a file of predictors.select, or JSON."
+        )
     try:
         values = json.loads(name) if name.lstrip().startswith("{") else read_json(Path(name))
     except ValueError as error:
@@ -255,7 +293,9 @@ def encode(space: Space, arch: Arch) -> Codes:
         if not active[i]:
             continue
         if entry not in values:
-            raise UserError(f"{field}[{position}] = {entry} is not in space '{space.name}'; its choices are {', '.join(map(str, values))}.")
+            raise UserError(
+                f"{field}[{position}] = {entry} is not in space '{space.name}'; its choices are {', '.join(map(str, values))}."
+            )
         row[i] = 1 + values.index(entry)
     return row
 
@@ -270,7 +310,13 @@ def decode(space: Space, codes: Codes) -> Arch:
 
 def canonical(space: Space, codes_NF: Codes) -> Codes:
     """The same rows with inactive blocks set to 0 and newly active ones that hold 0 set to their first choice."""
-    depth_NS = np.stack([np.array(s.depth)[codes_NF[:, space.column_index["depth", i]] - 1] for i, s in enumerate(space.stages)], axis=1)
+    depth_NS = np.stack(
+        [
+            np.array(s.depth)[codes_NF[:, space.column_index["depth", i]] - 1]
+            for i, s in enumerate(space.stages)
+        ],
+        axis=1,
+    )
     return np.where(_active(space, depth_NS), np.maximum(codes_NF, 1), 0).astype(np.uint8)
 
 
@@ -304,20 +350,35 @@ def only(space: Space, arch: Arch) -> Space:
     for i, stage in enumerate(space.stages):
         for block in range(arch.depth[i]):
             slot = space.slot(i, block)
-            single = {"width": (arch.width[i + 1],), "depth": (1,), "kernel": (arch.kernel[slot],), "expand": (arch.expand[slot],)}
+            single = {
+                "width": (arch.width[i + 1],),
+                "depth": (1,),
+                "kernel": (arch.kernel[slot],),
+                "expand": (arch.expand[slot],),
+            }
             first = {"stride": stage.stride if block == 0 else 1, "downsample": space.changes_width(i, block)}
             stages.append(stage.model_copy(update=single | first))
     deep = Deep(middle=arch.stem[:1], residual=arch.stem[1:]) if space.stem.deep else None
     stem = space.stem.model_copy(update={"width": arch.width[:1], "deep": deep})
     head = space.head.model_copy(update={"width": arch.width[-1:]}) if space.head else None
-    fixed = {"resolution": (arch.resolution,), "granularity": "stage", "stem": stem, "stages": tuple(stages), "head": head}
+    fixed = {
+        "resolution": (arch.resolution,),
+        "granularity": "stage",
+        "stem": stem,
+        "stages": tuple(stages),
+        "head": head,
+    }
     return Space.model_validate({name: getattr(space, name) for name in Space.model_fields} | fixed)
 
 
 def mutate(space: Space, codes_NF: Codes, probability: float, rng: np.random.Generator) -> Codes:
     """Each row with each choice drawn anew with `probability`; the choices of a block that thereby wakes up are drawn, too."""
-    fresh = np.stack([rng.integers(1, n, len(codes_NF), np.uint8, endpoint=True) for n in space.cardinalities], axis=1)
-    return canonical(space, np.where((rng.random(codes_NF.shape) < probability) | (codes_NF == 0), fresh, codes_NF))
+    fresh = np.stack(
+        [rng.integers(1, n, len(codes_NF), np.uint8, endpoint=True) for n in space.cardinalities], axis=1
+    )
+    return canonical(
+        space, np.where((rng.random(codes_NF.shape) < probability) | (codes_NF == 0), fresh, codes_NF)
+    )
 
 
 def cross(space: Space, codes_NF: Codes, others_NF: Codes, rng: np.random.Generator) -> Codes:

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from engine.config import Config
 
-LOG_TINY = math.log(torch.finfo(torch.float32).tiny)  # -87.3: probabilities below the smallest normal float32 count as that
+LOG_TINY = math.log(
+    torch.finfo(torch.float32).tiny
+)  # -87.3: probabilities below the smallest normal float32 count as that
 NEAR = 1e-3  # an alpha this close to 0 or 1 is the limit, which rounding would otherwise swamp
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -26,9 +28,18 @@ class AlphaDivergence(Config):
     """AlphaNet (2021, arXiv:2102.07954): of two alpha-divergences the larger one, for each image."""
 
     name: Literal["alpha_divergence"] = "alpha_divergence"
-    alpha_minus: Finite = Field(-1.0, description="below 0: punishes probability where the teacher sees little")
-    alpha_plus: Finite = Field(1.0, description="punishes a student that misses what its teacher thinks likely; 1 is KL")
-    clip: float = Field(5.0, gt=0, allow_inf_nan=False, description="upper bound of (teacher / student)^alpha; none at alpha 0 and 1")
+    alpha_minus: Finite = Field(
+        -1.0, description="below 0: punishes probability where the teacher sees little"
+    )
+    alpha_plus: Finite = Field(
+        1.0, description="punishes a student that misses what its teacher thinks likely; 1 is KL"
+    )
+    clip: float = Field(
+        5.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="upper bound of (teacher / student)^alpha; none at alpha 0 and 1",
+    )
 
 
 Distillation = Annotated[AlphaDivergence | SoftCrossEntropy, Field(discriminator="name")]
@@ -53,7 +64,11 @@ def soft_cross_entropy(student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
 
 
 def alpha_divergence(
-    student_NK: Tensor, teacher_NK: Tensor, alpha_minus: float = -1.0, alpha_plus: float = 1.0, clip: float = 5.0
+    student_NK: Tensor,
+    teacher_NK: Tensor,
+    alpha_minus: float = -1.0,
+    alpha_plus: float = 1.0,
+    clip: float = 5.0,
 ) -> Tensor:
     """Adaptive alpha-divergence of AlphaNet (2021, arXiv:2102.07954), mean over the batch, in float32. The teacher is detached.
 

@@ -40,7 +40,9 @@ class Phase(Config):
     epochs: int = Field(ge=1)
     lr: float = Field(gt=0, description="learning rate at its highest")
     warmup_epochs: float = Field(0, ge=0, description="linear warm-up from 0")
-    subnets: int = Field(1, ge=0, description="random subnets a step; 0: the largest learns from the labels alone")
+    subnets: int = Field(
+        1, ge=0, description="random subnets a step; 0: the largest learns from the labels alone"
+    )
     kernel: int | None = Field(None, ge=1)
     depth: int | None = Field(None, ge=1)
     expand: int | None = Field(None, ge=1)
@@ -48,8 +50,17 @@ class Phase(Config):
 
     def open(self, space: Space) -> Codes:
         """(F,) how many of the largest choices of each column are open. Resolutions always all are."""
-        limits = {"kernel": self.kernel, "depth": self.depth, "expand": self.expand, "width": self.width, "resolution": None}
-        kinds = [("width", "depth")[column.position] if column.field == "stem" else column.field for column in space.columns]
+        limits = {
+            "kernel": self.kernel,
+            "depth": self.depth,
+            "expand": self.expand,
+            "width": self.width,
+            "resolution": None,
+        }
+        kinds = [
+            ("width", "depth")[column.position] if column.field == "stem" else column.field
+            for column in space.columns
+        ]
         return np.minimum([limits[kind] or 255 for kind in kinds], space.cardinalities).astype(np.uint8)
 
     def sample(self, space: Space, rng: np.random.Generator, resolution: int | None = None) -> Arch:
@@ -88,7 +99,15 @@ def drawn_resolution(space: Space, seed: int, step: int) -> int:
 
 
 def shrinking_step(
-    supernet: Supernet, teacher: Subnet | None, x: Tensor, y: Tensor, phase: Phase, config: Sandwich, seed: int, step: int, noise_seed: int
+    supernet: Supernet,
+    teacher: Subnet | None,
+    x: Tensor,
+    y: Tensor,
+    phase: Phase,
+    config: Sandwich,
+    seed: int,
+    step: int,
+    noise_seed: int,
 ) -> Tensor:
     """Add the gradients of one step to the supernet's. Returns the losses (max(1, subnets),), detached, on the device.
 
@@ -106,7 +125,9 @@ def shrinking_step(
     losses = []
     for i in range(phase.subnets):
         arch, noise = phase.sample(space, rng, resolution), step * phase.subnets + i
-        losses += label_step(supernet, arch, x, y, config, noise_seed, noise, lambda logits: soft_cross_entropy(logits, taught))[1]
+        losses += label_step(
+            supernet, arch, x, y, config, noise_seed, noise, lambda logits: soft_cross_entropy(logits, taught)
+        )[1]
     return torch.stack(losses)
 
 
@@ -155,7 +176,12 @@ def sort_channels(supernet: Supernet, before: Phase) -> None:
 
 def _sort_inverted(block: Block, cuts: set[int]) -> None:
     assert block.expand is not None
-    writers: list[Tensor] = [block.expand.conv.weight, *_norm(block.expand.bn), block.depthwise.conv.weight, *_norm(block.depthwise.bn)]
+    writers: list[Tensor] = [
+        block.expand.conv.weight,
+        *_norm(block.expand.bn),
+        block.depthwise.conv.weight,
+        *_norm(block.depthwise.bn),
+    ]
     readers: list[Tensor] = [block.project.conv.weight]
     order = _order(block.project.conv.weight, cuts)
     if block.se is not None:
@@ -170,7 +196,11 @@ def _sort_inverted(block: Block, cuts: set[int]) -> None:
 
 def _sort_bottleneck(block: Bottleneck, cuts: set[int]) -> None:
     for layer, following in ((block.conv, block.project), (block.reduce, block.conv)):
-        _permute(_order(following.conv.weight, cuts), [layer.conv.weight, *_norm(layer.bn)], [following.conv.weight])
+        _permute(
+            _order(following.conv.weight, cuts),
+            [layer.conv.weight, *_norm(layer.bn)],
+            [following.conv.weight],
+        )
 
 
 def _norm(bn: torch.nn.Module) -> list[Tensor]:

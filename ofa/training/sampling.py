@@ -23,7 +23,19 @@ from engine.errors import UserError
 from engine.run import read_lines
 from engine.seed import numpy_generator
 from ofa.cost import cost_of, costs_of
-from ofa.space.space import Arch, Codes, Space, canonical, decode, encode, features, largest, sample, sample_codes, smallest
+from ofa.space.space import (
+    Arch,
+    Codes,
+    Space,
+    canonical,
+    decode,
+    encode,
+    features,
+    largest,
+    sample,
+    sample_codes,
+    smallest,
+)
 
 BIN = 25_000_000  # AttentiveNAS
 MOST_BINS = 1_000
@@ -40,16 +52,29 @@ class Uniform(Config):
 
 
 class _Prior(Config):
-    low: Count | None = Field(None, description="fewest MACs of a drawn subnet, such as 200M; none: the smallest's")
-    high: Count | None = Field(None, description="most MACs of a drawn subnet, such as 800M; none: the largest's")
+    low: Count | None = Field(
+        None, description="fewest MACs of a drawn subnet, such as 200M; none: the smallest's"
+    )
+    high: Count | None = Field(
+        None, description="most MACs of a drawn subnet, such as 800M; none: the largest's"
+    )
     bin: Count | None = Field(
-        None, ge=1, description="MACs in a bin, about: bins are alike; none: 25M, or a tenth of low..high where that is less"
+        None,
+        ge=1,
+        description="MACs in a bin, about: bins are alike; none: 25M, or a tenth of low..high where that is less",
     )
     target: Literal["sampled", "uniform"] = Field(
-        "sampled", description="bins are drawn as often as uniform samples fall into them (AttentiveNAS's code), or all alike"
+        "sampled",
+        description="bins are drawn as often as uniform samples fall into them (AttentiveNAS's code), or all alike",
     )
-    tries: int = Field(100, ge=1, description="draws from p(choice | bin) before one of the samples in the bin is taken")
-    samples: int = Field(1_000_000, ge=1, description="architectures from which p(choice | bin) is estimated; a million take 1 to 3 s")
+    tries: int = Field(
+        100, ge=1, description="draws from p(choice | bin) before one of the samples in the bin is taken"
+    )
+    samples: int = Field(
+        1_000_000,
+        ge=1,
+        description="architectures from which p(choice | bin) is estimated; a million take 1 to 3 s",
+    )
 
 
 class MacsPrior(_Prior):
@@ -81,11 +106,15 @@ class Attentive(_Prior):
     """Of several architectures of a MACs bin the best or the worst (AttentiveNAS)."""
 
     name: Literal["attentive"] = "attentive"
-    mode: Literal["bestup", "worstup", "coin"] = Field("bestup", description="coin: one of the two in each step, with even odds")
+    mode: Literal["bestup", "worstup", "coin"] = Field(
+        "bestup", description="coin: one of the two in each step, with even odds"
+    )
     judge: Annotated[Predicted | BatchLoss, Field(discriminator="name")] = BatchLoss()
 
 
-Sampling = Annotated[Attentive | MacsPrior | Uniform, Field(discriminator="name")]  # --help shows the last one as the default
+Sampling = Annotated[
+    Attentive | MacsPrior | Uniform, Field(discriminator="name")
+]  # --help shows the last one as the default
 
 
 class Sampler(Protocol):
@@ -109,7 +138,9 @@ def build_sampler(config: Sampling, space: Space, classes: int, channels: int) -
             return PriorSampler(Prior(config, space, classes, channels))
         case Attentive(judge=judge):
             score = fit_accuracy(judge.pairs, space) if isinstance(judge, Predicted) else None
-            return AttentiveSampler(config.mode, judge.candidates, Prior(config, space, classes, channels), score)
+            return AttentiveSampler(
+                config.mode, judge.candidates, Prior(config, space, classes, channels), score
+            )
 
 
 class UniformSampler(NamedTuple):
@@ -143,7 +174,11 @@ class AttentiveSampler(NamedTuple):
         codes_SKF = self.prior.draw(rng, count, self.candidates)
         codes_NF = codes_SKF.reshape(-1, codes_SKF.shape[-1])
         space = self.prior.space
-        loss_N = np.array(judge([decode(space, row) for row in codes_NF])) if self.accuracy is None else -self.accuracy(codes_NF)
+        loss_N = (
+            np.array(judge([decode(space, row) for row in codes_NF]))
+            if self.accuracy is None
+            else -self.accuracy(codes_NF)
+        )
         loss_SK = loss_N.reshape(codes_SKF.shape[:2])
         chosen_S = loss_SK.argmin(1) if best else loss_SK.argmax(1)
         return [decode(space, codes_KF[k]) for codes_KF, k in zip(codes_SKF, chosen_S, strict=True)]
@@ -221,7 +256,9 @@ class Prior:
         bin_N = np.arange(bins).repeat(self.hits_B)
         found = []
         for codes_N, choices in zip(self.known_NF.T, self.space.cardinalities, strict=True):
-            hits_BV = np.bincount(bin_N * values + codes_N, minlength=bins * values).reshape(bins, values)[:, 1:]  # 0: inactive
+            hits_BV = np.bincount(bin_N * values + codes_N, minlength=bins * values).reshape(bins, values)[
+                :, 1:
+            ]  # 0: inactive
             cumulative_BV = hits_BV.cumsum(1) / np.maximum(hits_BV.sum(1, keepdims=True), 1)
             cumulative_BV[:, choices - 1 :] = 1  # also where a block was never active
             found.append(cumulative_BV[:, :-1])
@@ -234,7 +271,11 @@ def _bins(config: _Prior, space: Space, classes: int, channels: int) -> Bins:
     low = least if config.low is None else max(config.low, least)
     high = most if config.high is None else min(config.high, most)
     if low > high:
-        given = [f"{name} = {format_count(value)}" for name, value in (("low", config.low), ("high", config.high)) if value is not None]
+        given = [
+            f"{name} = {format_count(value)}"
+            for name, value in (("low", config.low), ("high", config.high))
+            if value is not None
+        ]
         raise UserError(
             f"Sampling with {' and '.join(given)} leaves nothing of space '{space.name}', whose architectures have "
             f"{format_count(least)} to {format_count(most)} MACs; choose low and high within, low first."

@@ -28,24 +28,45 @@ class Sandwich(Config):
 
     random: int = Field(2, ge=0, description="random subnets a step, beside the largest and the smallest")
     sampling: Sampling = Field(Uniform(), description="which ones")
-    distillation: Distillation = Field(SoftCrossEntropy(), description="what they and the smallest learn from the largest")
+    distillation: Distillation = Field(
+        SoftCrossEntropy(), description="what they and the smallest learn from the largest"
+    )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="of the largest network's labels")
     dropout: float = Field(0.2, ge=0, lt=1, description="before the classifier, largest network only")
-    drop_connect: float = Field(0.2, ge=0, lt=1, description="block i of n is dropped with i/n of this; largest only")
-    drop_connect_stages: int | None = Field(None, ge=1, description="only in this many last stages (AttentiveNAS: 2); none: all")
+    drop_connect: float = Field(
+        0.2, ge=0, lt=1, description="block i of n is dropped with i/n of this; largest only"
+    )
+    drop_connect_stages: int | None = Field(
+        None, ge=1, description="only in this many last stages (AttentiveNAS: 2); none: all"
+    )
 
 
 def sandwich_step(
-    supernet: Supernet, x: Tensor, y: Tensor, config: Sandwich, sampler: Sampler, seed: int, step: int, noise_seed: int | None = None
+    supernet: Supernet,
+    x: Tensor,
+    y: Tensor,
+    config: Sandwich,
+    sampler: Sampler,
+    seed: int,
+    step: int,
+    noise_seed: int | None = None,
 ) -> Tensor:
     """Add the gradients of one step to the supernet's. Returns the losses (1 + students,), detached, on the device.
 
     x: (N, C, H, W) images; y: (N,) classes or (N, K) probabilities; sampler: built from config.sampling. Draws depend on
     (seed, step) only; those of dropout and drop-connect on (noise_seed, step), if given: ranks may share subnets, but never noise.
     """
-    space, rng, noise = supernet.space, numpy_generator(seed, "subnets", step), seed if noise_seed is None else noise_seed
-    teacher, losses = label_step(supernet, largest(space), x, y, config, noise, step)  # 1. the largest learns from the labels
-    random = sampler.draw(rng, config.random, lambda archs: label_losses(supernet, archs, x, y, config.label_smoothing))
+    space, rng, noise = (
+        supernet.space,
+        numpy_generator(seed, "subnets", step),
+        seed if noise_seed is None else noise_seed,
+    )
+    teacher, losses = label_step(
+        supernet, largest(space), x, y, config, noise, step
+    )  # 1. the largest learns from the labels
+    random = sampler.draw(
+        rng, config.random, lambda archs: label_losses(supernet, archs, x, y, config.label_smoothing)
+    )
     for arch in [*random, smallest(space)]:  # 2. the others learn from the largest
         with autocast(x.device):
             logits = supernet(x, arch)
@@ -56,7 +77,14 @@ def sandwich_step(
 
 
 def label_step(
-    supernet: Supernet, arch: Arch, x: Tensor, y: Tensor, config: Sandwich, seed: int, step: int, also: Loss | None = None
+    supernet: Supernet,
+    arch: Arch,
+    x: Tensor,
+    y: Tensor,
+    config: Sandwich,
+    seed: int,
+    step: int,
+    also: Loss | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Add the gradients of one regularised network that learns from labels. Returns its logits and its loss, detached.
 
@@ -73,7 +101,9 @@ def label_step(
 
 
 @torch.no_grad()
-def label_losses(supernet: Supernet, archs: list[Arch], x: Tensor, y: Tensor, label_smoothing: float) -> list[float]:
+def label_losses(
+    supernet: Supernet, archs: list[Arch], x: Tensor, y: Tensor, label_smoothing: float
+) -> list[float]:
     """Loss of each on the batch, with batch statistics and without regularisation; one host synchronisation."""
     losses = []
     for arch in archs:

@@ -21,7 +21,10 @@ def derive(space: CellSpace, probabilities: dict[str, Tensor], how: Derivation =
 
     Equal weights: the first edge or operation wins.
     """
-    return Genotype(space=space.name, cells={kind: _cell(space, values.tolist(), how) for kind, values in probabilities.items()})
+    return Genotype(
+        space=space.name,
+        cells={kind: _cell(space, values.tolist(), how) for kind, values in probabilities.items()},
+    )
 
 
 def _cell(space: CellSpace, weight_EO: list[list[float]], how: Derivation) -> Cell:
@@ -31,7 +34,10 @@ def _cell(space: CellSpace, weight_EO: list[list[float]], how: Derivation) -> Ce
         if space.keeps is None:
             nodes.append(tuple((_strongest(space, weights, True)[1], source) for source, weights in entering))
         elif how == "edges":
-            best = sorted(((*_strongest(space, weights, False), source) for source, weights in entering), key=lambda found: -found[0])
+            best = sorted(
+                ((*_strongest(space, weights, False), source) for source, weights in entering),
+                key=lambda found: -found[0],
+            )
             nodes.append(tuple((name, source) for _, name, source in best[: space.keeps]))
         else:
             nodes.append(_pairs(space, entering, space.keeps, how == "pairs_repeat"))
@@ -39,17 +45,31 @@ def _cell(space: CellSpace, weight_EO: list[list[float]], how: Derivation) -> Ce
 
 
 def _strongest(space: CellSpace, weights: list[float], none: bool) -> tuple[float, str]:
-    candidates = [(weight, name) for weight, name in zip(weights, space.operations, strict=True) if none or name != "none"]
+    candidates = [
+        (weight, name)
+        for weight, name in zip(weights, space.operations, strict=True)
+        if none or name != "none"
+    ]
     return max(candidates, key=lambda pair: pair[0])
 
 
-def _pairs(space: CellSpace, entering: list[tuple[int, list[float]]], keeps: int, repeat: bool) -> tuple[Edge, ...]:
+def _pairs(
+    space: CellSpace, entering: list[tuple[int, list[float]]], keeps: int, repeat: bool
+) -> tuple[Edge, ...]:
     heaviest = sorted(
-        ((weight, name, source) for source, weights in entering for weight, name in zip(weights, space.operations, strict=True)),
+        (
+            (weight, name, source)
+            for source, weights in entering
+            for weight, name in zip(weights, space.operations, strict=True)
+        ),
         key=lambda pair: -pair[0],
     )
     chosen: list[Edge] = []
     for _, name, source in heaviest:
-        if name != "none" and len(chosen) < keeps and (repeat or source not in [taken for _, taken in chosen]):
+        if (
+            name != "none"
+            and len(chosen) < keeps
+            and (repeat or source not in [taken for _, taken in chosen])
+        ):
             chosen.append((name, source))
     return tuple(chosen)

@@ -27,7 +27,9 @@ class Exponentiated(Config):
 
     name: Literal["exponentiated"] = "exponentiated"
     lr: float = Field(0.1, gt=0, description="learning rate")
-    floor: float = Field(1e-5, gt=0, lt=1, description="no probability falls below this before they are divided by their sum")
+    floor: float = Field(
+        1e-5, gt=0, lt=1, description="no probability falls below this before they are divided by their sum"
+    )
 
     def build(self, parameters: list[Tensor], rows: list[tuple[slice, ...]]) -> torch.optim.Optimizer:
         """The optimiser. rows: for each parameter the slices of its last axis that sum to 1."""
@@ -59,4 +61,6 @@ class ExponentiatedGradient(torch.optim.Optimizer):
         for group in self.param_groups:
             for theta, rows in zip(group["params"], self.rows, strict=True):
                 for row in rows:
-                    theta[..., row] = exponentiated_gradient(theta[..., row], theta.grad[..., row], group["lr"], group["floor"])
+                    theta[..., row] = exponentiated_gradient(
+                        theta[..., row], theta.grad[..., row], group["lr"], group["floor"]
+                    )

@@ -36,7 +36,10 @@ class BetaDecay(Config):
 
     def __call__(self, loss: Tensor, seen: Seen) -> Tensor:
         """The loss with the penalty."""
-        logits = [alpha.masked_fill(~seen.space.may(kind, alpha.device), -torch.inf) for kind, alpha in seen.alphas.items()]
+        logits = [
+            alpha.masked_fill(~seen.space.may(kind, alpha.device), -torch.inf)
+            for kind, alpha in seen.alphas.items()
+        ]
         return loss + self.end * seen.at.passed * torch.cat([alpha.logsumexp(-1) for alpha in logits]).mean()
 
 
@@ -48,7 +51,9 @@ class PathDepth(Config):
 
     name: Literal["path_depth"] = "path_depth"
     skip: float = Field(0.01, ge=0, description="weight of the activity of skip connections above `free`")
-    others: float = Field(0.005, ge=0, description="weight of that of convolutions and none, and of that of pools")
+    others: float = Field(
+        0.005, ge=0, description="weight of that of convolutions and none, and of that of pools"
+    )
     path: float = Field(0.005, ge=0, description="reward for convolutions on the path through all nodes")
     free: float = Field(0.2, ge=0, description="activity that costs nothing")
 
@@ -60,12 +65,23 @@ class PathDepth(Config):
         for kind, alpha_EO in seen.alphas.items():
             runs = seen.mixtures[kind].runs
             assert runs is not None
-            kept = torch.tensor([[o in row for o in range(alpha_EO.shape[1])] for row in runs], device=alpha_EO.device)
+            kept = torch.tensor(
+                [[o in row for o in range(alpha_EO.shape[1])] for row in runs], device=alpha_EO.device
+            )
             active = relaxation.active(alpha_EO, relaxation.tau(seen.at))
-            groups.append(torch.stack([_mean(active, kept & of_group) for of_group in self._groups(seen.space, alpha_EO.device)]))
+            groups.append(
+                torch.stack(
+                    [_mean(active, kept & of_group) for of_group in self._groups(seen.space, alpha_EO.device)]
+                )
+            )
             paths.append(self._path(seen.space, active, kept))
         above = F.relu(torch.stack(groups).mean(0) - self.free)
-        return loss + self.skip * above[0] + self.others * (above[1] + above[2]) - self.path * torch.stack(paths).mean()
+        return (
+            loss
+            + self.skip * above[0]
+            + self.others * (above[1] + above[2])
+            - self.path * torch.stack(paths).mean()
+        )
 
     def _groups(self, space: CellSpace, device: torch.device) -> list[Tensor]:
         number = [0 if name == "skip_connect" else 2 if "pool" in name else 1 for name in space.operations]
@@ -88,26 +104,36 @@ class Entropy(Config):
     """GAEA (2021, arXiv:2004.07802), optional there: gamma times the sum of theta log(theta O), 0 for the uniform distribution."""
 
     name: Literal["entropy"] = "entropy"
-    gamma: float = Field(-1e-3, description="weight; negative drives towards one operation an edge, positive away from it")
+    gamma: float = Field(
+        -1e-3, description="weight; negative drives towards one operation an edge, positive away from it"
+    )
 
     def __call__(self, loss: Tensor, seen: Seen) -> Tensor:
         """The loss with the penalty."""
         theta = torch.cat([mixture.weight_EO for mixture in seen.mixtures.values()])
-        return loss + self.gamma * (torch.special.xlogy(theta, theta) + theta * math.log(theta.shape[1])).sum()
+        return (
+            loss + self.gamma * (torch.special.xlogy(theta, theta) + theta * math.log(theta.shape[1])).sum()
+        )
 
 
 class Cost(Config):
     """Losses that weigh the expected cost E of the mixture (ProxylessNAS, 2019, arXiv:1812.00332; FBNet, 2019, arXiv:1812.03443)."""
 
     name: Literal["cost"] = "cost"
-    of: Literal["macs", "params", "latency"] = Field("macs", description="what an operation costs in the final network")
+    of: Literal["macs", "params", "latency"] = Field(
+        "macs", description="what an operation costs in the final network"
+    )
     table: Path | None = Field(
-        None, description="for latency: a JSON file, operation -> cost on any edge, or kind of cell -> edges -> operations"
+        None,
+        description="for latency: a JSON file, operation -> cost on any edge, or kind of cell -> edges -> operations",
     )
     form: Literal["power", "add", "fbnet"] = Field(
-        "power", description="power: scale CE (log E / log ref)^exponent; add: CE + scale (E - ref) / ref; fbnet: scale CE log(E)^exponent"
+        "power",
+        description="power: scale CE (log E / log ref)^exponent; add: CE + scale (E - ref) / ref; fbnet: scale CE log(E)^exponent",
     )
-    ref: Count = Field(600_000_000, ge=2, description="the cost to aim at, in the table's unit for latency; fbnet has none")
+    ref: Count = Field(
+        600_000_000, ge=2, description="the cost to aim at, in the table's unit for latency; fbnet has none"
+    )
     scale: float | None = Field(None, gt=0, description="none: 0.2 (power, fbnet), 0.1 (add)")
     exponent: float | None = Field(None, gt=0, description="none: 0.3 (power), 0.6 (fbnet)")
 
@@ -116,14 +142,23 @@ class Cost(Config):
 
         In the DARTS space all 14 edges of a cell count, of which 8 survive: E is more than the found network will cost.
         """
-        return seen.constant + torch.stack([(seen.mixtures[kind].weight_EO * cost_EO).sum() for kind, cost_EO in seen.costs.items()]).sum()
+        return (
+            seen.constant
+            + torch.stack(
+                [(seen.mixtures[kind].weight_EO * cost_EO).sum() for kind, cost_EO in seen.costs.items()]
+            ).sum()
+        )
 
     def __call__(self, loss: Tensor, seen: Seen) -> Tensor:
         """The loss with the penalty."""
         cost = self.expected(seen)
         match self.form:
             case "power":
-                return (self.scale or 0.2) * loss * (cost.log() / torch.log(torch.tensor(float(self.ref)))) ** (self.exponent or 0.3)
+                return (
+                    (self.scale or 0.2)
+                    * loss
+                    * (cost.log() / torch.log(torch.tensor(float(self.ref)))) ** (self.exponent or 0.3)
+                )
             case "add":
                 return loss + (self.scale or 0.1) * (cost - self.ref) / self.ref
         return (self.scale or 0.2) * loss * cost.log() ** (self.exponent or 0.6)

@@ -85,7 +85,11 @@ class GumbelHard(Softmax):
     def mix(self, alpha_EO: Tensor, may_EO: Tensor, at: At, draw: torch.Generator) -> Mixture:
         """One drawn operation an edge."""
         noise = -torch.empty(alpha_EO.shape, dtype=alpha_EO.dtype).exponential_(generator=draw).log()
-        return self.given(alpha_EO.masked_fill(~may_EO, -torch.inf), noise.to(alpha_EO.device), at.between(self.tau_start, self.tau_end))
+        return self.given(
+            alpha_EO.masked_fill(~may_EO, -torch.inf),
+            noise.to(alpha_EO.device),
+            at.between(self.tau_start, self.tau_end),
+        )
 
     def given(self, alpha_EO: Tensor, gumbel_EO: Tensor, tau: float) -> Mixture:
         """The same for given noise."""
@@ -107,7 +111,9 @@ class HardConcrete(Softmax):
     low: float = Field(-0.1, lt=0, description="left end of the stretched interval")
     high: float = Field(1.1, gt=1, description="its right end")
     keep: int = Field(2, ge=1, description="operations that an edge keeps")
-    dropout: float = Field(0.4, ge=0, lt=1, description="chance that a gate counts as 1 less when the best are picked")
+    dropout: float = Field(
+        0.4, ge=0, lt=1, description="chance that a gate counts as 1 less when the best are picked"
+    )
     tau_start: float = Field(1.0, gt=0, description="temperature in the first epoch")
     tau_end: float = Field(0.1, gt=0, description="temperature in the last epoch")
 
@@ -118,13 +124,19 @@ class HardConcrete(Softmax):
     def mix(self, alpha_EO: Tensor, may_EO: Tensor, at: At, draw: torch.Generator) -> Mixture:
         """The `keep` best gates of each edge; ties are broken at random."""
         uniform = torch.rand(alpha_EO.shape, generator=draw, dtype=alpha_EO.dtype)
-        dropped = torch.bernoulli(torch.full(alpha_EO.shape, self.dropout, dtype=alpha_EO.dtype), generator=draw)
+        dropped = torch.bernoulli(
+            torch.full(alpha_EO.shape, self.dropout, dtype=alpha_EO.dtype), generator=draw
+        )
         order = torch.randperm(alpha_EO.shape[1], generator=draw)
         device = alpha_EO.device
         alpha_EO = alpha_EO.masked_fill(~may_EO, -torch.inf)
-        return self.given(alpha_EO, uniform.to(device), dropped.to(device) + ~may_EO * 2.0, order.to(device), self.tau(at))
+        return self.given(
+            alpha_EO, uniform.to(device), dropped.to(device) + ~may_EO * 2.0, order.to(device), self.tau(at)
+        )
 
-    def given(self, alpha_EO: Tensor, uniform_EO: Tensor, dropped_EO: Tensor, order_O: Tensor, tau: float) -> Mixture:
+    def given(
+        self, alpha_EO: Tensor, uniform_EO: Tensor, dropped_EO: Tensor, order_O: Tensor, tau: float
+    ) -> Mixture:
         """The same for given draws."""
         gate = torch.sigmoid((alpha_EO + uniform_EO.log() - (1 - uniform_EO).log()) / tau)
         gate = (gate * (self.high - self.low) + self.low).clamp(0, 1)
@@ -135,7 +147,11 @@ class HardConcrete(Softmax):
 
     def active(self, alpha_EO: Tensor, tau: float) -> Tensor:
         """Probability (E, O) that a gate is not 0."""
-        return torch.sigmoid(alpha_EO - tau * torch.log(torch.tensor(-self.low / self.high, dtype=alpha_EO.dtype, device=alpha_EO.device)))
+        return torch.sigmoid(
+            alpha_EO
+            - tau
+            * torch.log(torch.tensor(-self.low / self.high, dtype=alpha_EO.dtype, device=alpha_EO.device))
+        )
 
 
 Relaxation = Annotated[Softmax | Simplex | GumbelHard | HardConcrete, Field(discriminator="name")]

@@ -32,7 +32,13 @@ class Controller(nn.Module):
 
     def __init__(self, space: CellSpace, size: int, layers: int, temperature: float, tanh: float):
         super().__init__()
-        self.space, self.size, self.layers, self.temperature, self.tanh = space, size, layers, temperature, tanh
+        self.space, self.size, self.layers, self.temperature, self.tanh = (
+            space,
+            size,
+            layers,
+            temperature,
+            tanh,
+        )
         width = max(len(space.operations), space.inputs + space.nodes - 1)
         self.cells = nn.ModuleList(nn.LSTMCell(size, size) for _ in range(layers))
         self.first = nn.Parameter(torch.empty(size))
@@ -47,7 +53,10 @@ class Controller(nn.Module):
     def forward(self, draws: torch.Generator) -> tuple[Choice, Tensor, Tensor]:
         """(an architecture, the log-probability of having drawn it, the entropy of the decisions)."""
         log_probability = entropy = self.first.new_zeros(())
-        state = [(self.first.new_zeros(1, self.size), self.first.new_zeros(1, self.size)) for _ in range(self.layers)]
+        state = [
+            (self.first.new_zeros(1, self.size), self.first.new_zeros(1, self.size))
+            for _ in range(self.layers)
+        ]
         x, place, choice = self.first[None], 0, dict[str, tuple[tuple[int, int], ...]]()
 
         def decide(head: nn.Linear, options: list[int]) -> int:
@@ -95,9 +104,13 @@ class Enas(Method):
     layers: int = Field(2, ge=1, description="its layers")
     temperature: float = Field(5.0, gt=0, description="logits are divided by it")
     tanh: float = Field(2.5, gt=0, description="and end between minus and plus this")
-    lr: float = Field(1e-3, gt=0, description="the controller's learning rate (Adam, betas 0 and 0.999, epsilon 1e-3)")
+    lr: float = Field(
+        1e-3, gt=0, description="the controller's learning rate (Adam, betas 0 and 0.999, epsilon 1e-3)"
+    )
     entropy: float = Field(1e-4, ge=0, description="weight of the decisions' entropy in the reward")
-    baseline: float = Field(0.99, ge=0, lt=1, description="decay of the moving average that rewards are compared with")
+    baseline: float = Field(
+        0.99, ge=0, lt=1, description="decay of the moving average that rewards are compared with"
+    )
     controller_steps: int = Field(50, ge=1, description="steps of the controller after each epoch")
     samples_a_step: int = Field(20, ge=1, description="architectures that each of them averages over")
     candidates: int = Field(100, ge=1, description="architectures drawn in the end, the best of which wins")
@@ -120,7 +133,9 @@ class Enas(Method):
         return torch.optim.Adam(alphas.all(), self.lr, (0.0, 0.999), eps=1e-3)
 
     @torch.no_grad()
-    def mixtures(self, space: CellSpace, alphas: Alphas, at: At, draws: torch.Generator) -> dict[str, Mixture]:
+    def mixtures(
+        self, space: CellSpace, alphas: Alphas, at: At, draws: torch.Generator
+    ) -> dict[str, Mixture]:
         """One architecture that the controller draws."""
         assert alphas.controller is not None
         return as_mixtures(space, alphas.controller(draws)[0])
@@ -136,7 +151,10 @@ class Enas(Method):
                 loss = controller.average.new_zeros(())
                 for _ in range(self.samples_a_step):
                     choice, log_probability, entropy = controller(draws)
-                    reward = searching.reward(as_mixtures(searching.space, choice), next(batches)) + self.entropy * entropy.item()
+                    reward = (
+                        searching.reward(as_mixtures(searching.space, choice), next(batches))
+                        + self.entropy * entropy.item()
+                    )
                     controller.follow(reward, self.baseline)
                     loss = loss - log_probability * (reward - float(controller.average)) / self.samples_a_step
                 optimizer.zero_grad()
@@ -158,4 +176,7 @@ class Enas(Method):
     def _drawn(self, searching: "Searching", count: int) -> list[Choice]:
         controller = searching.alphas.controller
         assert controller is not None
-        return [controller(torch_generator("cpu", searching.seed, "drawn", searching.at.epoch, number))[0] for number in range(count)]
+        return [
+            controller(torch_generator("cpu", searching.seed, "drawn", searching.at.epoch, number))[0]
+            for number in range(count)
+        ]

@@ -30,9 +30,14 @@ class Sgd(Config):
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(3e-4, ge=0, description="L2 on every weight")
-    clip_norm: float | None = Field(5.0, gt=0, description="largest norm of the whole gradient; none: no clipping")
+    clip_norm: float | None = Field(
+        5.0, gt=0, description="largest norm of the whole gradient; none: no clipping"
+    )
     cosine_epochs: int | None = Field(None, ge=1, description="length of the cosine; none: the search's")
-    restart: bool = Field(False, description="start the cosine again after its end, each time twice as long (SGDR, arXiv:1608.03983)")
+    restart: bool = Field(
+        False,
+        description="start the cosine again after its end, each time twice as long (SGDR, arXiv:1608.03983)",
+    )
 
 
 class AuxiliarySkip(Config):
@@ -43,7 +48,11 @@ class AuxiliarySkip(Config):
 
     def weight(self, at: At) -> float:
         """Weight in an epoch."""
-        share = 1 - at.passed if self.decay == "linear" else 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * at.passed))))
+        share = (
+            1 - at.passed
+            if self.decay == "linear"
+            else 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * at.passed))))
+        )
         return self.start * share
 
 
@@ -57,7 +66,11 @@ class Alphas:
 
     def all(self) -> list[Tensor]:
         """All of them, operations first."""
-        return [*self.operations.values(), *self.edges.values(), *(self.controller.parameters() if self.controller else ())]
+        return [
+            *self.operations.values(),
+            *self.edges.values(),
+            *(self.controller.parameters() if self.controller else ()),
+        ]
 
 
 NEED_A_STEP = {"penalties", "edge_weights", "auxiliary_skip", "level", "order", "warmup_epochs"}
@@ -66,7 +79,14 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "nasbench201": {"weights_first": True, "sgd": {"nesterov": True, "weight_decay": 5e-4}},
     "recurrent": {
         "geometry": {"name": "adam", "lr": 3e-3, "betas": [0.9, 0.999], "weight_decay": 1e-3},
-        "sgd": {"lr": 20.0, "lr_min": 20.0, "momentum": 0.0, "nesterov": False, "weight_decay": 5e-7, "clip_norm": 0.25},
+        "sgd": {
+            "lr": 20.0,
+            "lr_min": 20.0,
+            "momentum": 0.0,
+            "nesterov": False,
+            "weight_decay": 5e-7,
+            "clip_norm": 0.25,
+        },
         "batch_size": 256,
         "epochs": 50,
     },
@@ -79,49 +99,79 @@ class Method(Config):
     name: str
     relaxation: Relaxation = Field(Softmax(), description="from parameters to weights of operations")
     geometry: Geometry = Field(Adam(), description="how the parameters move along their gradient")
-    penalties: tuple[Penalty, ...] = Field((), description="what is added to the loss of the architecture step")
-    partial: int = Field(1, ge=1, description="K: 1 / K of the channels go through the operations (PC-DARTS); 1: all")
-    edge_weights: bool = Field(False, description="learn a weight for each edge into a node (PC-DARTS's edge normalisation)")
-    auxiliary_skip: AuxiliarySkip | None = Field(None, description="a fading skip connection beside each mixture (DARTS-)")
+    penalties: tuple[Penalty, ...] = Field(
+        (), description="what is added to the loss of the architecture step"
+    )
+    partial: int = Field(
+        1, ge=1, description="K: 1 / K of the channels go through the operations (PC-DARTS); 1: all"
+    )
+    edge_weights: bool = Field(
+        False, description="learn a weight for each edge into a node (PC-DARTS's edge normalisation)"
+    )
+    auxiliary_skip: AuxiliarySkip | None = Field(
+        None, description="a fading skip connection beside each mixture (DARTS-)"
+    )
     pool_norm: bool = Field(True, description="a BatchNorm after each pool, in the DARTS space")
-    last_norm: bool = Field(False, description="a BatchNorm and a ReLU before the classifier, in the DARTS space")
+    last_norm: bool = Field(
+        False, description="a BatchNorm and a ReLU before the classifier, in the DARTS space"
+    )
     derivation: Derivation = Field("edges", description="how the DARTS space's cells are read off")
     level: Literal["bilevel", "single"] = Field(
-        "bilevel", description="bilevel: weights learn from one half of the images, the architecture from the other; single: both from all"
+        "bilevel",
+        description="bilevel: weights learn from one half of the images, the architecture from the other; single: both from all",
     )
     order: Literal["first", "second", "exact"] = Field(
-        "first", description="architecture gradient at today's weights, one step ahead by finite differences, or exactly one step ahead"
+        "first",
+        description="architecture gradient at today's weights, one step ahead by finite differences, or exactly one step ahead",
     )
-    weights_first: bool = Field(False, description="the weight step comes before the architecture step of the same pair of batches")
+    weights_first: bool = Field(
+        False, description="the weight step comes before the architecture step of the same pair of batches"
+    )
     warmup_epochs: int = Field(0, ge=0, description="epochs in which the architecture is not trained")
     epochs: int = Field(50, ge=1, description="passes over the weights' half of the images")
     batch_size: int = Field(64, ge=2, description="images a step")
     sgd: Sgd = Sgd()
 
     learns: ClassVar[bool] = True  # whether each step has an architecture step, along gradients of alphas
-    on: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED  # what was published for other spaces, where it differs from the defaults
+    on: ClassVar[Mapping[str, Mapping[str, Any]]] = (
+        PUBLISHED  # what was published for other spaces, where it differs from the defaults
+    )
 
     @model_validator(mode="after")
     def _choices_fit(self) -> Self:
         simplex = isinstance(self.relaxation, Simplex)
         if simplex != isinstance(self.geometry, Exponentiated):
-            raise ValueError("relaxation simplex and geometry exponentiated need each other: only that step stays on the simplex")
+            raise ValueError(
+                "relaxation simplex and geometry exponentiated need each other: only that step stays on the simplex"
+            )
         kinds = {type(penalty) for penalty in self.penalties}
         if simplex and BetaDecay in kinds:
-            raise ValueError("beta_decay has no meaning on a simplex, which has no logits; take entropy, or a method with softmax")
+            raise ValueError(
+                "beta_decay has no meaning on a simplex, which has no logits; take entropy, or a method with softmax"
+            )
         if not simplex and Entropy in kinds:
             raise ValueError("entropy is written for relaxation simplex; take beta_decay, or method gaea")
         if PathDepth in kinds and not isinstance(self.relaxation, HardConcrete):
             raise ValueError("path_depth needs the gates of relaxation hard_concrete; take method pr_darts")
         if len(kinds) < len(self.penalties):
-            raise ValueError("a penalty is given twice, by the method and beside it, or by name; change its settings in method.penalties")
-        changed = {name for name in NEED_A_STEP if getattr(self, name) != type(self).model_fields[name].get_default()}
+            raise ValueError(
+                "a penalty is given twice, by the method and beside it, or by name; change its settings in method.penalties"
+            )
+        changed = {
+            name for name in NEED_A_STEP if getattr(self, name) != type(self).model_fields[name].get_default()
+        }
         if not self.learns and changed:
-            raise ValueError(f"method.{min(changed)} is for an architecture step along a gradient, which {self.name} has not; leave it out")
+            raise ValueError(
+                f"method.{min(changed)} is for an architecture step along a gradient, which {self.name} has not; leave it out"
+            )
         if self.order != "first" and self.level == "single":
-            raise ValueError(f"order {self.order} looks ahead to the weights' next step on other images; it needs level bilevel")
+            raise ValueError(
+                f"order {self.order} looks ahead to the weights' next step on other images; it needs level bilevel"
+            )
         if self.order != "first" and isinstance(self.relaxation, GumbelHard | HardConcrete):
-            raise ValueError(f"order {self.order} is for methods that run all operations; {self.relaxation.name} samples: take order first")
+            raise ValueError(
+                f"order {self.order} is for methods that run all operations; {self.relaxation.name} samples: take order first"
+            )
         return self
 
     @property
@@ -131,12 +181,22 @@ class Method(Config):
 
     def start(self, space: CellSpace, seed: int, device: torch.device) -> Alphas:
         """Parameters before the first step."""
-        operations = {kind: self.relaxation.start(space.may(kind), torch_generator("cpu", seed, "alphas", kind)) for kind in space.cells}
+        operations = {
+            kind: self.relaxation.start(space.may(kind), torch_generator("cpu", seed, "alphas", kind))
+            for kind in space.cells
+        }
         edges = {}
         if self.edge_weights:
-            entering = torch.cat([torch.full((into.stop - into.start,), 1.0 / (into.stop - into.start)) for into in space.entering])
+            entering = torch.cat(
+                [
+                    torch.full((into.stop - into.start,), 1.0 / (into.stop - into.start))
+                    for into in space.entering
+                ]
+            )
             for kind in space.cells:
-                noise = 1e-3 * torch.randn(len(space.edges), generator=torch_generator("cpu", seed, "betas", kind))
+                noise = 1e-3 * torch.randn(
+                    len(space.edges), generator=torch_generator("cpu", seed, "betas", kind)
+                )
                 edges[kind] = entering.clone() if isinstance(self.relaxation, Simplex) else noise
         for values in (operations, edges):
             values.update({kind: value.to(device).requires_grad_() for kind, value in values.items()})
@@ -172,7 +232,9 @@ class Method(Config):
 
     def optimizer(self, space: CellSpace, alphas: Alphas) -> torch.optim.Optimizer:
         """What moves the parameters."""
-        rows: list[tuple[slice, ...]] = [(slice(None),)] * len(alphas.operations) + [space.entering] * len(alphas.edges)
+        rows: list[tuple[slice, ...]] = [(slice(None),)] * len(alphas.operations) + [space.entering] * len(
+            alphas.edges
+        )
         return self.geometry.build(alphas.all(), rows)
 
     def after_epoch(self, searching: "Searching") -> None:
@@ -195,15 +257,22 @@ class Method(Config):
 
         needs = [
             (recurrent and self.partial > 1, "partial channels need channels"),
-            (recurrent and self.level == "single", "weights and architecture learn from two texts; take --method.level bilevel"),
+            (
+                recurrent and self.level == "single",
+                "weights and architecture learn from two texts; take --method.level bilevel",
+            ),
             (recurrent and self.auxiliary_skip is not None, "an auxiliary skip is written for images"),
             (
                 len(space.cells) < 2 and any(isinstance(p, PathDepth) for p in self.penalties),
                 "path_depth weighs normal and reduction cells; leave it out with --method.penalties ''",
             ),
             (
-                isinstance(self.relaxation, HardConcrete) and self.relaxation.keep > min(map(fewest, space.cells)),
+                isinstance(self.relaxation, HardConcrete)
+                and self.relaxation.keep > min(map(fewest, space.cells)),
                 "method.relaxation.keep is more than the operations of an edge",
             ),
         ]
-        return next((f"Method {self.name} cannot search space {space.name}: {why}." for fails, why in needs if fails), None)
+        return next(
+            (f"Method {self.name} cannot search space {space.name}: {why}." for fails, why in needs if fails),
+            None,
+        )

@@ -31,24 +31,33 @@ class RandomWs(Method):
     finalists: int = Field(10, ge=1, description="the best of them, judged on all validation images")
 
     learns: ClassVar[bool] = False
-    on: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED | {"nasbench201": PUBLISHED["nasbench201"] | {"epochs": 250}}
+    on: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED | {
+        "nasbench201": PUBLISHED["nasbench201"] | {"epochs": 250}
+    }
 
     def start(self, space: CellSpace, seed: int, device: torch.device) -> Alphas:
         """There is nothing to learn but weights."""
         return Alphas({}, {})
 
-    def mixtures(self, space: CellSpace, alphas: Alphas, at: At, draws: torch.Generator) -> dict[str, Mixture]:
+    def mixtures(
+        self, space: CellSpace, alphas: Alphas, at: At, draws: torch.Generator
+    ) -> dict[str, Mixture]:
         """One architecture."""
         return as_mixtures(space, draw(space, numpy_generator(draws.initial_seed(), "architecture")))
 
     def genotype(self, searching: "Searching") -> Genotype:
         """Before the end there is no choice: one at random."""
-        return as_genotype(searching.space, draw(searching.space, numpy_generator(searching.seed, "candidate", 0)))
+        return as_genotype(
+            searching.space, draw(searching.space, numpy_generator(searching.seed, "candidate", 0))
+        )
 
     def final_genotype(self, searching: "Searching") -> Genotype:
         """The best candidate."""
         space = searching.space
-        drawn = [draw(space, numpy_generator(searching.seed, "candidate", number)) for number in range(self.candidates)]
+        drawn = [
+            draw(space, numpy_generator(searching.seed, "candidate", number))
+            for number in range(self.candidates)
+        ]
         return as_genotype(space, best_of(searching, drawn, self.batches, self.finalists))
 
 

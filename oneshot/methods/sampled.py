@@ -13,7 +13,9 @@ Choice = dict[str, tuple[tuple[int, int], ...]]  # for each kind of cell: (edge,
 def offered(space: CellSpace, kind: str, edge: int) -> list[int]:
     """Operations that may stand on an edge of a drawn architecture: none only where a found cell may keep it."""
     row = space.may(kind)[edge].tolist()
-    return [o for o, name in enumerate(space.operations) if row[o] and (name != "none" or space.keeps is None)]
+    return [
+        o for o, name in enumerate(space.operations) if row[o] and (name != "none" or space.keeps is None)
+    ]
 
 
 def draw(space: CellSpace, rng: np.random.Generator) -> Choice:
@@ -23,7 +25,11 @@ def draw(space: CellSpace, rng: np.random.Generator) -> Choice:
         pairs = []
         for into in space.entering:
             edges = np.arange(into.start, into.stop)
-            kept = edges if space.keeps is None else np.sort(rng.choice(edges, min(space.keeps, len(edges)), replace=False))
+            kept = (
+                edges
+                if space.keeps is None
+                else np.sort(rng.choice(edges, min(space.keeps, len(edges)), replace=False))
+            )
             pairs += [(int(edge), int(rng.choice(offered(space, kind, int(edge))))) for edge in kept]
         choice[kind] = tuple(pairs)
     return choice
@@ -46,7 +52,11 @@ def as_genotype(space: CellSpace, choice: Choice) -> Genotype:
     cells = {}
     for kind, pairs in choice.items():
         nodes = [
-            tuple((space.operations[operation], space.edges[edge][0]) for edge, operation in pairs if into.start <= edge < into.stop)
+            tuple(
+                (space.operations[operation], space.edges[edge][0])
+                for edge, operation in pairs
+                if into.start <= edge < into.stop
+            )
             for into in space.entering
         ]
         cells[kind] = Cell(nodes=tuple(nodes), output=space.output)

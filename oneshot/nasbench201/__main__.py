@@ -10,7 +10,17 @@ from rich.table import Table as Grid
 from engine.command.cli import Command, main
 from engine.errors import UserError
 from oneshot.nasbench201.baselines import COUNTS, RUNS, baselines, sees
-from oneshot.nasbench201.table import CELLS, DATASETS, NETWORKS, Table, all_costs, encode, find_cell, index_of, to_string
+from oneshot.nasbench201.table import (
+    CELLS,
+    DATASETS,
+    NETWORKS,
+    Table,
+    all_costs,
+    encode,
+    find_cell,
+    index_of,
+    to_string,
+)
 
 
 class Compare(Command):
@@ -25,13 +35,20 @@ class Compare(Command):
       python -m oneshot.benchmark --table NATS-tss-v1_0-3ffb9-simple --save table.csv
     """
 
-    table: Path = Field(description="results: a CSV file, a folder NATS-tss-...-simple or a file NATS-tss-....pickle.pbz2")
-    seen: Path | None = Field(None, description="table that searchers see instead, such as one after 12 epochs; of an archive, those")
+    table: Path = Field(
+        description="results: a CSV file, a folder NATS-tss-...-simple or a file NATS-tss-....pickle.pbz2"
+    )
+    seen: Path | None = Field(
+        None,
+        description="table that searchers see instead, such as one after 12 epochs; of an archive, those",
+    )
     epochs: Literal[12, 200] = Field(200, description="which training of a NATS-Bench archive")
     budget: int = Field(100, ge=1, le=CELLS, description="cells that a searcher may ask about")
     runs: int = Field(RUNS, ge=2, description="runs of each searcher")
     seed: int = Field(0, ge=0, description="of the searchers")
-    cell: str | None = Field(None, description="instead: the results and costs of this cell; an index, a string or a genotype file")
+    cell: str | None = Field(
+        None, description="instead: the results and costs of this cell; an index, a string or a genotype file"
+    )
     save: Path | None = Field(None, description="write the table as a CSV file, which is faster to read")
 
     def execute(self) -> int:
@@ -45,12 +62,18 @@ class Compare(Command):
             print(f"written to {self.save}")
         grid = _look_up(table, self.cell) if self.cell else self._compare(table, seen)
         Console().print(grid)
-        print(f"next: python -m oneshot.search --method darts --space nasbench201 --table {self.save or self.table}")
+        print(
+            f"next: python -m oneshot.search --method darts --space nasbench201 --table {self.save or self.table}"
+        )
         return 0
 
     def _compare(self, table: Table, seen: Table | None) -> Grid:
-        print(f"test accuracy (%) in {self.table} of what {self.runs} runs of each searcher chose, seed {self.seed}")
-        print(f"searchers see {self.budget:,} of {CELLS:,} cells, by the accuracies in {self.seen or self.table}")
+        print(
+            f"test accuracy (%) in {self.table} of what {self.runs} runs of each searcher chose, seed {self.seed}"
+        )
+        print(
+            f"searchers see {self.budget:,} of {CELLS:,} cells, by the accuracies in {self.seen or self.table}"
+        )
         grid = Grid("data set", "searcher", "sees", "mean", "worst", "best")
         for dataset in (dataset for dataset in DATASETS if (dataset, "test") in table.columns):
             for name, values in baselines(table, dataset, self.budget, self.seed, self.runs, seen).items():
@@ -58,7 +81,9 @@ class Compare(Command):
                     grid.add_row(dataset, name, "all", f"{values[0]:.2f}")
                     continue
                 mean, split = f"{values.mean():.2f} ± {values.std(ddof=1):.2f}", sees(seen or table, dataset)
-                grid.add_row(dataset, name.replace("_", " "), split, mean, f"{values.min():.2f}", f"{values.max():.2f}")
+                grid.add_row(
+                    dataset, name.replace("_", " "), split, mean, f"{values.min():.2f}", f"{values.max():.2f}"
+                )
         return grid
 
 

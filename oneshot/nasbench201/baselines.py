@@ -63,7 +63,9 @@ def mutate(parent_R: Indices, rng: np.random.Generator) -> Indices:
     return index_of(codes)
 
 
-def baselines(table: Table, dataset: Dataset, budget: int, seed: int, runs: int = RUNS, seen: Table | None = None) -> dict[str, Accuracies]:
+def baselines(
+    table: Table, dataset: Dataset, budget: int, seed: int, runs: int = RUNS, seen: Table | None = None
+) -> dict[str, Accuracies]:
     """Test accuracies (%) of what each baseline ends with, one for each run; the oracle has one.
 
     The searcher sees validation accuracies of `seen`, or of `table` where none is given; test accuracies, which flatters it, where
@@ -73,8 +75,12 @@ def baselines(table: Table, dataset: Dataset, budget: int, seed: int, runs: int 
     seen_L, result_L = (seen or table).accuracies(dataset, split), table.accuracies(dataset)
     return {
         "oracle": result_L.max(keepdims=True),
-        "random_search": result_L[random_search(seen_L, budget, runs, numpy_generator(seed, "random search"))],
-        "regularised_evolution": result_L[regularised_evolution(seen_L, budget, runs, numpy_generator(seed, "evolution"))],
+        "random_search": result_L[
+            random_search(seen_L, budget, runs, numpy_generator(seed, "random search"))
+        ],
+        "regularised_evolution": result_L[
+            regularised_evolution(seen_L, budget, runs, numpy_generator(seed, "evolution"))
+        ],
     }
 
 
@@ -83,6 +89,11 @@ def sees(table: Table, dataset: Dataset) -> Literal["val", "test"]:
     return "val" if (dataset, "val") in table.columns else "test"
 
 
-def reference_lines(table: Table, dataset: Dataset, budget: int, seed: int, seen: Table | None = None) -> dict[str, float]:
+def reference_lines(
+    table: Table, dataset: Dataset, budget: int, seed: int, seen: Table | None = None
+) -> dict[str, float]:
     """Mean test accuracy (%) of each baseline: lines in a plot of a search's true accuracy."""
-    return {name: float(values.mean()) for name, values in baselines(table, dataset, budget, seed, seen=seen).items()}
+    return {
+        name: float(values.mean())
+        for name, values in baselines(table, dataset, budget, seed, seen=seen).items()
+    }

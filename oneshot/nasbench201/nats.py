@@ -16,7 +16,11 @@ from engine.command.progress import progress
 from engine.errors import UserError
 
 ARCHIVE = ".pickle.pbz2"
-HARMLESS = {("collections", "OrderedDict"): OrderedDict, ("collections", "defaultdict"): defaultdict, ("builtins", "list"): list}
+HARMLESS = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "defaultdict"): defaultdict,
+    ("builtins", "list"): list,
+}
 SETS = {  # column: (training, set that was evaluated)
     "cifar10-val": ("cifar10-valid", "x-valid"),
     "cifar10-test": ("cifar10", "ori-test"),
@@ -51,7 +55,9 @@ def read_nats(path: Path, epochs: Literal[12, 200]) -> tuple[list[str], dict[str
                     columns[column].append(_mean_accuracy(trainings[str(epochs)], training, evaluated))
                 advance("")
     except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise UserError(f"{path} is not laid out as an archive of NATS-Bench's topology space ({error!r}).") from None
+        raise UserError(
+            f"{path} is not laid out as an archive of NATS-Bench's topology space ({error!r})."
+        ) from None
     return cells, columns
 
 
@@ -66,6 +72,10 @@ def _load(path: Path) -> Any:
     try:
         return _Plain(io.BytesIO(bz2.decompress(path.read_bytes()))).load()
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} holds more than plain data ({error}), so it is not read; export a CSV from it instead.") from None
+        raise UserError(
+            f"{path} holds more than plain data ({error}), so it is not read; export a CSV from it instead."
+        ) from None
     except (OSError, EOFError, ValueError, IndexError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read as a file of NATS-Bench: {getattr(error, 'strerror', None) or error}.") from None
+        raise UserError(
+            f"{path} cannot be read as a file of NATS-Bench: {getattr(error, 'strerror', None) or error}."
+        ) from None

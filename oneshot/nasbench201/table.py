@@ -78,14 +78,22 @@ def encode(genotype: Genotype) -> Codes:
         UserError: it is of another space, an edge is named twice, or the output is not the last node alone.
     """
     if genotype.space != SPACE.name:
-        raise UserError(f"The genotype is of space '{genotype.space}', but a NAS-Bench-201 table is about space '{SPACE.name}'.")
+        raise UserError(
+            f"The genotype is of space '{genotype.space}', but a NAS-Bench-201 table is about space '{SPACE.name}'."
+        )
     cell = genotype.cells["cell"]
     if cell.output != (SPACE.nodes,) or len(cell.nodes) != SPACE.nodes:
-        raise UserError(f"A cell of NAS-Bench-201 has {SPACE.nodes} nodes and returns the last, not {list(cell.output)}.")
+        raise UserError(
+            f"A cell of NAS-Bench-201 has {SPACE.nodes} nodes and returns the last, not {list(cell.output)}."
+        )
     code = np.zeros(EDGES, np.int64)
-    named = [((source, target), name) for target, edges in enumerate(cell.nodes, start=1) for name, source in edges]
+    named = [
+        ((source, target), name) for target, edges in enumerate(cell.nodes, start=1) for name, source in edges
+    ]
     if len({edge for edge, _ in named}) < len(named):
-        raise UserError("A cell of NAS-Bench-201 has one operation on each edge, but the genotype names an edge twice.")
+        raise UserError(
+            "A cell of NAS-Bench-201 has one operation on each edge, but the genotype names an edge twice."
+        )
     for edge, name in named:
         code[SPACE.edges.index(edge)] = SPACE.operations.index(name)
     return code
@@ -93,7 +101,9 @@ def encode(genotype: Genotype) -> Codes:
 
 def decode(code_6: Codes) -> Genotype:
     """The cell of a code, all its six edges named."""
-    edges = [(SPACE.operations[choice], source) for choice, (source, _) in zip(code_6, SPACE.edges, strict=True)]
+    edges = [
+        (SPACE.operations[choice], source) for choice, (source, _) in zip(code_6, SPACE.edges, strict=True)
+    ]
     nodes = tuple(tuple(edges[part]) for part in SPACE.entering)
     return Genotype(space=SPACE.name, cells={"cell": Cell(nodes=nodes, output=(SPACE.nodes,))})
 
@@ -111,11 +121,15 @@ def parse_string(text: str) -> Codes:
         UserError: it has another form or names an operation that the space has not.
     """
     parts = re.findall(r"([^|~+]+)~(\d)", text)
-    if [int(source) for _, source in parts] != [source for source, _ in SPACE.edges] or text.count("+") != SPACE.nodes - 1:
+    if [int(source) for _, source in parts] != [source for source, _ in SPACE.edges] or text.count(
+        "+"
+    ) != SPACE.nodes - 1:
         raise UserError(f"'{text}' is not a cell; write it as |op~0|+|op~0|op~1|+|op~0|op~1|op~2|.")
     for name, _ in parts:
         if name not in SPACE.operations:
-            raise UserError(f"'{name}' in '{text}' is not an operation of NAS-Bench-201; {nearest(name, SPACE.operations)}")
+            raise UserError(
+                f"'{name}' in '{text}' is not an operation of NAS-Bench-201; {nearest(name, SPACE.operations)}"
+            )
     return np.array([SPACE.operations.index(name) for name, _ in parts])
 
 
@@ -167,14 +181,22 @@ class Table:
             if (key := _meaning(name)) is None:
                 continue
             if key in columns:
-                raise UserError(f"{path}: two columns hold the {key[1]} accuracy on {key[0]}, such as '{name}'; leave one.")
+                raise UserError(
+                    f"{path}: two columns hold the {key[1]} accuracy on {key[0]}, such as '{name}'; leave one."
+                )
             columns[key] = np.array(values)
             if not np.isfinite(columns[key]).all():
-                raise UserError(f"{path}: an accuracy in column '{name}' is missing or infinite; every cell needs one.")
+                raise UserError(
+                    f"{path}: an accuracy in column '{name}' is missing or infinite; every cell needs one."
+                )
         if not columns:
-            raise UserError(f"{path} holds no accuracies; its columns must be named as cifar10-val, cifar10-test, and so on.")
+            raise UserError(
+                f"{path} holds no accuracies; its columns must be named as cifar10-val, cifar10-test, and so on."
+            )
         if len(set(cells)) != CELLS or len(cells) != CELLS:
-            raise UserError(f"{path} holds {len(set(cells)):,} different cells in {len(cells):,} rows; a table has all {CELLS:,} once.")
+            raise UserError(
+                f"{path} holds {len(set(cells)):,} different cells in {len(cells):,} rows; a table has all {CELLS:,} once."
+            )
         order = np.argsort(index_of(np.array([parse_string(cell) for cell in cells])))
         return cls(str(path), {key: values[order] for key, values in columns.items()})
 
@@ -196,7 +218,9 @@ class Table:
     def results(self, genotype: Genotype) -> dict[str, float]:
         """Percent of one cell on everything that the table has: `cifar10-test` and so on. What a search logs beside its losses."""
         index = index_of(encode(genotype))
-        return {f"{dataset}-{split}": float(values[index]) for (dataset, split), values in self.columns.items()}
+        return {
+            f"{dataset}-{split}": float(values[index]) for (dataset, split), values in self.columns.items()
+        }
 
     def best(self, dataset: Dataset, split: Split = "test") -> Best:
         """The oracle's choice: the highest accuracy of all cells."""
@@ -209,7 +233,13 @@ class Table:
             writer = csv.writer(file)
             writer.writerow(["index", "arch", *(f"{dataset}-{split}" for dataset, split in self.columns)])
             for index, code in enumerate(all_codes()):
-                writer.writerow([index, to_string(decode(code)), *(repr(float(values[index])) for values in self.columns.values())])
+                writer.writerow(
+                    [
+                        index,
+                        to_string(decode(code)),
+                        *(repr(float(values[index])) for values in self.columns.values()),
+                    ]
+                )
 
 
 def _meaning(column: str) -> tuple[Dataset, Split] | None:
@@ -218,7 +248,9 @@ def _meaning(column: str) -> tuple[Dataset, Split] | None:
     if match is None:
         return None
     name = match[1].lower()
-    dataset: Dataset = "cifar10" if name == "cifar10" else "cifar100" if name == "cifar100" else "imagenet16-120"
+    dataset: Dataset = (
+        "cifar10" if name == "cifar10" else "cifar100" if name == "cifar100" else "imagenet16-120"
+    )
     return dataset, "test" if match[2].lower() == "test" else "val"
 
 
@@ -230,16 +262,24 @@ def _read_csv(path: Path) -> tuple[list[str], dict[str, list[float]]]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     except (UnicodeDecodeError, csv.Error):
-        raise UserError(f"{path} is not a CSV file; give one with a column arch and columns such as cifar10-test.") from None
+        raise UserError(
+            f"{path} is not a CSV file; give one with a column arch and columns such as cifar10-test."
+        ) from None
     cell = next((i for i, name in enumerate(header) if name.lower() in ARCH_COLUMNS), None)
     if cell is None:
-        raise UserError(f"{path} has no column arch or ArchitectureString; its first line must name the columns.")
+        raise UserError(
+            f"{path} has no column arch or ArchitectureString; its first line must name the columns."
+        )
     short = next((number for number, row in enumerate(rows, start=2) if len(row) != len(header)), None)
     if short is not None:
-        raise UserError(f"{path}, row {short} has not the {len(header)} fields of the first line; repair or remove it.")
+        raise UserError(
+            f"{path}, row {short} has not the {len(header)} fields of the first line; repair or remove it."
+        )
     try:
         return [row[cell] for row in rows], {
-            name: [float(row[i]) for row in rows] for i, name in enumerate(header) if _meaning(name) is not None
+            name: [float(row[i]) for row in rows]
+            for i, name in enumerate(header)
+            if _meaning(name) is not None
         }
     except ValueError as error:
         raise UserError(f"{path}: an accuracy is not a number ({error}).") from None

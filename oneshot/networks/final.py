@@ -65,7 +65,10 @@ def build_operation(name: str, width: int, stride: int) -> nn.Module:
         case "dil_conv_3x3" | "dil_conv_5x5":
             return ConvBN(conv(width, width, KERNEL[name], stride, 2, width), conv(width, width, 1))
         case _:
-            halves = [ConvBN(conv(width, width, KERNEL[name], s, 1, width), conv(width, width, 1)) for s in (stride, 1)]
+            halves = [
+                ConvBN(conv(width, width, KERNEL[name], s, 1, width), conv(width, width, 1))
+                for s in (stride, 1)
+            ]
             return nn.Sequential(halves[0], nn.ReLU(), halves[1])
 
 
@@ -93,7 +96,9 @@ class Cell(nn.Module):
         self.last = ConvBN(conv(inputs[1], width, 1))
         strides = [(name, stride if source < 2 else 1) for edges in cell.nodes for name, source in edges]
         self.operations = nn.ModuleList(build_operation(name, width, s) for name, s in strides)
-        self.dropped = [name != "skip_connect" or s > 1 for name, s in strides]  # the identity is never dropped
+        self.dropped = [
+            name != "skip_connect" or s > 1 for name, s in strides
+        ]  # the identity is never dropped
         self.sources, self.output = [[source for _, source in edges] for edges in cell.nodes], cell.output
 
     def forward(self, before: Tensor, last: Tensor, keep: Iterator[Tensor] | None = None) -> Tensor:
@@ -121,9 +126,13 @@ def _check(cell: genotypes.Cell) -> None:
     read = {source for edges in cell.nodes for _, source in edges} | set(cell.output)
     for number, edges in enumerate(cell.nodes, start=2):
         if any(name == "none" for name, _ in edges):
-            raise UserError(f"Node {number} of the genotype has the operation 'none', which a network cannot train; leave that edge out.")
+            raise UserError(
+                f"Node {number} of the genotype has the operation 'none', which a network cannot train; leave that edge out."
+            )
         if not edges and number in read:
-            raise UserError(f"Node {number} of the genotype has no edge but is read; leave it out of the output and of other nodes.")
+            raise UserError(
+                f"Node {number} of the genotype has no edge but is read; leave it out of the output and of other nodes."
+            )
 
 
 class Auxiliary(nn.Module):
@@ -177,7 +186,11 @@ class FinalNetwork(nn.Module):
             raise UserError(f"This network is of genotypes of the space 'darts', not '{genotype.space}'.")
         stages: list[nn.Module] = [ConvBN(conv(inputs, 3 * channels, 3))]
         if stem == "imagenet":
-            stages = [ConvBN(conv(inputs, channels // 2, 3, 2)), nn.ReLU(), ConvBN(conv(channels // 2, channels, 3, 2))]
+            stages = [
+                ConvBN(conv(inputs, channels // 2, 3, 2)),
+                nn.ReLU(),
+                ConvBN(conv(channels // 2, channels, 3, 2)),
+            ]
         self.stem = nn.Sequential(*stages)
         self.second = ConvBN(conv(channels, channels, 3, 2)) if stem == "imagenet" else None
         before = last = channels if stem == "imagenet" else 3 * channels
@@ -195,7 +208,9 @@ class FinalNetwork(nn.Module):
         self.auxiliary = head if auxiliary else None
         self.classifier = nn.Linear(last, classes)
 
-    def forward(self, x: Tensor, drop: float = 0.0, generator: torch.Generator | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, drop: float = 0.0, generator: torch.Generator | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits (N, classes) of images (N, inputs, side, side); in training mode with an auxiliary head, its logits, too.
 
         drop: probability that an edge gives nothing for an image (drop-path, FractalNet, 2017, arXiv:1605.07648), in training

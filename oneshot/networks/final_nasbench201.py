@@ -22,11 +22,15 @@ class NasBench201Network(nn.Module):
         inputs: of the image.
     """
 
-    def __init__(self, genotype: Genotype, channels: int = 16, cells: int = 5, classes: int = 10, inputs: int = 3):
+    def __init__(
+        self, genotype: Genotype, channels: int = 16, cells: int = 5, classes: int = 10, inputs: int = 3
+    ):
         super().__init__()
         assert genotype.space == "nasbench201", genotype.space
         cell = genotype.cells["cell"]
-        self.stem = nn.Sequential(nn.Conv2d(inputs, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+        self.stem = nn.Sequential(
+            nn.Conv2d(inputs, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+        )
         layers: list[nn.Module] = []
         for stage in range(3):
             width = channels * 2**stage
@@ -34,7 +38,9 @@ class NasBench201Network(nn.Module):
                 layers.append(ResidualBlock(width // 2, width))
             layers += [CellModule(cell, width) for _ in range(cells)]
         self.body = nn.Sequential(*layers)
-        self.head = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+        self.head = nn.Sequential(
+            nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes)
+        )
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """(N, classes) logits."""
@@ -48,7 +54,10 @@ class CellModule(nn.Module):
         super().__init__()
         self.nodes = cell.nodes
         self.output = cell.output[-1]
-        self.edges = nn.ModuleList(nn.ModuleList(operation(name, channels) for name, _ in edges if name != "none") for edges in cell.nodes)
+        self.edges = nn.ModuleList(
+            nn.ModuleList(operation(name, channels) for name, _ in edges if name != "none")
+            for edges in cell.nodes
+        )
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """The output node, of the shape of x."""
@@ -75,7 +84,9 @@ class ResidualBlock(nn.Module):
 
 def relu_conv_bn(inp: int, out: int, kernel: int, stride: int = 1) -> nn.Sequential:
     """ReLU, convolution, BatchNorm."""
-    return nn.Sequential(nn.ReLU(), nn.Conv2d(inp, out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(out))
+    return nn.Sequential(
+        nn.ReLU(), nn.Conv2d(inp, out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(out)
+    )
 
 
 def operation(name: str, channels: int) -> nn.Module:

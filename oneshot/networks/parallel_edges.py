@@ -76,7 +76,9 @@ class Separable(nn.Module):
                 x, stride = F.relu(x, inplace=True), 1
             weight = rows_of(depth, at, self.edges)
             convolve = torch_depthwise if twice else depthwise
-            x = F.conv2d(convolve(x, weight, stride, dilation), rows_of(point, at, self.edges), groups=len(at))
+            x = F.conv2d(
+                convolve(x, weight, stride, dilation), rows_of(point, at, self.edges), groups=len(at)
+            )
             x = norm(x, scale if number == len(self.norm) - 1 else None)
         return x
 
@@ -92,7 +94,9 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor, at: Sequence[int], scale: Tensor, twice: bool) -> Tensor:
         """(N, len(at) C, H, W), edge by edge."""
-        return self.norm(F.conv2d(x, rows_of(self.weight, at, self.edges), padding=self.weight.shape[-1] // 2), scale)
+        return self.norm(
+            F.conv2d(x, rows_of(self.weight, at, self.edges), padding=self.weight.shape[-1] // 2), scale
+        )
 
 
 class FactorizedSkip(nn.Module):
@@ -105,10 +109,15 @@ class FactorizedSkip(nn.Module):
         self.odd = stacked(edges * out // 2, inp, 1)
         self.norm = Norm(edges * out, track)
 
-    def forward(self, x: Tensor, at: Sequence[int] = (0,), scale: Tensor | None = None, twice: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, at: Sequence[int] = (0,), scale: Tensor | None = None, twice: bool = False
+    ) -> Tensor:
         """x (N, I, H, W) -> (N, len(at) O, H / 2, W / 2), edge by edge."""
         halves = [  # pixels are picked first: oneDNN's gradient of 1x1 at stride 2 corrupts memory for a few channels on large maps
-            F.conv2d(x[:, :, shift::2, shift::2].contiguous(memory_format=torch.channels_last), rows_of(weight, at, self.edges))
+            F.conv2d(
+                x[:, :, shift::2, shift::2].contiguous(memory_format=torch.channels_last),
+                rows_of(weight, at, self.edges),
+            )
             for shift, weight in enumerate((self.even, self.odd))
         ]
         blocks = [half.chunk(len(at), 1) for half in halves]
@@ -142,11 +151,22 @@ class Fan(nn.Module):
     """
 
     def __init__(
-        self, operations: tuple[str, ...], may: Tensor, channels: int, stride: int, track: bool, pool_norm: bool, auxiliary: bool = False
+        self,
+        operations: tuple[str, ...],
+        may: Tensor,
+        channels: int,
+        stride: int,
+        track: bool,
+        pool_norm: bool,
+        auxiliary: bool = False,
     ):
         super().__init__()
         self.operations, self.channels, self.stride, self.edges = operations, channels, stride, len(may)
-        self.where = {name: tuple(may[:, o].nonzero().flatten().tolist()) for o, name in enumerate(operations) if name != "none"}
+        self.where = {
+            name: tuple(may[:, o].nonzero().flatten().tolist())
+            for o, name in enumerate(operations)
+            if name != "none"
+        }
         self.own = nn.ModuleDict()
         self.pool_norm = nn.ModuleDict()
         for name, at in self.where.items():
@@ -155,13 +175,21 @@ class Fan(nn.Module):
                 self.own[name] = module
             elif "pool" in name and pool_norm:
                 self.pool_norm[name] = Norm(channels, track)
-        self.auxiliary = FactorizedSkip(channels, channels, self.edges, track) if auxiliary and stride == 2 else None
+        self.auxiliary = (
+            FactorizedSkip(channels, channels, self.edges, track) if auxiliary and stride == 2 else None
+        )
 
-    def forward(self, x: Tensor, weight_nO: Tensor, runs: Runs | None, skip: Tensor | None, twice: bool) -> list[Tensor]:
+    def forward(
+        self, x: Tensor, weight_nO: Tensor, runs: Runs | None, skip: Tensor | None, twice: bool
+    ) -> list[Tensor]:
         """What each of the n edges passes on; (N, C, H / stride, W / stride) each."""
         rectified = F.relu(x)
-        even = rectified[:, :, ::2, ::2] if self.stride == 2 else rectified  # all that a dilated convolution at stride 2 reads
-        copied = functools.cache(lambda count, dilated: torch.cat([even if dilated else rectified] * count, 1))
+        even = (
+            rectified[:, :, ::2, ::2] if self.stride == 2 else rectified
+        )  # all that a dilated convolution at stride 2 reads
+        copied = functools.cache(
+            lambda count, dilated: torch.cat([even if dilated else rectified] * count, 1)
+        )
         whole: list[Tensor] = []  # terms of all edges, edge by edge
         terms: list[list[Tensor]] = [[] for _ in range(self.edges)]
         shared: list[tuple[Tensor, Tensor]] = []  # (what every edge reads, how much of it each takes)
@@ -175,7 +203,11 @@ class Fan(nn.Module):
             if name in self.own:
                 own = self.own[name]
                 chosen = weight_n if everywhere else torch.stack([weight_n[p] for p in at])
-                read = copied(len(at), own.dilated and self.stride == 2) if isinstance(own, Separable) else rectified
+                read = (
+                    copied(len(at), own.dilated and self.stride == 2)
+                    if isinstance(own, Separable)
+                    else rectified
+                )
                 y = own(read, [allowed.index(p) for p in at], self._per_channel(chosen), twice)
                 if everywhere:
                     whole.append(y)
@@ -183,10 +215,14 @@ class Fan(nn.Module):
                     _hand_out(y, at, terms)
             else:
                 if not everywhere:
-                    weight_n = torch.stack([weight_n[p] if p in at else weight_n.new_zeros(()) for p in range(self.edges)])
+                    weight_n = torch.stack(
+                        [weight_n[p] if p in at else weight_n.new_zeros(()) for p in range(self.edges)]
+                    )
                 shared.append((self._shared(name, x), weight_n))
         if skip is not None and self.auxiliary is not None:
-            whole.append(self.auxiliary(rectified, range(self.edges), self._per_channel(skip.expand(self.edges))))
+            whole.append(
+                self.auxiliary(rectified, range(self.edges), self._per_channel(skip.expand(self.edges)))
+            )
         elif skip is not None:
             shared.append((x, skip.expand(self.edges)))
         if whole:
@@ -197,7 +233,9 @@ class Fan(nn.Module):
         return [total(of_edge) if of_edge else x.new_zeros(shape) for of_edge in terms]
 
     def _per_channel(self, weight_n: Tensor) -> Tensor:
-        return weight_n.repeat_interleave(self.channels)  # an expanded view would not do: torch's gradient reads it as if contiguous
+        return weight_n.repeat_interleave(
+            self.channels
+        )  # an expanded view would not do: torch's gradient reads it as if contiguous
 
     def _shared(self, name: str, x: Tensor) -> Tensor:
         match name:

@@ -64,9 +64,15 @@ def defined(
         for matrix, needed, (a, b) in zip(matrices, plan, pairwise(starts(len(plan))), strict=True):
             total = torch.zeros_like(hidden_BH)
             if needed.sources:
-                state, share = torch.stack([states[i] for i in needed.sources]), share_E5[a:b][needed.sources, :, None, None]
+                state, share = (
+                    torch.stack([states[i] for i in needed.sources]),
+                    share_E5[a:b][needed.sources, :, None, None],
+                )
                 gate, g = (state * mask_BH @ matrix).chunk(2, -1)
-                blend = sum((share[:, column] * OPERATIONS[name](g) for column, name in needed.operations), torch.zeros_like(g))
+                blend = sum(
+                    (share[:, column] * OPERATIONS[name](g) for column, name in needed.operations),
+                    torch.zeros_like(g),
+                )
                 total = torch.lerp(share[:, 0] * state, blend, gate.sigmoid()).sum(0)
             if offset_E is not None:
                 total = total + offset_E[a:b].sum()
@@ -118,13 +124,21 @@ class Recurrence(torch.autograd.Function):
         (batch, hidden), steps, nodes = hidden_BH.shape, len(product_TBD), len(matrix_HD)
         state = product_TBD.new_empty(steps, nodes + 1, batch, hidden)
         masked, inverse = torch.empty_like(state), product_TBD.new_empty(steps, nodes + 1, hidden)
-        edge, first = product_TBD.new_empty(steps, len(share_E5), batch, 2 * hidden), torch.empty_like(product_TBD)
-        output, before = product_TBD.new_empty(steps + 1, batch, hidden), product_TBD.new_empty(steps, batch, hidden)
+        edge, first = (
+            product_TBD.new_empty(steps, len(share_E5), batch, 2 * hidden),
+            torch.empty_like(product_TBD),
+        )
+        output, before = (
+            product_TBD.new_empty(steps + 1, batch, hidden),
+            product_TBD.new_empty(steps, batch, hidden),
+        )
         output[0] = hidden_BH
         share = share_E5[:, :, None, None]
 
         def normalise(step: int, node: int, x_BH: Tensor) -> None:
-            y, _, inverse[step, node] = torch.native_batch_norm(x_BH, None, None, running_mean, running_var, True, MOMENTUM, EPSILON)
+            y, _, inverse[step, node] = torch.native_batch_norm(
+                x_BH, None, None, running_mean, running_var, True, MOMENTUM, EPSILON
+            )
             state[step, node] = y
             torch.mul(y, mask_BH, out=masked[step, node])
 
@@ -134,10 +148,18 @@ class Recurrence(torch.autograd.Function):
             gate, value = first[step].chunk(2, -1)
             normalise(step, 0, torch.lerp(output[step], value.tanh_(), gate.sigmoid_()))
             for node, (a, b) in enumerate(pairwise(starts(nodes))):
-                torch.mm(masked[step, : node + 1].view(-1, hidden), matrix_HD[node], out=edge[step, a:b].view(-1, 2 * hidden))
+                torch.mm(
+                    masked[step, : node + 1].view(-1, hidden),
+                    matrix_HD[node],
+                    out=edge[step, a:b].view(-1, 2 * hidden),
+                )
                 gate, g = edge[step, a:b].chunk(2, -1)
                 blend = mixed(g, g.tanh(), g.relu(), g.sigmoid(), share[a:b])
-                normalise(step, node + 1, torch.lerp(share[a:b, 0] * state[step, : node + 1], blend, gate.sigmoid_()).sum(0))
+                normalise(
+                    step,
+                    node + 1,
+                    torch.lerp(share[a:b, 0] * state[step, : node + 1], blend, gate.sigmoid_()).sum(0),
+                )
             torch.mean(state[step, 1:], 0, out=output[step + 1])
         kept = (state, masked, inverse, edge, first, output, before)
         ctx.save_for_backward(product_TBD, hidden_BH, first_HD, mask_BH, share_E5, *kept, *matrix_HD)
@@ -149,7 +171,9 @@ class Recurrence(torch.autograd.Function):
         product, before_first, first_HD, mask, share_E5, *rest = ctx.saved_tensors
         state, masked, inverse, edge, first, output, before, *matrices = rest
         if torch.is_grad_enabled():
-            return differentiable((product, before_first, first_HD, share_E5, *matrices), mask, grad_TBH, ctx.needs_input_grad)
+            return differentiable(
+                (product, before_first, first_HD, share_E5, *matrices), mask, grad_TBH, ctx.needs_input_grad
+            )
         (batch, hidden), steps, nodes = mask.shape, len(state), len(matrices)
         needs, begin, share = ctx.needs_input_grad, starts(nodes), share_E5[:, :, None, None]
         d_edge, d_first, d_share = torch.empty_like(edge), torch.empty_like(first), torch.zeros_like(share_E5)
@@ -158,12 +182,20 @@ class Recurrence(torch.autograd.Function):
         def normalised(step: int, node: int, d: Tensor) -> Tensor:
             y = state[step, node]
             centred = d - d.mean(0)
-            return torch.mul(centred.addcmul_(y, (d * y).mean(0), value=-1), inverse[step, node], out=d_node[node])
+            return torch.mul(
+                centred.addcmul_(y, (d * y).mean(0), value=-1), inverse[step, node], out=d_node[node]
+            )
 
         for step in range(steps - 1, -1, -1):
             gate, g = edge[step].chunk(2, -1)
             g, kept = g.contiguous(), 1 - gate
-            values = (torch.cat([state[step, : node + 1] for node in range(nodes)]), g.tanh(), g.relu(), g.sigmoid(), g)
+            values = (
+                torch.cat([state[step, : node + 1] for node in range(nodes)]),
+                g.tanh(),
+                g.relu(),
+                g.sigmoid(),
+                g,
+            )
             slope, through = slopes(gate, kept, values, share, out=d_edge[step]), share[:, 0] * kept
             d_output = d_output + grad_TBH[step]
             d_state = torch.cat((torch.zeros_like(d_output)[None], (d_output / nodes).expand(nodes, -1, -1)))
@@ -171,26 +203,38 @@ class Recurrence(torch.autograd.Function):
                 a, b = begin[node : node + 2]
                 d = normalised(step, node + 1, d_state[node + 1])
                 slope[a:b].view(node + 1, batch, 2, hidden).mul_(d[:, None])
-                d_masked = torch.mm(slope[a:b].view(-1, 2 * hidden), matrices[node].t()).view(node + 1, batch, hidden)
+                d_masked = torch.mm(slope[a:b].view(-1, 2 * hidden), matrices[node].t()).view(
+                    node + 1, batch, hidden
+                )
                 d_state[: node + 1].addcmul_(d_masked, mask).addcmul_(through[a:b], d)
             if needs[4]:
                 d_share += share_gradient(d_node[1:], gate, kept, values)
             d = normalised(step, 0, d_state[0])
             gate, value = first[step].chunk(2, -1)
-            torch.cat((gate * (1 - gate) * (value - output[step]) * d, gate * (1 - value * value) * d), -1, out=d_first[step])
+            torch.cat(
+                (gate * (1 - gate) * (value - output[step]) * d, gate * (1 - value * value) * d),
+                -1,
+                out=d_first[step],
+            )
             d_output = torch.mm(d_first[step], first_HD.t()) * mask + (1 - gate) * d
 
         d_matrix = [
-            masked[:, : node + 1].reshape(-1, hidden).t() @ d_edge[:, a:b].reshape(-1, 2 * hidden) if needs[7 + node] else None
+            masked[:, : node + 1].reshape(-1, hidden).t() @ d_edge[:, a:b].reshape(-1, 2 * hidden)
+            if needs[7 + node]
+            else None
             for node, (a, b) in enumerate(pairwise(begin))
         ]
         d_first_HD = before.view(-1, hidden).t() @ d_first.view(-1, 2 * hidden) if needs[2] else None
         return d_first, d_output, d_first_HD, None, d_share, None, None, *d_matrix
 
 
-def differentiable(inputs: tuple[Tensor, ...], mask_BH: Tensor, grad_TBH: Tensor, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+def differentiable(
+    inputs: tuple[Tensor, ...], mask_BH: Tensor, grad_TBH: Tensor, needs: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
     """What `Recurrence.backward` returns, with a gradient of its own."""
-    product, hidden, first, share, *matrices = alone = [x.view_as(x) for x in inputs]  # so that no input counts as part of another
+    product, hidden, first, share, *matrices = alone = [
+        x.view_as(x) for x in inputs
+    ]  # so that no input counts as part of another
     outputs = defined(product, hidden, first, mask_BH, share, matrices, everything(len(matrices)), by_batch)
     wanted = [x for x, need in zip(alone, (*needs[:3], needs[4], *needs[7:]), strict=True) if need]
     found = iter(torch.autograd.grad(outputs, wanted, grad_TBH, create_graph=True))

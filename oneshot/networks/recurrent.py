@@ -20,7 +20,16 @@ from torch.func import functional_call
 
 from engine.config import Config
 from oneshot.axes.edge_weights import Mixture
-from oneshot.networks.recurrence import EPSILON, MOMENTUM, OPERATIONS, Needed, Recurrence, defined, everything, first_state
+from oneshot.networks.recurrence import (
+    EPSILON,
+    MOMENTUM,
+    OPERATIONS,
+    Needed,
+    Recurrence,
+    defined,
+    everything,
+    first_state,
+)
 from oneshot.spaces.cells import find_space
 from oneshot.spaces.genotype import Cell
 
@@ -106,21 +115,29 @@ class RecurrentNetwork(LanguageNetwork):
         self.running_mean: Tensor
         self.running_var: Tensor
 
-    def forward(self, tokens_TB: Tensor, hidden_1BH: Tensor, mixtures: Mapping[str, Mixture], masks: Masks = NO_MASKS) -> Read:
+    def forward(
+        self, tokens_TB: Tensor, hidden_1BH: Tensor, mixtures: Mapping[str, Mixture], masks: Masks = NO_MASKS
+    ) -> Read:
         """One window."""
         mixture, product, hidden = mixtures[KIND], self.embed(tokens_TB, masks), hidden_1BH[0]
         mask = torch.ones_like(hidden) if masks.hidden_BH is None else masks.hidden_BH
         first, share_E5 = self.first_2HD[self.hidden :], shares(mixture)
         if self.training and mixture.runs is None and mixture.offset_E is None and mixture.skip is None:
-            outputs = Recurrence.apply(product, hidden, first, mask, share_E5, self.running_mean, self.running_var, *self.nodes)
+            outputs = Recurrence.apply(
+                product, hidden, first, mask, share_E5, self.running_mean, self.running_var, *self.nodes
+            )
         else:
             plan, beside = needed(mixture), (mixture.offset_E, mixture.skip)
-            outputs = defined(product, hidden, first, mask, share_E5, list(self.nodes), plan, self.normalise, *beside)
+            outputs = defined(
+                product, hidden, first, mask, share_E5, list(self.nodes), plan, self.normalise, *beside
+            )
         return self.decode(outputs, masks)
 
     def normalise(self, x_BH: Tensor) -> Tensor:
         """The one BatchNorm."""
-        return F.batch_norm(x_BH, self.running_mean, self.running_var, None, None, self.training, MOMENTUM, EPSILON)
+        return F.batch_norm(
+            x_BH, self.running_mean, self.running_var, None, None, self.training, MOMENTUM, EPSILON
+        )
 
 
 def needed(mixture: Mixture) -> list[Needed]:
@@ -162,7 +179,9 @@ class CellNetwork(LanguageNetwork):
             product = torch.addmm(product_BD, dropped(hidden, masks.hidden_BH), self.first_2HD[self.hidden :])
             states = [first_state(product, hidden)]
             for edges, matrix in zip(self.cell.nodes, self.nodes, strict=True):
-                passed = [self.edge(name, states[source], matrix, masks) for name, source in edges if name != "none"]
+                passed = [
+                    self.edge(name, states[source], matrix, masks) for name, source in edges if name != "none"
+                ]
                 states.append(sum(passed[1:], passed[0]) if passed else torch.zeros_like(hidden))
             hidden = torch.stack([states[i] for i in self.cell.output]).mean(0)
             outputs.append(hidden)
@@ -188,7 +207,10 @@ def draw_masks(dropout: Dropout, network: LanguageNetwork, batch: int, generator
         kept = torch.rand(shape, generator=generator, device=generator.device) >= rate
         return kept.to(network.bias_V.dtype) / (1 - rate)
 
-    rates, states = (dropout.output, dropout.hidden, dropout.inputs, dropout.embedding), (batch, network.hidden)
+    rates, states = (
+        (dropout.output, dropout.hidden, dropout.inputs, dropout.embedding),
+        (batch, network.hidden),
+    )
     output, hidden, inputs, embedding = (draw(rate, *states) for rate in rates)
     return Masks(output, hidden, inputs, embedding, draw(dropout.words, network.words, 1))
 
@@ -205,7 +227,11 @@ def perplexity(nats: float) -> float:
 
 def slowness(read: Read) -> Tensor:
     """Mean squared change of the cell's outputs from step to step; 0 in a window of one word (AWD-LSTM, 2017, arXiv:1708.02182)."""
-    return read.output_TBH.diff(dim=0).square().mean() if len(read.output_TBH) > 1 else read.output_TBH.new_zeros(())
+    return (
+        read.output_TBH.diff(dim=0).square().mean()
+        if len(read.output_TBH) > 1
+        else read.output_TBH.new_zeros(())
+    )
 
 
 def language_loss(
@@ -251,10 +277,18 @@ class LanguageLoss:
         self.network = network
 
     def __call__(
-        self, batch: TextBatch, mixtures: Mapping[str, Mixture], weights: dict[str, Tensor] | None = None, twice: bool = False
+        self,
+        batch: TextBatch,
+        mixtures: Mapping[str, Mixture],
+        weights: dict[str, Tensor] | None = None,
+        twice: bool = False,
     ) -> Tensor:
         """Mean loss. weights: in place of parameters and buffers. twice: needs nothing, every gradient here has a gradient."""
-        own = self.network if weights is None else lambda *inputs: functional_call(self.network, weights, inputs)
+        own = (
+            self.network
+            if weights is None
+            else lambda *inputs: functional_call(self.network, weights, inputs)
+        )
         masks = batch.masks() if callable(batch.masks) else batch.masks
         window = (batch.tokens_TB, batch.targets_TB)
         loss, batch.after = language_loss(own, window, batch.hidden_1BH, mixtures, masks, batch.penalty)

@@ -29,23 +29,47 @@ class Mixed(nn.Module):
 
     by_source: Tensor
 
-    def __init__(self, space: CellSpace, kind: str, channels: int, partial: int, track: bool, pool_norm: bool, auxiliary: bool):
+    def __init__(
+        self,
+        space: CellSpace,
+        kind: str,
+        channels: int,
+        partial: int,
+        track: bool,
+        pool_norm: bool,
+        auxiliary: bool,
+    ):
         super().__init__()
         self.space, self.partial, self.halves = space, partial, kind == "reduce"
-        leaving = [[e for e, (source, _) in enumerate(space.edges) if source == state] for state in range(space.inputs + space.nodes - 1)]
+        leaving = [
+            [e for e, (source, _) in enumerate(space.edges) if source == state]
+            for state in range(space.inputs + space.nodes - 1)
+        ]
         self.leaving = leaving
         self.fans = nn.ModuleList(
-            Fan(space.operations, space.may(kind)[edges], channels // partial, self._stride(state), track, pool_norm, auxiliary)
+            Fan(
+                space.operations,
+                space.may(kind)[edges],
+                channels // partial,
+                self._stride(state),
+                track,
+                pool_norm,
+                auxiliary,
+            )
             for state, edges in enumerate(leaving)
         )
-        self.register_buffer("by_source", torch.tensor([e for edges in leaving for e in edges]), persistent=False)
+        self.register_buffer(
+            "by_source", torch.tensor([e for edges in leaving for e in edges]), persistent=False
+        )
 
     def _stride(self, state: int) -> int:
         return 2 if self.halves and state < self.space.inputs else 1
 
     def forward(self, states: list[Tensor], mixture: Mixture, twice: bool) -> list[Tensor]:
         """The input states -> all states, input states first."""
-        weight_EO = mixture.weight_EO if mixture.edge_E is None else mixture.weight_EO * mixture.edge_E[:, None]
+        weight_EO = (
+            mixture.weight_EO if mixture.edge_E is None else mixture.weight_EO * mixture.edge_E[:, None]
+        )
         weights = weight_EO[self.by_source].split_with_sizes([len(edges) for edges in self.leaving])
         states = list(states)
         arriving: dict[int, list[Tensor]] = {}
@@ -57,16 +81,22 @@ class Mixed(nn.Module):
                 x, rest = x[:, :own].contiguous(memory_format=torch.channels_last), x[:, own:]
                 rest = F.max_pool2d(rest, 2, 2) if self._stride(state) == 2 else rest
                 for e in edges:
-                    passing.setdefault(self.space.edges[e][1], []).append(rest if mixture.edge_E is None else rest * mixture.edge_E[e])
+                    passing.setdefault(self.space.edges[e][1], []).append(
+                        rest if mixture.edge_E is None else rest * mixture.edge_E[e]
+                    )
             runs = None if mixture.runs is None else tuple(mixture.runs[e] for e in edges)
             for e, passed in zip(edges, fan(x, weights[state], runs, mixture.skip, twice), strict=True):
                 arriving.setdefault(self.space.edges[e][1], []).append(passed)
             target = state + 1
             if target >= self.space.inputs:
-                states.append(self._node(target, arriving.pop(target), passing.pop(target, []), mixture.offset_E))
+                states.append(
+                    self._node(target, arriving.pop(target), passing.pop(target, []), mixture.offset_E)
+                )
         return states
 
-    def _node(self, target: int, arriving: list[Tensor], passing: list[Tensor], offset_E: Tensor | None) -> Tensor:
+    def _node(
+        self, target: int, arriving: list[Tensor], passing: list[Tensor], offset_E: Tensor | None
+    ) -> Tensor:
         """The sum of what arrives at state `target`, all edges into which are computed by now."""
         node = total(arriving)
         if offset_E is not None:
@@ -115,7 +145,9 @@ class DartsCell(nn.Module):
     ):
         super().__init__()
         self.kind = kind
-        self.join = nn.ModuleList([Join(inp[0], channels, after_reduction, track), Join(inp[1], channels, False, track)])
+        self.join = nn.ModuleList(
+            [Join(inp[0], channels, after_reduction, track), Join(inp[1], channels, False, track)]
+        )
         self.mixed = Mixed(space, kind, channels, partial, track, pool_norm, auxiliary)
 
     def forward(self, before: Tensor, last: Tensor, mixture: Mixture, twice: bool) -> Tensor:
@@ -151,14 +183,20 @@ class DartsNetwork(nn.Module):
         last_norm: bool = False,
     ):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(inputs, 3 * channels, 3, padding=1, bias=False), nn.BatchNorm2d(3 * channels))
+        self.stem = nn.Sequential(
+            nn.Conv2d(inputs, 3 * channels, 3, padding=1, bias=False), nn.BatchNorm2d(3 * channels)
+        )
         self.cells = nn.ModuleList()
         widths = (3 * channels, 3 * channels)
         after_reduction = False
         for number in range(cells):
             kind = "reduce" if number in (cells // 3, 2 * cells // 3) else "normal"
             channels *= 2 if kind == "reduce" else 1
-            self.cells.append(DartsCell(space, kind, widths, channels, after_reduction, partial, track, pool_norm, auxiliary))
+            self.cells.append(
+                DartsCell(
+                    space, kind, widths, channels, after_reduction, partial, track, pool_norm, auxiliary
+                )
+            )
             after_reduction = kind == "reduce"
             widths = (widths[1], space.nodes * channels)
         self.norm = nn.BatchNorm2d(widths[1]) if last_norm else None
@@ -216,13 +254,17 @@ class NasBench201Network(nn.Module):
         auxiliary: bool = False,
     ):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(inputs, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+        self.stem = nn.Sequential(
+            nn.Conv2d(inputs, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+        )
         self.blocks = nn.ModuleList()
         for stage in range(3):
             if stage:
                 self.blocks.append(Residual(channels))
                 channels *= 2
-            self.blocks.extend(Mixed(space, "cell", channels, partial, track, False, auxiliary) for _ in range(cells))
+            self.blocks.extend(
+                Mixed(space, "cell", channels, partial, track, False, auxiliary) for _ in range(cells)
+            )
         self.norm = nn.BatchNorm2d(channels)
         self.classifier = nn.Linear(channels, classes)
 

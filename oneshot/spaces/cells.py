@@ -42,7 +42,11 @@ class CellSpace:
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
         """(source, target) of every edge, node by node."""
-        return tuple((source, target) for target in range(self.inputs, self.inputs + self.nodes) for source in range(target))
+        return tuple(
+            (source, target)
+            for target in range(self.inputs, self.inputs + self.nodes)
+            for source in range(target)
+        )
 
     @cached_property
     def entering(self) -> tuple[slice, ...]:
@@ -70,10 +74,22 @@ class CellSpace:
 def _may(space: CellSpace, kind: str, device: torch.device) -> Tensor:
     if space.allowed is None:
         return torch.ones(len(space.edges), len(space.operations), dtype=torch.bool, device=device)
-    return torch.tensor([[operation in names for operation in space.operations] for names in space.allowed[kind]], device=device)
+    return torch.tensor(
+        [[operation in names for operation in space.operations] for names in space.allowed[kind]],
+        device=device,
+    )
 
 
-DARTS_OPERATIONS = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
+DARTS_OPERATIONS = (
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+)
 
 # The reduced spaces of RobustDARTS (Zela et al. 2020, "Understanding and Robustifying Differentiable Architecture Search",
 # arXiv:1909.09656), on which plain DARTS collapses. S1 has two operations on each edge, which DARTS itself left over.
@@ -95,11 +111,27 @@ S1: dict[str, tuple[tuple[str, ...], ...]] = {
         *(_POOLS, _POOLS, _SKIP_5, _SKIP_5, _SKIP_5),
     ),
 }
-S1_OPERATIONS = ("max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3", "dil_conv_5x5")
+S1_OPERATIONS = (
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+)
 
 SPACES = (
-    CellSpace("darts", ("normal", "reduce"), 2, 4, DARTS_OPERATIONS, 2, also=("sep_conv_7x7", "conv_7x1_1x7")),
-    CellSpace("nasbench201", ("cell",), 1, 3, ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"), None),
+    CellSpace(
+        "darts", ("normal", "reduce"), 2, 4, DARTS_OPERATIONS, 2, also=("sep_conv_7x7", "conv_7x1_1x7")
+    ),
+    CellSpace(
+        "nasbench201",
+        ("cell",),
+        1,
+        3,
+        ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"),
+        None,
+    ),
     CellSpace("recurrent", ("recurrent",), 1, 8, ("none", "tanh", "relu", "sigmoid", "identity"), 1),
     CellSpace("darts_s1", ("normal", "reduce"), 2, 4, S1_OPERATIONS, 2, allowed=S1),
     CellSpace("darts_s2", ("normal", "reduce"), 2, 4, ("skip_connect", "sep_conv_3x3"), 2),

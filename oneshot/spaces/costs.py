@@ -108,10 +108,14 @@ def edge_costs(space: CellSpace, count: Count, shape: Shape) -> EdgeCosts:
         UserError: the space is not one of images, or the size does not fit.
     """
     if space.cells not in (("cell",), ("normal", "reduce")):
-        raise UserError(f"Costs are known for the spaces of images, darts, darts_s1 to darts_s3 and nasbench201, not for '{space.name}'.")
+        raise UserError(
+            f"Costs are known for the spaces of images, darts, darts_s1 to darts_s3 and nasbench201, not for '{space.name}'."
+        )
     multiple = 32 if shape.stem == "imagenet" else 4
     if shape.size % multiple:
-        raise UserError(f"Costs are known for image sizes that are multiples of {multiple}, not for {shape.size}.")
+        raise UserError(
+            f"Costs are known for image sizes that are multiples of {multiple}, not for {shape.size}."
+        )
     parts = list(_nasbench201(shape) if space.cells == ("cell",) else _darts(space, shape))
     edges = {kind: np.zeros((len(space.edges), len(space.operations)), np.int64) for kind in space.cells}
     for place in (part for part in parts if isinstance(part, Place)):
@@ -149,7 +153,9 @@ def _darts(space: CellSpace, shape: Shape) -> Iterator[Layers | Place]:
     for index in range(shape.cells):
         reduces = index in (shape.cells // 3, 2 * shape.cells // 3)
         channels *= 2 if reduces else 1
-        yield conv(before, channels, 1, size)  # both inputs become as wide as the cell, and as large as the newer one
+        yield conv(
+            before, channels, 1, size
+        )  # both inputs become as wide as the cell, and as large as the newer one
         yield conv(last, channels, 1, size)
         size //= 2 if reduces else 1
         yield Place("reduce" if reduces else "normal", channels, size, 2 if reduces else 1)

@@ -26,7 +26,9 @@ def costs_of(penalties: tuple[Penalty, ...], space: CellSpace, device: torch.dev
     if wanted.of == "latency":
         return _read(wanted, space, device)
     found = counted(space, wanted.of, published_shape(space))
-    edges = {kind: torch.tensor(cost, dtype=torch.float32, device=device) for kind, cost in found.edges.items()}
+    edges = {
+        kind: torch.tensor(cost, dtype=torch.float32, device=device) for kind, cost in found.edges.items()
+    }
     return Costs(edges, float(found.constant))
 
 
@@ -38,7 +40,9 @@ def published_shape(space: CellSpace) -> Shape:
 def _read(cost: Cost, space: CellSpace, device: torch.device) -> Costs:
     """A latency table: operation -> cost on any edge of any cell, or kind of cell -> edges -> operations."""
     if cost.table is None:
-        raise UserError('Penalty cost of latency needs a table; add "table": "FILE.json" to it, with a cost for each operation.')
+        raise UserError(
+            'Penalty cost of latency needs a table; add "table": "FILE.json" to it, with a cost for each operation.'
+        )
     values = read_json(cost.table)
     try:
         edges = {kind: _rows(values, kind, space) for kind in space.cells}
@@ -69,4 +73,6 @@ def _rows(values: Any, kind: str, space: CellSpace) -> Tensor:
         if rows.shape != shape:
             raise ValueError("another shape")
         return rows
-    return torch.tensor([0.0 if name == "none" else float(values[name]) for name in space.operations]).expand(shape)
+    return torch.tensor([0.0 if name == "none" else float(values[name]) for name in space.operations]).expand(
+        shape
+    )

@@ -40,8 +40,12 @@ FLAT_RECURRENT = ("recurrent", "concat")
 class Cell(Config):
     """One cell."""
 
-    nodes: tuple[tuple[Edge, ...], ...] = Field(description="for each node in order, the edges whose sum it is")
-    output: tuple[int, ...] = Field(description="the states that the cell returns: concatenated (DARTS), averaged (recurrent) or the last")
+    nodes: tuple[tuple[Edge, ...], ...] = Field(
+        description="for each node in order, the edges whose sum it is"
+    )
+    output: tuple[int, ...] = Field(
+        description="the states that the cell returns: concatenated (DARTS), averaged (recurrent) or the last"
+    )
 
 
 class Genotype(Config):
@@ -54,17 +58,25 @@ class Genotype(Config):
     def _reads_only_what_exists(self) -> Self:
         space = find_space(self.space)
         if set(self.cells) != set(space.cells):
-            raise ValueError(f"a genotype of space '{self.space}' has the cells {', '.join(space.cells)}, not {', '.join(self.cells)}")
+            raise ValueError(
+                f"a genotype of space '{self.space}' has the cells {', '.join(space.cells)}, not {', '.join(self.cells)}"
+            )
         for kind, cell in self.cells.items():
             for target, edges in enumerate(cell.nodes, start=space.inputs):
                 for operation, source in edges:
                     if operation not in space.known:
-                        raise ValueError(f"{kind} cell: '{operation}' is not an operation; {nearest(operation, space.known)}")
+                        raise ValueError(
+                            f"{kind} cell: '{operation}' is not an operation; {nearest(operation, space.known)}"
+                        )
                     if not 0 <= source < target:
-                        raise ValueError(f"{kind} cell: node {target} cannot read state {source}; it reads states below its own number")
+                        raise ValueError(
+                            f"{kind} cell: node {target} cannot read state {source}; it reads states below its own number"
+                        )
             last = space.inputs + len(cell.nodes) - 1
             if not cell.output or not all(0 <= state <= last for state in cell.output):
-                raise ValueError(f"{kind} cell: its output {list(cell.output)} must name states from 0 to {last}")
+                raise ValueError(
+                    f"{kind} cell: its output {list(cell.output)} must name states from 0 to {last}"
+                )
         return self
 
 
@@ -100,7 +112,9 @@ def find_genotype(text: str) -> Genotype:
         return decode(parse_string(text))
     path = Path(text).expanduser()
     if path.is_dir():
-        return _genotype(read_json(Run.open(path, "--genotype", "oneshot.search").path / "genotype.json"), str(path))
+        return _genotype(
+            read_json(Run.open(path, "--genotype", "oneshot.search").path / "genotype.json"), str(path)
+        )
     if path.is_file():
         return _from_file(path)
     raise UserError(
@@ -120,7 +134,9 @@ def _from_file(path: Path) -> Genotype:
     try:
         values = yaml.safe_load(content)
     except yaml.YAMLError as error:
-        raise UserError(f"Genotype file '{path}' is neither JSON nor YAML ({' '.join(str(error).split())}).") from None
+        raise UserError(
+            f"Genotype file '{path}' is neither JSON nor YAML ({' '.join(str(error).split())})."
+        ) from None
     return _genotype(values, str(path))
 
 
@@ -142,7 +158,10 @@ def _from_python(text: str, source: str) -> dict[str, Any]:
         call = ast.parse(text[start:end].strip(), mode="eval").body
         assert isinstance(call, ast.Call)
         names = FLAT_RECURRENT if len(call.args) == 2 else FLAT
-        pairs = [*zip(names, call.args, strict=False), *((argument.arg, argument.value) for argument in call.keywords)]
+        pairs = [
+            *zip(names, call.args, strict=False),
+            *((argument.arg, argument.value) for argument in call.keywords),
+        ]
         return {str(name): _literal(value) for name, value in pairs}
     except (SyntaxError, ValueError, TypeError):
         raise UserError(
@@ -162,7 +181,9 @@ def _literal(node: ast.expr) -> Any:
 def _genotype(values: Any, source: str) -> Genotype:
     """Ours or the flat form, as a genotype."""
     if not isinstance(values, dict):
-        raise UserError(f"{source}: a genotype must hold 'name: value' pairs, but holds {type(values).__name__}.")
+        raise UserError(
+            f"{source}: a genotype must hold 'name: value' pairs, but holds {type(values).__name__}."
+        )
     if not ({"normal", "reduce", "recurrent"} & values.keys()):
         return validate(Genotype, values, source)
     recurrent = "recurrent" in values
@@ -186,11 +207,16 @@ def _cell(kind: str, entries: Any, output: Any, source: str) -> dict[str, Any]:
     )
     if not isinstance(entries, list | tuple) or not isinstance(output, list | tuple) or not entries:
         raise wrong
-    if all(isinstance(entry, list | tuple) and not (entry and isinstance(entry[0], str)) for entry in entries):
+    if all(
+        isinstance(entry, list | tuple) and not (entry and isinstance(entry[0], str)) for entry in entries
+    ):
         grouped = [list(node) for node in entries]  # already a list for each node
     elif all(_is(entry, str, int, int) for entry in entries):
         last = max(max(target for _, target, _ in entries), *output)
-        grouped = [[(name, source) for name, target, source in entries if target == node] for node in range(2, last + 1)]
+        grouped = [
+            [(name, source) for name, target, source in entries if target == node]
+            for node in range(2, last + 1)
+        ]
         output = [state for state in output if state < 2 or grouped[state - 2]]
     else:
         size = EDGES_A_NODE[kind]

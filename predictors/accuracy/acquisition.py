@@ -21,7 +21,9 @@ from predictors.search.constraints import Costs
 SAMPLES, KEPT, PARENTS, CHILDREN, GENERATIONS, MUTATION = 1_000, 400, 100, 200, 15, 0.1
 
 
-def propose(space: Space, macs: Costs, known_NF: Codes, y: Floats, count: int, seed: int, rng: np.random.Generator) -> Codes:
+def propose(
+    space: Space, macs: Costs, known_NF: Codes, y: Floats, count: int, seed: int, rng: np.random.Generator
+) -> Codes:
     """At most `count` new architectures to measure, the most promising first; fewer if the space has no more.
 
     Args:
@@ -42,7 +44,11 @@ def propose(space: Space, macs: Costs, known_NF: Codes, y: Floats, count: int, s
         best = int(np.argmax(gain(rows)))
         chosen.append(rows[best])
         new = features(space, rows[best : best + 1])
-        X, y, size = np.concatenate([X, new]), np.append(y, model.mean(new)), np.append(size, np.log(macs(rows[best : best + 1])))
+        X, y, size = (
+            np.concatenate([X, new]),
+            np.append(y, model.mean(new)),
+            np.append(size, np.log(macs(rows[best : best + 1]))),
+        )
         model.update(X, y)
         rows = np.delete(rows, best, axis=0)
     return np.array(chosen, np.uint8).reshape(-1, known_NF.shape[1])
@@ -81,10 +87,14 @@ def hypervolume(size: Floats, accuracy: Floats, end: float) -> float:
     return float((known.level * (known.stop - known.start)).sum())
 
 
-def _search(space: Space, gain: Callable[[Codes], Floats], known_NF: Codes, rng: np.random.Generator) -> Codes:
+def _search(
+    space: Space, gain: Callable[[Codes], Floats], known_NF: Codes, rng: np.random.Generator
+) -> Codes:
     """Unmeasured architectures of the highest gain that a short evolution finds."""
     known = {row.tobytes() for row in known_NF}
-    fresh = np.concatenate([sample_codes(space, SAMPLES, rng), *(mutate(space, known_NF, MUTATION, rng) for _ in range(3))])
+    fresh = np.concatenate(
+        [sample_codes(space, SAMPLES, rng), *(mutate(space, known_NF, MUTATION, rng) for _ in range(3))]
+    )
     rows, gains = known_NF[:0], np.empty(0)
     for _ in range(1 + GENERATIONS):
         different = {row.tobytes(): row for row in fresh if row.tobytes() not in known}

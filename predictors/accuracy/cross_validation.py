@@ -31,7 +31,9 @@ class HeldOut(NamedTuple):
 
     def only(self, which: NDArray[np.int64]) -> "HeldOut":
         """Those at some places."""
-        return HeldOut(self.measured[which], self.predicted[which], self.low[which], self.high[which], self.macs[which])
+        return HeldOut(
+            self.measured[which], self.predicted[which], self.low[which], self.high[which], self.macs[which]
+        )
 
 
 class Trust(NamedTuple):
@@ -67,7 +69,12 @@ def predict_held_out(X: NDArray[np.float32], y: Floats, macs: NDArray[np.int64],
 def trust(pairs: HeldOut) -> Trust:
     """Of all pairs given."""
     tau = float(kendalltau(pairs.measured, pairs.predicted).statistic)
-    return Trust(len(pairs.measured), tau, float(np.median(np.abs(pairs.measured - pairs.predicted))), float(pairs.covered.mean()))
+    return Trust(
+        len(pairs.measured),
+        tau,
+        float(np.median(np.abs(pairs.measured - pairs.predicted))),
+        float(pairs.covered.mean()),
+    )
 
 
 def bands(pairs: HeldOut) -> list[tuple[int, int, Trust]]:

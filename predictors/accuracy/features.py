@@ -14,7 +14,9 @@ def features(space: Space, codes_NF: Codes) -> NDArray[np.float32]:
     that steps are alike, which few pairs teach best. No column reads two stages, so whatever adds the columns up, as ridge does, is
     additive over the stages.
     """
-    return np.concatenate([spaces.features(space, codes_NF), codes_NF, _sums(space, codes_NF)], axis=1, dtype=np.float32)
+    return np.concatenate(
+        [spaces.features(space, codes_NF), codes_NF, _sums(space, codes_NF)], axis=1, dtype=np.float32
+    )
 
 
 def _sums(space: Space, codes_NF: Codes) -> NDArray[np.float64]:

@@ -92,15 +92,21 @@ class GaussianProcess:
         effect = np.abs(BayesianRidge().fit(few.astype(np.float64), t).coef_) + 1e-9
         weight = np.sqrt(effect / effect.max() + 1e-3)
         self.weight_ = weight / max(np.sqrt((few * weight).var(axis=0).sum()), 1e-6)
-        kernel = ConstantKernel(1.0, (1e-3, 1e5)) * Matern(3.0, (1e-1, 1e3), nu=2.5) + WhiteKernel(0.1, (1e-6, 1e1))
-        with warnings.catch_warnings():  # pairs without noise or without signal drive a kernel term to its bound: harmless
+        kernel = ConstantKernel(1.0, (1e-3, 1e5)) * Matern(3.0, (1e-1, 1e3), nu=2.5) + WhiteKernel(
+            0.1, (1e-6, 1e1)
+        )
+        with (
+            warnings.catch_warnings()
+        ):  # pairs without noise or without signal drive a kernel term to its bound: harmless
             warnings.simplefilter("ignore", ConvergenceWarning)
             self.kernel_ = GaussianProcessRegressor(kernel).fit(few * self.weight_, t).kernel_
         return self.update(X, y)
 
     def update(self, X: Features, y: Floats) -> Self:
         self.scale_ = Scale.of(y)
-        self.model_ = GaussianProcessRegressor(self.kernel_, optimizer=None).fit(X * self.weight_, self.scale_.to(y))
+        self.model_ = GaussianProcessRegressor(self.kernel_, optimizer=None).fit(
+            X * self.weight_, self.scale_.to(y)
+        )
         return self
 
     def predict(self, X: Features) -> tuple[Floats, Floats]:
@@ -109,7 +115,11 @@ class GaussianProcess:
         return mean, self.scale_.back_std(mean, std)
 
     def mean(self, X: Features) -> Floats:
-        known, c, length = self.model_.X_train_, self.kernel_.k1.k1.constant_value, self.kernel_.k1.k2.length_scale
+        known, c, length = (
+            self.model_.X_train_,
+            self.kernel_.k1.k1.constant_value,
+            self.kernel_.k1.k2.length_scale,
+        )
         a, b = X * (self.weight_ / length), known / length
         r = np.sqrt(np.maximum((a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T, 0) * 5)
         return self.scale_.back(c * (1 + r + r * r / 3) * np.exp(-r) @ self.model_.alpha_)
@@ -174,8 +184,16 @@ class Ensemble:
 
 def boosting(X: Features, t: Floats, kept_MN: Floats, seed: int) -> Callable[[Features], Floats]:
     """Gradient-boosted trees."""
-    settings = {"max_iter": 100, "learning_rate": 0.1, "max_leaf_nodes": 8, "min_samples_leaf": 5, "max_bins": 32}
-    trees = [HistGradientBoostingRegressor(**settings, early_stopping=False).fit(X[k], t[k]) for k in kept_MN > 0]
+    settings = {
+        "max_iter": 100,
+        "learning_rate": 0.1,
+        "max_leaf_nodes": 8,
+        "min_samples_leaf": 5,
+        "max_bins": 32,
+    }
+    trees = [
+        HistGradientBoostingRegressor(**settings, early_stopping=False).fit(X[k], t[k]) for k in kept_MN > 0
+    ]
     return lambda X: np.stack([tree.predict(X) for tree in trees])
 
 
@@ -184,7 +202,10 @@ def mlp(X: Features, t: Floats, kept_MN: Floats, seed: int) -> Callable[[Feature
     center, spread = X.mean(axis=0), np.where(X.std(axis=0) > 0, X.std(axis=0), 1)
     generator = torch_generator("cpu", seed, "mlp")
     sizes = [X.shape[1], HIDDEN, HIDDEN, 1]
-    weights = [torch.randn(len(kept_MN), i, o, generator=generator) * 0.7 / i**0.5 for i, o in itertools.pairwise(sizes)]
+    weights = [
+        torch.randn(len(kept_MN), i, o, generator=generator) * 0.7 / i**0.5
+        for i, o in itertools.pairwise(sizes)
+    ]
     biases = [torch.zeros(len(kept_MN), 1, o) for o in sizes[1:]]
     for tensor in (*weights, *biases):
         tensor.requires_grad_()
@@ -196,7 +217,9 @@ def mlp(X: Features, t: Floats, kept_MN: Floats, seed: int) -> Callable[[Feature
         return h.squeeze(-1)
 
     target, kept = torch.from_numpy(t.astype(np.float32)), torch.from_numpy(kept_MN.astype(np.float32))
-    optimizer = torch.optim.AdamW([{"params": weights, "weight_decay": DECAY}, {"params": biases, "weight_decay": 0.0}], lr=RATE)
+    optimizer = torch.optim.AdamW(
+        [{"params": weights, "weight_decay": DECAY}, {"params": biases, "weight_decay": 0.0}], lr=RATE
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for _ in range(STEPS):
         optimizer.zero_grad()

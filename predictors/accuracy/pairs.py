@@ -53,5 +53,7 @@ def read_selected(run: Path) -> list[tuple[str, Selected]]:
     files = [file for file in (run / "selected").glob("*.json") if file.name != FRONT]
     found = [(file.stem, validate(Selected, read_json(file), str(file))) for file in files]
     if not found:
-        raise UserError(f"Run '{run}' has no selected subnet; run python -m predictors.select{run_flag(run)} --flops 600M first.")
+        raise UserError(
+            f"Run '{run}' has no selected subnet; run python -m predictors.select{run_flag(run)} --flops 600M first."
+        )
     return sorted(found, key=lambda item: (item[1].macs, item[0]))

@@ -83,13 +83,19 @@ def cross_validate(member: Member, X: Features, y: Floats, macs: NDArray[Any], s
     typical = float(np.median(misses))
     widening = conformal_quantile(misses / doubt(std, typical))
     seconds = time.process_time() - started
-    return Quality(member, float(kendalltau(y, mean).statistic), tau_in_bands(y, mean, macs), typical, widening, seconds)
+    return Quality(
+        member, float(kendalltau(y, mean).statistic), tau_in_bands(y, mean, macs), typical, widening, seconds
+    )
 
 
-def predict_from_other_folds(member: Member, X: Features, y: Floats, seed: int, folds: int) -> tuple[Floats, Floats, NDArray[np.int64]]:
+def predict_from_other_folds(
+    member: Member, X: Features, y: Floats, seed: int, folds: int
+) -> tuple[Floats, Floats, NDArray[np.int64]]:
     """(mean, standard deviation, fold), (N,) each: every pair predicted from the pairs of the other folds."""
     mean, std, fold = np.empty_like(y), np.empty_like(y), np.empty(len(y), np.int64)
-    for i, (train, held) in enumerate(KFold(folds, shuffle=True, random_state=derive(seed, "folds") % 2**32).split(X)):
+    for i, (train, held) in enumerate(
+        KFold(folds, shuffle=True, random_state=derive(seed, "folds") % 2**32).split(X)
+    ):
         mean[held], std[held] = make_predictor(member).fit(X[train], y[train], seed).predict(X[held])
         fold[held] = i
     return mean, std, fold
@@ -124,5 +130,7 @@ def show(qualities: list[Quality], pairs: int) -> None:
     table = Table("predictor", "Kendall tau", "at similar MACs", "typical miss", "seconds")
     for q in qualities:
         name = f"{q.member} (chosen)" if q is qualities[0] else q.member
-        table.add_row(name, f"{q.tau:.3f}", f"{q.tau_in_bands:.3f}", f"{100 * q.typical_miss:.2f}%", f"{q.seconds:.1f}")
+        table.add_row(
+            name, f"{q.tau:.3f}", f"{q.tau_in_bands:.3f}", f"{100 * q.typical_miss:.2f}%", f"{q.seconds:.1f}"
+        )
     Console().print(table)

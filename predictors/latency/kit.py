@@ -41,7 +41,9 @@ def structure(piece: Piece) -> str:
             widths = f"{piece.inp}-{piece.hidden}-{piece.out}"
             return "-".join([piece.block, widths, f"k{piece.kernel}", f"s{piece.stride}", *on, piece.act])
         case HeadPiece():
-            layers = [f"{piece.wide}{piece.act}"] * (piece.wide > 0) + [f"{piece.width}{'b' * piece.bias}"] * (piece.width > 0)
+            layers = [f"{piece.wide}{piece.act}"] * (piece.wide > 0) + [
+                f"{piece.width}{'b' * piece.bias}"
+            ] * (piece.width > 0)
             return "-".join(["head", str(piece.inp), *layers, str(piece.classes)])
 
 
@@ -84,11 +86,17 @@ def module_of(space: Space, piece: Piece) -> tuple[nn.Module, int]:
     match piece:
         case StemPiece():
             if piece.deep:
-                return DeepStem(space, piece.channels, piece.width, piece.middle, piece.residual), piece.channels
-            return ConvBN(space, piece.channels, piece.width, 3, piece.stride, act=space.stem.act), piece.channels
+                return DeepStem(
+                    space, piece.channels, piece.width, piece.middle, piece.residual
+                ), piece.channels
+            return ConvBN(
+                space, piece.channels, piece.width, 3, piece.stride, act=space.stem.act
+            ), piece.channels
         case BlockPiece():
             ratio = piece.hidden / (piece.out if piece.block == "bottleneck" else piece.inp)
-            source = next(s for s in space.stages if (s.block, s.se, s.act) == (piece.block, piece.se, piece.act))
+            source = next(
+                s for s in space.stages if (s.block, s.se, s.act) == (piece.block, piece.se, piece.act)
+            )
             stage = source.model_copy(update={"expand": (2.0,) if piece.expands else (1,)})
             return _block(space, stage, piece, ratio), piece.inp
         case HeadPiece():
@@ -102,7 +110,13 @@ def _block(space: Space, stage: Stage, piece: BlockPiece, ratio: float) -> nn.Mo
 
 
 def export_kit(
-    space: Space, pieces: Sequence[Piece], networks_NF: Codes, classes: int, channels: int, folder: Path, advance: Callable[[str], None]
+    space: Space,
+    pieces: Sequence[Piece],
+    networks_NF: Codes,
+    classes: int,
+    channels: int,
+    folder: Path,
+    advance: Callable[[str], None],
 ) -> None:
     """Write the files, manifest.json and bench.py; pieces already there from an interrupted start are kept. advance(note) per structure.
 
@@ -113,9 +127,18 @@ def export_kit(
     """
     nets = [(network_name(row), pieces_of(space, row, classes, channels)) for row in networks_NF]
     items = [{"name": OVERHEAD, "file": f"{OVERHEAD}.onnx", "shape": [1, 1, 1, 1]}] if pieces else []
-    items += [{"name": piece_name(p), "file": f"{structure(p)}.onnx", "shape": [1, _channels(p), p.size, p.size]} for p in pieces]
-    items += [{"name": name, "file": f"{name}.onnx", "shape": [1, channels, net[0].size, net[0].size]} for name, net in nets]
-    manifest, path = {"version": VERSION, "space": space.name, "classes": classes, "items": items}, folder / "manifest.json"
+    items += [
+        {"name": piece_name(p), "file": f"{structure(p)}.onnx", "shape": [1, _channels(p), p.size, p.size]}
+        for p in pieces
+    ]
+    items += [
+        {"name": name, "file": f"{name}.onnx", "shape": [1, channels, net[0].size, net[0].size]}
+        for name, net in nets
+    ]
+    manifest, path = (
+        {"version": VERSION, "space": space.name, "classes": classes, "items": items},
+        folder / "manifest.json",
+    )
     if path.exists() and read_json(path) != manifest:
         raise UserError(f"Folder '{folder}' holds a kit of other items; remove it, or name another.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +155,10 @@ def export_kit(
     one = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, 1, 1])
     two = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 1, 1, 1])
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], OVERHEAD, [one], [two])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), folder / f"{OVERHEAD}.onnx")
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10),
+        folder / f"{OVERHEAD}.onnx",
+    )
     shutil.copyfile(bench.__file__, folder / "bench.py")
     write_json(path, manifest)
 
@@ -144,7 +170,9 @@ def _channels(piece: Piece) -> int:
 def export_piece(space: Space, piece: Piece, path: Path) -> None:
     """The piece with an open batch and side; its weights refer to the file of random numbers beside it."""
     module, channels = module_of(space, piece)
-    with atomic(path) as temporary:  # a file under its own name is complete: an interrupted export continues after it
+    with atomic(
+        path
+    ) as temporary:  # a file under its own name is complete: an interrupted export continues after it
         to_onnx(module.eval(), torch.zeros(2, channels, piece.size, piece.size), temporary, {})
         model = onnx.load(temporary)
         del model.graph.value_info[:]
@@ -176,7 +204,9 @@ def join(parts: Sequence[Path], path: Path) -> int:
     """One model that runs the models of `parts` one after the other; returns the bytes of its weights."""
     whole: onnx.ModelProto | None = None
     for i, part in enumerate(parts):
-        model = onnx.compose.add_prefix(onnx.load(part, load_external_data=False), f"{i}/", rename_inputs=True)
+        model = onnx.compose.add_prefix(
+            onnx.load(part, load_external_data=False), f"{i}/", rename_inputs=True
+        )
         for edge in (model.graph.input[0], model.graph.output[0]):
             for axis in edge.type.tensor_type.shape.dim:
                 axis.dim_param = axis.dim_param.split("/")[-1]

@@ -208,7 +208,9 @@ def _look_up(table: LatencyTable, piece: Piece) -> tuple[float]:
     """Milliseconds of a piece: between measured sizes, linear in the area of its map; NaN outside of them."""
     name = structure(piece)
     if name not in table.blocks:
-        raise UserError(f"The latency table of '{table.device}' lacks block {name}; measure again with the same space.")
+        raise UserError(
+            f"The latency table of '{table.device}' lacks block {name}; measure again with the same space."
+        )
     measured = sorted(table.blocks[name].items())
     sizes, ms = [size**2 for size, _ in measured], [value for _, value in measured]
     return (float(np.interp(piece.size**2, sizes, ms, left=np.nan, right=np.nan)),)
@@ -253,7 +255,9 @@ def stage_features(space: Space, classes: int, channels: int) -> tuple[tuple[Tab
     found = tuple(tables(space, classes, channels, features, dtype=np.float64))
     stage_of = {space.column_index["depth", i]: i + 1 for i in range(len(space.stages))}
     last = len(space.stages) + 1
-    groups = [next((stage_of[c] for c in t.columns if c in stage_of), last if i else 0) for i, t in enumerate(found)]
+    groups = [
+        next((stage_of[c] for c in t.columns if c in stage_of), last if i else 0) for i, t in enumerate(found)
+    ]
     return found, groups
 
 
@@ -276,10 +280,15 @@ def _with_residual(model: Additive, table: LatencyTable, space: Space, codes: Co
     X = matrix(codes) * scale
     tried = RidgeCV(STRENGTHS, store_cv_results=True).fit(X, left).cv_results_
     worse = tried - tried[:, [tried.mean(axis=0).argmin()]]
-    within = worse.mean(axis=0) <= worse.std(axis=0) / np.sqrt(len(left))  # one standard error of leave-one-out: then the stronger
+    within = worse.mean(axis=0) <= worse.std(axis=0) / np.sqrt(
+        len(left)
+    )  # one standard error of leave-one-out: then the stronger
     ridge = Ridge(STRENGTHS[np.flatnonzero(within)[-1]]).fit(X, left)
     weights = (ridge.coef_ * scale).reshape(stages, width)
-    priced = [Table(t.columns, (t.price @ weights[group])[..., None]) for t, group in zip(found, groups, strict=True)]
+    priced = [
+        Table(t.columns, (t.price @ weights[group])[..., None])
+        for t, group in zip(found, groups, strict=True)
+    ]
     return _sum([model, Additive(float(ridge.intercept_), tuple(priced))], [1, 1])
 
 

@@ -48,7 +48,9 @@ def read_timings(path: Path, clock: Clock | None = None) -> Timings:
     columns = rows[0].keys()
     ways = {tuple(row.get(key) or "" for key in ("threads", "runtime", "machine")) for row in rows}
     if len(ways) > 1:
-        raise UserError(f"{path} mixes timings of {len(ways)} devices, runtimes or numbers of threads; keep those of one.")
+        raise UserError(
+            f"{path} mixes timings of {len(ways)} devices, runtimes or numbers of threads; keep those of one."
+        )
     threads, runtime, machine = ways.pop()
     chosen: Clock = clock or ("cpu" if "cpu_p20" in columns and threads == "1" else "wall")
     missing = [column for column in ("name", "round", f"{chosen}_p20") if column not in columns]
@@ -61,7 +63,9 @@ def read_timings(path: Path, clock: Clock | None = None) -> Timings:
         except (TypeError, ValueError):
             ms, turn = math.nan, 0
         if not (0 < ms < math.inf):
-            raise UserError(f"{path}, line {line}: round and {chosen}_p20 must be numbers, and more than 0 ms; remove the line.")
+            raise UserError(
+                f"{path}, line {line}: round and {chosen}_p20 must be numbers, and more than 0 ms; remove the line."
+            )
         found.setdefault(row["name"], {})[turn] = ms
     return Timings(found, chosen, int(threads or 1), runtime or "unknown", machine)
 
@@ -86,7 +90,11 @@ def noise_of(items: Iterable[Mapping[int, float]]) -> Noise:
         return Noise(rounds=rounds, reliability=None, relative=None)
     a, b = np.log(pairs).T
     r = float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else 0.0
-    return Noise(rounds=rounds, reliability=max(0.0, 2 * r / (1 + r)) if r > 0 else 0.0, relative=float(np.median(np.abs(a - b))))
+    return Noise(
+        rounds=rounds,
+        reliability=max(0.0, 2 * r / (1 + r)) if r > 0 else 0.0,
+        relative=float(np.median(np.abs(a - b))),
+    )
 
 
 def complaint(noise: Noise) -> str:
@@ -96,11 +104,15 @@ def complaint(noise: Noise) -> str:
     if noise.relative > DIFFERENCE_AT_MOST:
         return f"two halves of the rounds differ by {noise.relative:.0%}, and {DIFFERENCE_AT_MOST:.0%} is the most"
     if noise.reliability < RELIABILITY_AT_LEAST:
-        return f"the split-half reliability is {noise.reliability:.2f}, and {RELIABILITY_AT_LEAST} is the least"
+        return (
+            f"the split-half reliability is {noise.reliability:.2f}, and {RELIABILITY_AT_LEAST} is the least"
+        )
     return ""
 
 
-def build_table(timings: Timings, device: str, space: Space, classes: int, channels: int) -> tuple[LatencyTable, dict[str, Noise]]:
+def build_table(
+    timings: Timings, device: str, space: Space, classes: int, channels: int
+) -> tuple[LatencyTable, dict[str, Noise]]:
     """The table, and the noise of what it is made of ("blocks", "networks").
 
     Raises:
@@ -119,11 +131,17 @@ def build_table(timings: Timings, device: str, space: Space, classes: int, chann
     overhead = value_of(timings.ms[OVERHEAD]) if OVERHEAD in timings.ms else 0.0
     blocks: dict[str, dict[int, float]] = {}
     for name, rounds in timed.items():
-        blocks.setdefault(structure(pieces[name]), {})[pieces[name].size] = max(value_of(rounds) - overhead, 1e-6)
-    networks = tuple(Network(codes=name.removeprefix("net-"), ms=value_of(rounds)) for name, rounds in nets.items())
+        blocks.setdefault(structure(pieces[name]), {})[pieces[name].size] = max(
+            value_of(rounds) - overhead, 1e-6
+        )
+    networks = tuple(
+        Network(codes=name.removeprefix("net-"), ms=value_of(rounds)) for name, rounds in nets.items()
+    )
     sizes = {p.size for name, p in pieces.items() if name in timed and isinstance(p, StemPiece)}
     sizes |= {space.resolution[int(network.codes[:2], 16) - 1] for network in networks}
-    noises = {what: noise_of(items.values()) for what, items in (("blocks", timed), ("networks", nets)) if items}
+    noises = {
+        what: noise_of(items.values()) for what, items in (("blocks", timed), ("networks", nets)) if items
+    }
     if not noises:
         raise UserError(f"The timings hold neither blocks nor networks of space '{space.name}'.")
     table = LatencyTable(
@@ -166,10 +184,16 @@ def read_published(paths: tuple[Path, ...], device: str, space: Space, channels:
             blocks.setdefault(structure(piece), {})[piece.size] = sum(known.get(key, 0.0) for key in keys)
         else:
             lacking[piece.size] = absent
-    resolutions = tuple(r for r in space.resolution if all(b in blocks and s in blocks[b] for b, s in _needed(space, r, channels)))
+    resolutions = tuple(
+        r
+        for r in space.resolution
+        if all(b in blocks and s in blocks[b] for b, s in _needed(space, r, channels))
+    )
     if not resolutions:
         example = lacking[max(lacking)]
-        raise UserError(f"{paths[0]} has no resolution at which space '{space.name}' is complete; it lacks, for example, {example}.")
+        raise UserError(
+            f"{paths[0]} has no resolution at which space '{space.name}' is complete; it lacks, for example, {example}."
+        )
     return LatencyTable(
         device=device,
         runtime="unknown",
@@ -212,10 +236,21 @@ def published_keys(piece: Piece) -> list[str]:
             ]
         case HeadPiece(wide=wide, width=width) if width:
             pool = f"AvgPool2D-input:{_map(s, wide)}-output:{_map(1, wide)}"
-            mix, logits = f"Conv_2-input:{_map(1, wide)}-output:{_map(1, width)}", f"Logits-input:{_map(1, width)}"
-            return [f"Conv_1-input:{_map(s, piece.inp)}-output:{_map(s, wide)}", pool, mix, f"{logits}-output:{piece.classes}"]
+            mix, logits = (
+                f"Conv_2-input:{_map(1, wide)}-output:{_map(1, width)}",
+                f"Logits-input:{_map(1, width)}",
+            )
+            return [
+                f"Conv_1-input:{_map(s, piece.inp)}-output:{_map(s, wide)}",
+                pool,
+                mix,
+                f"{logits}-output:{piece.classes}",
+            ]
         case HeadPiece(wide=wide):
-            return [f"Conv_1-input:{_map(s, piece.inp)}-output:{_map(s, wide)}", f"Logits-input:{_map(s, wide)}-output:{piece.classes}"]
+            return [
+                f"Conv_1-input:{_map(s, piece.inp)}-output:{_map(s, wide)}",
+                f"Logits-input:{_map(s, wide)}-output:{piece.classes}",
+            ]
 
 
 def _map(side: int, channels: int) -> str:

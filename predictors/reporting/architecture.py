@@ -23,7 +23,9 @@ def draw_architecture(title: str, space: Space, arch: Arch) -> Drawing:
     size = halve(halve(arch.resolution, space.stem.stride), 2 if space.stem.deep else 1)
     shapes: list[Shape] = []
     y = 4.0
-    shapes += _simple_row(y, "stem", arch.width[0], size, _stem_text(space, arch), space.stem.width[-1], arch.width[0])
+    shapes += _simple_row(
+        y, "stem", arch.width[0], size, _stem_text(space, arch), space.stem.width[-1], arch.width[0]
+    )
     for i, stage in enumerate(space.stages):
         y += ROW
         size = halve(size, stage.stride)
@@ -32,14 +34,19 @@ def draw_architecture(title: str, space: Space, arch: Arch) -> Drawing:
         shapes += _blocks(y, space, arch, i)
     if space.head:
         y += ROW
-        shapes += _simple_row(y, "head", arch.width[-1], 1, "features to classes", space.head.width[-1], arch.width[-1])
+        shapes += _simple_row(
+            y, "head", arch.width[-1], 1, "features to classes", space.head.width[-1], arch.width[-1]
+        )
     return Drawing(title, WIDTH, y + ROW + 8, tuple(shapes))
 
 
 def shades(space: Space) -> dict[int, Role]:
     """A shade for each kernel size of the space, darker for larger ones."""
     kernels = sorted({k for stage in space.stages for k in stage.kernel})
-    return {kernel: SHADES[round(i * (len(SHADES) - 1) / max(len(kernels) - 1, 1))] for i, kernel in enumerate(kernels)}
+    return {
+        kernel: SHADES[round(i * (len(SHADES) - 1) / max(len(kernels) - 1, 1))]
+        for i, kernel in enumerate(kernels)
+    }
 
 
 def describe_block(kernel: int, expand: float) -> str:
@@ -56,13 +63,22 @@ def _label(y: float, name: str, notes: list[str]) -> Iterator[Shape]:
     yield Words(8, y + ROW / 2 + 12, " · ".join(notes), 11, "quiet")
 
 
-def _simple_row(y: float, name: str, width: int, size: int, text: str, most: int, channels: int) -> Iterator[Shape]:
+def _simple_row(
+    y: float, name: str, width: int, size: int, text: str, most: int, channels: int
+) -> Iterator[Shape]:
     """Stem or head: one box, as long as its share of the widest choice."""
     yield from _label(y, name, [f"{width} ch", f"{size}×{size}"])
     room = WIDTH - LABEL - 8
     if channels < most:
         yield box(LABEL, y + 9, room, ROW - 18, line="known", dashed=True)
-    yield box(LABEL, y + 9, room * channels / most, ROW - 18, "grid", title=f"{name}: {channels} of up to {most} channels")
+    yield box(
+        LABEL,
+        y + 9,
+        room * channels / most,
+        ROW - 18,
+        "grid",
+        title=f"{name}: {channels} of up to {most} channels",
+    )
     yield Words(LABEL + 8, y + ROW / 2 + 4, text, 11)
 
 
@@ -84,7 +100,13 @@ def _blocks(y: float, space: Space, arch: Arch, i: int) -> Iterator[Shape]:
             facts = f"stage {i + 1}, block {block + 1}: {channels} channels, kernel {kernel}, expansion {expand:g}"
             stride = f", stride {stage.stride}" if block == 0 and stage.stride > 1 else ""
             yield _block_box(x, y, step, channels / widest, shades(space)[kernel], facts + stride)
-            yield Words(x + (step - GAP) / 2, y + ROW / 2 + text_size / 3, describe_block(kernel, expand), text_size, anchor="middle")
+            yield Words(
+                x + (step - GAP) / 2,
+                y + ROW / 2 + text_size / 3,
+                describe_block(kernel, expand),
+                text_size,
+                anchor="middle",
+            )
 
 
 def _block_box(x: float, y: float, step: float, share: float, fill: Role | None, title: str) -> Outline:

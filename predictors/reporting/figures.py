@@ -36,13 +36,22 @@ def pictures(found: Findings) -> dict[str, Picture]:
     """By the name of their files: those for which there is something to show."""
     drawn = {"front": test_picture(found, "macs"), "validation": validation_picture(found, "macs")}
     if any(known.latency_ms is not None for known in found.known):
-        drawn |= {"front_latency": test_picture(found, "latency_ms"), "validation_latency": validation_picture(found, "latency_ms")}
+        drawn |= {
+            "front_latency": test_picture(found, "latency_ms"),
+            "validation_latency": validation_picture(found, "latency_ms"),
+        }
     if found.judged:
         drawn["predictor"] = predictor_picture(found.judged)
     groups = by_arch(found.chosen)
-    diagrams = [draw_architecture(", ".join(c.name for c in same), found.space, arch) for arch, same in groups.items()]
+    diagrams = [
+        draw_architecture(", ".join(c.name for c in same), found.space, arch) for arch, same in groups.items()
+    ]
     rows = [_chosen_row(c) for c in found.chosen]
-    return drawn | {"architectures": Picture(side_by_side("Chosen architectures", diagrams, 1 if len(diagrams) == 1 else 2), rows, "")}
+    return drawn | {
+        "architectures": Picture(
+            side_by_side("Chosen architectures", diagrams, 1 if len(diagrams) == 1 else 2), rows, ""
+        )
+    }
 
 
 def test_picture(found: Findings, cost: Cost) -> Picture:
@@ -52,7 +61,9 @@ def test_picture(found: Findings, cost: Cost) -> Picture:
 
     def points(*kinds: str) -> list[Point]:
         return [
-            _tested_point(t, cost, images) for t in sorted(tested, key=lambda t: (getattr(t, cost), t.test_accuracy)) if t.kind in kinds
+            _tested_point(t, cost, images)
+            for t in sorted(tested, key=lambda t: (getattr(t, cost), t.test_accuracy))
+            if t.kind in kinds
         ]
 
     chosen = points("selected")
@@ -77,7 +88,9 @@ def test_picture(found: Findings, cost: Cost) -> Picture:
 def validation_picture(found: Findings, cost: Cost) -> Picture:
     """All that was measured on validation images, and the front of it."""
     images = found.images["val"]
-    known = sorted((k for k in found.known if getattr(k, cost) is not None), key=lambda k: float(getattr(k, cost)))
+    known = sorted(
+        (k for k in found.known if getattr(k, cost) is not None), key=lambda k: float(getattr(k, cost))
+    )
     values = [float(getattr(k, cost)) for k in known]
     front = front_of([(value, k.val_accuracy) for value, k in zip(values, known, strict=True)])
 
@@ -106,22 +119,31 @@ def predictor_picture(judged: HeldOut) -> Picture:
     """Predicted against measured accuracy."""
     names = ("val_accuracy", "predicted_accuracy", "low", "high", "macs", "inside")
     columns = [values.tolist() for values in (*judged, judged.covered)]
-    rows: list[dict[str, Any]] = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    rows: list[dict[str, Any]] = [
+        dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)
+    ]
     every = -(-len(rows) // MOST_WHISKERS)
-    ends = [min(judged.measured.min(), judged.predicted.min()), max(judged.measured.max(), judged.predicted.max())]
+    ends = [
+        min(judged.measured.min(), judged.predicted.min()),
+        max(judged.measured.max(), judged.predicted.max()),
+    ]
     points: dict[bool, list[Point]] = {True: [], False: []}
     for i, row in enumerate(rows):
         said = f"predicted {_percent(row['predicted_accuracy'])} ({_percent(row['low'])} to {_percent(row['high'])})"
         whisker = (row["low"], row["high"]) if i % every == 0 else None
         title = f"{format_count(row['macs'])} MACs: measured {_percent(row['val_accuracy'])}, {said}"
-        points[row["inside"]].append(Point(row["val_accuracy"], row["predicted_accuracy"], whisker, title=title))
+        points[row["inside"]].append(
+            Point(row["val_accuracy"], row["predicted_accuracy"], whisker, title=title)
+        )
     looks = [
         Series("predicted = measured", "dashes", "quiet", 1.2, [Point(end, end) for end in ends]),
         Series("measured inside the interval", "disc", "random", 3, points[True]),
         Series("outside", "disc", "chosen", 3, points[False]),
     ]
     measured = _accuracy("measured on validation images")
-    drawing = draw_chart("Predicted against measured accuracy", measured, _accuracy("predicted from other subnets"), looks)
+    drawing = draw_chart(
+        "Predicted against measured accuracy", measured, _accuracy("predicted from other subnets"), looks
+    )
     bars = "The bar" if every == 1 else f"The bar (drawn for one in {every})"
     caption = (
         f"Each dot is one of {len(rows)} collected subnets, predicted by a predictor that learned from others only (5 folds). The nearer "
@@ -141,7 +163,9 @@ def describe_prediction(predicted: float | None, interval: tuple[float, float] |
     """`97.1% (96.0 to 98.2)`, or a dash."""
     if predicted is None:
         return "–"
-    return _percent(predicted) + (f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else "")
+    return _percent(predicted) + (
+        f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else ""
+    )
 
 
 def _accuracy(label: str) -> Axis:
@@ -157,7 +181,9 @@ def _tested_point(t: Tested, cost: Cost, images: int) -> Point:
     between = f", 90% interval {100 * low:.1f} to {100 * high:.1f}%"
     title = f"{t.budget or t.kind} ({t.kind}): {format_count(t.macs)} MACs, test {_percent(t.test_accuracy)}{between}"
     label = {"selected": t.budget, "random": ""}.get(t.kind, t.kind)
-    return Point(getattr(t, cost), t.test_accuracy, (low, high) if t.kind == "selected" else None, label, title)
+    return Point(
+        getattr(t, cost), t.test_accuracy, (low, high) if t.kind == "selected" else None, label, title
+    )
 
 
 def _known_point(k: Known, cost: Cost, images: int) -> Point:
@@ -167,16 +193,26 @@ def _known_point(k: Known, cost: Cost, images: int) -> Point:
 
 
 def _known_row(k: Known) -> dict[str, Any]:
-    return {name: getattr(k, name) for name in ("kind", "name", "macs", "latency_ms", "val_accuracy")} | _arch_row(k.arch)
+    return {
+        name: getattr(k, name) for name in ("kind", "name", "macs", "latency_ms", "val_accuracy")
+    } | _arch_row(k.arch)
 
 
 def _chosen_row(c: Chosen) -> dict[str, Any]:
     names = ("macs", "params", "latency_ms", "predicted_accuracy", "val_accuracy", "explore", "pairs", "seed")
     facts = {name: getattr(c.choice, name) for name in names}
     low, high = c.choice.predicted_interval() or (None, None)
-    return {"budget": c.name, "limits": describe_limits(c)} | facts | {"predicted_low": low, "predicted_high": high} | _arch_row(c.arch)
+    return (
+        {"budget": c.name, "limits": describe_limits(c)}
+        | facts
+        | {"predicted_low": low, "predicted_high": high}
+        | _arch_row(c.arch)
+    )
 
 
 def _arch_row(arch: Arch) -> dict[str, Any]:
     """Lists joined by dashes."""
-    return {name: "-".join(map(str, value)) if isinstance(value, list) else value for name, value in arch.model_dump(mode="json").items()}
+    return {
+        name: "-".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in arch.model_dump(mode="json").items()
+    }

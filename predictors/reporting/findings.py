@@ -133,7 +133,12 @@ def read_chosen(run: Path, space: Space, latency: Costs | None) -> list[Chosen]:
             choice = choice.model_copy(update={"latency_ms": float(latency(row[None])[0])})
         found.append(Chosen(name, choice, decode(space, row), written))
     return sorted(
-        found, key=lambda c: (next((x.limit for x in c.choice.constraints if x.name == "macs"), c.choice.macs), c.choice.macs, c.name)
+        found,
+        key=lambda c: (
+            next((x.limit for x in c.choice.constraints if x.name == "macs"), c.choice.macs),
+            c.choice.macs,
+            c.name,
+        ),
     )
 
 
@@ -150,7 +155,9 @@ def read_known(run: Path, space: Space, chosen: list[Chosen], latency: Costs | N
     def add(facts: Selected, kind: Literal["selected", "candidate"], name: str = "") -> None:
         code = encode(space, facts.arch)
         known = facts.latency_ms if isinstance(facts, Facts) else None
-        found.setdefault(code.tobytes(), Known(facts.macs, known, facts.val_accuracy, kind, name, decode(space, code)))
+        found.setdefault(
+            code.tobytes(), Known(facts.macs, known, facts.val_accuracy, kind, name, decode(space, code))
+        )
 
     for c in chosen:
         add(c.choice, "selected", ", ".join(same.name for same in by_arch(chosen)[c.arch]))
@@ -158,14 +165,18 @@ def read_known(run: Path, space: Space, chosen: list[Chosen], latency: Costs | N
         add(facts, "candidate")
     for pair in read_pairs(run):
         code = encode(space, pair.arch)
-        found.setdefault(code.tobytes(), Known(pair.macs, None, pair.val_accuracy, "collected", "", decode(space, code)))
+        found.setdefault(
+            code.tobytes(), Known(pair.macs, None, pair.val_accuracy, "collected", "", decode(space, code))
+        )
     for kind, arch in extremes(space).items():
         key = encode(space, arch).tobytes()
         if key in found and found[key].kind != "selected":
             found[key] = found[key]._replace(kind=kind, name=kind)
     if latency is not None:
         times = latency(np.stack([np.frombuffer(code, np.uint8) for code in found]))
-        found = {code: k._replace(latency_ms=float(t)) for (code, k), t in zip(found.items(), times, strict=True)}
+        found = {
+            code: k._replace(latency_ms=float(t)) for (code, k), t in zip(found.items(), times, strict=True)
+        }
     return sorted(found.values(), key=lambda k: k.macs)
 
 
@@ -200,7 +211,11 @@ def compare(chosen: list[Chosen], tested: list[Tested]) -> list[Comparison]:
         accuracy, macs = np.array([t.test_accuracy for t in others]), np.array([t.macs for t in others])
         beaten, apart = int((accuracy < mine.test_accuracy).sum()), float(np.abs(macs / mine.macs - 1).max())
         median = float(np.median(accuracy))
-        found.append(Comparison(name, mine.macs, choice.val_accuracy, mine.test_accuracy, median, beaten, len(others), apart))
+        found.append(
+            Comparison(
+                name, mine.macs, choice.val_accuracy, mine.test_accuracy, median, beaten, len(others), apart
+            )
+        )
     return found
 
 

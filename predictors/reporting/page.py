@@ -64,13 +64,20 @@ def render(found: Findings, drawn: Mapping[str, Picture]) -> str:
     ]
     head = f'<meta charset="utf-8"/><meta name="viewport" content="width=device-width,initial-scale=1"/><title>{safe(title)}</title>'
     style = f"<style>{colors_css()}{CSS}</style>"
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}{style}</head>\n<body><main>\n' + "\n".join(parts) + "\n</main></body></html>\n"
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head>{head}{style}</head>\n<body><main>\n'
+        + "\n".join(parts)
+        + "\n</main></body></html>\n"
+    )
 
 
 def _lead(found: Findings) -> list[str]:
     classes = ", ".join(found.classes[:MOST_CLASSES]) + (", …" if len(found.classes) > MOST_CLASSES else "")
     gains = [100 * (c.test_accuracy - c.random_median) for c in found.comparisons]
-    beaten, count = sum(c.random_beaten for c in found.comparisons), sum(c.random_count for c in found.comparisons)
+    beaten, count = (
+        sum(c.random_beaten for c in found.comparisons),
+        sum(c.random_count for c in found.comparisons),
+    )
     one, gain, size = len(gains) == 1, sum(gains) / len(gains), found.space.size()
     many = f"{size:,}" if size < 10**9 else f"about 10<sup>{len(str(size)) - 1}</sup>"
     return [
@@ -86,8 +93,21 @@ def _lead(found: Findings) -> list[str]:
 
 def _chosen_table(found: Findings) -> list[str]:
     timed = any(c.choice.latency_ms is not None for c in found.chosen)
-    heads = ["chosen", "MACs", "params", *(["latency"] if timed else []), "predicted", "validation", "test", "random (test)", "beats"]
-    rows = [_chosen_row(c, comparison, found.images, timed) for c, comparison in zip(found.chosen, found.comparisons, strict=True)]
+    heads = [
+        "chosen",
+        "MACs",
+        "params",
+        *(["latency"] if timed else []),
+        "predicted",
+        "validation",
+        "test",
+        "random (test)",
+        "beats",
+    ]
+    rows = [
+        _chosen_row(c, comparison, found.images, timed)
+        for c, comparison in zip(found.chosen, found.comparisons, strict=True)
+    ]
     return [
         _table(heads, rows),
         '<p class="quiet">In order of budget. In small print: the limits, the search and when the file was written; 90% intervals. That '
@@ -104,10 +124,18 @@ def _chosen_row(c: Chosen, comparison: Comparison, images: Mapping[str, int], ti
     predicted = [describe_prediction(choice.predicted_accuracy, None)]
     predicted += [f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"] if interval else []
     return [
-        _cell(c.name, *([describe_limits(c)] if choice.constraints else []), " · ".join([*how, f"{c.written:%Y-%m-%d %H:%M}"])),
+        _cell(
+            c.name,
+            *([describe_limits(c)] if choice.constraints else []),
+            " · ".join([*how, f"{c.written:%Y-%m-%d %H:%M}"]),
+        ),
         _cell(format_count(choice.macs)),
         _cell("–" if choice.params is None else format_count(choice.params)),
-        *([_cell("–" if choice.latency_ms is None else format_cost("latency", choice.latency_ms))] if timed else []),
+        *(
+            [_cell("–" if choice.latency_ms is None else format_cost("latency", choice.latency_ms))]
+            if timed
+            else []
+        ),
         _cell(*predicted),
         _measured(choice.val_accuracy, images["val"]),
         _measured(comparison.test_accuracy, images["test"]),
@@ -124,10 +152,16 @@ def _measured(accuracy: float, images: int) -> str:
 def _trust(found: Findings, picture: Picture | None) -> list[str]:
     judged = found.judged
     if judged is None or picture is None:
-        return [f"<p>{found.pairs} subnets are collected; from 20 on, this report predicts each of them from the others.</p>"]
+        return [
+            f"<p>{found.pairs} subnets are collected; from 20 on, this report predicts each of them from the others.</p>"
+        ]
     whole, plain = trust(judged), judged._replace(predicted=judged.macs.astype(float))
     everywhere = [
-        tau_in_bands(*x) for x in ((judged.measured, judged.predicted, judged.macs), (plain.measured, plain.predicted, plain.macs))
+        tau_in_bands(*x)
+        for x in (
+            (judged.measured, judged.predicted, judged.macs),
+            (plain.measured, plain.predicted, plain.macs),
+        )
     ]
     gap = format_count(near(judged.macs), 2)
     rows = [
@@ -142,15 +176,26 @@ def _trust(found: Findings, picture: Picture | None) -> list[str]:
         f"are uncertain by themselves ({found.images['val']} images), so 1 cannot be reached.</p>",
     ]
     if split := bands(judged):
-        parts += ["<h3>In bands of MACs</h3>", _table(["MACs", "subnets", "tau", "typical miss", "inside 90%"], map(_band, split))]
-        parts.append('<p class="quiet">Typical miss: the median of |predicted − measured|, in points of accuracy.</p>')
+        parts += [
+            "<h3>In bands of MACs</h3>",
+            _table(["MACs", "subnets", "tau", "typical miss", "inside 90%"], map(_band, split)),
+        ]
+        parts.append(
+            '<p class="quiet">Typical miss: the median of |predicted − measured|, in points of accuracy.</p>'
+        )
     return [_grid([_figure(picture), "<div>" + "\n".join(parts) + "</div>"])]
 
 
 def _band(band: tuple[int, int, Trust]) -> list[str]:
     low, high, t = band
     name = f"{format_count(low)} to {format_count(high)}"
-    return [_cell(name), _cell(str(t.pairs)), _cell(_number(t.tau)), _cell(f"{100 * t.miss:.2f}"), _cell(f"{t.coverage:.0%}")]
+    return [
+        _cell(name),
+        _cell(str(t.pairs)),
+        _cell(_number(t.tau)),
+        _cell(f"{100 * t.miss:.2f}"),
+        _cell(f"{t.coverage:.0%}"),
+    ]
 
 
 def _architectures(found: Findings) -> list[str]:
@@ -180,7 +225,11 @@ def _candidates(c: Chosen, images: int) -> str:
     if not others:
         return ""
     rows = [[_cell(str(i)), *_candidate(facts, images)] for i, facts in enumerate(others, start=1)]
-    count = f"{len(others)} of {len(c.choice.candidates)}" if len(others) < len(c.choice.candidates) else str(len(others))
+    count = (
+        f"{len(others)} of {len(c.choice.candidates)}"
+        if len(others) < len(c.choice.candidates)
+        else str(len(others))
+    )
     table = _table(["rank", "MACs", "predicted (90%)", "validation"], rows)
     return f"<details><summary>Other candidates for {safe(c.name)}, by measured accuracy ({count})</summary>{table}</details>"
 
@@ -210,5 +259,8 @@ def _cell(text: str, *small: str) -> str:
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of cells that are HTML already; the first of each row is its name."""
     head = "".join(f'<th scope="col">{safe(text)}</th>' for text in heads)
-    body = "".join(f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows)
+    body = "".join(
+        f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>"
+        for row in rows
+    )
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

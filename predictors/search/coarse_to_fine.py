@@ -17,13 +17,17 @@ from predictors.search.evaluations import Ask, Measured
 LEVELS, PARENTS, MUTANTS, MUTATION = 5, 3, 256, 0.1
 
 
-def coarse_to_fine(measured: Measured, constraints: Sequence[Constraint], count: int, rng: np.random.Generator, ask: Ask) -> None:
+def coarse_to_fine(
+    measured: Measured, constraints: Sequence[Constraint], count: int, rng: np.random.Generator, ask: Ask
+) -> None:
     """Measure at most `count` more subnets under the constraints: up to half of them coarse, the others fine.
 
     What is known already is not measured, counts for nothing, and may be mutated like the rest. Ends early when every mutant is known.
     """
     points = [row for row in coarse(measured.space, constraints) if row not in measured]
-    spread = np.unique(np.linspace(0, len(points) - 1, min(len(points), -(-count // 2))).astype(int))  # with first and last
+    spread = np.unique(
+        np.linspace(0, len(points) - 1, min(len(points), -(-count // 2))).astype(int)
+    )  # with first and last
     measured.measure([points[i] for i in spread], ask)
     for _ in range(count - len(spread)):
         row = fine(measured, constraints, rng)
@@ -48,7 +52,9 @@ def coarse_grid(space: Space) -> tuple[Codes, tuple[int, ...]]:
     first to the last, in every column of the field.
     """
     fields = list(dict.fromkeys(column.field for column in space.columns))
-    shape = tuple(min(LEVELS, max(len(c.values) for c in space.columns if c.field == field)) for field in fields)
+    shape = tuple(
+        min(LEVELS, max(len(c.values) for c in space.columns if c.field == field)) for field in fields
+    )
     share_NL = np.indices(shape).reshape(len(fields), -1).T / np.maximum(np.array(shape) - 1, 1)
     share_NF = share_NL[:, [fields.index(column.field) for column in space.columns]]
     return canonical(space, 1 + np.rint(share_NF * (space.cardinalities - 1)).astype(np.uint8)), shape

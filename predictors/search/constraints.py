@@ -54,7 +54,10 @@ def fits(constraints: Sequence[Constraint], codes_NF: Codes) -> NDArray[np.bool_
 
 def use(constraints: Sequence[Constraint], codes_NF: Codes) -> Floats:
     """(N,) the shares of their limits that are used, summed: the cheaper one of two has less."""
-    return np.sum([np.asarray(c.cost(codes_NF), np.float64) / c.limit for c in constraints] + [np.zeros(len(codes_NF))], axis=0)
+    return np.sum(
+        [np.asarray(c.cost(codes_NF), np.float64) / c.limit for c in constraints] + [np.zeros(len(codes_NF))],
+        axis=0,
+    )
 
 
 def parse_milliseconds(value: object) -> float:

@@ -30,10 +30,15 @@ class Part(NamedTuple):
 def parts_of(space: Space, classes: int, channels: int) -> dict[str, list[Part]]:
     """MACs and parameters as sums."""
     found = list(tables(space, classes, channels, cost_of_piece))
-    return {name: [Part(table.columns, table.price[..., i]) for table in found] for i, name in enumerate(("macs", "params"))}
+    return {
+        name: [Part(table.columns, table.price[..., i]) for table in found]
+        for i, name in enumerate(("macs", "params"))
+    }
 
 
-def fit_additive(space: Space, score: Scores, parts: Sequence[Part], rng: np.random.Generator) -> list[Floats]:
+def fit_additive(
+    space: Space, score: Scores, parts: Sequence[Part], rng: np.random.Generator
+) -> list[Floats]:
     """For each part what every combination of the choices that it is the first to read adds to `score`.
 
     By least squares on random architectures: exactly, up to a constant, if `score` is such a sum.
@@ -65,7 +70,11 @@ def merge_fronts(space: Space, gains: Sequence[Floats], parts: Sequence[Part], m
         options, asleep = _options(space, new), _asleep(space, rows, new)[:, None]
         place = np.zeros((len(rows), len(options)), np.intp)
         for c, choices in zip(columns, table.shape, strict=False):
-            place = place * choices + np.maximum(options[:, new.index(c)] if c in new else rows[:, c, None], 1) - 1
+            place = (
+                place * choices
+                + np.maximum(options[:, new.index(c)] if c in new else rows[:, c, None], 1)
+                - 1
+            )
         costs = cost[:, None] + table.ravel()[place]
         possible = costs + to_come[i + 1] <= most
         possible[:, 1:] &= ~asleep  # a block that is not there has one option
@@ -74,8 +83,13 @@ def merge_fronts(space: Space, gains: Sequence[Floats], parts: Sequence[Part], m
         cost = costs[parent, option]
         chosen = np.where(asleep[parent], 0, options[option])
         group = np.zeros(len(parent), np.int64)
-        for c in sorted({c for part in parts[: i + 1] for c in part.columns} & {c for part in parts[i + 1 :] for c in part.columns}):
-            group = group * len(space.columns[c].values) + (chosen[:, new.index(c)] if c in new else rows[parent, c])
+        for c in sorted(
+            {c for part in parts[: i + 1] for c in part.columns}
+            & {c for part in parts[i + 1 :] for c in part.columns}
+        ):
+            group = group * len(space.columns[c].values) + (
+                chosen[:, new.index(c)] if c in new else rows[parent, c]
+            )
         kept = _fronts(group, score, cost)
         rows, score, cost = rows[parent[kept]], score[kept], cost[kept]
         rows[:, new] = chosen[kept]
@@ -84,7 +98,10 @@ def merge_fronts(space: Space, gains: Sequence[Floats], parts: Sequence[Part], m
 
 def _first_read(parts: Sequence[Part]) -> list[list[int]]:
     """For each part the columns that none before it reads."""
-    return [sorted(set(part.columns) - {c for before in parts[:i] for c in before.columns}) for i, part in enumerate(parts)]
+    return [
+        sorted(set(part.columns) - {c for before in parts[:i] for c in before.columns})
+        for i, part in enumerate(parts)
+    ]
 
 
 def _options(space: Space, new: list[int]) -> Codes:
@@ -95,7 +112,11 @@ def _options(space: Space, new: list[int]) -> Codes:
 
 def _asleep(space: Space, rows: Codes, new: list[int]) -> NDArray[np.bool_]:
     """(N,) whether the columns `new` are those of a block past the depth that the rows have chosen."""
-    blocks = [space.columns[c] for c in new if space.columns[c].field == "kernel"] if space.granularity == "block" else []
+    blocks = (
+        [space.columns[c] for c in new if space.columns[c].field == "kernel"]
+        if space.granularity == "block"
+        else []
+    )
     if not blocks:
         return np.zeros(len(rows), np.bool_)
     stage = space.slot_stage[blocks[0].position]
@@ -111,5 +132,7 @@ def _fronts(group: NDArray[np.int64], score: Floats, cost: Floats) -> NDArray[np
     lifted = score[order] + group[order] * (np.ptp(score) + 1)  # each group above all of the one before
     better = np.concatenate([[True], lifted[1:] > np.maximum.accumulate(lifted)[:-1]])
     order = order[better]
-    last = np.concatenate([(np.diff(group[order]) > 0) | (np.diff(cost[order]) > 0), [True]])  # of equally cheap ones, the best
+    last = np.concatenate(
+        [(np.diff(group[order]) > 0) | (np.diff(cost[order]) > 0), [True]]
+    )  # of equally cheap ones, the best
     return order[last]

@@ -53,11 +53,19 @@ class Measured:
     def __len__(self) -> int:
         return len(self._found)
 
-    def add(self, row: Codes, accuracy: float, source: Literal["pairs", "select"], prediction: Prediction | None = None) -> None:
+    def add(
+        self,
+        row: Codes,
+        accuracy: float,
+        source: Literal["pairs", "select"],
+        prediction: Prediction | None = None,
+    ) -> None:
         """Keep an accuracy, unless the subnet is known."""
         self._found.setdefault(row.tobytes(), Candidate(row, accuracy, source, prediction))
 
-    def measure(self, rows: Sequence[Codes], ask: Ask, predictions: Sequence[Prediction | None] | None = None) -> list[float]:
+    def measure(
+        self, rows: Sequence[Codes], ask: Ask, predictions: Sequence[Prediction | None] | None = None
+    ) -> list[float]:
         """Measure new subnets; their accuracies."""
         said = [None] * len(rows) if predictions is None else predictions
         accuracies = list(ask(rows, said))
@@ -98,7 +106,11 @@ class Measured:
         found = self.under(constraints)
         if not found:
             return None
-        ties = [c for c in found if c.val_accuracy >= found[0].val_accuracy - errors * self.noise(found[0].val_accuracy)]
+        ties = [
+            c
+            for c in found
+            if c.val_accuracy >= found[0].val_accuracy - errors * self.noise(found[0].val_accuracy)
+        ]
         return ties[int(use(constraints, np.stack([c.row for c in ties])).argmin())]
 
     def front(self, costs: Mapping[str, Costs], constraints: Sequence[Constraint]) -> list[Candidate]:

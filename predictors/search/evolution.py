@@ -41,24 +41,41 @@ class Pool(NamedTuple):
     over: Floats
 
 
-def search(space: Space, score: Scores, constraints: Sequence[Constraint], rng: np.random.Generator, seeds: Codes | None = None) -> Codes:
+def search(
+    space: Space,
+    score: Scores,
+    constraints: Sequence[Constraint],
+    rng: np.random.Generator,
+    seeds: Codes | None = None,
+) -> Codes:
     """The best architectures found under all constraints, best first, all different; none if none was found.
 
     An evolution that starts from `seeds` (those of `additive_fronts` make it fast and the result as good as theirs), then pairs.
     """
-    start = _start(space, OURS.initial, rng) if seeds is None else np.concatenate([_start(space, OURS.initial, rng), seeds])
+    start = (
+        _start(space, OURS.initial, rng)
+        if seeds is None
+        else np.concatenate([_start(space, OURS.initial, rng), seeds])
+    )
     pool = improve_pairs(space, score, constraints, evolve(space, score, constraints, rng, start))
     return pool.rows[pool.over == 0]
 
 
-def additive_fronts(space: Space, score: Scores, costs: Sequence[Sequence[Part]], rng: np.random.Generator) -> Codes:
+def additive_fronts(
+    space: Space, score: Scores, costs: Sequence[Sequence[Part]], rng: np.random.Generator
+) -> Codes:
     """The front of `score` against each of `costs`: exact if the score is additive, otherwise that of the additive score nearest to it."""
     gains = fit_additive(space, score, costs[0], rng)
     return np.unique(np.concatenate([merge_fronts(space, gains, parts) for parts in costs]), axis=0)
 
 
 def evolve(
-    space: Space, score: Scores, constraints: Sequence[Constraint], rng: np.random.Generator, start: Codes, settings: Evolution = OURS
+    space: Space,
+    score: Scores,
+    constraints: Sequence[Constraint],
+    rng: np.random.Generator,
+    start: Codes,
+    settings: Evolution = OURS,
 ) -> Pool:
     """The evolution of OFA (2020, arXiv:1908.09791) on whole arrays: the best so far are parents, half of their children are mutated.
 
@@ -73,7 +90,9 @@ def evolve(
     return pool
 
 
-def improve_pairs(space: Space, score: Scores, constraints: Sequence[Constraint], pool: Pool, steps: int = STEPS) -> Pool:
+def improve_pairs(
+    space: Space, score: Scores, constraints: Sequence[Constraint], pool: Pool, steps: int = STEPS
+) -> Pool:
     """The pool and what changing any two choices at once leads to: at each step, of the best whose pairs were not tried yet.
 
     Under a limit the best spends all of it: to gain in one choice it must save in another.
@@ -90,7 +109,9 @@ def improve_pairs(space: Space, score: Scores, constraints: Sequence[Constraint]
         near = np.repeat(best[None], len(first), axis=0)
         for change in (first, second):
             near[np.arange(len(first)), columns[change]] = codes[change]
-        pool = _best(_join(pool, _judge(_unseen(canonical(space, near), seen), score, constraints)), len(pool.rows))
+        pool = _best(
+            _join(pool, _judge(_unseen(canonical(space, near), seen), score, constraints)), len(pool.rows)
+        )
     return pool
 
 
@@ -131,7 +152,9 @@ def undominated(scores_N: Floats, costs_NK: NDArray[Any]) -> NDArray[np.bool_]:
     return kept
 
 
-def widest_gains(scores_N: Floats, costs_NK: NDArray[Any], known_scores: Floats, known_costs: NDArray[Any], count: int) -> list[int]:
+def widest_gains(
+    scores_N: Floats, costs_NK: NDArray[Any], known_scores: Floats, known_costs: NDArray[Any], count: int
+) -> list[int]:
     """Which `count` rows should raise a known front most: by turns the one of the largest gain in score times distance in cost.
 
     The gain is over the best known at no higher costs; the distance, in logarithms, from the front and from what is chosen already.
@@ -146,7 +169,9 @@ def widest_gains(scores_N: Floats, costs_NK: NDArray[Any], known_scores: Floats,
         worth = np.maximum(scores_N - floor, 1e-9) * (distance + 1e-9)
         worth[chosen] = -1
         chosen.append(int(worth.argmax()))
-        floor = np.where((costs_NK[chosen[-1]] <= costs_NK).all(axis=1), np.maximum(floor, scores_N[chosen[-1]]), floor)
+        floor = np.where(
+            (costs_NK[chosen[-1]] <= costs_NK).all(axis=1), np.maximum(floor, scores_N[chosen[-1]]), floor
+        )
         distance = np.minimum(distance, np.abs(np.log(costs_NK) - np.log(costs_NK[chosen[-1]])).max(axis=1))
     return chosen
 
@@ -175,7 +200,9 @@ def _thrift(cost: Costs, rows: Codes) -> Floats:
 
 def _start(space: Space, count: int, rng: np.random.Generator) -> Codes:
     """The smallest and the largest architecture, and uniform samples."""
-    return np.concatenate([encode(space, f(space))[None] for f in (smallest, largest)] + [sample_codes(space, count, rng)])
+    return np.concatenate(
+        [encode(space, f(space))[None] for f in (smallest, largest)] + [sample_codes(space, count, rng)]
+    )
 
 
 def _children(space: Space, parents: Codes, settings: Evolution, rng: np.random.Generator) -> Codes:
@@ -217,6 +244,8 @@ def _best_of_cells(pool: Pool, costs: Sequence[Costs]) -> Pool:
     each = round(CELLS ** (1 / len(costs)))
     for cost in costs:
         level = np.log(cost(pool.rows))
-        cells = cells * each + np.minimum(each * (level - level.min()) / max(np.ptp(level), 1e-12), each - 1).astype(np.int64)
+        cells = cells * each + np.minimum(
+            each * (level - level.min()) / max(np.ptp(level), 1e-12), each - 1
+        ).astype(np.int64)
     order = np.lexsort((-pool.scores, pool.over, cells))
     return _take(pool, order[np.unique(cells[order], return_index=True)[1]])

@@ -46,7 +46,11 @@ class Front(NamedTuple):
         found = search_front(measured.space, score, self.costs, self.constraints, self.rng, seeds)
         found = np.array([row for row in found if row not in measured], np.uint8).reshape(-1, found.shape[1])
         known, y = measured.training_set()
-        return found[widest_gains(score(found), self._of(found), y, self._of(known), PER_ROUND)] if len(found) else found
+        return (
+            found[widest_gains(score(found), self._of(found), y, self._of(known), PER_ROUND)]
+            if len(found)
+            else found
+        )
 
     def _of(self, rows: Codes) -> Floats:
         return np.stack([cost(rows) for cost in self.costs], axis=1).astype(np.float64)
@@ -90,7 +94,9 @@ def measure_promising(
                 mean, std = predictor.predict(features(space, np.stack(fresh)))
                 half = quality.half_width(std)
                 low, high = np.clip([mean - half, mean + half], 0, 1)
-                said = zip(mean.tolist(), std.tolist(), zip(low.tolist(), high.tolist(), strict=True), strict=True)
+                said = zip(
+                    mean.tolist(), std.tolist(), zip(low.tolist(), high.tolist(), strict=True), strict=True
+                )
                 measured.measure(fresh, ask, [Prediction(*facts) for facts in said])
         if len(measured) == before:
             break

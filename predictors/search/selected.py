@@ -15,7 +15,13 @@ from predictors.accuracy.pairs import FRONT
 from predictors.search.constraints import UNITS, Constraint, Costs, format_cost
 from predictors.search.evaluations import Candidate, Measured
 
-KEYS = {"macs": "macs", "latency": "latency_ms", "size": "size_bytes", "memory": "memory_bytes", "params": "params"}
+KEYS = {
+    "macs": "macs",
+    "latency": "latency_ms",
+    "size": "size_bytes",
+    "memory": "memory_bytes",
+    "params": "params",
+}
 
 
 class Goal(NamedTuple):
@@ -28,12 +34,20 @@ class Goal(NamedTuple):
     @classmethod
     def best(cls, constraints: Sequence[Constraint]) -> "Goal":
         """Named by its limits: `600M`, `600M-15ms`, `600M-size20MB`."""
-        words = [("" if c.name in ("macs", "latency") else c.name) + format_cost(c.name, c.limit, 15) for c in constraints]
+        words = [
+            ("" if c.name in ("macs", "latency") else c.name) + format_cost(c.name, c.limit, 15)
+            for c in constraints
+        ]
         return cls("-".join(words), tuple(constraints), {})
 
 
 def write_goals(
-    goals: Sequence[Goal], measured: Measured, costs: Mapping[str, Costs], facts: dict[str, Any], ties: float, folder: Path
+    goals: Sequence[Goal],
+    measured: Measured,
+    costs: Mapping[str, Costs],
+    facts: dict[str, Any],
+    ties: float,
+    folder: Path,
 ) -> None:
     """The choice for each goal with its limits and the other measured candidates, ranked by measurement. ties: standard errors."""
     chosen = {}
@@ -43,12 +57,25 @@ def write_goals(
             raise UserError(
                 f"No subnet that keeps {' '.join(map(str, goal.constraints))} was found; use --explore search, or raise a limit."
             )
-        others = [describe(measured, c, costs) for c in measured.under(goal.constraints) if c.source == "select" and c is not best]
+        others = [
+            describe(measured, c, costs)
+            for c in measured.under(goal.constraints)
+            if c.source == "select" and c is not best
+        ]
         chosen[goal.name] = describe(measured, best, costs)
         limits = [
-            {"name": c.name, "limit": c.limit, "value": chosen[goal.name][KEYS[c.name]], "unit": UNITS[c.name]} for c in goal.constraints
+            {
+                "name": c.name,
+                "limit": c.limit,
+                "value": chosen[goal.name][KEYS[c.name]],
+                "unit": UNITS[c.name],
+            }
+            for c in goal.constraints
         ]
-        write_json(folder / f"{goal.name}.json", chosen[goal.name] | {"constraints": limits} | facts | {"candidates": others})
+        write_json(
+            folder / f"{goal.name}.json",
+            chosen[goal.name] | {"constraints": limits} | facts | {"candidates": others},
+        )
     shown = dict.fromkeys(["macs", "params", *(c.name for goal in goals for c in goal.constraints)])
     if chosen:
         _show("budget", chosen, list(shown))
@@ -56,13 +83,22 @@ def write_goals(
 
 def write_front(goal: Goal, measured: Measured, costs: Mapping[str, Costs], folder: Path) -> None:
     """The measured front, cheapest first."""
-    front = [describe(measured, candidate, costs) for candidate in measured.front(goal.front, goal.constraints)]
+    front = [
+        describe(measured, candidate, costs) for candidate in measured.front(goal.front, goal.constraints)
+    ]
     write_json(folder / FRONT, front)
-    with atomic((folder / FRONT).with_suffix(".csv")) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        atomic((folder / FRONT).with_suffix(".csv")) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, _flat(front[0]))
         writer.writeheader()
         writer.writerows(_flat(point) for point in front)
-    _show("front", {str(i): point for i, point in enumerate(front, start=1)}, list(dict.fromkeys(["macs", "params", *goal.front])))
+    _show(
+        "front",
+        {str(i): point for i, point in enumerate(front, start=1)},
+        list(dict.fromkeys(["macs", "params", *goal.front])),
+    )
 
 
 def describe(measured: Measured, candidate: Candidate, costs: Mapping[str, Costs]) -> dict[str, Any]:
@@ -82,12 +118,17 @@ def describe(measured: Measured, candidate: Candidate, costs: Mapping[str, Costs
 
 def _flat(facts: dict[str, Any]) -> dict[str, Any]:
     """One line of the table: numbers, then the architecture, lists joined by dashes."""
-    arch = {name: "-".join(map(str, value)) if isinstance(value, list) else value for name, value in facts["arch"].items()}
+    arch = {
+        name: "-".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in facts["arch"].items()
+    }
     return {name: facts[name] for name in (*KEYS.values(), "val_accuracy", "source") if name in facts} | arch
 
 
 def _show(what: str, subnets: dict[str, dict[str, Any]], costs: list[str]) -> None:
-    table = Table(what, *("MACs" if name == "macs" else name for name in costs), "predicted", "measured", "res", "depth")
+    table = Table(
+        what, *("MACs" if name == "macs" else name for name in costs), "predicted", "measured", "res", "depth"
+    )
     for name, facts in subnets.items():
         expected, interval = facts["predicted_accuracy"], facts["interval"]
         predicted = "-" if expected is None else f"{100 * expected:.1f} ± {100 * facts['predicted_std']:.1f}%"
@@ -95,5 +136,7 @@ def _show(what: str, subnets: dict[str, dict[str, Any]], costs: list[str]) -> No
             predicted = f"{100 * expected:.1f}% ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
         reached = f"{100 * facts['val_accuracy']:.1f} ± {100 * facts['val_std']:.1f}%"
         shape = (str(facts["arch"]["resolution"]), "-".join(map(str, facts["arch"]["depth"])))
-        table.add_row(name, *(format_cost(cost, facts[KEYS[cost]]) for cost in costs), predicted, reached, *shape)
+        table.add_row(
+            name, *(format_cost(cost, facts[KEYS[cost]]) for cost in costs), predicted, reached, *shape
+        )
     Console().print(table)

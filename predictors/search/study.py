@@ -40,12 +40,22 @@ class Study:
         self, storage: BaseStorage, name: str, space: Space, constraints: Sequence[Constraint], front: Mapping[str, Costs],
         accuracy: Callable[[Codes], float],
     ):  # fmt: skip
-        self.storage, self.space, self.constraints, self.front, self.accuracy = storage, space, constraints, front, accuracy
+        self.storage, self.space, self.constraints, self.front, self.accuracy = (
+            storage,
+            space,
+            constraints,
+            front,
+            accuracy,
+        )
         directions = [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * len(front)]
-        self.study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+        self.study = optuna.create_study(
+            storage=storage, study_name=name, directions=directions, load_if_exists=True
+        )
         self.id = storage.get_study_id_from_name(name)
 
-    def measure(self, rows: Sequence[Codes], predictions: Sequence[Prediction | None], note: Callable[[float], None]) -> list[float]:
+    def measure(
+        self, rows: Sequence[Codes], predictions: Sequence[Prediction | None], note: Callable[[float], None]
+    ) -> list[float]:
         """Accuracies of architectures, in their order: known ones at once, others measured here or by who shares the study.
 
         note: hears every accuracy as soon as it is known.
@@ -55,13 +65,18 @@ class Study:
         for claimed_too in (False, True):
             for row in rows:
                 trial = self._trials()[row.tobytes().hex()]
-                if row.tobytes() in found or not (trial.state == TrialState.COMPLETE or claimed_too or self._claim(trial)):
+                if row.tobytes() in found or not (
+                    trial.state == TrialState.COMPLETE or claimed_too or self._claim(trial)
+                ):
                     continue
                 if trial.state == TrialState.COMPLETE:
                     found[row.tobytes()] = trial.values[0]
                 else:
                     found[row.tobytes()] = self.accuracy(row)
-                    values = [found[row.tobytes()], *(float(cost(row[None])[0]) for cost in self.front.values())]
+                    values = [
+                        found[row.tobytes()],
+                        *(float(cost(row[None])[0]) for cost in self.front.values()),
+                    ]
                     self.study.tell(trial.number, values, skip_if_finished=True)
                 note(found[row.tobytes()])
         return [found[row.tobytes()] for row in rows]
@@ -70,12 +85,16 @@ class Study:
         """By architecture; a finished one if two processes enqueued the same at once."""
         trials = self.storage.get_all_trials(self.id, deepcopy=False)
         return {
-            t.user_attrs[ROW]: t for t in sorted(trials, key=lambda t: (t.state == TrialState.COMPLETE, -t.number)) if ROW in t.user_attrs
+            t.user_attrs[ROW]: t
+            for t in sorted(trials, key=lambda t: (t.state == TrialState.COMPLETE, -t.number))
+            if ROW in t.user_attrs
         }
 
     def _enqueue(self, rows: Sequence[Codes], predictions: Sequence[Prediction | None]) -> None:
         known = self._trials()
-        fresh = [(row, p) for row, p in zip(rows, predictions, strict=True) if row.tobytes().hex() not in known]
+        fresh = [
+            (row, p) for row, p in zip(rows, predictions, strict=True) if row.tobytes().hex() not in known
+        ]
         self.study.add_trials([self._waiting(row, prediction) for row, prediction in fresh])
 
     def _waiting(self, row: Codes, prediction: Prediction | None) -> FrozenTrial:
@@ -84,7 +103,9 @@ class Study:
             for column, code in zip(self.space.columns, row, strict=True)
             if code
         ]
-        distributions: dict[str, BaseDistribution] = {name: CategoricalDistribution(values) for name, values, _ in active}
+        distributions: dict[str, BaseDistribution] = {
+            name: CategoricalDistribution(values) for name, values, _ in active
+        }
         return optuna.create_trial(
             state=TrialState.WAITING,
             params={name: values[code - 1] for name, values, code in active},
@@ -106,9 +127,15 @@ def known_accuracies(storage: BaseStorage, prefix: str, space: Space) -> dict[by
     found: dict[bytes, float] = {}
     for study in optuna.get_all_study_summaries(storage):
         if study.study_name.startswith(prefix):
-            trials = storage.get_all_trials(storage.get_study_id_from_name(study.study_name), deepcopy=False, states=(TrialState.COMPLETE,))
+            trials = storage.get_all_trials(
+                storage.get_study_id_from_name(study.study_name),
+                deepcopy=False,
+                states=(TrialState.COMPLETE,),
+            )
             found |= {
-                bytes.fromhex(t.user_attrs[ROW]): t.values[0] for t in trials if len(t.user_attrs.get(ROW, "")) == 2 * len(space.columns)
+                bytes.fromhex(t.user_attrs[ROW]): t.values[0]
+                for t in trials
+                if len(t.user_attrs.get(ROW, "")) == 2 * len(space.columns)
             }
     return found
 
@@ -129,7 +156,11 @@ def open_storage(address: str) -> BaseStorage:
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        return _database(address) if "://" in address else JournalStorage(JournalFileBackend(address, _Lock(address)))
+        return (
+            _database(address)
+            if "://" in address
+            else JournalStorage(JournalFileBackend(address, _Lock(address)))
+        )
     except (ValueError, KeyError, TypeError):
         raise UserError(f"The journal of studies '{address}' is damaged; delete it.") from None
     except (ImportError, SQLAlchemyError) as error:

@@ -26,7 +26,11 @@ MEASURE, VAL_IMAGES = 7, 504
 def collected(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the run with 12 pairs; the best of them under 60k MACs is said to be better than anything can be."""
     copy = tmp_path_factory.mktemp("explore") / "run"
-    shutil.copytree(trained_run, copy, ignore=shutil.ignore_patterns("pairs.jsonl", "selected", "optuna.journal", "report", "export"))
+    shutil.copytree(
+        trained_run,
+        copy,
+        ignore=shutil.ignore_patterns("pairs.jsonl", "selected", "optuna.journal", "report", "export"),
+    )
     assert parse(Collect, ["--run", str(copy), "--count", "12"]).execute() == 0
     pairs = sorted(read_pairs(copy), key=lambda pair: pair.macs > 60_000)
     pairs[0] = pairs[0].model_copy(update={"val_accuracy": 1.0})
@@ -50,7 +54,11 @@ def test_budgets_hold_and_no_known_subnet_is_passed_over(collected: Path, explor
     best_so_far = 0.0
     for name, budget in BUDGETS.items():
         chosen = json.loads((collected / "selected" / f"{name}.json").read_text())
-        assert (chosen["explore"], chosen["constraints"][0]["limit"], chosen["pairs"]) == (explore, budget, 12)
+        assert (chosen["explore"], chosen["constraints"][0]["limit"], chosen["pairs"]) == (
+            explore,
+            budget,
+            12,
+        )
         known = [pair.val_accuracy for pair in pairs if pair.macs <= budget]
         others = [c["val_accuracy"] for c in chosen["candidates"]]
         assert max(c["macs"] for c in [chosen, *chosen["candidates"]]) <= budget
@@ -72,7 +80,9 @@ def test_the_same_seed_chooses_the_same_and_pairs_stay_as_they_are(collected: Pa
 
 
 @pytest.mark.parametrize("explore", EXPLORE)
-def test_measures_no_more_than_asked_and_nothing_twice(collected: Path, explore: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measures_no_more_than_asked_and_nothing_twice(
+    collected: Path, explore: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     measured: list[Arch] = []
     original = Trained.accuracy
 
@@ -92,7 +102,9 @@ def test_measures_no_more_than_asked_and_nothing_twice(collected: Path, explore:
 
 
 @pytest.mark.parametrize("explore", EXPLORE)
-def test_front_is_monotone_complete_and_no_budget(collected: Path, explore: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_front_is_monotone_complete_and_no_budget(
+    collected: Path, explore: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     select(collected, explore, "--front", "macs")
     front = json.loads((collected / "selected" / "front.json").read_text())
     assert (np.diff([point["macs"] for point in front]) > 0).all()
@@ -112,7 +124,9 @@ def test_front_is_monotone_complete_and_no_budget(collected: Path, explore: str,
 
 def test_coarse_to_fine_needs_no_pairs_and_is_exported(collected: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
-    shutil.copytree(collected, copy, ignore=shutil.ignore_patterns("pairs.jsonl", "selected", "optuna.journal"))
+    shutil.copytree(
+        collected, copy, ignore=shutil.ignore_patterns("pairs.jsonl", "selected", "optuna.journal")
+    )
     select(copy, "coarse-to-fine", "--front", "macs")
     chosen = json.loads((copy / "selected" / "60k.json").read_text())
     assert (chosen["pairs"], chosen["source"], chosen["predicted_accuracy"]) == (0, "select", None)

@@ -38,7 +38,11 @@ def problem() -> Problem:
     codes = sample_codes(space, 1_200, rng)
     X = features(space, codes)
     effect = X @ (rng.normal(0, 1, X.shape[1]) / X.std(0).clip(0.1))
-    return X, 0.8 + 0.03 * (effect - effect.mean()) / effect.std() + rng.normal(0, 0.005, len(X)), costs_of(space, codes, 10, 1).macs
+    return (
+        X,
+        0.8 + 0.03 * (effect - effect.mean()) / effect.std() + rng.normal(0, 0.005, len(X)),
+        costs_of(space, codes, 10, 1).macs,
+    )
 
 
 @pytest.mark.parametrize("member", MEMBERS)
@@ -54,7 +58,9 @@ def test_ranks_held_out_architectures(member: Member, problem: Problem) -> None:
 
 @pytest.mark.parametrize("pairs", [50, 100, 300])
 @pytest.mark.parametrize("member", MEMBERS)
-def test_intervals_cover_nine_of_ten_held_out_accuracies(member: Member, pairs: int, problem: Problem) -> None:
+def test_intervals_cover_nine_of_ten_held_out_accuracies(
+    member: Member, pairs: int, problem: Problem
+) -> None:
     """On average of draws: with 50 pairs a single one may miss by ten points and be right to do so."""
     X, y, macs = problem
     covered = []
@@ -69,7 +75,10 @@ def test_intervals_cover_nine_of_ten_held_out_accuracies(member: Member, pairs: 
 
 def test_the_same_seed_gives_the_same_predictor_in_every_process() -> None:
     words = [sys.executable, "-c", IN_ANOTHER_PROCESS, *MEMBERS]
-    first, second = (subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines() for _ in range(2))
+    first, second = (
+        subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+        for _ in range(2)
+    )
     assert first == second
     assert [len(line) for line in first] == [len(member) + 1 + 2 * 8 * 180 for member in MEMBERS]
 

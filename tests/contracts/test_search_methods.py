@@ -22,7 +22,13 @@ from oneshot.state import Searching
 
 CPU = torch.device("cpu")
 NAMES = [kind.model_fields["name"].default for kind in get_args(get_args(MethodConfig)[0])]
-FEW = ("candidates", "finalists", "batches", "controller_steps", "samples_a_step")  # of methods that judge whole architectures
+FEW = (
+    "candidates",
+    "finalists",
+    "batches",
+    "controller_steps",
+    "samples_a_step",
+)  # of methods that judge whole architectures
 COMBINED: list[tuple[str, str, dict[str, Any]]] = [
     ("darts", "nasbench201", {"order": "second"}),
     ("darts", "darts_s2", {"order": "exact"}),
@@ -39,7 +45,9 @@ TEXT = load_text(Grammar(sentences=200))
 def chosen(name: str, space: CellSpace, settings: dict[str, Any]) -> Method:
     """A method with what was published for the space, as the command builds it."""
     found = validate(
-        Search, over_defaults(Search, Search.prepare({"method": {"name": name, **settings}, "space": space.name})), "test"
+        Search,
+        over_defaults(Search, Search.prepare({"method": {"name": name, **settings}, "space": space.name})),
+        "test",
     ).method
     return found.model_copy(update={field: 2 for field in FEW if field in type(found).model_fields})
 
@@ -47,7 +55,9 @@ def chosen(name: str, space: CellSpace, settings: dict[str, Any]) -> Method:
 def started(method: Method, space: CellSpace, seed: int) -> Searching:
     epochs, costs = method.warmup_epochs + 4, costs_of(method.penalties, space, CPU)
     if space.name == "recurrent":
-        return Searching(method, space, TextTask(TEXT, TextSettings(hidden=8, bptt=6), 4, seed, CPU), seed, epochs, costs)
+        return Searching(
+            method, space, TextTask(TEXT, TextSettings(hidden=8, bptt=6), 4, seed, CPU), seed, epochs, costs
+        )
     torch.manual_seed(seed)
     network = search_network(space, method, 4, 1 if space.name == "nasbench201" else 3, 10, 1)
     return Searching(method, space, ImageTask(network, IMAGES, method, 16), seed, epochs, costs)
@@ -90,7 +100,11 @@ def test_contract(name: str, space_name: str, settings: dict[str, Any]) -> None:
     method = chosen(name, space, settings)
     refusal = method.refuse(space)
     if refusal is not None:
-        assert refusal.startswith(f"Method {name} cannot search space {space_name}: ") and refusal.endswith(".") and "\n" not in refusal
+        assert (
+            refusal.startswith(f"Method {name} cannot search space {space_name}: ")
+            and refusal.endswith(".")
+            and "\n" not in refusal
+        )
         return
     ours, again, other = (started(method, space, seed) for seed in (0, 0, 1))
     start, warm = ours.state(), method.warmup_epochs
@@ -103,7 +117,10 @@ def test_contract(name: str, space_name: str, settings: dict[str, Any]) -> None:
     losses = take(ours, 2, warm)
     assert all(loss.isfinite().all() for loss in losses)
     assert not same(ours.state()["network"], weights)
-    assert all(not torch.equal(a, b) for a, b in zip(ours.alphas.all(), alphas, strict=True)) or not method.learns
+    assert (
+        all(not torch.equal(a, b) for a, b in zip(ours.alphas.all(), alphas, strict=True))
+        or not method.learns
+    )
     assert method.learns or same(ours.alphas.all(), alphas)
     assert torch.equal(take(again, 1, warm)[0], losses[0]), "equal seeds"
     assert not torch.equal(take(other, 1, warm)[0], losses[0]), "other seeds"
@@ -118,17 +135,27 @@ def test_contract(name: str, space_name: str, settings: dict[str, Any]) -> None:
     for kind, weights_EO in method.probabilities(space, ours.alphas).items():
         may = space.may(kind)
         assert (weights_EO >= 0).all() and (weights_EO[~may] == 0).all()
-        parts = [weights_EO[into].sum() for into in space.entering] if method.edge_weights else weights_EO.sum(-1)
+        parts = (
+            [weights_EO[into].sum() for into in space.entering] if method.edge_weights else weights_EO.sum(-1)
+        )
         torch.testing.assert_close(torch.as_tensor(parts), torch.ones(len(parts)))
     assert ours.measure(limit=40) == ours.measure(limit=40)
     for genotype in (method.genotype(ours), method.final_genotype(ours)):
         assert Genotype.model_validate_json(genotype.model_dump_json()) == genotype
         assert genotype.space == space_name and set(genotype.cells) == set(space.cells)
         for kind, cell in genotype.cells.items():
-            keeps = [into.stop - into.start if space.keeps is None else min(space.keeps, into.stop - into.start) for into in space.entering]
+            keeps = [
+                into.stop - into.start if space.keeps is None else min(space.keeps, into.stop - into.start)
+                for into in space.entering
+            ]
             assert [len(node) for node in cell.nodes] == keeps
-            offered = {(space.edges[e][1] - space.inputs, space.edges[e][0], name) for e, name in allowed(space, kind)}
-            assert {(node, source, op) for node, edges in enumerate(cell.nodes) for op, source in edges} <= offered
+            offered = {
+                (space.edges[e][1] - space.inputs, space.edges[e][0], name)
+                for e, name in allowed(space, kind)
+            }
+            assert {
+                (node, source, op) for node, edges in enumerate(cell.nodes) for op, source in edges
+            } <= offered
 
 
 def allowed(space: CellSpace, kind: str) -> list[tuple[int, str]]:

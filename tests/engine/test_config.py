@@ -8,7 +8,9 @@ from engine.config import find_recipe, format_count, merge, parse_count, read_ya
 from engine.errors import UserError
 
 
-@pytest.mark.parametrize("text", ["600M", "0.6G", "600e6", "600000000", 600_000_000, "600 m", "600000k", "6e+8"])
+@pytest.mark.parametrize(
+    "text", ["600M", "0.6G", "600e6", "600000000", 600_000_000, "600 m", "600000k", "6e+8"]
+)
 def test_same_count(text: object) -> None:
     assert parse_count(text) == 600_000_000
 
@@ -26,7 +28,12 @@ def test_exact_names_read_back(value: int) -> None:
 
 def test_short_names_round() -> None:
     assert [format_count(v) for v in (999_999, 1_234_567, 66_304, 12)] == ["1M", "1.23M", "66.3k", "12"]
-    assert [format_count(v, digits=2) for v in (960_000, 123_456, 99_600, 45_000_000)] == ["960k", "120k", "100k", "45M"]
+    assert [format_count(v, digits=2) for v in (960_000, 123_456, 99_600, 45_000_000)] == [
+        "960k",
+        "120k",
+        "100k",
+        "45M",
+    ]
 
 
 def test_merge_goes_section_by_section() -> None:
@@ -42,7 +49,9 @@ def test_recipes_by_name_and_path() -> None:
         find_recipe("ofa/cifar11")
 
 
-@pytest.mark.parametrize(("text", "said"), [("a: [", "not valid YAML"), ("- 1", "must hold"), ("", "must hold")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("a: [", "not valid YAML"), ("- 1", "must hold"), ("", "must hold")]
+)
 def test_broken_yaml(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(text)

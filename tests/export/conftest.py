@@ -37,14 +37,24 @@ def bundled_run(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     trained = Trained(run, torch.device("cpu"))
     arch = smallest(trained.space)
     limit = {"name": "macs", "limit": 60_000, "value": trained.cost(arch)[0], "unit": ""}
-    facts = {"arch": arch.model_dump(mode="json"), "macs": limit["value"], "predicted_accuracy": 0.5, "val_accuracy": 0.25, "pairs": 12}
+    facts = {
+        "arch": arch.model_dump(mode="json"),
+        "macs": limit["value"],
+        "predicted_accuracy": 0.5,
+        "val_accuracy": 0.25,
+        "pairs": 12,
+    }
     (run / "selected").mkdir()
     (run / "selected" / "60k.json").write_text(json.dumps(facts | {"constraints": [limit]}))
     words = ["--run", str(run), "--images", "40"]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # onnxruntime's converter to .ort leaves a file to be closed by the collector
+        warnings.simplefilter(
+            "ignore", ResourceWarning
+        )  # onnxruntime's converter to .ort leaves a file to be closed by the collector
         assert parse(Export, [*words, "--selected", "60k", "--target", "cpu,mobile"]).execute() == 0
     assert parse(Export, [*words, "--arch", "largest", "--bake-normalize", "--softmax"]).execute() == 0
-    assert parse(Benchmark, [str(run / "export" / "60k.onnx"), "--rounds", "2", "--seconds", "0"]).execute() == 0
+    assert (
+        parse(Benchmark, [str(run / "export" / "60k.onnx"), "--rounds", "2", "--seconds", "0"]).execute() == 0
+    )
     assert parse(MakeBundle, ["--run", str(run)]).execute() == 0
     return run

@@ -11,7 +11,9 @@ from export.executorch import ExecuTorch
 from export.openvino import OpenVINO
 
 
-@pytest.mark.parametrize(("command", "words", "package"), [(ExecuTorch, [], "executorch"), (OpenVINO, ["x.onnx"], "openvino")])
+@pytest.mark.parametrize(
+    ("command", "words", "package"), [(ExecuTorch, [], "executorch"), (OpenVINO, ["x.onnx"], "openvino")]
+)
 def test_what_is_not_installed(
     command: type[ExecuTorch | OpenVINO], words: list[str], package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,11 +37,18 @@ def test_torchvision_for_a_phone(small: nn.Module, images: torch.Tensor, tmp_pat
     assert manifest.parity["relative_error"] < 1e-4
     session = ort.InferenceSession(str(tmp_path / "small.onnx"), providers=["CPUExecutionProvider"])
     with torch.no_grad():
-        np.testing.assert_allclose(session.run(None, {"image": images[:1].numpy()})[0], small(images[:1]).numpy(), rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(
+            session.run(None, {"image": images[:1].numpy()})[0],
+            small(images[:1]).numpy(),
+            rtol=1e-3,
+            atol=1e-5,
+        )
     kinds = {node.op_type for node in onnx.load(tmp_path / "small.onnx").graph.node}
     assert not kinds & {"HardSwish", "HardSigmoid", "BatchNormalization"}
     assert read_manifest(tmp_path / "small.onnx").classes == tuple("abcdefg")
-    assert all(torch.equal(tensor, before[name]) for name, tensor in small.state_dict().items()), "the module is not changed"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in small.state_dict().items()), (
+        "the module is not changed"
+    )
 
 
 def test_timm_in_8_bits_and_with_pixels_in(images: torch.Tensor, tmp_path: Path) -> None:
@@ -49,7 +56,11 @@ def test_timm_in_8_bits_and_with_pixels_in(images: torch.Tensor, tmp_path: Path)
     net = shaken(timm.create_model("mobilenetv3_small_050", num_classes=7))
     bake = export.Bake((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "NHWC", softmax=True)
     manifest = export.to_onnx(net, tmp_path / "timm.onnx", "cpu-int8", images=images, bake=bake, max_drop=100)
-    assert (manifest.precision, manifest.input.dtype, manifest.output.name) == ("int8", "uint8", "probabilities")
+    assert (manifest.precision, manifest.input.dtype, manifest.output.name) == (
+        "int8",
+        "uint8",
+        "probabilities",
+    )
     assert manifest.bytes < 4 * manifest.params / 2
     pixels = bake.pixels(images).numpy()
     (got,) = open_session(tmp_path / "timm.onnx").run(None, {"image": pixels})
@@ -71,10 +82,14 @@ def test_the_size_comes_from_timm_or_an_example(small: nn.Module, tmp_path: Path
             return self.conv(x).mean((2, 3))
 
     assert export.to_onnx(Noted().eval(), tmp_path / "a.onnx").input.shape == ("batch", 1, 20, 20)
-    assert export.to_onnx(Noted().eval(), tmp_path / "a.onnx", example=torch.zeros(1, 1, 9, 9)).input.shape == ("batch", 1, 9, 9)
+    assert export.to_onnx(
+        Noted().eval(), tmp_path / "a.onnx", example=torch.zeros(1, 1, 9, 9)
+    ).input.shape == ("batch", 1, 9, 9)
 
 
-def test_mistakes_are_sentences_and_leave_no_file(small: nn.Module, images: torch.Tensor, tmp_path: Path) -> None:
+def test_mistakes_are_sentences_and_leave_no_file(
+    small: nn.Module, images: torch.Tensor, tmp_path: Path
+) -> None:
     class Branch(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
@@ -84,7 +99,10 @@ def test_mistakes_are_sentences_and_leave_no_file(small: nn.Module, images: torc
         (lambda: export.to_onnx(small, path, "cpu-int8"), "give images to calibrate"),
         (lambda: export.to_onnx(small, path, "mobile"), r"writes \.ort files"),
         (lambda: export.to_onnx(small, path, "phone"), "There is no target 'phone'"),
-        (lambda: export.to_onnx(small, path, images=images, classes=["one"]), "1 names of classes, but the network has 7 outputs"),
+        (
+            lambda: export.to_onnx(small, path, images=images, classes=["one"]),
+            "1 names of classes, but the network has 7 outputs",
+        ),
         (lambda: export.to_onnx(small, path, images=images, labels=torch.zeros(3)), "8 images but 3 labels"),
         (lambda: export.to_onnx(Branch().eval(), path, images=images), "torch cannot export Branch"),
         (lambda: export.to_onnx(Branch(), path), "in training mode"),

@@ -35,18 +35,25 @@ def test_the_file_is_what_the_issue_asks(exported: Path) -> None:
     assert not any(node.op_type == "BatchNormalization" for node in model.graph.node)
 
 
-def test_nothing_else_is_left_in_the_folder_and_no_path_of_this_machine(exported: Path, trained_run: Path) -> None:
+def test_nothing_else_is_left_in_the_folder_and_no_path_of_this_machine(
+    exported: Path, trained_run: Path
+) -> None:
     names = {path.name for path in exported.iterdir()}
     assert not [name for name in names if name.startswith((".", "tmp"))]
-    files = {f"largest{middle}" for middle in (".onnx", ".nnapi.onnx", ".cpu-int8.onnx", ".mobile.ort", ".fp16.onnx")}
-    assert {n for n in names if n.startswith("largest")} == files | {str(Path(name).with_suffix(".json")) for name in files} | {
-        "largest.mobile.required_operators.config"
+    files = {
+        f"largest{middle}"
+        for middle in (".onnx", ".nnapi.onnx", ".cpu-int8.onnx", ".mobile.ort", ".fp16.onnx")
     }
+    assert {n for n in names if n.startswith("largest")} == files | {
+        str(Path(name).with_suffix(".json")) for name in files
+    } | {"largest.mobile.required_operators.config"}
     home = str(Path(__file__).parent.parent.parent).encode()
     for path in exported.iterdir():
         content = path.read_bytes()
         assert not re.search(rb"\.py\b", content), path
-        assert home not in content and str(trained_run).encode() not in content and b"/tmp/" not in content, path
+        assert home not in content and str(trained_run).encode() not in content and b"/tmp/" not in content, (
+            path
+        )
 
 
 def test_metadata_is_enough_to_run_it_without_us(exported: Path, trained_run: Path) -> None:
@@ -61,23 +68,35 @@ def test_metadata_is_enough_to_run_it_without_us(exported: Path, trained_run: Pa
     assert int(facts["macs"]) == trained.cost(arch)[0]
     assert json.loads(facts["versions"])["torch"]
     raw, labels = trained.data.splits["test"]  # type: ignore[attr-defined]
-    scaled = (raw.float() / 255 - torch.tensor(preparation["mean"])[:, None, None]) / torch.tensor(preparation["std"])[:, None, None]
+    scaled = (raw.float() / 255 - torch.tensor(preparation["mean"])[:, None, None]) / torch.tensor(
+        preparation["std"]
+    )[:, None, None]
     x = nn.functional.interpolate(scaled, preparation["resize"], mode="bicubic").numpy()
     (logits,) = session.run(["logits"], {"image": x})
-    assert float((logits.argmax(1) == labels.numpy()).mean()) == pytest.approx(trained.accuracy(arch, "test"), abs=1e-6)
+    assert float((logits.argmax(1) == labels.numpy()).mean()) == pytest.approx(
+        trained.accuracy(arch, "test"), abs=1e-6
+    )
 
 
 def test_the_manifest_tells_the_truth(exported: Path, trained_run: Path) -> None:
     trained = Trained(trained_run, torch.device("cpu"))
     arch = largest(trained.space)
-    for path in (p for p in exported.iterdir() if p.suffix in (".onnx", ".ort") and p.name.startswith("largest")):
+    for path in (
+        p for p in exported.iterdir() if p.suffix in (".onnx", ".ort") and p.name.startswith("largest")
+    ):
         manifest = read_manifest(path)
         assert manifest.accuracy is not None
-        assert manifest.accuracy.torch == pytest.approx(trained.accuracy(arch, "val"), abs=1e-6), "measured, not copied"
+        assert manifest.accuracy.torch == pytest.approx(trained.accuracy(arch, "val"), abs=1e-6), (
+            "measured, not copied"
+        )
         session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         hits = count = 0
         for x, y in trained.data.batches("val", 1 if manifest.input.shape[0] == 1 else 64):
-            image = nn.functional.interpolate(x, (arch.resolution,) * 2, mode="bicubic") if x.shape[-1] != arch.resolution else x
+            image = (
+                nn.functional.interpolate(x, (arch.resolution,) * 2, mode="bicubic")
+                if x.shape[-1] != arch.resolution
+                else x
+            )
             (logits,) = session.run(None, {"image": image.contiguous().numpy()})
             hits, count = hits + int((logits.argmax(1) == y.numpy()).sum()), count + len(y)
         assert count == manifest.accuracy.images
@@ -91,11 +110,24 @@ def test_the_manifest_tells_the_truth(exported: Path, trained_run: Path) -> None
 def test_pixels_in_and_probabilities_out(trained_run: Path) -> None:
     """With the normalisation in the graph, raw uint8 images of the right size are all it needs."""
     for layout in ("NHWC", "NCHW"):
-        words = ["--run", str(trained_run), "--arch", "smallest", "--bake-normalize", "--layout", layout, "--softmax"]
+        words = [
+            "--run",
+            str(trained_run),
+            "--arch",
+            "smallest",
+            "--bake-normalize",
+            "--layout",
+            layout,
+            "--softmax",
+        ]
         assert parse(Export, words).execute() == 0
         path = trained_run / "export" / "smallest.onnx"
         manifest = read_manifest(path)
-        assert (manifest.input.dtype, manifest.input.layout, manifest.output.name) == ("uint8", layout, "probabilities")
+        assert (manifest.input.dtype, manifest.input.layout, manifest.output.name) == (
+            "uint8",
+            layout,
+            "probabilities",
+        )
         trained = Trained(trained_run, torch.device("cpu"))
         raw, labels = trained.data.splits["test"]  # type: ignore[attr-defined]
         assert trained.data.size == find_arch(trained.space, "smallest").resolution
@@ -131,7 +163,12 @@ def test_selected_subnets(trained_run: Path, tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(UserError, match=r"has no selected subnet; run python -m predictors\.select"):
         parse(Export, ["--run", str(copy)]).execute()
     trained = Trained(copy, torch.device("cpu"))
-    facts = {"arch": largest(trained.space).model_dump(mode="json"), "macs": 1, "predicted_accuracy": 0.5, "val_accuracy": 0.25}
+    facts = {
+        "arch": largest(trained.space).model_dump(mode="json"),
+        "macs": 1,
+        "predicted_accuracy": 0.5,
+        "val_accuracy": 0.25,
+    }
     (copy / "selected").mkdir()
     name = "1M-with-a-name-that-is-much-longer-than-a-column"
     (copy / "selected" / f"{name}.json").write_text(json.dumps(facts))
@@ -159,13 +196,26 @@ def test_a_retrained_genotype(tmp_path: Path) -> None:
     from oneshot.retrain import Retrain
 
     out = tmp_path / "cell"
-    words = ["--epochs", "1", "--network.cells", "3", "--network.channels", "4", "--out", str(out), "--device", "cpu"]
+    words = [
+        "--epochs",
+        "1",
+        "--network.cells",
+        "3",
+        "--network.channels",
+        "4",
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+    ]
     assert parse(Retrain, words).execute() == 0
     assert parse(Export, ["--run", str(out), "--target", "cpu,cpu-int8", "--max-drop", "20"]).execute() == 0
     manifest = read_manifest(out / "export" / "genotype.onnx")
     assert set(manifest.architecture["genotype"]["cells"]) == {"normal", "reduce"}
     model = onnx.load(out / "export" / "genotype.onnx")
-    assert not any(node.op_type == "BatchNormalization" for node in model.graph.node), "those behind a concatenation, too"
+    assert not any(node.op_type == "BatchNormalization" for node in model.graph.node), (
+        "those behind a concatenation, too"
+    )
     with pytest.raises(UserError, match="leave out --arch"):
         parse(Export, ["--run", str(out), "--arch", "largest"]).execute()
 
@@ -173,5 +223,7 @@ def test_a_retrained_genotype(tmp_path: Path) -> None:
 def test_the_file_is_as_large_as_predicted(exported: Path, trained_run: Path) -> None:
     trained, size = Trained(trained_run, torch.device("cpu")), (exported / "largest.onnx").stat().st_size
     row = encode(trained.space, largest(trained.space))
-    predicted = footprints_of(trained.space, row[None], len(trained.model.classes), trained.model.channels).file[0]
+    predicted = footprints_of(
+        trained.space, row[None], len(trained.model.classes), trained.model.channels
+    ).file[0]
     assert abs(predicted - size) < 0.01 * size

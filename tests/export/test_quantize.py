@@ -51,7 +51,11 @@ def test_weights_are_signed_per_channel_and_activations_unsigned(tmp_path: Path)
     values = {tensor.name: tensor for tensor in model.graph.initializer}
     kinds = {}
     for node in model.graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] in values and len(values[node.input[0]].dims) == 4:
+        if (
+            node.op_type == "DequantizeLinear"
+            and node.input[0] in values
+            and len(values[node.input[0]].dims) == 4
+        ):
             kinds["weights"] = values[node.input[0]].data_type, tuple(values[node.input[1]].dims)
         if node.op_type == "QuantizeLinear":
             kinds["activations"] = values[node.input[2]].data_type, tuple(values[node.input[1]].dims)
@@ -66,7 +70,9 @@ def test_the_layers_that_hurt_most_stay_in_float(tmp_path: Path) -> None:
     assert 0 < len(tight.float_layers) <= tight.layers / 2
     assert tight.drop <= reference_drop(loose) / 2 < loose.drop
     assert 100 * (reference.accuracy - tight.parity.accuracy) == pytest.approx(tight.drop)
-    weights = [t for t in model.graph.initializer if len(t.dims) == 4 and t.data_type == onnx.TensorProto.FLOAT]
+    weights = [
+        t for t in model.graph.initializer if len(t.dims) == 4 and t.data_type == onnx.TensorProto.FLOAT
+    ]
     assert len(weights) == sum(name != ELEMENTWISE and "onv" in name for name in tight.float_layers)
 
 

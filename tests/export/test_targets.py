@@ -53,7 +53,11 @@ def test_hard_activations_as_arithmetic_are_equal_and_one_part_for_phones(tmp_pa
             return nn.functional.hardswish(x) * nn.functional.hardsigmoid(x.mean((2, 3), keepdim=True))
 
     x = torch.randn(2, 3, 9, 9) * 4
-    model = to_proto(nn.Sequential(Gate(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4)).eval(), x, any_batch=False)
+    model = to_proto(
+        nn.Sequential(Gate(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4)).eval(),
+        x,
+        any_batch=False,
+    )
     before = outputs(model, x)
     plain_operators(model)
     torch.testing.assert_close(outputs(model, x), before, rtol=1e-6, atol=1e-6)
@@ -90,17 +94,23 @@ def test_norms_that_no_convolution_precedes_are_folded_or_arithmetic() -> None:
 
     net, x = shaken(Reduction()), torch.randn(2, 3, 12, 12)
     model = to_proto(net, x)
-    assert sum(node.op_type == "BatchNormalization" for node in model.graph.node) == 2, "else this tests nothing"
+    assert sum(node.op_type == "BatchNormalization" for node in model.graph.node) == 2, (
+        "else this tests nothing"
+    )
     fold_norms(model)
     kinds = [node.op_type for node in model.graph.node]
-    assert (kinds.count("BatchNormalization"), kinds.count("Mul")) == (0, 1), "one folded, one written as arithmetic"
+    assert (kinds.count("BatchNormalization"), kinds.count("Mul")) == (0, 1), (
+        "one folded, one written as arithmetic"
+    )
     with torch.no_grad():
         torch.testing.assert_close(outputs(model, x), net(x), rtol=1e-5, atol=1e-5)
 
 
 def test_folding_changes_nothing_and_leaves_the_original_alone() -> None:
     space = load_space("small32")
-    net = randomised(type(space).model_validate(space.model_dump() | {"shortcut": "projected", "resolution": (16, 32)}), 2)
+    net = randomised(
+        type(space).model_validate(space.model_dump() | {"shortcut": "projected", "resolution": (16, 32)}), 2
+    )
     x = torch.randn(3, 3, net.arch.resolution, net.arch.resolution)
     folded = fold_batch_norm(net)
     with torch.no_grad():
@@ -111,7 +121,9 @@ def test_folding_changes_nothing_and_leaves_the_original_alone() -> None:
 
 def test_a_convolution_that_is_used_twice_is_not_folded() -> None:
     conv = nn.Conv2d(3, 3, 1)
-    net = shaken(nn.Sequential(nn.Sequential(conv, nn.BatchNorm2d(3)), nn.Sequential(conv, nn.BatchNorm2d(3))))
+    net = shaken(
+        nn.Sequential(nn.Sequential(conv, nn.BatchNorm2d(3)), nn.Sequential(conv, nn.BatchNorm2d(3)))
+    )
     x = torch.randn(2, 3, 4, 4)
     with torch.no_grad():
         torch.testing.assert_close(fold_batch_norm(net)(x), net(x), rtol=1e-5, atol=1e-5)
@@ -121,9 +133,16 @@ def test_an_older_opset_is_refused_and_the_written_one_is_that_asked_for(tmp_pat
     (tmp_path / "mine.yaml").write_text("{name: mine, runs_on: my board, opset: 17, why: [it is old]}")
     with pytest.raises(UserError, match="greater than or equal to 18"):
         find_target(str(tmp_path / "mine.yaml"))
-    (tmp_path / "mine.yaml").write_text("{name: mine, runs_on: my board, opset: 20, batch: one, why: [it is mine]}")
+    (tmp_path / "mine.yaml").write_text(
+        "{name: mine, runs_on: my board, opset: 20, batch: one, why: [it is mine]}"
+    )
     assert find_target(str(tmp_path / "mine.yaml")).opset == 20
-    model = to_proto(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval(), torch.zeros(1, 3, 2, 2), any_batch=False, opset=20)
+    model = to_proto(
+        nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval(),
+        torch.zeros(1, 3, 2, 2),
+        any_batch=False,
+        opset=20,
+    )
     assert [o.version for o in model.opset_import if o.domain == ""] == [20]
 
 
@@ -141,7 +160,9 @@ def test_the_table_says_every_target_and_reason(capsys: pytest.CaptureFixture[st
 
 
 def test_a_path_of_this_machine_is_seen() -> None:
-    model = to_proto(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval(), torch.zeros(1, 3, 2, 2), any_batch=False)
+    model = to_proto(
+        nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval(), torch.zeros(1, 3, 2, 2), any_batch=False
+    )
     assert not names_this_machine(model)
     model.graph.node[0].doc_string = "File /home/someone/net"
     assert names_this_machine(model)

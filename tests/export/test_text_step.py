@@ -17,7 +17,16 @@ from oneshot.retrain import Retrain
 @pytest.fixture(scope="module")
 def cell_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("cell") / "run"
-    small = ["--data.sentences", "200", "--language.hidden", "8", "--language.epochs", "1", "--language.batch", "16"]
+    small = [
+        "--data.sentences",
+        "200",
+        "--language.hidden",
+        "8",
+        "--language.epochs",
+        "1",
+        "--language.batch",
+        "16",
+    ]
     words = ["--genotype", "DARTS_V1_recurrent", "--data", "grammar", *small, "--out", str(run)]
     assert parse(Retrain, words).execute() == 0
     return run
@@ -32,7 +41,9 @@ def test_the_exported_step_reads_a_text_as_torch_does(cell_run: Path) -> None:
     session = ort.InferenceSession(str(path))
     hidden = np.zeros((1, 1, facts["hidden"]), np.float32)
     for word in ("the", "old", "miller"):
-        logits, hidden = session.run(["logits", "next"], {"tokens": np.array([[vocabulary.index(word)]]), "hidden": hidden})
+        logits, hidden = session.run(
+            ["logits", "next"], {"tokens": np.array([[vocabulary.index(word)]]), "hidden": hidden}
+        )
     assert logits.shape == (1, 1, len(vocabulary)) and np.isfinite(logits).all()
     assert str(cell_run) not in str(onnx.load(path).SerializeToString())
 

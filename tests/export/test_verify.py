@@ -78,8 +78,12 @@ def test_a_slice_of_shared_weights_does_not_write_the_supernet(tmp_path: Path) -
     own = cost_of(space, arch, 10, 3)[1]
     x = torch.zeros(2, 3, arch.resolution, arch.resolution)
     net = Subnet(space, arch, 10, 3).eval()
-    net.load_state_dict(net.state_dict() | {k: v.detach() for k, v in supernet.slices(arch).items()}, assign=True)
-    assert net.classifier.weight.untyped_storage().nbytes() > 4 * net.classifier.weight.numel(), "a view, else this tests nothing"
+    net.load_state_dict(
+        net.state_dict() | {k: v.detach() for k, v in supernet.slices(arch).items()}, assign=True
+    )
+    assert net.classifier.weight.untyped_storage().nbytes() > 4 * net.classifier.weight.numel(), (
+        "a view, else this tests nothing"
+    )
     to_onnx(net, x, tmp_path / "x.onnx", {})
     assert (tmp_path / "x.onnx").stat().st_size < 4 * own + 40_000 < 4 * whole
     assert check_model(onnx.load(tmp_path / "x.onnx"), "x", own) == ""
@@ -99,7 +103,9 @@ def test_what_must_not_be_exported_is_caught_before() -> None:
     x = torch.randn(6, 3, 8, 8)
 
     def net() -> nn.Sequential:
-        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+        ).eval()
 
     training, half, broken, inf, flat = net(), net(), net(), net(), nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
     half[1].train()

@@ -12,8 +12,20 @@ from export.openvino import OpenVINO
 
 
 def test_files_are_the_same_in_openvino(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--run", str(trained_run), "--arch", "largest", "--target", "cpu,nnapi,cpu-int8", "--max-drop", "5"]
+    words = [
+        "--run",
+        str(trained_run),
+        "--arch",
+        "largest",
+        "--target",
+        "cpu,nnapi,cpu-int8",
+        "--max-drop",
+        "5",
+    ]
     assert parse(Export, words).execute() == 0
-    files = [str(trained_run / "export" / name) for name in ("largest.onnx", "largest.nnapi.onnx", "largest.cpu-int8.onnx")]
+    files = [
+        str(trained_run / "export" / name)
+        for name in ("largest.onnx", "largest.nnapi.onnx", "largest.cpu-int8.onnx")
+    ]
     assert parse(OpenVINO, files).execute() == 0
     assert capsys.readouterr().out.count("equal") >= 3

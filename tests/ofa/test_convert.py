@@ -59,7 +59,26 @@ RANDOM = {
         width=(64, 168, 408, 816, 1328),
         depth=(4, 2, 6, 2),
         kernel=(3,) * 18,
-        expand=(0.35, 0.25, 0.35, 0.25, 0.35, 0.35, 0.35, 0.35, 0.2, 0.25, 0.2, 0.35, 0.2, 0.2, 0.2, 0.25, 0.25, 0.2),
+        expand=(
+            0.35,
+            0.25,
+            0.35,
+            0.25,
+            0.35,
+            0.35,
+            0.35,
+            0.35,
+            0.2,
+            0.25,
+            0.2,
+            0.35,
+            0.2,
+            0.2,
+            0.2,
+            0.25,
+            0.25,
+            0.2,
+        ),
         stem=(24, 0),
     ),
 }
@@ -110,7 +129,9 @@ LOGITS = {
 
 
 def norm(name: str, width: int) -> Shapes:
-    return {f"{name}.{part}": (width,) for part in ("weight", "bias", "running_mean", "running_var")} | {f"{name}.num_batches_tracked": ()}
+    return {f"{name}.{part}": (width,) for part in ("weight", "bias", "running_mean", "running_var")} | {
+        f"{name}.num_batches_tracked": ()
+    }
 
 
 def published(space: Space) -> Shapes:
@@ -132,7 +153,11 @@ def attentive(space: Space) -> Iterator[tuple[str, tuple[int, ...]]]:
     number, inp = 0, 24
     for stage in space.stages:
         for _ in range(stage.depth[-1]):
-            name, out, hidden = f"blocks.{number}.mobile_inverted_conv", stage.width[-1], int(inp * stage.expand[-1])
+            name, out, hidden = (
+                f"blocks.{number}.mobile_inverted_conv",
+                stage.width[-1],
+                int(inp * stage.expand[-1]),
+            )
             if stage.expand != (1,):
                 yield from layer(f"{name}.inverted_bottleneck", (hidden, inp, 1, 1))
             yield from layer(f"{name}.depth_conv", (hidden, 1, 5, 5))
@@ -171,7 +196,10 @@ def mobile(space: Space) -> Iterator[tuple[str, tuple[int, ...]]]:
             name, hidden = f"blocks.{number}.conv", inp * 6
             yield from elastic(f"{name}.inverted_bottleneck", (hidden, inp, 1, 1))
             yield from elastic(f"{name}.depth_conv", (hidden, 1, 7, 7))
-            yield from ((f"{name}.depth_conv.conv.5to3_matrix", (9, 9)), (f"{name}.depth_conv.conv.7to5_matrix", (25, 25)))
+            yield from (
+                (f"{name}.depth_conv.conv.5to3_matrix", (9, 9)),
+                (f"{name}.depth_conv.conv.7to5_matrix", (25, 25)),
+            )
             yield from excite(name, hidden) if stage.se else ()
             yield from elastic(f"{name}.point_linear", (stage.width[0], hidden, 1, 1))
             number, inp = number + 1, stage.width[0]
@@ -211,7 +239,11 @@ def fill(name: str, shape: tuple[int, ...], residual: float) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.long)
     if name.endswith("running_var") or (len(shape) == 1 and name.endswith("weight")):
         drawn = 0.5 + torch.rand(shape, generator=generator)
-        return drawn * residual if name.endswith("weight") and ("point_linear" in name or "conv3" in name) else drawn
+        return (
+            drawn * residual
+            if name.endswith("weight") and ("point_linear" in name or "conv3" in name)
+            else drawn
+        )
     drawn = torch.randn(shape, generator=generator)
     if name.endswith("_matrix"):
         return torch.eye(shape[0]) + 0.1 * drawn
@@ -222,7 +254,10 @@ def fill(name: str, shape: tuple[int, ...], residual: float) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def checkpoints() -> dict[str, dict[str, torch.Tensor]]:
-    return {kind: {n: fill(n, s, RESIDUAL[kind]) for n, s in published(load_space(kind)).items()} for kind in RESIDUAL}
+    return {
+        kind: {n: fill(n, s, RESIDUAL[kind]) for n, s in published(load_space(kind)).items()}
+        for kind in RESIDUAL
+    }
 
 
 @pytest.mark.parametrize("kind", RESIDUAL)
@@ -240,16 +275,26 @@ def test_logits_equal_the_reference(kind: str, checkpoints: dict[str, dict[str, 
                     found = supernet.train(training)(x, arch)[:, :3]
                 reference = torch.tensor(logits)
                 relative = float((found - reference).abs().max() / reference.abs().max())
-                assert relative < (2e-4 if name == "largest" and not training else 5e-6), (name, training, relative)
+                assert relative < (2e-4 if name == "largest" and not training else 5e-6), (
+                    name,
+                    training,
+                    relative,
+                )
 
 
-@pytest.mark.parametrize(("kind", "count"), [("attentive_nas", 1468), ("ofa_mbv3", 475), ("ofa_proxyless", 446), ("ofa_resnet50", 368)])
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [("attentive_nas", 1468), ("ofa_mbv3", 475), ("ofa_proxyless", 446), ("ofa_resnet50", 368)],
+)
 def test_the_rebuilt_listing_has_as_many_tensors_as_the_published_one(kind: str, count: int) -> None:
     assert len(published(load_space(kind))) == count
 
 
 def test_names_of_older_and_wrapped_checkpoints_are_the_same() -> None:
-    for name in ("module.blocks.3.mobile_inverted_conv.depth_conv.conv.conv.weight", "blocks.3.conv.depth_conv.conv.weight"):
+    for name in (
+        "module.blocks.3.mobile_inverted_conv.depth_conv.conv.conv.weight",
+        "blocks.3.conv.depth_conv.conv.weight",
+    ):
         assert simplified(name) == "blocks.3.conv.depth_conv.conv.weight"
 
 
@@ -259,7 +304,10 @@ def test_what_does_not_fit_is_named(checkpoints: dict[str, dict[str, torch.Tenso
     for tensors, said in (
         ({n: t for n, t in good.items() if n != gone}, f"lacks 1 tensors such as {gone}"),
         (good | {"novel.weight": torch.zeros(2)}, "has beside it 1 tensors such as novel.weight"),
-        (good | {"first_conv.conv.weight": torch.zeros(8, 3, 3, 3)}, r"first_conv.conv.weight is \(8, 3, 3, 3\) where \(16, 3, 3, 3\)"),
+        (
+            good | {"first_conv.conv.weight": torch.zeros(8, 3, 3, 3)},
+            r"first_conv.conv.weight is \(8, 3, 3, 3\) where \(16, 3, 3, 3\)",
+        ),
         (checkpoints["attentive_nas"], "lacks .* and has beside it"),
     ):
         with pytest.raises(UserError, match=said), torch.no_grad():
@@ -286,16 +334,28 @@ def test_files_that_are_no_checkpoints_are_one_sentence(tmp_path: Path) -> None:
 def test_files_as_they_are_found(kind: str, tmp_path: Path) -> None:
     """Half precision, older names, an optimiser beside it, data-parallel prefixes, an average instead of the weights."""
     space = load_space(kind)
-    good = {name: fill(name, shape, 0.75).half() for name, shape in dict(mobile(space)).items() if not name.endswith("tracked")}
-    older = {f"module.module.{n}".replace(".conv.", ".mobile_inverted_conv.", 1).replace(".bn.bn.", ".bn."): t for n, t in good.items()}
-    torch.save({"epoch": 3, "optimizer": {"lr": torch.tensor(0.1)}, "model_ema": {"state_dict": older}}, tmp_path / "file.pth")
+    good = {
+        name: fill(name, shape, 0.75).half()
+        for name, shape in dict(mobile(space)).items()
+        if not name.endswith("tracked")
+    }
+    older = {
+        f"module.module.{n}".replace(".conv.", ".mobile_inverted_conv.", 1).replace(".bn.bn.", ".bn."): t
+        for n, t in good.items()
+    }
+    torch.save(
+        {"epoch": 3, "optimizer": {"lr": torch.tensor(0.1)}, "model_ema": {"state_dict": older}},
+        tmp_path / "file.pth",
+    )
     nets = [Supernet(space, 1000).eval() for _ in range(2)]
     x, arch = torch.randn(2, 3, 128, 128), smallest(space)
     with torch.no_grad():
         assert not load_supernet(nets[0], good, Path("file"))
         assert not load_supernet(nets[1], read_checkpoint(tmp_path / "file.pth"), tmp_path / "file.pth")
         assert torch.equal(nets[0](x, arch), nets[1](x, arch))
-        assert load_supernet(Supernet(space, 7), good, Path("file")), "another number of classes: the classifier stays"
+        assert load_supernet(Supernet(space, 7), good, Path("file")), (
+            "another number of classes: the classifier stays"
+        )
 
 
 def scrambled(network: torch.nn.Module) -> torch.nn.Module:
@@ -303,13 +363,21 @@ def scrambled(network: torch.nn.Module) -> torch.nn.Module:
     torch.manual_seed(0)
     for name, tensor in network.state_dict().items():
         if tensor.ndim == 1:
-            tensor.copy_(torch.rand_like(tensor) + 0.5 if "var" in name else 0.2 * torch.randn_like(tensor) + ("weight" in name))
+            tensor.copy_(
+                torch.rand_like(tensor) + 0.5
+                if "var" in name
+                else 0.2 * torch.randn_like(tensor) + ("weight" in name)
+            )
     return network.eval()
 
 
 @pytest.mark.parametrize("kind", ["torchvision", "timm"])
 def test_the_largest_subnet_computes_what_mobilenet_v3_does(kind: str, tmp_path: Path) -> None:
-    build = torchvision.models.mobilenet_v3_large if kind == "torchvision" else lambda: timm.create_model("mobilenetv3_large_100")
+    build = (
+        torchvision.models.mobilenet_v3_large
+        if kind == "torchvision"
+        else lambda: timm.create_model("mobilenetv3_large_100")
+    )
     network = scrambled(build())
     save_file(network.state_dict(), tmp_path / "network.safetensors")
     supernet = Supernet(space_of(kind), 1000).eval()  # type: ignore[arg-type]
@@ -337,10 +405,15 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_converted_run_is_evaluated_and_exported(
-    checkpoints: dict[str, dict[str, torch.Tensor]], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoints: dict[str, dict[str, torch.Tensor]],
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     file, run = tmp_path / "published.pth", tmp_path / "run"
-    tensors = {name: t[:12] if name.startswith("classifier.") else t for name, t in checkpoints["ofa_mbv3"].items()}
+    tensors = {
+        name: t[:12] if name.startswith("classifier.") else t for name, t in checkpoints["ofa_mbv3"].items()
+    }
     torch.save({"state_dict": {f"module.{name}": t for name, t in tensors.items()}}, file)
     words = [str(file), "--from", "ofa_mbv3", "--out", str(run), "--calibration-images", "64"]
     assert parse(Convert, [*words, "--data.name", "npz", "--data.path", str(images)]).execute() == 0
@@ -352,7 +425,9 @@ def test_a_converted_run_is_evaluated_and_exported(
     assert list((run / "export").glob("*.onnx"))
 
 
-def test_training_starts_from_a_converted_run(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_starts_from_a_converted_run(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     network = scrambled(timm.create_model("mobilenetv3_large_100"))
     torch.save(network.state_dict(), tmp_path / "timm.pth")
     data = ["--data.name", "npz", "--data.path", str(images)]
@@ -362,7 +437,18 @@ def test_training_starts_from_a_converted_run(images: Path, tmp_path: Path, caps
     with pytest.raises(UserError, match="is a start for training"):
         parse(Collect, ["--run", str(tmp_path / "start"), "--device", "cpu"]).execute()
     # a learning rate that moves nothing shows what the training started from
-    common = ["--init", str(tmp_path / "start"), "--epochs", "1", "--batch-size", "8", "--sgd.lr", "1e-30", "--evaluate-random", "0"]
+    common = [
+        "--init",
+        str(tmp_path / "start"),
+        "--epochs",
+        "1",
+        "--batch-size",
+        "8",
+        "--sgd.lr",
+        "1e-30",
+        "--evaluate-random",
+        "0",
+    ]
     step = ["--sandwich.random", "0", "--device", "cpu", "--arch", "smallest", *data]
     assert parse(Train, [*common, *step, "--out", str(tmp_path / "alone")]).execute() == 0
     source, alone = load_run(tmp_path / "start")[1], load_run(tmp_path / "alone")[1]

@@ -13,7 +13,17 @@ import ofa
 from engine.compute.macs import count_macs, count_parameters
 from ofa.blocks.pieces import make_divisible
 from ofa.cost import cost_of, costs_of
-from ofa.space.space import Arch, Space, find_arch, largest, load_space, published, sample, sample_codes, smallest
+from ofa.space.space import (
+    Arch,
+    Space,
+    find_arch,
+    largest,
+    load_space,
+    published,
+    sample,
+    sample_codes,
+    smallest,
+)
 from ofa.subnet import Subnet
 
 
@@ -54,7 +64,11 @@ def test_measured_ofa_subnets(nas_data: Path) -> None:
     for row in rows[::10]:
         a = ast.literal_eval(row["Sub-network"])
         arch = Arch(
-            resolution=a["r"][0], width=(16, 16, 24, 40, 80, 112, 160, 1280), depth=(1, *a["d"]), kernel=(3, *a["ks"]), expand=(1, *a["e"])
+            resolution=a["r"][0],
+            width=(16, 16, 24, 40, 80, 112, 160, 1280),
+            depth=(1, *a["d"]),
+            kernel=(3, *a["ks"]),
+            expand=(1, *a["e"]),
         )
         assert cost_of(space, arch) == (int(row["MACs"]), int(row["Model Parameters"]))
 
@@ -85,9 +99,13 @@ def test_many_at_once_are_the_same_as_one_by_one() -> None:
         many = costs_of(space, codes)
         from ofa.space.space import decode
 
-        assert [cost_of(space, decode(space, row)) for row in codes] == list(zip(many.macs, many.params, strict=True))
+        assert [cost_of(space, decode(space, row)) for row in codes] == list(
+            zip(many.macs, many.params, strict=True)
+        )
 
 
-@pytest.mark.parametrize(("value", "wanted"), [(1, 8), (11, 16), (12, 16), (18, 24), (19.9, 24), (20, 24), (67, 64), (72, 72)])
+@pytest.mark.parametrize(
+    ("value", "wanted"), [(1, 8), (11, 16), (12, 16), (18, 24), (19.9, 24), (20, 24), (67, 64), (72, 72)]
+)
 def test_make_divisible(value: float, wanted: int) -> None:
     assert make_divisible(value) == wanted  # 11 and 18 would lose more than 10% if rounded down

@@ -31,7 +31,9 @@ def simulated_peak(net: nn.Module, image: torch.Tensor) -> int:
         if node.op == "output":
             break
         dying = [used for used in node.all_input_nodes if last_use[used] == i]
-        pointwise = isinstance(modules.get(str(node.target)), IN_PLACE) or getattr(node.target, "__name__", "") in {
+        pointwise = isinstance(modules.get(str(node.target)), IN_PLACE) or getattr(
+            node.target, "__name__", ""
+        ) in {
             *("add", "mul", "relu", "hardsigmoid"),
         }
         same = [used for used in dying if size[used] == size[node]]
@@ -62,12 +64,22 @@ def test_peak_memory_equals_a_simulation(name: str) -> None:
 def test_peak_memory_where_residual_inputs_decide(tiny: Space) -> None:
     wide = [stage.model_copy(update={"width": (64,), "expand": (1,), "se": True}) for stage in tiny.stages]
     for shortcut in ("identity", "projected"):
-        changes = {"name": "wide", "granularity": "block", "shortcut": shortcut, "head": None, "stages": tuple(wide)}
-        space = Space.model_validate(tiny.model_dump() | changes | {"stages": [stage.model_dump() for stage in wide]})
+        changes = {
+            "name": "wide",
+            "granularity": "block",
+            "shortcut": shortcut,
+            "head": None,
+            "stages": tuple(wide),
+        }
+        space = Space.model_validate(
+            tiny.model_dump() | changes | {"stages": [stage.model_dump() for stage in wide]}
+        )
         rng = np.random.default_rng(1)
         for _ in range(10):
             arch = sample(space, rng)
-            assert footprints_of(space, encode(space, arch)[None], 7, 2).memory[0] == simulated_peak(*built(space, arch, 7, 2))
+            assert footprints_of(space, encode(space, arch)[None], 7, 2).memory[0] == simulated_peak(
+                *built(space, arch, 7, 2)
+            )
 
 
 def test_many_at_once_are_the_same_as_one_by_one() -> None:

@@ -23,26 +23,46 @@ def filled(space: Space, classes: int = 5, channels: int = 3) -> Supernet:
         if "matrices" in name:
             nn.init.normal_(tensor, std=0.3)
         if tensor.ndim == 1:
-            nn.init.uniform_(tensor, 0.5, 1.5) if "weight" in name or "var" in name else nn.init.normal_(tensor, std=0.1)
+            nn.init.uniform_(tensor, 0.5, 1.5) if "weight" in name or "var" in name else nn.init.normal_(
+                tensor, std=0.1
+            )
     return net
 
 
 def spaces() -> list[Space]:
     packaged = [load_space(name) for name in ("digits", "small32")]
-    per_block = Space.model_validate(packaged[0].model_dump() | {"granularity": "block", "resolution": (9, 13)})
-    projected = Space.model_validate(packaged[1].model_dump() | {"shortcut": "projected", "resolution": (16, 24)})
+    per_block = Space.model_validate(
+        packaged[0].model_dump() | {"granularity": "block", "resolution": (9, 13)}
+    )
+    projected = Space.model_validate(
+        packaged[1].model_dump() | {"shortcut": "projected", "resolution": (16, 24)}
+    )
     transformed = Space.model_validate(per_block.model_dump() | {"kernels": "transform", "bn_eps": 1e-3})
     return [*packaged, per_block, projected, transformed, resnet()]
 
 
 def resnet() -> Space:
-    stage = {"block": "bottleneck", "depth": (1, 2), "kernel": (3,), "expand": (0.25, 0.5, 1.0), "act": "relu"}
-    stages = ({**stage, "width": (16, 32)}, {**stage, "width": (32, 48), "stride": 2}, {**stage, "width": (48,), "stride": 2})
+    stage = {
+        "block": "bottleneck",
+        "depth": (1, 2),
+        "kernel": (3,),
+        "expand": (0.25, 0.5, 1.0),
+        "act": "relu",
+    }
+    stages = (
+        {**stage, "width": (16, 32)},
+        {**stage, "width": (32, 48), "stride": 2},
+        {**stage, "width": (48,), "stride": 2},
+    )
     stem = {"width": (8, 16), "act": "relu", "deep": {"middle": (8, 16), "residual": (0, 1, 2)}}
-    return Space.model_validate({"name": "resnet", "resolution": (33, 40), "granularity": "block", "stem": stem, "stages": stages})
+    return Space.model_validate(
+        {"name": "resnet", "resolution": (33, 40), "granularity": "block", "stem": stem, "stages": stages}
+    )
 
 
-@pytest.mark.parametrize("space", spaces(), ids=["digits", "small32", "per block and odd", "projected", "transformed", "resnet"])
+@pytest.mark.parametrize(
+    "space", spaces(), ids=["digits", "small32", "per block and odd", "projected", "transformed", "resnet"]
+)
 @pytest.mark.parametrize("training", [True, False])
 def test_extract_equals_the_supernet_under_the_same_statistics(space: Space, training: bool) -> None:
     net, rng = filled(space).train(training), np.random.default_rng(0)
@@ -68,7 +88,9 @@ def test_what_runs_depends_on_the_architecture_alone(tiny: Space) -> None:
     with torch.no_grad():
         alone, _, again = net(x, a), net(x, b), net(x, a)
     assert torch.equal(alone, again)
-    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items()), "a forward pass changed the supernet"
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items()), (
+        "a forward pass changed the supernet"
+    )
 
 
 def test_a_subnet_owns_just_what_it_uses(tiny: Space) -> None:
@@ -102,7 +124,9 @@ def test_gradients_reach_only_the_slice_in_use(tiny: Space) -> None:
     net(torch.randn(4, 3, 8, 8), smallest(tiny)).sum().backward()
     depthwise = net.stages[1][0].depthwise.conv  # type: ignore[index, union-attr]
     assert depthwise.weight.grad[:, :, 1:4, 1:4].abs().sum() > 0
-    assert depthwise.weight.grad[:, :, 0].abs().sum() == 0, "the rim of a 5 x 5 kernel learns from a 3 x 3 one"
+    assert depthwise.weight.grad[:, :, 0].abs().sum() == 0, (
+        "the rim of a 5 x 5 kernel learns from a 3 x 3 one"
+    )
 
 
 def test_regularisation_is_drawn_from_its_generator_and_scales(tiny: Space) -> None:
@@ -124,7 +148,9 @@ def test_regularisation_is_drawn_from_its_generator_and_scales(tiny: Space) -> N
     assert torch.equal(run(0, 0.5, 2), run(1, 0.5, 2)), "no stage is left to drop"
 
 
-def test_drop_connect_grows_with_the_block_and_needs_an_identity_shortcut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drop_connect_grows_with_the_block_and_needs_an_identity_shortcut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     space = load_space("digits")
     rates = []
     monkeypatch.setattr("ofa.supernet.drop_connect", lambda x, rate, _: rates.append(rate) or x)
@@ -150,7 +176,9 @@ def test_one_batch_gives_every_layer_that_batchs_statistics(tiny: Space) -> None
     with torch.no_grad():
         wanted = subnet.train()(x)
         calibrate(subnet, [(x, torch.zeros(50))])
-        torch.testing.assert_close(subnet(x), wanted, rtol=1e-2, atol=1e-2)  # biased in training, unbiased stored
+        torch.testing.assert_close(
+            subnet(x), wanted, rtol=1e-2, atol=1e-2
+        )  # biased in training, unbiased stored
 
 
 def test_accuracy_counts_hits() -> None:
@@ -162,7 +190,9 @@ def test_accuracy_counts_hits() -> None:
     for x, y in data.batches("val", 77):
         logits.append(subnet(x).argmax(1))
         labels.append(y)
-    assert accuracy(subnet, data, "val") == pytest.approx(float((torch.cat(logits) == torch.cat(labels)).double().mean()))
+    assert accuracy(subnet, data, "val") == pytest.approx(
+        float((torch.cat(logits) == torch.cat(labels)).double().mean())
+    )
 
 
 def test_subnet_trains_as_an_ordinary_module(tiny: Space) -> None:

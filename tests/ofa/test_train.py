@@ -35,14 +35,24 @@ def same_weights(a: Path, b: Path) -> bool:
 
 def test_learns_digits(train: Run, tmp_path: Path) -> None:
     assert train(tmp_path / "run", "--epochs", "25", "--evaluate-every", "25") == 0
-    scores = {p["arch"]: p["val_accuracy"] for p in read_lines(tmp_path / "run" / "metrics.jsonl") if "arch" in p}
+    scores = {
+        p["arch"]: p["val_accuracy"] for p in read_lines(tmp_path / "run" / "metrics.jsonl") if "arch" in p
+    }
     assert scores.keys() == {"smallest", "largest", "random0", "random1"}
     assert min(scores.values()) > 0.5, "ten classes: chance is 0.1"
 
 
 def test_a_run_folder_holds_what_the_design_says(trained_run: Path) -> None:
     names = {p.name for p in trained_run.iterdir()}
-    assert names >= {"config.yaml", "env.json", "metrics.jsonl", "model.json", "weights.safetensors", "state.pt", "DONE"}
+    assert names >= {
+        "config.yaml",
+        "env.json",
+        "metrics.jsonl",
+        "model.json",
+        "weights.safetensors",
+        "state.pt",
+        "DONE",
+    }
     points = read_lines(trained_run / "metrics.jsonl")
     assert all(math.isfinite(p["loss"]) for p in points if "loss" in p)
     assert len(next(p for p in points if "loss" in p)["distillation"]) == 3
@@ -60,9 +70,13 @@ def test_another_seed_is_another_run(train: Run, trained_run: Path, tmp_path: Pa
     assert not same_weights(trained_run, tmp_path / "run")
 
 
-@pytest.mark.parametrize("stop_after", [1, 11, 14])  # at once, at an epoch's end (11 steps each), in the middle
 @pytest.mark.parametrize(
-    "flags", [(), ("--ema", "0.9", "--data.mixup", "0.2", "--sandwich.dropout", "0.2")], ids=["plain", "ema and mixup"]
+    "stop_after", [1, 11, 14]
+)  # at once, at an epoch's end (11 steps each), in the middle
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("--ema", "0.9", "--data.mixup", "0.2", "--sandwich.dropout", "0.2")],
+    ids=["plain", "ema and mixup"],
 )
 def test_resume_is_bit_for_bit(
     train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int, flags: tuple[str, ...]
@@ -82,7 +96,8 @@ def test_resume_is_bit_for_bit(
     assert train(tmp_path / "parts", *flags, "--resume") == 0
     assert same_weights(tmp_path / "whole", tmp_path / "parts")
     steps = [
-        [(p["step"], p["val_accuracy"]) for p in read_lines(tmp_path / n / "metrics.jsonl") if "arch" in p] for n in ("whole", "parts")
+        [(p["step"], p["val_accuracy"]) for p in read_lines(tmp_path / n / "metrics.jsonl") if "arch" in p]
+        for n in ("whole", "parts")
     ]
     assert steps[0] == steps[1]
 
@@ -112,12 +127,16 @@ def test_a_loss_that_is_not_finite_names_its_step_and_keeps_the_checkpoint(
 
 
 @pytest.mark.parametrize("signalled", [False, True])
-def test_broken_weights_are_never_saved(train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signalled: bool) -> None:
+def test_broken_weights_are_never_saved(
+    train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signalled: bool
+) -> None:
     original = Trainer.update
 
     def update(self: Trainer, x: torch.Tensor, y: torch.Tensor) -> None:
         original(self, x, y)
-        if self.step == (13 if signalled else 22):  # between two looks at the losses, or after the epoch's last loss
+        if self.step == (
+            13 if signalled else 22
+        ):  # between two looks at the losses, or after the epoch's last loss
             next(self.supernet.parameters()).data.fill_(math.nan)
             if signalled:
                 os.kill(os.getpid(), signal.SIGINT)
@@ -128,7 +147,9 @@ def test_broken_weights_are_never_saved(train: Run, tmp_path: Path, monkeypatch:
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 11
 
 
-def test_resume_refuses_another_space_or_other_images(train: Run, tmp_path: Path, tiny_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_refuses_another_space_or_other_images(
+    train: Run, tmp_path: Path, tiny_yaml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import shutil
 
     space = tmp_path / "space.yaml"
@@ -156,11 +177,24 @@ def test_sigterm_to_the_whole_group_saves_a_checkpoint(tmp_path: Path, tiny_yaml
     for split, label in ((s, c) for s in ("train", "test") for c in ("a", "b")):
         (tmp_path / "images" / split / label).mkdir(parents=True)
         for i in range(20):
-            Image.fromarray(np.full((16, 16, 3), 10 * i, np.uint8)).save(tmp_path / "images" / split / label / f"{i}.png")
-    words = ["--space", str(tiny_yaml), "--data.name", "imagefolder", "--data.path", str(tmp_path / "images"), "--data.size", "12"]
+            Image.fromarray(np.full((16, 16, 3), 10 * i, np.uint8)).save(
+                tmp_path / "images" / split / label / f"{i}.png"
+            )
+    words = [
+        "--space",
+        str(tiny_yaml),
+        "--data.name",
+        "imagefolder",
+        "--data.path",
+        str(tmp_path / "images"),
+        "--data.size",
+        "12",
+    ]
     words += ["--batch-size", "8", "--epochs", "500", "--out", str(tmp_path / "run")]
     command = [sys.executable, "-m", "ofa.train", *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     deadline = time.monotonic() + 60
     while not (tmp_path / "run" / "state.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -186,7 +220,9 @@ def test_ctrl_c_while_importing_is_quiet(tmp_path: Path) -> None:
 
 def test_ctrl_c_many_times_in_a_process(tiny_yaml: Path, tmp_path: Path) -> None:
     words = ["--space", str(tiny_yaml), "--epochs", "500", "--out", str(tmp_path / "run")]
-    process = subprocess.Popen([sys.executable, "-m", "ofa.train", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ofa.train", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 60
     while not (tmp_path / "run" / "state.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -245,20 +281,39 @@ def test_one_architecture_alone(train: Run, trained_run: Path, tmp_path: Path) -
 
 
 def test_a_bad_architecture_or_batch_leaves_no_folder(train: Run, tmp_path: Path) -> None:
-    for flags in (("--arch", "huge"), ("--batch-size", "5000"), ("--space", "nowhere"), ("--device", "abacus")):
+    for flags in (
+        ("--arch", "huge"),
+        ("--batch-size", "5000"),
+        ("--space", "nowhere"),
+        ("--device", "abacus"),
+    ):
         with pytest.raises(UserError):
             train(tmp_path / "run", *flags)
     assert not (tmp_path / "run").exists()
 
 
 def test_an_update_clips_warms_up_and_averages(tiny: Space, tmp_path: Path) -> None:
-    flags = ["--sgd.clip-value", "0.001", "--sgd.warmup-epochs", "2", "--sgd.lr", "0.5", "--sgd.momentum", "0", "--sgd.weight-decay", "0"]
+    flags = [
+        "--sgd.clip-value",
+        "0.001",
+        "--sgd.warmup-epochs",
+        "2",
+        "--sgd.lr",
+        "0.5",
+        "--sgd.momentum",
+        "0",
+        "--sgd.weight-decay",
+        "0",
+    ]
     config = parse(Train, ["--epochs", "3", "--ema", "0.5", *flags])
     data = load_data(config.data, torch.device("cpu"), 0)
     trainer = Trainer(config, RunFolder(tmp_path), Supernet(tiny, 10, 1), data, None, UniformSampler(tiny))
     before = [p.detach().clone() for p in trainer.supernet.parameters()]
     trainer.update(*next(data.train_batches(64, 0)))
-    moved = max(float((p.detach() - q).abs().max()) for p, q in zip(trainer.supernet.parameters(), before, strict=True))
+    moved = max(
+        float((p.detach() - q).abs().max())
+        for p, q in zip(trainer.supernet.parameters(), before, strict=True)
+    )
     assert moved == pytest.approx(0.5 / (2 * trainer.steps) * 0.001, rel=0.1)
     trainer.update(*next(data.train_batches(64, 1)))
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * 2 / (2 * trainer.steps))
@@ -274,7 +329,9 @@ def test_regularised_stages_of_one_architecture_alone_are_those_of_its_space() -
     assert train._for_blocks(None) == train
 
 
-@pytest.mark.parametrize("name", [path.stem for path in (Path(__file__).parents[2] / "configs" / "ofa").glob("*.yaml")])
+@pytest.mark.parametrize(
+    "name", [path.stem for path in (Path(__file__).parents[2] / "configs" / "ofa").glob("*.yaml")]
+)
 def test_recipes_are_valid(name: str) -> None:
     recipe = parse(Train, ["--config", f"ofa/{name}"])
     assert load_space(recipe.space or "digits").size() > 1000
@@ -286,7 +343,9 @@ def test_recipes_are_valid(name: str) -> None:
         assert (sampling.mode, sampling.judge.name, sampling.judge.candidates) == (mode, *judge)
     else:
         assert sampling.name == ("macs_prior" if name == "macs_prior" else "uniform")
-    assert recipe.sandwich.distillation.name == ("alpha_divergence" if name == "alphanet" else "soft_cross_entropy")
+    assert recipe.sandwich.distillation.name == (
+        "alpha_divergence" if name == "alphanet" else "soft_cross_entropy"
+    )
 
 
 def test_trained_measures_the_same_every_time(trained_run: Path) -> None:

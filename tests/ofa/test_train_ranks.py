@@ -31,7 +31,18 @@ from ofa.training.sandwich import Sandwich, sandwich_step
 
 Run = Callable[..., list[Any]]
 Weights = dict[str, np.ndarray]
-FLAGS = ("--epochs", "8", "--evaluate-every", "100", "--device", "cpu", "--ema", "0.9", "--sandwich.dropout", "0.1")
+FLAGS = (
+    "--epochs",
+    "8",
+    "--evaluate-every",
+    "100",
+    "--device",
+    "cpu",
+    "--ema",
+    "0.9",
+    "--sandwich.dropout",
+    "0.1",
+)
 
 
 def _steps(ranks: Ranks, space: Space, norm: str, same: bool) -> Weights:
@@ -49,7 +60,9 @@ def _steps(ranks: Ranks, space: Space, norm: str, same: bool) -> Weights:
     for step, (x, y) in zip(range(3), batches, strict=False):
         optimizer.zero_grad()
         seed = 0 if same else ranks.seed(0)
-        losses = sandwich_step(net, x.double(), y, Sandwich(dropout=0, drop_connect=0), UniformSampler(net.space), seed, step)
+        losses = sandwich_step(
+            net, x.double(), y, Sandwich(dropout=0, drop_connect=0), UniformSampler(net.space), seed, step
+        )
         losses = ranks.average_gradients(net.parameters(), losses)
         optimizer.step()
     return {name: p.detach().numpy() for name, p in net.named_parameters()} | {"losses": losses.numpy()}
@@ -82,12 +95,25 @@ def _train(words: list[str]) -> int:
 
 def test_joined_training_is_that_of_one_process(pair: Run, tiny_yaml: Path, tmp_path: Path) -> None:
     """Through the flags: without --same-subnets or --sync-bn the weights are far apart."""
-    words = ["--space", str(tiny_yaml), "--epochs", "1", "--batch-size", "32", "--device", "cpu", "--sgd.lr", "0.05"]
+    words = [
+        "--space",
+        str(tiny_yaml),
+        "--epochs",
+        "1",
+        "--batch-size",
+        "32",
+        "--device",
+        "cpu",
+        "--sgd.lr",
+        "0.05",
+    ]
     words += ["--sandwich.dropout", "0", "--sandwich.drop-connect", "0", "--evaluate-random", "0"]
     assert _train([*words, "--out", str(tmp_path / "one")]) == 0
     assert pair(_train, [*words, "--same-subnets", "--sync-bn", "--out", str(tmp_path / "two")]) == [0, 0]
     assert pair(_train, [*words, "--same-subnets", "--out", str(tmp_path / "apart")]) == [0, 0]
-    one, two, apart = (load_weights(tmp_path / name / "weights.safetensors") for name in ("one", "two", "apart"))
+    one, two, apart = (
+        load_weights(tmp_path / name / "weights.safetensors") for name in ("one", "two", "apart")
+    )
 
     def distance(other: dict[str, Tensor]) -> float:
         return math.sqrt(sum(float((other[name] - one[name]).square().sum()) for name in one))
@@ -97,8 +123,13 @@ def test_joined_training_is_that_of_one_process(pair: Run, tiny_yaml: Path, tmp_
 
 def test_two_ranks_shrink_alike(pair: Run, tiny_yaml: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "shrink.yaml"
-    phases = [{"name": "a", "epochs": 1, "lr": 0.1, "subnets": 0}, {"name": "b", "epochs": 1, "lr": 0.1, "subnets": 2}]
-    recipe.write_text(json.dumps({"space": str(tiny_yaml), "phases": phases, "device": "cpu", "evaluate_random": 0}))
+    phases = [
+        {"name": "a", "epochs": 1, "lr": 0.1, "subnets": 0},
+        {"name": "b", "epochs": 1, "lr": 0.1, "subnets": 2},
+    ]
+    recipe.write_text(
+        json.dumps({"space": str(tiny_yaml), "phases": phases, "device": "cpu", "evaluate_random": 0})
+    )
     assert pair(_train, ["--config", str(recipe), "--out", str(tmp_path / "run")]) == [0, 0]
     assert (tmp_path / "run" / "teacher.safetensors").exists()
     with pytest.raises(UserError, match="is trained by 2 processes, not 1"):
@@ -128,7 +159,9 @@ def test_what_the_flags_must_agree_on(tmp_path: Path, tiny_yaml: Path) -> None:
         parse(Train, ["--same-subnets", "--sandwich.sampling.name", "attentive"])
     with pytest.raises(UserError, match="each process has its own; add --same-subnets"):
         parse(Train, ["--sync-bn"])
-    with pytest.raises(UserError, match=r"trained by 2 processes, but 1 started; start it with torchrun --nproc-per-node 2"):
+    with pytest.raises(
+        UserError, match=r"trained by 2 processes, but 1 started; start it with torchrun --nproc-per-node 2"
+    ):
         parse(Train, ["--ranks", "2", "--out", str(tmp_path / "run")]).execute()
     assert not (tmp_path / "run").exists()
 
@@ -137,12 +170,27 @@ def _torchrun(words: list[str], out: Path, event: Callable[[subprocess.Popen[str
     """Run under torchrun, wait for a new checkpoint, let `event` happen, and return what was said until the end."""
     state = out / "state.pt"
     before = state.stat().st_mtime_ns if state.exists() else 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ofa.train"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "ofa.train",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     pipe = subprocess.PIPE
-    process = subprocess.Popen([*launcher, *words], stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment)
+    process = subprocess.Popen(
+        [*launcher, *words], stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment
+    )
     deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline and (state.stat().st_mtime_ns if state.exists() else 0) == before:
+    while (
+        process.poll() is None
+        and time.monotonic() < deadline
+        and (state.stat().st_mtime_ns if state.exists() else 0) == before
+    ):
         time.sleep(0.02)
     event(process)
     said, _ = process.communicate(timeout=60)
@@ -167,12 +215,18 @@ def test_ctrl_c_a_killed_rank_and_resume_end_bit_for_bit(pair: Run, tiny_yaml: P
     words += ["--out", str(out)]
 
     said = _torchrun([*words, "--threads", "1"], out, _ctrl_c)
-    assert said.count("continue with the same command and --resume") == said.count("stopping after this step") == 1, said
+    assert (
+        said.count("continue with the same command and --resume")
+        == said.count("stopping after this step")
+        == 1
+    ), said
     stopped = torch.load(out / "state.pt", weights_only=True)["step"]
     assert 11 <= stopped < 88
 
     said = _torchrun([*words, "--resume"], out, _kill_rank_1)
-    assert said.count("error: Another of the processes that train together ended or cannot be reached") == 1, said
+    assert (
+        said.count("error: Another of the processes that train together ended or cannot be reached") == 1
+    ), said
     assert stopped < torch.load(out / "state.pt", weights_only=True)["step"] < 88
 
     with pytest.raises(UserError, match="is trained by 2 processes, not 1"):
@@ -180,7 +234,10 @@ def test_ctrl_c_a_killed_rank_and_resume_end_bit_for_bit(pair: Run, tiny_yaml: P
     assert pair(_train, [*words, "--resume"]) == [0, 0]
     whole, parts = (load_weights(tmp_path / name / "weights.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    points = [[p for p in read_lines(tmp_path / name / "metrics.jsonl") if "arch" in p] for name in ("whole", "parts")]
+    points = [
+        [p for p in read_lines(tmp_path / name / "metrics.jsonl") if "arch" in p]
+        for name in ("whole", "parts")
+    ]
     assert points[0] == points[1] and len(points[0]) == 4
     seeds = read_json(out / "env.json")["rank_seeds"]
     assert seeds[0] == 0 and len(set(seeds)) == 2

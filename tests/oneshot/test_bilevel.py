@@ -10,7 +10,16 @@ from torch import Tensor
 
 from oneshot.axes.edge_weights import Mixture
 from oneshot.axes.relaxation import At
-from oneshot.bilevel import ImageLoss, Inner, dominant_eigenvalue, exact, first_order, momentum_buffers, second_order, weight_step
+from oneshot.bilevel import (
+    ImageLoss,
+    Inner,
+    dominant_eigenvalue,
+    exact,
+    first_order,
+    momentum_buffers,
+    second_order,
+    weight_step,
+)
 from oneshot.methods.darts import Darts
 from oneshot.methods.method import Alphas, Method
 from oneshot.methods.pc_darts import PcDarts
@@ -42,7 +51,16 @@ class Recorded:
         return Inner(self.found["eta"], self.found["momentum"], self.found["weight_decay"], buffers)
 
     def ahead(self, train: Any, valid: Any, inner: Inner, how: Any = second_order) -> tuple[Tensor, ...]:
-        return how(self.network, self.loss, self.mixtures, lambda value, _: value, self.alphas.all(), train, valid, inner)[1]
+        return how(
+            self.network,
+            self.loss,
+            self.mixtures,
+            lambda value, _: value,
+            self.alphas.all(),
+            train,
+            valid,
+            inner,
+        )[1]
 
 
 def check(ours: tuple[Tensor, ...], wanted: list[Tensor]) -> None:
@@ -54,7 +72,9 @@ def check(ours: tuple[Tensor, ...], wanted: list[Tensor]) -> None:
 def test_recorded_gradients_of_alphas(file: str) -> None:
     search = Recorded(file)
     train, valid = search.batch("t"), search.batch("v")
-    _, gradients = first_order(search.network, lambda: search.loss(valid, search.mixtures()), search.alphas.all())
+    _, gradients = first_order(
+        search.network, lambda: search.loss(valid, search.mixtures()), search.alphas.all()
+    )
     check(gradients, search.found["grad_alpha_first"])
     none: list[Tensor | None] = [None] * len(list(search.network.parameters()))
     check(search.ahead(train, valid, search.inner(none)), search.found["grad_alpha_second"])
@@ -74,13 +94,17 @@ def drawn(found: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, Te
 def test_three_recorded_steps(file: str, order: str) -> None:
     search = Recorded(file)
     found, recorded = search.found, search.found[f"traj_{order}"]
-    optimizer = torch.optim.SGD(search.network.parameters(), found["eta"], found["momentum"], weight_decay=found["weight_decay"])
+    optimizer = torch.optim.SGD(
+        search.network.parameters(), found["eta"], found["momentum"], weight_decay=found["weight_decay"]
+    )
     of_alphas = search.method.optimizer(search.space, search.alphas)
     for seed, wanted in zip(recorded["seeds"], recorded["losses"], strict=True):
         generator = torch.Generator().manual_seed(seed)
         train, valid = drawn(found, generator), drawn(found, generator)
         if order == "first":
-            gradients = first_order(search.network, lambda batch=valid: search.loss(batch, search.mixtures()), search.alphas.all())[1]
+            gradients = first_order(
+                search.network, lambda batch=valid: search.loss(batch, search.mixtures()), search.alphas.all()
+            )[1]
         else:
             gradients = search.ahead(train, valid, search.inner(momentum_buffers(optimizer, search.network)))
         for alpha, gradient in zip(search.alphas.all(), gradients, strict=True):
@@ -118,7 +142,9 @@ def test_three_recorded_steps_with_the_weights_first() -> None:
         train, valid = drawn(search.found, generator), drawn(search.found, generator)
         value = search.loss(train, search.mixtures())
         weight_step(search.network, value, optimizer, 5.0)
-        after, (alpha.grad,) = first_order(search.network, lambda batch=valid: search.loss(batch, search.mixtures()), [alpha])
+        after, (alpha.grad,) = first_order(
+            search.network, lambda batch=valid: search.loss(batch, search.mixtures()), [alpha]
+        )
         of_alphas.step()
         assert (value.item(), after.item()) == pytest.approx((of_train, of_valid), rel=1e-9)
     check((alpha.detach(),), recorded["alphas"])
@@ -143,7 +169,9 @@ def test_exact_gradient_is_the_finite_difference_of_the_loss_one_step_ahead() ->
     step = 1e-7  # a longer one crosses kinks of the ReLUs
     sides = [one_step_ahead(alpha.detach() + sign * step * direction) for sign in (1, -1)]
     (gradient,) = search.ahead(train, valid, inner, exact)
-    torch.testing.assert_close((gradient * direction).sum(), (sides[0] - sides[1]) / (2 * step), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        (gradient * direction).sum(), (sides[0] - sides[1]) / (2 * step), rtol=1e-6, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("file", ["darts_small_a1", "nb201_small_track0"])

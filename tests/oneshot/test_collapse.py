@@ -33,7 +33,9 @@ def test_the_rule_of_robust_darts(eigenvalues: list[float], back: int | None) ->
 
 
 def cell(*names: str) -> Genotype:
-    nodes = tuple(tuple((name, source) for source, name in enumerate(names[at : at + 2])) for at in range(0, 8, 2))
+    nodes = tuple(
+        tuple((name, source) for source, name in enumerate(names[at : at + 2])) for at in range(0, 8, 2)
+    )
     plain = Cell(nodes=((("sep_conv_3x3", 0), ("sep_conv_3x3", 1)),) * 4, output=(2, 3, 4, 5))
     return Genotype(space="darts", cells={"normal": Cell(nodes=nodes, output=(2, 3, 4, 5)), "reduce": plain})
 
@@ -54,7 +56,9 @@ def test_the_advice_can_be_followed(method: Darts) -> None:
     assert method.name not in said.split("--penalties")[0].replace(",", "").split()
     words = ["--method", method.name]
     decay = ["--penalties", "beta_decay"] if "--penalties beta_decay" in said else []
-    watch = ["--watch-every", "1", "--stop-at-collapse"] if "--watch-every 1 --stop-at-collapse" in said else []
+    watch = (
+        ["--watch-every", "1", "--stop-at-collapse"] if "--watch-every 1 --stop-at-collapse" in said else []
+    )
     found = parse(Search, [*words, *decay, *watch])
     type(method).model_validate(method.model_dump() | {"penalties": found.penalties})
     assert (bool(decay), bool(watch)) == (method.name != "gaea", method.name != "gdas")

@@ -20,8 +20,16 @@ def largest(name: str) -> Genotype:
     space = find_space(name)
     nodes = space.nodes + (name == "darts")
     names = sorted(space.known, key=len)[-3:]
-    edges = tuple(tuple((names[source % 3], source) for source in range(space.inputs + node)) for node in range(nodes))
-    output = (2, 5, 6) if name == "darts" else tuple(range(space.inputs, space.inputs + nodes)) if name == "recurrent" else (nodes,)
+    edges = tuple(
+        tuple((names[source % 3], source) for source in range(space.inputs + node)) for node in range(nodes)
+    )
+    output = (
+        (2, 5, 6)
+        if name == "darts"
+        else tuple(range(space.inputs, space.inputs + nodes))
+        if name == "recurrent"
+        else (nodes,)
+    )
     return Genotype(space=name, cells={kind: Cell(nodes=edges, output=output) for kind in space.cells})
 
 
@@ -37,14 +45,21 @@ def test_no_label_meets_another_and_none_leaves_its_box(name: str) -> None:
     assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= wide and box.y1 <= tall for box in boxes.values())
     operations = {label(operation) for operation in find_space(name).known}
     inside = [box for text, box in boxes.items() if text.get_text() in operations]
-    assert inside and all(box.width < BOX[0] * figure.dpi and box.height < BOX[1] * figure.dpi for box in inside)
+    assert inside and all(
+        box.width < BOX[0] * figure.dpi and box.height < BOX[1] * figure.dpi for box in inside
+    )
 
 
 def test_a_cell_becomes_two_files_with_the_same_bytes_each_time(tmp_path: Path) -> None:
     first = [path.read_bytes() for path in draw(find_cell("7"), tmp_path / "cell")]
     again = [path.read_bytes() for path in draw(find_cell("7"), tmp_path / "cell.of.7")]
     assert first == again
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cell.of.7.png", "cell.of.7.svg", "cell.png", "cell.svg"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "cell.of.7.png",
+        "cell.of.7.svg",
+        "cell.png",
+        "cell.svg",
+    ]
     assert first[0].startswith(b"<?xml") and b"<dc:date>" not in first[0]
     assert first[1].startswith(b"\x89PNG")
     assert [path.read_bytes() for path in draw(find_cell("8"), tmp_path / "cell")] != first
@@ -77,7 +92,10 @@ def test_weights_over_time_show_what_grew(tmp_path: Path) -> None:
     history = [{"cell": [[1 - weight, weight]]} for weight in rising]
     pixels = imread(alphas_over_time(history, space, tmp_path / "alphas.png"))[..., :3]
     hexes = [COLORS["skip_connect"], COLORS["nor_conv_3x3"]]
-    found = [np.argwhere(np.abs(pixels - [int(h[i : i + 2], 16) / 255 for i in (1, 3, 5)]).max(-1) < 0.02) for h in hexes]
+    found = [
+        np.argwhere(np.abs(pixels - [int(h[i : i + 2], 16) / 255 for i in (1, 3, 5)]).max(-1) < 0.02)
+        for h in hexes
+    ]
     assert all(len(places) > 100 for places in found)
     half = pixels.shape[1] // 3
     rows = [places[places[:, 1] > half][:, 0].mean() for places in found]

@@ -14,7 +14,14 @@ from engine.config import Config
 from engine.data.text import Grammar, load_text
 from engine.errors import UserError
 from engine.run import Run, read_lines
-from oneshot.language import Language, LanguageTrainer, NotFiniteError, cross_entropy, load_language, train_language
+from oneshot.language import (
+    Language,
+    LanguageTrainer,
+    NotFiniteError,
+    cross_entropy,
+    load_language,
+    train_language,
+)
 from oneshot.networks.recurrent import CellNetwork, Dropout
 from oneshot.spaces.genotype import Cell, Genotype
 
@@ -74,7 +81,9 @@ def test_a_trained_network_is_loaded_again(run: Path) -> None:
     assert math.exp(cross_entropy(network, TEXT.splits["test"], 1, 37)) == pytest.approx(wanted, rel=1e-5)
 
 
-def test_a_stopped_run_ends_with_the_same_weights(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_ends_with_the_same_weights(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     update = LanguageTrainer.update
 
     def stop_in_the_second_epoch(self: LanguageTrainer, *window: Any) -> None:
@@ -103,7 +112,9 @@ def test_the_average_begins_when_validation_gets_no_better(tmp_path: Path) -> No
     assert training.average is not None
     seen = []
     for start_, length in training.windows(1)[:4]:
-        training.update(training.text_RB[start_ : start_ + length], training.text_RB[start_ + 1 : start_ + 1 + length])
+        training.update(
+            training.text_RB[start_ : start_ + length], training.text_RB[start_ + 1 : start_ + 1 + length]
+        )
         seen.append(training.network.first_2HD.detach().clone())
     torch.testing.assert_close(training.weights.first_2HD.detach(), torch.stack(seen).mean(0))
     training.save()

@@ -24,7 +24,18 @@ from oneshot.retrain import Retrain, Retraining
 from oneshot.spaces.genotype import find_genotype
 from oneshot.trained import build, model_of
 
-TINY = ("--network.cells", "3", "--network.channels", "4", "--epochs", "2", "--device", "cpu", "--batch-size", "64")
+TINY = (
+    "--network.cells",
+    "3",
+    "--network.channels",
+    "4",
+    "--epochs",
+    "2",
+    "--device",
+    "cpu",
+    "--batch-size",
+    "64",
+)
 CONFIGS = Path(__file__).parents[2] / "configs" / "oneshot"
 
 
@@ -40,12 +51,18 @@ def same_weights(a: Path, b: Path) -> bool:
 def test_learns_digits_and_says_what_comes_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert retrain(tmp_path / "run", "--epochs", "8") == 0
     said = capsys.readouterr().out
-    assert "genotype DARTS_V2: 3 cells, 4 channels" in said and "on validation images" in said and "on test images" in said
+    assert (
+        "genotype DARTS_V2: 3 cells, 4 channels" in said
+        and "on validation images" in said
+        and "on test images" in said
+    )
     assert said.splitlines()[-1] == f"next: python -m export.onnx --run {tmp_path / 'run'}"
     points = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert points[-1]["test_accuracy"] > 0.5, "ten classes: chance is 0.1"
     assert {"loss", "auxiliary_loss", "lr"} <= points[0].keys()
-    assert not any(name.startswith("auxiliary") for name in load_weights(tmp_path / "run" / "weights.safetensors"))
+    assert not any(
+        name.startswith("auxiliary") for name in load_weights(tmp_path / "run" / "weights.safetensors")
+    )
 
 
 @pytest.mark.parametrize("stop_after", [11, 14])  # at an epoch's end (11 steps each), in the middle
@@ -71,7 +88,9 @@ def test_the_configuration_of_a_run_replays_it(tmp_path: Path) -> None:
     genotype.write_text(find_genotype("PDARTS").model_dump_json())
     assert retrain(tmp_path / "run", "--genotype", str(genotype), "--epochs", "1") == 0
     genotype.unlink()
-    again = parse(Retrain, ["--config", str(tmp_path / "run" / "config.yaml"), "--out", str(tmp_path / "again")])
+    again = parse(
+        Retrain, ["--config", str(tmp_path / "run" / "config.yaml"), "--out", str(tmp_path / "again")]
+    )
     assert again.execute() == 0
     assert same_weights(tmp_path / "run", tmp_path / "again")
 
@@ -83,7 +102,9 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path: Path, monkeypatch: p
         original(self, x * math.nan if self.step == 13 else x, y)
 
     monkeypatch.setattr(Retraining, "update", update)
-    with pytest.raises(UserError, match=r"not finite at step 13 \(epoch 2\); start again with a lower --sgd.lr"):
+    with pytest.raises(
+        UserError, match=r"not finite at step 13 \(epoch 2\); start again with a lower --sgd.lr"
+    ):
         retrain(tmp_path / "run")
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 11
 
@@ -105,7 +126,20 @@ def test_mistakes_leave_no_folder(tmp_path: Path) -> None:
 
 def test_a_step_is_the_published_one(tmp_path: Path) -> None:
     """By hand: smoothed labels, 0.4 of the auxiliary loss, decay of everything, one norm for all gradients, no Nesterov."""
-    config = parse(Retrain, [*TINY, "--label-smoothing", "0.1", "--drop-path", "0", "--sgd.clip-norm", "0.5", "--sgd.weight-decay", "0.01"])
+    config = parse(
+        Retrain,
+        [
+            *TINY,
+            "--label-smoothing",
+            "0.1",
+            "--drop-path",
+            "0",
+            "--sgd.clip-norm",
+            "0.5",
+            "--sgd.weight-decay",
+            "0.01",
+        ],
+    )
     data = load_data(config.data, torch.device("cpu"), 0)
     model = model_of(find_genotype("DARTS_V2"), config.network, data)
     torch.manual_seed(0)
@@ -136,7 +170,9 @@ def test_drop_path_rises_with_the_epochs(tmp_path: Path, monkeypatch: pytest.Mon
     seen = set()
     original = FinalNetwork.forward
 
-    def forward(self: FinalNetwork, x: Tensor, drop: float = 0.0, generator: torch.Generator | None = None) -> Any:
+    def forward(
+        self: FinalNetwork, x: Tensor, drop: float = 0.0, generator: torch.Generator | None = None
+    ) -> Any:
         if self.training:
             seen.add(drop)
         return original(self, x, drop, generator)
@@ -150,7 +186,12 @@ def test_drop_path_rises_with_the_epochs(tmp_path: Path, monkeypatch: pytest.Mon
 def test_recipes_are_valid(path: Path) -> None:
     recipe = parse(Retrain, ["--config", f"oneshot/{path.stem}"])
     if path.stem in ("retrain_cifar", "retrain_imagenet"):
-        assert recipe.sgd.clip_norm == 5 and recipe.sgd.clip_value is None and recipe.sgd.decay_all and not recipe.sgd.nesterov
+        assert (
+            recipe.sgd.clip_norm == 5
+            and recipe.sgd.clip_value is None
+            and recipe.sgd.decay_all
+            and not recipe.sgd.nesterov
+        )
     if path.stem == "retrain_imagenet":
         assert isinstance(recipe.data, ImageFolder) and recipe.data.jitter == (0.4, 0.4, 0.4, 0.2)
         assert learning_rate(recipe.sgd, 3 * 100, 250 * 100, 0) == pytest.approx(0.1 * 0.97**3, rel=1e-6)

@@ -73,7 +73,9 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(Searching, "step", step)
 
 
-def test_a_search_learns_and_leaves_what_the_next_command_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_learns_and_leaves_what_the_next_command_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     assert search(out, *DARTS, "--epochs", "3") == 0
     names = {path.name for path in out.iterdir()}
@@ -89,9 +91,13 @@ def test_a_search_learns_and_leaves_what_the_next_command_reads(tmp_path: Path, 
     assert np.shape(points[0]["alphas"]["normal"]) == (14, 2)
     assert points[-1]["skips"].keys() == {"normal", "reduce"}
     losses = [point for point in read_lines(out / "metrics.jsonl") if "loss" in point]
-    assert losses[0]["loss"] > losses[-1]["loss"] and all(math.isfinite(point["architecture_loss"]) for point in losses)
+    assert losses[0]["loss"] > losses[-1]["loss"] and all(
+        math.isfinite(point["architecture_loss"]) for point in losses
+    )
     said = capsys.readouterr().out
-    assert "10 classes; 628 images for the weights, 630 images for the architecture; 3 epochs of 9 steps" in said
+    assert (
+        "10 classes; 628 images for the weights, 630 images for the architecture; 3 epochs of 9 steps" in said
+    )
     assert "36 channels, as published for CIFAR-10" in said
     *_, last = said.splitlines()
     assert last == f"next: python -m oneshot.retrain --genotype {out} --out {out}-retrained"
@@ -110,14 +116,19 @@ def test_a_search_learns_and_leaves_what_the_next_command_reads(tmp_path: Path, 
 FEW = ("--method.controller-steps", "2", "--method.samples-a-step", "2")
 RESUMED = {  # tests/contracts has every method on every space
     "second order": (CELL, ("--method.order", "second")),
-    "running statistics, edge weights": ((*DARTS, "--channels", "4"), ("--method", "pc_darts", "--method.warmup-epochs", "1")),
+    "running statistics, edge weights": (
+        (*DARTS, "--channels", "4"),
+        ("--method", "pc_darts", "--method.warmup-epochs", "1"),
+    ),
     "controller": (CELL, ("--method", "enas", *FEW, "--method.candidates", "4")),
     "text": (TEXT, ()),
 }
 
 
 @pytest.mark.parametrize("what", RESUMED)
-def test_resume_is_bit_for_bit(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_is_bit_for_bit(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = (*RESUMED[what][0], *RESUMED[what][1], "--epochs", "2")
     assert search(tmp_path / "whole", *flags) == 0
     with monkeypatch.context() as patch:
@@ -132,7 +143,17 @@ def test_resume_is_bit_for_bit(what: str, tmp_path: Path, monkeypatch: pytest.Mo
 def test_ctrl_c_in_the_last_step_stops_before_the_end_and_resumes_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = (*CELL, "--method", "random_ws", "--method.candidates", "5", "--method.finalists", "2", "--epochs", "1")
+    flags = (
+        *CELL,
+        "--method",
+        "random_ws",
+        "--method.candidates",
+        "5",
+        "--method.finalists",
+        "2",
+        "--epochs",
+        "1",
+    )
     with monkeypatch.context() as patch:
         stop_after(patch, 9)
         assert search(tmp_path / "run", *flags) == 130
@@ -144,7 +165,9 @@ def test_ctrl_c_in_the_last_step_stops_before_the_end_and_resumes_there(
     assert "resumed at the end" in capsys.readouterr().out
 
 
-def test_what_a_kill_before_the_first_checkpoint_logged_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_kill_before_the_first_checkpoint_logged_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def killed(self: Loop) -> None:
         raise KeyboardInterrupt
 
@@ -157,7 +180,18 @@ def test_what_a_kill_before_the_first_checkpoint_logged_is_forgotten(tmp_path: P
 
 
 def test_many_signals_to_a_process(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "oneshot.search", *CELL, "--epochs", "500", "--threads", "1", "--out", str(tmp_path / "run")]
+    words = [
+        sys.executable,
+        "-m",
+        "oneshot.search",
+        *CELL,
+        "--epochs",
+        "500",
+        "--threads",
+        "1",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 100
     while not (tmp_path / "run" / "state.pt").exists() and time.monotonic() < deadline:
@@ -172,7 +206,9 @@ def test_many_signals_to_a_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["loss", "weights", "architecture"])
-def test_what_is_not_finite_stops_the_search_and_is_never_saved(broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_finite_stops_the_search_and_is_never_saved(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original, count = Searching.step, 0
 
     def step(self: Searching, number: int, train: Any, valid: Any) -> Tensor:
@@ -197,12 +233,25 @@ def test_what_is_not_finite_stops_the_search_and_is_never_saved(broken: str, tmp
 def test_it_stops_at_collapse_and_goes_back_4_epochs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = (*CELL, "--epochs", "16", "--watch-every", "1", "--stop-at-collapse", "--evaluate-images", "50", "--batch-size", "500")
+    flags = (
+        *CELL,
+        "--epochs",
+        "16",
+        "--watch-every",
+        "1",
+        "--stop-at-collapse",
+        "--evaluate-images",
+        "50",
+        "--batch-size",
+        "500",
+    )
     grown = iter([1.0] * 8 + [2.0] * 99)
     monkeypatch.setattr(Searching, "eigenvalue", lambda self, batch: next(grown))
     assert search(tmp_path / "run", *flags) == 0
     points = epochs(tmp_path / "run")
-    assert len(points) == 11, "not before epoch 10; then the mean of 8 to 10 and two before is 1.6 times that of 2 to 6"
+    assert len(points) == 11, (
+        "not before epoch 10; then the mean of 8 to 10 and two before is 1.6 times that of 2 to 6"
+    )
     assert json.loads((tmp_path / "run" / "genotype.json").read_text()) == points[6]["genotype"]
     assert "stopped after epoch 11, took the cell of epoch 7" in capsys.readouterr().out
     (tmp_path / "run" / "DONE").unlink()
@@ -210,7 +259,9 @@ def test_it_stops_at_collapse_and_goes_back_4_epochs(
     assert len(epochs(tmp_path / "run")) == 11, "killed while it wrote its findings, it does not search on"
 
 
-def test_the_watched_eigenvalue_is_that_of_the_validation_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_watched_eigenvalue_is_that_of_the_validation_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[float] = []
 
     def eigenvalue(loss: Any, alphas: list[Tensor], generator: torch.Generator) -> float:
@@ -229,7 +280,9 @@ def test_the_watched_eigenvalue_is_that_of_the_validation_loss(tmp_path: Path, m
 def test_watching_changes_nothing(tmp_path: Path) -> None:
     for name, flags in (("plain", ()), ("watched", ("--watch-every", "1", "--evaluate-images", "30"))):
         assert search(tmp_path / name, *DARTS, "--epochs", "1", "--batch-size", "50", *flags) == 0
-    states = [tensors(torch.load(tmp_path / name / "state.pt", weights_only=True)) for name in ("plain", "watched")]
+    states = [
+        tensors(torch.load(tmp_path / name / "state.pt", weights_only=True)) for name in ("plain", "watched")
+    ]
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
 
 
@@ -240,13 +293,24 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_table_tells_the_true_accuracy_of_each_epoch(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert search(tmp_path / "run", *CELL, "--epochs", "2", "--table", str(table), "--table-budget", "10") == 0
+def test_a_table_tells_the_true_accuracy_of_each_epoch(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        search(tmp_path / "run", *CELL, "--epochs", "2", "--table", str(table), "--table-budget", "10") == 0
+    )
     accuracies = Table.read(table)
     points = epochs(tmp_path / "run")
-    assert all(point["true_accuracy"] == accuracies.accuracy(Genotype.model_validate(point["genotype"]), "cifar10") for point in points)
+    assert all(
+        point["true_accuracy"] == accuracies.accuracy(Genotype.model_validate(point["genotype"]), "cifar10")
+        for point in points
+    )
     said = capsys.readouterr().out
-    assert "this choice" in said and "regularised evolution" in said and f"{accuracies.best('cifar10').accuracy:.2f}" in said
+    assert (
+        "this choice" in said
+        and "regularised evolution" in said
+        and f"{accuracies.best('cifar10').accuracy:.2f}" in said
+    )
 
 
 def cost_flag(**settings: Any) -> tuple[str, str]:
@@ -268,7 +332,10 @@ def test_penalties_reach_the_architecture(tmp_path: Path) -> None:
     assert (ends[0] == ends[1]).all(), "both forms say the same"
     assert (ends[0][:, [2, 3]].max(1) < ends[0][:, [0, 1, 4]].min(1)).all()
     assert search(tmp_path / "macs", *flags, "--epochs", "1", "--penalties", "beta_decay,cost") == 0
-    assert [p["name"] for p in parse(Search, [*flags, "--penalties", "beta_decay, cost"]).model_dump()["penalties"]] == [
+    assert [
+        p["name"]
+        for p in parse(Search, [*flags, "--penalties", "beta_decay, cost"]).model_dump()["penalties"]
+    ] == [
         "beta_decay",
         "cost",
     ]
@@ -280,16 +347,27 @@ def test_penalties_reach_the_architecture(tmp_path: Path) -> None:
         (None, "cannot be read: No such file"),
         ("{", "is not valid JSON"),
         ("[1, 2]", "does not fit space nasbench201"),
-        ('{"skip_connect": 1}', "must have a number of at least 0 for each of none, skip_connect, nor_conv_1x1"),
+        (
+            '{"skip_connect": 1}',
+            "must have a number of at least 0 for each of none, skip_connect, nor_conv_1x1",
+        ),
         ('{"cell": [[1, 2], [3]]}', "does not fit"),
         ('{"cell": [[1, 2, 3, 4, 5]]}', "6 rows of 5 numbers"),
         ('{"skip_connect": 1, "nor_conv_1x1": -1, "nor_conv_3x3": 1, "avg_pool_3x3": 1}', "of at least 0"),
         ('{"skip_connect": 1, "nor_conv_1x1": NaN, "nor_conv_3x3": 1, "avg_pool_3x3": 1}', "of at least 0"),
-        ('{"skip_connect": 1, "nor_conv_1x1": 1, "nor_conv_3x3": 1, "avg_pool_3x3": 1, "constant": "a"}', "does not fit"),
-        ('{"skip_connect": 1, "nor_conv_1x1": 1, "nor_conv_3x3": 1, "avg_pool_3x3": 1}', "takes the logarithm .* take a smaller unit"),
+        (
+            '{"skip_connect": 1, "nor_conv_1x1": 1, "nor_conv_3x3": 1, "avg_pool_3x3": 1, "constant": "a"}',
+            "does not fit",
+        ),
+        (
+            '{"skip_connect": 1, "nor_conv_1x1": 1, "nor_conv_3x3": 1, "avg_pool_3x3": 1}',
+            "takes the logarithm .* take a smaller unit",
+        ),
     ],
 )
-def test_a_cost_table_that_does_not_fit_is_one_sentence(tmp_path: Path, content: str | None, said: str) -> None:
+def test_a_cost_table_that_does_not_fit_is_one_sentence(
+    tmp_path: Path, content: str | None, said: str
+) -> None:
     path = tmp_path / "costs.json"
     if content is not None:
         path.write_text(content)
@@ -300,7 +378,10 @@ def test_a_cost_table_that_does_not_fit_is_one_sentence(tmp_path: Path, content:
 
 def test_one_level_trains_on_all_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert search(tmp_path / "run", *CELL, "--method", "gaea", "--epochs", "1", "--batch-size", "600") == 0
-    assert "1258 images for the weights, 1258 images for the architecture; 1 epochs of 2 steps" in capsys.readouterr().out
+    assert (
+        "1258 images for the weights, 1258 images for the architecture; 1 epochs of 2 steps"
+        in capsys.readouterr().out
+    )
 
 
 def test_warm_up_leaves_the_architecture_alone(tmp_path: Path) -> None:
@@ -316,9 +397,25 @@ def test_published_settings_are_the_defaults_and_a_flag_overrides_one() -> None:
     plain = parse(Search, ["--method", "gdas"]).method
     cell = parse(Search, ["--method", "gaea", "--space", "nasbench201", "--method.sgd.lr", "0.2"]).method
     text = parse(Search, ["--space", "recurrent", "--method.geometry.lr", "0.5"]).method
-    assert (plain.epochs, plain.sgd.nesterov, plain.sgd.weight_decay, plain.order) == (250, True, 5e-4, "first")
-    assert (cell.level, cell.epochs, cell.sgd.cosine_epochs, cell.sgd.lr, cell.sgd.nesterov) == ("single", 25, 50, 0.2, True)
-    assert (text.sgd.lr, text.sgd.clip_norm, text.geometry.lr, text.geometry.weight_decay) == (20.0, 0.25, 0.5, 1e-3)
+    assert (plain.epochs, plain.sgd.nesterov, plain.sgd.weight_decay, plain.order) == (
+        250,
+        True,
+        5e-4,
+        "first",
+    )
+    assert (cell.level, cell.epochs, cell.sgd.cosine_epochs, cell.sgd.lr, cell.sgd.nesterov) == (
+        "single",
+        25,
+        50,
+        0.2,
+        True,
+    )
+    assert (text.sgd.lr, text.sgd.clip_norm, text.geometry.lr, text.geometry.weight_decay) == (
+        20.0,
+        0.25,
+        0.5,
+        1e-3,
+    )
     assert parse(Search, ["--method", "beta_darts", "--space", "nasbench201"]).method.epochs == 100
     assert parse(Search, ["--data", "npz", "--data.path", "x.npz"]).data.val == 0.5
     assert parse(Search, ["--data.val", "0.3"]).data.val == 0.3
@@ -345,7 +442,10 @@ def test_mistakes_are_one_sentence_and_leave_no_folder(tmp_path: Path, table: Pa
         (("--data", "grammar"), "do not go together"),
         (("--table", str(table)), "give it with --space nasbench201"),
         (("--space", "nasbench201", "--table", str(broken)), "0 different cells"),
-        (("--space", "nasbench201", "--table", str(table), "--dataset", "cifar100"), "no test accuracy on 'cifar100'; it has cifar10 test"),
+        (
+            ("--space", "nasbench201", "--table", str(table), "--dataset", "cifar100"),
+            "no test accuracy on 'cifar100'; it has cifar10 test",
+        ),
         (("--space", "nasbench201", "--table", str(tmp_path / "missing.csv")), "No such file"),
         (("--stop-at-collapse",), "add --watch-every 1"),
         (("--method", "gdas", "--watch-every", "1"), "no smooth loss"),
@@ -354,10 +454,22 @@ def test_mistakes_are_one_sentence_and_leave_no_folder(tmp_path: Path, table: Pa
         (("--method", "pc_darts", "--channels", "6"), "cannot be cut into 4 parts"),
         (("--cells", "2"), "all reduction cells"),
         (("--method", "pr_darts", "--space", "nasbench201"), "leave it out with --method.penalties ''"),
-        (("--method", "darts_minus", "--space", "recurrent"), "cannot search space recurrent: an auxiliary skip"),
-        (("--method", "gaea_pc_darts", "--space", "recurrent"), "cannot search space recurrent: partial channels"),
-        (("--method", "pr_darts", "--method.relaxation.keep", "3", "--space", "darts_s2"), "more than the operations"),
-        (("--method", "gaea", "--penalties", "beta_decay"), "--penalties: beta_decay has no meaning on a simplex"),
+        (
+            ("--method", "darts_minus", "--space", "recurrent"),
+            "cannot search space recurrent: an auxiliary skip",
+        ),
+        (
+            ("--method", "gaea_pc_darts", "--space", "recurrent"),
+            "cannot search space recurrent: partial channels",
+        ),
+        (
+            ("--method", "pr_darts", "--method.relaxation.keep", "3", "--space", "darts_s2"),
+            "more than the operations",
+        ),
+        (
+            ("--method", "gaea", "--penalties", "beta_decay"),
+            "--penalties: beta_decay has no meaning on a simplex",
+        ),
         (("--method", "beta_darts", "--penalties", "beta_decay"), "given twice"),
         (("--method", "random_ws", "--penalties", "cost"), "penalties is for an architecture step"),
         (("--method", "enas", "--method.level", "single"), "level is for an architecture step"),
@@ -379,7 +491,9 @@ def test_mistakes_are_one_sentence_and_leave_no_folder(tmp_path: Path, table: Pa
         search(tmp_path / "photos", *CELL, "--overwrite")
 
 
-def test_a_damaged_checkpoint_or_another_configuration_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_checkpoint_or_another_configuration_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         assert search(tmp_path / "run", *CELL) == 130

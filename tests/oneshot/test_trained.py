@@ -20,7 +20,18 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "retrained"
-    words = ["--network.cells", "3", "--network.channels", "4", "--epochs", "1", "--device", "cpu", "--genotype", "PC_DARTS_cifar"]
+    words = [
+        "--network.cells",
+        "3",
+        "--network.channels",
+        "4",
+        "--epochs",
+        "1",
+        "--device",
+        "cpu",
+        "--genotype",
+        "PC_DARTS_cifar",
+    ]
     assert parse(Retrain, [*words, "--out", str(out)]).execute() == 0
     return out
 
@@ -28,7 +39,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_measures_what_training_measured(run: Path) -> None:
     trained = Trained(run, CPU)
     last = read_lines(run / "metrics.jsonl")[-1]
-    assert (trained.accuracy("val"), trained.accuracy("test")) == (last["val_accuracy"], last["test_accuracy"])
+    assert (trained.accuracy("val"), trained.accuracy("test")) == (
+        last["val_accuracy"],
+        last["test_accuracy"],
+    )
     assert not trained.network.training
     assert trained.model.genotype == find_genotype("PC_DARTS_cifar")
     assert (trained.model.channels, trained.model.image_size, len(trained.model.classes)) == (1, 8, 10)
@@ -51,7 +65,9 @@ def test_its_cost_is_without_the_auxiliary_head(run: Path) -> None:
         ("config.yaml", b"seed: 1\ndata: {name: digits}", "are not those it was trained on"),
     ],
 )
-def test_damaged_runs_are_one_sentence(run: Path, tmp_path: Path, name: str, content: bytes | None, said: str) -> None:
+def test_damaged_runs_are_one_sentence(
+    run: Path, tmp_path: Path, name: str, content: bytes | None, said: str
+) -> None:
     shutil.copytree(run, tmp_path / "copy")
     if content is None:
         (tmp_path / "copy" / name).unlink()

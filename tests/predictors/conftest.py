@@ -27,17 +27,28 @@ def all_imagenet(nas_data: Path) -> tuple[Space, Codes, np.ndarray]:
 
 def measured(nas_data: Path, files: str) -> tuple[Space, Codes, np.ndarray]:
     named = load_space("ofa_mbv3")
-    space = Space.model_validate({name: getattr(named, name) for name in Space.model_fields} | {"resolution": (224,)})
+    space = Space.model_validate(
+        {name: getattr(named, name) for name in Space.model_fields} | {"resolution": (224,)}
+    )
     rows = []
     for path in sorted((nas_data / "ofa_measured").glob(files)):
         with path.open() as file:
-            rows += [(ast.literal_eval(r["Sub-network"]), float(r["Top-1 Acc (%)"]) / 100) for r in csv.DictReader(file)]
+            rows += [
+                (ast.literal_eval(r["Sub-network"]), float(r["Top-1 Acc (%)"]) / 100)
+                for r in csv.DictReader(file)
+            ]
     width = (16, 16, 24, 40, 80, 112, 160, 1280)
-    archs = [Arch(resolution=224, width=width, depth=(1, *a["d"]), kernel=(3, *a["ks"]), expand=(1, *a["e"])) for a, _ in rows]
+    archs = [
+        Arch(resolution=224, width=width, depth=(1, *a["d"]), kernel=(3, *a["ks"]), expand=(1, *a["e"]))
+        for a, _ in rows
+    ]
     return space, np.stack([encode(space, a) for a in archs]), np.array([accuracy for _, accuracy in rows])
 
 
 @pytest.fixture(scope="session")
 def everything(tiny: Space) -> Codes:
     """All architectures of the tiny space."""
-    return np.unique(canonical(tiny, np.array(list(product(*(range(1, n + 1) for n in tiny.cardinalities))), np.uint8)), axis=0)
+    return np.unique(
+        canonical(tiny, np.array(list(product(*(range(1, n + 1) for n in tiny.cardinalities))), np.uint8)),
+        axis=0,
+    )

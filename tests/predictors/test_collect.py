@@ -23,7 +23,10 @@ def collect(run: Path, count: int, rounds: int) -> None:
     assert parse(Collect, ["--run", str(run), "--count", str(count), "--rounds", str(rounds)]).execute() == 0
 
 
-@pytest.mark.parametrize(("count", "rounds", "ends"), [(200, 0, [200]), (120, 3, [30, 60, 90, 120]), (40, 9, None), (20, 2, [20, 20, 20])])
+@pytest.mark.parametrize(
+    ("count", "rounds", "ends"),
+    [(200, 0, [200]), (120, 3, [30, 60, 90, 120]), (40, 9, None), (20, 2, [20, 20, 20])],
+)
 def test_rounds_end_where_the_count_says(count: int, rounds: int, ends: list[int] | None) -> None:
     found = round_ends(count, rounds)
     assert ends is None or found == ends

@@ -22,17 +22,29 @@ from predictors.search.costs import cost_functions
 from predictors.select import Select
 
 HOSTILE = '<script>alert("1")</script> & $x^2$'
-OUTSIDE = re.compile(r"https?:|//|url\(|@import|<script|<link|<img|<iframe|\b(?:src|href|srcset|data|action)\s*=", re.I)
+OUTSIDE = re.compile(
+    r"https?:|//|url\(|@import|<script|<link|<img|<iframe|\b(?:src|href|srcset|data|action)\s*=", re.I
+)
 
 
 @pytest.fixture(scope="module")
 def run(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """30 pairs, choices of two commands (the second one after the first), one of which has a name that HTML must not see."""
     copy = tmp_path_factory.mktemp("report") / "a&b <run>"
-    shutil.copytree(trained_run, copy, ignore=shutil.ignore_patterns("selected", "optuna.journal", "report", "export"))
+    shutil.copytree(
+        trained_run, copy, ignore=shutil.ignore_patterns("selected", "optuna.journal", "report", "export")
+    )
     assert parse(Collect, ["--run", str(copy), "--count", "30"]).execute() == 0
-    assert parse(Select, ["--run", str(copy), "--measure", "5", "--flops", "100k,60k", "--front", "macs"]).execute() == 0
-    assert parse(Select, ["--run", str(copy), "--measure", "5", "--flops", "80k", "--params", "6k"]).execute() == 0
+    assert (
+        parse(
+            Select, ["--run", str(copy), "--measure", "5", "--flops", "100k,60k", "--front", "macs"]
+        ).execute()
+        == 0
+    )
+    assert (
+        parse(Select, ["--run", str(copy), "--measure", "5", "--flops", "80k", "--params", "6k"]).execute()
+        == 0
+    )
     (copy / "selected" / "100k.json").rename(copy / "selected" / f"{HOSTILE.replace('/', '')}.json")
     assert parse(Report, ["--run", str(copy), "--random", "3"]).execute() == 0
     return copy
@@ -90,7 +102,11 @@ def test_page_has_every_choice_and_every_picture(run: Path, page: str) -> None:
     assert set(listed) == set(names(run))
     headings = ", ".join("".join(h.itertext()) for h in root.iter("h3"))
     assert all(name in headings for name in listed)
-    for title in ("Test accuracy against MACs", "Validation accuracy against MACs", "Predicted against measured accuracy"):
+    for title in (
+        "Test accuracy against MACs",
+        "Validation accuracy against MACs",
+        "Predicted against measured accuracy",
+    ):
         assert title in headings
         assert f'aria-label="{title}"' in page
     text = "".join(root.itertext())
@@ -110,23 +126,32 @@ def test_tables_and_pictures_lie_beside_the_page(run: Path) -> None:
     for name in ("front", "validation", "predictor", "architectures"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     front = rows(folder / "front.csv")
-    assert [row["kind"] for row in front].count("selected") == 3 and [row["kind"] for row in front].count("random") == 9
+    assert [row["kind"] for row in front].count("selected") == 3 and [row["kind"] for row in front].count(
+        "random"
+    ) == 9
     assert {row["kind"] for row in front if not row["budget"]} == {"smallest", "largest"}
     known = rows(folder / "validation.csv")
     assert len({tuple(row[field] for field in Arch.model_fields) for row in known}) == len(known) >= 30
     assert {"smallest", "collected", "selected"} <= {row["kind"] for row in known}
     judged = rows(folder / "predictor.csv")
     assert len(judged) == 30
-    assert all((row["inside"] == "True") == (float(row["low"]) <= float(row["val_accuracy"]) <= float(row["high"])) for row in judged)
+    assert all(
+        (row["inside"] == "True") == (float(row["low"]) <= float(row["val_accuracy"]) <= float(row["high"]))
+        for row in judged
+    )
     chosen = {row["budget"]: row for row in rows(folder / "architectures.csv")}
     assert set(chosen) == set(names(run))
     for name, row in chosen.items():
         facts = json.loads((run / "selected" / f"{name}.json").read_text())
         assert (row["macs"], row["depth"]) == (str(facts["macs"]), "-".join(map(str, facts["arch"]["depth"])))
-    assert {summary["budget"] for summary in json.loads((folder / "report.json").read_text())} == set(names(run))
+    assert {summary["budget"] for summary in json.loads((folder / "report.json").read_text())} == set(
+        names(run)
+    )
 
 
-def test_latency_of_a_device_adds_pictures(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latency_of_a_device_adds_pictures(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A table of a device whose milliseconds are parameters / 1000; predictors.measure has its own tests."""
 
     def with_latency(space: Space, classes: int, channels: int, table: Path | None) -> dict[str, Costs]:
@@ -136,7 +161,9 @@ def test_latency_of_a_device_adds_pictures(run: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(report_module, "cost_functions", with_latency)
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    assert parse(Report, ["--run", str(copy), "--random", "1", "--latency-table", "device.json"]).execute() == 0
+    assert (
+        parse(Report, ["--run", str(copy), "--random", "1", "--latency-table", "device.json"]).execute() == 0
+    )
     page = (copy / "report" / "report.html").read_text(encoding="utf-8")
     assert "Test accuracy against latency" in page and "Validation accuracy against latency" in page
     for row in rows(copy / "report" / "front_latency.csv"):
@@ -149,7 +176,9 @@ def test_few_pairs_and_old_files_are_reported_too(run: Path, tmp_path: Path) -> 
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("pairs.jsonl", "selected", "report"))
     facts = json.loads((run / "selected" / "60k.json").read_text())
     (copy / "selected").mkdir()
-    (copy / "selected" / "old.json").write_text(json.dumps({name: facts[name] for name in ("arch", "macs", "val_accuracy")}))
+    (copy / "selected" / "old.json").write_text(
+        json.dumps({name: facts[name] for name in ("arch", "macs", "val_accuracy")})
+    )
     assert parse(Report, ["--run", str(copy), "--random", "1"]).execute() == 0
     page = (copy / "report" / "report.html").read_text(encoding="utf-8")
     ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>"))
@@ -158,7 +187,9 @@ def test_few_pairs_and_old_files_are_reported_too(run: Path, tmp_path: Path) -> 
 
 
 def browser() -> str:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    found = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
+    )
     if found is None:
         pytest.skip("no chromium, google-chrome or chrome on PATH to render the page in")
     return found
@@ -181,8 +212,20 @@ def test_a_real_browser_draws_it(page: str, tmp_path: Path, width: int) -> None:
     """Every picture has a size and marks, none of them sticks out, and the page itself does not scroll sideways."""
     probe = tmp_path / "page.html"
     probe.write_text(page.replace("</head>", PROBE + "</head>"), encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-    flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1000"]
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+    ]
+    flags += [
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--window-size={width},1000",
+    ]
     words = [browser(), *flags, "--dump-dom", probe.as_uri()]
     dom = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True).stdout
     seen = re.search(r'data-seen="([^"]*)"', dom)

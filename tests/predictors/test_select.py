@@ -54,29 +54,43 @@ def test_collect_resumes_and_grows(collected: Path) -> None:
 
 def test_half_of_the_schedule_is_spread_over_macs(trained_run: Path) -> None:
     trained = Trained(trained_run, torch.device("cpu"))
-    rows = np.stack([row for row, _ in zip(schedule(trained.space, trained.macs, 0), range(82), strict=False)])
+    rows = np.stack(
+        [row for row, _ in zip(schedule(trained.space, trained.macs, 0), range(82), strict=False)]
+    )
     macs = costs_of(trained.space, rows, 10, 1).macs
-    assert (macs[:2] == [trained.cost(smallest(trained.space))[0], trained.cost(largest(trained.space))[0]]).all()
+    assert (
+        macs[:2] == [trained.cost(smallest(trained.space))[0], trained.cost(largest(trained.space))[0]]
+    ).all()
     uniform, stratified = macs[2::2], macs[3::2]
-    assert np.ptp(np.histogram(stratified, 4, (macs.min(), macs.max()))[0]) < np.ptp(np.histogram(uniform, 4, (macs.min(), macs.max()))[0])
+    assert np.ptp(np.histogram(stratified, 4, (macs.min(), macs.max()))[0]) < np.ptp(
+        np.histogram(uniform, 4, (macs.min(), macs.max()))[0]
+    )
 
 
-def test_select_keeps_the_budget_and_ranks_by_measurement(collected: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_select_keeps_the_budget_and_ranks_by_measurement(
+    collected: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert select(collected, "--flops", "60k,0.1M") == 0
     out = capsys.readouterr().out
     assert "ridge (chosen)" in out
     assert out.rstrip().endswith(f"next: python -m export.onnx --run {collected}")
     for name, budget in (("60k", 60_000), ("100k", 100_000)):
         chosen = json.loads((collected / "selected" / f"{name}.json").read_text())
-        assert chosen["constraints"] == [{"name": "macs", "limit": budget, "value": chosen["macs"], "unit": ""}]
+        assert chosen["constraints"] == [
+            {"name": "macs", "limit": budget, "value": chosen["macs"], "unit": ""}
+        ]
         assert chosen["macs"] <= budget
         assert len(chosen["candidates"]) >= 5
         best = max(c["val_accuracy"] for c in [chosen, *chosen["candidates"]])
         ranked = [c["val_accuracy"] for c in chosen["candidates"]]
-        assert all(c["macs"] <= budget for c in chosen["candidates"]) and ranked == sorted(ranked, reverse=True)
+        assert all(c["macs"] <= budget for c in chosen["candidates"]) and ranked == sorted(
+            ranked, reverse=True
+        )
         images = Trained(collected, torch.device("cpu")).data.count("val")
         assert chosen["val_accuracy"] >= best - (best * (1 - best) / images) ** 0.5
-        assert chosen["val_std"] == pytest.approx((chosen["val_accuracy"] * (1 - chosen["val_accuracy"]) / images) ** 0.5)
+        assert chosen["val_std"] == pytest.approx(
+            (chosen["val_accuracy"] * (1 - chosen["val_accuracy"]) / images) ** 0.5
+        )
 
 
 def test_select_again_is_the_same(collected: Path) -> None:
@@ -96,9 +110,14 @@ def test_a_budget_above_the_largest_says_so(collected: Path, capsys: pytest.Capt
 def test_a_budget_below_the_smallest_names_the_smallest(collected: Path) -> None:
     trained = Trained(collected, torch.device("cpu"))
     least = trained.cost(smallest(trained.space))[0]
-    with pytest.raises(UserError, match=f"No subnet of space 'tiny' keeps --flops 2k; the nearest .* is --flops {least / 1000}k"):
+    with pytest.raises(
+        UserError,
+        match=f"No subnet of space 'tiny' keeps --flops 2k; the nearest .* is --flops {least / 1000}k",
+    ):
         select(collected, "--flops", "2k")
-    with pytest.raises(UserError, match=r"keeps --flops 100k --size 1kB; the nearest that one keeps is --size [\d.]+kB"):
+    with pytest.raises(
+        UserError, match=r"keeps --flops 100k --size 1kB; the nearest that one keeps is --size [\d.]+kB"
+    ):
         select(collected, "--flops", "100k", "--size", "1kB")
     assert select(collected, "--flops", str(least)) == 0
 
@@ -106,7 +125,9 @@ def test_a_budget_below_the_smallest_names_the_smallest(collected: Path) -> None
 def test_select_needs_pairs(train: object, tmp_path: Path, trained_run: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(trained_run, copy, ignore=shutil.ignore_patterns("pairs.jsonl"))
-    with pytest.raises(UserError, match=r"Only 0 subnets are measured.*run python -m predictors\.collect first"):
+    with pytest.raises(
+        UserError, match=r"Only 0 subnets are measured.*run python -m predictors\.collect first"
+    ):
         select(copy, "--flops", "1M")
 
 
@@ -119,11 +140,15 @@ def test_report_compares_with_random_subnets_of_the_same_macs(collected: Path) -
     assert lines[0] == "budget,kind,macs,params,test_accuracy"
     rows = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
     trained = Trained(collected, torch.device("cpu"))
-    everything = np.unique(sample_codes(trained.space, 50_000, np.random.default_rng(0)), axis=0)  # all 256 of them
+    everything = np.unique(
+        sample_codes(trained.space, 50_000, np.random.default_rng(0)), axis=0
+    )  # all 256 of them
     macs = np.sort(costs_of(trained.space, everything, 10, 1).macs)
     for summary in json.loads((folder / "report.json").read_text()):
         distances = sorted(
-            abs(int(r["macs"]) / summary["macs"] - 1) for r in rows if r["budget"] == summary["budget"] and r["kind"] == "random"
+            abs(int(r["macs"]) / summary["macs"] - 1)
+            for r in rows
+            if r["budget"] == summary["budget"] and r["kind"] == "random"
         )
         possible = np.sort(np.abs(macs / summary["macs"] - 1))[1:]  # without the chosen one
         assert len(distances) == summary["random_count"] == 3
@@ -190,11 +215,28 @@ def test_only_the_report_looks_at_test_images(collected: Path, monkeypatch: pyte
 def test_ctrl_c_keeps_what_was_measured(collected: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(collected, copy, ignore=shutil.ignore_patterns("selected", "optuna.journal"))
-    words = ["-u", "-m", "predictors.select", "--run", str(copy), "--flops", "60k,80k", "--measure", "200", "--device", "cpu"]
-    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = [
+        "-u",
+        "-m",
+        "predictors.select",
+        "--run",
+        str(copy),
+        "--flops",
+        "60k,80k",
+        "--measure",
+        "200",
+        "--device",
+        "cpu",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     process.stdout.readline()  # the predictor is fitted
-    while not (copy / "optuna.journal").exists() or (copy / "optuna.journal").read_text().count('"values":[') < 3:
+    while (
+        not (copy / "optuna.journal").exists()
+        or (copy / "optuna.journal").read_text().count('"values":[') < 3
+    ):
         time.sleep(0.05)
     for _ in range(20):
         process.send_signal(signal.SIGINT)
@@ -233,12 +275,17 @@ def test_latency_of_a_device(collected: Path, monkeypatch: pytest.MonkeyPatch, t
         return known | ({} if table is None else {"latency": lambda rows: known["params"](rows) / 1000})
 
     monkeypatch.setattr(select_module, "cost_functions", with_latency)
-    assert select(collected, "--latency", "5ms", "--latency-table", "device.json", "--front", "macs,latency") == 0
+    assert (
+        select(collected, "--latency", "5ms", "--latency-table", "device.json", "--front", "macs,latency")
+        == 0
+    )
     chosen = json.loads((collected / "selected" / "5ms.json").read_text())
     assert chosen["latency_ms"] == chosen["params"] / 1000 <= 5
     front = json.loads((collected / "selected" / "front.json").read_text())
     assert all(point["latency_ms"] <= 5 for point in front)
-    with pytest.raises(UserError, match=r"keeps --latency 0.5ms; the nearest that one keeps is --latency \d+\.\d+ms"):
+    with pytest.raises(
+        UserError, match=r"keeps --latency 0.5ms; the nearest that one keeps is --latency \d+\.\d+ms"
+    ):
         select(collected, "--latency", "0.5ms", "--latency-table", "device.json")
 
 
@@ -260,14 +307,33 @@ def test_mistakes_are_one_sentence(flags: list[str], said: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["{}/shared.journal", "sqlite:///{}/shared.db"])
-def test_two_processes_share_measurements_and_choose_the_same(collected: Path, tmp_path: Path, address: str) -> None:
+def test_two_processes_share_measurements_and_choose_the_same(
+    collected: Path, tmp_path: Path, address: str
+) -> None:
     """Two processes with one command and one database: each can use what the other measured, and both end with the same choice."""
     copies = [tmp_path / name for name in ("one", "two")]
     for copy in copies:
         shutil.copytree(collected, copy, ignore=shutil.ignore_patterns("selected", "optuna.journal"))
     storage = address.format(tmp_path)
-    words = [sys.executable, "-m", "predictors.select", "--flops", "60k", "--measure", "15", "--device", "cpu", "--threads", "1"]
-    processes = [subprocess.Popen([*words, "--storage", storage, "--run", str(copy)], stderr=subprocess.PIPE, text=True) for copy in copies]
+    words = [
+        sys.executable,
+        "-m",
+        "predictors.select",
+        "--flops",
+        "60k",
+        "--measure",
+        "15",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+    ]
+    processes = [
+        subprocess.Popen(
+            [*words, "--storage", storage, "--run", str(copy)], stderr=subprocess.PIPE, text=True
+        )
+        for copy in copies
+    ]
     errors = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     for copy in copies:  # the one that ended first had not seen the other's last measurements

@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 
 FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *(
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+    ),
     *("--disable-component-update", "--disable-sync", "--remote-debugging-pipe"),
 )
 SECONDS = 60.0
@@ -26,7 +33,9 @@ os.dup2(read, 3), os.dup2(write, 4), os.execv(sys.argv[3], sys.argv[3:])
 
 def find_browser() -> str:
     """Chromium or Chrome; the test is skipped where there is none."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    found = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
+    )
     if found is None:
         pytest.skip("no chromium, google-chrome or chrome on PATH to open the page in")
     return found
@@ -39,13 +48,17 @@ class Browser:
         (from_us, to_it), (from_it, to_us) = os.pipe(), os.pipe()
         words = [find_browser(), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
         start = [sys.executable, "-c", AS_3_AND_4, str(from_us), str(to_us), *words]
-        self.process = subprocess.Popen(start, pass_fds=(from_us, to_us), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            start, pass_fds=(from_us, to_us), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         os.close(from_us)
         os.close(to_us)
         self.send, self.receive, self.ids = to_it, from_it, itertools.count(1)
         self.rest = b""
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]
-        self.session: str | None = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.session: str | None = self.ask("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
 
     session = None
 
@@ -61,7 +74,9 @@ class Browser:
     def ask(self, method: str, **values: Any) -> dict[str, Any]:
         """The answer to one command of the DevTools protocol."""
         number = next(self.ids)
-        message = {"id": number, "method": method, "params": values} | ({"sessionId": self.session} if self.session else {})
+        message = {"id": number, "method": method, "params": values} | (
+            {"sessionId": self.session} if self.session else {}
+        )
         os.write(self.send, json.dumps(message).encode() + b"\0")
         while True:
             while b"\0" not in self.rest:
@@ -85,6 +100,8 @@ class Browser:
         tried = f"(() => {{ try {{ return {script} }} catch {{ return null }} }})()"
         until = time.monotonic() + SECONDS
         while not (value := self.run(tried)):
-            assert time.monotonic() < until, f"{script} stays {value!r}: {self.run('document.body.innerText')}"
+            assert time.monotonic() < until, (
+                f"{script} stays {value!r}: {self.run('document.body.innerText')}"
+            )
             time.sleep(0.05)
         return value

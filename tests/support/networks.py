@@ -23,5 +23,7 @@ def shaken(net: M) -> M:
     """The same network with statistics, scales and shifts as after training; eval mode."""
     for name, tensor in net.state_dict().items():
         if tensor.ndim == 1 and tensor.is_floating_point():
-            nn.init.uniform_(tensor, 0.5, 1.5) if "weight" in name or "var" in name else nn.init.normal_(tensor, std=0.2)
+            nn.init.uniform_(tensor, 0.5, 1.5) if "weight" in name or "var" in name else nn.init.normal_(
+                tensor, std=0.2
+            )
     return net.eval()

@@ -18,7 +18,9 @@ class Pair:
         spawn = multiprocessing.get_context("spawn")
         pipes = [spawn.Pipe() for _ in range(2)]
         self.ends = [end for end, _ in pipes]
-        self.processes = [spawn.Process(target=_serve, args=(rank, end), daemon=True) for rank, (_, end) in enumerate(pipes)]
+        self.processes = [
+            spawn.Process(target=_serve, args=(rank, end), daemon=True) for rank, (_, end) in enumerate(pipes)
+        ]
         for process in self.processes:
             process.start()
 
@@ -35,7 +37,12 @@ class Pair:
 
 def _serve(rank: int, pipe: Connection) -> None:
     torch.set_num_threads(1)
-    names = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    names = {
+        "TORCHELASTIC_RUN_ID": "test",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+    }
     os.environ.update(names | {"RANK": str(rank), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"})
     while True:
         port, function, args = pipe.recv()

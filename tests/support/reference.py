@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from oneshot.spaces.cells import CellSpace
 
-PASSES = {"0": ("1", "2", "3"), "1": ("5", "6", "7")}  # of a separable convolution: where theirs keeps depthwise, pointwise, BatchNorm
+PASSES = {
+    "0": ("1", "2", "3"),
+    "1": ("5", "6", "7"),
+}  # of a separable convolution: where theirs keeps depthwise, pointwise, BatchNorm
 STATISTIC = {"mean": "running_mean", "var": "running_var"}
 
 
@@ -26,7 +29,11 @@ def recorded(name: str) -> dict[str, Any]:
 def darts_names(network: nn.Module, space: CellSpace) -> dict[str, list[str]]:
     """For each of our tensors the names of theirs, one block of rows each."""
     operations = list(space.operations)
-    return {name: _darts_name(name, space, operations) for name in network.state_dict() if not name.endswith("num_batches_tracked")}
+    return {
+        name: _darts_name(name, space, operations)
+        for name in network.state_dict()
+        if not name.endswith("num_batches_tracked")
+    }
 
 
 def pr_darts_names(network: nn.Module, space: CellSpace, operations: list[str]) -> dict[str, list[str]]:
@@ -35,7 +42,9 @@ def pr_darts_names(network: nn.Module, space: CellSpace, operations: list[str]) 
     def renamed(name: str) -> str:
         found = re.fullmatch(r"(cells\.\d+)\._ops\.(\d+)\._ops\.(\d+)\.(.*)", name)
         if found is None:
-            return re.sub(r"preprocess(\d)\.conv_(\d)", lambda m: f"preprocess{m[1]}.convs.{int(m[2]) - 1}", name)
+            return re.sub(
+                r"preprocess(\d)\.conv_(\d)", lambda m: f"preprocess{m[1]}.convs.{int(m[2]) - 1}", name
+            )
         source, target = space.edges[int(found[2])]
         rest = re.sub(r"conv_(\d)", lambda m: f"convs.{int(m[1]) - 1}", found[4])
         if operations[int(found[3])].startswith("sep"):
@@ -43,7 +52,11 @@ def pr_darts_names(network: nn.Module, space: CellSpace, operations: list[str]) 
             rest = f"op_{'a' if number < 4 else 'b'}.op.{number - 4 * (number > 4)}.{rest.split('.', 2)[2]}"
         return f"{found[1]}.edges.{target - 2}<-{source}._ops.{found[3]}.{rest}"
 
-    plain = {name: _darts_name(name, space, operations) for name in network.state_dict() if not name.endswith("num_batches_tracked")}
+    plain = {
+        name: _darts_name(name, space, operations)
+        for name in network.state_dict()
+        if not name.endswith("num_batches_tracked")
+    }
     return {ours: [renamed(name) for name in blocks] for ours, blocks in plain.items()}
 
 
@@ -74,12 +87,20 @@ def _role(parts: list[str]) -> str:
     if parts[1] == "skip_connect":
         return f"bn.{STATISTIC[parts[3]]}"
     depth, point, norm = PASSES[parts[3]]
-    return {"depth": f"op.{depth}.weight", "point": f"op.{point}.weight", "norm": f"op.{norm}.{STATISTIC.get(parts[-1], '')}"}[parts[2]]
+    return {
+        "depth": f"op.{depth}.weight",
+        "point": f"op.{point}.weight",
+        "norm": f"op.{norm}.{STATISTIC.get(parts[-1], '')}",
+    }[parts[2]]
 
 
 def nasbench201_names(network: nn.Module, space: CellSpace) -> dict[str, list[str]]:
     """The same for the NAS-Bench-201 network, whose code gives search convolutions a bias that does nothing."""
-    return {name: _nasbench201_name(name, space) for name in network.state_dict() if not name.endswith("num_batches_tracked")}
+    return {
+        name: _nasbench201_name(name, space)
+        for name in network.state_dict()
+        if not name.endswith("num_batches_tracked")
+    }
 
 
 def _nasbench201_name(name: str, space: CellSpace) -> list[str]:
@@ -87,7 +108,13 @@ def _nasbench201_name(name: str, space: CellSpace) -> list[str]:
     if parts[0] != "blocks":
         return [name.replace("norm.", "lastact.0.")]
     if parts[2] != "fans":
-        role = {"conv": "conv_a.op.1", "bn": "conv_a.op.2", "conv2": "conv_b.op.1", "bn2": "conv_b.op.2", "shortcut": "downsample.1"}
+        role = {
+            "conv": "conv_a.op.1",
+            "bn": "conv_a.op.2",
+            "conv2": "conv_b.op.1",
+            "bn2": "conv_b.op.2",
+            "shortcut": "downsample.1",
+        }
         return [f"cells.{parts[1]}.{role[parts[2]]}.{parts[3]}"]
     column = space.operations.index(parts[5])
     leaving = [(start, end) for start, end in space.edges if start == int(parts[3])]

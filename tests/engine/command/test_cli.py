@@ -29,7 +29,13 @@ def test_flags_lie_over_the_recipe_over_the_defaults(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("data: {name: digits}\nspace: digits\nepochs: 7\nbatch_size: 32\nsgd: {lr: 0.3}\n")
     train = parse(Train, ["--config", str(recipe), "--epochs", "9", "--sgd.momentum", "0.5"])
-    assert (train.epochs, train.batch_size, train.sgd.lr, train.sgd.momentum, train.seed) == (9, 32, 0.3, 0.5, 0)
+    assert (train.epochs, train.batch_size, train.sgd.lr, train.sgd.momentum, train.seed) == (
+        9,
+        32,
+        0.3,
+        0.5,
+        0,
+    )
 
 
 def test_changing_the_data_drops_the_recipes_data_section() -> None:
@@ -39,9 +45,16 @@ def test_changing_the_data_drops_the_recipes_data_section() -> None:
 
 
 def test_a_recipe_lies_over_its_base(tmp_path: Path) -> None:
-    (tmp_path / "one.yaml").write_text("base: ofa/attentive_nas\nepochs: 7\nsandwich: {sampling: {mode: worstup}}\n")
+    (tmp_path / "one.yaml").write_text(
+        "base: ofa/attentive_nas\nepochs: 7\nsandwich: {sampling: {mode: worstup}}\n"
+    )
     train = parse(Train, ["--config", str(tmp_path / "one.yaml"), "--batch-size", "32"])
-    assert (train.epochs, train.batch_size, train.space, train.sandwich.drop_connect_stages) == (7, 32, "attentive_nas", 2)
+    assert (train.epochs, train.batch_size, train.space, train.sandwich.drop_connect_stages) == (
+        7,
+        32,
+        "attentive_nas",
+        2,
+    )
     assert train.sandwich.sampling.mode == "worstup"
     (tmp_path / "two.yaml").write_text(f"base: {tmp_path / 'three.yaml'}\n")
     (tmp_path / "three.yaml").write_text(f"base: {tmp_path / 'two.yaml'}\n")
@@ -52,7 +65,17 @@ def test_a_recipe_lies_over_its_base(tmp_path: Path) -> None:
 def test_a_section_may_leave_out_its_name(tmp_path: Path) -> None:
     convert = parse(Convert, ["a.pth", "--from", "timm", "--data.path", "photos"])
     assert (convert.data.name, convert.data.size, convert.data.path.name) == ("imagefolder", 224, "photos")
-    train = parse(Train, ["--sandwich.sampling.name", "attentive", "--sandwich.sampling.judge.candidates", "5", "--data.crop", "2"])
+    train = parse(
+        Train,
+        [
+            "--sandwich.sampling.name",
+            "attentive",
+            "--sandwich.sampling.judge.candidates",
+            "5",
+            "--data.crop",
+            "2",
+        ],
+    )
     assert (train.sandwich.sampling.judge.name, train.sandwich.sampling.judge.candidates) == ("batch_loss", 5)
     assert (train.data.name, train.data.crop) == ("digits", 2)
     with pytest.raises(UserError, match=r"there is no field 'sandwich\.sampling\.judge'"):
@@ -68,7 +91,9 @@ def test_help_shows_the_defaults_of_tagged_sections(capsys: pytest.CaptureFixtur
     assert "(default: soft_cross_entropy)" in said
 
 
-def test_help_says_what_a_setting_belongs_to_and_which_kind_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_says_what_a_setting_belongs_to_and_which_kind_is_the_default(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(SystemExit):
         parse(Search, ["--help"])
     said = " ".join(capsys.readouterr().out.split())
@@ -77,7 +102,9 @@ def test_help_says_what_a_setting_belongs_to_and_which_kind_is_the_default(capsy
     assert "units of the controller's LSTM (default: 32) [enas]" in said
     assert "(default: 1000) [enas, random_ws]" in said
     assert "{gumbel_hard,hard_concrete,simplex,softmax} (default: softmax)" in said
-    assert "passes over the weights' half of the images (default: 50) --method" in said, "every method has epochs"
+    assert "passes over the weights' half of the images (default: 50) --method" in said, (
+        "every method has epochs"
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,9 +114,18 @@ def test_help_says_what_a_setting_belongs_to_and_which_kind_is_the_default(capsy
         ("--data=npz --data.path=x.npz", {"data": "npz"}),
         ("--data.path x.npz --data npz", {"data": "npz"}),
         ("--method gdas", {"method": "gdas"}),
-        ("--method gaea --method.level single --method.epochs 3", {"method": "gaea", "method.level": "single", "method.epochs": 3}),
-        ("--method darts --method.relaxation gumbel_hard", {"method": "darts", "method.relaxation": "gumbel_hard"}),
-        ("--method.relaxation=gumbel_hard --method.relaxation.tau-end 1", {"method": "darts", "method.relaxation": "gumbel_hard"}),
+        (
+            "--method gaea --method.level single --method.epochs 3",
+            {"method": "gaea", "method.level": "single", "method.epochs": 3},
+        ),
+        (
+            "--method darts --method.relaxation gumbel_hard",
+            {"method": "darts", "method.relaxation": "gumbel_hard"},
+        ),
+        (
+            "--method.relaxation=gumbel_hard --method.relaxation.tau-end 1",
+            {"method": "darts", "method.relaxation": "gumbel_hard"},
+        ),
         ("--penalties beta_decay,cost", {"penalties": ["beta_decay", "cost"]}),
         ("--penalties=beta_decay", {"penalties": ["beta_decay"]}),
         ("--penalties beta_decay --penalties cost", {"penalties": ["beta_decay", "cost"]}),
@@ -104,7 +140,9 @@ def test_sections_by_their_names(words: str, said: dict[str, object]) -> None:
     for path, wanted in said.items():
         found: Any = search
         for part in path.split("."):
-            found = [getattr(one, part) for one in found] if isinstance(found, tuple) else getattr(found, part)
+            found = (
+                [getattr(one, part) for one in found] if isinstance(found, tuple) else getattr(found, part)
+            )
         name = [one.name for one in found] if isinstance(found, tuple) else getattr(found, "name", found)
         assert name == wanted
 
@@ -189,6 +227,14 @@ def test_help_teaches(command: type[Command], capsys: pytest.CaptureFixture[str]
 
 
 def test_as_a_process() -> None:
-    done = subprocess.run([sys.executable, "-m", "predictors.select", "--flops", "600Q"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "predictors.select", "--flops", "600Q"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: command line: flops.0: '600Q' is not a count; write it as 600M, 0.6G, 600e6 or 600000000.\n"
+    assert (
+        done.stderr
+        == "error: command line: flops.0: '600Q' is not a count; write it as 600M, 0.6G, 600e6 or 600000000.\n"
+    )

@@ -47,13 +47,22 @@ def test_alone_nothing_happens() -> None:
 
 def _averages() -> tuple[list[np.ndarray | None], list[float], list[bool], list[float]]:
     with join("cpu") as (ranks, _):
-        both, one, none = (nn.Parameter(torch.zeros(2, 3, 2, 2).to(memory_format=torch.channels_last)) for _ in range(3))
+        both, one, none = (
+            nn.Parameter(torch.zeros(2, 3, 2, 2).to(memory_format=torch.channels_last)) for _ in range(3)
+        )
         both.grad = torch.arange(24.0).reshape(2, 3, 2, 2) * (1 + ranks.rank)
         one.grad = torch.full((2, 3, 2, 2), 4.0) if ranks.rank else None
-        losses = ranks.average_gradients(iter([both, one, none]), torch.tensor([1.0, 2.0]) * (1 + 2 * ranks.rank))
+        losses = ranks.average_gradients(
+            iter([both, one, none]), torch.tensor([1.0, 2.0]) * (1 + 2 * ranks.rank)
+        )
         assert both.grad.stride() == both.stride(), "another layout would slow the optimiser down"
         gradients = [None if p.grad is None else p.grad.numpy() for p in (both, one, none)]
-        return gradients, losses.tolist(), [ranks.any(ranks.rank == 1), ranks.any(False)], ranks.total([ranks.rank, 0.25])
+        return (
+            gradients,
+            losses.tolist(),
+            [ranks.any(ranks.rank == 1), ranks.any(False)],
+            ranks.total([ranks.rank, 0.25]),
+        )
 
 
 def test_gradients_are_averaged_and_none_is_zero_unless_nobody_has_one(pair: Run) -> None:
@@ -64,7 +73,9 @@ def test_gradients_are_averaged_and_none_is_zero_unless_nobody_has_one(pair: Run
         assert (losses, flags, total) == ([2.0, 4.0], [True, False], [1.0, 0.5])
 
 
-def _normalised(x: Tensor, grad: Tensor, norm: Callable[[Tensor, Tensor, Tensor], Tensor]) -> list[np.ndarray]:
+def _normalised(
+    x: Tensor, grad: Tensor, norm: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> list[np.ndarray]:
     x.requires_grad_()
     weight, bias = (nn.Parameter(torch.linspace(a, 2, x.shape[1], dtype=torch.float64)) for a in (0.5, -1))
     y = norm(x, weight, bias)
@@ -119,11 +130,15 @@ def test_shares_join_to_the_batch_of_one_process(tmp_path: Path) -> None:
     for split, label in ((s, c) for s in ("train", "test") for c in "ab"):
         (tmp_path / split / label).mkdir(parents=True)
         for i in range(8):
-            Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(tmp_path / split / label / f"{i}.png")
+            Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(
+                tmp_path / split / label / f"{i}.png"
+            )
     folder = ImageFolder(name="imagefolder", path=tmp_path, size=16, workers=0, policy="randaugment")
     for config in (Digits(cutout=3), folder):
         data = load_data(config, CPU, 0)
-        for whole, *parts in zip(*(data.train_batches(4, 1, 1, r) for r in (ALONE, Ranks(0, 2), Ranks(1, 2))), strict=True):
+        for whole, *parts in zip(
+            *(data.train_batches(4, 1, 1, r) for r in (ALONE, Ranks(0, 2), Ranks(1, 2))), strict=True
+        ):
             for tensor, *shares in zip(whole, *parts, strict=True):
                 assert torch.equal(tensor, torch.cat(shares))
 
@@ -165,7 +180,9 @@ class Serial(Command):
         return 0
 
 
-def test_only_commands_that_can_are_started_many_times(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_only_commands_that_can_are_started_many_times(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("RANK", "0"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit, match="2"):
@@ -177,7 +194,9 @@ def test_only_commands_that_can_are_started_many_times(monkeypatch: pytest.Monke
     assert capfd.readouterr().out == "ran\n"
 
 
-def test_other_ranks_print_nothing_and_complain_late(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_other_ranks_print_nothing_and_complain_late(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(launch, "POLITE_SECONDS", 0.0)
     for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("RANK", "1"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)

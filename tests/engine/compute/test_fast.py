@@ -27,7 +27,9 @@ def assert_same(ours: Tensor, plain: Tensor, inputs: tuple[Tensor, ...]) -> None
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("act", [*ACTIVATION, None])
 @pytest.mark.parametrize("shape", [(3, 4, 2, 3), (2, 24, 5, 5), (4, 3, 1, 1)])
-def test_norm_act_is_batch_norm_and_activation(shape: tuple[int, ...], act: str | None, layout: torch.memory_format) -> None:
+def test_norm_act_is_batch_norm_and_activation(
+    shape: tuple[int, ...], act: str | None, layout: torch.memory_format
+) -> None:
     torch.manual_seed(0)
     x = torch.randn(shape, dtype=torch.double).to(memory_format=layout).requires_grad_()
     wide = torch.randn(2, shape[1] + 3, dtype=torch.double, requires_grad=True)
@@ -38,7 +40,9 @@ def test_norm_act_is_batch_norm_and_activation(shape: tuple[int, ...], act: str 
 @pytest.mark.parametrize("act", ["relu", "swish"])
 def test_gradients_of_norm_act_are_finite_differences(act: str) -> None:
     torch.manual_seed(0)
-    inputs = [torch.randn(shape, dtype=torch.double, requires_grad=True) for shape in ((3, 2, 2, 3), (2,), (2,))]
+    inputs = [
+        torch.randn(shape, dtype=torch.double, requires_grad=True) for shape in ((3, 2, 2, 3), (2,), (2,))
+    ]
     assert torch.autograd.gradcheck(lambda *a: norm_act(*a, act, 1e-5), inputs)
 
 
@@ -61,7 +65,9 @@ def test_depthwise_is_the_grouped_convolution(
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(9, 9), (4, 7), (1, 1), (2, 3)])
-def test_average_pool_is_that_of_torch(size: tuple[int, int], stride: int, layout: torch.memory_format) -> None:
+def test_average_pool_is_that_of_torch(
+    size: tuple[int, int], stride: int, layout: torch.memory_format
+) -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 5, *size, dtype=torch.double).to(memory_format=layout).requires_grad_()
     assert_same(average_pool(x, stride), F.avg_pool2d(x, 3, stride, 1, count_include_pad=False), (x,))
@@ -79,12 +85,18 @@ def test_gradients_of_depthwise_are_finite_differences() -> None:
 def test_depthwise_makes_the_normalised_map_again(act: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 16, 9, 9, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
-    gamma, beta, weight = (torch.randn(shape, dtype=dtype, requires_grad=True) for shape in ((16,), (16,), (16, 1, 5, 5)))
+    gamma, beta, weight = (
+        torch.randn(shape, dtype=dtype, requires_grad=True) for shape in ((16,), (16,), (16, 1, 5, 5))
+    )
     made = norm_act(x, gamma, beta, act, 1e-3)
     ours = depthwise(made, weight, 2)
     assert ours.grad_fn is not None
     assert [tuple(t.shape) for t in ours.grad_fn.saved_tensors] == [(16, 1, 5, 5)], "the map is not kept"  # type: ignore[attr-defined]
-    assert_same(ours, F.conv2d(plain_norm_act(x, gamma, beta, act, 1e-3), weight, None, 2, 2, groups=16), (x, gamma, beta, weight))
+    assert_same(
+        ours,
+        F.conv2d(plain_norm_act(x, gamma, beta, act, 1e-3), weight, None, 2, 2, groups=16),
+        (x, gamma, beta, weight),
+    )
 
 
 def test_nothing_is_kept_without_gradients_and_eval_needs_none() -> None:

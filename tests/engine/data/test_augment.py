@@ -17,7 +17,9 @@ def test_random_crop_is_a_crop_of_the_padded_image_at_each_images_own_place() ->
     padded = torch.nn.functional.pad(x, (2, 2, 2, 2))
     corners = set()
     for before, after in zip(padded, y, strict=True):
-        where = [(i, j) for i in range(5) for j in range(5) if torch.equal(before[:, i : i + 6, j : j + 6], after)]
+        where = [
+            (i, j) for i in range(5) for j in range(5) if torch.equal(before[:, i : i + 6, j : j + 6], after)
+        ]
         assert len(where) == 1
         corners.add(where[0])
     assert len(corners) > 10

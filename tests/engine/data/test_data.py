@@ -8,7 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.data.load import ArrayData, Data, DataConfig, Digits, ImageFolder, Npz, Part, Torchvision, hold_out, load_data
+from engine.data.load import (
+    ArrayData,
+    Data,
+    DataConfig,
+    Digits,
+    ImageFolder,
+    Npz,
+    Part,
+    Torchvision,
+    hold_out,
+    load_data,
+)
 from engine.errors import UserError
 
 CPU = torch.device("cpu")
@@ -26,7 +37,9 @@ def write_npz(path: Path, **over: object) -> Path:
     return path
 
 
-def write_folder(root: Path, held: tuple[str, ...] = ("test",), classes: tuple[str, ...] = ("cat", "dog"), images: int = 10) -> Path:
+def write_folder(
+    root: Path, held: tuple[str, ...] = ("test",), classes: tuple[str, ...] = ("cat", "dog"), images: int = 10
+) -> Path:
     rng = np.random.default_rng(0)
     for split in ("train", *held):
         for label, name in enumerate(classes):
@@ -34,7 +47,9 @@ def write_folder(root: Path, held: tuple[str, ...] = ("test",), classes: tuple[s
             for i in range(images):
                 shape = (int(rng.integers(20, 60)), int(rng.integers(20, 60)), 3)
                 pixels = rng.integers(0, 128, shape, np.uint8) + 100 * (label % 2)
-                Image.fromarray(pixels.astype(np.uint8)).convert("L" if i == 0 else "RGB").save(root / split / name / f"{i}.png")
+                Image.fromarray(pixels.astype(np.uint8)).convert("L" if i == 0 else "RGB").save(
+                    root / split / name / f"{i}.png"
+                )
     return root
 
 
@@ -45,7 +60,9 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> DataConfig:
     if request.param == "npz":
         return Npz(name="npz", path=write_npz(tmp_path / "x.npz"), crop=1, cutout=2, mixup=0.3)
     workers = 2 if request.param == "workers" else 0
-    return ImageFolder(name="imagefolder", path=write_folder(tmp_path), size=16, policy="randaugment", workers=workers)
+    return ImageFolder(
+        name="imagefolder", path=write_folder(tmp_path), size=16, policy="randaugment", workers=workers
+    )
 
 
 def epoch(data: Data, number: int, skip: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -87,14 +104,23 @@ def test_other_parts_keep_the_promises_of_training(source: DataConfig, part: Par
     assert not torch.equal(first[0][0], batches(1)[0][0])
     for (x, _), (x2, _) in zip(first[1:], batches(0, skip=1), strict=True):
         assert torch.equal(x, x2)
-    with pytest.raises(UserError, match=f"more than the {data.size_of(part)} {'validation' if part == 'val' else 'training'} images"):
+    with pytest.raises(
+        UserError,
+        match=f"more than the {data.size_of(part)} {'validation' if part == 'val' else 'training'} images",
+    ):
         data.steps(100_000, part)
 
 
 def test_parts_are_the_right_images_in_an_order_of_their_own(tmp_path: Path) -> None:
     """Each image is known by its colour: 40 of them, of which 8 are held out."""
     colours = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((1, 6, 6, 3), np.uint8)
-    config = Npz(name="npz", path=write_npz(tmp_path / "x.npz", x_train=colours, y_train=np.arange(40) % 4), val=0.2, crop=0, flip=False)
+    config = Npz(
+        name="npz",
+        path=write_npz(tmp_path / "x.npz", x_train=colours, y_train=np.arange(40) % 4),
+        val=0.2,
+        crop=0,
+        flip=False,
+    )
     data = load_data(config, CPU, seed=0)
 
     def seen(part: Part) -> list[int]:
@@ -106,7 +132,9 @@ def test_parts_are_the_right_images_in_an_order_of_their_own(tmp_path: Path) -> 
     assert not set(parts["train"]) & set(parts["val"])
     labels = [int(label) for _, y in data.train_batches(4, 0, part="both") for label in y]
     assert labels == [colour % 4 for colour in parts["both"]]
-    assert [c for c in parts["both"] if c in parts["train"]] != parts["train"], "the order of all is not that of the part"
+    assert [c for c in parts["both"] if c in parts["train"]] != parts["train"], (
+        "the order of all is not that of the part"
+    )
 
 
 def test_seed_moves_the_validation_split_but_not_the_test_split() -> None:
@@ -119,7 +147,9 @@ def test_seed_moves_the_validation_split_but_not_the_test_split() -> None:
 
 def test_plain_training_batches_mix_the_classes_of_a_sorted_source(tmp_path: Path) -> None:
     x = np.zeros((400, 4, 4), np.uint8)
-    path = write_npz(tmp_path / "x.npz", x_train=x, y_train=np.repeat(np.arange(4), 100), x_test=x[:4], y_test=np.arange(4))
+    path = write_npz(
+        tmp_path / "x.npz", x_train=x, y_train=np.repeat(np.arange(4), 100), x_test=x[:4], y_test=np.arange(4)
+    )
     data = load_data(Npz(name="npz", path=path), CPU, 0)
     for limit in (None, 128):
         batches = [y for _, y in data.batches("train", 32, limit) if len(y) == 32]
@@ -135,13 +165,18 @@ def test_normalised_training_images_have_zero_mean_and_unit_deviation() -> None:
 
 
 def test_cutout_leaves_the_mean_colour() -> None:
-    plain, cut = (next(load_data(Digits(crop=0, cutout=size), CPU, 0).train_batches(64, 0))[0] for size in (0, 4))
+    plain, cut = (
+        next(load_data(Digits(crop=0, cutout=size), CPU, 0).train_batches(64, 0))[0] for size in (0, 4)
+    )
     assert float(cut[cut != plain].abs().max()) < 0.01, "which is zero once normalised"
 
 
 def test_jitter_changes_colours_of_training_images(tmp_path: Path) -> None:
     write_folder(tmp_path)
-    sources = [ImageFolder(name="imagefolder", path=tmp_path, size=16, workers=0, jitter=j) for j in ((0, 0, 0, 0), (0.4, 0.4, 0.4, 0.2))]
+    sources = [
+        ImageFolder(name="imagefolder", path=tmp_path, size=16, workers=0, jitter=j)
+        for j in ((0, 0, 0, 0), (0.4, 0.4, 0.4, 0.2))
+    ]
     plain, changed = (load_data(source, CPU, 0) for source in sources)
     assert not torch.allclose(epoch(plain, 0)[0][0], epoch(changed, 0)[0][0])
     assert torch.equal(next(plain.batches("val", 4))[0], next(changed.batches("val", 4))[0])
@@ -165,7 +200,9 @@ def test_fashion_mnist_through_torchvision(tmp_path: Path) -> None:
     for name, count in (("train", 40), ("t10k", 20)):
         labels = (np.arange(count) % 10).astype(np.uint8)
         pixels = np.repeat(labels * 20, 28 * 28).astype(np.uint8)
-        (raw / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, count, 28, 28) + pixels.tobytes())
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(
+            struct.pack(">IIII", 2051, count, 28, 28) + pixels.tobytes()
+        )
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, count) + labels.tobytes())
     data = load_data(Torchvision(name="fashion_mnist", path=tmp_path), CPU, 0)
     assert (data.channels, data.size, data.count("test"), data.classes[0]) == (1, 28, 20, "T-shirt/top")
@@ -177,7 +214,11 @@ def test_fashion_mnist_through_torchvision(tmp_path: Path) -> None:
 
 
 def test_val_and_test_folders_are_both_used_as_they_are(tmp_path: Path) -> None:
-    data = load_data(ImageFolder(name="imagefolder", path=write_folder(tmp_path, ("val", "test")), size=16, workers=0), CPU, 0)
+    data = load_data(
+        ImageFolder(name="imagefolder", path=write_folder(tmp_path, ("val", "test")), size=16, workers=0),
+        CPU,
+        0,
+    )
     assert [data.count("train"), data.count("val"), data.count("test")] == [20, 20, 20]
 
 
@@ -193,7 +234,10 @@ BROKEN_NPZ = [
     ({"y_train": np.zeros(40)}, r"y_train must be integers \(N,\), but is float64"),
     ({"x_test": np.zeros((8, 6, 6), np.uint8)}, "they must agree"),
     ({"classes": np.array("a")}, "names 1 classes but y_train has 4"),
-    ({"y_train": np.array([0, 1, 2, 3]), "x_train": np.zeros((4, 6, 6, 3), np.uint8)}, "none can be held out"),
+    (
+        {"y_train": np.array([0, 1, 2, 3]), "x_train": np.zeros((4, 6, 6, 3), np.uint8)},
+        "none can be held out",
+    ),
     ({"classes": np.array(["a", "b"])}, "names 2 classes but y_train has 4"),
 ]
 
@@ -260,7 +304,9 @@ def test_corrupt_file_is_found_at_the_start(tmp_path: Path, damage: bytes | None
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_file_that_breaks_later_is_one_sentence(tmp_path: Path, workers: int) -> None:
-    data = load_data(ImageFolder(name="imagefolder", path=write_folder(tmp_path), size=16, workers=workers), CPU, 0)
+    data = load_data(
+        ImageFolder(name="imagefolder", path=write_folder(tmp_path), size=16, workers=workers), CPU, 0
+    )
     for path in (tmp_path / "train").rglob("*.png"):
         path.write_bytes(b"gone")
     with pytest.raises(UserError, match=r"png' cannot be used .* convert, repair or remove it\.$"):
@@ -268,7 +314,9 @@ def test_file_that_breaks_later_is_one_sentence(tmp_path: Path, workers: int) ->
 
 
 def test_sixteen_bit_images_are_refused_rather_than_clipped(tmp_path: Path) -> None:
-    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(write_folder(tmp_path) / "train" / "cat" / "x.png")
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(
+        write_folder(tmp_path) / "train" / "cat" / "x.png"
+    )
     with pytest.raises(UserError, match=r"x\.png' cannot be used \(its pixels are I;16"):
         folder(tmp_path)
 

@@ -56,7 +56,9 @@ def test_windows_cover_the_text_once(rows: int, bptt: int, spread: float) -> Non
     pairs = [window(text, *each) for each in found]
     read = torch.cat([x for x, _ in pairs]).flatten()
     assert torch.equal(read, torch.arange(len(read))) and len(read) in (rows - 1, rows - 2)
-    assert all(torch.equal(y, x + 1) and len(x) == length for (x, y), (_, length) in zip(pairs, found, strict=True))
+    assert all(
+        torch.equal(y, x + 1) and len(x) == length for (x, y), (_, length) in zip(pairs, found, strict=True)
+    )
     lengths = [length for _, length in found]
     assert max(lengths) <= bptt + (20 if spread else 0)
     assert min(lengths[:-1], default=100) >= (min(5, bptt) if spread else max(bptt // 2, 1))

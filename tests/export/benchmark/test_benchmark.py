@@ -25,7 +25,15 @@ from export.benchmark.timed import Timing, open_file
 
 class Net(nn.Sequential):
     def __init__(self, act: type[nn.Module], width: int = 8):
-        layers = [nn.Conv2d(3, width, 3), act(), nn.Conv2d(width, 8, 3), act(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)]
+        layers = [
+            nn.Conv2d(3, width, 3),
+            act(),
+            nn.Conv2d(width, 8, 3),
+            act(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 5),
+        ]
         super().__init__(*layers)
 
 
@@ -63,8 +71,15 @@ def test_table_csv_and_picture(folder: Path, tmp_path: Path, capsys: pytest.Capt
         assert (row["runs"], row["wall_p99"]) == ("16", ""), "of 16 runs, p99 is not known"
         assert row["input"] == "1x3x16x16" and row["threads"] == "1"
     swish, relu6, converted = table.values()
-    assert (swish["val_accuracy"], swish["macs"], converted["val_accuracy"], relu6["val_accuracy"]) == ("0.75", "1234.0", "0.75", "")
-    assert int(swish["nodes"]) == len(onnx.load(folder / "swish.onnx").graph.node) and converted["nodes"] == ""
+    assert (swish["val_accuracy"], swish["macs"], converted["val_accuracy"], relu6["val_accuracy"]) == (
+        "0.75",
+        "1234.0",
+        "0.75",
+        "",
+    )
+    assert (
+        int(swish["nodes"]) == len(onnx.load(folder / "swish.onnx").graph.node) and converted["nodes"] == ""
+    )
     assert (relu6["nnapi_partitions_estimate"], converted["nnapi_partitions_estimate"]) == ("1", "")
     operators = rows(tmp_path / "operators.csv")
     convolutions = {row["file"]: row for row in operators if row["operator"] == "Conv"}
@@ -72,13 +87,17 @@ def test_table_csv_and_picture(folder: Path, tmp_path: Path, capsys: pytest.Capt
     for name in names:
         times = [float(row["microseconds"]) for row in operators if row["file"] == name]
         assert times == sorted(times, reverse=True)
-        assert sum(int(row["nodes"]) for row in operators if row["file"] == name) == int(table[name]["nodes_executed"])
+        assert sum(int(row["nodes"]) for row in operators if row["file"] == name) == int(
+            table[name]["nodes_executed"]
+        )
     assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     assert "75.0%" in out and "(estimate)" in out and "next: python -m export.targets" in out
 
 
-def test_without_accuracies_there_is_no_picture(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_accuracies_there_is_no_picture(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(folder / "relu6.onnx", "--rounds", "2", "--out", tmp_path) == 0
     assert not (tmp_path / "benchmark.png").exists()
     assert "no picture, since no file says its accuracy" in capsys.readouterr().out
@@ -87,9 +106,18 @@ def test_without_accuracies_there_is_no_picture(folder: Path, tmp_path: Path, ca
 def test_memory_is_the_files_and_not_of_this_process(folder: Path, tmp_path: Path) -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("memory of a process is known on Linux only")
-    wide = helper.make_tensor("w", TensorProto.FLOAT, [3 * 16 * 16, 20_000], np.ones(3 * 16 * 16 * 20_000, np.float32).tobytes(), raw=True)
+    wide = helper.make_tensor(
+        "w",
+        TensorProto.FLOAT,
+        [3 * 16 * 16, 20_000],
+        np.ones(3 * 16 * 16 * 20_000, np.float32).tobytes(),
+        raw=True,
+    )
     shape = helper.make_tensor("s", TensorProto.INT64, [2], [-1, 3 * 16 * 16])
-    nodes = [helper.make_node("Reshape", ["image", "s"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["logits"])]
+    nodes = [
+        helper.make_node("Reshape", ["image", "s"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["logits"]),
+    ]
     ends = [("image", ["batch", 3, 16, 16]), ("logits", ["batch", 20_000])]
     save(tmp_path / "wide.onnx", nodes, ends[:1], ends[1:], [wide, shape])
     small, large = probe(folder / "relu6.onnx", 1), probe(tmp_path / "wide.onnx", 1)
@@ -101,7 +129,14 @@ def test_memory_is_the_files_and_not_of_this_process(folder: Path, tmp_path: Pat
     assert 0 < again.added < again.memory < len(held)
 
 
-def save(path: Path, nodes: list[onnx.NodeProto], inputs: list, outputs: list, constants: list[onnx.TensorProto], kind: int = 1) -> None:  # type: ignore[type-arg]
+def save(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    inputs: list,
+    outputs: list,
+    constants: list[onnx.TensorProto],
+    kind: int = 1,
+) -> None:  # type: ignore[type-arg]
     ins = [helper.make_tensor_value_info(name, kind, shape) for name, shape in inputs]
     outs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs]
     graph = helper.make_graph(nodes, "g", ins, outs, constants)
@@ -109,7 +144,10 @@ def save(path: Path, nodes: list[onnx.NodeProto], inputs: list, outputs: list, c
 
 
 def test_pixels_as_input(tmp_path: Path) -> None:
-    nodes = [helper.make_node("Cast", ["image"], ["x"], to=1), helper.make_node("ReduceMean", ["x", "axes"], ["logits"], keepdims=0)]
+    nodes = [
+        helper.make_node("Cast", ["image"], ["x"], to=1),
+        helper.make_node("ReduceMean", ["x", "axes"], ["logits"], keepdims=0),
+    ]
     axes = helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2])
     ends = [("image", ["n", 8, 8, 3]), ("logits", ["n", 3])]
     save(tmp_path / "pixels.onnx", nodes, ends[:1], ends[1:], [axes], TensorProto.UINT8)
@@ -125,7 +163,13 @@ def test_the_checker_sees_what_splits_a_graph(folder: Path) -> None:
 
 def test_percentiles_and_noise_of_known_timings() -> None:
     quiet = Timing({turn: [1.0, 2.0, 3.0] for turn in range(40)}, {0: [0.5]})
-    assert (quiet.percentile(50), quiet.percentile(99), quiet.noise, quiet.runs, quiet.cpu_p50) == (2, 3, 0, 120, 0.5)
+    assert (quiet.percentile(50), quiet.percentile(99), quiet.noise, quiet.runs, quiet.cpu_p50) == (
+        2,
+        3,
+        0,
+        120,
+        0.5,
+    )
     drifts = Timing({turn: [1.0 + turn % 2 * 0.5] for turn in range(20)}, {})
     assert drifts.noise == pytest.approx(0.5) and drifts.percentile(99) is None
 
@@ -135,7 +179,10 @@ def test_disturbed_timings_are_said(
 ) -> None:
     monkeypatch.setattr(module, "time_files", lambda *_: [Timing({0: [1.0], 1: [2.0]}, {0: [1.5]})])
     assert run(folder / "relu6.onnx", "--out", tmp_path) == 0
-    assert "do not believe the times of relu6.onnx: two halves of the rounds differ by 100%" in capsys.readouterr().out
+    assert (
+        "do not believe the times of relu6.onnx: two halves of the rounds differ by 100%"
+        in capsys.readouterr().out
+    )
     shared = Timing({0: [2.0], 1: [2.0]}, {0: [1.0]})
     assert complaint(shared, 1) == "they are 2.0 times its CPU time, so that it waited for others"
     assert complaint(shared, 2) == complaint(shared._replace(cpu={0: [1.9]}), 1) == ""
@@ -148,7 +195,9 @@ def test_networks_to_compare_with(folder: Path, tmp_path: Path, monkeypatch: pyt
     assert torch.equal(before, torch.random.get_rng_state())
     row = rows(tmp_path / "benchmark.csv")[1]
     assert (row["file"], row["val_accuracy"], row["input"]) == ("MobileNetV3 Small @16", "", "1x3x16x16")
-    weights = 2_542_856 - 1000 * 1025 + 5 * 1025  # the published number of parameters, with a classifier of 5 instead of 1000
+    weights = (
+        2_542_856 - 1000 * 1025 + 5 * 1025
+    )  # the published number of parameters, with a classifier of 5 instead of 1000
     assert 0.98 < int(row["bytes"]) / (4 * weights) < 1.05
 
 
@@ -169,7 +218,10 @@ def damaged(name: str, folder: Path, out: Path) -> Path:
 @pytest.mark.parametrize("name", ["empty", "text", "half", "last", "noise"])
 def test_damaged_files_are_one_sentence(folder: Path, tmp_path: Path, name: str) -> None:
     path = damaged(name, folder, tmp_path)
-    with pytest.raises(UserError, match=r"^Model file '.*' cannot be used \(.+\); copy it again, or write it again with [^\n]*\.$"):
+    with pytest.raises(
+        UserError,
+        match=r"^Model file '.*' cannot be used \(.+\); copy it again, or write it again with [^\n]*\.$",
+    ):
         open_file(name, path, 1)
 
 
@@ -178,16 +230,31 @@ def test_damaged_ort_files_and_other_models_are_one_sentence(folder: Path, tmp_p
     with pytest.raises(UserError, match=r"cannot be used \([^\n]+\); copy it again"):
         open_file("x", tmp_path / "half.ort", 1)
     add = [helper.make_node("Add", ["a", "b"], ["logits"])]
-    save(tmp_path / "two.onnx", add, [("a", [1, 3, 4, 4]), ("b", [1, 3, 4, 4])], [("logits", [1, 3, 4, 4])], [])
+    save(
+        tmp_path / "two.onnx", add, [("a", [1, 3, 4, 4]), ("b", [1, 3, 4, 4])], [("logits", [1, 3, 4, 4])], []
+    )
     with pytest.raises(ValueError, match="its input is not one image of a fixed size"):
         look(tmp_path / "two.onnx", 1)
-    save(tmp_path / "map.onnx", [helper.make_node("Relu", ["a"], ["b"])], [("a", [1, 3, 4, 4])], [("b", [1, 3, 4, 4])], [])
-    with pytest.raises(ValueError, match=r"its output has shape \(1, 3, 4, 4\), which is not one number for each class"):
+    save(
+        tmp_path / "map.onnx",
+        [helper.make_node("Relu", ["a"], ["b"])],
+        [("a", [1, 3, 4, 4])],
+        [("b", [1, 3, 4, 4])],
+        [],
+    )
+    with pytest.raises(
+        ValueError, match=r"its output has shape \(1, 3, 4, 4\), which is not one number for each class"
+    ):
         look(tmp_path / "map.onnx", 1)
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("gone.onnx", "does not exist"), ("model.tflite", r"its name must end in \.onnx or \.ort"), ("", "must end in")]
+    ("name", "message"),
+    [
+        ("gone.onnx", "does not exist"),
+        ("model.tflite", r"its name must end in \.onnx or \.ort"),
+        ("", "must end in"),
+    ],
 )
 def test_what_is_no_model_file_is_one_sentence(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

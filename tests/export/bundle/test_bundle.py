@@ -57,15 +57,27 @@ def copy(bundled_run: Path, tmp_path: Path) -> Path:
 
 def test_what_is_in_it(bundle: Path, bundled_run: Path) -> None:
     files = ["60k.mobile.ort", "60k.mobile.required_operators.config", "60k.onnx"]
-    assert sorted(p.name for p in bundle.iterdir()) == [*files, "classify.py", "labels.txt", "manifest.json", "model_card.md"]
+    assert sorted(p.name for p in bundle.iterdir()) == [
+        *files,
+        "classify.py",
+        "labels.txt",
+        "manifest.json",
+        "model_card.md",
+    ]
     for name in files:
         assert (bundle / name).read_bytes() == (bundled_run / "export" / name).read_bytes()
     assert (bundle / "labels.txt").read_text() == "".join(f"{d}\n" for d in range(10))
     known = read_bundle(bundle)
-    assert [file.file for file in known.files] == ["60k.onnx", "60k.mobile.ort"], "what any onnxruntime runs comes first"
+    assert [file.file for file in known.files] == ["60k.onnx", "60k.mobile.ort"], (
+        "what any onnxruntime runs comes first"
+    )
     assert set(known.sha256) == {p.name for p in bundle.iterdir()} - {"manifest.json"}
     assert known.provenance.seed == 0 and known.versions["torch"] == torch.__version__.partition("+")[0]
-    assert known.selection is not None and known.selection.pairs == 12 and known.selection.predicted_accuracy == 0.5
+    assert (
+        known.selection is not None
+        and known.selection.pairs == 12
+        and known.selection.predicted_accuracy == 0.5
+    )
     assert set(known.benchmark) == {"60k.onnx"} and known.benchmark["60k.onnx"].threads == 1
     other = read_bundle(bundled_run / "export" / "largest")
     assert (other.selection, other.benchmark) == (None, {})
@@ -75,11 +87,18 @@ def test_nothing_in_it_names_a_folder_of_this_machine(bundle: Path, bundled_run:
     for path in bundle.iterdir():
         assert str(bundled_run).encode() not in path.read_bytes()
         assert not re.search(rb"/(home|root|tmp|Users)/", path.read_bytes())
-    assert portable("python -m a --out /home/me/runs/x --data.path=/data/images y") == "python -m a --out x --data.path=images y"
+    assert (
+        portable("python -m a --out /home/me/runs/x --data.path=/data/images y")
+        == "python -m a --out x --data.path=images y"
+    )
 
 
-@pytest.mark.parametrize(("name", "file"), [("60k", "60k.onnx"), ("60k", "60k.mobile.ort"), ("largest", "largest.onnx")])
-def test_the_example_runs_alone_and_says_what_torch_says(bundled_run: Path, tmp_path: Path, name: str, file: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "file"), [("60k", "60k.onnx"), ("60k", "60k.mobile.ort"), ("largest", "largest.onnx")]
+)
+def test_the_example_runs_alone_and_says_what_torch_says(
+    bundled_run: Path, tmp_path: Path, name: str, file: str
+) -> None:
     """In a process without torch, this package, and all but three others; in a folder that was moved."""
     moved = shutil.copytree(bundled_run / "export" / name, tmp_path / "elsewhere")
     trained = Trained(bundled_run, torch.device("cpu"))
@@ -87,23 +106,34 @@ def test_the_example_runs_alone_and_says_what_torch_says(bundled_run: Path, tmp_
     Image.fromarray(raw[3, 0].numpy()).save(tmp_path / "digit.png")
     arch = find_arch(trained.space, "largest" if name == "largest" else "smallest")
     with torch.no_grad():
-        wanted = torch.softmax(trained.subnet(arch)(resize(trained.data.normalise(raw[3:4]), arch.resolution)), 1)[0]
+        wanted = torch.softmax(
+            trained.subnet(arch)(resize(trained.data.normalise(raw[3:4]), arch.resolution)), 1
+        )[0]
     words = [sys.executable, "-I", "-c", ALONE, str(moved / "classify.py"), str(tmp_path / "digit.png"), file]
     out = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
     lines = [line.split("%  ") for line in out.splitlines()]
     assert len(lines) == 5
     for share, label in lines:
-        assert float(share) == pytest.approx(100 * float(wanted[int(label)]), abs=1.0 if name == "largest" else 0.02)
+        assert float(share) == pytest.approx(
+            100 * float(wanted[int(label)]), abs=1.0 if name == "largest" else 0.02
+        )
     if name != "largest":  # whose pixels are rounded once more
         assert int(lines[0][1]) == int(wanted.argmax())
 
 
 def test_without_a_model_named_the_first_is_taken(bundle: Path, tmp_path: Path) -> None:
     Image.new("L", (8, 8), 77).save(tmp_path / "x.png")
-    runs = [[sys.executable, str(bundle / "classify.py"), str(tmp_path / "x.png"), *name] for name in ([], ["60k.onnx"])]
-    first, second = (subprocess.run(words, capture_output=True, text=True, check=True).stdout for words in runs)
+    runs = [
+        [sys.executable, str(bundle / "classify.py"), str(tmp_path / "x.png"), *name]
+        for name in ([], ["60k.onnx"])
+    ]
+    first, second = (
+        subprocess.run(words, capture_output=True, text=True, check=True).stdout for words in runs
+    )
     assert first == second
-    done = subprocess.run([sys.executable, str(bundle / "classify.py")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(bundle / "classify.py")], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1 and "python classify.py IMAGE [MODEL]" in done.stderr
 
 
@@ -115,16 +145,25 @@ def pictures(folder: Path) -> None:
     for split, label in itertools.product(("train", "test"), ("cat", "dog")):
         (folder / split / label).mkdir(parents=True)
         for i, (width, height) in enumerate(sizes):
-            image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).convert(next(kinds))
+            image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).convert(
+                next(kinds)
+            )
             image.save(folder / split / label / (f"{i}.jpg" if image.mode == "CMYK" else f"{i}.png"))
 
 
 @pytest.mark.parametrize(("size", "resolution"), [(24, 24), (24, 32), (32, 20)])
 def test_images_of_a_folder_are_prepared_as_training_does(tmp_path: Path, size: int, resolution: int) -> None:
     pictures(tmp_path)
-    data = load_data(ImageFolder(name="imagefolder", path=tmp_path, size=size, workers=0), torch.device("cpu"), 0)
+    data = load_data(
+        ImageFolder(name="imagefolder", path=tmp_path, size=size, workers=0), torch.device("cpu"), 0
+    )
     x = torch.cat([resize(images, resolution) for images, _ in data.batches("test", 4)])
-    how: dict[str, Any] = data.preprocessing() | {"resize": [resolution] * 2, "mean": data.mean, "std": data.std, "channels": "RGB"}
+    how: dict[str, Any] = data.preprocessing() | {
+        "resize": [resolution] * 2,
+        "mean": data.mean,
+        "std": data.std,
+        "channels": "RGB",
+    }
     files = {
         kind: {"preprocessing": how, "input": {"dtype": kind, "layout": layout}}
         for kind, layout in (("float32", "NCHW"), ("uint8", "NHWC"))
@@ -138,13 +177,18 @@ def test_images_of_a_folder_are_prepared_as_training_does(tmp_path: Path, size: 
             np.testing.assert_allclose(ready[0], x[i].numpy(), atol=1e-5)
             ready = prepare(image, files["uint8"])
             assert (ready.shape, ready.dtype) == ((1, resolution, resolution, 3), np.uint8)
-            assert np.abs(ready[0].astype(float) - pixels[i].clamp(0, 255).permute(1, 2, 0).numpy()).max() <= 0.5 + 1e-3
+            assert (
+                np.abs(ready[0].astype(float) - pixels[i].clamp(0, 255).permute(1, 2, 0).numpy()).max()
+                <= 0.5 + 1e-3
+            )
 
 
 def test_an_image_of_another_size_is_made_the_datas_size(bundle: Path) -> None:
     file = json.loads((bundle / "manifest.json").read_text())["files"][0]
     session = ort.InferenceSession(str(bundle / "60k.onnx"), providers=["CPUExecutionProvider"])
-    chances = classify(Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)), file, session)
+    chances = classify(
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)), file, session
+    )
     assert chances.shape == (10,) and chances.sum() == pytest.approx(1)
 
 
@@ -164,7 +208,10 @@ def leaves(value: Any, *path: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
 def test_every_number_of_the_card_is_in_the_manifest(bundled_run: Path, name: str) -> None:
     """As it stands there, rounded, as a percentage, as a count, or as an interval of Wilson."""
     folder = bundled_run / "export" / name
-    text, manifest = (folder / "model_card.md").read_text(), json.loads((folder / "manifest.json").read_text())
+    text, manifest = (
+        (folder / "model_card.md").read_text(),
+        json.loads((folder / "manifest.json").read_text()),
+    )
     assert text == render(Bundle.model_validate(manifest))
     known = {str(len(manifest["classes"]))} | numbers("Divide by 255, from 0, 90% interval")
     for _, value in leaves(manifest):
@@ -191,7 +238,17 @@ def test_the_card_follows_every_fact_that_it_states(bundle: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
     card = render(Bundle.model_validate(manifest))
     stated = {"subnet", "classes", "benchmark", "provenance", "versions", "selection"}
-    stated_of_a_file = {"target", "precision", "bytes", "sha256", "macs", "params", "input", "output", "accuracy"}
+    stated_of_a_file = {
+        "target",
+        "precision",
+        "bytes",
+        "sha256",
+        "macs",
+        "params",
+        "input",
+        "output",
+        "accuracy",
+    }
     silent = {"predicted", "value"}  # said elsewhere, or part of how another fact is said
     count = 0
     for path, value in leaves(manifest):
@@ -233,7 +290,9 @@ def test_a_manifest_cannot_name_files_outside_of_its_folder(copy: Path) -> None:
         read_bundle(path.parent)
 
 
-def test_bundling_again_replaces_in_one_step_and_a_failure_changes_nothing(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundling_again_replaces_in_one_step_and_a_failure_changes_nothing(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = copy / "export" / "60k"
     (folder / "model_card.md").write_text("old")
     monkeypatch.setattr("export.bundle.render", lambda _: 1 / 0)
@@ -278,6 +337,8 @@ def test_a_choice_that_changed_since_and_damaged_timings(copy: Path) -> None:
     rows = table.read_text()
     table.write_text(rows.replace(str(files[0].stat().st_size), "1"))
     assert gather(run, "60k", files).benchmark == {}, "timed before it was exported again"
-    table.write_text(re.sub(r"x86_64|aarch64|arm64", "", rows.replace("onnxruntime", "")).replace(",1,", ",,"))
+    table.write_text(
+        re.sub(r"x86_64|aarch64|arm64", "", rows.replace("onnxruntime", "")).replace(",1,", ",,")
+    )
     with pytest.raises(UserError, match=r"benchmark\.csv is damaged"):
         gather(run, "60k", files)

@@ -54,7 +54,9 @@ def serving(server: Server) -> Iterator[Server]:
         thread.join()
 
 
-def ask(server: Server, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+def ask(
+    server: Server, method: str, path: str, body: bytes | None = None, **headers: str
+) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
     connection.request(method, path, body, headers)
     answer = connection.getresponse()
@@ -77,7 +79,9 @@ def test_the_page_asks_the_server_where_no_runtime_was_fetched(server: Server, t
         content = picture(37, 53)
         chances = dropped(browser, content)
         assert chances == server.classify("60k.onnx", content)
-        best = browser.run("[...document.querySelectorAll('#answers li')].map((li) => li.innerText.split('\\n'))")
+        best = browser.run(
+            "[...document.querySelectorAll('#answers li')].map((li) => li.innerText.split('\\n'))"
+        )
         order = np.argsort(chances)[::-1]
         assert [label for label, _ in best] == [str(i) for i in order[:5]]
         assert best[0][1] == f"{100 * chances[order[0]]:.1f}%"
@@ -88,9 +92,18 @@ def test_the_page_asks_the_server_where_no_runtime_was_fetched(server: Server, t
 
 def test_the_browser_prepares_images_number_for_number(server: Server, tmp_path: Path) -> None:
     """The page's own code against Pillow and NumPy: larger, smaller, cropped, gray, as numbers and as pixels."""
-    how = {"resize_shorter_side": 37, "center_crop": 32, "channels": "RGB", "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.1]}
+    how = {
+        "resize_shorter_side": 37,
+        "center_crop": 32,
+        "channels": "RGB",
+        "mean": [0.4, 0.5, 0.6],
+        "std": [0.2, 0.3, 0.1],
+    }
     cases = [how | {"resize": [size] * 2} for size in (32, 40, 21)]
-    cases += [{"image_size": 12, "resize": [size] * 2, "channels": "gray", "mean": [0.3], "std": [0.4]} for size in (12, 9)]
+    cases += [
+        {"image_size": 12, "resize": [size] * 2, "channels": "gray", "mean": [0.3], "std": [0.4]}
+        for size in (12, 9)
+    ]
     with Browser(tmp_path / "profile") as browser:
         browser.ask("Page.navigate", url=f"http://127.0.0.1:{server.server_port}/")
         browser.wait("document.documentElement.dataset.ready")
@@ -98,14 +111,20 @@ def test_the_browser_prepares_images_number_for_number(server: Server, tmp_path:
             image = Image.open(io.BytesIO(picture(*size)))
             for dtype, layout in (("float32", "NCHW"), ("uint8", "NHWC")):
                 file = {"preprocessing": case, "input": {"dtype": dtype, "layout": layout}}
-                pixels = {"width": image.width, "height": image.height, "data": list(image.convert("RGBA").tobytes())}
+                pixels = {
+                    "width": image.width,
+                    "height": image.height,
+                    "data": list(image.convert("RGBA").tobytes()),
+                }
                 got = browser.run(
                     f"import('./prepare.js').then((m) => {{ const x = m.prepare({json.dumps(pixels)}, {json.dumps(file)});"
                     " return [Array.from(x.data), x.dims]; })"
                 )
                 wanted = prepare(image, file)
                 assert got[1] == list(wanted.shape)
-                np.testing.assert_allclose(np.reshape(got[0], wanted.shape), wanted, atol=1e-6 if dtype == "float32" else 0)
+                np.testing.assert_allclose(
+                    np.reshape(got[0], wanted.shape), wanted, atol=1e-6 if dtype == "float32" else 0
+                )
 
 
 @pytest.mark.parametrize("name", ["60k", "largest"])
@@ -117,10 +136,14 @@ def test_the_browser_classifies_as_the_server_does(bundled_run: Path, tmp_path: 
     for server in serving(open_server(bundled_run / "export" / name, 0, runtime)):
         with Browser(tmp_path / "profile") as browser:
             browser.ask("Page.navigate", url=f"http://127.0.0.1:{server.server_port}/")
-            assert browser.wait("document.documentElement.dataset.ready") == "browser", browser.run("document.body.innerText")
+            assert browser.wait("document.documentElement.dataset.ready") == "browser", browser.run(
+                "document.body.innerText"
+            )
             assert f"in this browser by onnxruntime-web {VERSION}" in browser.run("document.body.innerText")
             content = picture(90, 50)
-            np.testing.assert_allclose(dropped(browser, content), server.classify(f"{name}.onnx", content), atol=1e-5)
+            np.testing.assert_allclose(
+                dropped(browser, content), server.classify(f"{name}.onnx", content), atol=1e-5
+            )
             assert not server.sessions.keys() - {f"{name}.onnx"}
 
 
@@ -131,7 +154,14 @@ def test_what_is_served_and_what_is_not(server: Server) -> None:
     assert json.loads(ask(server, "GET", "/runtime.json")[1]) == {"version": None}
     assert json.loads(ask(server, "GET", "/manifest.json")[1])["subnet"] == "60k"
     assert ask(server, "GET", "/60k.onnx")[1] == (server.folder / "60k.onnx").read_bytes()
-    for path in ("/model_card.md", "/../60k.json", "/..%2f60k.json", "/vendor/ort.wasm.bundle.min.mjs", "/nothing", "//etc/passwd"):
+    for path in (
+        "/model_card.md",
+        "/../60k.json",
+        "/..%2f60k.json",
+        "/vendor/ort.wasm.bundle.min.mjs",
+        "/nothing",
+        "//etc/passwd",
+    ):
         assert ask(server, "GET", path)[0] == 404
 
 
@@ -141,14 +171,23 @@ def test_bad_requests_are_sentences(server: Server) -> None:
         return status, json.loads(content)["error"]
 
     good = picture(9, 9)
-    assert error("POST", f"/classify?file={quote('../60k.onnx')}", good) == (400, "This bundle has no model file '../60k.onnx'.")
+    assert error("POST", f"/classify?file={quote('../60k.onnx')}", good) == (
+        400,
+        "This bundle has no model file '../60k.onnx'.",
+    )
     for bad in (b"", b"hello", good[: len(good) // 2]):
         status, sentence = error("POST", "/classify?file=60k.onnx", bad)
         assert status == 400 and sentence.startswith("The file is no image that can be read")
     assert error("POST", "/elsewhere", good)[0] == 404
     too_much = {"Content-Length": str(MOST_BYTES + 1)}
-    assert error("POST", "/classify?file=60k.onnx", None, **too_much) == (413, "The image must have no more than 50 MB.")
-    assert error("GET", "/", None, Host="example.org:80") == (403, "This page is served to its own machine only.")
+    assert error("POST", "/classify?file=60k.onnx", None, **too_much) == (
+        413,
+        "The image must have no more than 50 MB.",
+    )
+    assert error("GET", "/", None, Host="example.org:80") == (
+        403,
+        "This page is served to its own machine only.",
+    )
     assert ask(server, "GET", "/")[0] == 200, "it is still there"
 
 

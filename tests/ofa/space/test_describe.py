@@ -16,17 +16,45 @@ from ofa.space.space import find_arch, load_space
 def test_the_space_its_extremes_and_published_subnets(capsys: pytest.CaptureFixture[str]) -> None:
     assert parse(Describe, ["attentive_nas", "--draws", "50"]).execute() == 0
     said = capsys.readouterr().out
-    for words in ("4.403e+11 architectures", "203.4M", "1.939G", "23.4M", "alphanet_a5_1", "80.62%", "drawn by 'uniform'"):
+    for words in (
+        "4.403e+11 architectures",
+        "203.4M",
+        "1.939G",
+        "23.4M",
+        "alphanet_a5_1",
+        "80.62%",
+        "drawn by 'uniform'",
+    ):
         assert words in said
 
 
 def test_the_histogram_is_of_the_recipes_sampling(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     picture = tmp_path / "prior.png"
-    flags = ["--sandwich.sampling.name", "macs_prior", "--sandwich.sampling.low", "250M", "--sandwich.sampling.high", "300M"]
-    words = ["attentive_nas", *flags, "--sandwich.sampling.samples", "100000", "--draws", "60", "--picture", str(picture)]
+    flags = [
+        "--sandwich.sampling.name",
+        "macs_prior",
+        "--sandwich.sampling.low",
+        "250M",
+        "--sandwich.sampling.high",
+        "300M",
+    ]
+    words = [
+        "attentive_nas",
+        *flags,
+        "--sandwich.sampling.samples",
+        "100000",
+        "--draws",
+        "60",
+        "--picture",
+        str(picture),
+    ]
     assert parse(Describe, words).execute() == 0
     said = capsys.readouterr().out
-    rows = [line.split() for line in said.splitlines() if " to " in line and "M" in line and line.split()[1] == "to"]
+    rows = [
+        line.split()
+        for line in said.splitlines()
+        if " to " in line and "M" in line and line.split()[1] == "to"
+    ]
     counts = [int(row[3]) for row in rows]
     lows = [float(row[0].rstrip("M")) for row in rows]
     assert sum(counts) == 60
@@ -41,7 +69,9 @@ def test_training_recipes_are_understood(recipe: str, capsys: pytest.CaptureFixt
     assert described.sandwich.sampling.name == ("uniform" if recipe == "alphanet" else "attentive")
 
 
-def test_one_architecture_is_json_that_every_command_takes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_one_architecture_is_json_that_every_command_takes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert parse(Describe, ["attentive_nas", "--arch", "attentive_nas_a1"]).execute() == 0
     said = capsys.readouterr().out
     assert (json.loads(said)["macs"], json.loads(said)["params"]) == (279238816, 9452872)
@@ -58,7 +88,9 @@ def test_a_deep_stem_and_no_head(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_as_a_module() -> None:
-    done = subprocess.run([sys.executable, "-m", "ofa.space", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "ofa.space", "--help"], capture_output=True, text=True, check=True
+    )
     assert "usage: python -m ofa.space" in done.stdout
     assert done.stderr == ""
     with pytest.raises(UserError, match="There is no space 'nowhere'"):

@@ -29,7 +29,17 @@ from ofa.space.space import (
 from ofa.supernet import Supernet
 from ofa.trained import start_from
 
-NAMES = ["attentive_nas", "bignas", "digits", "ofa_mbv3", "ofa_mbv3_w1.2", "ofa_proxyless", "ofa_resnet50", "small128", "small32"]
+NAMES = [
+    "attentive_nas",
+    "bignas",
+    "digits",
+    "ofa_mbv3",
+    "ofa_mbv3_w1.2",
+    "ofa_proxyless",
+    "ofa_resnet50",
+    "small128",
+    "small32",
+]
 
 
 @pytest.fixture(params=NAMES)
@@ -121,7 +131,9 @@ def test_inactive_blocks_are_zero_in_every_encoding() -> None:
     assert arch.depth == (1, 2, 2, 2, 2, 2)
     assert arch.kernel[1:5] == (3, 3, 0, 0)
     row = encode(space, arch)
-    noisy = arch.model_copy(update={"kernel": tuple(k or 7 for k in arch.kernel), "expand": tuple(e or 6 for e in arch.expand)})
+    noisy = arch.model_copy(
+        update={"kernel": tuple(k or 7 for k in arch.kernel), "expand": tuple(e or 6 for e in arch.expand)}
+    )
     assert np.array_equal(encode(space, noisy), row), "what an inactive block would be changes the code"
     assert features(space, row[None]).sum() == (row > 0).sum()
     assert features(space, encode(space, largest(space))[None]).all()
@@ -136,7 +148,9 @@ def test_inactive_blocks_are_zero_in_every_encoding() -> None:
         ({"width": (4, 8, 8)}, "width has 3 entries, but space 'tiny' has 4"),
     ],
 )
-def test_an_impossible_architecture_is_one_sentence(tiny: Space, change: dict[str, object], said: str) -> None:
+def test_an_impossible_architecture_is_one_sentence(
+    tiny: Space, change: dict[str, object], said: str
+) -> None:
     with pytest.raises(UserError, match=said):
         encode(tiny, smallest(tiny).model_copy(update=change))
 
@@ -149,7 +163,11 @@ def test_find_arch(tiny: Space, tmp_path: Path) -> None:
     for name in (str(plain), str(chosen), arch.model_dump_json()):
         assert find_arch(tiny, name) == arch
     assert find_arch(tiny, "largest") == largest(tiny)
-    for name, said in (("huge", "has no architecture 'huge'"), ("{", "not valid JSON"), ('{"widht": 3}', "did you mean 'width'")):
+    for name, said in (
+        ("huge", "has no architecture 'huge'"),
+        ("{", "not valid JSON"),
+        ('{"widht": 3}', "did you mean 'width'"),
+    ):
         with pytest.raises(UserError, match=said):
             find_arch(tiny, name)
 
@@ -161,14 +179,20 @@ def test_find_arch(tiny: Space, tmp_path: Path) -> None:
         ("kernel: [3, 5]", "kernel: [3, 4]", "odd kernels"),
         ("expand: [2, 3]", "expand: [1, 3]", "mixes 1"),
         ("depth: [1, 2]", "dept: [1, 2]", r"there is no field 'stages.0.dept'; did you mean 'depth'"),
-        ("resolution: [8, 12]", "shortcut: projected\nresolution: [8, 13]", "multiples of its total stride 2"),
+        (
+            "resolution: [8, 12]",
+            "shortcut: projected\nresolution: [8, 13]",
+            "multiples of its total stride 2",
+        ),
         ("stride: 2", "stride: 0", "'stages.1.stride' = 0 is not valid"),
         ("expand: [2, 3]", "expand: [2, .inf]", "finite"),
         ("expand: 2,", "expand: 0,", "'head.expand' = 0 is not valid"),
         ("act: relu", "act: gelu", "'stages.0.act' = 'gelu' is not valid"),
     ],
 )
-def test_a_broken_space_file_is_one_sentence(tiny_yaml: Path, tmp_path: Path, old: str, new: str, said: str) -> None:
+def test_a_broken_space_file_is_one_sentence(
+    tiny_yaml: Path, tmp_path: Path, old: str, new: str, said: str
+) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text(tiny_yaml.read_text().replace(old, new, 1))
     with pytest.raises(UserError, match=said):
@@ -188,7 +212,9 @@ def test_bottlenecks_refuse_what_they_have_not() -> None:
 def test_only_keeps_a_shortcut_that_elastic_widths_need() -> None:
     """Widths that happen to agree do not make the first shortcut of a bottleneck stage the identity."""
     stage = {"block": "bottleneck", "width": (16, 32), "depth": (1,), "kernel": (3,), "expand": (0.5,)}
-    space = Space.model_validate({"name": "x", "resolution": (8,), "stem": {"width": (8, 16)}, "stages": (stage,)})
+    space = Space.model_validate(
+        {"name": "x", "resolution": (8,), "stem": {"width": (8, 16)}, "stages": (stage,)}
+    )
     arch = Arch(resolution=8, width=(16, 16), depth=(1,), kernel=(3,), expand=(0.5,))
     alone = only(space, arch)
     assert cost_of(alone, largest(alone)) == cost_of(space, arch)

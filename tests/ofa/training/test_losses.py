@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from ofa.training.losses import AlphaDivergence, SoftCrossEntropy, alpha_divergence, distil, soft_cross_entropy
+from ofa.training.losses import (
+    AlphaDivergence,
+    SoftCrossEntropy,
+    alpha_divergence,
+    distil,
+    soft_cross_entropy,
+)
 
 Loss = Callable[..., torch.Tensor]
 HUGE = 3.4e38
@@ -25,7 +31,9 @@ def softmax(z: list[float]) -> list[float]:
     return [math.exp(v) / total for v in z]
 
 
-def paper(student: torch.Tensor, teacher: torch.Tensor, alpha: float, clip: float) -> tuple[list[float], list[list[float]]]:
+def paper(
+    student: torch.Tensor, teacher: torch.Tensor, alpha: float, clip: float
+) -> tuple[list[float], list[list[float]]]:
     """(divergence, gradient by the logits) of each image, with sums and the softmax's Jacobian written out, in Python's doubles."""
     values, gradients = [], []
     for z, t in zip(student.tolist(), teacher.tolist(), strict=True):
@@ -53,7 +61,9 @@ def test_one_alpha_is_the_paper(alpha: float, clip: float) -> None:
     loss.backward()
     values, gradients = paper(student, teacher, alpha, clip)
     assert loss.item() == pytest.approx(np.mean(values), rel=1e-4)
-    torch.testing.assert_close(student.grad.double(), torch.tensor(gradients, dtype=torch.float64) / 6, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        student.grad.double(), torch.tensor(gradients, dtype=torch.float64) / 6, rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
@@ -64,16 +74,27 @@ def test_unclipped_gradient_is_that_of_the_divergence(alpha: float) -> None:
     for i, j in np.ndindex(3, 4):
         nudge = torch.zeros(3, 4, dtype=torch.float64)
         nudge[i, j] = step
-        above, below = (np.mean(paper(student.detach().double() + s * nudge, teacher.double(), alpha, 1e6)[0]) for s in (1, -1))
+        above, below = (
+            np.mean(paper(student.detach().double() + s * nudge, teacher.double(), alpha, 1e6)[0])
+            for s in (1, -1)
+        )
         assert student.grad[i, j].item() == pytest.approx((above - below) / (2 * step), rel=1e-3, abs=1e-5)
 
 
 def test_clipped_gradient_is_not() -> None:
-    student, teacher = torch.tensor([[3.0, 0.0]], requires_grad=True), torch.tensor([[0.0, 3.0]])  # r^-1 = 20 and 1/20
+    student, teacher = (
+        torch.tensor([[3.0, 0.0]], requires_grad=True),
+        torch.tensor([[0.0, 3.0]]),
+    )  # r^-1 = 20 and 1/20
     alpha_divergence(student, teacher, -1, -1, 5).backward()
     step = 1e-5
-    ends = [paper(torch.tensor([[3.0 + s, 0.0]], dtype=torch.float64), teacher.double(), -1, 5)[0][0] for s in (step, -step)]
-    assert student.grad[0, 0].item() == pytest.approx(2 * (ends[0] - ends[1]) / (2 * step), rel=0.05), "the paper's is about twice as steep"
+    ends = [
+        paper(torch.tensor([[3.0 + s, 0.0]], dtype=torch.float64), teacher.double(), -1, 5)[0][0]
+        for s in (step, -step)
+    ]
+    assert student.grad[0, 0].item() == pytest.approx(2 * (ends[0] - ends[1]) / (2 * step), rel=0.05), (
+        "the paper's is about twice as steep"
+    )
 
 
 @pytest.mark.parametrize("limit", [0.0, 1.0])
@@ -97,7 +118,9 @@ def test_each_image_takes_the_larger_divergence() -> None:
     assert 5 < sum(left) < 35, "both must occur"
     assert loss.item() == pytest.approx(np.mean(np.maximum(minus[0], plus[0])), rel=1e-4)
     wanted = [m if first else p for m, p, first in zip(minus[1], plus[1], left, strict=True)]
-    torch.testing.assert_close(student.grad.double(), torch.tensor(wanted, dtype=torch.float64) / 40, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        student.grad.double(), torch.tensor(wanted, dtype=torch.float64) / 40, rtol=1e-4, atol=1e-6
+    )
 
 
 def test_kl_has_the_gradient_of_soft_cross_entropy() -> None:
@@ -125,7 +148,9 @@ ROWS = {
 def test_finite_for_all_logits(alphas: tuple[float, float], dtype: torch.dtype) -> None:
     for student, teacher in ((s, t) for s in ROWS.values() for t in ROWS.values()):
         z = torch.tensor([student], dtype=torch.float32).clamp(-3.3e38, 3.3e38).to(dtype).requires_grad_()
-        loss = alpha_divergence(z, torch.tensor([teacher], dtype=torch.float32).clamp(-3.3e38, 3.3e38).to(dtype), *alphas)
+        loss = alpha_divergence(
+            z, torch.tensor([teacher], dtype=torch.float32).clamp(-3.3e38, 3.3e38).to(dtype), *alphas
+        )
         loss.backward()
         assert loss.dtype == torch.float32
         assert loss.isfinite(), (student, teacher)

@@ -36,14 +36,22 @@ ONLY_LARGEST = Phase(name="largest", epochs=2, lr=0.1, subnets=0, kernel=1, dept
 
 
 def spaces() -> list[Space]:
-    small = load_space("small32").model_dump() | {"granularity": "block", "kernels": "transform", "resolution": (16,)}
+    small = load_space("small32").model_dump() | {
+        "granularity": "block",
+        "kernels": "transform",
+        "resolution": (16,),
+    }
     return [Space.model_validate(small), resnet().model_copy(update={"resolution": (32,)})]
 
 
 def test_a_phase_opens_the_largest_choices() -> None:
     space = load_space("ofa_mbv3")
     rng = np.random.default_rng(0)
-    assert ONLY_LARGEST.sample(space, rng, 224) == largest(space) == ONLY_LARGEST.smallest(space).model_copy(update={"resolution": 224})
+    assert (
+        ONLY_LARGEST.sample(space, rng, 224)
+        == largest(space)
+        == ONLY_LARGEST.smallest(space).model_copy(update={"resolution": 224})
+    )
     depth = Phase(name="depth", epochs=1, lr=0.1, depth=2, expand=1)
     archs = [depth.sample(space, rng) for _ in range(300)]
     assert {d for arch in archs for d in arch.depth[1:]} == {3, 4}
@@ -59,13 +67,22 @@ def test_a_phase_opens_the_largest_choices() -> None:
 
 def test_a_deep_stem_opens_with_width_and_depth() -> None:
     space = load_space("ofa_resnet50")
-    archs = [Phase(name="d", epochs=1, lr=1, depth=2, width=1).sample(space, np.random.default_rng(i)) for i in range(30)]
+    archs = [
+        Phase(name="d", epochs=1, lr=1, depth=2, width=1).sample(space, np.random.default_rng(i))
+        for i in range(30)
+    ]
     assert {arch.stem for arch in archs} == {(32, 0), (32, 1)}
 
 
 def test_places_of_steps() -> None:
     phases = (ONLY_LARGEST, FULL)
-    assert [tuple(place(phases, 5, step)) for step in (0, 9, 10, 14, 15)] == [(0, 0, 10), (0, 0, 10), (1, 10, 15), (1, 10, 15), (1, 10, 15)]
+    assert [tuple(place(phases, 5, step)) for step in (0, 9, 10, 14, 15)] == [
+        (0, 0, 10),
+        (0, 0, 10),
+        (1, 10, 15),
+        (1, 10, 15),
+        (1, 10, 15),
+    ]
 
 
 @pytest.mark.parametrize("space", spaces(), ids=["inverted, transformed, squeezed", "resnet"])
@@ -99,10 +116,15 @@ def readers(net: Supernet) -> Iterator[tuple[torch.Tensor, list[int]]]:
             if stage.expand != (1,):
                 before = space.stages[i - 1].width if i else space.stem.width
                 sources = before if j == 0 and stage.block == "inverted" else stage.width
-                yield block.project.conv.weight, sorted({hidden_width(width, stage.expand[-1]) for width in sources})
+                yield (
+                    block.project.conv.weight,
+                    sorted({hidden_width(width, stage.expand[-1]) for width in sources}),
+                )
 
 
-def test_the_step_is_label_loss_plus_distillation_at_one_resolution(tiny: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_step_is_label_loss_plus_distillation_at_one_resolution(
+    tiny: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     net = Supernet(tiny, 5)
     x, y = torch.randn(6, 3, 12, 12), torch.arange(6) % 5
@@ -141,12 +163,28 @@ def test_the_step_is_label_loss_plus_distillation_at_one_resolution(tiny: Space,
 @pytest.fixture(scope="module")
 def recipe(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     phases = [
-        {"name": "largest", "epochs": 1, "lr": 0.2, "subnets": 0, "kernel": 1, "depth": 1, "expand": 1, "width": 1},
+        {
+            "name": "largest",
+            "epochs": 1,
+            "lr": 0.2,
+            "subnets": 0,
+            "kernel": 1,
+            "depth": 1,
+            "expand": 1,
+            "width": 1,
+        },
         {"name": "depth", "epochs": 1, "lr": 0.05, "subnets": 1, "expand": 1, "width": 1},
         {"name": "expand", "epochs": 1, "lr": 0.05, "subnets": 2},
     ]
     path = tmp_path_factory.mktemp("recipes") / "shrink.yaml"
-    values = {"space": str(tiny_yaml), "phases": phases, "evaluate_every": 1, "evaluate_random": 1, "device": "cpu", "ema": 0.9}
+    values = {
+        "space": str(tiny_yaml),
+        "phases": phases,
+        "evaluate_every": 1,
+        "evaluate_random": 1,
+        "device": "cpu",
+        "ema": 0.9,
+    }
     path.write_text(yaml.safe_dump(values))
     return path
 
@@ -180,9 +218,15 @@ def test_resume_in_any_phase_is_bit_for_bit(
     assert parse(Train, ["--config", str(recipe), "--out", str(out)]).execute() == 130
     undo()
     assert parse(Train, ["--config", str(recipe), "--out", str(out), "--resume"]).execute() == 0
-    first, second = load_weights(uninterrupted / "weights.safetensors"), load_weights(out / "weights.safetensors")
+    first, second = (
+        load_weights(uninterrupted / "weights.safetensors"),
+        load_weights(out / "weights.safetensors"),
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
-    points = [[p for p in read_lines(path / "metrics.jsonl") if "val_accuracy" in p] for path in (uninterrupted, out)]
+    points = [
+        [p for p in read_lines(path / "metrics.jsonl") if "val_accuracy" in p]
+        for path in (uninterrupted, out)
+    ]
     assert points[0] == points[1]
 
 
@@ -212,17 +256,23 @@ def trainer_at(step: int, recipe: Path, tmp_path: Path, tiny: Space) -> Trainer:
     config = parse(Train, ["--config", str(recipe)])
     data = load_data(config.data, torch.device("cpu"), 0)
     trainer = Trainer(config, RunFolder(tmp_path), filled(tiny, 10, 1), data, None, UniformSampler(tiny))
-    for _, (x, y) in zip(range(step), (batch for epoch in range(3) for batch in data.train_batches(64, epoch)), strict=False):
+    for _, (x, y) in zip(
+        range(step), (batch for epoch in range(3) for batch in data.train_batches(64, epoch)), strict=False
+    ):
         trainer.begin_epoch()
         trainer.update(x, y)
     return trainer
 
 
-def test_a_phase_starts_from_the_average_with_a_fresh_optimiser(recipe: Path, tmp_path: Path, tiny: Space) -> None:
+def test_a_phase_starts_from_the_average_with_a_fresh_optimiser(
+    recipe: Path, tmp_path: Path, tiny: Space
+) -> None:
     trainer = trainer_at(11, recipe, tmp_path, tiny)
     assert trainer.optimizer.state
     average = {name: tensor.clone() for name, tensor in trainer.weights.state_dict().items()}
-    assert any(not torch.equal(average[name], tensor) for name, tensor in trainer.supernet.state_dict().items())
+    assert any(
+        not torch.equal(average[name], tensor) for name, tensor in trainer.supernet.state_dict().items()
+    )
     trainer.begin_epoch()
     assert not trainer.optimizer.state
     for weights in (trainer.supernet, trainer.weights):

@@ -16,8 +16,30 @@ from engine.errors import UserError
 from engine.run import read_lines
 from engine.seed import numpy_generator
 from ofa.cost import cost_of, costs_of
-from ofa.space.space import Arch, Space, canonical, decode, encode, largest, load_space, only, sample, sample_codes, smallest
-from ofa.training.sampling import Attentive, AttentiveSampler, MacsPrior, Predicted, Prior, Sampling, Uniform, build_sampler, fit_accuracy
+from ofa.space.space import (
+    Arch,
+    Space,
+    canonical,
+    decode,
+    encode,
+    largest,
+    load_space,
+    only,
+    sample,
+    sample_codes,
+    smallest,
+)
+from ofa.training.sampling import (
+    Attentive,
+    AttentiveSampler,
+    MacsPrior,
+    Predicted,
+    Prior,
+    Sampling,
+    Uniform,
+    build_sampler,
+    fit_accuracy,
+)
 from ofa.training.sandwich import Sandwich
 
 MILLION = 10**6
@@ -39,7 +61,9 @@ def same(one: np.ndarray, other: np.ndarray) -> float:
     """p-value of two histograms having one distribution, the rare values of both taken together."""
     table = np.stack([one, other])
     rare = table.sum(0) < 20
-    table = np.column_stack([table[:, ~rare], table[:, rare].sum(1)]) if table[:, rare].any() else table[:, ~rare]
+    table = (
+        np.column_stack([table[:, ~rare], table[:, rare].sum(1)]) if table[:, rare].any() else table[:, ~rare]
+    )
     return float(chi2_contingency(table).pvalue)
 
 
@@ -95,15 +119,22 @@ def test_draws_before_rejection_are_the_conditionals(prior: Prior, attentive_nas
             assert same(drawn, wanted) > 1e-4
 
 
-def test_draws_stay_in_their_bin_and_bins_are_as_often_as_they_should(prior: Prior, attentive_nas: Space) -> None:
+def test_draws_stay_in_their_bin_and_bins_are_as_often_as_they_should(
+    prior: Prior, attentive_nas: Space
+) -> None:
     codes = prior.draw(np.random.default_rng(0), 3000, 1)[:, 0]
     assert np.array_equal(codes, canonical(attentive_nas, codes))
     counts = np.bincount(prior.bins.of(prior.macs(codes)), minlength=prior.bins.number)[prior.bin_B]
     often = prior.share_B * 3000 >= 10
-    seen, wanted = np.append(counts[often], counts[~often].sum()), np.append(prior.share_B[often], prior.share_B[~often].sum()) * 3000
+    seen, wanted = (
+        np.append(counts[often], counts[~often].sum()),
+        np.append(prior.share_B[often], prior.share_B[~often].sum()) * 3000,
+    )
     assert chisquare(seen, wanted).pvalue > 1e-3
     again = prior.draw(np.random.default_rng(7), 40, 5)
-    assert all(len(set(prior.bins.of(prior.macs(rows)))) == 1 for rows in again), "candidates of a slot share its bin"
+    assert all(len(set(prior.bins.of(prior.macs(rows)))) == 1 for rows in again), (
+        "candidates of a slot share its bin"
+    )
     assert len(np.unique(codes, axis=0)) > 2990
 
 
@@ -115,7 +146,12 @@ def test_almost_every_draw_is_accepted_within_100_tries(prior: Prior) -> None:
 
 
 def test_uniform_over_bins(attentive_nas: Space) -> None:
-    prior = Prior(MacsPrior(target="uniform", low=400_000_000, high=900_000_000, samples=300_000), attentive_nas, 1000, 3)
+    prior = Prior(
+        MacsPrior(target="uniform", low=400_000_000, high=900_000_000, samples=300_000),
+        attentive_nas,
+        1000,
+        3,
+    )
     assert len(prior.bin_B) == 20
     bins = prior.bins.of(prior.macs(prior.draw(np.random.default_rng(0), 2000, 1)[:, 0]))
     assert chisquare(np.bincount(bins, minlength=20)).pvalue > 1e-3
@@ -123,7 +159,10 @@ def test_uniform_over_bins(attentive_nas: Space) -> None:
 
 def test_a_range_is_never_left(attentive_nas: Space) -> None:
     config = validate(MacsPrior, {"low": "200M", "high": "800M"}, "test")
-    macs = macs_of(attentive_nas, build_sampler(config, attentive_nas, 1000, 3).draw(np.random.default_rng(0), 2000, nobody))
+    macs = macs_of(
+        attentive_nas,
+        build_sampler(config, attentive_nas, 1000, 3).draw(np.random.default_rng(0), 2000, nobody),
+    )
     assert 200_000_000 <= macs.min() < 500_000_000
     assert 750_000_000 < macs.max() <= 800_000_000
 
@@ -169,7 +208,10 @@ def test_a_space_of_one_architecture(tiny: Space) -> None:
     space = only(tiny, smallest(tiny))
     for config in (MacsPrior(samples=10), Attentive(samples=10)):
         assert (
-            build_sampler(config, space, 10, 1).draw(np.random.default_rng(0), 2, lambda archs: [0.0] * len(archs)) == [smallest(space)] * 2
+            build_sampler(config, space, 10, 1).draw(
+                np.random.default_rng(0), 2, lambda archs: [0.0] * len(archs)
+            )
+            == [smallest(space)] * 2
         )
 
 
@@ -199,10 +241,15 @@ def measured(space: Space, path: Path, count: int = 60) -> Callable[[Arch], floa
     """pairs.jsonl whose accuracy is additive in the choices; returns that accuracy."""
 
     def truth(arch: Arch) -> float:
-        return 0.3 + 0.01 * arch.resolution + 0.02 * arch.depth[0] + 0.05 * arch.depth[1] + 0.001 * arch.width[3]
+        return (
+            0.3 + 0.01 * arch.resolution + 0.02 * arch.depth[0] + 0.05 * arch.depth[1] + 0.001 * arch.width[3]
+        )
 
     archs = [sample(space, rng) for rng in [np.random.default_rng(0)] for _ in range(count)]
-    rows = [{"arch": a.model_dump(), "val_accuracy": truth(a), "macs": 1, "params": 1, "note": "more"} for a in archs]
+    rows = [
+        {"arch": a.model_dump(), "val_accuracy": truth(a), "macs": 1, "params": 1, "note": "more"}
+        for a in archs
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return truth
 
@@ -210,7 +257,11 @@ def measured(space: Space, path: Path, count: int = 60) -> Callable[[Arch], floa
 def test_a_fitted_predictor_judges(tiny: Space, tmp_path: Path) -> None:
     truth = measured(tiny, tmp_path / "pairs.jsonl")
     for mode in ("bestup", "worstup"):
-        values = {"mode": mode, "samples": 5000, "judge": {"name": "predicted", "pairs": tmp_path / "pairs.jsonl"}}
+        values = {
+            "mode": mode,
+            "samples": 5000,
+            "judge": {"name": "predicted", "pairs": tmp_path / "pairs.jsonl"},
+        }
         sampler = build_sampler(validate(Attentive, values, "test"), tiny, 10, 1)
         assert isinstance(sampler, AttentiveSampler)
         drawn = sampler.draw(np.random.default_rng(3), 10, nobody)
@@ -236,7 +287,9 @@ def test_unusable_pairs_are_one_sentence(tiny: Space, tmp_path: Path) -> None:
 
 
 def test_best_and_worst_by_the_judge(tiny: Space) -> None:
-    best, worst = (build_sampler(Attentive(mode=mode, samples=5000), tiny, 10, 1) for mode in ("bestup", "worstup"))
+    best, worst = (
+        build_sampler(Attentive(mode=mode, samples=5000), tiny, 10, 1) for mode in ("bestup", "worstup")
+    )
 
     def judge(archs: list[Arch]) -> list[float]:
         return [-float(arch.width[-1]) - arch.depth[1] / 10 for arch in archs]  # a wide head is good
@@ -267,7 +320,12 @@ def test_the_coin_is_fair_and_thrown_once_a_step(tiny: Space) -> None:
     assert binomtest(best, 400).pvalue > 0.001
 
 
-CONFIGS: list[Sampling] = [Uniform(), MacsPrior(samples=5000), Attentive(samples=5000), Attentive(samples=5000, mode="coin")]
+CONFIGS: list[Sampling] = [
+    Uniform(),
+    MacsPrior(samples=5000),
+    Attentive(samples=5000),
+    Attentive(samples=5000, mode="coin"),
+]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=["uniform", "macs_prior", "bestup", "coin"])
@@ -293,19 +351,29 @@ TRAININGS = {
     "prior": (*PRIOR, "--sandwich.sampling.low", "60k", "--sandwich.sampling.high", "200k"),
     "bestup": (*ATTENTIVE, "--sandwich.distillation.name", "alpha_divergence"),
     "worstup": (*ATTENTIVE, "--sandwich.sampling.mode", "worstup"),
-    "predicted": (*ATTENTIVE, "--sandwich.sampling.mode", "coin", "--sandwich.sampling.judge.name", "predicted"),
+    "predicted": (
+        *ATTENTIVE,
+        "--sandwich.sampling.mode",
+        "coin",
+        "--sandwich.sampling.judge.name",
+        "predicted",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", TRAININGS)
-def test_training_with_each_sampler(train: Callable[..., int], tiny: Space, tmp_path: Path, name: str) -> None:
+def test_training_with_each_sampler(
+    train: Callable[..., int], tiny: Space, tmp_path: Path, name: str
+) -> None:
     flags = TRAININGS[name]
     if name == "predicted":
         measured(tiny, tmp_path / "pairs.jsonl")
         flags = (*flags, "--sandwich.sampling.judge.pairs", str(tmp_path / "pairs.jsonl"))
     assert train(tmp_path / "run", *SHORT, *flags) == 0
     points = [p for p in read_lines(tmp_path / "run" / "metrics.jsonl") if "loss" in p]
-    assert all(np.isfinite([p["loss"], *p["distillation"]]).all() and len(p["distillation"]) == 3 for p in points)
+    assert all(
+        np.isfinite([p["loss"], *p["distillation"]]).all() and len(p["distillation"]) == 3 for p in points
+    )
     assert points[-1]["loss"] < points[0]["loss"]
 
 
@@ -322,7 +390,12 @@ def test_training_by_the_prior_is_repeatable_and_another_run_than_uniform(
 
 
 def test_a_bad_range_or_missing_pairs_leave_no_folder(train: Callable[..., int], tmp_path: Path) -> None:
-    judge = ("--sandwich.sampling.judge.name", "predicted", "--sandwich.sampling.judge.pairs", str(tmp_path / "none.jsonl"))
+    judge = (
+        "--sandwich.sampling.judge.name",
+        "predicted",
+        "--sandwich.sampling.judge.pairs",
+        str(tmp_path / "none.jsonl"),
+    )
     for flags in ((*PRIOR, "--sandwich.sampling.low", "1G"), (*ATTENTIVE, *judge)):
         with pytest.raises(UserError):
             train(tmp_path / "run", *flags)

@@ -41,7 +41,9 @@ def uniform_students(space: Space, count: int, seed: int, step: int) -> list[Arc
     return [*(sample(space, rng) for _ in range(count)), smallest(space)]
 
 
-def test_gradients_and_losses_add_up_as_in_the_paper(tiny: Space, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_gradients_and_losses_add_up_as_in_the_paper(
+    tiny: Space, batch: tuple[torch.Tensor, torch.Tensor]
+) -> None:
     x, y = batch[0].double(), batch[1]
     config = Sandwich(random=2, label_smoothing=0.1, dropout=0, drop_connect=0)
     net = supernet(tiny)
@@ -57,7 +59,9 @@ def test_gradients_and_losses_add_up_as_in_the_paper(tiny: Space, batch: tuple[t
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_only_the_largest_is_regularised(tiny: Space, batch: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_largest_is_regularised(
+    tiny: Space, batch: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
     original = Supernet.forward
 
@@ -66,7 +70,15 @@ def test_only_the_largest_is_regularised(tiny: Space, batch: tuple[torch.Tensor,
         return original(self, x, arch, regularise)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Supernet, "forward", spy)
-    sandwich_step(supernet(tiny), batch[0].double(), batch[1], Sandwich(dropout=0.3, drop_connect=0.2), UniformSampler(tiny), 0, 0)
+    sandwich_step(
+        supernet(tiny),
+        batch[0].double(),
+        batch[1],
+        Sandwich(dropout=0.3, drop_connect=0.2),
+        UniformSampler(tiny),
+        0,
+        0,
+    )
     (first, strength), *others = seen
     assert first == largest(tiny)
     assert (strength.dropout, strength.drop_connect) == (0.3, 0.2)
@@ -74,7 +86,9 @@ def test_only_the_largest_is_regularised(tiny: Space, batch: tuple[torch.Tensor,
     assert all(regularise is None for _, regularise in others)
 
 
-def test_a_step_depends_on_its_seed_and_number_only(tiny: Space, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_a_step_depends_on_its_seed_and_number_only(
+    tiny: Space, batch: tuple[torch.Tensor, torch.Tensor]
+) -> None:
     config = Sandwich()
     x, y = batch[0].double(), batch[1]
     torch.manual_seed(1)
@@ -92,7 +106,9 @@ def test_probabilities_as_labels(tiny: Space, batch: tuple[torch.Tensor, torch.T
     torch.testing.assert_close(hard, soft)
 
 
-def test_the_divergence_is_what_all_students_learn(tiny: Space, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_the_divergence_is_what_all_students_learn(
+    tiny: Space, batch: tuple[torch.Tensor, torch.Tensor]
+) -> None:
     x, y = batch[0].double(), batch[1]
     config = Sandwich(random=1, dropout=0, drop_connect=0, distillation=AlphaDivergence(clip=2))
     net, other = supernet(tiny), supernet(tiny)
@@ -117,14 +133,18 @@ class Remembers:
         return self.drawn
 
 
-def test_the_judge_is_the_label_loss_on_the_batch_and_leaves_no_gradient(tiny: Space, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_the_judge_is_the_label_loss_on_the_batch_and_leaves_no_gradient(
+    tiny: Space, batch: tuple[torch.Tensor, torch.Tensor]
+) -> None:
     x, y = batch[0].double(), batch[1]
     config = Sandwich(random=2, label_smoothing=0.1, dropout=0.5)
     archs = uniform_students(tiny, 4, 0, 0)
     remembers = Remembers(UniformSampler(tiny), archs)
     net, other = supernet(tiny), supernet(tiny)
     losses = sandwich_step(net, x, y, config, remembers, 0, 0)
-    assert remembers.said == pytest.approx([F.cross_entropy(other(x, a).float(), y, label_smoothing=0.1).item() for a in archs])
+    assert remembers.said == pytest.approx(
+        [F.cross_entropy(other(x, a).float(), y, label_smoothing=0.1).item() for a in archs]
+    )
     assert remembers.drawn == uniform_students(tiny, 2, 0, 0)[:2]
     torch.testing.assert_close(losses, sandwich_step(other, x, y, config, UniformSampler(tiny), 0, 0))
     for p, q in zip(net.parameters(), other.parameters(), strict=True):

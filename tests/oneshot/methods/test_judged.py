@@ -105,9 +105,16 @@ def test_the_best_candidate_wins(quality: str) -> None:
     ours = searching(method, task)
     found = method.final_genotype(ours)
     assert task.limits == [30] * 60 + [None] * 5
-    skips = [sum(name == "skip_connect" for cell in g.cells.values() for node in cell.nodes for name, _ in node) for g in candidates(space)]
-    assert sum(name == "skip_connect" for cell in found.cells.values() for node in cell.nodes for name, _ in node) == max(skips)
-    assert best_of(ours, [draw(space, generator(0))], 1, 10) == draw(space, generator(0)), "fewer candidates than finalists"
+    skips = [
+        sum(name == "skip_connect" for cell in g.cells.values() for node in cell.nodes for name, _ in node)
+        for g in candidates(space)
+    ]
+    assert sum(
+        name == "skip_connect" for cell in found.cells.values() for node in cell.nodes for name, _ in node
+    ) == max(skips)
+    assert best_of(ours, [draw(space, generator(0))], 1, 10) == draw(space, generator(0)), (
+        "fewer candidates than finalists"
+    )
 
 
 def generator(number: int) -> Any:
@@ -125,6 +132,8 @@ def test_drawn_architectures_are_uniform() -> None:
     for number in range(3000):
         for edge, operation in draw(space, generator(number))["reduce"]:
             seen[edge, operation] += 1
-    kept = torch.tensor([2 / (into.stop - into.start) for into in space.entering for _ in range(into.start, into.stop)])
+    kept = torch.tensor(
+        [2 / (into.stop - into.start) for into in space.entering for _ in range(into.start, into.stop)]
+    )
     assert (seen[:, 0] == 0).all(), "none is not drawn where a cell cannot keep it"
     torch.testing.assert_close(seen[:, 1:] / 3000, (kept / 7)[:, None].expand(14, 7), atol=0.03, rtol=0)

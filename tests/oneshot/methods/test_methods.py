@@ -32,12 +32,18 @@ def test_recorded_passes_of_pr_darts(case: int) -> None:
     found = recorded("prdarts_small")
     given = found["cases"][case]
     space = find_space("darts")
-    theirs_called = [name.replace("dua_sepc", "sep_conv").replace("dil_sepc", "dil_conv") for name in found["space"]]
+    theirs_called = [
+        name.replace("dua_sepc", "sep_conv").replace("dil_sepc", "dil_conv") for name in found["space"]
+    ]
     columns = [theirs_called.index(name) for name in space.operations]  # theirs of ours
     network = (
-        DartsNetwork(space, found["C"], 3 * found["N"], pool_norm=False, last_norm=True).double().to(memory_format=torch.channels_last)
+        DartsNetwork(space, found["C"], 3 * found["N"], pool_norm=False, last_norm=True)
+        .double()
+        .to(memory_format=torch.channels_last)
     )
-    missing = network.load_state_dict(theirs(pr_darts_names(network, space, theirs_called), found["state_dict"]), strict=False)
+    missing = network.load_state_dict(
+        theirs(pr_darts_names(network, space, theirs_called), found["state_dict"]), strict=False
+    )
     assert not missing.unexpected_keys and all("num_batches" in name for name in missing.missing_keys)
 
     relaxation = HardConcrete(dropout=given["dropout"])
@@ -48,7 +54,11 @@ def test_recorded_passes_of_pr_darts(case: int) -> None:
         draws = dict(given["draws"][number * each : (number + 1) * each])
         alpha = found["alphas"][number].clone().requires_grad_()
         mixed = relaxation.given(
-            alpha, draws["rand_like"], draws.get("bernoulli", torch.zeros_like(alpha)), draws["randperm"], given["tau"]
+            alpha,
+            draws["rand_like"],
+            draws.get("bernoulli", torch.zeros_like(alpha)),
+            draws["randperm"],
+            given["tau"],
         )
         assert mixed.runs is not None
         runs = tuple(tuple(columns.index(o) for o in row) for row in mixed.runs)
@@ -58,7 +68,9 @@ def test_recorded_passes_of_pr_darts(case: int) -> None:
 
     tau_now = relaxation.model_copy(update={"tau_start": given["tau"]})
     ours = {kind: alpha[:, columns] for kind, alpha in alphas.items()}
-    value = PathDepth()(F.cross_entropy(logits, found["yt"]), Seen(space, ours, mixtures, tau_now, At(0, 10), {}))
+    value = PathDepth()(
+        F.cross_entropy(logits, found["yt"]), Seen(space, ours, mixtures, tau_now, At(0, 10), {})
+    )
     torch.testing.assert_close(value, given["loss"], **TOLERANCE)
     gradients = torch.autograd.grad(value, list(alphas.values()))
     for gradient, wanted in zip(gradients, given["grad_alpha"], strict=True):
@@ -66,19 +78,35 @@ def test_recorded_passes_of_pr_darts(case: int) -> None:
 
 
 def test_recorded_genotypes() -> None:
-    for file, name in (("darts_small_a1", "darts"), ("pcdarts_small_a1", "darts"), ("rnn_small", "recurrent"), ("prdarts_small", "darts")):
+    for file, name in (
+        ("darts_small_a1", "darts"),
+        ("pcdarts_small_a1", "darts"),
+        ("rnn_small", "recurrent"),
+        ("prdarts_small", "darts"),
+    ):
         found, space = recorded(file), find_space(name)
         probabilities = [alpha.softmax(-1) for alpha in found["alphas"][: len(space.cells)]]
         if file == "pcdarts_small_a1":
-            betas = [torch.cat([beta[into].softmax(0) for into in space.entering]) for beta in found["alphas"][2:]]
+            betas = [
+                torch.cat([beta[into].softmax(0) for into in space.entering]) for beta in found["alphas"][2:]
+            ]
             probabilities = [p * beta[:, None] for p, beta in zip(probabilities, betas, strict=True)]
         wanted = found["genotype"]
         if file == "prdarts_small":
-            called = [op.replace("dua_sepc", "sep_conv").replace("dil_sepc", "dil_conv") for op in found["space"]]
+            called = [
+                op.replace("dua_sepc", "sep_conv").replace("dil_sepc", "dil_conv") for op in found["space"]
+            ]
             probabilities = [p[:, [called.index(op) for op in space.operations]] for p in probabilities]
-            found_edges = re.findall(r"\('(\w+)', (\d), np", str(wanted).replace("dua_sepc", "sep_conv").replace("dil_sepc", "dil_conv"))
+            found_edges = re.findall(
+                r"\('(\w+)', (\d), np",
+                str(wanted).replace("dua_sepc", "sep_conv").replace("dil_sepc", "dil_conv"),
+            )
             wanted = [(op, int(source)) for op, source in found_edges]
-        ours = derive(space, dict(zip(space.cells, probabilities, strict=True)), "pairs_repeat" if file == "prdarts_small" else "edges")
+        ours = derive(
+            space,
+            dict(zip(space.cells, probabilities, strict=True)),
+            "pairs_repeat" if file == "prdarts_small" else "edges",
+        )
         edges = [edge for kind in space.cells for node in ours.cells[kind].nodes for edge in node]
         if file == "prdarts_small":
             assert edges == wanted
@@ -91,22 +119,33 @@ def test_pairs_take_an_edge_once() -> None:
     weights = torch.full((14, 8), 0.01)
     weights[0, 4], weights[0, 5], weights[1, 4] = 0.5, 0.4, 0.3
     cells = {kind: weights for kind in space.cells}
-    assert derive(space, cells, "pairs_repeat").cells["normal"].nodes[0] == (("sep_conv_3x3", 0), ("sep_conv_5x5", 0))
-    assert derive(space, cells, "pairs").cells["normal"].nodes[0] == (("sep_conv_3x3", 0), ("sep_conv_3x3", 1))
+    assert derive(space, cells, "pairs_repeat").cells["normal"].nodes[0] == (
+        ("sep_conv_3x3", 0),
+        ("sep_conv_5x5", 0),
+    )
+    assert derive(space, cells, "pairs").cells["normal"].nodes[0] == (
+        ("sep_conv_3x3", 0),
+        ("sep_conv_3x3", 1),
+    )
 
 
 def test_none_is_kept_in_nasbench201_only() -> None:
     none_is_strongest = torch.tensor([0.9, 0.1, 0.0, 0.0, 0.0])
     cell = derive(find_space("nasbench201"), {"cell": none_is_strongest.expand(6, 5)}).cells["cell"]
     assert {name for node in cell.nodes for name, _ in node} == {"none"}
-    recurrent = derive(find_space("recurrent"), {"recurrent": none_is_strongest.expand(36, 5)}).cells["recurrent"]
+    recurrent = derive(find_space("recurrent"), {"recurrent": none_is_strongest.expand(36, 5)}).cells[
+        "recurrent"
+    ]
     assert recurrent.nodes == ((("tanh", 0),),) * 8
 
 
 def test_exponentiated_gradient_by_hand() -> None:
     theta = torch.tensor([[0.5, 0.3, 0.2], [0.98, 0.019, 0.001]], dtype=torch.double)
     gradient = torch.tensor([[1.0, -2.0, 0.0], [0.0, 0.0, 60.0]], dtype=torch.double)
-    raw = torch.tensor([[0.5 * 2.718281828459045**-0.1, 0.3 * 2.718281828459045**0.2, 0.2], [0.98, 0.019, 1e-5]], dtype=torch.double)
+    raw = torch.tensor(
+        [[0.5 * 2.718281828459045**-0.1, 0.3 * 2.718281828459045**0.2, 0.2], [0.98, 0.019, 1e-5]],
+        dtype=torch.double,
+    )
     torch.testing.assert_close(exponentiated_gradient(theta, gradient, 0.1), raw / raw.sum(1, keepdim=True))
 
 
@@ -124,7 +163,9 @@ def test_gaea_keeps_operations_and_the_edges_of_each_node_on_simplices() -> None
         torch.testing.assert_close(alphas.edges["normal"][into].sum(), torch.tensor(1.0))
         grad = alphas.edges["normal"].grad
         assert grad is not None
-        torch.testing.assert_close(alphas.edges["normal"][into], exponentiated_gradient(before[into], grad[into], 0.1))
+        torch.testing.assert_close(
+            alphas.edges["normal"][into], exponentiated_gradient(before[into], grad[into], 0.1)
+        )
 
 
 def test_gdas_draws_by_probability_and_anneals() -> None:
@@ -147,11 +188,15 @@ def test_penalties_by_hand() -> None:
     mean = alphas["cell"].exp().sum(1).log().mean()
     torch.testing.assert_close(BetaDecay()(loss, seen(alphas, At(10, 100))), loss + 5 * mean)
     theta = alphas["cell"].softmax(-1)
-    torch.testing.assert_close(Entropy(gamma=0.5)(loss, seen(alphas, At(0, 1))), loss + 0.5 * (theta * (theta * 5).log()).sum())
+    torch.testing.assert_close(
+        Entropy(gamma=0.5)(loss, seen(alphas, At(0, 1))), loss + 0.5 * (theta * (theta * 5).log()).sum()
+    )
     costs = {"cell": torch.rand(6, 5, generator=torch.Generator().manual_seed(1)) * 1e6}
     total = (theta * costs["cell"]).sum()
     at = seen(alphas, At(0, 1), costs)
-    torch.testing.assert_close(Cost(ref=2_000_000)(loss, at), 0.2 * loss * (total.log() / torch.tensor(2e6).log()) ** 0.3)
+    torch.testing.assert_close(
+        Cost(ref=2_000_000)(loss, at), 0.2 * loss * (total.log() / torch.tensor(2e6).log()) ** 0.3
+    )
     torch.testing.assert_close(Cost(ref=2_000_000, form="add")(loss, at), loss + 0.1 * (total - 2e6) / 2e6)
     torch.testing.assert_close(Cost(form="fbnet")(loss, at), 0.2 * loss * total.log() ** 0.6)
 

@@ -65,22 +65,43 @@ class WithFairDarts(Search):
     method: Methods = Field(Darts(), description="the search method")  # type: ignore[assignment]
 
 
-FLAGS = ("--space", "nasbench201", "--cells", "1", "--channels", "2", "--device", "cpu", "--epochs", "2", "--method", "fair_darts")
+FLAGS = (
+    "--space",
+    "nasbench201",
+    "--cells",
+    "1",
+    "--channels",
+    "2",
+    "--device",
+    "cpu",
+    "--epochs",
+    "2",
+    "--method",
+    "fair_darts",
+)
 
 
 def test_a_method_is_a_file_and_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = parse(WithFairDarts, [*FLAGS, "--method.geometry.lr", "0.05", "--penalties", "cost", "--out", str(tmp_path / "run")])
+    found = parse(
+        WithFairDarts,
+        [*FLAGS, "--method.geometry.lr", "0.05", "--penalties", "cost", "--out", str(tmp_path / "run")],
+    )
     assert found.method.name == "fair_darts"
     assert found.method.sgd.nesterov, "what is published for the space holds for it, too"
     assert found.execute() == 0
-    (first, *_, last) = [p["alphas"]["cell"] for p in read_lines(tmp_path / "run" / "metrics.jsonl") if "genotype" in p]
+    (first, *_, last) = [
+        p["alphas"]["cell"] for p in read_lines(tmp_path / "run" / "metrics.jsonl") if "genotype" in p
+    ]
     assert np.sum(first) > 10, "30 operations near a half: nothing sums to 1"
     assert np.square(np.array(last) - 0.5).mean() > np.square(np.array(first) - 0.5).mean()
     assert json.loads((tmp_path / "run" / "genotype.json").read_text())["space"] == "nasbench201"
     assert "method fair_darts (first order) on space nasbench201" in capsys.readouterr().out
     config = (tmp_path / "run" / "config.yaml").read_text()
     assert "name: sigmoid" in config and "name: zero_one" in config
-    again = parse(WithFairDarts, ["--config", str(tmp_path / "run" / "config.yaml"), "--out", str(tmp_path / "run"), "--resume"])
+    again = parse(
+        WithFairDarts,
+        ["--config", str(tmp_path / "run" / "config.yaml"), "--out", str(tmp_path / "run"), "--resume"],
+    )
     assert again.execute() == 0
 
 

@@ -8,7 +8,13 @@ import pytest
 
 from engine.command.cli import parse
 from oneshot.nasbench201.__main__ import Compare
-from oneshot.nasbench201.baselines import baselines, mutate, random_search, reference_lines, regularised_evolution
+from oneshot.nasbench201.baselines import (
+    baselines,
+    mutate,
+    random_search,
+    reference_lines,
+    regularised_evolution,
+)
 from oneshot.nasbench201.table import CELLS, DATASETS, SPACE, Table, all_codes
 
 
@@ -89,8 +95,16 @@ def test_on_the_real_tables(nas_data: Path, capsys: pytest.CaptureFixture[str]) 
     for dataset in DATASETS:
         found = baselines(result, dataset, 100, 0, seen=seen)
         exact = chance @ result.accuracies(dataset)[seen.accuracies(dataset, "val").argsort(kind="stable")]
-        assert found["random_search"].mean() == pytest.approx(exact, abs=4 * found["random_search"].std() / 500**0.5)
+        assert found["random_search"].mean() == pytest.approx(
+            exact, abs=4 * found["random_search"].std() / 500**0.5
+        )
         assert found["regularised_evolution"].mean() > found["random_search"].mean()
-    assert parse(Compare, ["--table", str(files[0]), "--seen", str(files[1]), "--budget", "100"]).execute() == 0
+    assert (
+        parse(Compare, ["--table", str(files[0]), "--seen", str(files[1]), "--budget", "100"]).execute() == 0
+    )
     printed = capsys.readouterr().out
-    assert "regularised evolution" in printed and "94.37" in printed and "next: python -m oneshot.search" in printed
+    assert (
+        "regularised evolution" in printed
+        and "94.37" in printed
+        and "next: python -m oneshot.search" in printed
+    )

@@ -34,7 +34,10 @@ BEST = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_con
 def rows() -> list[list[str]]:
     """A table whose accuracies tell the index: 0.001 times it, and half of that for validation."""
     cells = [to_string(decode(code)) for code in all_codes()]
-    return [["arch", "cifar10-test", "cifar10-val", "comment"], *([c, f"{i / 1000}", f"{i / 2000}", ""] for i, c in enumerate(cells))]
+    return [
+        ["arch", "cifar10-test", "cifar10-val", "comment"],
+        *([c, f"{i / 1000}", f"{i / 2000}", ""] for i, c in enumerate(cells)),
+    ]
 
 
 def write(path: Path, lines: list[list[str]]) -> Path:
@@ -85,7 +88,10 @@ def test_genotype_code_and_string_are_the_same() -> None:
 
 
 def test_an_edge_that_is_not_named_carries_nothing() -> None:
-    sparse = Genotype(space="nasbench201", cells={"cell": Cell(nodes=((("skip_connect", 0),), (), (("nor_conv_3x3", 1),)), output=(3,))})
+    sparse = Genotype(
+        space="nasbench201",
+        cells={"cell": Cell(nodes=((("skip_connect", 0),), (), (("nor_conv_3x3", 1),)), output=(3,))},
+    )
     assert to_string(sparse) == "|skip_connect~0|+|none~0|none~1|+|none~0|nor_conv_3x3~1|none~2|"
 
 
@@ -99,12 +105,17 @@ def test_an_edge_that_is_not_named_carries_nothing() -> None:
     ids=["an edge twice", "two outputs", "two nodes"],
 )
 def test_what_no_table_can_hold_is_refused(nodes: tuple[object, ...], output: tuple[int, ...]) -> None:
-    genotype = Genotype.model_validate({"space": "nasbench201", "cells": {"cell": {"nodes": nodes, "output": output}}})
+    genotype = Genotype.model_validate(
+        {"space": "nasbench201", "cells": {"cell": {"nodes": nodes, "output": output}}}
+    )
     with pytest.raises(UserError):
         encode(genotype)
 
 
-@pytest.mark.parametrize("text", ["15625", "|nor_conv_5x5~0|" + SECOND[16:], FIRST[:-17], FIRST.replace("~2", "~1"), "nowhere.json"])
+@pytest.mark.parametrize(
+    "text",
+    ["15625", "|nor_conv_5x5~0|" + SECOND[16:], FIRST[:-17], FIRST.replace("~2", "~1"), "nowhere.json"],
+)
 def test_what_is_no_cell_is_one_sentence(text: str) -> None:
     with pytest.raises(UserError):
         find_cell(text)
@@ -134,8 +145,14 @@ def test_rows_may_come_in_any_order(table: Path, tmp_path: Path) -> None:
         (lambda lines: [*lines[:5], lines[5][:2], *lines[6:]], "row 6"),
         (lambda lines: [*lines[:5], [lines[5][0], "high", "1", ""], *lines[6:]], "'high'"),
         (lambda lines: [*lines[:5], [lines[5][0], "nan", "1", ""], *lines[6:]], "missing or infinite"),
-        (lambda lines: [["arch", "cifar10-test", "CIFAR10TestAccuracy200Epochs", ""], *lines[1:]], "two columns"),
-        (lambda lines: [*lines[:5], ["|skip~0|" + FIRST[16:], *lines[5][1:]], *lines[6:]], "not an operation"),
+        (
+            lambda lines: [["arch", "cifar10-test", "CIFAR10TestAccuracy200Epochs", ""], *lines[1:]],
+            "two columns",
+        ),
+        (
+            lambda lines: [*lines[:5], ["|skip~0|" + FIRST[16:], *lines[5][1:]], *lines[6:]],
+            "not an operation",
+        ),
     ],
 )
 def test_a_damaged_table_is_one_sentence(tmp_path: Path, damage, says: str) -> None:
@@ -153,20 +170,33 @@ def test_what_is_no_table_is_one_sentence(tmp_path: Path) -> None:
 
 def test_costs_of_all_cells_are_the_published_ones() -> None:
     """FLOPs and parameters as NATS-Bench prints them for cells 0 and 1; its FLOPs count the classifier's biases too."""
-    flops = [(all_costs("macs", NETWORKS[dataset])[:2] + NETWORKS[dataset].classes) / 1e6 for dataset in DATASETS]
+    flops = [
+        (all_costs("macs", NETWORKS[dataset])[:2] + NETWORKS[dataset].classes) / 1e6 for dataset in DATASETS
+    ]
     assert flops[0] == pytest.approx([15.64737, 113.95137], abs=1e-9)
     assert flops[1][0] == pytest.approx(15.65322, abs=1e-9)
     assert flops[2][0] == pytest.approx(3.91948, abs=1e-9)
     assert [round(x, 2) for x in (flops[1][1], flops[2][1])] == [113.96, 28.5]
-    assert [round(all_costs("params", NETWORKS[dataset])[1] / 1e6, 3) for dataset in DATASETS] == [0.802, 0.808, 0.810]
+    assert [round(all_costs("params", NETWORKS[dataset])[1] / 1e6, 3) for dataset in DATASETS] == [
+        0.802,
+        0.808,
+        0.810,
+    ]
     assert all_costs("params")[1] == 802_426
     assert all_costs("params").max() == 1_531_546
     assert all_costs("params").min() == 73_306
     assert round(all_costs("macs").max() / 1e6, 2) == 220.12
 
 
-def test_the_command_looks_a_cell_up_and_saves(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert parse(Compare, ["--table", str(table), "--cell", "9930", "--save", str(tmp_path / "saved.csv")]).execute() == 0
+def test_the_command_looks_a_cell_up_and_saves(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        parse(
+            Compare, ["--table", str(table), "--cell", "9930", "--save", str(tmp_path / "saved.csv")]
+        ).execute()
+        == 0
+    )
     printed = capsys.readouterr().out
     assert BEST in printed and "9.93" in printed and "184,730,240" in printed and "1,288,506" in printed
     assert f"--table {tmp_path / 'saved.csv'}" in printed
@@ -177,6 +207,8 @@ def test_the_command_looks_a_cell_up_and_saves(table: Path, tmp_path: Path, caps
 
 def test_a_genotype_of_another_space_has_no_entry(table: Path) -> None:
     cell = {"nodes": [[["tanh", 0]]] * 8, "output": list(range(1, 9))}
-    other = Genotype.model_validate(json.loads(json.dumps({"space": "recurrent", "cells": {"recurrent": cell}})))
+    other = Genotype.model_validate(
+        json.loads(json.dumps({"space": "recurrent", "cells": {"recurrent": cell}}))
+    )
     with pytest.raises(UserError, match="space 'recurrent'"):
         Table.read(table).accuracy(other, "cifar10")

@@ -23,7 +23,11 @@ def dump(path: Path, value: Any) -> None:
 
 def trainings(cell: int) -> dict[str, Any]:
     """One cell: 12 epochs with one seed, 200 with two, whose accuracies differ by 2."""
-    sets = {"cifar10-valid": ["x-valid", "ori-test"], "cifar10": ["ori-test"], "cifar100": ["x-valid", "x-test"]}
+    sets = {
+        "cifar10-valid": ["x-valid", "ori-test"],
+        "cifar10": ["ori-test"],
+        "cifar100": ["x-valid", "x-test"],
+    }
     sets["ImageNet16-120"] = sets["cifar100"]
     found: dict[str, Any] = {}
     for epochs, seeds in ((12, [777]), (200, [777, 888])):
@@ -54,7 +58,14 @@ def archive(tmp_path: Path) -> Path:
 def test_a_folder_and_a_file_hold_the_same(archive: Path, tmp_path: Path) -> None:
     cells = [to_string(decode(code)) for code in all_codes()[:3]]
     whole = tmp_path / "NATS-tss-v1_0-3ffb9.pickle.pbz2"
-    dump(whole, {"meta_archs": cells, "arch2infos": {cell: trainings(cell) for cell in range(3)}, "evaluated_indexes": {0, 1, 2}})
+    dump(
+        whole,
+        {
+            "meta_archs": cells,
+            "arch2infos": {cell: trainings(cell) for cell in range(3)},
+            "evaluated_indexes": {0, 1, 2},
+        },
+    )
     found, columns = read_nats(archive, 200)
     assert found == cells
     assert columns["cifar10-val"] == columns["imagenet16-120-test"] == [21.0, 22.0, 23.0]
@@ -77,7 +88,10 @@ def test_a_program_in_a_file_is_refused_and_does_not_run(archive: Path, tmp_path
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"no archive", bz2.compress(b""), bz2.compress(b"no pickle"), bz2.compress(pickle.dumps({}))])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no archive", bz2.compress(b""), bz2.compress(b"no pickle"), bz2.compress(pickle.dumps({}))],
+)
 def test_what_is_no_archive_is_one_sentence(archive: Path, content: bytes) -> None:
     (archive / "000002.pickle.pbz2").write_bytes(content)
     with pytest.raises(UserError):

@@ -49,7 +49,9 @@ def one(fan: Fan, name: str, x: Tensor, position: int) -> Tensor:
     return norm(F.conv2d(F.relu(x), weight, padding=weight.shape[-1] // 2))
 
 
-def edge_by_edge(fan: Fan, x: Tensor, weight_nO: Tensor, runs: Runs | None, skip: Tensor | None) -> list[Tensor]:
+def edge_by_edge(
+    fan: Fan, x: Tensor, weight_nO: Tensor, runs: Runs | None, skip: Tensor | None
+) -> list[Tensor]:
     results = []
     for position in range(fan.edges):
         terms = [torch.zeros_like(x[:, :, :: fan.stride, :: fan.stride])]
@@ -64,7 +66,9 @@ def edge_by_edge(fan: Fan, x: Tensor, weight_nO: Tensor, runs: Runs | None, skip
 
 
 def random_input(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.double).contiguous(memory_format=torch.channels_last).requires_grad_()
+    return (
+        torch.randn(*shape, dtype=torch.double).contiguous(memory_format=torch.channels_last).requires_grad_()
+    )
 
 
 def assert_same(ours: list[Tensor], plain: list[Tensor], inputs: list[Tensor]) -> None:
@@ -82,15 +86,29 @@ def assert_same(ours: list[Tensor], plain: list[Tensor], inputs: list[Tensor]) -
 @pytest.mark.parametrize("twice", [False, True])
 @pytest.mark.parametrize("case", ["all", "sampled", "reduced", "sampled and reduced"])
 @pytest.mark.parametrize(
-    ("space", "stride", "size"), [(DARTS, 1, (8, 6)), (DARTS, 1, (7, 5)), (DARTS, 2, (8, 8)), (DARTS, 2, (7, 5)), (NB201, 1, (4, 5))]
+    ("space", "stride", "size"),
+    [(DARTS, 1, (8, 6)), (DARTS, 1, (7, 5)), (DARTS, 2, (8, 8)), (DARTS, 2, (7, 5)), (NB201, 1, (4, 5))],
 )
-def test_a_fan_is_its_edges(space: CellSpace, stride: int, size: tuple[int, int], case: str, twice: bool) -> None:
+def test_a_fan_is_its_edges(
+    space: CellSpace, stride: int, size: tuple[int, int], case: str, twice: bool
+) -> None:
     torch.manual_seed(len(case) + sum(size))
-    operations = tuple(name for name in space.operations if stride == 1 or size[0] % 2 == 0 or name != "skip_connect")
+    operations = tuple(
+        name for name in space.operations if stride == 1 or size[0] % 2 == 0 or name != "skip_connect"
+    )
     may = torch.rand(3, len(operations)) < (0.6 if "reduced" in case else 2)
-    fan = Fan(operations, may, 4, stride, track=False, pool_norm=space is DARTS, auxiliary=size[0] % 2 == 0).double()
-    runs = tuple(tuple(torch.randperm(len(operations))[: 1 + p].tolist()) for p in range(3)) if "sampled" in case else None
-    x, weight = random_input(2, 4, *size), torch.rand(3, len(operations), dtype=torch.double, requires_grad=True)
+    fan = Fan(
+        operations, may, 4, stride, track=False, pool_norm=space is DARTS, auxiliary=size[0] % 2 == 0
+    ).double()
+    runs = (
+        tuple(tuple(torch.randperm(len(operations))[: 1 + p].tolist()) for p in range(3))
+        if "sampled" in case
+        else None
+    )
+    x, weight = (
+        random_input(2, 4, *size),
+        torch.rand(3, len(operations), dtype=torch.double, requires_grad=True),
+    )
     skip = torch.tensor(0.7, dtype=torch.double, requires_grad=True) if size[0] % 2 == 0 else None
     inputs = [x, weight, *fan.parameters()] + ([] if skip is None else [skip])
     assert_same(fan(x, weight, runs, skip, twice), edge_by_edge(fan, x, weight, runs, skip), inputs)
@@ -110,7 +128,9 @@ def test_partial_channels_and_edge_weights(kind: str) -> None:
             fan, x = mixed.fans[source], plain[source]
             assert isinstance(fan, Fan)
             rest = F.max_pool2d(x[:, 2:], 2, 2) if fan.stride == 2 else x[:, 2:]
-            own = edge_by_edge(fan, x[:, :2], weight[mixed.leaving[source]], None, None)[mixed.leaving[source].index(e)]
+            own = edge_by_edge(fan, x[:, :2], weight[mixed.leaving[source]], None, None)[
+                mixed.leaving[source].index(e)
+            ]
             arriving.append(edge[e] * F.channel_shuffle(torch.cat([own, rest], 1), 4))
         plain.append(total(arriving))
     ours = mixed(states, Mixture(weight, edge_E=edge), False)
@@ -120,10 +140,22 @@ def test_partial_channels_and_edge_weights(kind: str) -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 def test_twice_differentiable_when_asked_for(stride: int) -> None:
     torch.manual_seed(0)
-    operations = ("max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3", "nor_conv_3x3")[: 6 if stride == 1 else 5]
+    operations = (
+        "max_pool_3x3",
+        "avg_pool_3x3",
+        "skip_connect",
+        "sep_conv_3x3",
+        "dil_conv_3x3",
+        "nor_conv_3x3",
+    )[: 6 if stride == 1 else 5]
     fan = Fan(operations, torch.ones(2, len(operations), dtype=torch.bool), 2, stride, False, True).double()
-    x, weight = random_input(2, 2, 4, 4), torch.rand(2, len(operations), dtype=torch.double, requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda x, weight: tuple(fan(x, weight, None, None, True)), (x, weight), fast_mode=True)
+    x, weight = (
+        random_input(2, 2, 4, 4),
+        torch.rand(2, len(operations), dtype=torch.double, requires_grad=True),
+    )
+    assert torch.autograd.gradgradcheck(
+        lambda x, weight: tuple(fan(x, weight, None, None, True)), (x, weight), fast_mode=True
+    )
 
 
 def test_fast_gradients_refuse_a_second_derivative() -> None:
@@ -139,5 +171,7 @@ def test_fast_gradients_refuse_a_second_derivative() -> None:
 def test_frozen_weights_keep_no_input_for_their_gradient() -> None:
     fan = Fan(("sep_conv_5x5",), torch.ones(2, 1, dtype=torch.bool), 2, 1, False, False).requires_grad_(False)
     x = torch.randn(2, 2, 4, 4).contiguous(memory_format=torch.channels_last)
-    assert not any(y.requires_grad for y in fan(x, torch.ones(2, 1), None, None, False)), "nothing before the first mixture needs a graph"
+    assert not any(y.requires_grad for y in fan(x, torch.ones(2, 1), None, None, False)), (
+        "nothing before the first mixture needs a graph"
+    )
     assert all(y.requires_grad for y in fan(x, torch.ones(2, 1, requires_grad=True), None, None, False))

@@ -31,13 +31,19 @@ SKIPS = (("skip_connect", 0), ("skip_connect", 1))
 @pytest.mark.parametrize("name", COUNTED)
 def test_parameters_and_macs_are_those_of_the_reference_codes(name: str) -> None:
     genotype = find_genotype(name)
-    cifar, imagenet = FinalNetwork(genotype, auxiliary=True), FinalNetwork(genotype, 48, 14, 1000, stem="imagenet", auxiliary=True)
+    cifar, imagenet = (
+        FinalNetwork(genotype, auxiliary=True),
+        FinalNetwork(genotype, 48, 14, 1000, stem="imagenet", auxiliary=True),
+    )
     with torch.device("meta"):
         hundred = count_parameters(FinalNetwork(genotype, classes=100))
     (small, small_aux), (large, large_aux) = (
-        (count_parameters(network) - count_parameters(network.auxiliary), count_parameters(network)) for network in (cifar, imagenet)
+        (count_parameters(network) - count_parameters(network.auxiliary), count_parameters(network))
+        for network in (cifar, imagenet)
     )
-    macs = [count_macs(network, torch.zeros(1, 3, side, side)) for network, side in ((cifar, 32), (imagenet, 224))]
+    macs = [
+        count_macs(network, torch.zeros(1, 3, side, side)) for network, side in ((cifar, 32), (imagenet, 224))
+    ]
     assert (small, small_aux, hundred, macs[0], large, large_aux, macs[1]) == COUNTED[name]
 
 
@@ -50,7 +56,10 @@ def plain_cell(cell: Cell, before: Tensor, last: Tensor) -> Tensor:
     """The cell as its paper draws it: every edge on its own, each operation with its own ReLU."""
     states, operations = [cell.before(before.relu()), cell.last(last.relu())], iter(cell.operations)
     for sources in cell.sources:
-        terms = [op(states[s] if isinstance(op, PLAIN) else states[s].relu()) for s, op in zip(sources, operations, strict=False)]
+        terms = [
+            op(states[s] if isinstance(op, PLAIN) else states[s].relu())
+            for s, op in zip(sources, operations, strict=False)
+        ]
         states.append(sum(terms, torch.zeros(())))
     return torch.cat([states[state] for state in cell.output], 1)
 
@@ -75,7 +84,13 @@ def test_sharing_a_relu_changes_nothing(name: str, stem: Stem) -> None:
 def test_a_halving_skip_sees_every_second_pixel_and_its_neighbour() -> None:
     reduce = FinalNetwork(find_genotype("DARTS_V2"), 4, 3).cells[2].before
     x, norm = torch.randn(2, 16, 8, 8), nn.BatchNorm2d(16)
-    wanted = torch.cat([F.conv2d(x[:, :, i::2, i::2], half[0].weight) for i, half in enumerate((reduce.here, reduce.shifted))], 1)
+    wanted = torch.cat(
+        [
+            F.conv2d(x[:, :, i::2, i::2], half[0].weight)
+            for i, half in enumerate((reduce.here, reduce.shifted))
+        ],
+        1,
+    )
     torch.testing.assert_close(reduce(x), norm(wanted), msg="as with the published one BatchNorm")
     assert reduce(x[:, :, :7, :7]).shape == (2, 16, 4, 4)
 
@@ -93,7 +108,10 @@ def test_drop_path_scales_what_it_keeps_and_spares_the_identity() -> None:
 
 
 def test_drop_path_draws_for_each_image_and_edge_from_the_generator() -> None:
-    network, x = small(find_genotype("DARTS_V2"), auxiliary=False), torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    network, x = (
+        small(find_genotype("DARTS_V2"), auxiliary=False),
+        torch.randn(4, 3, 16, 16, dtype=torch.float64),
+    )
 
     def run(seed: int, drop: float = 0.4) -> Tensor:
         return network(x, drop, torch.Generator().manual_seed(seed))
@@ -122,7 +140,9 @@ def test_the_auxiliary_head_averages_the_published_windows() -> None:
 
 
 def test_cells_with_any_number_of_edges() -> None:
-    cell = Edges(nodes=((), (("sep_conv_3x3", 0),), (*SKIPS, ("sep_conv_3x3", 3), ("dil_conv_5x5", 1))), output=(4, 0))
+    cell = Edges(
+        nodes=((), (("sep_conv_3x3", 0),), (*SKIPS, ("sep_conv_3x3", 3), ("dil_conv_5x5", 1))), output=(4, 0)
+    )
     network = small(Genotype(cells={"normal": cell, "reduce": Edges(nodes=(SKIPS,), output=(2,))}))
     network(torch.randn(2, 3, 16, 16, dtype=torch.float64))[0].sum().backward()
 
@@ -134,7 +154,9 @@ def test_cells_with_any_number_of_edges() -> None:
         (((("none", 0),),), (2,), "Node 2 of the genotype has the operation 'none'"),
     ],
 )
-def test_cells_that_cannot_be_trained(nodes: tuple[tuple[tuple[str, int], ...], ...], output: tuple[int, ...], said: str) -> None:
+def test_cells_that_cannot_be_trained(
+    nodes: tuple[tuple[tuple[str, int], ...], ...], output: tuple[int, ...], said: str
+) -> None:
     cell = Edges(nodes=nodes, output=output)
     with pytest.raises(UserError, match=said):
         FinalNetwork(Genotype(cells={"normal": cell, "reduce": cell}))

@@ -40,7 +40,9 @@ def test_it_exports_and_trains(cell: str, tmp_path: Path) -> None:
     assert net.head[-1].weight.grad is not None
     net.eval()
     batch = torch.export.Dim("batch", min=1)
-    torch.onnx.export(net, (x,), tmp_path / "net.onnx", dynamo=True, dynamic_shapes=({0: batch},), verbose=False)
+    torch.onnx.export(
+        net, (x,), tmp_path / "net.onnx", dynamo=True, dynamic_shapes=({0: batch},), verbose=False
+    )
     session = ort.InferenceSession(tmp_path / "net.onnx")
     got = session.run(None, {session.get_inputs()[0].name: x[:2].numpy()})[0]
     np.testing.assert_allclose(got, net(x[:2]).detach().numpy(), atol=1e-5)

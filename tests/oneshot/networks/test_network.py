@@ -25,7 +25,9 @@ def load(file: str) -> Loaded:
         names = nasbench201_names(network, space)
     else:
         space = find_space("darts")
-        network = DartsNetwork(space, found["C"], found["layers"], partial=4 if found["kind"] == "pcdarts" else 1)
+        network = DartsNetwork(
+            space, found["C"], found["layers"], partial=4 if found["kind"] == "pcdarts" else 1
+        )
         names = darts_names(network, space)
     network = network.double().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     missing = network.load_state_dict(theirs(names, found["state_dict"]), strict=False)
@@ -35,7 +37,9 @@ def load(file: str) -> Loaded:
 
 def mixtures(space: CellSpace, alphas: list[Tensor]) -> dict[str, Mixture]:
     """Softmax over operations and, where there are betas, over the edges into each node."""
-    edges = [torch.cat([beta[into].softmax(0) for into in space.entering]) for beta in alphas[len(space.cells) :]]
+    edges = [
+        torch.cat([beta[into].softmax(0) for into in space.entering]) for beta in alphas[len(space.cells) :]
+    ]
     return {
         kind: Mixture(alpha.softmax(-1), edge_E=edges[number] if edges else None)
         for number, (kind, alpha) in enumerate(zip(space.cells, alphas, strict=False))
@@ -61,7 +65,9 @@ def test_recorded_logits_gradients_and_statistics(file: str, twice: bool) -> Non
     for (name, _), ours in zip(weights.items(), of_alphas[len(alphas) :], strict=True):
         torch.testing.assert_close(ours, wanted_of[name], **TOLERANCE)
     network.eval()
-    torch.testing.assert_close(network(x, mixtures(space, alphas)), found["logits_eval_after_one_train_fwd"], **TOLERANCE)
+    torch.testing.assert_close(
+        network(x, mixtures(space, alphas)), found["logits_eval_after_one_train_fwd"], **TOLERANCE
+    )
 
 
 def test_one_pass_of_gdas_with_given_noise() -> None:

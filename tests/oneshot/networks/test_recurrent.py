@@ -42,7 +42,12 @@ def reference(nas_data: Path) -> dict[str, Any]:
 
 def ours(name: str) -> str:
     """The name of a reference weight in our network."""
-    fixed = {"encoder.weight": "embedding_VH", "decoder.weight": "embedding_VH", "decoder.bias": "bias_V", "rnns.0._W0": "first_2HD"}
+    fixed = {
+        "encoder.weight": "embedding_VH",
+        "decoder.weight": "embedding_VH",
+        "decoder.bias": "bias_V",
+        "rnns.0._W0": "first_2HD",
+    }
     return fixed.get(name) or name.replace("rnns.0._Ws.", "nodes.").replace("rnns.0.bn.", "")
 
 
@@ -66,7 +71,12 @@ def window(reference: dict[str, Any], split: str) -> tuple[Tensor, Tensor]:
 
 
 def loss_of(
-    network: RecurrentNetwork, parameters: dict[str, Tensor], alpha: Tensor, data: dict[str, Any], split: str, penalty: float = 0
+    network: RecurrentNetwork,
+    parameters: dict[str, Tensor],
+    alpha: Tensor,
+    data: dict[str, Any],
+    split: str,
+    penalty: float = 0,
 ) -> Tensor:
     batch = TextBatch(*window(data, split), data["h"][0], penalty=penalty)
     return LanguageLoss(network)(batch, mixture_of(alpha), parameters)
@@ -84,7 +94,9 @@ def test_outputs_and_gradients_are_the_references(reference: dict[str, Any], fas
     torch.testing.assert_close(1e-3 * slowness(read), reference["slowness"], rtol=1e-9, atol=0)
 
     parameters = dict(network.named_parameters())
-    grad, *grads = torch.autograd.grad(text_loss(read, y) + 1e-3 * slowness(read), [alpha, *parameters.values()])
+    grad, *grads = torch.autograd.grad(
+        text_loss(read, y) + 1e-3 * slowness(read), [alpha, *parameters.values()]
+    )
     torch.testing.assert_close(grad, reference["grad_alpha_train"][0], rtol=1e-9, atol=1e-15)
     wanted = {ours(name): value for name, value in reference["grad_w_train"].items()}
     for name, value in zip(parameters, grads, strict=True):
@@ -102,11 +114,22 @@ def test_second_order_gradient_is_the_references(reference: dict[str, Any]) -> N
     train, valid = (TextBatch(*window(reference, split), reference["h"][0]) for split in "tv")
     none: list[Tensor | None] = [None] * len(list(network.parameters()))
     still = frozenset({"embedding_VH"})
-    inner = Inner(reference["eta"], 0.0, reference["wdecay"], none, reference["clip"], clip_direction=True, still=still)
-    _, (second,) = second_order(
-        network, LanguageLoss(network), lambda: mixture_of(alpha), lambda value, _: value, [alpha], train, valid, inner
+    inner = Inner(
+        reference["eta"], 0.0, reference["wdecay"], none, reference["clip"], clip_direction=True, still=still
     )
-    torch.testing.assert_close(second, reference["grad_alpha_second"][0], rtol=1e-9, atol=1e-9 * float(second.abs().max()))
+    _, (second,) = second_order(
+        network,
+        LanguageLoss(network),
+        lambda: mixture_of(alpha),
+        lambda value, _: value,
+        [alpha],
+        train,
+        valid,
+        inner,
+    )
+    torch.testing.assert_close(
+        second, reference["grad_alpha_second"][0], rtol=1e-9, atol=1e-9 * float(second.abs().max())
+    )
 
 
 def test_second_order_with_clipping_is_nearly_exact_where_it_is_flat(reference: dict[str, Any]) -> None:
@@ -115,9 +138,19 @@ def test_second_order_with_clipping_is_nearly_exact_where_it_is_flat(reference: 
     train, valid = (TextBatch(*window(reference, split), reference["h"][0]) for split in "tv")
     none: list[Tensor | None] = [None] * len(list(network.parameters()))
     inner = Inner(1.0, 0.0, reference["wdecay"], none, reference["clip"])
-    arguments = (network, LanguageLoss(network), lambda: mixture_of(alpha), lambda value, _: value, [alpha], train, valid)
+    arguments = (
+        network,
+        LanguageLoss(network),
+        lambda: mixture_of(alpha),
+        lambda value, _: value,
+        [alpha],
+        train,
+        valid,
+    )
     (ours,), (wanted,) = second_order(*arguments, inner)[1], exact(*arguments, inner)[1]
-    assert float((ours - wanted).norm() / wanted.norm()) < 0.1  # the derivative of the clipping factor is left out
+    assert (
+        float((ours - wanted).norm() / wanted.norm()) < 0.1
+    )  # the derivative of the clipping factor is left out
     unscaled = Inner(1.0, 0.0, reference["wdecay"], none, reference["clip"], clip_direction=True)
     assert float((second_order(*arguments, unscaled)[1][0] - wanted).norm() / wanted.norm()) > 0.1
 
@@ -127,14 +160,22 @@ def cell_of(written: str) -> Cell:
     call = ast.parse(written, mode="eval").body
     assert isinstance(call, ast.Call)
     recurrent, concat = (keyword.value for keyword in call.keywords)
-    output = range(*(ast.literal_eval(a) for a in concat.args)) if isinstance(concat, ast.Call) else ast.literal_eval(concat)
-    return Cell(nodes=tuple(((name, source),) for name, source in ast.literal_eval(recurrent)), output=tuple(output))
+    output = (
+        range(*(ast.literal_eval(a) for a in concat.args))
+        if isinstance(concat, ast.Call)
+        else ast.literal_eval(concat)
+    )
+    return Cell(
+        nodes=tuple(((name, source),) for name, source in ast.literal_eval(recurrent)), output=tuple(output)
+    )
 
 
 @pytest.mark.parametrize("name", ["DARTS_V1", "DARTS_V2", "ENAS"])
 def test_networks_of_published_cells_are_the_references(reference: dict[str, Any], name: str) -> None:
     wanted = reference[f"eval_{name}"]
-    network = loaded(CellNetwork(reference["V"], reference["H"], cell_of(wanted["genotype"])), wanted["state_dict"])
+    network = loaded(
+        CellNetwork(reference["V"], reference["H"], cell_of(wanted["genotype"])), wanted["state_dict"]
+    )
     x, y = window(reference, "t")
     read = network(x, reference["h"][0])
     torch.testing.assert_close(read.logits_TBV.log_softmax(-1), wanted["log_prob"], rtol=1e-9, atol=0)
@@ -147,7 +188,9 @@ def random_case(batch: int = 3) -> tuple[RecurrentNetwork, Tensor, Tensor, Tenso
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(20, (2, 5, batch), generator=generator)
     hidden = torch.randn(1, batch, 6, generator=generator, dtype=torch.float64).requires_grad_()
-    alpha = torch.randn(len(SPACE.edges), len(SPACE.operations), generator=generator, dtype=torch.float64).requires_grad_()
+    alpha = torch.randn(
+        len(SPACE.edges), len(SPACE.operations), generator=generator, dtype=torch.float64
+    ).requires_grad_()
     return network, tokens, hidden, alpha, draw_masks(RATES, network, batch, generator)
 
 
@@ -155,7 +198,9 @@ def test_the_fast_operation_is_the_definition() -> None:
     results = []
     for fast in (False, True):
         network, (x, y), hidden, alpha, masks = random_case()
-        mixture = mixture_of(alpha, fast)["recurrent"]._replace(edge_E=torch.linspace(0.5, 1.5, len(alpha), dtype=torch.float64))
+        mixture = mixture_of(alpha, fast)["recurrent"]._replace(
+            edge_E=torch.linspace(0.5, 1.5, len(alpha), dtype=torch.float64)
+        )
         read = network(x, hidden, {"recurrent": mixture}, masks)
         loss = text_loss(read, y) + 0.1 * slowness(read) + read.hidden_1BH.square().sum()
         grads = torch.autograd.grad(loss, [alpha, hidden, *network.parameters()])
@@ -179,7 +224,9 @@ def test_gradients_have_gradients() -> None:
     torch.testing.assert_close(second, wanted, rtol=1e-9, atol=1e-12)
     step = torch.zeros_like(alpha)
     step[7, 2] = 1e-5
-    assert float(size(alpha + step) - size(alpha - step)) / 2e-5 == pytest.approx(float(second[7, 2]), rel=1e-5)
+    assert float(size(alpha + step) - size(alpha - step)) / 2e-5 == pytest.approx(
+        float(second[7, 2]), rel=1e-5
+    )
 
 
 def test_a_sampled_architecture_runs_alone() -> None:
@@ -187,7 +234,10 @@ def test_a_sampled_architecture_runs_alone() -> None:
     network, (x, y), hidden, _, masks = random_case()
     names = ("tanh", "relu", "sigmoid", "identity")
     cell = Cell(nodes=tuple(((names[n % 4], n // 2),) for n in range(8)), output=tuple(range(1, 9)))
-    weight, runs = torch.zeros(len(SPACE.edges), len(SPACE.operations), dtype=torch.float64), [()] * len(SPACE.edges)
+    weight, runs = (
+        torch.zeros(len(SPACE.edges), len(SPACE.operations), dtype=torch.float64),
+        [()] * len(SPACE.edges),
+    )
     for node, ((name, source),) in enumerate(cell.nodes):
         edge, operation = SPACE.entering[node].start + source, SPACE.operations.index(name)
         weight[edge, operation], runs[edge] = 1, (operation,)
@@ -229,17 +279,26 @@ def test_masks_are_drawn_by_the_generator_and_keep_the_mean() -> None:
         assert mask is not None and same is not None and torch.equal(mask, same)
         assert mask.unique().tolist() == pytest.approx([0, 1 / (1 - rate)])
         assert float(mask.mean()) == pytest.approx(1, abs=0.05)
-    assert draw_masks(Dropout(output=0, hidden=0, inputs=0, embedding=0), network, 2, torch.Generator()) == NO_MASKS
+    assert (
+        draw_masks(Dropout(output=0, hidden=0, inputs=0, embedding=0), network, 2, torch.Generator())
+        == NO_MASKS
+    )
 
 
 def test_masks_are_shared_by_forwards_unless_they_are_to_be_drawn_in_each() -> None:
     network, (x, y), hidden, alpha, masks = random_case()
     loss, generator = LanguageLoss(network), torch.Generator().manual_seed(0)
     shared = TextBatch(x, y, hidden, masks, penalty=0.1)
-    assert loss(shared, mixture_of(alpha)) == loss(shared, mixture_of(alpha), dict(network.named_parameters()))
+    assert loss(shared, mixture_of(alpha)) == loss(
+        shared, mixture_of(alpha), dict(network.named_parameters())
+    )
     wanted = network(x, hidden, mixture_of(alpha), masks)
     assert loss(shared, mixture_of(alpha)) == text_loss(wanted, y) + 0.1 * slowness(wanted)
-    assert shared.after is not None and not shared.after.requires_grad and torch.equal(shared.after, wanted.hidden_1BH)
+    assert (
+        shared.after is not None
+        and not shared.after.requires_grad
+        and torch.equal(shared.after, wanted.hidden_1BH)
+    )
     fresh = TextBatch(x, y, hidden, lambda: draw_masks(RATES, network, 3, generator))
     assert loss(fresh, mixture_of(alpha)) != loss(fresh, mixture_of(alpha))
 
@@ -253,7 +312,9 @@ def test_a_dropped_word_is_dropped_wherever_it_occurs() -> None:
 
 
 def test_the_exported_step_is_the_network(tmp_path: Path) -> None:
-    cell = Cell(nodes=((("tanh", 0),), (("relu", 1),), (("sigmoid", 1),), (("identity", 2),)), output=(1, 2, 3, 4))
+    cell = Cell(
+        nodes=((("tanh", 0),), (("relu", 1),), (("sigmoid", 1),), (("identity", 2),)), output=(1, 2, 3, 4)
+    )
     network = CellNetwork(30, 16, cell, torch.Generator().manual_seed(0))
     torch.nn.init.normal_(network.embedding_VH, generator=torch.Generator().manual_seed(1))
     step, path = step_module(network), tmp_path / "step.onnx"

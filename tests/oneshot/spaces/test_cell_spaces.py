@@ -20,7 +20,10 @@ def test_s1_offers_two_operations_on_each_edge() -> None:
     space = find_space("darts_s1")
     assert set(space.operations) < set(DARTS_OPERATIONS)
     names = {
-        kind: [{name for name, may in zip(space.operations, row, strict=True) if may} for row in space.may(kind).tolist()]
+        kind: [
+            {name for name, may in zip(space.operations, row, strict=True) if may}
+            for row in space.may(kind).tolist()
+        ]
         for kind in space.cells
     }
     assert all(len(offered) == 2 for kind in names for offered in names[kind])

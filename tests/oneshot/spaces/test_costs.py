@@ -40,11 +40,19 @@ def darts(words: dict[str, str], space: str = "darts") -> Genotype:
 def test_darts_equals_the_reference_network(words: dict[str, str], counted: tuple[int, ...]) -> None:
     genotype, space = darts(words), find_space("darts")
     cifar100 = DARTS_CIFAR._replace(classes=100)
-    asked = [("params", DARTS_CIFAR), ("macs", DARTS_CIFAR), ("params", cifar100), ("params", DARTS_IMAGENET), ("macs", DARTS_IMAGENET)]
+    asked = [
+        ("params", DARTS_CIFAR),
+        ("macs", DARTS_CIFAR),
+        ("params", cifar100),
+        ("params", DARTS_IMAGENET),
+        ("macs", DARTS_IMAGENET),
+    ]
     assert tuple(edge_costs(space, count, shape).total(genotype) for count, shape in asked) == counted
 
 
-@pytest.mark.parametrize(("channels", "cells", "classes", "size"), [(16, 5, 10, 32), (4, 1, 7, 16), (6, 2, 120, 16)])
+@pytest.mark.parametrize(
+    ("channels", "cells", "classes", "size"), [(16, 5, 10, 32), (4, 1, 7, 16), (6, 2, 120, 16)]
+)
 def test_nasbench201_equals_the_counter(channels: int, cells: int, classes: int, size: int) -> None:
     shape = Shape(channels, cells, classes, size)
     macs, params = all_costs("macs", shape), all_costs("params", shape)

@@ -29,7 +29,9 @@ def test_published_cells_are_valid_and_found_by_name() -> None:
         genotype = find_genotype(name.lower())
         assert "arXiv:" in entry["source"]
         edges = entry["recurrent"] if genotype.space == "recurrent" else [*entry["normal"], *entry["reduce"]]
-        assert [list(edge) for cell in genotype.cells.values() for node in cell.nodes for edge in node] == edges
+        assert [
+            list(edge) for cell in genotype.cells.values() for node in cell.nodes for edge in node
+        ] == edges
 
 
 def test_every_form_is_the_same_genotype(tmp_path: Path) -> None:
@@ -44,9 +46,19 @@ def test_every_form_is_the_same_genotype(tmp_path: Path) -> None:
         positional = positional.replace(name, "")
     spellings = DARTS_V2.replace("dil_conv_3x3", "dil_sepc_3x3").replace("sep_conv_3x3", "dua_sepc_3x3")
     weighted = json.dumps(flat | {"normal": [[*edge, 0.125] for edge in flat["normal"]]})
-    (tmp_path / "search.log").write_text(f"genotype = {DARTS_V2.replace('sep_conv_3x3', 'sep_conv_5x5')}\n10:00 genotype = {DARTS_V2}\n")
+    (tmp_path / "search.log").write_text(
+        f"genotype = {DARTS_V2.replace('sep_conv_3x3', 'sep_conv_5x5')}\n10:00 genotype = {DARTS_V2}\n"
+    )
     files = [str(tmp_path / name) for name in ("flat.json", "flat.yaml", "ours.json", "search.log")]
-    for text in [DARTS_V2, positional, spellings, weighted, json.dumps(flat), wanted.model_dump_json(), *files]:
+    for text in [
+        DARTS_V2,
+        positional,
+        spellings,
+        weighted,
+        json.dumps(flat),
+        wanted.model_dump_json(),
+        *files,
+    ]:
         assert find_genotype(text) == wanted
     assert find_genotype(RECURRENT) == find_genotype("DARTS_V2_recurrent")
 
@@ -81,15 +93,24 @@ def test_the_folder_of_a_finished_search(tmp_path: Path) -> None:
         ("{}", "'cells' is missing"),
         (DARTS_V2[:-1], "cannot be read"),
         (DARTS_V2.replace("range(2, 6)", "exit()"), "cannot be read"),
-        (DARTS_V2.replace("skip_connect", "skip_conect"), "'skip_conect' is not an operation; did you mean 'skip_connect'?"),
+        (
+            DARTS_V2.replace("skip_connect", "skip_conect"),
+            "'skip_conect' is not an operation; did you mean 'skip_connect'?",
+        ),
         (DARTS_V2.replace("('dil_conv_3x3', 2)", "('dil_conv_3x3', 5)"), "node 5 cannot read state 5"),
         (DARTS_V2.replace("range(2, 6)", "range(2, 7)"), "must name states from 0 to 5"),
         (DARTS_V2.replace(", ('dil_conv_3x3', 2)", ""), "2 a node"),
         (DARTS_V2.replace("('dil_conv_3x3', 2)", "('dil_conv_3x3', '2')"), "must be a list of"),
-        (DARTS_V2.replace("reduce_concat", "reduce_conct"), "there is no field 'reduce_conct'; did you mean 'reduce_concat'?"),
+        (
+            DARTS_V2.replace("reduce_concat", "reduce_conct"),
+            "there is no field 'reduce_conct'; did you mean 'reduce_concat'?",
+        ),
         ('{"normal": 3, "normal_concat": [2], "reduce": [], "reduce_concat": [2]}', "must be a list of"),
         ('{"space": "dart", "cells": {}}', "did you mean 'darts'?"),
-        ('{"space": "recurrent", "cells": {"normal": {"nodes": [], "output": [0]}}}', "has the cells recurrent, not normal"),
+        (
+            '{"space": "recurrent", "cells": {"normal": {"nodes": [], "output": [0]}}}',
+            "has the cells recurrent, not normal",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(text: str, said: str) -> None:
@@ -100,12 +121,19 @@ def test_mistakes_are_one_sentence(text: str, said: str) -> None:
 
 
 def test_a_file_that_is_no_genotype(tmp_path: Path) -> None:
-    for content, said in ((b"\xff\xfe", "cannot be read"), (b"a: [", "neither JSON nor YAML"), (b"hello", "holds str")):
+    for content, said in (
+        (b"\xff\xfe", "cannot be read"),
+        (b"a: [", "neither JSON nor YAML"),
+        (b"hello", "holds str"),
+    ):
         (tmp_path / "file").write_bytes(content)
         with pytest.raises(UserError, match=said):
             find_genotype(str(tmp_path / "file"))
 
 
 def test_json_round_trip() -> None:
-    genotype = Genotype(space="nasbench201", cells={"cell": Cell(nodes=((("none", 0),), (SKIPS[0],), (SKIPS[1],)), output=(3,))})
+    genotype = Genotype(
+        space="nasbench201",
+        cells={"cell": Cell(nodes=((("none", 0),), (SKIPS[0],), (SKIPS[1],)), output=(3,))},
+    )
     assert find_genotype(genotype.model_dump_json()) == genotype

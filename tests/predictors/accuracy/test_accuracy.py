@@ -31,8 +31,12 @@ def test_macs_alone_flatter_a_predictor_until_they_are_the_same(measurements: Me
     assert tau_in_bands(y, macs.astype(float), macs) == pytest.approx(0.12, abs=0.03)
 
 
-@pytest.mark.parametrize(("pairs", "overall", "in_bands"), [(100, 0.93, 0.78), (300, 0.955, 0.86), (1_000, 0.965, 0.895)])
-def test_ranks_imagenet_accuracies(measurements: Measurements, pairs: int, overall: float, in_bands: float) -> None:
+@pytest.mark.parametrize(
+    ("pairs", "overall", "in_bands"), [(100, 0.93, 0.78), (300, 0.955, 0.86), (1_000, 0.965, 0.895)]
+)
+def test_ranks_imagenet_accuracies(
+    measurements: Measurements, pairs: int, overall: float, in_bands: float
+) -> None:
     """Reached: 0.94 and 0.81, 0.96 and 0.88, 0.97 and 0.91 (docs/log.md)."""
     X, y, macs = measurements
     found = []
@@ -47,12 +51,16 @@ def test_ranks_imagenet_accuracies(measurements: Measurements, pairs: int, overa
 def test_others_rank_them_as_well(measurements: Measurements, member: Member, tau: float) -> None:
     X, y, _ = measurements
     train, held = held_out(measurements, 300, 0)
-    assert kendalltau(make_predictor(member).fit(X[train], y[train], 0).mean(X[held]), y[held]).statistic > tau
+    assert (
+        kendalltau(make_predictor(member).fit(X[train], y[train], 0).mean(X[held]), y[held]).statistic > tau
+    )
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.01])
 @pytest.mark.parametrize(("pairs", "draws"), [(50, 12), (100, 8), (300, 4), (1_000, 2)])
-def test_nine_of_ten_fall_into_their_interval(measurements: Measurements, pairs: int, draws: int, noise: float) -> None:
+def test_nine_of_ten_fall_into_their_interval(
+    measurements: Measurements, pairs: int, draws: int, noise: float
+) -> None:
     X, exact, macs = measurements
     y = exact + np.random.default_rng(9).normal(0, noise, len(exact)) if noise else exact
     covered = []

@@ -11,7 +11,11 @@ from predictors.accuracy.acquisition import expected_gain, front, hypervolume, p
 def test_front_and_area() -> None:
     size, accuracy = np.array([1.0, 3.0, 2.0, 2.0, 4.0]), np.array([0.5, 0.6, 0.7, 0.4, 0.8])
     steps = front(size, accuracy, 6.0)
-    assert (steps.start.tolist(), steps.stop.tolist(), steps.level.tolist()) == ([1, 2, 4], [2, 4, 6], [0.5, 0.7, 0.8])
+    assert (steps.start.tolist(), steps.stop.tolist(), steps.level.tolist()) == (
+        [1, 2, 4],
+        [2, 4, 6],
+        [0.5, 0.7, 0.8],
+    )
     assert hypervolume(size, accuracy, 6.0) == pytest.approx(1 * 0.5 + 2 * 0.7 + 2 * 0.8)
 
 
@@ -19,7 +23,11 @@ def test_expected_gain_is_what_simulated_measurements_gain() -> None:
     rng = np.random.default_rng(0)
     size, accuracy = np.array([1.0, 2.0, 4.0]), np.array([0.5, 0.7, 0.8])
     before = hypervolume(size, accuracy, 6.0)
-    new, mean, std = np.array([1.5, 3.0, 4.5, 6.0]), np.array([0.6, 0.69, 0.9, 0.9]), np.array([0.1, 0.05, 0.02, 0.1])
+    new, mean, std = (
+        np.array([1.5, 3.0, 4.5, 6.0]),
+        np.array([0.6, 0.69, 0.9, 0.9]),
+        np.array([0.1, 0.05, 0.02, 0.1]),
+    )
     found = expected_gain(new, mean, std, front(size, accuracy, 6.0))
     for i in range(4):
         draws = rng.normal(mean[i], std[i], 20_000)
@@ -39,11 +47,16 @@ def test_proposals_are_new_different_reproducible_and_better_than_random(tiny: S
     extremes = np.stack([encode(tiny, f(tiny)) for f in (smallest, largest)])
     rows = np.unique(np.concatenate([extremes, sample_codes(tiny, 40, np.random.default_rng(1))]), axis=0)
     known, others = rows[:30], sample_codes(tiny, 10, np.random.default_rng(2))
-    found, again = (propose(tiny, macs, known, truth(known), 10, 0, np.random.default_rng(3)) for _ in range(2))
+    found, again = (
+        propose(tiny, macs, known, truth(known), 10, 0, np.random.default_rng(3)) for _ in range(2)
+    )
     assert (found == again).all()
     assert len(np.unique(np.concatenate([known, found]), axis=0)) == len(known) + 10
     end = float(np.log(macs(extremes)).max())
-    area = [hypervolume(np.log(macs(r)), truth(r), end) for r in (np.concatenate([known, new]) for new in (found, others))]
+    area = [
+        hypervolume(np.log(macs(r)), truth(r), end)
+        for r in (np.concatenate([known, new]) for new in (found, others))
+    ]
     assert area[0] > area[1]
 
 
@@ -55,4 +68,9 @@ def test_a_small_space_runs_out(tiny: Space) -> None:
         return costs_of(tiny, rows, 10, 1).macs
 
     assert len(propose(tiny, macs, known, y, 10, 0, np.random.default_rng(0))) <= 3
-    assert propose(tiny, macs, everything, np.linspace(0.4, 0.6, len(everything)), 10, 0, np.random.default_rng(0)).shape[0] == 0
+    assert (
+        propose(
+            tiny, macs, everything, np.linspace(0.4, 0.6, len(everything)), 10, 0, np.random.default_rng(0)
+        ).shape[0]
+        == 0
+    )

@@ -34,7 +34,11 @@ def test_nothing_near_is_not_a_number() -> None:
 
 
 def test_who_competes_depends_on_the_number_of_pairs() -> None:
-    assert [candidates("auto", n) for n in (29, 30, 2_001)] == [("ridge",), ("gp", "ridge"), ("mlp", "ridge", "boosting")]
+    assert [candidates("auto", n) for n in (29, 30, 2_001)] == [
+        ("ridge",),
+        ("gp", "ridge"),
+        ("mlp", "ridge", "boosting"),
+    ]
     assert set(candidates("auto", 2_000)) == {"gp", "ridge", "mlp", "boosting"}
     assert candidates("boosting", 12) == ("boosting",)
 

@@ -21,7 +21,16 @@ from ofa.blocks.pieces import pieces_of
 from ofa.space.space import Codes, Space, encode, largest, load_space, sample_codes, smallest
 from ofa.subnet import Subnet
 from predictors.latency.kit import distinct_pieces, export_kit, module_of, network_name, piece_name, structure
-from predictors.latency.model import Floats, LatencyModel, LatencyTable, Network, Noise, fingerprint, load_latency, networks_of
+from predictors.latency.model import (
+    Floats,
+    LatencyModel,
+    LatencyTable,
+    Network,
+    Noise,
+    fingerprint,
+    load_latency,
+    networks_of,
+)
 from predictors.latency.timings import build_table, complaint, noise_of, read_timings
 from predictors.measure import Measure, spread_networks
 
@@ -39,7 +48,9 @@ def made_up(space: Space, codes: Codes, ms: Floats, blocks: dict[str, dict[int, 
         resolutions=space.resolution,
         noise=Noise(rounds=2, reliability=1, relative=0),
         blocks=blocks,
-        networks=tuple(Network(codes=row.tobytes().hex(), ms=float(y)) for row, y in zip(codes, ms, strict=True)),
+        networks=tuple(
+            Network(codes=row.tobytes().hex(), ms=float(y)) for row, y in zip(codes, ms, strict=True)
+        ),
     )
 
 
@@ -93,10 +104,14 @@ def test_networks_correct_the_sum_of_blocks(tiny: Space) -> None:
 def test_sizes_in_between_are_interpolated_and_others_refused(tiny: Space) -> None:
     space = Space.model_validate(tiny.model_dump() | {"resolution": (8, 12, 16, 20)})
     part = Space.model_validate(tiny.model_dump() | {"resolution": (8, 16)})
-    blocks = {s: dict.fromkeys(sizes, 0.0) for s, sizes in made_up_blocks(part, np.random.default_rng(0)).items()}
+    blocks = {
+        s: dict.fromkeys(sizes, 0.0) for s, sizes in made_up_blocks(part, np.random.default_rng(0)).items()
+    }
     for sizes in blocks.values():
         sizes.update({size: 0.01 * size**2 + 1 for size in sizes})
-    table = made_up(space, np.zeros((0, len(space.columns)), np.uint8), np.zeros(0), blocks).model_copy(update={"resolutions": (8, 16)})
+    table = made_up(space, np.zeros((0, len(space.columns)), np.uint8), np.zeros(0), blocks).model_copy(
+        update={"resolutions": (8, 16)}
+    )
     model = LatencyModel(table, space)
     row = encode(space, smallest(space).model_copy(update={"resolution": 12}))
     pieces = pieces_of(space, row, 5, 1)
@@ -107,7 +122,9 @@ def test_sizes_in_between_are_interpolated_and_others_refused(tiny: Space) -> No
 
 def test_tables_that_do_not_fit_are_refused(tiny: Space, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    table = made_up(tiny, sample_codes(tiny, 0, rng), np.zeros(0), made_up_blocks(tiny, rng)).model_dump(mode="json")
+    table = made_up(tiny, sample_codes(tiny, 0, rng), np.zeros(0), made_up_blocks(tiny, rng)).model_dump(
+        mode="json"
+    )
     path = tmp_path / "t.json"
 
     def write(**changes: object) -> Path:
@@ -131,7 +148,16 @@ NOTE10 = ["160_lookup_table.yaml", "192_lookup_table.yaml", "224_lookup_table.ya
 
 def test_published_table_of_a_phone(nas_data: Path, tmp_path: Path) -> None:
     files = ",".join(str(nas_data / "note10_lut" / name) for name in NOTE10)
-    words = ["--space", "ofa_mbv3_w1.2", "--device-name", "note10", "--out", str(tmp_path / "n.json"), "--import-yaml", files]
+    words = [
+        "--space",
+        "ofa_mbv3_w1.2",
+        "--device-name",
+        "note10",
+        "--out",
+        str(tmp_path / "n.json"),
+        "--import-yaml",
+        files,
+    ]
     assert parse(Measure, words).execute() == 0
     space = load_space("ofa_mbv3_w1.2")
     model = load_latency(tmp_path / "n.json", space, 1000, 3)
@@ -141,7 +167,11 @@ def test_published_table_of_a_phone(nas_data: Path, tmp_path: Path) -> None:
 
     known = yaml.safe_load((nas_data / "note10_lut" / NOTE10[2]).read_text())
     by_hand = ["Conv-input:224x224x3-output:112x112x24", "AvgPool2D-input:7x7x1152-output:1x1x1152"]
-    by_hand += ["Conv_1-input:7x7x192-output:7x7x1152", "Conv_2-input:1x1x1152-output:1x1x1536", "Logits-input:1x1x1536-output:1000"]
+    by_hand += [
+        "Conv_1-input:7x7x192-output:7x7x1152",
+        "Conv_2-input:1x1x1152-output:1x1x1536",
+        "Logits-input:1x1x1536-output:1000",
+    ]
     maps = ["112x112x24", "112x112x24", "56x56x32", "28x28x48", "14x14x96", "14x14x136", "7x7x192"]
     flags = [(0, 0), (0, 0), (1, 0), (0, 1), (1, 1), (1, 1)]
     for i, (se, hs) in enumerate(flags):
@@ -149,7 +179,9 @@ def test_published_table_of_a_phone(nas_data: Path, tmp_path: Path) -> None:
         stride = int(maps[i].split("x")[0]) // int(maps[i + 1].split("x")[0])
         hidden = inp if i == 0 else 3 * inp
         widths = f"input:{maps[i]}-output:{maps[i + 1]}-expand:{hidden}"
-        by_hand.append(f"expanded_conv-{widths}-kernel:3-stride:{stride}-idskip:{int(i == 0)}-se:{se}-hs:{hs}")
+        by_hand.append(
+            f"expanded_conv-{widths}-kernel:3-stride:{stride}-idskip:{int(i == 0)}-se:{se}-hs:{hs}"
+        )
         if i:
             by_hand.append(
                 f"expanded_conv-input:{maps[i + 1]}-output:{maps[i + 1]}-expand:{3 * out}-kernel:3-stride:1-idskip:1-se:{se}-hs:{hs}"
@@ -176,10 +208,17 @@ def test_a_joined_network_is_the_exported_subnet(tiny: Space, tmp_path: Path) ->
     to_onnx(net, torch.zeros(2, 1, side, side), tmp_path / "net.onnx", {})
     exported = onnx.load(tmp_path / "net.onnx")
     assert [node.op_type for node in joined.graph.node] == [node.op_type for node in exported.graph.node]
-    weights = [sorted(tuple(t.dims) for t in m.graph.initializer if t.data_type == 1 and t.dims) for m in (joined, exported)]
-    assert len(weights[0]) >= len(weights[1])  # the exporter stores equal tensors once; here each has its own place
+    weights = [
+        sorted(tuple(t.dims) for t in m.graph.initializer if t.data_type == 1 and t.dims)
+        for m in (joined, exported)
+    ]
+    assert len(weights[0]) >= len(
+        weights[1]
+    )  # the exporter stores equal tensors once; here each has its own place
     assert set(weights[0]) == set(weights[1])
-    session = ort.InferenceSession(str(tmp_path / "kit" / f"{network_name(row[0])}.onnx"), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        str(tmp_path / "kit" / f"{network_name(row[0])}.onnx"), providers=["CPUExecutionProvider"]
+    )
     (logits,) = session.run(None, {session.get_inputs()[0].name: np.ones((1, 1, side, side), np.float32)})
     assert logits.shape == (1, 5)
     assert np.isfinite(logits).all()
@@ -190,7 +229,10 @@ def test_pieces_of_other_spaces_run(name: str, tmp_path: Path) -> None:
     space = load_space(name)
     row = encode(space, smallest(space))
     pieces = list(dict.fromkeys(pieces_of(space, row, 5, 3)))
-    kinds = {(type(p), getattr(p, "projects", None), getattr(p, "stride", None), getattr(p, "se", None)): p for p in pieces}
+    kinds = {
+        (type(p), getattr(p, "projects", None), getattr(p, "stride", None), getattr(p, "se", None)): p
+        for p in pieces
+    }
     chosen = list(kinds.values())
     export_kit(space, chosen, row[None][:0], 5, 3, tmp_path, lambda note: None)
     for item in json.loads((tmp_path / "manifest.json").read_text())["items"]:
@@ -202,13 +244,28 @@ def test_pieces_of_other_spaces_run(name: str, tmp_path: Path) -> None:
         assert sum(p.numel() for p in module_of(space, piece)[0].parameters()) == cost_of_piece(piece)[1]
 
 
-def test_measure_export_run_and_import(slim_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_measure_export_run_and_import(
+    slim_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     slim = load_space(str(slim_yaml))
-    common = ["--space", str(slim_yaml), "--classes", "5", "--channels", "1", "--resolutions", "8", "--whole", "16"]
+    common = [
+        "--space",
+        str(slim_yaml),
+        "--classes",
+        "5",
+        "--channels",
+        "1",
+        "--resolutions",
+        "8",
+        "--whole",
+        "16",
+    ]
     kit = tmp_path / "kit"
     assert parse(Measure, [*common, "--export-kit", str(kit)]).execute() == 0
     first = {path.name: path.stat().st_mtime_ns for path in kit.glob("*k3*.onnx")}
-    assert parse(Measure, [*common, "--export-kit", str(kit)]).execute() == 0  # continues: nothing is exported again
+    assert (
+        parse(Measure, [*common, "--export-kit", str(kit)]).execute() == 0
+    )  # continues: nothing is exported again
     assert first == {path.name: path.stat().st_mtime_ns for path in kit.glob("*k3*.onnx")}
     device = tmp_path / "device"
     shutil.copytree(kit, device)  # the script needs nothing of this project
@@ -228,15 +285,31 @@ def test_measure_export_run_and_import(slim_yaml: Path, tmp_path: Path, capsys: 
     assert 0.2 < np.median(predicted / ms) < 5
     capsys.readouterr()
     out = tmp_path / "t.json"
-    status = parse(Measure, [*common, "--import-kit", str(csv), "--device-name", "test", "--out", str(out)]).execute()
+    status = parse(
+        Measure, [*common, "--import-kit", str(csv), "--device-name", "test", "--out", str(out)]
+    ).execute()
     said = capsys.readouterr().out
     assert "split-half reliability" in said
-    assert (status == 0) == out.exists() == ("not saved" not in said)  # which, depends on what else this machine does
+    assert (
+        (status == 0) == out.exists() == ("not saved" not in said)
+    )  # which, depends on what else this machine does
 
 
 def test_measure_here_and_clean_up(slim_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("predictors.measure.complaint", lambda noise: "")  # however busy this machine is
-    words = ["--space", str(slim_yaml), "--resolutions", "8", "--whole", "10", "--no-blocks", "--rounds", "2", "--seconds", "0"]
+    words = [
+        "--space",
+        str(slim_yaml),
+        "--resolutions",
+        "8",
+        "--whole",
+        "10",
+        "--no-blocks",
+        "--rounds",
+        "2",
+        "--seconds",
+        "0",
+    ]
     words += ["--device-name", "here", "--out", str(tmp_path / "here.json")]
     assert parse(Measure, words).execute() == 0
     assert [path.name for path in tmp_path.iterdir()] == ["here.json"]
@@ -250,13 +323,28 @@ def write_csv(path: Path, rows: list[tuple[str, int, float]]) -> Path:
     return path
 
 
-def test_noise_is_noticed_and_not_saved(tiny_yaml: Path, tiny: Space, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_noise_is_noticed_and_not_saved(
+    tiny_yaml: Path, tiny: Space, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rng = np.random.default_rng(0)
     pieces = distinct_pieces(tiny, 1000, 3)
     for spread, saved in ((0.01, True), (0.8, False)):
-        rows = [(piece_name(p), turn, p.size**2 * float(np.exp(rng.normal(0, spread)))) for p in pieces for turn in range(6)]
+        rows = [
+            (piece_name(p), turn, p.size**2 * float(np.exp(rng.normal(0, spread))))
+            for p in pieces
+            for turn in range(6)
+        ]
         path, out = write_csv(tmp_path / "x.csv", rows), tmp_path / f"{saved}.json"
-        flags = ["--space", str(tiny_yaml), "--device-name", "x", "--import-kit", str(path), "--out", str(out)]
+        flags = [
+            "--space",
+            str(tiny_yaml),
+            "--device-name",
+            "x",
+            "--import-kit",
+            str(path),
+            "--out",
+            str(out),
+        ]
         assert parse(Measure, flags).execute() == (0 if saved else 1)
         assert out.exists() == saved
     assert "not saved: of the blocks, two halves of the rounds differ by" in capsys.readouterr().out
@@ -272,7 +360,9 @@ def test_noise_is_noticed_and_not_saved(tiny_yaml: Path, tiny: Space, tmp_path: 
         (("overhead", 0, 0.0), "more than 0 ms"),
     ],
 )
-def test_timings_of_something_else_are_refused(row: tuple[str, int, float], sentence: str, tiny: Space, tmp_path: Path) -> None:
+def test_timings_of_something_else_are_refused(
+    row: tuple[str, int, float], sentence: str, tiny: Space, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=sentence):
         build_table(read_timings(write_csv(tmp_path / "x.csv", [row])), "x", tiny, 5, 1)
 

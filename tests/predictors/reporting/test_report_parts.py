@@ -11,7 +11,18 @@ from scipy.stats import binomtest, kendalltau
 import ofa.space.space
 from engine.config import format_count
 from engine.plot.canvas import Disc, Drawing, Outline, Shape, Words, text_width, to_svg, write_png
-from engine.plot.chart import HEIGHT, WIDTH, Axis, Point, Series, draw_chart, linear_ticks, log_ticks, place_labels, steps
+from engine.plot.chart import (
+    HEIGHT,
+    WIDTH,
+    Axis,
+    Point,
+    Series,
+    draw_chart,
+    linear_ticks,
+    log_ticks,
+    place_labels,
+    steps,
+)
 from ofa.space.space import decode, encode, features, largest, load_space, sample_codes, smallest
 from predictors.accuracy.cross_validation import HeldOut, bands, predict_held_out, trust
 from predictors.accuracy.validation import tau_in_bands
@@ -39,7 +50,9 @@ def sticking_out(drawing: Drawing) -> Iterator[Shape]:
             yield shape
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.41, 0.93), (0.9712, 0.9737), (0.0, 1.0), (-0.05, 1.05), (1e-4, 3e-4)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.41, 0.93), (0.9712, 0.9737), (0.0, 1.0), (-0.05, 1.05), (1e-4, 3e-4)]
+)
 def test_ticks_are_round_and_inside(low: float, high: float) -> None:
     ticks = linear_ticks(low, high)
     assert 3 <= len(ticks) <= 8 and min(ticks) >= low - 1e-9 and max(ticks) <= high + 1e-9
@@ -61,13 +74,21 @@ def test_labels_of_neighbours_do_not_cover_each_other() -> None:
     assert len(words) == 12
     for one, other in combinations(map(extent, words), 2):
         assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
-    assert all(x0 >= 50 and y0 >= 50 and x1 <= WIDTH and y1 <= HEIGHT + 3 for x0, y0, x1, y1 in map(extent, words))
+    assert all(
+        x0 >= 50 and y0 >= 50 and x1 <= WIDTH and y1 <= HEIGHT + 3 for x0, y0, x1, y1 in map(extent, words)
+    )
 
 
-@pytest.mark.parametrize("points", [[Point(1e6, 0.5)], [Point(1e6, 1.0), Point(1e6, 1.0)], [Point(1, 0.0), Point(1e9, 1.0)]])
+@pytest.mark.parametrize(
+    "points", [[Point(1e6, 0.5)], [Point(1e6, 1.0), Point(1e6, 1.0)], [Point(1, 0.0), Point(1e9, 1.0)]]
+)
 def test_charts_of_few_or_equal_points(points: list[Point], tmp_path: Path) -> None:
     axes = (Axis("MACs", format_count, log=True), Axis("accuracy", lambda v: f"{v:g}", most=1))
-    drawing = draw_chart("chart", *axes, [Series("points", "star", "chosen", 9, points), Series("none", "disc", "random", 3, [])])
+    drawing = draw_chart(
+        "chart",
+        *axes,
+        [Series("points", "star", "chosen", 9, points), Series("none", "disc", "random", 3, [])],
+    )
     assert list(sticking_out(drawing)) == []
     assert to_svg(drawing).count("nan") == 0
     write_png(drawing, tmp_path / "chart.png")
@@ -77,7 +98,11 @@ def test_charts_of_few_or_equal_points(points: list[Point], tmp_path: Path) -> N
 @pytest.mark.parametrize("name", SPACES)
 def test_diagrams_show_every_block_of_every_space(name: str) -> None:
     space = load_space(name)
-    for arch in (smallest(space), largest(space), decode(space, sample_codes(space, 1, np.random.default_rng(0))[0])):
+    for arch in (
+        smallest(space),
+        largest(space),
+        decode(space, sample_codes(space, 1, np.random.default_rng(0))[0]),
+    ):
         drawing = draw_architecture(name, space, arch)
         assert list(sticking_out(drawing)) == []
         boxes = [s for s in drawing.shapes if isinstance(s, Outline) and ", block " in s.title]
@@ -114,7 +139,9 @@ def test_intervals_of_predictions_hold_what_they_promise(tiny: ofa.space.space.S
     clean = 0.6 + 0.02 * X @ rng.random(X.shape[1])
     widths = []
     for noise in (0.003, 0.03):
-        judged = predict_held_out(X, clean + noise * rng.standard_normal(len(X)), 1_000 * rows.sum(1).astype(np.int64), 0)
+        judged = predict_held_out(
+            X, clean + noise * rng.standard_normal(len(X)), 1_000 * rows.sum(1).astype(np.int64), 0
+        )
         assert judged is not None
         assert 0.85 <= trust(judged).coverage <= 0.95
         widths.append(float(np.median(judged.high - judged.low)))
@@ -132,7 +159,9 @@ def test_bands_and_near_pairs() -> None:
     judged = HeldOut(measured, macs / 1e9, flat, flat + 1, macs)
     assert trust(judged).tau > 0.85
     split = bands(judged)
-    assert [(low, high, t.pairs) for low, high, t in split] == [(m, m, 20) for m in sorted(set(macs.tolist()))]
+    assert [(low, high, t.pairs) for low, high, t in split] == [
+        (m, m, 20) for m in sorted(set(macs.tolist()))
+    ]
     assert np.isnan(tau_in_bands(judged.measured, judged.predicted, macs))
     assert tau_in_bands(measured, measured, macs) == 1 and tau_in_bands(measured, -measured, macs) == -1
     assert bands(HeldOut(*(values[:20] for values in judged))) == []

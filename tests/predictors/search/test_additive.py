@@ -15,10 +15,20 @@ from predictors.search.evolution import additive_fronts
 def small(granularity: str) -> Space:
     """Two elastic stages with depths, and kernels and expansions per stage or per block."""
     stage = {"depth": (1, 2, 3), "kernel": (3, 5), "expand": (2, 3), "stride": 2}
-    stages = ({**stage, "width": (8, 16)}, {**stage, "width": (8, 16, 24), "depth": (2, 3) if granularity == "stage" else (1, 2)})
+    stages = (
+        {**stage, "width": (8, 16)},
+        {**stage, "width": (8, 16, 24), "depth": (2, 3) if granularity == "stage" else (1, 2)},
+    )
     stem, head = {"width": (4, 8), "stride": 1}, {"width": (16, 32), "expand": 2}
     return Space.model_validate(
-        {"name": "small", "resolution": (8, 12), "granularity": granularity, "stem": stem, "stages": stages, "head": head}
+        {
+            "name": "small",
+            "resolution": (8, 12),
+            "granularity": granularity,
+            "stem": stem,
+            "stages": stages,
+            "head": head,
+        }
     )
 
 
@@ -36,7 +46,10 @@ def additive_over_stages(space: Space, rows: Codes) -> Floats:
     X = features(space, rows)
     total = X @ rng.normal(0.5, 1, X.shape[1])
     for i in range(len(space.stages)):
-        depth, kernel = (rows[:, space.column_index[field, space.slot(i, 0) if field == "kernel" else i]] for field in ("depth", "kernel"))
+        depth, kernel = (
+            rows[:, space.column_index[field, space.slot(i, 0) if field == "kernel" else i]]
+            for field in ("depth", "kernel")
+        )
         total += 0.3 * depth.astype(float) * kernel
     return total
 
@@ -48,10 +61,14 @@ def test_front_is_that_of_brute_force(granularity: str, cost: str) -> None:
     everything = all_of(space)
     parts = parts_of(space, 10, 1)[cost]
     costs = getattr(costs_of(space, everything, 10, 1), cost)
-    front = additive_fronts(space, lambda rows: additive_over_stages(space, rows), [parts], np.random.default_rng(0))
+    front = additive_fronts(
+        space, lambda rows: additive_over_stages(space, rows), [parts], np.random.default_rng(0)
+    )
     scores = additive_over_stages(space, everything)
     order = np.lexsort((-scores, costs))
-    truth = everything[order[scores[order] > np.concatenate([[-np.inf], np.maximum.accumulate(scores[order])[:-1]])]]
+    truth = everything[
+        order[scores[order] > np.concatenate([[-np.inf], np.maximum.accumulate(scores[order])[:-1]])]
+    ]
     assert len(truth) > 5
     assert np.array_equal(front, np.unique(truth, axis=0))
 
@@ -68,11 +85,15 @@ def test_nothing_above_the_limit_and_the_same_front_below() -> None:
     assert len(merge_fronts(space, gains, parts, costs[0] - 1)) == 0
 
 
-@pytest.mark.parametrize("name", ["digits", "bignas", "attentive_nas", "ofa_mbv3", "ofa_proxyless", "ofa_resnet50"])
+@pytest.mark.parametrize(
+    "name", ["digits", "bignas", "attentive_nas", "ofa_mbv3", "ofa_proxyless", "ofa_resnet50"]
+)
 def test_no_sample_beats_the_front_in_packaged_spaces(name: str) -> None:
     space = load_space(name)
     parts = parts_of(space, 1000, 3)["macs"]
-    front = additive_fronts(space, lambda rows: additive_over_stages(space, rows), [parts], np.random.default_rng(0))
+    front = additive_fronts(
+        space, lambda rows: additive_over_stages(space, rows), [parts], np.random.default_rng(0)
+    )
     rows = sample_codes(space, 2_000, np.random.default_rng(1))
     costs, scores = costs_of(space, front).macs, additive_over_stages(space, front)
     best = np.array([scores[costs <= cost].max() for cost in costs_of(space, rows).macs])

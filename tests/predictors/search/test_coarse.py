@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 
 from ofa.cost import costs_of
-from ofa.space.space import Arch, Codes, Space, canonical, decode, encode, largest, load_space, sample_codes, smallest
+from ofa.space.space import (
+    Arch,
+    Codes,
+    Space,
+    canonical,
+    decode,
+    encode,
+    largest,
+    load_space,
+    sample_codes,
+    smallest,
+)
 from predictors.accuracy.features import features
 from predictors.accuracy.models import GaussianProcess
 from predictors.accuracy.pairs import Pair
@@ -21,7 +32,9 @@ class Oracle:
 
     def __init__(self, space: Space) -> None:
         self.space, self.asked = space, list[Arch]()
-        self.weight = np.random.default_rng(5).uniform(0, 0.01, features(space, encode(space, largest(space))[None]).shape[1])
+        self.weight = np.random.default_rng(5).uniform(
+            0, 0.01, features(space, encode(space, largest(space))[None]).shape[1]
+        )
 
     def accuracies(self, rows: Codes) -> np.ndarray:
         return features(self.space, rows) @ self.weight
@@ -50,12 +63,16 @@ def test_in_the_grid_all_stages_move_together(name: str) -> None:
     space = load_space(name)
     grid, shape = coarse_grid(space)
     assert len(np.unique(grid, axis=0)) == len(grid) == np.prod(shape)
-    assert (grid[0] == encode(space, smallest(space))).all() and (grid[-1] == encode(space, largest(space))).all()
+    assert (grid[0] == encode(space, smallest(space))).all() and (
+        grid[-1] == encode(space, largest(space))
+    ).all()
     fields = dict.fromkeys(c.field for c in space.columns)
     choices = {f: max(len(c.values) for c in space.columns if c.field == f) for f in fields}
     assert shape == tuple(min(LEVELS, n) for n in choices.values())
     for field in choices:
-        columns = [i for i, c in enumerate(space.columns) if c.field == field and len(c.values) == choices[field]]
+        columns = [
+            i for i, c in enumerate(space.columns) if c.field == field and len(c.values) == choices[field]
+        ]
         seen = grid[:, columns]
         assert all(len(np.unique(row[row > 0])) <= 1 for row in seen)
 
@@ -64,7 +81,9 @@ def test_edge_is_what_cannot_be_raised() -> None:
     fits = np.add.outer(np.add.outer([0, 1, 2, 5], [0, 3, 4]), [0, 2]) <= 5
     for point in product(*map(range, fits.shape)):
         above = [tuple(p + (axis == a) for a, p in enumerate(point)) for axis in range(3)]
-        stuck = not any(fits[n] for n in above if all(i < size for i, size in zip(n, fits.shape, strict=True)))
+        stuck = not any(
+            fits[n] for n in above if all(i < size for i, size in zip(n, fits.shape, strict=True))
+        )
         assert edge(fits)[point] == (fits[point] and stuck)
     assert edge(np.ones((2, 3), bool)).sum() == 1
 
@@ -86,7 +105,10 @@ def test_keeps_budget_and_number_and_is_reproducible(tiny: Space, share: float, 
 
 def test_what_is_known_is_not_measured_and_may_be_mutated(tiny: Space) -> None:
     oracle = Oracle(tiny)
-    everything = np.unique(canonical(tiny, np.array(list(product(*(range(1, n + 1) for n in tiny.cardinalities))), np.uint8)), axis=0)
+    everything = np.unique(
+        canonical(tiny, np.array(list(product(*(range(1, n + 1) for n in tiny.cardinalities))), np.uint8)),
+        axis=0,
+    )
     budget = int(np.median(oracle.macs(everything)))
     known = [decode(tiny, row) for row in everything[::2]]
     pairs = [Pair(arch=a, val_accuracy=oracle.accuracy(a), macs=1, params=1) for a in known]
@@ -94,7 +116,9 @@ def test_what_is_known_is_not_measured_and_may_be_mutated(tiny: Space) -> None:
     measured = oracle.search(budget, 400, 0, pairs)
     assert not set(known) & set(oracle.asked)
     fits = everything[oracle.macs(everything) <= budget]
-    assert measured.under(oracle.at_most(budget))[0].val_accuracy == pytest.approx(oracle.accuracies(fits).max())
+    assert measured.under(oracle.at_most(budget))[0].val_accuracy == pytest.approx(
+        oracle.accuracies(fits).max()
+    )
 
 
 def test_mutants_improve_on_the_grid(tiny: Space) -> None:

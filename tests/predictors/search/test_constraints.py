@@ -5,18 +5,28 @@ import pytest
 
 from ofa.cost import costs_of
 from ofa.space.space import Codes, Space
-from predictors.search.constraints import Constraint, excess, fits, format_cost, parse_bytes, parse_milliseconds, use
+from predictors.search.constraints import (
+    Constraint,
+    excess,
+    fits,
+    format_cost,
+    parse_bytes,
+    parse_milliseconds,
+    use,
+)
 
 
 @pytest.mark.parametrize(
-    ("written", "ms"), [("15ms", 15), ("0.015s", 15), ("15", 15), (15, 15), ("1.5e1 ms", 15), ("800us", 0.8), (".5s", 500)]
+    ("written", "ms"),
+    [("15ms", 15), ("0.015s", 15), ("15", 15), (15, 15), ("1.5e1 ms", 15), ("800us", 0.8), (".5s", 500)],
 )
 def test_latency_is_milliseconds(written: object, ms: float) -> None:
     assert parse_milliseconds(written) == pytest.approx(ms)
 
 
 @pytest.mark.parametrize(
-    ("written", "count"), [("20MB", 20e6), ("20M", 20e6), ("64MiB", 2**26), ("500kB", 5e5), (300, 300), ("1.5 GB", 1.5e9)]
+    ("written", "count"),
+    [("20MB", 20e6), ("20M", 20e6), ("64MiB", 2**26), ("500kB", 5e5), (300, 300), ("1.5 GB", 1.5e9)],
 )
 def test_sizes_are_bytes(written: object, count: float) -> None:
     assert parse_bytes(written) == count
@@ -46,10 +56,15 @@ def test_a_limit_may_be_reached_and_not_passed(tiny: Space, everything: Codes) -
     def params(rows: Codes) -> np.ndarray:
         return costs_of(tiny, rows, 10, 1).params
 
-    limits = [Constraint("macs", np.sort(macs(everything))[128], macs), Constraint("params", int(np.median(params(everything))), params)]
+    limits = [
+        Constraint("macs", np.sort(macs(everything))[128], macs),
+        Constraint("params", int(np.median(params(everything))), params),
+    ]
     inside = (macs(everything) <= limits[0].limit) & (params(everything) <= limits[1].limit)
     assert 0 < inside.sum() < len(everything) and (macs(everything) == limits[0].limit).any()
     assert np.array_equal(fits(limits, everything), inside)
     assert np.array_equal(excess(limits, everything) == 0, inside)
     assert fits([], everything).all() and not use([], everything).any()
-    assert use(limits, everything) == pytest.approx(macs(everything) / limits[0].limit + params(everything) / limits[1].limit)
+    assert use(limits, everything) == pytest.approx(
+        macs(everything) / limits[0].limit + params(everything) / limits[1].limit
+    )

@@ -8,7 +8,16 @@ from ofa.space.space import Codes, Space, encode, features, largest, load_space,
 from predictors.accuracy.models import GaussianProcess
 from predictors.search.constraints import Constraint, Floats
 from predictors.search.dynamic_programming import parts_of
-from predictors.search.evolution import OFA, additive_fronts, evolve, nearest_feasible, search, search_front, undominated, widest_gains
+from predictors.search.evolution import (
+    OFA,
+    additive_fronts,
+    evolve,
+    nearest_feasible,
+    search,
+    search_front,
+    undominated,
+    widest_gains,
+)
 
 
 class Problem:
@@ -43,15 +52,32 @@ def problem(tiny: Space) -> Problem:
 def limits_of(problem: Problem, rows: Codes, shares: dict[str, float]) -> list[Constraint]:
     """Each cost limited to a quantile of what `rows` cost."""
     costs = {"macs": problem.macs, "params": problem.params, "latency": problem.latency}
-    return [Constraint(name, float(np.quantile(costs[name](rows), share)), costs[name]) for name, share in shares.items()]
+    return [
+        Constraint(name, float(np.quantile(costs[name](rows), share)), costs[name])
+        for name, share in shares.items()
+    ]
 
 
 @pytest.mark.parametrize(
-    "shares", [{"macs": 0.0}, {"macs": 0.3}, {"params": 0.5}, {"latency": 0.1}, {"macs": 0.5, "params": 0.4, "latency": 0.3}, {}]
+    "shares",
+    [
+        {"macs": 0.0},
+        {"macs": 0.3},
+        {"params": 0.5},
+        {"latency": 0.1},
+        {"macs": 0.5, "params": 0.4, "latency": 0.3},
+        {},
+    ],
 )
-def test_finds_the_best_architecture_under_every_limit(problem: Problem, everything: Codes, shares: dict[str, float]) -> None:
+def test_finds_the_best_architecture_under_every_limit(
+    problem: Problem, everything: Codes, shares: dict[str, float]
+) -> None:
     limits = limits_of(problem, everything, shares)
-    inside = np.all([c.cost(everything) <= c.limit for c in limits], axis=0) if limits else np.ones(len(everything), bool)
+    inside = (
+        np.all([c.cost(everything) <= c.limit for c in limits], axis=0)
+        if limits
+        else np.ones(len(everything), bool)
+    )
     found = search(problem.space, problem.score, limits, np.random.default_rng(0))
     assert all((c.cost(found) <= c.limit).all() for c in limits)
     assert len(np.unique(found, axis=0)) == len(found)
@@ -68,7 +94,9 @@ def test_nothing_is_found_where_nothing_is(problem: Problem, everything: Codes) 
 def test_front_is_that_of_brute_force(problem: Problem, everything: Codes, costs: list[str]) -> None:
     functions = [getattr(problem, name) for name in costs]
     limit = Constraint("params", float(np.quantile(problem.params(everything), 0.7)), problem.params)
-    found = search_front(problem.space, problem.score, functions, [limit], np.random.default_rng(0), everything[:0])
+    found = search_front(
+        problem.space, problem.score, functions, [limit], np.random.default_rng(0), everything[:0]
+    )
     inside = everything[problem.params(everything) <= limit.limit]
     truth = inside[undominated(problem.score(inside), np.stack([f(inside) for f in functions], axis=1))]
     assert np.array_equal(np.unique(found, axis=0), np.unique(truth, axis=0))
@@ -90,7 +118,9 @@ def test_widest_gains_are_spread_and_not_where_better_is_known() -> None:
     costs, scores = np.geomspace(1, 512, 10)[:, None], np.arange(10.0)
     known = np.array([0.5, 7.5]), np.array([[1.0], [16.0]])
     chosen = widest_gains(scores, costs, *known, 3)
-    assert chosen[0] == 9, "5 doublings and 1.5 above the best known there; 3 gains more than 2 but is next to it"
+    assert chosen[0] == 9, (
+        "5 doublings and 1.5 above the best known there; 3 gains more than 2 but is next to it"
+    )
     assert set(chosen[1:]) == {2, 3}
     assert widest_gains(scores[:0], costs[:0], *known, 3) == []
 
@@ -123,12 +153,21 @@ def test_never_worse_than_ofas_evolution(name: str, cost: str) -> None:
     for share in (0.05, 0.5):
         limits = limits_of(problem, samples, {cost: share})
         start = np.concatenate([samples[:100], encode(problem.space, smallest(problem.space))[None]])
-        theirs = evolve(problem.space, problem.score, limits, np.random.default_rng(0), start, OFA._replace(generations=100))
+        theirs = evolve(
+            problem.space,
+            problem.score,
+            limits,
+            np.random.default_rng(0),
+            start,
+            OFA._replace(generations=100),
+        )
         ours = search(problem.space, problem.score, limits, np.random.default_rng(0), seeds)
         assert problem.score(ours[:1])[0] >= theirs.scores[0] - 1e-9
 
 
-def test_reaches_the_optimum_of_longer_searches_on_imagenet(imagenet: tuple[Space, Codes, np.ndarray]) -> None:
+def test_reaches_the_optimum_of_longer_searches_on_imagenet(
+    imagenet: tuple[Space, Codes, np.ndarray],
+) -> None:
     """By a Gaussian process of measured OFA subnets."""
     space, codes, y = imagenet
     model = GaussianProcess().fit(features(space, codes[:200]), y[:200], 0)
@@ -142,7 +181,20 @@ def test_reaches_the_optimum_of_longer_searches_on_imagenet(imagenet: tuple[Spac
     seeds = additive_fronts(space, score, [parts_of(space, 1000, 3)["macs"]], np.random.default_rng(0))
     for budget in (200e6, 300e6, 400e6):
         limits = [Constraint("macs", budget, macs)]
-        many = np.concatenate([seeds, sample_codes(space, 20_000, np.random.default_rng(1)), encode(space, largest(space))[None]])
-        longer = evolve(space, score, limits, np.random.default_rng(1), many, OFA._replace(parents=256, children=1_024, generations=60))
+        many = np.concatenate(
+            [
+                seeds,
+                sample_codes(space, 20_000, np.random.default_rng(1)),
+                encode(space, largest(space))[None],
+            ]
+        )
+        longer = evolve(
+            space,
+            score,
+            limits,
+            np.random.default_rng(1),
+            many,
+            OFA._replace(parents=256, children=1_024, generations=60),
+        )
         best = search(space, score, limits, np.random.default_rng(0), seeds)[:1]
         assert score(best)[0] >= longer.scores[0] - 1e-4

@@ -39,7 +39,11 @@ def measured(tiny: Space) -> Measured:
         return [accuracies.pop(row.tobytes()) for row in rows]  # a second measurement fails
 
     archs = [decode(tiny, row) for row in rows[:20]]
-    known = Measured(tiny, IMAGES, [Pair(arch=a, val_accuracy=ask([encode(tiny, a)], [])[0], macs=1, params=1) for a in archs])
+    known = Measured(
+        tiny,
+        IMAGES,
+        [Pair(arch=a, val_accuracy=ask([encode(tiny, a)], [])[0], macs=1, params=1) for a in archs],
+    )
     for row in rows[20:]:
         assert row not in known
         known.measure([row], ask, [Prediction(0.5, 0.1)])
@@ -50,7 +54,14 @@ def measured(tiny: Space) -> Measured:
 
 def facts(measured: Measured, candidates: list[Candidate]) -> list[tuple[float, ...]]:
     rows = np.stack([c.row for c in candidates])
-    return list(zip([c.val_accuracy for c in candidates], macs_of(measured.space, rows), params_of(measured.space, rows), strict=True))
+    return list(
+        zip(
+            [c.val_accuracy for c in candidates],
+            macs_of(measured.space, rows),
+            params_of(measured.space, rows),
+            strict=True,
+        )
+    )
 
 
 @pytest.mark.parametrize("names", [["macs"], ["macs", "params"]])
@@ -113,5 +124,7 @@ def test_pairs_and_measurements_are_told_apart(measured: Measured) -> None:
 
 
 def test_too_few_to_learn_from(tiny: Space) -> None:
-    with pytest.raises(UserError, match=r"Only 0 subnets .* predictors\.collect first, or search without .* coarse-to-fine"):
+    with pytest.raises(
+        UserError, match=r"Only 0 subnets .* predictors\.collect first, or search without .* coarse-to-fine"
+    ):
         Measured(tiny, IMAGES, []).training_set()

@@ -37,7 +37,9 @@ def front(space: Space) -> list[Find]:
 
 
 @pytest.mark.parametrize("way", [best, front])
-def test_finds_better_subnets_than_it_knew(imagenet: tuple[Space, Codes, np.ndarray], way: Callable[[Space], list[Find]]) -> None:
+def test_finds_better_subnets_than_it_knew(
+    imagenet: tuple[Space, Codes, np.ndarray], way: Callable[[Space], list[Find]]
+) -> None:
     space, codes, y = imagenet
     truth = GaussianProcess().fit(features(space, codes[:300]), y[:300], 0)
     asked: list[bytes] = []
@@ -48,14 +50,25 @@ def test_finds_better_subnets_than_it_knew(imagenet: tuple[Space, Codes, np.ndar
 
     rows = sample_codes(space, 60, np.random.default_rng(0))
     learnt = np.array(ask(list(rows), []))
-    pairs = [Pair(arch=decode(space, row), val_accuracy=float(a), macs=1, params=1) for row, a in zip(rows, learnt, strict=True)]
+    pairs = [
+        Pair(arch=decode(space, row), val_accuracy=float(a), macs=1, params=1)
+        for row, a in zip(rows, learnt, strict=True)
+    ]
     measured = Measured(space, 10_000, pairs)
     limits = [[Constraint("macs", budget, partial(macs_of, space))] for budget in BUDGETS]
     known = [measured.under(limit)[0].val_accuracy for limit in limits]
     asked.clear()
     goals = [(find, ask) for find in way(space)]
     predictor = GaussianProcess().fit(features(space, rows), learnt, 0)
-    measure_promising(measured, predictor, QUALITY, list(parts_of(space, 1000, 3).values()), goals, COUNT, np.random.default_rng(0))
+    measure_promising(
+        measured,
+        predictor,
+        QUALITY,
+        list(parts_of(space, 1000, 3).values()),
+        goals,
+        COUNT,
+        np.random.default_rng(0),
+    )
     assert len(set(asked)) == len(asked) == COUNT * len(BUDGETS)
     for limit, before in zip(limits, known, strict=True):
         found = measured.under(limit)[0]
@@ -75,10 +88,17 @@ def test_ends_when_everything_found_is_known(tiny: Space) -> None:
     def ask(rows: Sequence[Codes], predictions: Sequence[Prediction | None]) -> list[float]:
         return [0.5] * len(rows)
 
-    pairs = [Pair(arch=decode(tiny, row), val_accuracy=i / 20, macs=1, params=1) for i, row in enumerate(rows[:10])]
+    pairs = [
+        Pair(arch=decode(tiny, row), val_accuracy=i / 20, macs=1, params=1) for i, row in enumerate(rows[:10])
+    ]
     measured = Measured(tiny, 100, pairs)
     codes, y = measured.training_set()
-    predictor, parts = GaussianProcess().fit(features(tiny, codes), y, 0), list(parts_of(tiny, 10, 1).values())
-    measure_promising(measured, predictor, QUALITY, parts, [(find, ask), (find, ask)], 1_000, np.random.default_rng(0))
+    predictor, parts = (
+        GaussianProcess().fit(features(tiny, codes), y, 0),
+        list(parts_of(tiny, 10, 1).values()),
+    )
+    measure_promising(
+        measured, predictor, QUALITY, parts, [(find, ask), (find, ask)], 1_000, np.random.default_rng(0)
+    )
     assert len(rounds) == 4
     assert len(measured) == 13

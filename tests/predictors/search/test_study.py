@@ -29,7 +29,9 @@ def macs_of(space: Space, rows: Codes) -> np.ndarray:
 class Worker:
     """A study of 12 architectures and what this process measured of them."""
 
-    def __init__(self, space: Space, address: str, name: str = "tiny-1", *, front: bool = False, slow: float = 0.0) -> None:
+    def __init__(
+        self, space: Space, address: str, name: str = "tiny-1", *, front: bool = False, slow: float = 0.0
+    ) -> None:
         self.rows = list(np.unique(sample_codes(space, 1_000, np.random.default_rng(0)), axis=0)[:12])
         self.measured: list[bytes] = []
         self.slow = slow
@@ -38,7 +40,9 @@ class Worker:
             return macs_of(space, rows)
 
         limit = Constraint("macs", float(np.median(macs(np.stack(self.rows)))), macs)
-        self.study = Study(open_storage(address), name, space, [limit], {"macs": macs} if front else {}, self.accuracy)
+        self.study = Study(
+            open_storage(address), name, space, [limit], {"macs": macs} if front else {}, self.accuracy
+        )
 
     def accuracy(self, row: Codes) -> float:
         time.sleep(self.slow)
@@ -47,7 +51,9 @@ class Worker:
 
     def run(self) -> list[float]:
         heard: list[float] = []
-        found = self.study.measure(self.rows, [Prediction(0.5, 0.1, (0.4, 0.6))] * len(self.rows), heard.append)
+        found = self.study.measure(
+            self.rows, [Prediction(0.5, 0.1, (0.4, 0.6))] * len(self.rows), heard.append
+        )
         assert sorted(heard) == sorted(found) == sorted(float(row.sum()) / 100 for row in self.rows)
         return found
 
@@ -76,16 +82,23 @@ def test_optunas_own_tools_open_it(tiny: Space, tmp_path: Path) -> None:
     for trial, row in zip(opened.trials, worker.rows, strict=True):
         assert trial.constraints["macs"] == macs_of(tiny, row[None])[0] - worker.study.constraints[0].limit
         active = [c for c, code in zip(tiny.columns, row, strict=True) if code]
-        assert trial.params == {f"{c.field}[{c.position}]": c.values[row[tiny.column_index[c.field, c.position]] - 1] for c in active}
+        assert trial.params == {
+            f"{c.field}[{c.position}]": c.values[row[tiny.column_index[c.field, c.position]] - 1]
+            for c in active
+        }
         assert (trial.user_attrs["predicted_accuracy"], trial.user_attrs["interval"]) == (0.5, [0.4, 0.6])
 
 
 def test_a_front_is_a_study_of_several_objectives(tiny: Space, tmp_path: Path) -> None:
     worker = Worker(tiny, str(tmp_path / "journal"), front=True)
     worker.run()
-    opened = optuna.load_study(study_name="tiny-1", storage=JournalStorage(JournalFileBackend(str(tmp_path / "journal"))))
+    opened = optuna.load_study(
+        study_name="tiny-1", storage=JournalStorage(JournalFileBackend(str(tmp_path / "journal")))
+    )
     assert [d.name for d in opened.directions] == ["MAXIMIZE", "MINIMIZE"]
-    assert [t.values for t in opened.trials] == [[row.sum() / 100, macs_of(tiny, row[None])[0]] for row in worker.rows]
+    assert [t.values for t in opened.trials] == [
+        [row.sum() / 100, macs_of(tiny, row[None])[0]] for row in worker.rows
+    ]
 
 
 def share(space: Space, address: str, slow: float, ready: Event, out: str) -> None:
