@@ -1,11 +1,13 @@
-"""What choosing subnets in rounds saves against choosing them at random, to know the front of accuracy against MACs.
+"""What choosing subnets in rounds saves against choosing them at random, to know the front of accuracy
+against MACs.
 
 python benchmarks/collection.py --measured FOLDER
 
-The truth is a Gaussian process of all OFA subnets measured on ImageNet (FOLDER, CSV files with columns `Sub-network` and
-`Top-1 Acc (%)`); measuring adds noise. For each number of measured subnets, by how many points the best front known is
-ahead on average over log MACs, in true accuracies: of the front of what was measured; and of the front that a predictor of it finds,
-where predictors.select starts. And the Kendall tau of that predictor on random subnets.
+The truth is a Gaussian process of all OFA subnets measured on ImageNet (FOLDER, CSV files with columns
+`Sub-network` and `Top-1 Acc (%)`); measuring adds noise. For each number of measured subnets, by how many
+points the best front known is ahead on average over log MACs, in true accuracies: of the front of what was
+measured; and of the front that a predictor of it finds, where predictors.select starts. And the Kendall tau
+of that predictor on random subnets.
 """
 
 import argparse

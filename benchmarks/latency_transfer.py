@@ -2,8 +2,9 @@
 
     python benchmarks/latency_transfer.py --measured FOLDER/ofa_mbv3.csv.gz --batch 1
 
-The data: 5,000 subnets of OFA-MobileNetV3 on four GPUs at batch 1. 1,000 random ones are held out; each device in turn is the new one,
-and the 4,000 others of the other three are what others measured. The noise ceiling is `ceiling` below.
+The data: 5,000 subnets of OFA-MobileNetV3 on four GPUs at batch 1. 1,000 random ones are held out; each
+device in turn is the new one, and the 4,000 others of the other three are what others measured. The noise
+ceiling is `ceiling` below.
 """
 
 import argparse
@@ -61,11 +62,13 @@ def table_of(
 def ceiling(
     space: Space, codes: Codes, ms: Floats, predicted: Floats, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """(Kendall's tau that true latencies would reach against measured ones, share of the residual that architecture may still explain).
+    """(Kendall's tau that true latencies would reach against measured ones, share of the residual that
+    architecture may still explain).
 
-    What a model leaves is noise as far as the most alike architectures do not share it: the share that they do is 1 minus the ratio of
-    the median squared differences of residuals between neighbours (nearest by choices) and between strangers. The rest of the
-    residuals, shuffled and added to the predictions, is a second measurement of them.
+    What a model leaves is noise as far as the most alike architectures do not share it: the share that they
+    do is 1 minus the ratio of the median squared differences of residuals between neighbours (nearest by
+    choices) and between strangers. The rest of the residuals, shuffled and added to the predictions, is a
+    second measurement of them.
     """
     X = features(space, codes)
     square = (X**2).sum(1)

@@ -1,5 +1,5 @@
-"""Search networks with one module per edge and operation, in ordinary torch layers, as reference codes have them: what ours are
-compared and timed against."""
+"""Search networks with one module per edge and operation, in ordinary torch layers, as reference codes have
+them: what ours are compared and timed against."""
 
 from collections.abc import Iterator
 

@@ -1,9 +1,10 @@
-"""Time of one search step on the recurrent space, ours against plain code that applies one operation at a time.
+"""Time of one search step on the recurrent space, ours against plain code that applies one operation at a
+time.
 
-The plain network follows the definition as reference code does: all states times a node's matrix, then each operation, gate and
-weight by itself, log-probabilities, and gradients of everything. Both take an architecture step and a weight step of first order
-with the same weights, words and masks; losses and gradients are compared first. Both run by turns in one process; the ratio counts, best by
-CPU time.
+The plain network follows the definition as reference code does: all states times a node's matrix, then each
+operation, gate and weight by itself, log-probabilities, and gradients of everything. Both take an
+architecture step and a weight step of first order with the same weights, words and masks; losses and
+gradients are compared first. Both run by turns in one process; the ratio counts, best by CPU time.
 
     python benchmarks/recurrent_step.py --threads 2
 """
@@ -153,7 +154,8 @@ def main() -> None:
             print(f"{name:6} {clock:4} least {min(t[place] for t in taken[name]):.3f} s a step")
         ratios = sorted(b[place] / a[place] for a, b in zip(taken["ours"], taken["plain"], strict=True))
         print(
-            f"ours is {ratios[len(ratios) // 2]:.2f} times faster by {clock} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+            f"ours is {ratios[len(ratios) // 2]:.2f} times faster by {clock} ({ratios[0]:.2f} to "
+            f"{ratios[-1]:.2f})"
         )
     print(environment()["versions"])
 

@@ -1,5 +1,5 @@
-"""What drawing by MACs costs: seconds of CPU to estimate p(choice | MACs), microseconds a draw, how often tries hit their bin, and
-the share of a training step that BestUp's judge adds.
+"""What drawing by MACs costs: seconds of CPU to estimate p(choice | MACs), microseconds a draw, how often
+tries hit their bin, and the share of a training step that BestUp's judge adds.
 
     python benchmarks/sampling.py --space attentive_nas --threads 1
     python benchmarks/sampling.py --space small128 --size 128 --batch 32 --threads 1 --rounds 20
@@ -46,7 +46,8 @@ def report_hits(prior: Prior) -> None:
         prior.tries = tries
         rows = prior.draw(np.random.default_rng(0), 5_000, 1)[:, 0]
         print(
-            f"within {tries} tries {1 - np.mean([row.tobytes() in known for row in rows]):.2%} of 5,000 draws hit their bin"
+            f"within {tries} tries {1 - np.mean([row.tobytes() in known for row in rows]):.2%} of 5,000 "
+            "draws hit their bin"
         )
 
 

@@ -1,10 +1,12 @@
-"""Time and memory of one search step, ours against a network with one module per edge and operation, as reference codes have it.
+"""Time and memory of one search step, ours against a network with one module per edge and operation, as
+reference codes have it.
 
-The plain network is written for this comparison in ordinary torch layers in the default layout. Its weights are copied from ours;
-logits, alpha gradients and weight gradients are compared in float64 first. Both then run by turns in one process, in float32.
-As in reference codes the plain alpha step computes the gradients of the network's weights too and throws them away
-(loss.backward()); --frozen spares it that. CPU time is disturbed less by other processes than the clock, best with one thread.
-Peak memory is that of a fresh process for each that takes two steps.
+The plain network is written for this comparison in ordinary torch layers in the default layout. Its weights
+are copied from ours; logits, alpha gradients and weight gradients are compared in float64 first. Both then
+run by turns in one process, in float32. As in reference codes the plain alpha step computes the gradients of
+the network's weights too and throws them away (loss.backward()); --frozen spares it that. CPU time is
+disturbed less by other processes than the clock, best with one thread. Peak memory is that of a fresh process
+for each that takes two steps.
 
 steps: first       alphas by a validation batch, then weights by a training batch (first order)
        second      the same with DARTS's second-order alphas
@@ -263,7 +265,10 @@ def compare(name: str, memory: dict[str, float], args: argparse.Namespace) -> No
     for place in (0, 1):
         least = {which: min(t[place] for t in taken[which]) for which in running}
         ratios = sorted(b[place] / a[place] for a, b in zip(taken["ours"], taken["plain"], strict=True))
-        line += f"{least['ours']:8.3f} {least['plain']:8.3f} {ratios[len(ratios) // 2]:5.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        line += (
+            f"{least['ours']:8.3f} {least['plain']:8.3f} {ratios[len(ratios) // 2]:5.2f} ({ratios[0]:.2f} "
+            f"to {ratios[-1]:.2f})"
+        )
     print(
         f"{line} {memory['ours']:7.2f} {memory['plain']:6.2f} {memory['plain'] / memory['ours']:5.2f}",
         flush=True,
@@ -300,7 +305,8 @@ def main() -> None:
         return
     print("             CPU seconds a step                  wall seconds a step                 peak GB")
     print(
-        "step            ours    plain ratio (range)        ours    plain ratio (range)        ours  plain ratio"
+        "step            ours    plain ratio (range)        ours    plain ratio (range)        ours  plain "
+        "ratio"
     )
     # First of all: what this process has used by then counts as its children's peak.
     memory = {name: {which: peak(name, which, args) for which in ("ours", "plain")} for name in args.steps}

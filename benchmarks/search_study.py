@@ -2,9 +2,10 @@
 
     python benchmarks/search_study.py --data cifar10.npz --table accuracy_200_epochs.csv --out study --seeds 3
 
-The space and the methods are the published ones; the search network (8 channels, 1 cell a stage), the images (16 px) and their number are
-not, so the numbers compare methods at this scale only. Adam's rate for the architecture is ten times the published one, since there are
-fifteen times fewer steps. Finished searches are not run again.
+The space and the methods are the published ones; the search network (8 channels, 1 cell a stage), the images
+(16 px) and their number are not, so the numbers compare methods at this scale only. Adam's rate for the
+architecture is ten times the published one, since there are fifteen times fewer steps. Finished searches are
+not run again.
 """
 
 import argparse

@@ -1,11 +1,13 @@
-"""The best predicted accuracy under a budget against evaluations and seconds: Optuna's samplers, OFA's evolution, and ours.
+"""The best predicted accuracy under a budget against evaluations and seconds: Optuna's samplers, OFA's
+evolution, and ours.
 
 python benchmarks/selection.py [--measured FOLDER] [--trials 2000] [--seeds 2]
 
-For `ofa_mbv3` the predictor is a Gaussian process of 400 OFA subnets measured on ImageNet (FOLDER, CSV files with columns `Sub-network`
-and `Top-1 Acc (%)`), all at resolution 224, so the search is at 224 as well. For `attentive_nas` nothing is published: the accuracies
-are made up, with effects of every choice and of pairs of choices. OFA's evolution is ours with the paper's settings and without
-seeds; drawing until feasible, as its code does, would cost more. Seconds are CPU time without fitting the predictor.
+For `ofa_mbv3` the predictor is a Gaussian process of 400 OFA subnets measured on ImageNet (FOLDER, CSV files
+with columns `Sub-network` and `Top-1 Acc (%)`), all at resolution 224, so the search is at 224 as well. For
+`attentive_nas` nothing is published: the accuracies are made up, with effects of every choice and of pairs of
+choices. OFA's evolution is ours with the paper's settings and without seeds; drawing until feasible, as its
+code does, would cost more. Seconds are CPU time without fitting the predictor.
 """
 
 import argparse

@@ -1,9 +1,10 @@
 """Time and memory of one sandwich step, ours against plain eager layers as reference code has them.
 
-The plain network is `ofa.subnet.Subnet`, ordinary torch layers in the default layout with swish as an autograd.Function of its own
-that keeps its input, called with the slices of the supernet: the same architectures, weights and images. Losses and gradients
-are compared first. Both then run by turns in one process, without regularisation; the ratios are what counts. CPU time is
-disturbed less by other processes than the clock, best with one thread. Peak memory is that of a fresh process for each.
+The plain network is `ofa.subnet.Subnet`, ordinary torch layers in the default layout with swish as an
+autograd.Function of its own that keeps its input, called with the slices of the supernet: the same
+architectures, weights and images. Losses and gradients are compared first. Both then run by turns in one
+process, without regularisation; the ratios are what counts. CPU time is disturbed less by other processes
+than the clock, best with one thread. Peak memory is that of a fresh process for each.
 
     python benchmarks/supernet_step.py --space attentive_nas --batch 8 --threads 2
 """
@@ -152,7 +153,8 @@ def compare(args: argparse.Namespace) -> None:
             least = min(t[place] for t in taken[name])
             print(f"{name:6} {clock:4} least {least:.2f} s a step, {args.batch / least:.1f} images a second")
         print(
-            f"ours is {ratios[len(ratios) // 2]:.2f} times faster by {clock} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+            f"ours is {ratios[len(ratios) // 2]:.2f} times faster by {clock} ({ratios[0]:.2f} to "
+            f"{ratios[-1]:.2f})"
         )
 
 
@@ -176,7 +178,8 @@ def main() -> None:
         for step in range(2):
             timed(args.only, job, step)
         print(
-            f"{args.only:6} peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.2f} GB"
+            f"{args.only:6} peak memory "
+            f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.2f} GB"
         )
         return
     for name in STEP:

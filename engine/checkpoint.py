@@ -54,12 +54,14 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"Resume state '{path}' cannot be written ({reason}); free some space. The last checkpoint stays."
+                f"Resume state '{path}' cannot be written ({reason}); free some space. The last checkpoint "
+                "stays."
             ) from None
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """A state written by `save_state`, on CPU: `load_state_dict` brings tensors to their device, and Adam's step counts stay there.
+    """A state written by `save_state`, on CPU: `load_state_dict` brings tensors to their device, and Adam's
+    step counts stay there.
 
     Raises:
         UserError: the file is damaged.

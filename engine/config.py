@@ -1,4 +1,5 @@
-"""Configuration: closed, frozen pydantic models; YAML recipes; counts written as 600M; errors as one sentence."""
+"""Configuration: closed, frozen pydantic models; YAML recipes; counts written as 600M; errors as one
+sentence."""
 
 import re
 from importlib.resources import files
@@ -43,7 +44,8 @@ def format_count(value: float, digits: int = 3) -> str:
 
 
 def find_recipe(name: str) -> Path:
-    """The recipe at path `name`, or the packaged one of that name (`ofa/cifar10`, with or without `.yaml`)."""
+    """The recipe at path `name`, or the packaged one of that name (`ofa/cifar10`, with or without
+    `.yaml`)."""
     if Path(name).is_file():
         return Path(name)
     root = Path(str(files("configs")))
@@ -74,7 +76,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_recipe(name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The values of a recipe (`find_recipe`), laid over those of the recipe that it names as its `base`, if it does.
+    """The values of a recipe (`find_recipe`), laid over those of the recipe that it names as its `base`, if
+    it does.
 
     Raises:
         UserError: one of them cannot be found or read, or they are each other's base.
@@ -90,7 +93,8 @@ def read_recipe(name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`, section by section. A section whose `name` changes starts empty: its fields are others."""
+    """`over` laid on `base`, section by section. A section whose `name` changes starts empty: its fields are
+    others."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
@@ -103,7 +107,8 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def over_defaults(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
-    """`values` whose sections are laid over the sections' defaults, so that a section may leave out its `name`."""
+    """`values` whose sections are laid over the sections' defaults, so that a section may leave out its
+    `name`."""
     defaults = {name: field.get_default() for name, field in model.model_fields.items()}
     sections = {
         name: default.model_dump()
@@ -130,7 +135,8 @@ def validate(model: type[C], values: Any, source: str, flags: dict[str, Any] | N
     """`values` as a `model`.
 
     Raises:
-        UserError: one sentence about what is wrong, naming `source`, or the command line for what came from `flags`.
+        UserError: one sentence about what is wrong, naming `source`, or the command line for what came from
+            `flags`.
     """
     try:
         return model.model_validate(values)
@@ -143,7 +149,8 @@ def validate(model: type[C], values: Any, source: str, flags: dict[str, Any] | N
 
 
 def explain(error: ValidationError, model: type[BaseModel], has_flags: bool = False) -> tuple[list[str], str]:
-    """Where a validation error is and one sentence: about an unknown field if there is one, since that is why another is missing."""
+    """Where a validation error is and one sentence: about an unknown field if there is one, since that is why
+    another is missing."""
     complaints = error.errors()
     first = next((c for c in complaints if c["type"] == "extra_forbidden"), complaints[0])
     path, siblings = _locate(model, first["loc"])
@@ -167,7 +174,8 @@ def explain(error: ValidationError, model: type[BaseModel], has_flags: bool = Fa
 
 
 def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
-    """A pydantic location without the tags of unions, and the fields among which its last part was looked for."""
+    """A pydantic location without the tags of unions, and the fields among which its last part was looked
+    for."""
     models: list[type[BaseModel]] = [model]
     path: list[str] = []
     for depth, part in enumerate(location):

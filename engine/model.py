@@ -1,4 +1,5 @@
-"""model.json of a run that was trained on images: what its weights belong to; and those images again, for later stages."""
+"""model.json of a run that was trained on images: what its weights belong to; and those images again, for
+later stages."""
 
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,16 @@ def facts(data: Data) -> dict[str, Any]:
 
 
 def keep_model(path: Path, model: ImageModel, what: str) -> None:
-    """Write model.json, or check that a resumed run still has the `what` and the data that it was started with.
+    """Write model.json, or check that a resumed run still has the `what` and the data that it was started
+    with.
 
     Raises:
         UserError: it has not.
     """
     if path.exists() and validate(type(model), read_json(path), str(path)) != model:
         raise UserError(
-            f"The {what} or the images of run '{path.parent}' changed since it was started; restore them or use --overwrite."
+            f"The {what} or the images of run '{path.parent}' changed since it was started; restore them or "
+            "use --overwrite."
         )
     write_json(path, model.model_dump(mode="json"))
 
@@ -71,6 +74,7 @@ def open_images(run: Run, model: ImageModel, device: torch.device, images: Path 
     data = load_data(source.data, device, source.seed)
     if (tuple(data.classes), tuple(data.mean), tuple(data.std)) != (model.classes, model.mean, model.std):
         raise UserError(
-            f"The images of run '{run.path}' are not those it was trained on (classes or pixels changed); restore them or train again."
+            f"The images of run '{run.path}' are not those it was trained on (classes or pixels changed); "
+            "restore them or train again."
         )
     return data

@@ -37,7 +37,8 @@ def to_proto(
 
     Args:
         module: what to export; it is not changed.
-        example: an input, such as (N, C, H, W); with `any_batch` of two or more images, since one would be taken for the only size.
+        example: an input, such as (N, C, H, W); with `any_batch` of two or more images, since one would be
+            taken for the only size.
         any_batch: whether the first axis is free; else it is that of `example`.
         output: name of the output; the input is `image`.
         opset: at least 18: below that torch writes 18 without an error.
@@ -54,7 +55,8 @@ def traced(
     free: Any,
     opset: int = OPSET,
 ) -> onnx.ModelProto:
-    """`module` (eval mode) as it is. free: which axes of the inputs may change, as torch.export's `dynamic_shapes`."""
+    """`module` (eval mode) as it is. free: which axes of the inputs may change, as torch.export's
+    `dynamic_shapes`."""
     assert opset >= OPSET, f"the exporter does not write opset {opset}"
     with _quiet():
         program = torch.onnx.export(
@@ -85,9 +87,11 @@ def set_metadata(model: onnx.ModelProto, metadata: dict[str, Any]) -> None:
 
 
 def fold_batch_norm(module: nn.Module) -> nn.Module:
-    """A contiguous copy of `module` whose convolutions carry the BatchNorm that follows them in the same nn.Sequential.
+    """A contiguous copy of `module` whose convolutions carry the BatchNorm that follows them in the same
+    nn.Sequential.
 
-    Only there is it sure that it follows, in any network; what this leaves, torch's exporter folds in the graph, which takes longer.
+    Only there is it sure that it follows, in any network; what this leaves, torch's exporter folds in the
+    graph, which takes longer.
     """
     folded = copy.deepcopy(module).to(memory_format=torch.contiguous_format)
     uses = Counter(id(m) for _, m in folded.named_modules(remove_duplicate=False))

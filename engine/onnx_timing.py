@@ -1,9 +1,12 @@
-"""Time ONNX files on this machine. Stand-alone: needs Python 3.8, numpy and onnxruntime, nothing else; made to be copied to a device.
+"""Time ONNX files on this machine. Stand-alone: needs Python 3.8, numpy and onnxruntime, nothing else; made
+to be copied to a device.
 
-    python bench.py            in the folder with manifest.json; writes latency.csv there, and continues one that was interrupted
+    python bench.py            in the folder with manifest.json; writes latency.csv there, and continues one
+    that was interrupted
 
-Every round visits all items in a new random order, each in a new session: slow drifts of the machine, and where a session's memory
-happens to lie, become differences between rounds, which are seen, instead of differences between items, which would be believed.
+Every round visits all items in a new random order, each in a new session: slow drifts of the machine, and
+where a session's memory happens to lie, become differences between rounds, which are seen, instead of
+differences between items, which would be believed.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ WARM_UP, AT_LEAST, AT_MOST = 3, 8, 200
 def open_session(
     path: Path, shape: list[int], threads: int, profile: Path | None = None
 ) -> ort.InferenceSession:
-    """A session for this input shape alone: free dimensions `batch` and `side` are pinned before the graph is optimised.
+    """A session for this input shape alone: free dimensions `batch` and `side` are pinned before the graph is
+    optimised.
 
     profile: how the name of the file starts into which onnxruntime writes what it spends on each node.
     """
@@ -64,7 +68,8 @@ def random_input(session: ort.InferenceSession, shape: list[int]) -> np.ndarray:
 
 
 def time_item(path: Path, shape: list[int], threads: int, seconds: float) -> tuple[list[float], list[float]]:
-    """(wall, cpu) milliseconds of each run. With one thread, cpu is that of this thread, which computes; with more, of the process."""
+    """(wall, cpu) milliseconds of each run. With one thread, cpu is that of this thread, which computes; with
+    more, of the process."""
     session = open_session(path, shape, threads)
     binding = session.io_binding()
     binding.bind_cpu_input(session.get_inputs()[0].name, random_input(session, shape))
@@ -96,7 +101,8 @@ def finished(path: Path) -> set[tuple[str, int]]:
 def bench(
     folder: Path, out: Path, rounds: int, threads: int, seconds: float, advance: Callable[[], None]
 ) -> None:
-    """Append what is missing of `rounds` rounds over the items of folder/manifest.json to the CSV `out`; advance() after each."""
+    """Append what is missing of `rounds` rounds over the items of folder/manifest.json to the CSV `out`;
+    advance() after each."""
     items = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["items"]
     done = finished(out)
     with out.open("a", newline="", encoding="utf-8") as file:

@@ -11,7 +11,8 @@ from engine.config import Config
 
 
 class Exponential(Config):
-    """BigNAS (2020, arXiv:2003.11142): exponential decay, then constant once it reaches `floor` of the start."""
+    """BigNAS (2020, arXiv:2003.11142): exponential decay, then constant once it reaches `floor` of the
+    start."""
 
     name: Literal["exponential"] = "exponential"
     floor: float = Field(0.05, gt=0, le=1, description="constant end, as a fraction of the start")
@@ -19,7 +20,9 @@ class Exponential(Config):
         0.65,
         gt=0,
         le=1,
-        description="fraction of training at which it is reached (BigNAS: 0.97 every 2.4 of 360 epochs, 0.65)",
+        description=(
+            "fraction of training at which it is reached (BigNAS: 0.97 every 2.4 of 360 epochs, 0.65)"
+        ),
     )
 
 
@@ -53,7 +56,8 @@ class SGD(Config):
 
 
 def learning_rate(config: SGD, step: int, total: int, warmup: int) -> float:
-    """Learning rate of `step` (from 0) out of `total`, of which the first `warmup` climb linearly to `config.lr`."""
+    """Learning rate of `step` (from 0) out of `total`, of which the first `warmup` climb linearly to
+    `config.lr`."""
     if step < warmup:
         return config.lr * (step + 1) / warmup
     done = (step - warmup) / max(total - warmup, 1)
@@ -65,7 +69,8 @@ def learning_rate(config: SGD, step: int, total: int, warmup: int) -> float:
 
 
 def build_sgd(config: SGD, model: nn.Module) -> torch.optim.SGD:
-    """The optimiser, with two groups: weights of layers, which are decayed, and BatchNorm and biases (one axis)."""
+    """The optimiser, with two groups: weights of layers, which are decayed, and BatchNorm and biases (one
+    axis)."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},

@@ -1,4 +1,5 @@
-"""Run folders: how stages hand results to each other. Every write goes to a temporary name first and is then renamed."""
+"""Run folders: how stages hand results to each other. Every write goes to a temporary name first and is then
+renamed."""
 
 import contextlib
 import json
@@ -127,7 +128,8 @@ class Run:
                     self._board.add_scalar(prefix + name, value, point["step"])
 
     def mirror_to_tensorboard(self, writer: Any) -> None:
-        """From now on `log` also writes TensorBoard events, in tensorboard/. writer: what `tensorboard_writer` returned."""
+        """From now on `log` also writes TensorBoard events, in tensorboard/. writer: what
+        `tensorboard_writer` returned."""
         self._board = writer(self.path / "tensorboard")
 
     def forget_after(self, step: int) -> None:
@@ -147,7 +149,8 @@ class Run:
         """Create the folder, or continue in it. facts: what env.json says beside the environment.
 
         Raises:
-            UserError: it holds something already and neither flag allows that, its configuration differs, or it cannot be written.
+            UserError: it holds something already and neither flag allows that, its configuration differs, or
+                it cannot be written.
         """
         if resume and overwrite:
             raise UserError("--resume continues a run and --overwrite replaces it; give one of them.")
@@ -158,7 +161,8 @@ class Run:
             strange = {name for name in found - RUN_FILES if not name.startswith(".")}
             if strange and not {"config.yaml", "env.json"} <= found:
                 raise UserError(
-                    f"Folder '{path}' holds files that are not a run, such as {min(strange)}; choose another with --out."
+                    f"Folder '{path}' holds files that are not a run, such as {min(strange)}; choose another "
+                    "with --out."
                 )
             if "config.yaml" in found and not overwrite:
                 run._check_same(values, resume)
@@ -180,19 +184,22 @@ class Run:
                 "a finished run; add" if self.finished else "an unfinished run; add --resume to continue it,"
             )
             raise UserError(
-                f"Folder '{self.path}' already holds {state} --overwrite to replace it, or choose another with --out."
+                f"Folder '{self.path}' already holds {state} --overwrite to replace it, or choose another "
+                "with --out."
             )
         for name, value in values.items():
             before = self.config.get(name)
             if name not in MAY_DIFFER and before != value:
                 raise UserError(
-                    f"Run '{self.path}' was started with {name} = {before}, not {value}; resume it with the same "
+                    f"Run '{self.path}' was started with {name} = {before}, not {value}; resume it with the "
+                    "same "
                     "configuration, or choose another folder with --out."
                 )
 
     @classmethod
     def open(cls, path: Path, flag: str = "--run", command: str = "ofa.train") -> "Run":
-        """A finished run, to be read by a later stage. flag, command: what an error says that names it and makes it.
+        """A finished run, to be read by a later stage. flag, command: what an error says that names it and
+        makes it.
 
         Raises:
             UserError: there is none, or it is not finished.
@@ -200,11 +207,13 @@ class Run:
         run = cls(path)
         if not (path / "config.yaml").exists():
             raise UserError(
-                f"'{path}' is not a run folder; train one with python -m {command} --out {path}, or name another with {flag}."
+                f"'{path}' is not a run folder; train one with python -m {command} --out {path}, or name "
+                f"another with {flag}."
             )
         if not run.finished:
             raise UserError(
-                f"Run '{path}' is not finished; continue it with python -m {command} --config {path}/config.yaml --out {path} --resume."
+                f"Run '{path}' is not finished; continue it with python -m {command} --config "
+                f"{path}/config.yaml --out {path} --resume."
             )
         return run
 
@@ -219,7 +228,8 @@ def tensorboard_writer() -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError(
-            "TensorBoard is not installed; run pip install 'ofa-toolkit[tensorboard]', or leave out --tensorboard."
+            "TensorBoard is not installed; run pip install 'ofa-toolkit[tensorboard]', or leave out "
+            "--tensorboard."
         ) from None
     return SummaryWriter
 

@@ -1,7 +1,8 @@
 """Random streams that are named, not shared.
 
-Every draw comes from a generator seeded by (run seed, what for, epoch or step). Nothing has to be saved to resume, the
-order in which streams are consumed does not matter, and a run resumed at step 500 draws what an uninterrupted one draws.
+Every draw comes from a generator seeded by (run seed, what for, epoch or step). Nothing has to be saved to
+resume, the order in which streams are consumed does not matter, and a run resumed at step 500 draws what an
+uninterrupted one draws.
 """
 
 import hashlib
@@ -11,7 +12,8 @@ import torch
 
 
 def derive(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed for one purpose: `derive(0, "crop", 17)`. Stable across processes, platforms and versions."""
+    """A 63-bit seed for one purpose: `derive(0, "crop", 17)`. Stable across processes, platforms and
+    versions."""
     digest = hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

@@ -1,7 +1,9 @@
-"""What every command that trains shares: its settings, its start by one or several processes, and the loop over epochs.
+"""What every command that trains shares: its settings, its start by one or several processes, and the loop
+over epochs.
 
-A run that is interrupted and resumed ends with the same weights as one that is not: whatever a step draws comes from the run's
-seed and the step, and everything else is in state.pt. Losses stay on the device and are looked at every few steps only.
+A run that is interrupted and resumed ends with the same weights as one that is not: whatever a step draws
+comes from the run's seed and the step, and everything else is in state.pt. Losses stay on the device and are
+looked at every few steps only.
 """
 
 from collections.abc import Callable, Iterable
@@ -60,7 +62,8 @@ class TrainingCommand(Command):
         size = started()[1]
         if self.ranks not in (None, size):
             raise UserError(
-                f"This run is trained by {self.ranks} processes, but {size} started; start it with torchrun --nproc-per-node "
+                f"This run is trained by {self.ranks} processes, but {size} started; start it with torchrun "
+                "--nproc-per-node "
                 f"{self.ranks} -m {self.module}, or give --ranks {size} and another --out."
             )
         with join(self.device) as (ranks, device):
@@ -97,8 +100,10 @@ class TrainingCommand(Command):
             )
             if before != ranks.size:
                 raise UserError(
-                    f"Run '{self.out}' is trained by {before} processes, not {ranks.size}, and others would draw differently; resume it "
-                    f"with torchrun --nproc-per-node {before} -m {self.module}, or choose another folder with --out."
+                    f"Run '{self.out}' is trained by {before} processes, not {ranks.size}, and others would "
+                    "draw differently; resume it "
+                    f"with torchrun --nproc-per-node {before} -m {self.module}, or choose another folder "
+                    "with --out."
                 )
             facts = {"rank_seeds": [ranks.seed(self.seed, rank) for rank in range(ranks.size)]}
             run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite, facts=facts)
@@ -114,7 +119,8 @@ class TrainingCommand(Command):
 
 
 class Training:
-    """The state of a training run: weights, optimiser, number of steps done. A child says what a step and an evaluation are.
+    """The state of a training run: weights, optimiser, number of steps done. A child says what a step and an
+    evaluation are.
 
     Args:
         command: its settings.
@@ -191,7 +197,8 @@ class Training:
                 self.save()
                 if self.ranks.any(stop.requested) and not last:
                     print(
-                        f"stopped at step {self.step} of {self.total}; continue with the same command and --resume"
+                        f"stopped at step {self.step} of {self.total}; continue with the same command and "
+                        "--resume"
                     )
                     return 130
             if self.ranks.first:
@@ -199,7 +206,8 @@ class Training:
         return 0
 
     def log(self, epoch: int) -> str:
-        """Look at the losses since the last look: one host synchronisation. Returns a note for the progress bar.
+        """Look at the losses since the last look: one host synchronisation. Returns a note for the progress
+        bar.
 
         Raises:
             UserError: one of them is not finite.
@@ -230,7 +238,8 @@ class Training:
     def diverged(self, what: str, step: int) -> NoReturn:
         """Say at which step, and what to do."""
         raise UserError(
-            f"The {what} not finite at step {step} (epoch {step // self.steps + 1}); start again with {self.remedy(step)}. "
+            f"The {what} not finite at step {step} (epoch {step // self.steps + 1}); start again with "
+            f"{self.remedy(step)}. "
             f"The last good checkpoint stays in '{self.folder.path}'."
         )
 
@@ -263,7 +272,8 @@ class Training:
             print(f"resumed at step {self.step} of {self.total}")
         if self.ranks.total([self.step]) != [self.step * self.ranks.size]:
             raise UserError(
-                f"Not every process sees the checkpoint in '{self.folder.path}'; --out must be a folder that all machines share."
+                f"Not every process sees the checkpoint in '{self.folder.path}'; --out must be a folder that "
+                "all machines share."
             )
 
 

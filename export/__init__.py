@@ -1,4 +1,5 @@
-"""From a chosen network to a file that a device runs, proved equal to the torch model. `export.to_onnx` does it for any classifier."""
+"""From a chosen network to a file that a device runs, proved equal to the torch model. `export.to_onnx` does
+it for any classifier."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,5 @@
-"""`export.to_onnx(module, path, target=...)`: any torch image classifier (torchvision's, timm's, yours) as a verified file."""
+"""`export.to_onnx(module, path, target=...)`: any torch image classifier (torchvision's, timm's, yours) as a
+verified file."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -33,7 +34,8 @@ def to_onnx(
     max_drop: float = 0.5,
     facts: dict[str, Any] | None = None,
 ) -> Manifest:
-    """Write `module` as `path` for a target, compare the file with torch, and write what is known beside it as .json.
+    """Write `module` as `path` for a target, compare the file with torch, and write what is known beside it
+    as .json.
 
         export.to_onnx(timm.create_model("mobilenetv3_small_100").eval(), "small.onnx")
 
@@ -41,8 +43,10 @@ def to_onnx(
         module: a classifier in eval mode, float32: (N, C, H, W) to logits (N, K). It is not changed.
         path: the file; its ending must be that of the target (.onnx or .ort).
         target: a name of `python -m export.targets`, or a Target.
-        example: one image or more, (N, C, H, W), to know the size from; none: the images', what timm says, or 3 x 224 x 224.
-        images: normalised images to verify on, and for int8 to calibrate on; none: random numbers, not for int8.
+        example: one image or more, (N, C, H, W), to know the size from; none: the images', what timm says, or
+            3 x 224 x 224.
+        images: normalised images to verify on, and for int8 to calibrate on; none: random numbers, not for
+            int8.
         labels: their classes (N,); without them, agreeing with torch counts as accuracy.
         classes: names of the outputs.
         bake: put normalisation, and softmax, into the graph; the file then takes uint8 pixels.
@@ -50,7 +54,8 @@ def to_onnx(
         facts: more for the manifest and the file's metadata.
 
     Raises:
-        UserError: the module cannot be exported, or the file is not as good as the module; then there is no file.
+        UserError: the module cannot be exported, or the file is not as good as the module; then there is no
+            file.
     """
     path, target = Path(path), find_target(target) if isinstance(target, str) else target
     if path.suffix != f".{target.format}":
@@ -98,7 +103,8 @@ def _subject(
     reference = refer(whole, batches)
     if classes is not None and len(classes) != reference.output_NK.shape[1]:
         raise UserError(
-            f"There are {len(classes)} names of classes, but the network has {reference.output_NK.shape[1]} outputs."
+            f"There are {len(classes)} names of classes, but the network has {reference.output_NK.shape[1]} "
+            "outputs."
         )
     known = {
         "classes": None if classes is None else list(classes),

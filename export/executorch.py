@@ -1,6 +1,8 @@
-"""Networks as ExecuTorch programs (.pte) that XNNPACK runs: for apps on Android and iOS that use torch's own runtime.
+"""Networks as ExecuTorch programs (.pte) that XNNPACK runs: for apps on Android and iOS that use torch's own
+runtime.
 
-Needs `pip install 'ofa-toolkit[executorch]'`. The file takes one image; its manifest is `<subnet>.executorch.json`.
+Needs `pip install 'ofa-toolkit[executorch]'`. The file takes one image; its manifest is
+`<subnet>.executorch.json`.
 """
 
 import importlib.util
@@ -29,7 +31,8 @@ from ofa.trained import RunCommand
 
 
 class ExecuTorch(RunCommand):
-    """Write networks as .pte files for ExecuTorch with XNNPACK (float32, one image), each compared with torch before it is kept.
+    """Write networks as .pte files for ExecuTorch with XNNPACK (float32, one image), each compared with torch
+    before it is kept.
 
     examples:
       python -m export.executorch --selected 600M
@@ -72,7 +75,8 @@ class ExecuTorch(RunCommand):
 
 
 def write_pte(subject: Subject, path: Path) -> tuple[Parity, str]:
-    """The network as `path` with its manifest beside it, if its logits are torch's; the comparison, and a complaint or nothing.
+    """The network as `path` with its manifest beside it, if its logits are torch's; the comparison, and a
+    complaint or nothing.
 
     Raises:
         UserError: ExecuTorch is not installed.

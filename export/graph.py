@@ -22,7 +22,8 @@ OPERATORS = ".required_operators.config"  # beside an .ort file
 def plain_operators(model: onnx.ModelProto) -> None:
     """HardSwish and HardSigmoid as Add, Clip and Mul, and means over a map as GlobalAveragePool, in place.
 
-    hard_sigmoid(x) = alpha * clip(x + beta / alpha, 0, 1 / alpha): relu6(x + 3) / 6 with torch's alpha of 1/6 and beta of 1/2.
+    hard_sigmoid(x) = alpha * clip(x + beta / alpha, 0, 1 / alpha): relu6(x + 3) / 6 with torch's alpha of 1/6
+    and beta of 1/2.
     """
     graph, nodes = model.graph, []
     for node in graph.node:
@@ -117,7 +118,8 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def write_ort(onnx_path: Path, path: Path) -> None:
-    """`onnx_path` as an .ort file for ARM at `path`, and the list of its operators as `path`.required_operators.config."""
+    """`onnx_path` as an .ort file for ARM at `path`, and the list of its operators as
+    `path`.required_operators.config."""
     from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
 
     with silent():
@@ -135,7 +137,8 @@ def write_ort(onnx_path: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """onnxruntime's tools print, log and warn about their own steps, and name files of this machine: nothing a user can act on."""
+    """onnxruntime's tools print, log and warn about their own steps, and name files of this machine: nothing
+    a user can act on."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

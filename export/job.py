@@ -19,7 +19,8 @@ def subject_of(
     images: int | None,
     calibration_images: int,
 ) -> Subject:
-    """The network called `name`, judged on the first `images` validation images (all if None); with training images for 8 bits, if any."""
+    """The network called `name`, judged on the first `images` validation images (all if None); with training
+    images for 8 bits, if any."""
 
     def inputs(x: torch.Tensor) -> Array:
         return (bake.pixels(x) if bake else x).numpy()

@@ -1,4 +1,5 @@
-"""What is known about an exported file: beside it as `<name>.json`, and in its own metadata. `docs/export.md` lists the keys."""
+"""What is known about an exported file: beside it as `<name>.json`, and in its own metadata. `docs/export.md`
+lists the keys."""
 
 import hashlib
 from pathlib import Path
@@ -25,7 +26,8 @@ class Tensor(BaseModel):
 
 
 class Accuracy(BaseModel):
-    """Top-1 in [0, 1] on `images` images of `split`: of the torch module, and of this file. predicted: what selection expected."""
+    """Top-1 in [0, 1] on `images` images of `split`: of the torch module, and of this file. predicted: what
+    selection expected."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -83,7 +85,8 @@ def digest(path: Path) -> str:
 
 
 def read_manifest(path: Path, check: bool = True) -> Manifest:
-    """The manifest of the model file `path`; with `check`, only if the file is, byte for byte, what was verified.
+    """The manifest of the model file `path`; with `check`, only if the file is, byte for byte, what was
+    verified.
 
     Raises:
         UserError: the file or its manifest is missing, or damaged.
@@ -93,18 +96,21 @@ def read_manifest(path: Path, check: bool = True) -> Manifest:
     beside = manifest_path(path)
     if not beside.is_file():
         raise UserError(
-            f"'{path}' has no manifest '{beside.name}' beside it; copy that too, or export again with python -m export.onnx."
+            f"'{path}' has no manifest '{beside.name}' beside it; copy that too, or export again with python "
+            "-m export.onnx."
         )
     manifest = validate(Manifest, read_json(beside), str(beside))
     if check:
         size = path.stat().st_size
         if size != manifest.bytes:
             raise UserError(
-                f"'{path}' has {size} bytes, but {manifest.bytes} were verified; it is truncated or changed: copy it again."
+                f"'{path}' has {size} bytes, but {manifest.bytes} were verified; it is truncated or changed: "
+                "copy it again."
             )
         if digest(path) != manifest.sha256:
             raise UserError(
-                f"'{path}' is not, byte for byte, the file that was verified (SHA-256 differs); copy it or export it again."
+                f"'{path}' is not, byte for byte, the file that was verified (SHA-256 differs); copy it or "
+                "export it again."
             )
     return manifest
 
@@ -118,6 +124,7 @@ def exported(folder: Path) -> list[Path]:
     paths = [path for path in folder.glob("*") if path.suffix in SUFFIXES and manifest_path(path).is_file()]
     if not paths:
         raise UserError(
-            f"Folder '{folder}' holds no exported file with its manifest; write one with python -m export.onnx."
+            f"Folder '{folder}' holds no exported file with its manifest; write one with python -m "
+            "export.onnx."
         )
     return sorted(paths, key=lambda path: (read_manifest(path, check=False).macs, path.name))

@@ -1,4 +1,5 @@
-"""BatchNorms that torch's exporter leaves in a graph, since no convolution alone precedes them, folded or written as arithmetic."""
+"""BatchNorms that torch's exporter leaves in a graph, since no convolution alone precedes them, folded or
+written as arithmetic."""
 
 from collections import Counter
 
@@ -13,8 +14,8 @@ from export.graph import Array, make, replace_nodes
 def fold_norms(model: onnx.ModelProto) -> None:
     """No BatchNormalization is left in the graph, which is changed in place.
 
-    One behind a concatenation of convolutions (the factorized reduction of DARTS) goes into those; any other becomes a multiplication
-    and an addition, which every runtime has.
+    One behind a concatenation of convolutions (the factorized reduction of DARTS) goes into those; any other
+    becomes a multiplication and an addition, which every runtime has.
     """
     graph = model.graph
     if all(node.op_type != "BatchNormalization" for node in graph.node):
@@ -55,7 +56,8 @@ def _affine(
 def _joined_convs(
     joined: NodeProto | None, makers: dict[str, NodeProto], uses: "Counter[str]"
 ) -> list[NodeProto]:
-    """The convolutions whose outputs a node concatenates along the channels, if there is nothing else in it and nobody else reads them."""
+    """The convolutions whose outputs a node concatenates along the channels, if there is nothing else in it
+    and nobody else reads them."""
     if (
         joined is None
         or joined.op_type != "Concat"

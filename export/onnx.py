@@ -1,4 +1,5 @@
-"""Write chosen networks as files for devices, each proved equal to its torch model before it gets its name."""
+"""Write chosen networks as files for devices, each proved equal to its torch model before it gets its
+name."""
 
 from pathlib import Path
 
@@ -23,13 +24,14 @@ from ofa.trained import RunCommand, run_flag
 class Export(RunCommand):
     """Write networks as ONNX: BatchNorm folded, one file each, input `image`, output `logits`.
 
-    A run of ofa.train gives subnets; one of oneshot.retrain, or one that trained an architecture alone, gives that network; a recurrent
-    cell becomes a step: `tokens` and `hidden` in, `logits` and `next` out. Every file
-    is compared with the torch model in onnxruntime on validation images before it is kept; one that differs is not. The exit status is 1
-    if any fails. What a device must do with an image is in the file's metadata, and in the .json beside it.
+    A run of ofa.train gives subnets; one of oneshot.retrain, or one that trained an architecture alone, gives
+    that network; a recurrent cell becomes a step: `tokens` and `hidden` in, `logits` and `next` out. Every
+    file is compared with the torch model in onnxruntime on validation images before it is kept; one that
+    differs is not. The exit status is 1 if any fails. What a device must do with an image is in the file's
+    metadata, and in the .json beside it.
 
-    For 8 bits (--target cpu-int8) ranges are calibrated on training images; layers stay in float32 until no more than --max-drop points of
-    top-1 are lost.
+    For 8 bits (--target cpu-int8) ranges are calibrated on training images; layers stay in float32 until no
+    more than --max-drop points of top-1 are lost.
 
     examples:
       python -m export.onnx                              every subnet that predictors.select chose, for CPUs
@@ -98,13 +100,15 @@ class Export(RunCommand):
         show(table)
         print(f"written to {self.run / 'export'}")
         print(
-            f"top-1 on validation images; ms here: one image with {torch.get_num_threads()} thread(s) of this CPU"
+            f"top-1 on validation images; ms here: one image with {torch.get_num_threads()} thread(s) of "
+            "this CPU"
         )
         if source.searchable:
             print(f"next: python -m predictors.report{run_flag(self.run)}")
         else:
             print(
-                f"next: python -m export.benchmark {self.run / 'export' / targets[0].file_name(choices[0].name)}"
+                "next: python -m export.benchmark "
+                f"{self.run / 'export' / targets[0].file_name(choices[0].name)}"
             )
         return 1 if failed else 0
 
@@ -114,14 +118,17 @@ class Export(RunCommand):
         if given or self.target != "cpu":
             name = (given or ["target"])[0].replace("_", "-")
             raise UserError(
-                f"Run '{self.run}' is a recurrent cell, which is exported as one step on words; leave out --{name}."
+                f"Run '{self.run}' is a recurrent cell, which is exported as one step on words; leave out "
+                f"--{name}."
             )
         written = export_step(self.run, self.data)
         print(
-            f"{written.path}: {written.path.stat().st_size / 1e6:.2f} MB; {written.words} words of validation text"
+            f"{written.path}: {written.path.stat().st_size / 1e6:.2f} MB; {written.words} words of "
+            "validation text"
         )
         print(
-            f"largest difference of logits from torch: {written.relative_error:.1e} of the largest; {written.complaint or 'equal'}"
+            f"largest difference of logits from torch: {written.relative_error:.1e} of the largest; "
+            f"{written.complaint or 'equal'}"
         )
         return 1 if written.complaint else 0
 

@@ -1,7 +1,9 @@
-"""Exported files in OpenVINO, compared with onnxruntime. OpenVINO reads .onnx as it is, so there is no file of its own to write.
+"""Exported files in OpenVINO, compared with onnxruntime. OpenVINO reads .onnx as it is, so there is no file
+of its own to write.
 
-Needs `pip install 'ofa-toolkit[openvino]'`. On CPUs with bfloat16 OpenVINO computes in that unless told not to: a difference of a percent
-then says nothing about the file. So the comparison asks for float32, and reports the default beside it.
+Needs `pip install 'ofa-toolkit[openvino]'`. On CPUs with bfloat16 OpenVINO computes in that unless told not
+to: a difference of a percent then says nothing about the file. So the comparison asks for float32, and
+reports the default beside it.
 """
 
 import importlib.util
@@ -24,7 +26,8 @@ INT8_TOLERANCE = 0.1  # two runtimes round differently at each layer: here 1 to 
 
 
 class OpenVINO(Command):
-    """Run exported .onnx files in OpenVINO on this CPU and compare the outputs with onnxruntime's, on random inputs.
+    """Run exported .onnx files in OpenVINO on this CPU and compare the outputs with onnxruntime's, on random
+    inputs.
 
     examples:
       python -m export.openvino runs/supernet/export/600M.onnx

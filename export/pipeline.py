@@ -1,4 +1,5 @@
-"""From a torch module to a file for one target, proved before it gets its name. `export.to_onnx` and `python -m export.onnx` share it."""
+"""From a torch module to a file for one target, proved before it gets its name. `export.to_onnx` and `python
+-m export.onnx` share it."""
 
 import tempfile
 from collections.abc import Sequence
@@ -99,14 +100,16 @@ class Written(NamedTuple):
 
 
 def write_file(subject: Subject, target: Target, path: Path, max_drop: float) -> Written:
-    """The file for `target` at `path` with its manifest beside it, if it passes; an older one is removed if it does not.
+    """The file for `target` at `path` with its manifest beside it, if it passes; an older one is removed if
+    it does not.
 
     Raises:
         UserError: torch cannot export the module.
     """
     if manifest_path(path).exists() and not is_manifest(manifest_path(path)):
         raise UserError(
-            f"'{manifest_path(path)}' is not a manifest of ours, and would be replaced by one; choose another name than {path.name}."
+            f"'{manifest_path(path)}' is not a manifest of ours, and would be replaced by one; choose "
+            f"another name than {path.name}."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -173,7 +176,8 @@ def _export(subject: Subject, target: Target, output: str) -> onnx.ModelProto:
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             name = type(subject.module).__name__
             raise UserError(
-                f"torch cannot export {name} as ONNX: {reason}; its forward must not depend on the values of the image."
+                f"torch cannot export {name} as ONNX: {reason}; its forward must not depend on the values of "
+                "the image."
             ) from None
     model = onnx.ModelProto()
     model.CopyFrom(subject.graphs[key])

@@ -1,7 +1,9 @@
-"""Static 8-bit quantisation that keeps its accuracy: activations unsigned, weights signed with one scale per channel (QDQ).
+"""Static 8-bit quantisation that keeps its accuracy: activations unsigned, weights signed with one scale per
+channel (QDQ).
 
-Ranges are those seen on training images (smallest and largest). If top-1 on validation images falls by more than allowed, the layers
-that hurt most stay in float32: each layer is quantised alone, and the one that leaves the least signal-to-noise in the logits goes first.
+Ranges are those seen on training images (smallest and largest). If top-1 on validation images falls by more
+than allowed, the layers that hurt most stay in float32: each layer is quantised alone, and the one that
+leaves the least signal-to-noise in the logits goes first.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -77,14 +79,16 @@ def quantize(
         return Quantized(*tried[count], len(work.layers), tuple(ranked[:count]), "")
     best = min(tried, key=lambda k: tried[k][1])
     sentence = (
-        f"loses {tried[0][1]:.2f} points of top-1 in 8 bits, and still {tried[best][1]:.2f} with the {best} worst of "
+        f"loses {tried[0][1]:.2f} points of top-1 in 8 bits, and still {tried[best][1]:.2f} with the {best} "
+        "worst of "
         f"{len(work.layers)} layers in float32 (limit {max_drop:g})"
     )
     return Quantized(*tried[best], len(work.layers), tuple(ranked[:best]), sentence)
 
 
 def fewest(holds: Callable[[int], bool], most: int) -> int:
-    """A small count from 1 to `most` that holds: doubled until one does, then halved towards the last that did not; `most` + 1 if none.
+    """A small count from 1 to `most` that holds: doubled until one does, then halved towards the last that
+    did not; `most` + 1 if none.
 
     Accuracy is not monotonic, so it need not be the smallest.
     """

@@ -1,7 +1,8 @@
 """A trained recurrent cell as an ONNX file: one word at a time, with the hidden state handed in and out.
 
-Inputs `tokens` int64 (1, B) and `hidden` float32 (1, B, H), zeros before the first word; outputs `logits` (1, B, V) for the word that
-follows and `next`, the next `hidden`. Proved on validation text, step after step, before the file gets its name.
+Inputs `tokens` int64 (1, B) and `hidden` float32 (1, B, H), zeros before the first word; outputs `logits` (1,
+B, V) for the word that follows and `next`, the next `hidden`. Proved on validation text, step after step,
+before the file gets its name.
 """
 
 import tempfile
@@ -46,7 +47,8 @@ def is_language(run: Path) -> bool:
 
 
 def export_step(run: Path, moved: Located | None = None) -> WrittenStep:
-    """export/cell.onnx, its words in cell.txt (line i is token i) and what it is in cell.json. moved: where the text is now.
+    """export/cell.onnx, its words in cell.txt (line i is token i) and what it is in cell.json. moved: where
+    the text is now.
 
     Raises:
         UserError: the run or its text is missing or damaged.
@@ -62,7 +64,9 @@ def export_step(run: Path, moved: Located | None = None) -> WrittenStep:
         "hidden": trained.model.hidden,
         "words": len(trained.model.vocabulary),
         "inputs": "tokens int64 (1, B), hidden float32 (1, B, H), zeros at first",
-        "outputs": "logits float32 (1, B, V) of the next word, next float32 (1, B, H): the hidden of the next step",
+        "outputs": (
+            "logits float32 (1, B, V) of the next word, next float32 (1, B, H): the hidden of the next step"
+        ),
         "versions": versions(),
     }
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
@@ -91,7 +95,8 @@ def _validation(run: Path, moved: Path | None, trained: TrainedLanguage) -> torc
     text = load_text(data)
     if text.vocabulary != trained.model.vocabulary:
         raise UserError(
-            f"The text of run '{run}' has other words than the one it was trained on; restore it or name it with --data."
+            f"The text of run '{run}' has other words than the one it was trained on; restore it or name it "
+            "with --data."
         )
     words = text.splits["val"][: COLUMNS * STEPS]
     return words[: len(words) // COLUMNS * COLUMNS].view(COLUMNS, -1).t().contiguous()
@@ -108,7 +113,8 @@ def _write(trained: TrainedLanguage, path: Path, facts: dict[str, object]) -> No
 
 @torch.no_grad()
 def _compare(trained: TrainedLanguage, path: Path, words_SB: torch.Tensor) -> tuple[float, bool]:
-    """(largest difference of logits relative to the largest, whether the likeliest word is always the same)."""
+    """(largest difference of logits relative to the largest, whether the likeliest word is always the
+    same)."""
     session = open_session(path)
     wanted_SBV = trained.network(words_SB, trained.network.start(words_SB.shape[1])).logits_TBV.numpy()
     hidden, found = trained.network.start(words_SB.shape[1]).numpy(), []

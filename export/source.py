@@ -1,6 +1,8 @@
-"""What a finished run, of whatever kind, gives to export: its networks one by one, and the images they are proved on.
+"""What a finished run, of whatever kind, gives to export: its networks one by one, and the images they are
+proved on.
 
-A run's model.json says which kind it is: one with a genotype was made by `oneshot.retrain`, any other by `ofa.train`.
+A run's model.json says which kind it is: one with a genotype was made by `oneshot.retrain`, any other by
+`ofa.train`.
 """
 
 import hashlib
@@ -56,7 +58,8 @@ Choices = Callable[[str | None, str | None], list[Choice]]  # of (--selected, --
 
 
 class Source(NamedTuple):
-    """A finished run as export sees it. `choices(selected, arch)`: the networks that the user means; searchable: a supernet."""
+    """A finished run as export sees it. `choices(selected, arch)`: the networks that the user means;
+    searchable: a supernet."""
 
     run: Path
     data: Data
@@ -67,7 +70,8 @@ class Source(NamedTuple):
     searchable: bool
 
     def images(self, split: Split, size: int, limit: int | None = None) -> Iterator[Batch]:
-        """Normalised images (N, C, size, size) on CPU and their classes, always the same in the same order."""
+        """Normalised images (N, C, size, size) on CPU and their classes, always the same in the same
+        order."""
         for x, y in self.data.batches(split, EVALUATION_BATCH, limit):
             yield resize(x.cpu(), size).contiguous(), y.cpu()
 
@@ -118,7 +122,8 @@ def _ofa(run: Path, device: torch.device, images: Path | None) -> tuple[Trained,
             if arch is not None or selected is not None:
                 flag = "--selected" if selected is not None else "--arch"
                 raise UserError(
-                    f"Run '{run}' is one architecture trained alone, so there is nothing to choose; leave out {flag}."
+                    f"Run '{run}' is one architecture trained alone, so there is nothing to choose; leave "
+                    f"out {flag}."
                 )
             return [choice("alone", trained.model.arch)]
         if arch is not None:

@@ -23,7 +23,10 @@ class Target(Config):
     )
     activations: Literal["native", "relu6"] = Field(
         "native",
-        description="relu6: HardSwish and HardSigmoid as add, clip, multiply, and means over a map as GlobalAveragePool",
+        description=(
+            "relu6: HardSwish and HardSigmoid as add, clip, multiply, and means over a map as "
+            "GlobalAveragePool"
+        ),
     )
     precision: Precision = "float32"
     format: Literal["onnx", "ort"] = Field(
@@ -46,7 +49,8 @@ TARGETS = (
         name="cpu",
         runs_on="onnxruntime on any CPU",
         why=(
-            "The reference: every operator has a float32 kernel here, HardSwish as one node; every other file is compared with it.",
+            "The reference: every operator has a float32 kernel here, HardSwish as one node; every other "
+            "file is compared with it.",
         ),
     ),
     Target(
@@ -55,8 +59,10 @@ TARGETS = (
         precision="int8",
         why=(
             "A quarter of the weights' bytes; integer kernels for convolutions and sums.",
-            "On x86 float32 kernels are so good that int8 may save size only: the table of export.onnx says what it is here.",
-            "Without VNNI (before 2019), x86 may saturate when it adds 8-bit products: accuracy is then to be measured on that machine.",
+            "On x86 float32 kernels are so good that int8 may save size only: the table of export.onnx says "
+            "what it is here.",
+            "Without VNNI (before 2019), x86 may saturate when it adds 8-bit products: accuracy is then to "
+            "be measured on that machine.",
         ),
     ),
     Target(
@@ -66,7 +72,8 @@ TARGETS = (
         activations="relu6",
         why=(
             "NNAPI takes no free axis: with one, not a node is handed over.",
-            "It has no HardSigmoid, of which HardSwish consists: each splits the graph; as clip and multiply it stays one part.",
+            "It has no HardSigmoid, of which HardSwish consists: each splits the graph; as clip and multiply "
+            "it stays one part.",
         ),
     ),
     Target(
@@ -76,7 +83,8 @@ TARGETS = (
         activations="relu6",
         why=(
             "CoreML refuses free axes; the neural engine computes in float16 whatever the file says.",
-            "The NeuralNetwork format lacks HardSigmoid and ReduceMean, which MLProgram has: written so, the file is one part in both.",
+            "The NeuralNetwork format lacks HardSigmoid and ReduceMean, which MLProgram has: written so, the "
+            "file is one part in both.",
         ),
     ),
     Target(
@@ -87,7 +95,8 @@ TARGETS = (
         precision="int8",
         why=(
             "The NPU runs quantised graphs with fixed shapes.",
-            "The quantiser leaves HardSwish in float32, which would leave the NPU after every layer; add, clip and multiply it quantises.",
+            "The quantiser leaves HardSwish in float32, which would leave the NPU after every layer; add, "
+            "clip and multiply it quantises.",
         ),
     ),
     Target(
@@ -96,7 +105,8 @@ TARGETS = (
         batch="one",
         why=(
             "XNNPACK plans its memory once, so shapes are fixed.",
-            "It takes convolutions and pools; HardSwish stays with onnxruntime's own kernel, where it is one node instead of four.",
+            "It takes convolutions and pools; HardSwish stays with onnxruntime's own kernel, where it is one "
+            "node instead of four.",
         ),
     ),
     Target(
@@ -104,7 +114,8 @@ TARGETS = (
         runs_on="onnxruntime-web (WebAssembly, WebGPU) in a browser",
         batch="one",
         why=(
-            "A page classifies one image; with fixed shapes WebGPU keeps the whole graph and compiles its shaders once.",
+            "A page classifies one image; with fixed shapes WebGPU keeps the whole graph and compiles its "
+            "shaders once.",
             "Float32, because WebGPU has few 8-bit kernels.",
         ),
     ),
@@ -114,7 +125,8 @@ TARGETS = (
         format="ort",
         why=(
             "A minimal build reads only this format; it is optimised already, so it starts faster.",
-            "NAME.required_operators.config beside it goes to onnxruntime's build script, which leaves out every other operator.",
+            "NAME.required_operators.config beside it goes to onnxruntime's build script, which leaves out "
+            "every other operator.",
         ),
     ),
     Target(
@@ -141,7 +153,8 @@ def find_target(name: str) -> Target:
         if target.name == name:
             return target
     raise UserError(
-        f"There is no target '{name}'; {nearest(name, [target.name for target in TARGETS])} A YAML file of yours is one, too."
+        f"There is no target '{name}'; {nearest(name, [target.name for target in TARGETS])} A YAML file of "
+        "yours is one, too."
     )
 
 
@@ -159,7 +172,8 @@ def find_targets(names: str) -> list[Target]:
     names_found = [target.name for target in found]
     if len(set(names_found)) < len(names_found):
         raise UserError(
-            f"Two of the targets {', '.join(names_found)} have the same name, so one file would replace the other; rename yours."
+            f"Two of the targets {', '.join(names_found)} have the same name, so one file would replace the "
+            "other; rename yours."
         )
     return found
 

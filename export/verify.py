@@ -1,4 +1,5 @@
-"""Proof that an exported file computes what the torch module computes, and a sentence for everything that may be wrong before."""
+"""Proof that an exported file computes what the torch module computes, and a sentence for everything that may
+be wrong before."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -46,7 +47,8 @@ class Parity(NamedTuple):
     Args:
         relative_error: largest difference of outputs, relative to the largest output.
         snr_db: power of the outputs over power of the differences, in decibels.
-        same_top1: share of images with the same decision; two classes that are a tie in torch within the tolerance count as one.
+        same_top1: share of images with the same decision; two classes that are a tie in torch within the
+            tolerance count as one.
         accuracy: top-1 of the file, in [0, 1].
         images: how many were tried, one alone first, then all in batches.
     """
@@ -58,13 +60,20 @@ class Parity(NamedTuple):
     images: int
 
     def complaint(self, precision: str) -> str:
-        """What is wrong for a file of this precision, or nothing. For int8 the accuracy gate of `quantize` decides instead."""
+        """What is wrong for a file of this precision, or nothing. For int8 the accuracy gate of `quantize`
+        decides instead."""
         if not np.isfinite(self.relative_error):
             return "gives NaN or infinity"
         if precision == "float32" and (self.relative_error > TOLERANCE or self.same_top1 < 1.0):
-            return f"differs from torch by {self.relative_error:.1e} (limit {TOLERANCE:g}), same top-1 {self.same_top1:.1%}"
+            return (
+                f"differs from torch by {self.relative_error:.1e} (limit {TOLERANCE:g}), same top-1 "
+                f"{self.same_top1:.1%}"
+            )
         if precision == "float16" and self.snr_db < FLOAT16_SNR:
-            return f"is too far from torch for float16: signal-to-noise {self.snr_db:.0f} dB (limit {FLOAT16_SNR:g})"
+            return (
+                f"is too far from torch for float16: signal-to-noise {self.snr_db:.0f} dB (limit "
+                f"{FLOAT16_SNR:g})"
+            )
         return ""
 
 
@@ -86,7 +95,8 @@ def refer(module: nn.Module, batches: Batches) -> Reference:
             ) from None
         if not isinstance(y_NK, torch.Tensor):
             raise UserError(
-                f"{type(module).__name__} returns {type(y_NK).__name__}, not one tensor of logits; wrap it so that it does."
+                f"{type(module).__name__} returns {type(y_NK).__name__}, not one tensor of logits; wrap it "
+                "so that it does."
             )
         outputs.append(y_NK.numpy())
         labels.append(y)
@@ -95,11 +105,13 @@ def refer(module: nn.Module, batches: Batches) -> Reference:
     output_NK = np.concatenate(outputs)
     if output_NK.ndim != 2:
         raise UserError(
-            f"{type(module).__name__} returns {output_NK.shape}, not logits (images, classes); export a classifier."
+            f"{type(module).__name__} returns {output_NK.shape}, not logits (images, classes); export a "
+            "classifier."
         )
     if not np.isfinite(output_NK).all():
         raise UserError(
-            f"{type(module).__name__} itself gives NaN or infinity on these images; it is not worth exporting."
+            f"{type(module).__name__} itself gives NaN or infinity on these images; it is not worth "
+            "exporting."
         )
     labelled = all(y is not None for y in labels)
     return Reference(
@@ -117,12 +129,14 @@ def check_module(module: nn.Module) -> None:
         if part.training:
             what = f"'{name}' of it" if name else type(module).__name__
             raise UserError(
-                f"The network cannot be exported: {what} is in training mode; call .eval() on the network first."
+                f"The network cannot be exported: {what} is in training mode; call .eval() on the network "
+                "first."
             )
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(
-                f"The network cannot be exported: weight '{name}' holds NaN or infinity; train it again or take a checkpoint."
+                f"The network cannot be exported: weight '{name}' holds NaN or infinity; train it again or "
+                "take a checkpoint."
             )
 
 
@@ -131,8 +145,8 @@ def open_session(path: Path, exact: bool = True) -> ort.InferenceSession:
 
     Args:
         path: the model file.
-        exact: 8-bit products are summed without saturation. Otherwise CPUs that have AVX2 and no VNNI saturate them, which is
-            faster there and gives other numbers than every other device.
+        exact: 8-bit products are summed without saturation. Otherwise CPUs that have AVX2 and no VNNI
+            saturate them, which is faster there and gives other numbers than every other device.
 
     Raises:
         UserError: it is missing, truncated or not a model.
@@ -149,7 +163,8 @@ def open_session(path: Path, exact: bool = True) -> ort.InferenceSession:
     except Exception as error:  # onnxruntime has a class of its own for each, below Exception
         reason = _first_line(error).replace(str(path), path.name)
         raise UserError(
-            f"'{path}' is not a model that onnxruntime can run, or is truncated or damaged ({reason}); export it again."
+            f"'{path}' is not a model that onnxruntime can run, or is truncated or damaged ({reason}); "
+            "export it again."
         ) from None
 
 
@@ -166,7 +181,8 @@ def run_file(session: ort.InferenceSession, x: Array) -> Array:
     )
     if not fits or kind != x.dtype:
         raise UserError(
-            f"The file takes {wanted.type} {wanted.shape}, but was given {x.dtype} {list(x.shape)}; its metadata says how to prepare them."
+            f"The file takes {wanted.type} {wanted.shape}, but was given {x.dtype} {list(x.shape)}; its "
+            "metadata says how to prepare them."
         )
     parts = [x] if isinstance(wanted.shape[0], str) else [x[i : i + 1] for i in range(len(x))]
     return np.concatenate([session.run(None, {wanted.name: part})[0] for part in parts])
@@ -183,8 +199,8 @@ def compare(reference: Reference, path: Path) -> Parity:
 
 
 def parity_of(reference: Reference, run: Callable[[Array], Array]) -> Parity:
-    """What `run`, from inputs to outputs (N, K), gives against the module: the first image alone, which counts in the errors only, then all
-    in batches."""
+    """What `run`, from inputs to outputs (N, K), gives against the module: the first image alone, which
+    counts in the errors only, then all in batches."""
     outputs = [run(x) for x, _ in reference.batches()]
     alone = run(next(iter(reference.batches()))[0][:1])
     wanted, got = (
@@ -207,7 +223,8 @@ def parity_of(reference: Reference, run: Callable[[Array], Array]) -> Parity:
 
 
 def milliseconds(path: Path, x: Array, seconds: float = 0.3) -> float:
-    """Time of one image in onnxruntime on this CPU: the fastest fifth of the runs in `seconds`, at least 20."""
+    """Time of one image in onnxruntime on this CPU: the fastest fifth of the runs in `seconds`, at least
+    20."""
     session, image = open_session(path, exact=False), x[:1]
     times: list[float] = []
     start = time.perf_counter()
@@ -221,7 +238,8 @@ def milliseconds(path: Path, x: Array, seconds: float = 0.3) -> float:
 def check_model(model: onnx.ModelProto, name: str, parameters: int) -> str:
     """A sentence about what is wrong with the file itself, or nothing.
 
-    It must be valid ONNX, hold no training-time BatchNorm, no path of this machine, and no more than the network's own weights.
+    It must be valid ONNX, hold no training-time BatchNorm, no path of this machine, and no more than the
+    network's own weights.
     """
     try:
         onnx.checker.check_model(model, full_check=True)

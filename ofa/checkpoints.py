@@ -1,8 +1,9 @@
 """Published checkpoints: which of their tensors is which of ours.
 
-OFA (2020, arXiv:1908.09791), AttentiveNAS (2021, arXiv:2011.09011) and AlphaNet (2021, arXiv:2102.07954) files hold a whole supernet.
-torchvision's and timm's MobileNetV3-Large (2019, arXiv:1905.02244) are one small network, which goes into the largest subnet of
-`ofa_mbv3` so that this computes the same function: see `embed`.
+OFA (2020, arXiv:1908.09791), AttentiveNAS (2021, arXiv:2011.09011) and AlphaNet (2021, arXiv:2102.07954)
+files hold a whole supernet. torchvision's and timm's MobileNetV3-Large (2019, arXiv:1905.02244) are one small
+network, which goes into the largest subnet of `ofa_mbv3` so that this computes the same function: see
+`embed`.
 """
 
 import re
@@ -48,12 +49,14 @@ OFA_NAMES = {
         (r"^classifier\.", "classifier.linear."),
     ),
 }
-# Counters, statistics of other subnets, and AttentiveNAS's shortcut convolutions where widths always agree: never used.
+# Counters, statistics of other subnets, and AttentiveNAS's shortcut convolutions where widths always agree:
+# never used.
 UNUSED = re.compile(r"num_batches_tracked$|\.bn_tracking\.|\.shortcut\.conv\.weight$")
 
 
 def read_checkpoint(path: Path) -> State:
-    """The tensors of a .pt, .pth, .tar or .safetensors file, under `state_dict`, `model` or at the top; no code in it runs.
+    """The tensors of a .pt, .pth, .tar or .safetensors file, under `state_dict`, `model` or at the top; no
+    code in it runs.
 
     Raises:
         UserError: it cannot be read so, or holds no tensors.
@@ -67,11 +70,13 @@ def read_checkpoint(path: Path) -> State:
     except (RuntimeError, EOFError, UnpicklingError, ValueError, KeyError) as error:
         if isinstance(error, UnpicklingError) and zipfile.is_zipfile(path):
             raise UserError(
-                f"Checkpoint '{path}' holds more than tensors, and loading that could run code; where you trust it, load it with torch "
+                f"Checkpoint '{path}' holds more than tensors, and loading that could run code; where you "
+                "trust it, load it with torch "
                 "and save its state_dict alone."
             ) from None
         raise UserError(
-            f"Checkpoint '{path}' cannot be loaded as weights ({type(error).__name__}); copy or download it again."
+            f"Checkpoint '{path}' cannot be loaded as weights ({type(error).__name__}); copy or download it "
+            "again."
         ) from None
     while isinstance(found, dict) and (
         inner := next((k for k in PLACES if isinstance(found.get(k), dict)), None)
@@ -83,7 +88,8 @@ def read_checkpoint(path: Path) -> State:
     }
     if not tensors:
         raise UserError(
-            f"Checkpoint '{path}' holds no named tensors, neither at the top nor under {', '.join(PLACES)}; save a state_dict."
+            f"Checkpoint '{path}' holds no named tensors, neither at the top nor under {', '.join(PLACES)}; "
+            "save a state_dict."
         )
     broken = [
         name
@@ -98,7 +104,8 @@ def read_checkpoint(path: Path) -> State:
 
 
 def simplified(name: str) -> str:
-    """Their name without what differs between versions of the reference code: wrappers, and layers wrapped in one of the same name."""
+    """Their name without what differs between versions of the reference code: wrappers, and layers wrapped in
+    one of the same name."""
     name = name.removeprefix("module.").removeprefix("last_conv.").replace(".mobile_inverted_conv.", ".conv.")
     return re.sub(r"\b([a-z_]+)(\.\1)+\b", r"\1", name)
 
@@ -123,7 +130,8 @@ def supernet_names(supernet: Supernet) -> dict[str, str]:
 
 
 def load_supernet(supernet: Supernet, tensors: State, path: Path) -> bool:
-    """Fill the supernet from the tensors of a published checkpoint; its classifier stays as it is if the number of classes differs.
+    """Fill the supernet from the tensors of a published checkpoint; its classifier stays as it is if the
+    number of classes differs.
 
     Returns whether it does.
 
@@ -149,14 +157,16 @@ def load_supernet(supernet: Supernet, tensors: State, path: Path) -> bool:
             continue
         if given != wanted and given != (*wanted, 1, 1):
             raise UserError(
-                f"{complain}: {name} is {tuple(given)} where {tuple(wanted)} is wanted; choose another --from."
+                f"{complain}: {name} is {tuple(given)} where {tuple(wanted)} is wanted; choose another "
+                "--from."
             )
         state[ours].copy_(theirs[name].reshape(wanted))
     return fresh
 
 
 def network_names(kind: str, blocks: tuple[int, ...]) -> dict[str, str]:
-    """Prefixes of theirs by prefixes of ours for torchvision's (`torchvision`) and timm's (`timm`) MobileNetV3-Large.
+    """Prefixes of theirs by prefixes of ours for torchvision's (`torchvision`) and timm's (`timm`)
+    MobileNetV3-Large.
 
     blocks: blocks of each stage.
     """
@@ -210,10 +220,12 @@ MOBILENET_V3_BLOCKS = (1, 2, 3, 4, 2, 3)
 
 
 def load_network(supernet: Supernet, tensors: State, kind: str, path: Path) -> bool:
-    """Put MobileNetV3-Large into a supernet of `ofa_mbv3` so that its largest subnet computes the same in eval mode.
+    """Put MobileNetV3-Large into a supernet of `ofa_mbv3` so that its largest subnet computes the same in
+    eval mode.
 
-    Blocks that MobileNetV3-Large lacks start as their identity shortcut. Hidden channels are sorted by importance, so that narrower
-    subnets keep the best. The classifier stays as it is if the number of classes differs. Returns whether it does.
+    Blocks that MobileNetV3-Large lacks start as their identity shortcut. Hidden channels are sorted by
+    importance, so that narrower subnets keep the best. The classifier stays as it is if the number of classes
+    differs. Returns whether it does.
 
     Raises:
         UserError: a tensor is missing, left over or does not fit; the sentence names the first.
@@ -227,7 +239,8 @@ def load_network(supernet: Supernet, tensors: State, kind: str, path: Path) -> b
                 continue
             if source is None:
                 raise UserError(
-                    f"Checkpoint '{path}' lacks {theirs}.{suffix}; --from {kind} takes {kind}'s MobileNetV3-Large."
+                    f"Checkpoint '{path}' lacks {theirs}.{suffix}; --from {kind} takes {kind}'s "
+                    "MobileNetV3-Large."
                 )
             used.add(f"{theirs}.{suffix}")
             if ours == "classifier" and len(source) != len(target):
@@ -238,23 +251,27 @@ def load_network(supernet: Supernet, tensors: State, kind: str, path: Path) -> b
                 s > t for s, t in zip(source.shape, target.shape, strict=True)
             ):
                 raise UserError(
-                    f"Checkpoint '{path}': {theirs}.{suffix} is {tuple(source.shape)}, which does not fit into {tuple(target.shape)}; "
+                    f"Checkpoint '{path}': {theirs}.{suffix} is {tuple(source.shape)}, which does not fit "
+                    f"into {tuple(target.shape)}; "
                     f"--from {kind} takes {kind}'s MobileNetV3-Large."
                 )
             embed(target, source)
     extra = [name for name in tensors.keys() - used if not name.endswith("num_batches_tracked")]
     if extra:
         raise UserError(
-            f"Checkpoint '{path}' has {min(extra)}, which {kind}'s MobileNetV3-Large has not; choose another --from."
+            f"Checkpoint '{path}' has {min(extra)}, which {kind}'s MobileNetV3-Large has not; choose another "
+            "--from."
         )
     sort_channels(supernet, LARGEST)
     return len(tensors[f"{names['classifier']}.weight"]) != supernet.classes
 
 
 def embed(target: Tensor, source: Tensor) -> None:
-    """The first outputs of `target` become those of `source`: they read its inputs through the centre of the kernel, and nothing else.
+    """The first outputs of `target` become those of `source`: they read its inputs through the centre of the
+    kernel, and nothing else.
 
-    Outputs past those of `source` keep what they are, and whatever reads them has zeros there. Both of up to 4 axes.
+    Outputs past those of `source` keep what they are, and whatever reads them has zeros there. Both of up to
+    4 axes.
     """
     target[: len(source)] = 0
     place = target

@@ -33,14 +33,16 @@ Kind = Literal[
 class Convert(Command):
     """Turn a published checkpoint into a run folder, for selection, export or as the start of a training.
 
-    attentive_nas, alphanet and ofa_* are the supernets that their authors published; torchvision and timm are MobileNetV3-Large,
-    which becomes the largest subnet of space ofa_mbv3. Nothing in the file is executed. Later stages need images: of the
-    checkpoint's own classes to select and export at once, or yours, with a new classifier, to train from it.
+    attentive_nas, alphanet and ofa_* are the supernets that their authors published; torchvision and timm are
+    MobileNetV3-Large, which becomes the largest subnet of space ofa_mbv3. Nothing in the file is executed.
+    Later stages need images: of the checkpoint's own classes to select and export at once, or yours, with a
+    new classifier, to train from it.
 
     examples:
-      python -m ofa.convert --from attentive_nas attentive_nas.pth.tar --data.path imagenet --out runs/attentive_nas
-      python -m ofa.convert --from timm mobilenetv3_large_100.safetensors --data.path photos --out runs/start
-      python -m ofa.train --config ofa/finetune --init runs/start --data.path photos --out runs/photos
+      python -m ofa.convert --from attentive_nas attentive_nas.pth.tar --data.path imagenet --out
+      runs/attentive_nas python -m ofa.convert --from timm mobilenetv3_large_100.safetensors --data.path
+      photos --out runs/start python -m ofa.train --config ofa/finetune --init runs/start --data.path photos
+      --out runs/photos
     """
 
     file: CliPositionalArg[Path] = Field(description="checkpoint: .pth, .pt, .tar or .safetensors")
@@ -79,12 +81,14 @@ class Convert(Command):
         print(f"space '{space.name}', {space.size():.3g} architectures")
         if fresh:
             print(
-                f"the classifier is new: the checkpoint has one for another number of classes than the {len(data.classes)} of the images"
+                "the classifier is new: the checkpoint has one for another number of classes than the "
+                f"{len(data.classes)} of the images"
             )
         if start:
             images = f" --data.path {self.data.path}" if isinstance(self.data, ImageFolder) else ""
             print(
-                f"next: python -m ofa.train --config ofa/finetune --init {run.path}{images} --out runs/finetuned"
+                f"next: python -m ofa.train --config ofa/finetune --init {run.path}{images} --out "
+                "runs/finetuned"
             )
         else:
             print(f"next: python -m predictors.collect{run_flag(run.path)}")
@@ -92,7 +96,8 @@ class Convert(Command):
 
 
 def space_of(kind: Kind) -> Space:
-    """The space of a checkpoint; torchvision's and timm's networks need a bias, and torchvision another epsilon, than OFA's."""
+    """The space of a checkpoint; torchvision's and timm's networks need a bias, and torchvision another
+    epsilon, than OFA's."""
     if kind not in ("torchvision", "timm"):
         return load_space("attentive_nas" if kind == "alphanet" else kind)
     space = load_space("ofa_mbv3")

@@ -1,6 +1,8 @@
-"""What an architecture costs, in closed form: MACs, parameters, peak memory, file size; of one, or of a million encoded ones at once.
+"""What an architecture costs, in closed form: MACs, parameters, peak memory, file size; of one, or of a
+million encoded ones at once.
 
-Convolutions and linear layers count as MACs, as in the published tables; biases, BatchNorm and activations cost none.
+Convolutions and linear layers count as MACs, as in the published tables; biases, BatchNorm and activations
+cost none.
 """
 
 from functools import lru_cache
@@ -24,7 +26,8 @@ from ofa.blocks.pieces import (
 from ofa.space.space import Arch, Codes, Space, encode
 
 FLOAT_BYTES = 4
-# Of an ONNX file as `python -m export.onnx` writes it, beside the weights: fitted to exported files, see docs/log.md.
+# Of an ONNX file as `python -m export.onnx` writes it, beside the weights: fitted to exported files, see
+# docs/log.md.
 HEADER_BYTES, ENTRY_BYTES, METADATA_BYTES, CLASS_BYTES = 300, 167, 1420, 12
 
 
@@ -49,7 +52,8 @@ def cost_of(space: Space, arch: Arch, classes: int = 1000, channels: int = 3) ->
 
 
 def costs_of(space: Space, codes_NF: Codes, classes: int = 1000, channels: int = 3) -> Cost:
-    """Costs of every row. A million rows take about half a second when kernels are chosen per stage, 2 s per block."""
+    """Costs of every row. A million rows take about half a second when kernels are chosen per stage, 2 s per
+    block."""
     macs, params = total(_cost_tables(space, classes, channels), codes_NF)
     return Cost(macs, params)
 
@@ -57,13 +61,16 @@ def costs_of(space: Space, codes_NF: Codes, classes: int = 1000, channels: int =
 def footprints_of(space: Space, codes_NF: Codes, classes: int = 1000, channels: int = 3) -> Footprint:
     """Peak activation memory and ONNX file size of every row, in bytes.
 
-    memory: the largest sum, over the layers in the order in which they run, of the tensors that must exist while a layer runs:
-    its inputs, its output, and what a later layer still reads (a block's input until its shortcut is added). One float32 image;
-    BatchNorm is folded; activations, sums and squeeze-and-excitation's scaling work in place. Weights are not in it: a runtime
-    that does not map them from the file needs those bytes beside.
+    memory: the largest sum, over the layers in the order in which they run, of the tensors that must exist
+        while a layer runs:
+    its inputs, its output, and what a later layer still reads (a block's input until its shortcut is added).
+    One float32 image; BatchNorm is folded; activations, sums and squeeze-and-excitation's scaling work in
+    place. Weights are not in it: a runtime that does not map them from the file needs those bytes beside.
 
-    file: 4 bytes for each stored number (a folded BatchNorm is one bias per channel), and what the format and the metadata take,
-    with class names of 8 letters. Within 1% of exported files, those of long class names and few weights apart.
+    file: 4 bytes for each stored number (a folded BatchNorm is one bias per channel), and what the format and
+        the metadata take,
+    with class names of 8 letters. Within 1% of exported files, those of long class names and few weights
+    apart.
     """
     (memory,) = total(_memory_tables(space, classes, channels), codes_NF, np.maximum)
     described = HEADER_BYTES + METADATA_BYTES + CLASS_BYTES * classes
@@ -143,7 +150,8 @@ def _cost_of_head(h: HeadPiece) -> tuple[int, int]:
 def stored_of_piece(piece: Piece) -> tuple[int, int]:
     """(numbers stored in an ONNX file, entries of its graph). BatchNorm is folded; swish takes two nodes.
 
-    A convolution or linear layer makes two entries, one for the node and one for its tensors; every other node makes one.
+    A convolution or linear layer makes two entries, one for the node and one for its tensors; every other
+    node makes one.
     """
     params = cost_of_piece(piece)[1]
     act = 2 if piece.act == "swish" else 1
@@ -163,7 +171,8 @@ def stored_of_piece(piece: Piece) -> tuple[int, int]:
 
 
 def memory_of_piece(piece: Piece) -> int:
-    """The most float32 numbers that are alive at once while the piece runs, its input included. See `footprints_of`."""
+    """The most float32 numbers that are alive at once while the piece runs, its input included. See
+    `footprints_of`."""
     match piece:
         case StemPiece():
             after = halve(piece.size, piece.stride) ** 2

@@ -23,7 +23,10 @@ class Evaluate(RunCommand):
 
     arch: str = Field(
         "smallest,largest",
-        description="smallest, largest, published names or JSON files, separated by commas; or JSON; ignored for one trained alone",
+        description=(
+            "smallest, largest, published names or JSON files, separated by commas; or JSON; ignored for "
+            "one trained alone"
+        ),
     )
     split: Split = Field("val", description="val, or test for a final report")
 

@@ -1,6 +1,7 @@
 """One architecture as a plain torch module, and the exact statistics its BatchNorm needs.
 
-Nothing here knows about sharing: `Subnet` is ordinary layers, so that torch, onnx and every other tool take it as it is.
+Nothing here knows about sharing: `Subnet` is ordinary layers, so that torch, onnx and every other tool take
+it as it is.
 """
 
 from collections.abc import Iterable, Iterator
@@ -159,7 +160,8 @@ class Head(nn.Module):
 
 
 class Subnet(nn.Module):
-    """The network of `arch`. Takes (N, channels, r, r) with r the architecture's resolution; returns logits (N, classes).
+    """The network of `arch`. Takes (N, channels, r, r) with r the architecture's resolution; returns logits
+    (N, classes).
 
     Raises:
         UserError: `arch` is not of `space`.
@@ -202,12 +204,14 @@ class Subnet(nn.Module):
 
 
 def prepare(supernet: Supernet, arch: Arch, data: Data, images: int) -> Subnet:
-    """`arch`, extracted, calibrated on `images` training images (always the same), in eval mode: ready to be measured or exported."""
+    """`arch`, extracted, calibrated on `images` training images (always the same), in eval mode: ready to be
+    measured or exported."""
     return calibrate(extract(supernet, arch), data.batches("train", EVALUATION_BATCH, images))
 
 
 def extract(supernet: Supernet, arch: Arch) -> Subnet:
-    """`arch` with its own copy of just the weights it uses, on the supernet's device. Calibrate it before use.
+    """`arch` with its own copy of just the weights it uses, on the supernet's device. Calibrate it before
+    use.
 
     Raises:
         UserError: `arch` is not of the supernet's space.
@@ -229,9 +233,9 @@ def extract(supernet: Supernet, arch: Arch) -> Subnet:
 def calibrate(subnet: Subnet, batches: Iterable[Batch]) -> Subnet:
     """Exact BatchNorm statistics over `batches`, and eval mode. Returns the same module.
 
-    Every layer sees inputs normalised by each batch's own statistics, as in training. Its stored mean and variance are those
-    of all values it saw, pooled over batches (variance within plus variance between, unbiased), however the images are
-    split into batches of unequal size; not exponential averages.
+    Every layer sees inputs normalised by each batch's own statistics, as in training. Its stored mean and
+    variance are those of all values it saw, pooled over batches (variance within plus variance between,
+    unbiased), however the images are split into batches of unequal size; not exponential averages.
     """
     pools = {m: _Pool() for m in subnet.modules() if isinstance(m, nn.BatchNorm2d)}
     hooks = [bn.register_forward_hook(pool.add) for bn, pool in pools.items()]
@@ -254,7 +258,8 @@ def accuracy(subnet: Subnet, data: Data, split: Split) -> float:
 
 
 class _Pool:
-    """Running count, mean and sum of squared deviations of a layer's input channels (Chan, Golub, LeVeque 1983)."""
+    """Running count, mean and sum of squared deviations of a layer's input channels (Chan, Golub, LeVeque
+    1983)."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -1,8 +1,9 @@
 """The supernet: a function of (image, architecture), with the weights of the largest network.
 
-There is no `set_active_subnet`: `supernet(x, arch)` runs `arch`, and what it runs depends on nothing else. The widths, depths,
-kernels, expansions and the resolution of `arch` select slices and blocks; the network is the MobileNet-style one of BigNAS
-(arXiv:2003.11142), AttentiveNAS (arXiv:2011.09011) and OFA, or OFA's ResNet50-D (arXiv:1908.09791), as the space says.
+There is no `set_active_subnet`: `supernet(x, arch)` runs `arch`, and what it runs depends on nothing else.
+The widths, depths, kernels, expansions and the resolution of `arch` select slices and blocks; the network is
+the MobileNet-style one of BigNAS (arXiv:2003.11142), AttentiveNAS (arXiv:2011.09011) and OFA, or OFA's
+ResNet50-D (arXiv:1908.09791), as the space says.
 """
 
 from collections.abc import Iterator
@@ -29,7 +30,8 @@ from ofa.space.space import Act, Arch, Deep, Head, Space, Stage, Stem
 
 
 class Regularisation(NamedTuple):
-    """What only the largest network gets: dropout before the classifier, and drop-connect that grows with the block index."""
+    """What only the largest network gets: dropout before the classifier, and drop-connect that grows with the
+    block index."""
 
     dropout: float
     drop_connect: float
@@ -58,7 +60,8 @@ class Block(nn.Module):
     """Inverted bottleneck: expand, depthwise, squeeze-and-excitation, project, shortcut."""
 
     def __init__(self, space: Space, stage: Stage, inputs: int, stride: int, changes: bool):
-        """changes: `Space.changes_width`. A block that always has a shortcut starts as that (zero gamma, BigNAS)."""
+        """changes: `Space.changes_width`. A block that always has a shortcut starts as that (zero gamma,
+        BigNAS)."""
         super().__init__()
         width, eps = stage.width[-1], space.bn_eps
         hidden = hidden_width(inputs, stage.expand[-1])
@@ -116,7 +119,8 @@ class Block(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """ResNet-D bottleneck (arXiv:1812.01187): 1x1, k x k with the stride, 1x1; activation after the sum with the shortcut.
+    """ResNet-D bottleneck (arXiv:1812.01187): 1x1, k x k with the stride, 1x1; activation after the sum with
+    the shortcut.
 
     Where stride or width change, the shortcut is an average pool, a 1x1 convolution and BatchNorm.
     """
@@ -164,7 +168,8 @@ class Bottleneck(nn.Module):
 
 
 class DeepStem(nn.Module):
-    """ResNet-D's stem: a stride-2 convolution, up to `residual` residual ones, one to the stem's width, and a max pool."""
+    """ResNet-D's stem: a stride-2 convolution, up to `residual` residual ones, one to the stem's width, and a
+    max pool."""
 
     def __init__(self, stem: Stem, deep: Deep, channels: int, eps: float):
         super().__init__()
@@ -292,7 +297,8 @@ class Supernet(nn.Module):
 
 
 def drop_connect(x_NCHW: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
-    """Whole images of a residual branch dropped with probability `rate`, the rest scaled up: stochastic depth (arXiv:1603.09382)."""
+    """Whole images of a residual branch dropped with probability `rate`, the rest scaled up: stochastic depth
+    (arXiv:1603.09382)."""
     keep = torch.rand((len(x_NCHW), 1, 1, 1), generator=generator, device=x_NCHW.device) >= rate
     return x_NCHW * (keep / (1 - rate)).to(x_NCHW.dtype)
 

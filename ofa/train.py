@@ -1,8 +1,8 @@
 """Train one weight-sharing supernet: every subnet good without retraining.
 
-BigNAS (2020, arXiv:2003.11142): sandwich rule and in-place distillation, in one stage; AttentiveNAS and AlphaNet are choices of the
-step (`ofa.training.sandwich`). OFA's progressive shrinking is a list of phases (`ofa.training.phases`). The optimiser is
-SGD (BigNAS: RMSProp).
+BigNAS (2020, arXiv:2003.11142): sandwich rule and in-place distillation, in one stage; AttentiveNAS and
+AlphaNet are choices of the step (`ofa.training.sandwich`). OFA's progressive shrinking is a list of phases
+(`ofa.training.phases`). The optimiser is SGD (BigNAS: RMSProp).
 """
 
 import time
@@ -56,7 +56,8 @@ class Train(TrainingCommand):
       python -m ofa.train                                      the embedded digits, about 2 minutes
       python -m ofa.train --config ofa/imagefolder --data.path photos --out runs/photos
       python -m ofa.train --config ofa/cifar10 --out runs/cifar10 --epochs 50 --resume
-      torchrun --nproc-per-node 2 -m ofa.train --config ofa/cifar10 --out runs/cifar10     two GPUs, half of each batch on each
+      torchrun --nproc-per-node 2 -m ofa.train --config ofa/cifar10 --out runs/cifar10     two GPUs, half of
+      each batch on each
     """
 
     module: ClassVar[str] = "ofa.train"
@@ -69,16 +70,25 @@ class Train(TrainingCommand):
     )
     init: Path | None = Field(
         None,
-        description="start from the weights of this run, trained or converted; a classifier for other classes is fresh",
+        description=(
+            "start from the weights of this run, trained or converted; a classifier for other classes is "
+            "fresh"
+        ),
     )
     arch: str | None = Field(
         None,
-        description="train this architecture alone, from labels, instead of a supernet: smallest, largest, a JSON file or JSON",
+        description=(
+            "train this architecture alone, from labels, instead of a supernet: smallest, largest, a JSON "
+            "file or JSON"
+        ),
     )
     epochs: int = Field(40, ge=1, description="passes over the training images; phases have their own")
     phases: tuple[Phase, ...] = Field(
         (),
-        description="progressive shrinking (OFA) instead of the sandwich rule: a list in a recipe such as ofa/ofa_mbv3",
+        description=(
+            "progressive shrinking (OFA) instead of the sandwich rule: a list in a recipe such as "
+            "ofa/ofa_mbv3"
+        ),
     )
     sandwich: Sandwich = Field(
         Sandwich(), description="the step: who is trained, who teaches, who is regularised"
@@ -110,14 +120,16 @@ class Train(TrainingCommand):
             )
         if self.phases and self.sync_bn:
             raise ValueError(
-                "sync_bn is not for phases: the teacher's BatchNorm sees the images of its own process; leave it out"
+                "sync_bn is not for phases: the teacher's BatchNorm sees the images of its own process; "
+                "leave it out"
             )
         if self.phases and (self.sandwich.sampling, self.sandwich.distillation) != (
             Uniform(),
             SoftCrossEntropy(),
         ):
             raise ValueError(
-                "phases draw uniformly from what they open and distil by soft cross-entropy; leave sampling and distillation"
+                "phases draw uniformly from what they open and distil by soft cross-entropy; leave sampling "
+                "and distillation"
             )
         return self
 
@@ -133,11 +145,13 @@ class Train(TrainingCommand):
         )
         if self.same_subnets and judged:
             raise ValueError(
-                "same_subnets cannot hold where each process judges by the loss on its own images; judge by predicted"
+                "same_subnets cannot hold where each process judges by the loss on its own images; judge by "
+                "predicted"
             )
         if self.sync_bn and not (self.same_subnets or self.arch):
             raise ValueError(
-                "sync_bn averages statistics of one architecture, but each process has its own; add --same-subnets"
+                "sync_bn averages statistics of one architecture, but each process has its own; add "
+                "--same-subnets"
             )
         return self
 
@@ -171,7 +185,8 @@ class Train(TrainingCommand):
         )
 
     def _for_blocks(self, chosen: Arch | None) -> "Train":
-        """The same where each block of one architecture alone is a stage of its own: its last n stages are more."""
+        """The same where each block of one architecture alone is a stage of its own: its last n stages are
+        more."""
         last = self.sandwich.drop_connect_stages
         if chosen is None or last is None:
             return self
@@ -201,7 +216,8 @@ class Trainer(Training):
         self.restore()
 
     def begin_epoch(self) -> None:
-        """At the first step of a phase: keep the teacher, sort channels that become elastic, start optimiser and average afresh."""
+        """At the first step of a phase: keep the teacher, sort channels that become elastic, start optimiser
+        and average afresh."""
         phases = self.config.phases
         number, start, _ = place(phases, self.steps, self.step) if phases else Place(0, 0, 0)
         if not phases or self.step != start:
@@ -270,7 +286,8 @@ class Trainer(Training):
         return f"a lower lr (now {phase.lr}) or more warmup_epochs in phase '{phase.name}'"
 
     def evaluate(self, epoch: int, last: bool) -> None:
-        """Validation accuracy of the smallest, the largest and a few fixed random subnets, each recalibrated by one of the ranks."""
+        """Validation accuracy of the smallest, the largest and a few fixed random subnets, each recalibrated
+        by one of the ranks."""
         started = time.monotonic()
         config, data, space = self.config, self.data, self.supernet.space
         rng = numpy_generator(config.seed, "evaluated subnets")
@@ -329,7 +346,8 @@ def _introduce(config: Train, space: Space, data: Data, alone: Arch | None) -> N
     if not alone and not config.phases:
         step = config.sandwich
         print(
-            f"a step: largest, {step.random} random ({step.sampling.name}), smallest; distillation by {step.distillation.name}"
+            f"a step: largest, {step.random} random ({step.sampling.name}), smallest; distillation by "
+            f"{step.distillation.name}"
         )
 
 

@@ -1,4 +1,5 @@
-"""What a finished supernet run gives to later stages: the space, the weights, the data, and measured subnets."""
+"""What a finished supernet run gives to later stages: the space, the weights, the data, and measured
+subnets."""
 
 from pathlib import Path
 from typing import Literal
@@ -38,14 +39,17 @@ class Model(ImageModel):
     calibration_images: int
     start: bool = Field(
         False,
-        description="converted, and of use only to start a training: its classifier or its subnets never learned",
+        description=(
+            "converted, and of use only to start a training: its classifier or its subnets never learned"
+        ),
     )
 
 
 def model_of(
     space: Space, arch: Arch | None, data: Data, calibration_images: int, start: bool = False
 ) -> Model:
-    """What model.json says of a network of `space` for these images; `arch` if it is one architecture alone."""
+    """What model.json says of a network of `space` for these images; `arch` if it is one architecture
+    alone."""
     return Model(space=space, arch=arch, calibration_images=calibration_images, start=start, **facts(data))
 
 
@@ -77,17 +81,20 @@ def open_source(run: Path, space: str | None) -> Supernet:
     model, supernet = load_network(run)
     if model.arch is not None:
         raise UserError(
-            f"Run '{run}' is one architecture trained alone, not a supernet to start from; give another --init."
+            f"Run '{run}' is one architecture trained alone, not a supernet to start from; give another "
+            "--init."
         )
     if space is not None and not _same_but_for_converted(load_space(space), model.space):
         raise UserError(
-            f"Run '{run}' is of space '{model.space.name}', not '{space}' as asked for; leave out --space, or take --config ofa/finetune."
+            f"Run '{run}' is of space '{model.space.name}', not '{space}' as asked for; leave out --space, "
+            "or take --config ofa/finetune."
         )
     return supernet
 
 
 def _same_but_for_converted(space: Space, other: Space) -> bool:
-    """Whether they hold the same architectures: torchvision's and timm's networks have one bias more, and another epsilon."""
+    """Whether they hold the same architectures: torchvision's and timm's networks have one bias more, and
+    another epsilon."""
     heads = [s.head and s.head.model_copy(update={"bias": False}) for s in (space, other)]
     return space.model_copy(update={"head": heads[0], "bn_eps": other.bn_eps}) == other.model_copy(
         update={"head": heads[1]}
@@ -96,7 +103,8 @@ def _same_but_for_converted(space: Space, other: Space) -> bool:
 
 @torch.no_grad()
 def start_from(supernet: Supernet, source: Supernet, arch: Arch | None) -> None:
-    """Copy the weights of `source`, or only those that its `arch` uses where `supernet` is the space of that alone.
+    """Copy the weights of `source`, or only those that its `arch` uses where `supernet` is the space of that
+    alone.
 
     The classifier stays fresh where the numbers of classes differ.
 
@@ -105,7 +113,8 @@ def start_from(supernet: Supernet, source: Supernet, arch: Arch | None) -> None:
     """
     if source.channels != supernet.channels:
         raise UserError(
-            f"The run of --init is of images with {source.channels} channels, but these have {supernet.channels}."
+            f"The run of --init is of images with {source.channels} channels, but these have "
+            f"{supernet.channels}."
         )
     if arch is None:
         theirs, ours = source.state_dict(), supernet.state_dict()
@@ -179,10 +188,12 @@ class RunCommand(Command):
         trained = self.open()
         if trained.model.start:
             raise UserError(
-                f"Run '{self.run}' is a start for training: python -m ofa.train --config ofa/finetune --init {self.run}."
+                f"Run '{self.run}' is a start for training: python -m ofa.train --config ofa/finetune --init "
+                f"{self.run}."
             )
         if trained.model.arch is not None:
             raise UserError(
-                f"Run '{self.run}' is one architecture trained alone, not a supernet; name a supernet with --run."
+                f"Run '{self.run}' is one architecture trained alone, not a supernet; name a supernet with "
+                "--run."
             )
         return trained

@@ -1,8 +1,9 @@
 """The architecture's gradient, first and second order, and the exact one.
 
-DARTS (2019, arXiv:1806.09055): alphas follow the validation loss at the weights that one training step would lead to. A loss here is
-a pure function of (batch, mixtures, weights), so that weights other than the network's own are an argument; whatever is random in it
-(dropout masks, sampled operations) belongs to the batch or to the mixtures, and is therefore the same in every forward of one step.
+DARTS (2019, arXiv:1806.09055): alphas follow the validation loss at the weights that one training step would
+lead to. A loss here is a pure function of (batch, mixtures, weights), so that weights other than the
+network's own are an argument; whatever is random in it (dropout masks, sampled operations) belongs to the
+batch or to the mixtures, and is therefore the same in every forward of one step.
 """
 
 import contextlib
@@ -26,7 +27,8 @@ class Loss(Protocol):
     def __call__(
         self, batch: Any, mixtures: Mixtures, weights: dict[str, Tensor] | None = None, twice: bool = False
     ) -> Tensor:
-        """weights: in place of the network's parameters (and buffers, if given). twice: the result is differentiated twice."""
+        """weights: in place of the network's parameters (and buffers, if given). twice: the result is
+        differentiated twice."""
         ...
 
 
@@ -38,9 +40,10 @@ class Inner:
         lr, momentum, weight_decay: of the step.
         buffers: SGD's momentum buffers, one for each weight; None: no step was made yet.
         clip_norm: the gradient is scaled down to this norm; None: not (DARTS on images).
-        clip_direction: scale down the direction of the Hessian product, too, as DARTS's recurrent code does; it is then not the
-            gradient of anything.
-        still: weights that do not move in the look ahead; that code forgets the embedding, which is tied to the decoder.
+        clip_direction: scale down the direction of the Hessian product, too, as DARTS's recurrent code does;
+            it is then not the gradient of anything.
+        still: weights that do not move in the look ahead; that code forgets the embedding, which is tied to
+            the decoder.
     """
 
     lr: float
@@ -54,7 +57,8 @@ class Inner:
     def ahead(
         self, weights: dict[str, Tensor], gradients: tuple[Tensor, ...]
     ) -> tuple[dict[str, Tensor], Tensor | float]:
-        """(the weights one step later, what their gradients were scaled by): w - lr (momentum buffer + gradient + weight_decay w)."""
+        """(the weights one step later, what their gradients were scaled by): w - lr (momentum buffer +
+        gradient + weight_decay w)."""
         scale = clip_factor(gradients, self.clip_norm)
         moved = {}
         for (name, w), gradient, buffer in zip(weights.items(), gradients, self.buffers, strict=True):
@@ -76,7 +80,8 @@ def length(tensors: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
 
 @contextlib.contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """Weights that nothing wants a gradient for: graphs built inside keep and compute only what alphas need."""
+    """Weights that nothing wants a gradient for: graphs built inside keep and compute only what alphas
+    need."""
     weights = list(network.parameters())
     for w in weights:
         w.requires_grad_(False)
@@ -110,10 +115,12 @@ def second_order(
     valid: Any,
     inner: Inner,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """(objective, gradients of alphas) of the validation loss one step ahead, the Hessian by central differences.
+    """(objective, gradients of alphas) of the validation loss one step ahead, the Hessian by central
+    differences.
 
-    Costs four forward and backward passes; the second-order term is -lr [g(w + e v) - g(w - e v)] / (2 e), with e = 0.01 / |v|. Where the
-    training gradient is clipped, its factor goes with lr, as if it did not depend on the architecture (`exact` knows that it does).
+    Costs four forward and backward passes; the second-order term is -lr [g(w + e v) - g(w - e v)] / (2 e),
+    with e = 0.01 / |v|. Where the training gradient is clipped, its factor goes with lr, as if it did not
+    depend on the architecture (`exact` knows that it does).
 
     Args:
         mixtures: builds the mixtures from alphas anew; the same draws each time.
@@ -156,8 +163,8 @@ def exact(
     valid: Any,
     inner: Inner,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The same without finite differences: the training step itself is differentiated. On the DARTS space it takes five times the time
-    and four times the memory of first order."""
+    """The same without finite differences: the training step itself is differentiated. On the DARTS space it
+    takes five times the time and four times the memory of first order."""
     weights = dict(network.named_parameters())
     gradients = torch.autograd.grad(
         loss(train, mixtures(), twice=True), list(weights.values()), create_graph=True
@@ -172,10 +179,11 @@ def exact(
 def dominant_eigenvalue(
     loss: Callable[[], Tensor], alphas: list[Tensor], generator: torch.Generator, steps: int = 20
 ) -> float:
-    """The largest eigenvalue in size of the Hessian of `loss` in alphas, by power iteration on Hessian-vector products.
+    """The largest eigenvalue in size of the Hessian of `loss` in alphas, by power iteration on Hessian-vector
+    products.
 
-    RobustDARTS (2020, arXiv:1909.09656) watches it: flat minima keep their accuracy when the cell is read off, sharp ones lose it.
-    `loss` must build its graph with `twice=True`.
+    RobustDARTS (2020, arXiv:1909.09656) watches it: flat minima keep their accuracy when the cell is read
+    off, sharp ones lose it. `loss` must build its graph with `twice=True`.
     """
     gradients = torch.autograd.grad(
         loss(), alphas, create_graph=True, materialize_grads=True, allow_unused=True

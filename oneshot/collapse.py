@@ -1,7 +1,8 @@
 """Signs that a search collapses: too many skip connections, or a sharp minimum.
 
-DARTS's search likes skip connections more the longer it runs, since they help the shared network to train, not the cell that is read
-off. RobustDARTS (2020, arXiv:1909.09656) watches the dominant eigenvalue of the validation loss's Hessian in the architecture.
+DARTS's search likes skip connections more the longer it runs, since they help the shared network to train,
+not the cell that is read off. RobustDARTS (2020, arXiv:1909.09656) watches the dominant eigenvalue of the
+validation loss's Hessian in the architecture.
 """
 
 from oneshot.axes.penalty import BetaDecay
@@ -22,12 +23,16 @@ def _named(nodes: tuple[tuple[tuple[str, int], ...], ...], operation: str) -> in
 
 
 def warning(genotype: Genotype, method: Method) -> str | None:
-    """One sentence where half of a cell's edges or more are skip connections; the reduction cell, where they have weights, is free."""
+    """One sentence where half of a cell's edges or more are skip connections; the reduction cell, where they
+    have weights, is free."""
     for kind, cell in genotype.cells.items():
         edges, count = sum(map(len, cell.nodes)), _named(cell.nodes, "skip_connect")
         if kind != "reduce" and count * 2 >= edges:
             which = "cell" if kind == "cell" else f"{kind} cell"
-            return f"{count} of the {edges} edges of the {which} are skip connections: the search may be collapsing; try {_remedies(method)}."
+            return (
+                f"{count} of the {edges} edges of the {which} are skip connections: the search may be "
+                f"collapsing; try {_remedies(method)}."
+            )
     return None
 
 
@@ -38,13 +43,18 @@ def _remedies(method: Method) -> str:
     )
     others = " or ".join(name for name in ("darts_minus", "beta_darts") if name != method.name)
     watch = "" if method.samples else ", or --watch-every 1 --stop-at-collapse"
-    return f"--method {others}, {'' if decays else '--penalties beta_decay on this method, '}fewer --epochs{watch}"
+    return (
+        f"--method {others}, {'' if decays else '--penalties beta_decay on this method, '}fewer --"
+        f"epochs{watch}"
+    )
 
 
 def epoch_to_return_to(eigenvalues: list[float]) -> int | None:
-    """RobustDARTS's rule: the epoch (from 0) whose architecture to take, once the smoothed eigenvalue grew too much; None: go on.
+    """RobustDARTS's rule: the epoch (from 0) whose architecture to take, once the smoothed eigenvalue grew
+    too much; None: go on.
 
-    eigenvalues: one for each epoch so far. Stops when the mean of the last 5 is more than 1.3 times what it was 4 epochs ago, not before
+    eigenvalues: one for each epoch so far. Stops when the mean of the last 5 is more than 1.3 times what it
+        was 4 epochs ago, not before
     epoch 10, and goes back to those 4 epochs ago.
     """
     epoch = len(eigenvalues) - 1

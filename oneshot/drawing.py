@@ -1,7 +1,8 @@
 """A cell as a wiring diagram, SVG and PNG, and the weights of all operations over a search, PNG.
 
-Every state is a line that runs to the right from where it is made; an operation hangs from the line that it reads and ends on the
-line of the node that sums it. Each has a column of its own, so no label can meet another, whatever the cell.
+Every state is a line that runs to the right from where it is made; an operation hangs from the line that it
+reads and ends on the line of the node that sums it. Each has a column of its own, so no label can meet
+another, whatever the cell.
 """
 
 from collections.abc import Mapping, Sequence
@@ -130,7 +131,8 @@ def _draw_cell(axes: Axes, space: CellSpace, cell: Cell, top: float) -> None:
 
 
 def _draw_operation(axes: Axes, name: str, x: float, source: float, target: float) -> None:
-    """A wire from the line at `source` down to the line at `target`, through a box with the operation's name."""
+    """A wire from the line at `source` down to the line at `target`, through a box with the operation's
+    name."""
     absent = name == "none"
     color, style = (QUIET, (0, (3, 2))) if absent else (INK, "-")
     wide, tall = BOX
@@ -197,7 +199,10 @@ def alphas_over_time(history: Sequence[Mapping[str, Any]], space: CellSpace, pat
         parts = np.atleast_1d(np.array(figure.subfigures(len(kinds), 1), dtype=object))
         for part, kind in zip(parts, kinds, strict=True):
             weight_TEO = np.array([np.asarray(epoch[kind], dtype=float) for epoch in history])
-            title = f"{kind if kind == 'cell' else kind + ' cell'}: weights by epoch, and what is strongest at the end"
+            title = (
+                f"{kind if kind == 'cell' else kind + ' cell'}: weights by epoch, and what is strongest at "
+                "the end"
+            )
             part.suptitle(title, x=0.35 / wide, ha="left", fontsize=10.5, weight="bold")
             grid = part.subplots(
                 rows,

@@ -1,9 +1,11 @@
-"""Train a found recurrent cell on text: the evaluation of DARTS (2019, arXiv:1806.09055), after AWD-LSTM (2017, arXiv:1708.02182).
+"""Train a found recurrent cell on text: the evaluation of DARTS (2019, arXiv:1806.09055), after AWD-LSTM
+(2017, arXiv:1708.02182).
 
-SGD at a high rate; once validation has not improved for some epochs, the average of all weights since then is what counts
-(ASGD). The best weights on validation are kept. Where the published code differs: each of its ASGD steps uses the learning
-rate of the window before; its perplexities count one word too many; and after a loss that is not finite it goes back to the
-optimiser of its best epoch, where this goes back to the best weights and starts their average afresh.
+SGD at a high rate; once validation has not improved for some epochs, the average of all weights since then is
+what counts (ASGD). The best weights on validation are kept. Where the published code differs: each of its
+ASGD steps uses the learning rate of the window before; its perplexities count one word too many; and after a
+loss that is not finite it goes back to the optimiser of its best epoch, where this goes back to the best
+weights and starts their average afresh.
 """
 
 import math
@@ -86,7 +88,8 @@ def train_language(
     trainer = LanguageTrainer(run, genotype, text, settings, seed, device)
     size = format_count(count_parameters(trainer.network), 4)
     print(
-        f"{size} parameters; {len(text.vocabulary)} words; {len(text.splits['train'])} to train on; device {device}"
+        f"{size} parameters; {len(text.vocabulary)} words; {len(text.splits['train'])} to train on; device "
+        f"{device}"
     )
     write_json(run.path / "model.json", trainer.model.model_dump(mode="json"))
     return trainer.run()
@@ -121,7 +124,8 @@ def _restore(network: CellNetwork, path: Path) -> None:
 def cross_entropy(
     network: CellNetwork, words_N: Tensor, batch: int, bptt: int, advance: Advance = lambda note: None
 ) -> float:
-    """Nats a word of a text that is read in `batch` columns without dropout; the first word of a column is given."""
+    """Nats a word of a text that is read in `batch` columns without dropout; the first word of a column is
+    given."""
     text, hidden = columns(words_N, batch), network.start(batch)
     total = torch.zeros((), dtype=torch.float64, device=hidden.device)
     for start in range(0, len(text) - 1, bptt):
@@ -180,7 +184,8 @@ class LanguageTrainer:
                 self.save()
                 if stop.requested and self.epoch < epochs:
                     print(
-                        f"stopped in epoch {self.epoch + 1} of {epochs}; continue with the same command and --resume"
+                        f"stopped in epoch {self.epoch + 1} of {epochs}; continue with the same command and "
+                        "--resume"
                     )
                     return 130
         self.report()
@@ -216,7 +221,8 @@ class LanguageTrainer:
         self.step, self.read = self.step + 1, self.read + 1
 
     def log(self) -> str:
-        """Look at the losses since the last look: one host synchronisation. Returns a note for the progress bar."""
+        """Look at the losses since the last look: one host synchronisation. Returns a note for the progress
+        bar."""
         if not self.pending:
             return ""
         loss, self.pending = float(torch.stack(self.pending).mean()), []
@@ -247,7 +253,8 @@ class LanguageTrainer:
         earlier = losses[: max(len(losses) - settings.patience, 0)]
         if not averaged and earlier and loss > min(earlier):
             print(
-                f"epoch {self.epoch + 1}: validation got no better; from now on the average of all weights counts"
+                f"epoch {self.epoch + 1}: validation got no better; from now on the average of all weights "
+                "counts"
             )
             self.average = AveragedModel(self.network)
         losses.append(loss)
@@ -262,11 +269,14 @@ class LanguageTrainer:
         self.retries, self.pending = self.retries + 1, []
         if not self.losses or self.retries > RETRIES:
             raise UserError(
-                f"The loss is not finite in epoch {self.epoch + 1}, for the {self.retries}. time; start again with a lower learning "
-                f"rate (now {self.settings.lr}) and --overwrite. The last good checkpoint stays in '{self.folder.path}'."
+                f"The loss is not finite in epoch {self.epoch + 1}, for the {self.retries}. time; start "
+                "again with a lower learning "
+                f"rate (now {self.settings.lr}) and --overwrite. The last good checkpoint stays in "
+                f"'{self.folder.path}'."
             )
         print(
-            f"the loss is not finite in epoch {self.epoch + 1}; back to the best weights, with other windows and masks"
+            f"the loss is not finite in epoch {self.epoch + 1}; back to the best weights, with other windows "
+            "and masks"
         )
         _restore(self.network, self.folder.path)
         self.average = None if self.average is None else AveragedModel(self.network)

@@ -1,4 +1,5 @@
-"""What a search is about: images or text. A task has the search network, its loss, and batches for both levels."""
+"""What a search is about: images or text. A task has the search network, its loss, and batches for both
+levels."""
 
 import itertools
 from collections.abc import Iterator
@@ -39,11 +40,17 @@ class TextSettings(Config):
     slowness: float = Field(1e-3, ge=0, description="penalty on outputs that change from word to word")
     fresh_masks: bool = Field(
         False,
-        description="other dropout masks in each forward of an architecture step, as the published code: its second order is then noise",
+        description=(
+            "other dropout masks in each forward of an architecture step, as the published code: its second "
+            "order is then noise"
+        ),
     )
     published_lookahead: bool = Field(
         False,
-        description="second order as the published code: the Hessian's direction is clipped and the embedding does not move",
+        description=(
+            "second order as the published code: the Hessian's direction is clipped and the embedding does "
+            "not move"
+        ),
     )
 
 
@@ -134,7 +141,8 @@ class ImageTask:
     def __init__(self, network: nn.Module, data: Data, method: Method, batch_size: int, bf16: bool = False):
         if data.size % 4:
             raise UserError(
-                f"Images of side {data.size} cannot be halved twice, as every search network does; use a multiple of 4."
+                f"Images of side {data.size} cannot be halved twice, as every search network does; use a "
+                "multiple of 4."
             )
         self.network: nn.Module = network.to(data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = ImageLoss(self.network, bf16)
@@ -153,7 +161,8 @@ class ImageTask:
         return self.data.steps(self.batch_size, self.part)
 
     def batches(self, epoch: int, skip: int) -> Iterator[tuple[Any, Any]]:
-        """Both augmented. Where the architecture's part is smaller, it is passed over again; single level: the same batch twice."""
+        """Both augmented. Where the architecture's part is smaller, it is passed over again; single level:
+        the same batch twice."""
         train = self.data.train_batches(self.batch_size, epoch, skip, part=self.part)
         if self.part == "both":
             yield from ((batch, batch) for batch in train)
@@ -206,7 +215,8 @@ class ImageTask:
 
 
 class TextTask:
-    """Prediction of the next word; the validation text is the architecture's part. Masks are shared by all forwards of one step."""
+    """Prediction of the next word; the validation text is the architecture's part. Masks are shared by all
+    forwards of one step."""
 
     quality = "perplexity"
 
@@ -241,7 +251,8 @@ class TextTask:
         return len(self.windows(epoch))
 
     def batches(self, epoch: int, skip: int) -> Iterator[tuple[Any, Any]]:
-        """A window of each text; hidden states are carried from step to step, and start at 0 in each epoch."""
+        """A window of each text; hidden states are carried from step to step, and start at 0 in each
+        epoch."""
         if skip == 0:
             self.load({name: self.words.start(self.batch_size) for name in ("train", "val")})
         for step, (start, length) in enumerate(self.windows(epoch)[skip:], start=skip):

@@ -28,7 +28,8 @@ def introduce(searching: Searching) -> None:
     size = format_count(count_parameters(task.network))
     how = f"{method.order} order" if method.level == "bilevel" else "single level"
     print(
-        f"method {method.name} ({how if method.learns else 'sampled'}) on space {searching.space.name}; search network of {size} parameters"
+        f"method {method.name} ({how if method.learns else 'sampled'}) on space {searching.space.name}; "
+        f"search network of {size} parameters"
     )
     print(f"{task.about}; {searching.epochs} epochs of {task.steps(0)} steps; device {searching.device}")
 
@@ -48,7 +49,8 @@ def describe(genotype: Genotype) -> None:
         )
         where = " in each stage" if space.name == "nasbench201" else ""
         print(
-            f"with {shape.cells} cells{where} of {shape.channels} channels, as published for CIFAR-10: {params} parameters, {macs} MACs"
+            f"with {shape.cells} cells{where} of {shape.channels} channels, as published for CIFAR-10: "
+            f"{params} parameters, {macs} MACs"
         )
 
 
@@ -72,7 +74,8 @@ def _retrain_flags(space: str, data: AnyData) -> list[Any]:
     match data:
         case Npz():
             return ["--config", on_cifar, "--data", data.name, "--data.path", data.path]
-        case Torchvision():  # another section than the recipe's: what the recipe says of the data is said again
+        # another section than the recipe's: what the recipe says of the data is said again
+        case Torchvision():
             cutout = [] if space == "nasbench201" else ["--data.cutout", 16]
             return [
                 "--config",

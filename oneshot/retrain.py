@@ -1,8 +1,9 @@
 """Train the network of a genotype from scratch: what a search found, or a published cell.
 
-DARTS: Differentiable Architecture Search (2019, arXiv:1806.09055), evaluation on CIFAR and ImageNet; the recipes in
-configs/oneshot/ hold its settings. Differs: the learning rate falls in every step instead of every epoch, a few training images
-are held out for validation, and the last, incomplete batch of an epoch is left out.
+DARTS: Differentiable Architecture Search (2019, arXiv:1806.09055), evaluation on CIFAR and ImageNet; the
+recipes in configs/oneshot/ hold its settings. Differs: the learning rate falls in every step instead of every
+epoch, a few training images are held out for validation, and the last, incomplete batch of an epoch is left
+out.
 """
 
 from pathlib import Path
@@ -33,15 +34,17 @@ from oneshot.trained import AUXILIARY, DEFAULT_RUN, EVALUATION_BATCH, Model, Net
 class Retrain(TrainingCommand):
     """Train the network of a genotype from scratch: on images, or a recurrent cell on text.
 
-    A recipe (--config) holds the settings; flags change single ones. --genotype is a published name (DARTS_V2, PC_DARTS_cifar, ...),
-    a file, the folder of a finished search, or a genotype written down as the reference codes print it.
+    A recipe (--config) holds the settings; flags change single ones. --genotype is a published name
+    (DARTS_V2, PC_DARTS_cifar, ...), a file, the folder of a finished search, or a genotype written down as
+    the reference codes print it.
 
     examples:
       python -m oneshot.retrain                                a small network on the embedded digits
-      python -m oneshot.retrain --config oneshot/retrain_cifar --genotype DARTS_V2 --data.path cifar10.npz --out runs/darts_v2
-      python -m oneshot.retrain --genotype runs/search --config oneshot/retrain_cifar --data.path cifar10.npz --out runs/found
-      python -m oneshot.retrain --genotype DARTS_V2_recurrent --data text --data.path ptb --out runs/ptb
-      torchrun --nproc-per-node 8 -m oneshot.retrain --config oneshot/retrain_imagenet --data.path imagenet --out runs/imagenet
+      python -m oneshot.retrain --config oneshot/retrain_cifar --genotype DARTS_V2 --data.path cifar10.npz
+      --out runs/darts_v2 python -m oneshot.retrain --genotype runs/search --config oneshot/retrain_cifar
+      --data.path cifar10.npz --out runs/found python -m oneshot.retrain --genotype DARTS_V2_recurrent --data
+      text --data.path ptb --out runs/ptb torchrun --nproc-per-node 8 -m oneshot.retrain --config
+      oneshot/retrain_imagenet --data.path imagenet --out runs/imagenet
     """
 
     module: ClassVar[str] = "oneshot.retrain"
@@ -95,7 +98,8 @@ class Retrain(TrainingCommand):
             return config.train_on_text(genotype, ranks, device)
         if isinstance(self.data, Grammar | TextFolder):
             raise UserError(
-                f"A cell of space {genotype.space} reads images, not text; name some with --data, or give a recurrent genotype."
+                f"A cell of space {genotype.space} reads images, not text; name some with --data, or give a "
+                "recurrent genotype."
             )
         data = self.load_images(ranks, device)
         model = model_of(genotype, self.network, data)
@@ -120,7 +124,8 @@ class Retrain(TrainingCommand):
         """A recurrent cell."""
         if not isinstance(self.data, Grammar | TextFolder):
             raise UserError(
-                "A recurrent cell reads text, not images; add --data text --data.path FOLDER, or --data grammar to try it."
+                "A recurrent cell reads text, not images; add --data text --data.path FOLDER, or --data "
+                "grammar to try it."
             )
         if ranks.size > 1:
             raise UserError(
@@ -202,7 +207,8 @@ class Retraining(Training):
         }
 
     def evaluate(self, epoch: int, last: bool) -> None:
-        """Validation accuracy, at the end also that on test images, with the first rank's BatchNorm statistics."""
+        """Validation accuracy, at the end also that on test images, with the first rank's BatchNorm
+        statistics."""
         if not self.ranks.first:
             return
         splits: tuple[Split, ...] = ("val", "test") if last else ("val",)

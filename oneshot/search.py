@@ -1,6 +1,7 @@
 """Search a cell: alternate steps of shared weights and of the architecture, then read the cell off.
 
-Which gradient, which relaxation, which penalty: that is the method's (`oneshot.methods`). The search is one process on one device.
+Which gradient, which relaxation, which penalty: that is the method's (`oneshot.methods`). The search is one
+process on one device.
 """
 
 from pathlib import Path
@@ -40,17 +41,20 @@ LOG_EVERY = 10
 
 
 class Search(Command):
-    """Search a cell on images or text with a differentiable method; retrain what it finds with oneshot.retrain.
+    """Search a cell on images or text with a differentiable method; retrain what it finds with
+    oneshot.retrain.
 
-    Half of the training images train shared weights, the other half the architecture. A method's published settings for the space are
-    the defaults; --method.<setting> changes one, --penalties adds a loss (beta_decay, cost, ...) to any method that can bear it.
+    Half of the training images train shared weights, the other half the architecture. A method's published
+    settings for the space are the defaults; --method.<setting> changes one, --penalties adds a loss
+    (beta_decay, cost, ...) to any method that can bear it.
 
     examples:
-      python -m oneshot.search                                                   first-order DARTS on the embedded digits, under 10 minutes
-      python -m oneshot.search --method pc_darts --penalties beta_decay --data npz --data.path cifar10.npz --out runs/pc
-      python -m oneshot.search --method darts --method.order second --space nasbench201 --data npz --data.path cifar10.npz
-      python -m oneshot.search --method gdas --space nasbench201 --table accuracy_200_epochs.csv --data npz --data.path cifar10.npz
-      python -m oneshot.search --space recurrent --data text --data.path ptb --out runs/cell
+      python -m oneshot.search                                                   first-order DARTS on the
+      embedded digits, under 10 minutes python -m oneshot.search --method pc_darts --penalties beta_decay
+      --data npz --data.path cifar10.npz --out runs/pc python -m oneshot.search --method darts --method.order
+      second --space nasbench201 --data npz --data.path cifar10.npz python -m oneshot.search --method gdas
+      --space nasbench201 --table accuracy_200_epochs.csv --data npz --data.path cifar10.npz python -m
+      oneshot.search --space recurrent --data text --data.path ptb --out runs/cell
     """
 
     config: str | None = Field(None, description="recipe: a YAML file, or a packaged name")
@@ -60,7 +64,10 @@ class Search(Command):
     data: AnyData = Field(Digits(val=0.5), description="images, or text for space recurrent")
     penalties: tuple[Penalty, ...] = Field(
         (),
-        description="beside the method's own: beta_decay, path_depth, entropy, cost; names, or JSON with their settings",
+        description=(
+            "beside the method's own: beta_decay, path_depth, entropy, cost; names, or JSON with their "
+            "settings"
+        ),
     )
     epochs: int | None = Field(None, ge=1, description="passes over the weights' part; none: the method's")
     batch_size: int | None = Field(
@@ -83,12 +90,17 @@ class Search(Command):
     )
     stop_at_collapse: bool = Field(
         False,
-        description="RobustDARTS's rule: stop when the eigenvalue grows, go back 4 epochs; needs watch-every 1",
+        description=(
+            "RobustDARTS's rule: stop when the eigenvalue grows, go back 4 epochs; needs watch-every 1"
+        ),
     )
     evaluate_images: int | None = Field(
         None,
         ge=1,
-        description="images (words) of the architecture's part that the mixture is measured on in each epoch; none: all of them",
+        description=(
+            "images (words) of the architecture's part that the mixture is measured on in each epoch; none: "
+            "all of them"
+        ),
     )
     bf16: bool = Field(False, description="compute in bfloat16 where that is safe: faster on recent GPUs")
     seed: int = Field(0, ge=0, description="of weights, order, augmentation, draws and the halves")
@@ -130,7 +142,8 @@ class Search(Command):
         text, method, epochs = self.space == "recurrent", self.method, self.epochs or self.method.epochs
         if text != isinstance(self.data, Grammar | TextFolder):
             raise ValueError(
-                f"space {self.space} and data {self.data.name} do not go together; text is for space recurrent, images for others"
+                f"space {self.space} and data {self.data.name} do not go together; text is for space "
+                "recurrent, images for others"
             )
         if self.table and self.space != "nasbench201":
             raise ValueError("table holds results of NAS-Bench-201; give it with --space nasbench201")
@@ -142,16 +155,19 @@ class Search(Command):
             )
         if method.warmup_epochs >= epochs:
             raise ValueError(
-                f"method {method.name} trains weights alone for {method.warmup_epochs} epochs and would learn nothing else in {epochs}; "
+                f"method {method.name} trains weights alone for {method.warmup_epochs} epochs and would "
+                f"learn nothing else in {epochs}; "
                 "lower --method.warmup-epochs or raise --epochs"
             )
         if not text and self.channels % method.partial:
             raise ValueError(
-                f"channels = {self.channels} cannot be cut into {method.partial} parts; take a multiple, or --method.partial 1"
+                f"channels = {self.channels} cannot be cut into {method.partial} parts; take a multiple, or "
+                "--method.partial 1"
             )
         if self.space.startswith("darts") and self.cells is not None and self.cells < 3:
             raise ValueError(
-                f"cells = {self.cells} are all reduction cells; take 3 or more, so that normal cells are searched, too"
+                f"cells = {self.cells} are all reduction cells; take 3 or more, so that normal cells are "
+                "searched, too"
             )
         return self
 
@@ -242,7 +258,8 @@ class Loop:
                 break
 
     def log(self) -> str:
-        """Look at the losses since the last look: one host synchronisation. Returns a note for the progress bar.
+        """Look at the losses since the last look: one host synchronisation. Returns a note for the progress
+        bar.
 
         Raises:
             UserError: one of them is not finite.
@@ -274,8 +291,10 @@ class Loop:
     def diverged(self, what: str) -> NoReturn:
         """Say when, and what to do."""
         raise UserError(
-            f"The {what} not finite near step {self.step} (epoch {self.epoch + 1}); start again with --overwrite and a lower "
-            f"--method.sgd.lr (now {self.searching.method.sgd.lr}). The last good checkpoint, if any, stays in '{self.folder.path}'."
+            f"The {what} not finite near step {self.step} (epoch {self.epoch + 1}); start again with "
+            "--overwrite and a lower "
+            f"--method.sgd.lr (now {self.searching.method.sgd.lr}). The last good checkpoint, if any, stays "
+            f"in '{self.folder.path}'."
         )
 
     def end_epoch(self) -> None:
@@ -330,7 +349,8 @@ class Loop:
         else:
             genotype = Genotype.model_validate(logged[back]["genotype"])
             print(
-                f"The eigenvalue grew by more than {FACTOR}: stopped after epoch {len(logged)}, took the cell of epoch {back + 1}."
+                f"The eigenvalue grew by more than {FACTOR}: stopped after epoch {len(logged)}, took the "
+                f"cell of epoch {back + 1}."
             )
         write_json(path / "genotype.json", genotype.model_dump(mode="json"))
         draw(genotype, path / "cell")

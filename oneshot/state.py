@@ -29,7 +29,8 @@ from oneshot.spaces.cells import CellSpace
 
 @dataclass
 class Costs:
-    """What operations cost, for a loss that weighs it: (E, O) for each kind of cell, and the rest of the network."""
+    """What operations cost, for a loss that weighs it: (E, O) for each kind of cell, and the rest of the
+    network."""
 
     edges: dict[str, Tensor] = field(default_factory=dict)
     constant: float = 0.0
@@ -63,7 +64,8 @@ class Searching:
         self.at = At(0, epochs)
 
     def step(self, number: int, train: Any, valid: Any) -> Tensor:
-        """One search step, with the `number`-th pair of batches of this epoch. Returns the two losses (weights, architecture)."""
+        """One search step, with the `number`-th pair of batches of this epoch. Returns the two losses
+        (weights, architecture)."""
         rate = rate_of(self.method.sgd, self.at) * self.task.rate(train)
         set_learning_rate(self.of_weights, rate)
         learns = self.learning
@@ -153,7 +155,8 @@ class Searching:
         return torch.stack([value.detach(), total.detach()])
 
     def measure(self, mixtures: Mixtures | None = None, limit: int | None = None) -> float:
-        """Quality of the shared weights on the architecture's part: of the current mixture, or of the given one."""
+        """Quality of the shared weights on the architecture's part: of the current mixture, or of the given
+        one."""
         with self._judging():
             return self.task.measure(
                 self.mixtures("measure") if mixtures is None else self._here(mixtures), limit
@@ -166,14 +169,16 @@ class Searching:
 
     @contextlib.contextmanager
     def _judging(self) -> Iterator[None]:
-        """No gradients, and running statistics, but for methods that sample: what they run has none of its own."""
+        """No gradients, and running statistics, but for methods that sample: what they run has none of its
+        own."""
         self.task.network.train(self.method.samples)
         with torch.no_grad():
             yield
         self.task.network.train()
 
     def eigenvalue(self, batch: Any) -> float:
-        """The dominant eigenvalue of the validation loss's Hessian in the architecture's parameters, on one batch."""
+        """The dominant eigenvalue of the validation loss's Hessian in the architecture's parameters, on one
+        batch."""
         statistics = {name: buffer.clone() for name, buffer in self.task.network.named_buffers()}
         weights = {name: w.detach() for name, w in self.task.network.named_parameters()}
 
@@ -209,7 +214,8 @@ class Searching:
 
 
 def rate_of(sgd: Sgd, at: At) -> float:
-    """Learning rate of an epoch: a cosine from `lr` to `lr_min`, or several, each twice as long as the last."""
+    """Learning rate of an epoch: a cosine from `lr` to `lr_min`, or several, each twice as long as the
+    last."""
     start, length = 0, sgd.cosine_epochs or at.epochs
     while sgd.restart and at.epoch >= start + length:
         start, length = start + length, 2 * length

@@ -34,7 +34,10 @@ class Network(Config):
     stem: Stem = Field("cifar", description="cifar: one convolution; imagenet: three of stride 2")
     auxiliary_bn: bool | None = Field(
         None,
-        description="whether the auxiliary head ends with a BatchNorm; none: as the published codes, which lost it on ImageNet",
+        description=(
+            "whether the auxiliary head ends with a BatchNorm; none: as the published codes, which lost it "
+            "on ImageNet"
+        ),
     )
 
 
@@ -75,7 +78,8 @@ def build(model: Model, auxiliary: bool = False) -> nn.Module:
             return NasBench201Network(genotype, size.channels, size.cells, classes, model.channels)
         case space:
             raise UserError(
-                f"Networks of the space '{space}' cannot be trained on images; give a genotype of the space 'darts' or 'nasbench201'."
+                f"Networks of the space '{space}' cannot be trained on images; give a genotype of the space "
+                "'darts' or 'nasbench201'."
             )
 
 

@@ -1,4 +1,5 @@
-"""Measure subnets of a trained supernet: pairs of (architecture, validation accuracy) that the accuracy predictor learns from."""
+"""Measure subnets of a trained supernet: pairs of (architecture, validation accuracy) that the accuracy
+predictor learns from."""
 
 from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise, zip_longest
@@ -24,14 +25,16 @@ FIRST = 30
 
 
 class Collect(RunCommand):
-    """Measure the validation accuracy of many subnets of a trained supernet, each with recalibrated BatchNorm.
+    """Measure the validation accuracy of many subnets of a trained supernet, each with recalibrated
+    BatchNorm.
 
-    Half of them are uniform samples, half are spread evenly over the range of MACs. They go to pairs.jsonl in the run
-    folder; the same command continues where it stopped, and a larger --count adds to what is there.
+    Half of them are uniform samples, half are spread evenly over the range of MACs. They go to pairs.jsonl in
+    the run folder; the same command continues where it stopped, and a larger --count adds to what is there.
 
-    With --rounds 5 only the first sixth (at least 30) is chosen like that. Each of 5 rounds then fits a predictor to what was measured
-    before it, and measures where the front of accuracy against MACs is expected to rise most; every other subnet stays random. The
-    measured front rises much faster so; what predictors.select finds afterwards is hardly better (docs/log.md).
+    With --rounds 5 only the first sixth (at least 30) is chosen like that. Each of 5 rounds then fits a
+    predictor to what was measured before it, and measures where the front of accuracy against MACs is
+    expected to rise most; every other subnet stays random. The measured front rises much faster so; what
+    predictors.select finds afterwards is hardly better (docs/log.md).
 
     examples:
       python -m predictors.collect
@@ -77,9 +80,11 @@ class Collect(RunCommand):
 def to_measure(
     space: Space, macs: Costs, pairs: list[Pair], count: int, rounds: int, seed: int
 ) -> Iterator[Codes]:
-    """What to measure until there are `count` pairs; the caller appends each to `pairs` before it asks for the next.
+    """What to measure until there are `count` pairs; the caller appends each to `pairs` before it asks for
+    the next.
 
-    A round learns from the pairs that were there when it began, by their number: interrupted anywhere, it proposes the same again.
+    A round learns from the pairs that were there when it began, by their number: interrupted anywhere, it
+    proposes the same again.
     """
     ends = round_ends(count, rounds)
     yield from _unknown(space, schedule(space, macs, seed), pairs, ends[0])
@@ -112,7 +117,8 @@ def _unknown(space: Space, rows: Iterable[Codes], pairs: list[Pair], until: int)
 
 
 def schedule(space: Space, macs: Costs, seed: int) -> Iterator[Codes]:
-    """The architectures to measure, in order: the extremes, then by turns a uniform one and one from the next MACs bin."""
+    """The architectures to measure, in order: the extremes, then by turns a uniform one and one from the next
+    MACs bin."""
     rng = numpy_generator(seed, "collect")
     pool = sample_codes(space, POOL, rng)
     size = macs(pool)

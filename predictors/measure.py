@@ -1,4 +1,5 @@
-"""Measure how long architectures take on a device, and keep it as a latency table for python -m predictors.select."""
+"""Measure how long architectures take on a device, and keep it as a latency table for python -m
+predictors.select."""
 
 import shutil
 from pathlib import Path
@@ -31,19 +32,20 @@ SECONDS_PER_STRUCTURE, SECONDS_PER_SESSION = 1.0, 0.02
 class Measure(Command):
     """Time every block of a space, and some whole networks, in onnxruntime; write them as a latency table.
 
-    Weights do not matter, so a space is enough (--space); a run (--run) also knows its classes and channels. On this machine: leave
-    out --export-kit and --import-kit. An interrupted command continues when it is given again. For another device: --export-kit DIR,
-    run bench.py there, and bring its latency.csv back to --import-kit.
+    Weights do not matter, so a space is enough (--space); a run (--run) also knows its classes and channels.
+    On this machine: leave out --export-kit and --import-kit. An interrupted command continues when it is
+    given again. For another device: --export-kit DIR, run bench.py there, and bring its latency.csv back to
+    --import-kit.
 
     A table whose timings do not agree with themselves is not written.
 
     examples:
       python -m predictors.measure --device-name my-laptop
-      python -m predictors.measure --device-name my-laptop --space ofa_mbv3 --resolutions 160,192,224 --whole 100
-      python -m predictors.measure --space ofa_mbv3 --export-kit kit
-      python -m predictors.measure --space ofa_mbv3 --import-kit latency.csv --device-name pi4
-      python -m predictors.measure --space ofa_mbv3_w1.2 --import-yaml 160.yaml,192.yaml,224.yaml --device-name note10
-      python -m predictors.measure --space ofa_mbv3 --device-name new --no-blocks --whole 10 --like pi4.json,note10.json
+      python -m predictors.measure --device-name my-laptop --space ofa_mbv3 --resolutions 160,192,224 --whole
+      100 python -m predictors.measure --space ofa_mbv3 --export-kit kit python -m predictors.measure --space
+      ofa_mbv3 --import-kit latency.csv --device-name pi4 python -m predictors.measure --space ofa_mbv3_w1.2
+      --import-yaml 160.yaml,192.yaml,224.yaml --device-name note10 python -m predictors.measure --space
+      ofa_mbv3 --device-name new --no-blocks --whole 10 --like pi4.json,note10.json
     """
 
     device_name: str | None = Field(
@@ -88,10 +90,12 @@ class Measure(Command):
         if self.export_kit is not None:
             self._write_kit(space, classes, channels, self.export_kit)
             print(
-                f"kit in {self.export_kit}: copy it to the device, run python bench.py in it, and bring latency.csv back"
+                f"kit in {self.export_kit}: copy it to the device, run python bench.py in it, and bring "
+                "latency.csv back"
             )
             print(
-                "next: python -m predictors.measure --import-kit latency.csv --device-name NAME, with the same --space or --run"
+                "next: python -m predictors.measure --import-kit latency.csv --device-name NAME, with the "
+                "same --space or --run"
             )
             return 0
         if self.device_name is None:
@@ -131,7 +135,8 @@ class Measure(Command):
         strange = [word for word in words if not word.isdigit() or int(word) not in space.resolution]
         if strange:
             raise UserError(
-                f"Resolution {strange[0]} is not in space '{space.name}'; it has {', '.join(map(str, space.resolution))}."
+                f"Resolution {strange[0]} is not in space '{space.name}'; it has "
+                f"{', '.join(map(str, space.resolution))}."
             )
         return tuple(sorted({int(word) for word in words}))
 
@@ -153,7 +158,8 @@ class Measure(Command):
             self.seconds + SECONDS_PER_SESSION
         )
         print(
-            f"{len(pieces)} blocks ({structures} ONNX files) at resolutions {', '.join(map(str, resolutions))} and {nets} whole networks, "
+            f"{len(pieces)} blocks ({structures} ONNX files) at resolutions "
+            f"{', '.join(map(str, resolutions))} and {nets} whole networks, "
             f"{self.rounds} rounds: about {max(1, round(seconds / 60))} minutes on an idle machine"
         )
 
@@ -172,12 +178,14 @@ class Measure(Command):
         for what, noise in noises.items():
             if noise.reliability is not None:
                 print(
-                    f"{what}: split-half reliability {noise.reliability:.3f}, typical difference between halves {noise.relative:.1%}"
+                    f"{what}: split-half reliability {noise.reliability:.3f}, typical difference between "
+                    f"halves {noise.relative:.1%}"
                 )
         for what, noise in noises.items():
             if why := complaint(noise):
                 print(
-                    f"not saved: of the {what}, {why}. Stop other programs, keep the device cool and on power, and measure with more "
+                    f"not saved: of the {what}, {why}. Stop other programs, keep the device cool and on "
+                    "power, and measure with more "
                     f"--rounds or --seconds; timings so far are kept in {path}."
                 )
                 return 1

@@ -1,4 +1,5 @@
-"""What selection was worth: chosen subnets against random ones of the same MACs on the test images, as a page, pictures and tables."""
+"""What selection was worth: chosen subnets against random ones of the same MACs on the test images, as a
+page, pictures and tables."""
 
 import csv
 from collections.abc import Sequence
@@ -41,11 +42,13 @@ POOL, SAME_MACS = 200_000, 0.05
 
 
 class Report(RunCommand):
-    """Compare every selected subnet with random ones of the same MACs (within 5%, or the nearest) on the test images.
+    """Compare every selected subnet with random ones of the same MACs (within 5%, or the nearest) on the test
+    images.
 
-    Writes report/report.html, a page that needs nothing else: accuracy against MACs and latency, the chosen subnets, how far the
-    predictor can be trusted, and the architectures; and the same as PNG, CSV and JSON beside it. Prints the comparison. Besides
-    ofa.evaluate --split test, this is the only command that looks at the test images.
+    Writes report/report.html, a page that needs nothing else: accuracy against MACs and latency, the chosen
+    subnets, how far the predictor can be trusted, and the architectures; and the same as PNG, CSV and JSON
+    beside it. Prints the comparison. Besides ofa.evaluate --split test, this is the only command that looks
+    at the test images.
 
     examples:
       python -m predictors.report
@@ -56,7 +59,10 @@ class Report(RunCommand):
     random: int = Field(20, ge=1, description="random subnets for each budget")
     latency_table: Path | None = Field(
         None,
-        description="latency of a device, a file that predictors.measure wrote; none: shown where predictors.select wrote it",
+        description=(
+            "latency of a device, a file that predictors.measure wrote; none: shown where predictors.select "
+            "wrote it"
+        ),
     )
     seed: int = Field(
         0, ge=0, description="of the random subnets, and of the folds in which the predictor is judged"
@@ -121,7 +127,8 @@ class Report(RunCommand):
         return tested
 
     def _random_of_same_macs(self, trained: Trained, arch: Arch) -> Codes:
-        """`random` different uniform samples within 5% of the MACs of `arch`, without itself; where there are too few, the nearest."""
+        """`random` different uniform samples within 5% of the MACs of `arch`, without itself; where there are
+        too few, the nearest."""
         wanted = trained.cost(arch)[0]
         rng = numpy_generator(self.seed, "same macs", wanted)
         pool = rng.permutation(np.unique(sample_codes(trained.space, POOL, rng), axis=0))

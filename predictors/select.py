@@ -40,20 +40,22 @@ from predictors.search.study import Study, fingerprint, known_accuracies, open_s
 
 
 class Select(RunCommand):
-    """Find the best subnet for a device: predict, search, measure the most promising on validation images, learn, repeat.
+    """Find the best subnet for a device: predict, search, measure the most promising on validation images,
+    learn, repeat.
 
-    Any limits together: --flops, --latency (with --latency-table), --size of the file, --memory for activations, --params. FLOPs means
-    multiply-accumulates (MACs) of one image, as in the papers: 600M, 0.6G, 600e6 and 600000000 are the same. Several budgets at once:
-    --flops 200M,400M,600M; the other limits hold for each. --front macs,latency finds the whole front of accuracy against these costs.
+    Any limits together: --flops, --latency (with --latency-table), --size of the file, --memory for
+    activations, --params. FLOPs means multiply-accumulates (MACs) of one image, as in the papers: 600M, 0.6G,
+    600e6 and 600000000 are the same. Several budgets at once: --flops 200M,400M,600M; the other limits hold
+    for each. --front macs,latency finds the whole front of accuracy against these costs.
 
-    --explore search finds the highest predicted accuracy; coarse-to-fine (BigNAS) predicts nothing and needs no collected pairs: it
-    measures a coarse grid and then mutants of the best.
+    --explore search finds the highest predicted accuracy; coarse-to-fine (BigNAS) predicts nothing and needs
+    no collected pairs: it measures a coarse grid and then mutants of the best.
 
     The best subnet known wins, whether it was collected or measured now; of those within one standard error
     of the best (--ties), the cheapest.
-    Measurements are trials of an Optuna study in the run folder, or in --storage, where several processes and machines share them:
-    the same command chooses the same again without measuring anything, and continues after an interruption. The test images are not
-    touched.
+    Measurements are trials of an Optuna study in the run folder, or in --storage, where several processes and
+    machines share them: the same command chooses the same again without measuring anything, and continues
+    after an interruption. The test images are not touched.
 
     examples:
       python -m predictors.select --flops 600M
@@ -77,24 +79,33 @@ class Select(RunCommand):
     params: Count | None = Field(None, description="at most so many parameters: 6M")
     front: tuple[str, ...] = Field(
         (),
-        description="write selected/front.json and .csv: accuracy against macs, latency, size, memory, params",
+        description=(
+            "write selected/front.json and .csv: accuracy against macs, latency, size, memory, params"
+        ),
     )
     explore: Literal["search", "coarse-to-fine"] = Field(
         "search", description="where candidates come from; see above"
     )
     predictor: Name = Field(
         "auto",
-        description="gp: Gaussian process; ridge: additive; boosting; mlp; auto: the best in cross-validation",
+        description=(
+            "gp: Gaussian process; ridge: additive; boosting; mlp; auto: the best in cross-validation"
+        ),
     )
     measure: int = Field(
         20,
         ge=1,
-        description="subnets measured on validation images for each budget and for the front; coarse-to-fine: up to half coarse",
+        description=(
+            "subnets measured on validation images for each budget and for the front; coarse-to-fine: up to "
+            "half coarse"
+        ),
     )
     ties: float = Field(
         1.0,
         ge=0,
-        description="standard errors below the best within which the cheapest wins; 0: the highest measured wins",
+        description=(
+            "standard errors below the best within which the cheapest wins; 0: the highest measured wins"
+        ),
     )
     storage: str | None = Field(
         None,
@@ -118,7 +129,8 @@ class Select(RunCommand):
             )
         if (self.latency or "latency" in self.front) and self.latency_table is None:
             raise ValueError(
-                "latency is of a device; name its table with --latency-table (python -m predictors.measure makes one)"
+                "latency is of a device; name its table with --latency-table (python -m predictors.measure "
+                "makes one)"
             )
         return self
 
@@ -181,7 +193,8 @@ class Select(RunCommand):
             if c.name == "macs" and c.cost(most)[0] < c.limit:
                 most_macs = format_count(c.cost(most)[0])
                 print(
-                    f"budget {format_count(c.limit)} is above the largest subnet ({most_macs} MACs): choosing the best of all"
+                    f"budget {format_count(c.limit)} is above the largest subnet ({most_macs} MACs): "
+                    "choosing the best of all"
                 )
         if fits(constraints, least)[0]:
             return
@@ -192,7 +205,8 @@ class Select(RunCommand):
             )
             wanted = " ".join(map(str, constraints))
             raise UserError(
-                f"No subnet of space '{trained.space.name}' keeps {wanted}; the nearest that one keeps is {needed}."
+                f"No subnet of space '{trained.space.name}' keeps {wanted}; the nearest that one keeps is "
+                f"{needed}."
             )
 
     def _explore(

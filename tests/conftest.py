@@ -35,7 +35,8 @@ def _away_from_the_start(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test starts in an empty folder of its own, so that none finds or leaves anything where pytest was started."""
+    """Every test starts in an empty folder of its own, so that none finds or leaves anything where pytest was
+    started."""
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
 
 

@@ -83,7 +83,8 @@ def _flags(command: type[Command], argv: list[str]) -> dict[str, Any]:
 
 
 def _explain_sections(command: type[Command], parser: ArgumentParser) -> None:
-    """Say of a section's flag to which of the section's kinds it belongs, if not to all, and which kind is the default."""
+    """Say of a section's flag to which of the section's kinds it belongs, if not to all, and which kind is
+    the default."""
     for action in parser._actions:
         *above, name = action.dest.split(".")
         kinds: list[type[BaseModel]] = [command]
@@ -115,7 +116,8 @@ def tags_of(kind: type[BaseModel]) -> tuple[str, ...]:
 
 
 def _named_sections(command: type[Command], argv: list[str]) -> list[str]:
-    """`--data cifar10` as `--data.name cifar10`, and `--penalties beta_decay,cost` as a list of sections of those names."""
+    """`--data cifar10` as `--data.name cifar10`, and `--penalties beta_decay,cost` as a list of sections of
+    those names."""
     tagged = _tagged(command)
     words = [
         part for word in argv for part in (word.split("=", 1) if word.split("=", 1)[0] in tagged else [word])
@@ -131,7 +133,8 @@ def _named_sections(command: type[Command], argv: list[str]) -> list[str]:
 
 
 def _tagged(model: type[BaseModel], prefix: str = "--") -> dict[str, bool]:
-    """The flags of sections that are chosen by name, in `model` and its sections: whether each is a list of them."""
+    """The flags of sections that are chosen by name, in `model` and its sections: whether each is a list of
+    them."""
     found = {}
     for name, field in model.model_fields.items():
         flag, kinds = f"{prefix}{name.replace('_', '-')}", models_in(field.annotation)
@@ -170,7 +173,8 @@ def main(command: type[Command], argv: list[str] | None = None) -> NoReturn:
             settings = parse(command, sys.argv[1:] if argv is None else argv)
             if started()[1] > 1 and not command.many_processes:
                 raise UserError(
-                    "This command is one process; start it with python -m instead of torchrun, or with --nproc-per-node 1."
+                    "This command is one process; start it with python -m instead of torchrun, or with "
+                    "--nproc-per-node 1."
                 )
             status = settings.execute()
         sys.stdout.flush()
@@ -187,7 +191,8 @@ def main(command: type[Command], argv: list[str] | None = None) -> NoReturn:
         status = 130
         if started()[0] == 0:
             print("\ninterrupted", file=sys.stderr)
-    # As a process, a late Ctrl-C must not turn a clean exit into a traceback; inside another program its handler comes back.
+    # As a process, a late Ctrl-C must not turn a clean exit into a traceback; inside another program its
+    # handler comes back.
     signal.signal(signal.SIGINT, signal.SIG_IGN if argv is None else before)
     sys.exit(status)
 

@@ -15,13 +15,15 @@ T = TypeVar("T")
 
 
 def quiet_start() -> None:
-    """Called by the packages' `__init__`: Ctrl-C while `python -m` still imports ends the process without a traceback."""
+    """Called by the packages' `__init__`: Ctrl-C while `python -m` still imports ends the process without a
+    traceback."""
     if sys.argv[:1] == ["-m"]:  # only then is a command being started; nothing is open or half-written yet
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 
 def interrupt_once(number: int, frame: FrameType | None) -> None:
-    """KeyboardInterrupt at the first SIGINT; the ones after it are ignored, so that none lands in the clean-up."""
+    """KeyboardInterrupt at the first SIGINT; the ones after it are ignored, so that none lands in the
+    clean-up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 

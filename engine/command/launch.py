@@ -1,4 +1,5 @@
-"""What torchrun said to this process, and which of its processes speaks. Imports no torch: it is asked before torch is there."""
+"""What torchrun said to this process, and which of its processes speaks. Imports no torch: it is asked before
+torch is there."""
 
 import contextlib
 import os
@@ -30,8 +31,8 @@ def only_the_first_prints() -> Iterator[None]:
 def complain(sentence: str) -> None:
     """Print an error once, though every rank meets the same one.
 
-    The first rank speaks and exits, whereupon torchrun ends the others, who wait for that. One that still lives after a
-    while is alone with its error, and says it.
+    The first rank speaks and exits, whereupon torchrun ends the others, who wait for that. One that still
+    lives after a while is alone with its error, and says it.
     """
     rank, _ = started()
     if rank:

@@ -1,4 +1,5 @@
-"""Progress with rate and remaining time: a bar on a terminal, plain lines elsewhere, rarer as the work gets longer."""
+"""Progress with rate and remaining time: a bar on a terminal, plain lines elsewhere, rarer as the work gets
+longer."""
 
 import contextlib
 import sys
@@ -25,7 +26,8 @@ Advance = Callable[[str], None]
 def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
     """`with progress("train", steps) as advance: advance("loss 0.3")` once for each of `total` steps.
 
-    An empty note keeps the last one. `done` steps were made before. Work of less than two seconds prints no plain line.
+    An empty note keeps the last one. `done` steps were made before. Work of less than two seconds prints no
+    plain line.
     """
     console = Console(stderr=True, quiet=started()[0] > 0)
     bar = _bar(console, what, total, done) if console.is_terminal else _lines(console, what, total, done)
@@ -36,8 +38,15 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
 @contextlib.contextmanager
 def _bar(console: Console, what: str, total: int, done: int) -> Iterator[Advance]:
     started, first = time.monotonic(), done
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-               TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty()) as bars:
         task = bars.add_task(what, total=total, completed=done, note="", rate="")
         count, known = done, ""

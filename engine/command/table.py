@@ -1,4 +1,5 @@
-"""Tables that lose no letter: on a narrow terminal cells go over several lines, elsewhere a table is as wide as it needs."""
+"""Tables that lose no letter: on a narrow terminal cells go over several lines, elsewhere a table is as wide
+as it needs."""
 
 from rich.console import Console
 from rich.table import Table

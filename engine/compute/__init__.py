@@ -1,1 +1,2 @@
-"""Where tensors live and how fast they are worked on: devices, several processes, CPU kernels, operation counts."""
+"""Where tensors live and how fast they are worked on: devices, several processes, CPU kernels, operation
+counts."""

@@ -33,9 +33,9 @@ def pick_device(name: str) -> torch.device:
 def keep_freed_memory(keep: bool = True) -> None:
     """Let glibc keep freed blocks of up to 1 GiB, which it otherwise gives back to the kernel from 32 MiB on.
 
-    Activations are of that size and are freed and wanted again in every step; faulting their pages in anew took a fifth to
-    a third of a step on 128-pixel images (`benchmarks/supernet_step.py`). Costs a few percent of peak memory. Elsewhere
-    than on glibc nothing happens.
+    Activations are of that size and are freed and wanted again in every step; faulting their pages in anew
+    took a fifth to a third of a step on 128-pixel images (`benchmarks/supernet_step.py`). Costs a few percent
+    of peak memory. Elsewhere than on glibc nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -1,11 +1,13 @@
 """Several processes that train one model: which of them this one is, and the few things they tell each other.
 
-torchrun starts the processes and says in environment variables which is which; this is rank r of n. Without torchrun there
-is one process, no process group is made, and every method of `Ranks` gives back what it was given. A step of ours has several
-backward passes, so gradients are averaged once at its end, in one flat all-reduce, instead of by DistributedDataParallel's hooks.
+torchrun starts the processes and says in environment variables which is which; this is rank r of n. Without
+torchrun there is one process, no process group is made, and every method of `Ranks` gives back what it was
+given. A step of ours has several backward passes, so gradients are averaged once at its end, in one flat
+all-reduce, instead of by DistributedDataParallel's hooks.
 
-Small facts of the host (somebody wants to stop, who used which weight) travel on their own gloo group, on CPU also beside
-NCCL: no process ever waits for its GPU to learn them, and a process that died is noticed there, since its connection closes.
+Small facts of the host (somebody wants to stop, who used which weight) travel on their own gloo group, on CPU
+also beside NCCL: no process ever waits for its GPU to learn them, and a process that died is noticed there,
+since its connection closes.
 """
 
 import contextlib
@@ -55,13 +57,15 @@ class Ranks:
         if self.size > 1 and (batch_size % self.size or own < 2):
             near = max(2, round(batch_size / self.size)) * self.size
             raise UserError(
-                f"A batch of {batch_size} images cannot be divided among {self.size} processes, two or more images each; "
+                f"A batch of {batch_size} images cannot be divided among {self.size} processes, two or more "
+                "images each; "
                 f"--batch-size counts the images of all of them: use {near}."
             )
         return slice(self.rank * own, (self.rank + 1) * own)
 
     def seed(self, seed: int, rank: int | None = None) -> int:
-        """This rank's own seed, or that of `rank`. Rank 0's is the run's, so that one process draws what it always drew."""
+        """This rank's own seed, or that of `rank`. Rank 0's is the run's, so that one process draws what it
+        always drew."""
         rank = self.rank if rank is None else rank
         return derive(seed, "rank", rank) if rank else seed
 
@@ -74,10 +78,11 @@ class Ranks:
         return list(values) if self.size == 1 else self._on_host(values, dist.ReduceOp.SUM)
 
     def average_gradients(self, parameters: Iterator[torch.nn.Parameter], losses: Tensor) -> Tensor:
-        """Replace gradients by their mean over the ranks, and return the mean `losses`: one all-reduce for both.
+        """Replace gradients by their mean over the ranks, and return the mean `losses`: one all-reduce for
+        both.
 
-        A rank that did not use a weight (its gradient is None) counts as a gradient of zero. A weight that no rank used keeps
-        None everywhere, so the optimiser neither decays nor moves it, as in one process.
+        A rank that did not use a weight (its gradient is None) counts as a gradient of zero. A weight that no
+        rank used keeps None everywhere, so the optimiser neither decays nor moves it, as in one process.
         """
         if self.size == 1:
             return losses
@@ -112,7 +117,8 @@ ALONE = Ranks()
 
 @contextlib.contextmanager
 def join(device: str) -> Iterator[tuple[Ranks, torch.device]]:
-    """This process among those that torchrun started, and its device: with `auto` or `cuda` each has a GPU of its own.
+    """This process among those that torchrun started, and its device: with `auto` or `cuda` each has a GPU of
+    its own.
 
     Raises:
         UserError: the device does not exist or cannot be shared, or another process is gone.
@@ -142,13 +148,15 @@ def _own_device(name: str) -> str:
     )
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(
-            f"Device '{name}' is one device, but {count} processes need their own; use auto, cpu, or cuda, which gives each one."
+            f"Device '{name}' is one device, but {count} processes need their own; use auto, cpu, or cuda, "
+            "which gives each one."
         )
     if name == "cpu" or gpus == 0:
         return name
     if count > gpus:
         raise UserError(
-            f"{count} processes need a GPU each, but this machine has {gpus}; use --nproc-per-node {gpus}, or --device cpu."
+            f"{count} processes need a GPU each, but this machine has {gpus}; use --nproc-per-node {gpus}, "
+            "or --device cpu."
         )
     return f"cuda:{local}"
 
@@ -168,18 +176,21 @@ def _or_say_who_is_gone() -> Iterator[None]:
 
 
 def batch_norm(x_NCHW: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """BatchNorm in train mode whose mean and variance are those of all ranks' images; every rank must have as many.
+    """BatchNorm in train mode whose mean and variance are those of all ranks' images; every rank must have as
+    many.
 
-    Its gradient reaches the images of the other ranks, too: the mean over ranks of the weights' gradients is that of one
-    process on the joined batch.
+    Its gradient reaches the images of the other ranks, too: the mean over ranks of the weights' gradients is
+    that of one process on the joined batch.
     """
     return _JoinedBatchNorm.apply(x_NCHW, weight, bias, eps)
 
 
 class _JoinedBatchNorm(torch.autograd.Function):
-    """Batch Normalization (2015, arXiv:1502.03167), with one all-reduce of two numbers a channel in each direction.
+    """Batch Normalization (2015, arXiv:1502.03167), with one all-reduce of two numbers a channel in each
+    direction.
 
-    torch's own kernels do the passes over images: composed of plain operations they take ten times as long on CPU.
+    torch's own kernels do the passes over images: composed of plain operations they take ten times as long on
+    CPU.
     """
 
     @staticmethod
@@ -200,7 +211,8 @@ class _JoinedBatchNorm(torch.autograd.Function):
             *args
         )  # as if mean and var were constants
         slope, offset = _mean_over_ranks(torch.stack([grad_weight, grad_bias]) * (len(mean) / x.numel()))
-        # They are not: weight / deviation * (offset + slope * (x - mean) / deviation) is what they pass back, a line in x.
+        # They are not: weight / deviation * (offset + slope * (x - mean) / deviation) is what they pass back,
+        # a line in x.
         inverse = (var + ctx.eps).rsqrt()
         rise = -weight * inverse**2 * slope
         start = -weight * inverse * offset - rise * mean

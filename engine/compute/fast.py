@@ -1,4 +1,5 @@
-"""The same mathematics in less time and memory on CPUs, where torch's own way is slow; every other device gets torch's own way.
+"""The same mathematics in less time and memory on CPUs, where torch's own way is slow; every other device
+gets torch's own way.
 
 Results are those of the plain composition up to rounding. What each trick gains is in `benchmarks/records/`.
 """
@@ -44,10 +45,11 @@ def torch_depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 
 
 
 class _Depthwise(torch.autograd.Function):
-    """oneDNN has a fast weight gradient for depthwise kernels 3 wide; wider ones are put together from such columns, dilated ones
-    are dense ones of even and odd rows and columns apart.
+    """oneDNN has a fast weight gradient for depthwise kernels 3 wide; wider ones are put together from such
+    columns, dilated ones are dense ones of even and odd rows and columns apart.
 
-    An input that `norm_act` made is not kept either, but made again from what its graph node, `maker`, keeps anyway.
+    An input that `norm_act` made is not kept either, but made again from what its graph node, `maker`, keeps
+    anyway.
     """
 
     @staticmethod
@@ -78,7 +80,8 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    """At stride 1 it is itself a convolution, with the kernels turned; oneDNN is faster at that than at its own gradient."""
+    """At stride 1 it is itself a convolution, with the kernels turned; oneDNN is faster at that than at its
+    own gradient."""
     if stride == 1:
         return torch_depthwise(grad, weight.flip(2, 3), 1, dilation)
     return _backward(grad, x, weight, stride, [weight.shape[-1] // 2] * 2, [True, False, False])[0]
@@ -104,7 +107,8 @@ def _backward(
 
 
 def _apart(x: Tensor, gap: int) -> Tensor:
-    """(N, C, H, W) -> (N, C, H + gap, W + gap): even rows, zeros, odd rows; columns likewise. Dilation 2 there is dilation 1."""
+    """(N, C, H, W) -> (N, C, H + gap, W + gap): even rows, zeros, odd rows; columns likewise. Dilation 2
+    there is dilation 1."""
     count, channels, height, width = x.shape
     result = x.new_zeros(count, height + gap, width + gap, channels).permute(0, 3, 1, 2)
     rows, columns = (
@@ -119,8 +123,9 @@ def _apart(x: Tensor, gap: int) -> Tensor:
 def _columns(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """Weight gradient (C, 1, k, k) from columns 0..2, 2..4, ... of a 3-wide kernel, whose own padding is 1.
 
-    Columns that start `left` further right meet the outputs' gradient `left / stride` places later: it moves within rows that
-    have room for that. The zeros after one row are those before the next, so every move is a dense view of one copy.
+    Columns that start `left` further right meet the outputs' gradient `left / stride` places later: it moves
+    within rows that have room for that. The zeros after one row are those before the next, so every move is a
+    dense view of one copy.
     """
     kernel = weight.shape[-1]
     count, channels, height, width = grad.shape
@@ -175,7 +180,8 @@ def norm_act(
 
 
 class _NormAct(torch.autograd.Function):
-    """Keeps the input only and normalises it again in backward, where plain layers keep the normalised one too."""
+    """Keeps the input only and normalises it again in backward, where plain layers keep the normalised one
+    too."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,5 @@
-"""Multiply-accumulates of any module, counted by torch itself. The oracle for every closed form in this project."""
+"""Multiply-accumulates of any module, counted by torch itself. The oracle for every closed form in this
+project."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_macs(module: nn.Module, *inputs: Tensor) -> int:
-    """MACs of convolutions and matrix products in one forward pass of `module` on `inputs` (eval mode, no gradients).
+    """MACs of convolutions and matrix products in one forward pass of `module` on `inputs` (eval mode, no
+    gradients).
 
     torch counts a multiply and an add as two; this field counts them as one.
     """

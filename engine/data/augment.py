@@ -1,6 +1,7 @@
 """Augmentation of whole batches on the device, every image with its own draw.
 
-torchvision's RandomCrop on a batch gives every image the same crop; these do not, and cost a few kernels per batch.
+torchvision's RandomCrop on a batch gives every image the same crop; these do not, and cost a few kernels per
+batch.
 """
 
 import numpy as np
@@ -28,7 +29,8 @@ def random_flip(x_NCHW: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def cutout(x_NCHW: Tensor, size: int, generator: torch.Generator, fill_C11: Tensor | None = None) -> Tensor:
-    """A square of `size` pixels of colour `fill_C11` (none: black) around a random centre of each image, cut off at the border.
+    """A square of `size` pixels of colour `fill_C11` (none: black) around a random centre of each image, cut
+    off at the border.
 
     Cutout (arXiv:1708.04552), whose code fills with the mean colour, since it cuts after normalising.
     """
@@ -46,7 +48,8 @@ def cutout(x_NCHW: Tensor, size: int, generator: torch.Generator, fill_C11: Tens
 
 
 def mixup(x_NCHW: Tensor, y_NK: Tensor, alpha: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Each image and its class probabilities blended with another of the batch; share ~ Beta(alpha, alpha) (arXiv:1710.09412)."""
+    """Each image and its class probabilities blended with another of the batch; share ~ Beta(alpha, alpha)
+    (arXiv:1710.09412)."""
     count = len(x_NCHW)
     order = torch.from_numpy(rng.permutation(count)).to(x_NCHW.device, non_blocking=True)
     share = torch.from_numpy(rng.beta(alpha, alpha, count).astype(np.float32)).to(

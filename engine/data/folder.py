@@ -30,13 +30,15 @@ Item = tuple[int, int | None]
 
 
 class FolderData(Data):
-    """Training images stream through workers; validation and test images are decoded once and kept on the device if they fit in 2 GiB."""
+    """Training images stream through workers; validation and test images are decoded once and kept on the
+    device if they fit in 2 GiB."""
 
     def __init__(self, config: ImageFolder, device: torch.device, seed: int):
         classes, train = _listing(config.path, "train")
         if config.name == "imagenet" and len(classes) != 1000:
             raise UserError(
-                f"'{config.path}/train' has {len(classes)} classes where ImageNet has 1000; use --data.name imagefolder."
+                f"'{config.path}/train' has {len(classes)} classes where ImageNet has 1000; use --data.name "
+                "imagefolder."
             )
         held = {
             name: _held_listing(config.path, name, classes)
@@ -45,7 +47,8 @@ class FolderData(Data):
         }
         if not held:
             raise UserError(
-                f"Data folder '{config.path}' has neither val/ nor test/; add one beside train/, with a folder for each class."
+                f"Data folder '{config.path}' has neither val/ nor test/; add one beside train/, with a "
+                "folder for each class."
             )
         if (
             len(held) == 1
@@ -126,7 +129,8 @@ class FolderData(Data):
                 if "DataLoader worker" not in str(error):
                     raise
                 raise WorkerDied(
-                    f"A process that decodes images died ({str(error).splitlines()[0]}); run the same command again."
+                    f"A process that decodes images died ({str(error).splitlines()[0]}); run the same "
+                    "command again."
                 ) from None
             if complaint:
                 raise UserError(complaint)
@@ -134,7 +138,8 @@ class FolderData(Data):
 
 
 class Files(Dataset[tuple[Tensor, int, str]]):
-    """Image files as uint8 tensors (3, size, size); an item is (index, seed), and seed None means no augmentation."""
+    """Image files as uint8 tensors (3, size, size); an item is (index, seed), and seed None means no
+    augmentation."""
 
     def __init__(self, files: list[tuple[Path, int]], config: ImageFolder):
         self.files = files
@@ -194,13 +199,15 @@ def _collate(items: list[tuple[Tensor, int, str]]) -> tuple[Tensor | None, Tenso
 
 
 def _notice_in_next_only() -> None:
-    """torch raises wherever the main process is when a worker dies, be it in the middle of an update; `next` notices it, too."""
+    """torch raises wherever the main process is when a worker dies, be it in the middle of an update; `next`
+    notices it, too."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _start_worker(_: int) -> None:
-    os.setpgrp()  # signals to the group, Ctrl-C among them, are for the main process, which stops after its step
+    # signals to the group, Ctrl-C among them, are for the main process, which stops after its step
+    os.setpgrp()
     torch.set_num_threads(1)
 
 
@@ -209,7 +216,8 @@ def _listing(root: Path, split: str) -> tuple[list[str], list[tuple[Path, int]]]
     folder = root / split
     if not folder.is_dir():
         raise UserError(
-            f"Data folder '{folder}' does not exist; pass --data.path with a folder that holds train/ and val/ or test/."
+            f"Data folder '{folder}' does not exist; pass --data.path with a folder that holds train/ and "
+            "val/ or test/."
         )
     classes = sorted(
         entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
@@ -217,7 +225,8 @@ def _listing(root: Path, split: str) -> tuple[list[str], list[tuple[Path, int]]]
     files = [(path, label) for label, name in enumerate(classes) for path in _images(folder / name)]
     if not files:
         raise UserError(
-            f"Data folder '{folder}' has no images; it must hold a folder for each class with {', '.join(IMG_EXTENSIONS)} files."
+            f"Data folder '{folder}' has no images; it must hold a folder for each class with "
+            f"{', '.join(IMG_EXTENSIONS)} files."
         )
     if len(classes) < 2:
         raise UserError(
@@ -239,7 +248,8 @@ def _held_listing(root: Path, split: str, classes: list[str]) -> list[tuple[Path
     unknown = sorted(set(names) - set(classes))
     if unknown:
         raise UserError(
-            f"Data folder '{folder}' has class '{unknown[0]}' that '{root / 'train'}' lacks; add training images of it or remove it."
+            f"Data folder '{folder}' has class '{unknown[0]}' that '{root / 'train'}' lacks; add training "
+            "images of it or remove it."
         )
     files = [(path, classes.index(name)) for name in names for path in _images(folder / name)]
     if not files:

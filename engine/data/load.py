@@ -1,8 +1,9 @@
-"""Images as three splits: `train` to learn weights, `val` to decide on architectures, `test` only for final reports.
+"""Images as three splits: `train` to learn weights, `val` to decide on architectures, `test` only for final
+reports.
 
-Every source keeps the same promises: the validation split is held out from training by seed and class; what is drawn in
-epoch e depends on (seed, e) alone, so a resumed run sees what an uninterrupted one sees; pixels travel as uint8 and are
-normalised on the device.
+Every source keeps the same promises: the validation split is held out from training by seed and class; what
+is drawn in epoch e depends on (seed, e) alone, so a resumed run sees what an uninterrupted one sees; pixels
+travel as uint8 and are normalised on the device.
 """
 
 import pickle
@@ -56,7 +57,8 @@ class _ArraySource(_Source):
 
 
 class Digits(_ArraySource):
-    """scikit-learn's 1,797 handwritten digits, 8 x 8, embedded; 539 of them, always the same, are the test split."""
+    """scikit-learn's 1,797 handwritten digits, 8 x 8, embedded; 539 of them, always the same, are the test
+    split."""
 
     name: Literal["digits"] = "digits"
     val: float = Field(0.4, gt=0, lt=1, description="fraction of the training images held out for validation")
@@ -65,7 +67,8 @@ class Digits(_ArraySource):
 
 
 class Npz(_ArraySource):
-    """An .npz file with x_train, x_test: uint8 (N, H, W) or (N, H, W, C); y_train, y_test: integers; optionally classes."""
+    """An .npz file with x_train, x_test: uint8 (N, H, W) or (N, H, W, C); y_train, y_test: integers;
+    optionally classes."""
 
     name: Literal["npz"]
     path: Located = Field(description="the .npz file")
@@ -96,7 +99,10 @@ class ImageFolder(_Source):
     )
     jitter: tuple[Share, Share, Share, Hue] = Field(
         (0, 0, 0, 0),
-        description="random changes of brightness, contrast and saturation, up to this share, and of hue, up to this turn",
+        description=(
+            "random changes of brightness, contrast and saturation, up to this share, and of hue, up to "
+            "this turn"
+        ),
     )
     workers: int = Field(2, ge=0, description="processes that decode images")
 
@@ -105,7 +111,8 @@ DataConfig = Annotated[Digits | Npz | Torchvision | ImageFolder, Field(discrimin
 
 
 class Data(ABC):
-    """Three splits of images on their way to `device`. Batches are (x_NCHW float32 channels_last, y), normalised."""
+    """Three splits of images on their way to `device`. Batches are (x_NCHW float32 channels_last, y),
+    normalised."""
 
     def __init__(
         self,
@@ -135,7 +142,8 @@ class Data(ABC):
     def _augmented(
         self, part: Part, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice
     ) -> Iterator[Batch]:
-        """The `share` of each of the given index batches: uint8 images of `part`, augmented; `skip` batches came before."""
+        """The `share` of each of the given index batches: uint8 images of `part`, augmented; `skip` batches
+        came before."""
 
     @abstractmethod
     def _plain(self, split: Split, indices: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
@@ -162,10 +170,11 @@ class Data(ABC):
     def train_batches(
         self, batch_size: int, epoch: int, skip: int = 0, ranks: Ranks = ALONE, part: Part = "train"
     ) -> Iterator[Batch]:
-        """The augmented batches of `epoch` from batch `skip` on. With mixup, y is (N, K) probabilities; else (N,) classes.
+        """The augmented batches of `epoch` from batch `skip` on. With mixup, y is (N, K) probabilities; else
+        (N,) classes.
 
-        Each of several ranks gets its share of every batch. Joined they are, image for image, what one process gets, but for
-        mixup: an image is blended with one of the same rank.
+        Each of several ranks gets its share of every batch. Joined they are, image for image, what one
+        process gets, but for mixup: an image is blended with one of the same rank.
         """
         order = numpy_generator(self.seed, *of(part, "order"), epoch).permutation(self.size_of(part))
         batches = [order[i * batch_size : (i + 1) * batch_size] for i in range(self.steps(batch_size, part))]
@@ -186,8 +195,8 @@ class Data(ABC):
     def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
         """Plain batches of a split in an order that the seed fixes; of its first `limit` images, if given.
 
-        The order matters: sources list images class by class, and BatchNorm calibrated on batches of one or two classes
-        costs several points of accuracy.
+        The order matters: sources list images class by class, and BatchNorm calibrated on batches of one or
+        two classes costs several points of accuracy.
         """
         indices = numpy_generator(self.seed, "plain", split).permutation(self.count(split))[:limit]
         for x, y in self._plain(split, indices, batch_size):
@@ -242,7 +251,8 @@ class ArrayData(Data):
     def _augmented(
         self, part: Part, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice
     ) -> Iterator[Batch]:
-        """Every rank augments the whole batch: a draw is that of one process, and costs little beside a step."""
+        """Every rank augments the whole batch: a draw is that of one process, and costs little beside a
+        step."""
         images, labels = self._images(part)
         if not batches:
             return
@@ -290,7 +300,8 @@ def load_data(config: DataConfig, device: torch.device, seed: int) -> Data:
 def hold_out(
     labels: NDArray[np.int64], fraction: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices that stay and indices held out: `fraction` of each class, at least one of each that has two or more."""
+    """Indices that stay and indices held out: `fraction` of each class, at least one of each that has two or
+    more."""
     held = []
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
@@ -349,23 +360,27 @@ def _npz(path: Path) -> tuple[Arrays, list[str]]:
         TokenError,
     ) as error:
         raise UserError(
-            f"Data file '{path}' cannot be read as .npz ({error}); pass --data.path with one that holds x_train y_train x_test y_test."
+            f"Data file '{path}' cannot be read as .npz ({error}); pass --data.path with one that holds "
+            "x_train y_train x_test y_test."
         ) from None
     missing = {"x_train", "y_train", "x_test", "y_test"} - found.keys()
     if missing:
         raise UserError(
-            f"Data file '{path}' lacks {', '.join(sorted(missing))}; it holds {', '.join(found) or 'nothing'}."
+            f"Data file '{path}' lacks {', '.join(sorted(missing))}; it holds "
+            f"{', '.join(found) or 'nothing'}."
         )
     for name in ("y_train", "y_test"):
         if found[name].ndim != 1 or not np.issubdtype(found[name].dtype, np.integer):
             raise UserError(
-                f"Data file '{path}': {name} must be integers (N,), but is {found[name].dtype} {found[name].shape}."
+                f"Data file '{path}': {name} must be integers (N,), but is {found[name].dtype} "
+                f"{found[name].shape}."
             )
     values, y_train = np.unique(found["y_train"], return_inverse=True)
     unseen = np.setdiff1d(found["y_test"], values)
     if len(unseen):
         raise UserError(
-            f"Data file '{path}' has class {unseen[0]} in y_test that y_train lacks; add training images of it or drop it."
+            f"Data file '{path}' has class {unseen[0]} in y_test that y_train lacks; add training images of "
+            "it or drop it."
         )
     if len(values) < 2:
         raise UserError(f"Data file '{path}' has only one class in y_train; a classifier needs two or more.")
@@ -377,7 +392,8 @@ def _npz(path: Path) -> tuple[Arrays, list[str]]:
     shapes = [x.shape[1:] for x, _ in arrays.values()]
     if shapes[0] != shapes[1]:
         raise UserError(
-            f"Data file '{path}': images of x_train are {shapes[0]} and of x_test {shapes[1]}; they must agree."
+            f"Data file '{path}': images of x_train are {shapes[0]} and of x_test {shapes[1]}; they must "
+            "agree."
         )
     return arrays, names
 
@@ -389,11 +405,13 @@ def _images(
     x = x[..., None] if x.ndim == 3 else x
     if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] not in (1, 3) or x.shape[1] != x.shape[2]:
         raise UserError(
-            f"Data file '{path}': x_{split} must be square uint8 images (N, H, W) or (N, H, W, 1 or 3), but is {x.dtype} {x.shape}."
+            f"Data file '{path}': x_{split} must be square uint8 images (N, H, W) or (N, H, W, 1 or 3), but "
+            f"is {x.dtype} {x.shape}."
         )
     if len(x) != len(y) or len(x) == 0:
         raise UserError(
-            f"Data file '{path}': x_{split} has {len(x)} images and y_{split} {len(y)} labels; they must be as many, and not none."
+            f"Data file '{path}': x_{split} has {len(x)} images and y_{split} {len(y)} labels; they must be "
+            "as many, and not none."
         )
     return x, y.astype(np.int64)
 
@@ -409,7 +427,8 @@ def _torchvision(config: Torchvision) -> tuple[Arrays, list[str]]:
     except (RuntimeError, OSError, ValueError, AssertionError, EOFError, pickle.UnpicklingError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"Data set {config.name} is not in '{config.path}' ({reason}); pass --data.path with its folder, --data.download to fetch it, "
+            f"Data set {config.name} is not in '{config.path}' ({reason}); pass --data.path with its folder, "
+            "--data.download to fetch it, "
             "or --data.name npz with an .npz file."
         ) from None
     arrays: Arrays = {}

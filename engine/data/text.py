@@ -1,8 +1,9 @@
-"""Text as three splits of words, side by side in columns, and the windows that backpropagation through time reads.
+"""Text as three splits of words, side by side in columns, and the windows that backpropagation through time
+reads.
 
-Penn Treebank as Mikolov (2010) prepared it is a folder with ptb.train.txt, ptb.valid.txt and ptb.test.txt: words between
-spaces, one sentence a line, each ended by <eos>. Windows follow AWD-LSTM (2017, arXiv:1708.02182): their lengths are random, so
-that an epoch does not cut at the same words as the last.
+Penn Treebank as Mikolov (2010) prepared it is a folder with ptb.train.txt, ptb.valid.txt and ptb.test.txt:
+words between spaces, one sentence a line, each ended by <eos>. Windows follow AWD-LSTM (2017,
+arXiv:1708.02182): their lengths are random, so that an epoch does not cut at the same words as the last.
 """
 
 from pathlib import Path
@@ -37,7 +38,8 @@ class Grammar(Config):
 
 
 class TextFolder(Config):
-    """A folder with ptb.train.txt, ptb.valid.txt and ptb.test.txt, or train.txt, valid.txt and test.txt; UTF-8."""
+    """A folder with ptb.train.txt, ptb.valid.txt and ptb.test.txt, or train.txt, valid.txt and test.txt;
+    UTF-8."""
 
     name: Literal["text"] = "text"
     path: Located = Field(description="the folder")
@@ -142,7 +144,8 @@ def columns(words_N: Tensor, batch: int) -> Tensor:
     rows = len(words_N) // batch
     if rows < 3:
         raise UserError(
-            f"A text of {len(words_N)} words is too short for {batch} columns; use a smaller batch or more text."
+            f"A text of {len(words_N)} words is too short for {batch} columns; use a smaller batch or more "
+            "text."
         )
     return words_N[: rows * batch].view(batch, rows).t().contiguous()
 
@@ -150,7 +153,8 @@ def columns(words_N: Tensor, batch: int) -> Tensor:
 def windows(rows: int, bptt: int, rng: np.random.Generator, spread: float) -> list[tuple[int, int]]:
     """(first row, length) of windows that cover a text in columns once.
 
-    bptt: the usual length; one window in twenty is half as long. spread: deviation of the lengths around that; 0: none (search).
+    bptt: the usual length; one window in twenty is half as long. spread: deviation of the lengths around
+        that; 0: none (search).
     """
     shortest = min(SHORTEST, bptt)
     most = rows // min(shortest, max(bptt // 2, 1)) + 1

@@ -1,6 +1,8 @@
-"""Pictures as data: outlines, discs and words with roles instead of colours; drawn as SVG, whose colours follow the page, or as PNG.
+"""Pictures as data: outlines, discs and words with roles instead of colours; drawn as SVG, whose colours
+follow the page, or as PNG.
 
-One layout makes both, so they show the same. Lengths are pixels of a screen on which the picture is not scaled; y grows downwards.
+One layout makes both, so they show the same. Lengths are pixels of a screen on which the picture is not
+scaled; y grows downwards.
 """
 
 import re
@@ -157,13 +159,19 @@ def colors_css() -> str:
     """CSS that gives roles their colours: light, dark where the screen asks for it, and light in print."""
     light, dark = ("".join(f"--{role}:{pair[i]};" for role, pair in COLORS.items()) for i in (0, 1))
     classes = "".join(f".f-{role}{{fill:var(--{role})}}.l-{role}{{stroke:var(--{role})}}" for role in COLORS)
-    return f":root{{color-scheme:light dark;{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}{classes}"
+    return (
+        f":root{{color-scheme:light dark;{light}}}@media screen and (prefers-color-"
+        f"scheme:dark){{:root{{{dark}}}}}{classes}"
+    )
 
 
 def to_svg(drawing: Drawing) -> str:
     """An <svg> element to stand inside a page that has `colors_css`."""
     body = "".join(_svg(shape) for shape in drawing.shapes)
-    return f'<svg viewBox="0 0 {drawing.width:g} {drawing.height:g}" role="img" aria-label="{safe(drawing.title)}">{body}</svg>'
+    return (
+        f'<svg viewBox="0 0 {drawing.width:g} {drawing.height:g}" role="img" aria-'
+        f'label="{safe(drawing.title)}">{body}</svg>'
+    )
 
 
 def _svg(shape: Shape) -> str:
@@ -173,7 +181,10 @@ def _svg(shape: Shape) -> str:
         return f'<text class="f-{shape.role}" {place}{bold}>{safe(shape.text)}</text>'
     hint = f"<title>{safe(shape.title)}</title>" if shape.title else ""
     if isinstance(shape, Disc):
-        return f'<circle class="f-{shape.fill}" cx="{shape.x:.1f}" cy="{shape.y:.1f}" r="{shape.radius:g}">{hint}</circle>'
+        return (
+            f'<circle class="f-{shape.fill}" cx="{shape.x:.1f}" cy="{shape.y:.1f}" r="{shape.radius:g}">'
+            f"{hint}</circle>"
+        )
     roles = " ".join([f"f-{shape.fill}"] * bool(shape.fill) + [f"l-{shape.line}"] * bool(shape.line))
     dash = ' stroke-dasharray="4 3"' if shape.dashed else ""
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in shape.points)

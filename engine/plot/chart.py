@@ -1,4 +1,5 @@
-"""Charts of points: axes with round ticks, whiskers, step lines, and labels that do not print over each other."""
+"""Charts of points: axes with round ticks, whiskers, step lines, and labels that do not print over each
+other."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -116,7 +117,8 @@ def linear_ticks(low: float, high: float, count: int = 7) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """As `linear_ticks`, of a logarithmic axis: 1, 2, 5, 10, 20...; where that is too few, even ones; where too many, powers of ten."""
+    """As `linear_ticks`, of a logarithmic axis: 1, 2, 5, 10, 20...; where that is too few, even ones; where
+    too many, powers of ten."""
     decades = range(floor(log10(low)), ceil(log10(high)) + 1)
     ticks = [m * 10.0**d for d in decades for m in (1, 2, 5) if low <= m * 10.0**d <= high]
     if len(ticks) < 3:
@@ -191,7 +193,8 @@ def steps(points: Sequence[XY], until: float) -> list[Point]:
 
 
 def place_labels(named: Sequence[tuple[str, XY, Role]], spots: Sequence[XY], frame: Box) -> list[Shape]:
-    """Each label near its point, where it covers no other label and the fewest of `spots`; a thin line where it is further away."""
+    """Each label near its point, where it covers no other label and the fewest of `spots`; a thin line where
+    it is further away."""
     taken: list[Box] = []
     obstacles, points = list(spots), [spot for _, spot, _ in named]
     shapes: list[Shape] = []
@@ -216,7 +219,8 @@ def place_labels(named: Sequence[tuple[str, XY, Role]], spots: Sequence[XY], fra
 
 
 def _beside(spot: XY, size: XY, distance: float, angle: float) -> Box:
-    """A box of `size`, `distance` away from the spot in the direction of the angle (0: up, then clockwise)."""
+    """A box of `size`, `distance` away from the spot in the direction of the angle (0: up, then
+    clockwise)."""
     x, y = spot[0] + (distance + size[0] / 2) * sin(angle), spot[1] - (distance + size[1] / 2) * cos(angle)
     return (x - size[0] / 2, y - size[1] / 2, x + size[0] / 2, y + size[1] / 2)
 
@@ -230,7 +234,8 @@ def _leader(spot: XY, b: Box) -> list[XY]:
 def _badness(
     b: Box, spot: XY, taken: Sequence[Box], spots_N2: NDArray[np.float64], others: Sequence[XY]
 ) -> float:
-    """Worst: on another label; then on another's point; a line through a label or past a point; covered spots; distance."""
+    """Worst: on another label; then on another's point; a line through a label or past a point; covered
+    spots; distance."""
     leader = _leader(spot, b)
     over = sum(b[0] - 5 < t[2] and t[0] < b[2] + 5 and b[1] < t[3] and t[1] < b[3] for t in taken)
     through = sum(t[0] <= x <= t[2] and t[1] <= y <= t[3] for x, y in leader for t in taken)

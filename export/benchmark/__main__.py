@@ -1,4 +1,5 @@
-"""Measure exported files on this machine: latency with its noise, memory, size, operators, and what phones might take of them."""
+"""Measure exported files on this machine: latency with its noise, memory, size, operators, and what phones
+might take of them."""
 
 import csv
 import tempfile
@@ -32,12 +33,14 @@ ROLES: tuple[Role, ...] = ("known", "random", "extreme")
 
 
 class Benchmark(Command):
-    """Time model files (.onnx or .ort) in onnxruntime on this machine's CPU, one image at a time, and say what they hold and need.
+    """Time model files (.onnx or .ort) in onnxruntime on this machine's CPU, one image at a time, and say
+    what they hold and need.
 
-    Every round visits all files in a new order; p50, p90 and p99 are of all runs in wall time, noise is how far the medians of even and
-    odd rounds differ. Memory is what loading and running the file adds to a process of its own. What NNAPI and CoreML would take is an
-    estimate from lists of operators, not a measurement. Accuracy is what the file says of itself. An int8 file is often no faster
-    than float32 on an x86 CPU: what counts is the table of the device.
+    Every round visits all files in a new order; p50, p90 and p99 are of all runs in wall time, noise is how
+    far the medians of even and odd rounds differ. Memory is what loading and running the file adds to a
+    process of its own. What NNAPI and CoreML would take is an estimate from lists of operators, not a
+    measurement. Accuracy is what the file says of itself. An int8 file is often no faster than float32 on an
+    x86 CPU: what counts is the table of the device.
 
     examples:
       python -m export.benchmark runs/supernet/export/*.onnx
@@ -49,12 +52,16 @@ class Benchmark(Command):
     rounds: int = Field(
         14,
         ge=2,
-        description=f"visits of each file; p99 needs {FEWEST_FOR_P99} runs, and a visit has {AT_LEAST} at least",
+        description=(
+            f"visits of each file; p99 needs {FEWEST_FOR_P99} runs, and a visit has {AT_LEAST} at least"
+        ),
     )
     seconds: float = Field(0.1, ge=0, description="time for each file in each round")
     compare: bool = Field(
         False,
-        description="also MobileNetV3 Small and Large and EfficientNet-B0 (random weights) at the files' sizes",
+        description=(
+            "also MobileNetV3 Small and Large and EfficientNet-B0 (random weights) at the files' sizes"
+        ),
     )
     out: Path | None = Field(
         None,
@@ -77,7 +84,8 @@ class Benchmark(Command):
         for file, timing in zip(files, timings, strict=True):
             if why := complaint(timing, self.threads):
                 print(
-                    f"do not believe the times of {file.name}: {why}; stop other programs, or measure with more --rounds"
+                    f"do not believe the times of {file.name}: {why}; stop other programs, or measure with "
+                    "more --rounds"
                 )
         self._write(files, timings, rows)
         return 0
@@ -120,7 +128,8 @@ class Benchmark(Command):
             print(f"written to {folder}: benchmark.csv, operators.csv, benchmark.png")
         else:
             print(
-                f"written to {folder}: benchmark.csv, operators.csv; no picture, since no file says its accuracy"
+                f"written to {folder}: benchmark.csv, operators.csv; no picture, since no file says its "
+                "accuracy"
             )
         next_one = f"bundle{run_flag(place.parent)}" if (place.parent / "model.json").exists() else "targets"
         print(f"next: python -m export.{f'demo {place}' if (place / MANIFEST).exists() else next_one}")
@@ -164,7 +173,8 @@ def latency_table(
 
 
 def graph_table(files: Sequence[ModelFile], rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Nodes, in the file > executed; and what share of them execution providers might take, in how many partitions, and whether to try."""
+    """Nodes, in the file > executed; and what share of them execution providers might take, in how many
+    partitions, and whether to try."""
     table = Table("file", "nodes", "most time in", *(f"{name} (estimate)" for name in SHOWN))
     for file, row in zip(files, rows, strict=True):
         total = sum(us for _, _, us in file.probe.operators)

@@ -1,7 +1,7 @@
 """Networks that everybody knows, as files exported the same way, to compare costs with.
 
-"Searching for MobileNetV3" (2019, arXiv:1905.02244) and "EfficientNet" (2019, arXiv:1905.11946), as torchvision has them. Their
-weights are random: they cost what trained ones cost, and have no accuracy.
+"Searching for MobileNetV3" (2019, arXiv:1905.02244) and "EfficientNet" (2019, arXiv:1905.11946), as
+torchvision has them. Their weights are random: they cost what trained ones cost, and have no accuracy.
 """
 
 from pathlib import Path

@@ -1,7 +1,8 @@
-"""How much of a file an execution provider of phones might take: an estimate by onnxruntime's mobile usability checker.
+"""How much of a file an execution provider of phones might take: an estimate by onnxruntime's mobile
+usability checker.
 
-The checker knows which operators a provider has, not the limits on each, nor the device; only a run there is a measurement. A provider
-pays for every partition with copies to and from it, so few that are large are good.
+The checker knows which operators a provider has, not the limits on each, nor the device; only a run there is
+a measurement. A provider pays for every partition with copies to and from it, so few that are large are good.
 """
 
 from pathlib import Path
@@ -18,7 +19,8 @@ PROVIDERS = ("nnapi", *COREML)
 
 
 class Estimate(NamedTuple):
-    """Partitions, the share of the nodes in them, and operators that stay on the CPU. verdict: the checker's: yes, maybe or no."""
+    """Partitions, the share of the nodes in them, and operators that stay on the CPU. verdict: the checker's:
+    yes, maybe or no."""
 
     partitions: int
     share: float

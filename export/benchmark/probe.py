@@ -1,6 +1,7 @@
 """What one model file is and needs, found out in a process of its own, which a damaged file may take down.
 
-That process holds numpy and onnxruntime but no torch, so its memory is that of a program on a device. It is started as
+That process holds numpy and onnxruntime but no torch, so its memory is that of a program on a device. It is
+started as
 
     python -m export.benchmark.probe FILE THREADS
 
@@ -24,9 +25,11 @@ DTYPES = ("tensor(float)", "tensor(float16)", "tensor(uint8)")
 
 
 class Probe(NamedTuple):
-    """shape: of the input, for one image. memory: peak resident bytes; added: those of them that the model brought (0: unknown).
+    """shape: of the input, for one image. memory: peak resident bytes; added: those of them that the model
+    brought (0: unknown).
 
-    operators: (operator, executed nodes, microseconds of one run), the longest first, as onnxruntime has rewritten the graph.
+    operators: (operator, executed nodes, microseconds of one run), the longest first, as onnxruntime has
+        rewritten the graph.
     """
 
     shape: list[int]
@@ -56,7 +59,8 @@ def look(path: Path, threads: int) -> Probe:
     """What `probe` returns, in this process.
 
     Raises:
-        ValueError: not an image classifier: one input (batch, and three fixed sides) of numbers, and (batch, classes) first among outputs.
+        ValueError: not an image classifier: one input (batch, and three fixed sides) of numbers, and (batch,
+            classes) first among outputs.
     """
     before = resident("VmRSS")
     session = open_session(path, [1, 1], threads)
@@ -92,7 +96,8 @@ def resident(field: str) -> int:
 
 
 def profile(path: Path, shape: list[int], threads: int) -> list[tuple[str, int, float]]:
-    """Operators, executed nodes and microseconds of one run, the median of each node by onnxruntime's profiler.
+    """Operators, executed nodes and microseconds of one run, the median of each node by onnxruntime's
+    profiler.
 
     It makes all of them a little slower, and knows microseconds only: shares are for reading, not sums.
     """
@@ -115,7 +120,8 @@ def profile(path: Path, shape: list[int], threads: int) -> list[tuple[str, int, 
 
 
 def main() -> None:
-    """The command. Whatever a damaged file makes onnxruntime raise (its errors have no common class) is the answer."""
+    """The command. Whatever a damaged file makes onnxruntime raise (its errors have no common class) is the
+    answer."""
     try:
         answer = look(Path(sys.argv[1]), int(sys.argv[2]))._asdict()
     except Exception as error:

@@ -1,4 +1,5 @@
-"""What was measured of a set of model files: rounds of timings, their percentiles and how far they agree, as rows of a table."""
+"""What was measured of a set of model files: rounds of timings, their percentiles and how far they agree, as
+rows of a table."""
 
 import json
 import platform
@@ -23,7 +24,8 @@ FEWEST_FOR_P99 = 100
 
 
 class ModelFile(NamedTuple):
-    """A file that onnxruntime runs, and what to call it. nodes: in the file, as the exporter left it; none for .ort."""
+    """A file that onnxruntime runs, and what to call it. nodes: in the file, as the exporter left it; none
+    for .ort."""
 
     name: str
     path: Path
@@ -61,13 +63,15 @@ def open_file(name: str, path: Path, threads: int) -> ModelFile:
     """Look into a file.
 
     Raises:
-        UserError: it is missing, no model, damaged, not what the manifest beside it says, or not an image classifier.
+        UserError: it is missing, no model, damaged, not what the manifest beside it says, or not an image
+            classifier.
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"'{path}' is not a model file: its name must end in {' or '.join(SUFFIXES)}.")
     if not path.is_file():
         raise UserError(
-            f"Model file '{path}' does not exist; python -m export.onnx writes them to export/ in the run's folder."
+            f"Model file '{path}' does not exist; python -m export.onnx writes them to export/ in the run's "
+            "folder."
         )
     beside = manifest_path(path)
     if beside.is_file() and "sha256" in read_json(beside):
@@ -75,7 +79,8 @@ def open_file(name: str, path: Path, threads: int) -> ModelFile:
     found = probe(path, threads)
     if isinstance(found, str):
         raise UserError(
-            f"Model file '{path}' cannot be used ({found}); copy it again, or write it again with python -m export.onnx."
+            f"Model file '{path}' cannot be used ({found}); copy it again, or write it again with python -m "
+            "export.onnx."
         )
     nodes = len(onnx.load(path, load_external_data=False).graph.node) if path.suffix == ".onnx" else None
     return ModelFile(name, path, found, nodes, estimate(path, found.shape))
@@ -88,7 +93,8 @@ class Timing(NamedTuple):
     cpu: dict[int, list[float]]
 
     def percentile(self, q: float) -> float | None:
-        """Of all runs, in wall time; the 99th only if there were 100 runs or more, since of fewer it would be the worst one."""
+        """Of all runs, in wall time; the 99th only if there were 100 runs or more, since of fewer it would be
+        the worst one."""
         runs = [ms for times in self.wall.values() for ms in times]
         return None if q >= 99 and len(runs) < FEWEST_FOR_P99 else float(np.percentile(runs, q))
 
@@ -113,7 +119,8 @@ class Timing(NamedTuple):
 def time_files(
     files: Sequence[ModelFile], rounds: int, threads: int, seconds: float, advance: Callable[[str], None]
 ) -> list[Timing]:
-    """Every round visits all files in a new random order, each in a new session; advance(note) after each visit."""
+    """Every round visits all files in a new random order, each in a new session; advance(note) after each
+    visit."""
     timings = [Timing({}, {}) for _ in files]
     for turn in range(rounds):
         for i in numpy_generator(0, "benchmark", turn).permutation(len(files)):

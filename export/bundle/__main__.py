@@ -1,4 +1,5 @@
-"""Put what belongs to one exported network into a folder that needs nothing else: files, labels, example, manifest and model card."""
+"""Put what belongs to one exported network into a folder that needs nothing else: files, labels, example,
+manifest and model card."""
 
 import csv
 import os
@@ -33,10 +34,12 @@ from ofa.trained import DEFAULT_RUN
 
 
 class MakeBundle(Command):
-    """Make a folder of every exported network: export/NAME/ with its model files, labels.txt, manifest.json, model_card.md and classify.py.
+    """Make a folder of every exported network: export/NAME/ with its model files, labels.txt, manifest.json,
+    model_card.md and classify.py.
 
-    classify.py runs the files with nothing but onnxruntime, numpy and pillow: python classify.py IMAGE. The model card says what the
-    manifest says, in sentences. Times of python -m export.benchmark, where it was run before, are included.
+    classify.py runs the files with nothing but onnxruntime, numpy and pillow: python classify.py IMAGE. The
+    model card says what the manifest says, in sentences. Times of python -m export.benchmark, where it was
+    run before, are included.
 
     examples:
       python -m export.bundle                        every network in runs/supernet/export
@@ -74,7 +77,8 @@ def write_bundle(run: Run, name: str, paths: list[Path]) -> Path:
     """
     if Path(name).name != name:
         raise UserError(
-            f"A manifest beside '{paths[0]}' calls its network '{name}', which is no plain name; export it again."
+            f"A manifest beside '{paths[0]}' calls its network '{name}', which is no plain name; export it "
+            "again."
         )
     folder = paths[0].parent / name
     if folder.exists() and not (folder / MANIFEST).is_file():
@@ -118,7 +122,8 @@ def gather(run: Run, name: str, paths: list[Path]) -> Bundle:
     )
     if classes is None or not alike:
         raise UserError(
-            f"The files of '{name}' in {paths[0].parent} are not of this run's network; write them again with export.onnx."
+            f"The files of '{name}' in {paths[0].parent} are not of this run's network; write them again "
+            "with export.onnx."
         )
     commands = [
         env.get("command"),

@@ -1,4 +1,5 @@
-"""The model card of a bundle: a function of its manifest, so that every sentence can be checked against that."""
+"""The model card of a bundle: a function of its manifest, so that every sentence can be checked against
+that."""
 
 import json
 from collections.abc import Iterator
@@ -31,7 +32,8 @@ def render(bundle: Bundle) -> str:
     ]
     lines += [f"Every number on this page is in `{MANIFEST}`, or computed from numbers there.", ""]
     lines += [
-        f"    python {EXAMPLE} IMAGE            needs onnxruntime, numpy and pillow; classifies with `{first.file}`"
+        f"    python {EXAMPLE} IMAGE            needs onnxruntime, numpy and pillow; classifies with "
+        f"`{first.file}`"
     ]
     for title, body in parts.items():
         lines += ["", f"## {title}", "", *body]
@@ -81,7 +83,9 @@ def _steps(how: dict[str, Any], file: Manifest) -> Iterator[str]:
     """From an image file to the input."""
     side, size = how.get("center_crop") or how["image_size"], how["resize"][0]
     if "center_crop" in how:
-        yield f"Resize the shorter side to {how['resize_shorter_side']} pixels ({how['resize_interpolation']})."
+        yield (
+            f"Resize the shorter side to {how['resize_shorter_side']} pixels ({how['resize_interpolation']})."
+        )
         yield f"Cut out the middle, {side} x {side} pixels."
     else:
         yield f"Resize an image of another size to {side} x {side} pixels."
@@ -121,9 +125,12 @@ def _accuracy(bundle: Bundle) -> Iterator[str]:
             continue
         said, (low, high) = file.accuracy, wilson(file.accuracy.file, file.accuracy.images)
         yield (
-            f"- `{file.file}` is right on {_percent(said.file)} of {said.images} images of the split `{said.split}`; the torch model that "
-            f"it was made from on {_percent(said.torch)}. Both give the same class for {_percent(file.parity['same_top1'])} of them. On "
-            f"other images of the same kind, {_percent(low)} to {_percent(high)} are to be expected (90% interval of Wilson)."
+            f"- `{file.file}` is right on {_percent(said.file)} of {said.images} images of the split "
+            f"`{said.split}`; the torch model that "
+            f"it was made from on {_percent(said.torch)}. Both give the same class for "
+            f"{_percent(file.parity['same_top1'])} of them. On "
+            f"other images of the same kind, {_percent(low)} to {_percent(high)} are to be expected (90% "
+            "interval of Wilson)."
         )
     if bundle.selection is not None:
         expected = bundle.selection.predicted_accuracy
@@ -135,11 +142,16 @@ def _accuracy(bundle: Bundle) -> Iterator[str]:
 
 def _cost(bundle: Bundle) -> Iterator[str]:
     first = bundle.files[0]
-    yield f"- One image takes {format_count(first.macs)} multiply-accumulates; the network has {format_count(first.params)} parameters."
+    yield (
+        f"- One image takes {format_count(first.macs)} multiply-accumulates; the network has "
+        f"{format_count(first.params)} parameters."
+    )
     for name, timed in bundle.benchmark.items():
         yield (
-            f"- `{name}` takes {timed.wall_p50:.3g} ms for an image, and 90% of the runs take no more than {timed.wall_p90:.3g} ms, with "
-            f"{timed.threads} thread{'s' * (timed.threads > 1)} of {timed.runtime} on {timed.machine}; two halves of the rounds differ by "
+            f"- `{name}` takes {timed.wall_p50:.3g} ms for an image, and 90% of the runs take no more than "
+            f"{timed.wall_p90:.3g} ms, with "
+            f"{timed.threads} thread{'s' * (timed.threads > 1)} of {timed.runtime} on {timed.machine}; two "
+            "halves of the rounds differ by "
             f"{_percent(timed.noise)}."
         )
     if not bundle.benchmark:
@@ -149,7 +161,10 @@ def _cost(bundle: Bundle) -> Iterator[str]:
 def _provenance(bundle: Bundle) -> Iterator[str]:
     made, selection = bundle.provenance, bundle.selection
     place = f" in a folder called `{made.data['path']}`" if made.data.get("path") else ""
-    yield f"- Trained on the images of `{made.data['name']}`{place}, with seed {made.seed}; config.yaml has SHA-256 `{made.config_sha256}`."
+    yield (
+        f"- Trained on the images of `{made.data['name']}`{place}, with seed {made.seed}; config.yaml has "
+        f"SHA-256 `{made.config_sha256}`."
+    )
     if selection is not None and selection.constraints:
         limits = [
             f"{c['name']} of at most {format_count(c['limit'])}{c['unit']}" for c in selection.constraints
@@ -181,6 +196,7 @@ def _limits(bundle: Bundle) -> Iterator[str]:
         if file.quantization is not None:
             kept, layers = len(file.quantization["float_layers"]), file.quantization["layers"]
             yield (
-                f"- `{file.file}` computes in 8 bits, whose ranges come from {file.quantization['calibration_images']} images; "
+                f"- `{file.file}` computes in 8 bits, whose ranges come from "
+                f"{file.quantization['calibration_images']} images; "
                 f"{kept} of {layers} layers stayed in float32."
             )

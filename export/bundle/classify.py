@@ -1,4 +1,5 @@
-"""Classify an image with a model file beside this one: python classify.py IMAGE [MODEL]. Needs onnxruntime, numpy and pillow only."""
+"""Classify an image with a model file beside this one: python classify.py IMAGE [MODEL]. Needs onnxruntime,
+numpy and pillow only."""
 
 import json
 import sys

@@ -1,4 +1,5 @@
-"""What is in a bundle, as data: the manifest.json that describes every file of the folder and where the network comes from."""
+"""What is in a bundle, as data: the manifest.json that describes every file of the folder and where the
+network comes from."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ MANIFEST, LABELS, CARD, EXAMPLE = "manifest.json", "labels.txt", "model_card.md"
 
 
 class Provenance(BaseModel):
-    """What made the network: commands in order, data, seed, hash of config.yaml, versions and source state of the training."""
+    """What made the network: commands in order, data, seed, hash of config.yaml, versions and source state of
+    the training."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -50,7 +52,8 @@ class Timed(BaseModel):
 
 
 class Bundle(BaseModel):
-    """One network as files, the first of which is the one that examples take. sha256: of every other file in the folder, by name."""
+    """One network as files, the first of which is the one that examples take. sha256: of every other file in
+    the folder, by name."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -80,6 +83,7 @@ def read_bundle(folder: Path) -> Bundle:
             raise UserError(f"Bundle '{folder}' lacks '{name}'; copy the whole folder again.")
         if digest(folder / name) != expected:
             raise UserError(
-                f"'{folder / name}' is not what was bundled (SHA-256 differs); copy it again, or bundle again."
+                f"'{folder / name}' is not what was bundled (SHA-256 differs); copy it again, or bundle "
+                "again."
             )
     return bundle

@@ -1,4 +1,5 @@
-"""A page on this machine where an image dropped in is classified by a bundle's model file: in the browser, or else by this server."""
+"""A page on this machine where an image dropped in is classified by a bundle's model file: in the browser, or
+else by this server."""
 
 import contextlib
 import io
@@ -31,14 +32,17 @@ TYPES = {
     ".wasm": "application/wasm",
 }
 MOST_BYTES = 50 * 1000**2
-POLICY = "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; img-src blob: data:; connect-src 'self'; frame-ancestors 'none'"
+POLICY = (
+    "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; img-src blob: data:; connect-src 'self'; "
+    "frame-ancestors 'none'"
+)
 
 
 class Demo(Command):
     """Serve a page, to this machine only, where an image dropped in is classified by the files of a bundle.
 
-    The browser does it with onnxruntime-web, once that was fetched by --vendor (an npm package; npm must be installed); the image then
-    does not leave the page. Otherwise this server does. Ctrl-C ends it.
+    The browser does it with onnxruntime-web, once that was fetched by --vendor (an npm package; npm must be
+    installed); the image then does not leave the page. Otherwise this server does. Ctrl-C ends it.
 
     examples:
       python -m export.bundle --run runs/photos
@@ -61,11 +65,13 @@ class Demo(Command):
         if self.folder is None:
             if self.vendor:
                 print(
-                    "next: python -m export.demo DIR, where DIR is a folder that python -m export.bundle wrote"
+                    "next: python -m export.demo DIR, where DIR is a folder that python -m export.bundle "
+                    "wrote"
                 )
                 return 0
             raise UserError(
-                "Name a bundle to serve, such as runs/supernet/export/600M; python -m export.bundle writes them."
+                "Name a bundle to serve, such as runs/supernet/export/600M; python -m export.bundle writes "
+                "them."
             )
         with open_server(self.folder, self.port) as server:
             how = (
@@ -126,12 +132,14 @@ def open_server(folder: Path, port: int, runtime: Path | None = None) -> Server:
         return Server(folder, port, runtime or vendored())
     except OSError as error:
         raise UserError(
-            f"Port {port} cannot be used ({error.strerror}); choose another with --port, or 0 for any that is free."
+            f"Port {port} cannot be used ({error.strerror}); choose another with --port, or 0 for any that "
+            "is free."
         ) from None
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers pages of this machine only: a page from elsewhere that found a way to this port is refused by its Host."""
+    """Answers pages of this machine only: a page from elsewhere that found a way to this port is refused by
+    its Host."""
 
     server: Server
     protocol_version = "HTTP/1.1"

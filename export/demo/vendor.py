@@ -1,4 +1,5 @@
-"""onnxruntime-web for the demo page: a pinned npm package, fetched once when asked, of which two files are kept in this user's cache."""
+"""onnxruntime-web for the demo page: a pinned npm package, fetched once when asked, of which two files are
+kept in this user's cache."""
 
 import base64
 import hashlib
@@ -37,7 +38,8 @@ def vendor() -> Path:
         return found
     if shutil.which("npm") is None:
         raise UserError(
-            "npm is not installed, which fetches onnxruntime-web; install Node.js, or let the server classify."
+            "npm is not installed, which fetches onnxruntime-web; install Node.js, or let the server "
+            "classify."
         )
     with tempfile.TemporaryDirectory() as folder:
         words = ["npm", "pack", f"{PACKAGE}@{VERSION}", "--silent", "--pack-destination", folder]
@@ -64,7 +66,8 @@ def unpack(package: Path, folder: Path, sha512: str = SHA512) -> Path:
     """
     if sha512_of(package) != sha512:
         raise UserError(
-            f"{package.name} is not the {PACKAGE} {VERSION} that is expected (SHA-512 differs); nothing was kept of it."
+            f"{package.name} is not the {PACKAGE} {VERSION} that is expected (SHA-512 differs); nothing was "
+            "kept of it."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as work, tarfile.open(package) as archive:

@@ -1,8 +1,9 @@
 """Layers whose size is an argument: a layer is a slice of its largest weight.
 
-A narrower layer uses the first channels, a smaller kernel the centre (BigNAS, 2020, arXiv:2003.11142; AttentiveNAS, 2021,
-arXiv:2011.09011) or the centre times a matrix (OFA, 2020, arXiv:1908.09791). `forward` and `slices` take the same arguments;
-`slices` names its tensors as the plain layer of `ofa.subnet` does, so that extracting a subnet is loading them.
+A narrower layer uses the first channels, a smaller kernel the centre (BigNAS, 2020, arXiv:2003.11142;
+AttentiveNAS, 2021, arXiv:2011.09011) or the centre times a matrix (OFA, 2020, arXiv:1908.09791). `forward`
+and `slices` take the same arguments; `slices` names its tensors as the plain layer of `ofa.subnet` does, so
+that extracting a subnet is loading them.
 """
 
 from itertools import pairwise
@@ -65,9 +66,11 @@ class ElasticDepthwise(nn.Module):
 
 
 class TransformedDepthwise(ElasticDepthwise):
-    """Depthwise convolution whose smaller kernels are the centre of the next larger one times a learned matrix (OFA, arXiv:1908.09791).
+    """Depthwise convolution whose smaller kernels are the centre of the next larger one times a learned
+    matrix (OFA, arXiv:1908.09791).
 
-    One matrix for each step down, shared by all channels and starting as the identity: 7 -> 5 (25 x 25), then 5 -> 3 (9 x 9).
+    One matrix for each step down, shared by all channels and starting as the identity: 7 -> 5 (25 x 25), then
+    5 -> 3 (9 x 9).
     """
 
     def __init__(self, width: int, kernels: tuple[int, ...], stride: int):
@@ -90,10 +93,11 @@ class TransformedDepthwise(ElasticDepthwise):
 
 
 class ElasticBatchNorm(nn.Module):
-    """BatchNorm of the first channels: batch statistics in train mode, never accumulated; stored ones in eval mode.
+    """BatchNorm of the first channels: batch statistics in train mode, never accumulated; stored ones in eval
+    mode.
 
-    Stored statistics mean something only if someone stored them for the width in use. Subnets are therefore extracted
-    and calibrated before anyone measures them.
+    Stored statistics mean something only if someone stored them for the width in use. Subnets are therefore
+    extracted and calibrated before anyone measures them.
     """
 
     joined = False  # whether batch statistics are those of all ranks: `join_batch_norms`
@@ -128,7 +132,8 @@ class ElasticBatchNorm(nn.Module):
 
 
 def join_batch_norms(net: nn.Module) -> None:
-    """From now on batch statistics in train mode are those of all ranks, which must run the same architectures."""
+    """From now on batch statistics in train mode are those of all ranks, which must run the same
+    architectures."""
     for module in net.modules():
         if isinstance(module, ElasticBatchNorm):
             module.joined = True
@@ -156,7 +161,8 @@ class ElasticLinear(nn.Module):
 
 
 class ElasticSqueezeExcite(nn.Module):
-    """Squeeze-and-excitation (arXiv:1709.01507): pool, reduce, ReLU, restore, hard sigmoid, scale. Widths follow the input."""
+    """Squeeze-and-excitation (arXiv:1709.01507): pool, reduce, ReLU, restore, hard sigmoid, scale. Widths
+    follow the input."""
 
     def __init__(self, width: int, squeeze: int):
         super().__init__()

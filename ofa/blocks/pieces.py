@@ -1,7 +1,9 @@
-"""The pieces that architectures are made of: a stem, blocks and a head, each described by what it computes, wherever it stands.
+"""The pieces that architectures are made of: a stem, blocks and a head, each described by what it computes,
+wherever it stands.
 
-MACs, parameters, memory, file size and latency of an architecture are sums (memory: a maximum) over its pieces. A piece depends on a
-handful of choices only, so a million encoded architectures are table look-ups, one table for each block.
+MACs, parameters, memory, file size and latency of an architecture are sums (memory: a maximum) over its
+pieces. A piece depends on a handful of choices only, so a million encoded architectures are table look-ups,
+one table for each block.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,8 +34,10 @@ class StemPiece(NamedTuple):
 class BlockPiece(NamedTuple):
     """One block on a `size` x `size` map of `inp` channels.
 
-    expands: there is a 1x1 convolution before the k x k one. residual: its input is added to its output, through a 1x1 convolution
-    if `projects`, after an average pool if it has a stride. A bottleneck's shortcut convolution has BatchNorm, an inverted one's has not.
+    expands: there is a 1x1 convolution before the k x k one. residual: its input is added to its output,
+        through a 1x1 convolution
+    if `projects`, after an average pool if it has a stride. A bottleneck's shortcut convolution has
+    BatchNorm, an inverted one's has not.
     """
 
     block: str
@@ -51,7 +55,8 @@ class BlockPiece(NamedTuple):
 
 
 class HeadPiece(NamedTuple):
-    """What follows the last block on a `size` x `size` map of `inp` channels: [1x1 to `wide`,] pool, [linear to `width`,] classifier.
+    """What follows the last block on a `size` x `size` map of `inp` channels: [1x1 to `wide`,] pool, [linear
+    to `width`,] classifier.
 
     wide is 0 without the first, width is 0 without the second of these layers; bias is of the second.
     """
@@ -70,20 +75,23 @@ Price = Callable[[Piece], Sequence[float]]
 
 
 class Table(NamedTuple):
-    """Prices of one group of layers by the choices it reads: `columns` of the codes, and an array (*choices, prices)."""
+    """Prices of one group of layers by the choices it reads: `columns` of the codes, and an array (*choices,
+    prices)."""
 
     columns: tuple[int, ...]
     price: Numbers
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
-    """The multiple of `divisor` nearest to `value`, but never below 90% of it (MobileNetV2, arXiv:1801.04381, code)."""
+    """The multiple of `divisor` nearest to `value`, but never below 90% of it (MobileNetV2, arXiv:1801.04381,
+    code)."""
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
 def hidden_width(width: int, expand: float) -> int:
-    """Channels between the two 1x1 convolutions of a block; `width` is what its stage says `expand` multiplies."""
+    """Channels between the two 1x1 convolutions of a block; `width` is what its stage says `expand`
+    multiplies."""
     return make_divisible(round(width * expand)) if expand != 1 else width
 
 
@@ -98,7 +106,8 @@ def halve(size: int, stride: int) -> int:
 
 
 def total(tables: Sequence[Table], codes_NF: Codes, join: np.ufunc = np.add) -> Numbers:
-    """(prices, N) of every row of codes: the sum over its pieces, or what `join` (np.maximum) makes of them."""
+    """(prices, N) of every row of codes: the sum over its pieces, or what `join` (np.maximum) makes of
+    them."""
     choice_FN = np.ascontiguousarray(np.maximum(codes_NF, 1).T) - 1
     totals = np.zeros((tables[0].price.shape[-1], len(codes_NF)), tables[0].price.dtype)
     for columns, price in tables:
@@ -115,7 +124,8 @@ def total(tables: Sequence[Table], codes_NF: Codes, join: np.ufunc = np.add) -> 
 def tables(
     space: Space, classes: int, channels: int, price: Price, join: np.ufunc = np.add, dtype: type = np.int64
 ) -> Iterator[Table]:
-    """Tables for the stem, the blocks and the head. join: how the prices of a stage's blocks become one, np.add or np.maximum."""
+    """Tables for the stem, the blocks and the head. join: how the prices of a stage's blocks become one,
+    np.add or np.maximum."""
     at, stem = space.column_index, space.stem
     middles, residuals = (stem.deep.middle, stem.deep.residual) if stem.deep else ((0,), (0,))
     stem_piece = partial(StemPiece, channels=channels, stride=stem.stride, act=stem.act, deep=bool(stem.deep))

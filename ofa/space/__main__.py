@@ -1,4 +1,5 @@
-"""What a search space holds: its choices, its size and extremes, published subnets, and which MACs a sampling draws."""
+"""What a search space holds: its choices, its size and extremes, published subnets, and which MACs a sampling
+draws."""
 
 import json
 from pathlib import Path
@@ -26,20 +27,24 @@ PICTURES = (".png", ".pdf", ".svg")
 
 
 class Describe(Command, extra="ignore"):  # a training recipe has more in it
-    """Print a search space: choices, number of architectures, smallest and largest, published subnets, and MACs as a training draws them.
+    """Print a search space: choices, number of architectures, smallest and largest, published subnets, and
+    MACs as a training draws them.
 
-    FLOPs means multiply-accumulates (MACs) of one image. Flags and recipes of the sampling are those of ofa.train.
+    FLOPs means multiply-accumulates (MACs) of one image. Flags and recipes of the sampling are those of
+    ofa.train.
 
     examples:
       python -m ofa.space attentive_nas
-      python -m ofa.space attentive_nas --sandwich.sampling.name macs_prior --sandwich.sampling.high 800M --picture prior.png
-      python -m ofa.space attentive_nas --arch attentive_nas_a1
+      python -m ofa.space attentive_nas --sandwich.sampling.name macs_prior --sandwich.sampling.high 800M
+      --picture prior.png python -m ofa.space attentive_nas --arch attentive_nas_a1
     """
 
     space: CliPositionalArg[str] = Field("digits", description="a packaged name or a YAML file")
     arch: str | None = Field(
         None,
-        description="print only this architecture, as JSON with its cost: smallest, largest, a published name, a file",
+        description=(
+            "print only this architecture, as JSON with its cost: smallest, largest, a published name, a file"
+        ),
     )
     sandwich: Sandwich = Field(Sandwich(), description="the training step, of which the sampling is shown")
     draws: int = Field(2000, ge=1, description="random subnets drawn for the histogram")
@@ -64,7 +69,8 @@ class Describe(Command, extra="ignore"):  # a training recipe has more in it
         )
         blocks = " and ".join(dict.fromkeys(stage.block for stage in space.stages))
         console.print(
-            f"resolutions {_span(space.resolution)}; {blocks} blocks, kernel and expansion chosen per {space.granularity}"
+            f"resolutions {_span(space.resolution)}; {blocks} blocks, kernel and expansion chosen per "
+            f"{space.granularity}"
         )
         console.print(_layers(space))
         console.print(self._subnets(space))

@@ -1,8 +1,8 @@
 """Space and Arch: what can be chosen and what was chosen, as data.
 
-An architecture has two forms. `Arch` holds values and is what people read and files store. A row of codes (uint8) holds,
-for each column of the space, 1 + the index of the choice, and 0 where a block is inactive: arrays of a million rows are
-sampled, costed, mutated and encoded at once. The two are one-to-one.
+An architecture has two forms. `Arch` holds values and is what people read and files store. A row of codes
+(uint8) holds, for each column of the space, 1 + the index of the choice, and 0 where a block is inactive:
+arrays of a million rows are sampled, costed, mutated and encoded at once. The two are one-to-one.
 """
 
 import json
@@ -26,7 +26,8 @@ Choices = Annotated[tuple[int, ...], Field(min_length=1, max_length=255)]
 
 
 class Deep(Config):
-    """ResNet-D's stem (arXiv:1812.01187): 3 x 3 to `middle`, as many residual 3 x 3 as `residual` says, 3 x 3 to the stem's width.
+    """ResNet-D's stem (arXiv:1812.01187): 3 x 3 to `middle`, as many residual 3 x 3 as `residual` says, 3 x 3
+    to the stem's width.
 
     A 3 x 3 max pool of stride 2 follows.
     """
@@ -45,17 +46,23 @@ class Stem(Config):
 
 
 class Stage(Config):
-    """Blocks of one kind. The first one carries the stride and the change of width; the first d of them are active."""
+    """Blocks of one kind. The first one carries the stride and the change of width; the first d of them are
+    active."""
 
     block: Literal["inverted", "bottleneck"] = Field(
         "inverted",
-        description="inverted: 1x1, depthwise, 1x1 (MobileNet); bottleneck: 1x1, 3x3, 1x1, activation after the sum (ResNet-D)",
+        description=(
+            "inverted: 1x1, depthwise, 1x1 (MobileNet); bottleneck: 1x1, 3x3, 1x1, activation after the sum "
+            "(ResNet-D)"
+        ),
     )
     width: Choices
     depth: Choices
     kernel: Choices
     expand: Annotated[tuple[Finite, ...], Field(min_length=1, max_length=255)] = Field(
-        description="hidden width / input width, where (1,) means no expansion layer; of a bottleneck: / output width"
+        description=(
+            "hidden width / input width, where (1,) means no expansion layer; of a bottleneck: / output width"
+        )
     )
     stride: int = Field(1, ge=1)
     se: bool = False
@@ -69,8 +76,9 @@ class Stage(Config):
 class Head(Config):
     """What turns the last stage's map into features.
 
-    With `expand` (MobileNetV3, AttentiveNAS): 1x1 to expand x last width + BN + act, global pool, 1x1 to `width` + act.
-    Without (MobileNetV2, BigNAS): 1x1 to `width` + BN + act, global pool. A linear classifier follows.
+    With `expand` (MobileNetV3, AttentiveNAS): 1x1 to expand x last width + BN + act, global pool, 1x1 to
+    `width` + act. Without (MobileNetV2, BigNAS): 1x1 to `width` + BN + act, global pool. A linear classifier
+    follows.
     """
 
     width: Choices
@@ -103,7 +111,8 @@ class Column(NamedTuple):
 
 
 class Space(Config):
-    """The choices of a supernet. `granularity` says whether kernel and expansion are chosen per stage or per block."""
+    """The choices of a supernet. `granularity` says whether kernel and expansion are chosen per stage or per
+    block."""
 
     name: str
     source: str = Field("", description="paper or file the numbers come from")
@@ -111,11 +120,16 @@ class Space(Config):
     granularity: Literal["stage", "block"] = "stage"
     shortcut: Literal["identity", "projected"] = Field(
         "identity",
-        description="identity: where stride is 1 and widths agree; projected (AttentiveNAS): everywhere, pooled, then 1x1 if widths differ",
+        description=(
+            "identity: where stride is 1 and widths agree; projected (AttentiveNAS): everywhere, pooled, "
+            "then 1x1 if widths differ"
+        ),
     )
     kernels: Literal["crop", "transform"] = Field(
         "crop",
-        description="a smaller kernel is the centre of the largest (BigNAS), or that mapped by learned matrices (OFA)",
+        description=(
+            "a smaller kernel is the centre of the largest (BigNAS), or that mapped by learned matrices (OFA)"
+        ),
     )
     bn_eps: float = Field(1e-5, gt=0, description="BatchNorm's epsilon")
     stem: Stem
@@ -145,13 +159,15 @@ class Space(Config):
                 len(stage.kernel) > 1 or stage.se or self.shortcut == "projected"
             ):
                 raise ValueError(
-                    f"stage {i} of space '{self.name}' has bottlenecks, which take one kernel, no se and shortcut: identity "
+                    f"stage {i} of space '{self.name}' has bottlenecks, which take one kernel, no se and "
+                    "shortcut: identity "
                     "(theirs are convolutions where they must be)"
                 )
         total = self.stem.stride * int(np.prod([stage.stride for stage in self.stages]))
         if self.shortcut == "projected" and any(r % total for r in self.resolution):
             raise ValueError(
-                f"resolutions of space '{self.name}' must be multiples of its total stride {total} for projected shortcuts"
+                f"resolutions of space '{self.name}' must be multiples of its total stride {total} for "
+                "projected shortcuts"
             )
         return self
 
@@ -180,7 +196,8 @@ class Space(Config):
         return stage if self.granularity == "stage" else self.slot_stage.index(stage) + block
 
     def changes_width(self, stage: int, block: int) -> bool:
-        """Whether this block's shortcut cannot be the identity in every architecture: stride, or other widths than its input's."""
+        """Whether this block's shortcut cannot be the identity in every architecture: stride, or other widths
+        than its input's."""
         before = self.stages[stage - 1].width if stage else self.stem.width
         width = self.stages[stage].width
         return block == 0 and (
@@ -231,7 +248,8 @@ def load_space(name: str) -> Space:
 
 
 class Published(Config):
-    """A subnet as its authors report it: counted multiply-accumulates and parameters for 1,000 classes, and ImageNet top-1 in percent."""
+    """A subnet as its authors report it: counted multiply-accumulates and parameters for 1,000 classes, and
+    ImageNet top-1 in percent."""
 
     arch: Arch
     macs: int
@@ -250,7 +268,8 @@ def published(space: Space) -> dict[str, Published]:
 
 
 def find_arch(space: Space, name: str) -> Arch:
-    """`smallest`, `largest`, a published name, a JSON file with an architecture (or with one under "arch"), or the JSON itself.
+    """`smallest`, `largest`, a published name, a JSON file with an architecture (or with one under "arch"),
+    or the JSON itself.
 
     Raises:
         UserError: it is none of these, or not of this space.
@@ -262,12 +281,14 @@ def find_arch(space: Space, name: str) -> Arch:
         return decode(space, encode(space, named[name].arch))
     if name.endswith(".json") and not Path(name).is_file():
         raise UserError(
-            f"There is no file '{name}'; give a file of predictors.select, or {', '.join(['smallest', 'largest', *named])}."
+            f"There is no file '{name}'; give a file of predictors.select, or "
+            f"{', '.join(['smallest', 'largest', *named])}."
         )
     if not name.lstrip().startswith("{") and not Path(name).is_file():
         known = ", ".join(["smallest", "largest", *named])
         raise UserError(
-            f"Space '{space.name}' has no architecture '{name}'; give {known}, a file of predictors.select, or JSON."
+            f"Space '{space.name}' has no architecture '{name}'; give {known}, a file of predictors.select, "
+            "or JSON."
         )
     try:
         values = json.loads(name) if name.lstrip().startswith("{") else read_json(Path(name))
@@ -294,7 +315,8 @@ def encode(space: Space, arch: Arch) -> Codes:
             continue
         if entry not in values:
             raise UserError(
-                f"{field}[{position}] = {entry} is not in space '{space.name}'; its choices are {', '.join(map(str, values))}."
+                f"{field}[{position}] = {entry} is not in space '{space.name}'; its choices are "
+                f"{', '.join(map(str, values))}."
             )
         row[i] = 1 + values.index(entry)
     return row
@@ -309,7 +331,8 @@ def decode(space: Space, codes: Codes) -> Arch:
 
 
 def canonical(space: Space, codes_NF: Codes) -> Codes:
-    """The same rows with inactive blocks set to 0 and newly active ones that hold 0 set to their first choice."""
+    """The same rows with inactive blocks set to 0 and newly active ones that hold 0 set to their first
+    choice."""
     depth_NS = np.stack(
         [
             np.array(s.depth)[codes_NF[:, space.column_index["depth", i]] - 1]
@@ -342,7 +365,8 @@ def sample_codes(space: Space, count: int, rng: np.random.Generator) -> Codes:
 
 
 def only(space: Space, arch: Arch) -> Space:
-    """The space that holds the network of `arch` and nothing else: every block is a stage of its own, with one choice each.
+    """The space that holds the network of `arch` and nothing else: every block is a stage of its own, with
+    one choice each.
 
     Training it is training that network from scratch, with its own initialisation.
     """
@@ -372,7 +396,8 @@ def only(space: Space, arch: Arch) -> Space:
 
 
 def mutate(space: Space, codes_NF: Codes, probability: float, rng: np.random.Generator) -> Codes:
-    """Each row with each choice drawn anew with `probability`; the choices of a block that thereby wakes up are drawn, too."""
+    """Each row with each choice drawn anew with `probability`; the choices of a block that thereby wakes up
+    are drawn, too."""
     fresh = np.stack(
         [rng.integers(1, n, len(codes_NF), np.uint8, endpoint=True) for n in space.cardinalities], axis=1
     )
@@ -382,13 +407,15 @@ def mutate(space: Space, codes_NF: Codes, probability: float, rng: np.random.Gen
 
 
 def cross(space: Space, codes_NF: Codes, others_NF: Codes, rng: np.random.Generator) -> Codes:
-    """Each choice from one of two parents, with even odds; from the one that has the block where only one does."""
+    """Each choice from one of two parents, with even odds; from the one that has the block where only one
+    does."""
     other = ((rng.random(codes_NF.shape) < 0.5) | (codes_NF == 0)) & (others_NF != 0)
     return canonical(space, np.where(other, others_NF, codes_NF))
 
 
 def features(space: Space, codes_NF: Codes) -> NDArray[np.float32]:
-    """(N, sum of cardinalities) thermometer code, what predictors see: for each choice, whether it is this value or a later one.
+    """(N, sum of cardinalities) thermometer code, what predictors see: for each choice, whether it is this
+    value or a later one.
 
     Neighbouring choices share most of their code, and blocks past a stage's depth are zeros.
     """

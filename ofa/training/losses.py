@@ -1,4 +1,5 @@
-"""What a student learns from its teacher: soft cross-entropy (BigNAS) or the adaptive alpha-divergence (AlphaNet)."""
+"""What a student learns from its teacher: soft cross-entropy (BigNAS) or the adaptive alpha-divergence
+(AlphaNet)."""
 
 import math
 from typing import Annotated, Literal
@@ -55,7 +56,8 @@ def distil(config: Distillation, student_NK: Tensor, teacher_NK: Tensor) -> Tens
 
 
 def soft_cross_entropy(student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
-    """-sum_k softmax(teacher)_k log_softmax(student)_k, mean over the batch, in float32; temperature 1. The teacher is detached.
+    """-sum_k softmax(teacher)_k log_softmax(student)_k, mean over the batch, in float32; temperature 1. The
+    teacher is detached.
 
     Source: BigNAS (2020, arXiv:2003.11142), in-place distillation.
     """
@@ -70,20 +72,23 @@ def alpha_divergence(
     alpha_plus: float = 1.0,
     clip: float = 5.0,
 ) -> Tensor:
-    """Adaptive alpha-divergence of AlphaNet (2021, arXiv:2102.07954), mean over the batch, in float32. The teacher is detached.
+    """Adaptive alpha-divergence of AlphaNet (2021, arXiv:2102.07954), mean over the batch, in float32. The
+    teacher is detached.
 
-    For each image the alpha whose divergence is larger decides. The value is the mean of those divergences: 0 where student
-    and teacher agree. The reference code reports -sum_k q_k rho_k log q_k, with q and rho held, whose gradient is the
-    paper's but whose value means nothing. The gradient here is that of its expression:
+    For each image the alpha whose divergence is larger decides. The value is the mean of those divergences: 0
+    where student and teacher agree. The reference code reports -sum_k q_k rho_k log q_k, with q and rho held,
+    whose gradient is the paper's but whose value means nothing. The gradient here is that of its expression:
 
         d/dlogits = q sum_k(q_k rho_k) - q rho
 
-    which is the true gradient of the value wherever r^alpha is not clipped and the two divergences differ. Where it is
-    clipped it is not: the value then grows with slope clip / (alpha (alpha - 1)) in q, while the paper clips the factor
-    r^alpha of the gradient, which is clip / -alpha. Adding a constant to rho changes nothing, since q sums to 1.
+    which is the true gradient of the value wherever r^alpha is not clipped and the two divergences differ.
+    Where it is clipped it is not: the value then grows with slope clip / (alpha (alpha - 1)) in q, while the
+    paper clips the factor r^alpha of the gradient, which is clip / -alpha. Adding a constant to rho changes
+    nothing, since q sums to 1.
 
-    Finite, value and gradient, for all finite logits: everything is built from log_softmax, products q r^alpha are taken
-    as one exponential, and log-probabilities end at that of the smallest normal float32. Logits that are not finite give nan.
+    Finite, value and gradient, for all finite logits: everything is built from log_softmax, products q
+    r^alpha are taken as one exponential, and log-probabilities end at that of the smallest normal float32.
+    Logits that are not finite give nan.
     """
     z_NK = student_NK.float()
     logp_NK, logq_NK = (x.detach().float().log_softmax(1).clamp(min=LOG_TINY) for x in (teacher_NK, z_NK))
@@ -97,7 +102,8 @@ def alpha_divergence(
 
 
 def _divergence(logp_NK: Tensor, logq_NK: Tensor, alpha: float, clip: float) -> tuple[Tensor, Tensor]:
-    """(divergence (N,), q rho (N, K)) of teacher p and student q, with r = p / q; rho without its constant."""
+    """(divergence (N,), q rho (N, K)) of teacher p and student q, with r = p / q; rho without its
+    constant."""
     q_NK, logr_NK = logq_NK.exp(), logp_NK - logq_NK
     if abs(alpha - 1) < NEAR:  # f = r log r, rho = r; the reference code does not clip here
         p_NK = logp_NK.exp()

@@ -1,9 +1,11 @@
-"""Progressive shrinking (OFA, 2020, arXiv:1908.09791): the largest network first, then kernels, depths and widths become elastic.
+"""Progressive shrinking (OFA, 2020, arXiv:1908.09791): the largest network first, then kernels, depths and
+widths become elastic.
 
-A phase says how many of the largest choices of each kind are open, and how many subnets of those a step trains. What a phase
-trained stays trained: later phases only add choices. From the second phase on the largest network as it was at the end of the
-first teaches (in train mode, without dropout); where expansions become elastic, channels are sorted first, so that the ones
-that stay are the most important. Each phase starts with a fresh optimiser, as in the reference code.
+A phase says how many of the largest choices of each kind are open, and how many subnets of those a step
+trains. What a phase trained stays trained: later phases only add choices. From the second phase on the
+largest network as it was at the end of the first teaches (in train mode, without dropout); where expansions
+become elastic, channels are sorted first, so that the ones that stay are the most important. Each phase
+starts with a fresh optimiser, as in the reference code.
 """
 
 from bisect import bisect_right
@@ -31,7 +33,8 @@ TEACHER = "teacher.safetensors"
 
 
 class Phase(Config):
-    """One phase. `kernel`, `depth`, `expand` and `width` count the largest choices that are open in every stage; none: all.
+    """One phase. `kernel`, `depth`, `expand` and `width` count the largest choices that are open in every
+    stage; none: all.
 
     A deep stem's middle width goes with `width` and its residual convolutions with `depth`.
     """
@@ -64,7 +67,8 @@ class Phase(Config):
         return np.minimum([limits[kind] or 255 for kind in kinds], space.cardinalities).astype(np.uint8)
 
     def sample(self, space: Space, rng: np.random.Generator, resolution: int | None = None) -> Arch:
-        """An architecture of this phase, every open choice uniform; its resolution is drawn, too, unless given."""
+        """An architecture of this phase, every open choice uniform; its resolution is drawn, too, unless
+        given."""
         codes = space.cardinalities.astype(np.uint8) - rng.integers(0, self.open(space), dtype=np.uint8)
         arch = decode(space, canonical(space, codes[None])[0])
         return arch if resolution is None else arch.model_copy(update={"resolution": resolution})
@@ -109,11 +113,14 @@ def shrinking_step(
     step: int,
     noise_seed: int,
 ) -> Tensor:
-    """Add the gradients of one step to the supernet's. Returns the losses (max(1, subnets),), detached, on the device.
+    """Add the gradients of one step to the supernet's. Returns the losses (max(1, subnets),), detached, on
+    the device.
 
-    x: square images (N, C, r, r) at the step's resolution r, one of the space's; all its networks see that. A subnet's loss is its
-    label loss plus its soft cross-entropy against the teacher's predictions. teacher: needed where phase.subnets > 0. Draws depend
-    on (seed, step) only; those of dropout on (noise_seed, step): ranks may share subnets, but never noise.
+    x: square images (N, C, r, r) at the step's resolution r, one of the space's; all its networks see that. A
+        subnet's loss is its
+    label loss plus its soft cross-entropy against the teacher's predictions. teacher: needed where
+    phase.subnets > 0. Draws depend on (seed, step) only; those of dropout on (noise_seed, step): ranks may
+    share subnets, but never noise.
     """
     space, rng, resolution = supernet.space, numpy_generator(seed, "subnets", step), x.shape[-1]
     if phase.subnets == 0:
@@ -148,10 +155,12 @@ def grows(before: Phase, phase: Phase, space: Space) -> bool:
 
 @torch.no_grad()
 def sort_channels(supernet: Supernet, before: Phase) -> None:
-    """Order the hidden channels of every block by importance, the L1 norm of what the next layer reads from each.
+    """Order the hidden channels of every block by importance, the L1 norm of what the next layer reads from
+    each.
 
-    Every architecture of phase `before` computes the same as it did: a channel only moves among those that all its
-    architectures use, or do not use, together. Squeeze-and-excitation moves along, its inner channels in the same way.
+    Every architecture of phase `before` computes the same as it did: a channel only moves among those that
+    all its architectures use, or do not use, together. Squeeze-and-excitation moves along, its inner channels
+    in the same way.
     """
     space = supernet.space
     opened = dict(zip(space.columns, before.open(space), strict=True))
@@ -208,7 +217,8 @@ def _norm(bn: torch.nn.Module) -> list[Tensor]:
 
 
 def _order(following: Tensor, cuts: set[int]) -> Tensor:
-    """Where each input channel of `following` (O, I, k, k) comes from: most important first between one cut and the next."""
+    """Where each input channel of `following` (O, I, k, k) comes from: most important first between one cut
+    and the next."""
     importance = following.abs().sum((0, 2, 3))
     edges = sorted({0, len(importance), *cuts})
     return torch.cat([a + importance[a:b].argsort(descending=True, stable=True) for a, b in pairwise(edges)])

@@ -1,10 +1,12 @@
-"""Which subnets a step trains beside the largest and the smallest: uniform, by a prior over MACs, or the best or worst of a few.
+"""Which subnets a step trains beside the largest and the smallest: uniform, by a prior over MACs, or the best
+or worst of a few.
 
-BigNAS (2020, arXiv:2003.11142) draws uniformly, and so mostly middling networks. AttentiveNAS (2021, arXiv:2011.09011) draws
-a target MACs first, then candidates that cost as much, and trains the best of them (BestUp) or the worst (WorstUp).
-Candidates come from p(choice | MACs bin), every choice on its own, until the bin matches. Two differences from its code:
-the distributions are estimated here, from a million sampled and costed architectures, rather than read from a file; and
-where every try misses the bin one of those samples is taken, not the last try whatever it costs, so no draw leaves its bin.
+BigNAS (2020, arXiv:2003.11142) draws uniformly, and so mostly middling networks. AttentiveNAS (2021,
+arXiv:2011.09011) draws a target MACs first, then candidates that cost as much, and trains the best of them
+(BestUp) or the worst (WorstUp). Candidates come from p(choice | MACs bin), every choice on its own, until the
+bin matches. Two differences from its code: the distributions are estimated here, from a million sampled and
+costed architectures, rather than read from a file; and where every try misses the bin one of those samples is
+taken, not the last try whatever it costs, so no draw leaves its bin.
 """
 
 from collections.abc import Callable
@@ -61,11 +63,15 @@ class _Prior(Config):
     bin: Count | None = Field(
         None,
         ge=1,
-        description="MACs in a bin, about: bins are alike; none: 25M, or a tenth of low..high where that is less",
+        description=(
+            "MACs in a bin, about: bins are alike; none: 25M, or a tenth of low..high where that is less"
+        ),
     )
     target: Literal["sampled", "uniform"] = Field(
         "sampled",
-        description="bins are drawn as often as uniform samples fall into them (AttentiveNAS's code), or all alike",
+        description=(
+            "bins are drawn as often as uniform samples fall into them (AttentiveNAS's code), or all alike"
+        ),
     )
     tries: int = Field(
         100, ge=1, description="draws from p(choice | bin) before one of the samples in the bin is taken"
@@ -84,18 +90,23 @@ class MacsPrior(_Prior):
 
 
 class BatchLoss(Config):
-    """The label loss on the step's own batch, with its batch statistics and no regularisation, as in AttentiveNAS's code."""
+    """The label loss on the step's own batch, with its batch statistics and no regularisation, as in
+    AttentiveNAS's code."""
 
     name: Literal["batch_loss"] = "batch_loss"
     candidates: int = Field(
         3,
         ge=1,
-        description="of which each random subnet is chosen; each costs a forward pass: with 3, a step of 2 random ones takes 1.3 times",
+        description=(
+            "of which each random subnet is chosen; each costs a forward pass: with 3, a step of 2 random "
+            "ones takes 1.3 times"
+        ),
     )
 
 
 class Predicted(Config):
-    """The accuracy that an additive predictor (Bayesian ridge) learned from measured subnets. Free of forward passes."""
+    """The accuracy that an additive predictor (Bayesian ridge) learned from measured subnets. Free of forward
+    passes."""
 
     name: Literal["predicted"] = "predicted"
     candidates: int = Field(50, ge=1, description="a random subnet is chosen from this many")
@@ -121,12 +132,14 @@ class Sampler(Protocol):
     """What a built sampler can do."""
 
     def draw(self, rng: np.random.Generator, count: int, judge: Judge) -> list[Arch]:
-        """The `count` random subnets of one step. What is taken from `rng` never depends on what `judge` says."""
+        """The `count` random subnets of one step. What is taken from `rng` never depends on what `judge`
+        says."""
         ...
 
 
 def build_sampler(config: Sampling, space: Space, classes: int, channels: int) -> Sampler:
-    """The sampler, with its tables estimated for a network of `classes` classes and `channels` input channels.
+    """The sampler, with its tables estimated for a network of `classes` classes and `channels` input
+    channels.
 
     Raises:
         UserError: the range of MACs is not of this space, or the pairs of a predictor cannot be used.
@@ -198,7 +211,8 @@ class Bins(NamedTuple):
 
 
 class Prior:
-    """p(bin) and p(choice | bin) of a space, and the samples they were estimated from; only of bins that a sample fell into.
+    """p(bin) and p(choice | bin) of a space, and the samples they were estimated from; only of bins that a
+    sample fell into.
 
     The estimate has a random stream of its own, the same in every run.
     """
@@ -209,7 +223,8 @@ class Prior:
         self.known_NF, bin_N = self._sampled(config.samples)
         if len(bin_N) == 0:
             raise UserError(
-                f"None of {config.samples} sampled architectures of space '{space.name}' has MACs within {format_count(self.bins.low)} to "
+                f"None of {config.samples} sampled architectures of space '{space.name}' has MACs within "
+                f"{format_count(self.bins.low)} to "
                 f"{format_count(self.bins.high)}; widen low and high of the sampling, or raise its samples."
             )
         self.bin_B, self.start_B, self.hits_B = np.unique(bin_N, return_index=True, return_counts=True)
@@ -251,7 +266,8 @@ class Prior:
         return codes_NF[order], bin_N[order]
 
     def _cumulative(self) -> NDArray[np.float32]:
-        """p(choice <= value | bin), (B, F, most choices - 1). A draw's choice is 1 + how many of these are not above a uniform number."""
+        """p(choice <= value | bin), (B, F, most choices - 1). A draw's choice is 1 + how many of these are
+        not above a uniform number."""
         bins, values = len(self.bin_B), 1 + int(self.space.cardinalities.max())
         bin_N = np.arange(bins).repeat(self.hits_B)
         found = []
@@ -277,14 +293,16 @@ def _bins(config: _Prior, space: Space, classes: int, channels: int) -> Bins:
             if value is not None
         ]
         raise UserError(
-            f"Sampling with {' and '.join(given)} leaves nothing of space '{space.name}', whose architectures have "
+            f"Sampling with {' and '.join(given)} leaves nothing of space '{space.name}', whose "
+            "architectures have "
             f"{format_count(least)} to {format_count(most)} MACs; choose low and high within, low first."
         )
     width = config.bin or max(1, min(BIN, (high - low) // 10))
     bins = Bins(low, high, max(1, round((high - low) / width)))
     if bins.number > MOST_BINS:
         raise UserError(
-            f"Sampling with bin = {format_count(width)} cuts {format_count(low)} to {format_count(high)} MACs into "
+            f"Sampling with bin = {format_count(width)} cuts {format_count(low)} to {format_count(high)} "
+            "MACs into "
             f"{bins.number} bins, and {MOST_BINS} are the most; use a larger bin."
         )
     return bins
@@ -304,7 +322,8 @@ def fit_accuracy(path: Path, space: Space) -> Callable[[Codes], NDArray[np.float
     pairs = [validate(_Pair, row, f"{path}, line {i}") for i, row in enumerate(read_lines(path), start=1)]
     if len(pairs) < FEWEST_PAIRS:
         raise UserError(
-            f"'{path}' has {len(pairs)} measured subnets, and a predictor needs at least {FEWEST_PAIRS}; name the pairs.jsonl of a run "
+            f"'{path}' has {len(pairs)} measured subnets, and a predictor needs at least {FEWEST_PAIRS}; "
+            "name the pairs.jsonl of a run "
             "after python -m predictors.collect, or judge by batch_loss."
         )
     try:

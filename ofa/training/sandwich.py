@@ -1,8 +1,9 @@
 """The training step of BigNAS (2020, arXiv:2003.11142): the sandwich rule with in-place distillation.
 
-On one batch the largest network learns from the labels; the smallest and n random ones learn from the largest's soft
-predictions. Gradients of all add up for one update of the shared weights. Only the largest is regularised: dropout and
-drop-connect are its alone, and weight decay acts once per step on every weight, which is the L2 penalty of the largest.
+On one batch the largest network learns from the labels; the smallest and n random ones learn from the
+largest's soft predictions. Gradients of all add up for one update of the shared weights. Only the largest is
+regularised: dropout and drop-connect are its alone, and weight decay acts once per step on every weight,
+which is the L2 penalty of the largest.
 """
 
 from collections.abc import Callable
@@ -51,10 +52,13 @@ def sandwich_step(
     step: int,
     noise_seed: int | None = None,
 ) -> Tensor:
-    """Add the gradients of one step to the supernet's. Returns the losses (1 + students,), detached, on the device.
+    """Add the gradients of one step to the supernet's. Returns the losses (1 + students,), detached, on the
+    device.
 
-    x: (N, C, H, W) images; y: (N,) classes or (N, K) probabilities; sampler: built from config.sampling. Draws depend on
-    (seed, step) only; those of dropout and drop-connect on (noise_seed, step), if given: ranks may share subnets, but never noise.
+    x: (N, C, H, W) images; y: (N,) classes or (N, K) probabilities; sampler: built from config.sampling.
+        Draws depend on
+    (seed, step) only; those of dropout and drop-connect on (noise_seed, step), if given: ranks may share
+    subnets, but never noise.
     """
     space, rng, noise = (
         supernet.space,
@@ -86,7 +90,8 @@ def label_step(
     step: int,
     also: Loss | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Add the gradients of one regularised network that learns from labels. Returns its logits and its loss, detached.
+    """Add the gradients of one regularised network that learns from labels. Returns its logits and its loss,
+    detached.
 
     also: a function of the logits that is added to the label loss.
     """
@@ -104,7 +109,8 @@ def label_step(
 def label_losses(
     supernet: Supernet, archs: list[Arch], x: Tensor, y: Tensor, label_smoothing: float
 ) -> list[float]:
-    """Loss of each on the batch, with batch statistics and without regularisation; one host synchronisation."""
+    """Loss of each on the batch, with batch statistics and without regularisation; one host
+    synchronisation."""
     losses = []
     for arch in archs:
         with autocast(x.device):

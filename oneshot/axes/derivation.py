@@ -14,10 +14,12 @@ def derive(space: CellSpace, probabilities: dict[str, Tensor], how: Derivation =
     """The strongest architecture of the space.
 
     Args:
-        space: NAS-Bench-201 keeps the strongest operation of every edge, also none; the others keep `space.keeps` edges a node.
+        space: NAS-Bench-201 keeps the strongest operation of every edge, also none; the others keep
+            `space.keeps` edges a node.
         probabilities: (E, O) for each kind of cell, times the edge's weight where there is one.
-        how: `edges`: the edges whose strongest operation other than none weighs most (DARTS); `pairs`: the heaviest pairs of operation
-            and edge, each edge once (PR-DARTS); `pairs_repeat`: the same, but an edge may be taken twice, as in PR-DARTS's code.
+        how: `edges`: the edges whose strongest operation other than none weighs most (DARTS); `pairs`: the
+            heaviest pairs of operation and edge, each edge once (PR-DARTS); `pairs_repeat`: the same, but an
+            edge may be taken twice, as in PR-DARTS's code.
 
     Equal weights: the first edge or operation wins.
     """

@@ -8,14 +8,17 @@ Runs = tuple[tuple[int, ...], ...]
 
 
 class Mixture(NamedTuple):
-    """Edge e passes on edge_E[e] * (sum over o of weight_EO[e, o] * operation o of x) + offset_E[e] + skip * x.
+    """Edge e passes on edge_E[e] * (sum over o of weight_EO[e, o] * operation o of x) + offset_E[e] + skip *
+    x.
 
     Args:
         weight_EO: weight of each operation.
-        runs: for each edge the operations that run, where a method samples; the others count as absent. None: all run.
+        runs: for each edge the operations that run, where a method samples; the others count as absent. None:
+            all run.
         edge_E: weight of each edge (PC-DARTS); None: 1.
         offset_E: added to each number of an edge's output; its value is 0, only its gradient matters (GDAS).
-        skip: weight of a skip connection beside the mixture (DARTS-); at stride 2 a factorized reduction of its own.
+        skip: weight of a skip connection beside the mixture (DARTS-); at stride 2 a factorized reduction of
+            its own.
     """
 
     weight_EO: Tensor

@@ -23,7 +23,8 @@ class Adam(Config):
 
 
 class Exponentiated(Config):
-    """GAEA (2021, arXiv:2004.07802): exponentiated gradient, which stays on the simplex. No weight decay, no momentum."""
+    """GAEA (2021, arXiv:2004.07802): exponentiated gradient, which stays on the simplex. No weight decay, no
+    momentum."""
 
     name: Literal["exponentiated"] = "exponentiated"
     lr: float = Field(0.1, gt=0, description="learning rate")
@@ -40,7 +41,8 @@ Geometry = Annotated[Adam | Exponentiated, Field(discriminator="name")]
 
 
 def exponentiated_gradient(theta: Tensor, gradient: Tensor, lr: float, floor: float = 1e-5) -> Tensor:
-    """theta (..., O) on the simplex, one step later: theta exp(-lr gradient), at least `floor`, divided by its sum.
+    """theta (..., O) on the simplex, one step later: theta exp(-lr gradient), at least `floor`, divided by
+    its sum.
 
     What is 0 does not compete and stays 0.
     """

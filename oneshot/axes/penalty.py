@@ -16,8 +16,8 @@ from oneshot.spaces.cells import CellSpace
 
 
 class Seen(NamedTuple):
-    """What a penalty may look at: per kind of cell the parameters and what they became in this step; where a cost is weighed, what each
-    operation (E, O) and everything else of the final network cost."""
+    """What a penalty may look at: per kind of cell the parameters and what they became in this step; where a
+    cost is weighed, what each operation (E, O) and everything else of the final network cost."""
 
     space: CellSpace
     alphas: dict[str, Tensor]
@@ -29,7 +29,8 @@ class Seen(NamedTuple):
 
 
 class BetaDecay(Config):
-    """beta-DARTS (2022, arXiv:2203.01665): the mean over edges of logsumexp of the logits, weighted more in each epoch."""
+    """beta-DARTS (2022, arXiv:2203.01665): the mean over edges of logsumexp of the logits, weighted more in
+    each epoch."""
 
     name: Literal["beta_decay"] = "beta_decay"
     end: float = Field(50.0, ge=0, description="weight after the last epoch; it grows linearly from 0")
@@ -44,9 +45,11 @@ class BetaDecay(Config):
 
 
 class PathDepth(Config):
-    """PR-DARTS (2020, arXiv:2006.16537): skip connections, the other operations and pools compete in groups; deep cells are rewarded.
+    """PR-DARTS (2020, arXiv:2006.16537): skip connections, the other operations and pools compete in groups;
+    deep cells are rewarded.
 
-    A group is active with the mean probability of those of its gates that were kept. A group of which none was kept counts as 0.
+    A group is active with the mean probability of those of its gates that were kept. A group of which none
+    was kept counts as 0.
     """
 
     name: Literal["path_depth"] = "path_depth"
@@ -101,7 +104,8 @@ def _mean(values: Tensor, where: Tensor) -> Tensor:
 
 
 class Entropy(Config):
-    """GAEA (2021, arXiv:2004.07802), optional there: gamma times the sum of theta log(theta O), 0 for the uniform distribution."""
+    """GAEA (2021, arXiv:2004.07802), optional there: gamma times the sum of theta log(theta O), 0 for the
+    uniform distribution."""
 
     name: Literal["entropy"] = "entropy"
     gamma: float = Field(
@@ -117,7 +121,8 @@ class Entropy(Config):
 
 
 class Cost(Config):
-    """Losses that weigh the expected cost E of the mixture (ProxylessNAS, 2019, arXiv:1812.00332; FBNet, 2019, arXiv:1812.03443)."""
+    """Losses that weigh the expected cost E of the mixture (ProxylessNAS, 2019, arXiv:1812.00332; FBNet,
+    2019, arXiv:1812.03443)."""
 
     name: Literal["cost"] = "cost"
     of: Literal["macs", "params", "latency"] = Field(
@@ -125,11 +130,16 @@ class Cost(Config):
     )
     table: Path | None = Field(
         None,
-        description="for latency: a JSON file, operation -> cost on any edge, or kind of cell -> edges -> operations",
+        description=(
+            "for latency: a JSON file, operation -> cost on any edge, or kind of cell -> edges -> operations"
+        ),
     )
     form: Literal["power", "add", "fbnet"] = Field(
         "power",
-        description="power: scale CE (log E / log ref)^exponent; add: CE + scale (E - ref) / ref; fbnet: scale CE log(E)^exponent",
+        description=(
+            "power: scale CE (log E / log ref)^exponent; add: CE + scale (E - ref) / ref; fbnet: scale CE "
+            "log(E)^exponent"
+        ),
     )
     ref: Count = Field(
         600_000_000, ge=2, description="the cost to aim at, in the table's unit for latency; fbnet has none"
@@ -140,7 +150,8 @@ class Cost(Config):
     def expected(self, seen: Seen) -> Tensor:
         """The constant and the sum over cells, edges and operations of weight times cost.
 
-        In the DARTS space all 14 edges of a cell count, of which 8 survive: E is more than the found network will cost.
+        In the DARTS space all 14 edges of a cell count, of which 8 survive: E is more than the found network
+        will cost.
         """
         return (
             seen.constant

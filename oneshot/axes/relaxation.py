@@ -1,6 +1,7 @@
 """Relaxations: from the parameters of a cell's edges to the weights of their operations.
 
-Each knows how its parameters start, which probabilities they stand for, and what a network gets to mix in one forward pass.
+Each knows how its parameters start, which probabilities they stand for, and what a network gets to mix in one
+forward pass.
 """
 
 from typing import Annotated, ClassVar, Literal, NamedTuple
@@ -72,9 +73,11 @@ class Simplex(Softmax):
 
 
 class GumbelHard(Softmax):
-    """GDAS (2019, arXiv:1910.04465): one operation an edge, drawn by the Gumbel-max trick; gradients pass straight through.
+    """GDAS (2019, arXiv:1910.04465): one operation an edge, drawn by the Gumbel-max trick; gradients pass
+    straight through.
 
-    Operations that were not drawn do not run; their weights, of value 0, are added to the edge's output, which gives them a gradient.
+    Operations that were not drawn do not run; their weights, of value 0, are added to the edge's output,
+    which gives them a gradient.
     """
 
     name: Literal["gumbel_hard"] = "gumbel_hard"  # type: ignore[assignment]
@@ -101,7 +104,8 @@ class GumbelHard(Softmax):
 
 
 class HardConcrete(Softmax):
-    """PR-DARTS (2020, arXiv:2006.16537): a stretched, clamped gate for each operation; an edge keeps its `keep` best.
+    """PR-DARTS (2020, arXiv:2006.16537): a stretched, clamped gate for each operation; an edge keeps its
+    `keep` best.
 
     The code of the paper drops gates at random before it picks, which the paper's text does not say.
     """

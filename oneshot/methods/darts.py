@@ -6,6 +6,7 @@ from oneshot.methods.method import Method
 
 
 class Darts(Method):
-    """Softmax over all operations of an edge; alternating architecture and weight steps on two halves of the images."""
+    """Softmax over all operations of an edge; alternating architecture and weight steps on two halves of the
+    images."""
 
     name: Literal["darts"] = "darts"

@@ -1,7 +1,8 @@
-"""ENAS: Efficient Neural Architecture Search via Parameter Sharing (2018, arXiv:1802.03268). Settings of NAS-Bench-201's search.
+"""ENAS: Efficient Neural Architecture Search via Parameter Sharing (2018, arXiv:1802.03268). Settings of
+NAS-Bench-201's search.
 
-The weights' steps train architectures that the controller draws; after each epoch the controller is trained by REINFORCE on the
-accuracy that its architectures reach with the shared weights.
+The weights' steps train architectures that the controller draws; after each epoch the controller is trained
+by REINFORCE on the accuracy that its architectures reach with the shared weights.
 """
 
 from collections.abc import Mapping
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 
 class Controller(nn.Module):
-    """An LSTM that decides one thing after another: for each node its edges, where not all are kept, and their operations."""
+    """An LSTM that decides one thing after another: for each node its edges, where not all are kept, and
+    their operations."""
 
     average: Tensor
 

@@ -12,7 +12,8 @@ ON_TEXT = {name: value for name, value in PUBLISHED["recurrent"].items() if name
 
 
 class Gaea(Method):
-    """GAEA-DARTS: probabilities on the simplex, moved by exponentiated gradient. `--method.level single` is its ERM form.
+    """GAEA-DARTS: probabilities on the simplex, moved by exponentiated gradient. `--method.level single` is
+    its ERM form.
 
     On NAS-Bench-201 ERM is what was published: 25 epochs of a 50-epoch cosine.
     """

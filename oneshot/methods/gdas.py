@@ -7,7 +7,8 @@ from oneshot.methods.method import Method, Sgd
 
 
 class Gdas(Method):
-    """One operation an edge and step, drawn by Gumbel-softmax with straight-through gradients: only it is computed."""
+    """One operation an edge and step, drawn by Gumbel-softmax with straight-through gradients: only it is
+    computed."""
 
     name: Literal["gdas"] = "gdas"
     relaxation: Relaxation = GumbelHard()

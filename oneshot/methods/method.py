@@ -58,7 +58,8 @@ class AuxiliarySkip(Config):
 
 @dataclass
 class Alphas:
-    """The parameters that a search learns beside weights: (E, O) for each kind of cell and, with edge weights, (E,) for each."""
+    """The parameters that a search learns beside weights: (E, O) for each kind of cell and, with edge
+    weights, (E,) for each."""
 
     operations: dict[str, Tensor]
     edges: dict[str, Tensor]
@@ -118,11 +119,17 @@ class Method(Config):
     derivation: Derivation = Field("edges", description="how the DARTS space's cells are read off")
     level: Literal["bilevel", "single"] = Field(
         "bilevel",
-        description="bilevel: weights learn from one half of the images, the architecture from the other; single: both from all",
+        description=(
+            "bilevel: weights learn from one half of the images, the architecture from the other; single: "
+            "both from all"
+        ),
     )
     order: Literal["first", "second", "exact"] = Field(
         "first",
-        description="architecture gradient at today's weights, one step ahead by finite differences, or exactly one step ahead",
+        description=(
+            "architecture gradient at today's weights, one step ahead by finite differences, or exactly one "
+            "step ahead"
+        ),
     )
     weights_first: bool = Field(
         False, description="the weight step comes before the architecture step of the same pair of batches"
@@ -142,12 +149,14 @@ class Method(Config):
         simplex = isinstance(self.relaxation, Simplex)
         if simplex != isinstance(self.geometry, Exponentiated):
             raise ValueError(
-                "relaxation simplex and geometry exponentiated need each other: only that step stays on the simplex"
+                "relaxation simplex and geometry exponentiated need each other: only that step stays on the "
+                "simplex"
             )
         kinds = {type(penalty) for penalty in self.penalties}
         if simplex and BetaDecay in kinds:
             raise ValueError(
-                "beta_decay has no meaning on a simplex, which has no logits; take entropy, or a method with softmax"
+                "beta_decay has no meaning on a simplex, which has no logits; take entropy, or a method with "
+                "softmax"
             )
         if not simplex and Entropy in kinds:
             raise ValueError("entropy is written for relaxation simplex; take beta_decay, or method gaea")
@@ -155,28 +164,33 @@ class Method(Config):
             raise ValueError("path_depth needs the gates of relaxation hard_concrete; take method pr_darts")
         if len(kinds) < len(self.penalties):
             raise ValueError(
-                "a penalty is given twice, by the method and beside it, or by name; change its settings in method.penalties"
+                "a penalty is given twice, by the method and beside it, or by name; change its settings in "
+                "method.penalties"
             )
         changed = {
             name for name in NEED_A_STEP if getattr(self, name) != type(self).model_fields[name].get_default()
         }
         if not self.learns and changed:
             raise ValueError(
-                f"method.{min(changed)} is for an architecture step along a gradient, which {self.name} has not; leave it out"
+                f"method.{min(changed)} is for an architecture step along a gradient, which {self.name} has "
+                "not; leave it out"
             )
         if self.order != "first" and self.level == "single":
             raise ValueError(
-                f"order {self.order} looks ahead to the weights' next step on other images; it needs level bilevel"
+                f"order {self.order} looks ahead to the weights' next step on other images; it needs level "
+                "bilevel"
             )
         if self.order != "first" and isinstance(self.relaxation, GumbelHard | HardConcrete):
             raise ValueError(
-                f"order {self.order} is for methods that run all operations; {self.relaxation.name} samples: take order first"
+                f"order {self.order} is for methods that run all operations; {self.relaxation.name} samples: "
+                "take order first"
             )
         return self
 
     @property
     def samples(self) -> bool:
-        """Whether the network runs some of its operations only; its BatchNorms then always take the batch's statistics."""
+        """Whether the network runs some of its operations only; its BatchNorms then always take the batch's
+        statistics."""
         return self.relaxation.samples or not self.learns
 
     def start(self, space: CellSpace, seed: int, device: torch.device) -> Alphas:
@@ -212,7 +226,8 @@ class Method(Config):
         return found
 
     def probabilities(self, space: CellSpace, alphas: Alphas) -> dict[str, Tensor]:
-        """(E, O) for each kind of cell, times the weight of the edge where there is one; what derivation reads.
+        """(E, O) for each kind of cell, times the weight of the edge where there is one; what derivation
+        reads.
 
         Uniform for a method that has no table of parameters.
         """

@@ -7,7 +7,8 @@ from oneshot.methods.method import Method, Sgd
 
 
 class PcDarts(Method):
-    """A quarter of the channels goes through the operations, the rest passes by; edges into a node have weights of their own."""
+    """A quarter of the channels goes through the operations, the rest passes by; edges into a node have
+    weights of their own."""
 
     name: Literal["pc_darts"] = "pc_darts"
     partial: int = 4

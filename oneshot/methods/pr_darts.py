@@ -1,6 +1,8 @@
-"""PR-DARTS: Theory-Inspired Path-Regularized Differential Network Architecture Search (2020, arXiv:2006.16537).
+"""PR-DARTS: Theory-Inspired Path-Regularized Differential Network Architecture Search (2020,
+arXiv:2006.16537).
 
-Settings of the released search. Its code may take one edge of a node twice (`--method.derivation pairs_repeat`); here an edge counts once.
+Settings of the released search. Its code may take one edge of a node twice (`--method.derivation
+pairs_repeat`); here an edge counts once.
 """
 
 from typing import Literal
@@ -12,7 +14,8 @@ from oneshot.methods.method import Method, Sgd
 
 
 class PrDarts(Method):
-    """Stretched stochastic gates of which an edge keeps two; groups of operations compete, long paths of convolutions are rewarded."""
+    """Stretched stochastic gates of which an edge keeps two; groups of operations compete, long paths of
+    convolutions are rewarded."""
 
     name: Literal["pr_darts"] = "pr_darts"
     relaxation: Relaxation = HardConcrete()

@@ -62,7 +62,8 @@ class RandomWs(Method):
 
 
 def best_of(searching: "Searching", choices: list[Choice], batches: int, finalists: int) -> Choice:
-    """The best of `choices` by shared weights: all on `batches` validation batches, then the `finalists` best on everything."""
+    """The best of `choices` by shared weights: all on `batches` validation batches, then the `finalists` best
+    on everything."""
     sign = 1 if searching.task.quality == "accuracy" else -1
     with progress("judge candidates", len(choices) + min(finalists, len(choices))) as advance:
 

@@ -11,7 +11,8 @@ Choice = dict[str, tuple[tuple[int, int], ...]]  # for each kind of cell: (edge,
 
 
 def offered(space: CellSpace, kind: str, edge: int) -> list[int]:
-    """Operations that may stand on an edge of a drawn architecture: none only where a found cell may keep it."""
+    """Operations that may stand on an edge of a drawn architecture: none only where a found cell may keep
+    it."""
     row = space.may(kind)[edge].tolist()
     return [
         o for o, name in enumerate(space.operations) if row[o] and (name != "none" or space.keeps is None)
@@ -19,7 +20,8 @@ def offered(space: CellSpace, kind: str, edge: int) -> list[int]:
 
 
 def draw(space: CellSpace, rng: np.random.Generator) -> Choice:
-    """One architecture, uniformly: each node keeps as many distinct edges as the space says; operations are uniform."""
+    """One architecture, uniformly: each node keeps as many distinct edges as the space says; operations are
+    uniform."""
     choice = {}
     for kind in space.cells:
         pairs = []

@@ -1,4 +1,5 @@
-"""`python -m oneshot.benchmark`: what searchers reach on a NAS-Bench-201 table, and what is known about one cell."""
+"""`python -m oneshot.benchmark`: what searchers reach on a NAS-Bench-201 table, and what is known about one
+cell."""
 
 from pathlib import Path
 from typing import Literal
@@ -24,10 +25,12 @@ from oneshot.nasbench201.table import (
 
 
 class Compare(Command):
-    """Print what the oracle, random search and regularised evolution reach on a NAS-Bench-201 table, or look one cell up.
+    """Print what the oracle, random search and regularised evolution reach on a NAS-Bench-201 table, or look
+    one cell up.
 
-    A table is a CSV file with a column arch and columns such as cifar10-val and cifar10-test, or NATS-Bench's archive. Searchers see
-    validation accuracies where there are any, and are judged by test accuracies. FLOPs means multiply-accumulates (MACs).
+    A table is a CSV file with a column arch and columns such as cifar10-val and cifar10-test, or NATS-Bench's
+    archive. Searchers see validation accuracies where there are any, and are judged by test accuracies. FLOPs
+    means multiply-accumulates (MACs).
 
     examples:
       python -m oneshot.benchmark --table accuracy_200_epochs.csv --seen accuracy_12_epochs.csv --budget 100
@@ -63,16 +66,19 @@ class Compare(Command):
         grid = _look_up(table, self.cell) if self.cell else self._compare(table, seen)
         Console().print(grid)
         print(
-            f"next: python -m oneshot.search --method darts --space nasbench201 --table {self.save or self.table}"
+            "next: python -m oneshot.search --method darts --space nasbench201 --table "
+            f"{self.save or self.table}"
         )
         return 0
 
     def _compare(self, table: Table, seen: Table | None) -> Grid:
         print(
-            f"test accuracy (%) in {self.table} of what {self.runs} runs of each searcher chose, seed {self.seed}"
+            f"test accuracy (%) in {self.table} of what {self.runs} runs of each searcher chose, seed "
+            f"{self.seed}"
         )
         print(
-            f"searchers see {self.budget:,} of {CELLS:,} cells, by the accuracies in {self.seen or self.table}"
+            f"searchers see {self.budget:,} of {CELLS:,} cells, by the accuracies in "
+            f"{self.seen or self.table}"
         )
         grid = Grid("data set", "searcher", "sees", "mean", "worst", "best")
         for dataset in (dataset for dataset in DATASETS if (dataset, "test") in table.columns):

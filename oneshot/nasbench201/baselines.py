@@ -1,9 +1,11 @@
-"""What a search on NAS-Bench-201 must beat: the oracle, and random search and regularised evolution at the same number of queries.
+"""What a search on NAS-Bench-201 must beat: the oracle, and random search and regularised evolution at the
+same number of queries.
 
-Regularised evolution is Real et al. 2019, "Regularized Evolution for Image Classifier Architecture Search" (arXiv:1802.01548,
-Algorithm 1), with the settings of NAS-Bench-201's own runs: population 10, tournaments of 3 drawn with replacement, and a mutation
-that draws a node, then one of its edges, then another operation. A run ends with the best cell that it asked about. A budget counts
-queries, and a cell asked twice counts twice; published runs stop by simulated seconds, which CSV tables do not hold.
+Regularised evolution is Real et al. 2019, "Regularized Evolution for Image Classifier Architecture Search"
+(arXiv:1802.01548, Algorithm 1), with the settings of NAS-Bench-201's own runs: population 10, tournaments of
+3 drawn with replacement, and a mutation that draws a node, then one of its edges, then another operation. A
+run ends with the best cell that it asked about. A budget counts queries, and a cell asked twice counts twice;
+published runs stop by simulated seconds, which CSV tables do not hold.
 
 All runs advance together: 500 of them at 100 queries take hundredths of a second.
 """
@@ -68,8 +70,8 @@ def baselines(
 ) -> dict[str, Accuracies]:
     """Test accuracies (%) of what each baseline ends with, one for each run; the oracle has one.
 
-    The searcher sees validation accuracies of `seen`, or of `table` where none is given; test accuracies, which flatters it, where
-    a table has no others (`sees` tells which).
+    The searcher sees validation accuracies of `seen`, or of `table` where none is given; test accuracies,
+    which flatters it, where a table has no others (`sees` tells which).
     """
     split = sees(seen or table, dataset)
     seen_L, result_L = (seen or table).accuracies(dataset, split), table.accuracies(dataset)

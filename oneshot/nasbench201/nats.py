@@ -1,8 +1,9 @@
 """The files of NATS-Bench (Dong et al. 2021, arXiv:2009.00437), read without running what is in them.
 
-`NATS-tss-v1_0-3ffb9-simple` is a folder with one bz2-compressed pickle a cell, `NATS-tss-v1_0-3ffb9.pickle.pbz2` one of all. Pickles
-may run any program when they are loaded. These hold nothing but dicts, lists, strings and numbers, so the reader here builds only
-those and refuses a file that asks for more. Not supported: the older `NAS-Bench-201-v1_1-096897.pth`.
+`NATS-tss-v1_0-3ffb9-simple` is a folder with one bz2-compressed pickle a cell,
+`NATS-tss-v1_0-3ffb9.pickle.pbz2` one of all. Pickles may run any program when they are loaded. These hold
+nothing but dicts, lists, strings and numbers, so the reader here builds only those and refuses a file that
+asks for more. Not supported: the older `NAS-Bench-201-v1_1-096897.pth`.
 """
 
 import bz2
@@ -39,7 +40,8 @@ class _Plain(pickle.Unpickler):
 
 
 def read_nats(path: Path, epochs: Literal[12, 200]) -> tuple[list[str], dict[str, list[float]]]:
-    """The cells of an archive, and a column of accuracies (%, mean over seeds) for each data set and split, after so many epochs.
+    """The cells of an archive, and a column of accuracies (%, mean over seeds) for each data set and split,
+    after so many epochs.
 
     Raises:
         UserError: a file is missing, damaged, or holds more than plain data.

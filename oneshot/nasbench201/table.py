@@ -1,9 +1,11 @@
-"""NAS-Bench-201 as a look-up (Dong and Yang 2020, "NAS-Bench-201: Extending the Scope of Reproducible Neural Architecture Search",
-arXiv:2001.00326): every cell of the space by string, by code and by its official index, and the accuracies that tables hold.
+"""NAS-Bench-201 as a look-up (Dong and Yang 2020, "NAS-Bench-201: Extending the Scope of Reproducible Neural
+Architecture Search", arXiv:2001.00326): every cell of the space by string, by code and by its official index,
+and the accuracies that tables hold.
 
-A code is the operation of each of the six edges, in the order of the space's edges and operations. The official index has a closed
-rule: the 15,625 codes in lexicographic order, shuffled by Python's generator with seed 88. So strings, codes and indices need no
-table. Isomorphic cells (6,466 are different) were trained each on its own, so they are kept apart here: a table has 15,625 results.
+A code is the operation of each of the six edges, in the order of the space's edges and operations. The
+official index has a closed rule: the 15,625 codes in lexicographic order, shuffled by Python's generator with
+seed 88. So strings, codes and indices need no table. Isomorphic cells (6,466 are different) were trained each
+on its own, so they are kept apart here: a table has 15,625 results.
 """
 
 import csv
@@ -79,7 +81,8 @@ def encode(genotype: Genotype) -> Codes:
     """
     if genotype.space != SPACE.name:
         raise UserError(
-            f"The genotype is of space '{genotype.space}', but a NAS-Bench-201 table is about space '{SPACE.name}'."
+            f"The genotype is of space '{genotype.space}', but a NAS-Bench-201 table is about space "
+            f"'{SPACE.name}'."
         )
     cell = genotype.cells["cell"]
     if cell.output != (SPACE.nodes,) or len(cell.nodes) != SPACE.nodes:
@@ -128,7 +131,8 @@ def parse_string(text: str) -> Codes:
     for name, _ in parts:
         if name not in SPACE.operations:
             raise UserError(
-                f"'{name}' in '{text}' is not an operation of NAS-Bench-201; {nearest(name, SPACE.operations)}"
+                f"'{name}' in '{text}' is not an operation of NAS-Bench-201; "
+                f"{nearest(name, SPACE.operations)}"
             )
     return np.array([SPACE.operations.index(name) for name, _ in parts])
 
@@ -166,8 +170,9 @@ class Table:
     def read(cls, path: Path, epochs: Literal[12, 200] = 200) -> "Table":
         """A CSV file, or an archive of NATS-Bench, where `epochs` says which of its two trainings is meant.
 
-        Of the CSV, the column `arch` or `ArchitectureString` names the cell; columns such as `cifar10-val`, `imagenet-test` or
-        `CIFAR100TestAccuracy200Epochs` hold percent. Rows may be in any order; other columns are passed over.
+        Of the CSV, the column `arch` or `ArchitectureString` names the cell; columns such as `cifar10-val`,
+        `imagenet-test` or `CIFAR100TestAccuracy200Epochs` hold percent. Rows may be in any order; other
+        columns are passed over.
 
         Raises:
             UserError: it cannot be read, lacks cells, or holds no accuracies.
@@ -182,7 +187,8 @@ class Table:
                 continue
             if key in columns:
                 raise UserError(
-                    f"{path}: two columns hold the {key[1]} accuracy on {key[0]}, such as '{name}'; leave one."
+                    f"{path}: two columns hold the {key[1]} accuracy on {key[0]}, such as '{name}'; leave "
+                    "one."
                 )
             columns[key] = np.array(values)
             if not np.isfinite(columns[key]).all():
@@ -191,11 +197,13 @@ class Table:
                 )
         if not columns:
             raise UserError(
-                f"{path} holds no accuracies; its columns must be named as cifar10-val, cifar10-test, and so on."
+                f"{path} holds no accuracies; its columns must be named as cifar10-val, cifar10-test, and so "
+                "on."
             )
         if len(set(cells)) != CELLS or len(cells) != CELLS:
             raise UserError(
-                f"{path} holds {len(set(cells)):,} different cells in {len(cells):,} rows; a table has all {CELLS:,} once."
+                f"{path} holds {len(set(cells)):,} different cells in {len(cells):,} rows; a table has all "
+                f"{CELLS:,} once."
             )
         order = np.argsort(index_of(np.array([parse_string(cell) for cell in cells])))
         return cls(str(path), {key: values[order] for key, values in columns.items()})
@@ -216,7 +224,8 @@ class Table:
         return float(self.accuracies(dataset, split)[index_of(encode(genotype))])
 
     def results(self, genotype: Genotype) -> dict[str, float]:
-        """Percent of one cell on everything that the table has: `cifar10-test` and so on. What a search logs beside its losses."""
+        """Percent of one cell on everything that the table has: `cifar10-test` and so on. What a search logs
+        beside its losses."""
         index = index_of(encode(genotype))
         return {
             f"{dataset}-{split}": float(values[index]) for (dataset, split), values in self.columns.items()

@@ -1,8 +1,10 @@
-"""The plain network of a DARTS-space genotype, to be trained from scratch: ordinary layers, as torch, ONNX and others take them.
+"""The plain network of a DARTS-space genotype, to be trained from scratch: ordinary layers, as torch, ONNX
+and others take them.
 
-DARTS: Differentiable Architecture Search (2019, arXiv:1806.09055), evaluation networks for CIFAR and ImageNet; parameters and
-multiply-accumulates equal those of its code. Differs: one ReLU per tensor serves all that read it; maps of odd side can be
-halved; the auxiliary head takes maps of any side, not only 8 x 8 (CIFAR) and 7 x 7 (ImageNet).
+DARTS: Differentiable Architecture Search (2019, arXiv:1806.09055), evaluation networks for CIFAR and
+ImageNet; parameters and multiply-accumulates equal those of its code. Differs: one ReLU per tensor serves all
+that read it; maps of odd side can be halved; the auxiliary head takes maps of any side, not only 8 x 8
+(CIFAR) and 7 x 7 (ImageNet).
 """
 
 from collections.abc import Iterator
@@ -28,9 +30,11 @@ class ConvBN(nn.Sequential):
 
 
 class Reduce(nn.Module):
-    """Half the side: 1x1 convolutions of stride 2 of x and of x shifted by one pixel, each with BatchNorm, concatenated.
+    """Half the side: 1x1 convolutions of stride 2 of x and of x shifted by one pixel, each with BatchNorm,
+    concatenated.
 
-    The published one BatchNorm after the concatenation is the same, since it works by channel; these two fold into the convolutions.
+    The published one BatchNorm after the concatenation is the same, since it works by channel; these two fold
+    into the convolutions.
     """
 
     def __init__(self, inp: int, out: int):
@@ -50,7 +54,8 @@ def conv(inp: int, out: int, kernel: int, stride: int = 1, dilation: int = 1, gr
 
 
 def build_operation(name: str, width: int, stride: int) -> nn.Module:
-    """An operation of an edge. All but pools and the identity expect an input after ReLU, which the cell shares among them."""
+    """An operation of an edge. All but pools and the identity expect an input after ReLU, which the cell
+    shares among them."""
     match name:
         case "skip_connect":
             return nn.Identity() if stride == 1 else Reduce(width, width)
@@ -83,7 +88,8 @@ class Cell(nn.Module):
         inputs: channels of the outputs of the two cells before.
         width: channels of each of its nodes.
         stride: of the edges that leave its inputs.
-        halved: whether the cell before was of stride 2, so that the one before that has a map of twice the side.
+        halved: whether the cell before was of stride 2, so that the one before that has a map of twice the
+            side.
 
     Raises:
         UserError: an edge is `none`, or a node that is read or returned has no edge.
@@ -102,7 +108,8 @@ class Cell(nn.Module):
         self.sources, self.output = [[source for _, source in edges] for edges in cell.nodes], cell.output
 
     def forward(self, before: Tensor, last: Tensor, keep: Iterator[Tensor] | None = None) -> Tensor:
-        """The output of the cell from those of the two before it, after ReLU. keep: factors (N, 1, 1, 1) of the edges to be dropped."""
+        """The output of the cell from those of the two before it, after ReLU. keep: factors (N, 1, 1, 1) of
+        the edges to be dropped."""
         states = [self.before(before), self.last(last)]
         rectified: dict[int, Tensor] = {}
         edges = zip(self.operations, self.dropped, strict=True)
@@ -127,16 +134,19 @@ def _check(cell: genotypes.Cell) -> None:
     for number, edges in enumerate(cell.nodes, start=2):
         if any(name == "none" for name, _ in edges):
             raise UserError(
-                f"Node {number} of the genotype has the operation 'none', which a network cannot train; leave that edge out."
+                f"Node {number} of the genotype has the operation 'none', which a network cannot train; "
+                "leave that edge out."
             )
         if not edges and number in read:
             raise UserError(
-                f"Node {number} of the genotype has no edge but is read; leave it out of the output and of other nodes."
+                f"Node {number} of the genotype has no edge but is read; leave it out of the output and of "
+                "other nodes."
             )
 
 
 class Auxiliary(nn.Module):
-    """A second classifier on the map after two thirds of the network, in training only. side of its input: any."""
+    """A second classifier on the map after two thirds of the network, in training only. side of its input:
+    any."""
 
     def __init__(self, inp: int, classes: int, last_bn: bool):
         super().__init__()
@@ -164,7 +174,8 @@ class FinalNetwork(nn.Module):
         inputs: channels of an image.
         stem: one convolution (cifar), or three of stride 2 (imagenet).
         auxiliary: whether it has the second classifier.
-        auxiliary_bn: whether that ends with a BatchNorm; None: as the published codes, which lost it on ImageNet.
+        auxiliary_bn: whether that ends with a BatchNorm; None: as the published codes, which lost it on
+            ImageNet.
 
     Raises:
         UserError: the genotype is of another space, or its cells compute nothing.
@@ -211,9 +222,11 @@ class FinalNetwork(nn.Module):
     def forward(
         self, x: Tensor, drop: float = 0.0, generator: torch.Generator | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits (N, classes) of images (N, inputs, side, side); in training mode with an auxiliary head, its logits, too.
+        """Logits (N, classes) of images (N, inputs, side, side); in training mode with an auxiliary head, its
+        logits, too.
 
-        drop: probability that an edge gives nothing for an image (drop-path, FractalNet, 2017, arXiv:1605.07648), in training
+        drop: probability that an edge gives nothing for an image (drop-path, FractalNet, 2017,
+            arXiv:1605.07648), in training
         mode. The identity is never dropped; what is kept is scaled up.
         """
         x = self.stem(x)
@@ -231,7 +244,8 @@ class FinalNetwork(nn.Module):
         return logits if auxiliary is None else (logits, auxiliary)
 
     def _draw(self, drop: float, x: Tensor, generator: torch.Generator | None) -> Iterator[Tensor]:
-        """For each edge that may be dropped, in order, its factor for each image (N, 1, 1, 1): one draw for all."""
+        """For each edge that may be dropped, in order, its factor for each image (N, 1, 1, 1): one draw for
+        all."""
         edges = sum(sum(cell.dropped) for cell in self.cells if isinstance(cell, Cell))
         shape = (edges, len(x), 1, 1, 1)
         kept = torch.rand(shape, generator=generator, device=x.device) >= drop

@@ -1,6 +1,8 @@
-"""The plain network of a NAS-Bench-201 cell (Dong and Yang 2020, arXiv:2001.00326): the one whose accuracies the tables hold.
+"""The plain network of a NAS-Bench-201 cell (Dong and Yang 2020, arXiv:2001.00326): the one whose accuracies
+the tables hold.
 
-Differs from the reference code: `none` builds and computes nothing (there it multiplies by zero), with the same result.
+Differs from the reference code: `none` builds and computes nothing (there it multiplies by zero), with the
+same result.
 """
 
 import torch
@@ -70,7 +72,8 @@ class CellModule(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, the first of stride 2, beside an average pool and a 1x1 convolution. ReLU comes before each convolution."""
+    """Two 3x3 convolutions, the first of stride 2, beside an average pool and a 1x1 convolution. ReLU comes
+    before each convolution."""
 
     def __init__(self, inp: int, out: int):
         super().__init__()

@@ -1,8 +1,9 @@
 """Every edge that leaves one state, computed together: they all read the same tensor.
 
-A search network written edge by edge launches each operation once an edge. Here an operation is one set of kernels for all n edges
-of a state ("fan"): its weights are those of the edges stacked, C rows each; BatchNorm is per channel, so the n of them are one,
-whose scale carries the mixing weights; pools and the identity are computed once. The numbers are those of the edge-by-edge network.
+A search network written edge by edge launches each operation once an edge. Here an operation is one set of
+kernels for all n edges of a state ("fan"): its weights are those of the edges stacked, C rows each; BatchNorm
+is per channel, so the n of them are one, whose scale carries the mixing weights; pools and the identity are
+computed once. The numbers are those of the edge-by-edge network.
 """
 
 import functools
@@ -36,7 +37,8 @@ def rows_of(weight: Tensor, at: Sequence[int], edges: int) -> Tensor:
 
 
 class Norm(nn.Module):
-    """BatchNorm without weights of its own. Of a part of its channels (a sampled network) it always takes the batch's statistics."""
+    """BatchNorm without weights of its own. Of a part of its channels (a sampled network) it always takes the
+    batch's statistics."""
 
     mean: Tensor | None
     var: Tensor | None
@@ -67,7 +69,8 @@ class Separable(nn.Module):
     def forward(self, x: Tensor, at: Sequence[int], scale: Tensor, twice: bool) -> Tensor:
         """Of x (N, len(at) C, H, W), rectified and copied for each edge: the same shape, halved at stride 2.
 
-        A dilated convolution at stride 2 reads even rows and columns only: it is given those, and is a dense one of them.
+        A dilated convolution at stride 2 reads even rows and columns only: it is given those, and is a dense
+        one of them.
         """
         stride = 1 if self.dilated else self.stride
         dilation = 2 if self.dilated and self.stride == 1 else 1
@@ -84,7 +87,8 @@ class Separable(nn.Module):
 
 
 class Convolution(nn.Module):
-    """ReLU, convolution, BatchNorm (NAS-Bench-201). Its input is rectified. Before a BatchNorm a bias would do nothing."""
+    """ReLU, convolution, BatchNorm (NAS-Bench-201). Its input is rectified. Before a BatchNorm a bias would
+    do nothing."""
 
     def __init__(self, channels: int, edges: int, kernel: int, track: bool):
         super().__init__()
@@ -100,7 +104,8 @@ class Convolution(nn.Module):
 
 
 class FactorizedSkip(nn.Module):
-    """The skip connection at stride 2: half of the channels from even pixels, half from odd ones; BatchNorm. Its input is rectified."""
+    """The skip connection at stride 2: half of the channels from even pixels, half from odd ones; BatchNorm.
+    Its input is rectified."""
 
     def __init__(self, inp: int, out: int, edges: int, track: bool):
         super().__init__()
@@ -113,7 +118,9 @@ class FactorizedSkip(nn.Module):
         self, x: Tensor, at: Sequence[int] = (0,), scale: Tensor | None = None, twice: bool = False
     ) -> Tensor:
         """x (N, I, H, W) -> (N, len(at) O, H / 2, W / 2), edge by edge."""
-        halves = [  # pixels are picked first: oneDNN's gradient of 1x1 at stride 2 corrupts memory for a few channels on large maps
+        # pixels are picked first: oneDNN's gradient of 1x1 at stride 2 corrupts memory for a few channels on
+        # large maps
+        halves = [
             F.conv2d(
                 x[:, :, shift::2, shift::2].contiguous(memory_format=torch.channels_last),
                 rows_of(weight, at, self.edges),

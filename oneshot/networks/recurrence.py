@@ -1,8 +1,10 @@
-"""The recurrent search cell of DARTS (2019, arXiv:1806.09055) over a whole sequence: as it is defined, and as one fast operation.
+"""The recurrent search cell of DARTS (2019, arXiv:1806.09055) over a whole sequence: as it is defined, and as
+one fast operation.
 
-Both are the same mathematics. An edge's sum over operations o of w_o (s + c (o(g) - s)) is W s (1 - c) + c sum_o w_o o(g), with W
-the sum of the w_o. In the fast operation what does not depend on a later gradient is computed backward for all edges of a step
-at once; then each node costs one product; and each matrix gets its gradient in one product at the end, not in one a step.
+Both are the same mathematics. An edge's sum over operations o of w_o (s + c (o(g) - s)) is W s (1 - c) + c
+sum_o w_o o(g), with W the sum of the w_o. In the fast operation what does not depend on a later gradient is
+computed backward for all edges of a step at once; then each node costs one product; and each matrix gets its
+gradient in one product at the end, not in one a step.
 """
 
 from collections.abc import Callable, Sequence
@@ -167,7 +169,8 @@ class Recurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_TBH: Tensor) -> tuple[Tensor | None, ...]:
-        """The steps in reverse order. Where this gradient is to be differentiated in turn, that of the definition instead."""
+        """The steps in reverse order. Where this gradient is to be differentiated in turn, that of the
+        definition instead."""
         product, before_first, first_HD, mask, share_E5, *rest = ctx.saved_tensors
         state, masked, inverse, edge, first, output, before, *matrices = rest
         if torch.is_grad_enabled():

@@ -1,10 +1,13 @@
-"""Recurrent cells on text: the search network and the network of a genotype. DARTS (2019, arXiv:1806.09055), section 3.2.
+"""Recurrent cells on text: the search network and the network of a genotype. DARTS (2019, arXiv:1806.09055),
+section 3.2.
 
 A step: s_0 = h + sigmoid(c)(tanh(g) - h) with [c, g] = [x, h] W_0. Node j is the sum over its edges i -> j of
-w (s_i + sigmoid(c)(op(g) - s_i)) with [c, g] = s_i W_j. The output, which is also the next h, is the mean of the nodes. In the search one
-BatchNorm without parameters normalises s_0 and all nodes of all steps; a found cell has none. Embedding and decoder share one matrix.
+w (s_i + sigmoid(c)(op(g) - s_i)) with [c, g] = s_i W_j. The output, which is also the next h, is the mean of
+the nodes. In the search one BatchNorm without parameters normalises s_0 and all nodes of all steps; a found
+cell has none. Embedding and decoder share one matrix.
 
-Shapes: T steps, B sequences, V words, H hidden units (also of the embedding), D = 2H: gates, then values; E edges.
+Shapes: T steps, B sequences, V words, H hidden units (also of the embedding), D = 2H: gates, then values; E
+edges.
 """
 
 import math
@@ -62,7 +65,8 @@ NO_MASKS = Masks()
 
 
 class Read(NamedTuple):
-    """What a network says about a window: logits (T, B, V), the next hidden state (1, B, H), the cell's outputs (T, B, H)."""
+    """What a network says about a window: logits (T, B, V), the next hidden state (1, B, H), the cell's
+    outputs (T, B, H)."""
 
     logits_TBV: Tensor
     hidden_1BH: Tensor
@@ -102,10 +106,11 @@ class LanguageNetwork(nn.Module):
 
 
 class RecurrentNetwork(LanguageNetwork):
-    """The search network. In training mode BatchNorm uses the batch and keeps running averages; in evaluation mode it uses those.
+    """The search network. In training mode BatchNorm uses the batch and keeps running averages; in evaluation
+    mode it uses those.
 
-    Where only the architecture's gradient is wanted, call it with parameters that need none, and where only theirs is, with
-    weights of operations that need none: what nobody asks for is then not computed.
+    Where only the architecture's gradient is wanted, call it with parameters that need none, and where only
+    theirs is, with weights of operations that need none: what nobody asks for is then not computed.
     """
 
     def __init__(self, words: int, hidden: int, generator: torch.Generator | None = None):
@@ -154,7 +159,8 @@ def needed(mixture: Mixture) -> list[Needed]:
 
 
 def shares(mixture: Mixture) -> Tensor:
-    """(E, 5): for each edge the sum of the weights of all operations but none; then those of tanh, relu, sigmoid and identity."""
+    """(E, 5): for each edge the sum of the weights of all operations but none; then those of tanh, relu,
+    sigmoid and identity."""
     weight = mixture.weight_EO
     if mixture.runs is not None:
         run = [[float(o in edge) for o in range(len(SPACE.operations))] for edge in mixture.runs]
@@ -226,7 +232,8 @@ def perplexity(nats: float) -> float:
 
 
 def slowness(read: Read) -> Tensor:
-    """Mean squared change of the cell's outputs from step to step; 0 in a window of one word (AWD-LSTM, 2017, arXiv:1708.02182)."""
+    """Mean squared change of the cell's outputs from step to step; 0 in a window of one word (AWD-LSTM, 2017,
+    arXiv:1708.02182)."""
     return (
         read.output_TBH.diff(dim=0).square().mean()
         if len(read.output_TBH) > 1
@@ -242,9 +249,11 @@ def language_loss(
     masks: Masks = NO_MASKS,
     penalty: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Loss of the search network on a window (words, next words), both (T, B), and the detached hidden state after it.
+    """Loss of the search network on a window (words, next words), both (T, B), and the detached hidden state
+    after it.
 
-    penalty: weight of `slowness`; the published code has it in the weights' loss (1e-3) and not in the architecture's.
+    penalty: weight of `slowness`; the published code has it in the weights' loss (1e-3) and not in the
+        architecture's.
     """
     tokens_TB, targets_TB = batch
     read = network(tokens_TB, hidden_1BH, mixtures, masks)
@@ -257,8 +266,8 @@ class TextBatch:
     """A window and everything else that its loss depends on.
 
     Args:
-        masks: the same in every forward of one architecture step. A function draws others in each, as the published code does; the
-            second-order term is then mostly the noise between them.
+        masks: the same in every forward of one architecture step. A function draws others in each, as the
+            published code does; the second-order term is then mostly the noise between them.
         after: the hidden state after the last forward, written by `LanguageLoss`.
     """
 
@@ -271,7 +280,8 @@ class TextBatch:
 
 
 class LanguageLoss:
-    """`language_loss` as the search step calls it: on a batch, at the network's own weights or at others (by name)."""
+    """`language_loss` as the search step calls it: on a batch, at the network's own weights or at others (by
+    name)."""
 
     def __init__(self, network: RecurrentNetwork):
         self.network = network
@@ -283,7 +293,8 @@ class LanguageLoss:
         weights: dict[str, Tensor] | None = None,
         twice: bool = False,
     ) -> Tensor:
-        """Mean loss. weights: in place of parameters and buffers. twice: needs nothing, every gradient here has a gradient."""
+        """Mean loss. weights: in place of parameters and buffers. twice: needs nothing, every gradient here
+        has a gradient."""
         own = (
             self.network
             if weights is None
@@ -296,7 +307,8 @@ class LanguageLoss:
 
 
 class Step(nn.Module):
-    """One word of a text at a time: token ids (1, B) and hidden (1, B, H) -> logits (1, B, V) and the next hidden (1, B, H)."""
+    """One word of a text at a time: token ids (1, B) and hidden (1, B, H) -> logits (1, B, V) and the next
+    hidden (1, B, H)."""
 
     def __init__(self, network: CellNetwork):
         super().__init__()

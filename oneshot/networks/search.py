@@ -1,6 +1,7 @@
 """Search networks: functions of (images, mixtures). No architecture parameters live in them.
 
-DARTS (2019, arXiv:1806.09055), with PC-DARTS's partial channels (2020, arXiv:1907.05737), and NAS-Bench-201 (2020, arXiv:2001.00326).
+DARTS (2019, arXiv:1806.09055), with PC-DARTS's partial channels (2020, arXiv:1907.05737), and NAS-Bench-201
+(2020, arXiv:2001.00326).
 """
 
 from collections.abc import Mapping
@@ -21,7 +22,8 @@ class Mixed(nn.Module):
         space: whose graph and operations.
         kind: of cell: `normal`, `reduce` or `cell`.
         channels: C, of every state.
-        partial: K of PC-DARTS: C / K channels go through the operations, the others pass by; then channels are shuffled. 1: all.
+        partial: K of PC-DARTS: C / K channels go through the operations, the others pass by; then channels
+            are shuffled. 1: all.
         track: keep running statistics for evaluation.
         pool_norm: a BatchNorm after each pool.
         auxiliary: room for the skip connection beside the mixture (DARTS-).
@@ -112,7 +114,8 @@ def shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 class Join(nn.Module):
-    """Brings a rectified input state to a cell's channels: 1x1 convolution, BatchNorm; half the size where the cell before halved it."""
+    """Brings a rectified input state to a cell's channels: 1x1 convolution, BatchNorm; half the size where
+    the cell before halved it."""
 
     def __init__(self, inp: int, out: int, halves: bool, track: bool):
         super().__init__()
@@ -157,7 +160,8 @@ class DartsCell(nn.Module):
 
 
 class DartsNetwork(nn.Module):
-    """DARTS's search network: stem, cells of which those at a third and two thirds halve the map, linear classifier.
+    """DARTS's search network: stem, cells of which those at a third and two thirds halve the map, linear
+    classifier.
 
     Args:
         space: `darts` or one with its graph.
@@ -203,7 +207,8 @@ class DartsNetwork(nn.Module):
         self.classifier = nn.Linear(widths[1], classes)
 
     def forward(self, x_NCHW: Tensor, mixtures: Mapping[str, Mixture], twice: bool = False) -> Tensor:
-        """Logits (N, K). twice: whether the result will be differentiated twice, which the fast gradients are not made for."""
+        """Logits (N, K). twice: whether the result will be differentiated twice, which the fast gradients are
+        not made for."""
         state, before = self.stem(x_NCHW), None
         for cell in self.cells:
             last = F.relu(state)
@@ -269,7 +274,8 @@ class NasBench201Network(nn.Module):
         self.classifier = nn.Linear(channels, classes)
 
     def forward(self, x_NCHW: Tensor, mixtures: Mapping[str, Mixture], twice: bool = False) -> Tensor:
-        """Logits (N, K). twice: whether the result will be differentiated twice, which the fast gradients are not made for."""
+        """Logits (N, K). twice: whether the result will be differentiated twice, which the fast gradients are
+        not made for."""
         x = self.stem(x_NCHW)
         for block in self.blocks:
             x = block([x], mixtures["cell"], twice)[-1] if isinstance(block, Mixed) else block(x)

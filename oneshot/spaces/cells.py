@@ -1,7 +1,8 @@
 """Search spaces as data: what a cell looks like and which operations compete on its edges.
 
-A space is a complete ordered graph: after `inputs` input states come `nodes` nodes, and an edge leads to every node from every
-state before it. `weight_EO` always means [edges, operations] in the order of `edges` and `operations`.
+A space is a complete ordered graph: after `inputs` input states come `nodes` nodes, and an edge leads to
+every node from every state before it. `weight_EO` always means [edges, operations] in the order of `edges`
+and `operations`.
 """
 
 import functools
@@ -27,7 +28,8 @@ class CellSpace:
         operations: what competes on an edge.
         keeps: edges that a node of a found cell keeps; None: all of them.
         also: operations that a genotype of this space may name although no search offers them.
-        allowed: for each kind of cell and each edge, its operations, where edges differ; None: all on every edge.
+        allowed: for each kind of cell and each edge, its operations, where edges differ; None: all on every
+            edge.
     """
 
     name: str
@@ -66,7 +68,8 @@ class CellSpace:
         return (*self.operations, *self.also)
 
     def may(self, kind: str, device: torch.device | str = "cpu") -> Tensor:
-        """(E, O) booleans: which operations compete on which edge of a cell of this kind. The same tensor every time."""
+        """(E, O) booleans: which operations compete on which edge of a cell of this kind. The same tensor
+        every time."""
         return _may(self, kind, torch.device(device))
 
 
@@ -91,8 +94,10 @@ DARTS_OPERATIONS = (
     "dil_conv_5x5",
 )
 
-# The reduced spaces of RobustDARTS (Zela et al. 2020, "Understanding and Robustifying Differentiable Architecture Search",
-# arXiv:1909.09656), on which plain DARTS collapses. S1 has two operations on each edge, which DARTS itself left over.
+# The reduced spaces of RobustDARTS (Zela et al. 2020, "Understanding and Robustifying Differentiable
+# Architecture Search",
+# arXiv:1909.09656), on which plain DARTS collapses. S1 has two operations on each edge, which DARTS itself
+# left over.
 # S4 is not here: one of its two operations is noise instead of a function of the input.
 _SKIP_3, _SKIP_5 = ("skip_connect", "dil_conv_3x3"), ("skip_connect", "dil_conv_5x5")
 _SKIP_SEP, _MAX_SKIP = ("skip_connect", "sep_conv_3x3"), ("max_pool_3x3", "skip_connect")

@@ -1,8 +1,9 @@
 """What each operation on each edge of a cell adds to the final network, in closed form: MACs or parameters.
 
-The cost of a network is a sum over the edges of its cells and a constant, so the expected cost of a mixture is the same sum weighted
-(ProxylessNAS, FBNet), and the costs of all cells of NAS-Bench-201 are one look-up. Convolutions and linear layers count as MACs;
-biases, BatchNorm, pools and sums cost none. The FLOPs published with NAS-Bench-201 are these plus the biases of the classifier.
+The cost of a network is a sum over the edges of its cells and a constant, so the expected cost of a mixture
+is the same sum weighted (ProxylessNAS, FBNet), and the costs of all cells of NAS-Bench-201 are one look-up.
+Convolutions and linear layers count as MACs; biases, BatchNorm, pools and sums cost none. The FLOPs published
+with NAS-Bench-201 are these plus the biases of the classifier.
 """
 
 from collections.abc import Iterator
@@ -44,14 +45,16 @@ DARTS_CIFAR, DARTS_IMAGENET = Shape(36, 20), Shape(48, 14, 1000, 224, "imagenet"
 
 
 class EdgeCosts(NamedTuple):
-    """Cost of a network. edges: (E, O) for each kind of cell, summed over all cells of that kind; constant: of everything else."""
+    """Cost of a network. edges: (E, O) for each kind of cell, summed over all cells of that kind; constant:
+    of everything else."""
 
     space: CellSpace
     edges: dict[str, Counts]
     constant: int
 
     def total(self, genotype: Genotype) -> int:
-        """Of the final network of a genotype; DARTS cells must return all their nodes, as every searched one does."""
+        """Of the final network of a genotype; DARTS cells must return all their nodes, as every searched one
+        does."""
         return self.constant + sum(
             int(self.edges[kind][self.space.edges.index((source, target)), self.space.operations.index(name)])
             for kind, cell in genotype.cells.items()
@@ -61,7 +64,8 @@ class EdgeCosts(NamedTuple):
 
 
 class Layers(NamedTuple):
-    """Convolutions or a linear layer. weights: their number; others: numbers that cost no MACs; size: height and width of the output."""
+    """Convolutions or a linear layer. weights: their number; others: numbers that cost no MACs; size: height
+    and width of the output."""
 
     weights: int
     others: int
@@ -109,7 +113,8 @@ def edge_costs(space: CellSpace, count: Count, shape: Shape) -> EdgeCosts:
     """
     if space.cells not in (("cell",), ("normal", "reduce")):
         raise UserError(
-            f"Costs are known for the spaces of images, darts, darts_s1 to darts_s3 and nasbench201, not for '{space.name}'."
+            "Costs are known for the spaces of images, darts, darts_s1 to darts_s3 and nasbench201, not for "
+            f"'{space.name}'."
         )
     multiple = 32 if shape.stem == "imagenet" else 4
     if shape.size % multiple:

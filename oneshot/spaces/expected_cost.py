@@ -1,4 +1,5 @@
-"""What operations cost, for a search whose loss weighs it: counted in closed form, or read from a table of latencies."""
+"""What operations cost, for a search whose loss weighs it: counted in closed form, or read from a table of
+latencies."""
 
 from typing import Any
 
@@ -41,7 +42,8 @@ def _read(cost: Cost, space: CellSpace, device: torch.device) -> Costs:
     """A latency table: operation -> cost on any edge of any cell, or kind of cell -> edges -> operations."""
     if cost.table is None:
         raise UserError(
-            'Penalty cost of latency needs a table; add "table": "FILE.json" to it, with a cost for each operation.'
+            'Penalty cost of latency needs a table; add "table": "FILE.json" to it, with a cost for each '
+            "operation."
         )
     values = read_json(cost.table)
     try:
@@ -54,13 +56,16 @@ def _read(cost: Cost, space: CellSpace, device: torch.device) -> Costs:
         shape = f"{len(space.edges)} rows of {len(space.operations)} numbers"
         wanted = f"{', '.join(space.operations)}; or for each of {', '.join(space.cells)}, {shape}"
         raise UserError(
-            f"Cost table '{cost.table}' does not fit space {space.name}: it must have a number of at least 0 for each of {wanted}."
+            f"Cost table '{cost.table}' does not fit space {space.name}: it must have a number of at least 0 "
+            f"for each of {wanted}."
         ) from None
     least = constant + sum(float(rows.amin(1).sum()) for rows in edges.values())
     if cost.form != "add" and least <= 1:
         raise UserError(
-            f"Cost table '{cost.table}': form {cost.form} takes the logarithm of a network's cost, which must therefore be above 1, but is "
-            f'{least:g} where everything is cheapest; take a smaller unit, add what the rest costs as "constant", or take form add.'
+            f"Cost table '{cost.table}': form {cost.form} takes the logarithm of a network's cost, which "
+            "must therefore be above 1, but is "
+            f"{least:g} where everything is cheapest; take a smaller unit, add what the rest costs as "
+            '"constant", or take form add.'
         )
     return Costs({kind: rows.to(device) for kind, rows in edges.items()}, constant)
 

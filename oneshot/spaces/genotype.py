@@ -1,11 +1,13 @@
-"""A genotype: which operations a found cell keeps and where each reads from. This is what a search hands to retraining.
+"""A genotype: which operations a found cell keeps and where each reads from. This is what a search hands to
+retraining.
 
-States of a cell are numbered from its inputs on: in the DARTS space 0 and 1 are the outputs of the two cells before and 2 to 5
-the nodes; in NAS-Bench-201 and in the recurrent space 0 is the input and the nodes start at 1.
+States of a cell are numbered from its inputs on: in the DARTS space 0 and 1 are the outputs of the two cells
+before and 2 to 5 the nodes; in NAS-Bench-201 and in the recurrent space 0 is the input and the nodes start at
+1.
 
-`find_genotype` reads ours and what the reference codes write: their flat lists of (operation, input), two a node, as JSON, YAML or
-Python text; FairDARTS's (operation, node, input) (2020, arXiv:1911.12126), which leaves nodes without edges out of the output; and
-GDAS's (operation, input, weight).
+`find_genotype` reads ours and what the reference codes write: their flat lists of (operation, input), two a
+node, as JSON, YAML or Python text; FairDARTS's (operation, node, input) (2020, arXiv:1911.12126), which
+leaves nodes without edges out of the output; and GDAS's (operation, input, weight).
 """
 
 import ast
@@ -49,7 +51,8 @@ class Cell(Config):
 
 
 class Genotype(Config):
-    """The cells of a network, by kind: `normal` and `reduce` (DARTS), `cell` (NAS-Bench-201) or `recurrent`."""
+    """The cells of a network, by kind: `normal` and `reduce` (DARTS), `cell` (NAS-Bench-201) or
+    `recurrent`."""
 
     space: str = Field("darts", description="search space that it belongs to")
     cells: dict[str, Cell]
@@ -59,18 +62,21 @@ class Genotype(Config):
         space = find_space(self.space)
         if set(self.cells) != set(space.cells):
             raise ValueError(
-                f"a genotype of space '{self.space}' has the cells {', '.join(space.cells)}, not {', '.join(self.cells)}"
+                f"a genotype of space '{self.space}' has the cells {', '.join(space.cells)}, not "
+                f"{', '.join(self.cells)}"
             )
         for kind, cell in self.cells.items():
             for target, edges in enumerate(cell.nodes, start=space.inputs):
                 for operation, source in edges:
                     if operation not in space.known:
                         raise ValueError(
-                            f"{kind} cell: '{operation}' is not an operation; {nearest(operation, space.known)}"
+                            f"{kind} cell: '{operation}' is not an operation; "
+                            f"{nearest(operation, space.known)}"
                         )
                     if not 0 <= source < target:
                         raise ValueError(
-                            f"{kind} cell: node {target} cannot read state {source}; it reads states below its own number"
+                            f"{kind} cell: node {target} cannot read state {source}; it reads states below "
+                            "its own number"
                         )
             last = space.inputs + len(cell.nodes) - 1
             if not cell.output or not all(0 <= state <= last for state in cell.output):
@@ -92,8 +98,9 @@ def find_genotype(text: str) -> Genotype:
     """The genotype that `text` names or writes down.
 
     Args:
-        text: a published name; a JSON or YAML file, or a text file such as a log, of which the last `Genotype(...)` counts; the
-            folder of a finished search; JSON; or what reference codes print, `Genotype(normal=[('sep_conv_3x3', 1), ...], ...)`.
+        text: a published name; a JSON or YAML file, or a text file such as a log, of which the last
+            `Genotype(...)` counts; the folder of a finished search; JSON; or what reference codes print,
+            `Genotype(normal=[('sep_conv_3x3', 1), ...], ...)`.
 
     Raises:
         UserError: it is none of these, or not a valid genotype.
@@ -118,7 +125,8 @@ def find_genotype(text: str) -> Genotype:
     if path.is_file():
         return _from_file(path)
     raise UserError(
-        f"There is no genotype '{text}': it is no file, no folder of a search, no JSON and no published name; {nearest(text, published())}"
+        f"There is no genotype '{text}': it is no file, no folder of a search, no JSON and no published "
+        f"name; {nearest(text, published())}"
     )
 
 
@@ -165,8 +173,10 @@ def _from_python(text: str, source: str) -> dict[str, Any]:
         return {str(name): _literal(value) for name, value in pairs}
     except (SyntaxError, ValueError, TypeError):
         raise UserError(
-            f"{source}: '{text[start : start + 40]}...' cannot be read; it must be Genotype(normal=[('sep_conv_3x3', 1), ...], "
-            "normal_concat=range(2, 6), reduce=..., reduce_concat=...) or Genotype(recurrent=[...], concat=...)."
+            f"{source}: '{text[start : start + 40]}...' cannot be read; it must be "
+            "Genotype(normal=[('sep_conv_3x3', 1), ...], "
+            "normal_concat=range(2, 6), reduce=..., reduce_concat=...) or Genotype(recurrent=[...], "
+            "concat=...)."
         ) from None
 
 

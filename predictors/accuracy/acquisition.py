@@ -1,9 +1,10 @@
 """Which subnets to measure next: where the Pareto front of accuracy against MACs is expected to rise most.
 
-Expected hypervolume improvement (Emmerich et al., Single- and multiobjective evolutionary optimization assisted by Gaussian random field
-metamodels, 2006). MACs are known exactly, so it is a sum of the expected improvements over each step of the front, each times the
-width of the step; widths are of log MACs, so a tenth off a small subnet counts like a tenth off a large one. A batch is chosen one by
-one, each believed to be as good as predicted before the next (Ginsbourger et al., Kriging is well-suited to parallelize optimization,
+Expected hypervolume improvement (Emmerich et al., Single- and multiobjective evolutionary optimization
+assisted by Gaussian random field metamodels, 2006). MACs are known exactly, so it is a sum of the expected
+improvements over each step of the front, each times the width of the step; widths are of log MACs, so a tenth
+off a small subnet counts like a tenth off a large one. A batch is chosen one by one, each believed to be as
+good as predicted before the next (Ginsbourger et al., Kriging is well-suited to parallelize optimization,
 2010).
 """
 

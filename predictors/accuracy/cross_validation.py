@@ -1,4 +1,5 @@
-"""How far the accuracy predictor can be trusted: every measured subnet predicted from others, with an interval that is checked too."""
+"""How far the accuracy predictor can be trusted: every measured subnet predicted from others, with an
+interval that is checked too."""
 
 from typing import NamedTuple
 
@@ -37,7 +38,8 @@ class HeldOut(NamedTuple):
 
 
 class Trust(NamedTuple):
-    """What they say together. tau: Kendall's tau-b; miss: median of |measured - predicted|; coverage: share inside the intervals."""
+    """What they say together. tau: Kendall's tau-b; miss: median of |measured - predicted|; coverage: share
+    inside the intervals."""
 
     pairs: int
     tau: float
@@ -46,10 +48,12 @@ class Trust(NamedTuple):
 
 
 def predict_held_out(X: NDArray[np.float32], y: Floats, macs: NDArray[np.int64], seed: int) -> HeldOut | None:
-    """Each pair predicted from the other folds; none if fewer than 20 are known. Of more than 500, a random 500 are judged.
+    """Each pair predicted from the other folds; none if fewer than 20 are known. Of more than 500, a random
+    500 are judged.
 
-    An interval is the prediction plus and minus a multiple of how unsure it is. The multiple is such that 90% of the pairs of the other
-    folds are inside: no pair widens its own interval, so that the share inside is a check and not a definition.
+    An interval is the prediction plus and minus a multiple of how unsure it is. The multiple is such that 90%
+    of the pairs of the other folds are inside: no pair widens its own interval, so that the share inside is a
+    check and not a definition.
     """
     if len(y) < LEAST:
         return None
@@ -78,7 +82,8 @@ def trust(pairs: HeldOut) -> Trust:
 
 
 def bands(pairs: HeldOut) -> list[tuple[int, int, Trust]]:
-    """(fewest MACs, most MACs, trust) of up to 5 bands that hold equally many pairs, at least 12; none if there are too few."""
+    """(fewest MACs, most MACs, trust) of up to 5 bands that hold equally many pairs, at least 12; none if
+    there are too few."""
     count = min(BANDS, len(pairs.macs) // BAND_PAIRS)
     if count < 2:
         return []

@@ -8,11 +8,12 @@ from ofa.space.space import Codes, Space
 
 
 def features(space: Space, codes_NF: Codes) -> NDArray[np.float32]:
-    """(N, D) thermometer code, then each choice as an ordinal, then kernels and expansions summed over a stage's active blocks.
+    """(N, D) thermometer code, then each choice as an ordinal, then kernels and expansions summed over a
+    stage's active blocks.
 
-    Neighbours of an architecture share most of the first, which lets every step between two choices count differently; the others say
-    that steps are alike, which few pairs teach best. No column reads two stages, so whatever adds the columns up, as ridge does, is
-    additive over the stages.
+    Neighbours of an architecture share most of the first, which lets every step between two choices count
+    differently; the others say that steps are alike, which few pairs teach best. No column reads two stages,
+    so whatever adds the columns up, as ridge does, is additive over the stages.
     """
     return np.concatenate(
         [spaces.features(space, codes_NF), codes_NF, _sums(space, codes_NF)], axis=1, dtype=np.float32
@@ -20,7 +21,8 @@ def features(space: Space, codes_NF: Codes) -> NDArray[np.float32]:
 
 
 def _sums(space: Space, codes_NF: Codes) -> NDArray[np.float64]:
-    """(N, 2 x stages) codes of kernels and expansions of the active blocks of each stage, as a share of the deepest stage's blocks."""
+    """(N, 2 x stages) codes of kernels and expansions of the active blocks of each stage, as a share of the
+    deepest stage's blocks."""
     sums = []
     for i, stage in enumerate(space.stages):
         depth_N = np.array(stage.depth)[codes_NF[:, space.column_index["depth", i]] - 1]

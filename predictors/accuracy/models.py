@@ -1,7 +1,8 @@
-"""Accuracy of an architecture, predicted from measured ones, with a standard deviation. Refitted from data, never pickled.
+"""Accuracy of an architecture, predicted from measured ones, with a standard deviation. Refitted from data,
+never pickled.
 
-Accuracies saturate. So predictors learn the logarithm of what is missing to a ceiling, 8 standard deviations above the best pair: effects
-of choices add up better there, and no prediction passes the ceiling.
+Accuracies saturate. So predictors learn the logarithm of what is missing to a ceiling, 8 standard deviations
+above the best pair: effects of choices add up better there, and no prediction passes the ceiling.
 """
 
 import itertools
@@ -31,7 +32,8 @@ HIDDEN, STEPS, RATE, DECAY = 64, 200, 1e-2, 2.0
 
 
 class Predictor(Protocol):
-    """What every predictor can do. X: (N, D) features; y: (N,) accuracies in [0, 1]. `scale_` is what it learns them on."""
+    """What every predictor can do. X: (N, D) features; y: (N,) accuracies in [0, 1]. `scale_` is what it
+    learns them on."""
 
     scale_: "Scale"
 
@@ -82,8 +84,9 @@ class Scale(NamedTuple):
 class GaussianProcess:
     """Smooth joint effects of all choices: a Matern 5/2 kernel, plus noise.
 
-    Distances are weighted by what each feature does in ridge regression (the root of its coefficient): automatic relevance that costs
-    nothing. Hyper-parameters are fitted to 500 pairs at most; what is left of n^3 takes a second at 2,000.
+    Distances are weighted by what each feature does in ridge regression (the root of its coefficient):
+    automatic relevance that costs nothing. Hyper-parameters are fitted to 500 pairs at most; what is left of
+    n^3 takes a second at 2,000.
     """
 
     def fit(self, X: Features, y: Floats, seed: int) -> Self:
@@ -126,7 +129,8 @@ class GaussianProcess:
 
 
 class Ridge:
-    """Additive effects of choices (Bayesian ridge): for few pairs, or for more than a Gaussian process can bear."""
+    """Additive effects of choices (Bayesian ridge): for few pairs, or for more than a Gaussian process can
+    bear."""
 
     def fit(self, X: Features, y: Floats, seed: int) -> Self:
         return self.update(X, y)
@@ -149,12 +153,15 @@ Learner = Callable[[Features, Floats, Floats, int], Callable[[Features], Floats]
 
 
 class Ensemble:
-    """Learners that each leave out another part of the pairs, so that every pair says how wrong the ensemble is about new ones.
+    """Learners that each leave out another part of the pairs, so that every pair says how wrong the ensemble
+    is about new ones.
 
-    The variance of a measurement is how much the learners disagree there, plus the mean squared error on pairs left out.
+    The variance of a measurement is how much the learners disagree there, plus the mean squared error on
+    pairs left out.
 
     Args:
-        learn: from features (N, D), targets (N,), weights (M, N) that are 0 or 1, and a seed to a function from features to (M, N).
+        learn: from features (N, D), targets (N,), weights (M, N) that are 0 or 1, and a seed to a function
+            from features to (M, N).
     """
 
     def __init__(self, learn: Learner) -> None:
@@ -198,7 +205,8 @@ def boosting(X: Features, t: Floats, kept_MN: Floats, seed: int) -> Callable[[Fe
 
 
 def mlp(X: Features, t: Floats, kept_MN: Floats, seed: int) -> Callable[[Features], Floats]:
-    """Networks of two hidden layers (ReLU), all trained at once by AdamW on all pairs in each step, as one batched product."""
+    """Networks of two hidden layers (ReLU), all trained at once by AdamW on all pairs in each step, as one
+    batched product."""
     center, spread = X.mean(axis=0), np.where(X.std(axis=0) > 0, X.std(axis=0), 1)
     generator = torch_generator("cpu", seed, "mlp")
     sizes = [X.shape[1], HIDDEN, HIDDEN, 1]

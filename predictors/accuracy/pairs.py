@@ -54,6 +54,7 @@ def read_selected(run: Path) -> list[tuple[str, Selected]]:
     found = [(file.stem, validate(Selected, read_json(file), str(file))) for file in files]
     if not found:
         raise UserError(
-            f"Run '{run}' has no selected subnet; run python -m predictors.select{run_flag(run)} --flops 600M first."
+            f"Run '{run}' has no selected subnet; run python -m predictors.select{run_flag(run)} --flops "
+            "600M first."
         )
     return sorted(found, key=lambda item: (item[1].macs, item[0]))

@@ -1,4 +1,5 @@
-"""How good accuracy predictors are on pairs they have not seen, how wide a 90% interval is, and which predictor to take."""
+"""How good accuracy predictors are on pairs they have not seen, how wide a 90% interval is, and which
+predictor to take."""
 
 import time
 from typing import Any, Literal, NamedTuple
@@ -24,7 +25,8 @@ LEAD = 0.01
 class Quality(NamedTuple):
     """What cross-validation says of one predictor.
 
-    tau: Kendall's tau-b. typical_miss: median of |measured - predicted|. widening: half of a 90% interval, in units of `doubt`.
+    tau: Kendall's tau-b. typical_miss: median of |measured - predicted|. widening: half of a 90% interval, in
+        units of `doubt`.
     """
 
     member: Member
@@ -40,12 +42,14 @@ class Quality(NamedTuple):
 
 
 def doubt(std: Floats, typical_miss: float) -> Floats:
-    """How far off a prediction may be: few pairs can make a predictor too sure of itself, and the typical miss keeps it humble."""
+    """How far off a prediction may be: few pairs can make a predictor too sure of itself, and the typical
+    miss keeps it humble."""
     return np.sqrt(std**2 + typical_miss**2)
 
 
 def candidates(name: Name, pairs: int) -> tuple[Member, ...]:
-    """Who competes, the favourite first. Those that have never come near the best with so few pairs do not (docs/log.md)."""
+    """Who competes, the favourite first. Those that have never come near the best with so few pairs do not
+    (docs/log.md)."""
     if name != "auto":
         return (name,)
     if pairs < 30:
@@ -57,7 +61,8 @@ def candidates(name: Name, pairs: int) -> tuple[Member, ...]:
 
 
 def compare(name: Name, X: Features, y: Floats, macs: NDArray[Any], seed: int) -> list[Quality]:
-    """Every candidate's quality, the one to take first: of highest tau, but the favourite unless another leads by 0.01.
+    """Every candidate's quality, the one to take first: of highest tau, but the favourite unless another
+    leads by 0.01.
 
     Of more than 500 pairs, the same random 500 judge all of them: it takes seconds at any size.
     """
@@ -73,9 +78,9 @@ def compare(name: Name, X: Features, y: Floats, macs: NDArray[Any], seed: int) -
 def cross_validate(member: Member, X: Features, y: Floats, macs: NDArray[Any], seed: int) -> Quality:
     """Predict every pair from the other folds: 5 of them, or 10 below 100 pairs.
 
-    The interval is as wide as the conformal quantile of |measured - predicted| / doubt says, so 90% of new pairs that are drawn like
-    these ones fall into it (Lei et al., Distribution-free predictive inference for regression, 2018, arXiv:1604.04173; here with the
-    residuals of all folds instead of one split's).
+    The interval is as wide as the conformal quantile of |measured - predicted| / doubt says, so 90% of new
+    pairs that are drawn like these ones fall into it (Lei et al., Distribution-free predictive inference for
+    regression, 2018, arXiv:1604.04173; here with the residuals of all folds instead of one split's).
     """
     started = time.process_time()
     mean, std, _ = predict_from_other_folds(member, X, y, seed, 10 if len(y) < MANY_FOLDS_BELOW else 5)
@@ -107,15 +112,16 @@ def conformal_quantile(ratios: Floats) -> float:
 
 
 def near(macs: NDArray[Any]) -> float:
-    """How far apart the MACs of two subnets of one size may be: 10M, or a twentieth of the range if that is less."""
+    """How far apart the MACs of two subnets of one size may be: 10M, or a twentieth of the range if that is
+    less."""
     return min(BAND, float(np.ptp(macs)) / 20)
 
 
 def tau_in_bands(y: Floats, predicted: Floats, macs: NDArray[Any]) -> float:
     """Kendall's tau-b over those pairs of subnets that are `near`.
 
-    What a choice under a budget needs: MACs alone rank subnets of all sizes well, and subnets of one size not at all. Not a number
-    if there is no such pair, or all of them tie.
+    What a choice under a budget needs: MACs alone rank subnets of all sizes well, and subnets of one size not
+    at all. Not a number if there is no such pair, or all of them tie.
     """
     first, second = np.triu_indices(len(y), 1)
     close = np.abs(macs[first] - macs[second]) <= near(macs)

@@ -1,7 +1,9 @@
-"""What has to be timed to know a device: pieces and whole networks of a space as small ONNX files, and the script that times them.
+"""What has to be timed to know a device: pieces and whole networks of a space as small ONNX files, and the
+script that times them.
 
-Weights do not change latency, so all files read theirs from one file of random numbers; a kit of thousands of items is as large
-as one network. The side of a piece's input is left open in its file: the same file is timed at every size.
+Weights do not change latency, so all files read theirs from one file of random numbers; a kit of thousands of
+items is as large as one network. The side of a piece's input is left open in its file: the same file is timed
+at every size.
 """
 
 import shutil
@@ -31,7 +33,8 @@ Item = dict[str, Any]
 
 
 def structure(piece: Piece) -> str:
-    """What a piece computes, without the size of its map, as a name that is also a file's: fields that are on, joined by dashes."""
+    """What a piece computes, without the size of its map, as a name that is also a file's: fields that are
+    on, joined by dashes."""
     match piece:
         case StemPiece():
             deep = f"-deep{piece.middle}x{piece.residual}" if piece.deep else ""
@@ -118,9 +121,11 @@ def export_kit(
     folder: Path,
     advance: Callable[[str], None],
 ) -> None:
-    """Write the files, manifest.json and bench.py; pieces already there from an interrupted start are kept. advance(note) per structure.
+    """Write the files, manifest.json and bench.py; pieces already there from an interrupted start are kept.
+    advance(note) per structure.
 
-    pieces: what to time by itself; those of `networks_NF` are exported, too, since networks are put together from them.
+    pieces: what to time by itself; those of `networks_NF` are exported, too, since networks are put together
+        from them.
 
     Raises:
         UserError: the folder holds a kit of something else.
@@ -185,7 +190,8 @@ def export_piece(space: Space, piece: Piece, path: Path) -> None:
 
 
 def _lay_out(model: onnx.ModelProto) -> int:
-    """Point all weights of a model at consecutive places of the file of random numbers; returns the bytes it needs."""
+    """Point all weights of a model at consecutive places of the file of random numbers; returns the bytes it
+    needs."""
     offset = 0
     for tensor in model.graph.initializer:
         if tensor.data_type != TensorProto.FLOAT or not tensor.dims:

@@ -1,12 +1,15 @@
 """Latency of architectures on one device, predicted from a table of what was measured there.
 
-The table is data (JSON): milliseconds of blocks and of whole networks. The model is refitted from it whenever it is read:
+The table is data (JSON): milliseconds of blocks and of whole networks. The model is refitted from it whenever
+it is read:
 
-    base         the sum of the blocks; or, without blocks, the mean of what other devices' tables predict; or MACs
-    affine       base times a scale plus an offset, from 10 or more whole networks: reordering between blocks, fusion, overheads
-    residual     ridge on what each stage has (blocks, MACs, map sizes, parameters), from 30 or more, its strength by leave-one-out
+    base         the sum of the blocks; or, without blocks, the mean of what other devices' tables predict; or
+    MACs affine       base times a scale plus an offset, from 10 or more whole networks: reordering between
+    blocks, fusion, overheads residual     ridge on what each stage has (blocks, MACs, map sizes, parameters),
+    from 30 or more, its strength by leave-one-out
 
-All are sums over pieces, so every model becomes one table for each block, and a million architectures are look-ups.
+All are sums over pieces, so every model becomes one table for each block, and a million architectures are
+look-ups.
 """
 
 import hashlib
@@ -39,7 +42,8 @@ Level = Literal["base", "affine", "residual"]
 
 
 class Noise(Config):
-    """How far two halves of the rounds agree: reliability is the Spearman-Brown corrected correlation of the logarithms.
+    """How far two halves of the rounds agree: reliability is the Spearman-Brown corrected correlation of the
+    logarithms.
 
     relative is the median difference between the two halves, as a share of the latency.
     """
@@ -59,7 +63,8 @@ class Network(Config):
 class LatencyTable(Config):
     """What was measured on a device. Milliseconds, batch 1 unless said otherwise.
 
-    blocks: by structure (see `predictors.latency.kit.structure`) and side of the input map. others: tables of other devices, from which
+    blocks: by structure (see `predictors.latency.kit.structure`) and side of the input map. others: tables of
+        other devices, from which
     this one's networks are predicted where it has no blocks.
     """
 
@@ -117,7 +122,8 @@ class LatencyModel:
             if not self._range[0] <= resolution <= self._range[1]:
                 has = ", ".join(map(str, self.table.resolutions))
                 raise UserError(
-                    f"The latency table of '{self.table.device}' lacks resolution {resolution}; it has {has}: "
+                    f"The latency table of '{self.table.device}' lacks resolution {resolution}; it has "
+                    f"{has}: "
                     f"measure with --resolutions {resolution} too, or search those only."
                 )
         return self._model.predict(codes_NF)
@@ -127,7 +133,8 @@ def load_latency(path: Path, space: Space, classes: int, channels: int) -> Laten
     """The model of the table at `path` for a space, a number of classes and of input channels.
 
     Raises:
-        UserError: the file is missing or damaged, of another version, of another space or other classes, or too small.
+        UserError: the file is missing or damaged, of another version, of another space or other classes, or
+            too small.
     """
     table = read_table(path)
     if table.fingerprint != fingerprint(space):
@@ -137,7 +144,8 @@ def load_latency(path: Path, space: Space, classes: int, channels: int) -> Laten
         )
     if (table.classes, table.channels) != (classes, channels):
         raise UserError(
-            f"{path} is for {table.classes} classes and {table.channels} input channels, not for {classes} and {channels}; "
+            f"{path} is for {table.classes} classes and {table.channels} input channels, not for {classes} "
+            f"and {channels}; "
             "measure again with python -m predictors.measure --run."
         )
     return LatencyModel(table, space)
@@ -246,7 +254,8 @@ def _affine(base: Additive, codes: Codes, y: Floats) -> tuple[Additive, NDArray[
 
 
 def stage_features(space: Space, classes: int, channels: int) -> tuple[tuple[Table, ...], list[int]]:
-    """Tables of (blocks, MACs, numbers in memory, parameters), and for each table the stage whose features it adds to."""
+    """Tables of (blocks, MACs, numbers in memory, parameters), and for each table the stage whose features it
+    adds to."""
 
     def features(piece: Piece) -> tuple[float, float, float, float]:
         macs, params = cost_of_piece(piece)
@@ -300,7 +309,8 @@ class Quality(NamedTuple):
 
 
 def cross_validated(table: LatencyTable, space: Space, level: Level, folds: int = 5) -> Quality | None:
-    """Quality of a model of this table on its own networks, each predicted from the other folds; none with fewer than 10 left to fit."""
+    """Quality of a model of this table on its own networks, each predicted from the other folds; none with
+    fewer than 10 left to fit."""
     y = networks_of(table)[1]
     places = numpy_generator(0, "latency folds").permutation(len(y)) % folds
     if len(y) * (folds - 1) // folds < AFFINE_AT_LEAST:

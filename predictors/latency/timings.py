@@ -1,4 +1,5 @@
-"""From a CSV of timings to a latency table: what rounds agree on, how well they agree, and what other projects' tables say."""
+"""From a CSV of timings to a latency table: what rounds agree on, how well they agree, and what other
+projects' tables say."""
 
 import csv
 import math
@@ -31,12 +32,15 @@ class Timings(NamedTuple):
 
 
 def read_timings(path: Path, clock: Clock | None = None) -> Timings:
-    """The 20th percentiles in a CSV with columns name, round, wall_p20 and, if the runner could tell, cpu_p20, threads, runtime, machine.
+    """The 20th percentiles in a CSV with columns name, round, wall_p20 and, if the runner could tell,
+    cpu_p20, threads, runtime, machine.
 
-    clock: which time counts; none: thread CPU time where there is one thread and the column exists, else wall time.
+    clock: which time counts; none: thread CPU time where there is one thread and the column exists, else wall
+        time.
 
     Raises:
-        UserError: the file cannot be read, a column or number is missing, or rows were taken in different ways.
+        UserError: the file cannot be read, a column or number is missing, or rows were taken in different
+            ways.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -64,7 +68,8 @@ def read_timings(path: Path, clock: Clock | None = None) -> Timings:
             ms, turn = math.nan, 0
         if not (0 < ms < math.inf):
             raise UserError(
-                f"{path}, line {line}: round and {chosen}_p20 must be numbers, and more than 0 ms; remove the line."
+                f"{path}, line {line}: round and {chosen}_p20 must be numbers, and more than 0 ms; remove "
+                "the line."
             )
         found.setdefault(row["name"], {})[turn] = ms
     return Timings(found, chosen, int(threads or 1), runtime or "unknown", machine)
@@ -102,7 +107,10 @@ def complaint(noise: Noise) -> str:
     if noise.reliability is None or noise.relative is None:
         return "there are too few rounds or items to tell noise from signal"
     if noise.relative > DIFFERENCE_AT_MOST:
-        return f"two halves of the rounds differ by {noise.relative:.0%}, and {DIFFERENCE_AT_MOST:.0%} is the most"
+        return (
+            f"two halves of the rounds differ by {noise.relative:.0%}, and {DIFFERENCE_AT_MOST:.0%} is the "
+            "most"
+        )
     if noise.reliability < RELIABILITY_AT_LEAST:
         return (
             f"the split-half reliability is {noise.reliability:.2f}, and {RELIABILITY_AT_LEAST} is the least"
@@ -125,7 +133,8 @@ def build_table(
     wrong = [name for name in nets if len(name) != 4 + 2 * len(space.columns)]
     if strange or wrong:
         raise UserError(
-            f"The timings have items that space '{space.name}' with {classes} classes does not have, such as {min(strange or wrong)}; "
+            f"The timings have items that space '{space.name}' with {classes} classes does not have, such as "
+            f"{min(strange or wrong)}; "
             "name the space, or the run, that the kit was made for."
         )
     overhead = value_of(timings.ms[OVERHEAD]) if OVERHEAD in timings.ms else 0.0
@@ -163,9 +172,11 @@ def build_table(
 
 
 def read_published(paths: tuple[Path, ...], device: str, space: Space, channels: int = 3) -> LatencyTable:
-    """OFA's and ProxylessNAS's tables (YAML; for each layer a mean in milliseconds), one file or several for several resolutions.
+    """OFA's and ProxylessNAS's tables (YAML; for each layer a mean in milliseconds), one file or several for
+    several resolutions.
 
-    They know 1,000 classes. OFA's keys tell squeeze-and-excitation and hard swish apart, ProxylessNAS's have neither.
+    They know 1,000 classes. OFA's keys tell squeeze-and-excitation and hard swish apart, ProxylessNAS's have
+    neither.
 
     Raises:
         UserError: they lack layers of this space at every resolution.
@@ -192,7 +203,8 @@ def read_published(paths: tuple[Path, ...], device: str, space: Space, channels:
     if not resolutions:
         example = lacking[max(lacking)]
         raise UserError(
-            f"{paths[0]} has no resolution at which space '{space.name}' is complete; it lacks, for example, {example}."
+            f"{paths[0]} has no resolution at which space '{space.name}' is complete; it lacks, for example, "
+            f"{example}."
         )
     return LatencyTable(
         device=device,
@@ -223,7 +235,8 @@ def _mean(entry: Any, where: str) -> float:
 
 
 def published_keys(piece: Piece) -> list[str]:
-    """The layers of the published format whose latencies make up the piece. AvgPool2D may be absent: it is then part of Logits."""
+    """The layers of the published format whose latencies make up the piece. AvgPool2D may be absent: it is
+    then part of Logits."""
     s = piece.size
     match piece:
         case StemPiece():
@@ -231,8 +244,10 @@ def published_keys(piece: Piece) -> list[str]:
         case BlockPiece():
             flags = f"-se:{int(piece.se)}-hs:{int(piece.act == 'hard_swish')}"
             return [
-                f"expanded_conv-input:{_map(s, piece.inp)}-output:{_map(halve(s, piece.stride), piece.out)}-expand:{piece.hidden}"
-                f"-kernel:{piece.kernel}-stride:{piece.stride}-idskip:{int(piece.residual)}{'' if flags == '-se:0-hs:0' else flags}"
+                f"expanded_conv-input:{_map(s, piece.inp)}-output:{_map(halve(s, piece.stride), piece.out)}-"
+                f"expand:{piece.hidden}"
+                f"-kernel:{piece.kernel}-stride:{piece.stride}-"
+                f"idskip:{int(piece.residual)}{'' if flags == '-se:0-hs:0' else flags}"
             ]
         case HeadPiece(wide=wide, width=width) if width:
             pool = f"AvgPool2D-input:{_map(s, wide)}-output:{_map(1, wide)}"

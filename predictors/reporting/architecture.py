@@ -1,4 +1,5 @@
-"""An architecture as a picture: a row for each stage, its blocks from left to right, and in dashes what the supernet would allow."""
+"""An architecture as a picture: a row for each stage, its blocks from left to right, and in dashes what the
+supernet would allow."""
 
 from collections.abc import Iterator
 
@@ -13,7 +14,8 @@ SHADES: tuple[Role, ...] = ("shade1", "shade2", "shade3", "shade4")
 
 
 def draw_architecture(title: str, space: Space, arch: Arch) -> Drawing:
-    """From the image above to the classes below. Taller blocks have more channels, darker ones larger kernels.
+    """From the image above to the classes below. Taller blocks have more channels, darker ones larger
+    kernels.
 
     Args:
         title: of the drawing.
@@ -97,7 +99,10 @@ def _blocks(y: float, space: Space, arch: Arch, i: int) -> Iterator[Shape]:
         if block < arch.depth[i]:
             slot = space.slot(i, block)
             kernel, expand = arch.kernel[slot], arch.expand[slot]
-            facts = f"stage {i + 1}, block {block + 1}: {channels} channels, kernel {kernel}, expansion {expand:g}"
+            facts = (
+                f"stage {i + 1}, block {block + 1}: {channels} channels, kernel {kernel}, expansion "
+                f"{expand:g}"
+            )
             stride = f", stride {stage.stride}" if block == 0 and stage.stride > 1 else ""
             yield _block_box(x, y, step, channels / widest, shades(space)[kernel], facts + stride)
             yield Words(

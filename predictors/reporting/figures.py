@@ -20,7 +20,10 @@ AXES = {
 NAMES = {"macs": "MACs", "latency_ms": "latency"}
 AS_FAR_AS_KNOWN = {
     "macs": "",
-    "latency_ms": " Shown are subnets of known latency: all with --latency-table, otherwise those for which predictors.select wrote it.",
+    "latency_ms": (
+        " Shown are subnets of known latency: all with --latency-table, otherwise those for which "
+        "predictors.select wrote it."
+    ),
 }
 
 
@@ -77,10 +80,14 @@ def test_picture(found: Findings, cost: Cost) -> Picture:
     drawing = draw_chart(title, AXES[cost], _accuracy(f"top-1 accuracy on {images} test images"), looks)
     randoms = max(c.random_count for c in found.comparisons)
     caption = (
-        f"Accuracy on the {images} test images, which had no part in training or in choosing. Each star is a chosen subnet; the dots near "
-        f"it are {randoms} random subnets of the same supernet and about the same MACs: what a choice without a search would give. A star "
-        "above its dots was worth the search. The bar on a star is a 90% interval (Wilson): where its accuracy on other images of the "
-        "same kind may be. All subnets see the same images, so two of them differ more surely than two bars suggest."
+        f"Accuracy on the {images} test images, which had no part in training or in choosing. Each star is a "
+        "chosen subnet; the dots near "
+        f"it are {randoms} random subnets of the same supernet and about the same MACs: what a choice "
+        "without a search would give. A star "
+        "above its dots was worth the search. The bar on a star is a 90% interval (Wilson): where its "
+        "accuracy on other images of the "
+        "same kind may be. All subnets see the same images, so two of them differ more surely than two bars "
+        "suggest."
     )
     return Picture(drawing, [t._asdict() for t in tested], caption + AS_FAR_AS_KNOWN[cost])
 
@@ -107,9 +114,12 @@ def validation_picture(found: Findings, cost: Cost) -> Picture:
     title = f"Validation accuracy against {NAMES[cost]}"
     drawing = draw_chart(title, AXES[cost], _accuracy(f"top-1 accuracy on {images} validation images"), looks)
     caption = (
-        f"What the choice was made from: {len(known)} subnets measured on the {images} validation images. The line is the front: the best "
-        f"accuracy measured at no higher {NAMES[cost]}. A chosen subnet may lie a little below it: of all subnets within one standard "
-        "error of the best under its limits, the cheapest is taken. Bars are 90% intervals (Wilson). The best of many measurements was "
+        f"What the choice was made from: {len(known)} subnets measured on the {images} validation images. "
+        "The line is the front: the best "
+        f"accuracy measured at no higher {NAMES[cost]}. A chosen subnet may lie a little below it: of all "
+        "subnets within one standard "
+        "error of the best under its limits, the cheapest is taken. Bars are 90% intervals (Wilson). The "
+        "best of many measurements was "
         "lucky, too, so expect less on test images."
     )
     return Picture(drawing, [_known_row(k) for k in known], caption + AS_FAR_AS_KNOWN[cost])
@@ -129,7 +139,10 @@ def predictor_picture(judged: HeldOut) -> Picture:
     ]
     points: dict[bool, list[Point]] = {True: [], False: []}
     for i, row in enumerate(rows):
-        said = f"predicted {_percent(row['predicted_accuracy'])} ({_percent(row['low'])} to {_percent(row['high'])})"
+        said = (
+            f"predicted {_percent(row['predicted_accuracy'])} ({_percent(row['low'])} to "
+            f"{_percent(row['high'])})"
+        )
         whisker = (row["low"], row["high"]) if i % every == 0 else None
         title = f"{format_count(row['macs'])} MACs: measured {_percent(row['val_accuracy'])}, {said}"
         points[row["inside"]].append(
@@ -146,9 +159,12 @@ def predictor_picture(judged: HeldOut) -> Picture:
     )
     bars = "The bar" if every == 1 else f"The bar (drawn for one in {every})"
     caption = (
-        f"Each dot is one of {len(rows)} collected subnets, predicted by a predictor that learned from others only (5 folds). The nearer "
-        f"to the dashed line, the better. {bars} is the 90% interval of the prediction, as wide as the misses in the other folds say; "
-        f"{judged.covered.mean():.0%} of the measurements are inside. Subnets that a search picks are better than collected ones, so "
+        f"Each dot is one of {len(rows)} collected subnets, predicted by a predictor that learned from "
+        "others only (5 folds). The nearer "
+        f"to the dashed line, the better. {bars} is the 90% interval of the prediction, as wide as the "
+        "misses in the other folds say; "
+        f"{judged.covered.mean():.0%} of the measurements are inside. Subnets that a search picks are better "
+        "than collected ones, so "
         "their predictions reach further and can be worse; therefore measurements decide, not predictions."
     )
     return Picture(drawing, rows, caption)
@@ -179,7 +195,10 @@ def _percent(value: float) -> str:
 def _tested_point(t: Tested, cost: Cost, images: int) -> Point:
     low, high = wilson(t.test_accuracy, images)
     between = f", 90% interval {100 * low:.1f} to {100 * high:.1f}%"
-    title = f"{t.budget or t.kind} ({t.kind}): {format_count(t.macs)} MACs, test {_percent(t.test_accuracy)}{between}"
+    title = (
+        f"{t.budget or t.kind} ({t.kind}): {format_count(t.macs)} MACs, test "
+        f"{_percent(t.test_accuracy)}{between}"
+    )
     label = {"selected": t.budget, "random": ""}.get(t.kind, t.kind)
     return Point(
         getattr(t, cost), t.test_accuracy, (low, high) if t.kind == "selected" else None, label, title

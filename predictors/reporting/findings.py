@@ -1,4 +1,5 @@
-"""What a report tells, as data: chosen subnets with their limits, everything measured on validation images, and tests."""
+"""What a report tells, as data: chosen subnets with their limits, everything measured on validation images,
+and tests."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -28,7 +29,8 @@ class Facts(Selected):
     interval: tuple[float, float] | None = None
 
     def predicted_interval(self) -> tuple[float, float] | None:
-        """The 90% interval of the prediction: as it was written or, without one, 1.64 standard deviations to both sides."""
+        """The 90% interval of the prediction: as it was written or, without one, 1.64 standard deviations to
+        both sides."""
         if self.interval or self.predicted_accuracy is None or self.predicted_std is None:
             return self.interval
         half = Z_90 * self.predicted_std
@@ -88,7 +90,8 @@ class Tested(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A choice against random subnets of its size, on test images. apart: the largest relative difference of their MACs from its own."""
+    """A choice against random subnets of its size, on test images. apart: the largest relative difference of
+    their MACs from its own."""
 
     budget: str
     macs: int
@@ -116,7 +119,8 @@ class Findings(NamedTuple):
 
 
 def read_chosen(run: Path, space: Space, latency: Costs | None) -> list[Chosen]:
-    """What predictors.select chose, in the order of the MACs that were allowed (or else are used), then by name.
+    """What predictors.select chose, in the order of the MACs that were allowed (or else are used), then by
+    name.
 
     latency: of a device; without one, what the files say.
 
@@ -222,7 +226,8 @@ def compare(chosen: list[Chosen], tested: list[Tested]) -> list[Comparison]:
 def wilson(accuracy: float, images: int) -> tuple[float, float]:
     """90% interval of an accuracy on so many images (Wilson's score interval, which holds near 0 and 1 too).
 
-    It says how far the accuracy on other images of the same kind may be; two subnets on the same images differ by less.
+    It says how far the accuracy on other images of the same kind may be; two subnets on the same images
+    differ by less.
     """
     z = Z_90**2 / images
     middle, half = (accuracy + z / 2) / (1 + z), np.sqrt(z * (accuracy * (1 - accuracy) + z / 4)) / (1 + z)

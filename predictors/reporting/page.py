@@ -1,4 +1,5 @@
-"""The report as one HTML page that needs nothing else: no script, no font, no picture, no style from elsewhere. It is XML, too."""
+"""The report as one HTML page that needs nothing else: no script, no font, no picture, no style from
+elsewhere. It is XML, too."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -15,7 +16,8 @@ from predictors.search.constraints import format_cost
 MOST_CANDIDATES, MOST_CLASSES = 10, 20
 CSS = """
 *{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
+body{margin:0;background:var(--paper);color:var(--ink);
+font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 main{max-width:1160px;margin:0 auto;padding:24px 20px 64px}
 h1{font-size:1.7rem;line-height:1.2;margin:0 0 .4rem}
 h2{font-size:1.25rem;margin:2.6rem 0 .6rem;padding-top:.6rem;border-top:1px solid var(--grid)}
@@ -24,13 +26,15 @@ p{max-width:75ch;margin:.5rem 0}
 .lead{font-size:1.08rem}
 .quiet,figcaption{color:var(--quiet);font-size:.9rem}
 figcaption{margin-top:.4rem}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr));gap:28px 32px;align-items:start}
+.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr));gap:28px 32px;
+align-items:start}
 .grid>*{min-width:0;max-width:560px}
 figure{margin:0}
 svg{display:block;width:100%;height:auto;font-family:inherit}
 .wide{overflow-x:auto;margin:.8rem 0}
 table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums}
-th,td{padding:.38rem .8rem .38rem 0;text-align:right;white-space:nowrap;border-bottom:1px solid var(--grid);vertical-align:top}
+th,td{padding:.38rem .8rem .38rem 0;text-align:right;white-space:nowrap;
+border-bottom:1px solid var(--grid);vertical-align:top}
 th{color:var(--quiet);font-weight:500}
 th[scope=row]{text-align:left;color:var(--ink);font-weight:600;position:sticky;left:0;background:var(--paper)}
 thead th:first-child{text-align:left}
@@ -39,8 +43,10 @@ small{display:block;font-weight:400;color:var(--quiet);font-size:.84em}
 code{font:.92em ui-monospace,SFMono-Regular,Menlo,"DejaVu Sans Mono",monospace}
 .key{display:inline-block;width:1.1em;height:.9em;margin:0 .35em 0 .9em;vertical-align:-.08em}
 summary{cursor:pointer;color:var(--quiet);font-size:.9rem;margin-top:.4rem}
-@media(max-width:520px){main{padding:16px 14px 48px}h1{font-size:1.4rem}table{font-size:.84rem}th,td{padding-right:.55rem}}
-@media print{main{max-width:none;padding:0}figure,article,tr{break-inside:avoid}.wide{overflow:visible}table{font-size:.75rem}
+@media(max-width:520px){main{padding:16px 14px 48px}h1{font-size:1.4rem}table{font-size:.84rem}
+th,td{padding-right:.55rem}}
+@media print{main{max-width:none;padding:0}figure,article,tr{break-inside:avoid}.wide{overflow:visible}
+table{font-size:.75rem}
 th,td{white-space:normal}}
 """
 
@@ -60,9 +66,13 @@ def render(found: Findings, drawn: Mapping[str, Picture]) -> str:
         *_trust(found, drawn.get("predictor")),
         "<h2>Architectures</h2>",
         *_architectures(found),
-        f'<p class="quiet">The same as pictures and tables, beside this page: {", ".join(drawn)}, each as .png and .csv; report.json.</p>',
+        f'<p class="quiet">The same as pictures and tables, beside this page: {", ".join(drawn)}, each as '
+        ".png and .csv; report.json.</p>",
     ]
-    head = f'<meta charset="utf-8"/><meta name="viewport" content="width=device-width,initial-scale=1"/><title>{safe(title)}</title>'
+    head = (
+        '<meta charset="utf-8"/><meta name="viewport" content="width=device-width,initial-scale=1"/><title>'
+        f"{safe(title)}</title>"
+    )
     style = f"<style>{colors_css()}{CSS}</style>"
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head>{head}{style}</head>\n<body><main>\n'
@@ -81,12 +91,17 @@ def _lead(found: Findings) -> list[str]:
     one, gain, size = len(gains) == 1, sum(gains) / len(gains), found.space.size()
     many = f"{size:,}" if size < 10**9 else f"about 10<sup>{len(str(size)) - 1}</sup>"
     return [
-        f'<p class="lead">On test images, {"the chosen subnet is" if one else f"the {len(gains)} chosen subnets are on average"} '
-        f"{abs(gain):.1f} points {'above' if gain >= 0 else 'below'} the median random subnet of the same size, and better than {beaten} "
+        '<p class="lead">On test images, '
+        f"{'the chosen subnet is' if one else f'the {len(gains)} chosen subnets are on average'} "
+        f"{abs(gain):.1f} points {'above' if gain >= 0 else 'below'} the median random subnet of the same "
+        f"size, and better than {beaten} "
         f"of {count}.</p>",
-        f'<p class="quiet">One supernet holds {many} architectures (space “{safe(found.space.name)}”). Accuracy is top-1, for '
-        f"{len(found.classes)} classes ({safe(classes)}). {found.images['val']} validation images decided what was chosen; "
-        f"{found.images['test']} test images were looked at for this report only. FLOPs here means multiply-accumulates (MACs) of one "
+        f'<p class="quiet">One supernet holds {many} architectures (space “{safe(found.space.name)}”). '
+        "Accuracy is top-1, for "
+        f"{len(found.classes)} classes ({safe(classes)}). {found.images['val']} validation images decided "
+        "what was chosen; "
+        f"{found.images['test']} test images were looked at for this report only. FLOPs here means "
+        "multiply-accumulates (MACs) of one "
         "image: 600M is 600 million.</p>",
     ]
 
@@ -110,9 +125,12 @@ def _chosen_table(found: Findings) -> list[str]:
     ]
     return [
         _table(heads, rows),
-        '<p class="quiet">In order of budget. In small print: the limits, the search and when the file was written; 90% intervals. That '
-        "of a prediction is what the predictor said before the subnet was measured; a dash means that it was known without a predictor: "
-        "collected, or measured by an earlier search. That of a measurement comes from the number of images alone. Random: the median of "
+        '<p class="quiet">In order of budget. In small print: the limits, the search and when the file was '
+        "written; 90% intervals. That "
+        "of a prediction is what the predictor said before the subnet was measured; a dash means that it was "
+        "known without a predictor: "
+        "collected, or measured by an earlier search. That of a measurement comes from the number of images "
+        "alone. Random: the median of "
         "random subnets whose MACs differ by no more than it says.</p>",
     ]
 
@@ -153,7 +171,8 @@ def _trust(found: Findings, picture: Picture | None) -> list[str]:
     judged = found.judged
     if judged is None or picture is None:
         return [
-            f"<p>{found.pairs} subnets are collected; from 20 on, this report predicts each of them from the others.</p>"
+            f"<p>{found.pairs} subnets are collected; from 20 on, this report predicts each of them from the "
+            "others.</p>"
         ]
     whole, plain = trust(judged), judged._replace(predicted=judged.macs.astype(float))
     everywhere = [
@@ -171,8 +190,10 @@ def _trust(found: Findings, picture: Picture | None) -> list[str]:
     parts = [
         "<h3>Kendall’s tau: does it rank as measurements do?</h3>",
         _table(["", "overall", f"at similar MACs (±{gap})"], rows),
-        '<p class="quiet">1: the same order; 0: no relation. Overall flatters, since larger subnets are better anyway: that is what “MACs '
-        "alone” scores by itself. The second column compares only subnets of similar size, as a choice under a budget does. Measurements "
+        '<p class="quiet">1: the same order; 0: no relation. Overall flatters, since larger subnets are '
+        "better anyway: that is what “MACs "
+        "alone” scores by itself. The second column compares only subnets of similar size, as a choice under "
+        "a budget does. Measurements "
         f"are uncertain by themselves ({found.images['val']} images), so 1 cannot be reached.</p>",
     ]
     if split := bands(judged):
@@ -200,13 +221,17 @@ def _band(band: tuple[int, int, Trust]) -> list[str]:
 
 def _architectures(found: Findings) -> list[str]:
     keys = "".join(
-        f'<svg class="key" viewBox="0 0 11 9"><path class="f-{shade}" d="M0 0H11V9H0Z"/></svg>{kernel}×{kernel}'
+        f'<svg class="key" viewBox="0 0 11 9"><path class="f-{shade}" d="M0 '
+        f'0H11V9H0Z"/></svg>{kernel}×{kernel}'
         for kernel, shade in shades(found.space).items()
     )
     return [
-        '<p class="quiet">From the image above to the classes below, one row for each stage; blocks from left to right. A block says its '
-        "kernel and its expansion (e4: four times the channels inside). Taller: more channels; dashed: what the supernet has and this "
-        "subnet leaves out. ch: output channels; then the size of the map that leaves the stage; SE: squeeze-and-excitation. "
+        '<p class="quiet">From the image above to the classes below, one row for each stage; blocks from '
+        "left to right. A block says its "
+        "kernel and its expansion (e4: four times the channels inside). Taller: more channels; dashed: what "
+        "the supernet has and this "
+        "subnet leaves out. ch: output channels; then the size of the map that leaves the stage; SE: "
+        "squeeze-and-excitation. "
         f"Kernel:{keys}</p>",
         _grid(_architecture(found, arch, same) for arch, same in by_arch(found.chosen).items()),
     ]
@@ -217,7 +242,10 @@ def _architecture(found: Findings, arch: Arch, same: Sequence[Chosen]) -> str:
     facts = [f"{format_count(same[0].choice.macs)} MACs", f"image {arch.resolution} × {arch.resolution}"]
     drawing = to_svg(draw_architecture(f"architecture of {names}", found.space, arch))
     lists = "".join(_candidates(c, found.images["val"]) for c in same)
-    return f'<article><h3>{safe(names)}</h3><p class="quiet">{safe(", ".join(facts))}</p>{drawing}{lists}</article>'
+    return (
+        f'<article><h3>{safe(names)}</h3><p class="quiet">{safe(", ".join(facts))}</p>'
+        f"{drawing}{lists}</article>"
+    )
 
 
 def _candidates(c: Chosen, images: int) -> str:
@@ -231,7 +259,10 @@ def _candidates(c: Chosen, images: int) -> str:
         else str(len(others))
     )
     table = _table(["rank", "MACs", "predicted (90%)", "validation"], rows)
-    return f"<details><summary>Other candidates for {safe(c.name)}, by measured accuracy ({count})</summary>{table}</details>"
+    return (
+        f"<details><summary>Other candidates for {safe(c.name)}, by measured accuracy ({count})</summary>"
+        f"{table}</details>"
+    )
 
 
 def _candidate(facts: Facts, images: int) -> list[str]:
@@ -245,7 +276,10 @@ def _number(value: float) -> str:
 
 def _figure(picture: Picture) -> str:
     svg = to_svg(picture.drawing)
-    return f"<figure><h3>{safe(picture.drawing.title)}</h3>{svg}<figcaption>{safe(picture.caption)}</figcaption></figure>"
+    return (
+        f"<figure><h3>{safe(picture.drawing.title)}</h3>{svg}<figcaption>"
+        f"{safe(picture.caption)}</figcaption></figure>"
+    )
 
 
 def _grid(parts: Iterable[str]) -> str:

@@ -1,8 +1,10 @@
-"""Coarse-to-fine selection of BigNAS (2020, arXiv:2003.11142): candidates are measured; it needs no predictor and no pairs.
+"""Coarse-to-fine selection of BigNAS (2020, arXiv:2003.11142): candidates are measured; it needs no predictor
+and no pairs.
 
-The paper measures a grid in which the choices move together over the stages, and then mutates the best of it. Here the number of
-measurements is given. So of the grid only those points are measured that leave the budget if any choice is raised, and the smallest
-architecture, which the sandwich rule trains in every step; and of many mutants the one that uses most of the budget.
+The paper measures a grid in which the choices move together over the stages, and then mutates the best of it.
+Here the number of measurements is given. So of the grid only those points are measured that leave the budget
+if any choice is raised, and the smallest architecture, which the sandwich rule trains in every step; and of
+many mutants the one that uses most of the budget.
 """
 
 from collections.abc import Sequence
@@ -22,7 +24,8 @@ def coarse_to_fine(
 ) -> None:
     """Measure at most `count` more subnets under the constraints: up to half of them coarse, the others fine.
 
-    What is known already is not measured, counts for nothing, and may be mutated like the rest. Ends early when every mutant is known.
+    What is known already is not measured, counts for nothing, and may be mutated like the rest. Ends early
+    when every mutant is known.
     """
     points = [row for row in coarse(measured.space, constraints) if row not in measured]
     spread = np.unique(
@@ -37,7 +40,8 @@ def coarse_to_fine(
 
 
 def coarse(space: Space, constraints: Sequence[Constraint]) -> Codes:
-    """The points of the coarse grid from which no choice can be raised under the limits, and last the smallest architecture, if it fits."""
+    """The points of the coarse grid from which no choice can be raised under the limits, and last the
+    smallest architecture, if it fits."""
     grid, shape = coarse_grid(space)
     inside = fits(constraints, grid)
     at_edge = edge(inside.reshape(shape)).ravel()
@@ -48,8 +52,8 @@ def coarse(space: Space, constraints: Sequence[Constraint]) -> Codes:
 def coarse_grid(space: Space) -> tuple[Codes, tuple[int, ...]]:
     """All combinations of a level for each field of Arch, as rows in C order of the returned shape.
 
-    A field has as many levels as its richest column has choices, but at most 5. A level is the same share of the choices, from the
-    first to the last, in every column of the field.
+    A field has as many levels as its richest column has choices, but at most 5. A level is the same share of
+    the choices, from the first to the last, in every column of the field.
     """
     fields = list(dict.fromkeys(column.field for column in space.columns))
     shape = tuple(
@@ -70,7 +74,8 @@ def edge(fits: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def fine(measured: Measured, constraints: Sequence[Constraint], rng: np.random.Generator) -> Codes | None:
-    """An unknown mutant of one of the best subnets under the limits; none if all its 256 mutants are known or too expensive."""
+    """An unknown mutant of one of the best subnets under the limits; none if all its 256 mutants are known or
+    too expensive."""
     parents = [candidate.row for candidate in measured.under(constraints)[:PARENTS]]
     if not parents:
         return None

@@ -21,7 +21,8 @@ _BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "
 
 
 class Constraint(NamedTuple):
-    """`name` of UNITS may be at most `limit`. cost: of encoded architectures (N, F), in the same unit, (N,)."""
+    """`name` of UNITS may be at most `limit`. cost: of encoded architectures (N, F), in the same unit,
+    (N,)."""
 
     name: str
     limit: float

@@ -1,8 +1,10 @@
-"""The best architectures for a score that is a sum over choices and a cost that is a sum over blocks: exactly, by dynamic programming.
+"""The best architectures for a score that is a sum over choices and a cost that is a sum over blocks:
+exactly, by dynamic programming.
 
-Blocks are taken in order. Of the beginnings of networks that agree in every choice that a later block reads (resolution, width, depth)
-only those can end in an optimum which no other beats in score and cost: their Pareto front. The fronts stay small, a few hundred
-beginnings, because a front grows like the sum of what is worth choosing and not like the product of what can be chosen.
+Blocks are taken in order. Of the beginnings of networks that agree in every choice that a later block reads
+(resolution, width, depth) only those can end in an optimum which no other beats in score and cost: their
+Pareto front. The fronts stay small, a few hundred beginnings, because a front grows like the sum of what is
+worth choosing and not like the product of what can be chosen.
 """
 
 from collections.abc import Sequence
@@ -21,7 +23,8 @@ SAMPLES = 4_000
 
 
 class Part(NamedTuple):
-    """Cost of one group of layers by the choices it reads: `columns` of the codes, and an array (*choices)."""
+    """Cost of one group of layers by the choices it reads: `columns` of the codes, and an array
+    (*choices)."""
 
     columns: tuple[int, ...]
     cost: NDArray[Any]
@@ -58,7 +61,8 @@ def fit_additive(
 
 
 def merge_fronts(space: Space, gains: Sequence[Floats], parts: Sequence[Part], most: float = np.inf) -> Codes:
-    """The Pareto front of architectures of cost `most` at most, cheapest (and worst) first; empty if nothing is that cheap.
+    """The Pareto front of architectures of cost `most` at most, cheapest (and worst) first; empty if nothing
+    is that cheap.
 
     Args:
         gains: of `fit_additive`.

@@ -1,4 +1,5 @@
-"""Accuracies of subnets on the validation images: those that were collected, and others as a search asks for them."""
+"""Accuracies of subnets on the validation images: those that were collected, and others as a search asks for
+them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -81,7 +82,8 @@ class Measured:
         """
         if len(self) < 10:
             raise UserError(
-                f"Only {len(self)} subnets are measured, and a predictor needs at least 10; run python -m predictors.collect first, "
+                f"Only {len(self)} subnets are measured, and a predictor needs at least 10; run python -m "
+                "predictors.collect first, "
                 "or search without a predictor: --explore coarse-to-fine."
             )
         found = self._found.values()
@@ -102,7 +104,8 @@ class Measured:
         return float(np.sqrt(accuracy * (1 - accuracy) / self.images))
 
     def choose(self, constraints: Sequence[Constraint], errors: float = 1.0) -> Candidate | None:
-        """The cheapest of those that tie with the best: whose accuracy is within so many standard errors of the highest."""
+        """The cheapest of those that tie with the best: whose accuracy is within so many standard errors of
+        the highest."""
         found = self.under(constraints)
         if not found:
             return None
@@ -114,7 +117,8 @@ class Measured:
         return ties[int(use(constraints, np.stack([c.row for c in ties])).argmin())]
 
     def front(self, costs: Mapping[str, Costs], constraints: Sequence[Constraint]) -> list[Candidate]:
-        """Those under every limit that none beats in accuracy and all of `costs`, cheapest first: the measured Pareto front."""
+        """Those under every limit that none beats in accuracy and all of `costs`, cheapest first: the
+        measured Pareto front."""
         found = self.under(constraints)
         if not found:
             return []

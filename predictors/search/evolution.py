@@ -1,7 +1,8 @@
-"""Architectures of the highest score under constraints, or on a whole front: vectorised evolution and a search of pairs of choices.
+"""Architectures of the highest score under constraints, or on a whole front: vectorised evolution and a
+search of pairs of choices.
 
-The score is any function of encoded architectures, here a predicted accuracy; so are costs. Costs are cheap and scores are not: whatever
-passes a limit is dropped before it is scored. Every loop has a bound.
+The score is any function of encoded architectures, here a predicted accuracy; so are costs. Costs are cheap
+and scores are not: whatever passes a limit is dropped before it is scored. Every loop has a bound.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ CELLS = 256
 
 
 class Evolution(NamedTuple):
-    """Settings: uniform samples at the start, who may be a parent, and children per generation (half mutated, half crossed)."""
+    """Settings: uniform samples at the start, who may be a parent, and children per generation (half mutated,
+    half crossed)."""
 
     initial: int
     parents: int
@@ -34,7 +36,8 @@ OFA = Evolution(initial=100, parents=25, children=100, generations=500, mutation
 
 
 class Pool(NamedTuple):
-    """Different architectures: those under all limits by score, best first, then the others by how far they are over."""
+    """Different architectures: those under all limits by score, best first, then the others by how far they
+    are over."""
 
     rows: Codes
     scores: Floats
@@ -50,7 +53,8 @@ def search(
 ) -> Codes:
     """The best architectures found under all constraints, best first, all different; none if none was found.
 
-    An evolution that starts from `seeds` (those of `additive_fronts` make it fast and the result as good as theirs), then pairs.
+    An evolution that starts from `seeds` (those of `additive_fronts` make it fast and the result as good as
+    theirs), then pairs.
     """
     start = (
         _start(space, OURS.initial, rng)
@@ -64,7 +68,8 @@ def search(
 def additive_fronts(
     space: Space, score: Scores, costs: Sequence[Sequence[Part]], rng: np.random.Generator
 ) -> Codes:
-    """The front of `score` against each of `costs`: exact if the score is additive, otherwise that of the additive score nearest to it."""
+    """The front of `score` against each of `costs`: exact if the score is additive, otherwise that of the
+    additive score nearest to it."""
     gains = fit_additive(space, score, costs[0], rng)
     return np.unique(np.concatenate([merge_fronts(space, gains, parts) for parts in costs]), axis=0)
 
@@ -77,10 +82,12 @@ def evolve(
     start: Codes,
     settings: Evolution = OURS,
 ) -> Pool:
-    """The evolution of OFA (2020, arXiv:1908.09791) on whole arrays: the best so far are parents, half of their children are mutated.
+    """The evolution of OFA (2020, arXiv:1908.09791) on whole arrays: the best so far are parents, half of
+    their children are mutated.
 
-    OFA draws children until enough are feasible. Here those over a limit are not scored, and are parents only while too few others are
-    known, the nearest to feasible first: so a search that starts outside finds its way in, or ends with the nearest it saw.
+    OFA draws children until enough are feasible. Here those over a limit are not scored, and are parents only
+    while too few others are known, the nearest to feasible first: so a search that starts outside finds its
+    way in, or ends with the nearest it saw.
     """
     seen = set[bytes]()
     pool = _best(_judge(_unseen(start, seen), score, constraints), settings.parents)
@@ -93,7 +100,8 @@ def evolve(
 def improve_pairs(
     space: Space, score: Scores, constraints: Sequence[Constraint], pool: Pool, steps: int = STEPS
 ) -> Pool:
-    """The pool and what changing any two choices at once leads to: at each step, of the best whose pairs were not tried yet.
+    """The pool and what changing any two choices at once leads to: at each step, of the best whose pairs were
+    not tried yet.
 
     Under a limit the best spends all of it: to gain in one choice it must save in another.
     """
@@ -124,10 +132,12 @@ def search_front(
     seeds: Codes,
     settings: Evolution = OURS,
 ) -> Codes:
-    """Architectures under all constraints that nothing found beats in score and in all of `costs`; in no order.
+    """Architectures under all constraints that nothing found beats in score and in all of `costs`; in no
+    order.
 
-    The search of AttentiveNAS (2021, arXiv:2011.09011) and AlphaNet (2021, arXiv:2102.07954), for any costs: the parents are the best in
-    each cell of a grid. Their cells are 10M MACs wide; here about 256 go, each the same share wider than the one before.
+    The search of AttentiveNAS (2021, arXiv:2011.09011) and AlphaNet (2021, arXiv:2102.07954), for any costs:
+    the parents are the best in each cell of a grid. Their cells are 10M MACs wide; here about 256 go, each
+    the same share wider than the one before.
     """
     seen = set[bytes]()
     start = np.concatenate([_start(space, settings.initial, rng), seeds])
@@ -155,9 +165,11 @@ def undominated(scores_N: Floats, costs_NK: NDArray[Any]) -> NDArray[np.bool_]:
 def widest_gains(
     scores_N: Floats, costs_NK: NDArray[Any], known_scores: Floats, known_costs: NDArray[Any], count: int
 ) -> list[int]:
-    """Which `count` rows should raise a known front most: by turns the one of the largest gain in score times distance in cost.
+    """Which `count` rows should raise a known front most: by turns the one of the largest gain in score times
+    distance in cost.
 
-    The gain is over the best known at no higher costs; the distance, in logarithms, from the front and from what is chosen already.
+    The gain is over the best known at no higher costs; the distance, in logarithms, from the front and from
+    what is chosen already.
     """
     floor = np.full(len(scores_N), known_scores.min())
     for score, cost in zip(known_scores, known_costs, strict=True):
@@ -179,9 +191,11 @@ def widest_gains(
 def nearest_feasible(
     space: Space, constraints: Sequence[Constraint], rng: np.random.Generator, known: Codes
 ) -> list[tuple[Constraint, float]]:
-    """The constraints that have to be relaxed, each with the least limit at which it can hold beside those before it; none: all can hold.
+    """The constraints that have to be relaxed, each with the least limit at which it can hold beside those
+    before it; none: all can hold.
 
-    What cannot be met is found by minimising its cost under the others, from the smallest architecture and those `known`.
+    What cannot be met is found by minimising its cost under the others, from the smallest architecture and
+    those `known`.
     """
     relaxed: list[tuple[Constraint, float]] = []
     held: list[Constraint] = []

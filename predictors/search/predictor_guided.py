@@ -1,4 +1,5 @@
-"""Candidates by predicted accuracy: find the most promising, measure a few, learn from them, and find again."""
+"""Candidates by predicted accuracy: find the most promising, measure a few, learn from them, and find
+again."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
@@ -36,7 +37,8 @@ class Best(NamedTuple):
 
 
 class Front(NamedTuple):
-    """A whole front of accuracy against costs under constraints: what should raise the measured front most comes first."""
+    """A whole front of accuracy against costs under constraints: what should raise the measured front most
+    comes first."""
 
     costs: Sequence[Costs]
     constraints: Sequence[Constraint]
@@ -67,8 +69,9 @@ def measure_promising(
 ) -> None:
     """Measure at most `count` subnets for each goal, and let the fitted `predictor` learn from them.
 
-    A search over predictions finds where the predictor is too hopeful. So it learns from five for each goal before it is searched
-    again. Every search starts from the fronts of an additive predictor and from the best that is measured.
+    A search over predictions finds where the predictor is too hopeful. So it learns from five for each goal
+    before it is searched again. Every search starts from the fronts of an additive predictor and from the
+    best that is measured.
 
     Args:
         quality: of the predictor, for its intervals.

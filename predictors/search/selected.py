@@ -1,4 +1,5 @@
-"""What selection writes: selected/<name>.json for each goal, front.json and front.csv, and the tables it prints."""
+"""What selection writes: selected/<name>.json for each goal, front.json and front.csv, and the tables it
+prints."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,8 @@ KEYS = {
 
 
 class Goal(NamedTuple):
-    """The best subnet under constraints or, where `front` names costs, the whole front of accuracy against them."""
+    """The best subnet under constraints or, where `front` names costs, the whole front of accuracy against
+    them."""
 
     name: str
     constraints: tuple[Constraint, ...]
@@ -49,13 +51,15 @@ def write_goals(
     ties: float,
     folder: Path,
 ) -> None:
-    """The choice for each goal with its limits and the other measured candidates, ranked by measurement. ties: standard errors."""
+    """The choice for each goal with its limits and the other measured candidates, ranked by measurement.
+    ties: standard errors."""
     chosen = {}
     for goal in goals:
         best = measured.choose(goal.constraints, ties)
         if best is None:
             raise UserError(
-                f"No subnet that keeps {' '.join(map(str, goal.constraints))} was found; use --explore search, or raise a limit."
+                f"No subnet that keeps {' '.join(map(str, goal.constraints))} was found; use --explore "
+                "search, or raise a limit."
             )
         others = [
             describe(measured, c, costs)
@@ -102,7 +106,8 @@ def write_front(goal: Goal, measured: Measured, costs: Mapping[str, Costs], fold
 
 
 def describe(measured: Measured, candidate: Candidate, costs: Mapping[str, Costs]) -> dict[str, Any]:
-    """A measured subnet as data: architecture, every known cost, accuracy with its standard error, and what was predicted."""
+    """A measured subnet as data: architecture, every known cost, accuracy with its standard error, and what
+    was predicted."""
     prediction = candidate.prediction
     return {
         "arch": decode(measured.space, candidate.row).model_dump(mode="json"),

@@ -1,7 +1,9 @@
-"""Measurements as trials of an Optuna study, which several processes or machines may share; Optuna's own tools can open it.
+"""Measurements as trials of an Optuna study, which several processes or machines may share; Optuna's own
+tools can open it.
 
-What is to be measured is enqueued in bulk. A process claims a trial before it measures, so no two do the same work; when nothing is
-unclaimed it measures what others claimed and have not finished, so it waits for nobody, and a killed one costs one measurement.
+What is to be measured is enqueued in bulk. A process claims a trial before it measures, so no two do the same
+work; when nothing is unclaimed it measures what others claimed and have not finished, so it waits for nobody,
+and a killed one costs one measurement.
 """
 
 import fcntl
@@ -32,14 +34,20 @@ class Study:
     """One selection: accuracy is maximised under its constraints; a front also minimises costs.
 
     Args:
-        name: of the study, which is opened if it is there. Studies of the same weights and images begin alike.
+        name: of the study, which is opened if it is there. Studies of the same weights and images begin
+            alike.
         accuracy: measures an encoded architecture, in [0, 1].
     """
 
     def __init__(
-        self, storage: BaseStorage, name: str, space: Space, constraints: Sequence[Constraint], front: Mapping[str, Costs],
+        self,
+        storage: BaseStorage,
+        name: str,
+        space: Space,
+        constraints: Sequence[Constraint],
+        front: Mapping[str, Costs],
         accuracy: Callable[[Codes], float],
-    ):  # fmt: skip
+    ):
         self.storage, self.space, self.constraints, self.front, self.accuracy = (
             storage,
             space,
@@ -56,7 +64,8 @@ class Study:
     def measure(
         self, rows: Sequence[Codes], predictions: Sequence[Prediction | None], note: Callable[[float], None]
     ) -> list[float]:
-        """Accuracies of architectures, in their order: known ones at once, others measured here or by who shares the study.
+        """Accuracies of architectures, in their order: known ones at once, others measured here or by who
+        shares the study.
 
         note: hears every accuracy as soon as it is known.
         """
@@ -177,7 +186,8 @@ def _database(url: str) -> RDBStorage:
 
 
 class _Lock(JournalFileOpenLock):
-    """A lock of the operating system, which ends with its process: Optuna's are left behind by a kill, and waited for.
+    """A lock of the operating system, which ends with its process: Optuna's are left behind by a kill, and
+    waited for.
 
     Who holds it drops the half line that a killed writer may have left.
     """

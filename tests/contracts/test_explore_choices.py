@@ -24,7 +24,8 @@ MEASURE, VAL_IMAGES = 7, 504
 
 @pytest.fixture(scope="module")
 def collected(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the run with 12 pairs; the best of them under 60k MACs is said to be better than anything can be."""
+    """A copy of the run with 12 pairs; the best of them under 60k MACs is said to be better than anything can
+    be."""
     copy = tmp_path_factory.mktemp("explore") / "run"
     shutil.copytree(
         trained_run,

@@ -32,7 +32,8 @@ for member in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def problem() -> Problem:
-    """Features, accuracies and MACs of 1,200 architectures whose accuracy is additive in the choices, plus noise."""
+    """Features, accuracies and MACs of 1,200 architectures whose accuracy is additive in the choices, plus
+    noise."""
     rng = np.random.default_rng(0)
     space = load_space("digits")
     codes = sample_codes(space, 1_200, rng)

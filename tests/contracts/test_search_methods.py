@@ -1,4 +1,5 @@
-"""What every search method must do on every space that it does not refuse: learn, stay on its feet, resume exactly, hand over a cell."""
+"""What every search method must do on every space that it does not refuse: learn, stay on its feet, resume
+exactly, hand over a cell."""
 
 import io
 from typing import Any, get_args

@@ -1,4 +1,5 @@
-"""Runs exported once for all who look at them, their bundles, and networks with statistics that are not 0 and 1."""
+"""Runs exported once for all who look at them, their bundles, and networks with statistics that are not 0 and
+1."""
 
 import json
 import shutil
@@ -31,7 +32,8 @@ def exported(trained_run: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def bundled_run(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bundles `60k` (chosen by selection; .onnx for CPUs, timed, and .ort) and `largest` (takes pixels, gives probabilities)."""
+    """Bundles `60k` (chosen by selection; .onnx for CPUs, timed, and .ort) and `largest` (takes pixels, gives
+    probabilities)."""
     run = tmp_path_factory.mktemp("bundled") / "run"
     shutil.copytree(trained_run, run, ignore=shutil.ignore_patterns("selected", "export", "report"))
     trained = Trained(run, torch.device("cpu"))

@@ -1,4 +1,5 @@
-"""The command: files that are one file, small, clean, described, and equal to torch; a file that differs never appears."""
+"""The command: files that are one file, small, clean, described, and equal to torch; a file that differs
+never appears."""
 
 import json
 import re

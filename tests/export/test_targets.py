@@ -70,7 +70,8 @@ def test_hard_activations_as_arithmetic_are_equal_and_one_part_for_phones(tmp_pa
 
 
 def partitions(model: onnx.ModelProto, folder: Path) -> list[int]:
-    """Parts of the graph that NNAPI and both kinds of CoreML would be given, as onnxruntime's own checker estimates."""
+    """Parts of the graph that NNAPI and both kinds of CoreML would be given, as onnxruntime's own checker
+    estimates."""
     onnx.save(model, folder / "x.onnx")
     shaped = usability_checker.ModelProtoWithShapeInfo(folder / "x.onnx").model_with_shape_info
     lists = "coreml_supported_mlprogram_ops.md", "coreml_supported_neuralnetwork_ops.md"

@@ -70,7 +70,8 @@ def test_two_classes_that_are_a_tie_in_torch_may_change_places(tmp_path: Path) -
 
 
 def test_a_slice_of_shared_weights_does_not_write_the_supernet(tmp_path: Path) -> None:
-    """An exported view once brought its whole storage; and a supernet traced as it is brings all its weights."""
+    """An exported view once brought its whole storage; and a supernet traced as it is brings all its
+    weights."""
     space = load_space("digits")
     torch.manual_seed(0)
     supernet, arch = Supernet(space, 10, 3).eval(), smallest(space)

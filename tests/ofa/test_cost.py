@@ -1,4 +1,5 @@
-"""The closed form against torch's own counter, against published tables, and against itself a million times over."""
+"""The closed form against torch's own counter, against published tables, and against itself a million times
+over."""
 
 import ast
 import csv
@@ -42,7 +43,8 @@ def test_published_extremes() -> None:
     assert (cost_of(space, smallest(space))[0], cost_of(space, largest(space))[0]) == (203389568, 1939335808)
 
 
-# Counted on the reference code at 224 pixels: smallest (MACs, parameters), largest, and one random architecture.
+# Counted on the reference code at 224 pixels: smallest (MACs, parameters), largest, and one random
+# architecture.
 OFA = {
     "ofa_mbv3": ((121278672, 3410792), (566170656, 7664760)),
     "ofa_proxyless": ((265526256, 3718832), (1004908032, 7942056)),

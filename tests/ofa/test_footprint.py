@@ -1,4 +1,5 @@
-"""Peak memory against a simulation on the traced network; file size against files that were really exported."""
+"""Peak memory against a simulation on the traced network; file size against files that were really
+exported."""
 
 from pathlib import Path
 
@@ -19,7 +20,8 @@ IN_PLACE = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU)
 
 
 def simulated_peak(net: nn.Module, image: torch.Tensor) -> int:
-    """Bytes alive at the worst moment: the traced graph run node by node; elementwise nodes overwrite the first input that dies."""
+    """Bytes alive at the worst moment: the traced graph run node by node; elementwise nodes overwrite the
+    first input that dies."""
     graph = fx.symbolic_trace(net)
     ShapeProp(graph).propagate(image)
     modules = dict(graph.named_modules())

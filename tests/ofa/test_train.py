@@ -1,4 +1,5 @@
-"""The train command: learns, resumes bit for bit, survives signals and NaN, and writes what later stages read."""
+"""The train command: learns, resumes bit for bit, survives signals and NaN, and writes what later stages
+read."""
 
 import math
 import os

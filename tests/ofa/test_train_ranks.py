@@ -1,4 +1,5 @@
-"""ofa.train by two real processes: the same weights on both, those of one process where they can be, whole after any end."""
+"""ofa.train by two real processes: the same weights on both, those of one process where they can be, whole
+after any end."""
 
 import json
 import math
@@ -167,7 +168,8 @@ def test_what_the_flags_must_agree_on(tmp_path: Path, tiny_yaml: Path) -> None:
 
 
 def _torchrun(words: list[str], out: Path, event: Callable[[subprocess.Popen[str]], None]) -> str:
-    """Run under torchrun, wait for a new checkpoint, let `event` happen, and return what was said until the end."""
+    """Run under torchrun, wait for a new checkpoint, let `event` happen, and return what was said until the
+    end."""
     state = out / "state.pt"
     before = state.stat().st_mtime_ns if state.exists() else 0
     launcher = [

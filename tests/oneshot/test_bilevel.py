@@ -1,4 +1,5 @@
-"""Architecture gradients and whole search steps equal the recorded ones to 1e-9, and finite differences of what they stand for."""
+"""Architecture gradients and whole search steps equal the recorded ones to 1e-9, and finite differences of
+what they stand for."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""Signs of collapse: skip connections counted, RobustDARTS's rule on made-up eigenvalues, and advice that the method can follow."""
+"""Signs of collapse: skip connections counted, RobustDARTS's rule on made-up eigenvalues, and advice that the
+method can follow."""
 
 import pytest
 

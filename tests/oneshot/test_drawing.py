@@ -16,7 +16,8 @@ from oneshot.spaces.genotype import Cell, Genotype
 
 
 def largest(name: str) -> Genotype:
-    """Every edge of a space, with its longest operation names; five nodes and few of them returned in the DARTS space."""
+    """Every edge of a space, with its longest operation names; five nodes and few of them returned in the
+    DARTS space."""
     space = find_space(name)
     nodes = space.nodes + (name == "darts")
     names = sorted(space.known, key=len)[-3:]

@@ -1,4 +1,5 @@
-"""Training of a recurrent cell: it learns, resumes bit for bit, averages, recovers, and is as large as published."""
+"""Training of a recurrent cell: it learns, resumes bit for bit, averages, recovers, and is as large as
+published."""
 
 import math
 import os

@@ -1,4 +1,5 @@
-"""The retrain command: learns, resumes bit for bit in one process and in two, stops at NaN, and says what comes next."""
+"""The retrain command: learns, resumes bit for bit in one process and in two, stops at NaN, and says what
+comes next."""
 
 import math
 import os
@@ -125,7 +126,8 @@ def test_mistakes_leave_no_folder(tmp_path: Path) -> None:
 
 
 def test_a_step_is_the_published_one(tmp_path: Path) -> None:
-    """By hand: smoothed labels, 0.4 of the auxiliary loss, decay of everything, one norm for all gradients, no Nesterov."""
+    """By hand: smoothed labels, 0.4 of the auxiliary loss, decay of everything, one norm for all gradients,
+    no Nesterov."""
     config = parse(
         Retrain,
         [

@@ -1,4 +1,5 @@
-"""The search command: files, metrics, resume bit for bit, collapse, tables, costs, and every mistake one sentence."""
+"""The search command: files, metrics, resume bit for bit, collapse, tables, costs, and every mistake one
+sentence."""
 
 import json
 import math
@@ -223,7 +224,10 @@ def test_what_is_not_finite_stops_the_search_and_is_never_saved(
         return losses * math.nan if broken == "loss" and count == 13 else losses
 
     monkeypatch.setattr(Searching, "step", step)
-    said = rf"^The {broken} (is|are) not finite near step 18 \(epoch 2\); start again with --overwrite and a lower --method\.sgd\.lr"
+    said = (
+        rf"^The {broken} (is|are) not finite near step 18 \(epoch 2\); start again with --overwrite and a "
+        r"lower --method\.sgd\.lr"
+    )
     with pytest.raises(UserError, match=said):
         search(tmp_path / "run", *CELL, "--epochs", "3")
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)

@@ -1,4 +1,5 @@
-"""The page of a report on a trained run: complete, self-contained, well formed, safe with any names, and visible in a real browser."""
+"""The page of a report on a trained run: complete, self-contained, well formed, safe with any names, and
+visible in a real browser."""
 
 import csv
 import json
@@ -29,7 +30,8 @@ OUTSIDE = re.compile(
 
 @pytest.fixture(scope="module")
 def run(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 pairs, choices of two commands (the second one after the first), one of which has a name that HTML must not see."""
+    """30 pairs, choices of two commands (the second one after the first), one of which has a name that HTML
+    must not see."""
     copy = tmp_path_factory.mktemp("report") / "a&b <run>"
     shutil.copytree(
         trained_run, copy, ignore=shutil.ignore_patterns("selected", "optuna.journal", "report", "export")
@@ -198,8 +200,10 @@ def browser() -> str:
 PROBE = """<script>
 addEventListener("load", () => {
   const sizes = [...document.querySelectorAll("svg[role=img]")].map(svg => {
-    const box = svg.getBoundingClientRect(), marks = [...svg.querySelectorAll("path,circle,text")].map(m => m.getBoundingClientRect());
-    const outside = marks.filter(m => m.left < box.left - 1 || m.right > box.right + 1 || m.top < box.top - 1 || m.bottom > box.bottom + 1);
+    const box = svg.getBoundingClientRect(), marks = [...svg.querySelectorAll("path,circle,text")]
+        .map(m => m.getBoundingClientRect());
+    const outside = marks.filter(m => m.left < box.left - 1 || m.right > box.right + 1
+        || m.top < box.top - 1 || m.bottom > box.bottom + 1);
     return [Math.round(box.width), Math.round(box.height), marks.length, outside.length].join(" ");
   });
   const wide = document.documentElement.scrollWidth > innerWidth;
@@ -209,7 +213,8 @@ addEventListener("load", () => {
 
 @pytest.mark.parametrize("width", [1200, 500])
 def test_a_real_browser_draws_it(page: str, tmp_path: Path, width: int) -> None:
-    """Every picture has a size and marks, none of them sticks out, and the page itself does not scroll sideways."""
+    """Every picture has a size and marks, none of them sticks out, and the page itself does not scroll
+    sideways."""
     probe = tmp_path / "page.html"
     probe.write_text(page.replace("</head>", PROBE + "</head>"), encoding="utf-8")
     flags = [

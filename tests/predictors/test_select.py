@@ -310,7 +310,8 @@ def test_mistakes_are_one_sentence(flags: list[str], said: str) -> None:
 def test_two_processes_share_measurements_and_choose_the_same(
     collected: Path, tmp_path: Path, address: str
 ) -> None:
-    """Two processes with one command and one database: each can use what the other measured, and both end with the same choice."""
+    """Two processes with one command and one database: each can use what the other measured, and both end
+    with the same choice."""
     copies = [tmp_path / name for name in ("one", "two")]
     for copy in copies:
         shutil.copytree(collected, copy, ignore=shutil.ignore_patterns("selected", "optuna.journal"))

@@ -1,4 +1,5 @@
-"""A headless browser for tests of pages, spoken to over its debugging pipe: no driver, no port, no package."""
+"""A headless browser for tests of pages, spoken to over its debugging pipe: no driver, no port, no
+package."""
 
 import itertools
 import json
@@ -96,7 +97,8 @@ class Browser:
         return answer["result"].get("value")
 
     def wait(self, script: str) -> Any:
-        """The value of an expression once it is truthy; while a page is loading, it may not even be defined."""
+        """The value of an expression once it is truthy; while a page is loading, it may not even be
+        defined."""
         tried = f"(() => {{ try {{ return {script} }} catch {{ return null }} }})()"
         until = time.monotonic() + SECONDS
         while not (value := self.run(tried)):

@@ -12,7 +12,8 @@ import torch.distributed as dist
 
 
 class Pair:
-    """Two processes that stand where torchrun puts its own; `pair(function, *args)` runs the function in both."""
+    """Two processes that stand where torchrun puts its own; `pair(function, *args)` runs the function in
+    both."""
 
     def __init__(self) -> None:
         spawn = multiprocessing.get_context("spawn")

@@ -19,7 +19,8 @@ STATISTIC = {"mean": "running_mean", "var": "running_var"}
 
 
 def recorded(name: str) -> dict[str, Any]:
-    """A recorded file; the test that asks for it is skipped where the folder of reference values is absent."""
+    """A recorded file; the test that asks for it is skipped where the folder of reference values is
+    absent."""
     folder = Path(os.environ.get("NAS_DATA", "")).parent / "reference" / "search"
     if not (folder / f"{name}.pt").exists():
         pytest.skip("no reference values beside the folder that NAS_DATA names")
@@ -95,7 +96,8 @@ def _role(parts: list[str]) -> str:
 
 
 def nasbench201_names(network: nn.Module, space: CellSpace) -> dict[str, list[str]]:
-    """The same for the NAS-Bench-201 network, whose code gives search convolutions a bias that does nothing."""
+    """The same for the NAS-Bench-201 network, whose code gives search convolutions a bias that does
+    nothing."""
     return {
         name: _nasbench201_name(name, space)
         for name in network.state_dict()

@@ -1,4 +1,5 @@
-"""Every source keeps the promises of engine.data, and says in one sentence what is wrong with a broken one."""
+"""Every source keeps the promises of engine.data, and says in one sentence what is wrong with a broken
+one."""
 
 import struct
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""What the benchmark says of a file is true of the file, does not depend on this process, and a bad file is one sentence."""
+"""What the benchmark says of a file is true of the file, does not depend on this process, and a bad file is
+one sentence."""
 
 import csv
 import json

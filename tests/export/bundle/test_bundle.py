@@ -1,4 +1,5 @@
-"""A bundle needs nothing else, prepares images as training did, is found damaged, and says nothing that its manifest does not."""
+"""A bundle needs nothing else, prepares images as training did, is found damaged, and says nothing that its
+manifest does not."""
 
 import itertools
 import json

@@ -1,4 +1,5 @@
-"""The page classifies what is dropped on it, in the browser as on the server, and tells its own machine only."""
+"""The page classifies what is dropped on it, in the browser as on the server, and tells its own machine
+only."""
 
 import base64
 import http.client
@@ -91,7 +92,8 @@ def test_the_page_asks_the_server_where_no_runtime_was_fetched(server: Server, t
 
 
 def test_the_browser_prepares_images_number_for_number(server: Server, tmp_path: Path) -> None:
-    """The page's own code against Pillow and NumPy: larger, smaller, cropped, gray, as numbers and as pixels."""
+    """The page's own code against Pillow and NumPy: larger, smaller, cropped, gray, as numbers and as
+    pixels."""
     how = {
         "resize_shorter_side": 37,
         "center_crop": 32,
@@ -117,7 +119,8 @@ def test_the_browser_prepares_images_number_for_number(server: Server, tmp_path:
                     "data": list(image.convert("RGBA").tobytes()),
                 }
                 got = browser.run(
-                    f"import('./prepare.js').then((m) => {{ const x = m.prepare({json.dumps(pixels)}, {json.dumps(file)});"
+                    "import('./prepare.js').then((m) => "
+                    f"{{ const x = m.prepare({json.dumps(pixels)}, {json.dumps(file)});"
                     " return [Array.from(x.data), x.dims]; })"
                 )
                 wanted = prepare(image, file)
@@ -129,7 +132,8 @@ def test_the_browser_prepares_images_number_for_number(server: Server, tmp_path:
 
 @pytest.mark.parametrize("name", ["60k", "largest"])
 def test_the_browser_classifies_as_the_server_does(bundled_run: Path, tmp_path: Path, name: str) -> None:
-    """With the onnxruntime-web that `python -m export.demo --vendor` fetched; without the network there is nothing to test."""
+    """With the onnxruntime-web that `python -m export.demo --vendor` fetched; without the network there is
+    nothing to test."""
     runtime = vendored()
     if runtime is None:
         pytest.skip("onnxruntime-web was not fetched; python -m export.demo --vendor does that")

@@ -1,4 +1,5 @@
-"""Progressive shrinking: what each phase opens, sorted channels that change no function, the step's loss, resume in any phase."""
+"""Progressive shrinking: what each phase opens, sorted channels that change no function, the step's loss,
+resume in any phase."""
 
 import os
 import signal
@@ -108,7 +109,8 @@ def test_sorting_changes_no_trained_function_and_sorts(space: Space, expand: int
 
 
 def readers(net: Supernet) -> Iterator[tuple[torch.Tensor, list[int]]]:
-    """What reads the hidden channels of each block, and the hidden widths of the largest expansion with every width in use."""
+    """What reads the hidden channels of each block, and the hidden widths of the largest expansion with every
+    width in use."""
     space = net.space
     for i, stage in enumerate(space.stages):
         for j in range(stage.depth[-1]):

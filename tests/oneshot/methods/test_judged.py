@@ -1,4 +1,5 @@
-"""Methods that judge whole architectures by shared weights: ENAS's controller learns what is rewarded, random search takes the best."""
+"""Methods that judge whole architectures by shared weights: ENAS's controller learns what is rewarded, random
+search takes the best."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +20,8 @@ SPACE = CellSpace("nasbench201", ("cell",), 1, 2, ("none", "skip_connect", "nor_
 
 
 class Rewarded:
-    """A task whose quality is the weight of one operation: what a good search must find. Nothing is trained."""
+    """A task whose quality is the weight of one operation: what a good search must find. Nothing is
+    trained."""
 
     batch_items = 10
     about = ""

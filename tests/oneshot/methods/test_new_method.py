@@ -1,6 +1,8 @@
-"""A method as a newcomer writes one: everything in one file, and its name in the union of `oneshot/methods/__init__.py`.
+"""A method as a newcomer writes one: everything in one file, and its name in the union of
+`oneshot/methods/__init__.py`.
 
-FairDARTS (2020, arXiv:1911.12126): operations do not compete; each has a sigmoid of its own, driven to 0 or 1 by a loss.
+FairDARTS (2020, arXiv:1911.12126): operations do not compete; each has a sigmoid of its own, driven to 0 or 1
+by a loss.
 """
 
 import json
@@ -23,7 +25,8 @@ from oneshot.methods.darts import Darts
 from oneshot.methods.method import Method
 from oneshot.search import Search
 
-# --- what would be oneshot/methods/fair_darts.py --------------------------------------------------------------------------------------
+# --- what would be oneshot/methods/fair_darts.py
+# --------------------------------------------------------------------------------------
 
 
 class Sigmoid(Softmax):
@@ -54,7 +57,8 @@ class FairDarts(Method):
     penalties: tuple[Annotated[Penalty | ZeroOne, Field(discriminator="name")], ...] = (ZeroOne(),)
 
 
-# --- and the line in oneshot/methods/__init__.py --------------------------------------------------------------------------------------
+# --- and the line in oneshot/methods/__init__.py
+# --------------------------------------------------------------------------------------
 
 Methods = Annotated[Darts | FairDarts, Field(discriminator="name")]
 

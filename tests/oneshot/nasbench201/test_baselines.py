@@ -87,7 +87,8 @@ def test_the_lines_are_means_and_come_again_with_the_seed(smooth: np.ndarray) ->
 
 
 def test_on_the_real_tables(nas_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Random search against its exact expectation: the cell of rank k is the best of n draws with probability (k/C)^n - ((k-1)/C)^n."""
+    """Random search against its exact expectation: the cell of rank k is the best of n draws with probability
+    (k/C)^n - ((k-1)/C)^n."""
     files = [nas_data / "nasbench201" / f"accuracy_{epochs}_epochs.csv" for epochs in (200, 12)]
     result, seen = (Table.read(file) for file in files)
     below = np.arange(CELLS + 1) / CELLS

@@ -1,4 +1,5 @@
-"""NAS-Bench-201: strings, codes, indices and genotypes are the same thing, and tables are read right or refused."""
+"""NAS-Bench-201: strings, codes, indices and genotypes are the same thing, and tables are read right or
+refused."""
 
 import csv
 import json
@@ -169,7 +170,8 @@ def test_what_is_no_table_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_costs_of_all_cells_are_the_published_ones() -> None:
-    """FLOPs and parameters as NATS-Bench prints them for cells 0 and 1; its FLOPs count the classifier's biases too."""
+    """FLOPs and parameters as NATS-Bench prints them for cells 0 and 1; its FLOPs count the classifier's
+    biases too."""
     flops = [
         (all_costs("macs", NETWORKS[dataset])[:2] + NETWORKS[dataset].classes) / 1e6 for dataset in DATASETS
     ]

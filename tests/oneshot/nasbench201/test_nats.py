@@ -1,6 +1,7 @@
 """Archives of NATS-Bench: read as its own package reads them, and never run.
 
-The layout here is what nats_bench 1.8 writes with its own classes; the published archive itself is not at hand.
+The layout here is what nats_bench 1.8 writes with its own classes; the published archive itself is not at
+hand.
 """
 
 import bz2

@@ -1,4 +1,5 @@
-"""Edges computed together are the edges computed one by one, in torch's own words: values and gradients, in float64."""
+"""Edges computed together are the edges computed one by one, in torch's own words: values and gradients, in
+float64."""
 
 import pytest
 import torch

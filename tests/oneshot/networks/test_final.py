@@ -1,4 +1,5 @@
-"""The network of a genotype: the published sizes to the last parameter, the published graph, drop-path and the auxiliary head."""
+"""The network of a genotype: the published sizes to the last parameter, the published graph, drop-path and
+the auxiliary head."""
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from oneshot.networks.final import PLAIN, Cell, FinalNetwork, Stem
 from oneshot.spaces.genotype import Cell as Edges
 from oneshot.spaces.genotype import Genotype, find_genotype
 
-# Counted on the networks of the reference codes: quark0/darts, yuhuixu1993/PC-DARTS, chenxin061/pdarts, xiaomi-automl/FairDARTS and
-# Meituan-AutoML/DARTS-. CIFAR: 36 channels, 20 cells; parameters, with auxiliary head, of 100 classes, MACs. ImageNet: 48 channels,
+# Counted on the networks of the reference codes: quark0/darts, yuhuixu1993/PC-DARTS, chenxin061/pdarts,
+# xiaomi-automl/FairDARTS and
+# Meituan-AutoML/DARTS-. CIFAR: 36 channels, 20 cells; parameters, with auxiliary head, of 100 classes, MACs.
+# ImageNet: 48 channels,
 # 14 cells; parameters, with auxiliary head, MACs.
 COUNTED = {
     "NASNet": (3_830_950, 4_288_944, 3_895_840, 603_452_448, 5_564_320, 6_800_520, 604_031_616),

@@ -1,4 +1,5 @@
-"""The search networks compute what the published codes compute: recorded logits, losses, gradients and statistics, to 1e-9."""
+"""The search networks compute what the published codes compute: recorded logits, losses, gradients and
+statistics, to 1e-9."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""The recurrent networks against the reference code, the fast operation against the definition, and the exported step."""
+"""The recurrent networks against the reference code, the fast operation against the definition, and the
+exported step."""
 
 import ast
 from pathlib import Path
@@ -108,7 +109,8 @@ def test_outputs_and_gradients_are_the_references(reference: dict[str, Any], fas
 
 
 def test_second_order_gradient_is_the_references(reference: dict[str, Any]) -> None:
-    """The reference clips both gradients, carries the factor of the first along, and does not step the tied matrix."""
+    """The reference clips both gradients, carries the factor of the first along, and does not step the tied
+    matrix."""
     network = loaded(search_network(), reference["state_dict"])
     alpha = reference["alphas"][0].clone().requires_grad_()
     train, valid = (TextBatch(*window(reference, split), reference["h"][0]) for split in "tv")
@@ -209,7 +211,8 @@ def test_the_fast_operation_is_the_definition() -> None:
 
 
 def test_gradients_have_gradients() -> None:
-    """The fast operation, whose input hidden state depends on alpha too: what the definition gives, and finite differences."""
+    """The fast operation, whose input hidden state depends on alpha too: what the definition gives, and
+    finite differences."""
     network, (x, y), hidden, alpha, masks = random_case()
     parameters = list(network.parameters())
 
@@ -230,7 +233,8 @@ def test_gradients_have_gradients() -> None:
 
 
 def test_a_sampled_architecture_runs_alone() -> None:
-    """One edge a node: equal to the network of that cell but for BatchNorm, and no other matrix row or weight has a gradient."""
+    """One edge a node: equal to the network of that cell but for BatchNorm, and no other matrix row or weight
+    has a gradient."""
     network, (x, y), hidden, _, masks = random_case()
     names = ("tanh", "relu", "sigmoid", "identity")
     cell = Cell(nodes=tuple(((names[n % 4], n // 2),) for n in range(8)), output=tuple(range(1, 9)))

@@ -12,14 +12,27 @@ from oneshot.spaces.cells import find_space
 from oneshot.spaces.costs import DARTS_CIFAR, DARTS_IMAGENET, NASBENCH201, Shape, edge_costs
 from oneshot.spaces.genotype import Cell, Genotype
 
-# Published cells, and what the reference network of DARTS counts for them with 20 cells of 36 channels and for ImageNet with 14 of 48.
+# Published cells, and what the reference network of DARTS counts for them with 20 cells of 36 channels and
+# for ImageNet with 14 of 48.
 DARTS_V2 = {
-    "normal": "sep_conv_3x3 0 sep_conv_3x3 1 sep_conv_3x3 0 sep_conv_3x3 1 sep_conv_3x3 1 skip_connect 0 skip_connect 0 dil_conv_3x3 2",
-    "reduce": "max_pool_3x3 0 max_pool_3x3 1 skip_connect 2 max_pool_3x3 1 max_pool_3x3 0 skip_connect 2 skip_connect 2 max_pool_3x3 1",
+    "normal": (
+        "sep_conv_3x3 0 sep_conv_3x3 1 sep_conv_3x3 0 sep_conv_3x3 1 sep_conv_3x3 1 skip_connect 0 "
+        "skip_connect 0 dil_conv_3x3 2"
+    ),
+    "reduce": (
+        "max_pool_3x3 0 max_pool_3x3 1 skip_connect 2 max_pool_3x3 1 max_pool_3x3 0 skip_connect 2 "
+        "skip_connect 2 max_pool_3x3 1"
+    ),
 }
 PC_DARTS = {
-    "normal": "sep_conv_3x3 1 skip_connect 0 sep_conv_3x3 0 dil_conv_3x3 1 sep_conv_5x5 0 sep_conv_3x3 1 avg_pool_3x3 0 dil_conv_3x3 1",
-    "reduce": "sep_conv_5x5 1 max_pool_3x3 0 sep_conv_5x5 1 sep_conv_5x5 2 sep_conv_3x3 0 sep_conv_3x3 3 sep_conv_3x3 1 sep_conv_3x3 2",
+    "normal": (
+        "sep_conv_3x3 1 skip_connect 0 sep_conv_3x3 0 dil_conv_3x3 1 sep_conv_5x5 0 sep_conv_3x3 1 "
+        "avg_pool_3x3 0 dil_conv_3x3 1"
+    ),
+    "reduce": (
+        "sep_conv_5x5 1 max_pool_3x3 0 sep_conv_5x5 1 sep_conv_5x5 2 sep_conv_3x3 0 sep_conv_3x3 3 "
+        "sep_conv_3x3 1 sep_conv_3x3 2"
+    ),
 }
 COUNTED = [
     (DARTS_V2, (3_349_342, 528_359_040, 3_401_272, 4_718_752, 529_911_552)),

@@ -1,4 +1,5 @@
-"""Genotypes: published ones by name, every form that reference codes write, and sentences about what is wrong."""
+"""Genotypes: published ones by name, every form that reference codes write, and sentences about what is
+wrong."""
 
 import json
 from pathlib import Path
@@ -11,13 +12,17 @@ from engine.run import write_json
 from oneshot.spaces.genotype import Cell, Genotype, find_genotype, published
 
 DARTS_V2 = (  # as the DARTS code prints it
-    "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 1), "
-    "('skip_connect', 0), ('skip_connect', 0), ('dil_conv_3x3', 2)], normal_concat=range(2, 6), reduce=[('max_pool_3x3', 0), "
-    "('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 1), ('max_pool_3x3', 0), ('skip_connect', 2), ('skip_connect', 2), "
+    "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1), "
+    "('sep_conv_3x3', 1), "
+    "('skip_connect', 0), ('skip_connect', 0), ('dil_conv_3x3', 2)], normal_concat=range(2, 6), "
+    "reduce=[('max_pool_3x3', 0), "
+    "('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 1), ('max_pool_3x3', 0), ('skip_connect', "
+    "2), ('skip_connect', 2), "
     "('max_pool_3x3', 1)], reduce_concat=range(2, 6))"
 )
 RECURRENT = (
-    "Genotype(recurrent=[('sigmoid', 0), ('relu', 1), ('relu', 1), ('identity', 1), ('tanh', 2), ('sigmoid', 5), ('tanh', 3), "
+    "Genotype(recurrent=[('sigmoid', 0), ('relu', 1), ('relu', 1), ('identity', 1), ('tanh', 2), ('sigmoid', "
+    "5), ('tanh', 3), "
     "('relu', 5)], concat=range(1, 9))"
 )
 SKIPS = [("skip_connect", 0), ("skip_connect", 1)]
@@ -67,7 +72,10 @@ def test_any_number_of_edges() -> None:
     nodes = [[("max_pool_3x3", 0)], [*SKIPS, ("sep_conv_3x3", 2)], []]
     cell = {"normal": nodes, "normal_concat": [2, 3], "reduce": SKIPS, "reduce_concat": [2]}
     assert find_genotype(json.dumps(cell)).cells["normal"].nodes[1][2] == ("sep_conv_3x3", 2)
-    sparse = "Genotype(normal=[('sep_conv_3x3', 2, 0), ('sep_conv_5x5', 2, 1), ('skip_connect', 2, 1), ('max_pool_3x3', 4, 0)], "
+    sparse = (
+        "Genotype(normal=[('sep_conv_3x3', 2, 0), ('sep_conv_5x5', 2, 1), ('skip_connect', 2, 1), "
+        "('max_pool_3x3', 4, 0)], "
+    )
     sparse += "normal_concat=range(2, 6), reduce=[('skip_connect', 2, 0)], reduce_concat=range(2, 6))"
     normal = find_genotype(sparse).cells["normal"]
     assert [len(node) for node in normal.nodes] == [3, 0, 1, 0]

@@ -1,4 +1,5 @@
-"""How well the predictors do on measured ImageNet accuracies of OFA subnets, and how fast a search may ask them."""
+"""How well the predictors do on measured ImageNet accuracies of OFA subnets, and how fast a search may ask
+them."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
-"""Tables, models and imports of latency: on real tables, on real measurements of a tiny space, and on made-up devices of known truth."""
+"""Tables, models and imports of latency: on real tables, on real measurements of a tiny space, and on made-up
+devices of known truth."""
 
 import json
 import shutil
@@ -184,7 +185,8 @@ def test_published_table_of_a_phone(nas_data: Path, tmp_path: Path) -> None:
         )
         if i:
             by_hand.append(
-                f"expanded_conv-input:{maps[i + 1]}-output:{maps[i + 1]}-expand:{3 * out}-kernel:3-stride:1-idskip:1-se:{se}-hs:{hs}"
+                f"expanded_conv-input:{maps[i + 1]}-output:{maps[i + 1]}-expand:{3 * out}-kernel:3-stride:1-"
+                f"idskip:1-se:{se}-hs:{hs}"
             )
     wanted = sum(known[key]["mean"] for key in by_hand)
     assert model.predict(encode(space, arch)[None])[0] == pytest.approx(wanted)

@@ -1,4 +1,5 @@
-"""What a report is made of: ticks and labels of charts, diagrams of every packaged space, checked intervals, fronts."""
+"""What a report is made of: ticks and labels of charts, diagrams of every packaged space, checked intervals,
+fronts."""
 
 from collections.abc import Iterator
 from itertools import combinations
@@ -132,7 +133,8 @@ def test_interval_of_an_accuracy(right: int, images: int) -> None:
 
 
 def test_intervals_of_predictions_hold_what_they_promise(tiny: ofa.space.space.Space) -> None:
-    """Accuracy that a predictor can learn, with noise: about 90% of measurements are inside, and wider noise makes wider intervals."""
+    """Accuracy that a predictor can learn, with noise: about 90% of measurements are inside, and wider noise
+    makes wider intervals."""
     rng = np.random.default_rng(0)
     rows = np.unique(sample_codes(tiny, 5_000, rng), axis=0)
     X = features(tiny, rows)

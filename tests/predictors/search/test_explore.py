@@ -1,4 +1,5 @@
-"""The search finds the known optimum of problems small enough to enumerate, keeps every limit, and is never worse than OFA's."""
+"""The search finds the known optimum of problems small enough to enumerate, keeps every limit, and is never
+worse than OFA's."""
 
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ from predictors.search.evolution import (
 
 
 class Problem:
-    """Scores with effects of pairs of choices, MACs, parameters, and a latency that larger kernels make shorter."""
+    """Scores with effects of pairs of choices, MACs, parameters, and a latency that larger kernels make
+    shorter."""
 
     def __init__(self, space: Space, classes: int, channels: int) -> None:
         self.space, self.classes, self.channels = space, classes, channels

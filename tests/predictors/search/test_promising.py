@@ -1,4 +1,5 @@
-"""Predict, measure, learn: with a Gaussian process of many ImageNet measurements as the truth, and another of few to search with."""
+"""Predict, measure, learn: with a Gaussian process of many ImageNet measurements as the truth, and another of
+few to search with."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

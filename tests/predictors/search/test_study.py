@@ -1,4 +1,5 @@
-"""Measurements as trials: enqueued, claimed, shared by processes of which one is killed, and open to Optuna's own tools."""
+"""Measurements as trials: enqueued, claimed, shared by processes of which one is killed, and open to Optuna's
+own tools."""
 
 import multiprocessing
 import os
