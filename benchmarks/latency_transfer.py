@@ -17,7 +17,7 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from ofa.cost import costs_of
-from ofa.space.space import Arch, Codes, Space, encode, features, load_space
+from ofa.space.space import Arch, Codes, Space, encode, load_space
 from predictors.latency.model import Floats, LatencyModel, LatencyTable, Network, Noise, fingerprint
 
 
@@ -70,7 +70,7 @@ def ceiling(
     choices) and between strangers. The rest of the residuals, shuffled and added to the predictions, is a
     second measurement of them.
     """
-    X = features(space, codes)
+    X = thermometer(space, codes)
     square = (X**2).sum(1)
     nearest = []
     for start in range(0, len(X), 500):

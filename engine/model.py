@@ -34,7 +34,7 @@ class Source(Config):
     seed: int
 
 
-def facts(data: Data) -> dict[str, Any]:
+def image_facts(data: Data) -> dict[str, Any]:
     """The fields of `ImageModel` for these images."""
     return {
         "classes": tuple(data.classes),
@@ -44,7 +44,7 @@ def facts(data: Data) -> dict[str, Any]:
     }
 
 
-def keep_model(path: Path, model: ImageModel, what: str) -> None:
+def write_model(path: Path, model: ImageModel, what: str) -> None:
     """Write model.json, or check that a resumed run still has the `what` and the data that it was started
     with.
 

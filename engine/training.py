@@ -151,19 +151,19 @@ class Training:
         """Measure on the validation split and log it; `last`: say it, too. Every rank is there."""
         raise NotImplementedError
 
-    def point(self, losses: list[float]) -> tuple[dict[str, Any], str]:
+    def metrics(self, losses: list[float]) -> tuple[dict[str, Any], str]:
         """What metrics.jsonl and what the progress bar says of the mean losses (L,) of some steps."""
         raise NotImplementedError
 
-    def remedy(self, step: int) -> str:
+    def divergence_hint(self, step: int) -> str:
         """What to change if the losses stop being finite at `step`."""
         raise NotImplementedError
 
-    def parts(self) -> dict[str, Any]:
+    def checkpoint_objects(self) -> dict[str, Any]:
         """What `--resume` needs beside the step: things with a state_dict, by name."""
         return {"network": self.network, "optimizer": self.optimizer}
 
-    def kept(self) -> dict[str, Tensor]:
+    def exported_state_dict(self) -> dict[str, Tensor]:
         """The weights that are handed on."""
         return self.network.state_dict()
 
@@ -220,7 +220,7 @@ class Training:
         bad = (~losses_SL.isfinite()).any(1).nonzero()
         if len(bad):
             self.diverged("loss is", first + int(bad[0, 0]))
-        point, note = self.point(losses_SL.mean(0).tolist())
+        point, note = self.metrics(losses_SL.mean(0).tolist())
         if self.ranks.first:
             self.folder.log(step=self.step, epoch=epoch, lr=self.optimizer.param_groups[0]["lr"], **point)
         return note
@@ -239,15 +239,15 @@ class Training:
         """Say at which step, and what to do."""
         raise UserError(
             f"The {what} not finite at step {step} (epoch {step // self.steps + 1}); start again with "
-            f"{self.remedy(step)}. "
+            f"{self.divergence_hint(step)}. "
             f"The last good checkpoint stays in '{self.folder.path}'."
         )
 
     def save(self) -> None:
         """Checkpoint: state.pt to resume, weights.safetensors to use. The first rank's is everybody's."""
         if self.ranks.first:
-            save_weights(self.folder.path / "weights.safetensors", self.kept())
-            state = {name: part.state_dict() for name, part in self.parts().items()}
+            save_weights(self.folder.path / "weights.safetensors", self.exported_state_dict())
+            state = {name: part.state_dict() for name, part in self.checkpoint_objects().items()}
             save_state(self.folder.path / "state.pt", {"step": self.step} | state)
 
     def restore(self) -> None:
@@ -260,7 +260,7 @@ class Training:
         if path.exists():
             state = load_state(path)
             try:
-                for name, part in self.parts().items():
+                for name, part in self.checkpoint_objects().items():
                     part.load_state_dict(state[name])
                 self.step = int(state["step"])
             except (KeyError, RuntimeError, ValueError, TypeError):

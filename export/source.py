@@ -19,8 +19,8 @@ from engine.errors import UserError
 from engine.run import Run, read_json
 from ofa.space.space import Arch, decode, encode, find_arch
 from ofa.subnet import EVALUATION_BATCH
-from ofa.trained import Trained
-from oneshot.trained import Trained as Retrained
+from ofa.trained import TrainedSupernet
+from oneshot.trained import TrainedNetwork
 from predictors.accuracy.pairs import read_selected
 
 BICUBIC = (
@@ -103,8 +103,8 @@ def open_source(run: Path, device: torch.device, images: Path | None = None) -> 
     )
 
 
-def _ofa(run: Path, device: torch.device, images: Path | None) -> tuple[Trained, Choices, bool]:
-    trained = Trained(run, device, images)
+def _ofa(run: Path, device: torch.device, images: Path | None) -> tuple[TrainedSupernet, Choices, bool]:
+    trained = TrainedSupernet(run, device, images)
 
     def choice(name: str, arch: Arch, predicted: float | None = None) -> Choice:
         def build() -> Network:
@@ -143,8 +143,8 @@ def _ofa(run: Path, device: torch.device, images: Path | None) -> tuple[Trained,
     return trained, choices, trained.model.arch is None
 
 
-def _oneshot(run: Path, device: torch.device, images: Path | None) -> tuple[Retrained, Choices, bool]:
-    trained = Retrained(run, device, images)
+def _oneshot(run: Path, device: torch.device, images: Path | None) -> tuple[TrainedNetwork, Choices, bool]:
+    trained = TrainedNetwork(run, device, images)
 
     def choices(selected: str | None, arch: str | None) -> list[Choice]:
         if selected is not None or arch is not None:

@@ -113,10 +113,10 @@ def refer(module: nn.Module, batches: Batches) -> Reference:
             f"{type(module).__name__} itself gives NaN or infinity on these images; it is not worth "
             "exporting."
         )
-    labelled = all(y is not None for y in labels)
-    return Reference(
-        batches, output_NK, np.concatenate(labels) if labelled else output_NK.argmax(1), labelled
-    )  # type: ignore[arg-type]
+    known = [y for y in labels if y is not None]
+    labelled = len(known) == len(labels)
+    labels_N = np.concatenate(known) if labelled else output_NK.argmax(1)
+    return Reference(batches, output_NK, labels_N, labelled)
 
 
 def check_module(module: nn.Module) -> None:

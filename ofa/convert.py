@@ -10,7 +10,7 @@ from pydantic_settings import CliPositionalArg
 from engine.checkpoint import save_weights
 from engine.command.cli import Command, main
 from engine.data.load import DataConfig, ImageFolder, load_data
-from engine.model import keep_model
+from engine.model import write_model
 from engine.run import Run
 from engine.seed import derive
 from ofa.checkpoints import load_network, load_supernet, read_checkpoint
@@ -73,7 +73,7 @@ class Convert(Command):
                 fresh = load_supernet(supernet, tensors, self.file)
         run = Run.start(self.out, self, resume=False, overwrite=self.overwrite)
         start = fresh or self.source in ("torchvision", "timm")
-        keep_model(
+        write_model(
             run.path / "model.json", model_of(space, None, data, self.calibration_images, start), "space"
         )
         save_weights(run.path / "weights.safetensors", supernet.state_dict())

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ofa.blocks.pieces import (
-    BlockPiece,
-    HeadPiece,
-    Piece,
-    StemPiece,
+from ofa.blocks.layer_specs import (
+    BlockSpec,
+    HeadSpec,
+    LayerSpec,
+    StemSpec,
     Table,
     halve,
     squeeze_width,
@@ -80,39 +80,39 @@ def footprints_of(space: Space, codes_NF: Codes, classes: int = 1000, channels: 
 
 @lru_cache(maxsize=8)
 def _cost_tables(space: Space, classes: int, channels: int) -> tuple[Table, ...]:
-    return tuple(tables(space, classes, channels, cost_of_piece))
+    return tuple(tables(space, classes, channels, cost_of_layer))
 
 
 @lru_cache(maxsize=8)
 def _memory_tables(space: Space, classes: int, channels: int) -> tuple[Table, ...]:
-    return tuple(tables(space, classes, channels, lambda piece: (memory_of_piece(piece),), np.maximum))
+    return tuple(tables(space, classes, channels, lambda piece: (memory_of_layer(piece),), np.maximum))
 
 
 @lru_cache(maxsize=8)
 def _file_tables(space: Space, classes: int, channels: int) -> tuple[Table, ...]:
-    return tuple(tables(space, classes, channels, stored_of_piece))
+    return tuple(tables(space, classes, channels, stored_of_layer))
 
 
-def cost_of_piece(piece: Piece) -> tuple[int, int]:
+def cost_of_layer(piece: LayerSpec) -> tuple[int, int]:
     """(MACs, parameters)."""
     match piece:
-        case StemPiece():
+        case StemSpec():
             path = _stem_path(piece)
             weights = sum(9 * a * b for a, b in pairwise(path))
             return halve(piece.size, piece.stride) ** 2 * weights, weights + 2 * sum(path[1:])
-        case BlockPiece(block="bottleneck"):
+        case BlockSpec(block="bottleneck"):
             return _cost_of_bottleneck(piece)
-        case BlockPiece():
+        case BlockSpec():
             return _cost_of_inverted(piece)
-        case HeadPiece():
+        case HeadSpec():
             return _cost_of_head(piece)
 
 
-def _stem_path(stem: StemPiece) -> list[int]:
+def _stem_path(stem: StemSpec) -> list[int]:
     return [stem.channels, *[stem.middle] * (1 + stem.residual if stem.deep else 0), stem.width]
 
 
-def _cost_of_inverted(b: BlockPiece) -> tuple[int, int]:
+def _cost_of_inverted(b: BlockSpec) -> tuple[int, int]:
     after = halve(b.size, b.stride)
     weights = [(after**2, b.kernel**2 * b.hidden), (after**2, b.hidden * b.out)]
     extra = 2 * b.hidden + 2 * b.out
@@ -128,7 +128,7 @@ def _cost_of_inverted(b: BlockPiece) -> tuple[int, int]:
     return sum(area * w for area, w in weights), sum(w for _, w in weights) + extra
 
 
-def _cost_of_bottleneck(b: BlockPiece) -> tuple[int, int]:
+def _cost_of_bottleneck(b: BlockSpec) -> tuple[int, int]:
     shortcut = b.inp * b.out if b.projects else 0
     later = b.kernel**2 * b.hidden**2 + b.hidden * b.out + shortcut
     norms = 4 * b.hidden + 2 * b.out + (2 * b.out if b.projects else 0)
@@ -137,7 +137,7 @@ def _cost_of_bottleneck(b: BlockPiece) -> tuple[int, int]:
     ) ** 2 * later, b.inp * b.hidden + later + norms
 
 
-def _cost_of_head(h: HeadPiece) -> tuple[int, int]:
+def _cost_of_head(h: HeadSpec) -> tuple[int, int]:
     macs = h.size**2 * h.inp * h.wide
     params = (h.inp + 2) * h.wide
     pooled = h.wide or h.inp
@@ -147,43 +147,43 @@ def _cost_of_head(h: HeadPiece) -> tuple[int, int]:
     return macs + features * h.classes, params + (features + 1) * h.classes
 
 
-def stored_of_piece(piece: Piece) -> tuple[int, int]:
+def stored_of_layer(piece: LayerSpec) -> tuple[int, int]:
     """(numbers stored in an ONNX file, entries of its graph). BatchNorm is folded; swish takes two nodes.
 
     A convolution or linear layer makes two entries, one for the node and one for its tensors; every other
     node makes one.
     """
-    params = cost_of_piece(piece)[1]
+    params = cost_of_layer(piece)[1]
     act = 2 if piece.act == "swish" else 1
     match piece:
-        case StemPiece():
+        case StemSpec():
             path = _stem_path(piece)
             return params - sum(path[1:]), (len(path) - 1) * (2 + act) + piece.residual + piece.deep
-        case BlockPiece(block="bottleneck"):
+        case BlockSpec(block="bottleneck"):
             entries = 3 * (2 + act) + 1 + 2 * piece.projects + (piece.stride > 1)
             return params - 2 * piece.hidden - piece.out - piece.projects * piece.out, entries
-        case BlockPiece():
+        case BlockSpec():
             entries = (1 + piece.expands) * (2 + act) + 2 + 8 * piece.se + piece.residual + 2 * piece.projects
             pools = piece.residual and piece.stride > 1
             return params - (1 + piece.expands) * piece.hidden - piece.out, entries + pools
-        case HeadPiece():
+        case HeadSpec():
             return params - piece.wide, 3 + (2 + act if piece.wide else 0) + (2 + act if piece.width else 0)
 
 
-def memory_of_piece(piece: Piece) -> int:
+def memory_of_layer(piece: LayerSpec) -> int:
     """The most float32 numbers that are alive at once while the piece runs, its input included. See
     `footprints_of`."""
     match piece:
-        case StemPiece():
+        case StemSpec():
             after = halve(piece.size, piece.stride) ** 2
             path = _stem_path(piece)
             first = piece.size**2 * piece.channels + after * path[1]
             later = [after * (a + b) for a, b in pairwise(path[1:])]
             pool = (after + halve(halve(piece.size, piece.stride), 2) ** 2) * piece.width if piece.deep else 0
             return max(first, *later, pool)
-        case BlockPiece():
+        case BlockSpec():
             return _memory_of_block(piece)
-        case HeadPiece():
+        case HeadSpec():
             areas = [
                 piece.size**2 * piece.inp,
                 *([piece.size**2 * piece.wide] if piece.wide else []),
@@ -193,7 +193,7 @@ def memory_of_piece(piece: Piece) -> int:
             return max(a + b for a, b in pairwise(areas + vectors))
 
 
-def _memory_of_block(b: BlockPiece) -> int:
+def _memory_of_block(b: BlockSpec) -> int:
     before, after = b.size**2, halve(b.size, b.stride) ** 2
     kept = b.inp * before if b.residual else 0  # the block's input, until its shortcut is taken
     out = b.out * after

@@ -25,7 +25,7 @@ from ofa.blocks.elastic import (
     TransformedDepthwise,
     prefixed,
 )
-from ofa.blocks.pieces import hidden_width, squeeze_width
+from ofa.blocks.layer_specs import hidden_width, squeeze_width
 from ofa.space.space import Act, Arch, Deep, Head, Space, Stage, Stem
 
 

@@ -20,7 +20,7 @@ from engine.compute.distributed import ALONE, Ranks
 from engine.config import format_count
 from engine.data.augment import resize
 from engine.data.load import Data
-from engine.model import keep_model
+from engine.model import write_model
 from engine.optim import build_sgd, clip_gradients, learning_rate, set_learning_rate
 from engine.run import Run
 from engine.seed import derive, numpy_generator
@@ -177,7 +177,7 @@ class Train(TrainingCommand):
             return _next(run.path, alone)
         _introduce(self, space, data, alone)
         if ranks.first:
-            keep_model(
+            write_model(
                 run.path / "model.json", model_of(space, alone, data, self.calibration_images), "space"
             )
         return Trainer(self._for_blocks(chosen), run, supernet, data, alone, sampler, ranks).run() or _next(
@@ -273,12 +273,12 @@ class Trainer(Training):
             self.average.update_parameters(self.supernet)
         self.done(losses)
 
-    def point(self, losses: list[float]) -> tuple[dict[str, Any], str]:
+    def metrics(self, losses: list[float]) -> tuple[dict[str, Any], str]:
         """The largest's loss first, then those of the others."""
         note = f"loss {losses[0]:.3f}" + (f"  smallest {losses[-1]:.3f}" if losses[1:] else "")
         return {"loss": losses[0], "distillation": losses[1:]}, note
 
-    def remedy(self, step: int) -> str:
+    def divergence_hint(self, step: int) -> str:
         """A lower rate, of the phase if there are phases."""
         if not self.config.phases:
             return f"a lower --sgd.lr (now {self.config.sgd.lr}) or a longer --sgd.warmup-epochs"
@@ -325,12 +325,12 @@ class Trainer(Training):
         assert isinstance(self.average.module, Supernet)
         return self.average.module
 
-    def parts(self) -> dict[str, Any]:
+    def checkpoint_objects(self) -> dict[str, Any]:
         """With the average, if there is one."""
         parts = {"supernet": self.supernet, "optimizer": self.optimizer}
         return parts | ({"average": self.average} if self.average else {})
 
-    def kept(self) -> dict[str, Tensor]:
+    def exported_state_dict(self) -> dict[str, Tensor]:
         """The average, if there is one."""
         return self.weights.state_dict()
 

@@ -15,7 +15,7 @@ from engine.compute.device import pick_device
 from engine.config import validate
 from engine.data.load import Data, Split
 from engine.errors import UserError
-from engine.model import ImageModel, facts, open_images
+from engine.model import ImageModel, image_facts, open_images
 from engine.run import Run, read_json
 from ofa.cost import cost_of, costs_of
 from ofa.space.space import Arch, Codes, Space, largest, load_space
@@ -50,7 +50,9 @@ def model_of(
 ) -> Model:
     """What model.json says of a network of `space` for these images; `arch` if it is one architecture
     alone."""
-    return Model(space=space, arch=arch, calibration_images=calibration_images, start=start, **facts(data))
+    return Model(
+        space=space, arch=arch, calibration_images=calibration_images, start=start, **image_facts(data)
+    )
 
 
 def load_network(path: Path) -> tuple[Model, Supernet]:
@@ -125,7 +127,7 @@ def start_from(supernet: Supernet, source: Supernet, arch: Arch | None) -> None:
             ours[name].copy_(tensor)
 
 
-class Trained:
+class TrainedSupernet:
     """A trained supernet with its data.
 
     Args:
@@ -173,13 +175,13 @@ class RunCommand(Command):
         None, ge=1, description="CPU threads; none: torch decides. Tiny networks are fastest with 1"
     )
 
-    def open(self) -> Trained:
+    def open(self) -> TrainedSupernet:
         """The supernet, or the one network, of the run."""
         if self.threads:
             torch.set_num_threads(self.threads)
-        return Trained(self.run, pick_device(self.device), self.data)
+        return TrainedSupernet(self.run, pick_device(self.device), self.data)
 
-    def open_supernet(self) -> Trained:
+    def open_supernet(self) -> TrainedSupernet:
         """The supernet of the run.
 
         Raises:

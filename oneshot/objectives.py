@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from engine.config import Config
-from engine.data.load import Data, Part, Split
+from engine.data.load import Data, Split, Subset
 from engine.data.text import Text, columns, window, windows
 from engine.errors import UserError
 from engine.seed import derive, numpy_generator, torch_generator
@@ -147,24 +147,24 @@ class ImageTask:
         self.network: nn.Module = network.to(data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = ImageLoss(self.network, bf16)
         self.data, self.batch_size, self.batch_items = data, batch_size, batch_size
-        self.part: Part = "both" if method.level == "single" else "train"
-        self.of_architecture: Part = "both" if method.level == "single" else "val"
+        self.subset: Subset = "both" if method.level == "single" else "train"
+        self.of_architecture: Subset = "both" if method.level == "single" else "val"
         self.steps(0), data.steps(batch_size, self.of_architecture)  # refused now, not in the first step
         parts = [
-            f"{data.size_of(part)} images for the {who}"
-            for part, who in ((self.part, "weights"), (self.of_architecture, "architecture"))
+            f"{data.size_of(subset)} images for the {who}"
+            for subset, who in ((self.subset, "weights"), (self.of_architecture, "architecture"))
         ]
         self.about = f"{len(data.classes)} classes; {', '.join(parts)}"
 
     def steps(self, epoch: int) -> int:
         """Pairs of batches in an epoch."""
-        return self.data.steps(self.batch_size, self.part)
+        return self.data.steps(self.batch_size, self.subset)
 
     def batches(self, epoch: int, skip: int) -> Iterator[tuple[Any, Any]]:
         """Both augmented. Where the architecture's part is smaller, it is passed over again; single level:
         the same batch twice."""
-        train = self.data.train_batches(self.batch_size, epoch, skip, part=self.part)
-        if self.part == "both":
+        train = self.data.train_batches(self.batch_size, epoch, skip, subset=self.subset)
+        if self.subset == "both":
             yield from ((batch, batch) for batch in train)
             return
         yield from zip(train, self._again(epoch, skip), strict=False)
@@ -173,7 +173,7 @@ class ImageTask:
         steps = self.data.steps(self.batch_size, "val")
         number = epoch * self.steps(epoch) + skip
         while True:
-            yield from self.data.train_batches(self.batch_size, number // steps, number % steps, part="val")
+            yield from self.data.train_batches(self.batch_size, number // steps, number % steps, subset="val")
             number = (number // steps + 1) * steps
 
     def rate(self, batch: Any) -> float:

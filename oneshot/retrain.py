@@ -20,7 +20,7 @@ from engine.config import format_count
 from engine.data.load import Data, Digits, Split
 from engine.data.text import AnyData, Grammar, TextFolder, load_text
 from engine.errors import UserError
-from engine.model import keep_model
+from engine.model import write_model
 from engine.optim import SGD, Cosine, build_sgd, clip_gradients, learning_rate, set_learning_rate
 from engine.run import Run
 from engine.seed import derive, torch_generator
@@ -109,7 +109,7 @@ class Retrain(TrainingCommand):
         run = config.start(ranks)
         if not ranks.any(ranks.first and run.finished):
             if ranks.first:
-                keep_model(run.path / "model.json", model, "genotype")
+                write_model(run.path / "model.json", model, "genotype")
             training = Retraining(config, run, network, data, ranks, model)
             training.introduce()
             status = training.run()
@@ -190,15 +190,15 @@ class Retraining(Training):
             outputs = self.network(x)
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
-    def point(self, losses: list[float]) -> tuple[dict[str, Any], str]:
+    def metrics(self, losses: list[float]) -> tuple[dict[str, Any], str]:
         """The loss, and that of the auxiliary head if there is one."""
         return dict(zip(("loss", "auxiliary_loss"), losses, strict=False)), f"loss {losses[0]:.3f}"
 
-    def remedy(self, step: int) -> str:
+    def divergence_hint(self, step: int) -> str:
         """A lower rate."""
         return f"a lower --sgd.lr (now {self.config.sgd.lr}) or a longer --sgd.warmup-epochs"
 
-    def kept(self) -> dict[str, Tensor]:
+    def exported_state_dict(self) -> dict[str, Tensor]:
         """Without the auxiliary head."""
         return {
             name: tensor

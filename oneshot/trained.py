@@ -12,7 +12,7 @@ from engine.compute.macs import count_macs, count_parameters
 from engine.config import Config, validate
 from engine.data.load import Data, Split
 from engine.errors import UserError
-from engine.model import ImageModel, facts, open_images
+from engine.model import ImageModel, image_facts, open_images
 from engine.run import Run, read_json
 from engine.training import accuracy
 from oneshot.networks.final import FinalNetwork, Stem
@@ -52,7 +52,7 @@ class Model(ImageModel):
 
 def model_of(genotype: Genotype, network: Network, data: Data) -> Model:
     """What model.json says of a network for these images."""
-    return Model(genotype=genotype, network=network, image_size=data.size, **facts(data))
+    return Model(genotype=genotype, network=network, image_size=data.size, **image_facts(data))
 
 
 def build(model: Model, auxiliary: bool = False) -> nn.Module:
@@ -83,7 +83,7 @@ def build(model: Model, auxiliary: bool = False) -> nn.Module:
             )
 
 
-class Trained:
+class TrainedNetwork:
     """A retrained network with its data.
 
     Args:

@@ -17,11 +17,11 @@ from engine.errors import UserError
 from engine.onnx_timing import bench, finished
 from engine.run import read_json, write_json
 from engine.seed import numpy_generator
-from ofa.blocks.pieces import Piece
+from ofa.blocks.layer_specs import LayerSpec
 from ofa.cost import costs_of
 from ofa.space.space import Codes, Space, load_space, sample_codes
 from ofa.trained import Model
-from predictors.latency.kit import distinct_pieces, export_kit, piece_name, structure
+from predictors.latency.kit import distinct_layers, export_kit, layer_name, structure
 from predictors.latency.model import LatencyTable, Level, cross_validated, read_table
 from predictors.latency.timings import build_table, complaint, read_published, read_timings
 
@@ -143,7 +143,7 @@ class Measure(Command):
     def _write_kit(self, space: Space, classes: int, channels: int, folder: Path) -> None:
         resolutions = self._resolutions(space)
         part = Space.model_validate(space.model_dump() | {"resolution": resolutions})
-        pieces = distinct_pieces(part, classes, channels) if self.blocks else []
+        pieces = distinct_layers(part, classes, channels) if self.blocks else []
         nets = spread_networks(space, resolutions, self.whole)
         if not pieces and not len(nets):
             raise UserError("There is nothing to time: --no-blocks needs --whole.")
@@ -152,8 +152,8 @@ class Measure(Command):
         with progress("write ONNX files", total) as advance:
             export_kit(space, pieces, nets, classes, channels, folder, advance)
 
-    def _announce(self, pieces: list[Piece], nets: int, resolutions: tuple[int, ...]) -> None:
-        structures, items = len({structure(p) for p in pieces}), len({piece_name(p) for p in pieces}) + nets
+    def _announce(self, pieces: list[LayerSpec], nets: int, resolutions: tuple[int, ...]) -> None:
+        structures, items = len({structure(p) for p in pieces}), len({layer_name(p) for p in pieces}) + nets
         seconds = SECONDS_PER_STRUCTURE * structures + items * self.rounds * (
             self.seconds + SECONDS_PER_SESSION
         )

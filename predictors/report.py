@@ -18,7 +18,7 @@ from engine.plot.canvas import write_png
 from engine.run import atomic, write_json
 from engine.seed import numpy_generator
 from ofa.space.space import Arch, Codes, decode, encode, sample_codes
-from ofa.trained import RunCommand, Trained
+from ofa.trained import RunCommand, TrainedSupernet
 from predictors.accuracy.cross_validation import HeldOut, predict_held_out
 from predictors.accuracy.features import features
 from predictors.accuracy.pairs import read_pairs
@@ -97,7 +97,7 @@ class Report(RunCommand):
         )
         return 0
 
-    def _judge(self, trained: Trained) -> HeldOut | None:
+    def _judge(self, trained: TrainedSupernet) -> HeldOut | None:
         """How well the collected pairs predict each other."""
         pairs = read_pairs(self.run)
         if not pairs:
@@ -106,7 +106,9 @@ class Report(RunCommand):
         y = np.array([pair.val_accuracy for pair in pairs])
         return predict_held_out(features(trained.space, codes), y, trained.macs(codes), self.seed)
 
-    def _test(self, trained: Trained, chosen: Sequence[Chosen], latency: Costs | None) -> list[Tested]:
+    def _test(
+        self, trained: TrainedSupernet, chosen: Sequence[Chosen], latency: Costs | None
+    ) -> list[Tested]:
         """The smallest and the largest subnet, then each chosen one with the random ones of its size."""
         todo: list[tuple[str, Kind, Arch, float | None]] = [
             ("", kind, arch, None) for kind, arch in extremes(trained.space).items()
@@ -126,7 +128,7 @@ class Report(RunCommand):
                 advance(f"{kind} {accuracy:.2%}")
         return tested
 
-    def _random_of_same_macs(self, trained: Trained, arch: Arch) -> Codes:
+    def _random_of_same_macs(self, trained: TrainedSupernet, arch: Arch) -> Codes:
         """`random` different uniform samples within 5% of the MACs of `arch`, without itself; where there are
         too few, the nearest."""
         wanted = trained.cost(arch)[0]

@@ -14,7 +14,7 @@ from engine.config import Count, format_count
 from engine.errors import UserError, nearest
 from engine.seed import numpy_generator
 from ofa.space.space import Codes, decode, encode, largest, smallest
-from ofa.trained import RunCommand, Trained, run_flag
+from ofa.trained import RunCommand, TrainedSupernet, run_flag
 from predictors.accuracy.features import features
 from predictors.accuracy.models import make_predictor
 from predictors.accuracy.pairs import read_pairs
@@ -187,7 +187,7 @@ class Select(RunCommand):
             )
         return goals
 
-    def _check_limits(self, trained: Trained, constraints: tuple[Constraint, ...]) -> None:
+    def _check_limits(self, trained: TrainedSupernet, constraints: tuple[Constraint, ...]) -> None:
         least, most = (encode(trained.space, f(trained.space))[None] for f in (smallest, largest))
         for c in constraints:
             if c.name == "macs" and c.cost(most)[0] < c.limit:
@@ -250,7 +250,7 @@ class Select(RunCommand):
         )
 
 
-def _accuracy(trained: Trained, known: Mapping[bytes, float], row: Codes) -> float:
+def _accuracy(trained: TrainedSupernet, known: Mapping[bytes, float], row: Codes) -> float:
     accuracy = known.get(row.tobytes())
     return trained.accuracy(decode(trained.space, row), "val") if accuracy is None else accuracy
 

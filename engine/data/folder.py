@@ -18,7 +18,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import InterpolationMode, v2
 
 from engine.command.progress import progress
-from engine.data.load import Batch, Data, ImageFolder, Part, Split, check_held, hold_out, of
+from engine.data.load import Batch, Data, ImageFolder, Split, Subset, check_held, hold_out, of
 from engine.errors import UserError, WorkerDied
 from engine.seed import derive, numpy_generator
 
@@ -77,12 +77,12 @@ class FolderData(Data):
         }
 
     def _augmented(
-        self, part: Part, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice
+        self, subset: Subset, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice
     ) -> Iterator[Batch]:
         files = Files(
-            self.files["train"] + self.files["val"] if part == "both" else self.files[part], self.source
+            self.files["train"] + self.files["val"] if subset == "both" else self.files[subset], self.source
         )
-        stream = of(part, "image")
+        stream = of(subset, "image")
         items: list[list[Item]] = [
             [(int(i), derive(self.seed, *stream, epoch, int(i))) for i in batch[share]] for batch in batches
         ]

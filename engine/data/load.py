@@ -36,7 +36,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Hue = Annotated[float, Field(ge=0, le=0.5)]
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-Part = Literal[
+Subset = Literal[
     "train", "val", "both"
 ]  # what is trained on; an architecture search trains on the validation split, too
 Batch = tuple[Tensor, Tensor]
@@ -140,35 +140,35 @@ class Data(ABC):
 
     @abstractmethod
     def _augmented(
-        self, part: Part, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice
+        self, subset: Subset, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice
     ) -> Iterator[Batch]:
-        """The `share` of each of the given index batches: uint8 images of `part`, augmented; `skip` batches
+        """The `share` of each of the given index batches: uint8 images of `subset`, augmented; `skip` batches
         came before."""
 
     @abstractmethod
     def _plain(self, split: Split, indices: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
         """uint8 images of `split` at `indices`, as they are."""
 
-    def size_of(self, part: Part) -> int:
-        """Images in `part`."""
-        return self.count("train") + self.count("val") if part == "both" else self.count(part)
+    def size_of(self, subset: Subset) -> int:
+        """Images in `subset`."""
+        return self.count("train") + self.count("val") if subset == "both" else self.count(subset)
 
-    def steps(self, batch_size: int, part: Part = "train") -> int:
+    def steps(self, batch_size: int, subset: Subset = "train") -> int:
         """Batches in an epoch; the last, incomplete one is left out.
 
         Raises:
             UserError: there are fewer images than one batch.
         """
-        images = self.size_of(part)
+        images = self.size_of(subset)
         if batch_size > images:
-            what = "validation" if part == "val" else "training"
+            what = "validation" if subset == "val" else "training"
             raise UserError(
                 f"A batch of {batch_size} images is more than the {images} {what} images; lower --batch-size."
             )
         return images // batch_size
 
     def train_batches(
-        self, batch_size: int, epoch: int, skip: int = 0, ranks: Ranks = ALONE, part: Part = "train"
+        self, batch_size: int, epoch: int, skip: int = 0, ranks: Ranks = ALONE, subset: Subset = "train"
     ) -> Iterator[Batch]:
         """The augmented batches of `epoch` from batch `skip` on. With mixup, y is (N, K) probabilities; else
         (N,) classes.
@@ -176,10 +176,12 @@ class Data(ABC):
         Each of several ranks gets its share of every batch. Joined they are, image for image, what one
         process gets, but for mixup: an image is blended with one of the same rank.
         """
-        order = numpy_generator(self.seed, *of(part, "order"), epoch).permutation(self.size_of(part))
-        batches = [order[i * batch_size : (i + 1) * batch_size] for i in range(self.steps(batch_size, part))]
+        order = numpy_generator(self.seed, *of(subset, "order"), epoch).permutation(self.size_of(subset))
+        batches = [
+            order[i * batch_size : (i + 1) * batch_size] for i in range(self.steps(batch_size, subset))
+        ]
         for step, (x, y) in enumerate(
-            self._augmented(part, epoch, batches[skip:], skip, ranks.share(batch_size)), start=skip
+            self._augmented(subset, epoch, batches[skip:], skip, ranks.share(batch_size)), start=skip
         ):
             x = self.normalise(x)
             if self.config.mixup > 0:
@@ -188,7 +190,7 @@ class Data(ABC):
                     x,
                     y_NK,
                     self.config.mixup,
-                    numpy_generator(ranks.seed(self.seed), *of(part, "mixup"), epoch, step),
+                    numpy_generator(ranks.seed(self.seed), *of(subset, "mixup"), epoch, step),
                 )
             yield x, y
 
@@ -208,9 +210,9 @@ class Data(ABC):
         return (x - self._mean) / self._std
 
 
-def of(part: Part, purpose: str) -> tuple[str, ...]:
+def of(subset: Subset, purpose: str) -> tuple[str, ...]:
     """The name of a random stream: the training images' is the bare purpose."""
-    return (purpose,) if part == "train" else (purpose, part)
+    return (purpose,) if subset == "train" else (purpose, subset)
 
 
 class ArrayData(Data):
@@ -239,9 +241,9 @@ class ArrayData(Data):
     def preprocessing(self) -> dict[str, Any]:
         return {"image_size": self.size}
 
-    def _images(self, part: Part) -> Batch:
-        if part != "both":
-            return self.splits[part]
+    def _images(self, subset: Subset) -> Batch:
+        if subset != "both":
+            return self.splits[subset]
         if self._both is None:
             pairs = zip(self.splits["train"], self.splits["val"], strict=True)
             images, labels = (torch.cat(pair) for pair in pairs)
@@ -249,18 +251,18 @@ class ArrayData(Data):
         return self._both
 
     def _augmented(
-        self, part: Part, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice
+        self, subset: Subset, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice
     ) -> Iterator[Batch]:
         """Every rank augments the whole batch: a draw is that of one process, and costs little beside a
         step."""
-        images, labels = self._images(part)
+        images, labels = self._images(subset)
         if not batches:
             return
         order_SB = torch.from_numpy(np.stack(batches)).to(
             self.device
         )  # once an epoch: a copy in each step would wait for the device
         for step, where in enumerate(order_SB, start=skip):
-            generator = torch_generator(self.device, self.seed, *of(part, "augment"), epoch, step)
+            generator = torch_generator(self.device, self.seed, *of(subset, "augment"), epoch, step)
             x = images[where]
             if self.augment.crop:
                 x = random_crop(x, self.augment.crop, generator)

@@ -413,7 +413,7 @@ def cross(space: Space, codes_NF: Codes, others_NF: Codes, rng: np.random.Genera
     return canonical(space, np.where(other, others_NF, codes_NF))
 
 
-def features(space: Space, codes_NF: Codes) -> NDArray[np.float32]:
+def thermometer(space: Space, codes_NF: Codes) -> NDArray[np.float32]:
     """(N, sum of cardinalities) thermometer code, what predictors see: for each choice, whether it is this
     value or a later one.
 

@@ -22,7 +22,7 @@ from engine.checkpoint import load_weights
 from engine.compute.device import autocast
 from engine.config import Config
 from engine.seed import numpy_generator
-from ofa.blocks.pieces import hidden_width, squeeze_width
+from ofa.blocks.layer_specs import hidden_width, squeeze_width
 from ofa.space.space import Arch, Codes, Space, canonical, decode, largest
 from ofa.subnet import Subnet, extract
 from ofa.supernet import Block, Bottleneck, Supernet

@@ -32,11 +32,11 @@ from ofa.space.space import (
     canonical,
     decode,
     encode,
-    features,
     largest,
     sample,
     sample_codes,
     smallest,
+    thermometer,
 )
 
 BIN = 25_000_000  # AttentiveNAS
@@ -330,5 +330,5 @@ def fit_accuracy(path: Path, space: Space) -> Callable[[Codes], NDArray[np.float
         codes_NF = np.stack([encode(space, pair.arch) for pair in pairs])
     except UserError as error:
         raise UserError(f"'{path}' was measured on another space than '{space.name}': {error}") from None
-    model = BayesianRidge().fit(features(space, codes_NF), [pair.val_accuracy for pair in pairs])
-    return lambda codes: model.predict(features(space, codes))
+    model = BayesianRidge().fit(thermometer(space, codes_NF), [pair.val_accuracy for pair in pairs])
+    return lambda codes: model.predict(thermometer(space, codes))

@@ -16,7 +16,7 @@ def features(space: Space, codes_NF: Codes) -> NDArray[np.float32]:
     so whatever adds the columns up, as ridge does, is additive over the stages.
     """
     return np.concatenate(
-        [spaces.features(space, codes_NF), codes_NF, _sums(space, codes_NF)], axis=1, dtype=np.float32
+        [spaces.thermometer(space, codes_NF), codes_NF, _sums(space, codes_NF)], axis=1, dtype=np.float32
     )
 
 

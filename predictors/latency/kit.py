@@ -22,7 +22,7 @@ from engine.errors import UserError
 from engine.onnx_file import to_onnx
 from engine.run import atomic, read_json, write_json
 from engine.seed import numpy_generator
-from ofa.blocks.pieces import BlockPiece, HeadPiece, Piece, StemPiece, pieces_of, tables
+from ofa.blocks.layer_specs import BlockSpec, HeadSpec, LayerSpec, StemSpec, layer_specs, tables
 from ofa.space.space import Codes, Space, Stage
 from ofa.subnet import Block, Bottleneck, ConvBN, DeepStem, Head
 
@@ -32,25 +32,25 @@ VERSION = 1
 Item = dict[str, Any]
 
 
-def structure(piece: Piece) -> str:
+def structure(piece: LayerSpec) -> str:
     """What a piece computes, without the size of its map, as a name that is also a file's: fields that are
     on, joined by dashes."""
     match piece:
-        case StemPiece():
+        case StemSpec():
             deep = f"-deep{piece.middle}x{piece.residual}" if piece.deep else ""
             return f"stem-{piece.channels}-{piece.width}-s{piece.stride}{deep}-{piece.act}"
-        case BlockPiece():
+        case BlockSpec():
             on = [name for name in ("expands", "se", "residual", "projects") if getattr(piece, name)]
             widths = f"{piece.inp}-{piece.hidden}-{piece.out}"
             return "-".join([piece.block, widths, f"k{piece.kernel}", f"s{piece.stride}", *on, piece.act])
-        case HeadPiece():
+        case HeadSpec():
             layers = [f"{piece.wide}{piece.act}"] * (piece.wide > 0) + [
                 f"{piece.width}{'b' * piece.bias}"
             ] * (piece.width > 0)
             return "-".join(["head", str(piece.inp), *layers, str(piece.classes)])
 
 
-def piece_name(piece: Piece) -> str:
+def layer_name(piece: LayerSpec) -> str:
     """Structure and size."""
     return f"{structure(piece)}@{piece.size}"
 
@@ -60,11 +60,11 @@ def network_name(row: Codes) -> str:
     return f"net-{row.tobytes().hex()}"
 
 
-def distinct_pieces(space: Space, classes: int, channels: int) -> list[Piece]:
+def distinct_layers(space: Space, classes: int, channels: int) -> list[LayerSpec]:
     """Every piece that some architecture of the space contains, once."""
-    found: dict[Piece, None] = {}
+    found: dict[LayerSpec, None] = {}
 
-    def note(piece: Piece) -> tuple[int]:
+    def note(piece: LayerSpec) -> tuple[int]:
         found[piece] = None
         return (0,)
 
@@ -84,10 +84,10 @@ class Alone(nn.Module):
         return self.classifier(x.mean((2, 3)) if self.head is None else self.head(x))
 
 
-def module_of(space: Space, piece: Piece) -> tuple[nn.Module, int]:
+def module_of(space: Space, piece: LayerSpec) -> tuple[nn.Module, int]:
     """The piece as a torch module, and its input channels."""
     match piece:
-        case StemPiece():
+        case StemSpec():
             if piece.deep:
                 return DeepStem(
                     space, piece.channels, piece.width, piece.middle, piece.residual
@@ -95,26 +95,26 @@ def module_of(space: Space, piece: Piece) -> tuple[nn.Module, int]:
             return ConvBN(
                 space, piece.channels, piece.width, 3, piece.stride, act=space.stem.act
             ), piece.channels
-        case BlockPiece():
+        case BlockSpec():
             ratio = piece.hidden / (piece.out if piece.block == "bottleneck" else piece.inp)
             source = next(
                 s for s in space.stages if (s.block, s.se, s.act) == (piece.block, piece.se, piece.act)
             )
             stage = source.model_copy(update={"expand": (2.0,) if piece.expands else (1,)})
             return _block(space, stage, piece, ratio), piece.inp
-        case HeadPiece():
+        case HeadSpec():
             head = Head(space, space.head, piece.inp, piece.width or piece.wide) if space.head else None
             return Alone(head, piece.width or piece.wide or piece.inp, piece.classes), piece.inp
 
 
-def _block(space: Space, stage: Stage, piece: BlockPiece, ratio: float) -> nn.Module:
+def _block(space: Space, stage: Stage, piece: BlockSpec, ratio: float) -> nn.Module:
     kind = Bottleneck if piece.block == "bottleneck" else Block
     return kind(space, stage, piece.inp, piece.out, piece.kernel, ratio, piece.stride, piece.projects)
 
 
 def export_kit(
     space: Space,
-    pieces: Sequence[Piece],
+    pieces: Sequence[LayerSpec],
     networks_NF: Codes,
     classes: int,
     channels: int,
@@ -130,10 +130,10 @@ def export_kit(
     Raises:
         UserError: the folder holds a kit of something else.
     """
-    nets = [(network_name(row), pieces_of(space, row, classes, channels)) for row in networks_NF]
+    nets = [(network_name(row), layer_specs(space, row, classes, channels)) for row in networks_NF]
     items = [{"name": OVERHEAD, "file": f"{OVERHEAD}.onnx", "shape": [1, 1, 1, 1]}] if pieces else []
     items += [
-        {"name": piece_name(p), "file": f"{structure(p)}.onnx", "shape": [1, _channels(p), p.size, p.size]}
+        {"name": layer_name(p), "file": f"{structure(p)}.onnx", "shape": [1, _channels(p), p.size, p.size]}
         for p in pieces
     ]
     items += [
@@ -150,7 +150,7 @@ def export_kit(
     needed = {structure(p): p for p in [*pieces, *(p for _, net in nets for p in net)]}
     for name, piece in needed.items():
         if not (folder / f"{name}.onnx").exists():
-            export_piece(space, piece, folder / f"{name}.onnx")
+            export_layer(space, piece, folder / f"{name}.onnx")
         advance(name)
     largest = max(_lay_out(onnx.load(folder / f"{name}.onnx", load_external_data=False)) for name in needed)
     for name, net in nets:
@@ -168,11 +168,11 @@ def export_kit(
     write_json(path, manifest)
 
 
-def _channels(piece: Piece) -> int:
-    return piece.channels if isinstance(piece, StemPiece) else piece.inp
+def _channels(piece: LayerSpec) -> int:
+    return piece.channels if isinstance(piece, StemSpec) else piece.inp
 
 
-def export_piece(space: Space, piece: Piece, path: Path) -> None:
+def export_layer(space: Space, piece: LayerSpec, path: Path) -> None:
     """The piece with an open batch and side; its weights refer to the file of random numbers beside it."""
     module, channels = module_of(space, piece)
     with atomic(

@@ -29,8 +29,8 @@ from engine.config import Config, validate
 from engine.errors import UserError
 from engine.run import read_json
 from engine.seed import numpy_generator
-from ofa.blocks.pieces import Piece, Table, tables, total
-from ofa.cost import cost_of_piece, memory_of_piece
+from ofa.blocks.layer_specs import LayerSpec, Table, tables, total
+from ofa.cost import cost_of_layer, memory_of_layer
 from ofa.space.space import Codes, Space, sample_codes
 from predictors.latency.kit import structure
 
@@ -209,10 +209,10 @@ def _base(table: LatencyTable, space: Space) -> Additive:
         found = [fit(other, space) for other in table.others]
         scale = [1 / (len(found) * float(model.predict(sample).std())) for model in found]
         return _sum(found, scale)
-    return Additive(0.0, tuple(make(lambda piece: (cost_of_piece(piece)[0] / 1e8,))))
+    return Additive(0.0, tuple(make(lambda piece: (cost_of_layer(piece)[0] / 1e8,))))
 
 
-def _look_up(table: LatencyTable, piece: Piece) -> tuple[float]:
+def _look_up(table: LatencyTable, piece: LayerSpec) -> tuple[float]:
     """Milliseconds of a piece: between measured sizes, linear in the area of its map; NaN outside of them."""
     name = structure(piece)
     if name not in table.blocks:
@@ -257,9 +257,9 @@ def stage_features(space: Space, classes: int, channels: int) -> tuple[tuple[Tab
     """Tables of (blocks, MACs, numbers in memory, parameters), and for each table the stage whose features it
     adds to."""
 
-    def features(piece: Piece) -> tuple[float, float, float, float]:
-        macs, params = cost_of_piece(piece)
-        return 1.0, macs / 1e8, memory_of_piece(piece) / 1e6, params / 1e6
+    def features(piece: LayerSpec) -> tuple[float, float, float, float]:
+        macs, params = cost_of_layer(piece)
+        return 1.0, macs / 1e8, memory_of_layer(piece) / 1e6, params / 1e6
 
     found = tuple(tables(space, classes, channels, features, dtype=np.float64))
     stage_of = {space.column_index["depth", i]: i + 1 for i in range(len(space.stages))}

@@ -12,9 +12,9 @@ import numpy as np
 
 from engine.config import read_yaml
 from engine.errors import UserError
-from ofa.blocks.pieces import BlockPiece, HeadPiece, Piece, StemPiece, halve
+from ofa.blocks.layer_specs import BlockSpec, HeadSpec, LayerSpec, StemSpec, halve
 from ofa.space.space import Space
-from predictors.latency.kit import OVERHEAD, distinct_pieces, piece_name, structure
+from predictors.latency.kit import OVERHEAD, distinct_layers, layer_name, structure
 from predictors.latency.model import LatencyTable, Network, Noise, fingerprint
 
 Clock = Literal["cpu", "wall"]
@@ -126,7 +126,7 @@ def build_table(
     Raises:
         UserError: the timings are of other items than this space has.
     """
-    pieces = {piece_name(p): p for p in distinct_pieces(space, classes, channels)}
+    pieces = {layer_name(p): p for p in distinct_layers(space, classes, channels)}
     nets = {name: rounds for name, rounds in timings.ms.items() if name.startswith("net-")}
     timed = {name: rounds for name, rounds in timings.ms.items() if name in pieces}
     strange = [name for name in timings.ms if name not in pieces and name not in nets and name != OVERHEAD]
@@ -146,7 +146,7 @@ def build_table(
     networks = tuple(
         Network(codes=name.removeprefix("net-"), ms=value_of(rounds)) for name, rounds in nets.items()
     )
-    sizes = {p.size for name, p in pieces.items() if name in timed and isinstance(p, StemPiece)}
+    sizes = {p.size for name, p in pieces.items() if name in timed and isinstance(p, StemSpec)}
     sizes |= {space.resolution[int(network.codes[:2], 16) - 1] for network in networks}
     noises = {
         what: noise_of(items.values()) for what, items in (("blocks", timed), ("networks", nets)) if items
@@ -187,7 +187,7 @@ def read_published(paths: tuple[Path, ...], device: str, space: Space, channels:
             known[re.sub(r"-se:0-hs:0$", "", key)] = _mean(entry, f"{path}, {key}")
     blocks: dict[str, dict[int, float]] = {}
     lacking: dict[int, str] = {}
-    pieces = distinct_pieces(space, 1000, channels)
+    pieces = distinct_layers(space, 1000, channels)
     for piece in pieces:
         keys = published_keys(piece)
         absent = next((key for key in keys if key not in known and not key.startswith("AvgPool2D")), None)
@@ -224,7 +224,7 @@ def read_published(paths: tuple[Path, ...], device: str, space: Space, channels:
 def _needed(space: Space, resolution: int, channels: int) -> list[tuple[str, int]]:
     alone = space.model_copy(update={"resolution": (resolution,)})
     alone = Space.model_validate(alone.model_dump())
-    return [(structure(p), p.size) for p in distinct_pieces(alone, 1000, channels)]
+    return [(structure(p), p.size) for p in distinct_layers(alone, 1000, channels)]
 
 
 def _mean(entry: Any, where: str) -> float:
@@ -234,14 +234,14 @@ def _mean(entry: Any, where: str) -> float:
     return float(value)
 
 
-def published_keys(piece: Piece) -> list[str]:
+def published_keys(piece: LayerSpec) -> list[str]:
     """The layers of the published format whose latencies make up the piece. AvgPool2D may be absent: it is
     then part of Logits."""
     s = piece.size
     match piece:
-        case StemPiece():
+        case StemSpec():
             return [f"Conv-input:{s}x{s}x{piece.channels}-output:{_map(halve(s, piece.stride), piece.width)}"]
-        case BlockPiece():
+        case BlockSpec():
             flags = f"-se:{int(piece.se)}-hs:{int(piece.act == 'hard_swish')}"
             return [
                 f"expanded_conv-input:{_map(s, piece.inp)}-output:{_map(halve(s, piece.stride), piece.out)}-"
@@ -249,7 +249,7 @@ def published_keys(piece: Piece) -> list[str]:
                 f"-kernel:{piece.kernel}-stride:{piece.stride}-"
                 f"idskip:{int(piece.residual)}{'' if flags == '-se:0-hs:0' else flags}"
             ]
-        case HeadPiece(wide=wide, width=width) if width:
+        case HeadSpec(wide=wide, width=width) if width:
             pool = f"AvgPool2D-input:{_map(s, wide)}-output:{_map(1, wide)}"
             mix, logits = (
                 f"Conv_2-input:{_map(1, wide)}-output:{_map(1, width)}",
@@ -261,7 +261,7 @@ def published_keys(piece: Piece) -> list[str]:
                 mix,
                 f"{logits}-output:{piece.classes}",
             ]
-        case HeadPiece(wide=wide):
+        case HeadSpec(wide=wide):
             return [
                 f"Conv_1-input:{_map(s, piece.inp)}-output:{_map(s, wide)}",
                 f"Logits-input:{_map(s, wide)}-output:{piece.classes}",

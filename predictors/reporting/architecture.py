@@ -4,7 +4,7 @@ supernet would allow."""
 from collections.abc import Iterator
 
 from engine.plot.canvas import Drawing, Outline, Role, Shape, Words, box, text_width
-from ofa.blocks.pieces import halve
+from ofa.blocks.layer_specs import halve
 from ofa.space.space import Arch, Space
 
 WIDTH, LABEL, ROW, GAP = 420.0, 126.0, 40.0, 4.0

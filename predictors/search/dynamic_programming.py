@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ofa.blocks.pieces import tables
-from ofa.cost import cost_of_piece
+from ofa.blocks.layer_specs import tables
+from ofa.cost import cost_of_layer
 from ofa.space.space import Codes, Space, sample_codes
 from predictors.search.constraints import Floats, Scores
 
@@ -32,7 +32,7 @@ class Part(NamedTuple):
 
 def parts_of(space: Space, classes: int, channels: int) -> dict[str, list[Part]]:
     """MACs and parameters as sums."""
-    found = list(tables(space, classes, channels, cost_of_piece))
+    found = list(tables(space, classes, channels, cost_of_layer))
     return {
         name: [Part(table.columns, table.price[..., i]) for table in found]
         for i, name in enumerate(("macs", "params"))

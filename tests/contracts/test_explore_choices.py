@@ -12,7 +12,7 @@ import pytest
 from engine.command.cli import parse
 from export.onnx import Export
 from ofa.space.space import Arch
-from ofa.trained import Trained
+from ofa.trained import TrainedSupernet
 from predictors.accuracy.pairs import pairs_path, read_pairs, read_selected
 from predictors.collect import Collect
 from predictors.select import Select
@@ -85,13 +85,13 @@ def test_measures_no_more_than_asked_and_nothing_twice(
     collected: Path, explore: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[Arch] = []
-    original = Trained.accuracy
+    original = TrainedSupernet.accuracy
 
-    def spy(self: Trained, arch: Arch, split: object) -> float:
+    def spy(self: TrainedSupernet, arch: Arch, split: object) -> float:
         measured.append(arch)
         return original(self, arch, split)
 
-    monkeypatch.setattr(Trained, "accuracy", spy)
+    monkeypatch.setattr(TrainedSupernet, "accuracy", spy)
     (collected / "optuna.journal").unlink(missing_ok=True)
     select(collected, explore)
     assert 0 < len(measured) <= MEASURE * len(BUDGETS)

@@ -16,7 +16,7 @@ from export.benchmark.__main__ import Benchmark
 from export.bundle.__main__ import MakeBundle
 from export.onnx import Export
 from ofa.space.space import smallest
-from ofa.trained import Trained
+from ofa.trained import TrainedSupernet
 
 M = TypeVar("M", bound=nn.Module)
 TARGETS = "cpu,nnapi,cpu-int8,mobile,fp16"
@@ -36,7 +36,7 @@ def bundled_run(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     probabilities)."""
     run = tmp_path_factory.mktemp("bundled") / "run"
     shutil.copytree(trained_run, run, ignore=shutil.ignore_patterns("selected", "export", "report"))
-    trained = Trained(run, torch.device("cpu"))
+    trained = TrainedSupernet(run, torch.device("cpu"))
     arch = smallest(trained.space)
     limit = {"name": "macs", "limit": 60_000, "value": trained.cost(arch)[0], "unit": ""}
     facts = {

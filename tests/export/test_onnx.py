@@ -21,7 +21,7 @@ from export.onnx import Export
 from export.verify import Parity
 from ofa.cost import footprints_of
 from ofa.space.space import encode, find_arch, largest
-from ofa.trained import Trained
+from ofa.trained import TrainedSupernet
 
 
 def test_the_file_is_what_the_issue_asks(exported: Path) -> None:
@@ -62,7 +62,7 @@ def test_metadata_is_enough_to_run_it_without_us(exported: Path, trained_run: Pa
     session = ort.InferenceSession(str(exported / "largest.onnx"), providers=["CPUExecutionProvider"])
     facts = session.get_modelmeta().custom_metadata_map
     preparation = json.loads(facts["preprocessing"])
-    trained = Trained(trained_run, torch.device("cpu"))
+    trained = TrainedSupernet(trained_run, torch.device("cpu"))
     arch = find_arch(trained.space, "largest")
     assert json.loads(facts["classes"]) == [str(d) for d in range(10)]
     assert json.loads(facts["architecture"])["arch"] == arch.model_dump(mode="json")
@@ -80,7 +80,7 @@ def test_metadata_is_enough_to_run_it_without_us(exported: Path, trained_run: Pa
 
 
 def test_the_manifest_tells_the_truth(exported: Path, trained_run: Path) -> None:
-    trained = Trained(trained_run, torch.device("cpu"))
+    trained = TrainedSupernet(trained_run, torch.device("cpu"))
     arch = largest(trained.space)
     for path in (
         p for p in exported.iterdir() if p.suffix in (".onnx", ".ort") and p.name.startswith("largest")
@@ -129,7 +129,7 @@ def test_pixels_in_and_probabilities_out(trained_run: Path) -> None:
             layout,
             "probabilities",
         )
-        trained = Trained(trained_run, torch.device("cpu"))
+        trained = TrainedSupernet(trained_run, torch.device("cpu"))
         raw, labels = trained.data.splits["test"]  # type: ignore[attr-defined]
         assert trained.data.size == find_arch(trained.space, "smallest").resolution
         pixels = raw.permute(0, 2, 3, 1) if layout == "NHWC" else raw
@@ -163,7 +163,7 @@ def test_selected_subnets(trained_run: Path, tmp_path: Path, capsys: pytest.Capt
     shutil.copytree(trained_run, copy, ignore=shutil.ignore_patterns("selected", "export"))
     with pytest.raises(UserError, match=r"has no selected subnet; run python -m predictors\.select"):
         parse(Export, ["--run", str(copy)]).execute()
-    trained = Trained(copy, torch.device("cpu"))
+    trained = TrainedSupernet(copy, torch.device("cpu"))
     facts = {
         "arch": largest(trained.space).model_dump(mode="json"),
         "macs": 1,
@@ -222,7 +222,10 @@ def test_a_retrained_genotype(tmp_path: Path) -> None:
 
 
 def test_the_file_is_as_large_as_predicted(exported: Path, trained_run: Path) -> None:
-    trained, size = Trained(trained_run, torch.device("cpu")), (exported / "largest.onnx").stat().st_size
+    trained, size = (
+        TrainedSupernet(trained_run, torch.device("cpu")),
+        (exported / "largest.onnx").stat().st_size,
+    )
     row = encode(trained.space, largest(trained.space))
     predicted = footprints_of(
         trained.space, row[None], len(trained.model.classes), trained.model.channels

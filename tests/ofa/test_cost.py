@@ -12,7 +12,7 @@ import torch
 
 import ofa
 from engine.compute.macs import count_macs, count_parameters
-from ofa.blocks.pieces import make_divisible
+from ofa.blocks.layer_specs import make_divisible
 from ofa.cost import cost_of, costs_of
 from ofa.space.space import (
     Arch,

@@ -23,7 +23,7 @@ from engine.run import read_lines
 from ofa.space.space import Space, find_arch, load_space
 from ofa.supernet import Supernet
 from ofa.train import Train, Trainer
-from ofa.trained import Trained
+from ofa.trained import TrainedSupernet
 from ofa.training.sampling import Attentive, UniformSampler
 
 Run = Callable[..., int]
@@ -274,7 +274,7 @@ def test_stop_keeps_the_first_request(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_one_architecture_alone(train: Run, trained_run: Path, tmp_path: Path) -> None:
     assert train(tmp_path / "alone", "--arch", "smallest", "--epochs", "2") == 0
-    trained = Trained(tmp_path / "alone", torch.device("cpu"))
+    trained = TrainedSupernet(tmp_path / "alone", torch.device("cpu"))
     assert trained.model.arch == find_arch(trained.space, "smallest") == find_arch(trained.space, "largest")
     points = read_lines(tmp_path / "alone" / "metrics.jsonl")
     assert [p["arch"] for p in points if "arch" in p] == ["alone"]
@@ -350,7 +350,7 @@ def test_recipes_are_valid(name: str) -> None:
 
 
 def test_trained_measures_the_same_every_time(trained_run: Path) -> None:
-    trained = Trained(trained_run, torch.device("cpu"))
+    trained = TrainedSupernet(trained_run, torch.device("cpu"))
     arch = find_arch(trained.space, "largest")
     assert trained.accuracy(arch, "val") == trained.accuracy(arch, "val")
     evaluated = [p for p in read_lines(trained_run / "metrics.jsonl") if p.get("arch") == "largest"][-1]
@@ -373,4 +373,4 @@ def test_damaged_runs_are_one_sentence(trained_run: Path, tmp_path: Path) -> Non
         shutil.copytree(trained_run, copy)
         (copy / name).write_bytes(content)
         with pytest.raises(UserError, match=said):
-            Trained(copy, torch.device("cpu"))
+            TrainedSupernet(copy, torch.device("cpu"))

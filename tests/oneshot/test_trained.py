@@ -12,7 +12,7 @@ from engine.run import read_lines
 from oneshot.networks.final import FinalNetwork
 from oneshot.retrain import Retrain
 from oneshot.spaces.genotype import find_genotype
-from oneshot.trained import Trained, cost_of
+from oneshot.trained import TrainedNetwork, cost_of
 
 CPU = torch.device("cpu")
 
@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_measures_what_training_measured(run: Path) -> None:
-    trained = Trained(run, CPU)
+    trained = TrainedNetwork(run, CPU)
     last = read_lines(run / "metrics.jsonl")[-1]
     assert (trained.accuracy("val"), trained.accuracy("test")) == (
         last["val_accuracy"],
@@ -49,7 +49,7 @@ def test_it_measures_what_training_measured(run: Path) -> None:
 
 
 def test_its_cost_is_without_the_auxiliary_head(run: Path) -> None:
-    trained = Trained(run, CPU)
+    trained = TrainedNetwork(run, CPU)
     genotype = trained.model.genotype
     assert trained.cost() == cost_of(FinalNetwork(genotype, 4, 3, 10, 1, auxiliary=True), trained.model)
     assert trained.cost()[1] == sum(p.numel() for p in FinalNetwork(genotype, 4, 3, 10, 1).parameters())
@@ -74,7 +74,7 @@ def test_damaged_runs_are_one_sentence(
     else:
         (tmp_path / "copy" / name).write_bytes(content)
     with pytest.raises(UserError, match=said):
-        Trained(tmp_path / "copy", CPU)
+        TrainedNetwork(tmp_path / "copy", CPU)
 
 
 def test_weights_of_another_network_are_refused(run: Path, tmp_path: Path) -> None:
@@ -82,9 +82,9 @@ def test_weights_of_another_network_are_refused(run: Path, tmp_path: Path) -> No
     model = tmp_path / "copy" / "model.json"
     model.write_text(model.read_text().replace('"cells": 3', '"cells": 4'))
     with pytest.raises(UserError, match="do not fit model"):
-        Trained(tmp_path / "copy", CPU)
+        TrainedNetwork(tmp_path / "copy", CPU)
 
 
 def test_a_supernet_is_not_one(trained_run: Path) -> None:
     with pytest.raises(UserError, match="genotype"):
-        Trained(trained_run, CPU)
+        TrainedNetwork(trained_run, CPU)

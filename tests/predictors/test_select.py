@@ -19,7 +19,7 @@ from engine.errors import UserError
 from engine.run import read_lines
 from ofa.cost import costs_of
 from ofa.space.space import Arch, Space, largest, sample_codes, smallest
-from ofa.trained import Trained
+from ofa.trained import TrainedSupernet
 from predictors import select as select_module
 from predictors.accuracy.pairs import read_pairs, read_selected
 from predictors.collect import Collect, schedule
@@ -53,7 +53,7 @@ def test_collect_resumes_and_grows(collected: Path) -> None:
 
 
 def test_half_of_the_schedule_is_spread_over_macs(trained_run: Path) -> None:
-    trained = Trained(trained_run, torch.device("cpu"))
+    trained = TrainedSupernet(trained_run, torch.device("cpu"))
     rows = np.stack(
         [row for row, _ in zip(schedule(trained.space, trained.macs, 0), range(82), strict=False)]
     )
@@ -86,7 +86,7 @@ def test_select_keeps_the_budget_and_ranks_by_measurement(
         assert all(c["macs"] <= budget for c in chosen["candidates"]) and ranked == sorted(
             ranked, reverse=True
         )
-        images = Trained(collected, torch.device("cpu")).data.count("val")
+        images = TrainedSupernet(collected, torch.device("cpu")).data.count("val")
         assert chosen["val_accuracy"] >= best - (best * (1 - best) / images) ** 0.5
         assert chosen["val_std"] == pytest.approx(
             (chosen["val_accuracy"] * (1 - chosen["val_accuracy"]) / images) ** 0.5
@@ -108,7 +108,7 @@ def test_a_budget_above_the_largest_says_so(collected: Path, capsys: pytest.Capt
 
 
 def test_a_budget_below_the_smallest_names_the_smallest(collected: Path) -> None:
-    trained = Trained(collected, torch.device("cpu"))
+    trained = TrainedSupernet(collected, torch.device("cpu"))
     least = trained.cost(smallest(trained.space))[0]
     with pytest.raises(
         UserError,
@@ -139,7 +139,7 @@ def test_report_compares_with_random_subnets_of_the_same_macs(collected: Path) -
     lines = (folder / "front.csv").read_text().splitlines()
     assert lines[0] == "budget,kind,macs,params,test_accuracy"
     rows = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
-    trained = Trained(collected, torch.device("cpu"))
+    trained = TrainedSupernet(collected, torch.device("cpu"))
     everything = np.unique(
         sample_codes(trained.space, 50_000, np.random.default_rng(0)), axis=0
     )  # all 256 of them
@@ -252,7 +252,7 @@ def test_ctrl_c_keeps_what_was_measured(collected: Path, tmp_path: Path) -> None
 
 def test_limits_of_any_kind_together(collected: Path) -> None:
     assert select(collected, "--flops", "60k,100k", "--size", "30kB", "--params", "6k") == 0
-    trained = Trained(collected, torch.device("cpu"))
+    trained = TrainedSupernet(collected, torch.device("cpu"))
     for name, budget in (("60k-size30kB-params6k", 60_000), ("100k-size30kB-params6k", 100_000)):
         chosen = json.loads((collected / "selected" / f"{name}.json").read_text())
         assert [(c["name"], c["limit"], c["unit"]) for c in chosen["constraints"]] == [

@@ -16,7 +16,7 @@ from engine.data.load import (
     Digits,
     ImageFolder,
     Npz,
-    Part,
+    Subset,
     Torchvision,
     hold_out,
     load_data,
@@ -89,17 +89,17 @@ def test_contract(source: DataConfig) -> None:
     assert torch.equal(few[0][0], next(data.batches("train", 3, limit=5))[0])
 
 
-@pytest.mark.parametrize("part", ["val", "both"])
-def test_other_parts_keep_the_promises_of_training(source: DataConfig, part: Part) -> None:
+@pytest.mark.parametrize("subset", ["val", "both"])
+def test_other_parts_keep_the_promises_of_training(source: DataConfig, subset: Subset) -> None:
     """An architecture search also trains on the validation split, or on both."""
     data = load_data(source, CPU, seed=0)
 
     def batches(number: int, skip: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return list(data.train_batches(4, number, skip, part=part))
+        return list(data.train_batches(4, number, skip, subset=subset))
 
     first = batches(0)
-    assert data.size_of(part) == data.count("val") + (data.count("train") if part == "both" else 0)
-    assert len(first) == data.steps(4, part) == data.size_of(part) // 4
+    assert data.size_of(subset) == data.count("val") + (data.count("train") if subset == "both" else 0)
+    assert len(first) == data.steps(4, subset) == data.size_of(subset) // 4
     for (x, y), (x2, y2) in zip(first, batches(0), strict=True):
         assert torch.equal(x, x2) and torch.equal(y, y2)
     assert not torch.equal(first[0][0], batches(1)[0][0])
@@ -107,9 +107,9 @@ def test_other_parts_keep_the_promises_of_training(source: DataConfig, part: Par
         assert torch.equal(x, x2)
     with pytest.raises(
         UserError,
-        match=f"more than the {data.size_of(part)} {'validation' if part == 'val' else 'training'} images",
+        match=f"more than the {data.size_of(subset)} {'validation' if subset == 'val' else 'training'} images",
     ):
-        data.steps(100_000, part)
+        data.steps(100_000, subset)
 
 
 def test_parts_are_the_right_images_in_an_order_of_their_own(tmp_path: Path) -> None:
@@ -124,17 +124,19 @@ def test_parts_are_the_right_images_in_an_order_of_their_own(tmp_path: Path) -> 
     )
     data = load_data(config, CPU, seed=0)
 
-    def seen(part: Part) -> list[int]:
-        colours = [x[:, 0, 0, 0] * data.std[0] + data.mean[0] for x, _ in data.train_batches(4, 0, part=part)]
+    def seen(subset: Subset) -> list[int]:
+        colours = [
+            x[:, 0, 0, 0] * data.std[0] + data.mean[0] for x, _ in data.train_batches(4, 0, subset=subset)
+        ]
         return (torch.cat(colours) * 255).round().int().tolist()
 
-    parts = {part: seen(part) for part in ("train", "val", "both")}
-    assert {part: len(set(found)) for part, found in parts.items()} == {"train": 32, "val": 8, "both": 40}
+    parts = {subset: seen(subset) for subset in ("train", "val", "both")}
+    assert {subset: len(set(found)) for subset, found in parts.items()} == {"train": 32, "val": 8, "both": 40}
     assert not set(parts["train"]) & set(parts["val"])
-    labels = [int(label) for _, y in data.train_batches(4, 0, part="both") for label in y]
+    labels = [int(label) for _, y in data.train_batches(4, 0, subset="both") for label in y]
     assert labels == [colour % 4 for colour in parts["both"]]
     assert [c for c in parts["both"] if c in parts["train"]] != parts["train"], (
-        "the order of all is not that of the part"
+        "the order of all is not that of the subset"
     )
 
 

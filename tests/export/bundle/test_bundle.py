@@ -29,7 +29,7 @@ from export.bundle.card import render
 from export.bundle.classify import classify, prepare
 from export.bundle.contents import Bundle, read_bundle
 from ofa.space.space import find_arch
-from ofa.trained import Trained
+from ofa.trained import TrainedSupernet
 from predictors.reporting.findings import wilson
 
 ALONE = """
@@ -102,7 +102,7 @@ def test_the_example_runs_alone_and_says_what_torch_says(
 ) -> None:
     """In a process without torch, this package, and all but three others; in a folder that was moved."""
     moved = shutil.copytree(bundled_run / "export" / name, tmp_path / "elsewhere")
-    trained = Trained(bundled_run, torch.device("cpu"))
+    trained = TrainedSupernet(bundled_run, torch.device("cpu"))
     raw, _ = trained.data.splits["test"]  # type: ignore[attr-defined]
     Image.fromarray(raw[3, 0].numpy()).save(tmp_path / "digit.png")
     arch = find_arch(trained.space, "largest" if name == "largest" else "smallest")

@@ -16,7 +16,6 @@ from ofa.space.space import (
     cross,
     decode,
     encode,
-    features,
     find_arch,
     largest,
     load_space,
@@ -25,6 +24,7 @@ from ofa.space.space import (
     sample,
     sample_codes,
     smallest,
+    thermometer,
 )
 from ofa.supernet import Supernet
 from ofa.trained import start_from
@@ -135,8 +135,8 @@ def test_inactive_blocks_are_zero_in_every_encoding() -> None:
         update={"kernel": tuple(k or 7 for k in arch.kernel), "expand": tuple(e or 6 for e in arch.expand)}
     )
     assert np.array_equal(encode(space, noisy), row), "what an inactive block would be changes the code"
-    assert features(space, row[None]).sum() == (row > 0).sum()
-    assert features(space, encode(space, largest(space))[None]).all()
+    assert thermometer(space, row[None]).sum() == (row > 0).sum()
+    assert thermometer(space, encode(space, largest(space))[None]).all()
 
 
 @pytest.mark.parametrize(

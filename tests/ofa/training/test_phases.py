@@ -21,7 +21,7 @@ from engine.data.load import load_data
 from engine.errors import UserError
 from engine.run import Run as RunFolder
 from engine.run import read_lines
-from ofa.blocks.pieces import hidden_width
+from ofa.blocks.layer_specs import hidden_width
 from ofa.space.space import Space, largest, load_space, smallest
 from ofa.subnet import extract
 from ofa.supernet import Supernet

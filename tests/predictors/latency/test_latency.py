@@ -18,10 +18,10 @@ from engine.command.cli import parse
 from engine.errors import UserError
 from engine.onnx_file import to_onnx
 from engine.onnx_timing import time_item
-from ofa.blocks.pieces import pieces_of
+from ofa.blocks.layer_specs import layer_specs
 from ofa.space.space import Codes, Space, encode, largest, load_space, sample_codes, smallest
 from ofa.subnet import Subnet
-from predictors.latency.kit import distinct_pieces, export_kit, module_of, network_name, piece_name, structure
+from predictors.latency.kit import distinct_layers, export_kit, layer_name, module_of, network_name, structure
 from predictors.latency.model import (
     Floats,
     LatencyModel,
@@ -57,7 +57,7 @@ def made_up(space: Space, codes: Codes, ms: Floats, blocks: dict[str, dict[int, 
 
 def made_up_blocks(space: Space, rng: np.random.Generator) -> dict[str, dict[int, float]]:
     blocks: dict[str, dict[int, float]] = {}
-    for piece in distinct_pieces(space, 5, 1):
+    for piece in distinct_layers(space, 5, 1):
         blocks.setdefault(structure(piece), {})[piece.size] = float(rng.uniform(0.1, 1)) * piece.size**2 / 64
     return blocks
 
@@ -82,7 +82,7 @@ def test_block_sum_is_the_sum_of_the_blocks_that_run(tiny: Space, granularity: s
     space = Space.model_validate(tiny.model_dump() | {"granularity": granularity})
     rng = np.random.default_rng(0)
     blocks, codes = made_up_blocks(space, rng), sample_codes(space, 50, rng)
-    wanted = [sum(blocks[structure(p)][p.size] for p in pieces_of(space, row, 5, 1)) for row in codes]
+    wanted = [sum(blocks[structure(p)][p.size] for p in layer_specs(space, row, 5, 1)) for row in codes]
     model = LatencyModel(made_up(space, codes[:0], np.zeros(0), blocks), space)
     np.testing.assert_allclose(model.predict(codes), wanted)
 
@@ -115,7 +115,7 @@ def test_sizes_in_between_are_interpolated_and_others_refused(tiny: Space) -> No
     )
     model = LatencyModel(table, space)
     row = encode(space, smallest(space).model_copy(update={"resolution": 12}))
-    pieces = pieces_of(space, row, 5, 1)
+    pieces = layer_specs(space, row, 5, 1)
     np.testing.assert_allclose(model.predict(row[None]), sum(0.01 * p.size**2 + 1 for p in pieces))
     with pytest.raises(UserError, match="lacks resolution 20; it has 8, 16: measure with --resolutions 20"):
         model.predict(encode(space, smallest(space).model_copy(update={"resolution": 20}))[None])
@@ -199,7 +199,7 @@ def test_published_table_of_a_phone(nas_data: Path, tmp_path: Path) -> None:
 
 def test_a_joined_network_is_the_exported_subnet(tiny: Space, tmp_path: Path) -> None:
     row = sample_codes(tiny, 1, np.random.default_rng(3))
-    pieces = pieces_of(tiny, row[0], 5, 1)
+    pieces = layer_specs(tiny, row[0], 5, 1)
     export_kit(tiny, pieces[:1], row, 5, 1, tmp_path / "kit", lambda note: None)
     joined = onnx.load(tmp_path / "kit" / f"{network_name(row[0])}.onnx")
     onnx.checker.check_model(str(tmp_path / "kit" / f"{network_name(row[0])}.onnx"))
@@ -230,7 +230,7 @@ def test_a_joined_network_is_the_exported_subnet(tiny: Space, tmp_path: Path) ->
 def test_pieces_of_other_spaces_run(name: str, tmp_path: Path) -> None:
     space = load_space(name)
     row = encode(space, smallest(space))
-    pieces = list(dict.fromkeys(pieces_of(space, row, 5, 3)))
+    pieces = list(dict.fromkeys(layer_specs(space, row, 5, 3)))
     kinds = {
         (type(p), getattr(p, "projects", None), getattr(p, "stride", None), getattr(p, "se", None)): p
         for p in pieces
@@ -240,10 +240,10 @@ def test_pieces_of_other_spaces_run(name: str, tmp_path: Path) -> None:
     for item in json.loads((tmp_path / "manifest.json").read_text())["items"]:
         wall, cpu = time_item(tmp_path / item["file"], item["shape"], 1, 0)
         assert len(wall) == len(cpu) >= 8
-    from ofa.cost import cost_of_piece
+    from ofa.cost import cost_of_layer
 
     for piece in pieces:
-        assert sum(p.numel() for p in module_of(space, piece)[0].parameters()) == cost_of_piece(piece)[1]
+        assert sum(p.numel() for p in module_of(space, piece)[0].parameters()) == cost_of_layer(piece)[1]
 
 
 def test_measure_export_run_and_import(
@@ -329,10 +329,10 @@ def test_noise_is_noticed_and_not_saved(
     tiny_yaml: Path, tiny: Space, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rng = np.random.default_rng(0)
-    pieces = distinct_pieces(tiny, 1000, 3)
+    pieces = distinct_layers(tiny, 1000, 3)
     for spread, saved in ((0.01, True), (0.8, False)):
         rows = [
-            (piece_name(p), turn, p.size**2 * float(np.exp(rng.normal(0, spread))))
+            (layer_name(p), turn, p.size**2 * float(np.exp(rng.normal(0, spread))))
             for p in pieces
             for turn in range(6)
         ]

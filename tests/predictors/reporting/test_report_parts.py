@@ -24,7 +24,7 @@ from engine.plot.chart import (
     place_labels,
     steps,
 )
-from ofa.space.space import decode, encode, features, largest, load_space, sample_codes, smallest
+from ofa.space.space import decode, encode, largest, load_space, sample_codes, smallest, thermometer
 from predictors.accuracy.cross_validation import HeldOut, bands, predict_held_out, trust
 from predictors.accuracy.validation import tau_in_bands
 from predictors.reporting.architecture import draw_architecture, shades
@@ -137,7 +137,7 @@ def test_intervals_of_predictions_hold_what_they_promise(tiny: ofa.space.space.S
     makes wider intervals."""
     rng = np.random.default_rng(0)
     rows = np.unique(sample_codes(tiny, 5_000, rng), axis=0)
-    X = features(tiny, rows)
+    X = thermometer(tiny, rows)
     clean = 0.6 + 0.02 * X @ rng.random(X.shape[1])
     widths = []
     for noise in (0.003, 0.03):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ofa.cost import costs_of
-from ofa.space.space import Codes, Space, canonical, features, load_space, sample_codes
+from ofa.space.space import Codes, Space, canonical, load_space, sample_codes, thermometer
 from predictors.search.constraints import Floats
 from predictors.search.dynamic_programming import fit_additive, merge_fronts, parts_of
 from predictors.search.evolution import additive_fronts
@@ -43,7 +43,7 @@ def all_of(space: Space) -> Codes:
 def additive_over_stages(space: Space, rows: Codes) -> Floats:
     """Effects of all choices; in a stage, of depth and kernel together."""
     rng = np.random.default_rng(5)
-    X = features(space, rows)
+    X = thermometer(space, rows)
     total = X @ rng.normal(0.5, 1, X.shape[1])
     for i in range(len(space.stages)):
         depth, kernel = (

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ofa.cost import costs_of
-from ofa.space.space import Codes, Space, encode, features, largest, load_space, sample_codes, smallest
+from ofa.space.space import Codes, Space, encode, largest, load_space, sample_codes, smallest
 from predictors.accuracy.models import GaussianProcess
 from predictors.search.constraints import Constraint, Floats
 from predictors.search.dynamic_programming import parts_of
@@ -32,7 +32,7 @@ class Problem:
         self.weight, self.pairs = rng.normal(0, 1, width), rng.normal(0, 0.02, (width, width))
 
     def score(self, rows: Codes) -> Floats:
-        X = features(self.space, rows)
+        X = thermometer(self.space, rows)
         return X @ self.weight + np.einsum("ni,ij,nj->n", X, self.pairs, X, optimize=True)
 
     def macs(self, rows: Codes) -> np.ndarray:
@@ -172,10 +172,10 @@ def test_reaches_the_optimum_of_longer_searches_on_imagenet(
 ) -> None:
     """By a Gaussian process of measured OFA subnets."""
     space, codes, y = imagenet
-    model = GaussianProcess().fit(features(space, codes[:200]), y[:200], 0)
+    model = GaussianProcess().fit(thermometer(space, codes[:200]), y[:200], 0)
 
     def score(rows: Codes) -> Floats:
-        return model.mean(features(space, rows))
+        return model.mean(thermometer(space, rows))
 
     def macs(rows: Codes) -> np.ndarray:
         return costs_of(space, rows).macs

@@ -18,7 +18,7 @@ from ofa.space.space import Codes, Space, Stage, decode
 Numbers = NDArray[Any]  # int64 of counts, float64 of milliseconds
 
 
-class StemPiece(NamedTuple):
+class StemSpec(NamedTuple):
     """The stem on a `size` x `size` image. `middle` and `residual` are 0 unless it is deep."""
 
     size: int
@@ -31,7 +31,7 @@ class StemPiece(NamedTuple):
     residual: int
 
 
-class BlockPiece(NamedTuple):
+class BlockSpec(NamedTuple):
     """One block on a `size` x `size` map of `inp` channels.
 
     expands: there is a 1x1 convolution before the k x k one. residual: its input is added to its output,
@@ -54,7 +54,7 @@ class BlockPiece(NamedTuple):
     projects: bool
 
 
-class HeadPiece(NamedTuple):
+class HeadSpec(NamedTuple):
     """What follows the last block on a `size` x `size` map of `inp` channels: [1x1 to `wide`,] pool, [linear
     to `width`,] classifier.
 
@@ -70,8 +70,8 @@ class HeadPiece(NamedTuple):
     classes: int
 
 
-Piece = StemPiece | BlockPiece | HeadPiece
-Price = Callable[[Piece], Sequence[float]]
+LayerSpec = StemSpec | BlockSpec | HeadSpec
+Price = Callable[[LayerSpec], Sequence[float]]
 
 
 class Table(NamedTuple):
@@ -128,10 +128,10 @@ def tables(
     np.add or np.maximum."""
     at, stem = space.column_index, space.stem
     middles, residuals = (stem.deep.middle, stem.deep.residual) if stem.deep else ((0,), (0,))
-    stem_piece = partial(StemPiece, channels=channels, stride=stem.stride, act=stem.act, deep=bool(stem.deep))
+    stem_spec = partial(StemSpec, channels=channels, stride=stem.stride, act=stem.act, deep=bool(stem.deep))
     stems = [
         [
-            [[price(stem_piece(r, width=w, middle=m, residual=n)) for n in residuals] for m in middles]
+            [[price(stem_spec(r, width=w, middle=m, residual=n)) for n in residuals] for m in middles]
             for w in stem.width
         ]
         for r in space.resolution
@@ -174,23 +174,21 @@ def tables(
         before = stage.width
     last = len(space.stages)
     widths = space.head.width if space.head else (0,)
-    heads = [
-        [[price(head_piece(space, r, n, w, classes)) for w in widths] for n in before] for r in sizes[-1]
-    ]
+    heads = [[[price(head_spec(space, r, n, w, classes)) for w in widths] for n in before] for r in sizes[-1]]
     yield Table(
         (at["resolution", 0], at["width", last], *([at["width", last + 1]] if space.head else [])),
         np.array(heads, dtype),
     )
 
 
-def pieces_of(space: Space, row: Codes, classes: int, channels: int) -> list[Piece]:
+def layer_specs(space: Space, row: Codes, classes: int, channels: int) -> list[LayerSpec]:
     """The pieces of one encoded architecture, in the order in which they run."""
     arch = decode(space, row)
     stem, at = space.stem, space.resolution.index(arch.resolution)
     middle, residual = arch.stem if stem.deep else (0, 0)
     width = arch.width[0]
-    pieces: list[Piece] = [
-        StemPiece(arch.resolution, channels, width, stem.stride, stem.act, bool(stem.deep), middle, residual)
+    pieces: list[LayerSpec] = [
+        StemSpec(arch.resolution, channels, width, stem.stride, stem.act, bool(stem.deep), middle, residual)
     ]
     sizes = [size[at] for size in map_sizes(space)]
     for i, stage in enumerate(space.stages):
@@ -199,12 +197,12 @@ def pieces_of(space: Space, row: Codes, classes: int, channels: int) -> list[Pie
             size = sizes[i] if j == 0 else sizes[i + 1]
             change = space.changes_width(i, j)
             pieces.append(
-                block_piece(
+                block_spec(
                     space, stage, size, width, out, arch.kernel[slot], arch.expand[slot], stride, change
                 )
             )
             width = out
-    return [*pieces, head_piece(space, sizes[-1], width, arch.width[-1], classes)]
+    return [*pieces, head_spec(space, sizes[-1], width, arch.width[-1], classes)]
 
 
 def map_sizes(space: Space) -> list[list[int]]:
@@ -226,7 +224,7 @@ def _grid(
     dtype: type,
 ) -> Numbers:
     """Prices of one block: (resolution, input width, width, kernel, expand, prices)."""
-    piece = partial(block_piece, space, stage)
+    piece = partial(block_spec, space, stage)
     return np.array(
         [
             [
@@ -245,7 +243,7 @@ def _grid(
     )
 
 
-def block_piece(
+def block_spec(
     space: Space,
     stage: Stage,
     size: int,
@@ -255,7 +253,7 @@ def block_piece(
     expand: float,
     stride: int,
     changes: bool,
-) -> BlockPiece:
+) -> BlockSpec:
     """A block of `stage`. changes: `Space.changes_width`."""
     if stage.block == "bottleneck":
         hidden, expands, residual, projects = hidden_width(out, expand), True, True, changes
@@ -266,16 +264,16 @@ def block_piece(
             space.shortcut == "projected",
         )
         residual, projects = projected or (stride == 1 and inp == out), projected and changes and inp != out
-    return BlockPiece(
+    return BlockSpec(
         stage.block, size, inp, hidden, out, kernel, stride, expands, stage.se, stage.act, residual, projects
     )
 
 
-def head_piece(space: Space, size: int, inp: int, width: int, classes: int) -> HeadPiece:
+def head_spec(space: Space, size: int, inp: int, width: int, classes: int) -> HeadSpec:
     """The head, and the classifier, on maps of the last stage."""
     head = space.head
     if head is None:
-        return HeadPiece(size, inp, 0, 0, False, "", classes)
+        return HeadSpec(size, inp, 0, 0, False, "", classes)
     if head.expand is None:
-        return HeadPiece(size, inp, width, 0, False, head.act, classes)
-    return HeadPiece(size, inp, head.expand * inp, width, head.bias, head.act, classes)
+        return HeadSpec(size, inp, width, 0, False, head.act, classes)
+    return HeadSpec(size, inp, head.expand * inp, width, head.bias, head.act, classes)
