@@ -17,7 +17,7 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from ofa.cost import costs_of
-from ofa.space.space import Arch, Codes, Space, encode, load_space
+from ofa.space.space import Arch, Codes, Space, encode, load_space, thermometer
 from predictors.latency.model import Floats, LatencyModel, LatencyTable, Network, Noise, fingerprint
 
 

@@ -107,7 +107,8 @@ def test_other_parts_keep_the_promises_of_training(source: DataConfig, subset: S
         assert torch.equal(x, x2)
     with pytest.raises(
         UserError,
-        match=f"more than the {data.size_of(subset)} {'validation' if subset == 'val' else 'training'} images",
+        match=f"more than the {data.size_of(subset)} "
+        f"{'validation' if subset == 'val' else 'training'} images",
     ):
         data.steps(100_000, subset)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ofa.cost import costs_of
-from ofa.space.space import Codes, Space, encode, largest, load_space, sample_codes, smallest
+from ofa.space.space import Codes, Space, encode, largest, load_space, sample_codes, smallest, thermometer
 from predictors.accuracy.models import GaussianProcess
 from predictors.search.constraints import Constraint, Floats
 from predictors.search.dynamic_programming import parts_of
