@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from engine.errors import UserError, nearest
 
@@ -19,6 +19,13 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+
+def _located(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+# A path that is stored absolute: a run's config.yaml is read by commands that start in other folders.
+Located = Annotated[Path, AfterValidator(_located)]
 
 C = TypeVar("C", bound=BaseModel)
 

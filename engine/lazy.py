@@ -1,4 +1,5 @@
-"""The public names of a package, imported when they are first used: `import ofa` costs milliseconds, not torch."""
+"""The public names of a package, imported when they are first used: `import ofa` costs milliseconds, not
+torch."""
 
 import sys
 from collections.abc import Callable, Mapping

@@ -8,7 +8,8 @@ import torch
 from pydantic import Field
 
 from engine.config import Config, validate
-from engine.data.load import Data, DataConfig, load_data
+from engine.data.dataset import Data
+from engine.data.sources import DataConfig, load_data
 from engine.errors import UserError
 from engine.run import Run, read_json, write_json
 

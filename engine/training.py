@@ -20,7 +20,9 @@ from engine.command.interrupt import stop_on_signal, until_stopped
 from engine.command.launch import started
 from engine.command.progress import progress
 from engine.compute.distributed import Ranks, join
-from engine.data.load import SPLITS, Batch, Data, DataConfig, Digits, load_data
+from engine.data.dataset import SPLITS, Batch, Data
+from engine.data.digits import Digits
+from engine.data.sources import DataConfig, load_data
 from engine.errors import UserError
 from engine.optim import SGD
 from engine.run import Run, tensorboard_writer

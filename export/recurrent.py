@@ -14,9 +14,9 @@ import onnx
 import torch
 from pydantic import Field
 
-from engine.config import Config, validate
-from engine.data.load import Located
-from engine.data.text import AnyData, Grammar, TextFolder, load_text
+from engine.config import Config, Located, validate
+from engine.data.sources import AnyData
+from engine.data.text import Grammar, TextFolder, load_text
 from engine.errors import UserError
 from engine.onnx_file import set_metadata, traced
 from engine.run import Run, read_json, versions, write_json

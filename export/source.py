@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from engine.data.augment import resize
-from engine.data.load import Batch, Data, Split
+from engine.data.dataset import Batch, Data, Split
 from engine.errors import UserError
 from engine.run import Run, read_json
 from ofa.space.space import Arch, decode, encode, find_arch

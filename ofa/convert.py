@@ -9,7 +9,8 @@ from pydantic_settings import CliPositionalArg
 
 from engine.checkpoint import save_weights
 from engine.command.cli import Command, main
-from engine.data.load import DataConfig, ImageFolder, load_data
+from engine.data.folder import ImageFolder
+from engine.data.sources import DataConfig, load_data
 from engine.model import write_model
 from engine.run import Run
 from engine.seed import derive

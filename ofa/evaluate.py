@@ -7,7 +7,7 @@ from rich.table import Table
 from engine.command.cli import main
 from engine.command.progress import progress
 from engine.config import format_count
-from engine.data.load import Split
+from engine.data.dataset import Split
 from ofa.space.space import find_arch
 from ofa.trained import RunCommand
 

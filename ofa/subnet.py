@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from engine import training
 from engine.data.augment import resize
-from engine.data.load import Batch, Data, Split
+from engine.data.dataset import Batch, Data, Split
 from ofa.blocks.layer_specs import hidden_width, squeeze_width
 from ofa.space.space import Act, Arch, Space, Stage, encode
 from ofa.space.space import Head as HeadChoices

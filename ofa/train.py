@@ -19,7 +19,7 @@ from engine.command.cli import main
 from engine.compute.distributed import ALONE, Ranks
 from engine.config import format_count
 from engine.data.augment import resize
-from engine.data.load import Data
+from engine.data.dataset import Data
 from engine.model import write_model
 from engine.optim import build_sgd, clip_gradients, learning_rate, set_learning_rate
 from engine.run import Run

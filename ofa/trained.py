@@ -13,7 +13,7 @@ from engine.checkpoint import load_weights
 from engine.command.cli import Command
 from engine.compute.device import pick_device
 from engine.config import validate
-from engine.data.load import Data, Split
+from engine.data.dataset import Data, Split
 from engine.errors import UserError
 from engine.model import ImageModel, image_facts, open_images
 from engine.run import Run, read_json

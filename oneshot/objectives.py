@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from engine.config import Config
-from engine.data.load import Data, Split, Subset
+from engine.data.dataset import Data, Split, Subset
 from engine.data.text import Text, columns, window, windows
 from engine.errors import UserError
 from engine.seed import derive, numpy_generator, torch_generator

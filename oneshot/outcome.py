@@ -9,8 +9,11 @@ from rich.table import Table as Grid
 
 from engine.compute.macs import count_parameters
 from engine.config import format_count
-from engine.data.load import ImageFolder, Npz, Torchvision
-from engine.data.text import AnyData, Grammar, TextFolder
+from engine.data.folder import ImageFolder
+from engine.data.npz import Npz
+from engine.data.sources import AnyData
+from engine.data.text import Grammar, TextFolder
+from engine.data.torchvision_sets import Torchvision
 from oneshot.nasbench201.baselines import reference_lines
 from oneshot.nasbench201.table import Dataset, Table
 from oneshot.spaces.cells import find_space

@@ -17,8 +17,10 @@ from torch import Tensor
 from engine.command.cli import main
 from engine.compute.distributed import Ranks
 from engine.config import format_count
-from engine.data.load import Data, Digits, Split
-from engine.data.text import AnyData, Grammar, TextFolder, load_text
+from engine.data.dataset import Data, Split
+from engine.data.digits import Digits
+from engine.data.sources import AnyData
+from engine.data.text import Grammar, TextFolder, load_text
 from engine.errors import UserError
 from engine.model import write_model
 from engine.optim import SGD, Cosine, build_sgd, clip_gradients, learning_rate, set_learning_rate

@@ -16,9 +16,10 @@ from engine.command.cli import Command, main
 from engine.command.interrupt import Stop, stop_on_signal, until_stopped
 from engine.command.progress import Advance, progress
 from engine.compute.device import pick_device
-from engine.config import merge, models_in, validate
-from engine.data.load import Digits, Located, load_data
-from engine.data.text import AnyData, Grammar, TextFolder, load_text
+from engine.config import Located, merge, models_in, validate
+from engine.data.digits import Digits
+from engine.data.sources import AnyData, load_data
+from engine.data.text import Grammar, TextFolder, load_text
 from engine.errors import UserError
 from engine.run import Run, read_lines, write_json
 from engine.seed import derive

@@ -10,7 +10,7 @@ from torch import nn
 from engine.checkpoint import load_weights
 from engine.compute.macs import count_macs, count_parameters
 from engine.config import Config, validate
-from engine.data.load import Data, Split
+from engine.data.dataset import Data, Split
 from engine.errors import UserError
 from engine.model import ImageModel, image_facts, open_images
 from engine.run import Run, read_json

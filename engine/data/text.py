@@ -1,5 +1,4 @@
-"""Text as three splits of words, side by side in columns, and the windows that backpropagation through time
-reads.
+"""Text as three splits of words, in columns, and the windows that backpropagation through time reads.
 
 Penn Treebank as Mikolov (2010) prepared it is a folder with ptb.train.txt, ptb.valid.txt and ptb.test.txt:
 words between spaces, one sentence a line, each ended by <eos>. Windows follow AWD-LSTM (2017,
@@ -7,15 +6,15 @@ arXiv:1708.02182): their lengths are random, so that an epoch does not cut at th
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from engine.config import Config
-from engine.data.load import Digits, ImageFolder, Located, Npz, Split, Torchvision
+from engine.config import Config, Located
+from engine.data.dataset import Split
 from engine.errors import UserError
 from engine.seed import numpy_generator
 
@@ -25,10 +24,25 @@ NAMES: dict[Split, tuple[str, ...]] = {
     "val": ("ptb.valid.txt", "valid.txt", "val.txt"),
     "test": ("ptb.test.txt", "test.txt"),
 }
-SHORTEST, BEYOND, HALVED = 5, 20, 0.05  # words; words more than bptt; share of windows that are half as long
+SHORTEST = 5  # words in the shortest window
+BEYOND = 20  # words that a window may have more than bptt
+HALVED = 0.05  # share of windows that are half as long
+Words = dict[Split, list[str]]
 
 
-class Grammar(Config):
+class TextSource(Config):
+    """A source of text. A child says how its words are read, in `read`."""
+
+    def read(self) -> Words:
+        """The words of each split, with `<eos>` at the end of each sentence.
+
+        Raises:
+            UserError: a file is missing, unreadable or has no words.
+        """
+        raise NotImplementedError
+
+
+class Grammar(TextSource):
     """Sentences of a small made-up grammar, embedded: always the same text, for tests and first steps."""
 
     name: Literal["grammar"] = "grammar"
@@ -36,50 +50,65 @@ class Grammar(Config):
         4000, ge=10, description="sentences to train on; a tenth of that for validation, and for testing"
     )
 
+    def read(self) -> Words:
+        """Sentences whose verbs agree with their subjects over what stands between, so that memory helps."""
+        rng = numpy_generator(0, "grammar")
+        held = self.sentences // 10
+        counts: dict[Split, int] = {"train": self.sentences, "val": held, "test": held}
+        words: Words = {}
+        for split, count in counts.items():
+            words[split] = []
+            for _ in range(count):
+                words[split].extend(_sentence(rng))
+        return words
 
-class TextFolder(Config):
-    """A folder with ptb.train.txt, ptb.valid.txt and ptb.test.txt, or train.txt, valid.txt and test.txt;
-    UTF-8."""
+
+class TextFolder(TextSource):
+    """A folder with ptb.train.txt, ptb.valid.txt, ptb.test.txt, or train.txt, valid.txt, test.txt; UTF-8."""
 
     name: Literal["text"] = "text"
     path: Located = Field(description="the folder")
 
-
-AnyData = Annotated[
-    Digits | Npz | Torchvision | ImageFolder | Grammar | TextFolder, Field(discriminator="name")
-]
+    def read(self) -> Words:
+        """The words of the three files."""
+        return {split: _words_of(self.path, split) for split in NAMES}
 
 
 class Text(NamedTuple):
-    """The words, numbered in the order of their first appearance in the training text."""
+    """The words, numbered in the order of their first appearance in the training text.
+
+    Args:
+        vocabulary: the words by their number.
+        splits: numbers of the words of each split (N,), int64.
+    """
 
     vocabulary: list[str]
     splits: dict[Split, Tensor]
 
 
-def load_text(config: Grammar | TextFolder) -> Text:
-    """The text. A word that the training text lacks counts as `<unk>`.
+def load_text(config: TextSource) -> Text:
+    """The text of a source. A word that the training text lacks counts as `<unk>`.
 
     Raises:
-        UserError: a file is missing, unreadable or has no words.
+        UserError: a file is missing, unreadable or has no words; or `config` is not a source of text.
     """
-    words = (
-        _generated(config)
-        if isinstance(config, Grammar)
-        else {split: _read(config.path, split) for split in NAMES}
-    )
+    if not isinstance(config, TextSource):
+        raise UserError(
+            f"load_text takes the settings of a source of text, not {config!r}; give Grammar() or "
+            "TextFolder(path=...)."
+        )
+    words = config.read()
     number = {word: i for i, word in enumerate(dict.fromkeys(words["train"]))}
-    strange = {word for found in words.values() for word in found} - number.keys()
-    if strange:
-        number.setdefault(UNKNOWN, len(number))
-    splits = {
-        split: torch.tensor([number.get(word, number.get(UNKNOWN, 0)) for word in found])
-        for split, found in words.items()
-    }
+    for found in words.values():
+        if not number.keys() >= set(found):
+            number.setdefault(UNKNOWN, len(number))
+    splits: dict[Split, Tensor] = {}
+    for split, found in words.items():
+        splits[split] = torch.tensor([number.get(word, number.get(UNKNOWN, 0)) for word in found])
     return Text(list(number), splits)
 
 
-def _read(folder: Path, split: Split) -> list[str]:
+def _words_of(folder: Path, split: Split) -> list[str]:
     paths = [folder / name for name in NAMES[split] if (folder / name).is_file()]
     if not paths:
         raise UserError(
@@ -91,7 +120,9 @@ def _read(folder: Path, split: Split) -> list[str]:
         raise UserError(
             f"Text '{paths[0]}' cannot be read as UTF-8 ({error}); convert or replace it."
         ) from None
-    words = [word for line in lines for word in (*line.split(), END)]
+    words: list[str] = []
+    for line in lines:
+        words += [*line.split(), END]
     if words.count(END) == len(words):
         raise UserError(
             f"Text '{paths[0]}' has no words; put sentences into it, one a line, words between spaces."
@@ -99,47 +130,28 @@ def _read(folder: Path, split: Split) -> list[str]:
     return words
 
 
-def _generated(config: Grammar) -> dict[Split, list[str]]:
-    """Subjects agree with their verbs over what stands between them, so memory helps."""
-    kinds = {
-        "one": (
-            ["bird", "miller", "river", "lantern", "child", "engine"],
-            ["sings", "waits", "turns", "glows", "rests"],
-        ),
-        "many": (
-            ["birds", "millers", "rivers", "lanterns", "children", "engines"],
-            ["sing", "wait", "turn", "glow", "rest"],
-        ),
-    }
-    adjectives, places = (
-        ["old", "quiet", "green", "distant", "bright"],
-        ["by the sea", "near the mill", "under two bridges", ""],
-    )
-    ends = ["at night", "in spring", "while snow falls", "again", ""]
-    rng = numpy_generator(0, "grammar")
+ADJECTIVES = ["old", "quiet", "green", "distant", "bright"]
+PLACES = ["by the sea", "near the mill", "under two bridges", ""]
+ENDS = ["at night", "in spring", "while snow falls", "again", ""]
+ONE = ["bird", "miller", "river", "lantern", "child", "engine"]
+MANY = ["birds", "millers", "rivers", "lanterns", "children", "engines"]
+ONE_DOES = ["sings", "waits", "turns", "glows", "rests"]
+MANY_DO = ["sing", "wait", "turn", "glow", "rest"]
 
-    def sentence() -> list[str]:
-        nouns, verbs = kinds["one" if rng.random() < 0.5 else "many"]
-        one_of = [adjectives, nouns, places, verbs, ends]
-        return [
-            "the",
-            *(word for choice in one_of for word in choice[rng.integers(len(choice))].split()),
-            END,
-        ]
 
-    counts: dict[Split, int] = {
-        "train": config.sentences,
-        "val": config.sentences // 10,
-        "test": config.sentences // 10,
-    }
-    return {split: [word for _ in range(count) for word in sentence()] for split, count in counts.items()}
+def _sentence(rng: np.random.Generator) -> list[str]:
+    nouns, verbs = (ONE, ONE_DOES) if rng.random() < 0.5 else (MANY, MANY_DO)
+    words = ["the"]
+    for choices in (ADJECTIVES, nouns, PLACES, verbs, ENDS):
+        words += choices[rng.integers(len(choices))].split()
+    return [*words, END]
 
 
 def columns(words_N: Tensor, batch: int) -> Tensor:
-    """(rows, batch): the text cut into `batch` equal pieces that stand side by side; a rest is left out.
+    """The text cut into `batch` equal pieces that stand side by side: (rows, batch). A rest is left out.
 
     Raises:
-        UserError: it is too short for three rows.
+        UserError: the text is too short for three rows.
     """
     rows = len(words_N) // batch
     if rows < 3:
@@ -151,18 +163,25 @@ def columns(words_N: Tensor, batch: int) -> Tensor:
 
 
 def windows(rows: int, bptt: int, rng: np.random.Generator, spread: float) -> list[tuple[int, int]]:
-    """(first row, length) of windows that cover a text in columns once.
+    """Windows (first row, length) that cover a text in columns once.
 
-    bptt: the usual length; one window in twenty is half as long. spread: deviation of the lengths around
-        that; 0: none (search).
+    Args:
+        rows: rows of the text.
+        bptt: the usual length; one window in twenty is half as long.
+        rng: draws the lengths.
+        spread: deviation of the lengths around the usual one; 0: none, as in a search.
     """
     shortest = min(SHORTEST, bptt)
     most = rows // min(shortest, max(bptt // 2, 1)) + 1
     usual = np.where(rng.random(most) < HALVED, bptt / 2, bptt)
-    length = rng.normal(usual, spread).clip(shortest, bptt + BEYOND) if spread else usual.clip(1)
-    ends = np.cumsum(length.astype(int))
-    starts = [0, *(int(end) for end in ends if end < rows - 2)]  # the last window has two words or more
-    return [(start, min(int(end), rows - 1) - start) for start, end in zip(starts, ends, strict=False)]
+    if spread:
+        length = rng.normal(usual, spread).clip(shortest, bptt + BEYOND)
+    else:
+        length = usual.clip(1)
+    ends = [int(end) for end in np.cumsum(length.astype(int))]
+    # A window predicts the word after each of its words, so the last one needs two rows or more.
+    starts = [0, *(end for end in ends if end < rows - 2)]
+    return [(start, min(end, rows - 1) - start) for start, end in zip(starts, ends, strict=False)]
 
 
 def window(text_RB: Tensor, start: int, length: int) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,7 @@ from pydantic import Field
 from sklearn.linear_model import BayesianRidge
 
 from engine.command.progress import progress
-from engine.config import Config, Count, format_count, validate
-from engine.data.load import Located
+from engine.config import Config, Count, Located, format_count, validate
 from engine.errors import UserError
 from engine.run import read_lines
 from engine.seed import numpy_generator

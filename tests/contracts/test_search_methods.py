@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from engine.config import over_defaults, validate
-from engine.data.load import Digits, load_data
+from engine.data.digits import Digits
+from engine.data.sources import load_data
 from engine.data.text import Grammar, load_text
 from oneshot.axes.relaxation import At
 from oneshot.methods import MethodConfig

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from engine.compute.macs import count_parameters
-from engine.data.load import Digits, load_data
+from engine.data.digits import Digits
+from engine.data.sources import load_data
 from engine.errors import UserError
 from ofa.space.space import Space, largest, load_space, sample, smallest
 from ofa.subnet import Subnet, accuracy, calibrate, extract, prepare

@@ -16,7 +16,7 @@ import torch
 from engine.checkpoint import load_weights
 from engine.command.cli import parse
 from engine.command.interrupt import Stop, until_stopped
-from engine.data.load import load_data
+from engine.data.sources import load_data
 from engine.errors import UserError, WorkerDied
 from engine.run import Run as RunFolder
 from engine.run import read_lines

@@ -20,7 +20,8 @@ from torch import Tensor
 from engine.checkpoint import load_weights
 from engine.command.cli import parse
 from engine.compute.distributed import ALONE, Ranks, join
-from engine.data.load import Digits, load_data
+from engine.data.digits import Digits
+from engine.data.sources import load_data
 from engine.errors import UserError
 from engine.run import read_json, read_lines
 from ofa.blocks.elastic import join_batch_norms

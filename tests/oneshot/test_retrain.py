@@ -16,7 +16,8 @@ from torch import Tensor
 from engine.checkpoint import load_weights
 from engine.command.cli import parse
 from engine.compute.distributed import ALONE
-from engine.data.load import ImageFolder, load_data
+from engine.data.folder import ImageFolder
+from engine.data.sources import load_data
 from engine.errors import UserError
 from engine.optim import learning_rate
 from engine.run import Run, read_lines, read_yaml

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from engine.command.cli import parse
-from engine.data.load import Data, Split
+from engine.data.dataset import Data, Split
 from engine.errors import UserError
 from engine.run import read_lines
 from ofa.cost import costs_of

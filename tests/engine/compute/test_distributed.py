@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from engine.command import launch
 from engine.command.cli import Command, main
 from engine.compute.distributed import ALONE, Ranks, batch_norm, join
-from engine.data.load import Digits, ImageFolder, load_data
+from engine.data.digits import Digits
+from engine.data.folder import ImageFolder
+from engine.data.sources import load_data
 from engine.errors import UserError
 from engine.seed import derive
 

@@ -1,6 +1,8 @@
 """Every source keeps the promises of engine.data, and says in one sentence what is wrong with a broken
 one."""
 
+import os
+import signal
 import struct
 from pathlib import Path
 
@@ -8,19 +10,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shards import Shards, write_shards
 
-from engine.data.load import (
-    ArrayData,
-    Data,
-    DataConfig,
-    Digits,
-    ImageFolder,
-    Npz,
-    Subset,
-    Torchvision,
-    hold_out,
-    load_data,
-)
+from engine.data.arrays import ArrayData
+from engine.data.dataset import Data, ImageSource, Subset, hold_out
+from engine.data.digits import Digits
+from engine.data.folder import ImageFolder
+from engine.data.npz import Npz
+from engine.data.sources import load_data
+from engine.data.text import Grammar, load_text
+from engine.data.torchvision_sets import Torchvision
 from engine.errors import UserError
 
 CPU = torch.device("cpu")
@@ -54,12 +53,14 @@ def write_folder(
     return root
 
 
-@pytest.fixture(params=["digits", "npz", "imagefolder", "workers"])
-def source(request: pytest.FixtureRequest, tmp_path: Path) -> DataConfig:
+@pytest.fixture(params=["digits", "npz", "imagefolder", "workers", "a source that streams"])
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> ImageSource:
     if request.param == "digits":
         return Digits()
     if request.param == "npz":
         return Npz(name="npz", path=write_npz(tmp_path / "x.npz"), crop=1, cutout=2, mixup=0.3)
+    if request.param == "a source that streams":
+        return Shards(path=write_shards(tmp_path, {"train": 41, "val": 13, "test": 5}))
     workers = 2 if request.param == "workers" else 0
     return ImageFolder(
         name="imagefolder", path=write_folder(tmp_path), size=16, policy="randaugment", workers=workers
@@ -70,9 +71,9 @@ def epoch(data: Data, number: int, skip: int = 0) -> list[tuple[torch.Tensor, to
     return list(data.train_batches(4, number, skip))
 
 
-def test_contract(source: DataConfig) -> None:
-    data = load_data(source, CPU, seed=0)
-    first, again, other = epoch(data, 0), epoch(load_data(source, CPU, seed=0), 0), epoch(data, 1)
+def test_contract(source: ImageSource) -> None:
+    data = source.load(CPU, seed=0)
+    first, again, other = epoch(data, 0), epoch(source.load(CPU, seed=0), 0), epoch(data, 1)
     assert len(first) == data.steps(4) == data.count("train") // 4
     for (x, y), (x2, y2) in zip(first, again, strict=True):
         assert torch.equal(x, x2)
@@ -90,9 +91,9 @@ def test_contract(source: DataConfig) -> None:
 
 
 @pytest.mark.parametrize("subset", ["val", "both"])
-def test_other_parts_keep_the_promises_of_training(source: DataConfig, subset: Subset) -> None:
+def test_other_parts_keep_the_promises_of_training(source: ImageSource, subset: Subset) -> None:
     """An architecture search also trains on the validation split, or on both."""
-    data = load_data(source, CPU, seed=0)
+    data = source.load(CPU, seed=0)
 
     def batches(number: int, skip: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
         return list(data.train_batches(4, number, skip, subset=subset))
@@ -336,3 +337,33 @@ def test_real_photographs(nas_data: Path) -> None:
     x, y = next(data.batches("test", 32))
     assert x.shape == (32, 3, 32, 32)
     assert y.min() >= 0
+
+
+@pytest.mark.parametrize("wrong", ["digits", None, Grammar()])
+def test_what_is_not_a_source_of_images_is_refused(wrong: object) -> None:
+    with pytest.raises(
+        UserError, match=r"load_data takes the settings of a source of images, not .*; give Digits"
+    ):
+        load_data(wrong, CPU, 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", ["grammar", None, Digits()])
+def test_what_is_not_a_source_of_text_is_refused(wrong: object) -> None:
+    with pytest.raises(
+        UserError, match=r"load_text takes the settings of a source of text, not .*; give Grammar"
+    ):
+        load_text(wrong)  # type: ignore[arg-type]
+
+
+def test_reading_a_folder_leaves_the_signals_of_the_process_alone(tmp_path: Path) -> None:
+    """torch installs a handler with its first workers; what a program installed itself is called from
+    that."""
+    heard: list[int] = []
+    before = signal.signal(signal.SIGCHLD, lambda number, frame: heard.append(number))
+    try:
+        source = ImageFolder(name="imagefolder", path=write_folder(tmp_path), size=16, workers=1)
+        list(load_data(source, CPU, 0).train_batches(4, 0))
+        os.kill(os.getpid(), signal.SIGCHLD)
+        assert heard
+    finally:
+        signal.signal(signal.SIGCHLD, before)

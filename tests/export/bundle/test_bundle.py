@@ -20,7 +20,8 @@ from PIL import Image
 from engine.command.cli import parse
 from engine.config import format_count
 from engine.data.augment import resize
-from engine.data.load import ImageFolder, load_data
+from engine.data.folder import ImageFolder
+from engine.data.sources import load_data
 from engine.errors import UserError
 from engine.run import Run
 from engine.seed import numpy_generator

@@ -17,7 +17,7 @@ from test_supernet import filled, resnet
 from engine.checkpoint import load_weights
 from engine.command.cli import parse
 from engine.data.augment import resize
-from engine.data.load import load_data
+from engine.data.sources import load_data
 from engine.errors import UserError
 from engine.run import Run as RunFolder
 from engine.run import read_lines

@@ -1,0 +1,209 @@
+"""Images as three splits: `train` to learn weights, `val` to decide on architectures, `test` to report.
+
+Every source keeps the same promises. The validation split is held out from training by seed and class. What
+is drawn in epoch e depends on (seed, e) alone, so a resumed run sees what an uninterrupted run sees. Pixels
+travel as uint8 and are normalised on the device.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from engine.compute.distributed import ALONE, Ranks
+from engine.config import Config
+from engine.data.augment import mixup
+from engine.errors import UserError
+from engine.seed import numpy_generator
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+# What a network is trained on. A search of architectures trains its second level on the validation split.
+Subset = Literal["train", "val", "both"]
+Batch = tuple[Tensor, Tensor]
+
+
+class ImageSource(Config):
+    """The settings that all sources of images share. A source adds its own and a `name` that no other has."""
+
+    val: float = Field(0.2, gt=0, lt=1, description="fraction of the training images held out for validation")
+    mixup: float = Field(0.0, ge=0, description="alpha of mixup; 0: none")
+
+    def load(self, device: torch.device, seed: int) -> "Data":
+        """Read the images. `seed` decides which of them are held out and what augmentation draws.
+
+        Raises:
+            UserError: the data is missing, damaged or does not fit.
+        """
+        raise NotImplementedError
+
+
+class Data(ABC):
+    """Three splits of images on their way to a device.
+
+    A source whose images can be read in any order derives from `IndexedData`. A source that streams, such as
+    shards that are read from front to back, derives from this class and writes `train_batches` and `batches`.
+
+    Args:
+        config: the settings of the source.
+        classes: names of the classes, in the order of the labels.
+        mean: mean of each channel of an image in [0, 1], which `normalise` subtracts.
+        std: what `normalise` divides each channel by.
+        size: side of the square images, in pixels.
+        device: where batches are delivered.
+        seed: decides order, augmentation and the validation split.
+    """
+
+    def __init__(
+        self,
+        config: ImageSource,
+        classes: list[str],
+        mean: list[float],
+        std: list[float],
+        size: int,
+        device: torch.device,
+        seed: int,
+    ):
+        self.config, self.classes, self.size, self.device, self.seed = config, classes, size, device, seed
+        self.mean, self.std = mean, std
+        self.channels = len(mean)
+        self._mean = torch.tensor(mean, device=device)[:, None, None]
+        self._std = torch.tensor(std, device=device)[:, None, None]
+
+    @abstractmethod
+    def count(self, split: Split) -> int:
+        """Images in `split`."""
+
+    @abstractmethod
+    def preprocessing(self) -> dict[str, Any]:
+        """How an image file becomes the square that the network's own resize expects."""
+
+    @abstractmethod
+    def train_batches(
+        self, batch_size: int, epoch: int, skip: int = 0, ranks: Ranks = ALONE, subset: Subset = "train"
+    ) -> Iterator[Batch]:
+        """The augmented batches of `epoch`, from batch `skip` on.
+
+        Yields:
+            x (N, C, size, size), float32, channels_last, normalised; and y: classes (N,), or with mixup
+            probabilities (N, K). Each of several ranks gets its share of every batch.
+        """
+
+    @abstractmethod
+    def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+        """Batches of a split without augmentation, always in the same mixed order.
+
+        The order matters: sources list images class by class, and BatchNorm that is calibrated on batches of
+        one or two classes costs several points of accuracy.
+
+        Args:
+            split: which images.
+            batch_size: images in a batch; the last one may have fewer.
+            limit: stop after this many images.
+        """
+
+    def size_of(self, subset: Subset) -> int:
+        """Images in `subset`."""
+        if subset == "both":
+            return self.count("train") + self.count("val")
+        return self.count(subset)
+
+    def steps(self, batch_size: int, subset: Subset = "train") -> int:
+        """Batches in an epoch; the last, incomplete one is left out.
+
+        Raises:
+            UserError: there are fewer images than one batch.
+        """
+        images = self.size_of(subset)
+        if batch_size > images:
+            what = "validation" if subset == "val" else "training"
+            raise UserError(
+                f"A batch of {batch_size} images is more than the {images} {what} images; lower --batch-size."
+            )
+        return images // batch_size
+
+    def normalise(self, x_NCHW: Tensor) -> Tensor:
+        """uint8 to float32 in [0, 1], less the mean, over the deviation; channels_last."""
+        x = x_NCHW.to(memory_format=torch.channels_last).float() / 255
+        return (x - self._mean) / self._std
+
+
+class IndexedData(Data):
+    """Images that can be read in any order: an order is a permutation of their indices."""
+
+    @abstractmethod
+    def _augmented(
+        self, subset: Subset, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice
+    ) -> Iterator[Batch]:
+        """The `share` of each batch of indices, as augmented uint8 images; `skip` batches came before."""
+
+    @abstractmethod
+    def _plain(self, split: Split, indices: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
+        """uint8 images of `split` at `indices`, as they are."""
+
+    def train_batches(
+        self, batch_size: int, epoch: int, skip: int = 0, ranks: Ranks = ALONE, subset: Subset = "train"
+    ) -> Iterator[Batch]:
+        """See `Data.train_batches`.
+
+        The shares of all ranks, joined, are image for image what one process gets. Mixup is the exception: it
+        blends an image with one of the same rank.
+        """
+        order = numpy_generator(self.seed, *stream_name(subset, "order"), epoch).permutation(
+            self.size_of(subset)
+        )
+        starts = range(skip * batch_size, self.steps(batch_size, subset) * batch_size, batch_size)
+        indices = [order[start : start + batch_size] for start in starts]
+        augmented = self._augmented(subset, epoch, indices, skip, ranks.share(batch_size))
+        for step, (x, y) in enumerate(augmented, start=skip):
+            x = self.normalise(x)
+            if self.config.mixup > 0:
+                y_NK = torch.nn.functional.one_hot(y, len(self.classes)).float()
+                rng = numpy_generator(ranks.seed(self.seed), *stream_name(subset, "mixup"), epoch, step)
+                x, y = mixup(x, y_NK, self.config.mixup, rng)
+            yield x, y
+
+    def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+        """See `Data.batches`."""
+        indices = numpy_generator(self.seed, "plain", split).permutation(self.count(split))[:limit]
+        for x, y in self._plain(split, indices, batch_size):
+            yield self.normalise(x), y
+
+
+def stream_name(subset: Subset, purpose: str) -> tuple[str, ...]:
+    """The name of a random stream; for the training images it is the bare purpose."""
+    return (purpose,) if subset == "train" else (purpose, subset)
+
+
+def hold_out(
+    labels: NDArray[np.int64], fraction: float, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split indices class by class.
+
+    Args:
+        labels: class of each image (N,).
+        fraction: share of each class to hold out; at least one image of each class that has two or more.
+        rng: decides which.
+
+    Returns:
+        The indices that stay and the indices that are held out, both sorted.
+
+    Raises:
+        UserError: nothing can be held out, since no class has two images.
+    """
+    held = []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        wanted = max(1, round(fraction * len(members)))
+        held.append(members[: min(wanted, len(members) - 1)])
+    out = np.sort(np.concatenate(held))
+    if len(out) == 0:
+        raise UserError(
+            "No class has two or more training images, so none can be held out for validation; add images."
+        )
+    return np.setdiff1d(np.arange(len(labels)), out), out
