@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from engine.compute.device import keep_freed_memory
+from engine.compute.memory import keep_freed_memory
 from engine.run import environment
 from oneshot.axes.edge_weights import Mixture
 from oneshot.networks.recurrent import (

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from benchmarks.plain_cells import Plain201, PlainDarts, pairs
-from engine.compute.device import keep_freed_memory
+from engine.compute.memory import keep_freed_memory
 from engine.run import environment
 from oneshot import bilevel
 from oneshot.axes.edge_weights import Mixture

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from engine.compute.device import keep_freed_memory
+from engine.compute.memory import keep_freed_memory
 from engine.data.augment import resize
 from engine.run import environment
 from engine.seed import numpy_generator

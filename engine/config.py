@@ -55,7 +55,7 @@ def find_recipe(name: str) -> Path:
     `.yaml`)."""
     if Path(name).is_file():
         return Path(name)
-    root = Path(str(files("configs")))
+    root = Path(str(files("engine"))) / "configs"
     packaged = root / name.removeprefix("configs/").removesuffix(".yaml")
     if packaged.with_suffix(".yaml").is_file():
         return packaged.with_suffix(".yaml")

@@ -15,9 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
+from engine.command.start import started_by_ofa
 from engine.config import Config, read_yaml
 from engine.errors import UserError
 
@@ -236,14 +236,23 @@ def tensorboard_writer() -> Any:
 
 def environment() -> dict[str, Any]:
     """What produced a result: command, versions, device, and the state of the source it ran from."""
+    import torch  # here, since commands that start no run must not wait for it
+
     return {
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "command": _command(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": versions(),
         "git": _git_state(),
     }
+
+
+def _command() -> str:
+    """The command line, as it can be typed again."""
+    if started_by_ofa():
+        return shlex.join([*sys.argv[0].split(), *sys.argv[1:]])
+    return shlex.join(["python", *sys.orig_argv[1:]])
 
 
 def versions() -> dict[str, str]:

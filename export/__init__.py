@@ -3,7 +3,7 @@ it for any classifier."""
 
 from typing import TYPE_CHECKING, Any
 
-from engine.command.interrupt import quiet_start
+from engine.command.start import start
 
 if TYPE_CHECKING:
     from export.api import to_onnx
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Bake", "to_onnx"]
 
-quiet_start()
+start()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,5 @@
 """Stage 1: one weight-sharing supernet in which every subnet is good without retraining."""
 
-from engine.command.interrupt import quiet_start
+from engine.command.start import start
 
-quiet_start()
+start()

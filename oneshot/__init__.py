@@ -1,5 +1,5 @@
 """Differentiable search on cells: the DARTS family."""
 
-from engine.command.interrupt import quiet_start
+from engine.command.start import start
 
-quiet_start()
+start()

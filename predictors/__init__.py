@@ -1,5 +1,5 @@
 """Stage 2: from a trained supernet to the best subnet for a budget, in seconds."""
 
-from engine.command.interrupt import quiet_start
+from engine.command.start import start
 
-quiet_start()
+start()

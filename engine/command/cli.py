@@ -5,31 +5,39 @@ import os
 import re
 import signal
 import sys
-from argparse import ArgumentParser
 from inspect import cleandoc
-from typing import Any, ClassVar, NoReturn, TypeVar, get_args
+from typing import Any, ClassVar, NoReturn, TypeVar
 
-import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
+from engine.command import help as pages
+from engine.command.flags import flag_name, flag_names, named_sections
 from engine.command.interrupt import interrupt_once
 from engine.command.launch import complain, only_the_first_prints, started
-from engine.config import Config, merge, models_in, over_defaults, read_recipe, validate
+from engine.command.start import HELP, as_typed
+from engine.compute.memory import keep_freed_memory
+from engine.config import Config, merge, over_defaults, read_recipe, validate
 from engine.errors import UserError, nearest
 
 
 class Command(Config):
-    """A command: its fields are the flags, its docstring the help, `execute` the work and the exit status."""
+    """A command: its fields are the flags, its docstring the help, `execute` the work and the exit status.
+
+    A child may set `many_processes`, if torchrun may start several of it, and `main_flags`, the ten flags
+    that `--help` shows; without them it shows the first ten.
+    """
+
+    many_processes: ClassVar[bool] = False
+    main_flags: ClassVar[tuple[str, ...]] = ()
 
     config: str | None = Field(
         None, description="recipe: a YAML file, or a packaged name such as ofa/cifar10"
     )
-    many_processes: ClassVar[bool] = False  # whether torchrun may start more than one of it
 
     @classmethod
     def prepare(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """What recipe and flags say, with defaults under it that depend on what they say."""
+        """The values of recipe and flags, to which a child may add defaults that depend on them."""
         return values
 
     def execute(self) -> int:
@@ -45,9 +53,15 @@ def parse(command: type[T], argv: list[str]) -> T:
 
     Raises:
         UserError: an unknown flag or field, or a value that does not fit.
-        SystemExit: after `--help`.
+        SystemExit: after `--help` or `--help-all`.
     """
-    given = _flags(command, argv)
+    if any(word in HELP for word in argv):
+        print(as_typed(pages.screen(command, module_of(command), command.main_flags)), end="")
+        sys.exit(0)
+    if "--help-all" in argv:
+        print(as_typed(pages.everything(command, module_of(command))), end="")
+        sys.exit(0)
+    given = _given(command, argv)
     recipe = given.pop("config", command.model_fields["config"].default)
     values = read_recipe(recipe) if recipe else {}
     values.pop("config", None)
@@ -55,19 +69,21 @@ def parse(command: type[T], argv: list[str]) -> T:
     return validate(command, values | {"config": recipe}, recipe or "command line", given)
 
 
-def _flags(command: type[Command], argv: list[str]) -> dict[str, Any]:
-    argv = _named_sections(command, argv)
-    package = command.__module__.split(".")[0]
-    specs = [getattr(sys.modules[name], "__spec__", None) for name in ("__main__", command.__module__)]
-    named = [
-        spec.name.removesuffix(".__main__") for spec in specs if spec is not None
-    ]  # first what was started
-    module = next((name for name in named if package in ("__main__", name.split(".")[0])), command.__module__)
+def module_of(command: type[Command]) -> str:
+    """The module that `python -m` runs for a command: `ofa.space` for a class in `ofa/space/__main__.py`."""
+    name = command.__module__
+    if name == "__main__":
+        spec = getattr(sys.modules["__main__"], "__spec__", None)
+        name = spec.name if spec is not None else name
+    return name.removesuffix(".__main__")
+
+
+def _given(command: type[Command], argv: list[str]) -> dict[str, Any]:
+    """The values that the flags give, section by section."""
     settings = SettingsConfigDict(
-        cli_prog_name=f"python -m {module}",
+        cli_prog_name=f"python -m {module_of(command)}",
         cli_kebab_case=True,
         cli_implicit_flags=True,
-        cli_hide_none_type=True,
         cli_avoid_json=True,
         cli_exit_on_error=False,
         extra="ignore",
@@ -76,98 +92,63 @@ def _flags(command: type[Command], argv: list[str]) -> dict[str, Any]:
     parser_class = type(command.__name__, (BaseSettings, command), body)
     try:
         source = CliSettingsSource[Any](parser_class, cli_parse_args=False)
-        _explain_sections(command, source.root_parser)
-        return dict(source(args=argv)())
+        return dict(source(args=_by_names(command, argv))())
     except SettingsError as error:
         raise UserError(_unknown_flag(command, str(error))) from None
 
 
-def _explain_sections(command: type[Command], parser: ArgumentParser) -> None:
-    """Say of a section's flag to which of the section's kinds it belongs, if not to all, and which kind is
-    the default."""
-    for action in parser._actions:
-        *above, name = action.dest.split(".")
-        kinds: list[type[BaseModel]] = [command]
-        default: Any = None
-        for depth, part in enumerate(above):
-            default = command.model_fields[part].default if depth == 0 else getattr(default, part, None)
-            kinds = [
-                inner
-                for kind in kinds
-                if part in kind.model_fields
-                for inner in models_in(kind.model_fields[part].annotation)
-            ]
-        if name == "name" and isinstance(default, BaseModel):
-            action.help = f"(default: {default.name})"  # type: ignore[attr-defined]
-        tags = {kind: tags_of(kind) for kind in kinds}
-        owners = sorted({tag for kind in kinds if name in kind.model_fields for tag in tags[kind]})
-        if (
-            above
-            and action.help
-            and all(tags.values())
-            and len(owners) < len({tag for found in tags.values() for tag in found})
-        ):
-            action.help += f" [{', '.join(owners)}]"
+def _by_names(command: type[Command], argv: list[str]) -> list[str]:
+    """Sections that are named directly, spelled out.
 
-
-def tags_of(kind: type[BaseModel]) -> tuple[str, ...]:
-    """The names by which a kind of section is chosen; none if it is the only kind."""
-    return get_args(kind.model_fields["name"].annotation) if "name" in kind.model_fields else ()
-
-
-def _named_sections(command: type[Command], argv: list[str]) -> list[str]:
-    """`--data cifar10` as `--data.name cifar10`, and `--penalties beta_decay,cost` as a list of sections of
-    those names."""
-    tagged = _tagged(command)
-    words = [
-        part for word in argv for part in (word.split("=", 1) if word.split("=", 1)[0] in tagged else [word])
-    ]
-    for place in reversed(range(len(words))):
-        word, value = words[place], (words[place + 1 : place + 2] or ["-"])[0]
-        if word in tagged and value.startswith("-"):
-            raise UserError(f"{word} needs a name after it; --help lists those that {word}.name may have.")
-        if word in tagged and not value.startswith(("{", "[")):
+    `--data cifar10` becomes `--data.name cifar10`, and `--penalties beta_decay,cost` a list of sections of
+    those names.
+    """
+    sections = named_sections(command)
+    words: list[str] = []
+    for word in argv:
+        flag, equals, value = word.partition("=")
+        words += [flag, value] if flag in sections and equals else [word]
+    spelled: list[str] = []
+    while words:
+        flag = words.pop(0)
+        if flag not in sections:
+            spelled.append(flag)
+            continue
+        if not words or words[0].startswith("-"):
+            raise UserError(
+                f"{flag} needs a name after it; --help-all lists those that {flag}.name may have."
+            )
+        value = words.pop(0)
+        if value.startswith(("{", "[")):
+            spelled += [flag, value]
+        elif sections[flag]:
             names = [{"name": name.strip()} for name in value.split(",") if name.strip()]
-            words[place : place + 2] = [word, json.dumps(names)] if tagged[word] else [f"{word}.name", value]
-    return words
-
-
-def _tagged(model: type[BaseModel], prefix: str = "--") -> dict[str, bool]:
-    """The flags of sections that are chosen by name, in `model` and its sections: whether each is a list of
-    them."""
-    found = {}
-    for name, field in model.model_fields.items():
-        flag, kinds = f"{prefix}{name.replace('_', '-')}", models_in(field.annotation)
-        if kinds and all(map(tags_of, kinds)):
-            found[flag] = str(field.annotation).startswith("tuple")
-        for kind in kinds:
-            found |= _tagged(kind, f"{flag}.")
-    return found
+            spelled += [flag, json.dumps(names)]
+        else:
+            spelled += [f"{flag}.name", value]
+    return spelled
 
 
 def _unknown_flag(command: type[Command], message: str) -> str:
+    """A sentence for what argparse says of the command line."""
     unknown = re.search(r"unrecognized arguments: (.*)", message)
     if unknown is None:
         field = re.search(r'parsing value for field "(\w+)"', message)
         reason = f"--{field[1]} cannot be read" if field else message.removeprefix("error parsing CLI: ")
-        return f"{reason}; --help explains every flag."
+        return f"{reason}; --help-all explains every flag."
     flag = unknown[1].split()[0]
-    known = [f"--{name.replace('_', '-')}" for name in flag_names(command)]
-    return f"'{flag}' is not a flag of this command; {nearest(flag, known)} --help explains each."
-
-
-def flag_names(model: type[BaseModel]) -> set[str]:
-    """The fields of a model and, with dots, those of its sections."""
-    names = set()
-    for name, field in model.model_fields.items():
-        sections = models_in(field.annotation)
-        names |= {f"{name}.{inner}" for section in sections for inner in flag_names(section)} or {name}
-    return names
+    known = [flag_name(name) for name in flag_names(command)]
+    return f"'{flag}' is not a flag of this command; {nearest(flag, known)} --help-all explains each."
 
 
 def main(command: type[Command], argv: list[str] | None = None) -> NoReturn:
-    """Parse, run and exit: 0 done, 1 the result failed its check, 2 the user can mend it, 130 interrupted."""
+    """Parse, run and exit: 0 done, 1 the result failed its check, 2 the user can mend it, 130 interrupted.
+
+    What a command changes for the whole process is set here and nowhere else, so that the same functions,
+    called from a program of the user's, change nothing: signals, and how much freed memory the process keeps.
+    """
     before = signal.signal(signal.SIGINT, interrupt_once)
+    keep_freed_memory()
     try:
         with only_the_first_prints():
             settings = parse(command, sys.argv[1:] if argv is None else argv)
@@ -181,11 +162,15 @@ def main(command: type[Command], argv: list[str] | None = None) -> NoReturn:
     except UserError as error:
         status = _complain(str(error))
     except BrokenPipeError:
+        # The reader of our output, such as `head`, has gone: say nothing more, exit as a shell would report.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
     except OSError as error:
         status = _complain(f"{error.filename or 'input/output'}: {error.strerror or error}.")
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        # By its name, since this module must not import torch: commands that need none start in an instant.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
         status = _complain("The device ran out of memory; use a smaller --batch-size or a smaller space.")
     except KeyboardInterrupt:
         status = 130
@@ -198,5 +183,5 @@ def main(command: type[Command], argv: list[str] | None = None) -> NoReturn:
 
 
 def _complain(sentence: str) -> int:
-    complain(sentence)
+    complain(as_typed(sentence))
     return 2

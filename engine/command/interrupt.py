@@ -1,8 +1,8 @@
 """Ctrl-C and SIGTERM as a request to stop after the current step, so that nothing is lost or half-written."""
 
-import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,22 +14,14 @@ from engine.errors import WorkerDied
 T = TypeVar("T")
 
 
-def quiet_start() -> None:
-    """Called by the packages' `__init__`: Ctrl-C while `python -m` still imports ends the process without a
-    traceback."""
-    if sys.argv[:1] == ["-m"]:  # only then is a command being started; nothing is open or half-written yet
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-
-
 def interrupt_once(number: int, frame: FrameType | None) -> None:
-    """KeyboardInterrupt at the first SIGINT; the ones after it are ignored, so that none lands in the
-    clean-up."""
+    """Raise KeyboardInterrupt at the first SIGINT and ignore later ones, which would land in the clean-up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 class Stop:
-    """`requested` turns true at the first signal; more of them change nothing."""
+    """A signal handler whose `requested` turns true at the first signal; later ones change nothing."""
 
     requested = False
 
@@ -45,14 +37,38 @@ def stop_on_signal() -> Iterator[Stop]:
     stop = Stop()
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
+        with _dead_workers_wait_for_the_next_batch():
+            yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
+@contextmanager
+def _dead_workers_wait_for_the_next_batch() -> Iterator[None]:
+    """While the block runs, a dead data worker is noticed when the next batch is taken, and only then.
+
+    With its first workers torch installs a SIGCHLD handler that raises in whatever the main process is doing,
+    be it in the middle of an update. Taking a batch notices a dead worker too. torch has no switch for this,
+    only the mark by which it remembers that its handler is installed.
+    """
+    from torch.utils.data._utils import signal_handling
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    installed = signal_handling._SIGCHLD_handler_set
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal_handling._SIGCHLD_handler_set = True
+    try:
+        yield
+    finally:
+        signal_handling._SIGCHLD_handler_set = installed
+        signal.signal(signal.SIGCHLD, handler)
+
+
 def until_stopped(batches: Iterator[T], stop: Stop) -> Iterator[T]:
-    """`batches`; a signal that ended one of their workers, too, ends them instead of being an error."""
+    """`batches`, which end early if the signal that requested the stop also ended one of their workers."""
     try:
         yield from batches
     except WorkerDied:

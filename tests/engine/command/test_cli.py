@@ -9,20 +9,12 @@ from typing import Any
 
 import pytest
 
-from engine.command.cli import Command, main, parse
+from engine.command.cli import main, parse
 from engine.errors import UserError
-from export.onnx import Export
 from ofa.convert import Convert
-from ofa.evaluate import Evaluate
-from ofa.space.__main__ import Describe
 from ofa.train import Train
-from oneshot.retrain import Retrain
 from oneshot.search import Search
-from predictors.collect import Collect
-from predictors.report import Report
 from predictors.select import Select
-
-COMMANDS = [Train, Convert, Describe, Evaluate, Collect, Select, Report, Export, Search, Retrain]
 
 
 def test_flags_lie_over_the_recipe_over_the_defaults(tmp_path: Path) -> None:
@@ -80,31 +72,6 @@ def test_a_section_may_leave_out_its_name(tmp_path: Path) -> None:
     assert (train.data.name, train.data.crop) == ("digits", 2)
     with pytest.raises(UserError, match=r"there is no field 'sandwich\.sampling\.judge'"):
         parse(Train, ["--sandwich.sampling.judge.candidates", "5"])
-
-
-def test_help_shows_the_defaults_of_tagged_sections(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse(Train, ["--help"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "sampling.name {attentive,macs_prior,uniform} (default: uniform)" in said
-    assert "judge.name {batch_loss,predicted} (default: batch_loss)" in said
-    assert "(default: soft_cross_entropy)" in said
-
-
-def test_help_says_what_a_setting_belongs_to_and_which_kind_is_the_default(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with pytest.raises(SystemExit):
-        parse(Search, ["--help"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "random_ws} (default: darts)" in said
-    assert "npz,text} (default: digits)" in said
-    assert "units of the controller's LSTM (default: 32) [enas]" in said
-    assert "(default: 1000) [enas, random_ws]" in said
-    assert "{gumbel_hard,hard_concrete,simplex,softmax} (default: softmax)" in said
-    assert "passes over the weights' half of the images (default: 50) --method" in said, (
-        "every method has epochs"
-    )
 
 
 @pytest.mark.parametrize(
@@ -214,16 +181,6 @@ def test_main_prints_one_sentence_and_exits_2(capsys: pytest.CaptureFixture[str]
     assert out.out == ""
     assert out.err.startswith("error: ")
     assert out.err.count("\n") == 1
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_teaches(command: type[Command], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(command, ["--help"])
-    text = capsys.readouterr().out
-    assert stop.value.code == 0
-    assert f"usage: python -m {command.__module__}" in text
-    assert "examples:" in text
 
 
 def test_as_a_process() -> None:

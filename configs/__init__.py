@@ -1,1 +1,0 @@
-"""Recipes, packaged so that `--config ofa/cifar10` works from an installed wheel too."""

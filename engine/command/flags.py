@@ -1,0 +1,213 @@
+"""The flags of a command: one for each field, with dots for the fields of its sections."""
+
+from collections.abc import Iterator
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from engine.config import models_in
+
+Kind = type[BaseModel]
+
+
+class Flag(NamedTuple):
+    """A flag, which several kinds of a section may share.
+
+    Args:
+        name: as it is typed, such as `--sgd.lr`.
+        section: the section it belongs to, such as `sgd`; empty for the command's own.
+        value: what follows it, such as `N` or `{cosine,exponential}`; empty for a switch.
+        text: what it does, in the words of each kind that words it alike.
+        defaults: the default as it is typed, and the kinds that have it; none for a required flag.
+        kinds: names of the kinds that have the flag, of those that the section may be.
+        all_kinds: whether every kind of the section has it.
+        positional: whether it is given without its name.
+    """
+
+    name: str
+    section: str
+    value: str
+    text: str
+    defaults: dict[str, list[str]]
+    kinds: list[str]
+    all_kinds: bool
+    positional: bool
+
+
+def flag_name(path: str) -> str:
+    """`sgd.weight_decay` as `--sgd.weight-decay`."""
+    return f"--{path.replace('_', '-')}"
+
+
+def kind_names(kind: Kind) -> tuple[str, ...]:
+    """The names by which a kind of section is chosen; none if it is the only kind of its section."""
+    if "name" not in kind.model_fields:
+        return ()
+    return get_args(kind.model_fields["name"].annotation)
+
+
+def is_list(field: FieldInfo) -> bool:
+    """Whether the field holds several sections, such as a method's penalties."""
+    return str(field.annotation).startswith("tuple")
+
+
+def flag_names(model: Kind) -> set[str]:
+    """The fields of a model and, with dots, those of its sections."""
+    names = set()
+    for name, field in model.model_fields.items():
+        name = field.alias or name
+        sections = models_in(field.annotation)
+        if not sections:
+            names.add(name)
+        for section in sections:
+            names |= {f"{name}.{inner}" for inner in flag_names(section)}
+    return names
+
+
+def named_sections(model: Kind, prefix: str = "--") -> dict[str, bool]:
+    """The flags of sections that are chosen by name, and whether each is a list of sections."""
+    found = {}
+    for name, field in model.model_fields.items():
+        flag = f"{prefix}{name.replace('_', '-')}"
+        kinds = models_in(field.annotation)
+        if kinds and all(kind_names(kind) for kind in kinds):
+            found[flag] = is_list(field)
+        for kind in kinds:
+            found |= named_sections(kind, f"{flag}.")
+    return found
+
+
+def flags_of(command: Kind) -> list[Flag]:
+    """All flags in the order in which help shows them: the command's own, then section by section."""
+    found = list(_flags([command], [command.model_construct()], ""))
+    return [f for f in found if not f.section] + [f for f in found if f.section]
+
+
+def _flags(kinds: list[Kind], chosen: list[Any], section: str) -> Iterator[Flag]:
+    """The flags of one section, those of its own sections included.
+
+    Args:
+        kinds: what the section may be.
+        chosen: the section's default, or one for each kind of the section above it.
+        section: its path, such as `sgd.schedule`; empty for the command itself.
+    """
+    names: list[str] = []
+    for kind in kinds:
+        names += [name for name in kind.model_fields if name not in names]
+    for name in names:
+        owners = [kind for kind in kinds if name in kind.model_fields]
+        field = owners[0].model_fields[name]
+        path = ".".join(filter(None, [section, field.alias or name]))
+        defaults = [_default(kind, name, chosen) for kind in owners]
+        inner = _inner_kinds(owners, name)
+        if inner and not is_list(field):
+            yield from _flags(inner, defaults, path)
+        elif section and name == "name":
+            yield _choice_of_kind(owners, chosen, section, path)
+        else:
+            yield Flag(
+                name=flag_name(path),
+                section=section,
+                value=_value(field),
+                text="; or ".join(_texts(owners, name)),
+                defaults=_who_defaults_to_what(owners, defaults),
+                kinds=_all_names(owners),
+                all_kinds=len(owners) == len(kinds),
+                positional=any(getattr(m, "__name__", "") == "_CliPositionalArg" for m in field.metadata),
+            )
+
+
+def _choice_of_kind(owners: list[Kind], chosen: list[Any], section: str, path: str) -> Flag:
+    """The flag that says which kind the section is. Its default is that of the section."""
+    names = _all_names(owners)
+    default = getattr(chosen[0], "name", None)
+    return Flag(
+        name=flag_name(path),
+        section=section,
+        value="{" + ",".join(sorted(names)) + "}",
+        text="",
+        defaults={} if default is None else {str(default): []},
+        kinds=names,
+        all_kinds=True,
+        positional=False,
+    )
+
+
+def _inner_kinds(owners: list[Kind], name: str) -> list[Kind]:
+    """What the section that the field `name` holds may be, over all owners of the field."""
+    found: list[Kind] = []
+    for kind in owners:
+        found += [model for model in models_in(kind.model_fields[name].annotation) if model not in found]
+    return found
+
+
+def _all_names(kinds: list[Kind]) -> list[str]:
+    names: list[str] = []
+    for kind in kinds:
+        names += kind_names(kind)
+    return names
+
+
+def _texts(owners: list[Kind], name: str) -> list[str]:
+    """The different descriptions of a field."""
+    texts: list[str] = []
+    for kind in owners:
+        text = kind.model_fields[name].description
+        if text and text not in texts:
+            texts.append(text)
+    return texts
+
+
+def _who_defaults_to_what(owners: list[Kind], defaults: list[Any]) -> dict[str, list[str]]:
+    """Each default as it is typed, with the names of the kinds that have it. Required flags have none."""
+    found: dict[str, list[str]] = {}
+    for kind, default in zip(owners, defaults, strict=True):
+        if default is not PydanticUndefined:
+            found.setdefault(_typed(default), []).extend(kind_names(kind))
+    return found
+
+
+def _default(kind: Kind, name: str, chosen: list[Any]) -> Any:
+    """The default of a field: what the section's default says if it is of this kind, else the kind's own."""
+    for one in chosen:
+        if type(one) is kind:
+            return getattr(one, name, PydanticUndefined)
+    return kind.model_fields[name].get_default(call_default_factory=True)
+
+
+def _typed(default: Any) -> str:
+    """A default as it would be typed."""
+    match default:
+        case None | () | "":
+            return "none"
+        case bool():
+            return "on" if default else "off"
+        case tuple():
+            return ",".join(getattr(one, "name", None) or str(one) for one in default)
+    return str(default)
+
+
+def _value(field: FieldInfo) -> str:
+    """What is typed after the flag."""
+    if models_in(field.annotation):
+        return "NAME,..." if all(kind_names(k) for k in models_in(field.annotation)) else "JSON"
+    return _value_of(field.annotation)
+
+
+def _value_of(annotation: Any) -> str:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return "{" + ",".join(str(one) for one in inner) + "}"
+    if origin in (Union, UnionType):
+        return _value_of(next(one for one in inner if one is not NoneType))
+    if origin is tuple:
+        one = _value_of(inner[0])
+        return f"{one},..." if inner[-1] is Ellipsis else ",".join([one] * len(inner))
+    if get_origin(annotation) is not None and inner:  # Annotated
+        return _value_of(inner[0])
+    if annotation is bool:
+        return ""
+    return {"int": "N", "float": "X", "str": "TEXT", "Path": "PATH"}.get(annotation.__name__, "VALUE")

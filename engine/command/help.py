@@ -1,0 +1,96 @@
+"""Help in two lengths: one screen that teaches (`--help`), and every flag (`--help-all`)."""
+
+import textwrap
+from inspect import cleandoc
+
+from pydantic import BaseModel
+
+from engine.command.flags import Flag, flags_of
+
+WIDTH = 100
+COLUMN = 30
+MAIN_FLAGS = 10
+
+
+def screen(command: type[BaseModel], module: str, main_flags: tuple[str, ...]) -> str:
+    """What `--help` prints: what the command is, three examples and the flags that matter.
+
+    Args:
+        command: the command.
+        module: as in `python -m module`.
+        main_flags: names of the flags to show; empty: the first ten.
+    """
+    about, examples = _about(command)
+    flags = [flag for flag in flags_of(command) if not flag.section]
+    if main_flags:
+        by_name = {flag.name: flag for flag in flags_of(command)}
+        flags = [by_name[name] for name in main_flags]
+    parts = [f"usage: {_usage(command, module)}", about]
+    if examples:
+        parts.append("\n".join(["examples:", *examples[:3]]))
+    parts.append("\n".join(["flags:", *(_described(flag) for flag in flags[:MAIN_FLAGS])]))
+    rest = len(flags_of(command)) - min(len(flags), MAIN_FLAGS)
+    if rest > 0 or len(examples) > 3:
+        more = " and more examples" if len(examples) > 3 else ""
+        parts.append(f"--help-all shows {rest} more flags{more}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def everything(command: type[BaseModel], module: str) -> str:
+    """What `--help-all` prints: all examples, and all flags section by section."""
+    about, examples = _about(command)
+    parts = [f"usage: {_usage(command, module)}", about]
+    if examples:
+        parts.append("\n".join(["examples:", *examples]))
+    sections: dict[str, list[Flag]] = {}
+    for flag in flags_of(command):
+        sections.setdefault(flag.section, []).append(flag)
+    for section, flags in sections.items():
+        field = command.model_fields.get(section)
+        what = f" {field.description}" if field is not None and field.description else ""
+        title = f"{section or 'flags'}:{what}"
+        parts.append("\n".join([title, *(_described(flag) for flag in flags)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _usage(command: type[BaseModel], module: str) -> str:
+    words = [flag.name.removeprefix("--").upper() for flag in flags_of(command) if flag.positional]
+    return " ".join([f"python -m {module}", *words, "[flags]"])
+
+
+def _about(command: type[BaseModel]) -> tuple[str, list[str]]:
+    """The docstring without its examples, and the lines of the examples."""
+    about, _, examples = cleandoc(command.__doc__ or "").partition("examples:\n")
+    return about.strip(), examples.rstrip().split("\n") if examples else []
+
+
+def _described(flag: Flag) -> str:
+    """One flag: its name and value on the left, what it does on the right."""
+    name = flag.name.removeprefix("--").upper() if flag.positional else f"{flag.name} {flag.value}".rstrip()
+    text = "; ".join(filter(None, [flag.text, _defaults(flag)]))
+    if not flag.all_kinds:
+        text += f" [{', '.join(sorted(flag.kinds))}]"
+    left = f"  {name}"
+    if len(left) > COLUMN - 2:
+        start, body = left + "\n" + " " * COLUMN, text
+    else:
+        start, body = left.ljust(COLUMN), text
+    lines = textwrap.wrap(body, WIDTH - COLUMN) or [""]
+    return (start + ("\n" + " " * COLUMN).join(lines)).rstrip()
+
+
+def _defaults(flag: Flag) -> str:
+    """Which default the flag has; for a switch that is on, how it is turned off."""
+    if not flag.defaults:
+        return "required"
+    # The default that most kinds share comes first and without their names.
+    default, *others = sorted(flag.defaults, key=lambda value: -len(flag.defaults[value]))
+    if others:
+        said = [default]
+        said += [f"{value} for {', '.join(sorted(flag.defaults[value]))}" for value in others]
+        return f"default: {'; '.join(said)}"
+    if default == "on":
+        return f"default: on; --no-{flag.name.removeprefix('--')} turns it off"
+    if default in ("off", "none"):
+        return ""
+    return f"default: {default}"

@@ -1,0 +1,79 @@
+"""What happens before a command's own modules are imported, which takes seconds.
+
+The packages' `__init__` call `start`. It gives Ctrl-C a quiet end and answers `--help` from a page that is
+stored beside this file, so that help does not wait for torch.
+"""
+
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+PAGES = Path(__file__).parent / "pages"
+# The names that `ofa NAME` knows, and the module that each one runs.
+COMMANDS = {
+    "train": "ofa.train",
+    "collect": "predictors.collect",
+    "select": "predictors.select",
+    "export": "export.onnx",
+    "report": "predictors.report",
+    "evaluate": "ofa.evaluate",
+    "space": "ofa.space",
+    "convert": "ofa.convert",
+    "measure": "predictors.measure",
+    "targets": "export.targets",
+    "benchmark": "export.benchmark",
+    "bundle": "export.bundle",
+    "demo": "export.demo",
+    "executorch": "export.executorch",
+    "openvino": "export.openvino",
+    "search": "oneshot.search",
+    "retrain": "oneshot.retrain",
+    "nasbench201": "oneshot.benchmark",
+}
+HELP = ("-h", "--help")
+
+
+def start() -> None:
+    """Prepare the process if `python -m` is about to run a command; do nothing for everybody else."""
+    if sys.argv[:1] != ["-m"]:  # what Python puts there while it imports the packages of `-m module`
+        return
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # nothing is open or half-written yet
+    words = sys.orig_argv
+    module = words[words.index("-m") + 1]
+    if any(word in HELP for word in sys.argv[1:]) and page_of(module).is_file():
+        show_page(module)
+
+
+def page_of(module: str) -> Path:
+    """Where the help page of `python -m module` is stored."""
+    return PAGES / f"{module}.txt"
+
+
+def show_page(module: str) -> None:
+    """Print the help page of `python -m module` and end the process."""
+    print(as_typed(page_of(module).read_text(encoding="utf-8")), end="")
+    sys.exit(0)
+
+
+def started_by_ofa() -> bool:
+    """Whether this process is the console command `ofa`."""
+    return os.environ.get("OFA_COMMAND") == str(os.getpid())
+
+
+def as_typed(text: str) -> str:
+    """`text` with commands as this process was started: `ofa train` where `ofa` was typed.
+
+    `python -m ofa.train` looks into the current folder first, where a file `export.py` of the user's would
+    stand in the way; who typed `ofa` is told the form that works there.
+    """
+    if not started_by_ofa():
+        return text
+    names = {module: name for name, module in COMMANDS.items()}
+
+    def typed(match: re.Match[str]) -> str:
+        name = names.get(match[1])
+        return match[0] if name is None else f"ofa {name}"
+
+    return re.sub(r"python -m ((?:ofa|predictors|export|oneshot)\.\w+)", typed, text)
