@@ -1,13 +1,35 @@
-"""A folder of image files, one folder a class."""
+"""A folder of image files of any size, one folder a class: decoded and augmented in worker processes."""
 
-from typing import Annotated, Literal
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
+from torch.utils.data import DataLoader
 
 from engine.config import Located
-from engine.data.dataset import Data, ImageSource
+from engine.data.dataset import Batch, Data, ImageSource, IndexedData, Split, Subset, hold_out, stream_name
+from engine.data.image_files import (
+    EXTENSIONS,
+    ImageFiles,
+    Item,
+    Listing,
+    Transforms,
+    check_images,
+    collate,
+    image_paths,
+    shorter_side,
+    start_worker,
+)
+from engine.errors import UserError, WorkerDied
+from engine.seed import derive, numpy_generator
 
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+CACHE_BYTES = 2 * 1024**3
 Share = Annotated[float, Field(ge=0, le=1)]
 Hue = Annotated[float, Field(ge=0, le=0.5)]
 
@@ -36,7 +58,167 @@ class ImageFolder(ImageSource):
 
     def load(self, device: torch.device, seed: int) -> Data:
         """List and check the files."""
-        # Imported here: torchvision's transforms take a second, which other sources need not wait for.
-        from engine.data.folder_data import FolderData
-
         return FolderData(self, device, seed)
+
+
+class FolderData(IndexedData):
+    """The images of a folder.
+
+    Training images stream through workers. Validation and test images are decoded once and stay on the device
+    if they fit in 2 GiB.
+    """
+
+    def __init__(self, config: ImageFolder, device: torch.device, seed: int):
+        classes, train = _listing(config.path, "train")
+        if config.name == "imagenet" and len(classes) != 1000:
+            raise UserError(
+                f"'{config.path}/train' has {len(classes)} classes where ImageNet has 1000; use --data.name "
+                "imagefolder."
+            )
+        held: dict[str, Listing] = {}
+        for name in ("val", "test"):
+            if (config.path / name).is_dir():
+                held[name] = _held_listing(config.path, name, classes)
+        if not held:
+            raise UserError(
+                f"Data folder '{config.path}' has neither val/ nor test/; add one beside train/, with a "
+                "folder for each class."
+            )
+        if len(held) == 1:
+            # The only labelled folder beside train/ is kept for the final report, so the images that decide
+            # on architectures are held out from train/.
+            (test,) = held.values()
+            labels = np.array([label for _, label in train])
+            kept, out = hold_out(labels, config.val, numpy_generator(seed, "validation"))
+            held = {"val": [train[i] for i in out], "test": test}
+            train = [train[i] for i in kept]
+        self.files: dict[str, Listing] = {"train": train, **held}
+        check_images([path for files in self.files.values() for path, _ in files])
+        super().__init__(config, classes, IMAGENET_MEAN, IMAGENET_STD, config.size, device, seed)
+        self.workers = config.workers
+        self.transforms = Transforms(
+            config.size, config.crop_scale, config.flip, config.jitter, config.policy
+        )
+        self.cache: dict[tuple[str, bytes], Batch] = {}
+
+    def count(self, split: Split) -> int:
+        return len(self.files[split])
+
+    def preprocessing(self) -> dict[str, Any]:
+        return {
+            "resize_shorter_side": shorter_side(self.size),
+            "center_crop": self.size,
+            "resize_interpolation": "bicubic, antialiased",
+        }
+
+    def _augmented(
+        self, subset: Subset, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice
+    ) -> Iterator[Batch]:
+        listing = self.files["train"] + self.files["val"] if subset == "both" else self.files[subset]
+        stream = stream_name(subset, "image")
+        items: list[list[Item]] = []
+        for batch in batches:
+            # A seed an image, not a worker: what is drawn must not depend on how many workers there are.
+            items.append([(int(i), derive(self.seed, *stream, epoch, int(i))) for i in batch[share]])
+        yield from self._decoded(listing, items)
+
+    def _plain(self, split: Split, indices: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
+        items: list[list[Item]] = []
+        for start in range(0, len(indices), batch_size):
+            items.append([(int(i), None) for i in indices[start : start + batch_size]])
+        streamed = self._decoded(self.files[split], items)
+        if len(indices) * 3 * self.size**2 > CACHE_BYTES:
+            yield from streamed
+            return
+        key = (split, indices.tobytes())
+        if key not in self.cache:
+            batches = list(streamed)
+            images, labels = zip(*batches, strict=True)
+            self.cache[key] = torch.cat(images), torch.cat(labels)
+        x, y = self.cache[key]
+        yield from zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
+
+    def _decoded(self, listing: Listing, items: list[list[Item]]) -> Iterator[Batch]:
+        """uint8 images on the device, a batch for each list of items.
+
+        Raises:
+            UserError: an image is damaged.
+            WorkerDied: a worker process ended.
+        """
+        workers = min(self.workers, len(items))
+        loader = DataLoader(
+            ImageFiles(listing, self.transforms),
+            batch_sampler=items,
+            num_workers=workers,
+            collate_fn=collate,
+            worker_init_fn=start_worker,
+            pin_memory=self.device.type == "cuda",
+            prefetch_factor=4 if workers else None,
+        )
+        try:
+            for x, y, complaint in loader:
+                if complaint:
+                    raise UserError(complaint)
+                yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise WorkerDied(
+                f"A process that decodes images died ({str(error).splitlines()[0]}); run the same command "
+                "again."
+            ) from None
+
+
+def _class_folders(folder: Path) -> list[str]:
+    entries = [entry for entry in os.scandir(folder) if entry.is_dir()]
+    return sorted(entry.name for entry in entries if not entry.name.startswith("."))
+
+
+def _listing(root: Path, split: str) -> tuple[list[str], Listing]:
+    """The classes of a split and its files with their class index, both in sorted order."""
+    folder = root / split
+    if not folder.is_dir():
+        raise UserError(
+            f"Data folder '{folder}' does not exist; pass --data.path with a folder that holds train/ and "
+            "val/ or test/."
+        )
+    classes = _class_folders(folder)
+    files: Listing = []
+    empty: list[str] = []
+    for label, name in enumerate(classes):
+        images = image_paths(folder / name)
+        files.extend((path, label) for path in images)
+        if not images:
+            empty.append(name)
+    if not files:
+        raise UserError(
+            f"Data folder '{folder}' has no images; it must hold a folder for each class with "
+            f"{', '.join(EXTENSIONS)} files."
+        )
+    if len(classes) < 2:
+        raise UserError(
+            f"Data folder '{folder}' has only one class, '{classes[0]}'; a classifier needs two or more."
+        )
+    if empty:
+        raise UserError(f"Class folder '{folder / empty[0]}' has no images; add some or remove the folder.")
+    return classes, files
+
+
+def _held_listing(root: Path, split: str, classes: list[str]) -> Listing:
+    """The files of a split whose classes are among those of the training images."""
+    folder = root / split
+    names = _class_folders(folder)
+    unknown = sorted(set(names) - set(classes))
+    if unknown:
+        raise UserError(
+            f"Data folder '{folder}' has class '{unknown[0]}' that '{root / 'train'}' lacks; add training "
+            "images of it or remove it."
+        )
+    files: Listing = []
+    for name in names:
+        files.extend((path, classes.index(name)) for path in image_paths(folder / name))
+    if not files:
+        raise UserError(
+            f"Data folder '{folder}' has no images; it must hold a folder for each class, or be removed."
+        )
+    return files

@@ -11,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 from shards import Shards, write_shards
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from engine.data.arrays import ArrayData
 from engine.data.dataset import Data, ImageSource, Subset, hold_out
 from engine.data.digits import Digits
 from engine.data.folder import ImageFolder
+from engine.data.image_files import EXTENSIONS
 from engine.data.npz import Npz
 from engine.data.sources import load_data
 from engine.data.text import Grammar, load_text
@@ -367,3 +369,7 @@ def test_reading_a_folder_leaves_the_signals_of_the_process_alone(tmp_path: Path
         assert heard
     finally:
         signal.signal(signal.SIGCHLD, before)
+
+
+def test_the_files_of_a_folder_are_those_that_torchvision_reads() -> None:
+    assert EXTENSIONS == IMG_EXTENSIONS

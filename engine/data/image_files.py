@@ -1,0 +1,148 @@
+"""Image files as tensors: opened, augmented and checked, in worker processes or here."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from engine.command.progress import progress
+from engine.errors import UserError
+
+RESIZE_OVER_CROP = 256 / 224
+CHECK_AT_MOST = 20_000  # files; decoding more of them before training starts would take minutes
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+DAMAGED = (OSError, ValueError, Image.DecompressionBombError)  # what Pillow raises for files it cannot use
+Item = tuple[int, int | None]  # index of a file, and the seed of its augmentation or None for none
+Listing = list[tuple[Path, int]]  # image files, each with the index of its class
+
+
+class Transforms:
+    """What becomes of an image in training and elsewhere.
+
+    Args:
+        size: side of the square crop in pixels.
+        crop_scale: least share of the image that a random crop covers.
+        flip: mirror half of the images.
+        jitter: largest change of brightness, contrast, saturation and hue.
+        policy: torchvision's augmentation policy: none, autoaugment or randaugment.
+    """
+
+    def __init__(
+        self, size: int, crop_scale: float, flip: bool, jitter: tuple[float, float, float, float], policy: str
+    ):
+        # Imported here: torchvision's transforms take a second or two, which other sources need not wait for.
+        from torchvision.transforms import InterpolationMode, v2
+
+        bicubic = InterpolationMode.BICUBIC
+        steps: list[Any] = [
+            v2.RandomResizedCrop(size, scale=(crop_scale, 1.0), interpolation=bicubic, antialias=True)
+        ]
+        if flip:
+            steps.append(v2.RandomHorizontalFlip())
+        if any(jitter):
+            steps.append(v2.ColorJitter(*jitter))
+        if policy != "none":
+            steps.append({"autoaugment": v2.AutoAugment, "randaugment": v2.RandAugment}[policy]())
+        self.augment = v2.Compose([*steps, v2.PILToTensor()])
+        shorter = v2.Resize(shorter_side(size), bicubic, antialias=True)
+        self.plain = v2.Compose([shorter, v2.CenterCrop(size), v2.PILToTensor()])
+
+
+class ImageFiles(Dataset[tuple[Tensor, int, str]]):
+    """Files as uint8 tensors (3, size, size), with their class and a sentence if the file is damaged."""
+
+    def __init__(self, listing: Listing, transforms: Transforms):
+        self.listing, self.transforms = listing, transforms
+
+    def __len__(self) -> int:
+        return len(self.listing)
+
+    def __getitem__(self, item: Item) -> tuple[Tensor, int, str]:
+        index, seed = item
+        path, label = self.listing[index]
+        try:
+            image = open_image(path)
+        except DAMAGED as error:
+            # An error that a worker raises reaches the main process as another one; a sentence does not.
+            return torch.empty(0, dtype=torch.uint8), label, damaged(path, error)
+        if seed is None:
+            return self.transforms.plain(image), label, ""
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+            torch.manual_seed(seed)
+            return self.transforms.augment(image), label, ""
+
+
+def open_image(path: Path) -> Image.Image:
+    """The image in RGB.
+
+    Raises:
+        OSError, ValueError, DecompressionBombError: the file is damaged, or not an image of 8 bits a channel.
+    """
+    with Image.open(path) as image:
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"its pixels are {image.mode}, not 8 bits a channel")
+        return image.convert("RGB")
+
+
+def damaged(path: Path, error: Exception) -> str:
+    """A sentence about a file that cannot be used."""
+    return f"Image '{path}' cannot be used ({str(error).splitlines()[0]}); convert, repair or remove it."
+
+
+def shorter_side(crop: int) -> int:
+    """The side in pixels to which the shorter side of an image is resized before its centre is cropped."""
+    return round(crop * RESIZE_OVER_CROP)
+
+
+def collate(items: list[tuple[Tensor, int, str]]) -> tuple[Tensor | None, Tensor, str]:
+    """A batch: images, classes, and a sentence instead of the images if one of them is damaged."""
+    labels = torch.tensor([label for _, label, _ in items])
+    complaint = next((text for _, _, text in items if text), "")
+    if complaint:
+        return None, labels, complaint
+    return torch.stack([image for image, _, _ in items]), labels, ""
+
+
+def start_worker(_: int) -> None:
+    """Prepare a worker process."""
+    # Signals to the process group, Ctrl-C among them, are for the main process, which stops after its step.
+    os.setpgrp()
+    torch.set_num_threads(1)
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """The image files in a folder and the folders in it, in sorted order."""
+    found = []
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file():
+            found.append(path)
+    return sorted(found)
+
+
+def check_images(paths: list[Path]) -> None:
+    """Decode every image of a small data set once: a damaged test image is found now, not after training.
+
+    Raises:
+        UserError: an image is damaged.
+    """
+    if len(paths) > CHECK_AT_MOST:
+        return
+
+    def fault(path: Path) -> str:
+        try:
+            open_image(path)
+        except DAMAGED as error:
+            return damaged(path, error)
+        return ""
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress("check images", len(paths)) as advance:
+        for complaint in pool.map(fault, paths):
+            if complaint:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise UserError(complaint)
+            advance("")
