@@ -1,2 +1,2 @@
-"""What every stage runs on: configuration, command line, run folders, data, devices. Imports nothing of
-ours."""
+"""What every stage runs on: configuration, commands, run folders, data, devices. It imports no other
+stage."""

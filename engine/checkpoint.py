@@ -20,8 +20,9 @@ def save_weights(path: Path, state: dict[str, Tensor]) -> None:
         UserError: the disk is full.
     """
     with atomic(path) as temporary:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         try:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
+            save_file(tensors, temporary)
         except SafetensorError as error:
             raise UserError(
                 f"Weights '{path}' cannot be written ({error}); free some space. The last checkpoint stays."
@@ -60,8 +61,10 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """A state written by `save_state`, on CPU: `load_state_dict` brings tensors to their device, and Adam's
-    step counts stay there.
+    """A state that `save_state` wrote, on CPU.
+
+    `load_state_dict` brings tensors to their device, and Adam's step counts stay on the CPU, where it wants
+    them.
 
     Raises:
         UserError: the file is damaged.

@@ -1,5 +1,4 @@
-"""Configuration: closed, frozen pydantic models; YAML recipes; counts written as 600M; errors as one
-sentence."""
+"""Configuration: closed, frozen models; YAML recipes; counts written as 600M; errors as one sentence."""
 
 import re
 from importlib.resources import files
@@ -51,8 +50,11 @@ def format_count(value: float, digits: int = 3) -> str:
 
 
 def find_recipe(name: str) -> Path:
-    """The recipe at path `name`, or the packaged one of that name (`ofa/cifar10`, with or without
-    `.yaml`)."""
+    """The recipe at path `name`, or the packaged one of that name, such as `ofa/cifar10`.
+
+    Raises:
+        UserError: there is neither.
+    """
     if Path(name).is_file():
         return Path(name)
     root = Path(str(files("engine"))) / "configs"
@@ -83,83 +85,101 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_recipe(name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The values of a recipe (`find_recipe`), laid over those of the recipe that it names as its `base`, if
-    it does.
+    """The values of a recipe, laid over those of the recipe that it names as its `base`, if it names one.
+
+    Args:
+        name: as `find_recipe` takes it.
+        above: the recipes that led here by their `base` lines.
 
     Raises:
         UserError: one of them cannot be found or read, or they are each other's base.
     """
     path = find_recipe(name)
     if path in above:
-        raise UserError(
-            f"Recipe '{path}' is its own base; remove the 'base' line of one of {', '.join(map(str, above))}."
-        )
+        loop = ", ".join(map(str, above))
+        raise UserError(f"Recipe '{path}' is its own base; remove the 'base' line of one of {loop}.")
     values = read_yaml(path)
     base = values.pop("base", None)
-    return values if base is None else merge(read_recipe(str(base), (*above, path)), values)
+    if base is None:
+        return values
+    return merge(read_recipe(str(base), (*above, path)), values)
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`, section by section. A section whose `name` changes starts empty: its fields are
-    others."""
+    """`over` laid on `base`, section by section.
+
+    A section whose `name` changes starts empty, since another kind of section has other fields.
+    """
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
-            renamed = "name" in value and value["name"] != old.get("name")
-            merged[key] = value if renamed else merge(old, value)
+            same_kind = value.get("name", old.get("name")) == old.get("name")
+            merged[key] = merge(old, value) if same_kind else value
         else:
             merged[key] = value
     return merged
 
 
 def over_defaults(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
-    """`values` whose sections are laid over the sections' defaults, so that a section may leave out its
-    `name`."""
-    defaults = {name: field.get_default() for name, field in model.model_fields.items()}
-    sections = {
-        name: default.model_dump()
-        for name, default in defaults.items()
-        if isinstance(default, BaseModel) and name in values
-    }
+    """`values`, their sections laid over the sections' defaults: a section may omit its `name`."""
+    sections = {}
+    for name, field in model.model_fields.items():
+        default = field.get_default()
+        if name in values and isinstance(default, BaseModel):
+            sections[name] = default.model_dump()
     laid = merge(sections, values)
     for name, value in laid.items():
-        kinds = (
-            models_in(model.model_fields[name].annotation)
-            if name in model.model_fields and isinstance(value, dict)
-            else []
-        )
-        tagged = [kind for kind in kinds if "name" in kind.model_fields]
-        kinds = [
-            kind for kind in tagged if value.get("name") in get_args(kind.model_fields["name"].annotation)
-        ] or kinds
-        if len(kinds) == 1:
-            laid[name] = over_defaults(kinds[0], value)
+        if name in model.model_fields and isinstance(value, dict):
+            kinds = _kinds_named(models_in(model.model_fields[name].annotation), value.get("name"))
+            if len(kinds) == 1:
+                laid[name] = over_defaults(kinds[0], value)
     return laid
+
+
+def _kinds_named(kinds: list[type[BaseModel]], name: Any) -> list[type[BaseModel]]:
+    """Those of `kinds` that go by `name`; all of them if none does."""
+    named = [kind for kind in kinds if name in tags_of(kind)]
+    return named or kinds
+
+
+def tags_of(kind: type[BaseModel]) -> tuple[str, ...]:
+    """The names by which a kind of section is chosen; none if it is the only kind of its section."""
+    if "name" not in kind.model_fields:
+        return ()
+    return get_args(kind.model_fields["name"].annotation)
 
 
 def validate(model: type[C], values: Any, source: str, flags: dict[str, Any] | None = None) -> C:
     """`values` as a `model`.
 
+    Args:
+        model: the class.
+        values: what was read.
+        source: where from: a file, for the sentence.
+        flags: those of the values that came from the command line.
+
     Raises:
-        UserError: one sentence about what is wrong, naming `source`, or the command line for what came from
-            `flags`.
+        UserError: one sentence about what is wrong and where it came from.
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        path, sentence = explain(error, model, flags is not None)
+        path, sentence = _explain(error, model, flags is not None)
         found: Any = flags
         for part in path:
             found = found.get(part) if isinstance(found, dict) else found
         raise UserError(f"{source if found is None else 'command line'}: {sentence}") from None
 
 
-def explain(error: ValidationError, model: type[BaseModel], has_flags: bool = False) -> tuple[list[str], str]:
-    """Where a validation error is and one sentence: about an unknown field if there is one, since that is why
-    another is missing."""
+def _explain(error: ValidationError, model: type[BaseModel], has_flags: bool) -> tuple[list[str], str]:
+    """Where a validation error is, and one sentence about it.
+
+    An unknown field is explained first if there is one: a misspelt field is also why another one is missing.
+    """
     complaints = error.errors()
-    first = next((c for c in complaints if c["type"] == "extra_forbidden"), complaints[0])
+    unknown = [complaint for complaint in complaints if complaint["type"] == "extra_forbidden"]
+    first = (unknown or complaints)[0]
     path, siblings = _locate(model, first["loc"])
     where = ".".join(path)
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
@@ -170,43 +190,50 @@ def explain(error: ValidationError, model: type[BaseModel], has_flags: bool = Fa
             remedy = f"; give it in the recipe or as --{where.replace('_', '-')}" if has_flags else ""
             return path, f"'{where}' is missing{remedy}."
         case "union_tag_invalid":
+            tag = str(first["ctx"]["tag"])
             known = re.findall("'([^']+)'", str(first["ctx"]["expected_tags"]))
-            return (
-                path,
-                f"there is no {where} '{first['ctx']['tag']}'; {nearest(str(first['ctx']['tag']), known)}",
-            )
+            return path, f"there is no {where} '{tag}'; {nearest(tag, known)}"
         case "value_error":
             return path, f"{where}: {message}." if where else f"{message}."
     return path, f"'{where}' = {first['input']!r} is not valid: {message[0].lower()}{message[1:]}."
 
 
 def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
-    """A pydantic location without the tags of unions, and the fields among which its last part was looked
-    for."""
+    """Where a pydantic error is, in the user's words.
+
+    Args:
+        model: the class that was validated.
+        location: pydantic's path, in which the names of kinds stand between those of fields.
+
+    Returns:
+        The path without the names of kinds, and the fields among which its last part was looked for.
+    """
     models: list[type[BaseModel]] = [model]
     path: list[str] = []
     for depth, part in enumerate(location):
-        tagged = [
-            m
-            for m in models
-            if "name" in m.model_fields and part in get_args(m.model_fields["name"].annotation)
-        ]
-        if depth + 1 < len(location) and tagged:
-            models = tagged
+        last = depth + 1 == len(location)
+        of_that_name = [kind for kind in models if part in tags_of(kind)]
+        if of_that_name and not last:
+            models = of_that_name
             continue
         path.append(str(part))
-        if depth + 1 < len(location):
-            models = [
-                inner
-                for m in models
-                if part in m.model_fields
-                for inner in models_in(m.model_fields[str(part)].annotation)
-            ] or models
-    return path, sorted({name for m in models for name in m.model_fields})
+        if not last:
+            inner: list[type[BaseModel]] = []
+            for kind in models:
+                if part in kind.model_fields:
+                    inner += models_in(kind.model_fields[str(part)].annotation)
+            models = inner or models
+    fields: set[str] = set()
+    for kind in models:
+        fields |= kind.model_fields.keys()
+    return path, sorted(fields)
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
     """The models that a field of this type may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [m for inner in get_args(annotation) for m in models_in(inner)]
+    found: list[type[BaseModel]] = []
+    for inner in get_args(annotation):
+        found += models_in(inner)
+    return found

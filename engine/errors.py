@@ -5,8 +5,10 @@ from difflib import get_close_matches
 
 
 class UserError(ValueError):
-    """Something the user gave is wrong. The message says what, the value, the choices and the remedy, in one
-    sentence."""
+    """Something that the user gave is wrong.
+
+    The message is one sentence that says what is wrong, the value, the choices and the remedy.
+    """
 
 
 class WorkerDied(UserError):
@@ -14,8 +16,7 @@ class WorkerDied(UserError):
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """The end of a sentence about an unknown `word`: the nearest valid one if any is near, else all of
-    them."""
+    """The end of a sentence about an unknown `word`: the valid one most like it, or else all of them."""
     known = sorted(choices)
     close = get_close_matches(word, known, n=1, cutoff=0.4)
     return f"did you mean '{close[0]}'?" if close else f"valid are: {', '.join(known)}."

@@ -1,5 +1,4 @@
-"""model.json of a run that was trained on images: what its weights belong to; and those images again, for
-later stages."""
+"""model.json: what the weights of a run belong to. And the images of the run once more, for later stages."""
 
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,8 @@ class ImageModel(Config):
         return len(self.mean)
 
 
-class Source(Config):
-    """What of config.yaml later stages need: which images, and which seed split them."""
+class DataOfRun(Config):
+    """The part of config.yaml that later stages need: which images, and which seed split them."""
 
     data: DataConfig
     seed: int
@@ -66,11 +65,11 @@ def open_images(run: Run, model: ImageModel, device: torch.device, images: Path 
     Raises:
         UserError: it is missing, or other data than `model` says.
     """
-    values = {name: value for name, value in run.config.items() if name in Source.model_fields}
-    source = validate(Source, values, str(run.path / "config.yaml"))
+    values = {name: value for name, value in run.config.items() if name in DataOfRun.model_fields}
+    source = validate(DataOfRun, values, str(run.path / "config.yaml"))
     if images is not None:
         source = validate(
-            Source, {"seed": source.seed, "data": source.data.model_dump() | {"path": images}}, "--data"
+            DataOfRun, {"seed": source.seed, "data": source.data.model_dump() | {"path": images}}, "--data"
         )
     data = load_data(source.data, device, source.seed)
     if (tuple(data.classes), tuple(data.mean), tuple(data.std)) != (model.classes, model.mean, model.std):

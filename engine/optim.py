@@ -11,8 +11,7 @@ from engine.config import Config
 
 
 class Exponential(Config):
-    """BigNAS (2020, arXiv:2003.11142): exponential decay, then constant once it reaches `floor` of the
-    start."""
+    """Exponential decay, constant once it reaches `floor` of the start (BigNAS, 2020, arXiv:2003.11142)."""
 
     name: Literal["exponential"] = "exponential"
     floor: float = Field(0.05, gt=0, le=1, description="constant end, as a fraction of the start")
@@ -56,8 +55,14 @@ class SGD(Config):
 
 
 def learning_rate(config: SGD, step: int, total: int, warmup: int) -> float:
-    """Learning rate of `step` (from 0) out of `total`, of which the first `warmup` climb linearly to
-    `config.lr`."""
+    """The learning rate of a step.
+
+    Args:
+        config: its highest value, and how it falls.
+        step: from 0.
+        total: steps of the whole training.
+        warmup: steps at the start in which the rate climbs linearly to `config.lr`.
+    """
     if step < warmup:
         return config.lr * (step + 1) / warmup
     done = (step - warmup) / max(total - warmup, 1)
@@ -69,15 +74,16 @@ def learning_rate(config: SGD, step: int, total: int, warmup: int) -> float:
 
 
 def build_sgd(config: SGD, model: nn.Module) -> torch.optim.SGD:
-    """The optimiser, with two groups: weights of layers, which are decayed, and BatchNorm and biases (one
-    axis)."""
+    """The optimiser with two groups: the weights of layers, then those of one axis (BatchNorm and biases).
+
+    Only the first group is decayed, unless `config.decay_all` says otherwise.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    layers = [p for p in parameters if p.ndim > 1]
+    norms_and_biases = [p for p in parameters if p.ndim <= 1]
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {
-            "params": [p for p in parameters if p.ndim <= 1],
-            "weight_decay": config.weight_decay if config.decay_all else 0.0,
-        },
+        {"params": layers, "weight_decay": config.weight_decay},
+        {"params": norms_and_biases, "weight_decay": config.weight_decay if config.decay_all else 0.0},
     ]
     return torch.optim.SGD(
         groups, config.lr, config.momentum, nesterov=config.nesterov and config.momentum > 0

@@ -1,4 +1,4 @@
-"""Run folders: how stages hand results to each other. Every write goes to a temporary name first and is then
+"""Run folders: how stages hand results to each other. Every write goes to a temporary name, then is
 renamed."""
 
 import contextlib
@@ -22,13 +22,14 @@ from engine.config import Config, read_yaml
 from engine.errors import UserError
 
 PACKAGES = ("ofa-toolkit", "torch", "torchvision", "numpy", "scikit-learn", "optuna", "onnx", "onnxruntime")
-NOT_REPLAYED = {"config", "out", "resume", "overwrite"}
+NOT_REPLAYED = {"config", "out", "resume", "overwrite"}  # settings that config.yaml leaves out
+# What a run folder may hold, and so what --overwrite may delete.
 RUN_FILES = {
     *("config.yaml", "env.json", "metrics.jsonl", "model.json", "weights.safetensors", "teacher.safetensors"),
     *("state.pt", "tensorboard", "DONE", "pairs.jsonl", "selected", "optuna.journal", "export", "report"),
     *("genotype.json", "cell.svg", "cell.png", "alphas.png"),
 }
-MAY_DIFFER = {"device", "threads", "tensorboard"}
+MAY_DIFFER = {"device", "threads", "tensorboard"}  # settings that a resumed run may change
 
 
 @contextlib.contextmanager
@@ -128,8 +129,11 @@ class Run:
                     self._board.add_scalar(prefix + name, value, point["step"])
 
     def mirror_to_tensorboard(self, writer: Any) -> None:
-        """From now on `log` also writes TensorBoard events, in tensorboard/. writer: what
-        `tensorboard_writer` returned."""
+        """Let `log` write TensorBoard events too, in tensorboard/.
+
+        Args:
+            writer: what `tensorboard_writer` returned.
+        """
         self._board = writer(self.path / "tensorboard")
 
     def forget_after(self, step: int) -> None:
@@ -146,7 +150,14 @@ class Run:
     def start(
         cls, path: Path, config: Config, *, resume: bool, overwrite: bool, facts: dict[str, Any] | None = None
     ) -> "Run":
-        """Create the folder, or continue in it. facts: what env.json says beside the environment.
+        """Create the folder, or continue in it.
+
+        Args:
+            path: the folder.
+            config: the settings of the command, which config.yaml keeps.
+            resume: continue the run that is there, if there is one.
+            overwrite: replace it.
+            facts: what env.json says beside the environment.
 
         Raises:
             UserError: it holds something already and neither flag allows that, its configuration differs, or
@@ -168,7 +179,10 @@ class Run:
                 run._check_same(values, resume)
                 return run
             for name in found & RUN_FILES:  # nothing else is ours to delete
-                shutil.rmtree(path / name) if (path / name).is_dir() else (path / name).unlink()
+                if (path / name).is_dir():
+                    shutil.rmtree(path / name)
+                else:
+                    (path / name).unlink()
             with atomic(path / "config.yaml") as temporary:
                 temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
             write_json(path / "env.json", environment() | (facts or {}))
@@ -192,17 +206,20 @@ class Run:
             if name not in MAY_DIFFER and before != value:
                 raise UserError(
                     f"Run '{self.path}' was started with {name} = {before}, not {value}; resume it with the "
-                    "same "
-                    "configuration, or choose another folder with --out."
+                    "same configuration, or choose another folder with --out."
                 )
 
     @classmethod
     def open(cls, path: Path, flag: str = "--run", command: str = "ofa.train") -> "Run":
-        """A finished run, to be read by a later stage. flag, command: what an error says that names it and
-        makes it.
+        """A finished run, to be read by a later stage.
+
+        Args:
+            path: the folder.
+            flag: the flag that names the run, for the sentence about a wrong one.
+            command: the module that makes such a run, for the same sentence.
 
         Raises:
-            UserError: there is none, or it is not finished.
+            UserError: there is no run, or it is not finished.
         """
         run = cls(path)
         if not (path / "config.yaml").exists():

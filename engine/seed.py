@@ -12,8 +12,10 @@ import torch
 
 
 def derive(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed for one purpose: `derive(0, "crop", 17)`. Stable across processes, platforms and
-    versions."""
+    """A 63-bit seed for one purpose, such as `derive(0, "crop", 17)`.
+
+    It is the same in every process, on every platform and in every version.
+    """
     digest = hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from engine.config import models_in
+from engine.config import models_in, tags_of
 
 Kind = type[BaseModel]
 
@@ -42,13 +42,6 @@ def flag_name(path: str) -> str:
     return f"--{path.replace('_', '-')}"
 
 
-def kind_names(kind: Kind) -> tuple[str, ...]:
-    """The names by which a kind of section is chosen; none if it is the only kind of its section."""
-    if "name" not in kind.model_fields:
-        return ()
-    return get_args(kind.model_fields["name"].annotation)
-
-
 def is_list(field: FieldInfo) -> bool:
     """Whether the field holds several sections, such as a method's penalties."""
     return str(field.annotation).startswith("tuple")
@@ -73,7 +66,7 @@ def named_sections(model: Kind, prefix: str = "--") -> dict[str, bool]:
     for name, field in model.model_fields.items():
         flag = f"{prefix}{name.replace('_', '-')}"
         kinds = models_in(field.annotation)
-        if kinds and all(kind_names(kind) for kind in kinds):
+        if kinds and all(tags_of(kind) for kind in kinds):
             found[flag] = is_list(field)
         for kind in kinds:
             found |= named_sections(kind, f"{flag}.")
@@ -147,7 +140,7 @@ def _inner_kinds(owners: list[Kind], name: str) -> list[Kind]:
 def _all_names(kinds: list[Kind]) -> list[str]:
     names: list[str] = []
     for kind in kinds:
-        names += kind_names(kind)
+        names += tags_of(kind)
     return names
 
 
@@ -166,7 +159,7 @@ def _who_defaults_to_what(owners: list[Kind], defaults: list[Any]) -> dict[str, 
     found: dict[str, list[str]] = {}
     for kind, default in zip(owners, defaults, strict=True):
         if default is not PydanticUndefined:
-            found.setdefault(_typed(default), []).extend(kind_names(kind))
+            found.setdefault(_typed(default), []).extend(tags_of(kind))
     return found
 
 
@@ -193,7 +186,7 @@ def _typed(default: Any) -> str:
 def _value(field: FieldInfo) -> str:
     """What is typed after the flag."""
     if models_in(field.annotation):
-        return "NAME,..." if all(kind_names(k) for k in models_in(field.annotation)) else "JSON"
+        return "NAME,..." if all(tags_of(k) for k in models_in(field.annotation)) else "JSON"
     return _value_of(field.annotation)
 
 

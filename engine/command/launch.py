@@ -1,5 +1,4 @@
-"""What torchrun said to this process, and which of its processes speaks. Imports no torch: it is asked before
-torch is there."""
+"""What torchrun told this process, and which of its processes prints. Used before torch is imported."""
 
 import contextlib
 import os
@@ -20,7 +19,7 @@ def started() -> tuple[int, int]:
 
 @contextlib.contextmanager
 def only_the_first_prints() -> Iterator[None]:
-    """While the block runs, what ranks other than the first print goes nowhere."""
+    """While the block runs, whatever ranks other than the first print goes nowhere."""
     if started()[0] == 0:
         yield
         return
@@ -29,13 +28,14 @@ def only_the_first_prints() -> Iterator[None]:
 
 
 def complain(sentence: str) -> None:
-    """Print an error once, though every rank meets the same one.
+    """Print an error once, though every rank meets the same error.
 
-    The first rank speaks and exits, whereupon torchrun ends the others, who wait for that. One that still
-    lives after a while is alone with its error, and says it.
+    The first rank prints and exits, and then torchrun ends the other ranks, which wait for that. A rank that
+    is still alive after a while is the only one with its error, so it prints it.
     """
     rank, _ = started()
     if rank:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         time.sleep(POLITE_SECONDS)
-    print(f"error on rank {rank}: {sentence}" if rank else f"error: {sentence}", file=sys.stderr, flush=True)
+    where = f" on rank {rank}" if rank else ""
+    print(f"error{where}: {sentence}", file=sys.stderr, flush=True)

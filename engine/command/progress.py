@@ -1,5 +1,4 @@
-"""Progress with rate and remaining time: a bar on a terminal, plain lines elsewhere, rarer as the work gets
-longer."""
+"""Progress with rate and remaining time: a bar on a terminal, and elsewhere plain lines, ever more rarely."""
 
 import contextlib
 import sys
@@ -24,10 +23,17 @@ Advance = Callable[[str], None]
 
 @contextlib.contextmanager
 def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
-    """`with progress("train", steps) as advance: advance("loss 0.3")` once for each of `total` steps.
+    """Show how far some work is.
 
-    An empty note keeps the last one. `done` steps were made before. Work of less than two seconds prints no
-    plain line.
+        with progress("train", steps) as advance:
+            advance("loss 0.3")  # once for each step; an empty note keeps the last one
+
+    Work of less than two seconds prints no plain line.
+
+    Args:
+        what: the name of the work.
+        total: steps in all.
+        done: steps that were made before, by an interrupted process.
     """
     console = Console(stderr=True, quiet=started()[0] > 0)
     bar = _bar(console, what, total, done) if console.is_terminal else _lines(console, what, total, done)

@@ -1,10 +1,9 @@
-"""Tables that lose no letter: on a narrow terminal cells go over several lines, elsewhere a table is as wide
-as it needs."""
+"""Tables that lose no letter: a narrow terminal breaks cells over lines, elsewhere a table may be wide."""
 
 from rich.console import Console
 from rich.table import Table
 
-WIDE = 1000  # more than any table of ours; what is narrower is not stretched
+WIDE = 1000  # more columns than any table needs; narrower tables are not stretched
 
 
 def show(table: Table) -> None:
@@ -13,4 +12,6 @@ def show(table: Table) -> None:
         column.overflow = "fold"
     table.columns[0].no_wrap = True
     console = Console()
-    console.print(table) if console.is_terminal else Console(width=WIDE).print(table)
+    if not console.is_terminal:
+        console = Console(width=WIDE)
+    console.print(table)

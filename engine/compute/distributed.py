@@ -1,12 +1,12 @@
 """Several processes that train one model: which of them this one is, and the few things they tell each other.
 
-torchrun starts the processes and says in environment variables which is which; this is rank r of n. Without
-torchrun there is one process, no process group is made, and every method of `Ranks` gives back what it was
-given. A step of ours has several backward passes, so gradients are averaged once at its end, in one flat
-all-reduce, instead of by DistributedDataParallel's hooks.
+torchrun starts the processes and tells each in environment variables that it is rank r of n. Without torchrun
+there is one process, no process group is made, and every method of `Ranks` returns what it was given. A
+training step here has several backward passes, so gradients are averaged once at its end, in one flat
+all-reduce, instead of by the hooks of DistributedDataParallel.
 
-Small facts of the host (somebody wants to stop, who used which weight) travel on their own gloo group, on CPU
-also beside NCCL: no process ever waits for its GPU to learn them, and a process that died is noticed there,
+Facts that the host needs (a rank wants to stop, a rank used a weight) travel over a gloo group on the CPU,
+also beside NCCL. So no rank waits for its GPU to learn them, and the other ranks notice a rank that died,
 since its connection closes.
 """
 
@@ -16,7 +16,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -29,14 +28,19 @@ from engine.compute.device import pick_device
 from engine.errors import UserError
 from engine.seed import derive
 
-PATIENCE = timedelta(
-    hours=6
-)  # for one that evaluates or saves longer than the others; a dead one is noticed at once
+# Ranks wait this long for one that evaluates or saves. A rank that died is noticed at once all the same.
+PATIENCE = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together. host: their gloo group; None: the default one."""
+    """This process among those that train together.
+
+    Args:
+        rank: its number, from 0.
+        size: how many there are.
+        host: their gloo group; None: the default group.
+    """
 
     rank: int = 0
     size: int = 1
@@ -44,33 +48,34 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes files and speaks."""
+        """Whether this is the rank that writes files and prints."""
         return self.rank == 0
 
     def share(self, batch_size: int) -> slice:
         """Which images of a batch of `batch_size` are this rank's.
 
         Raises:
-            UserError: it cannot be divided.
+            UserError: the batch cannot be divided evenly, two images or more for each rank.
         """
         own = batch_size // self.size
         if self.size > 1 and (batch_size % self.size or own < 2):
             near = max(2, round(batch_size / self.size)) * self.size
             raise UserError(
                 f"A batch of {batch_size} images cannot be divided among {self.size} processes, two or more "
-                "images each; "
-                f"--batch-size counts the images of all of them: use {near}."
+                f"images each; --batch-size counts the images of all of them: use {near}."
             )
         return slice(self.rank * own, (self.rank + 1) * own)
 
     def seed(self, seed: int, rank: int | None = None) -> int:
-        """This rank's own seed, or that of `rank`. Rank 0's is the run's, so that one process draws what it
-        always drew."""
+        """This rank's own seed, or that of `rank`.
+
+        Rank 0 has the seed of the run, so that a single process draws what it draws without torchrun.
+        """
         rank = self.rank if rank is None else rank
         return derive(seed, "rank", rank) if rank else seed
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is true on some rank. All ranks must ask; none goes on before all have."""
+        """Whether `flag` is true on some rank. All ranks must ask, and each waits until all have asked."""
         return flag if self.size == 1 else bool(self._on_host([flag], dist.ReduceOp.MAX)[0])
 
     def total(self, values: Sequence[float]) -> list[float]:
@@ -78,11 +83,17 @@ class Ranks:
         return list(values) if self.size == 1 else self._on_host(values, dist.ReduceOp.SUM)
 
     def average_gradients(self, parameters: Iterator[torch.nn.Parameter], losses: Tensor) -> Tensor:
-        """Replace gradients by their mean over the ranks, and return the mean `losses`: one all-reduce for
-        both.
+        """Replace gradients by their mean over the ranks; one all-reduce carries them and the losses.
 
         A rank that did not use a weight (its gradient is None) counts as a gradient of zero. A weight that no
         rank used keeps None everywhere, so the optimiser neither decays nor moves it, as in one process.
+
+        Args:
+            parameters: those of the network, in the same order on every rank.
+            losses: of this rank (L,).
+
+        Returns:
+            The losses (L,), averaged over the ranks.
         """
         if self.size == 1:
             return losses
@@ -92,12 +103,19 @@ class Ranks:
         count = sum(p.numel() for p in shared)
         flat = shared[0].new_zeros(count + len(losses))
         flat[count:] = losses
-        starts = accumulate((p.numel() for p in shared), initial=0)
-        mean = [
-            flat.as_strided(p.shape, p.stride(), at) for p, at in zip(shared, starts, strict=False)
-        ]  # laid out like the weights
-        own = [(m, p.grad) for m, p in zip(mean, shared, strict=True) if p.grad is not None]
-        torch._foreach_copy_([m for m, _ in own], [g for _, g in own])
+        # Views into `flat` that are laid out like the weights, so that the optimiser meets no odd strides.
+        mean: list[Tensor] = []
+        start = 0
+        for p in shared:
+            mean.append(flat.as_strided(p.shape, p.stride(), start))
+            start += p.numel()
+        targets: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for target, p in zip(mean, shared, strict=True):
+            if p.grad is not None:
+                targets.append(target)
+                gradients.append(p.grad)
+        torch._foreach_copy_(targets, gradients)
         with _or_say_who_is_gone():
             dist.all_reduce(flat)
         flat /= self.size
@@ -117,8 +135,9 @@ ALONE = Ranks()
 
 @contextlib.contextmanager
 def join(device: str) -> Iterator[tuple[Ranks, torch.device]]:
-    """This process among those that torchrun started, and its device: with `auto` or `cuda` each has a GPU of
-    its own.
+    """This process among those that torchrun started, and its device.
+
+    With `auto` or `cuda` each process gets a GPU of its own.
 
     Raises:
         UserError: the device does not exist or cannot be shared, or another process is gone.
@@ -141,11 +160,8 @@ def join(device: str) -> Iterator[tuple[Ranks, torch.device]]:
 
 
 def _own_device(name: str) -> str:
-    gpus, local, count = (
-        torch.cuda.device_count(),
-        int(os.environ["LOCAL_RANK"]),
-        int(os.environ["LOCAL_WORLD_SIZE"]),
-    )
+    gpus = torch.cuda.device_count()
+    local, count = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(
             f"Device '{name}' is one device, but {count} processes need their own; use auto, cpu, or cuda, "
@@ -166,9 +182,9 @@ def _or_say_who_is_gone() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = re.sub(r"\[\S+:\d+\] ", "", str(error).splitlines()[0]).split(". ")[
-            0
-        ]  # without torch's source files and its advice
+        # Without the names of torch's source files, which stand first, and without its advice, which follows.
+        first_line = str(error).splitlines()[0]
+        reason = re.sub(r"\[\S+:\d+\] ", "", first_line).split(". ")[0]
         raise UserError(
             f"Another of the processes that train together ended or cannot be reached ({reason}); "
             "the last checkpoint stays: see what it said, then continue with the same command and --resume."
@@ -176,21 +192,25 @@ def _or_say_who_is_gone() -> Iterator[None]:
 
 
 def batch_norm(x_NCHW: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """BatchNorm in train mode whose mean and variance are those of all ranks' images; every rank must have as
-    many.
+    """BatchNorm in train mode whose mean and variance are those of all ranks' images.
 
-    Its gradient reaches the images of the other ranks, too: the mean over ranks of the weights' gradients is
-    that of one process on the joined batch.
+    Every rank must have as many images. The gradient reaches the images of the other ranks as well: the mean
+    over ranks of the weights' gradients is that of one process on the joined batch.
+
+    Args:
+        x_NCHW: this rank's images.
+        weight: scale (C,).
+        bias: shift (C,).
+        eps: what is added to the variance.
     """
     return _JoinedBatchNorm.apply(x_NCHW, weight, bias, eps)
 
 
 class _JoinedBatchNorm(torch.autograd.Function):
-    """Batch Normalization (2015, arXiv:1502.03167), with one all-reduce of two numbers a channel in each
-    direction.
+    """Batch Normalization (2015, arXiv:1502.03167) with one all-reduce of two numbers a channel each way.
 
-    torch's own kernels do the passes over images: composed of plain operations they take ten times as long on
-    CPU.
+    torch's own kernels do the passes over the images; the same from plain operations takes ten times as long
+    on CPU.
     """
 
     @staticmethod
@@ -207,12 +227,11 @@ class _JoinedBatchNorm(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, mean, var = ctx.saved_tensors
         args = (grad_y, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True])
-        grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            *args
-        )  # as if mean and var were constants
+        # First the gradient as if mean and variance were constants.
+        grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(*args)
+        # They depend on x, and what they pass back is a line in x:
+        # weight / deviation * (offset + slope * (x - mean) / deviation).
         slope, offset = _mean_over_ranks(torch.stack([grad_weight, grad_bias]) * (len(mean) / x.numel()))
-        # They are not: weight / deviation * (offset + slope * (x - mean) / deviation) is what they pass back,
-        # a line in x.
         inverse = (var + ctx.eps).rsqrt()
         rise = -weight * inverse**2 * slope
         start = -weight * inverse * offset - rise * mean
@@ -221,7 +240,7 @@ class _JoinedBatchNorm(torch.autograd.Function):
 
 
 def _mean_over_ranks(own: Tensor) -> Tensor:
-    """The mean, which also takes the place of `own`."""
+    """The mean over the ranks. `own` is overwritten."""
     with _or_say_who_is_gone():
         dist.all_reduce(own)
     return own / dist.get_world_size()

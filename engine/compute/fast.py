@@ -1,5 +1,4 @@
-"""The same mathematics in less time and memory on CPUs, where torch's own way is slow; every other device
-gets torch's own way.
+"""Layers that take less time and memory on CPUs than torch's own; other devices get torch's own.
 
 Results are those of the plain composition up to rounding. What each trick gains is in `benchmarks/records/`.
 """
@@ -27,29 +26,32 @@ def depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> 
 
     Returns (N, C, H / stride, W / stride), sizes rounded up.
     """
+    # The device is asked first: elsewhere than on CPU, looking at `grad_fn` would break a compiled graph.
+    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return torch_depthwise(x, weight, stride, dilation)
+    known = (stride, dilation) in ((1, 1), (2, 1), (1, 2))
+    if not known or not x.is_contiguous(memory_format=torch.channels_last):
+        return torch_depthwise(x, weight, stride, dilation)
     maker = x.grad_fn if type(x.grad_fn) is _NormAct._backward_cls else None
-    pays = weight.shape[-1] > 3 or maker is None  # to make an input again costs more than 3 x 3 kernels gain
-    known = (
-        (stride, dilation) in ((1, 1), (2, 1), (1, 2))
-        and x.device.type == "cpu"
-        and not torch.is_autocast_enabled("cpu")
-    )
-    if pays and known and x.is_contiguous(memory_format=torch.channels_last):
-        return _Depthwise.apply(x, weight, stride, dilation, maker)
-    return torch_depthwise(x, weight, stride, dilation)
+    if maker is not None and weight.shape[-1] <= 3:
+        # Making an input again in backward costs more than kernels of 3 x 3 gain.
+        return torch_depthwise(x, weight, stride, dilation)
+    return _Depthwise.apply(x, weight, stride, dilation, maker)
 
 
 def torch_depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
-    """The same by torch alone; differentiable any number of times."""
+    """What `depthwise` computes, by torch alone; differentiable any number of times."""
     return F.conv2d(x, weight, None, stride, dilation * (weight.shape[-1] // 2), dilation, len(weight))
 
 
 class _Depthwise(torch.autograd.Function):
-    """oneDNN has a fast weight gradient for depthwise kernels 3 wide; wider ones are put together from such
-    columns, dilated ones are dense ones of even and odd rows and columns apart.
+    """A depthwise convolution whose weight gradient uses oneDNN's fast path.
 
-    An input that `norm_act` made is not kept either, but made again from what its graph node, `maker`, keeps
-    anyway.
+    oneDNN has a fast weight gradient for kernels 3 wide only. Wider kernels are put together from columns of
+    that width, and dilated kernels become dense ones on even and odd rows and columns apart.
+
+    An input that `norm_act` made is not kept: backward makes it again from what its graph node, `maker`,
+    keeps anyway.
     """
 
     @staticmethod
@@ -80,9 +82,9 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    """At stride 1 it is itself a convolution, with the kernels turned; oneDNN is faster at that than at its
-    own gradient."""
+    """Gradient of the input (N, C, H, W)."""
     if stride == 1:
+        # It is itself a convolution with the kernels turned, at which oneDNN is faster than at its gradient.
         return torch_depthwise(grad, weight.flip(2, 3), 1, dilation)
     return _backward(grad, x, weight, stride, [weight.shape[-1] // 2] * 2, [True, False, False])[0]
 
@@ -91,9 +93,8 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilat
     edge = weight.shape[-1] // 2
     if dilation == 2:
         grad, x = _apart(grad, edge), _apart(x, edge)
-    if (
-        edge > 1 and x.shape[2] >= weight.shape[-1]
-    ):  # on lower maps oneDNN does not take the fast one for columns either
+    # On maps lower than the kernel oneDNN does not take the fast path for columns either.
+    if edge > 1 and x.shape[2] >= weight.shape[-1]:
         return _columns(grad, x, weight, stride)
     return _backward(grad, x, weight, stride, [edge] * 2, [False, True, False])[1]
 
@@ -107,15 +108,20 @@ def _backward(
 
 
 def _apart(x: Tensor, gap: int) -> Tensor:
-    """(N, C, H, W) -> (N, C, H + gap, W + gap): even rows, zeros, odd rows; columns likewise. Dilation 2
-    there is dilation 1."""
+    """Even rows, zeros, odd rows, and columns likewise: what is 2 apart in x is 1 apart in the result.
+
+    Args:
+        x: (N, C, H, W).
+        gap: rows and columns of zeros.
+
+    Returns:
+        (N, C, H + gap, W + gap).
+    """
     count, channels, height, width = x.shape
     result = x.new_zeros(count, height + gap, width + gap, channels).permute(0, 3, 1, 2)
-    rows, columns = (
-        [(0, slice(-(-size // 2))), (1, slice(-(-size // 2) + gap, None))] for size in (height, width)
-    )
-    for odd_row, to_rows in rows:
-        for odd_column, to_columns in columns:
+    even_rows, even_columns = -(-height // 2), -(-width // 2)
+    for odd_row, to_rows in ((0, slice(even_rows)), (1, slice(even_rows + gap, None))):
+        for odd_column, to_columns in ((0, slice(even_columns)), (1, slice(even_columns + gap, None))):
             result[:, :, to_rows, to_columns] = x[:, :, odd_row::2, odd_column::2]
     return result
 
@@ -140,20 +146,17 @@ def _columns(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
     result = torch.empty_like(weight)
     for left in range(0, kernel - 2, 2):
         start = room - left // stride
-        moved = (
-            flat[start : start + count * height * pitch]
-            .view(count, height, pitch, channels)
-            .permute(0, 3, 1, 2)
-        )
+        moved_NHWC = flat[start : start + count * height * pitch].view(count, height, pitch, channels)
+        moved = moved_NHWC.permute(0, 3, 1, 2)
         columns = slice(left, left + 3)
-        result[..., columns] = _backward(
-            moved, x, weight[..., columns], stride, [kernel // 2, 1], [False, True, False]
-        )[1]
+        padding, wanted = [kernel // 2, 1], [False, True, False]
+        result[..., columns] = _backward(moved, x, weight[..., columns], stride, padding, wanted)[1]
     return result
 
 
 def average_pool(x: Tensor, stride: int) -> Tensor:
-    """The mean over 3 x 3 windows, what lies outside the map left out."""
+    """The mean over 3 x 3 windows (N, C, H / stride, W / stride) that leaves out what lies outside the
+    map."""
     if x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
         return F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
     inside = F.avg_pool2d(x.new_ones(1, 1, *x.shape[2:]), 3, stride, 1)
@@ -169,9 +172,16 @@ def norm_act(
     mean: Tensor | None = None,
     var: Tensor | None = None,
 ) -> Tensor:
-    """BatchNorm of x (N, C, H, W) by the batch's own statistics, then the activation (none if `act` is None).
+    """BatchNorm by the batch's own statistics, then an activation.
 
-    mean, var: running statistics, moved a tenth of the way to the batch's.
+    Args:
+        x: (N, C, H, W).
+        weight: scale (C,).
+        bias: shift (C,).
+        act: name of the activation in `ACTIVATION`; None: none.
+        eps: what is added to the variance.
+        mean: running mean (C,), moved in place a tenth of the way to the batch's; None: none.
+        var: running variance (C,), likewise.
     """
     if act and x.device.type == "cpu" and x.dtype == weight.dtype and x.numel() > x.shape[1]:
         return _NormAct.apply(x, weight, bias, act, eps, mean, var)
@@ -180,8 +190,10 @@ def norm_act(
 
 
 class _NormAct(torch.autograd.Function):
-    """Keeps the input only and normalises it again in backward, where plain layers keep the normalised one
-    too."""
+    """BatchNorm and activation in one node that keeps only its input.
+
+    Backward normalises the input again. Plain layers keep the normalised one too, which doubles the memory.
+    """
 
     @staticmethod
     def forward(
@@ -211,15 +223,20 @@ class _NormAct(torch.autograd.Function):
                 aten.hardtanh_backward.grad_input(grad, y, 0, 6, grad_input=y)
             case "hard_swish":
                 aten.hardswish_backward.out(grad, y, out=y)
-            case _:
+            case "swish":
                 aten.silu_backward.grad_input(grad, y, grad_input=y)
         wanted = list(ctx.needs_input_grad[:3])
-        return *aten.native_batch_norm_backward(
-            y, x, weight, None, None, mean, inverse, True, ctx.eps, wanted
-        ), *[None] * 4
+        args = (y, x, weight, None, None, mean, inverse, True, ctx.eps, wanted)
+        return *aten.native_batch_norm_backward(*args), None, None, None, None
 
 
 def _normalised(x: Tensor, norm: Sequence[Tensor], eps: float) -> Tensor:
-    """BatchNorm's output once more. norm: weight, bias, mean, and 1 / sqrt(variance + eps)."""
+    """The output of BatchNorm once more.
+
+    Args:
+        x: its input (N, C, H, W).
+        norm: weight, bias, mean and 1 / sqrt(variance + eps), each (C,).
+        eps: what was added to the variance.
+    """
     weight, bias, mean, inverse = norm
     return aten.native_batch_norm(x, weight, bias, mean, inverse**-2 - eps, False, 0.0, eps)[0]

@@ -1,5 +1,5 @@
-"""Multiply-accumulates of any module, counted by torch itself. The oracle for every closed form in this
-project."""
+"""Multiply-accumulates of any module, counted by torch: what every closed form in this project is tested
+by."""
 
 import torch
 from torch import Tensor, nn
@@ -7,10 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_macs(module: nn.Module, *inputs: Tensor) -> int:
-    """MACs of convolutions and matrix products in one forward pass of `module` on `inputs` (eval mode, no
-    gradients).
+    """MACs of convolutions and matrix products in one forward pass of `module` on `inputs`, in eval mode.
 
-    torch counts a multiply and an add as two; this field counts them as one.
+    torch counts a multiply and an add as two operations; this field counts them as one.
     """
     training = module.training
     module.eval()
