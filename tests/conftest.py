@@ -1,6 +1,11 @@
 """What tests share: one thread, a space small enough to train in seconds, and a run trained on it."""
 
 import os
+
+# Before NumPy is imported, and for the processes that tests start: with a thread a core in each of them, small
+# matrix products wait for each other most of the time (a test of Gaussian processes takes five times as long).
+os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

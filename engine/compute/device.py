@@ -1,6 +1,7 @@
 """Where models go and in which precision."""
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from engine.errors import UserError
 
@@ -21,6 +22,16 @@ def pick_device(name: str) -> torch.device:
             f"Device '{name}' is not available here; use auto, cpu, or cuda on a machine with a GPU."
         ) from None
     return device
+
+
+def use_threads(count: int | None) -> None:
+    """Let torch and the linear algebra of NumPy use this many CPU threads; None: as many as they decide.
+
+    Tiny networks and a few hundred measured subnets are fastest with one: threads would wait for each other.
+    """
+    if count is not None:
+        torch.set_num_threads(count)
+        threadpool_limits(count)
 
 
 def autocast(device: torch.device) -> torch.autocast:
