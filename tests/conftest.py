@@ -2,8 +2,8 @@
 
 import os
 
-# Before NumPy is imported, and for the processes that tests start: with a thread a core in each of them, small
-# matrix products wait for each other most of the time (a test of Gaussian processes takes five times as long).
+# Before NumPy is imported, and for the processes that tests start: with a thread a core in each of them,
+# small matrix products mostly wait for each other (tests of Gaussian processes take five times as long).
 os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 from collections.abc import Callable, Iterator
