@@ -1,24 +1,36 @@
-# make quickstart: the whole job on embedded data.  make test: everything CI runs.  Both are safe to run again.
+# make quickstart: the whole job on embedded data.  make test: everything CI runs.  make check: the quick part of it.
+# All are safe to run again.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 FLOPS = 100k,300k,1M
 
-.PHONY: quickstart test
+.PHONY: quickstart check test help
 
 quickstart: $(VENV)/installed
-	$(BIN)/python -m ofa.train --resume
-	$(BIN)/python -m predictors.collect --threads 1
-	$(BIN)/python -m predictors.select --threads 1 --flops $(FLOPS)
-	$(BIN)/python -m export.onnx --threads 1
-	$(BIN)/python -m predictors.report --threads 1
+	$(BIN)/ofa train --resume
+	$(BIN)/ofa collect --threads 1
+	$(BIN)/ofa select --threads 1 --flops $(FLOPS)
+	$(BIN)/ofa export --threads 1
+	$(BIN)/ofa report --threads 1
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow" -n 2
 
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered
+
+# The pages that --help prints, after flags or docstrings of commands changed; a test compares them.
+help: $(VENV)/installed
+	$(BIN)/python -m engine.command
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; name one with make PYTHON=...')"
