@@ -16,7 +16,7 @@ OURS = r"(?:engine|ofa|oneshot|predictors|export|configs|benchmarks|tests|docs|e
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_and_links_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    for name in re.findall(rf"`({OURS}/[\w/.-]+)`", text):
+    for name in re.findall(rf"`({OURS}/[\w/.-]+(?:\.py|\.yaml|\.md|\.ipynb|/))`", text):
         if "/x." not in name:
             assert (ROOT / name).exists(), f"{page.name} names {name}"
     for link in re.findall(r"\]\(([^)#]+)(?:#[\w-]+)?\)", text):

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from engine.command.cli import parse
-from engine.data.dataset import Data, Split
+from engine.data.dataset import IndexedData, Split
 from engine.errors import UserError
 from engine.run import read_lines
 from ofa.cost import costs_of
@@ -197,13 +197,13 @@ def test_damaged_selections_and_journals_are_named(collected: Path, tmp_path: Pa
 
 def test_only_the_report_looks_at_test_images(collected: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    original = Data.batches
+    original = IndexedData.batches
 
-    def spy(self: Data, split: Split, batch_size: int, limit: int | None = None) -> object:
+    def spy(self: IndexedData, split: Split, batch_size: int, limit: int | None = None) -> object:
         seen.append(split if limit is None else f"{split} for statistics")
         return original(self, split, batch_size, limit)
 
-    monkeypatch.setattr(Data, "batches", spy)
+    monkeypatch.setattr(IndexedData, "batches", spy)
     parse(Collect, ["--run", str(collected), "--count", "16"]).execute()
     select(collected, "--flops", "70k")
     assert set(seen) == {"train for statistics", "val"}
