@@ -219,7 +219,7 @@ def network_names(kind: str, blocks: tuple[int, ...]) -> dict[str, str]:
 MOBILENET_V3_BLOCKS = (1, 2, 3, 4, 2, 3)
 
 
-def load_network(supernet: Supernet, tensors: State, kind: str, path: Path) -> bool:
+def load_mobilenet_v3(supernet: Supernet, tensors: State, kind: str, path: Path) -> bool:
     """Put MobileNetV3-Large into a supernet of `ofa_mbv3` so that its largest subnet computes the same in
     eval mode.
 

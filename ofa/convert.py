@@ -13,7 +13,7 @@ from engine.data.load import DataConfig, ImageFolder, load_data
 from engine.model import write_model
 from engine.run import Run
 from engine.seed import derive
-from ofa.checkpoints import load_network, load_supernet, read_checkpoint
+from ofa.checkpoints import load_mobilenet_v3, load_supernet, read_checkpoint
 from ofa.space.space import Space, load_space
 from ofa.supernet import Supernet
 from ofa.trained import model_of, run_flag
@@ -67,15 +67,16 @@ class Convert(Command):
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(derive(self.seed, "weights"))
             supernet = Supernet(space, len(data.classes), data.channels)
-            if self.source in ("torchvision", "timm"):
-                fresh = load_network(supernet, tensors, self.source, self.file)
+            single_network = self.source in ("torchvision", "timm")
+            if single_network:
+                fresh = load_mobilenet_v3(supernet, tensors, self.source, self.file)
             else:
                 fresh = load_supernet(supernet, tensors, self.file)
         run = Run.start(self.out, self, resume=False, overwrite=self.overwrite)
-        start = fresh or self.source in ("torchvision", "timm")
-        write_model(
-            run.path / "model.json", model_of(space, None, data, self.calibration_images, start), "space"
-        )
+        # One network's weights in a supernet: its other subnets have not learned anything yet.
+        pretrained_only = fresh or single_network
+        model = model_of(space, None, data, self.calibration_images, pretrained_only)
+        write_model(run.path / "model.json", model, "space")
         save_weights(run.path / "weights.safetensors", supernet.state_dict())
         run.finish()
         print(f"space '{space.name}', {space.size():.3g} architectures")
@@ -84,7 +85,7 @@ class Convert(Command):
                 "the classifier is new: the checkpoint has one for another number of classes than the "
                 f"{len(data.classes)} of the images"
             )
-        if start:
+        if pretrained_only:
             images = f" --data.path {self.data.path}" if isinstance(self.data, ImageFolder) else ""
             print(
                 f"next: python -m ofa.train --config ofa/finetune --init {run.path}{images} --out "

@@ -18,7 +18,9 @@ from engine.errors import UserError
 from engine.run import atomic
 from engine.seed import numpy_generator
 from ofa.cost import cost_of
-from ofa.space.space import Space, find_arch, largest, load_space, published, smallest
+from ofa.space.arch import largest, smallest
+from ofa.space.published import find_arch, published
+from ofa.space.space import Space, load_space
 from ofa.training.sampling import Attentive, BatchLoss, build_sampler
 from ofa.training.sandwich import Sandwich
 

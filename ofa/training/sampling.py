@@ -25,19 +25,9 @@ from engine.errors import UserError
 from engine.run import read_lines
 from engine.seed import numpy_generator
 from ofa.cost import cost_of, costs_of
-from ofa.space.space import (
-    Arch,
-    Codes,
-    Space,
-    canonical,
-    decode,
-    encode,
-    largest,
-    sample,
-    sample_codes,
-    smallest,
-    thermometer,
-)
+from ofa.space.arch import Arch, largest, smallest
+from ofa.space.codes import Codes, canonical, decode, encode, sample, sample_codes, thermometer
+from ofa.space.space import Space
 
 BIN = 25_000_000  # AttentiveNAS
 MOST_BINS = 1_000
