@@ -2,12 +2,14 @@
 
 from engine.errors import UserError
 from ofa.blocks.bottleneck import BOTTLENECK
+from ofa.blocks.fused import FUSED
 from ofa.blocks.inverted import INVERTED
 from ofa.blocks.kind import BlockKind
 
 BLOCKS: dict[str, BlockKind] = {
     "inverted": INVERTED,
     "bottleneck": BOTTLENECK,
+    "fused": FUSED,
 }
 
 

@@ -82,8 +82,28 @@ def bottleneck_spaces() -> dict[str, Space]:
     return {"deep stem, odd maps": bottleneck_space()}
 
 
+def fused_spaces() -> dict[str, Space]:
+    """Small EfficientNetV2s: fused stages first, then one of inverted bottlenecks."""
+    fused = {"block": "fused", "kernel": (3, 5), "depth": (1, 2)}
+    stages = (
+        {**fused, "width": (8, 16), "expand": (1,)},
+        {**fused, "width": (16, 24), "expand": (2, 3, 4), "stride": 2},
+        {**fused, "width": (24,), "expand": (2, 3, 4), "stride": 2, "se": True, "act": "relu"},
+        {"width": (24, 32), "kernel": (3,), "depth": (1, 2), "expand": (4, 6), "se": True},
+    )
+    stem = {"width": (8, 16), "stride": 1}
+    head = {"width": (32, 64)}
+    values = {"name": "fused", "resolution": (16, 24), "stem": stem, "stages": stages, "head": head}
+    per_stage = Space.model_validate(values)
+    return {
+        "per stage": per_stage,
+        "per block, odd maps": changed(per_stage, granularity="block", resolution=(9, 13)),
+    }
+
+
 # Spaces of every kind of block, on which `tests/contracts/test_blocks.py` holds it to its contract.
 SPACES: dict[str, dict[str, Space]] = {
     "inverted": inverted_spaces(),
     "bottleneck": bottleneck_spaces(),
+    "fused": fused_spaces(),
 }
