@@ -1,6 +1,7 @@
 """What was chosen: one architecture of a space, as people read it and files store it."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from pydantic import Field
@@ -32,6 +33,8 @@ def chosen_value(arch: Arch, column: Column) -> float:
     return value
 
 
+# A training step asks for the largest and the smallest again and again, in every forward pass.
+@lru_cache(maxsize=1024)
 def check_arch(space: Space, arch: Arch) -> None:
     """Refuse an architecture that is not of `space`. Entries of inactive blocks may be anything.
 

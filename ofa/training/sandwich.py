@@ -88,7 +88,7 @@ def sandwich_step(
         if not isinstance(config.sampling, Uniform):
             raise ValueError(
                 f"Sampling '{config.sampling.name}' has tables that are made once; pass the sampler that "
-                "ofa.training.sampling.build_sampler makes of it."
+                "build_sampler makes of it."
             )
         sampler = UniformSampler(supernet.space)
 

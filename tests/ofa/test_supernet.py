@@ -1,6 +1,7 @@
 """supernet(x, arch) is pure in arch, equals the extracted module, and starts as BigNAS says."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -146,3 +147,39 @@ def test_subnet_trains_as_an_ordinary_module(tiny: Space) -> None:
     subnet = Subnet(tiny, largest(tiny), 2)
     subnet(torch.randn(4, 3, 12, 12)).sum().backward()
     assert all(p.grad is not None for p in subnet.parameters())
+
+
+@pytest.mark.parametrize(
+    ("field", "position", "value", "said"),
+    [
+        ("width", 3, 999, r"width\[3\] = 999 is not in space 'digits'; its choices are 16, 24, 32, 48"),
+        ("kernel", 1, 7, r"kernel\[1\] = 7 is not in space 'digits'; its choices are 3, 5"),
+        ("expand", 2, 2.5, r"expand\[2\] = 2.5 is not in space 'digits'; its choices are 2.0, 3.0, 4.0"),
+        ("depth", 0, 3, r"depth\[0\] = 3 is not in space 'digits'; its choices are 1, 2"),
+    ],
+)
+def test_an_impossible_choice_is_refused_before_anything_is_computed(
+    field: str, position: int, value: float, said: str
+) -> None:
+    space = load_space("digits")
+    net, arch = Supernet(space, 10, 1), largest(space)
+    entries = list(getattr(arch, field))
+    entries[position] = value
+    wrong = arch.model_copy(update={field: tuple(entries)})
+    for _ in range(2):  # what is remembered is what passed
+        with pytest.raises(UserError, match=said):
+            net(torch.zeros(2, 1, 16, 16), wrong)
+    with pytest.raises(
+        UserError, match="resolution = 13 is not in space 'digits'; its choices are 8, 12, 16"
+    ):
+        net(torch.zeros(2, 1, 16, 16), arch.model_copy(update={"resolution": 13}))
+    with pytest.raises(UserError, match="kernel has 4 entries, but space 'digits' has 3"):
+        net(torch.zeros(2, 1, 16, 16), arch.model_copy(update={"kernel": (5, 5, 5, 5)}))
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (2, 3, 16, 16), (2, 1, 16, 12), (2, 1, 16)], ids=str)
+def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    space = load_space("digits")
+    said = f"Images have shape {shape}, but this supernet takes square ones of 1 channels"
+    with pytest.raises(ValueError, match=re.escape(said)):
+        Supernet(space, 10, 1)(torch.zeros(shape), smallest(space))
