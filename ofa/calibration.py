@@ -43,6 +43,7 @@ def calibrate(subnet: Subnet, batches: Iterable[Batch]) -> Subnet:
     """
     pools = {m: _Pool() for m in subnet.modules() if isinstance(m, nn.BatchNorm2d)}
     hooks = [bn.register_forward_hook(pool.add) for bn, pool in pools.items()]
+    # In train mode, so that every layer sees what it saw in training: inputs normalised by their own batch.
     subnet.train()
     with _momentum(pools, 1.0):  # after each batch the buffers hold that batch's own statistics
         for x, _ in batches:
@@ -79,6 +80,7 @@ class _Pool:
         assert bn.running_mean is not None and bn.running_var is not None
         count = inputs[0].numel() // inputs[0].shape[1]
         total = self.count + count
+        # float64, since thousands of batches add up; the buffers themselves are float32.
         exact = torch.float32 if bn.running_mean.device.type == "mps" else torch.float64  # MPS has no float64
         delta = bn.running_mean.to(exact) - self.mean
         self.mean = self.mean + delta * (count / total)

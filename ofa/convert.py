@@ -35,14 +35,13 @@ class Convert(Command):
 
     attentive_nas, alphanet and ofa_* are the supernets that their authors published; torchvision and timm are
     MobileNetV3-Large, which becomes the largest subnet of space ofa_mbv3. Nothing in the file is executed.
-    Later stages need images: of the checkpoint's own classes to select and export at once, or yours, with a
-    new classifier, to train from it.
+    Later stages need images. With images of the checkpoint's own classes, select and export at once; with
+    your own, train from it, with a new classifier.
 
     examples:
-      python -m ofa.convert --from attentive_nas attentive_nas.pth.tar --data.path imagenet --out
-      runs/attentive_nas python -m ofa.convert --from timm mobilenetv3_large_100.safetensors --data.path
-      photos --out runs/start python -m ofa.train --config ofa/finetune --init runs/start --data.path photos
-      --out runs/photos
+      python -m ofa.convert --from attentive_nas net.pth.tar --data.path imagenet --out runs/attentive_nas
+      python -m ofa.convert --from timm mobilenetv3_large_100.safetensors --data.path photos --out runs/start
+      python -m ofa.train --config ofa/finetune --init runs/start --data.path photos --out runs/photos
     """
 
     file: CliPositionalArg[Path] = Field(description="checkpoint: .pth, .pt, .tar or .safetensors")
@@ -97,8 +96,10 @@ class Convert(Command):
 
 
 def space_of(kind: Kind) -> Space:
-    """The space of a checkpoint; torchvision's and timm's networks need a bias, and torchvision another
-    epsilon, than OFA's."""
+    """The space of a checkpoint.
+
+    torchvision's and timm's networks have a bias that OFA's do not have, and torchvision's another epsilon.
+    """
     if kind not in ("torchvision", "timm"):
         return load_space("attentive_nas" if kind == "alphanet" else kind)
     space = load_space("ofa_mbv3")

@@ -72,6 +72,7 @@ def footprints_of(space: Space, codes_NF: Codes, classes: int, channels: int) ->
     the metadata take, with class names of 8 letters. It is within 1% of exported files, except for those with
     long class names and few weights.
     """
+    # Memory is a maximum over layers, not a sum: only one layer runs at a time.
     (memory,) = total(_memory_tables(space, classes, channels), codes_NF, np.maximum)
     described = HEADER_BYTES + METADATA_BYTES + CLASS_BYTES * classes
     numbers, entries = total(_file_tables(space, classes, channels), codes_NF)

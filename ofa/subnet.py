@@ -58,7 +58,9 @@ def extract(supernet: Supernet, arch: Arch) -> Subnet:
         subnet = Subnet(supernet.space, arch, supernet.classes, supernet.channels)
     state = {}
     for name, tensor in supernet.slices(arch).items():
+        # A copy, not a view: a view would keep the whole supernet in memory and change as it trains on.
         state[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+    # The supernet's BatchNorm has no such counter; plain layers insist on one.
     for name, tensor in subnet.state_dict().items():
         if name.endswith("num_batches_tracked"):
             state[name] = torch.zeros_like(tensor, device="cpu")

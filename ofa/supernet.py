@@ -91,6 +91,7 @@ class Supernet(nn.Module):
         x = self.stem(resize(x_NCHW, arch.resolution), arch.width[0], *arch.stem)
         count = sum(arch.depth)
         for index, (stage, block, choice) in enumerate(self._blocks(arch)):
+            # The block's number within this architecture counts, not its place in the supernet.
             drop = None if regularise is None else regularise.drop(stage, index, count)
             x = block(x, choice, drop)
         x = x.mean((2, 3)) if self.head is None else self.head(x, arch.width[-1])

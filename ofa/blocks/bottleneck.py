@@ -48,6 +48,7 @@ class ElasticBottleneck(ElasticBlock):
     def forward(self, x: Tensor, choice: BlockChoice, drop: DropConnect | None) -> Tensor:
         hidden = hidden_width(choice.width, choice.expand)
         y = self.project(self.conv(self.reduce(x, hidden), hidden, choice.kernel), choice.width)
+        # As in every kind, drop-connect is only for identity shortcuts.
         if self.shortcut is not None:
             x = F.avg_pool2d(x, self.stride, ceil_mode=True) if self.stride > 1 else x
             x = self.shortcut(x, choice.width)

@@ -84,6 +84,8 @@ class TransformedDepthwise(ElasticDepthwise):
         self.matrices = nn.ParameterDict({f"{large}to{small}": torch.eye(small**2) for small, large in steps})
 
     def slice(self, width: int, kernel: int) -> Tensor:
+        # Step by step from the largest kernel: 7 -> 3 is 7 -> 5 and then 5 -> 3, as in OFA's code, so that a
+        # middle kernel and a small one share what they have in common.
         weight = self.weight[:width]
         for large, small in pairwise(reversed(self.kernels)):
             if large == kernel:
@@ -117,6 +119,8 @@ class ElasticBatchNorm(nn.Module):
         """BatchNorm and then the activation (none if `act` is None)."""
         width = x.shape[1]
         weight, bias = self.weight[:width], self.bias[:width]
+        # The two together keep less for the backward pass than one after the other, but only know this
+        # process's batch.
         if self.training and not self.joined:
             return norm_act(x, weight, bias, act, self.eps)
         if self.training:
@@ -187,6 +191,7 @@ class ElasticSqueezeExcite(nn.Module):
 
     def __init__(self, width: int, squeeze: int):
         super().__init__()
+        # Plain layers for their initialisation and their names; `forward` uses slices of them.
         self.reduce = nn.Conv2d(width, squeeze, 1)
         self.restore = nn.Conv2d(squeeze, width, 1)
 
@@ -218,6 +223,7 @@ def drop_connect(x_NCHW: Tensor, drop: DropConnect) -> Tensor:
 
     Source: stochastic depth (2016, arXiv:1603.09382).
     """
+    # Scaled up here, so that evaluation needs no scale: the expectation is the same.
     draw = torch.rand((len(x_NCHW), 1, 1, 1), generator=drop.generator, device=x_NCHW.device)
     return x_NCHW * ((draw >= drop.rate) / (1 - drop.rate)).to(x_NCHW.dtype)
 

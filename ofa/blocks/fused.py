@@ -48,6 +48,7 @@ class ElasticFused(ElasticBlock):
         self.conv = ElasticConvBN(conv, act, eps)
         self.se = ElasticSqueezeExcite(hidden, squeeze_width(hidden)) if settings.se else None
         self.project = ElasticConvBN(ElasticConv(hidden, width), None, eps) if self.expands else None
+        # All activations are 0 at 0, so that a last layer with an activation starts as the shortcut, too.
         if not position.changes:
             nn.init.zeros_((self.project or self.conv).bn.weight)
 
@@ -57,7 +58,7 @@ class ElasticFused(ElasticBlock):
         y = y if self.se is None else self.se(y, squeeze_width(hidden))
         y = y if self.project is None else self.project(y, choice.width)
         if self.stride > 1 or x.shape[1] != choice.width:
-            return y
+            return y  # no shortcut here, and so no drop-connect
         return (y if drop is None else drop_connect(y, drop)) + x
 
     def _hidden(self, inputs: int, choice: BlockChoice) -> int:

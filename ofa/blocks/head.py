@@ -56,6 +56,7 @@ class ElasticHead(nn.Module):
         self.act = ACTIVATION[head.act]
 
     def forward(self, x: Tensor, width: int) -> Tensor:
+        # MobileNetV3's first width follows from the last stage's; MobileNetV2's is the head's own choice.
         wide = self.ratio * x.shape[1] if self.ratio else width
         x = self.conv(x, wide).mean((2, 3))
         return x if self.mix is None else self.act(self.mix(x, width))

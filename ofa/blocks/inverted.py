@@ -55,9 +55,12 @@ class ElasticInverted(ElasticBlock):
         self.depthwise = ElasticConvBN(depthwise, act, eps)
         self.se = ElasticSqueezeExcite(hidden, squeeze_width(hidden)) if settings.se else None
         self.project = ElasticConvBN(ElasticConv(hidden, width), None, eps)
+        # Where widths are elastic they may agree in one architecture and differ in another: the convolution
+        # is there if some architecture needs it, and used by those that do.
         self.shortcut = None
         if self.projected and position.changes:
             self.shortcut = ElasticConv(position.inputs, width)
+        # Without a shortcut in every architecture, a branch of zeros would be a network of zeros.
         if self.projected or not position.changes:
             nn.init.zeros_(self.project.bn.weight)
 
@@ -68,6 +71,7 @@ class ElasticInverted(ElasticBlock):
         y = self.depthwise(y, hidden, kernel)
         y = y if self.se is None else self.se(y, squeeze_width(hidden))
         y = self.project(y, width)
+        # Drop-connect only where the shortcut is the identity: what is left of a dropped image is its input.
         if self.stride == 1 and x.shape[1] == width:
             return (y if drop is None else drop_connect(y, drop)) + x
         if not self.projected:
@@ -189,6 +193,7 @@ def _memory(spec: BlockSpec) -> int:
 
 def _stored(spec: BlockSpec) -> tuple[int, int]:
     layers = 1 + spec.expands  # with an activation; the projection has none
+    # Of each BatchNorm's scale and shift only one bias per channel is left in the convolution before it.
     numbers = _cost(spec)[1] - layers * spec.hidden - spec.out
     entries = layers * (2 + activation_entries(spec.act)) + 2 + 8 * spec.se + spec.residual
     pools = spec.residual and spec.stride > 1
@@ -198,6 +203,7 @@ def _stored(spec: BlockSpec) -> tuple[int, int]:
 def _published_key(spec: BlockSpec) -> str:
     inp = f"{spec.size}x{spec.size}x{spec.inp}"
     out = f"{spec.size_after}x{spec.size_after}x{spec.out}"
+    # OFA's tables end every name with these flags, ProxylessNAS's none; readers drop them where both are 0.
     key = (
         f"expanded_conv-input:{inp}-output:{out}-expand:{spec.hidden}-kernel:{spec.kernel}"
         f"-stride:{spec.stride}-idskip:{int(spec.residual)}"

@@ -9,12 +9,14 @@ def make_divisible(value: float, divisor: int = 8) -> int:
 
     Source: the code of MobileNetV2 (2018, arXiv:1801.04381).
     """
+    # Rounding down from 11 to 8, for example, would lose more than a quarter of the channels.
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
 def hidden_width(width: int, expand: float) -> int:
     """Channels inside a block; `width` is the one that the block's kind multiplies by `expand`."""
+    # Expansion 1 means no expansion layer: the width must stay what it is, divisible or not.
     return make_divisible(round(width * expand)) if expand != 1 else width
 
 

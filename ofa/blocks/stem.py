@@ -109,6 +109,7 @@ def memory_of_stem(spec: StemSpec) -> int:
     """The most float32 numbers alive at once, the image included."""
     after = spec.size_after**2
     maps = [after * width for width in spec.widths[1:]]
+    # A residual convolution's sum is written over one of its two inputs, so it needs no map of its own.
     alive = chain_memory([spec.size**2 * spec.channels, *maps])
     if not spec.deep:
         return alive

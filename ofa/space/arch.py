@@ -48,6 +48,7 @@ def check_arch(space: Space, arch: Arch) -> None:
             raise UserError(f"{field} has {given} entries, but space '{space.name}' has {wanted}.")
     for column in space.columns:
         value = chosen_value(arch, column)
+        # The cheap question first: nearly every value passes it, and this runs in every forward pass.
         if value not in column.values and is_active(space, arch, column):
             place = column.field if column.field == "resolution" else f"{column.field}[{column.position}]"
             raise UserError(
@@ -94,6 +95,7 @@ def largest(space: Space) -> Arch:
 
 
 def _extreme(space: Space, choice: int) -> Arch:
+    # First every block as if it were active, to learn the depths; then those past the depth become 0.
     everything = arch_of([column.values[choice] for column in space.columns], space)
     active = [is_active(space, everything, column) for column in space.columns]
     values = [column.values[choice] if on else 0 for column, on in zip(space.columns, active, strict=True)]
@@ -136,5 +138,6 @@ def single_arch_space(space: Space, arch: Arch) -> Space:
         "stages": tuple(stages),
         "head": space.head.model_copy(update={"width": arch.width[-1:]}) if space.head else None,
     }
+    # Not by model_copy, which would keep the cached columns of the space that this comes from.
     values = {name: getattr(space, name) for name in Space.model_fields}
     return Space.model_validate(values | changes)

@@ -52,6 +52,7 @@ def canonical(space: Space, codes_NF: Codes) -> Codes:
 def _active(space: Space, depth_NS: NDArray[Any]) -> NDArray[np.bool_]:
     """(N, F): which columns are read by architectures of the given depths."""
     active = np.ones((len(depth_NS), len(space.columns)), np.bool_)
+    # Kernels chosen per stage are read at every depth, since no stage has depth 0.
     if space.granularity == "block":
         for slot, stage in enumerate(space.slot_stage):
             reached = depth_NS[:, stage] > slot - space.slot(stage, 0)
@@ -81,6 +82,7 @@ def mutate(space: Space, codes_NF: Codes, probability: float, rng: np.random.Gen
 
     The choices of a block that thereby wakes up are drawn, too.
     """
+    # Fresh values for every column, also of sleeping blocks (code 0): a block that wakes up needs one.
     fresh_NF = _drawn(space, len(codes_NF), rng)
     renewed_NF = (rng.random(codes_NF.shape) < probability) | (codes_NF == 0)
     return canonical(space, np.where(renewed_NF, fresh_NF, codes_NF))
@@ -91,6 +93,7 @@ def cross(space: Space, codes_NF: Codes, others_NF: Codes, rng: np.random.Genera
 
     Where only one parent has the block, the choice is that parent's.
     """
+    # Code 0 is a sleeping block: a child that is as deep as the other parent takes the other's choice.
     from_other_NF = ((rng.random(codes_NF.shape) < 0.5) | (codes_NF == 0)) & (others_NF != 0)
     return canonical(space, np.where(from_other_NF, others_NF, codes_NF))
 
