@@ -21,7 +21,9 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from ofa.cost import costs_of
-from ofa.space.space import Arch, Codes, Space, decode, encode, largest, load_space, sample_codes, smallest
+from ofa.space.arch import Arch, largest, smallest
+from ofa.space.codes import Codes, decode, encode, sample_codes
+from ofa.space.space import Space, load_space
 from predictors.accuracy.acquisition import hypervolume
 from predictors.accuracy.features import features
 from predictors.accuracy.models import GaussianProcess
@@ -63,7 +65,7 @@ def regret(space: Space, truth: Scores, rows: Codes, best: float) -> float:
 
 
 def macs_of(space: Space, rows: Codes) -> np.ndarray:
-    return costs_of(space, rows).macs
+    return costs_of(space, rows, 1000, 3).macs
 
 
 def extremes(space: Space) -> np.ndarray:

@@ -17,7 +17,9 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from ofa.cost import costs_of
-from ofa.space.space import Arch, Codes, Space, encode, load_space, thermometer
+from ofa.space.arch import Arch
+from ofa.space.codes import Codes, encode, thermometer
+from ofa.space.space import Space, load_space
 from predictors.latency.model import Floats, LatencyModel, LatencyTable, Network, Noise, fingerprint
 
 
@@ -99,7 +101,7 @@ def main() -> None:
     order = rng.permutation(len(codes))
     held, known = order[:1000], order[1000:]
     whole = {name: table_of(name, space, codes[known], ms[known]) for name, ms in latency.items()}
-    macs = costs_of(space, codes).macs
+    macs = costs_of(space, codes, 1000, 3).macs
     print("device", "MACs", "10", "100", "1000", "4000 alone", "ceiling", "left to explain", sep="\t")
     rows = []
     for name, ms in latency.items():

@@ -8,7 +8,8 @@ import time
 import numpy as np
 
 from ofa.cost import costs_of
-from ofa.space.space import load_space, sample_codes
+from ofa.space.codes import sample_codes
+from ofa.space.space import load_space
 
 MILLION = 10**6
 
@@ -19,7 +20,7 @@ def main() -> None:
         started = time.perf_counter()
         codes = sample_codes(space, MILLION, np.random.default_rng(0))
         drawn = time.perf_counter()
-        costs_of(space, codes)
+        costs_of(space, codes, 1000, 3)
         print(f"{name:14} drawn in {drawn - started:.2f} s, costed in {time.perf_counter() - drawn:.2f} s")
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from engine.run import environment
-from ofa.space.space import Space, load_space, sample
+from ofa.space.codes import sample
+from ofa.space.space import Space, load_space
 from ofa.supernet import Supernet
 from ofa.training.sampling import Attentive, MacsPrior, Prior, Uniform, build_sampler
 from ofa.training.sandwich import Sandwich, sandwich_step
@@ -61,7 +62,7 @@ def report_steps(space: Space, size: int, batch: int, rounds: int) -> None:
 
         def step(i: int, sampler: object = sampler) -> None:
             net.zero_grad()
-            sandwich_step(net, x, y, Sandwich(), sampler, seed=0, step=i)
+            sandwich_step(net, x, y, i, Sandwich(), sampler)
 
         found = [seconds(lambda i=i: step(i)) for i in range(rounds + 1)]
         print(f"step, {sampling.name:10} {statistics.mean(found[1:]):.3f} s")

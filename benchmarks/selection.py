@@ -21,7 +21,9 @@ import numpy as np
 import optuna
 
 from ofa.cost import costs_of
-from ofa.space.space import Arch, Codes, Space, canonical, encode, load_space, sample_codes, smallest
+from ofa.space.arch import Arch, smallest
+from ofa.space.codes import Codes, canonical, encode, sample_codes
+from ofa.space.space import Space, load_space
 from predictors.accuracy.features import features
 from predictors.accuracy.models import GaussianProcess
 from predictors.search.constraints import Constraint
@@ -91,7 +93,7 @@ def compare(space: Space, model: GaussianProcess, trials: int, seeds: int) -> No
     parts = parts_of(space, 1000, 3)["macs"]
 
     def macs(rows: Codes) -> np.ndarray:
-        return costs_of(space, rows).macs
+        return costs_of(space, rows, 1000, 3).macs
 
     def score(rows: Codes) -> np.ndarray:
         nonlocal asked

@@ -26,7 +26,8 @@ from engine.compute.memory import keep_freed_memory
 from engine.data.augment import resize
 from engine.run import environment
 from engine.seed import numpy_generator
-from ofa.space.space import Arch, largest, load_space, smallest
+from ofa.space.arch import Arch, largest, smallest
+from ofa.space.space import load_space
 from ofa.subnet import Subnet
 from ofa.supernet import Supernet
 from ofa.training.losses import soft_cross_entropy
@@ -90,7 +91,7 @@ def plain_step(net: Supernet, x: Tensor, y: Tensor, step: int) -> Tensor:
 
 
 def our_step(net: Supernet, x: Tensor, y: Tensor, step: int) -> Tensor:
-    return sandwich_step(net, x, y, CONFIG, UniformSampler(net.space), 0, step)
+    return sandwich_step(net, x, y, step, CONFIG)
 
 
 STEP: dict[str, Callable[[Supernet, Tensor, Tensor, int], Tensor]] = {"ours": our_step, "plain": plain_step}

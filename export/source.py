@@ -17,8 +17,10 @@ from engine.data.augment import resize
 from engine.data.dataset import Batch, Data, Split
 from engine.errors import UserError
 from engine.run import Run, read_json
-from ofa.space.space import Arch, decode, encode, find_arch
-from ofa.subnet import EVALUATION_BATCH
+from ofa.calibration import EVALUATION_BATCH
+from ofa.space.arch import Arch
+from ofa.space.codes import decode, encode
+from ofa.space.published import find_arch
 from ofa.trained import TrainedSupernet
 from oneshot.trained import TrainedNetwork
 from predictors.accuracy.pairs import read_selected

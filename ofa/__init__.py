@@ -1,5 +1,88 @@
-"""Stage 1: one weight-sharing supernet in which every subnet is good without retraining."""
+"""Stage 1: one weight-sharing supernet in which every subnet is good without retraining.
+
+`python -m ofa.train` does all of it. The same as a library, in a training loop of your own:
+
+    import torch
+    import ofa
+
+    space = ofa.load_space("digits")
+    supernet = ofa.Supernet(space, classes=10, channels=1)
+    optimizer = torch.optim.SGD(supernet.parameters(), lr=0.1, momentum=0.9)
+
+    for step, (images, labels) in enumerate(batches):
+        optimizer.zero_grad()
+        losses = ofa.sandwich_step(supernet, images, labels, step)
+        optimizer.step()
+
+    arch = ofa.smallest(space)
+    macs, params = ofa.cost_of(space, arch, classes=10, channels=1)
+    subnet = ofa.calibrate(ofa.extract(supernet, arch), batches)
+    accuracy = ofa.subnet_accuracy(subnet, validation_batches)
+
+`batches` are pairs of images (N, channels, side, side) and labels (N,); each architecture resizes the images
+to its own resolution. `subnet` is an ordinary torch module for images of `arch.resolution` pixels a side.
+"""
+
+from typing import TYPE_CHECKING
 
 from engine.command.start import start
+from engine.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from ofa.calibration import calibrate, subnet_accuracy
+    from ofa.cost import cost_of
+    from ofa.space.arch import Arch, largest, smallest
+    from ofa.space.codes import sample
+    from ofa.space.space import Space, load_space
+    from ofa.subnet import Subnet, extract
+    from ofa.supernet import Supernet
+    from ofa.training.sampling import build_sampler
+    from ofa.training.sandwich import Sandwich, Seeds, sandwich_step
+
+__all__ = [
+    "Arch",
+    "Sandwich",
+    "Seeds",
+    "Space",
+    "Subnet",
+    "Supernet",
+    "build_sampler",
+    "calibrate",
+    "cost_of",
+    "extract",
+    "largest",
+    "load_space",
+    "sample",
+    "sandwich_step",
+    "smallest",
+    "subnet_accuracy",
+]
+
+# A name is imported when it is first used: `import ofa` itself costs milliseconds, not torch.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Arch": "ofa.space.arch",
+        "Sandwich": "ofa.training.sandwich",
+        "Seeds": "ofa.training.sandwich",
+        "Space": "ofa.space.space",
+        "Subnet": "ofa.subnet",
+        "Supernet": "ofa.supernet",
+        "build_sampler": "ofa.training.sampling",
+        "calibrate": "ofa.calibration",
+        "cost_of": "ofa.cost",
+        "extract": "ofa.subnet",
+        "largest": "ofa.space.arch",
+        "load_space": "ofa.space.space",
+        "sample": "ofa.space.codes",
+        "sandwich_step": "ofa.training.sandwich",
+        "smallest": "ofa.space.arch",
+        "subnet_accuracy": "ofa.calibration",
+    },
+)
 
 start()
+
+
+def __dir__() -> list[str]:
+    return __all__

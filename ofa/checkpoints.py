@@ -2,14 +2,14 @@
 
 OFA (2020, arXiv:1908.09791), AttentiveNAS (2021, arXiv:2011.09011) and AlphaNet (2021, arXiv:2102.07954)
 files hold a whole supernet. torchvision's and timm's MobileNetV3-Large (2019, arXiv:1905.02244) are one small
-network, which goes into the largest subnet of `ofa_mbv3` so that this computes the same function: see
-`embed`.
+network; it goes into the largest subnet of `ofa_mbv3`, which then computes the same function (see `embed`).
 """
 
 import re
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +21,10 @@ from ofa.training.phases import LARGEST, sort_channels
 
 State = dict[str, Tensor]
 PLACES = ("state_dict", "model", "state_dict_ema", "model_ema")  # where files keep them, in this order
+TENSORS = ("weight", "bias", "running_mean", "running_var")
 
-# Ours -> theirs, applied in order to the names of a supernet whose blocks are numbered through.
+# Ours -> theirs, applied in order to the names of a supernet whose blocks are numbered through. Only these
+# two kinds of block have published supernets.
 OFA_NAMES = {
     "inverted": (
         (r"^stem\.", "first_conv."),
@@ -55,57 +57,61 @@ UNUSED = re.compile(r"num_batches_tracked$|\.bn_tracking\.|\.shortcut\.conv\.wei
 
 
 def read_checkpoint(path: Path) -> State:
-    """The tensors of a .pt, .pth, .tar or .safetensors file, under `state_dict`, `model` or at the top; no
-    code in it runs.
+    """The tensors of a .pt, .pth, .tar or .safetensors file. No code in it runs.
+
+    They are looked for under `state_dict`, `model` and at the top.
 
     Raises:
-        UserError: it cannot be read so, or holds no tensors.
+        UserError: the file cannot be read so, or holds no tensors.
     """
     if path.suffix == ".safetensors":
         return load_weights(path)
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"Checkpoint '{path}' cannot be read: {error.strerror or error}.") from None
-    except (RuntimeError, EOFError, UnpicklingError, ValueError, KeyError) as error:
-        if isinstance(error, UnpicklingError) and zipfile.is_zipfile(path):
-            raise UserError(
-                f"Checkpoint '{path}' holds more than tensors, and loading that could run code; where you "
-                "trust it, load it with torch "
-                "and save its state_dict alone."
-            ) from None
-        raise UserError(
-            f"Checkpoint '{path}' cannot be loaded as weights ({type(error).__name__}); copy or download it "
-            "again."
-        ) from None
-    while isinstance(found, dict) and (
-        inner := next((k for k in PLACES if isinstance(found.get(k), dict)), None)
-    ):
-        found = found[inner]
-    named = found.items() if isinstance(found, dict) else ()
-    tensors = {
-        re.sub(r"^(module\.)+", "", str(name)): value for name, value in named if isinstance(value, Tensor)
-    }
+    content = _load(path)
+    while isinstance(content, dict):
+        inner = [place for place in PLACES if isinstance(content.get(place), dict)]
+        if not inner:
+            break
+        content = content[inner[0]]
+    tensors = {}
+    for name, value in content.items() if isinstance(content, dict) else ():
+        if isinstance(value, Tensor):
+            tensors[re.sub(r"^(module\.)+", "", str(name))] = value
     if not tensors:
         raise UserError(
             f"Checkpoint '{path}' holds no named tensors, neither at the top nor under {', '.join(PLACES)}; "
             "save a state_dict."
         )
-    broken = [
-        name
-        for name, tensor in tensors.items()
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all())
-    ]
-    if broken:
-        raise UserError(
-            f"Checkpoint '{path}' is damaged: {broken[0]} is not finite; copy or download it again."
-        )
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise UserError(
+                f"Checkpoint '{path}' is damaged: {name} is not finite; copy or download it again."
+            )
     return tensors
 
 
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"Checkpoint '{path}' cannot be read: {error.strerror or error}.") from None
+    except (RuntimeError, EOFError, UnpicklingError, ValueError, KeyError) as error:
+        # A whole zip file that torch will not unpickle is no damaged one: there are other objects in it.
+        if isinstance(error, UnpicklingError) and zipfile.is_zipfile(path):
+            raise UserError(
+                f"Checkpoint '{path}' holds more than tensors, and loading that could run code; where you "
+                "trust it, load it with torch and save its state_dict alone."
+            ) from None
+        raise UserError(
+            f"Checkpoint '{path}' cannot be loaded as weights ({type(error).__name__}); copy or download it "
+            "again."
+        ) from None
+
+
 def simplified(name: str) -> str:
-    """Their name without what differs between versions of the reference code: wrappers, and layers wrapped in
-    one of the same name."""
+    """Their name without what differs between versions of the reference code.
+
+    That is wrappers, and layers wrapped in one of the same name.
+    """
     name = name.removeprefix("module.").removeprefix("last_conv.").replace(".mobile_inverted_conv.", ".conv.")
     return re.sub(r"\b([a-z_]+)(\.\1)+\b", r"\1", name)
 
@@ -113,14 +119,18 @@ def simplified(name: str) -> str:
 def supernet_names(supernet: Supernet) -> dict[str, str]:
     """Theirs by ours for a checkpoint of OFA's, AttentiveNAS's or AlphaNet's whole supernet."""
     space = supernet.space
-    number = {
-        (i, j): n
-        for n, (i, j) in enumerate((i, j) for i, s in enumerate(space.stages) for j in range(s.depth[-1]))
-    }
+    number: dict[tuple[int, int], int] = {}
+    for i, stage in enumerate(space.stages):
+        for j in range(stage.depth[-1]):
+            number[i, j] = len(number)
     rules = OFA_NAMES[space.stages[0].block]
+
+    def numbered_through(match: re.Match[str]) -> str:
+        return f"blocks.{number[int(match[1]), int(match[2])]}."
+
     names = {}
     for ours in supernet.state_dict():
-        theirs = re.sub(r"^stages\.(\d+)\.(\d+)\.", lambda m: f"blocks.{number[int(m[1]), int(m[2])]}.", ours)
+        theirs = re.sub(r"^stages\.(\d+)\.(\d+)\.", numbered_through, ours)
         if space.head is not None and space.head.expand is None:
             theirs = re.sub(r"^head\.conv\.", "feature_mix_layer.", theirs)
         for pattern, replacement in rules:
@@ -130,110 +140,123 @@ def supernet_names(supernet: Supernet) -> dict[str, str]:
 
 
 def load_supernet(supernet: Supernet, tensors: State, path: Path) -> bool:
-    """Fill the supernet from the tensors of a published checkpoint; its classifier stays as it is if the
-    number of classes differs.
+    """Fill the supernet from the tensors of a published checkpoint.
 
-    Returns whether it does.
+    Returns:
+        Whether the classifier stayed as it was, since the number of classes differs.
 
     Raises:
         UserError: a tensor is missing, left over or of another shape; the sentence names the first.
     """
     theirs = {simplified(name): tensor for name, tensor in tensors.items()}
     state, names = supernet.state_dict(), supernet_names(supernet)
-    complain = f"Checkpoint '{path}' is not of space '{supernet.space.name}'"
-    missing = [theirs_name for theirs_name in names.values() if theirs_name not in theirs]
+    complaint = f"Checkpoint '{path}' is not of space '{supernet.space.name}'"
+    missing = [name for name in names.values() if name not in theirs]
     extra = [name for name in theirs.keys() - set(names.values()) if not UNUSED.search(name)]
-    if missing or extra:
-        said = [
-            f"{what} {len(found)} tensors such as {min(found)}"
-            for what, found in (("lacks", missing), ("has beside it", extra))
-            if found
-        ]
-        raise UserError(f"{complain}: it {' and '.join(said)}; choose another --from.")
+    differences = []
+    if missing:
+        differences.append(f"lacks {len(missing)} tensors such as {min(missing)}")
+    if extra:
+        differences.append(f"has beside it {len(extra)} tensors such as {min(extra)}")
+    if differences:
+        raise UserError(f"{complaint}: it {' and '.join(differences)}; choose another --from.")
     fresh = len(theirs[names["classifier.weight"]]) != supernet.classes
     for ours, name in names.items():
         wanted, given = state[ours].shape, theirs[name].shape
         if ours.startswith("classifier.") and fresh:
             continue
+        # Their linear layers may be 1x1 convolutions.
         if given != wanted and given != (*wanted, 1, 1):
             raise UserError(
-                f"{complain}: {name} is {tuple(given)} where {tuple(wanted)} is wanted; choose another "
+                f"{complaint}: {name} is {tuple(given)} where {tuple(wanted)} is wanted; choose another "
                 "--from."
             )
         state[ours].copy_(theirs[name].reshape(wanted))
     return fresh
 
 
-def network_names(kind: str, blocks: tuple[int, ...]) -> dict[str, str]:
-    """Prefixes of theirs by prefixes of ours for torchvision's (`torchvision`) and timm's (`timm`)
-    MobileNetV3-Large.
+MOBILENET_V3_BLOCKS = (1, 2, 3, 4, 2, 3)  # of each stage of MobileNetV3-Large
+EXCITED_STAGES = (2, 4, 5)  # the stages with squeeze-and-excitation
+ENDS = {
+    "torchvision": {
+        "stem.conv": "features.0.0",
+        "stem.bn": "features.0.1",
+        "head.conv.conv": "features.16.0",
+        "head.conv.bn": "features.16.1",
+        "head.mix": "classifier.0",
+        "classifier": "classifier.3",
+    },
+    "timm": {
+        "stem.conv": "conv_stem",
+        "stem.bn": "bn1",
+        "head.conv.conv": "blocks.6.0.conv",
+        "head.conv.bn": "blocks.6.0.bn1",
+        "head.mix": "conv_head",
+        "classifier": "classifier",
+    },
+}
 
-    blocks: blocks of each stage.
+
+def network_names(kind: str) -> dict[str, str]:
+    """Prefixes of theirs by prefixes of ours for MobileNetV3-Large.
+
+    kind: `torchvision` or `timm`.
     """
-    torchvision = kind == "torchvision"
-    names = (
-        {
-            "stem.conv": "features.0.0",
-            "stem.bn": "features.0.1",
-            "head.conv.conv": "features.16.0",
-            "head.conv.bn": "features.16.1",
-        }
-        | {"head.mix": "classifier.0", "classifier": "classifier.3"}
-        if torchvision
-        else {
-            "stem.conv": "conv_stem",
-            "stem.bn": "bn1",
-            "head.conv.conv": "blocks.6.0.conv",
-            "head.conv.bn": "blocks.6.0.bn1",
-        }
-        | {"head.mix": "conv_head", "classifier": "classifier"}
-    )
-    places = [(i, j) for i, count in enumerate(blocks) for j in range(count)]
-    for n, (i, j) in enumerate(places, start=1):
-        ours = f"stages.{i}.{j}"
-        layers = ["depthwise", "project"] if i == 0 else ["expand", "depthwise", "project"]
-        if torchvision:
-            excited = i in (2, 4, 5)
-            for k, layer in enumerate(layers):
-                at = f"features.{n}.block.{k + (excited and layer == 'project')}"
-                names |= {f"{ours}.{layer}.conv": f"{at}.0", f"{ours}.{layer}.bn": f"{at}.1"}
-            squeeze = {
-                f"{ours}.se.reduce": f"features.{n}.block.2.fc1",
-                f"{ours}.se.restore": f"features.{n}.block.2.fc2",
-            }
-        else:
-            convs = ["conv_dw", "conv_pw"] if i == 0 else ["conv_pw", "conv_dw", "conv_pwl"]
-            for k, (layer, conv) in enumerate(zip(layers, convs, strict=True), start=1):
-                names |= {
-                    f"{ours}.{layer}.conv": f"blocks.{i}.{j}.{conv}",
-                    f"{ours}.{layer}.bn": f"blocks.{i}.{j}.bn{k}",
-                }
-            squeeze = {
-                f"{ours}.se.{a}": f"blocks.{i}.{j}.se.conv_{b}"
-                for a, b in (("reduce", "reduce"), ("restore", "expand"))
-            }
-        names |= squeeze if i in (2, 4, 5) else {}
+    names = dict(ENDS[kind])
+    number = 0
+    for stage, blocks in enumerate(MOBILENET_V3_BLOCKS):
+        for block in range(blocks):
+            number += 1
+            if kind == "torchvision":
+                theirs = _torchvision_block(f"features.{number}.block", stage)
+            else:
+                theirs = _timm_block(f"blocks.{stage}.{block}", stage)
+            names |= {f"stages.{stage}.{block}.{layer}": name for layer, name in theirs.items()}
     return names
 
 
-MOBILENET_V3_BLOCKS = (1, 2, 3, 4, 2, 3)
+def _layers(stage: int) -> list[str]:
+    """The convolutions of a block; those of the first stage have expansion 1, and so no expansion layer."""
+    return ["depthwise", "project"] if stage == 0 else ["expand", "depthwise", "project"]
 
 
-def load_network(supernet: Supernet, tensors: State, kind: str, path: Path) -> bool:
-    """Put MobileNetV3-Large into a supernet of `ofa_mbv3` so that its largest subnet computes the same in
-    eval mode.
+def _torchvision_block(prefix: str, stage: int) -> dict[str, str]:
+    names, place = {}, 0
+    for layer in _layers(stage):
+        if layer == "project" and stage in EXCITED_STAGES:
+            names["se.reduce"], names["se.restore"] = f"{prefix}.{place}.fc1", f"{prefix}.{place}.fc2"
+            place += 1
+        names[f"{layer}.conv"], names[f"{layer}.bn"] = f"{prefix}.{place}.0", f"{prefix}.{place}.1"
+        place += 1
+    return names
 
-    Blocks that MobileNetV3-Large lacks start as their identity shortcut. Hidden channels are sorted by
-    importance, so that narrower subnets keep the best. The classifier stays as it is if the number of classes
-    differs. Returns whether it does.
+
+def _timm_block(prefix: str, stage: int) -> dict[str, str]:
+    names = {}
+    convs = ["conv_dw", "conv_pw"] if stage == 0 else ["conv_pw", "conv_dw", "conv_pwl"]
+    for place, (layer, conv) in enumerate(zip(_layers(stage), convs, strict=True), start=1):
+        names[f"{layer}.conv"], names[f"{layer}.bn"] = f"{prefix}.{conv}", f"{prefix}.bn{place}"
+    if stage in EXCITED_STAGES:
+        names["se.reduce"], names["se.restore"] = f"{prefix}.se.conv_reduce", f"{prefix}.se.conv_expand"
+    return names
+
+
+def load_mobilenet_v3(supernet: Supernet, tensors: State, kind: str, path: Path) -> bool:
+    """Put MobileNetV3-Large into the largest subnet of a supernet of `ofa_mbv3`.
+
+    That subnet then computes the same in eval mode. Blocks that MobileNetV3-Large lacks start as their
+    identity shortcut. Hidden channels are sorted by importance, so that narrower subnets keep the best.
+
+    Returns:
+        Whether the classifier stayed as it was, since the number of classes differs.
 
     Raises:
         UserError: a tensor is missing, left over or does not fit; the sentence names the first.
     """
     state, used = supernet.state_dict(), set()
-    names = network_names(kind, MOBILENET_V3_BLOCKS)
+    names = network_names(kind)
     for ours, theirs in names.items():
-        for suffix in ("weight", "bias", "running_mean", "running_var"):
+        for suffix in TENSORS:
             target, source = state.get(f"{ours}.{suffix}"), tensors.get(f"{theirs}.{suffix}")
             if target is None:
                 continue
@@ -247,13 +270,11 @@ def load_network(supernet: Supernet, tensors: State, kind: str, path: Path) -> b
                 continue
             if source.ndim == 4 and target.ndim == 2:
                 source = source.flatten(1)
-            if source.ndim != target.ndim or any(
-                s > t for s, t in zip(source.shape, target.shape, strict=True)
-            ):
+            sizes = zip(source.shape, target.shape, strict=False)
+            if source.ndim != target.ndim or any(given > room for given, room in sizes):
                 raise UserError(
                     f"Checkpoint '{path}': {theirs}.{suffix} is {tuple(source.shape)}, which does not fit "
-                    f"into {tuple(target.shape)}; "
-                    f"--from {kind} takes {kind}'s MobileNetV3-Large."
+                    f"into {tuple(target.shape)}; --from {kind} takes {kind}'s MobileNetV3-Large."
                 )
             embed(target, source)
     extra = [name for name in tensors.keys() - used if not name.endswith("num_batches_tracked")]
@@ -267,11 +288,10 @@ def load_network(supernet: Supernet, tensors: State, kind: str, path: Path) -> b
 
 
 def embed(target: Tensor, source: Tensor) -> None:
-    """The first outputs of `target` become those of `source`: they read its inputs through the centre of the
-    kernel, and nothing else.
+    """The first outputs of `target` become those of `source`, both of up to 4 axes.
 
-    Outputs past those of `source` keep what they are, and whatever reads them has zeros there. Both of up to
-    4 axes.
+    They read the inputs of `source` through the centre of the kernel, and nothing else. Outputs past those
+    of `source` keep what they are, and whatever reads them has zeros there.
     """
     target[: len(source)] = 0
     place = target

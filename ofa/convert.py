@@ -14,7 +14,7 @@ from engine.data.sources import DataConfig, load_data
 from engine.model import write_model
 from engine.run import Run
 from engine.seed import derive
-from ofa.checkpoints import load_network, load_supernet, read_checkpoint
+from ofa.checkpoints import load_mobilenet_v3, load_supernet, read_checkpoint
 from ofa.space.space import Space, load_space
 from ofa.supernet import Supernet
 from ofa.trained import model_of, run_flag
@@ -36,14 +36,13 @@ class Convert(Command):
 
     attentive_nas, alphanet and ofa_* are the supernets that their authors published; torchvision and timm are
     MobileNetV3-Large, which becomes the largest subnet of space ofa_mbv3. Nothing in the file is executed.
-    Later stages need images: of the checkpoint's own classes to select and export at once, or yours, with a
-    new classifier, to train from it.
+    Later stages need images. With images of the checkpoint's own classes, select and export at once; with
+    your own, train from it, with a new classifier.
 
     examples:
-      python -m ofa.convert --from attentive_nas attentive_nas.pth.tar --data.path imagenet --out
-      runs/attentive_nas python -m ofa.convert --from timm mobilenetv3_large_100.safetensors --data.path
-      photos --out runs/start python -m ofa.train --config ofa/finetune --init runs/start --data.path photos
-      --out runs/photos
+      python -m ofa.convert --from attentive_nas net.pth.tar --data.path imagenet --out runs/attentive_nas
+      python -m ofa.convert --from timm mobilenetv3_large_100.safetensors --data.path photos --out runs/start
+      python -m ofa.train --config ofa/finetune --init runs/start --data.path photos --out runs/photos
     """
 
     file: CliPositionalArg[Path] = Field(description="checkpoint: .pth, .pt, .tar or .safetensors")
@@ -68,15 +67,16 @@ class Convert(Command):
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(derive(self.seed, "weights"))
             supernet = Supernet(space, len(data.classes), data.channels)
-            if self.source in ("torchvision", "timm"):
-                fresh = load_network(supernet, tensors, self.source, self.file)
+            single_network = self.source in ("torchvision", "timm")
+            if single_network:
+                fresh = load_mobilenet_v3(supernet, tensors, self.source, self.file)
             else:
                 fresh = load_supernet(supernet, tensors, self.file)
         run = Run.start(self.out, self, resume=False, overwrite=self.overwrite)
-        start = fresh or self.source in ("torchvision", "timm")
-        write_model(
-            run.path / "model.json", model_of(space, None, data, self.calibration_images, start), "space"
-        )
+        # One network's weights in a supernet: its other subnets have not learned anything yet.
+        pretrained_only = fresh or single_network
+        model = model_of(space, None, data, self.calibration_images, pretrained_only)
+        write_model(run.path / "model.json", model, "space")
         save_weights(run.path / "weights.safetensors", supernet.state_dict())
         run.finish()
         print(f"space '{space.name}', {space.size():.3g} architectures")
@@ -85,7 +85,7 @@ class Convert(Command):
                 "the classifier is new: the checkpoint has one for another number of classes than the "
                 f"{len(data.classes)} of the images"
             )
-        if start:
+        if pretrained_only:
             images = f" --data.path {self.data.path}" if isinstance(self.data, ImageFolder) else ""
             print(
                 f"next: python -m ofa.train --config ofa/finetune --init {run.path}{images} --out "
@@ -97,8 +97,10 @@ class Convert(Command):
 
 
 def space_of(kind: Kind) -> Space:
-    """The space of a checkpoint; torchvision's and timm's networks need a bias, and torchvision another
-    epsilon, than OFA's."""
+    """The space of a checkpoint.
+
+    torchvision's and timm's networks have a bias that OFA's do not have, and torchvision's another epsilon.
+    """
     if kind not in ("torchvision", "timm"):
         return load_space("attentive_nas" if kind == "alphanet" else kind)
     space = load_space("ofa_mbv3")

@@ -8,7 +8,7 @@ from engine.command.cli import main
 from engine.command.progress import progress
 from engine.config import format_count
 from engine.data.dataset import Split
-from ofa.space.space import find_arch
+from ofa.space.published import find_arch
 from ofa.trained import RunCommand
 
 
@@ -33,19 +33,17 @@ class Evaluate(RunCommand):
     def execute(self) -> int:
         """Measure each and print a table."""
         trained = self.open()
-        alone = trained.model.arch
-        names = [self.arch] if self.arch.lstrip().startswith("{") else self.arch.split(",")
-        archs = {"alone": alone} if alone else {name: find_arch(trained.space, name) for name in names}
+        if trained.model.arch:
+            archs = {"alone": trained.model.arch}
+        else:
+            names = [self.arch] if self.arch.lstrip().startswith("{") else self.arch.split(",")
+            archs = {name: find_arch(trained.space, name) for name in names}
         table = Table("architecture", "MACs", "params", f"{self.split} accuracy")
         with progress("evaluate", len(archs)) as advance:
             for name, arch in archs.items():
                 macs, params = trained.cost(arch)
-                table.add_row(
-                    name,
-                    format_count(macs),
-                    format_count(params),
-                    f"{trained.accuracy(arch, self.split):.2%}",
-                )
+                accuracy = f"{trained.accuracy(arch, self.split):.2%}"
+                table.add_row(name, format_count(macs), format_count(params), accuracy)
                 advance(name)
         Console().print(table)
         return 0

@@ -26,25 +26,28 @@ from engine.run import Run
 from engine.seed import derive, numpy_generator
 from engine.training import Training, TrainingCommand
 from ofa.blocks.elastic import join_batch_norms
+from ofa.calibration import EVALUATION_BATCH, prepare, subnet_accuracy
 from ofa.cost import cost_of
-from ofa.space.space import Arch, Space, find_arch, largest, load_space, only, sample, smallest
-from ofa.subnet import accuracy, extract, prepare
+from ofa.space.arch import Arch, largest, single_arch_space, smallest
+from ofa.space.codes import sample
+from ofa.space.published import find_arch
+from ofa.space.space import Space, load_space
+from ofa.subnet import extract
 from ofa.supernet import Supernet
 from ofa.trained import model_of, open_source, run_flag, start_from
 from ofa.training.losses import SoftCrossEntropy
 from ofa.training.phases import (
     TEACHER,
     Phase,
-    Place,
     drawn_resolution,
     grows,
-    place,
+    phase_position,
     read_teacher,
     shrinking_step,
     sort_channels,
 )
 from ofa.training.sampling import Attentive, BatchLoss, Sampler, Uniform, build_sampler
-from ofa.training.sandwich import Sandwich, label_step, sandwich_step
+from ofa.training.sandwich import Sandwich, Seeds, label_step, sandwich_step
 
 
 class Train(TrainingCommand):
@@ -159,38 +162,40 @@ class Train(TrainingCommand):
         """As rank `ranks.rank` on `device`."""
         source = open_source(self.init, self.space) if self.init else None
         space = source.space if source else load_space(self.space or "digits")
-        chosen = find_arch(space, self.arch) if self.arch else None
-        space = only(space, chosen) if chosen else space
-        alone = largest(space) if chosen else None
+        arch = find_arch(space, self.arch) if self.arch else None
+        single_arch = None
+        if arch:
+            space = single_arch_space(space, arch)
+            single_arch = largest(space)
         data = self.load_images(ranks, device)
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
             torch.manual_seed(derive(self.seed, "weights"))
             supernet = Supernet(space, len(data.classes), data.channels)
         if source:
-            start_from(supernet, source, chosen)
-        sampler = build_sampler(
-            Uniform() if alone else self.sandwich.sampling, space, len(data.classes), data.channels
-        )
+            start_from(supernet, source, arch)
+        sampling = Uniform() if single_arch else self.sandwich.sampling
+        sampler = build_sampler(sampling, space, len(data.classes), data.channels)
         run = self.start(ranks)
         if ranks.any(ranks.first and run.finished):
             print(f"{run.path} is finished already.")
-            return _next(run.path, alone)
-        _introduce(self, space, data, alone)
+            return _next(run.path, single_arch)
+        _introduce(self, space, data, single_arch)
         if ranks.first:
-            write_model(
-                run.path / "model.json", model_of(space, alone, data, self.calibration_images), "space"
-            )
-        return Trainer(self._for_blocks(chosen), run, supernet, data, alone, sampler, ranks).run() or _next(
-            run.path, alone
-        )
+            model = model_of(space, single_arch, data, self.calibration_images)
+            write_model(run.path / "model.json", model, "space")
+        trainer = Trainer(self._for_blocks(arch), run, supernet, data, single_arch, sampler, ranks)
+        return trainer.run() or _next(run.path, single_arch)
 
-    def _for_blocks(self, chosen: Arch | None) -> "Train":
-        """The same where each block of one architecture alone is a stage of its own: its last n stages are
-        more."""
+    def _for_blocks(self, arch: Arch | None) -> "Train":
+        """This configuration for the space that is trained.
+
+        In the space of a single architecture each block is a stage of its own: what were the last n stages
+        are more stages there.
+        """
         last = self.sandwich.drop_connect_stages
-        if chosen is None or last is None:
+        if arch is None or last is None:
             return self
-        sandwich = self.sandwich.model_copy(update={"drop_connect_stages": sum(chosen.depth[-last:])})
+        sandwich = self.sandwich.model_copy(update={"drop_connect_stages": sum(arch.depth[-last:])})
         return self.model_copy(update={"sandwich": sandwich})
 
 
@@ -203,24 +208,30 @@ class Trainer(Training):
         run: Run,
         supernet: Supernet,
         data: Data,
-        alone: Arch | None,
+        single_arch: Arch | None,
         sampler: Sampler,
         ranks: Ranks = ALONE,
     ):
         super().__init__(config, run, supernet, data, ranks, config.all_epochs)
-        self.config, self.alone, self.sampler, self.supernet = config, alone, sampler, supernet
+        self.config, self.single_arch, self.sampler, self.supernet = config, single_arch, sampler, supernet
         self.optimizer, self.average = build_sgd(config.sgd, supernet), self._new_average()
         self.teacher = read_teacher(run.path, supernet)
         if config.sync_bn and ranks.size > 1:
             join_batch_norms(supernet)
         self.restore()
 
-    def begin_epoch(self) -> None:
-        """At the first step of a phase: keep the teacher, sort channels that become elastic, start optimiser
-        and average afresh."""
+    def phase_at(self, step: int) -> Phase | None:
+        """The phase of a step; None if the run has no phases."""
         phases = self.config.phases
-        number, start, _ = place(phases, self.steps, self.step) if phases else Place(0, 0, 0)
-        if not phases or self.step != start:
+        return phases[phase_position(phases, self.steps, step).phase] if phases else None
+
+    def begin_epoch(self) -> None:
+        """At the first step of a phase: keep the teacher, sort channels, start the optimiser afresh."""
+        phases = self.config.phases
+        if not phases:
+            return
+        number, start, _ = phase_position(phases, self.steps, self.step)
+        if self.step != start:
             return
         phase = phases[number]
         if number and self.average:  # what the last phase ended with is its average
@@ -235,43 +246,46 @@ class Trainer(Training):
         self.optimizer, self.average = build_sgd(self.config.sgd, self.supernet), self._new_average()
 
     def _new_average(self) -> AveragedModel | None:
-        decay = self.config.ema
-        return AveragedModel(self.supernet, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None  # type: ignore[no-untyped-call]
+        if self.config.ema is None:
+            return None
+        average = get_ema_multi_avg_fn(self.config.ema)  # type: ignore[no-untyped-call]
+        return AveragedModel(self.supernet, multi_avg_fn=average)
 
     def update(self, x: Tensor, y: Tensor) -> None:
         """One optimiser step on one batch."""
-        config = self.config
-        sgd, at = config.sgd, Place(0, 0, self.total)
-        if config.phases:
-            at = place(config.phases, self.steps, self.step)
-            phase = config.phases[at.phase]
-            sgd = sgd.model_copy(update={"lr": phase.lr, "warmup_epochs": phase.warmup_epochs})
-        rate = learning_rate(
-            sgd, self.step - at.start, at.end - at.start, round(sgd.warmup_epochs * self.steps)
-        )
-        set_learning_rate(self.optimizer, rate)
+        self._set_learning_rate()
         self.optimizer.zero_grad()
-        own = self.ranks.seed(config.seed)
-        subnets = config.seed if config.same_subnets else own
-        if config.phases:
-            x = resize(x, drawn_resolution(self.supernet.space, config.seed, self.step))
-            losses = shrinking_step(
-                self.supernet, self.teacher, x, y, phase, config.sandwich, subnets, self.step, own
-            )
-        elif self.alone is None:
-            losses = sandwich_step(
-                self.supernet, x, y, config.sandwich, self.sampler, subnets, self.step, own
-            )
-        else:
-            losses = torch.stack(
-                label_step(self.supernet, self.alone, x, y, config.sandwich, own, self.step)[1]
-            )
+        losses = self._add_gradients(x, y)
         losses = self.ranks.average_gradients(self.supernet.parameters(), losses)
-        clip_gradients(config.sgd, self.supernet)
+        clip_gradients(self.config.sgd, self.supernet)
         self.optimizer.step()
         if self.average:
             self.average.update_parameters(self.supernet)
         self.done(losses)
+
+    def _set_learning_rate(self) -> None:
+        """The rate of this step; every phase has a warm-up and a decay of its own."""
+        sgd, start, end = self.config.sgd, 0, self.total
+        phase = self.phase_at(self.step)
+        if phase is not None:
+            _, start, end = phase_position(self.config.phases, self.steps, self.step)
+            sgd = sgd.model_copy(update={"lr": phase.lr, "warmup_epochs": phase.warmup_epochs})
+        warmup = round(sgd.warmup_epochs * self.steps)
+        set_learning_rate(self.optimizer, learning_rate(sgd, self.step - start, end - start, warmup))
+
+    def _add_gradients(self, x: Tensor, y: Tensor) -> Tensor:
+        """Add one step's gradients, of the kind of training that this run is; returns its losses."""
+        config, supernet, step = self.config, self.supernet, self.step
+        own = self.ranks.seed(config.seed)
+        seeds = Seeds(subnets=config.seed if config.same_subnets else own, noise=own)
+        phase = self.phase_at(step)
+        if phase is not None:
+            x = resize(x, drawn_resolution(supernet.space, config.seed, step))
+            return shrinking_step(supernet, self.teacher, x, y, step, phase, config.sandwich, seeds)
+        if self.single_arch is not None:
+            _, loss = label_step(supernet, self.single_arch, x, y, config.sandwich, (own, step))
+            return loss[None]
+        return sandwich_step(supernet, x, y, step, config.sandwich, self.sampler, seeds)
 
     def metrics(self, losses: list[float]) -> tuple[dict[str, Any], str]:
         """The largest's loss first, then those of the others."""
@@ -280,35 +294,28 @@ class Trainer(Training):
 
     def divergence_hint(self, step: int) -> str:
         """A lower rate, of the phase if there are phases."""
-        if not self.config.phases:
+        phase = self.phase_at(step)
+        if phase is None:
             return f"a lower --sgd.lr (now {self.config.sgd.lr}) or a longer --sgd.warmup-epochs"
-        phase = self.config.phases[place(self.config.phases, self.steps, step).phase]
         return f"a lower lr (now {phase.lr}) or more warmup_epochs in phase '{phase.name}'"
 
     def evaluate(self, epoch: int, last: bool) -> None:
-        """Validation accuracy of the smallest, the largest and a few fixed random subnets, each recalibrated
-        by one of the ranks."""
+        """Validation accuracy of the smallest, the largest and a few fixed random subnets.
+
+        Each subnet is recalibrated and measured by one of the ranks.
+        """
         started = time.monotonic()
-        config, data, space = self.config, self.data, self.supernet.space
-        rng = numpy_generator(config.seed, "evaluated subnets")
-        phase = (
-            config.phases[place(config.phases, self.steps, self.step - 1).phase] if config.phases else None
-        )
-        archs = {"smallest": phase.smallest(space) if phase else smallest(space), "largest": largest(space)}
-        archs |= {
-            f"random{i}": phase.sample(space, rng) if phase else sample(space, rng)
-            for i in range(config.evaluate_random)
-        }
-        if self.alone is not None:
-            archs = {"alone": self.alone}
+        data, images = self.data, self.config.calibration_images
+        archs = self._evaluated()
         scores = [0.0] * len(archs)
-        for i, arch in list(enumerate(archs.values()))[self.ranks.rank :: self.ranks.size]:
-            scores[i] = accuracy(prepare(self.weights, arch, data, config.calibration_images), data, "val")
+        for i in range(self.ranks.rank, len(archs), self.ranks.size):
+            subnet = prepare(self.weights, list(archs.values())[i], data, images)
+            scores[i] = subnet_accuracy(subnet, data.batches("val", EVALUATION_BATCH))
         scores = self.ranks.total(scores)
         if not self.ranks.first:
             return
         for (name, arch), score in zip(archs.items(), scores, strict=True):
-            macs, params = cost_of(space, arch, len(data.classes), data.channels)
+            macs, params = cost_of(self.supernet.space, arch, len(data.classes), data.channels)
             self.folder.log(
                 step=self.step, epoch=epoch, arch=name, val_accuracy=score, macs=macs, params=params
             )
@@ -316,6 +323,17 @@ class Trainer(Training):
                 print(f"  {name:9} {format_count(macs):>6} MACs  {score:.2%} on validation")
         if last:
             print(f"  ({time.monotonic() - started:.1f} s for {len(archs)} evaluations)")
+
+    def _evaluated(self) -> dict[str, Arch]:
+        """The architectures that an evaluation measures, by name; within a phase, of what it opened."""
+        if self.single_arch is not None:
+            return {"alone": self.single_arch}
+        space, rng = self.supernet.space, numpy_generator(self.config.seed, "evaluated subnets")
+        phase = self.phase_at(self.step - 1)  # the step before ended the epoch
+        archs = {"smallest": phase.smallest(space) if phase else smallest(space), "largest": largest(space)}
+        for i in range(self.config.evaluate_random):
+            archs[f"random{i}"] = phase.sample(space, rng) if phase else sample(space, rng)
+        return archs
 
     @property
     def weights(self) -> Supernet:
@@ -335,15 +353,17 @@ class Trainer(Training):
         return self.weights.state_dict()
 
 
-def _introduce(config: Train, space: Space, data: Data, alone: Arch | None) -> None:
+def _introduce(config: Train, space: Space, data: Data, single_arch: Arch | None) -> None:
     def macs(arch: Arch) -> str:
         return format_count(cost_of(space, arch, len(data.classes), data.channels)[0])
 
-    count = "one architecture" if alone else f"{space.size():.3g} architectures"
-    span = macs(alone) if alone else f"{macs(smallest(space))} to {macs(largest(space))}"
-    print(f"space '{space.name}': {count}, {span} MACs")
+    if single_arch:
+        print(f"space '{space.name}': one architecture, {macs(single_arch)} MACs")
+    else:
+        span = f"{macs(smallest(space))} to {macs(largest(space))}"
+        print(f"space '{space.name}': {space.size():.3g} architectures, {span} MACs")
     config.introduce(data)
-    if not alone and not config.phases:
+    if not single_arch and not config.phases:
         step = config.sandwich
         print(
             f"a step: largest, {step.random} random ({step.sampling.name}), smallest; distillation by "
@@ -351,8 +371,9 @@ def _introduce(config: Train, space: Space, data: Data, alone: Arch | None) -> N
         )
 
 
-def _next(path: Path, alone: Arch | None) -> int:
-    print(f"next: python -m {'export.onnx' if alone else 'predictors.collect'}{run_flag(path)}")
+def _next(path: Path, single_arch: Arch | None) -> int:
+    module = "export.onnx" if single_arch else "predictors.collect"
+    print(f"next: python -m {module}{run_flag(path)}")
     return 0
 
 

@@ -1,5 +1,4 @@
-"""What a finished supernet run gives to later stages: the space, the weights, the data, and measured
-subnets."""
+"""What a finished supernet run gives to later stages: space, weights, data and measured subnets."""
 
 from pathlib import Path
 from typing import Literal
@@ -17,9 +16,12 @@ from engine.data.dataset import Data, Split
 from engine.errors import UserError
 from engine.model import ImageModel, image_facts, open_images
 from engine.run import Run, read_json
+from ofa.calibration import EVALUATION_BATCH, prepare, subnet_accuracy
 from ofa.cost import cost_of, costs_of
-from ofa.space.space import Arch, Codes, Space, largest, load_space
-from ofa.subnet import Subnet, accuracy, prepare
+from ofa.space.arch import Arch, largest
+from ofa.space.codes import Codes
+from ofa.space.space import Space, load_space
+from ofa.subnet import Subnet
 from ofa.supernet import Supernet
 
 DEFAULT_RUN = Path("runs/supernet")
@@ -30,14 +32,14 @@ def run_flag(path: Path) -> str:
     return "" if path == DEFAULT_RUN else f" --run {path}"
 
 
-class Model(ImageModel):
+class SupernetModel(ImageModel):
     """model.json: what weights.safetensors belongs to."""
 
     kind: Literal["supernet"] = "supernet"
     space: Space
-    arch: Arch | None = None
+    arch: Arch | None = Field(None, description="the network, if the run trained a single architecture")
     calibration_images: int
-    start: bool = Field(
+    pretrained_only: bool = Field(
         False,
         description=(
             "converted, and of use only to start a training: its classifier or its subnets never learned"
@@ -46,22 +48,28 @@ class Model(ImageModel):
 
 
 def model_of(
-    space: Space, arch: Arch | None, data: Data, calibration_images: int, start: bool = False
-) -> Model:
-    """What model.json says of a network of `space` for these images; `arch` if it is one architecture
-    alone."""
-    return Model(
-        space=space, arch=arch, calibration_images=calibration_images, start=start, **image_facts(data)
+    space: Space, arch: Arch | None, data: Data, calibration_images: int, pretrained_only: bool = False
+) -> SupernetModel:
+    """What model.json says of a network of `space` for these images.
+
+    arch: the network if the run trains a single architecture, else None.
+    """
+    return SupernetModel(
+        space=space,
+        arch=arch,
+        calibration_images=calibration_images,
+        pretrained_only=pretrained_only,
+        **image_facts(data),
     )
 
 
-def load_network(path: Path) -> tuple[Model, Supernet]:
+def load_network(path: Path) -> tuple[SupernetModel, Supernet]:
     """model.json of a run and the supernet with its weights, on CPU.
 
     Raises:
         UserError: either is missing or damaged, or they do not fit each other.
     """
-    model = validate(Model, read_json(path / "model.json"), str(path / "model.json"))
+    model = validate(SupernetModel, read_json(path / "model.json"), str(path / "model.json"))
     supernet = Supernet(model.space, len(model.classes), model.channels)
     weights = path / "weights.safetensors"
     try:
@@ -74,10 +82,14 @@ def load_network(path: Path) -> tuple[Model, Supernet]:
 
 
 def open_source(run: Path, space: str | None) -> Supernet:
-    """The supernet of a finished run, to start another one from; `space`: what that asks for, if it does.
+    """The supernet of a finished run, to start another training from.
+
+    Args:
+        run: folder of that run.
+        space: the name or file of the space that the new training asks for; None if it asks for none.
 
     Raises:
-        UserError: there is none, or it is of another space.
+        UserError: there is no supernet, or it is of another space.
     """
     Run.open(run, "--init")
     model, supernet = load_network(run)
@@ -95,20 +107,28 @@ def open_source(run: Path, space: str | None) -> Supernet:
 
 
 def _same_but_for_converted(space: Space, other: Space) -> bool:
-    """Whether they hold the same architectures: torchvision's and timm's networks have one bias more, and
-    another epsilon."""
-    heads = [s.head and s.head.model_copy(update={"bias": False}) for s in (space, other)]
-    return space.model_copy(update={"head": heads[0], "bn_eps": other.bn_eps}) == other.model_copy(
-        update={"head": heads[1]}
-    )
+    """Whether two spaces hold the same architectures.
+
+    The head's bias and the epsilon of BatchNorm may differ: those of torchvision's and timm's networks do.
+    """
+
+    def common(which: Space) -> Space:
+        head = which.head and which.head.model_copy(update={"bias": False})
+        return which.model_copy(update={"head": head, "bn_eps": 1.0})
+
+    return common(space) == common(other)
 
 
 @torch.no_grad()
 def start_from(supernet: Supernet, source: Supernet, arch: Arch | None) -> None:
-    """Copy the weights of `source`, or only those that its `arch` uses where `supernet` is the space of that
-    alone.
+    """Copy the weights of `source` into `supernet`.
 
     The classifier stays fresh where the numbers of classes differ.
+
+    Args:
+        supernet: of the same space; or, with `arch`, of the space of that single architecture.
+        source: where the weights come from.
+        arch: the architecture whose weights are copied; None: all weights.
 
     Raises:
         UserError: the images have other channels.
@@ -152,7 +172,7 @@ class TrainedSupernet:
 
     def accuracy(self, arch: Arch, split: Split) -> float:
         """Top-1 accuracy in [0, 1] of the calibrated subnet on a split."""
-        return accuracy(self.subnet(arch), self.data, split)
+        return subnet_accuracy(self.subnet(arch), self.data.batches(split, EVALUATION_BATCH))
 
     def cost(self, arch: Arch) -> tuple[int, int]:
         """(MACs, parameters) for this run's classes and channels."""
@@ -188,7 +208,7 @@ class RunCommand(Command):
             UserError: the run trained one architecture alone, or nothing yet.
         """
         trained = self.open()
-        if trained.model.start:
+        if trained.model.pretrained_only:
             raise UserError(
                 f"Run '{self.run}' is a start for training: python -m ofa.train --config ofa/finetune --init "
                 f"{self.run}."

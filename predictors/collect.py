@@ -13,7 +13,9 @@ from engine.command.progress import progress
 from engine.config import format_count
 from engine.run import append_line, write_lines
 from engine.seed import numpy_generator
-from ofa.space.space import Codes, Space, decode, encode, largest, sample_codes, smallest
+from ofa.space.arch import largest, smallest
+from ofa.space.codes import Codes, decode, encode, sample_codes
+from ofa.space.space import Space
 from ofa.trained import RunCommand, run_flag
 from predictors.accuracy.acquisition import propose
 from predictors.accuracy.pairs import Pair, pairs_path, read_pairs

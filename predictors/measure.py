@@ -17,10 +17,11 @@ from engine.errors import UserError
 from engine.onnx_timing import bench, finished
 from engine.run import read_json, write_json
 from engine.seed import numpy_generator
-from ofa.blocks.layer_specs import LayerSpec
 from ofa.cost import costs_of
-from ofa.space.space import Codes, Space, load_space, sample_codes
-from ofa.trained import Model
+from ofa.layers import LayerSpec
+from ofa.space.codes import Codes, sample_codes
+from ofa.space.space import Space, load_space
+from ofa.trained import SupernetModel
 from predictors.latency.kit import distinct_layers, export_kit, layer_name, structure
 from predictors.latency.model import LatencyTable, Level, cross_validated, read_table
 from predictors.latency.timings import build_table, complaint, read_published, read_timings
@@ -124,7 +125,7 @@ class Measure(Command):
             raise UserError(
                 f"'{self.run}' is not a run folder; name a run with --run, or a space with --space."
             )
-        model = validate(Model, read_json(self.run / "model.json"), str(self.run / "model.json"))
+        model = validate(SupernetModel, read_json(self.run / "model.json"), str(self.run / "model.json"))
         return model.space, len(model.classes), model.channels
 
     def _resolutions(self, space: Space) -> tuple[int, ...]:
@@ -204,7 +205,7 @@ def spread_networks(space: Space, resolutions: tuple[int, ...], count: int) -> C
     pool = sample_codes(space, max(1000, 10 * count), rng)
     choices = [1 + space.resolution.index(r) for r in resolutions]
     pool[:, space.column_index["resolution", 0]] = rng.choice(choices, len(pool))
-    order = np.argsort(costs_of(space, pool).macs, kind="stable")
+    order = np.argsort(costs_of(space, pool, classes=1000, channels=3).macs, kind="stable")
     places = np.linspace(0, len(pool) - 1, count).round().astype(int)
     return np.unique(pool[order[places]], axis=0)
 

@@ -17,7 +17,8 @@ from engine.config import format_count
 from engine.plot.canvas import write_png
 from engine.run import atomic, write_json
 from engine.seed import numpy_generator
-from ofa.space.space import Arch, Codes, decode, encode, sample_codes
+from ofa.space.arch import Arch
+from ofa.space.codes import Codes, decode, encode, sample_codes
 from ofa.trained import RunCommand, TrainedSupernet
 from predictors.accuracy.cross_validation import HeldOut, predict_held_out
 from predictors.accuracy.features import features

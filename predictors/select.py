@@ -13,7 +13,8 @@ from engine.command.progress import Advance, progress
 from engine.config import Count, format_count
 from engine.errors import UserError, nearest
 from engine.seed import numpy_generator
-from ofa.space.space import Codes, decode, encode, largest, smallest
+from ofa.space.arch import largest, smallest
+from ofa.space.codes import Codes, decode, encode
 from ofa.trained import RunCommand, TrainedSupernet, run_flag
 from predictors.accuracy.features import features
 from predictors.accuracy.models import make_predictor

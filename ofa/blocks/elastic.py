@@ -2,11 +2,12 @@
 
 A narrower layer uses the first channels, a smaller kernel the centre (BigNAS, 2020, arXiv:2003.11142;
 AttentiveNAS, 2021, arXiv:2011.09011) or the centre times a matrix (OFA, 2020, arXiv:1908.09791). `forward`
-and `slices` take the same arguments; `slices` names its tensors as the plain layer of `ofa.subnet` does, so
-that extracting a subnet is loading them.
+and `slices` of a layer take the same sizes. `slices` names its tensors as the plain layer of
+`ofa.blocks.plain` does, so that extracting a subnet is loading them.
 """
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from engine.compute.distributed import batch_norm
 from engine.compute.fast import ACTIVATION, depthwise, norm_act
-from ofa.space.space import Act
+from ofa.blocks.activation import Act
 
 Slices = dict[str, Tensor]
 
@@ -25,22 +26,23 @@ def prefixed(prefix: str, slices: Slices) -> Slices:
 
 
 class ElasticConv(nn.Module):
-    """1x1 or k x k convolution without bias whose input and output widths follow the call."""
+    """k x k convolution without bias whose widths and kernel follow the call."""
 
     def __init__(self, inp: int, out: int, kernel: int = 1, stride: int = 1):
         super().__init__()
-        self.stride, self.padding = stride, kernel // 2
+        self.kernel, self.stride = kernel, stride
         self.weight = nn.Parameter(torch.empty(out, inp, kernel, kernel))
         nn.init.kaiming_normal_(self.weight, mode="fan_out")
 
-    def slice(self, inp: int, out: int) -> Tensor:
-        return self.weight[:out, :inp]
+    def slice(self, inp: int, out: int, kernel: int) -> Tensor:
+        edge = (self.kernel - kernel) // 2
+        return self.weight[:out, :inp, edge : edge + kernel, edge : edge + kernel]
 
-    def forward(self, x: Tensor, out: int) -> Tensor:
-        return F.conv2d(x, self.slice(x.shape[1], out), None, self.stride, self.padding)
+    def forward(self, x: Tensor, out: int, kernel: int) -> Tensor:
+        return F.conv2d(x, self.slice(x.shape[1], out, kernel), None, self.stride, kernel // 2)
 
-    def slices(self, inp: int, out: int) -> Slices:
-        return {"weight": self.slice(inp, out)}
+    def slices(self, inp: int, out: int, kernel: int) -> Slices:
+        return {"weight": self.slice(inp, out, kernel)}
 
 
 class ElasticDepthwise(nn.Module):
@@ -50,38 +52,40 @@ class ElasticDepthwise(nn.Module):
         super().__init__()
         self.kernel, self.stride = kernel, stride
         self.weight = nn.Parameter(torch.empty(width, 1, kernel, kernel))
-        nn.init.normal_(
-            self.weight, std=(2 / kernel**2) ** 0.5
-        )  # fan-out of a depthwise filter is its own area
+        # The fan-out of a depthwise filter is its own area; torch's initialiser would multiply it by the
+        # width.
+        nn.init.normal_(self.weight, std=(2 / kernel**2) ** 0.5)
 
     def slice(self, width: int, kernel: int) -> Tensor:
         edge = (self.kernel - kernel) // 2
         return self.weight[:width, :, edge : edge + kernel, edge : edge + kernel]
 
-    def forward(self, x: Tensor, kernel: int) -> Tensor:
-        return depthwise(x, self.slice(x.shape[1], kernel), self.stride)
+    def forward(self, x: Tensor, out: int, kernel: int) -> Tensor:
+        """out: must be the width of `x`; every convolution takes the same arguments."""
+        return depthwise(x, self.slice(out, kernel), self.stride)
 
-    def slices(self, width: int, kernel: int) -> Slices:
-        return {"weight": self.slice(width, kernel)}
+    def slices(self, inp: int, out: int, kernel: int) -> Slices:
+        return {"weight": self.slice(out, kernel)}
 
 
 class TransformedDepthwise(ElasticDepthwise):
-    """Depthwise convolution whose smaller kernels are the centre of the next larger one times a learned
-    matrix (OFA, arXiv:1908.09791).
+    """Depthwise convolution whose smaller kernels follow from the next larger one by a learned matrix.
 
-    One matrix for each step down, shared by all channels and starting as the identity: 7 -> 5 (25 x 25), then
-    5 -> 3 (9 x 9).
+    A smaller kernel is the centre of the next larger one times a matrix. There is one for each step down,
+    shared by all channels and starting as the identity: 7 -> 5 (25 x 25), then 5 -> 3 (9 x 9). Source: OFA
+    (2020, arXiv:1908.09791).
     """
 
     def __init__(self, width: int, kernels: tuple[int, ...], stride: int):
         """kernels: ascending."""
         super().__init__(width, kernels[-1], stride)
         self.kernels = kernels
-        self.matrices = nn.ParameterDict(
-            {f"{large}to{small}": torch.eye(small**2) for small, large in pairwise(kernels)}
-        )
+        steps = pairwise(kernels)
+        self.matrices = nn.ParameterDict({f"{large}to{small}": torch.eye(small**2) for small, large in steps})
 
     def slice(self, width: int, kernel: int) -> Tensor:
+        # Step by step from the largest kernel: 7 -> 3 is 7 -> 5 and then 5 -> 3, as in OFA's code, so that a
+        # middle kernel and a small one share what they have in common.
         weight = self.weight[:width]
         for large, small in pairwise(reversed(self.kernels)):
             if large == kernel:
@@ -93,11 +97,10 @@ class TransformedDepthwise(ElasticDepthwise):
 
 
 class ElasticBatchNorm(nn.Module):
-    """BatchNorm of the first channels: batch statistics in train mode, never accumulated; stored ones in eval
-    mode.
+    """BatchNorm of the first channels: batch statistics in train mode, stored ones in eval mode.
 
-    Stored statistics mean something only if someone stored them for the width in use. Subnets are therefore
-    extracted and calibrated before anyone measures them.
+    Training never accumulates the stored statistics: they mean something only if someone stored them for the
+    width in use. Subnets are therefore extracted and calibrated before anyone measures them.
     """
 
     joined = False  # whether batch statistics are those of all ranks: `join_batch_norms`
@@ -116,14 +119,15 @@ class ElasticBatchNorm(nn.Module):
         """BatchNorm and then the activation (none if `act` is None)."""
         width = x.shape[1]
         weight, bias = self.weight[:width], self.bias[:width]
+        # The two together keep less for the backward pass than one after the other, but only know this
+        # process's batch.
         if self.training and not self.joined:
             return norm_act(x, weight, bias, act, self.eps)
         if self.training:
             y = batch_norm(x, weight, bias, self.eps)
         else:
-            y = F.batch_norm(
-                x, self.running_mean[:width], self.running_var[:width], weight, bias, eps=self.eps
-            )
+            mean, var = self.running_mean[:width], self.running_var[:width]
+            y = F.batch_norm(x, mean, var, weight, bias, eps=self.eps)
         return ACTIVATION[act](y) if act else y
 
     def slices(self, width: int) -> Slices:
@@ -132,11 +136,30 @@ class ElasticBatchNorm(nn.Module):
 
 
 def join_batch_norms(net: nn.Module) -> None:
-    """From now on batch statistics in train mode are those of all ranks, which must run the same
-    architectures."""
+    """From now on batch statistics in train mode are those of all ranks' images.
+
+    All ranks must run the same architectures from then on.
+    """
     for module in net.modules():
         if isinstance(module, ElasticBatchNorm):
             module.joined = True
+
+
+class ElasticConvBN(nn.Module):
+    """Elastic convolution, BatchNorm, activation (none if `act` is None)."""
+
+    def __init__(self, conv: ElasticConv | ElasticDepthwise, act: Act | None, eps: float):
+        super().__init__()
+        self.conv, self.bn = conv, ElasticBatchNorm(len(conv.weight), eps)
+        self.act = act
+
+    def forward(self, x: Tensor, out: int, kernel: int | None = None) -> Tensor:
+        """kernel: side of the kernel in use; None: the largest."""
+        return self.bn(self.conv(x, out, kernel or self.conv.kernel), self.act)
+
+    def slices(self, inp: int, out: int, kernel: int | None = None) -> Slices:
+        conv = self.conv.slices(inp, out, kernel or self.conv.kernel)
+        return prefixed("conv", conv) | prefixed("bn", self.bn.slices(out))
 
 
 class ElasticLinear(nn.Module):
@@ -161,11 +184,14 @@ class ElasticLinear(nn.Module):
 
 
 class ElasticSqueezeExcite(nn.Module):
-    """Squeeze-and-excitation (arXiv:1709.01507): pool, reduce, ReLU, restore, hard sigmoid, scale. Widths
-    follow the input."""
+    """Squeeze-and-excitation (arXiv:1709.01507): pool, reduce, ReLU, restore, hard sigmoid, scale.
+
+    Widths follow the input.
+    """
 
     def __init__(self, width: int, squeeze: int):
         super().__init__()
+        # Plain layers for their initialisation and their names; `forward` uses slices of them.
         self.reduce = nn.Conv2d(width, squeeze, 1)
         self.restore = nn.Conv2d(squeeze, width, 1)
 
@@ -183,3 +209,26 @@ class ElasticSqueezeExcite(nn.Module):
             "restore.weight": self.restore.weight[:width, :squeeze],
             "restore.bias": self.restore.bias[:width],
         }
+
+
+class DropConnect(NamedTuple):
+    """Stochastic depth of one block: the probability that an image's residual branch is dropped."""
+
+    rate: float
+    generator: torch.Generator
+
+
+def drop_connect(x_NCHW: Tensor, drop: DropConnect) -> Tensor:
+    """Whole images of a residual branch dropped at random, the rest scaled up.
+
+    Source: stochastic depth (2016, arXiv:1603.09382).
+    """
+    # Scaled up here, so that evaluation needs no scale: the expectation is the same.
+    draw = torch.rand((len(x_NCHW), 1, 1, 1), generator=drop.generator, device=x_NCHW.device)
+    return x_NCHW * ((draw >= drop.rate) / (1 - drop.rate)).to(x_NCHW.dtype)
+
+
+def dropout(x: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+    """Entries zeroed with probability `rate`, the others scaled up."""
+    keep = torch.rand(x.shape, generator=generator, device=x.device) >= rate
+    return x * (keep / (1 - rate)).to(x.dtype)

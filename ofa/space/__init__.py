@@ -1,2 +1,1 @@
-"""Spaces and architectures: what can be chosen and what was chosen, as data. `python -m ofa.space` describes
-one."""
+"""Search spaces and their architectures, as data; `python -m ofa.space` describes a space."""

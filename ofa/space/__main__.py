@@ -1,5 +1,4 @@
-"""What a search space holds: its choices, its size and extremes, published subnets, and which MACs a sampling
-draws."""
+"""What a search space holds: choices, size, extremes, published subnets, MACs that a sampling draws."""
 
 import json
 from pathlib import Path
@@ -18,7 +17,9 @@ from engine.errors import UserError
 from engine.run import atomic
 from engine.seed import numpy_generator
 from ofa.cost import cost_of
-from ofa.space.space import Space, find_arch, largest, load_space, published, smallest
+from ofa.space.arch import Arch, largest, smallest
+from ofa.space.published import find_arch, published
+from ofa.space.space import Space, load_space
 from ofa.training.sampling import Attentive, BatchLoss, build_sampler
 from ofa.training.sandwich import Sandwich
 
@@ -27,16 +28,15 @@ PICTURES = (".png", ".pdf", ".svg")
 
 
 class Describe(Command, extra="ignore"):  # a training recipe has more in it
-    """Print a search space: choices, number of architectures, smallest and largest, published subnets, and
-    MACs as a training draws them.
+    """Print a search space: its choices, its subnets, and MACs as a training draws them.
 
     FLOPs means multiply-accumulates (MACs) of one image. Flags and recipes of the sampling are those of
     ofa.train.
 
     examples:
       python -m ofa.space attentive_nas
-      python -m ofa.space attentive_nas --sandwich.sampling.name macs_prior --sandwich.sampling.high 800M
-      --picture prior.png python -m ofa.space attentive_nas --arch attentive_nas_a1
+      python -m ofa.space attentive_nas --sandwich.sampling.name macs_prior --picture prior.png
+      python -m ofa.space attentive_nas --arch attentive_nas_a1
     """
 
     space: CliPositionalArg[str] = Field("digits", description="a packaged name or a YAML file")
@@ -63,10 +63,8 @@ class Describe(Command, extra="ignore"):  # a training recipe has more in it
             macs, params = cost_of(space, arch, self.classes, self.channels)
             print(json.dumps({"arch": arch.model_dump(mode="json"), "macs": macs, "params": params}))
             return 0
-        console.print(
-            f"space '{space.name}': {space.size():.4g} architectures"
-            + (f" ({space.source})" if space.source else "")
-        )
+        source = f" ({space.source})" if space.source else ""
+        console.print(f"space '{space.name}': {space.size():.4g} architectures{source}")
         blocks = " and ".join(dict.fromkeys(stage.block for stage in space.stages))
         console.print(
             f"resolutions {_span(space.resolution)}; {blocks} blocks, kernel and expansion chosen per "
@@ -74,6 +72,11 @@ class Describe(Command, extra="ignore"):  # a training recipe has more in it
         )
         console.print(_layers(space))
         console.print(self._subnets(space))
+        self._histogram(space, console)
+        return 0
+
+    def _histogram(self, space: Space, console: Console) -> None:
+        """Bars of the MACs that a training draws, and the picture of them."""
         macs_N = self._draw(space)
         median, sampling = format_count(float(np.median(macs_N))), self.sandwich.sampling.name
         console.print(f"MACs of {self.draws} subnets drawn by '{sampling}', median {median}")
@@ -84,54 +87,59 @@ class Describe(Command, extra="ignore"):  # a training recipe has more in it
         if self.picture:
             _draw_picture(self.picture, macs_N, f"{space.name}: {self.draws} subnets drawn by {sampling}")
             console.print(f"written to {self.picture}")
-        return 0
 
     def _subnets(self, space: Space) -> Table:
+        """The extremes and the published subnets with their cost."""
+        title = f"{self.classes} classes, {self.channels} channels"
+        table = Table("subnet", "MACs", "params", title=title, title_justify="left")
         known = published(space)
-        columns = ["subnet", "MACs", "params", *(["ImageNet top-1, published"] if known else [])]
-        table = Table(
-            *columns, title=f"{self.classes} classes, {self.channels} channels", title_justify="left"
-        )
-        rows = {"smallest": smallest(space), "largest": largest(space)} | {
-            n: p.arch for n, p in known.items()
-        }
+        if known:
+            table.add_column("ImageNet top-1, published")
+        rows = {"smallest": smallest(space), "largest": largest(space)}
+        rows |= {name: subnet.arch for name, subnet in known.items()}
         for name, arch in rows.items():
             macs, params = cost_of(space, arch, self.classes, self.channels)
-            top1 = [f"{known[name].imagenet_top1}%" if name in known else ""] if known else []
-            table.add_row(name, format_count(macs, 4), format_count(params, 4), *top1)
+            top1 = f"{known[name].imagenet_top1}%" if name in known else ""
+            cells = [name, format_count(macs, 4), format_count(params, 4)]
+            table.add_row(*cells, *([top1] if known else []))
         return table
 
     def _draw(self, space: Space) -> NDArray[np.int64]:
+        """MACs (draws,) of subnets as the sampling draws them."""
         sampling = self.sandwich.sampling
         if isinstance(sampling, Attentive) and isinstance(sampling.judge, BatchLoss):
             print(
                 "candidates are shown as they are drawn: which of them a step trains is for its batch to say"
             )
-        sampler, rng = (
-            build_sampler(sampling, space, self.classes, self.channels),
-            numpy_generator(self.seed, "describe"),
-        )
+        sampler = build_sampler(sampling, space, self.classes, self.channels)
+        rng = numpy_generator(self.seed, "describe")
         macs = []
         with progress("draw subnets", self.draws) as advance:
             for _ in range(self.draws):
-                (arch,) = sampler.draw(rng, 1, lambda archs: [0.0] * len(archs))
+                (arch,) = sampler.draw(rng, 1, _no_judge)
                 macs.append(cost_of(space, arch, self.classes, self.channels)[0])
                 advance("")
         return np.array(macs)
 
 
+def _no_judge(archs: list[Arch]) -> list[float]:
+    """All candidates alike: there is no batch here on which one could be better."""
+    return [0.0] * len(archs)
+
+
 def _layers(space: Space) -> Table:
+    """A row of choices for the stem, each stage and the head."""
     table = Table("layer", "width", "depth", "kernel", "expand", "stride", "SE", "act")
     stem = space.stem
     depth = f"2 + {_span(stem.deep.residual)}" if stem.deep else ""
     table.add_row("stem", _span(stem.width), depth, "3", "", str(stem.stride), "", stem.act)
     for i, stage in enumerate(space.stages, start=1):
         choices = [_span(values) for values in (stage.width, stage.depth, stage.kernel, stage.expand)]
-        table.add_row(f"stage {i}", *choices, str(stage.stride), "yes" if stage.se else "", stage.act)
+        se = "yes" if stage.se else ""
+        table.add_row(f"stage {i}", *choices, str(stage.stride), se, stage.act)
     if space.head:
-        table.add_row(
-            "head", _span(space.head.width), "", "", str(space.head.expand or ""), "", "", space.head.act
-        )
+        width, expand = _span(space.head.width), str(space.head.expand or "")
+        table.add_row("head", width, "", "", expand, "", "", space.head.act)
     return table
 
 

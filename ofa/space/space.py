@@ -1,35 +1,45 @@
-"""Space and Arch: what can be chosen and what was chosen, as data.
+"""What can be chosen: a search space as data, read from YAML and checked.
 
-An architecture has two forms. `Arch` holds values and is what people read and files store. A row of codes
-(uint8) holds, for each column of the space, 1 + the index of the choice, and 0 where a block is inactive:
-arrays of a million rows are sampled, costed, mutated and encoded at once. The two are one-to-one.
+`ofa.space.arch` is what was chosen, `ofa.space.codes` the same as arrays of numbers.
 """
 
-import json
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib.resources import files
+from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from engine.config import Config, read_yaml, validate
 from engine.errors import UserError, nearest
-from engine.run import read_json
+from ofa.blocks.activation import Act
+from ofa.blocks.kind import BlockPosition, BlockSettings
+from ofa.blocks.table import BLOCKS, block_kind
 
-Codes = NDArray[np.uint8]
-Act = Literal["relu", "relu6", "hard_swish", "swish"]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+# A code is one byte, and 0 says that a block is inactive: hence at most 255 choices.
 Choices = Annotated[tuple[int, ...], Field(min_length=1, max_length=255)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Ratios = Annotated[tuple[Finite, ...], Field(min_length=1, max_length=255)]
+
+
+def _known_block(name: str) -> str:
+    block_kind(name)
+    return name
+
+
+BlockName = Annotated[str, AfterValidator(_known_block)]
+BLOCKS_EXPLAINED = "; ".join(f"{name}: {kind.description}" for name, kind in BLOCKS.items())
 
 
 class Deep(Config):
-    """ResNet-D's stem (arXiv:1812.01187): 3 x 3 to `middle`, as many residual 3 x 3 as `residual` says, 3 x 3
-    to the stem's width.
+    """ResNet-D's stem (2018, arXiv:1812.01187).
 
-    A 3 x 3 max pool of stride 2 follows.
+    A 3 x 3 convolution to `middle`, as many residual 3 x 3 ones as `residual` says, a 3 x 3 one to the stem's
+    width, and a 3 x 3 max pool of stride 2.
     """
 
     middle: Choices
@@ -46,20 +56,16 @@ class Stem(Config):
 
 
 class Stage(Config):
-    """Blocks of one kind. The first one carries the stride and the change of width; the first d of them are
-    active."""
+    """Blocks of one kind, of which the first `depth` are active.
 
-    block: Literal["inverted", "bottleneck"] = Field(
-        "inverted",
-        description=(
-            "inverted: 1x1, depthwise, 1x1 (MobileNet); bottleneck: 1x1, 3x3, 1x1, activation after the sum "
-            "(ResNet-D)"
-        ),
-    )
+    The first block carries the stride and the change of width.
+    """
+
+    block: BlockName = Field("inverted", description=BLOCKS_EXPLAINED)
     width: Choices
     depth: Choices
     kernel: Choices
-    expand: Annotated[tuple[Finite, ...], Field(min_length=1, max_length=255)] = Field(
+    expand: Ratios = Field(
         description=(
             "hidden width / input width, where (1,) means no expansion layer; of a bottleneck: / output width"
         )
@@ -74,11 +80,10 @@ class Stage(Config):
 
 
 class Head(Config):
-    """What turns the last stage's map into features.
+    """What turns the last stage's map into features; a linear classifier follows.
 
     With `expand` (MobileNetV3, AttentiveNAS): 1x1 to expand x last width + BN + act, global pool, 1x1 to
-    `width` + act. Without (MobileNetV2, BigNAS): 1x1 to `width` + BN + act, global pool. A linear classifier
-    follows.
+    `width` + act. Without (MobileNetV2, BigNAS): 1x1 to `width` + BN + act, global pool.
     """
 
     width: Choices
@@ -87,19 +92,6 @@ class Head(Config):
     bias: bool = Field(
         False, description="of the 1x1 after the pool, as in torchvision's and timm's MobileNetV3"
     )
-
-
-class Arch(Config):
-    """One architecture. Entries of blocks past a stage's depth are 0."""
-
-    resolution: int
-    width: tuple[int, ...] = Field(description="stem, each stage, head (unless the space has none)")
-    depth: tuple[int, ...] = Field(description="blocks of each stage")
-    kernel: tuple[int, ...] = Field(
-        description="of each stage, or of each block of the deepest network, as the space says"
-    )
-    expand: tuple[float, ...] = Field(description="like kernel")
-    stem: tuple[int, ...] = Field((), description="of a deep stem: middle width, residual convolutions")
 
 
 class Column(NamedTuple):
@@ -111,8 +103,10 @@ class Column(NamedTuple):
 
 
 class Space(Config):
-    """The choices of a supernet. `granularity` says whether kernel and expansion are chosen per stage or per
-    block."""
+    """The choices of a supernet.
+
+    `granularity` says whether kernel and expansion are chosen per stage or per block.
+    """
 
     name: str
     source: str = Field("", description="paper or file the numbers come from")
@@ -138,51 +132,72 @@ class Space(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for column in self.columns:
-            where = f"{column.field}[{column.position}] of space '{self.name}'"
-            least = 0 if (column.field, column.position) == ("stem", 1) else 1e-9
-            if list(column.values) != sorted(set(column.values)) or column.values[0] < least:
+        for where, values in self._choice_lists():
+            smallest = 0 if where == "stem.deep.residual" else 1e-9
+            if list(values) != sorted(set(values)) or values[0] < smallest:
                 raise ValueError(
-                    f"{where} must list positive choices in ascending order, but lists {column.values}"
-                )
-            if column.field == "kernel" and any(k % 2 == 0 for k in column.values):
-                raise ValueError(f"{where} must list odd kernels, but lists {column.values}")
-            inverted = (
-                column.field == "expand" and self.stages[self.slot_stage[column.position]].block == "inverted"
-            )
-            if inverted and 1 in column.values and len(column.values) > 1:
-                raise ValueError(
-                    f"{where} mixes 1, which has no expansion layer, with others: {column.values}"
+                    f"{where} of space '{self.name}' must list positive choices in ascending order, "
+                    f"but lists {values}"
                 )
         for i, stage in enumerate(self.stages):
-            if stage.block == "bottleneck" and (
-                len(stage.kernel) > 1 or stage.se or self.shortcut == "projected"
-            ):
+            if any(kernel % 2 == 0 for kernel in stage.kernel):
                 raise ValueError(
-                    f"stage {i} of space '{self.name}' has bottlenecks, which take one kernel, no se and "
-                    "shortcut: identity "
-                    "(theirs are convolutions where they must be)"
+                    f"stages[{i}].kernel of space '{self.name}' must list odd kernels, "
+                    f"but lists {stage.kernel}"
                 )
-        total = self.stem.stride * int(np.prod([stage.stride for stage in self.stages]))
-        if self.shortcut == "projected" and any(r % total for r in self.resolution):
+            complaint = block_kind(stage.block).check(self.block_settings(i))
+            if complaint:
+                raise ValueError(f"stages[{i}].{complaint.field} of space '{self.name}' {complaint.sentence}")
+        # A pooled shortcut and the strided branch beside it only meet in maps of the same size if every
+        # stride divides its map.
+        stride = self.stem.stride * prod(stage.stride for stage in self.stages)
+        odd = [resolution for resolution in self.resolution if resolution % stride]
+        if self.shortcut == "projected" and odd:
             raise ValueError(
-                f"resolutions of space '{self.name}' must be multiples of its total stride {total} for "
-                "projected shortcuts"
+                f"resolution of space '{self.name}' must list multiples of its total stride {stride} for "
+                f"projected shortcuts, but lists {odd[0]}"
             )
         return self
+
+    def _choice_lists(self) -> Iterator[tuple[str, Sequence[float]]]:
+        """Every list of choices under its name in the file."""
+        yield "resolution", self.resolution
+        yield "stem.width", self.stem.width
+        if self.stem.deep:
+            yield "stem.deep.middle", self.stem.deep.middle
+            yield "stem.deep.residual", self.stem.deep.residual
+        for i, stage in enumerate(self.stages):
+            yield f"stages[{i}].width", stage.width
+            yield f"stages[{i}].depth", stage.depth
+            yield f"stages[{i}].kernel", stage.kernel
+            yield f"stages[{i}].expand", stage.expand
+        if self.head:
+            yield "head.width", self.head.width
 
     @cached_property
     def columns(self) -> tuple[Column, ...]:
         """The columns of a row of codes, in the order of Arch's fields."""
-        widths = [self.stem.width, *(s.width for s in self.stages), *([self.head.width] if self.head else [])]
+        widths = [self.stem.width, *(stage.width for stage in self.stages)]
+        if self.head:
+            widths.append(self.head.width)
         columns = [Column("resolution", 0, self.resolution)]
-        columns += [Column("width", i, w) for i, w in enumerate(widths)]
-        columns += [Column("depth", i, s.depth) for i, s in enumerate(self.stages)]
+        columns += [Column("width", i, width) for i, width in enumerate(widths)]
+        columns += [Column("depth", i, stage.depth) for i, stage in enumerate(self.stages)]
         columns += [Column("kernel", i, self.stages[s].kernel) for i, s in enumerate(self.slot_stage)]
         columns += [Column("expand", i, self.stages[s].expand) for i, s in enumerate(self.slot_stage)]
         if self.stem.deep:
             columns += [Column("stem", 0, self.stem.deep.middle), Column("stem", 1, self.stem.deep.residual)]
         return tuple(columns)
+
+    @cached_property
+    def column_index(self) -> dict[tuple[str, int], int]:
+        """Column number by (field, position)."""
+        return {(c.field, c.position): i for i, c in enumerate(self.columns)}
+
+    @property
+    def cardinalities(self) -> NDArray[np.int64]:
+        """Number of choices of each column."""
+        return np.array([len(c.values) for c in self.columns])
 
     @cached_property
     def slot_stage(self) -> tuple[int, ...]:
@@ -195,39 +210,52 @@ class Space(Config):
         """Entry of Arch.kernel and Arch.expand that block `block` of stage `stage` reads."""
         return stage if self.granularity == "stage" else self.slot_stage.index(stage) + block
 
+    def widths_before(self, stage: int) -> tuple[int, ...]:
+        """Choices of the input width of a stage; after the last stage, of the head's input."""
+        return self.stages[stage - 1].width if stage else self.stem.width
+
     def changes_width(self, stage: int, block: int) -> bool:
-        """Whether this block's shortcut cannot be the identity in every architecture: stride, or other widths
-        than its input's."""
-        before = self.stages[stage - 1].width if stage else self.stem.width
-        width = self.stages[stage].width
-        return block == 0 and (
-            self.stages[stage].downsample
-            or self.stages[stage].stride > 1
-            or before != width
-            or len(width) > 1
+        """Whether this block's shortcut cannot be the identity in every architecture.
+
+        It cannot where the block has a stride, or where its width may differ from its input's.
+        """
+        if block > 0:
+            return False
+        here, before = self.stages[stage], self.widths_before(stage)
+        return here.downsample or here.stride > 1 or before != here.width or len(here.width) > 1
+
+    def block_settings(self, stage: int) -> BlockSettings:
+        """What this space says of the blocks of a stage."""
+        choices = self.stages[stage]
+        return BlockSettings(
+            kernels=choices.kernel,
+            expands=choices.expand,
+            se=choices.se,
+            act=choices.act,
+            bn_eps=self.bn_eps,
+            projected=self.shortcut == "projected",
+            transformed=self.kernels == "transform",
         )
 
-    @cached_property
-    def column_index(self) -> dict[tuple[str, int], int]:
-        """Column number by (field, position)."""
-        return {(c.field, c.position): i for i, c in enumerate(self.columns)}
-
-    @property
-    def cardinalities(self) -> NDArray[np.int64]:
-        """Number of choices of each column."""
-        return np.array([len(c.values) for c in self.columns])
+    def block_position(self, stage: int, block: int, inputs: int) -> BlockPosition:
+        """Where block `block` of stage `stage` stands if it gets `inputs` channels."""
+        stride = self.stages[stage].stride if block == 0 else 1
+        return BlockPosition(inputs, stride, self.changes_width(stage, block))
 
     def size(self) -> int:
         """Number of different architectures, exactly."""
-        total = len(self.resolution) * len(self.stem.width) * (len(self.head.width) if self.head else 1)
-        total *= len(self.stem.deep.middle) * len(self.stem.deep.residual) if self.stem.deep else 1
+        total = len(self.resolution) * len(self.stem.width)
+        if self.head:
+            total *= len(self.head.width)
+        if self.stem.deep:
+            total *= len(self.stem.deep.middle) * len(self.stem.deep.residual)
         for stage in self.stages:
             block = len(stage.kernel) * len(stage.expand)
-            total *= len(stage.width) * (
-                len(stage.depth) * block
-                if self.granularity == "stage"
-                else sum(block**d for d in stage.depth)
-            )
+            if self.granularity == "stage":
+                blocks = len(stage.depth) * block
+            else:
+                blocks = sum(block**depth for depth in stage.depth)
+            total *= len(stage.width) * blocks
         return total
 
 
@@ -245,197 +273,3 @@ def load_space(name: str) -> Space:
             f"There is no space '{name}', neither as a file nor as a packaged one; {nearest(name, known)}"
         )
     return validate(Space, {"name": path.stem} | read_yaml(path), str(path))
-
-
-class Published(Config):
-    """A subnet as its authors report it: counted multiply-accumulates and parameters for 1,000 classes, and
-    ImageNet top-1 in percent."""
-
-    arch: Arch
-    macs: int
-    params: int
-    imagenet_top1: float
-
-
-def published(space: Space) -> dict[str, Published]:
-    """Published subnets of a packaged space by name; none for other spaces."""
-    path = Path(str(files("ofa.space"))) / "archs" / f"{space.name}.yaml"
-    return (
-        {name: Published.model_validate(value) for name, value in read_yaml(path).items()}
-        if path.is_file()
-        else {}
-    )
-
-
-def find_arch(space: Space, name: str) -> Arch:
-    """`smallest`, `largest`, a published name, a JSON file with an architecture (or with one under "arch"),
-    or the JSON itself.
-
-    Raises:
-        UserError: it is none of these, or not of this space.
-    """
-    if name in ("smallest", "largest"):
-        return smallest(space) if name == "smallest" else largest(space)
-    named = published(space)
-    if name in named:
-        return decode(space, encode(space, named[name].arch))
-    if name.endswith(".json") and not Path(name).is_file():
-        raise UserError(
-            f"There is no file '{name}'; give a file of predictors.select, or "
-            f"{', '.join(['smallest', 'largest', *named])}."
-        )
-    if not name.lstrip().startswith("{") and not Path(name).is_file():
-        known = ", ".join(["smallest", "largest", *named])
-        raise UserError(
-            f"Space '{space.name}' has no architecture '{name}'; give {known}, a file of predictors.select, "
-            "or JSON."
-        )
-    try:
-        values = json.loads(name) if name.lstrip().startswith("{") else read_json(Path(name))
-    except ValueError as error:
-        raise UserError(f"Architecture '{name}' is not valid JSON ({error}).") from None
-    if not isinstance(values, dict):
-        raise UserError(f"'{name}' holds no single architecture, but a JSON {type(values).__name__}.")
-    arch = validate(Arch, values.get("arch", values), f"architecture '{name}'")
-    return decode(space, encode(space, arch))
-
-
-def encode(space: Space, arch: Arch) -> Codes:
-    """The row of codes of `arch`.
-
-    Raises:
-        UserError: a value is not among the space's choices; the sentence names it.
-    """
-    _check_lengths(space, arch)
-    row = np.zeros(len(space.columns), np.uint8)
-    active = _active(space, np.array(arch.depth)[None])[0]
-    for i, (field, position, values) in enumerate(space.columns):
-        entry = arch.resolution if field == "resolution" else getattr(arch, field)[position]
-        if not active[i]:
-            continue
-        if entry not in values:
-            raise UserError(
-                f"{field}[{position}] = {entry} is not in space '{space.name}'; its choices are "
-                f"{', '.join(map(str, values))}."
-            )
-        row[i] = 1 + values.index(entry)
-    return row
-
-
-def decode(space: Space, codes: Codes) -> Arch:
-    """The architecture of one row of codes."""
-    fields: dict[str, list[Any]] = {name: [] for name in Arch.model_fields}
-    for column, code in zip(space.columns, codes, strict=True):
-        fields[column.field].append(column.values[code - 1] if code else 0)
-    return Arch(**{**fields, "resolution": fields["resolution"][0]})
-
-
-def canonical(space: Space, codes_NF: Codes) -> Codes:
-    """The same rows with inactive blocks set to 0 and newly active ones that hold 0 set to their first
-    choice."""
-    depth_NS = np.stack(
-        [
-            np.array(s.depth)[codes_NF[:, space.column_index["depth", i]] - 1]
-            for i, s in enumerate(space.stages)
-        ],
-        axis=1,
-    )
-    return np.where(_active(space, depth_NS), np.maximum(codes_NF, 1), 0).astype(np.uint8)
-
-
-def smallest(space: Space) -> Arch:
-    """The architecture with the first choice everywhere; none needs fewer MACs or parameters."""
-    return decode(space, canonical(space, np.ones((1, len(space.columns)), np.uint8))[0])
-
-
-def largest(space: Space) -> Arch:
-    """The architecture with the last choice everywhere."""
-    return decode(space, canonical(space, space.cardinalities.astype(np.uint8)[None])[0])
-
-
-def sample(space: Space, rng: np.random.Generator) -> Arch:
-    """One architecture, every choice uniform (BigNAS)."""
-    return decode(space, sample_codes(space, 1, rng)[0])
-
-
-def sample_codes(space: Space, count: int, rng: np.random.Generator) -> Codes:
-    """`count` rows, every choice uniform and independent."""
-    columns = [rng.integers(1, n, count, np.uint8, endpoint=True) for n in space.cardinalities]
-    return canonical(space, np.stack(columns, axis=1))
-
-
-def only(space: Space, arch: Arch) -> Space:
-    """The space that holds the network of `arch` and nothing else: every block is a stage of its own, with
-    one choice each.
-
-    Training it is training that network from scratch, with its own initialisation.
-    """
-    stages = []
-    for i, stage in enumerate(space.stages):
-        for block in range(arch.depth[i]):
-            slot = space.slot(i, block)
-            single = {
-                "width": (arch.width[i + 1],),
-                "depth": (1,),
-                "kernel": (arch.kernel[slot],),
-                "expand": (arch.expand[slot],),
-            }
-            first = {"stride": stage.stride if block == 0 else 1, "downsample": space.changes_width(i, block)}
-            stages.append(stage.model_copy(update=single | first))
-    deep = Deep(middle=arch.stem[:1], residual=arch.stem[1:]) if space.stem.deep else None
-    stem = space.stem.model_copy(update={"width": arch.width[:1], "deep": deep})
-    head = space.head.model_copy(update={"width": arch.width[-1:]}) if space.head else None
-    fixed = {
-        "resolution": (arch.resolution,),
-        "granularity": "stage",
-        "stem": stem,
-        "stages": tuple(stages),
-        "head": head,
-    }
-    return Space.model_validate({name: getattr(space, name) for name in Space.model_fields} | fixed)
-
-
-def mutate(space: Space, codes_NF: Codes, probability: float, rng: np.random.Generator) -> Codes:
-    """Each row with each choice drawn anew with `probability`; the choices of a block that thereby wakes up
-    are drawn, too."""
-    fresh = np.stack(
-        [rng.integers(1, n, len(codes_NF), np.uint8, endpoint=True) for n in space.cardinalities], axis=1
-    )
-    return canonical(
-        space, np.where((rng.random(codes_NF.shape) < probability) | (codes_NF == 0), fresh, codes_NF)
-    )
-
-
-def cross(space: Space, codes_NF: Codes, others_NF: Codes, rng: np.random.Generator) -> Codes:
-    """Each choice from one of two parents, with even odds; from the one that has the block where only one
-    does."""
-    other = ((rng.random(codes_NF.shape) < 0.5) | (codes_NF == 0)) & (others_NF != 0)
-    return canonical(space, np.where(other, others_NF, codes_NF))
-
-
-def thermometer(space: Space, codes_NF: Codes) -> NDArray[np.float32]:
-    """(N, sum of cardinalities) thermometer code, what predictors see: for each choice, whether it is this
-    value or a later one.
-
-    Neighbouring choices share most of their code, and blocks past a stage's depth are zeros.
-    """
-    parts = [codes_NF[:, i, None] >= np.arange(1, n + 1) for i, n in enumerate(space.cardinalities)]
-    return np.concatenate(parts, axis=1).astype(np.float32)
-
-
-def _active(space: Space, depth_NS: NDArray[Any]) -> NDArray[np.bool_]:
-    """(N, F): which columns are read by architectures of the given depths."""
-    active = np.ones((len(depth_NS), len(space.columns)), np.bool_)
-    if space.granularity == "block":
-        for slot, stage in enumerate(space.slot_stage):
-            reached = depth_NS[:, stage] > slot - space.slot_stage.index(stage)
-            active[:, space.column_index["kernel", slot]] = reached
-            active[:, space.column_index["expand", slot]] = reached
-    return active
-
-
-def _check_lengths(space: Space, arch: Arch) -> None:
-    for field in ("width", "depth", "kernel", "expand", "stem"):
-        given, wanted = len(getattr(arch, field)), sum(column.field == field for column in space.columns)
-        if given != wanted:
-            raise UserError(f"{field} has {given} entries, but space '{space.name}' has {wanted}.")

@@ -1,5 +1,4 @@
-"""What a student learns from its teacher: soft cross-entropy (BigNAS) or the adaptive alpha-divergence
-(AlphaNet)."""
+"""What a student learns from its teacher: soft cross-entropy (BigNAS) or alpha-divergence (AlphaNet)."""
 
 import math
 from typing import Annotated, Literal
@@ -11,10 +10,10 @@ from torch import Tensor
 
 from engine.config import Config
 
-LOG_TINY = math.log(
-    torch.finfo(torch.float32).tiny
-)  # -87.3: probabilities below the smallest normal float32 count as that
-NEAR = 1e-3  # an alpha this close to 0 or 1 is the limit, which rounding would otherwise swamp
+# -87.3: probabilities below the smallest normal float32 count as that.
+LOG_TINY = math.log(torch.finfo(torch.float32).tiny)
+# An alpha this close to 0 or 1 is the limit, which rounding would otherwise swamp.
+NEAR = 1e-3
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -56,8 +55,9 @@ def distil(config: Distillation, student_NK: Tensor, teacher_NK: Tensor) -> Tens
 
 
 def soft_cross_entropy(student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
-    """-sum_k softmax(teacher)_k log_softmax(student)_k, mean over the batch, in float32; temperature 1. The
-    teacher is detached.
+    """-sum_k softmax(teacher)_k log_softmax(student)_k, mean over the batch, in float32.
+
+    The temperature is 1 and the teacher is detached.
 
     Source: BigNAS (2020, arXiv:2003.11142), in-place distillation.
     """
@@ -72,12 +72,12 @@ def alpha_divergence(
     alpha_plus: float = 1.0,
     clip: float = 5.0,
 ) -> Tensor:
-    """Adaptive alpha-divergence of AlphaNet (2021, arXiv:2102.07954), mean over the batch, in float32. The
-    teacher is detached.
+    """Adaptive alpha-divergence of AlphaNet (2021, arXiv:2102.07954), mean over the batch, in float32.
 
-    For each image the alpha whose divergence is larger decides. The value is the mean of those divergences: 0
-    where student and teacher agree. The reference code reports -sum_k q_k rho_k log q_k, with q and rho held,
-    whose gradient is the paper's but whose value means nothing. The gradient here is that of its expression:
+    The teacher is detached. For each image the alpha whose divergence is larger decides. The value is the
+    mean of those divergences: 0 where student and teacher agree. The reference code reports -sum_k q_k
+    rho_k log q_k, with q and rho held, whose gradient is the paper's but whose value means nothing. The
+    gradient here is that of its expression:
 
         d/dlogits = q sum_k(q_k rho_k) - q rho
 
@@ -97,13 +97,16 @@ def alpha_divergence(
     left_wins = minus_N > plus_N
     weight_NK = torch.where(left_wins[:, None], left_NK, right_NK)
     gradient_NK = logq_NK.exp() * weight_NK.sum(1, keepdim=True) - weight_NK
-    carrier_N = ((z_NK - z_NK.detach()) * gradient_NK).sum(1)  # zero, with this gradient
+    # Zero, with this gradient: autograd's own would be another where r^alpha is clipped.
+    carrier_N = ((z_NK - z_NK.detach()) * gradient_NK).sum(1)
     return (torch.where(left_wins, minus_N, plus_N) + carrier_N).mean()
 
 
 def _divergence(logp_NK: Tensor, logq_NK: Tensor, alpha: float, clip: float) -> tuple[Tensor, Tensor]:
-    """(divergence (N,), q rho (N, K)) of teacher p and student q, with r = p / q; rho without its
-    constant."""
+    """(divergence (N,), q rho (N, K)) of teacher p and student q, with r = p / q.
+
+    rho comes without its constant, which changes no gradient.
+    """
     q_NK, logr_NK = logq_NK.exp(), logp_NK - logq_NK
     if abs(alpha - 1) < NEAR:  # f = r log r, rho = r; the reference code does not clip here
         p_NK = logp_NK.exp()

@@ -1,15 +1,15 @@
-"""Progressive shrinking (OFA, 2020, arXiv:1908.09791): the largest network first, then kernels, depths and
-widths become elastic.
+"""Progressive shrinking (OFA, 2020, arXiv:1908.09791): the largest network first, then smaller ones.
 
-A phase says how many of the largest choices of each kind are open, and how many subnets of those a step
-trains. What a phase trained stays trained: later phases only add choices. From the second phase on the
-largest network as it was at the end of the first teaches (in train mode, without dropout); where expansions
-become elastic, channels are sorted first, so that the ones that stay are the most important. Each phase
-starts with a fresh optimiser, as in the reference code.
+Kernels, depths and widths become elastic one after the other. A phase says how many of the largest choices
+of each kind are open, and how many subnets of those a step trains. What a phase trained stays trained:
+later phases only add choices. From the second phase on the largest network as it was at the end of the
+first teaches (in train mode, without dropout); where expansions become elastic, channels are sorted first,
+so that the ones that stay are the most important. Each phase starts with a fresh optimiser, as in the
+reference code.
 """
 
 from bisect import bisect_right
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,20 +22,22 @@ from engine.checkpoint import load_weights
 from engine.compute.device import autocast
 from engine.config import Config
 from engine.seed import numpy_generator
-from ofa.blocks.layer_specs import hidden_width, squeeze_width
-from ofa.space.space import Arch, Codes, Space, canonical, decode, largest
+from ofa.space.arch import Arch, largest
+from ofa.space.codes import Codes, canonical, decode
+from ofa.space.space import Space
 from ofa.subnet import Subnet, extract
-from ofa.supernet import Block, Bottleneck, Supernet
+from ofa.supernet import Supernet
 from ofa.training.losses import soft_cross_entropy
-from ofa.training.sandwich import Sandwich, label_step
+from ofa.training.sandwich import Sandwich, Seeds, label_step
 
 TEACHER = "teacher.safetensors"
+MOST_CHOICES = 255  # of a column, since a code is one byte
 
 
 class Phase(Config):
-    """One phase. `kernel`, `depth`, `expand` and `width` count the largest choices that are open in every
-    stage; none: all.
+    """One phase: how long it trains, and which choices it opens.
 
+    `kernel`, `depth`, `expand` and `width` count the largest choices that are open in every stage; none: all.
     A deep stem's middle width goes with `width` and its residual convolutions with `depth`.
     """
 
@@ -53,22 +55,20 @@ class Phase(Config):
 
     def open(self, space: Space) -> Codes:
         """(F,) how many of the largest choices of each column are open. Resolutions always all are."""
-        limits = {
-            "kernel": self.kernel,
-            "depth": self.depth,
-            "expand": self.expand,
-            "width": self.width,
-            "resolution": None,
-        }
-        kinds = [
-            ("width", "depth")[column.position] if column.field == "stem" else column.field
-            for column in space.columns
-        ]
-        return np.minimum([limits[kind] or 255 for kind in kinds], space.cardinalities).astype(np.uint8)
+        limits = []
+        for column in space.columns:
+            field = column.field
+            if field == "stem":
+                field = "width" if column.position == 0 else "depth"
+            limit = None if field == "resolution" else getattr(self, field)
+            limits.append(limit or MOST_CHOICES)
+        return np.minimum(limits, space.cardinalities).astype(np.uint8)
 
     def sample(self, space: Space, rng: np.random.Generator, resolution: int | None = None) -> Arch:
-        """An architecture of this phase, every open choice uniform; its resolution is drawn, too, unless
-        given."""
+        """An architecture of this phase, every open choice uniform.
+
+        resolution: that of the architecture; None: it is drawn, too.
+        """
         codes = space.cardinalities.astype(np.uint8) - rng.integers(0, self.open(space), dtype=np.uint8)
         arch = decode(space, canonical(space, codes[None])[0])
         return arch if resolution is None else arch.model_copy(update={"resolution": resolution})
@@ -82,19 +82,19 @@ class Phase(Config):
 LARGEST = Phase(name="largest", epochs=1, lr=1.0, subnets=0, kernel=1, depth=1, expand=1, width=1)
 
 
-class Place(NamedTuple):
-    """Where a step is: the number of its phase, and the steps at which that begins and ends."""
+class PhasePosition(NamedTuple):
+    """Where a step is: the number of its phase, and the steps at which that phase begins and ends."""
 
     phase: int
     start: int
     end: int
 
 
-def place(phases: tuple[Phase, ...], steps: int, step: int) -> Place:
-    """The place of `step` (from 0), with `steps` in an epoch."""
+def phase_position(phases: tuple[Phase, ...], steps: int, step: int) -> PhasePosition:
+    """The position of `step` (from 0), with `steps` in an epoch."""
     ends = list(accumulate(phase.epochs * steps for phase in phases))
     number = bisect_right(ends[:-1], step)
-    return Place(number, ends[number] - phases[number].epochs * steps, ends[number])
+    return PhasePosition(number, ends[number] - phases[number].epochs * steps, ends[number])
 
 
 def drawn_resolution(space: Space, seed: int, step: int) -> int:
@@ -107,34 +107,47 @@ def shrinking_step(
     teacher: Subnet | None,
     x: Tensor,
     y: Tensor,
+    step: int,
     phase: Phase,
     config: Sandwich,
-    seed: int,
-    step: int,
-    noise_seed: int,
+    seeds: Seeds,
 ) -> Tensor:
-    """Add the gradients of one step to the supernet's. Returns the losses (max(1, subnets),), detached, on
-    the device.
+    """Add the gradients of one step to the supernet's.
 
-    x: square images (N, C, r, r) at the step's resolution r, one of the space's; all its networks see that. A
-        subnet's loss is its
-    label loss plus its soft cross-entropy against the teacher's predictions. teacher: needed where
-    phase.subnets > 0. Draws depend on (seed, step) only; those of dropout on (noise_seed, step): ranks may
-    share subnets, but never noise.
+    A subnet's loss is its label loss plus its soft cross-entropy against the teacher's predictions.
+
+    Args:
+        supernet: in train mode.
+        teacher: the largest network as it was at the end of the first phase; needed where a phase trains
+            random subnets.
+        x: square images (N, C, r, r) at the step's resolution r, one of the space's; all networks see that.
+        y: classes (N,) or class probabilities (N, K).
+        step: the number of this step; the same seeds and number draw the same subnets and noise.
+        phase: what is open.
+        config: regularisation and label smoothing.
+        seeds: of the subnets and of the noise.
+
+    Returns:
+        The losses (max(1, subnets),), detached, on the device.
     """
-    space, rng, resolution = supernet.space, numpy_generator(seed, "subnets", step), x.shape[-1]
+    space, rng, resolution = supernet.space, numpy_generator(seeds.subnets, "subnets", step), x.shape[-1]
     if phase.subnets == 0:
         arch = largest(space).model_copy(update={"resolution": resolution})
-        return torch.stack(label_step(supernet, arch, x, y, config, noise_seed, step)[1])
+        _, loss = label_step(supernet, arch, x, y, config, (seeds.noise, step))
+        return loss[None]
     assert teacher is not None
     with torch.no_grad(), autocast(x.device):
         taught = teacher(x)
+
+    def distillation(logits: Tensor) -> Tensor:
+        return soft_cross_entropy(logits, taught)
+
     losses = []
     for i in range(phase.subnets):
-        arch, noise = phase.sample(space, rng, resolution), step * phase.subnets + i
-        losses += label_step(
-            supernet, arch, x, y, config, noise_seed, noise, lambda logits: soft_cross_entropy(logits, taught)
-        )[1]
+        arch = phase.sample(space, rng, resolution)
+        # Every subnet has noise of its own: the number counts subnets here, not steps.
+        noise = (seeds.noise, step * phase.subnets + i)
+        losses.append(label_step(supernet, arch, x, y, config, noise, distillation)[1])
     return torch.stack(losses)
 
 
@@ -155,77 +168,23 @@ def grows(before: Phase, phase: Phase, space: Space) -> bool:
 
 @torch.no_grad()
 def sort_channels(supernet: Supernet, before: Phase) -> None:
-    """Order the hidden channels of every block by importance, the L1 norm of what the next layer reads from
-    each.
+    """Order the hidden channels of every block by importance, so that narrower subnets keep the best.
 
-    Every architecture of phase `before` computes the same as it did: a channel only moves among those that
-    all its architectures use, or do not use, together. Squeeze-and-excitation moves along, its inner channels
-    in the same way.
+    Every architecture of phase `before` computes the same as it did. What moves within a block is its kind's
+    to say (`ElasticBlock.sort_channels`).
     """
     space = supernet.space
     opened = dict(zip(space.columns, before.open(space), strict=True))
 
     def choices(field: str, position: int) -> tuple[float, ...]:
+        """The values that phase `before` opened: the largest ones."""
         column = space.columns[space.column_index[field, position]]
         return column.values[len(column.values) - int(opened[column]) :]
 
-    for i, stage in enumerate(space.stages):
-        for j in range(stage.depth[-1]):
-            block = supernet.stages[i][j]  # type: ignore[index]
-            outputs = choices("width", i + 1)
-            inputs = outputs if j > 0 else choices("width", i)
-            expands = choices("expand", space.slot(i, j))
-            if isinstance(block, Bottleneck):
-                cuts = {hidden_width(int(w), e) for w in outputs for e in expands}
-                _sort_bottleneck(block, cuts)
-            elif isinstance(block, Block) and block.expand is not None:
-                cuts = {hidden_width(int(w), e) for w in inputs for e in expands}
-                _sort_inverted(block, cuts)
-
-
-def _sort_inverted(block: Block, cuts: set[int]) -> None:
-    assert block.expand is not None
-    writers: list[Tensor] = [
-        block.expand.conv.weight,
-        *_norm(block.expand.bn),
-        block.depthwise.conv.weight,
-        *_norm(block.depthwise.bn),
-    ]
-    readers: list[Tensor] = [block.project.conv.weight]
-    order = _order(block.project.conv.weight, cuts)
-    if block.se is not None:
-        reduce, restore = block.se.reduce, block.se.restore
-        assert reduce.bias is not None and restore.bias is not None
-        inner = _order(restore.weight, {squeeze_width(cut) for cut in cuts})
-        _permute(inner, [reduce.weight, reduce.bias], [restore.weight])
-        writers += [restore.weight, restore.bias]
-        readers.append(reduce.weight)
-    _permute(order, writers, readers)
-
-
-def _sort_bottleneck(block: Bottleneck, cuts: set[int]) -> None:
-    for layer, following in ((block.conv, block.project), (block.reduce, block.conv)):
-        _permute(
-            _order(following.conv.weight, cuts),
-            [layer.conv.weight, *_norm(layer.bn)],
-            [following.conv.weight],
-        )
-
-
-def _norm(bn: torch.nn.Module) -> list[Tensor]:
-    return [getattr(bn, name) for name in ("weight", "bias", "running_mean", "running_var")]
-
-
-def _order(following: Tensor, cuts: set[int]) -> Tensor:
-    """Where each input channel of `following` (O, I, k, k) comes from: most important first between one cut
-    and the next."""
-    importance = following.abs().sum((0, 2, 3))
-    edges = sorted({0, len(importance), *cuts})
-    return torch.cat([a + importance[a:b].argsort(descending=True, stable=True) for a, b in pairwise(edges)])
-
-
-def _permute(order: Tensor, writers: list[Tensor], readers: list[Tensor]) -> None:
-    """Reorder what writes the channels (their axis 0) and what reads them (axis 1)."""
-    for axis, tensors in ((0, writers), (1, readers)):
-        for tensor in tensors:
-            tensor.copy_(tensor.index_select(axis, order))
+    for stage, depth in enumerate(stage.depth[-1] for stage in space.stages):
+        outputs = [int(width) for width in choices("width", stage + 1)]
+        first_inputs = [int(width) for width in choices("width", stage)]
+        for number in range(depth):
+            inputs = outputs if number > 0 else first_inputs
+            expands = choices("expand", space.slot(stage, number))
+            supernet.block(stage, number).sort_channels(inputs, outputs, expands)

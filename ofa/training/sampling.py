@@ -1,11 +1,12 @@
-"""Which subnets a step trains beside the largest and the smallest: uniform, by a prior over MACs, or the best
-or worst of a few.
+"""Which subnets a step trains beside the largest and the smallest.
 
-BigNAS (2020, arXiv:2003.11142) draws uniformly, and so mostly middling networks. AttentiveNAS (2021,
-arXiv:2011.09011) draws a target MACs first, then candidates that cost as much, and trains the best of them
-(BestUp) or the worst (WorstUp). Candidates come from p(choice | MACs bin), every choice on its own, until the
-bin matches. Two differences from its code: the distributions are estimated here, from a million sampled and
-costed architectures, rather than read from a file; and where every try misses the bin one of those samples is
+They are drawn uniformly, by a prior over MACs, or as the best or worst of a few. BigNAS (2020,
+arXiv:2003.11142) draws uniformly, and so mostly middling networks. AttentiveNAS (2021, arXiv:2011.09011)
+draws a target MACs first, then candidates that cost as much, and trains the best of them (BestUp) or the
+worst (WorstUp). Candidates come from p(choice | MACs bin), every choice on its own, until the bin matches.
+
+Two differences from its code: the distributions are estimated here, from a million sampled and costed
+architectures, rather than read from a file; and where every try misses the bin one of those samples is
 taken, not the last try whatever it costs, so no draw leaves its bin.
 """
 
@@ -24,23 +25,13 @@ from engine.errors import UserError
 from engine.run import read_lines
 from engine.seed import numpy_generator
 from ofa.cost import cost_of, costs_of
-from ofa.space.space import (
-    Arch,
-    Codes,
-    Space,
-    canonical,
-    decode,
-    encode,
-    largest,
-    sample,
-    sample_codes,
-    smallest,
-    thermometer,
-)
+from ofa.space.arch import Arch, largest, smallest
+from ofa.space.codes import Codes, canonical, decode, encode, sample, sample_codes, thermometer
+from ofa.space.space import Space
 
-BIN = 25_000_000  # AttentiveNAS
+BIN = 25_000_000  # MACs, as in AttentiveNAS
 MOST_BINS = 1_000
-CHUNK = 100_000
+CHUNK = 100_000  # architectures that are sampled at a time, so that a million need little memory
 FEWEST_PAIRS = 10
 
 Judge = Callable[[list[Arch]], list[float]]  # loss of each on the step's batch
@@ -89,8 +80,10 @@ class MacsPrior(_Prior):
 
 
 class BatchLoss(Config):
-    """The label loss on the step's own batch, with its batch statistics and no regularisation, as in
-    AttentiveNAS's code."""
+    """The label loss on the step's own batch, as in AttentiveNAS's code.
+
+    It is taken with the batch's own statistics and without regularisation.
+    """
 
     name: Literal["batch_loss"] = "batch_loss"
     candidates: int = Field(
@@ -104,8 +97,10 @@ class BatchLoss(Config):
 
 
 class Predicted(Config):
-    """The accuracy that an additive predictor (Bayesian ridge) learned from measured subnets. Free of forward
-    passes."""
+    """The accuracy that an additive predictor (Bayesian ridge) learned from measured subnets.
+
+    It needs no forward passes.
+    """
 
     name: Literal["predicted"] = "predicted"
     candidates: int = Field(50, ge=1, description="a random subnet is chosen from this many")
@@ -122,23 +117,29 @@ class Attentive(_Prior):
     judge: Annotated[Predicted | BatchLoss, Field(discriminator="name")] = BatchLoss()
 
 
-Sampling = Annotated[
-    Attentive | MacsPrior | Uniform, Field(discriminator="name")
-]  # --help shows the last one as the default
+# --help shows the last one as the default.
+Sampling = Annotated[Attentive | MacsPrior | Uniform, Field(discriminator="name")]
 
 
 class Sampler(Protocol):
     """What a built sampler can do."""
 
     def draw(self, rng: np.random.Generator, count: int, judge: Judge) -> list[Arch]:
-        """The `count` random subnets of one step. What is taken from `rng` never depends on what `judge`
-        says."""
+        """The `count` random subnets of one step.
+
+        What is taken from `rng` never depends on what `judge` says, so that runs can be compared.
+        """
         ...
 
 
 def build_sampler(config: Sampling, space: Space, classes: int, channels: int) -> Sampler:
-    """The sampler, with its tables estimated for a network of `classes` classes and `channels` input
-    channels.
+    """The sampler, with its tables estimated.
+
+    Args:
+        config: which sampling.
+        space: of the supernet.
+        classes: outputs of its classifier, which count for the MACs.
+        channels: its input channels.
 
     Raises:
         UserError: the range of MACs is not of this space, or the pairs of a predictor cannot be used.
@@ -150,9 +151,8 @@ def build_sampler(config: Sampling, space: Space, classes: int, channels: int) -
             return PriorSampler(Prior(config, space, classes, channels))
         case Attentive(judge=judge):
             score = fit_accuracy(judge.pairs, space) if isinstance(judge, Predicted) else None
-            return AttentiveSampler(
-                config.mode, judge.candidates, Prior(config, space, classes, channels), score
-            )
+            prior = Prior(config, space, classes, channels)
+            return AttentiveSampler(config.mode, judge.candidates, prior, score)
 
 
 class UniformSampler(NamedTuple):
@@ -182,18 +182,19 @@ class AttentiveSampler(NamedTuple):
     accuracy: Callable[[Codes], NDArray[np.float64]] | None
 
     def draw(self, rng: np.random.Generator, count: int, judge: Judge) -> list[Arch]:
-        best = rng.random() < 0.5 if self.mode == "coin" else self.mode == "bestup"
-        codes_SKF = self.prior.draw(rng, count, self.candidates)
+        best = self.mode == "bestup"
+        if self.mode == "coin":
+            best = rng.random() < 0.5
+        codes_SKF = self.prior.draw(rng, count, self.candidates)  # S subnets, K candidates for each
         codes_NF = codes_SKF.reshape(-1, codes_SKF.shape[-1])
         space = self.prior.space
-        loss_N = (
-            np.array(judge([decode(space, row) for row in codes_NF]))
-            if self.accuracy is None
-            else -self.accuracy(codes_NF)
-        )
+        if self.accuracy is None:
+            loss_N = np.array(judge([decode(space, row) for row in codes_NF]))
+        else:
+            loss_N = -self.accuracy(codes_NF)
         loss_SK = loss_N.reshape(codes_SKF.shape[:2])
-        chosen_S = loss_SK.argmin(1) if best else loss_SK.argmax(1)
-        return [decode(space, codes_KF[k]) for codes_KF, k in zip(codes_SKF, chosen_S, strict=True)]
+        selected_S = loss_SK.argmin(1) if best else loss_SK.argmax(1)
+        return [decode(space, codes_KF[k]) for codes_KF, k in zip(codes_SKF, selected_S, strict=True)]
 
 
 class Bins(NamedTuple):
@@ -210,10 +211,10 @@ class Bins(NamedTuple):
 
 
 class Prior:
-    """p(bin) and p(choice | bin) of a space, and the samples they were estimated from; only of bins that a
-    sample fell into.
+    """p(bin) and p(choice | bin) of a space, and the samples they were estimated from.
 
-    The estimate has a random stream of its own, the same in every run.
+    Bins into which no sample fell are left out. The estimate has a random stream of its own, the same in
+    every run.
     """
 
     def __init__(self, config: _Prior, space: Space, classes: int, channels: int):
@@ -221,10 +222,10 @@ class Prior:
         self.bins = _bins(config, space, classes, channels)
         self.known_NF, bin_N = self._sampled(config.samples)
         if len(bin_N) == 0:
+            low, high = format_count(self.bins.low), format_count(self.bins.high)
             raise UserError(
                 f"None of {config.samples} sampled architectures of space '{space.name}' has MACs within "
-                f"{format_count(self.bins.low)} to "
-                f"{format_count(self.bins.high)}; widen low and high of the sampling, or raise its samples."
+                f"{low} to {high}; widen low and high of the sampling, or raise its samples."
             )
         self.bin_B, self.start_B, self.hits_B = np.unique(bin_N, return_index=True, return_counts=True)
         weight_B = self.hits_B if config.target == "sampled" else np.ones(len(self.hits_B))
@@ -239,11 +240,13 @@ class Prior:
         """(slots, candidates, F): a target bin for each slot, and that many architectures of it."""
         target_N = rng.choice(len(self.share_B), slots, p=self.share_B).repeat(candidates)
         rows, columns = len(target_N), len(self.space.columns)
+        # All T tries at once: a choice is 1 + how many cumulative probabilities a uniform number reaches.
         place_NTF = rng.random((rows, self.tries, columns), np.float32)
         codes_NTF = np.ones(place_NTF.shape, np.uint8)
         for cumulative_BF in np.moveaxis(self.cumulative_BFV, 2, 0):
             codes_NTF += place_NTF >= cumulative_BF[target_N][:, None]
         codes_NTF = canonical(self.space, codes_NTF.reshape(-1, columns)).reshape(codes_NTF.shape)
+        # The last try is a sample that is known to be in the bin, so that the first hit always exists.
         resort_N = self.start_B[target_N] + rng.integers(self.hits_B[target_N])
         codes_NTF = np.concatenate([codes_NTF, self.known_NF[resort_N][:, None]], axis=1)
         bin_NT = self.bins.of(self.macs(codes_NTF.reshape(-1, columns))).reshape(codes_NTF.shape[:2])
@@ -265,15 +268,13 @@ class Prior:
         return codes_NF[order], bin_N[order]
 
     def _cumulative(self) -> NDArray[np.float32]:
-        """p(choice <= value | bin), (B, F, most choices - 1). A draw's choice is 1 + how many of these are
-        not above a uniform number."""
+        """p(choice <= value | bin), (B, F, most choices - 1)."""
         bins, values = len(self.bin_B), 1 + int(self.space.cardinalities.max())
         bin_N = np.arange(bins).repeat(self.hits_B)
         found = []
         for codes_N, choices in zip(self.known_NF.T, self.space.cardinalities, strict=True):
-            hits_BV = np.bincount(bin_N * values + codes_N, minlength=bins * values).reshape(bins, values)[
-                :, 1:
-            ]  # 0: inactive
+            hits_BV = np.bincount(bin_N * values + codes_N, minlength=bins * values).reshape(bins, values)
+            hits_BV = hits_BV[:, 1:]  # code 0 is an inactive block, which is no choice
             cumulative_BV = hits_BV.cumsum(1) / np.maximum(hits_BV.sum(1, keepdims=True), 1)
             cumulative_BV[:, choices - 1 :] = 1  # also where a block was never active
             found.append(cumulative_BV[:, :-1])
@@ -281,19 +282,19 @@ class Prior:
 
 
 def _bins(config: _Prior, space: Space, classes: int, channels: int) -> Bins:
-    """The bins of the part of low..high that the space reaches."""
-    least, most = (cost_of(space, arch, classes, channels)[0] for arch in (smallest(space), largest(space)))
+    """The bins of that part of low..high which the space reaches."""
+    least = cost_of(space, smallest(space), classes, channels)[0]
+    most = cost_of(space, largest(space), classes, channels)[0]
     low = least if config.low is None else max(config.low, least)
     high = most if config.high is None else min(config.high, most)
     if low > high:
-        given = [
-            f"{name} = {format_count(value)}"
-            for name, value in (("low", config.low), ("high", config.high))
-            if value is not None
-        ]
+        given = []
+        if config.low is not None:
+            given.append(f"low = {format_count(config.low)}")
+        if config.high is not None:
+            given.append(f"high = {format_count(config.high)}")
         raise UserError(
-            f"Sampling with {' and '.join(given)} leaves nothing of space '{space.name}', whose "
-            "architectures have "
+            f"Sampling with {' and '.join(given)} leaves nothing of space '{space.name}', whose subnets have "
             f"{format_count(least)} to {format_count(most)} MACs; choose low and high within, low first."
         )
     width = config.bin or max(1, min(BIN, (high - low) // 10))
@@ -301,8 +302,7 @@ def _bins(config: _Prior, space: Space, classes: int, channels: int) -> Bins:
     if bins.number > MOST_BINS:
         raise UserError(
             f"Sampling with bin = {format_count(width)} cuts {format_count(low)} to {format_count(high)} "
-            "MACs into "
-            f"{bins.number} bins, and {MOST_BINS} are the most; use a larger bin."
+            f"MACs into {bins.number} bins, and {MOST_BINS} are the most; use a larger bin."
         )
     return bins
 
@@ -322,12 +322,16 @@ def fit_accuracy(path: Path, space: Space) -> Callable[[Codes], NDArray[np.float
     if len(pairs) < FEWEST_PAIRS:
         raise UserError(
             f"'{path}' has {len(pairs)} measured subnets, and a predictor needs at least {FEWEST_PAIRS}; "
-            "name the pairs.jsonl of a run "
-            "after python -m predictors.collect, or judge by batch_loss."
+            "name the pairs.jsonl of a run after python -m predictors.collect, or judge by batch_loss."
         )
     try:
         codes_NF = np.stack([encode(space, pair.arch) for pair in pairs])
     except UserError as error:
         raise UserError(f"'{path}' was measured on another space than '{space.name}': {error}") from None
     model = BayesianRidge().fit(thermometer(space, codes_NF), [pair.val_accuracy for pair in pairs])
-    return lambda codes: model.predict(thermometer(space, codes))
+
+    def predict(codes_NF: Codes) -> NDArray[np.float64]:
+        accuracy_N: NDArray[np.float64] = model.predict(thermometer(space, codes_NF))
+        return accuracy_N
+
+    return predict

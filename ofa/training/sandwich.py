@@ -7,6 +7,7 @@ which is the L2 penalty of the largest.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +17,10 @@ from torch import Tensor
 from engine.compute.device import autocast
 from engine.config import Config
 from engine.seed import numpy_generator, torch_generator
-from ofa.space.space import Arch, largest, smallest
+from ofa.space.arch import Arch, largest, smallest
 from ofa.supernet import Regularisation, Supernet
 from ofa.training.losses import Distillation, SoftCrossEntropy, distil
-from ofa.training.sampling import Sampler, Sampling, Uniform
-
-Loss = Callable[[Tensor], Tensor]
+from ofa.training.sampling import Sampler, Sampling, Uniform, UniformSampler
 
 
 class Sandwich(Config):
@@ -42,36 +41,66 @@ class Sandwich(Config):
     )
 
 
+class Seeds(NamedTuple):
+    """Where a step's randomness comes from; with the number of the step it decides every draw.
+
+    subnets: which subnets the step trains. noise: dropout and drop-connect. Processes that train together may
+    share the first, but never the second: their images are different, and so must be their noise.
+    """
+
+    subnets: int = 0
+    noise: int = 0
+
+
 def sandwich_step(
     supernet: Supernet,
     x: Tensor,
     y: Tensor,
-    config: Sandwich,
-    sampler: Sampler,
-    seed: int,
     step: int,
-    noise_seed: int | None = None,
+    config: Sandwich | None = None,
+    sampler: Sampler | None = None,
+    seeds: Seeds | None = None,
 ) -> Tensor:
-    """Add the gradients of one step to the supernet's. Returns the losses (1 + students,), detached, on the
-    device.
+    """Add the gradients of one step to the supernet's; the caller clears them before and updates after.
 
-    x: (N, C, H, W) images; y: (N,) classes or (N, K) probabilities; sampler: built from config.sampling.
-        Draws depend on
-    (seed, step) only; those of dropout and drop-connect on (noise_seed, step), if given: ranks may share
-    subnets, but never noise.
+    Args:
+        supernet: in train mode.
+        x: square images (N, C, side, side), which each subnet resizes to its own resolution.
+        y: classes (N,) or class probabilities (N, K).
+        step: the number of this step, from 0. The same seeds and number draw the same subnets and noise.
+        config: settings; None: those of BigNAS, `Sandwich()`.
+        sampler: draws the random subnets, of `build_sampler(config.sampling, ...)`; None: uniform.
+        seeds: None: `Seeds()`.
+
+    Returns:
+        The losses (1 + students,), detached, on the device: the largest's first, the smallest's last.
+
+    Raises:
+        ValueError: the settings ask for a sampling other than uniform, and there is no sampler.
+
+    Example:
+        optimizer.zero_grad()
+        losses = sandwich_step(supernet, x, y, step)
+        optimizer.step()
     """
-    space, rng, noise = (
-        supernet.space,
-        numpy_generator(seed, "subnets", step),
-        seed if noise_seed is None else noise_seed,
-    )
-    teacher, losses = label_step(
-        supernet, largest(space), x, y, config, noise, step
-    )  # 1. the largest learns from the labels
-    random = sampler.draw(
-        rng, config.random, lambda archs: label_losses(supernet, archs, x, y, config.label_smoothing)
-    )
-    for arch in [*random, smallest(space)]:  # 2. the others learn from the largest
+    config, seeds = config or Sandwich(), seeds or Seeds()
+    if sampler is None:
+        if not isinstance(config.sampling, Uniform):
+            raise ValueError(
+                f"Sampling '{config.sampling.name}' has tables that are made once; pass the sampler that "
+                "build_sampler makes of it."
+            )
+        sampler = UniformSampler(supernet.space)
+
+    def judge(archs: list[Arch]) -> list[float]:
+        return label_losses(supernet, archs, x, y, config.label_smoothing)
+
+    space, rng = supernet.space, numpy_generator(seeds.subnets, "subnets", step)
+    # 1. the largest learns from the labels
+    teacher, loss = label_step(supernet, largest(space), x, y, config, (seeds.noise, step))
+    losses = [loss]
+    # 2. the others learn from the largest
+    for arch in [*sampler.draw(rng, config.random, judge), smallest(space)]:
         with autocast(x.device):
             logits = supernet(x, arch)
         loss = distil(config.distillation, logits, teacher)
@@ -86,34 +115,43 @@ def label_step(
     x: Tensor,
     y: Tensor,
     config: Sandwich,
-    seed: int,
-    step: int,
-    also: Loss | None = None,
-) -> tuple[Tensor, list[Tensor]]:
-    """Add the gradients of one regularised network that learns from labels. Returns its logits and its loss,
-    detached.
+    noise: tuple[int, int],
+    extra_loss: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Add the gradients of one regularised network that learns from labels.
 
-    also: a function of the logits that is added to the label loss.
+    Args:
+        supernet: whose weights learn.
+        arch: the network.
+        x: square images (N, C, side, side).
+        y: classes (N,) or class probabilities (N, K).
+        config: its regularisation and label smoothing.
+        noise: a seed and a number that together decide dropout and drop-connect.
+        extra_loss: a function of the logits that is added to the label loss.
+
+    Returns:
+        Its logits (N, K) and its loss, both detached.
     """
-    generator = torch_generator(x.device, seed, "regularise", step)
+    generator = torch_generator(x.device, noise[0], "regularise", noise[1])
     first = len(supernet.space.stages) - config.drop_connect_stages if config.drop_connect_stages else 0
     with autocast(x.device):
         logits = supernet(x, arch, Regularisation(config.dropout, config.drop_connect, first, generator))
     loss = F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing)
-    loss = loss if also is None else loss + also(logits)
+    if extra_loss is not None:
+        loss = loss + extra_loss(logits)
     loss.backward()  # type: ignore[no-untyped-call]
-    return logits.detach(), [loss.detach()]
+    return logits.detach(), loss.detach()
 
 
 @torch.no_grad()
 def label_losses(
     supernet: Supernet, archs: list[Arch], x: Tensor, y: Tensor, label_smoothing: float
 ) -> list[float]:
-    """Loss of each on the batch, with batch statistics and without regularisation; one host
-    synchronisation."""
+    """Loss of each architecture on the batch, with batch statistics and without regularisation."""
     losses = []
     for arch in archs:
         with autocast(x.device):
             logits = supernet(x, arch)
         losses.append(F.cross_entropy(logits.float(), y, label_smoothing=label_smoothing))
+    # One synchronisation with the device for all of them.
     return torch.stack(losses).tolist() if losses else []

@@ -14,7 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import norm
 
-from ofa.space.space import Codes, Space, cross, encode, largest, mutate, sample_codes
+from ofa.space.arch import largest
+from ofa.space.codes import Codes, cross, encode, mutate, sample_codes
+from ofa.space.space import Space
 from predictors.accuracy.features import features
 from predictors.accuracy.models import Floats, GaussianProcess
 from predictors.search.constraints import Costs

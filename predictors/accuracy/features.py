@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from ofa.space import space as spaces
-from ofa.space.space import Codes, Space
+from ofa.space.codes import Codes, thermometer
+from ofa.space.space import Space
 
 
 def features(space: Space, codes_NF: Codes) -> NDArray[np.float32]:
@@ -16,7 +16,7 @@ def features(space: Space, codes_NF: Codes) -> NDArray[np.float32]:
     so whatever adds the columns up, as ridge does, is additive over the stages.
     """
     return np.concatenate(
-        [spaces.thermometer(space, codes_NF), codes_NF, _sums(space, codes_NF)], axis=1, dtype=np.float32
+        [thermometer(space, codes_NF), codes_NF, _sums(space, codes_NF)], axis=1, dtype=np.float32
     )
 
 

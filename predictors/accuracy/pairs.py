@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from engine.config import Config, validate
 from engine.errors import UserError
 from engine.run import read_json, read_lines
-from ofa.space.space import Arch
+from ofa.space.arch import Arch
 from ofa.trained import run_flag
 
 FRONT = "front.json"

@@ -22,9 +22,13 @@ from engine.errors import UserError
 from engine.onnx_file import to_onnx
 from engine.run import atomic, read_json, write_json
 from engine.seed import numpy_generator
-from ofa.blocks.layer_specs import BlockSpec, HeadSpec, LayerSpec, StemSpec, layer_specs, tables
-from ofa.space.space import Codes, Space, Stage
-from ofa.subnet import Block, Bottleneck, ConvBN, DeepStem, Head
+from ofa.blocks.head import HeadAndClassifier, HeadSpec
+from ofa.blocks.kind import BlockSpec
+from ofa.blocks.stem import StemSpec, plain_stem
+from ofa.blocks.table import block_kind
+from ofa.layers import LayerSpec, cost_tables, layer_specs
+from ofa.space.codes import Codes, decode
+from ofa.space.space import Space
 
 WEIGHTS = "weights.bin"
 OVERHEAD = "overhead"
@@ -68,48 +72,20 @@ def distinct_layers(space: Space, classes: int, channels: int) -> list[LayerSpec
         found[piece] = None
         return (0,)
 
-    for _ in tables(space, classes, channels, note):
+    for _ in cost_tables(space, classes, channels, note):
         pass
     return list(found)
-
-
-class Alone(nn.Module):
-    """A head and its classifier as one module."""
-
-    def __init__(self, head: Head | None, features: int, classes: int):
-        super().__init__()
-        self.head, self.classifier = head, nn.Linear(features, classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.classifier(x.mean((2, 3)) if self.head is None else self.head(x))
 
 
 def module_of(space: Space, piece: LayerSpec) -> tuple[nn.Module, int]:
     """The piece as a torch module, and its input channels."""
     match piece:
         case StemSpec():
-            if piece.deep:
-                return DeepStem(
-                    space, piece.channels, piece.width, piece.middle, piece.residual
-                ), piece.channels
-            return ConvBN(
-                space, piece.channels, piece.width, 3, piece.stride, act=space.stem.act
-            ), piece.channels
+            return plain_stem(piece, space.bn_eps), piece.channels
         case BlockSpec():
-            ratio = piece.hidden / (piece.out if piece.block == "bottleneck" else piece.inp)
-            source = next(
-                s for s in space.stages if (s.block, s.se, s.act) == (piece.block, piece.se, piece.act)
-            )
-            stage = source.model_copy(update={"expand": (2.0,) if piece.expands else (1,)})
-            return _block(space, stage, piece, ratio), piece.inp
+            return block_kind(piece.block).plain(piece, space.bn_eps), piece.inp
         case HeadSpec():
-            head = Head(space, space.head, piece.inp, piece.width or piece.wide) if space.head else None
-            return Alone(head, piece.width or piece.wide or piece.inp, piece.classes), piece.inp
-
-
-def _block(space: Space, stage: Stage, piece: BlockSpec, ratio: float) -> nn.Module:
-    kind = Bottleneck if piece.block == "bottleneck" else Block
-    return kind(space, stage, piece.inp, piece.out, piece.kernel, ratio, piece.stride, piece.projects)
+            return HeadAndClassifier(piece, space.bn_eps), piece.inp
 
 
 def export_kit(
@@ -130,7 +106,9 @@ def export_kit(
     Raises:
         UserError: the folder holds a kit of something else.
     """
-    nets = [(network_name(row), layer_specs(space, row, classes, channels)) for row in networks_NF]
+    nets = [
+        (network_name(row), layer_specs(space, decode(space, row), classes, channels)) for row in networks_NF
+    ]
     items = [{"name": OVERHEAD, "file": f"{OVERHEAD}.onnx", "shape": [1, 1, 1, 1]}] if pieces else []
     items += [
         {"name": layer_name(p), "file": f"{structure(p)}.onnx", "shape": [1, _channels(p), p.size, p.size]}

@@ -29,9 +29,10 @@ from engine.config import Config, validate
 from engine.errors import UserError
 from engine.run import read_json
 from engine.seed import numpy_generator
-from ofa.blocks.layer_specs import LayerSpec, Table, tables, total
 from ofa.cost import cost_of_layer, memory_of_layer
-from ofa.space.space import Codes, Space, sample_codes
+from ofa.layers import CostTable, LayerSpec, cost_tables, total
+from ofa.space.codes import Codes, sample_codes
+from ofa.space.space import Space
 from predictors.latency.kit import structure
 
 VERSION = 1
@@ -91,7 +92,7 @@ class Additive(NamedTuple):
     """Milliseconds of an architecture: an offset plus one entry of each table."""
 
     offset: float
-    tables: tuple[Table, ...]
+    tables: tuple[CostTable, ...]
 
     def predict(self, codes_NF: Codes) -> Floats:
         """(N,) milliseconds."""
@@ -201,7 +202,7 @@ def fit(table: LatencyTable, space: Space, level: Level = "residual") -> Additiv
 
 
 def _base(table: LatencyTable, space: Space) -> Additive:
-    make = partial(tables, space, table.classes, table.channels, dtype=np.float64)
+    make = partial(cost_tables, space, table.classes, table.channels, dtype=np.float64)
     if table.blocks:
         return Additive(0.0, tuple(make(partial(_look_up, table))))
     if table.others:
@@ -228,7 +229,7 @@ def _sum(models: Sequence[Additive], weights: Sequence[float]) -> Additive:
     """A weighted sum of models of one space."""
     offset = sum(w * m.offset for w, m in zip(weights, models, strict=True))
     joined = [
-        Table(parts[0].columns, np.asarray(sum(w * t.price for w, t in zip(weights, parts, strict=True))))
+        CostTable(parts[0].columns, np.asarray(sum(w * t.costs for w, t in zip(weights, parts, strict=True))))
         for parts in zip(*(m.tables for m in models), strict=True)
     ]
     return Additive(offset, tuple(joined))
@@ -253,7 +254,7 @@ def _affine(base: Additive, codes: Codes, y: Floats) -> tuple[Additive, NDArray[
     return Additive(model.offset + offset, model.tables), kept
 
 
-def stage_features(space: Space, classes: int, channels: int) -> tuple[tuple[Table, ...], list[int]]:
+def stage_features(space: Space, classes: int, channels: int) -> tuple[tuple[CostTable, ...], list[int]]:
     """Tables of (blocks, MACs, numbers in memory, parameters), and for each table the stage whose features it
     adds to."""
 
@@ -261,7 +262,7 @@ def stage_features(space: Space, classes: int, channels: int) -> tuple[tuple[Tab
         macs, params = cost_of_layer(piece)
         return 1.0, macs / 1e8, memory_of_layer(piece) / 1e6, params / 1e6
 
-    found = tuple(tables(space, classes, channels, features, dtype=np.float64))
+    found = tuple(cost_tables(space, classes, channels, features, dtype=np.float64))
     stage_of = {space.column_index["depth", i]: i + 1 for i in range(len(space.stages))}
     last = len(space.stages) + 1
     groups = [
@@ -273,7 +274,7 @@ def stage_features(space: Space, classes: int, channels: int) -> tuple[tuple[Tab
 def _with_residual(model: Additive, table: LatencyTable, space: Space, codes: Codes, y: Floats) -> Additive:
     """Ridge on what `model` leaves, in the features of the stages."""
     found, groups = stage_features(space, table.classes, table.channels)
-    width, stages = found[0].price.shape[-1], max(groups) + 1
+    width, stages = found[0].costs.shape[-1], max(groups) + 1
 
     def matrix(rows: Codes) -> Floats:
         X = np.zeros((len(rows), stages, width))
@@ -295,7 +296,7 @@ def _with_residual(model: Additive, table: LatencyTable, space: Space, codes: Co
     ridge = Ridge(STRENGTHS[np.flatnonzero(within)[-1]]).fit(X, left)
     weights = (ridge.coef_ * scale).reshape(stages, width)
     priced = [
-        Table(t.columns, (t.price @ weights[group])[..., None])
+        CostTable(t.columns, (t.costs @ weights[group])[..., None])
         for t, group in zip(found, groups, strict=True)
     ]
     return _sum([model, Additive(float(ridge.intercept_), tuple(priced))], [1, 1])

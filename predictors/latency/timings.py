@@ -12,7 +12,12 @@ import numpy as np
 
 from engine.config import read_yaml
 from engine.errors import UserError
-from ofa.blocks.layer_specs import BlockSpec, HeadSpec, LayerSpec, StemSpec, halve
+from ofa.blocks.head import HeadSpec
+from ofa.blocks.kind import BlockSpec
+from ofa.blocks.sizes import halve
+from ofa.blocks.stem import StemSpec
+from ofa.blocks.table import block_kind
+from ofa.layers import LayerSpec
 from ofa.space.space import Space
 from predictors.latency.kit import OVERHEAD, distinct_layers, layer_name, structure
 from predictors.latency.model import LatencyTable, Network, Noise, fingerprint
@@ -242,13 +247,12 @@ def published_keys(piece: LayerSpec) -> list[str]:
         case StemSpec():
             return [f"Conv-input:{s}x{s}x{piece.channels}-output:{_map(halve(s, piece.stride), piece.width)}"]
         case BlockSpec():
-            flags = f"-se:{int(piece.se)}-hs:{int(piece.act == 'hard_swish')}"
-            return [
-                f"expanded_conv-input:{_map(s, piece.inp)}-output:{_map(halve(s, piece.stride), piece.out)}-"
-                f"expand:{piece.hidden}"
-                f"-kernel:{piece.kernel}-stride:{piece.stride}-"
-                f"idskip:{int(piece.residual)}{'' if flags == '-se:0-hs:0' else flags}"
-            ]
+            published_key = block_kind(piece.block).published_key
+            if published_key is None:
+                raise UserError(
+                    f"Published latency tables have no {piece.block} blocks; measure this space instead."
+                )
+            return [published_key(piece)]
         case HeadSpec(wide=wide, width=width) if width:
             pool = f"AvgPool2D-input:{_map(s, wide)}-output:{_map(1, wide)}"
             mix, logits = (

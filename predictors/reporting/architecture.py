@@ -4,8 +4,10 @@ supernet would allow."""
 from collections.abc import Iterator
 
 from engine.plot.canvas import Drawing, Outline, Role, Shape, Words, box, text_width
-from ofa.blocks.layer_specs import halve
-from ofa.space.space import Arch, Space
+from ofa.blocks.sizes import halve
+from ofa.blocks.table import block_kind
+from ofa.space.arch import Arch
+from ofa.space.space import Space
 
 WIDTH, LABEL, ROW, GAP = 420.0, 126.0, 40.0, 4.0
 THIN, THICK = 16.0, 34.0
@@ -51,11 +53,6 @@ def shades(space: Space) -> dict[int, Role]:
     }
 
 
-def describe_block(kernel: int, expand: float) -> str:
-    """`5×5 e4`: kernel and expansion."""
-    return f"{kernel}×{kernel}" + ("" if expand == 1 else f" e{expand:.3g}")
-
-
 def _stem_text(space: Space, arch: Arch) -> str:
     return f"3×3, middle {arch.stem[0]}, {arch.stem[1]} residual" if space.stem.deep else "3×3"
 
@@ -90,7 +87,8 @@ def _blocks(y: float, space: Space, arch: Arch, i: int) -> Iterator[Shape]:
     widest = max(s.width[-1] for s in space.stages)
     deepest = max(s.depth[-1] for s in space.stages)
     step = min((WIDTH - LABEL - 8) / deepest, WIDEST_BLOCK)
-    longest = max((describe_block(k, e) for k in stage.kernel for e in stage.expand), key=len)
+    describe = block_kind(stage.block).describe
+    longest = max((describe(k, e) for k in stage.kernel for e in stage.expand), key=len)
     text_size = min(11.0, (step - GAP - 4) / text_width(longest, 1))
     for block in range(stage.depth[-1]):
         x = LABEL + step * block
@@ -108,7 +106,7 @@ def _blocks(y: float, space: Space, arch: Arch, i: int) -> Iterator[Shape]:
             yield Words(
                 x + (step - GAP) / 2,
                 y + ROW / 2 + text_size / 3,
-                describe_block(kernel, expand),
+                describe(kernel, expand),
                 text_size,
                 anchor="middle",
             )

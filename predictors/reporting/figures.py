@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 from engine.config import format_count
 from engine.plot.canvas import Drawing, side_by_side
 from engine.plot.chart import Axis, Point, Series, draw_chart, steps
-from ofa.space.space import Arch
+from ofa.space.arch import Arch
 from predictors.accuracy.cross_validation import HeldOut
 from predictors.reporting.architecture import draw_architecture
 from predictors.reporting.findings import Chosen, Findings, Known, Tested, by_arch, front_of, wilson

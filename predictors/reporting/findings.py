@@ -11,7 +11,9 @@ from pydantic import BaseModel
 
 from engine.config import validate
 from engine.run import read_json
-from ofa.space.space import Arch, Space, decode, encode, largest, smallest
+from ofa.space.arch import Arch, largest, smallest
+from ofa.space.codes import decode, encode
+from ofa.space.space import Space
 from predictors.accuracy.cross_validation import HeldOut
 from predictors.accuracy.pairs import FRONT, Selected, read_pairs, read_selected
 from predictors.search.constraints import FLAGS, Costs, format_cost

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from engine.config import format_count
 from engine.plot.canvas import colors_css, safe, to_svg
-from ofa.space.space import Arch
+from ofa.space.arch import Arch
 from predictors.accuracy.cross_validation import Trust, bands, trust
 from predictors.accuracy.validation import near, tau_in_bands
 from predictors.reporting.architecture import draw_architecture, shades

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ofa.space.space import Codes, Space, canonical, mutate
+from ofa.space.codes import Codes, canonical, mutate
+from ofa.space.space import Space
 from predictors.search.constraints import Constraint, fits, use
 from predictors.search.evaluations import Ask, Measured
 

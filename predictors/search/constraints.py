@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator
 
 from engine.config import format_count
-from ofa.space.space import Codes
+from ofa.space.codes import Codes
 
 Floats = NDArray[np.float64]
 Scores = Callable[[Codes], Floats]

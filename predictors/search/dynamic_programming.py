@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ofa.blocks.layer_specs import tables
 from ofa.cost import cost_of_layer
-from ofa.space.space import Codes, Space, sample_codes
+from ofa.layers import cost_tables
+from ofa.space.codes import Codes, sample_codes
+from ofa.space.space import Space
 from predictors.search.constraints import Floats, Scores
 
 SAMPLES = 4_000
@@ -32,9 +33,9 @@ class Part(NamedTuple):
 
 def parts_of(space: Space, classes: int, channels: int) -> dict[str, list[Part]]:
     """MACs and parameters as sums."""
-    found = list(tables(space, classes, channels, cost_of_layer))
+    found = list(cost_tables(space, classes, channels, cost_of_layer))
     return {
-        name: [Part(table.columns, table.price[..., i]) for table in found]
+        name: [Part(table.columns, table.costs[..., i]) for table in found]
         for i, name in enumerate(("macs", "params"))
     }
 

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import UserError
-from ofa.space.space import Codes, Space, encode
+from ofa.space.codes import Codes, encode
+from ofa.space.space import Space
 from predictors.accuracy.pairs import Pair
 from predictors.search.constraints import Constraint, Costs, fits, use
 from predictors.search.evolution import undominated

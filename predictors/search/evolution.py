@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ofa.space.space import Codes, Space, canonical, cross, encode, largest, mutate, sample_codes, smallest
+from ofa.space.arch import largest, smallest
+from ofa.space.codes import Codes, canonical, cross, encode, mutate, sample_codes
+from ofa.space.space import Space
 from predictors.search.constraints import Constraint, Costs, Floats, Scores, excess
 from predictors.search.dynamic_programming import Part, fit_additive, merge_fronts
 

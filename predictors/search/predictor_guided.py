@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ofa.space.space import Codes
+from ofa.space.codes import Codes
 from predictors.accuracy.features import features
 from predictors.accuracy.models import Predictor
 from predictors.accuracy.validation import Quality

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from engine.errors import UserError
 from engine.run import atomic, write_json
-from ofa.space.space import decode
+from ofa.space.codes import decode
 from predictors.accuracy.pairs import FRONT
 from predictors.search.constraints import UNITS, Constraint, Costs, format_cost
 from predictors.search.evaluations import Candidate, Measured

@@ -23,7 +23,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 from engine.errors import UserError
-from ofa.space.space import Codes, Space
+from ofa.space.codes import Codes
+from ofa.space.space import Space
 from predictors.search.constraints import Constraint, Costs
 from predictors.search.evaluations import Prediction
 

@@ -11,7 +11,7 @@ import pytest
 
 from engine.command.cli import parse
 from export.onnx import Export
-from ofa.space.space import Arch
+from ofa.space.arch import Arch
 from ofa.trained import TrainedSupernet
 from predictors.accuracy.pairs import pairs_path, read_pairs, read_selected
 from predictors.collect import Collect

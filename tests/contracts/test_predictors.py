@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import kendalltau
 
 from ofa.cost import costs_of
-from ofa.space.space import load_space, sample_codes
+from ofa.space.codes import sample_codes
+from ofa.space.space import load_space
 from predictors.accuracy.features import features
 from predictors.accuracy.models import Member, make_predictor
 from predictors.accuracy.validation import cross_validate

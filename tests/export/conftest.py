@@ -15,7 +15,7 @@ from engine.command.cli import parse
 from export.benchmark.__main__ import Benchmark
 from export.bundle.__main__ import MakeBundle
 from export.onnx import Export
-from ofa.space.space import smallest
+from ofa.space.arch import smallest
 from ofa.trained import TrainedSupernet
 
 M = TypeVar("M", bound=nn.Module)

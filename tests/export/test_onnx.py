@@ -20,7 +20,9 @@ from export.manifest import digest, read_manifest
 from export.onnx import Export
 from export.verify import Parity
 from ofa.cost import footprints_of
-from ofa.space.space import encode, find_arch, largest
+from ofa.space.arch import largest
+from ofa.space.codes import encode
+from ofa.space.published import find_arch
 from ofa.trained import TrainedSupernet
 
 

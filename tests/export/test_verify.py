@@ -20,7 +20,8 @@ from export.manifest import exported as exported_files
 from export.manifest import read_manifest
 from export.verify import Parity, Reference, check_model, compare, open_session, refer, run_file
 from ofa.cost import cost_of
-from ofa.space.space import load_space, smallest
+from ofa.space.arch import smallest
+from ofa.space.space import load_space
 from ofa.subnet import Subnet
 from ofa.supernet import Supernet
 

@@ -21,10 +21,12 @@ from safetensors.torch import save_file
 from engine.command.cli import parse
 from engine.errors import UserError
 from export.onnx import Export
-from ofa.checkpoints import load_network, load_supernet, read_checkpoint, simplified
+from ofa.checkpoints import load_mobilenet_v3, load_supernet, read_checkpoint, simplified
 from ofa.convert import Convert, space_of
 from ofa.evaluate import Evaluate
-from ofa.space.space import Arch, Space, find_arch, largest, load_space, smallest
+from ofa.space.arch import Arch, largest, smallest
+from ofa.space.published import find_arch
+from ofa.space.space import Space, load_space
 from ofa.supernet import Supernet
 from ofa.train import Train
 from ofa.trained import load_network as load_run
@@ -386,7 +388,7 @@ def test_the_largest_subnet_computes_what_mobilenet_v3_does(kind: str, tmp_path:
     supernet = Supernet(space_of(kind), 1000).eval()  # type: ignore[arg-type]
     x, space = torch.randn(2, 3, 128, 128), supernet.space
     with torch.no_grad():
-        load_network(supernet, read_checkpoint(tmp_path / "network.safetensors"), kind, Path("file"))
+        load_mobilenet_v3(supernet, read_checkpoint(tmp_path / "network.safetensors"), kind, Path("file"))
         wanted = network(x)
         found = supernet(x, largest(space).model_copy(update={"resolution": 128}))
         assert float((found - wanted).abs().max() / wanted.abs().max()) < 5e-6
@@ -394,7 +396,9 @@ def test_the_largest_subnet_computes_what_mobilenet_v3_does(kind: str, tmp_path:
         importance = supernet.stages[1][0].project.conv.weight.abs().sum((0, 2, 3))  # type: ignore[index, union-attr]
         assert (importance.diff() <= 0).all(), "narrower subnets keep the best channels"
         with pytest.raises(UserError, match="lacks"):
-            load_network(supernet, torchvision.models.mobilenet_v3_small().state_dict(), kind, Path("file"))
+            load_mobilenet_v3(
+                supernet, torchvision.models.mobilenet_v3_small().state_dict(), kind, Path("file")
+            )
 
 
 @pytest.fixture(scope="module")

@@ -12,35 +12,32 @@ import torch
 
 import ofa
 from engine.compute.macs import count_macs, count_parameters
-from ofa.blocks.layer_specs import make_divisible
+from ofa.blocks.sizes import make_divisible
 from ofa.cost import cost_of, costs_of
-from ofa.space.space import (
-    Arch,
-    Space,
-    find_arch,
-    largest,
-    load_space,
-    published,
-    sample,
-    sample_codes,
-    smallest,
-)
+from ofa.layers import LayerSpec, cost_tables, layer_specs
+from ofa.space.arch import Arch, largest, smallest
+from ofa.space.codes import sample, sample_codes
+from ofa.space.published import find_arch, published
+from ofa.space.space import Space, load_space
 from ofa.subnet import Subnet
 
 
-@pytest.mark.parametrize("name", [p.stem for p in Path(ofa.__path__[0]).glob("archs/*.yaml")])
+@pytest.mark.parametrize("name", [p.stem for p in Path(ofa.__path__[0]).glob("space/archs/*.yaml")])
 def test_every_published_subnet_costs_what_was_counted_on_the_reference_code(name: str) -> None:
     space = load_space(name)
     found = published(space)
     assert len(found) == 15
     for subnet in found.values():
         assert find_arch(space, json.dumps(subnet.arch.model_dump())) == subnet.arch
-        assert cost_of(space, subnet.arch) == (subnet.macs, subnet.params)
+        assert cost_of(space, subnet.arch, 1000, 3) == (subnet.macs, subnet.params)
 
 
 def test_published_extremes() -> None:
     space = load_space("attentive_nas")
-    assert (cost_of(space, smallest(space))[0], cost_of(space, largest(space))[0]) == (203389568, 1939335808)
+    assert (cost_of(space, smallest(space), 1000, 3)[0], cost_of(space, largest(space), 1000, 3)[0]) == (
+        203389568,
+        1939335808,
+    )
 
 
 # Counted on the reference code at 224 pixels: smallest (MACs, parameters), largest, and one random
@@ -56,7 +53,7 @@ OFA = {
 def test_extremes_of_ofas_spaces(name: str) -> None:
     space = load_space(name)
     archs = [extreme(space).model_copy(update={"resolution": 224}) for extreme in (smallest, largest)]
-    assert tuple(cost_of(space, arch) for arch in archs) == OFA[name]
+    assert tuple(cost_of(space, arch, 1000, 3) for arch in archs) == OFA[name]
 
 
 def test_measured_ofa_subnets(nas_data: Path) -> None:
@@ -72,7 +69,7 @@ def test_measured_ofa_subnets(nas_data: Path) -> None:
             kernel=(3, *a["ks"]),
             expand=(1, *a["e"]),
         )
-        assert cost_of(space, arch) == (int(row["MACs"]), int(row["Model Parameters"]))
+        assert cost_of(space, arch, 1000, 3) == (int(row["MACs"]), int(row["Model Parameters"]))
 
 
 @pytest.mark.parametrize("name", [p.stem for p in Path(ofa.__path__[0]).glob("space/spaces/*.yaml")])
@@ -85,23 +82,30 @@ def test_equal_to_torchs_counter(name: str) -> None:
         assert cost_of(space, arch, 7, 2) == (count_macs(net, image), count_parameters(net))
 
 
-def test_odd_maps_and_per_block_choices_equal_torchs_counter(tiny: Space) -> None:
-    values = tiny.model_dump() | {"granularity": "block", "resolution": (7, 9, 13), "name": "odd"}
-    space, rng = Space.model_validate(values), np.random.default_rng(1)
-    for _ in range(10):
-        arch = sample(space, rng)
-        net, image = Subnet(space, arch, 3, 1), torch.zeros(1, 1, arch.resolution, arch.resolution)
-        assert cost_of(space, arch, 3, 1) == (count_macs(net, image), count_parameters(net))
+def test_layers_are_those_that_architectures_have(tiny: Space) -> None:
+    """All of them, since each must be timed, and no other, since that would be timed for nothing."""
+    for space in (tiny, Space.model_validate(tiny.model_dump() | {"granularity": "block"})):
+        asked: set[LayerSpec] = set()
+
+        def note(layer: LayerSpec, asked: set[LayerSpec] = asked) -> tuple[int]:
+            asked.add(layer)
+            return (0,)
+
+        list(cost_tables(space, 5, 3, note))
+        rng, found = np.random.default_rng(0), set()
+        for _ in range(3000):
+            found |= set(layer_specs(space, sample(space, rng), 5, 3))
+        assert asked == found
 
 
 def test_many_at_once_are_the_same_as_one_by_one() -> None:
     for name in ("attentive_nas", "ofa_mbv3"):
         space = load_space(name)
         codes = sample_codes(space, 300, np.random.default_rng(0))
-        many = costs_of(space, codes)
-        from ofa.space.space import decode
+        many = costs_of(space, codes, 1000, 3)
+        from ofa.space.codes import decode
 
-        assert [cost_of(space, decode(space, row)) for row in codes] == list(
+        assert [cost_of(space, decode(space, row), 1000, 3) for row in codes] == list(
             zip(many.macs, many.params, strict=True)
         )
 

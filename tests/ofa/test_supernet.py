@@ -1,76 +1,24 @@
 """supernet(x, arch) is pure in arch, equals the extracted module, and starts as BigNAS says."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from supernets import filled
 
 from engine.compute.macs import count_parameters
 from engine.data.digits import Digits
 from engine.data.sources import load_data
 from engine.errors import UserError
-from ofa.space.space import Space, largest, load_space, sample, smallest
-from ofa.subnet import Subnet, accuracy, calibrate, extract, prepare
-from ofa.supernet import Regularisation, Supernet, drop_connect, dropout
-
-
-def filled(space: Space, classes: int = 5, channels: int = 3) -> Supernet:
-    """A supernet with no zeros or ones in it, so that no mistake can hide behind one."""
-    torch.manual_seed(0)
-    net = Supernet(space, classes, channels)
-    for name, tensor in net.state_dict().items():
-        if "matrices" in name:
-            nn.init.normal_(tensor, std=0.3)
-        if tensor.ndim == 1:
-            nn.init.uniform_(tensor, 0.5, 1.5) if "weight" in name or "var" in name else nn.init.normal_(
-                tensor, std=0.1
-            )
-    return net
-
-
-def spaces() -> list[Space]:
-    packaged = [load_space(name) for name in ("digits", "small32")]
-    per_block = Space.model_validate(
-        packaged[0].model_dump() | {"granularity": "block", "resolution": (9, 13)}
-    )
-    projected = Space.model_validate(
-        packaged[1].model_dump() | {"shortcut": "projected", "resolution": (16, 24)}
-    )
-    transformed = Space.model_validate(per_block.model_dump() | {"kernels": "transform", "bn_eps": 1e-3})
-    return [*packaged, per_block, projected, transformed, resnet()]
-
-
-def resnet() -> Space:
-    stage = {
-        "block": "bottleneck",
-        "depth": (1, 2),
-        "kernel": (3,),
-        "expand": (0.25, 0.5, 1.0),
-        "act": "relu",
-    }
-    stages = (
-        {**stage, "width": (16, 32)},
-        {**stage, "width": (32, 48), "stride": 2},
-        {**stage, "width": (48,), "stride": 2},
-    )
-    stem = {"width": (8, 16), "act": "relu", "deep": {"middle": (8, 16), "residual": (0, 1, 2)}}
-    return Space.model_validate(
-        {"name": "resnet", "resolution": (33, 40), "granularity": "block", "stem": stem, "stages": stages}
-    )
-
-
-@pytest.mark.parametrize(
-    "space", spaces(), ids=["digits", "small32", "per block and odd", "projected", "transformed", "resnet"]
-)
-@pytest.mark.parametrize("training", [True, False])
-def test_extract_equals_the_supernet_under_the_same_statistics(space: Space, training: bool) -> None:
-    net, rng = filled(space).train(training), np.random.default_rng(0)
-    for arch in [smallest(space), largest(space), *(sample(space, rng) for _ in range(6))]:
-        x = torch.randn(4, 3, arch.resolution, arch.resolution)
-        with torch.no_grad():
-            torch.testing.assert_close(extract(net, arch)(x), net(x, arch), rtol=1e-5, atol=1e-5)
+from ofa.blocks.elastic import DropConnect, drop_connect, dropout
+from ofa.calibration import calibrate, prepare, subnet_accuracy
+from ofa.space.arch import largest, smallest
+from ofa.space.codes import sample
+from ofa.space.space import Space, load_space
+from ofa.subnet import Subnet, extract
+from ofa.supernet import Regularisation, Supernet
 
 
 @pytest.mark.parametrize("name", ["attentive_nas", "ofa_mbv3", "bignas", "ofa_proxyless", "ofa_resnet50"])
@@ -132,7 +80,7 @@ def test_gradients_reach_only_the_slice_in_use(tiny: Space) -> None:
 
 def test_regularisation_is_drawn_from_its_generator_and_scales(tiny: Space) -> None:
     x = torch.ones(4000, 3, 2, 2)
-    dropped = drop_connect(x, 0.25, torch.Generator().manual_seed(0))
+    dropped = drop_connect(x, DropConnect(0.25, torch.Generator().manual_seed(0)))
     whole = dropped.flatten(1)
     assert ((whole == 0).all(1) | (whole == 1 / 0.75).all(1)).all(), "drop-connect drops whole images"
     assert float(dropped.mean()) == pytest.approx(1, abs=0.03)
@@ -154,7 +102,7 @@ def test_drop_connect_grows_with_the_block_and_needs_an_identity_shortcut(
 ) -> None:
     space = load_space("digits")
     rates = []
-    monkeypatch.setattr("ofa.supernet.drop_connect", lambda x, rate, _: rates.append(rate) or x)
+    monkeypatch.setattr("ofa.blocks.inverted.drop_connect", lambda x, drop: rates.append(drop.rate) or x)
     filled(space)(torch.randn(2, 3, 16, 16), largest(space), Regularisation(0.0, 0.4, 0, torch.Generator()))
     # 8 blocks; blocks 2 and 5 carry a stride, block 0 is 16 -> 16 at stride 1 but has rate 0
     assert rates == pytest.approx([0.4 * i / 8 for i in (1, 3, 4, 6, 7)])
@@ -191,7 +139,7 @@ def test_accuracy_counts_hits() -> None:
     for x, y in data.batches("val", 77):
         logits.append(subnet(x).argmax(1))
         labels.append(y)
-    assert accuracy(subnet, data, "val") == pytest.approx(
+    assert subnet_accuracy(subnet, data.batches("val", 50)) == pytest.approx(
         float((torch.cat(logits) == torch.cat(labels)).double().mean())
     )
 
@@ -200,3 +148,39 @@ def test_subnet_trains_as_an_ordinary_module(tiny: Space) -> None:
     subnet = Subnet(tiny, largest(tiny), 2)
     subnet(torch.randn(4, 3, 12, 12)).sum().backward()
     assert all(p.grad is not None for p in subnet.parameters())
+
+
+@pytest.mark.parametrize(
+    ("field", "position", "value", "said"),
+    [
+        ("width", 3, 999, r"width\[3\] = 999 is not in space 'digits'; its choices are 16, 24, 32, 48"),
+        ("kernel", 1, 7, r"kernel\[1\] = 7 is not in space 'digits'; its choices are 3, 5"),
+        ("expand", 2, 2.5, r"expand\[2\] = 2.5 is not in space 'digits'; its choices are 2.0, 3.0, 4.0"),
+        ("depth", 0, 3, r"depth\[0\] = 3 is not in space 'digits'; its choices are 1, 2"),
+    ],
+)
+def test_an_impossible_choice_is_refused_before_anything_is_computed(
+    field: str, position: int, value: float, said: str
+) -> None:
+    space = load_space("digits")
+    net, arch = Supernet(space, 10, 1), largest(space)
+    entries = list(getattr(arch, field))
+    entries[position] = value
+    wrong = arch.model_copy(update={field: tuple(entries)})
+    for _ in range(2):  # what is remembered is what passed
+        with pytest.raises(UserError, match=said):
+            net(torch.zeros(2, 1, 16, 16), wrong)
+    with pytest.raises(
+        UserError, match="resolution = 13 is not in space 'digits'; its choices are 8, 12, 16"
+    ):
+        net(torch.zeros(2, 1, 16, 16), arch.model_copy(update={"resolution": 13}))
+    with pytest.raises(UserError, match="kernel has 4 entries, but space 'digits' has 3"):
+        net(torch.zeros(2, 1, 16, 16), arch.model_copy(update={"kernel": (5, 5, 5, 5)}))
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (2, 3, 16, 16), (2, 1, 16, 12), (2, 1, 16)], ids=str)
+def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    space = load_space("digits")
+    said = f"Images have shape {shape}, but this supernet takes square ones of 1 channels"
+    with pytest.raises(ValueError, match=re.escape(said)):
+        Supernet(space, 10, 1)(torch.zeros(shape), smallest(space))

@@ -20,7 +20,8 @@ from engine.data.sources import load_data
 from engine.errors import UserError, WorkerDied
 from engine.run import Run as RunFolder
 from engine.run import read_lines
-from ofa.space.space import Space, find_arch, load_space
+from ofa.space.published import find_arch
+from ofa.space.space import Space, load_space
 from ofa.supernet import Supernet
 from ofa.train import Train, Trainer
 from ofa.trained import TrainedSupernet

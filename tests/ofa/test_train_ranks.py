@@ -28,8 +28,7 @@ from ofa.blocks.elastic import join_batch_norms
 from ofa.space.space import Space
 from ofa.supernet import Supernet
 from ofa.train import Train, Trainer
-from ofa.training.sampling import UniformSampler
-from ofa.training.sandwich import Sandwich, sandwich_step
+from ofa.training.sandwich import Sandwich, Seeds, sandwich_step
 
 Run = Callable[..., list[Any]]
 Weights = dict[str, np.ndarray]
@@ -62,9 +61,8 @@ def _steps(ranks: Ranks, space: Space, norm: str, same: bool) -> Weights:
     for step, (x, y) in zip(range(3), batches, strict=False):
         optimizer.zero_grad()
         seed = 0 if same else ranks.seed(0)
-        losses = sandwich_step(
-            net, x.double(), y, Sandwich(dropout=0, drop_connect=0), UniformSampler(net.space), seed, step
-        )
+        config = Sandwich(dropout=0, drop_connect=0)
+        losses = sandwich_step(net, x.double(), y, step, config, seeds=Seeds(seed, seed))
         losses = ranks.average_gradients(net.parameters(), losses)
         optimizer.step()
     return {name: p.detach().numpy() for name, p in net.named_parameters()} | {"losses": losses.numpy()}

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ofa.space.space import Arch, Codes, Space, canonical, encode, load_space
+from ofa.space.arch import Arch
+from ofa.space.codes import Codes, canonical, encode
+from ofa.space.space import Space, load_space
 
 
 @pytest.fixture(scope="session")

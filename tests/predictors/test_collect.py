@@ -7,7 +7,8 @@ import pytest
 
 from engine.command.cli import parse
 from ofa.cost import costs_of
-from ofa.space.space import Space, decode
+from ofa.space.codes import decode
+from ofa.space.space import Space
 from predictors.accuracy.pairs import Pair, pairs_path, read_pairs
 from predictors.collect import Collect, round_ends, to_measure
 

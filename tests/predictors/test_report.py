@@ -14,7 +14,8 @@ import pytest
 
 from engine.command.cli import parse
 from engine.plot.canvas import safe
-from ofa.space.space import Arch, Space
+from ofa.space.arch import Arch
+from ofa.space.space import Space
 from predictors import report as report_module
 from predictors.collect import Collect
 from predictors.report import Report

@@ -18,7 +18,9 @@ from engine.data.dataset import IndexedData, Split
 from engine.errors import UserError
 from engine.run import read_lines
 from ofa.cost import costs_of
-from ofa.space.space import Arch, Space, largest, sample_codes, smallest
+from ofa.space.arch import Arch, largest, smallest
+from ofa.space.codes import sample_codes
+from ofa.space.space import Space
 from ofa.trained import TrainedSupernet
 from predictors import select as select_module
 from predictors.accuracy.pairs import read_pairs, read_selected

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ofa.space.space import Space, sample
+from ofa.space.codes import sample
+from ofa.space.space import Space
 from ofa.subnet import Subnet
 
 M = TypeVar("M", bound=nn.Module)

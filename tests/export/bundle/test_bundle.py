@@ -29,7 +29,7 @@ from export.bundle.__main__ import MakeBundle, gather, portable, write_bundle
 from export.bundle.card import render
 from export.bundle.classify import classify, prepare
 from export.bundle.contents import Bundle, read_bundle
-from ofa.space.space import find_arch
+from ofa.space.published import find_arch
 from ofa.trained import TrainedSupernet
 from predictors.reporting.findings import wilson
 

@@ -10,7 +10,8 @@ import pytest
 from engine.command.cli import parse
 from engine.errors import UserError
 from ofa.space.__main__ import Describe
-from ofa.space.space import find_arch, load_space
+from ofa.space.published import find_arch
+from ofa.space.space import load_space
 
 
 def test_the_space_its_extremes_and_published_subnets(capsys: pytest.CaptureFixture[str]) -> None:

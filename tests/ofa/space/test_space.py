@@ -9,23 +9,10 @@ import torch
 
 from engine.errors import UserError
 from ofa.cost import cost_of
-from ofa.space.space import (
-    Arch,
-    Space,
-    canonical,
-    cross,
-    decode,
-    encode,
-    find_arch,
-    largest,
-    load_space,
-    mutate,
-    only,
-    sample,
-    sample_codes,
-    smallest,
-    thermometer,
-)
+from ofa.space.arch import Arch, largest, single_arch_space, smallest
+from ofa.space.codes import canonical, cross, decode, encode, mutate, sample, sample_codes, thermometer
+from ofa.space.published import find_arch
+from ofa.space.space import Space, load_space
 from ofa.supernet import Supernet
 from ofa.trained import start_from
 
@@ -92,13 +79,13 @@ def test_blocks_that_wake_up_are_drawn_evenly() -> None:
     assert shares == pytest.approx([1 / 3] * 3, abs=0.03)
 
 
-def test_only_is_the_same_network_in_a_space_of_its_own() -> None:
+def test_single_arch_space_is_the_same_network_in_a_space_of_its_own() -> None:
     for name in NAMES:
         space = load_space(name)
         arch = sample(space, np.random.default_rng(2))
-        alone = only(space, arch)
-        assert alone.size() == 1
-        assert cost_of(alone, largest(alone), 7, 3) == cost_of(space, arch, 7, 3)
+        single = single_arch_space(space, arch)
+        assert single.size() == 1
+        assert cost_of(single, largest(single), 7, 3) == cost_of(space, arch, 7, 3)
 
 
 def test_the_same_generator_gives_the_same_architectures(space: Space) -> None:
@@ -142,7 +129,7 @@ def test_inactive_blocks_are_zero_in_every_encoding() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"resolution": 9}, r"resolution\[0\] = 9 is not in space 'tiny'; its choices are 8, 12"),
+        ({"resolution": 9}, r"resolution = 9 is not in space 'tiny'; its choices are 8, 12"),
         ({"depth": (1, 3)}, r"depth\[1\] = 3 .* choices are 1, 2"),
         ({"kernel": (3, 4)}, r"kernel\[1\] = 4 .* choices are 3, 5"),
         ({"width": (4, 8, 8)}, "width has 3 entries, but space 'tiny' has 4"),
@@ -175,14 +162,39 @@ def test_find_arch(tiny: Space, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("kernel: [3, 5]", "kernel: [5, 3]", "ascending order"),
-        ("kernel: [3, 5]", "kernel: [3, 4]", "odd kernels"),
-        ("expand: [2, 3]", "expand: [1, 3]", "mixes 1"),
+        ("resolution: [8, 12]", "resolution: [12, 8]", r"resolution of space 'broken' must list positive"),
+        ("stem: {width: [4, 8]", "stem: {width: [8, 4]", r"stem\.width of space 'broken' must list positive"),
+        ("width: [8, 16]", "width: [8, 8]", r"stages\[1\]\.width .* ascending order, but lists \(8, 8\)"),
+        ("depth: [1, 2]", "depth: [0, 2]", r"stages\[0\]\.depth .* positive choices .* lists \(0, 2\)"),
+        ("kernel: [3, 5]", "kernel: [5, 3]", r"stages\[1\]\.kernel .* ascending order, but lists \(5, 3\)"),
+        ("kernel: [3, 5]", "kernel: [3, 4]", r"stages\[1\]\.kernel .* odd kernels, but lists \(3, 4\)"),
+        ("expand: [2, 3]", "expand: [3, 2]", r"stages\[1\]\.expand .* ascending order, but lists \(3"),
+        (
+            "expand: [2, 3]",
+            "expand: [1, 3]",
+            r"stages\[1\]\.expand of space 'broken' mixes 1, .* \(1.0, 3.0\)",
+        ),
+        ("head: {width: [16, 32]", "head: {width: [32, 16]", r"head\.width of space 'broken' must list"),
+        (
+            "stem: {width: [4, 8],",
+            "stem: {width: [4, 8], deep: {middle: [8, 4]},",
+            r"stem\.deep\.middle of space 'broken' must list",
+        ),
+        (
+            "stem: {width: [4, 8],",
+            "stem: {width: [4, 8], deep: {middle: [4], residual: [2, 0]},",
+            r"stem\.deep\.residual of space 'broken' must list",
+        ),
+        (
+            "  - {width: [8], depth",
+            "  - {block: ghost, width: [8], depth",
+            r"There is no block 'ghost'; the kinds are inverted, bottleneck",
+        ),
         ("depth: [1, 2]", "dept: [1, 2]", r"there is no field 'stages.0.dept'; did you mean 'depth'"),
         (
             "resolution: [8, 12]",
             "shortcut: projected\nresolution: [8, 13]",
-            "multiples of its total stride 2",
+            r"resolution of space .* multiples of its total stride 2 .* but lists 13",
         ),
         ("stride: 2", "stride: 0", "'stages.1.stride' = 0 is not valid"),
         ("expand: [2, 3]", "expand: [2, .inf]", "finite"),
@@ -202,23 +214,26 @@ def test_a_broken_space_file_is_one_sentence(
 def test_bottlenecks_refuse_what_they_have_not() -> None:
     space = load_space("ofa_resnet50").model_dump()
     first, *others = space["stages"]
-    for change in ({"kernel": (3, 5)}, {"se": True}):
-        with pytest.raises(ValueError, match="has bottlenecks, which take one kernel"):
+    for change, said in (
+        ({"kernel": (3, 5)}, r"stages\[0\]\.kernel .* must be one kernel, since bottlenecks take no more"),
+        ({"se": True}, r"stages\[0\]\.se .* must be false, since bottlenecks have no squeeze"),
+    ):
+        with pytest.raises(ValueError, match=said):
             Space.model_validate(space | {"stages": (first | change, *others)})
-    with pytest.raises(ValueError, match="has bottlenecks"):
+    with pytest.raises(ValueError, match=r"stages\[0\]\.block .* is bottleneck, whose shortcuts are"):
         Space.model_validate(space | {"shortcut": "projected"})
 
 
-def test_only_keeps_a_shortcut_that_elastic_widths_need() -> None:
+def test_single_arch_space_keeps_a_shortcut_that_elastic_widths_need() -> None:
     """Widths that happen to agree do not make the first shortcut of a bottleneck stage the identity."""
     stage = {"block": "bottleneck", "width": (16, 32), "depth": (1,), "kernel": (3,), "expand": (0.5,)}
     space = Space.model_validate(
         {"name": "x", "resolution": (8,), "stem": {"width": (8, 16)}, "stages": (stage,)}
     )
     arch = Arch(resolution=8, width=(16, 16), depth=(1,), kernel=(3,), expand=(0.5,))
-    alone = only(space, arch)
-    assert cost_of(alone, largest(alone)) == cost_of(space, arch)
-    source, target = Supernet(space, 3), Supernet(alone, 3)
+    single = single_arch_space(space, arch)
+    assert cost_of(single, largest(single), 3, 3) == cost_of(space, arch, 3, 3)
+    source, target = Supernet(space, 3), Supernet(single, 3)
     start_from(target, source, arch)
     x = torch.randn(2, 3, 8, 8)
-    torch.testing.assert_close(target(x, largest(alone)), source(x, arch))
+    torch.testing.assert_close(target(x, largest(single)), source(x, arch))

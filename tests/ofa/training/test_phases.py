@@ -3,7 +3,7 @@ resume in any phase."""
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from test_supernet import filled, resnet
+from supernets import filled
 
 from engine.checkpoint import load_weights
 from engine.command.cli import parse
@@ -21,28 +21,20 @@ from engine.data.sources import load_data
 from engine.errors import UserError
 from engine.run import Run as RunFolder
 from engine.run import read_lines
-from ofa.blocks.layer_specs import hidden_width
-from ofa.space.space import Space, largest, load_space, smallest
+from ofa.blocks.sizes import hidden_width
+from ofa.space.arch import largest, smallest
+from ofa.space.space import Space, load_space
 from ofa.subnet import extract
 from ofa.supernet import Supernet
 from ofa.train import Train, Trainer
 from ofa.trained import load_network
 from ofa.training.losses import soft_cross_entropy
-from ofa.training.phases import Phase, drawn_resolution, grows, place, shrinking_step, sort_channels
+from ofa.training.phases import Phase, drawn_resolution, grows, phase_position, shrinking_step
 from ofa.training.sampling import UniformSampler
-from ofa.training.sandwich import Sandwich
+from ofa.training.sandwich import Sandwich, Seeds
 
 FULL = Phase(name="full", epochs=1, lr=0.1)
 ONLY_LARGEST = Phase(name="largest", epochs=2, lr=0.1, subnets=0, kernel=1, depth=1, expand=1, width=1)
-
-
-def spaces() -> list[Space]:
-    small = load_space("small32").model_dump() | {
-        "granularity": "block",
-        "kernels": "transform",
-        "resolution": (16,),
-    }
-    return [Space.model_validate(small), resnet().model_copy(update={"resolution": (32,)})]
 
 
 def test_a_phase_opens_the_largest_choices() -> None:
@@ -77,51 +69,13 @@ def test_a_deep_stem_opens_with_width_and_depth() -> None:
 
 def test_places_of_steps() -> None:
     phases = (ONLY_LARGEST, FULL)
-    assert [tuple(place(phases, 5, step)) for step in (0, 9, 10, 14, 15)] == [
+    assert [tuple(phase_position(phases, 5, step)) for step in (0, 9, 10, 14, 15)] == [
         (0, 0, 10),
         (0, 0, 10),
         (1, 10, 15),
         (1, 10, 15),
         (1, 10, 15),
     ]
-
-
-@pytest.mark.parametrize("space", spaces(), ids=["inverted, transformed, squeezed", "resnet"])
-@pytest.mark.parametrize("expand", [1, 2])
-def test_sorting_changes_no_trained_function_and_sorts(space: Space, expand: int) -> None:
-    before = Phase(name="before", epochs=1, lr=0.1, expand=expand)
-    net = filled(space).double().eval()
-    rng = np.random.default_rng(0)
-    trained = [largest(space), *(before.sample(space, rng) for _ in range(5))]
-    others = [smallest(space)]
-    x = torch.randn(2, 3, space.resolution[0], space.resolution[0], dtype=torch.float64)
-    with torch.no_grad():
-        wanted, strange = [net(x, arch) for arch in trained], [net(x, arch) for arch in others]
-        sort_channels(net, before)
-        for arch, logits in zip(trained, wanted, strict=True):
-            torch.testing.assert_close(net(x, arch), logits, rtol=1e-9, atol=1e-9)
-        assert not torch.allclose(net(x, others[0]), strange[0], rtol=1e-3), "nothing moved"
-    if expand == 1:
-        for weight, cuts in readers(net):
-            importance = weight.abs().sum((0, 2, 3))
-            for a, b in pairwise([0, *cuts, len(importance)]):
-                assert (importance[a:b].diff() <= 0).all()
-
-
-def readers(net: Supernet) -> Iterator[tuple[torch.Tensor, list[int]]]:
-    """What reads the hidden channels of each block, and the hidden widths of the largest expansion with every
-    width in use."""
-    space = net.space
-    for i, stage in enumerate(space.stages):
-        for j in range(stage.depth[-1]):
-            block = net.stages[i][j]  # type: ignore[index]
-            if stage.expand != (1,):
-                before = space.stages[i - 1].width if i else space.stem.width
-                sources = before if j == 0 and stage.block == "inverted" else stage.width
-                yield (
-                    block.project.conv.weight,
-                    sorted({hidden_width(width, stage.expand[-1]) for width in sources}),
-                )
 
 
 def test_the_step_is_label_loss_plus_distillation_at_one_resolution(
@@ -142,7 +96,7 @@ def test_the_step_is_label_loss_plus_distillation_at_one_resolution(
 
     monkeypatch.setattr(Supernet, "forward", spy)
     x = resize(x, drawn_resolution(tiny, 3, 8))
-    losses = shrinking_step(net, teacher, x, y, phase, config, 3, 8, 3)
+    losses = shrinking_step(net, teacher, x, y, 8, phase, config, Seeds(3, 3))
     gradients = [p.grad.clone() for p in net.parameters() if p.grad is not None]
     archs = list(seen)
     assert len(archs) == 3

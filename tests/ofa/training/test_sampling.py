@@ -16,19 +16,9 @@ from engine.errors import UserError
 from engine.run import read_lines
 from engine.seed import numpy_generator
 from ofa.cost import cost_of, costs_of
-from ofa.space.space import (
-    Arch,
-    Space,
-    canonical,
-    decode,
-    encode,
-    largest,
-    load_space,
-    only,
-    sample,
-    sample_codes,
-    smallest,
-)
+from ofa.space.arch import Arch, largest, single_arch_space, smallest
+from ofa.space.codes import canonical, decode, encode, sample, sample_codes
+from ofa.space.space import Space, load_space
 from ofa.training.sampling import (
     Attentive,
     AttentiveSampler,
@@ -54,7 +44,7 @@ def flat(archs: list[Arch]) -> list[float]:
 
 
 def macs_of(space: Space, archs: list[Arch]) -> np.ndarray:
-    return costs_of(space, np.stack([encode(space, a) for a in archs])).macs
+    return costs_of(space, np.stack([encode(space, a) for a in archs]), 1000, 3).macs
 
 
 def same(one: np.ndarray, other: np.ndarray) -> float:
@@ -85,7 +75,7 @@ def test_uniform_is_the_uniform_sample(tiny: Space) -> None:
 
 def test_bins_of_the_published_space(prior: Prior, attentive_nas: Space) -> None:
     assert (prior.bins.low, prior.bins.high) == tuple(
-        cost_of(attentive_nas, a)[0] for a in (smallest(attentive_nas), largest(attentive_nas))
+        cost_of(attentive_nas, a, 1000, 3)[0] for a in (smallest(attentive_nas), largest(attentive_nas))
     )
     assert prior.bins.number == 69, "bins of about 25M, all alike"
     assert prior.hits_B.sum() == MILLION
@@ -95,7 +85,7 @@ def test_bins_of_the_published_space(prior: Prior, attentive_nas: Space) -> None
 def test_conditionals_are_those_of_other_uniform_samples(prior: Prior, attentive_nas: Space) -> None:
     """Fresh uniform samples of a bin against p(choice | bin), for each choice of three bins."""
     codes = sample_codes(attentive_nas, 200_000, np.random.default_rng(1))
-    bins = prior.bins.of(costs_of(attentive_nas, codes).macs)
+    bins = prior.bins.of(costs_of(attentive_nas, codes, 1000, 3).macs)
     values = []
     for b in (5, 15, 35):
         inside = codes[bins == prior.bin_B[b]]
@@ -205,7 +195,7 @@ def test_bins_that_nobody_hit_are_no_targets(tiny: Space) -> None:
 
 
 def test_a_space_of_one_architecture(tiny: Space) -> None:
-    space = only(tiny, smallest(tiny))
+    space = single_arch_space(tiny, smallest(tiny))
     for config in (MacsPrior(samples=10), Attentive(samples=10)):
         assert (
             build_sampler(config, space, 10, 1).draw(

@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from engine.seed import numpy_generator
-from ofa.space.space import Arch, Space, decode, largest, sample, smallest
+from ofa.space.arch import Arch, largest, smallest
+from ofa.space.codes import decode, sample
+from ofa.space.space import Space
 from ofa.supernet import Supernet
 from ofa.training.losses import AlphaDivergence, alpha_divergence, soft_cross_entropy
 from ofa.training.sampling import Attentive, AttentiveSampler, Judge, Sampler, UniformSampler, build_sampler
-from ofa.training.sandwich import Sandwich, label_losses, sandwich_step
+from ofa.training.sandwich import Sandwich, Seeds, label_losses, sandwich_step
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def test_gradients_and_losses_add_up_as_in_the_paper(
     x, y = batch[0].double(), batch[1]
     config = Sandwich(random=2, label_smoothing=0.1, dropout=0, drop_connect=0)
     net = supernet(tiny)
-    losses = sandwich_step(net, x, y, config, UniformSampler(tiny), seed=7, step=3)
+    losses = sandwich_step(net, x, y, 3, config, seeds=Seeds(7, 7))
 
     other = supernet(tiny)
     teacher = other(x, largest(tiny))
@@ -74,10 +76,8 @@ def test_only_the_largest_is_regularised(
         supernet(tiny),
         batch[0].double(),
         batch[1],
+        0,
         Sandwich(dropout=0.3, drop_connect=0.2),
-        UniformSampler(tiny),
-        0,
-        0,
     )
     (first, strength), *others = seen
     assert first == largest(tiny)
@@ -92,17 +92,17 @@ def test_a_step_depends_on_its_seed_and_number_only(
     config = Sandwich()
     x, y = batch[0].double(), batch[1]
     torch.manual_seed(1)
-    one = sandwich_step(supernet(tiny), x, y, config, UniformSampler(tiny), 0, 5)
+    one = sandwich_step(supernet(tiny), x, y, 5, config)
     torch.manual_seed(2)
-    assert torch.equal(one, sandwich_step(supernet(tiny), x, y, config, UniformSampler(tiny), 0, 5))
-    assert not torch.equal(one, sandwich_step(supernet(tiny), x, y, config, UniformSampler(tiny), 0, 6))
+    assert torch.equal(one, sandwich_step(supernet(tiny), x, y, 5, config))
+    assert not torch.equal(one, sandwich_step(supernet(tiny), x, y, 6, config))
 
 
 def test_probabilities_as_labels(tiny: Space, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     x, y = batch[0].double(), batch[1]
     config = Sandwich(random=0, dropout=0, drop_connect=0)
-    hard = sandwich_step(supernet(tiny), x, y, config, UniformSampler(tiny), 0, 0)
-    soft = sandwich_step(supernet(tiny), x, F.one_hot(y, 5).float(), config, UniformSampler(tiny), 0, 0)
+    hard = sandwich_step(supernet(tiny), x, y, 0, config)
+    soft = sandwich_step(supernet(tiny), x, F.one_hot(y, 5).float(), 0, config)
     torch.testing.assert_close(hard, soft)
 
 
@@ -112,7 +112,7 @@ def test_the_divergence_is_what_all_students_learn(
     x, y = batch[0].double(), batch[1]
     config = Sandwich(random=1, dropout=0, drop_connect=0, distillation=AlphaDivergence(clip=2))
     net, other = supernet(tiny), supernet(tiny)
-    losses = sandwich_step(net, x, y, config, UniformSampler(tiny), seed=7, step=3)
+    losses = sandwich_step(net, x, y, 3, config, seeds=Seeds(7, 7))
     teacher = other(x, largest(tiny))
     wanted = [F.cross_entropy(teacher.float(), y, label_smoothing=0.1)]
     wanted += [alpha_divergence(other(x, a), teacher, clip=2) for a in uniform_students(tiny, 1, 7, 3)]
@@ -141,12 +141,12 @@ def test_the_judge_is_the_label_loss_on_the_batch_and_leaves_no_gradient(
     archs = uniform_students(tiny, 4, 0, 0)
     remembers = Remembers(UniformSampler(tiny), archs)
     net, other = supernet(tiny), supernet(tiny)
-    losses = sandwich_step(net, x, y, config, remembers, 0, 0)
+    losses = sandwich_step(net, x, y, 0, config, remembers)
     assert remembers.said == pytest.approx(
         [F.cross_entropy(other(x, a).float(), y, label_smoothing=0.1).item() for a in archs]
     )
     assert remembers.drawn == uniform_students(tiny, 2, 0, 0)[:2]
-    torch.testing.assert_close(losses, sandwich_step(other, x, y, config, UniformSampler(tiny), 0, 0))
+    torch.testing.assert_close(losses, sandwich_step(other, x, y, 0, config))
     for p, q in zip(net.parameters(), other.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad)
 
@@ -161,7 +161,7 @@ def test_a_step_trains_the_best_or_the_worst_candidates(
     assert isinstance(sampler, AttentiveSampler)
     remembers = Remembers(sampler, [])
     for step in range(5):
-        sandwich_step(net, x, y, Sandwich(), remembers, 0, step)
+        sandwich_step(net, x, y, step, Sandwich(), remembers)
         candidates = sampler.prior.draw(numpy_generator(0, "subnets", step), 2, 3)
         for chosen, rows in zip(remembers.drawn, candidates, strict=True):
             archs = [decode(tiny, row) for row in rows]

@@ -6,7 +6,8 @@ import pytest
 from scipy.stats import kendalltau
 
 from ofa.cost import costs_of
-from ofa.space.space import Codes, Space
+from ofa.space.codes import Codes
+from ofa.space.space import Space
 from predictors.accuracy.features import features
 from predictors.accuracy.models import GaussianProcess, Member, make_predictor
 from predictors.accuracy.validation import compare, tau_in_bands
@@ -17,7 +18,7 @@ Measurements = tuple[np.ndarray, np.ndarray, np.ndarray]
 @pytest.fixture(scope="module")
 def measurements(all_imagenet: tuple[Space, Codes, np.ndarray]) -> Measurements:
     space, codes, y = all_imagenet
-    return features(space, codes), y, costs_of(space, codes).macs
+    return features(space, codes), y, costs_of(space, codes, 1000, 3).macs
 
 
 def held_out(measurements: Measurements, pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from ofa.cost import costs_of
-from ofa.space.space import Codes, Space, encode, largest, sample_codes, smallest
+from ofa.space.arch import largest, smallest
+from ofa.space.codes import Codes, encode, sample_codes
+from ofa.space.space import Space
 from predictors.accuracy.acquisition import expected_gain, front, hypervolume, propose
 
 

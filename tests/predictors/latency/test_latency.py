@@ -18,8 +18,10 @@ from engine.command.cli import parse
 from engine.errors import UserError
 from engine.onnx_file import to_onnx
 from engine.onnx_timing import time_item
-from ofa.blocks.layer_specs import layer_specs
-from ofa.space.space import Codes, Space, encode, largest, load_space, sample_codes, smallest
+from ofa.layers import layer_specs
+from ofa.space.arch import largest, smallest
+from ofa.space.codes import Codes, decode, encode, sample_codes
+from ofa.space.space import Space, load_space
 from ofa.subnet import Subnet
 from predictors.latency.kit import distinct_layers, export_kit, layer_name, module_of, network_name, structure
 from predictors.latency.model import (
@@ -82,7 +84,10 @@ def test_block_sum_is_the_sum_of_the_blocks_that_run(tiny: Space, granularity: s
     space = Space.model_validate(tiny.model_dump() | {"granularity": granularity})
     rng = np.random.default_rng(0)
     blocks, codes = made_up_blocks(space, rng), sample_codes(space, 50, rng)
-    wanted = [sum(blocks[structure(p)][p.size] for p in layer_specs(space, row, 5, 1)) for row in codes]
+    wanted = [
+        sum(blocks[structure(p)][p.size] for p in layer_specs(space, decode(space, row), 5, 1))
+        for row in codes
+    ]
     model = LatencyModel(made_up(space, codes[:0], np.zeros(0), blocks), space)
     np.testing.assert_allclose(model.predict(codes), wanted)
 
@@ -115,7 +120,7 @@ def test_sizes_in_between_are_interpolated_and_others_refused(tiny: Space) -> No
     )
     model = LatencyModel(table, space)
     row = encode(space, smallest(space).model_copy(update={"resolution": 12}))
-    pieces = layer_specs(space, row, 5, 1)
+    pieces = layer_specs(space, decode(space, row), 5, 1)
     np.testing.assert_allclose(model.predict(row[None]), sum(0.01 * p.size**2 + 1 for p in pieces))
     with pytest.raises(UserError, match="lacks resolution 20; it has 8, 16: measure with --resolutions 20"):
         model.predict(encode(space, smallest(space).model_copy(update={"resolution": 20}))[None])
@@ -199,12 +204,10 @@ def test_published_table_of_a_phone(nas_data: Path, tmp_path: Path) -> None:
 
 def test_a_joined_network_is_the_exported_subnet(tiny: Space, tmp_path: Path) -> None:
     row = sample_codes(tiny, 1, np.random.default_rng(3))
-    pieces = layer_specs(tiny, row[0], 5, 1)
+    pieces = layer_specs(tiny, decode(tiny, row[0]), 5, 1)
     export_kit(tiny, pieces[:1], row, 5, 1, tmp_path / "kit", lambda note: None)
     joined = onnx.load(tmp_path / "kit" / f"{network_name(row[0])}.onnx")
     onnx.checker.check_model(str(tmp_path / "kit" / f"{network_name(row[0])}.onnx"))
-    from ofa.space.space import decode
-
     net = Subnet(tiny, decode(tiny, row[0]), 5, 1).eval()
     side = pieces[0].size
     to_onnx(net, torch.zeros(2, 1, side, side), tmp_path / "net.onnx", {})
@@ -230,7 +233,7 @@ def test_a_joined_network_is_the_exported_subnet(tiny: Space, tmp_path: Path) ->
 def test_pieces_of_other_spaces_run(name: str, tmp_path: Path) -> None:
     space = load_space(name)
     row = encode(space, smallest(space))
-    pieces = list(dict.fromkeys(layer_specs(space, row, 5, 3)))
+    pieces = list(dict.fromkeys(layer_specs(space, decode(space, row), 5, 3)))
     kinds = {
         (type(p), getattr(p, "projects", None), getattr(p, "stride", None), getattr(p, "se", None)): p
         for p in pieces

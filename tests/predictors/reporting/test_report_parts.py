@@ -24,7 +24,9 @@ from engine.plot.chart import (
     place_labels,
     steps,
 )
-from ofa.space.space import decode, encode, largest, load_space, sample_codes, smallest, thermometer
+from ofa.space.arch import largest, smallest
+from ofa.space.codes import decode, encode, sample_codes, thermometer
+from ofa.space.space import load_space
 from predictors.accuracy.cross_validation import HeldOut, bands, predict_held_out, trust
 from predictors.accuracy.validation import tau_in_bands
 from predictors.reporting.architecture import draw_architecture, shades

@@ -7,18 +7,9 @@ import numpy as np
 import pytest
 
 from ofa.cost import costs_of
-from ofa.space.space import (
-    Arch,
-    Codes,
-    Space,
-    canonical,
-    decode,
-    encode,
-    largest,
-    load_space,
-    sample_codes,
-    smallest,
-)
+from ofa.space.arch import Arch, largest, smallest
+from ofa.space.codes import Codes, canonical, decode, encode, sample_codes
+from ofa.space.space import Space, load_space
 from predictors.accuracy.features import features
 from predictors.accuracy.models import GaussianProcess
 from predictors.accuracy.pairs import Pair
@@ -137,7 +128,7 @@ def test_better_than_as_many_random_subnets_on_imagenet(imagenet: tuple[Space, C
     model = GaussianProcess().fit(features(space, codes[:150]), y[:150], 0)
 
     def macs(rows: Codes) -> np.ndarray:
-        return costs_of(space, rows).macs
+        return costs_of(space, rows, 1000, 3).macs
 
     def ask(rows: Sequence[Codes], predictions: object) -> list[float]:
         return list(model.mean(features(space, np.stack(rows)))) if len(rows) else []

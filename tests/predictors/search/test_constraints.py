@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ofa.cost import costs_of
-from ofa.space.space import Codes, Space
+from ofa.space.codes import Codes
+from ofa.space.space import Space
 from predictors.search.constraints import (
     Constraint,
     excess,

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from ofa.cost import costs_of
-from ofa.space.space import Codes, Space, encode, largest, load_space, sample_codes, smallest, thermometer
+from ofa.space.arch import largest, smallest
+from ofa.space.codes import Codes, encode, sample_codes, thermometer
+from ofa.space.space import Space, load_space
 from predictors.accuracy.models import GaussianProcess
 from predictors.search.constraints import Constraint, Floats
 from predictors.search.dynamic_programming import parts_of
@@ -178,7 +180,7 @@ def test_reaches_the_optimum_of_longer_searches_on_imagenet(
         return model.mean(thermometer(space, rows))
 
     def macs(rows: Codes) -> np.ndarray:
-        return costs_of(space, rows).macs
+        return costs_of(space, rows, 1000, 3).macs
 
     seeds = additive_fronts(space, score, [parts_of(space, 1000, 3)["macs"]], np.random.default_rng(0))
     for budget in (200e6, 300e6, 400e6):

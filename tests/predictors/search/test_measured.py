@@ -8,7 +8,9 @@ import pytest
 
 from engine.errors import UserError
 from ofa.cost import costs_of
-from ofa.space.space import Codes, Space, decode, encode, largest, sample_codes, smallest
+from ofa.space.arch import largest, smallest
+from ofa.space.codes import Codes, decode, encode, sample_codes
+from ofa.space.space import Space
 from predictors.accuracy.pairs import Pair
 from predictors.search.constraints import Constraint
 from predictors.search.evaluations import Candidate, Measured, Prediction

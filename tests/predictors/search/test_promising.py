@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ofa.cost import costs_of
-from ofa.space.space import Codes, Space, decode, sample_codes
+from ofa.space.codes import Codes, decode, sample_codes
+from ofa.space.space import Space
 from predictors.accuracy.features import features
 from predictors.accuracy.models import GaussianProcess
 from predictors.accuracy.pairs import Pair
@@ -24,7 +25,7 @@ QUALITY = Quality("gp", tau=0.9, tau_in_bands=0.8, typical_miss=0.002, widening=
 
 
 def macs_of(space: Space, rows: Codes) -> np.ndarray:
-    return costs_of(space, rows).macs
+    return costs_of(space, rows, 1000, 3).macs
 
 
 def best(space: Space) -> list[Find]:

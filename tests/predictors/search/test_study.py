@@ -17,7 +17,8 @@ from optuna.trial import TrialState
 
 from engine.errors import UserError
 from ofa.cost import costs_of
-from ofa.space.space import Codes, Space, sample_codes
+from ofa.space.codes import Codes, sample_codes
+from ofa.space.space import Space
 from predictors.search.constraints import Constraint
 from predictors.search.evaluations import Prediction
 from predictors.search.study import Study, known_accuracies, open_storage

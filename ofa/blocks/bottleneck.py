@@ -1,0 +1,156 @@
+"""The ResNet-D bottleneck: 1x1, k x k with the stride, 1x1; activation after the sum with the shortcut.
+
+Sources: ResNet-D (2018, arXiv:1812.01187), elastic as in OFA's ResNet50-D (2020, arXiv:1908.09791). Where
+stride or width change, the shortcut is an average pool, a 1x1 convolution and BatchNorm. The expansion
+multiplies the output width, not the input width.
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.compute.fast import ACTIVATION
+from ofa.blocks.activation import ACTIVATION_LAYERS
+from ofa.blocks.elastic import DropConnect, ElasticConv, ElasticConvBN, Slices, drop_connect, prefixed
+from ofa.blocks.kind import (
+    BlockChoice,
+    BlockKind,
+    BlockPosition,
+    BlockSettings,
+    BlockSpec,
+    Complaint,
+    ElasticBlock,
+    activation_entries,
+    describe_kernel_and_expansion,
+    shortcut_memory,
+)
+from ofa.blocks.plain import ConvBN
+from ofa.blocks.sizes import chain_memory, hidden_width
+from ofa.blocks.sorting import sort_between
+
+
+class ElasticBottleneck(ElasticBlock):
+    """The block in the supernet. It starts as its shortcut (zero gamma)."""
+
+    def __init__(self, settings: BlockSettings, position: BlockPosition, width: int):
+        super().__init__()
+        act, eps, inputs = settings.act, settings.bn_eps, position.inputs
+        hidden = hidden_width(width, settings.expands[-1])
+        self.stride, self.act = position.stride, ACTIVATION[act]
+        self.reduce = ElasticConvBN(ElasticConv(inputs, hidden), act, eps)
+        conv = ElasticConv(hidden, hidden, settings.kernels[-1], position.stride)
+        self.conv = ElasticConvBN(conv, act, eps)
+        self.project = ElasticConvBN(ElasticConv(hidden, width), None, eps)
+        self.shortcut = ElasticConvBN(ElasticConv(inputs, width), None, eps) if position.changes else None
+        nn.init.zeros_(self.project.bn.weight)
+
+    def forward(self, x: Tensor, choice: BlockChoice, drop: DropConnect | None) -> Tensor:
+        hidden = hidden_width(choice.width, choice.expand)
+        y = self.project(self.conv(self.reduce(x, hidden), hidden, choice.kernel), choice.width)
+        # As in every kind, drop-connect is only for identity shortcuts.
+        if self.shortcut is not None:
+            x = F.avg_pool2d(x, self.stride, ceil_mode=True) if self.stride > 1 else x
+            x = self.shortcut(x, choice.width)
+        elif drop is not None:
+            y = drop_connect(y, drop)
+        return self.act(y + x)
+
+    def slices(self, inputs: int, choice: BlockChoice) -> Slices:
+        hidden = hidden_width(choice.width, choice.expand)
+        found = prefixed("reduce", self.reduce.slices(inputs, hidden))
+        found |= prefixed("conv", self.conv.slices(hidden, hidden, choice.kernel))
+        found |= prefixed("project", self.project.slices(hidden, choice.width))
+        if self.shortcut is not None:
+            found |= prefixed("shortcut", self.shortcut.slices(inputs, choice.width))
+        return found
+
+    def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
+        cuts = {hidden_width(width, expand) for width in outputs for expand in expands}
+        sort_between(self.conv, self.project, cuts)
+        sort_between(self.reduce, self.conv, cuts)
+
+
+class Bottleneck(nn.Module):
+    """The block as plain layers."""
+
+    def __init__(self, spec: BlockSpec, eps: float):
+        super().__init__()
+        self.reduce = ConvBN(spec.inp, spec.hidden, 1, 1, spec.act, eps)
+        self.conv = ConvBN(spec.hidden, spec.hidden, spec.kernel, spec.stride, spec.act, eps)
+        self.project = ConvBN(spec.hidden, spec.out, 1, 1, None, eps)
+        self.pool = nn.AvgPool2d(spec.stride, ceil_mode=True) if spec.stride > 1 else None
+        self.shortcut = ConvBN(spec.inp, spec.out, 1, 1, None, eps) if spec.projects else None
+        self.act = ACTIVATION_LAYERS[spec.act]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.project(self.conv(self.reduce(x)))
+        x = x if self.pool is None else self.pool(x)
+        return self.act(y + (x if self.shortcut is None else self.shortcut(x)))
+
+
+def _check(settings: BlockSettings) -> Complaint | None:
+    if len(settings.kernels) > 1:
+        return Complaint("kernel", f"must be one kernel, since bottlenecks take no more: {settings.kernels}")
+    if settings.se:
+        return Complaint("se", "must be false, since bottlenecks have no squeeze-and-excitation")
+    if settings.projected:
+        return Complaint(
+            "block",
+            "is bottleneck, whose shortcuts are convolutions where they must be; take shortcut: identity",
+        )
+    return None
+
+
+def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: BlockChoice) -> BlockSpec:
+    return BlockSpec(
+        block="bottleneck",
+        size=size,
+        inp=position.inputs,
+        hidden=hidden_width(choice.width, choice.expand),
+        out=choice.width,
+        kernel=choice.kernel,
+        stride=position.stride,
+        expands=True,
+        se=False,
+        act=settings.act,
+        residual=True,
+        projects=position.changes,
+    )
+
+
+def _cost(spec: BlockSpec) -> tuple[int, int]:
+    reduce = spec.inp * spec.hidden
+    later = spec.kernel**2 * spec.hidden**2 + spec.hidden * spec.out
+    norms = 4 * spec.hidden + 2 * spec.out
+    if spec.projects:
+        later += spec.inp * spec.out
+        norms += 2 * spec.out
+    return spec.size**2 * reduce + spec.size_after**2 * later, reduce + later + norms
+
+
+def _memory(spec: BlockSpec) -> int:
+    before, after = spec.size**2, spec.size_after**2
+    maps = [spec.inp * before, spec.hidden * before, spec.hidden * after, spec.out * after]
+    return max(chain_memory(maps, held=spec.inp * before), shortcut_memory(spec))
+
+
+def _stored(spec: BlockSpec) -> tuple[int, int]:
+    numbers = _cost(spec)[1] - 2 * spec.hidden - spec.out - spec.projects * spec.out
+    # Three convolutions, two of them and the sum with an activation, and the sum itself.
+    entries = 3 * (2 + activation_entries(spec.act)) + 1
+    return numbers, entries + 2 * spec.projects + (spec.stride > 1)
+
+
+BOTTLENECK = BlockKind(
+    description="1x1, k x k, 1x1, activation after the sum (ResNet-D)",
+    check=_check,
+    spec=_spec,
+    elastic=ElasticBottleneck,
+    plain=Bottleneck,
+    cost=_cost,
+    memory=_memory,
+    stored=_stored,
+    describe=describe_kernel_and_expansion,
+    published_key=None,
+)

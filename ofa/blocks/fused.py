@@ -1,0 +1,186 @@
+"""The fused inverted bottleneck: k x k convolution that expands, squeeze-and-excitation, 1x1 project.
+
+Source: Fused-MBConv of EfficientNetV2 (Tan and Le, 2021, arXiv:2104.00298), where one ordinary convolution
+replaces the 1x1 and the depthwise one: more MACs, but faster on accelerators in early stages. With
+expansion 1 a single k x k convolution remains, with its activation and without a projection. The shortcut
+is the identity, where the stride is 1 and the widths agree. Smaller kernels are the centre of the largest
+(BigNAS, 2020, arXiv:2003.11142).
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ofa.blocks.elastic import (
+    DropConnect,
+    ElasticConv,
+    ElasticConvBN,
+    ElasticSqueezeExcite,
+    Slices,
+    drop_connect,
+    prefixed,
+)
+from ofa.blocks.kind import (
+    BlockChoice,
+    BlockKind,
+    BlockPosition,
+    BlockSettings,
+    BlockSpec,
+    Complaint,
+    ElasticBlock,
+    activation_entries,
+    describe_kernel_and_expansion,
+)
+from ofa.blocks.plain import ConvBN, SqueezeExcite
+from ofa.blocks.sizes import chain_memory, hidden_width, squeeze_width
+from ofa.blocks.sorting import importance_order, permute, sort_inside, written_by
+
+
+class ElasticFused(ElasticBlock):
+    """The block in the supernet. A block that always has a shortcut starts as that (zero gamma, BigNAS)."""
+
+    def __init__(self, settings: BlockSettings, position: BlockPosition, width: int):
+        super().__init__()
+        act, eps, inputs = settings.act, settings.bn_eps, position.inputs
+        self.stride, self.expands = position.stride, settings.expands != (1,)
+        hidden = hidden_width(inputs, settings.expands[-1]) if self.expands else width
+        conv = ElasticConv(inputs, hidden, settings.kernels[-1], position.stride)
+        self.conv = ElasticConvBN(conv, act, eps)
+        self.se = ElasticSqueezeExcite(hidden, squeeze_width(hidden)) if settings.se else None
+        self.project = ElasticConvBN(ElasticConv(hidden, width), None, eps) if self.expands else None
+        # All activations are 0 at 0, so that a last layer with an activation starts as the shortcut, too.
+        if not position.changes:
+            nn.init.zeros_((self.project or self.conv).bn.weight)
+
+    def forward(self, x: Tensor, choice: BlockChoice, drop: DropConnect | None) -> Tensor:
+        hidden = self._hidden(x.shape[1], choice)
+        y = self.conv(x, hidden, choice.kernel)
+        y = y if self.se is None else self.se(y, squeeze_width(hidden))
+        y = y if self.project is None else self.project(y, choice.width)
+        if self.stride > 1 or x.shape[1] != choice.width:
+            return y  # no shortcut here, and so no drop-connect
+        return (y if drop is None else drop_connect(y, drop)) + x
+
+    def _hidden(self, inputs: int, choice: BlockChoice) -> int:
+        return hidden_width(inputs, choice.expand) if self.expands else choice.width
+
+    def slices(self, inputs: int, choice: BlockChoice) -> Slices:
+        hidden = self._hidden(inputs, choice)
+        found = prefixed("conv", self.conv.slices(inputs, hidden, choice.kernel))
+        if self.se is not None:
+            found |= prefixed("se", self.se.slices(hidden, squeeze_width(hidden)))
+        if self.project is not None:
+            found |= prefixed("project", self.project.slices(hidden, choice.width))
+        return found
+
+    def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
+        if self.project is None:
+            return  # the only channels are then the block's output, whose order is not its own
+        cuts = {hidden_width(width, expand) for width in inputs for expand in expands}
+        order = importance_order(self.project.conv.weight, cuts)
+        writers = written_by(self.conv)
+        readers: list[Tensor] = [self.project.conv.weight]
+        if self.se is not None:
+            sort_inside(self.se, cuts)
+            assert self.se.restore.bias is not None
+            writers += [self.se.restore.weight, self.se.restore.bias]
+            readers.append(self.se.reduce.weight)
+        permute(order, writers, readers)
+
+
+class Fused(nn.Module):
+    """The block as plain layers."""
+
+    def __init__(self, spec: BlockSpec, eps: float):
+        super().__init__()
+        self.conv = ConvBN(spec.inp, spec.hidden, spec.kernel, spec.stride, spec.act, eps)
+        self.se = SqueezeExcite(spec.hidden) if spec.se else None
+        self.project = ConvBN(spec.hidden, spec.out, 1, 1, None, eps) if spec.expands else None
+        self.residual = spec.residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y = y if self.se is None else self.se(y)
+        y = y if self.project is None else self.project(y)
+        return y + x if self.residual else y
+
+
+def _check(settings: BlockSettings) -> Complaint | None:
+    if 1 in settings.expands and len(settings.expands) > 1:
+        return Complaint("expand", f"mixes 1, which has no projection, with others: {settings.expands}")
+    if settings.se and settings.expands == (1,):
+        return Complaint("se", "must be false where expand is 1, since there is no projection to scale for")
+    if settings.projected:
+        return Complaint("block", "is fused, whose shortcuts are identities; take shortcut: identity")
+    if settings.transformed and len(settings.kernels) > 1:
+        return Complaint(
+            "kernel",
+            f"must be one kernel unless kernels is crop, since learned matrices are for depthwise "
+            f"convolutions: {settings.kernels}",
+        )
+    return None
+
+
+def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: BlockChoice) -> BlockSpec:
+    expands = settings.expands != (1,)
+    return BlockSpec(
+        block="fused",
+        size=size,
+        inp=position.inputs,
+        hidden=hidden_width(position.inputs, choice.expand) if expands else choice.width,
+        out=choice.width,
+        kernel=choice.kernel,
+        stride=position.stride,
+        expands=expands,
+        se=settings.se,
+        act=settings.act,
+        residual=position.stride == 1 and position.inputs == choice.width,
+        projects=False,
+    )
+
+
+def _cost(spec: BlockSpec) -> tuple[int, int]:
+    weights = spec.kernel**2 * spec.inp * spec.hidden
+    norms = 2 * spec.hidden
+    if spec.expands:
+        weights += spec.hidden * spec.out
+        norms += 2 * spec.out
+    macs, params = spec.size_after**2 * weights, weights + norms
+    if spec.se:
+        squeeze = squeeze_width(spec.hidden)
+        macs += 2 * spec.hidden * squeeze
+        params += 2 * spec.hidden * squeeze + spec.hidden + squeeze
+    return macs, params
+
+
+def _memory(spec: BlockSpec) -> int:
+    before, after = spec.inp * spec.size**2, spec.size_after**2
+    projected = [spec.out * after] if spec.expands else []
+    held = before if spec.residual else 0
+    alive = [chain_memory([before, spec.hidden * after, *projected], held)]
+    if spec.se:
+        alive.append(spec.hidden * after + spec.hidden + squeeze_width(spec.hidden) + held)
+    return max(alive)
+
+
+def _stored(spec: BlockSpec) -> tuple[int, int]:
+    numbers = _cost(spec)[1] - spec.hidden
+    entries = 2 + activation_entries(spec.act) + 8 * spec.se + spec.residual
+    if spec.expands:
+        numbers -= spec.out
+        entries += 2
+    return numbers, entries
+
+
+FUSED = BlockKind(
+    description="k x k, 1x1 (EfficientNetV2)",
+    check=_check,
+    spec=_spec,
+    elastic=ElasticFused,
+    plain=Fused,
+    cost=_cost,
+    memory=_memory,
+    stored=_stored,
+    describe=describe_kernel_and_expansion,
+    published_key=None,
+)

@@ -1,0 +1,127 @@
+"""The head and the classifier, what turns the last map into logits: elastic, plain, spec and cost."""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from engine.compute.fast import ACTIVATION
+from ofa.blocks.activation import ACTIVATION_LAYERS
+from ofa.blocks.elastic import ElasticConv, ElasticConvBN, ElasticLinear, Slices, prefixed
+from ofa.blocks.kind import activation_entries
+from ofa.blocks.plain import ConvBN
+from ofa.blocks.sizes import chain_memory
+from ofa.space.space import Head
+
+
+class HeadSpec(NamedTuple):
+    """What follows the last block on a `size` x `size` map of `inp` channels.
+
+    [1x1 convolution to `wide`,] global pool, [linear layer to `width`,] classifier. `wide` is 0 without the
+    first of these layers, `width` is 0 without the second; `bias` is of the second.
+    """
+
+    size: int
+    inp: int
+    wide: int
+    width: int
+    bias: bool
+    act: str
+    classes: int
+
+    @property
+    def features(self) -> int:
+        """Inputs of the classifier."""
+        return self.width or self.wide or self.inp
+
+
+def head_spec(head: Head | None, size: int, inp: int, width: int, classes: int) -> HeadSpec:
+    """The spec of a space's head of `width` features; without a head `width` counts for nothing."""
+    if head is None:
+        return HeadSpec(size, inp, 0, 0, False, "", classes)
+    if head.expand is None:
+        return HeadSpec(size, inp, width, 0, False, head.act, classes)
+    return HeadSpec(size, inp, head.expand * inp, width, head.bias, head.act, classes)
+
+
+class ElasticHead(nn.Module):
+    """The head in the supernet. Its result are features (N, width)."""
+
+    def __init__(self, head: Head, inputs: int, eps: float):
+        super().__init__()
+        width = head.width[-1]
+        wide = head.expand * inputs if head.expand else width
+        self.ratio = head.expand
+        self.conv = ElasticConvBN(ElasticConv(inputs, wide), head.act, eps)
+        self.mix = ElasticLinear(wide, width, head.bias) if head.expand else None
+        self.act = ACTIVATION[head.act]
+
+    def forward(self, x: Tensor, width: int) -> Tensor:
+        # MobileNetV3's first width follows from the last stage's; MobileNetV2's is the head's own choice.
+        wide = self.ratio * x.shape[1] if self.ratio else width
+        x = self.conv(x, wide).mean((2, 3))
+        return x if self.mix is None else self.act(self.mix(x, width))
+
+    def slices(self, inputs: int, width: int) -> Slices:
+        wide = self.ratio * inputs if self.ratio else width
+        found = prefixed("conv", self.conv.slices(inputs, wide))
+        return found if self.mix is None else found | prefixed("mix", self.mix.slices(wide, width))
+
+
+class PlainHead(nn.Module):
+    """The head as plain layers."""
+
+    def __init__(self, spec: HeadSpec, eps: float):
+        super().__init__()
+        self.conv = ConvBN(spec.inp, spec.wide, 1, 1, spec.act, eps)
+        self.mix = nn.Linear(spec.wide, spec.width, bias=spec.bias) if spec.width else None
+        self.act = ACTIVATION_LAYERS[spec.act]() if spec.width else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).mean((2, 3))
+        return x if self.mix is None or self.act is None else self.act(self.mix(x))
+
+
+class HeadAndClassifier(nn.Module):
+    """Everything after the last block, from a map to logits.
+
+    A subnet has the same two parts under the same names.
+    """
+
+    def __init__(self, spec: HeadSpec, eps: float):
+        super().__init__()
+        self.head = PlainHead(spec, eps) if spec.wide else None
+        self.classifier = nn.Linear(spec.features, spec.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(x.mean((2, 3)) if self.head is None else self.head(x))
+
+
+def cost_of_head(spec: HeadSpec) -> tuple[int, int]:
+    """(MACs, parameters)."""
+    macs = spec.size**2 * spec.inp * spec.wide
+    params = (spec.inp + 2) * spec.wide
+    if spec.width:
+        macs += spec.wide * spec.width
+        params += (spec.wide + spec.bias) * spec.width
+    return macs + spec.features * spec.classes, params + (spec.features + 1) * spec.classes
+
+
+def memory_of_head(spec: HeadSpec) -> int:
+    """The most float32 numbers alive at once, the head's input included."""
+    area = spec.size**2
+    maps = [area * spec.inp]
+    if spec.wide:
+        maps.append(area * spec.wide)
+    maps.append(spec.wide or spec.inp)
+    if spec.width:
+        maps.append(spec.width)
+    return chain_memory([*maps, spec.classes])
+
+
+def stored_of_head(spec: HeadSpec) -> tuple[int, int]:
+    """(numbers in an exported ONNX file, entries of its graph)."""
+    layer = 2 + activation_entries(spec.act)
+    entries = 3  # the pool, and the classifier with its tensors
+    entries += layer if spec.wide else 0
+    entries += layer if spec.width else 0
+    return cost_of_head(spec)[1] - spec.wide, entries

@@ -1,0 +1,226 @@
+"""The inverted bottleneck: 1x1 expand, depthwise, squeeze-and-excitation, 1x1 project.
+
+Sources: MobileNetV2 (2018, arXiv:1801.04381) and V3 (2019, arXiv:1905.02244); shortcuts as in BigNAS (2020,
+arXiv:2003.11142), or pooled and projected ones as in AttentiveNAS (2021, arXiv:2011.09011).
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ofa.blocks.elastic import (
+    DropConnect,
+    ElasticConv,
+    ElasticConvBN,
+    ElasticDepthwise,
+    ElasticSqueezeExcite,
+    Slices,
+    TransformedDepthwise,
+    drop_connect,
+    prefixed,
+)
+from ofa.blocks.kind import (
+    BlockChoice,
+    BlockKind,
+    BlockPosition,
+    BlockSettings,
+    BlockSpec,
+    Complaint,
+    ElasticBlock,
+    activation_entries,
+    describe_kernel_and_expansion,
+    shortcut_memory,
+)
+from ofa.blocks.plain import ConvBN, SqueezeExcite
+from ofa.blocks.sizes import chain_memory, hidden_width, squeeze_width
+from ofa.blocks.sorting import importance_order, permute, sort_inside, written_by
+
+
+class ElasticInverted(ElasticBlock):
+    """The block in the supernet. A block that always has a shortcut starts as that (zero gamma, BigNAS)."""
+
+    def __init__(self, settings: BlockSettings, position: BlockPosition, width: int):
+        super().__init__()
+        act, eps = settings.act, settings.bn_eps
+        hidden = hidden_width(position.inputs, settings.expands[-1])
+        self.stride, self.projected = position.stride, settings.projected
+        self.expand = None
+        if settings.expands != (1,):
+            self.expand = ElasticConvBN(ElasticConv(position.inputs, hidden), act, eps)
+        if settings.transformed and len(settings.kernels) > 1:
+            depthwise: ElasticDepthwise = TransformedDepthwise(hidden, settings.kernels, self.stride)
+        else:
+            depthwise = ElasticDepthwise(hidden, settings.kernels[-1], self.stride)
+        self.depthwise = ElasticConvBN(depthwise, act, eps)
+        self.se = ElasticSqueezeExcite(hidden, squeeze_width(hidden)) if settings.se else None
+        self.project = ElasticConvBN(ElasticConv(hidden, width), None, eps)
+        # Where widths are elastic they may agree in one architecture and differ in another: the convolution
+        # is there if some architecture needs it, and used by those that do.
+        self.shortcut = None
+        if self.projected and position.changes:
+            self.shortcut = ElasticConv(position.inputs, width)
+        # Without a shortcut in every architecture, a branch of zeros would be a network of zeros.
+        if self.projected or not position.changes:
+            nn.init.zeros_(self.project.bn.weight)
+
+    def forward(self, x: Tensor, choice: BlockChoice, drop: DropConnect | None) -> Tensor:
+        width, kernel, expand = choice
+        hidden = hidden_width(x.shape[1], expand)
+        y = x if self.expand is None else self.expand(x, hidden)
+        y = self.depthwise(y, hidden, kernel)
+        y = y if self.se is None else self.se(y, squeeze_width(hidden))
+        y = self.project(y, width)
+        # Drop-connect only where the shortcut is the identity: what is left of a dropped image is its input.
+        if self.stride == 1 and x.shape[1] == width:
+            return (y if drop is None else drop_connect(y, drop)) + x
+        if not self.projected:
+            return y
+        x = F.avg_pool2d(x, self.stride) if self.stride > 1 else x
+        if self.shortcut is not None and x.shape[1] != width:
+            x = self.shortcut(x, width, 1)
+        return y + x
+
+    def slices(self, inputs: int, choice: BlockChoice) -> Slices:
+        width, kernel, expand = choice
+        hidden = hidden_width(inputs, expand)
+        found: Slices = {}
+        if self.expand is not None:
+            found |= prefixed("expand", self.expand.slices(inputs, hidden))
+        found |= prefixed("depthwise", self.depthwise.slices(hidden, hidden, kernel))
+        if self.se is not None:
+            found |= prefixed("se", self.se.slices(hidden, squeeze_width(hidden)))
+        found |= prefixed("project", self.project.slices(hidden, width))
+        if self.shortcut is not None and inputs != width:
+            found |= prefixed("shortcut", self.shortcut.slices(inputs, width, 1))
+        return found
+
+    def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
+        if self.expand is None:
+            return  # the depthwise convolution then works on the block's input, whose order is not its own
+        cuts = {hidden_width(width, expand) for width in inputs for expand in expands}
+        order = importance_order(self.project.conv.weight, cuts)
+        # The depthwise convolution has no input axis: what it writes for a channel belongs to that channel.
+        writers = written_by(self.expand) + written_by(self.depthwise)
+        readers: list[Tensor] = [self.project.conv.weight]
+        if self.se is not None:
+            sort_inside(self.se, cuts)
+            assert self.se.restore.bias is not None
+            writers += [self.se.restore.weight, self.se.restore.bias]
+            readers.append(self.se.reduce.weight)
+        permute(order, writers, readers)
+
+
+class Inverted(nn.Module):
+    """The block as plain layers."""
+
+    def __init__(self, spec: BlockSpec, eps: float):
+        super().__init__()
+        self.expand = ConvBN(spec.inp, spec.hidden, 1, 1, spec.act, eps) if spec.expands else None
+        self.depthwise = ConvBN(
+            spec.hidden, spec.hidden, spec.kernel, spec.stride, spec.act, eps, depthwise=True
+        )
+        self.se = SqueezeExcite(spec.hidden) if spec.se else None
+        self.project = ConvBN(spec.hidden, spec.out, 1, 1, None, eps)
+        self.residual = spec.residual
+        self.pool = nn.AvgPool2d(spec.stride) if spec.residual and spec.stride > 1 else None
+        self.shortcut = nn.Conv2d(spec.inp, spec.out, 1, bias=False) if spec.projects else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.depthwise(x if self.expand is None else self.expand(x))
+        y = self.project(y if self.se is None else self.se(y))
+        if not self.residual:
+            return y
+        x = x if self.pool is None else self.pool(x)
+        x = x if self.shortcut is None else self.shortcut(x)
+        return y + x
+
+
+def _check(settings: BlockSettings) -> Complaint | None:
+    if 1 in settings.expands and len(settings.expands) > 1:
+        return Complaint("expand", f"mixes 1, which has no expansion layer, with others: {settings.expands}")
+    return None
+
+
+def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: BlockChoice) -> BlockSpec:
+    inp, stride, changes = position
+    width, kernel, expand = choice
+    identity = stride == 1 and inp == width
+    return BlockSpec(
+        block="inverted",
+        size=size,
+        inp=inp,
+        hidden=hidden_width(inp, expand),
+        out=width,
+        kernel=kernel,
+        stride=stride,
+        expands=settings.expands != (1,),
+        se=settings.se,
+        act=settings.act,
+        residual=settings.projected or identity,
+        projects=settings.projected and changes and inp != width,
+    )
+
+
+def _cost(spec: BlockSpec) -> tuple[int, int]:
+    area, hidden = spec.size_after**2, spec.hidden
+    weights = spec.kernel**2 * hidden + hidden * spec.out
+    macs = area * weights
+    params = weights + 2 * hidden + 2 * spec.out  # with scale and shift of two BatchNorms
+    if spec.expands:
+        macs += spec.size**2 * spec.inp * hidden
+        params += spec.inp * hidden + 2 * hidden
+    if spec.se:
+        squeeze = squeeze_width(hidden)
+        macs += 2 * hidden * squeeze
+        params += 2 * hidden * squeeze + hidden + squeeze
+    if spec.projects:  # this convolution has no BatchNorm
+        macs += area * spec.inp * spec.out
+        params += spec.inp * spec.out
+    return macs, params
+
+
+def _memory(spec: BlockSpec) -> int:
+    before, after = spec.size**2, spec.size_after**2
+    expanded = [spec.hidden * before] if spec.expands else []
+    maps = [spec.inp * before, *expanded, spec.hidden * after, spec.out * after]
+    held = spec.inp * before if spec.residual else 0
+    alive = [chain_memory(maps, held), shortcut_memory(spec)]
+    if spec.se:
+        alive.append(spec.hidden * after + spec.hidden + squeeze_width(spec.hidden) + held)
+    return max(alive)
+
+
+def _stored(spec: BlockSpec) -> tuple[int, int]:
+    layers = 1 + spec.expands  # with an activation; the projection has none
+    # Of each BatchNorm's scale and shift only one bias per channel is left in the convolution before it.
+    numbers = _cost(spec)[1] - layers * spec.hidden - spec.out
+    entries = layers * (2 + activation_entries(spec.act)) + 2 + 8 * spec.se + spec.residual
+    pools = spec.residual and spec.stride > 1
+    return numbers, entries + 2 * spec.projects + pools
+
+
+def _published_key(spec: BlockSpec) -> str:
+    inp = f"{spec.size}x{spec.size}x{spec.inp}"
+    out = f"{spec.size_after}x{spec.size_after}x{spec.out}"
+    # OFA's tables end every name with these flags, ProxylessNAS's none; readers drop them where both are 0.
+    key = (
+        f"expanded_conv-input:{inp}-output:{out}-expand:{spec.hidden}-kernel:{spec.kernel}"
+        f"-stride:{spec.stride}-idskip:{int(spec.residual)}"
+    )
+    flags = f"-se:{int(spec.se)}-hs:{int(spec.act == 'hard_swish')}"
+    return key if flags == "-se:0-hs:0" else key + flags
+
+
+INVERTED = BlockKind(
+    description="1x1, depthwise, 1x1 (MobileNet)",
+    check=_check,
+    spec=_spec,
+    elastic=ElasticInverted,
+    plain=Inverted,
+    cost=_cost,
+    memory=_memory,
+    stored=_stored,
+    describe=describe_kernel_and_expansion,
+    published_key=_published_key,
+)

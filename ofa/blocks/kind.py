@@ -1,0 +1,151 @@
+"""What a kind of block is: the functions and modules that every kind must bring, and the data they exchange.
+
+A kind is one file beside this one: its elastic module in the supernet, its plain module in a subnet, its
+layer spec, its cost, memory and stored numbers, which of its channels sort together, and its names in other
+projects' tables. `ofa.blocks.table` lists the kinds. Nothing here knows `Space`, so that a space can ask
+its kinds whether its choices are possible.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from ofa.blocks.activation import Act
+from ofa.blocks.elastic import DropConnect, Slices
+from ofa.blocks.sizes import halve
+
+
+class BlockSettings(NamedTuple):
+    """What a space says of the blocks of one stage, whichever architecture runs.
+
+    kernels, expands: the ascending choices. projected: whether every block has a shortcut, through a 1x1
+    convolution where widths differ. transformed: whether smaller kernels follow from learned matrices.
+    """
+
+    kernels: tuple[int, ...]
+    expands: tuple[float, ...]
+    se: bool
+    act: Act
+    bn_eps: float
+    projected: bool
+    transformed: bool
+
+
+class BlockPosition(NamedTuple):
+    """Where a block stands: input channels, stride, whether its shortcut may have to change the map.
+
+    changes: `Space.changes_width`. In the supernet `inputs` is the widest choice.
+    """
+
+    inputs: int
+    stride: int
+    changes: bool
+
+
+class BlockChoice(NamedTuple):
+    """What an architecture chooses for one block."""
+
+    width: int
+    kernel: int
+    expand: float
+
+
+class BlockSpec(NamedTuple):
+    """One block on a `size` x `size` map of `inp` channels, described by what it computes.
+
+    expands: whether the kind's expansion layers are there. residual: its input is added to its output,
+    through a 1x1 convolution if `projects`, after an average pool if it has a stride.
+    """
+
+    block: str
+    size: int
+    inp: int
+    hidden: int
+    out: int
+    kernel: int
+    stride: int
+    expands: bool
+    se: bool
+    act: str
+    residual: bool
+    projects: bool
+
+    @property
+    def size_after(self) -> int:
+        """Side of the output map."""
+        return halve(self.size, self.stride)
+
+
+class ElasticBlock(nn.Module):
+    """A block of the supernet, with the weights of its largest choice."""
+
+    def forward(self, x: Tensor, choice: BlockChoice, drop: DropConnect | None) -> Tensor:
+        """The map after the block (N, choice.width, ...). drop: of the residual branch, in training."""
+        raise NotImplementedError
+
+    def slices(self, inputs: int, choice: BlockChoice) -> Slices:
+        """The tensors that `choice` uses on `inputs` channels, under the names of the plain module."""
+        raise NotImplementedError
+
+    def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
+        """Order the hidden channels by importance, so that narrower choices keep the best.
+
+        What the given choices of input width, output width and expansion compute stays the same.
+        """
+        raise NotImplementedError
+
+
+class Complaint(NamedTuple):
+    """Why a stage's settings are impossible: the field of the stage, and the rest of a sentence about it."""
+
+    field: str
+    sentence: str
+
+
+class BlockKind(NamedTuple):
+    """Everything about one kind of block."""
+
+    # One line for people.
+    description: str
+    # What is wrong with a stage's settings, or None.
+    check: Callable[[BlockSettings], Complaint | None]
+    # The layer spec of a block: of (settings, position, side of the input map, choice).
+    spec: Callable[[BlockSettings, BlockPosition, int, BlockChoice], BlockSpec]
+    # The supernet's module: of (settings, position, widest output).
+    elastic: Callable[[BlockSettings, BlockPosition, int], ElasticBlock]
+    # The subnet's module, which is also what a latency kit times: of (spec, epsilon of BatchNorm).
+    plain: Callable[[BlockSpec, float], nn.Module]
+    # MACs and parameters.
+    cost: Callable[[BlockSpec], tuple[int, int]]
+    # The most float32 numbers alive at once, the block's input included.
+    memory: Callable[[BlockSpec], int]
+    # Numbers stored in an exported ONNX file, where BatchNorm is folded, and entries of its graph.
+    stored: Callable[[BlockSpec], tuple[int, int]]
+    # Kernel and expansion in a few letters, for drawings.
+    describe: Callable[[int, float], str]
+    # The block's name in the latency tables of OFA and ProxylessNAS; None if they know no such block.
+    published_key: Callable[[BlockSpec], str] | None
+
+
+def activation_entries(act: str) -> int:
+    """Nodes of an activation in an ONNX graph: swish is a sigmoid and a product, the others are one node."""
+    return 2 if act == "swish" else 1
+
+
+def shortcut_memory(spec: BlockSpec) -> int:
+    """The most numbers alive while the shortcut runs, after the residual branch; 0 if it runs no layer."""
+    before, after = spec.inp * spec.size**2, spec.inp * spec.size_after**2
+    out = spec.out * spec.size_after**2
+    alive = 0
+    if spec.residual and spec.stride > 1:
+        alive = out + before + after  # the pool reads the block's input and writes a smaller map
+    if spec.projects:
+        source = after if spec.stride > 1 else before
+        alive = max(alive, out + source + out)  # the 1x1 convolution writes what is added to the output
+    return alive
+
+
+def describe_kernel_and_expansion(kernel: int, expand: float) -> str:
+    """`5×5 e4`; the expansion is left out where it is 1."""
+    return f"{kernel}×{kernel}" + ("" if expand == 1 else f" e{expand:.3g}")

@@ -1,0 +1,55 @@
+"""Order the channels between two layers by importance, without changing what the layers compute together."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ofa.blocks.elastic import ElasticBatchNorm, ElasticConvBN, ElasticSqueezeExcite
+from ofa.blocks.sizes import squeeze_width
+
+
+def sort_between(layer: ElasticConvBN, reader: ElasticConvBN, cuts: set[int]) -> None:
+    """Sort the channels that `layer` writes and `reader` reads; nothing else touches them.
+
+    Args:
+        layer: writes the channels.
+        reader: reads them; the L1 norm of what it reads from a channel is that channel's importance.
+        cuts: widths at which some trained architecture ends. A channel only moves between two cuts, among
+            those that all trained architectures use, or do not use, together: they compute the same as
+            before.
+    """
+    order = importance_order(reader.conv.weight, cuts)
+    permute(order, written_by(layer), [reader.conv.weight])
+
+
+def sort_inside(se: ElasticSqueezeExcite, cuts: set[int]) -> None:
+    """Sort the inner channels of squeeze-and-excitation; `cuts` are widths of its input."""
+    assert se.reduce.bias is not None
+    order = importance_order(se.restore.weight, {squeeze_width(cut) for cut in cuts})
+    permute(order, [se.reduce.weight, se.reduce.bias], [se.restore.weight])
+
+
+def written_by(layer: ElasticConvBN) -> list[Tensor]:
+    """Every tensor of `layer` whose axis 0 is its output channels."""
+    bn = layer.bn
+    assert isinstance(bn, ElasticBatchNorm)
+    return [layer.conv.weight, bn.weight, bn.bias, bn.running_mean, bn.running_var]
+
+
+def importance_order(following: Tensor, cuts: set[int]) -> Tensor:
+    """Where each input channel of `following` (O, I, k, k) comes from.
+
+    Between one cut and the next the most important channel comes first.
+    """
+    importance = following.abs().sum((0, 2, 3))
+    edges = sorted({0, len(importance), *cuts})
+    groups = [a + importance[a:b].argsort(descending=True, stable=True) for a, b in pairwise(edges)]
+    return torch.cat(groups)
+
+
+def permute(order: Tensor, writers: list[Tensor], readers: list[Tensor]) -> None:
+    """Reorder what writes the channels (their axis 0) and what reads them (axis 1), in place."""
+    for axis, tensors in ((0, writers), (1, readers)):
+        for tensor in tensors:
+            tensor.copy_(tensor.index_select(axis, order))

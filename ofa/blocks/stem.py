@@ -1,0 +1,124 @@
+"""The stem, what turns an image into the first map: elastic, plain, its spec and what it costs."""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ofa.blocks.elastic import ElasticConv, ElasticConvBN, Slices, prefixed
+from ofa.blocks.kind import activation_entries
+from ofa.blocks.plain import ConvBN
+from ofa.blocks.sizes import chain_memory, halve
+from ofa.space.space import Deep, Stem
+
+
+class StemSpec(NamedTuple):
+    """The stem on a `size` x `size` image. `middle` and `residual` are 0 unless it is deep."""
+
+    size: int
+    channels: int
+    width: int
+    stride: int
+    act: str
+    deep: bool
+    middle: int
+    residual: int
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of the image and after each convolution."""
+        middles = [self.middle] * (1 + self.residual) if self.deep else []
+        return [self.channels, *middles, self.width]
+
+    @property
+    def size_after(self) -> int:
+        """Side of the map after the convolutions; a deep stem's pool halves it once more."""
+        return halve(self.size, self.stride)
+
+
+class ElasticDeepStem(nn.Module):
+    """ResNet-D's stem (2018, arXiv:1812.01187) in the supernet.
+
+    A convolution with the stride, up to `residual` residual ones, one to the stem's width, and a max pool.
+    """
+
+    def __init__(self, stem: Stem, deep: Deep, channels: int, eps: float):
+        super().__init__()
+        middle, width = deep.middle[-1], stem.width[-1]
+        self.first = ElasticConvBN(ElasticConv(channels, middle, 3, stem.stride), stem.act, eps)
+        self.residual = nn.ModuleList()
+        for _ in range(deep.residual[-1]):
+            self.residual.append(ElasticConvBN(ElasticConv(middle, middle, 3), stem.act, eps))
+        self.last = ElasticConvBN(ElasticConv(middle, width, 3), stem.act, eps)
+
+    def forward(self, x: Tensor, width: int, middle: int, residual: int) -> Tensor:
+        x = self.first(x, middle)
+        for conv in self.residual[:residual]:
+            x = x + conv(x, middle)
+        return F.max_pool2d(self.last(x, width), 3, 2, 1)
+
+    def slices(self, channels: int, width: int, middle: int, residual: int) -> Slices:
+        found = prefixed("first", self.first.slices(channels, middle))
+        for i, conv in enumerate(self.residual[:residual]):
+            assert isinstance(conv, ElasticConvBN)
+            found |= prefixed(f"residual.{i}", conv.slices(middle, middle))
+        return found | prefixed("last", self.last.slices(middle, width))
+
+
+def elastic_stem(stem: Stem, channels: int, eps: float) -> ElasticConvBN | ElasticDeepStem:
+    """The stem of a supernet; its sizes in a call are the first width and `Arch.stem`."""
+    if stem.deep:
+        return ElasticDeepStem(stem, stem.deep, channels, eps)
+    return ElasticConvBN(ElasticConv(channels, stem.width[-1], 3, stem.stride), stem.act, eps)
+
+
+class DeepStem(nn.Module):
+    """ResNet-D's stem as plain layers."""
+
+    def __init__(self, spec: StemSpec, eps: float):
+        super().__init__()
+        self.first = ConvBN(spec.channels, spec.middle, 3, spec.stride, spec.act, eps)
+        self.residual = nn.ModuleList()
+        for _ in range(spec.residual):
+            self.residual.append(ConvBN(spec.middle, spec.middle, 3, 1, spec.act, eps))
+        self.last = ConvBN(spec.middle, spec.width, 3, 1, spec.act, eps)
+        self.pool = nn.MaxPool2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for conv in self.residual:
+            x = x + conv(x)
+        return self.pool(self.last(x))
+
+
+def plain_stem(spec: StemSpec, eps: float) -> ConvBN | DeepStem:
+    """The stem of a subnet. eps: of BatchNorm."""
+    if spec.deep:
+        return DeepStem(spec, eps)
+    return ConvBN(spec.channels, spec.width, 3, spec.stride, spec.act, eps)
+
+
+def cost_of_stem(spec: StemSpec) -> tuple[int, int]:
+    """(MACs, parameters)."""
+    weights = sum(9 * inp * out for inp, out in pairwise(spec.widths))
+    return spec.size_after**2 * weights, weights + 2 * sum(spec.widths[1:])
+
+
+def memory_of_stem(spec: StemSpec) -> int:
+    """The most float32 numbers alive at once, the image included."""
+    after = spec.size_after**2
+    maps = [after * width for width in spec.widths[1:]]
+    # A residual convolution's sum is written over one of its two inputs, so it needs no map of its own.
+    alive = chain_memory([spec.size**2 * spec.channels, *maps])
+    if not spec.deep:
+        return alive
+    pooled = halve(spec.size_after, 2) ** 2
+    return max(alive, (after + pooled) * spec.width)
+
+
+def stored_of_stem(spec: StemSpec) -> tuple[int, int]:
+    """(numbers in an exported ONNX file, entries of its graph)."""
+    numbers = cost_of_stem(spec)[1] - sum(spec.widths[1:])
+    convolutions = len(spec.widths) - 1
+    return numbers, convolutions * (2 + activation_entries(spec.act)) + spec.residual + spec.deep

@@ -1,0 +1,24 @@
+"""The kinds of block. A new kind is a file beside this one and a line here."""
+
+from engine.errors import UserError
+from ofa.blocks.bottleneck import BOTTLENECK
+from ofa.blocks.fused import FUSED
+from ofa.blocks.inverted import INVERTED
+from ofa.blocks.kind import BlockKind
+
+BLOCKS: dict[str, BlockKind] = {
+    "inverted": INVERTED,
+    "bottleneck": BOTTLENECK,
+    "fused": FUSED,
+}
+
+
+def block_kind(name: str) -> BlockKind:
+    """The kind of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in BLOCKS:
+        raise UserError(f"There is no block '{name}'; the kinds are {', '.join(BLOCKS)}.")
+    return BLOCKS[name]

@@ -1,0 +1,108 @@
+"""Exact BatchNorm statistics of an extracted subnet, and its accuracy.
+
+A supernet shares BatchNorm statistics between widths, where they fit none. BigNAS (2020, arXiv:2003.11142)
+therefore calibrates each subnet on training images before it is measured.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from engine import training
+from engine.data.augment import resize
+from engine.data.dataset import Batch, Data
+from ofa.space.arch import Arch
+from ofa.subnet import Subnet, extract
+from ofa.supernet import Supernet
+
+# On CPU, larger maps than these cost more in page faults than in arithmetic: 3 times as much at 256 x 128 px.
+EVALUATION_BATCH = 64
+
+
+def prepare(supernet: Supernet, arch: Arch, data: Data, images: int) -> Subnet:
+    """`arch`, extracted and calibrated, in eval mode: ready to be measured or exported.
+
+    images: how many training images to calibrate on; always the same ones.
+    """
+    return calibrate(extract(supernet, arch), data.batches("train", EVALUATION_BATCH, images))
+
+
+@torch.no_grad()
+def calibrate(subnet: Subnet, batches: Iterable[Batch]) -> Subnet:
+    """Exact BatchNorm statistics over `batches`, and eval mode. Returns the same module.
+
+    Every layer sees inputs normalised by each batch's own statistics, as in training. Its stored mean and
+    variance are those of all values it saw, pooled over batches (variance within plus variance between,
+    unbiased), however the images are split into batches of unequal size; not exponential averages.
+
+    Args:
+        subnet: of `ofa.subnet.extract`.
+        batches: pairs of images (N, C, side, side) and labels, which are not used. At least one.
+    """
+    pools = {m: _Pool() for m in subnet.modules() if isinstance(m, nn.BatchNorm2d)}
+    hooks = [bn.register_forward_hook(pool.add) for bn, pool in pools.items()]
+    # In train mode, so that every layer sees what it saw in training: inputs normalised by their own batch.
+    subnet.train()
+    with _momentum(pools, 1.0):  # after each batch the buffers hold that batch's own statistics
+        for x, _ in batches:
+            subnet(resize(x, subnet.arch.resolution))
+    for hook in hooks:
+        hook.remove()
+    for bn, pool in pools.items():
+        pool.write(bn)
+    return subnet.eval()
+
+
+def subnet_accuracy(subnet: Subnet, batches: Iterable[Batch]) -> float:
+    """Top-1 accuracy in [0, 1] of a calibrated subnet, in float32 as exported.
+
+    Args:
+        subnet: in eval mode.
+        batches: pairs of images (N, C, side, side), which are resized to the subnet's resolution, and labels.
+    """
+    return training.accuracy(lambda x: subnet(resize(x, subnet.arch.resolution)), batches)
+
+
+class _Pool:
+    """Running count, mean and sum of squared deviations of a layer's input channels.
+
+    Source: the pairwise update of Chan, Golub and LeVeque (1983).
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor | float = 0.0
+        self.square: Tensor | float = 0.0
+
+    def add(self, bn: nn.BatchNorm2d, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        assert bn.running_mean is not None and bn.running_var is not None
+        count = inputs[0].numel() // inputs[0].shape[1]
+        total = self.count + count
+        # float64, since thousands of batches add up; the buffers themselves are float32.
+        exact = torch.float32 if bn.running_mean.device.type == "mps" else torch.float64  # MPS has no float64
+        delta = bn.running_mean.to(exact) - self.mean
+        self.mean = self.mean + delta * (count / total)
+        within = bn.running_var.to(exact) * (count - 1)
+        between = delta**2 * (self.count * count / total)
+        self.square = self.square + within + between
+        self.count = total
+
+    def write(self, bn: nn.BatchNorm2d) -> None:
+        assert bn.running_mean is not None and bn.running_var is not None
+        if not isinstance(self.mean, Tensor) or not isinstance(self.square, Tensor):
+            raise ValueError("calibrate needs at least one batch of images, but got none.")
+        bn.running_mean.copy_(self.mean)
+        bn.running_var.copy_(self.square / (self.count - 1))
+
+
+@contextmanager
+def _momentum(norms: Iterable[nn.BatchNorm2d], value: float) -> Iterator[None]:
+    norms = list(norms)
+    before = [bn.momentum for bn in norms]
+    for bn in norms:
+        bn.momentum = value
+    yield
+    for bn, momentum in zip(norms, before, strict=True):
+        bn.momentum = momentum

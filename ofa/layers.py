@@ -1,0 +1,232 @@
+"""An architecture as a list of layers, and sums over layers for a million architectures at once.
+
+A layer spec describes a stem, a block or a head by what it computes, wherever it stands. MACs, parameters,
+memory, file size and latency of an architecture are sums (memory: a maximum) over its layer specs. A layer
+depends on a handful of choices only, so the cost of encoded architectures is read from tables, one for each
+group of layers that reads the same choices.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ofa.blocks.head import HeadSpec, head_spec
+from ofa.blocks.kind import BlockChoice, BlockSpec
+from ofa.blocks.sizes import halve
+from ofa.blocks.stem import StemSpec
+from ofa.blocks.table import block_kind
+from ofa.space.arch import Arch, active_blocks
+from ofa.space.codes import Codes
+from ofa.space.space import Space
+
+LayerSpec = StemSpec | BlockSpec | HeadSpec
+CostFn = Callable[[LayerSpec], Sequence[float]]
+Numbers = NDArray[Any]  # int64 of counts, float64 of milliseconds
+
+
+class CostTable(NamedTuple):
+    """Costs of one group of layers by the choices it reads.
+
+    columns: which columns of the codes. costs: (*choices of those columns, costs).
+    """
+
+    columns: tuple[int, ...]
+    costs: Numbers
+
+
+def layer_specs(space: Space, arch: Arch, classes: int, channels: int) -> list[LayerSpec]:
+    """The layers of one architecture, in the order in which they run: stem, blocks, head."""
+    stem, at = space.stem, space.resolution.index(arch.resolution)
+    middle, residual = arch.stem if stem.deep else (0, 0)
+    width = arch.width[0]
+    layers: list[LayerSpec] = [
+        StemSpec(arch.resolution, channels, width, stem.stride, stem.act, bool(stem.deep), middle, residual)
+    ]
+    sizes = [size_R[at] for size_R in map_sizes(space)]
+    for stage, block, choice in active_blocks(space, arch):
+        size = sizes[stage] if block == 0 else sizes[stage + 1]
+        position = space.block_position(stage, block, width)
+        kind = block_kind(space.stages[stage].block)
+        layers.append(kind.spec(space.block_settings(stage), position, size, choice))
+        width = choice.width
+    return [*layers, head_spec(space.head, sizes[-1], width, arch.width[-1], classes)]
+
+
+def map_sizes(space: Space) -> list[list[int]]:
+    """For each stage, and after the last, the side of its input at every resolution."""
+    pool = 2 if space.stem.deep else 1
+    sizes = [[halve(halve(r, space.stem.stride), pool) for r in space.resolution]]
+    for stage in space.stages:
+        sizes.append([halve(size, stage.stride) for size in sizes[-1]])
+    return sizes
+
+
+def total(tables: Sequence[CostTable], codes_NF: Codes, join: np.ufunc = np.add) -> Numbers:
+    """(costs, N) of every row of codes.
+
+    Args:
+        tables: of `cost_tables`.
+        codes_NF: encoded architectures.
+        join: how the costs of layers become one: np.add, or np.maximum for memory.
+    """
+    choice_FN = np.ascontiguousarray(np.maximum(codes_NF, 1).T) - 1
+    totals = np.zeros((tables[0].costs.shape[-1], len(codes_NF)), tables[0].costs.dtype)
+    for columns, costs in tables:
+        # The place of a row's choices in the table, which is read as one long list.
+        place = np.zeros(len(codes_NF), np.int32)
+        for column, choices in zip(columns, costs.shape, strict=False):
+            if choices > 1:
+                place *= choices
+                place += choice_FN[column]
+        for k, row in enumerate(totals):
+            join(row, costs[..., k].ravel()[place], out=row)
+    return totals
+
+
+def cost_tables(
+    space: Space,
+    classes: int,
+    channels: int,
+    cost: CostFn,
+    join: np.ufunc = np.add,
+    dtype: type = np.int64,
+) -> Iterator[CostTable]:
+    """Tables for the stem, the blocks and the head; `total` adds them up.
+
+    Args:
+        space: whose architectures are costed.
+        classes: outputs of the classifier.
+        channels: input channels.
+        cost: the costs of one layer; every layer that some architecture has is asked for.
+        join: how the costs of a stage's blocks become one, np.add or np.maximum.
+        dtype: of the costs.
+    """
+    yield _stem_table(space, channels, cost, dtype)
+    sizes = map_sizes(space)
+    for stage in range(len(space.stages)):
+        first = _first_block_costs(space, stage, sizes[stage], cost, dtype)
+        later = _later_block_costs(space, stage, sizes[stage + 1], cost, dtype)
+        if space.granularity == "stage":
+            yield _stage_table(space, stage, first, later, join)
+        else:
+            yield from _block_tables(space, stage, first, later)
+    yield _head_table(space, classes, sizes[-1], cost, dtype)
+
+
+def _grid(
+    cost: CostFn, layer: Callable[..., LayerSpec], options: Sequence[Sequence[float]], dtype: type
+) -> Numbers:
+    """(*options, costs) of `layer(*choices)`, for every combination of choices."""
+    costs = [cost(layer(*choices)) for choices in product(*options)]
+    return np.array(costs, dtype).reshape(*map(len, options), -1)
+
+
+def _stem_table(space: Space, channels: int, cost: CostFn, dtype: type) -> CostTable:
+    at, stem = space.column_index, space.stem
+    columns = [at["resolution", 0], at["width", 0]]
+    middles: Sequence[int] = (0,)
+    residuals: Sequence[int] = (0,)
+    if stem.deep:
+        columns += [at["stem", 0], at["stem", 1]]
+        middles, residuals = stem.deep.middle, stem.deep.residual
+
+    def layer(resolution: int, width: int, middle: int, residual: int) -> StemSpec:
+        deep = bool(stem.deep)
+        return StemSpec(resolution, channels, width, stem.stride, stem.act, deep, middle, residual)
+
+    return CostTable(
+        tuple(columns), _grid(cost, layer, [space.resolution, stem.width, middles, residuals], dtype)
+    )
+
+
+def _first_block_costs(space: Space, stage: int, sizes: Sequence[int], cost: CostFn, dtype: type) -> Numbers:
+    """(resolution, input width, width, kernel, expand, costs) of the first block of a stage.
+
+    sizes: side of the block's input at every resolution.
+    """
+    choices = space.stages[stage]
+
+    def layer(size: int, inp: int, width: int, kernel: int, expand: float) -> BlockSpec:
+        return _block_layer(space, stage, 0, inp, size, BlockChoice(width, kernel, expand))
+
+    options = [sizes, space.widths_before(stage), choices.width, choices.kernel, choices.expand]
+    return _grid(cost, layer, options, dtype)
+
+
+def _later_block_costs(
+    space: Space, stage: int, sizes: Sequence[int], cost: CostFn, dtype: type
+) -> Numbers | None:
+    """(resolution, width, kernel, expand, costs) of every other block of a stage; None if there is none.
+
+    Its input is as wide as its output.
+    """
+    choices = space.stages[stage]
+    if choices.depth[-1] == 1:
+        return None
+
+    def layer(size: int, width: int, kernel: int, expand: float) -> BlockSpec:
+        return _block_layer(space, stage, 1, width, size, BlockChoice(width, kernel, expand))
+
+    return _grid(cost, layer, [sizes, choices.width, choices.kernel, choices.expand], dtype)
+
+
+def _block_layer(space: Space, stage: int, block: int, inp: int, size: int, choice: BlockChoice) -> BlockSpec:
+    kind = block_kind(space.stages[stage].block)
+    return kind.spec(space.block_settings(stage), space.block_position(stage, block, inp), size, choice)
+
+
+def _stage_table(
+    space: Space, stage: int, first: Numbers, later: Numbers | None, join: np.ufunc
+) -> CostTable:
+    """One table for all blocks of a stage, whose kernel and expansion are chosen together."""
+    at = space.column_index
+    by_depth = []
+    for depth in space.stages[stage].depth:
+        costs = first
+        if depth > 1:
+            assert later is not None
+            rest = (depth - 1) * later if join is np.add else later
+            costs = join(first, rest[:, None])  # the same for every input width of the first block
+        by_depth.append(costs)
+    columns = (
+        at["resolution", 0],
+        at["width", stage],
+        at["width", stage + 1],
+        at["kernel", stage],
+        at["expand", stage],
+        at["depth", stage],
+    )
+    return CostTable(columns, np.stack(by_depth, axis=-2))
+
+
+def _block_tables(space: Space, stage: int, first: Numbers, later: Numbers | None) -> Iterator[CostTable]:
+    """One table for each block of a stage; a block costs nothing where the stage is not that deep."""
+    at = space.column_index
+    depths = space.stages[stage].depth
+    for block in range(depths[-1]):
+        slot = space.slot(stage, block)
+        widths = [at["width", stage], at["width", stage + 1]]
+        costs = first
+        if block > 0:
+            assert later is not None
+            widths, costs = widths[1:], later
+        by_depth = [costs if depth > block else np.zeros_like(costs) for depth in depths]
+        columns = (at["resolution", 0], *widths, at["kernel", slot], at["expand", slot], at["depth", stage])
+        yield CostTable(columns, np.stack(by_depth, axis=-2))
+
+
+def _head_table(space: Space, classes: int, sizes: Sequence[int], cost: CostFn, dtype: type) -> CostTable:
+    at, last = space.column_index, len(space.stages)
+    columns = [at["resolution", 0], at["width", last]]
+    widths: Sequence[int] = (0,)
+    if space.head:
+        columns.append(at["width", last + 1])
+        widths = space.head.width
+
+    def layer(size: int, inp: int, width: int) -> HeadSpec:
+        return head_spec(space.head, size, inp, width, classes)
+
+    return CostTable(tuple(columns), _grid(cost, layer, [sizes, space.widths_before(last), widths], dtype))

@@ -1,0 +1,70 @@
+"""Architectures by name: the extremes, subnets that papers published, files and JSON."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from engine.config import Config, read_yaml, validate
+from engine.errors import UserError
+from engine.run import read_json
+from ofa.space.arch import Arch, largest, smallest
+from ofa.space.codes import decode, encode
+from ofa.space.space import Space
+
+
+class Published(Config):
+    """A subnet as its authors report it, for 1,000 classes; ImageNet top-1 is in percent."""
+
+    arch: Arch
+    macs: int
+    params: int
+    imagenet_top1: float
+
+
+def published(space: Space) -> dict[str, Published]:
+    """Published subnets of a packaged space by name; none for other spaces."""
+    path = Path(str(files("ofa.space"))) / "archs" / f"{space.name}.yaml"
+    if not path.is_file():
+        return {}
+    return {name: Published.model_validate(value) for name, value in read_yaml(path).items()}
+
+
+def find_arch(space: Space, name: str) -> Arch:
+    """The architecture that `name` stands for.
+
+    Args:
+        space: which must have it.
+        name: `smallest`, `largest`, a published name, a JSON file with an architecture (or with one under
+            "arch"), or the JSON itself.
+
+    Raises:
+        UserError: it is none of these, or not of this space.
+    """
+    if name == "smallest":
+        return smallest(space)
+    if name == "largest":
+        return largest(space)
+    named = published(space)
+    arch = named[name].arch if name in named else _read_arch(space, name, list(named))
+    # Entries of inactive blocks become 0, so that equal architectures are equal objects.
+    return decode(space, encode(space, arch))
+
+
+def _read_arch(space: Space, name: str, named: list[str]) -> Arch:
+    is_json = name.lstrip().startswith("{")
+    if not is_json and not Path(name).is_file():
+        known = ", ".join(["smallest", "largest", *named])
+        if name.endswith(".json"):
+            raise UserError(f"There is no file '{name}'; give a file of predictors.select, or {known}.")
+        raise UserError(
+            f"Space '{space.name}' has no architecture '{name}'; give {known}, a file of predictors.select, "
+            "or JSON."
+        )
+    try:
+        values: Any = json.loads(name) if is_json else read_json(Path(name))
+    except ValueError as error:
+        raise UserError(f"Architecture '{name}' is not valid JSON ({error}).") from None
+    if not isinstance(values, dict):
+        raise UserError(f"'{name}' holds no single architecture, but a JSON {type(values).__name__}.")
+    return validate(Arch, values.get("arch", values), f"architecture '{name}'")

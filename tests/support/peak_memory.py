@@ -1,0 +1,38 @@
+"""Peak memory by simulation: the traced network run node by node, the oracle for the closed form."""
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from ofa.space.arch import Arch
+from ofa.space.space import Space
+from ofa.subnet import Subnet
+
+IN_PLACE = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU)
+IN_PLACE_FUNCTIONS = {"add", "mul", "relu", "hardsigmoid"}
+
+
+def simulated_peak(space: Space, arch: Arch, classes: int, channels: int) -> int:
+    """Bytes alive at the worst moment; elementwise nodes overwrite the first input that dies."""
+    with torch.device("meta"):
+        net = Subnet(space, arch, classes, channels).eval()
+        image = torch.empty(1, channels, arch.resolution, arch.resolution)
+    graph = fx.symbolic_trace(net)
+    ShapeProp(graph).propagate(image)
+    modules = dict(graph.named_modules())
+    nodes = [node for node in graph.graph.nodes if node.op != "output"]
+    last_use = {used: node for node in graph.graph.nodes for used in node.all_input_nodes}
+    size = {node: 4 * int(np.prod(node.meta["tensor_meta"].shape)) for node in nodes}
+    alive, peak = 0, 0
+    for node in nodes:
+        dying = [used for used in node.all_input_nodes if last_use[used] is node]
+        function = getattr(node.target, "__name__", "")
+        pointwise = isinstance(modules.get(str(node.target)), IN_PLACE) or function in IN_PLACE_FUNCTIONS
+        if pointwise and any(size[used] == size[node] for used in dying):
+            alive -= sum(size[used] for used in dying) - size[node]
+            continue
+        alive += size[node]
+        peak = max(peak, alive)
+        alive -= sum(size[used] for used in dying)
+    return peak

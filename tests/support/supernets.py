@@ -1,0 +1,109 @@
+"""Supernets without zeros and ones among their weights, and spaces with every choice of every kind."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ofa.space.space import Space, load_space
+from ofa.supernet import Supernet
+
+
+def filled(space: Space, classes: int = 5, channels: int = 3) -> Supernet:
+    """A supernet with no zeros or ones in it, so that no mistake can hide behind one."""
+    torch.manual_seed(0)
+    net = Supernet(space, classes, channels)
+    for name, tensor in net.state_dict().items():
+        if "matrices" in name:
+            nn.init.normal_(tensor, std=0.3)
+        if tensor.ndim == 1:
+            positive = "weight" in name or "var" in name
+            nn.init.uniform_(tensor, 0.5, 1.5) if positive else nn.init.normal_(tensor, std=0.1)
+    return net
+
+
+def changed(space: Space, **changes: Any) -> Space:
+    """The same space with other values of some fields, checked again."""
+    return Space.model_validate(space.model_dump() | changes)
+
+
+def inverted_spaces() -> dict[str, Space]:
+    digits, small = load_space("digits"), load_space("small32")
+    per_block = changed(digits, granularity="block", resolution=(9, 13))
+    return {
+        "per stage": small,
+        "per block, odd maps": per_block,
+        "projected": changed(small, shortcut="projected", resolution=(16, 24)),
+        "transformed": changed(
+            small, granularity="block", kernels="transform", resolution=(16,), bn_eps=1e-3
+        ),
+        "wide maps": wide_maps("identity"),
+        "wide maps, projected": wide_maps("projected"),
+    }
+
+
+def wide_maps(shortcut: str) -> Space:
+    """Blocks whose own input, kept for the shortcut, decides the peak of memory."""
+    stage = {"width": (64,), "depth": (1, 2), "kernel": (3, 5), "expand": (1,), "se": True}
+    stages = ({**stage, "act": "relu"}, {**stage, "act": "hard_swish", "stride": 2})
+    return Space.model_validate(
+        {
+            "name": "wide",
+            "resolution": (8, 12),
+            "granularity": "block",
+            "shortcut": shortcut,
+            "stem": {"width": (4, 8), "stride": 1},
+            "stages": stages,
+        }
+    )
+
+
+def bottleneck_space() -> Space:
+    """A small ResNet-D with every choice that OFA's has."""
+    stage = {
+        "block": "bottleneck",
+        "depth": (1, 2),
+        "kernel": (3,),
+        "expand": (0.25, 0.5, 1.0),
+        "act": "relu",
+    }
+    stages = (
+        {**stage, "width": (16, 32)},
+        {**stage, "width": (32, 48), "stride": 2},
+        {**stage, "width": (48,), "stride": 2},
+    )
+    stem = {"width": (8, 16), "act": "relu", "deep": {"middle": (8, 16), "residual": (0, 1, 2)}}
+    return Space.model_validate(
+        {"name": "resnet", "resolution": (33, 40), "granularity": "block", "stem": stem, "stages": stages}
+    )
+
+
+def bottleneck_spaces() -> dict[str, Space]:
+    return {"deep stem, odd maps": bottleneck_space()}
+
+
+def fused_spaces() -> dict[str, Space]:
+    """Small EfficientNetV2s: fused stages first, then one of inverted bottlenecks."""
+    fused = {"block": "fused", "kernel": (3, 5), "depth": (1, 2)}
+    stages = (
+        {**fused, "width": (8, 16), "expand": (1,)},
+        {**fused, "width": (16, 24), "expand": (2, 3, 4), "stride": 2},
+        {**fused, "width": (24,), "expand": (2, 3, 4), "stride": 2, "se": True, "act": "relu"},
+        {"width": (24, 32), "kernel": (3,), "depth": (1, 2), "expand": (4, 6), "se": True},
+    )
+    stem = {"width": (8, 16), "stride": 1}
+    head = {"width": (32, 64)}
+    values = {"name": "fused", "resolution": (16, 24), "stem": stem, "stages": stages, "head": head}
+    per_stage = Space.model_validate(values)
+    return {
+        "per stage": per_stage,
+        "per block, odd maps": changed(per_stage, granularity="block", resolution=(9, 13)),
+    }
+
+
+# Spaces of every kind of block, on which `tests/contracts/test_blocks.py` holds it to its contract.
+SPACES: dict[str, dict[str, Space]] = {
+    "inverted": inverted_spaces(),
+    "bottleneck": bottleneck_spaces(),
+    "fused": fused_spaces(),
+}
