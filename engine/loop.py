@@ -98,13 +98,17 @@ class EpochLoop:
         """Where the run is, for messages."""
         return f"at step {self.step} of {self.total_steps()}"
 
+    def resumed_place(self) -> str:
+        """Where a resumed run begins, for messages."""
+        return self.place()
+
     def total_steps(self) -> int:
         """Steps of the whole run."""
         remaining = sum(self.steps_in(epoch) for epoch in range(self.epoch, self.epochs))
         return self.step - self.batches_done + remaining
 
     def done(self, losses: Tensor) -> None:
-        """A step was made, with these losses, (L,) or (), averaged over the ranks. Nobody looks at them yet."""
+        """Count a step. Its losses, (L,) or (), averaged over the ranks, are looked at later."""
         self.pending.append(losses)
         self.batches_done, self.step = self.batches_done + 1, self.step + 1
 
@@ -208,7 +212,7 @@ class EpochLoop:
                 raise UserError(
                     f"Resume state '{path}' is not of this run; start again with --overwrite."
                 ) from None
-            print(f"resumed {self.place()}")
+            print(f"resumed {self.resumed_place()}")
         if self.ranks.first:
             self.folder.forget_after(self.step)  # logged by a process that was killed before its checkpoint
         if self.ranks.total([self.step]) != [self.step * self.ranks.size]:

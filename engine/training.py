@@ -91,7 +91,7 @@ class TrainingCommand(Command):
         writer = tensorboard_writer() if self.tensorboard else None
         run = Run(self.out)
         if ranks.first:
-            before = ranks.size
+            before: Any = ranks.size
             if self.resume and (self.out / "config.yaml").exists():
                 before = run.config.get("ranks")
             if before != ranks.size:
