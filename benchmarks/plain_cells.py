@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oneshot.axes.edge_weights import Mixture
-from oneshot.networks.parallel_edges import Separable
-from oneshot.networks.search import DartsNetwork, Mixed, NasBench201Network, Residual
+from oneshot.axes.edge_weights import EdgeWeights
+from oneshot.networks.edge_operations import Separable
+from oneshot.networks.residual import ResidualBlock
+from oneshot.networks.search import DartsNetwork, NasBench201Network
+from oneshot.networks.search_cells import MixedNodes
 from oneshot.spaces.cells import CellSpace
 
 
@@ -103,13 +105,13 @@ class Cell(nn.Module):
         strides = [2 if kind == "reduce" and source < space.inputs else 1 for source, _ in space.edges]
         self.edges = nn.ModuleList(Edge(space, c, stride, partial) for stride in strides)
 
-    def forward(self, states: list[Tensor], mixture: Mixture) -> list[Tensor]:
+    def forward(self, states: list[Tensor], cell_weights: EdgeWeights) -> list[Tensor]:
         for into in self.space.entering:
             node: Tensor | int = 0
             for e in range(into.start, into.stop):
-                chosen = None if mixture.runs is None else mixture.runs[e][0]
-                y = self.edges[e](states[self.space.edges[e][0]], mixture.weight_EO[e], chosen)
-                node = node + (y if mixture.edge_E is None else mixture.edge_E[e] * y)
+                chosen = None if cell_weights.active is None else cell_weights.active[e][0]
+                y = self.edges[e](states[self.space.edges[e][0]], cell_weights.weight_EO[e], chosen)
+                node = node + (y if cell_weights.edge_E is None else cell_weights.edge_E[e] * y)
             assert isinstance(node, Tensor)
             states = [*states, node]
         return states
@@ -126,21 +128,21 @@ class PlainDarts(nn.Module):
         )
         self.join, self.cells = nn.ModuleList(), nn.ModuleList()
         for cell in ours.cells:
-            for join in cell.join:
+            for join in cell.inputs:
                 if join.skip is not None:
                     self.join.append(Reduce(join.skip.even.shape[1], join.skip.even.shape[0] * 2))
                 else:
                     c = join.conv.weight.shape[:2]
                     self.join.append(nn.Sequential(nn.ReLU(), conv(c[1], c[0]), bn(c[0])))
             self.cells.append(
-                Cell(cell.mixed.space, cell.kind, cell.mixed.fans[0].channels * partial, partial)
+                Cell(cell.mixed.space, cell.kind, cell.mixed.parallel_edges[0].channels * partial, partial)
             )
 
-    def forward(self, x: Tensor, mixtures: dict[str, Mixture], twice: bool = False) -> Tensor:
+    def forward(self, x: Tensor, edge_weights: dict[str, EdgeWeights], create_graph: bool = False) -> Tensor:
         before = last = self.stem(x)
         for number, cell in enumerate(self.cells):
             states = [self.join[2 * number](before), self.join[2 * number + 1](last)]
-            before, last = last, torch.cat(cell(states, mixtures[cell.kind])[2:], 1)
+            before, last = last, torch.cat(cell(states, edge_weights[cell.kind])[2:], 1)
         return self.classifier(last.mean((2, 3)))
 
 
@@ -152,39 +154,39 @@ class Plain201(nn.Module):
         self.stem, self.classifier = nn.Sequential(conv(3, 16, 3), nn.BatchNorm2d(16)), nn.Linear(64, 10)
         self.norm = nn.BatchNorm2d(64)
         self.blocks = nn.ModuleList(
-            Cell(b.space, "cell", b.fans[0].channels, 1)
-            if isinstance(b, Mixed)
-            else Residual(b.conv.in_channels)
+            Cell(b.space, "cell", b.parallel_edges[0].channels, 1)
+            if isinstance(b, MixedNodes)
+            else ResidualBlock(b.conv1.in_channels, b.conv1.out_channels)
             for b in ours.blocks
         )
 
-    def forward(self, x: Tensor, mixtures: dict[str, Mixture], twice: bool = False) -> Tensor:
+    def forward(self, x: Tensor, edge_weights: dict[str, EdgeWeights], create_graph: bool = False) -> Tensor:
         x = self.stem(x)
         for block in self.blocks:
-            x = block([x], mixtures["cell"])[-1] if isinstance(block, Cell) else block(x)
+            x = block([x], edge_weights["cell"])[-1] if isinstance(block, Cell) else block(x)
         return self.classifier(F.relu(self.norm(x)).mean((2, 3)))
 
 
 def pairs(ours: nn.Module, plain: nn.Module) -> Iterator[tuple[nn.Parameter, int, int, nn.Parameter]]:
     """(our tensor, of how many blocks of rows, which block, the plain network's tensor)."""
-    mixed = [module for module in ours.modules() if isinstance(module, Mixed)]
+    mixed = [module for module in ours.modules() if isinstance(module, MixedNodes)]
     cells = [module for module in plain.modules() if isinstance(module, Cell)]
     for m, cell in zip(mixed, cells, strict=True):
-        for fan, leaving in zip(m.fans, m.leaving, strict=True):
+        for fan, leaving in zip(m.parallel_edges, m.leaving, strict=True):
             for name, own in fan.own.items():
                 for position, e in enumerate(leaving):
                     theirs = cell.edges[e].operations[fan.operations.index(name)].parameters()
                     yield from (
                         (a, len(leaving), position, b) for a, b in zip(in_order(own), theirs, strict=True)
                     )
-    joins = [join for cell in ours.cells for join in cell.join] if isinstance(ours, DartsNetwork) else []
+    joins = [join for cell in ours.cells for join in cell.inputs] if isinstance(ours, DartsNetwork) else []
     for join, module in zip(joins, getattr(plain, "join", []), strict=True):
         yield from ((a, 1, 0, b) for a, b in zip(join.parameters(), module.parameters(), strict=True))
     named = dict(plain.named_parameters())
     yield from (
         (p, 1, 0, named[name])
         for name, p in ours.named_parameters()
-        if not any(part in name for part in ("fans", "join"))
+        if not any(part in name for part in ("parallel_edges", "inputs"))
     )
 
 

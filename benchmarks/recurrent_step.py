@@ -19,16 +19,10 @@ from torch.func import functional_call
 
 from engine.compute.memory import keep_freed_memory
 from engine.run import environment
-from oneshot.axes.edge_weights import Mixture
-from oneshot.networks.recurrent import (
-    SPACE,
-    Dropout,
-    Masks,
-    RecurrentNetwork,
-    draw_masks,
-    slowness,
-    text_loss,
-)
+from oneshot.axes.edge_weights import EdgeWeights
+from oneshot.networks.dropout import Dropout, Masks
+from oneshot.networks.language_loss import slowness, text_loss
+from oneshot.networks.recurrent import SPACE, RecurrentNetwork, draw_masks
 
 SLOWNESS = 1e-3
 Job = tuple[RecurrentNetwork, Tensor, Tensor, Tensor, Tensor, Masks]
@@ -87,10 +81,10 @@ def our_step(
     network: RecurrentNetwork, alpha: Tensor, x: Tensor, y: Tensor, h: Tensor, masks: Masks
 ) -> Gradients:
     fixed = {name: p.detach() for name, p in network.named_parameters()}
-    read = functional_call(network, fixed, (x, h[None], {"recurrent": Mixture(alpha.softmax(-1))}, masks))
+    read = functional_call(network, fixed, (x, h[None], {"recurrent": EdgeWeights(alpha.softmax(-1))}, masks))
     loss = text_loss(read, y)
     (grad_alpha,) = torch.autograd.grad(loss, [alpha])
-    read = network(x, h[None], {"recurrent": Mixture(alpha.detach().softmax(-1))}, masks)
+    read = network(x, h[None], {"recurrent": EdgeWeights(alpha.detach().softmax(-1))}, masks)
     grads = torch.autograd.grad(text_loss(read, y) + SLOWNESS * slowness(read), list(network.parameters()))
     return loss.detach(), grad_alpha, list(grads)
 

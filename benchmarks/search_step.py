@@ -34,7 +34,8 @@ from benchmarks.plain_cells import Plain201, PlainDarts, pairs
 from engine.compute.memory import keep_freed_memory
 from engine.run import environment
 from oneshot import bilevel
-from oneshot.axes.edge_weights import Mixture
+from oneshot.axes.edge_weights import EdgeWeights, NetworkEdgeWeights
+from oneshot.networks.parallel_edges import EdgeSettings
 from oneshot.networks.search import DartsNetwork, NasBench201Network
 from oneshot.spaces.cells import find_space
 
@@ -64,7 +65,7 @@ def networks(name: str, cells: int, channels: int) -> tuple[nn.Module, nn.Module
         plain: nn.Module = Plain201(ours)
     else:
         partial = 4 if name == "pc" else 1
-        ours = DartsNetwork(find_space("darts"), channels, cells, partial=partial)
+        ours = DartsNetwork(find_space("darts"), channels, cells, settings=EdgeSettings(partial=partial))
         plain = PlainDarts(ours, partial)
     copied = set()
     with torch.no_grad():
@@ -102,7 +103,7 @@ def jobs(name: str, args: argparse.Namespace, dtype: torch.dtype = torch.float) 
     return found
 
 
-def mixtures(name: str, alphas: list[Tensor], step: int) -> dict[str, Mixture]:
+def edge_weights(name: str, alphas: list[Tensor], step: int) -> dict[str, EdgeWeights]:
     """What the network is told; GDAS's draw is the same for both networks."""
     if name == "gdas":
         noise = -torch.empty_like(alphas[0]).exponential_(generator=torch.Generator().manual_seed(step)).log()
@@ -110,19 +111,19 @@ def mixtures(name: str, alphas: list[Tensor], step: int) -> dict[str, Mixture]:
         chosen = soft.argmax(-1)
         hard = F.one_hot(chosen, soft.shape[1]) - soft.detach() + soft
         unsampled = hard.sum(1) - hard.gather(1, chosen[:, None])[:, 0]
-        return {"cell": Mixture(hard, tuple((int(o),) for o in chosen), offset_E=unsampled)}
+        return {"cell": EdgeWeights(hard, tuple((int(o),) for o in chosen), offset_E=unsampled)}
     cells = ("cell",) if name == "nasbench201" else ("normal", "reduce")
     entering = find_space("darts").entering
     edges = [torch.cat([beta[into].softmax(0) for into in entering]) for beta in alphas[2:]] or [None, None]
     return {
-        kind: Mixture(alpha.softmax(-1), edge_E=edge)
+        kind: EdgeWeights(alpha.softmax(-1), edge_E=edge)
         for kind, alpha, edge in zip(cells, alphas, edges, strict=False)
     }
 
 
 def loss_of(job: Job, batch: Batch, step: int, alphas: list[Tensor] | None = None) -> Tensor:
     return F.cross_entropy(
-        job.net(batch[0], mixtures(job.name, job.alphas if alphas is None else alphas, step)), batch[1]
+        job.net(batch[0], edge_weights(job.name, job.alphas if alphas is None else alphas, step)), batch[1]
     )
 
 
@@ -147,11 +148,11 @@ class FunctionalLoss:
     def __call__(
         self,
         batch: Batch,
-        mixtures: bilevel.Mixtures,
+        edge_weights: NetworkEdgeWeights,
         weights: dict[str, Tensor] | None = None,
-        twice: bool = False,
+        create_graph: bool = False,
     ) -> Tensor:
-        logits = functional_call(self.net, weights or {}, (batch[0], mixtures, twice))
+        logits = functional_call(self.net, weights or {}, (batch[0], edge_weights, create_graph))
         return F.cross_entropy(logits, batch[1])
 
 
@@ -160,13 +161,17 @@ def second_order(job: Job, step: int) -> list[Tensor]:
     if not job.ours:
         return plain_second_order(job, step)
     buffers = [job.weights.state[w].get("momentum_buffer") for w in job.net.parameters()]
-    loss, inner = FunctionalLoss(job.net), bilevel.Inner(0.025, 0.9, 3e-4, buffers)
-    tell = functools.partial(mixtures, job.name, job.alphas, step)
-    return list(
-        bilevel.second_order(
-            job.net, loss, tell, lambda value, _: value, job.alphas, job.train, job.valid, inner
-        )[1]
+    problem = bilevel.BilevelProblem(
+        network=job.net,
+        loss=FunctionalLoss(job.net),
+        edge_weights=functools.partial(edge_weights, job.name, job.alphas, step),
+        penalised=lambda value, _: value,
+        alphas=job.alphas,
+        train=job.train,
+        valid=job.valid,
+        step=bilevel.VirtualStep(0.025, 0.9, 3e-4, buffers),
     )
+    return list(bilevel.second_order(problem)[1])
 
 
 def plain_second_order(job: Job, step: int) -> list[Tensor]:
@@ -218,7 +223,7 @@ def check(name: str, args: argparse.Namespace) -> None:
     """Logits, alpha gradients and weight gradients in float64."""
     args = argparse.Namespace(**{**vars(args), "batch": 4, "blocks": 2})
     ours, plain = jobs(name, args, torch.double).values()
-    logits = [job.net(job.valid[0], mixtures(name, job.alphas, 0)) for job in (ours, plain)]
+    logits = [job.net(job.valid[0], edge_weights(name, job.alphas, 0)) for job in (ours, plain)]
     torch.testing.assert_close(*logits, rtol=1e-9, atol=1e-12)
     gradient = second_order if name == "second" else lambda job, step: alpha_gradient(job, job.valid, step)
     torch.testing.assert_close(
@@ -251,7 +256,7 @@ def peak(name: str, which: str, args: argparse.Namespace) -> float:
     return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 
 
-def compare(name: str, memory: dict[str, float], args: argparse.Namespace) -> None:
+def print_comparison(name: str, memory: dict[str, float], args: argparse.Namespace) -> None:
     if not args.unchecked:
         check(name, args)
     running = jobs(name, args)
@@ -311,7 +316,7 @@ def main() -> None:
     # First of all: what this process has used by then counts as its children's peak.
     memory = {name: {which: peak(name, which, args) for which in ("ours", "plain")} for name in args.steps}
     for name in args.steps:
-        compare(name, memory[name], args)
+        print_comparison(name, memory[name], args)
     print(
         environment()["versions"],
         f"{args.threads} threads, batch {args.batch}; ratios: median of {args.rounds} rounds",

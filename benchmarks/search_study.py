@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from engine.run import read_json, read_lines
-from oneshot.nasbench201.table import Table, to_string
+from oneshot.nasbench201.codes import to_string
+from oneshot.nasbench201.table import AccuracyTable
 from oneshot.spaces.genotype import Genotype
 
 ADAM = ["--method.geometry.lr", "0.003"]
@@ -104,7 +105,7 @@ def main() -> None:
     images = given.out / "images.npz"
     if not images.exists():
         small_images(given.data, images, given.images)
-    table = Table.read(given.table)
+    table = AccuracyTable.read(given.table)
     rows = []
     for seed in range(given.seeds):
         for name, flags in METHODS.items():

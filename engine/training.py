@@ -1,33 +1,28 @@
-"""What every command that trains shares: its settings, its start by one or several processes, and the loop
-over epochs.
+"""What every command that trains a network on images shares.
 
-A run that is interrupted and resumed ends with the same weights as one that is not: whatever a step draws
-comes from the run's seed and the step, and everything else is in state.pt. Losses stay on the device and are
-looked at every few steps only.
+Its settings, its start by one or several processes, its loop (a child of `engine.loop.EpochLoop`), and the
+count of right answers.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from engine.checkpoint import load_state, save_state, save_weights
+from engine.checkpoint import save_weights
 from engine.command.cli import Command
-from engine.command.interrupt import stop_on_signal, until_stopped
 from engine.command.launch import started
-from engine.command.progress import progress
 from engine.compute.distributed import Ranks, join
 from engine.data.dataset import SPLITS, Batch, Data
 from engine.data.digits import Digits
 from engine.data.sources import DataConfig, load_data
 from engine.errors import UserError
+from engine.loop import EpochLoop
 from engine.optim import SGD
 from engine.run import Run, tensorboard_writer
-
-LOG_EVERY = 10
 
 
 class TrainingCommand(Command):
@@ -65,8 +60,7 @@ class TrainingCommand(Command):
         if self.ranks not in (None, size):
             raise UserError(
                 f"This run is trained by {self.ranks} processes, but {size} started; start it with torchrun "
-                "--nproc-per-node "
-                f"{self.ranks} -m {self.module}, or give --ranks {size} and another --out."
+                f"--nproc-per-node {self.ranks} -m {self.module}, or give --ranks {size} and another --out."
             )
         with join(self.device) as (ranks, device):
             if self.threads:
@@ -79,13 +73,15 @@ class TrainingCommand(Command):
 
     def load_images(self, ranks: Ranks, device: torch.device) -> Data:
         """The images. The first rank loads them before the others, since it may download them."""
+        # `any` waits for all ranks: the others wait here until the first one has come to its own call.
         if not ranks.first:
             ranks.any(False)
         data = load_data(self.data, device, self.seed)
         if ranks.first:
             ranks.any(False)
+        # A batch that is too large or cannot be shared is refused now, not in the first step.
         data.steps(self.batch_size)
-        ranks.share(self.batch_size)  # both are refused now, not in the first step
+        ranks.share(self.batch_size)
         return data
 
     def start(self, ranks: Ranks) -> Run:
@@ -97,15 +93,14 @@ class TrainingCommand(Command):
         writer = tensorboard_writer() if self.tensorboard else None
         run = Run(self.out)
         if ranks.first:
-            before = (
-                run.config.get("ranks") if self.resume and (self.out / "config.yaml").exists() else ranks.size
-            )
+            before: Any = ranks.size
+            if self.resume and (self.out / "config.yaml").exists():
+                before = run.config.get("ranks")
             if before != ranks.size:
                 raise UserError(
                     f"Run '{self.out}' is trained by {before} processes, not {ranks.size}, and others would "
-                    "draw differently; resume it "
-                    f"with torchrun --nproc-per-node {before} -m {self.module}, or choose another folder "
-                    "with --out."
+                    f"draw differently; resume it with torchrun --nproc-per-node {before} -m {self.module}, "
+                    "or choose another folder with --out."
                 )
             facts = {"rank_seeds": [ranks.seed(self.seed, rank) for rank in range(ranks.size)]}
             run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite, facts=facts)
@@ -120,9 +115,8 @@ class TrainingCommand(Command):
         print(f"{len(data.classes)} classes; images: {images}; device {data.device}{processes}")
 
 
-class Training:
-    """The state of a training run: weights, optimiser, number of steps done. A child says what a step and an
-    evaluation are.
+class Training(EpochLoop):
+    """The training of a network on images. A child says what a step and an evaluation are.
 
     Args:
         command: its settings.
@@ -130,7 +124,7 @@ class Training:
         network: what is trained; moved to the device of `data`, channels_last.
         epochs: passes over the training images.
 
-    A child sets `optimizer` and whatever else `parts` names, then calls `restore`.
+    A child sets `optimizer` and whatever else `checkpoint_objects` names, then calls `restore`.
     """
 
     optimizer: torch.optim.Optimizer
@@ -138,27 +132,19 @@ class Training:
     def __init__(
         self, command: TrainingCommand, run: Run, network: nn.Module, data: Data, ranks: Ranks, epochs: int
     ):
-        self.command, self.folder, self.data, self.ranks, self.epochs = command, run, data, ranks, epochs
+        super().__init__(run, epochs, ranks)
+        self.command, self.data = command, data
         self.network = network.to(data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.steps = data.steps(command.batch_size)
         self.total = epochs * self.steps
-        self.step = 0
-        self.pending: list[Tensor] = []  # losses that the host has not looked at
 
-    def update(self, x: Tensor, y: Tensor) -> None:
+    def update(self, x: Tensor, y: Tensor, /) -> None:
         """One optimiser step on this rank's share of a batch, which ends with `done`."""
         raise NotImplementedError
 
     def evaluate(self, epoch: int, last: bool) -> None:
-        """Measure on the validation split and log it; `last`: say it, too. Every rank is there."""
-        raise NotImplementedError
-
-    def metrics(self, losses: list[float]) -> tuple[dict[str, Any], str]:
-        """What metrics.jsonl and what the progress bar says of the mean losses (L,) of some steps."""
-        raise NotImplementedError
-
-    def divergence_hint(self, step: int) -> str:
-        """What to change if the losses stop being finite at `step`."""
+        """Measure on the validation split and log it; after the `last` epoch, also print it. All ranks call
+        this."""
         raise NotImplementedError
 
     def checkpoint_objects(self) -> dict[str, Any]:
@@ -169,114 +155,49 @@ class Training:
         """The weights that are handed on."""
         return self.network.state_dict()
 
-    def done(self, losses: Tensor) -> None:
-        """A step was made, with these losses (L,), averaged over the ranks; nobody looks at them yet."""
-        self.pending.append(losses)
-        self.step += 1
+    def steps_in(self, epoch: int) -> int:
+        """Every epoch has the same number of batches."""
+        return self.steps
 
-    def begin_epoch(self) -> None:
-        """Called before the first batch of an epoch, and of the rest of an epoch after a resume."""
-
-    def run(self) -> int:
-        """From the current step to the end (0), or to a signal (130)."""
-        every = self.command.evaluate_every
-        with stop_on_signal() as stop, progress("train", self.total, self.step) as advance:
-            for epoch in range(self.step // self.steps, self.epochs):
-                self.begin_epoch()
-                batches = self.data.train_batches(
-                    self.command.batch_size, epoch, skip=self.step % self.steps, ranks=self.ranks
-                )
-                for x, y in until_stopped(batches, stop) if self.ranks.size == 1 else batches:
-                    self.update(x, y)
-                    advance(self.log(epoch) if self.step % LOG_EVERY == 0 else "")
-                    if self.ranks.any(stop.requested):
-                        break
-                self.log(epoch)
-                self.check_weights()
-                last = self.step == self.total
-                if last or (self.step % self.steps == 0 and (epoch + 1) % every == 0):
-                    self.evaluate(epoch, last)
-                self.save()
-                if self.ranks.any(stop.requested) and not last:
-                    print(
-                        f"stopped at step {self.step} of {self.total}; continue with the same command and "
-                        "--resume"
-                    )
-                    return 130
-            if self.ranks.first:
-                self.folder.finish()
-        return 0
-
-    def log(self, epoch: int) -> str:
-        """Look at the losses since the last look: one host synchronisation. Returns a note for the progress
-        bar.
-
-        Raises:
-            UserError: one of them is not finite.
-        """
-        if not self.pending:
-            return ""
-        losses_SL = torch.stack(self.pending).cpu()
-        first = self.step - len(self.pending)
-        self.pending = []
-        bad = (~losses_SL.isfinite()).any(1).nonzero()
-        if len(bad):
-            self.diverged("loss is", first + int(bad[0, 0]))
-        point, note = self.metrics(losses_SL.mean(0).tolist())
-        if self.ranks.first:
-            self.folder.log(step=self.step, epoch=epoch, lr=self.optimizer.param_groups[0]["lr"], **point)
-        return note
-
-    def check_weights(self) -> None:
-        """The last update of an epoch may have broken the weights without a loss that shows it.
-
-        Raises:
-            UserError: a weight is not finite.
-        """
-        sums = torch.stack([p.detach().float().sum() for p in self.network.parameters()])
-        if not bool(sums.isfinite().all()):
-            self.diverged("weights are", self.step)
-
-    def diverged(self, what: str, step: int) -> NoReturn:
-        """Say at which step, and what to do."""
-        raise UserError(
-            f"The {what} not finite at step {step} (epoch {step // self.steps + 1}); start again with "
-            f"{self.divergence_hint(step)}. "
-            f"The last good checkpoint stays in '{self.folder.path}'."
+    def batches(self) -> Iterator[tuple[Any, Any]]:
+        """This rank's share of the images and labels that remain of the epoch."""
+        return self.data.train_batches(
+            self.command.batch_size, self.epoch, skip=self.batches_done, ranks=self.ranks
         )
 
+    def after_epoch(self) -> None:
+        """Evaluate, where it is time to."""
+        last = self.epoch + 1 == self.epochs
+        if last or (self.epoch + 1) % self.command.evaluate_every == 0:
+            self.evaluate(self.epoch, last)
+
+    def learned(self) -> dict[str, list[Tensor]]:
+        """The network's parameters."""
+        return {"weights are": list(self.network.parameters())}
+
+    def logged_beside(self) -> dict[str, Any]:
+        """The learning rate."""
+        return {"lr": self.optimizer.param_groups[0]["lr"]}
+
     def save(self) -> None:
-        """Checkpoint: state.pt to resume, weights.safetensors to use. The first rank's is everybody's."""
+        """Checkpoint: weights.safetensors to use, state.pt to resume."""
         if self.ranks.first:
             save_weights(self.folder.path / "weights.safetensors", self.exported_state_dict())
-            state = {name: part.state_dict() for name, part in self.checkpoint_objects().items()}
-            save_state(self.folder.path / "state.pt", {"step": self.step} | state)
+        super().save()
 
-    def restore(self) -> None:
-        """Continue from state.pt, if the run has one.
+    def state(self) -> dict[str, Any]:
+        """The state_dict of every checkpoint object."""
+        return {name: part.state_dict() for name, part in self.checkpoint_objects().items()}
 
-        Raises:
-            UserError: it is of another run, or other ranks do not see it.
-        """
-        path = self.folder.path / "state.pt"
-        if path.exists():
-            state = load_state(path)
-            try:
-                for name, part in self.checkpoint_objects().items():
-                    part.load_state_dict(state[name])
-                self.step = int(state["step"])
-            except (KeyError, RuntimeError, ValueError, TypeError):
-                raise UserError(
-                    f"Resume state '{path}' is not of this run; start again with --overwrite."
-                ) from None
-            if self.ranks.first:
-                self.folder.forget_after(self.step)
-            print(f"resumed at step {self.step} of {self.total}")
-        if self.ranks.total([self.step]) != [self.step * self.ranks.size]:
-            raise UserError(
-                f"Not every process sees the checkpoint in '{self.folder.path}'; --out must be a folder that "
-                "all machines share."
-            )
+    def load(self, state: dict[str, Any]) -> None:
+        """Give each checkpoint object its state_dict back."""
+        for name, part in self.checkpoint_objects().items():
+            part.load_state_dict(state[name])
+
+    def finish(self) -> None:
+        """The weights are saved already."""
+        if self.ranks.first:
+            self.folder.finish()
 
 
 @torch.no_grad()

@@ -1,46 +1,53 @@
 """The architecture's gradient, first and second order, and the exact one.
 
 DARTS (2019, arXiv:1806.09055): alphas follow the validation loss at the weights that one training step would
-lead to. A loss here is a pure function of (batch, mixtures, weights), so that weights other than the
-network's own are an argument; whatever is random in it (dropout masks, sampled operations) belongs to the
-batch or to the mixtures, and is therefore the same in every forward of one step.
+lead to. A loss here is a pure function of (batch, edge weights, weights), so that weights other than the
+network's own are an argument. Whatever is random in it (dropout masks, sampled operations) belongs to the
+batch or to the edge weights, and is therefore the same in every forward of one step.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oneshot.axes.edge_weights import Mixture
+from oneshot.axes.edge_weights import NetworkEdgeWeights
 
-Mixtures = Mapping[str, Mixture]
-EPSILON = 0.01
+EPSILON = 0.01  # length of the steps along v that the Hessian product is a difference of (DARTS)
+Weights = dict[str, Tensor]
 
 
-class Loss(Protocol):
+class LossFn(Protocol):
     """Mean loss of the network on one batch."""
 
     def __call__(
-        self, batch: Any, mixtures: Mixtures, weights: dict[str, Tensor] | None = None, twice: bool = False
+        self,
+        batch: Any,
+        edge_weights: NetworkEdgeWeights,
+        weights: Weights | None = None,
+        create_graph: bool = False,
     ) -> Tensor:
-        """weights: in place of the network's parameters (and buffers, if given). twice: the result is
-        differentiated twice."""
+        """The loss.
+
+        Args:
+            weights: in place of the network's parameters, and buffers, if given.
+            create_graph: the result is differentiated twice.
+        """
         ...
 
 
 @dataclass
-class Inner:
+class VirtualStep:
     """The weights' own step, as the look ahead takes it: SGD with momentum and weight decay.
 
     Args:
         lr, momentum, weight_decay: of the step.
         buffers: SGD's momentum buffers, one for each weight; None: no step was made yet.
         clip_norm: the gradient is scaled down to this norm; None: not (DARTS on images).
-        clip_direction: scale down the direction of the Hessian product, too, as DARTS's recurrent code does;
+        clip_direction: also scale down the direction of the Hessian product, as DARTS's recurrent code does;
             it is then not the gradient of anything.
         still: weights that do not move in the look ahead; that code forgets the embedding, which is tied to
             the decoder.
@@ -54,34 +61,80 @@ class Inner:
     clip_direction: bool = False
     still: frozenset[str] = frozenset()
 
-    def ahead(
-        self, weights: dict[str, Tensor], gradients: tuple[Tensor, ...]
-    ) -> tuple[dict[str, Tensor], Tensor | float]:
-        """(the weights one step later, what their gradients were scaled by): w - lr (momentum buffer +
-        gradient + weight_decay w)."""
+    def ahead(self, weights: Weights, gradients: tuple[Tensor, ...]) -> tuple[Weights, Tensor | float]:
+        """The weights one step later: w - lr (momentum buffer + gradient + weight_decay w).
+
+        Returns:
+            The weights, and what their gradients were scaled by.
+        """
         scale = clip_factor(gradients, self.clip_norm)
         moved = {}
         for (name, w), gradient, buffer in zip(weights.items(), gradients, self.buffers, strict=True):
             direction = scale * gradient + self.weight_decay * w
-            ahead = w - self.lr * (direction if buffer is None else self.momentum * buffer + direction)
-            moved[name] = w if name in self.still else ahead
+            if buffer is not None:
+                direction = self.momentum * buffer + direction
+            moved[name] = w if name in self.still else w - self.lr * direction
         return moved, scale
+
+
+class BilevelProblem(NamedTuple):
+    """What second-order gradients of the architecture depend on.
+
+    Args:
+        network: whose weights the inner level moves.
+        loss: of the network on a batch.
+        edge_weights: builds the edge weights from alphas anew; the same draws each time.
+        penalised: the validation loss with its penalties, from the loss and the edge weights.
+        alphas: the architecture's parameters.
+        train: batch of the inner level.
+        valid: batch of the outer level.
+        step: the weights' step of the inner level.
+    """
+
+    network: nn.Module
+    loss: LossFn
+    edge_weights: Callable[[], NetworkEdgeWeights]
+    penalised: Callable[[Tensor, NetworkEdgeWeights], Tensor]
+    alphas: list[Tensor]
+    train: Any
+    valid: Any
+    step: VirtualStep
+
+    def look_ahead(self, create_graph: bool) -> tuple[Weights, Tensor | float]:
+        """The weights one training step later, and what its gradient was scaled by.
+
+        Args:
+            create_graph: the weights ahead are functions of the alphas.
+        """
+        weights = dict(self.network.named_parameters())
+        loss = self.loss(self.train, self.edge_weights(), create_graph=create_graph)
+        gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph)
+        return self.step.ahead({name: w.detach() for name, w in weights.items()}, gradients)
+
+    def validation_loss(self, weights: Weights, create_graph: bool) -> Tensor:
+        """The penalised validation loss at given weights."""
+        edge_weights = self.edge_weights()
+        # Copies: a look ahead leaves no trace in the statistics.
+        buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+        loss = self.loss(self.valid, edge_weights, weights | buffers, create_graph=create_graph)
+        return self.penalised(loss, edge_weights)
 
 
 def clip_factor(gradients: tuple[Tensor, ...], norm: float | None) -> Tensor | float:
     """What brings gradients down to a common norm of at most `norm`."""
-    return 1.0 if norm is None else (norm / (length(gradients) + 1e-6)).clamp_max(1)
+    if norm is None:
+        return 1.0
+    return (norm / (joint_norm(gradients) + 1e-6)).clamp_max(1)
 
 
-def length(tensors: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
+def joint_norm(tensors: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
     """The Euclidean norm of all of them together."""
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
 
 
 @contextlib.contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """Weights that nothing wants a gradient for: graphs built inside keep and compute only what alphas
-    need."""
+    """No gradient for weights: graphs built inside keep and compute only what alphas need."""
     weights = list(network.parameters())
     for w in weights:
         w.requires_grad_(False)
@@ -105,85 +158,60 @@ def _gradients(value: Tensor, of: list[Tensor]) -> tuple[Tensor, ...]:
     return torch.autograd.grad(value, of, allow_unused=True, materialize_grads=True)
 
 
-def second_order(
-    network: nn.Module,
-    loss: Loss,
-    mixtures: Callable[[], Mixtures],
-    objective: Callable[[Tensor, Mixtures], Tensor],
-    alphas: list[Tensor],
-    train: Any,
-    valid: Any,
-    inner: Inner,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """(objective, gradients of alphas) of the validation loss one step ahead, the Hessian by central
-    differences.
+def second_order(problem: BilevelProblem) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """(penalised loss, gradients of alphas) of the validation loss one step ahead, by central differences.
 
     Costs four forward and backward passes; the second-order term is -lr [g(w + e v) - g(w - e v)] / (2 e),
     with e = 0.01 / |v|. Where the training gradient is clipped, its factor goes with lr, as if it did not
     depend on the architecture (`exact` knows that it does).
-
-    Args:
-        mixtures: builds the mixtures from alphas anew; the same draws each time.
-        objective: the validation loss with its penalties.
-        inner: the weights' step.
     """
-    weights = dict(network.named_parameters())
-    gradients = torch.autograd.grad(loss(train, mixtures()), list(weights.values()))
-    ahead, scale = inner.ahead({name: w.detach() for name, w in weights.items()}, gradients)
-    state = {name: w.detach().requires_grad_() for name, w in ahead.items()}
-    mixed = mixtures()
-    buffers = {
-        name: buffer.clone() for name, buffer in network.named_buffers()
-    }  # a look ahead leaves no trace in the statistics
-    value = objective(loss(valid, mixed, state | buffers), mixed)
-    gradients = _gradients(value, [*alphas, *state.values()])
-    of_alphas, v = gradients[: len(alphas)], gradients[len(alphas) :]
-    if inner.clip_direction:
-        factor = clip_factor(v, inner.clip_norm)
+    step, alphas = problem.step, problem.alphas
+    ahead, scale = problem.look_ahead(create_graph=False)
+    ahead = {name: w.detach().requires_grad_() for name, w in ahead.items()}
+    value = problem.validation_loss(ahead, create_graph=False)
+    gradients = _gradients(value, [*alphas, *ahead.values()])
+    first, v = gradients[: len(alphas)], gradients[len(alphas) :]
+    if step.clip_direction:
+        factor = clip_factor(v, step.clip_norm)
         v = tuple(factor * part for part in v)
-    e = EPSILON / length(v)
-    sides = []
-    for sign in (1, -1):
-        moved = {
-            name: w.detach() + sign * e * direction
-            for (name, w), direction in zip(weights.items(), v, strict=True)
-        }
-        sides.append(_gradients(loss(train, mixtures(), moved), alphas))
-    curved = [scale * (plus - minus) / (2 * e) for plus, minus in zip(*sides, strict=True)]
-    return value.detach(), tuple(g - inner.lr * c for g, c in zip(of_alphas, curved, strict=True))
+    e = EPSILON / joint_norm(v)
+    plus, minus = _training_gradients(problem, v, e), _training_gradients(problem, v, -e)
+    total = []
+    for g, p, m in zip(first, plus, minus, strict=True):
+        total.append(g - step.lr * (scale * (p - m) / (2 * e)))
+    return value.detach(), tuple(total)
 
 
-def exact(
-    network: nn.Module,
-    loss: Loss,
-    mixtures: Callable[[], Mixtures],
-    objective: Callable[[Tensor, Mixtures], Tensor],
-    alphas: list[Tensor],
-    train: Any,
-    valid: Any,
-    inner: Inner,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The same without finite differences: the training step itself is differentiated. On the DARTS space it
-    takes five times the time and four times the memory of first order."""
-    weights = dict(network.named_parameters())
-    gradients = torch.autograd.grad(
-        loss(train, mixtures(), twice=True), list(weights.values()), create_graph=True
-    )
-    ahead, _ = inner.ahead({name: w.detach() for name, w in weights.items()}, gradients)
-    mixed = mixtures()
-    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    value = objective(loss(valid, mixed, ahead | buffers, twice=True), mixed)
-    return value.detach(), _gradients(value, alphas)
+def _training_gradients(problem: BilevelProblem, v: tuple[Tensor, ...], e: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of alphas of the training loss at w + e v."""
+    moved = {}
+    for (name, w), direction in zip(problem.network.named_parameters(), v, strict=True):
+        moved[name] = w.detach() + e * direction
+    return _gradients(problem.loss(problem.train, problem.edge_weights(), moved), problem.alphas)
+
+
+def exact(problem: BilevelProblem) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`second_order` without finite differences: the training step itself is differentiated.
+
+    On the DARTS space it takes five times the time and four times the memory of first order.
+    """
+    ahead, _ = problem.look_ahead(create_graph=True)
+    value = problem.validation_loss(ahead, create_graph=True)
+    return value.detach(), _gradients(value, problem.alphas)
 
 
 def dominant_eigenvalue(
     loss: Callable[[], Tensor], alphas: list[Tensor], generator: torch.Generator, steps: int = 20
 ) -> float:
-    """The largest eigenvalue in size of the Hessian of `loss` in alphas, by power iteration on Hessian-vector
-    products.
+    """The largest eigenvalue in size of the Hessian of `loss` in alphas, by power iteration.
 
     RobustDARTS (2020, arXiv:1909.09656) watches it: flat minima keep their accuracy when the cell is read
-    off, sharp ones lose it. `loss` must build its graph with `twice=True`.
+    off, sharp ones lose it.
+
+    Args:
+        loss: builds its graph with `create_graph=True`.
+        generator: draws the first vector, on CPU.
+        steps: Hessian-vector products at most; it stops earlier at a change of less than 0.1%.
     """
     gradients = torch.autograd.grad(
         loss(), alphas, create_graph=True, materialize_grads=True, allow_unused=True
@@ -191,12 +219,13 @@ def dominant_eigenvalue(
     v = [torch.randn(a.shape, generator=generator, dtype=a.dtype).to(a.device) for a in alphas]
     value = 0.0
     for _ in range(steps):
-        norm = length(v)
+        norm = joint_norm(v)
         v = [part / norm for part in v]
-        inner = torch.stack([(g * part).sum() for g, part in zip(gradients, v, strict=True)]).sum()
+        along = torch.stack([(g * part).sum() for g, part in zip(gradients, v, strict=True)]).sum()
         product = torch.autograd.grad(
-            inner, alphas, retain_graph=True, materialize_grads=True, allow_unused=True
+            along, alphas, retain_graph=True, materialize_grads=True, allow_unused=True
         )
+        # v has length 1, so this is Rayleigh's quotient.
         before, value = value, float(sum((p * part).sum() for p, part in zip(product, v, strict=True)))
         v = list(product)
         if abs(value - before) <= 1e-3 * abs(value):
@@ -210,9 +239,8 @@ def weight_step(
     """One step of the network's weights down `value`."""
     optimizer.zero_grad(set_to_none=True)
     value.backward()  # type: ignore[no-untyped-call]
-    for w in (
-        network.parameters()
-    ):  # what was not drawn still decays and keeps its momentum, however operations are stacked
+    for w in network.parameters():
+        # What was not drawn still decays and keeps its momentum, however operations are stacked.
         if w.grad is None:
             w.grad = torch.zeros_like(w)
     if clip_norm is not None:
@@ -222,28 +250,7 @@ def weight_step(
 
 def momentum_buffers(optimizer: torch.optim.Optimizer, network: nn.Module) -> list[Tensor | None]:
     """SGD's buffers in the order of the network's parameters; None where it made no step yet."""
-    return [
-        optimizer.state[w].get("momentum_buffer") if w in optimizer.state else None
-        for w in network.parameters()
-    ]
-
-
-class ImageLoss:
-    """Cross-entropy of a search network on a batch (images, classes)."""
-
-    def __init__(self, network: nn.Module, bf16: bool = False):
-        self.network, self.bf16 = network, bf16
-
-    def __call__(
-        self, batch: Any, mixtures: Mixtures, weights: dict[str, Tensor] | None = None, twice: bool = False
-    ) -> Tensor:
-        """See `Loss`."""
-        x, y = batch
-        arguments = (x, mixtures, twice)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = (
-                self.network(*arguments)
-                if weights is None
-                else torch.func.functional_call(self.network, weights, arguments)
-            )
-        return F.cross_entropy(logits.float() if self.bf16 else logits, y)
+    buffers: list[Tensor | None] = []
+    for w in network.parameters():
+        buffers.append(optimizer.state[w].get("momentum_buffer") if w in optimizer.state else None)
+    return buffers

@@ -8,25 +8,29 @@ validation loss's Hessian in the architecture.
 from oneshot.axes.penalty import BetaDecay
 from oneshot.axes.relaxation import Simplex
 from oneshot.methods.method import Method
-from oneshot.spaces.genotype import Genotype
+from oneshot.spaces.genotype import Cell, Genotype
 
-WINDOW, BACK, FACTOR, NOT_BEFORE = 5, 4, 1.3, 10  # epochs
+# RobustDARTS's rule, in epochs: it compares means over WINDOW epochs that lie BACK epochs apart.
+WINDOW, BACK, NOT_BEFORE = 5, 4, 10
+FACTOR = 1.3  # the growth that counts as a collapse
 
 
 def skips(genotype: Genotype) -> dict[str, int]:
     """Skip connections of each kind of cell."""
-    return {kind: _named(cell.nodes, "skip_connect") for kind, cell in genotype.cells.items()}
+    return {kind: _count_skips(cell) for kind, cell in genotype.cells.items()}
 
 
-def _named(nodes: tuple[tuple[tuple[str, int], ...], ...], operation: str) -> int:
-    return sum(name == operation for node in nodes for name, _ in node)
+def _count_skips(cell: Cell) -> int:
+    return sum(name == "skip_connect" for edges in cell.nodes for name, _ in edges)
 
 
 def warning(genotype: Genotype, method: Method) -> str | None:
-    """One sentence where half of a cell's edges or more are skip connections; the reduction cell, where they
-    have weights, is free."""
+    """One sentence where half of a cell's edges or more are skip connections.
+
+    The reduction cell, where skip connections have weights, is free to have them.
+    """
     for kind, cell in genotype.cells.items():
-        edges, count = sum(map(len, cell.nodes)), _named(cell.nodes, "skip_connect")
+        edges, count = sum(len(edges) for edges in cell.nodes), _count_skips(cell)
         if kind != "reduce" and count * 2 >= edges:
             which = "cell" if kind == "cell" else f"{kind} cell"
             return (
@@ -38,27 +42,34 @@ def warning(genotype: Genotype, method: Method) -> str | None:
 
 def _remedies(method: Method) -> str:
     """What helps, among what this method can bear."""
-    decays = isinstance(method.relaxation, Simplex) or any(
-        isinstance(penalty, BetaDecay) for penalty in method.penalties
-    )
     others = " or ".join(name for name in ("darts_minus", "beta_darts") if name != method.name)
-    watch = "" if method.samples else ", or --watch-every 1 --stop-at-collapse"
-    return (
-        f"--method {others}, {'' if decays else '--penalties beta_decay on this method, '}fewer --"
-        f"epochs{watch}"
-    )
+    remedies = [f"--method {others}"]
+    has_decay = any(isinstance(penalty, BetaDecay) for penalty in method.penalties)
+    if not has_decay and not isinstance(method.relaxation, Simplex):
+        remedies.append("--penalties beta_decay on this method")
+    remedies.append("fewer --epochs")
+    if not method.samples_operations:
+        remedies.append("or --watch-every 1 --stop-at-collapse")
+    return ", ".join(remedies)
 
 
 def epoch_to_return_to(eigenvalues: list[float]) -> int | None:
-    """RobustDARTS's rule: the epoch (from 0) whose architecture to take, once the smoothed eigenvalue grew
-    too much; None: go on.
+    """RobustDARTS's rule: the epoch (from 0) whose architecture to take; None: the search goes on.
 
-    eigenvalues: one for each epoch so far. Stops when the mean of the last 5 is more than 1.3 times what it
-        was 4 epochs ago, not before
-    epoch 10, and goes back to those 4 epochs ago.
+    The rule stops when the mean of the last 5 eigenvalues is more than 1.3 times what it was 4 epochs ago,
+    not before epoch 10, and goes back to those 4 epochs ago.
+
+    Args:
+        eigenvalues: one for each epoch so far.
     """
     epoch = len(eigenvalues) - 1
     if epoch < NOT_BEFORE or epoch - BACK - WINDOW + 1 < 0:
         return None
-    now, before = (sum(eigenvalues[end - WINDOW + 1 : end + 1]) / WINDOW for end in (epoch, epoch - BACK))
+    now, before = _mean_until(eigenvalues, epoch), _mean_until(eigenvalues, epoch - BACK)
+    # A negative eigenvalue belongs to a maximum, which has no sharpness to grow.
     return epoch - BACK if before > 0 and now / before > FACTOR else None
+
+
+def _mean_until(eigenvalues: list[float], epoch: int) -> float:
+    """Of the last WINDOW epochs up to `epoch`."""
+    return sum(eigenvalues[epoch - WINDOW + 1 : epoch + 1]) / WINDOW

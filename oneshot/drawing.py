@@ -42,7 +42,7 @@ PANEL, DPI = (2.1, 1.45), 150
 RC: dict[Any, Any] = {"svg.hashsalt": "cell", "font.family": "DejaVu Sans", "font.size": 9}
 
 
-def draw(genotype: Genotype, path: Path) -> list[Path]:
+def draw_genotype(genotype: Genotype, path: Path) -> list[Path]:
     """Write `path`.svg and `path`.png. The same genotype gives the same bytes."""
     figure = picture(genotype)
     return [_save(figure, path.with_name(path.name + suffix)) for suffix in (".svg", ".png")]
@@ -229,15 +229,15 @@ def alphas_over_time(history: Sequence[Mapping[str, Any]], space: CellSpace, pat
 def _draw_weights(grid: Any, space: CellSpace, kind: str, weight_TEO: Any) -> None:
     """Panel (row, column) is the edge from state `column` to node `row`."""
     epochs = np.arange(len(weight_TEO))
-    may = space.may(kind).numpy()
+    allowed_mask = space.allowed_mask(kind).numpy()
     for axes in grid.flat:
         axes.set_axis_off()
     for edge, (source, target) in enumerate(space.edges):
         axes = grid[target - space.inputs, source]
         axes.set_axis_on()
-        offered = np.flatnonzero(may[edge])
-        strongest = offered[weight_TEO[-1, edge, offered].argmax()]
-        for operation in offered:
+        offered_operations = np.flatnonzero(allowed_mask[edge])
+        strongest = offered_operations[weight_TEO[-1, edge, offered_operations].argmax()]
+        for operation in offered_operations:
             front = operation == strongest
             color, marker = COLORS.get(space.operations[operation], INK), "o" if len(epochs) == 1 else ""
             axes.plot(

@@ -15,29 +15,30 @@ from engine.data.sources import AnyData
 from engine.data.text import Grammar, TextFolder
 from engine.data.torchvision_sets import Torchvision
 from oneshot.nasbench201.baselines import reference_lines
-from oneshot.nasbench201.table import Dataset, Table
+from oneshot.nasbench201.table import AccuracyTable, Dataset
+from oneshot.searcher import Searcher
 from oneshot.spaces.cells import find_space
-from oneshot.spaces.costs import edge_costs
-from oneshot.spaces.expected_cost import published_shape
+from oneshot.spaces.costs import edge_costs, published_shape
 from oneshot.spaces.genotype import Genotype
-from oneshot.state import Searching
 
 LARGE = 96  # pixels from which images get the stem of ImageNet
 
 
-def introduce(searching: Searching) -> None:
+def print_introduction(searcher: Searcher) -> None:
     """Print what is searched on what."""
-    method, task = searching.method, searching.task
-    size = format_count(count_parameters(task.network))
-    how = f"{method.order} order" if method.level == "bilevel" else "single level"
+    method, state, objective = searcher.method, searcher.state, searcher.state.objective
+    how = "sampled"
+    if method.has_architecture_step:
+        how = f"{method.order} order" if method.level == "bilevel" else "single level"
     print(
-        f"method {method.name} ({how if method.learns else 'sampled'}) on space {searching.space.name}; "
-        f"search network of {size} parameters"
+        f"method {method.name} ({how}) on space {state.space.name}; "
+        f"search network of {format_count(count_parameters(objective.network))} parameters"
     )
-    print(f"{task.about}; {searching.epochs} epochs of {task.steps(0)} steps; device {searching.device}")
+    steps = objective.steps(0)
+    print(f"{objective.about}; {searcher.epochs} epochs of {steps} steps; device {state.device}")
 
 
-def describe(genotype: Genotype) -> None:
+def print_genotype(genotype: Genotype) -> None:
     """Print its cells, and what the published final network of them costs."""
     space = find_space(genotype.space)
     grid = Grid("cell", "node", "edges: operation from state")
@@ -45,20 +46,22 @@ def describe(genotype: Genotype) -> None:
         for node, edges in enumerate(cell.nodes, start=space.inputs):
             grid.add_row(kind, str(node), ", ".join(f"{name} {source}" for name, source in edges))
     Console().print(grid)
-    if space.name != "recurrent":
-        shape = published_shape(space)
-        macs, params = (
-            format_count(edge_costs(space, count, shape).total(genotype)) for count in ("macs", "params")
-        )
-        where = " in each stage" if space.name == "nasbench201" else ""
-        print(
-            f"with {shape.cells} cells{where} of {shape.channels} channels, as published for CIFAR-10: "
-            f"{params} parameters, {macs} MACs"
-        )
+    if space.name == "recurrent":
+        return
+    shape = published_shape(space)
+    macs = format_count(edge_costs(space, "macs", shape).total(genotype))
+    params = format_count(edge_costs(space, "params", shape).total(genotype))
+    where = " in each stage" if space.name == "nasbench201" else ""
+    print(
+        f"with {shape.cells} cells{where} of {shape.channels} channels, as published for CIFAR-10: "
+        f"{params} parameters, {macs} MACs"
+    )
 
 
-def compare(genotype: Genotype, table: Table, dataset: Dataset, budget: int, seed: int) -> None:
-    """Print its true accuracy beside what other searchers reach."""
+def print_comparison(
+    genotype: Genotype, table: AccuracyTable, dataset: Dataset, budget: int, seed: int
+) -> None:
+    """Print the true accuracy of a choice beside what other searchers reach with `budget` look-ups."""
     lines = {"this choice": table.accuracy(genotype, dataset)} | reference_lines(table, dataset, budget, seed)
     grid = Grid(f"true accuracy on {dataset}, %", "")
     for name, value in lines.items():
@@ -73,36 +76,21 @@ def retrain_command(path: Path, space: str, data: AnyData) -> str:
 
 
 def _retrain_flags(space: str, data: AnyData) -> list[Any]:
-    on_cifar = "oneshot/retrain_nasbench201" if space == "nasbench201" else "oneshot/retrain_cifar"
+    """The flags of the recipe and of the data."""
+    small = "oneshot/retrain_nasbench201" if space == "nasbench201" else "oneshot/retrain_cifar"
     match data:
         case Npz():
-            return ["--config", on_cifar, "--data", data.name, "--data.path", data.path]
-        # another section than the recipe's: what the recipe says of the data is said again
+            return ["--config", small, "--data", data.name, "--data.path", data.path]
         case Torchvision():
+            # Another section than the recipe's: what the recipe says of the data is said again.
             cutout = [] if space == "nasbench201" else ["--data.cutout", 16]
-            return [
-                "--config",
-                on_cifar,
-                "--data",
-                data.name,
-                "--data.path",
-                data.path,
-                "--data.val",
-                0.02,
-                *cutout,
-            ]
+            named = ["--data", data.name, "--data.path", data.path, "--data.val", 0.02]
+            return ["--config", small, *named, *cutout]
         case ImageFolder():
-            recipe = on_cifar if data.size < LARGE or space == "nasbench201" else "oneshot/retrain_imagenet"
-            return [
-                "--config",
-                recipe,
-                "--data",
-                data.name,
-                "--data.path",
-                data.path,
-                "--data.size",
-                data.size,
-            ]
+            large = data.size >= LARGE and space != "nasbench201"
+            recipe = "oneshot/retrain_imagenet" if large else small
+            named = ["--data", data.name, "--data.path", data.path, "--data.size", data.size]
+            return ["--config", recipe, *named]
         case TextFolder():
             return ["--data", data.name, "--data.path", data.path]
         case Grammar():

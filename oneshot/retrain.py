@@ -27,10 +27,21 @@ from engine.optim import SGD, Cosine, build_sgd, clip_gradients, learning_rate, 
 from engine.run import Run
 from engine.seed import derive, torch_generator
 from engine.training import Training, TrainingCommand, accuracy
-from oneshot.language import Language, train_language
+from oneshot.language import Language
+from oneshot.language_training import train_language
 from oneshot.networks.final import FinalNetwork
-from oneshot.spaces.genotype import Genotype, find_genotype, published
-from oneshot.trained import AUXILIARY, DEFAULT_RUN, EVALUATION_BATCH, Model, Network, build, cost_of, model_of
+from oneshot.spaces.genotype import Genotype
+from oneshot.spaces.read_genotype import find_genotype, published_genotypes
+from oneshot.trained import (
+    AUXILIARY,
+    DEFAULT_RUN,
+    EVALUATION_BATCH,
+    NetworkModel,
+    NetworkSize,
+    build_network,
+    network_cost,
+    network_model,
+)
 
 
 class Retrain(TrainingCommand):
@@ -41,12 +52,14 @@ class Retrain(TrainingCommand):
     the reference codes print it.
 
     examples:
-      python -m oneshot.retrain                                a small network on the embedded digits
-      python -m oneshot.retrain --config oneshot/retrain_cifar --genotype DARTS_V2 --data.path cifar10.npz
-      --out runs/darts_v2 python -m oneshot.retrain --genotype runs/search --config oneshot/retrain_cifar
-      --data.path cifar10.npz --out runs/found python -m oneshot.retrain --genotype DARTS_V2_recurrent --data
-      text --data.path ptb --out runs/ptb torchrun --nproc-per-node 8 -m oneshot.retrain --config
-      oneshot/retrain_imagenet --data.path imagenet --out runs/imagenet
+      python -m oneshot.retrain    # a small network on the embedded digits
+      python -m oneshot.retrain --config oneshot/retrain_cifar --genotype DARTS_V2 \\
+          --data.path cifar10.npz --out runs/darts_v2
+      python -m oneshot.retrain --config oneshot/retrain_cifar --genotype runs/search \\
+          --data.path cifar10.npz --out runs/found
+      python -m oneshot.retrain --genotype DARTS_V2_recurrent --data text --data.path ptb --out runs/ptb
+      torchrun --nproc-per-node 8 -m oneshot.retrain --config oneshot/retrain_imagenet \\
+          --data.path imagenet --out runs/imagenet
     """
 
     module: ClassVar[str] = "oneshot.retrain"
@@ -59,7 +72,7 @@ class Retrain(TrainingCommand):
         description="a published name, a file, a folder of a finished search, or the genotype itself",
     )
     data: AnyData = Field(Digits(), description="the images; text for a recurrent cell")  # type: ignore[assignment]
-    network: Network = Field(Network(), description="the size of the network")
+    network: NetworkSize = Field(NetworkSize(), description="the size of the network")
     language: Language = Field(
         Language(), description="all settings of the training of a recurrent cell, its epochs among them"
     )
@@ -90,12 +103,12 @@ class Retrain(TrainingCommand):
     )
 
     def train(self, ranks: Ranks, device: torch.device) -> int:
-        """As rank `ranks.rank` on `device`."""
+        """Train as rank `ranks.rank` on `device`."""
         genotype = find_genotype(self.genotype)
-        known = self.genotype.lower() in {name.lower() for name in published()}
-        config = (
-            self if known else self.model_copy(update={"genotype": genotype.model_dump_json()})
-        )  # config.yaml replays the run
+        config = self
+        if self.genotype.lower() not in {name.lower() for name in published_genotypes()}:
+            # The file or folder that was named may change: config.yaml replays the run without it.
+            config = self.model_copy(update={"genotype": genotype.model_dump_json()})
         if genotype.space == "recurrent":
             return config.train_on_text(genotype, ranks, device)
         if isinstance(self.data, Grammar | TextFolder):
@@ -104,12 +117,14 @@ class Retrain(TrainingCommand):
                 "recurrent genotype."
             )
         data = self.load_images(ranks, device)
-        model = model_of(genotype, self.network, data)
+        model = network_model(genotype, self.network, data)
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
             torch.manual_seed(derive(self.seed, "weights"))
-            network = build(model, self.auxiliary > 0)
+            network = build_network(model, self.auxiliary > 0)
         run = config.start(ranks)
-        if not ranks.any(ranks.first and run.finished):
+        if ranks.any(ranks.first and run.finished):
+            print(f"{run.path} is finished already.")
+        else:
             if ranks.first:
                 write_model(run.path / "model.json", model, "genotype")
             training = Retraining(config, run, network, data, ranks, model)
@@ -117,13 +132,11 @@ class Retrain(TrainingCommand):
             status = training.run()
             if status:
                 return status
-        else:
-            print(f"{run.path} is finished already.")
         print(f"next: python -m export.onnx --run {run.path}")
         return 0
 
     def train_on_text(self, genotype: Genotype, ranks: Ranks, device: torch.device) -> int:
-        """A recurrent cell."""
+        """Train a recurrent cell."""
         if not isinstance(self.data, Grammar | TextFolder):
             raise UserError(
                 "A recurrent cell reads text, not images; add --data text --data.path FOLDER, or --data "
@@ -145,10 +158,16 @@ class Retrain(TrainingCommand):
 
 
 class Retraining(Training):
-    """A network on its way through the epochs, on labels alone."""
+    """The training of a genotype's network, on labels alone."""
 
     def __init__(
-        self, config: Retrain, run: Run, network: torch.nn.Module, data: Data, ranks: Ranks, model: Model
+        self,
+        config: Retrain,
+        run: Run,
+        network: torch.nn.Module,
+        data: Data,
+        ranks: Ranks,
+        model: NetworkModel,
     ):
         super().__init__(config, run, network, data, ranks, config.epochs)
         self.config, self.model = config, model
@@ -157,24 +176,24 @@ class Retraining(Training):
 
     def introduce(self) -> None:
         """Print what is trained on what."""
-        macs, params = cost_of(self.network, self.model)
+        macs, params = network_cost(self.network, self.model)
         name = self.config.genotype if len(self.config.genotype) < 40 else "given"
         size = f"{self.config.network.cells} cells, {self.config.network.channels} channels"
         print(f"genotype {name}: {size}, {format_count(params)} parameters, {format_count(macs)} MACs")
         self.config.introduce(self.data)
 
-    def update(self, x: Tensor, y: Tensor) -> None:
+    def update(self, x: Tensor, y: Tensor, /) -> None:
         """One optimiser step on one batch."""
         config, sgd = self.config, self.config.sgd
-        set_learning_rate(
-            self.optimizer, learning_rate(sgd, self.step, self.total, round(sgd.warmup_epochs * self.steps))
-        )
+        warmup = round(sgd.warmup_epochs * self.steps)
+        set_learning_rate(self.optimizer, learning_rate(sgd, self.step, self.total, warmup))
         self.optimizer.zero_grad()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):
             outputs = self._forward(x)
-        losses = torch.stack(
-            [F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing) for logits in outputs]
-        )
+        entropies = []
+        for logits in outputs:
+            entropies.append(F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing))
+        losses = torch.stack(entropies)
         total = losses[0] + config.auxiliary * losses[1:].sum()
         total.backward()  # type: ignore[no-untyped-call]
         losses = self.ranks.average_gradients(self.network.parameters(), losses.detach())
@@ -186,8 +205,8 @@ class Retraining(Training):
         """The logits, and those of the auxiliary head if there is one."""
         if isinstance(self.network, FinalNetwork):
             generator = torch_generator(x.device, self.ranks.seed(self.config.seed), "drop path", self.step)
-            epoch = self.step // self.steps
-            outputs = self.network(x, self.config.drop_path * epoch / self.epochs, generator)
+            drop = self.config.drop_path * self.epoch / self.epochs
+            outputs = self.network(x, drop, generator)
         else:
             outputs = self.network(x)
         return outputs if isinstance(outputs, tuple) else (outputs,)
@@ -201,34 +220,28 @@ class Retraining(Training):
         return f"a lower --sgd.lr (now {self.config.sgd.lr}) or a longer --sgd.warmup-epochs"
 
     def exported_state_dict(self) -> dict[str, Tensor]:
-        """Without the auxiliary head."""
-        return {
-            name: tensor
-            for name, tensor in self.network.state_dict().items()
-            if not name.startswith(AUXILIARY)
-        }
+        """The weights without the auxiliary head."""
+        state = self.network.state_dict()
+        return {name: tensor for name, tensor in state.items() if not name.startswith(AUXILIARY)}
 
     def evaluate(self, epoch: int, last: bool) -> None:
-        """Validation accuracy, at the end also that on test images, with the first rank's BatchNorm
-        statistics."""
+        """Validation accuracy, at the end also that on test images.
+
+        The first rank evaluates, with its BatchNorm statistics.
+        """
         if not self.ranks.first:
             return
         splits: tuple[Split, ...] = ("val", "test") if last else ("val",)
+        point, said = {}, []
         self.network.eval()
-        scores = {
-            split: accuracy(self.network, self.data.batches(split, EVALUATION_BATCH)) for split in splits
-        }
+        for split in splits:
+            score = accuracy(self.network, self.data.batches(split, EVALUATION_BATCH))
+            point[f"{split}_accuracy"] = score
+            said.append(f"{score:.2%} on {'validation' if split == 'val' else split} images")
         self.network.train()
-        self.folder.log(
-            step=self.step, epoch=epoch, **{f"{split}_accuracy": score for split, score in scores.items()}
-        )
+        self.folder.log(step=self.step, epoch=epoch, **point)
         if last:
-            print(
-                "  ".join(
-                    f"{score:.2%} on {'validation' if split == 'val' else split} images"
-                    for split, score in scores.items()
-                )
-            )
+            print("  ".join(said))
 
 
 if __name__ == "__main__":

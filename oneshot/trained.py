@@ -15,8 +15,8 @@ from engine.errors import UserError
 from engine.model import ImageModel, image_facts, open_images
 from engine.run import Run, read_json
 from engine.training import accuracy
-from oneshot.networks.final import FinalNetwork, Stem
-from oneshot.networks.final_nasbench201 import NasBench201Network
+from oneshot.networks.final import FinalNetwork, StemName
+from oneshot.networks.final_nasbench201 import FinalNasBench201Network
 from oneshot.spaces.genotype import Genotype
 
 DEFAULT_RUN = Path("runs/retrained")
@@ -24,14 +24,14 @@ EVALUATION_BATCH = 64
 AUXILIARY = "auxiliary."  # parameters that only training needs
 
 
-class Network(Config):
+class NetworkSize(Config):
     """The size of the network of a genotype."""
 
     channels: int = Field(36, ge=2, description="width of the first cells; ImageNet: 48")
     cells: int = Field(
         20, ge=1, description="how many; ImageNet: 14; NAS-Bench-201: in each of three stages, 5"
     )
-    stem: Stem = Field("cifar", description="cifar: one convolution; imagenet: three of stride 2")
+    stem: StemName = Field("cifar", description="cifar: one convolution; imagenet: three of stride 2")
     auxiliary_bn: bool | None = Field(
         None,
         description=(
@@ -41,22 +41,26 @@ class Network(Config):
     )
 
 
-class Model(ImageModel):
+class NetworkModel(ImageModel):
     """model.json: what weights.safetensors belongs to."""
 
     kind: Literal["genotype"] = "genotype"
     genotype: Genotype
-    network: Network
+    network: NetworkSize
     image_size: int = Field(description="side of the square that the network takes, in pixels")
 
 
-def model_of(genotype: Genotype, network: Network, data: Data) -> Model:
+def network_model(genotype: Genotype, network: NetworkSize, data: Data) -> NetworkModel:
     """What model.json says of a network for these images."""
-    return Model(genotype=genotype, network=network, image_size=data.size, **image_facts(data))
+    return NetworkModel(genotype=genotype, network=network, image_size=data.size, **image_facts(data))
 
 
-def build(model: Model, auxiliary: bool = False) -> nn.Module:
+def build_network(model: NetworkModel, auxiliary: bool = False) -> nn.Module:
     """The untrained network of a genotype, of the kind that its space has.
+
+    Args:
+        model: what it is.
+        auxiliary: with the second classifier that only training needs, where the space has one.
 
     Raises:
         UserError: it has none for images.
@@ -66,16 +70,16 @@ def build(model: Model, auxiliary: bool = False) -> nn.Module:
         case "darts" | "darts_s1" | "darts_s2" | "darts_s3":
             return FinalNetwork(
                 genotype,
-                size.channels,
-                size.cells,
-                classes,
-                model.channels,
-                size.stem,
-                auxiliary,
+                channels=size.channels,
+                cells=size.cells,
+                classes=classes,
+                inputs=model.channels,
+                stem=size.stem,
+                auxiliary=auxiliary,
                 auxiliary_bn=size.auxiliary_bn,
             )
         case "nasbench201":
-            return NasBench201Network(genotype, size.channels, size.cells, classes, model.channels)
+            return FinalNasBench201Network(genotype, size.channels, size.cells, classes, model.channels)
         case space:
             raise UserError(
                 f"Networks of the space '{space}' cannot be trained on images; give a genotype of the space "
@@ -97,8 +101,8 @@ class TrainedNetwork:
 
     def __init__(self, path: Path, device: torch.device, images: Path | None = None):
         self.run, self.device = Run.open(path, command="oneshot.retrain"), device
-        self.model = validate(Model, read_json(path / "model.json"), str(path / "model.json"))
-        network = build(self.model)
+        self.model = validate(NetworkModel, read_json(path / "model.json"), str(path / "model.json"))
+        network = build_network(self.model)
         weights = path / "weights.safetensors"
         try:
             network.load_state_dict(load_weights(weights))
@@ -115,14 +119,16 @@ class TrainedNetwork:
 
     def cost(self) -> tuple[int, int]:
         """(MACs of one image, parameters)."""
-        return cost_of(self.network, self.model)
+        return network_cost(self.network, self.model)
 
 
-def cost_of(network: nn.Module, model: Model) -> tuple[int, int]:
+def network_cost(network: nn.Module, model: NetworkModel) -> tuple[int, int]:
     """(MACs of one image, parameters) of the network as it is handed on: without an auxiliary head."""
     device = next(network.parameters()).device
-    macs = count_macs(
-        network, torch.zeros(1, model.channels, model.image_size, model.image_size, device=device)
-    )
-    spare = sum(p.numel() for name, p in network.named_parameters() if name.startswith(AUXILIARY))
-    return macs, count_parameters(network) - spare
+    side = model.image_size
+    macs = count_macs(network, torch.zeros(1, model.channels, side, side, device=device))
+    parameters = count_parameters(network)
+    for name, p in network.named_parameters():
+        if name.startswith(AUXILIARY):
+            parameters -= p.numel()
+    return macs, parameters

@@ -8,10 +8,13 @@ from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.genotype import Cell, Edge, Genotype
 
 Derivation = Literal["edges", "pairs", "pairs_repeat"]
+Entering = list[tuple[int, list[float]]]  # of one node: each edge's source and the weights of its operations
 
 
-def derive(space: CellSpace, probabilities: dict[str, Tensor], how: Derivation = "edges") -> Genotype:
-    """The strongest architecture of the space.
+def derive_genotype(
+    space: CellSpace, probabilities: dict[str, Tensor], how: Derivation = "edges"
+) -> Genotype:
+    """The strongest architecture of the space. Of equal weights the first edge or operation wins.
 
     Args:
         space: NAS-Bench-201 keeps the strongest operation of every edge, also none; the others keep
@@ -19,59 +22,66 @@ def derive(space: CellSpace, probabilities: dict[str, Tensor], how: Derivation =
         probabilities: (E, O) for each kind of cell, times the edge's weight where there is one.
         how: `edges`: the edges whose strongest operation other than none weighs most (DARTS); `pairs`: the
             heaviest pairs of operation and edge, each edge once (PR-DARTS); `pairs_repeat`: the same, but an
-            edge may be taken twice, as in PR-DARTS's code.
-
-    Equal weights: the first edge or operation wins.
+            edge may be taken more than once, as in PR-DARTS's code.
     """
-    return Genotype(
-        space=space.name,
-        cells={kind: _cell(space, values.tolist(), how) for kind, values in probabilities.items()},
-    )
+    cells = {kind: _cell(space, values.tolist(), how) for kind, values in probabilities.items()}
+    return Genotype(space=space.name, cells=cells)
 
 
 def _cell(space: CellSpace, weight_EO: list[list[float]], how: Derivation) -> Cell:
-    nodes = []
+    nodes: list[tuple[Edge, ...]] = []
     for into in space.entering:
         entering = [(space.edges[e][0], weight_EO[e]) for e in range(into.start, into.stop)]
         if space.keeps is None:
-            nodes.append(tuple((_strongest(space, weights, True)[1], source) for source, weights in entering))
+            nodes.append(_every_edge(space, entering))
         elif how == "edges":
-            best = sorted(
-                ((*_strongest(space, weights, False), source) for source, weights in entering),
-                key=lambda found: -found[0],
-            )
-            nodes.append(tuple((name, source) for _, name, source in best[: space.keeps]))
+            nodes.append(_strongest_edges(space, entering, space.keeps))
         else:
-            nodes.append(_pairs(space, entering, space.keeps, how == "pairs_repeat"))
+            nodes.append(_heaviest_pairs(space, entering, space.keeps, how == "pairs_repeat"))
     return Cell(nodes=tuple(nodes), output=space.output)
 
 
-def _strongest(space: CellSpace, weights: list[float], none: bool) -> tuple[float, str]:
-    candidates = [
-        (weight, name)
-        for weight, name in zip(weights, space.operations, strict=True)
-        if none or name != "none"
-    ]
-    return max(candidates, key=lambda pair: pair[0])
+def _every_edge(space: CellSpace, entering: Entering) -> tuple[Edge, ...]:
+    """Each edge with its strongest operation."""
+    kept = []
+    for source, weights in entering:
+        _, name = _strongest(space.operations, weights)
+        kept.append((name, source))
+    return tuple(kept)
 
 
-def _pairs(
-    space: CellSpace, entering: list[tuple[int, list[float]]], keeps: int, repeat: bool
-) -> tuple[Edge, ...]:
-    heaviest = sorted(
-        (
-            (weight, name, source)
-            for source, weights in entering
-            for weight, name in zip(weights, space.operations, strict=True)
-        ),
-        key=lambda pair: -pair[0],
-    )
-    chosen: list[Edge] = []
-    for _, name, source in heaviest:
-        if (
-            name != "none"
-            and len(chosen) < keeps
-            and (repeat or source not in [taken for _, taken in chosen])
-        ):
-            chosen.append((name, source))
-    return tuple(chosen)
+def _strongest_edges(space: CellSpace, entering: Entering, keeps: int) -> tuple[Edge, ...]:
+    """The `keeps` edges whose strongest operation other than none weighs most."""
+    found = []
+    for source, weights in entering:
+        weight, name = _strongest(space.operations, weights, without="none")
+        found.append((weight, name, source))
+    # The sort is stable, so the first of equal edges stays first.
+    found.sort(key=lambda edge: -edge[0])
+    return tuple((name, source) for _, name, source in found[:keeps])
+
+
+def _heaviest_pairs(space: CellSpace, entering: Entering, keeps: int, repeat: bool) -> tuple[Edge, ...]:
+    """The `keeps` heaviest pairs of operation and edge; an edge more than once only with `repeat`."""
+    pairs = []
+    for source, weights in entering:
+        for weight, name in zip(weights, space.operations, strict=True):
+            pairs.append((weight, name, source))
+    pairs.sort(key=lambda pair: -pair[0])
+    kept: list[Edge] = []
+    taken: set[int] = set()
+    for _, name, source in pairs:
+        if len(kept) == keeps:
+            break
+        if name != "none" and (repeat or source not in taken):
+            kept.append((name, source))
+            taken.add(source)
+    return tuple(kept)
+
+
+def _strongest(
+    operations: tuple[str, ...], weights: list[float], without: str | None = None
+) -> tuple[float, str]:
+    """(weight, name) of the strongest operation but `without`."""
+    named = zip(weights, operations, strict=True)
+    return max((pair for pair in named if pair[1] != without), key=lambda pair: pair[0])

@@ -1,28 +1,42 @@
-"""What a search method tells a network about the edges of one kind of cell: how much of which operation."""
+"""What a search method tells a network: how much of which operation on each edge of a kind of cell."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-Runs = tuple[tuple[int, ...], ...]
+ActiveOperations = tuple[tuple[int, ...], ...]  # for each edge, the columns of its operations that run
 
 
-class Mixture(NamedTuple):
-    """Edge e passes on edge_E[e] * (sum over o of weight_EO[e, o] * operation o of x) + offset_E[e] + skip *
-    x.
+class EdgeWeights(NamedTuple):
+    """The weights of one kind of cell in one forward pass.
+
+    Edge e passes on edge_E[e] * (sum over o of weight_EO[e, o] * operation o of x) + offset_E[e] + skip * x.
 
     Args:
         weight_EO: weight of each operation.
-        runs: for each edge the operations that run, where a method samples; the others count as absent. None:
-            all run.
+        active: for each edge the operations that run, where a method samples; the others count as absent.
+            None: all run.
         edge_E: weight of each edge (PC-DARTS); None: 1.
         offset_E: added to each number of an edge's output; its value is 0, only its gradient matters (GDAS).
-        skip: weight of a skip connection beside the mixture (DARTS-); at stride 2 a factorized reduction of
-            its own.
+        skip: weight of a skip connection beside the operations (DARTS-); at stride 2 it is a factorized
+            reduction with weights of its own.
     """
 
     weight_EO: Tensor
-    runs: Runs | None = None
+    active: ActiveOperations | None = None
     edge_E: Tensor | None = None
     offset_E: Tensor | None = None
     skip: Tensor | None = None
+
+
+NetworkEdgeWeights = Mapping[str, EdgeWeights]  # for each kind of cell: what a network gets
+
+
+def active_mask(active: ActiveOperations, operations: int) -> Tensor:
+    """(E, O) booleans on CPU: which of `operations` operations run on each edge."""
+    mask = torch.zeros(len(active), operations, dtype=torch.bool)
+    for edge, columns in enumerate(active):
+        mask[edge, list(columns)] = True
+    return mask

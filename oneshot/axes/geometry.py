@@ -8,6 +8,8 @@ from torch import Tensor
 
 from engine.config import Config
 
+Rows = tuple[slice, ...]  # slices of a parameter's last axis, each of which sums to 1 on the simplex
+
 
 class Adam(Config):
     """Adam (2015, arXiv:1412.6980) on logits."""
@@ -17,14 +19,16 @@ class Adam(Config):
     betas: tuple[float, float] = Field((0.5, 0.999), description="decay of the moments")
     weight_decay: float = Field(1e-3, ge=0, description="L2, added to the gradient")
 
-    def build(self, parameters: list[Tensor], rows: list[tuple[slice, ...]]) -> torch.optim.Optimizer:
-        """The optimiser."""
+    def build(self, parameters: list[Tensor], rows: list[Rows]) -> torch.optim.Optimizer:
+        """The optimiser of the parameters; logits need no `rows`."""
         return torch.optim.Adam(parameters, self.lr, self.betas, weight_decay=self.weight_decay)
 
 
 class Exponentiated(Config):
-    """GAEA (2021, arXiv:2004.07802): exponentiated gradient, which stays on the simplex. No weight decay, no
-    momentum."""
+    """GAEA (2021, arXiv:2004.07802): exponentiated gradient, which stays on the simplex.
+
+    It has no weight decay and no momentum.
+    """
 
     name: Literal["exponentiated"] = "exponentiated"
     lr: float = Field(0.1, gt=0, description="learning rate")
@@ -32,8 +36,8 @@ class Exponentiated(Config):
         1e-5, gt=0, lt=1, description="no probability falls below this before they are divided by their sum"
     )
 
-    def build(self, parameters: list[Tensor], rows: list[tuple[slice, ...]]) -> torch.optim.Optimizer:
-        """The optimiser. rows: for each parameter the slices of its last axis that sum to 1."""
+    def build(self, parameters: list[Tensor], rows: list[Rows]) -> torch.optim.Optimizer:
+        """The optimiser of the parameters, whose `rows` are probabilities."""
         return ExponentiatedGradient(parameters, rows, self.lr, self.floor)
 
 
@@ -41,19 +45,19 @@ Geometry = Annotated[Adam | Exponentiated, Field(discriminator="name")]
 
 
 def exponentiated_gradient(theta: Tensor, gradient: Tensor, lr: float, floor: float = 1e-5) -> Tensor:
-    """theta (..., O) on the simplex, one step later: theta exp(-lr gradient), at least `floor`, divided by
-    its sum.
+    """theta (..., O) on the simplex, one step later.
 
-    What is 0 does not compete and stays 0.
+    That is theta exp(-lr gradient), at least `floor`, divided by its sum. What is 0 does not compete and
+    stays 0.
     """
     theta = torch.where(theta > 0, (theta * torch.exp(-lr * gradient)).clamp_min(floor), 0)
     return theta / theta.sum(-1, keepdim=True)
 
 
 class ExponentiatedGradient(torch.optim.Optimizer):
-    """The step above for several parameters."""
+    """`exponentiated_gradient` for several parameters."""
 
-    def __init__(self, parameters: list[Tensor], rows: list[tuple[slice, ...]], lr: float, floor: float):
+    def __init__(self, parameters: list[Tensor], rows: list[Rows], lr: float, floor: float):
         super().__init__(parameters, {"lr": lr, "floor": floor})
         self.rows = rows
 
@@ -61,8 +65,8 @@ class ExponentiatedGradient(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step along the parameters' `grad`."""
         for group in self.param_groups:
+            lr, floor = group["lr"], group["floor"]
             for theta, rows in zip(group["params"], self.rows, strict=True):
                 for row in rows:
-                    theta[..., row] = exponentiated_gradient(
-                        theta[..., row], theta.grad[..., row], group["lr"], group["floor"]
-                    )
+                    gradient = theta.grad[..., row]
+                    theta[..., row] = exponentiated_gradient(theta[..., row], gradient, lr, floor)

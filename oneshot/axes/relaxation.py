@@ -1,10 +1,10 @@
 """Relaxations: from the parameters of a cell's edges to the weights of their operations.
 
-Each knows how its parameters start, which probabilities they stand for, and what a network gets to mix in one
-forward pass.
+Each knows how its parameters start, which probabilities they stand for, and which edge weights a network gets
+in one forward pass. `allowed_EO` are booleans: which operation competes on which edge.
 """
 
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,42 +12,33 @@ from pydantic import Field
 from torch import Tensor
 
 from engine.config import Config
-from oneshot.axes.edge_weights import Mixture
-
-
-class At(NamedTuple):
-    """Where a search is."""
-
-    epoch: int
-    epochs: int
-
-    @property
-    def passed(self) -> float:
-        """Share of the epochs before this one: 0 at first, below 1 at last."""
-        return self.epoch / self.epochs
-
-    def between(self, start: float, end: float) -> float:
-        """Linear from `start` in the first epoch to `end` in the last."""
-        return start + (end - start) * self.epoch / max(1, self.epochs - 1)
+from oneshot.axes.edge_weights import EdgeWeights
+from oneshot.axes.progress import Progress
 
 
 class Softmax(Config):
     """DARTS (2019, arXiv:1806.09055): logits that start near 0, softmax over the operations of an edge."""
 
     name: Literal["softmax"] = "softmax"
-    samples: ClassVar[bool] = False  # whether only some operations run
+    samples_operations: ClassVar[bool] = False  # whether only some operations run in a forward pass
 
-    def start(self, may_EO: Tensor, generator: torch.Generator) -> Tensor:
+    def start(self, allowed_EO: Tensor, generator: torch.Generator) -> Tensor:
         """Parameters (E, O) before the first step."""
-        return 1e-3 * torch.randn(may_EO.shape, generator=generator)
+        return 1e-3 * torch.randn(allowed_EO.shape, generator=generator)
 
-    def probabilities(self, alpha_EO: Tensor, may_EO: Tensor) -> Tensor:
+    def probabilities(self, alpha_EO: Tensor, allowed_EO: Tensor) -> Tensor:
         """(E, O); rows sum to 1; 0 where an operation does not compete."""
-        return alpha_EO.masked_fill(~may_EO, -torch.inf).softmax(-1)
+        return alpha_EO.masked_fill(~allowed_EO, -torch.inf).softmax(-1)
 
-    def mix(self, alpha_EO: Tensor, may_EO: Tensor, at: At, draw: torch.Generator) -> Mixture:
-        """What one forward pass gets."""
-        return Mixture(self.probabilities(alpha_EO, may_EO))
+    def mix(
+        self, alpha_EO: Tensor, allowed_EO: Tensor, progress: Progress, draws: torch.Generator
+    ) -> EdgeWeights:
+        """The edge weights of one forward pass.
+
+        Args:
+            draws: a generator on CPU; the same state draws the same, on every device.
+        """
+        return EdgeWeights(self.probabilities(alpha_EO, allowed_EO))
 
     def over_edges(self, beta_E: Tensor) -> Tensor:
         """Weights of the edges that enter one node."""
@@ -59,11 +50,11 @@ class Simplex(Softmax):
 
     name: Literal["simplex"] = "simplex"  # type: ignore[assignment]
 
-    def start(self, may_EO: Tensor, generator: torch.Generator) -> Tensor:
+    def start(self, allowed_EO: Tensor, generator: torch.Generator) -> Tensor:
         """Uniform over the operations that compete."""
-        return may_EO / may_EO.sum(-1, keepdim=True)
+        return allowed_EO / allowed_EO.sum(-1, keepdim=True)
 
-    def probabilities(self, alpha_EO: Tensor, may_EO: Tensor) -> Tensor:
+    def probabilities(self, alpha_EO: Tensor, allowed_EO: Tensor) -> Tensor:
         """The parameters."""
         return alpha_EO
 
@@ -73,34 +64,36 @@ class Simplex(Softmax):
 
 
 class GumbelHard(Softmax):
-    """GDAS (2019, arXiv:1910.04465): one operation an edge, drawn by the Gumbel-max trick; gradients pass
-    straight through.
+    """GDAS (2019, arXiv:1910.04465): one operation an edge, drawn by the Gumbel-max trick.
 
-    Operations that were not drawn do not run; their weights, of value 0, are added to the edge's output,
-    which gives them a gradient.
+    Gradients pass straight through. Operations that were not drawn do not run; their weights, of value 0, are
+    added to the edge's output, which gives them a gradient.
     """
 
     name: Literal["gumbel_hard"] = "gumbel_hard"  # type: ignore[assignment]
-    samples: ClassVar[bool] = True
+    samples_operations: ClassVar[bool] = True
     tau_start: float = Field(10.0, gt=0, description="temperature in the first epoch")
     tau_end: float = Field(0.1, gt=0, description="temperature in the last epoch")
 
-    def mix(self, alpha_EO: Tensor, may_EO: Tensor, at: At, draw: torch.Generator) -> Mixture:
+    def mix(
+        self, alpha_EO: Tensor, allowed_EO: Tensor, progress: Progress, draws: torch.Generator
+    ) -> EdgeWeights:
         """One drawn operation an edge."""
-        noise = -torch.empty(alpha_EO.shape, dtype=alpha_EO.dtype).exponential_(generator=draw).log()
-        return self.given(
-            alpha_EO.masked_fill(~may_EO, -torch.inf),
-            noise.to(alpha_EO.device),
-            at.between(self.tau_start, self.tau_end),
-        )
+        # minus the logarithm of an exponential variable is a Gumbel variable
+        noise = -torch.empty(alpha_EO.shape, dtype=alpha_EO.dtype).exponential_(generator=draws).log()
+        alpha_EO = alpha_EO.masked_fill(~allowed_EO, -torch.inf)
+        tau = progress.between(self.tau_start, self.tau_end)
+        return self.given(alpha_EO, noise.to(alpha_EO.device), tau)
 
-    def given(self, alpha_EO: Tensor, gumbel_EO: Tensor, tau: float) -> Mixture:
-        """The same for given noise."""
+    def given(self, alpha_EO: Tensor, gumbel_EO: Tensor, tau: float) -> EdgeWeights:
+        """The edge weights for given Gumbel noise and temperature."""
         soft = ((alpha_EO.log_softmax(-1) + gumbel_EO) / tau).softmax(-1)
-        chosen = soft.argmax(-1)
-        hard = F.one_hot(chosen, soft.shape[-1]) - soft.detach() + soft
-        others = hard.sum(-1) - hard.gather(-1, chosen[:, None])[:, 0]
-        return Mixture(hard, tuple((o,) for o in chosen.tolist()), offset_E=others)
+        drawn = soft.argmax(-1)
+        # Of value one-hot; its gradient is that of the soft probabilities.
+        hard = F.one_hot(drawn, soft.shape[-1]) - soft.detach() + soft
+        others = hard.sum(-1) - hard.gather(-1, drawn[:, None])[:, 0]
+        active = tuple((operation,) for operation in drawn.tolist())
+        return EdgeWeights(hard, active, offset_E=others)
 
 
 class HardConcrete(Softmax):
@@ -111,7 +104,7 @@ class HardConcrete(Softmax):
     """
 
     name: Literal["hard_concrete"] = "hard_concrete"  # type: ignore[assignment]
-    samples: ClassVar[bool] = True
+    samples_operations: ClassVar[bool] = True
     low: float = Field(-0.1, lt=0, description="left end of the stretched interval")
     high: float = Field(1.1, gt=1, description="its right end")
     keep: int = Field(2, ge=1, description="operations that an edge keeps")
@@ -121,41 +114,46 @@ class HardConcrete(Softmax):
     tau_start: float = Field(1.0, gt=0, description="temperature in the first epoch")
     tau_end: float = Field(0.1, gt=0, description="temperature in the last epoch")
 
-    def tau(self, at: At) -> float:
+    def tau(self, progress: Progress) -> float:
         """Temperature of an epoch."""
-        return at.between(self.tau_start, self.tau_end)
+        return progress.between(self.tau_start, self.tau_end)
 
-    def mix(self, alpha_EO: Tensor, may_EO: Tensor, at: At, draw: torch.Generator) -> Mixture:
+    def mix(
+        self, alpha_EO: Tensor, allowed_EO: Tensor, progress: Progress, draws: torch.Generator
+    ) -> EdgeWeights:
         """The `keep` best gates of each edge; ties are broken at random."""
-        uniform = torch.rand(alpha_EO.shape, generator=draw, dtype=alpha_EO.dtype)
-        dropped = torch.bernoulli(
-            torch.full(alpha_EO.shape, self.dropout, dtype=alpha_EO.dtype), generator=draw
-        )
-        order = torch.randperm(alpha_EO.shape[1], generator=draw)
-        device = alpha_EO.device
-        alpha_EO = alpha_EO.masked_fill(~may_EO, -torch.inf)
-        return self.given(
-            alpha_EO, uniform.to(device), dropped.to(device) + ~may_EO * 2.0, order.to(device), self.tau(at)
-        )
+        shape, device = alpha_EO.shape, alpha_EO.device
+        uniform = torch.rand(shape, generator=draws, dtype=alpha_EO.dtype)
+        rates = torch.full(shape, self.dropout, dtype=alpha_EO.dtype)
+        dropped = torch.bernoulli(rates, generator=draws)
+        order = torch.randperm(shape[1], generator=draws)
+        alpha_EO = alpha_EO.masked_fill(~allowed_EO, -torch.inf)
+        # 2 less puts an operation that does not compete behind every other, a dropped one (1 less) included.
+        dropped_EO = dropped.to(device) + ~allowed_EO * 2.0
+        return self.given(alpha_EO, uniform.to(device), dropped_EO, order.to(device), self.tau(progress))
 
     def given(
         self, alpha_EO: Tensor, uniform_EO: Tensor, dropped_EO: Tensor, order_O: Tensor, tau: float
-    ) -> Mixture:
-        """The same for given draws."""
+    ) -> EdgeWeights:
+        """The edge weights for given draws.
+
+        Args:
+            uniform_EO: in (0, 1), the noise of each gate.
+            dropped_EO: what a gate counts less when the best are picked.
+            order_O: a permutation of the operations; of equal gates the one that comes first is picked.
+        """
         gate = torch.sigmoid((alpha_EO + uniform_EO.log() - (1 - uniform_EO).log()) / tau)
         gate = (gate * (self.high - self.low) + self.low).clamp(0, 1)
-        chosen = order_O[(gate - dropped_EO).detach()[:, order_O].topk(self.keep, -1).indices]
-        hot = torch.zeros_like(gate).scatter(-1, chosen, 1.0)
-        runs = tuple(tuple(sorted(row)) for row in chosen.tolist())
-        return Mixture(hot - gate.detach() + gate, runs)
+        ranked = (gate - dropped_EO).detach()[:, order_O]
+        picked = order_O[ranked.topk(self.keep, -1).indices]
+        hot = torch.zeros_like(gate).scatter(-1, picked, 1.0)
+        active = tuple(tuple(sorted(row)) for row in picked.tolist())
+        return EdgeWeights(hot - gate.detach() + gate, active)
 
-    def active(self, alpha_EO: Tensor, tau: float) -> Tensor:
+    def active_probability(self, alpha_EO: Tensor, tau: float) -> Tensor:
         """Probability (E, O) that a gate is not 0."""
-        return torch.sigmoid(
-            alpha_EO
-            - tau
-            * torch.log(torch.tensor(-self.low / self.high, dtype=alpha_EO.dtype, device=alpha_EO.device))
-        )
+        stretch = torch.tensor(-self.low / self.high, dtype=alpha_EO.dtype, device=alpha_EO.device)
+        return torch.sigmoid(alpha_EO - tau * torch.log(stretch))
 
 
 Relaxation = Annotated[Softmax | Simplex | GumbelHard | HardConcrete, Field(discriminator="name")]

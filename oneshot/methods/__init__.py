@@ -1,5 +1,4 @@
-"""The search methods, one file a paper. This union is the list of them: a new method is a file and a name
-here."""
+"""The search methods, one file a paper. The union is their list: a new method is a file and a name here."""
 
 from typing import Annotated
 

@@ -12,6 +12,6 @@ class BetaDarts(Method):
 
     name: Literal["beta_darts"] = "beta_darts"
     penalties: tuple[Penalty, ...] = (BetaDecay(),)
-    on: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED | {
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED | {
         "nasbench201": PUBLISHED["nasbench201"] | {"epochs": 100}
     }

@@ -6,7 +6,10 @@ from oneshot.methods.method import Method
 
 
 class Darts(Method):
-    """Softmax over all operations of an edge; alternating architecture and weight steps on two halves of the
-    images."""
+    """Softmax over all operations of an edge, and alternating steps of architecture and weights.
+
+    The two kinds of step learn from two halves of the images. Every choice is the default of `Method`; a file
+    of another method sets what its paper chooses otherwise.
+    """
 
     name: Literal["darts"] = "darts"

@@ -2,12 +2,15 @@
 
 from typing import Literal
 
-from oneshot.methods.method import AuxiliarySkip, Method
+from oneshot.axes.auxiliary_skip import AuxiliarySkip
+from oneshot.methods.method import Method
 
 
 class DartsMinus(Method):
-    """First-order DARTS with a skip connection beside each mixture that fades away, so that the operation
-    need not play its part."""
+    """First-order DARTS with a skip connection beside each edge's operations, which fades away.
+
+    The operation skip_connect then need not help the network to train.
+    """
 
     name: Literal["darts_minus"] = "darts_minus"
     auxiliary_skip: AuxiliarySkip | None = AuxiliarySkip()

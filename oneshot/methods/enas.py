@@ -1,101 +1,30 @@
-"""ENAS: Efficient Neural Architecture Search via Parameter Sharing (2018, arXiv:1802.03268). Settings of
-NAS-Bench-201's search.
+"""ENAS: Efficient Neural Architecture Search via Parameter Sharing (2018, arXiv:1802.03268).
 
-The weights' steps train architectures that the controller draws; after each epoch the controller is trained
-by REINFORCE on the accuracy that its architectures reach with the shared weights.
+Settings of NAS-Bench-201's search. The weights' steps train architectures that the controller draws; after
+each epoch the controller is trained by REINFORCE on the accuracy that its architectures reach with the shared
+weights.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from engine.command.progress import progress
+from engine.command.progress import progress as progress_bar
 from engine.seed import derive, torch_generator
-from oneshot.axes.edge_weights import Mixture
-from oneshot.axes.relaxation import At
-from oneshot.methods.method import PUBLISHED, Alphas, Method, Sgd
+from oneshot.axes.alphas import Alphas
+from oneshot.axes.edge_weights import EdgeWeights
+from oneshot.axes.progress import Progress
+from oneshot.axes.weight_sgd import WeightSgd
+from oneshot.methods.controller import Controller
+from oneshot.methods.method import PUBLISHED, Method
 from oneshot.methods.random_ws import best_of
-from oneshot.methods.sampled import Choice, as_genotype, as_mixtures, offered
+from oneshot.methods.sampled import Architecture, as_edge_weights, as_genotype
 from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.genotype import Genotype
-
-if TYPE_CHECKING:
-    from oneshot.state import Searching
-
-
-class Controller(nn.Module):
-    """An LSTM that decides one thing after another: for each node its edges, where not all are kept, and
-    their operations."""
-
-    average: Tensor
-
-    def __init__(self, space: CellSpace, size: int, layers: int, temperature: float, tanh: float):
-        super().__init__()
-        self.space, self.size, self.layers, self.temperature, self.tanh = (
-            space,
-            size,
-            layers,
-            temperature,
-            tanh,
-        )
-        width = max(len(space.operations), space.inputs + space.nodes - 1)
-        self.cells = nn.ModuleList(nn.LSTMCell(size, size) for _ in range(layers))
-        self.first = nn.Parameter(torch.empty(size))
-        decisions = len(space.cells) * len(space.edges)
-        self.seen = nn.Embedding(2 * decisions * width, size)
-        self.edge_head, self.operation_head = nn.Linear(size, width), nn.Linear(size, len(space.operations))
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -0.1, 0.1)
-        self.width = width
-        self.register_buffer("average", torch.tensor(torch.nan))  # of rewards; the first one starts it
-
-    def forward(self, draws: torch.Generator) -> tuple[Choice, Tensor, Tensor]:
-        """(an architecture, the log-probability of having drawn it, the entropy of the decisions)."""
-        log_probability = entropy = self.first.new_zeros(())
-        state = [
-            (self.first.new_zeros(1, self.size), self.first.new_zeros(1, self.size))
-            for _ in range(self.layers)
-        ]
-        x, place, choice = self.first[None], 0, dict[str, tuple[tuple[int, int], ...]]()
-
-        def decide(head: nn.Linear, options: list[int]) -> int:
-            nonlocal x, place, log_probability, entropy
-            for number, cell in enumerate(self.cells):
-                state[number] = cell(x, state[number])
-                x = state[number][0]
-            logits = self.tanh * torch.tanh(head(x)[0] / self.temperature)
-            allowed = torch.full_like(logits, -torch.inf)
-            allowed[options] = 0.0
-            log_p = (logits + allowed).log_softmax(-1)
-            taken = int(torch.multinomial(log_p.detach().exp(), 1, generator=draws))
-            log_probability = log_probability + log_p[taken]
-            entropy = entropy - (log_p[options].exp() * log_p[options]).sum()
-            x = self.seen.weight[place * self.width + taken][None]
-            place += 1
-            return taken
-
-        for kind in self.space.cells:
-            pairs = []
-            for into in self.space.entering:
-                free = list(range(into.stop - into.start))
-                edges = free
-                if self.space.keeps is not None and self.space.keeps < len(free):
-                    edges = []
-                    for _ in range(self.space.keeps):
-                        edges.append(decide(self.edge_head, free))
-                        free = [edge for edge in free if edge not in edges]
-                for edge in (into.start + position for position in sorted(edges)):
-                    pairs.append((edge, decide(self.operation_head, offered(self.space, kind, edge))))
-            choice[kind] = tuple(pairs)
-        return choice, log_probability, entropy
-
-    def follow(self, reward: float, decay: float) -> None:
-        """Move the average towards a reward."""
-        start = self.average.isnan()
-        self.average.copy_(torch.where(start, reward, self.average.lerp(torch.tensor(reward), 1 - decay)))
+from oneshot.state import SearchState
 
 
 class Enas(Method):
@@ -119,14 +48,16 @@ class Enas(Method):
     weights_first: bool = True
     epochs: int = 310
     batch_size: int = 128
-    sgd: Sgd = Sgd(lr=0.05, lr_min=5e-4, nesterov=True, weight_decay=2.5e-4, cosine_epochs=10, restart=True)
+    sgd: WeightSgd = WeightSgd(
+        lr=0.05, lr_min=5e-4, nesterov=True, weight_decay=2.5e-4, cosine_epochs=10, restart=True
+    )
 
-    learns: ClassVar[bool] = False
-    on: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED | {"nasbench201": {}}
+    has_architecture_step: ClassVar[bool] = False
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED | {"nasbench201": {}}
 
     def start(self, space: CellSpace, seed: int, device: torch.device) -> Alphas:
         """The controller, on CPU: it is tiny and decides one thing at a time."""
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
             torch.manual_seed(derive(seed, "controller"))
             return Alphas({}, {}, Controller(space, self.size, self.layers, self.temperature, self.tanh))
 
@@ -135,50 +66,57 @@ class Enas(Method):
         return torch.optim.Adam(alphas.all(), self.lr, (0.0, 0.999), eps=1e-3)
 
     @torch.no_grad()
-    def mixtures(
-        self, space: CellSpace, alphas: Alphas, at: At, draws: torch.Generator
-    ) -> dict[str, Mixture]:
+    def weigh_edges(
+        self, space: CellSpace, alphas: Alphas, progress: Progress, draws: torch.Generator
+    ) -> dict[str, EdgeWeights]:
         """One architecture that the controller draws."""
         assert alphas.controller is not None
-        return as_mixtures(space, alphas.controller(draws)[0])
+        architecture, _, _ = alphas.controller(draws)
+        return as_edge_weights(space, architecture)
 
-    def after_epoch(self, searching: "Searching") -> None:
+    def after_epoch(self, state: SearchState) -> None:
         """REINFORCE on validation batches."""
-        controller, optimizer = searching.alphas.controller, searching.of_alphas
+        controller, optimizer = state.alphas.controller, state.architecture_optimizer
         assert isinstance(controller, Controller) and optimizer is not None
-        batches = searching.task.judges(searching.at.epoch)
-        with progress("controller", self.controller_steps) as advance:
+        epoch = state.progress.epoch
+        batches = state.objective.reward_batches(epoch)
+        with progress_bar("controller", self.controller_steps) as advance:
             for step in range(self.controller_steps):
-                draws = torch_generator("cpu", searching.seed, "controller", searching.at.epoch, step)
+                draws = torch_generator("cpu", state.seed, "controller", epoch, step)
                 loss = controller.average.new_zeros(())
                 for _ in range(self.samples_a_step):
-                    choice, log_probability, entropy = controller(draws)
-                    reward = (
-                        searching.reward(as_mixtures(searching.space, choice), next(batches))
-                        + self.entropy * entropy.item()
-                    )
-                    controller.follow(reward, self.baseline)
-                    loss = loss - log_probability * (reward - float(controller.average)) / self.samples_a_step
+                    loss = loss + self._reinforce(state, controller, draws, next(batches))
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(controller.parameters(), 5.0)
                 optimizer.step()
                 advance(f"mean reward {float(controller.average):.3f}")
 
-    def genotype(self, searching: "Searching") -> Genotype:
-        """What the controller draws first."""
-        return as_genotype(searching.space, self._drawn(searching, 1)[0])
+    def _reinforce(
+        self, state: SearchState, controller: Controller, draws: torch.Generator, batch: Any
+    ) -> Tensor:
+        """One architecture's part of the loss; its reward also moves the baseline."""
+        architecture, log_probability, entropy = controller(draws)
+        reward = state.reward(as_edge_weights(state.space, architecture), batch)
+        reward += self.entropy * entropy.item()
+        controller.follow(reward, self.baseline)
+        advantage = reward - float(controller.average)
+        return -log_probability * advantage / self.samples_a_step
 
-    def final_genotype(self, searching: "Searching") -> Genotype:
+    def genotype(self, state: SearchState) -> Genotype:
+        """What the controller draws first."""
+        return as_genotype(state.space, self._draw(state, 0))
+
+    def final_genotype(self, state: SearchState) -> Genotype:
         """The best by shared weights of some that the controller draws."""
-        choices = self._drawn(searching, self.candidates)
-        return as_genotype(searching.space, best_of(searching, choices, 1, 10))
+        architectures = [self._draw(state, number) for number in range(self.candidates)]
+        return as_genotype(state.space, best_of(state, architectures, 1, 10))
 
     @torch.no_grad()
-    def _drawn(self, searching: "Searching", count: int) -> list[Choice]:
-        controller = searching.alphas.controller
+    def _draw(self, state: SearchState, number: int) -> Architecture:
+        """The `number`-th architecture that the controller of this epoch draws."""
+        controller = state.alphas.controller
         assert controller is not None
-        return [
-            controller(torch_generator("cpu", searching.seed, "drawn", searching.at.epoch, number))[0]
-            for number in range(count)
-        ]
+        draws = torch_generator("cpu", state.seed, "drawn", state.progress.epoch, number)
+        architecture, _, _ = controller(draws)
+        return architecture

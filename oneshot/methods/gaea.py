@@ -5,25 +5,32 @@ from typing import Any, ClassVar, Literal
 
 from oneshot.axes.geometry import Exponentiated, Geometry
 from oneshot.axes.relaxation import Relaxation, Simplex
-from oneshot.methods.method import PUBLISHED, Method, Sgd
+from oneshot.axes.weight_sgd import WeightSgd
+from oneshot.methods.method import PUBLISHED, Method
 from oneshot.methods.pc_darts import PcDarts
 
+ON_NASBENCH201 = PUBLISHED["nasbench201"]
+# On text the published geometry is Adam's, which does not stay on the simplex.
 ON_TEXT = {name: value for name, value in PUBLISHED["recurrent"].items() if name != "geometry"}
 
 
 class Gaea(Method):
-    """GAEA-DARTS: probabilities on the simplex, moved by exponentiated gradient. `--method.level single` is
-    its ERM form.
+    """GAEA-DARTS: probabilities on the simplex, moved by exponentiated gradient.
 
-    On NAS-Bench-201 ERM is what was published: 25 epochs of a 50-epoch cosine.
+    `--method.level single` is its ERM form. On NAS-Bench-201 ERM is what was published: 25 epochs of a
+    50-epoch cosine.
     """
 
     name: Literal["gaea"] = "gaea"
     relaxation: Relaxation = Simplex()
     geometry: Geometry = Exponentiated()
-    on: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "nasbench201": PUBLISHED["nasbench201"]
-        | {"level": "single", "epochs": 25, "sgd": {**PUBLISHED["nasbench201"]["sgd"], "cosine_epochs": 50}},
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "nasbench201": {
+            **ON_NASBENCH201,
+            "level": "single",
+            "epochs": 25,
+            "sgd": {**ON_NASBENCH201["sgd"], "cosine_epochs": 50},
+        },
         "recurrent": ON_TEXT,
     }
 
@@ -35,5 +42,5 @@ class GaeaPcDarts(PcDarts):
     relaxation: Relaxation = Simplex()
     geometry: Geometry = Exponentiated()
     warmup_epochs: int = 0
-    sgd: Sgd = Sgd(lr=0.1, lr_min=0.0)
-    on: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED | {"recurrent": ON_TEXT}
+    sgd: WeightSgd = WeightSgd(lr=0.1, lr_min=0.0)
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED | {"recurrent": ON_TEXT}

@@ -3,15 +3,18 @@
 from typing import Literal
 
 from oneshot.axes.relaxation import GumbelHard, Relaxation
-from oneshot.methods.method import Method, Sgd
+from oneshot.axes.weight_sgd import WeightSgd
+from oneshot.methods.method import Method
 
 
 class Gdas(Method):
-    """One operation an edge and step, drawn by Gumbel-softmax with straight-through gradients: only it is
-    computed."""
+    """One operation an edge and step, drawn by Gumbel-softmax with straight-through gradients.
+
+    Only what is drawn is computed.
+    """
 
     name: Literal["gdas"] = "gdas"
     relaxation: Relaxation = GumbelHard()
     weights_first: bool = True
     epochs: int = 250
-    sgd: Sgd = Sgd(nesterov=True, weight_decay=5e-4)
+    sgd: WeightSgd = WeightSgd(nesterov=True, weight_decay=5e-4)

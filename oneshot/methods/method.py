@@ -1,81 +1,31 @@
 """A search method is a record of choices, one on each axis; a file in `methods/` names those of one paper."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.config import Config
 from engine.seed import torch_generator
-from oneshot.axes.derivation import Derivation, derive
-from oneshot.axes.edge_weights import Mixture
-from oneshot.axes.geometry import Adam, Exponentiated, Geometry
+from oneshot.axes.alphas import Alphas
+from oneshot.axes.auxiliary_skip import AuxiliarySkip
+from oneshot.axes.derivation import Derivation, derive_genotype
+from oneshot.axes.edge_weights import EdgeWeights
+from oneshot.axes.geometry import Adam, Exponentiated, Geometry, Rows
 from oneshot.axes.penalty import BetaDecay, Entropy, PathDepth, Penalty
-from oneshot.axes.relaxation import At, GumbelHard, HardConcrete, Relaxation, Simplex, Softmax
+from oneshot.axes.progress import Progress
+from oneshot.axes.relaxation import GumbelHard, HardConcrete, Relaxation, Simplex, Softmax
+from oneshot.axes.weight_sgd import WeightSgd
 from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.genotype import Genotype
+from oneshot.state import SearchState
 
-if TYPE_CHECKING:
-    from oneshot.state import Searching
-
-
-class Sgd(Config):
-    """How the network's weights are trained: SGD with a cosine over the epochs."""
-
-    lr: float = Field(0.025, gt=0, description="learning rate in the first epoch")
-    lr_min: float = Field(0.001, ge=0, description="learning rate that the cosine ends at")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    nesterov: bool = False
-    weight_decay: float = Field(3e-4, ge=0, description="L2 on every weight")
-    clip_norm: float | None = Field(
-        5.0, gt=0, description="largest norm of the whole gradient; none: no clipping"
-    )
-    cosine_epochs: int | None = Field(None, ge=1, description="length of the cosine; none: the search's")
-    restart: bool = Field(
-        False,
-        description="start the cosine again after its end, each time twice as long (SGDR, arXiv:1608.03983)",
-    )
-
-
-class AuxiliarySkip(Config):
-    """DARTS- (2021, arXiv:2009.01027): a skip connection beside every mixture, whose weight falls to 0."""
-
-    start: float = Field(1.0, ge=0, description="weight in the first epoch")
-    decay: Literal["linear", "cosine"] = Field("linear", description="how the weight falls with the epochs")
-
-    def weight(self, at: At) -> float:
-        """Weight in an epoch."""
-        share = (
-            1 - at.passed
-            if self.decay == "linear"
-            else 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * at.passed))))
-        )
-        return self.start * share
-
-
-@dataclass
-class Alphas:
-    """The parameters that a search learns beside weights: (E, O) for each kind of cell and, with edge
-    weights, (E,) for each."""
-
-    operations: dict[str, Tensor]
-    edges: dict[str, Tensor]
-    controller: nn.Module | None = None  # what draws architectures instead (ENAS)
-
-    def all(self) -> list[Tensor]:
-        """All of them, operations first."""
-        return [
-            *self.operations.values(),
-            *self.edges.values(),
-            *(self.controller.parameters() if self.controller else ()),
-        ]
-
-
+# Settings that only a method with an architecture step along a gradient can have.
 NEED_A_STEP = {"penalties", "edge_weights", "auxiliary_skip", "level", "order", "warmup_epochs"}
 
+# What was published for other spaces, where it differs from the defaults.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "nasbench201": {"weights_first": True, "sgd": {"nesterov": True, "weight_decay": 5e-4}},
     "recurrent": {
@@ -95,7 +45,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 class Method(Config):
-    """What a method chooses. Defaults are those of first-order DARTS (2019, arXiv:1806.09055) on CIFAR-10."""
+    """What a method chooses: one choice on each axis, and its settings.
+
+    Defaults are those of first-order DARTS (2019, arXiv:1806.09055) on CIFAR-10. A file in `methods/` sets
+    what another paper chooses. A method may also override what a search calls: `weigh_edges` in each step,
+    `after_epoch`, `genotype`, and `final_genotype` at the end.
+    """
 
     name: str
     relaxation: Relaxation = Field(Softmax(), description="from parameters to weights of operations")
@@ -110,7 +65,7 @@ class Method(Config):
         False, description="learn a weight for each edge into a node (PC-DARTS's edge normalisation)"
     )
     auxiliary_skip: AuxiliarySkip | None = Field(
-        None, description="a fading skip connection beside each mixture (DARTS-)"
+        None, description="a fading skip connection beside each edge's operations (DARTS-)"
     )
     pool_norm: bool = Field(True, description="a BatchNorm after each pool, in the DARTS space")
     last_norm: bool = Field(
@@ -137,15 +92,13 @@ class Method(Config):
     warmup_epochs: int = Field(0, ge=0, description="epochs in which the architecture is not trained")
     epochs: int = Field(50, ge=1, description="passes over the weights' half of the images")
     batch_size: int = Field(64, ge=2, description="images a step")
-    sgd: Sgd = Sgd()
+    sgd: WeightSgd = WeightSgd()
 
-    learns: ClassVar[bool] = True  # whether each step has an architecture step, along gradients of alphas
-    on: ClassVar[Mapping[str, Mapping[str, Any]]] = (
-        PUBLISHED  # what was published for other spaces, where it differs from the defaults
-    )
+    has_architecture_step: ClassVar[bool] = True  # along gradients of alphas, in each step
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED  # settings for other spaces
 
     @model_validator(mode="after")
-    def _choices_fit(self) -> Self:
+    def _parameters_fit(self) -> Self:
         simplex = isinstance(self.relaxation, Simplex)
         if simplex != isinstance(self.geometry, Exponentiated):
             raise ValueError(
@@ -167,14 +120,17 @@ class Method(Config):
                 "a penalty is given twice, by the method and beside it, or by name; change its settings in "
                 "method.penalties"
             )
-        changed = {
-            name for name in NEED_A_STEP if getattr(self, name) != type(self).model_fields[name].get_default()
-        }
-        if not self.learns and changed:
-            raise ValueError(
-                f"method.{min(changed)} is for an architecture step along a gradient, which {self.name} has "
-                "not; leave it out"
-            )
+        return self
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> Self:
+        if not self.has_architecture_step:
+            for name in sorted(NEED_A_STEP):
+                if getattr(self, name) != type(self).model_fields[name].get_default():
+                    raise ValueError(
+                        f"method.{name} is for an architecture step along a gradient, which {self.name} has "
+                        "not; leave it out"
+                    )
         if self.order != "first" and self.level == "single":
             raise ValueError(
                 f"order {self.order} looks ahead to the weights' next step on other images; it needs level "
@@ -188,106 +144,115 @@ class Method(Config):
         return self
 
     @property
-    def samples(self) -> bool:
-        """Whether the network runs some of its operations only; its BatchNorms then always take the batch's
-        statistics."""
-        return self.relaxation.samples or not self.learns
+    def samples_operations(self) -> bool:
+        """Whether the network runs some of its operations only.
+
+        Its BatchNorms then always take the batch's statistics.
+        """
+        return self.relaxation.samples_operations or not self.has_architecture_step
 
     def start(self, space: CellSpace, seed: int, device: torch.device) -> Alphas:
         """Parameters before the first step."""
-        operations = {
-            kind: self.relaxation.start(space.may(kind), torch_generator("cpu", seed, "alphas", kind))
-            for kind in space.cells
-        }
-        edges = {}
-        if self.edge_weights:
-            entering = torch.cat(
-                [
-                    torch.full((into.stop - into.start,), 1.0 / (into.stop - into.start))
-                    for into in space.entering
-                ]
-            )
-            for kind in space.cells:
-                noise = 1e-3 * torch.randn(
-                    len(space.edges), generator=torch_generator("cpu", seed, "betas", kind)
-                )
-                edges[kind] = entering.clone() if isinstance(self.relaxation, Simplex) else noise
-        for values in (operations, edges):
-            values.update({kind: value.to(device).requires_grad_() for kind, value in values.items()})
-        return Alphas(operations, edges)
+        alphas = Alphas({}, {})
+        for kind in space.cells:
+            generator = torch_generator("cpu", seed, "alphas", kind)
+            alpha_EO = self.relaxation.start(space.allowed_mask(kind), generator)
+            alphas.operations[kind] = alpha_EO.to(device).requires_grad_()
+            if self.edge_weights:
+                beta_E = self._start_of_edges(space, torch_generator("cpu", seed, "betas", kind))
+                alphas.edges[kind] = beta_E.to(device).requires_grad_()
+        return alphas
 
-    def mixtures(self, space: CellSpace, alphas: Alphas, at: At, draw: torch.Generator) -> dict[str, Mixture]:
-        """What the network gets in one forward pass. draw: on CPU; the same state draws the same."""
-        found = {}
+    def _start_of_edges(self, space: CellSpace, generator: torch.Generator) -> Tensor:
+        """(E,) parameters of edges: uniform over the edges into a node, as logits with a little noise."""
+        if not isinstance(self.relaxation, Simplex):
+            return 1e-3 * torch.randn(len(space.edges), generator=generator)
+        counts = [into.stop - into.start for into in space.entering]
+        return torch.cat([torch.full((count,), 1.0 / count) for count in counts])
+
+    def weigh_edges(
+        self, space: CellSpace, alphas: Alphas, progress: Progress, draws: torch.Generator
+    ) -> dict[str, EdgeWeights]:
+        """What the network gets in one forward pass, for each kind of cell.
+
+        Args:
+            space: what is searched.
+            alphas: the parameters now.
+            progress: where the search is.
+            draws: a generator on CPU; the same state draws the same.
+        """
+        edge_weights = {}
         for kind, alpha_EO in alphas.operations.items():
-            mixture = self.relaxation.mix(alpha_EO, space.may(kind, alpha_EO.device), at, draw)
-            skip = alpha_EO.new_full((), self.auxiliary_skip.weight(at)) if self.auxiliary_skip else None
-            found[kind] = mixture._replace(edge_E=self._edge_weights(space, alphas, kind), skip=skip)
-        return found
+            allowed_EO = space.allowed_mask(kind, alpha_EO.device)
+            cell_weights = self.relaxation.mix(alpha_EO, allowed_EO, progress, draws)
+            skip = None
+            if self.auxiliary_skip is not None:
+                skip = alpha_EO.new_full((), self.auxiliary_skip.weight(progress))
+            edge_E = self._weights_of_edges(space, alphas, kind)
+            edge_weights[kind] = cell_weights._replace(edge_E=edge_E, skip=skip)
+        return edge_weights
 
     def probabilities(self, space: CellSpace, alphas: Alphas) -> dict[str, Tensor]:
-        """(E, O) for each kind of cell, times the weight of the edge where there is one; what derivation
-        reads.
+        """What derivation reads: (E, O) for each kind of cell, times the weight of the edge if it has one.
 
         Uniform for a method that has no table of parameters.
         """
-        if not self.learns:
-            return {kind: space.may(kind) / space.may(kind).sum(-1, keepdim=True) for kind in space.cells}
         found = {}
-        for kind, alpha_EO in alphas.operations.items():
-            edge_E = self._edge_weights(space, alphas, kind)
-            weights = self.relaxation.probabilities(alpha_EO, space.may(kind, alpha_EO.device))
-            found[kind] = (weights if edge_E is None else weights * edge_E[:, None]).detach().cpu()
+        for kind in space.cells:
+            allowed_EO = space.allowed_mask(kind)
+            if not self.has_architecture_step:
+                found[kind] = allowed_EO / allowed_EO.sum(-1, keepdim=True)
+                continue
+            alpha_EO = alphas.operations[kind]
+            weight_EO = self.relaxation.probabilities(alpha_EO, allowed_EO.to(alpha_EO.device))
+            edge_E = self._weights_of_edges(space, alphas, kind)
+            if edge_E is not None:
+                weight_EO = weight_EO * edge_E[:, None]
+            found[kind] = weight_EO.detach().cpu()
         return found
 
-    def _edge_weights(self, space: CellSpace, alphas: Alphas, kind: str) -> Tensor | None:
+    def _weights_of_edges(self, space: CellSpace, alphas: Alphas, kind: str) -> Tensor | None:
+        """(E,): among the edges into each node they sum to 1."""
         if kind not in alphas.edges:
             return None
-        return torch.cat([self.relaxation.over_edges(alphas.edges[kind][into]) for into in space.entering])
+        beta_E = alphas.edges[kind]
+        return torch.cat([self.relaxation.over_edges(beta_E[into]) for into in space.entering])
 
     def optimizer(self, space: CellSpace, alphas: Alphas) -> torch.optim.Optimizer:
         """What moves the parameters."""
-        rows: list[tuple[slice, ...]] = [(slice(None),)] * len(alphas.operations) + [space.entering] * len(
-            alphas.edges
-        )
+        rows: list[Rows] = [(slice(None),)] * len(alphas.operations)  # each edge's operations compete
+        rows += [space.entering] * len(alphas.edges)  # the edges into each node compete
         return self.geometry.build(alphas.all(), rows)
 
-    def after_epoch(self, searching: "Searching") -> None:
+    def after_epoch(self, state: SearchState) -> None:
         """What a method does between two epochs; most do nothing."""
 
-    def genotype(self, searching: "Searching") -> Genotype:
+    def genotype(self, state: SearchState) -> Genotype:
         """The current choice."""
-        return derive(searching.space, self.probabilities(searching.space, searching.alphas), self.derivation)
+        probabilities = self.probabilities(state.space, state.alphas)
+        return derive_genotype(state.space, probabilities, self.derivation)
 
-    def final_genotype(self, searching: "Searching") -> Genotype:
+    def final_genotype(self, state: SearchState) -> Genotype:
         """The choice at the end; a method that compares candidates does so here."""
-        return self.genotype(searching)
+        return self.genotype(state)
 
     def refuse(self, space: CellSpace) -> str | None:
         """A sentence about why this method cannot search this space, or nothing."""
-        recurrent = space.name == "recurrent"
+        why = self._misfit(space)
+        return f"Method {self.name} cannot search space {space.name}: {why}." if why else None
 
-        def fewest(kind: str) -> int:
-            return int(space.may(kind).sum(-1).min())
-
-        needs = [
-            (recurrent and self.partial > 1, "partial channels need channels"),
-            (
-                recurrent and self.level == "single",
-                "weights and architecture learn from two texts; take --method.level bilevel",
-            ),
-            (recurrent and self.auxiliary_skip is not None, "an auxiliary skip is written for images"),
-            (
-                len(space.cells) < 2 and any(isinstance(p, PathDepth) for p in self.penalties),
-                "path_depth weighs normal and reduction cells; leave it out with --method.penalties ''",
-            ),
-            (
-                isinstance(self.relaxation, HardConcrete)
-                and self.relaxation.keep > min(map(fewest, space.cells)),
-                "method.relaxation.keep is more than the operations of an edge",
-            ),
-        ]
-        return next(
-            (f"Method {self.name} cannot search space {space.name}: {why}." for fails, why in needs if fails),
-            None,
-        )
+    def _misfit(self, space: CellSpace) -> str | None:
+        if space.name == "recurrent":
+            if self.partial > 1:
+                return "partial channels need channels"
+            if self.level == "single":
+                return "weights and architecture learn from two texts; take --method.level bilevel"
+            if self.auxiliary_skip is not None:
+                return "an auxiliary skip is written for images"
+        if len(space.cells) < 2 and any(isinstance(penalty, PathDepth) for penalty in self.penalties):
+            return "path_depth weighs normal and reduction cells; leave it out with --method.penalties ''"
+        if isinstance(self.relaxation, HardConcrete):
+            fewest = min(int(space.allowed_mask(kind).sum(-1).min()) for kind in space.cells)
+            if self.relaxation.keep > fewest:
+                return "method.relaxation.keep is more than the operations of an edge"
+        return None

@@ -3,12 +3,15 @@
 from typing import Literal
 
 from oneshot.axes.geometry import Adam, Geometry
-from oneshot.methods.method import Method, Sgd
+from oneshot.axes.weight_sgd import WeightSgd
+from oneshot.methods.method import Method
 
 
 class PcDarts(Method):
-    """A quarter of the channels goes through the operations, the rest passes by; edges into a node have
-    weights of their own."""
+    """A quarter of the channels goes through the operations, the rest passes by.
+
+    Edges into a node have weights of their own.
+    """
 
     name: Literal["pc_darts"] = "pc_darts"
     partial: int = 4
@@ -16,4 +19,4 @@ class PcDarts(Method):
     geometry: Geometry = Adam(lr=6e-4)
     warmup_epochs: int = 15
     batch_size: int = 256
-    sgd: Sgd = Sgd(lr=0.1, lr_min=0.0)
+    sgd: WeightSgd = WeightSgd(lr=0.1, lr_min=0.0)

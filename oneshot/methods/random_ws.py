@@ -1,26 +1,25 @@
 """RS-WS: Random Search and Reproducibility for Neural Architecture Search (2019, arXiv:1902.07638)."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
-from engine.command.progress import progress
+from engine.command.progress import progress as progress_bar
 from engine.seed import numpy_generator
-from oneshot.axes.edge_weights import Mixture
-from oneshot.axes.relaxation import At
-from oneshot.methods.method import PUBLISHED, Alphas, Method
-from oneshot.methods.sampled import Choice, as_genotype, as_mixtures, draw
+from oneshot.axes.alphas import Alphas
+from oneshot.axes.edge_weights import EdgeWeights
+from oneshot.axes.progress import Progress
+from oneshot.methods.method import PUBLISHED, Method
+from oneshot.methods.sampled import Architecture, as_edge_weights, as_genotype, sample_architecture
 from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.genotype import Genotype
-
-if TYPE_CHECKING:
-    from oneshot.state import Searching
+from oneshot.state import SearchState
 
 
 class RandomWs(Method):
-    """Every step trains one uniformly drawn architecture; afterwards the best of many by shared weights wins.
+    """Every step trains one uniformly drawn architecture; in the end the best of many by shared weights wins.
 
     Where a found cell cannot keep the operation none, none is not drawn; the published code draws it.
     """
@@ -30,8 +29,8 @@ class RandomWs(Method):
     batches: int = Field(10, ge=1, description="validation batches that each candidate is judged on")
     finalists: int = Field(10, ge=1, description="the best of them, judged on all validation images")
 
-    learns: ClassVar[bool] = False
-    on: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED | {
+    has_architecture_step: ClassVar[bool] = False
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED | {
         "nasbench201": PUBLISHED["nasbench201"] | {"epochs": 250}
     }
 
@@ -39,38 +38,44 @@ class RandomWs(Method):
         """There is nothing to learn but weights."""
         return Alphas({}, {})
 
-    def mixtures(
-        self, space: CellSpace, alphas: Alphas, at: At, draws: torch.Generator
-    ) -> dict[str, Mixture]:
+    def weigh_edges(
+        self, space: CellSpace, alphas: Alphas, progress: Progress, draws: torch.Generator
+    ) -> dict[str, EdgeWeights]:
         """One architecture."""
-        return as_mixtures(space, draw(space, numpy_generator(draws.initial_seed(), "architecture")))
+        rng = numpy_generator(draws.initial_seed(), "architecture")
+        return as_edge_weights(space, sample_architecture(space, rng))
 
-    def genotype(self, searching: "Searching") -> Genotype:
+    def genotype(self, state: SearchState) -> Genotype:
         """Before the end there is no choice: one at random."""
-        return as_genotype(
-            searching.space, draw(searching.space, numpy_generator(searching.seed, "candidate", 0))
-        )
+        return as_genotype(state.space, self._candidate(state, 0))
 
-    def final_genotype(self, searching: "Searching") -> Genotype:
+    def final_genotype(self, state: SearchState) -> Genotype:
         """The best candidate."""
-        space = searching.space
-        drawn = [
-            draw(space, numpy_generator(searching.seed, "candidate", number))
-            for number in range(self.candidates)
-        ]
-        return as_genotype(space, best_of(searching, drawn, self.batches, self.finalists))
+        drawn = [self._candidate(state, number) for number in range(self.candidates)]
+        return as_genotype(state.space, best_of(state, drawn, self.batches, self.finalists))
+
+    def _candidate(self, state: SearchState, number: int) -> Architecture:
+        return sample_architecture(state.space, numpy_generator(state.seed, "candidate", number))
 
 
-def best_of(searching: "Searching", choices: list[Choice], batches: int, finalists: int) -> Choice:
-    """The best of `choices` by shared weights: all on `batches` validation batches, then the `finalists` best
-    on everything."""
-    sign = 1 if searching.task.quality == "accuracy" else -1
-    with progress("judge candidates", len(choices) + min(finalists, len(choices))) as advance:
+def best_of(
+    state: SearchState, architectures: list[Architecture], batches: int, finalists: int
+) -> Architecture:
+    """The best of `architectures` by shared weights.
 
-        def judge(choice: Choice, limit: int | None) -> float:
-            value = searching.measure(as_mixtures(searching.space, choice), limit)
-            advance(f"{searching.task.quality} {value:.4g}")
+    All are measured on `batches` validation batches, then the `finalists` best on everything.
+    """
+    quality = state.objective.quality
+    sign = 1 if quality == "accuracy" else -1  # of perplexity less is better
+    measurements = len(architectures) + min(finalists, len(architectures))
+    with progress_bar("judge candidates", measurements) as advance:
+
+        def score(architecture: Architecture, limit: int | None) -> float:
+            value = state.measure(as_edge_weights(state.space, architecture), limit)
+            advance(f"{quality} {value:.4g}")
             return sign * value
 
-        ranked = sorted(choices, key=lambda choice: -judge(choice, batches * searching.task.batch_items))
-        return max(ranked[:finalists], key=lambda choice: judge(choice, None))
+        limit = batches * state.objective.batch_items
+        scored = [(score(architecture, limit), architecture) for architecture in architectures]
+        scored.sort(key=lambda pair: -pair[0])
+        return max((architecture for _, architecture in scored[:finalists]), key=lambda a: score(a, None))

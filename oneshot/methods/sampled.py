@@ -3,63 +3,65 @@
 import numpy as np
 import torch
 
-from oneshot.axes.edge_weights import Mixture
+from oneshot.axes.edge_weights import EdgeWeights
 from oneshot.spaces.cells import CellSpace
-from oneshot.spaces.genotype import Cell, Genotype
+from oneshot.spaces.genotype import Cell, Edge, Genotype
 
-Choice = dict[str, tuple[tuple[int, int], ...]]  # for each kind of cell: (edge, operation), node by node
-
-
-def offered(space: CellSpace, kind: str, edge: int) -> list[int]:
-    """Operations that may stand on an edge of a drawn architecture: none only where a found cell may keep
-    it."""
-    row = space.may(kind)[edge].tolist()
-    return [
-        o for o, name in enumerate(space.operations) if row[o] and (name != "none" or space.keeps is None)
-    ]
+# For each kind of cell (edge, operation), node by node.
+Architecture = dict[str, tuple[tuple[int, int], ...]]
 
 
-def draw(space: CellSpace, rng: np.random.Generator) -> Choice:
-    """One architecture, uniformly: each node keeps as many distinct edges as the space says; operations are
-    uniform."""
-    choice = {}
+def offered_operations(space: CellSpace, kind: str, edge: int) -> list[int]:
+    """Operations that may stand on an edge of a drawn architecture.
+
+    The operation none is among them only where a found cell may keep it.
+    """
+    allowed = space.allowed_mask(kind)[edge].tolist()
+    offered = []
+    for operation, name in enumerate(space.operations):
+        if allowed[operation] and (name != "none" or space.keeps is None):
+            offered.append(operation)
+    return offered
+
+
+def sample_architecture(space: CellSpace, rng: np.random.Generator) -> Architecture:
+    """One architecture, uniformly.
+
+    Each node keeps as many distinct edges as the space says; operations are uniform.
+    """
+    architecture = {}
     for kind in space.cells:
         pairs = []
         for into in space.entering:
             edges = np.arange(into.start, into.stop)
-            kept = (
-                edges
-                if space.keeps is None
-                else np.sort(rng.choice(edges, min(space.keeps, len(edges)), replace=False))
-            )
-            pairs += [(int(edge), int(rng.choice(offered(space, kind, int(edge))))) for edge in kept]
-        choice[kind] = tuple(pairs)
-    return choice
+            if space.keeps is not None:
+                edges = np.sort(rng.choice(edges, min(space.keeps, len(edges)), replace=False))
+            for edge in edges.tolist():
+                pairs.append((edge, int(rng.choice(offered_operations(space, kind, edge)))))
+        architecture[kind] = tuple(pairs)
+    return architecture
 
 
-def as_mixtures(space: CellSpace, choice: Choice) -> dict[str, Mixture]:
-    """A network that runs only this architecture. On CPU: `Searching` takes it to its device."""
-    mixtures = {}
-    for kind, pairs in choice.items():
+def as_edge_weights(space: CellSpace, architecture: Architecture) -> dict[str, EdgeWeights]:
+    """A network that runs only this architecture. On CPU: `SearchState` takes it to its device."""
+    edge_weights = {}
+    for kind, pairs in architecture.items():
         weight_EO = torch.zeros(len(space.edges), len(space.operations))
-        runs: list[tuple[int, ...]] = [()] * len(space.edges)
+        active: list[tuple[int, ...]] = [()] * len(space.edges)
         for edge, operation in pairs:
-            weight_EO[edge, operation], runs[edge] = 1.0, (operation,)
-        mixtures[kind] = Mixture(weight_EO, tuple(runs))
-    return mixtures
+            weight_EO[edge, operation] = 1.0
+            active[edge] = (operation,)
+        edge_weights[kind] = EdgeWeights(weight_EO, tuple(active))
+    return edge_weights
 
 
-def as_genotype(space: CellSpace, choice: Choice) -> Genotype:
-    """The same as a genotype."""
+def as_genotype(space: CellSpace, architecture: Architecture) -> Genotype:
+    """The genotype of an architecture."""
     cells = {}
-    for kind, pairs in choice.items():
-        nodes = [
-            tuple(
-                (space.operations[operation], space.edges[edge][0])
-                for edge, operation in pairs
-                if into.start <= edge < into.stop
-            )
-            for into in space.entering
-        ]
-        cells[kind] = Cell(nodes=tuple(nodes), output=space.output)
+    for kind, pairs in architecture.items():
+        nodes: list[list[Edge]] = [[] for _ in range(space.nodes)]
+        for edge, operation in pairs:
+            source, target = space.edges[edge]
+            nodes[target - space.inputs].append((space.operations[operation], source))
+        cells[kind] = Cell(nodes=tuple(tuple(edges) for edges in nodes), output=space.output)
     return Genotype(space=space.name, cells=cells)

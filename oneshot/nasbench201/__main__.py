@@ -11,22 +11,14 @@ from rich.table import Table as Grid
 from engine.command.cli import Command, main
 from engine.errors import UserError
 from oneshot.nasbench201.baselines import COUNTS, RUNS, baselines, sees
-from oneshot.nasbench201.table import (
-    CELLS,
-    DATASETS,
-    NETWORKS,
-    Table,
-    all_costs,
-    encode,
-    find_cell,
-    index_of,
-    to_string,
-)
+from oneshot.nasbench201.codes import CELLS, all_costs, encode_cell, find_cell, index_of, to_string
+from oneshot.nasbench201.table import DATASETS, NETWORKS, AccuracyTable
 
 
 class Compare(Command):
-    """Print what the oracle, random search and regularised evolution reach on a NAS-Bench-201 table, or look
-    one cell up.
+    """Print what the oracle, random search and regularised evolution reach on a NAS-Bench-201 table.
+
+    With --cell look one cell up instead.
 
     A table is a CSV file with a column arch and columns such as cifar10-val and cifar10-test, or NATS-Bench's
     archive. Searchers see validation accuracies where there are any, and are judged by test accuracies. FLOPs
@@ -58,8 +50,8 @@ class Compare(Command):
         """Read, print, say what is next."""
         if self.save and self.save.suffix != ".csv":
             raise UserError(f"--save '{self.save}' must end in .csv.")
-        table = Table.read(self.table, self.epochs)
-        seen = Table.read(self.seen, 12) if self.seen else None
+        table = AccuracyTable.read(self.table, self.epochs)
+        seen = AccuracyTable.read(self.seen, 12) if self.seen else None
         if self.save:
             table.write(self.save)
             print(f"written to {self.save}")
@@ -71,7 +63,7 @@ class Compare(Command):
         )
         return 0
 
-    def _compare(self, table: Table, seen: Table | None) -> Grid:
+    def _compare(self, table: AccuracyTable, seen: AccuracyTable | None) -> Grid:
         print(
             f"test accuracy (%) in {self.table} of what {self.runs} runs of each searcher chose, seed "
             f"{self.seed}"
@@ -81,25 +73,28 @@ class Compare(Command):
             f"{self.seen or self.table}"
         )
         grid = Grid("data set", "searcher", "sees", "mean", "worst", "best")
-        for dataset in (dataset for dataset in DATASETS if (dataset, "test") in table.columns):
+        for dataset in DATASETS:
+            if (dataset, "test") not in table.columns:
+                continue
+            split = sees(seen or table, dataset)
             for name, values in baselines(table, dataset, self.budget, self.seed, self.runs, seen).items():
                 if name == "oracle":
                     grid.add_row(dataset, name, "all", f"{values[0]:.2f}")
                     continue
-                mean, split = f"{values.mean():.2f} ± {values.std(ddof=1):.2f}", sees(seen or table, dataset)
-                grid.add_row(
-                    dataset, name.replace("_", " "), split, mean, f"{values.min():.2f}", f"{values.max():.2f}"
-                )
+                mean = f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
+                worst, best = f"{values.min():.2f}", f"{values.max():.2f}"
+                grid.add_row(dataset, name.replace("_", " "), split, mean, worst, best)
         return grid
 
 
-def _look_up(table: Table, cell: str) -> Grid:
+def _look_up(table: AccuracyTable, cell: str) -> Grid:
+    """What the table holds of one cell, and what its networks cost."""
     genotype = find_cell(cell)
-    index = int(index_of(encode(genotype)))
+    index = int(index_of(encode_cell(genotype)))
     print(f"cell {index}: {to_string(genotype)}")
     grid = Grid("data set", "accuracy", "MACs", "parameters")
     for (dataset, split), values in sorted(table.columns.items()):
-        costs = (f"{all_costs(count, NETWORKS[dataset])[index]:,}" for count in COUNTS)
+        costs = [f"{all_costs(kind, NETWORKS[dataset])[index]:,}" for kind in COUNTS]
         grid.add_row(f"{dataset} {split}", f"{values[index]:.2f}", *costs)
     return grid
 

@@ -1,5 +1,4 @@
-"""What a search on NAS-Bench-201 must beat: the oracle, and random search and regularised evolution at the
-same number of queries.
+"""What a search on NAS-Bench-201 must beat: the oracle, random search and regularised evolution.
 
 Regularised evolution is Real et al. 2019, "Regularized Evolution for Image Classifier Architecture Search"
 (arXiv:1802.01548, Algorithm 1), with the settings of NAS-Bench-201's own runs: population 10, tournaments of
@@ -16,19 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.seed import numpy_generator
-from oneshot.nasbench201.table import (
-    CELLS,
-    CHOICES,
-    SPACE,
-    Dataset,
-    Table,
-    all_codes,
-    index_of,
-)
-from oneshot.spaces.costs import Count
+from oneshot.nasbench201.codes import CELLS, CHOICES, all_codes, index_of
+from oneshot.nasbench201.table import AccuracyTable, Dataset
+from oneshot.spaces.costs import CostKind
+from oneshot.spaces.nasbench201_string import SPACE
 
 POPULATION, TOURNAMENT, RUNS = 10, 3, 500
-COUNTS: tuple[Count, ...] = ("macs", "params")
+COUNTS: tuple[CostKind, ...] = ("macs", "params")
 Indices = NDArray[np.int64]
 Accuracies = NDArray[np.float64]
 
@@ -48,16 +41,17 @@ def regularised_evolution(seen_L: Accuracies, budget: int, runs: int, rng: np.ra
     for step in range(budget - population):
         drawn_RT = alive_RP[run[:, None], rng.integers(population, size=(runs, TOURNAMENT))]
         parent_R = drawn_RT[run, seen_L[drawn_RT].argmax(1)]
-        child_R = mutate(parent_R, rng)
+        child_R = mutate_cells(parent_R, rng)
         alive_RP[:, step % population] = child_R  # the oldest dies
         best_R = np.where(seen_L[child_R] > seen_L[best_R], child_R, best_R)
     return best_R
 
 
-def mutate(parent_R: Indices, rng: np.random.Generator) -> Indices:
+def mutate_cells(parent_R: Indices, rng: np.random.Generator) -> Indices:
     """Each cell with another operation on one edge."""
     node_R = rng.integers(SPACE.nodes, size=len(parent_R))
-    first_N, stop_N = (np.array([getattr(part, end) for part in SPACE.entering]) for end in ("start", "stop"))
+    first_N = np.array([into.start for into in SPACE.entering])
+    stop_N = np.array([into.stop for into in SPACE.entering])
     edge_R = rng.integers(first_N[node_R], stop_N[node_R])
     codes = all_codes()[parent_R]
     run = np.arange(len(parent_R))
@@ -66,36 +60,38 @@ def mutate(parent_R: Indices, rng: np.random.Generator) -> Indices:
 
 
 def baselines(
-    table: Table, dataset: Dataset, budget: int, seed: int, runs: int = RUNS, seen: Table | None = None
+    table: AccuracyTable,
+    dataset: Dataset,
+    budget: int,
+    seed: int,
+    runs: int = RUNS,
+    seen: AccuracyTable | None = None,
 ) -> dict[str, Accuracies]:
     """Test accuracies (%) of what each baseline ends with, one for each run; the oracle has one.
 
     The searcher sees validation accuracies of `seen`, or of `table` where none is given; test accuracies,
     which flatters it, where a table has no others (`sees` tells which).
     """
-    split = sees(seen or table, dataset)
-    seen_L, result_L = (seen or table).accuracies(dataset, split), table.accuracies(dataset)
+    seen = seen or table
+    seen_L = seen.accuracies(dataset, sees(seen, dataset))
+    result_L = table.accuracies(dataset)
+    random_R = random_search(seen_L, budget, runs, numpy_generator(seed, "random search"))
+    evolved_R = regularised_evolution(seen_L, budget, runs, numpy_generator(seed, "evolution"))
     return {
         "oracle": result_L.max(keepdims=True),
-        "random_search": result_L[
-            random_search(seen_L, budget, runs, numpy_generator(seed, "random search"))
-        ],
-        "regularised_evolution": result_L[
-            regularised_evolution(seen_L, budget, runs, numpy_generator(seed, "evolution"))
-        ],
+        "random_search": result_L[random_R],
+        "regularised_evolution": result_L[evolved_R],
     }
 
 
-def sees(table: Table, dataset: Dataset) -> Literal["val", "test"]:
+def sees(table: AccuracyTable, dataset: Dataset) -> Literal["val", "test"]:
     """Which accuracies a searcher sees: validation where the table has them."""
     return "val" if (dataset, "val") in table.columns else "test"
 
 
 def reference_lines(
-    table: Table, dataset: Dataset, budget: int, seed: int, seen: Table | None = None
+    table: AccuracyTable, dataset: Dataset, budget: int, seed: int, seen: AccuracyTable | None = None
 ) -> dict[str, float]:
     """Mean test accuracy (%) of each baseline: lines in a plot of a search's true accuracy."""
-    return {
-        name: float(values.mean())
-        for name, values in baselines(table, dataset, budget, seed, seen=seen).items()
-    }
+    found = baselines(table, dataset, budget, seed, seen=seen)
+    return {name: float(values.mean()) for name, values in found.items()}

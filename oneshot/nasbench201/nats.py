@@ -1,9 +1,9 @@
 """The files of NATS-Bench (Dong et al. 2021, arXiv:2009.00437), read without running what is in them.
 
-`NATS-tss-v1_0-3ffb9-simple` is a folder with one bz2-compressed pickle a cell,
-`NATS-tss-v1_0-3ffb9.pickle.pbz2` one of all. Pickles may run any program when they are loaded. These hold
-nothing but dicts, lists, strings and numbers, so the reader here builds only those and refuses a file that
-asks for more. Not supported: the older `NAS-Bench-201-v1_1-096897.pth`.
+`NATS-tss-v1_0-3ffb9-simple` is a folder with one bz2-compressed pickle a cell;
+`NATS-tss-v1_0-3ffb9.pickle.pbz2` is one pickle of all cells. A pickle may run any program when it is loaded.
+These hold nothing but dicts, lists, strings and numbers, so the reader here builds only those and refuses a
+file that asks for more. The older `NAS-Bench-201-v1_1-096897.pth` is not supported.
 """
 
 import bz2
@@ -33,6 +33,8 @@ SETS = {  # column: (training, set that was evaluated)
 
 
 class _Plain(pickle.Unpickler):
+    """Builds plain data; whatever else a pickle names is refused before it is imported."""
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in HARMLESS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
@@ -40,15 +42,21 @@ class _Plain(pickle.Unpickler):
 
 
 def read_nats(path: Path, epochs: Literal[12, 200]) -> tuple[list[str], dict[str, list[float]]]:
-    """The cells of an archive, and a column of accuracies (%, mean over seeds) for each data set and split,
-    after so many epochs.
+    """The cells of an archive, and a column of accuracies for each data set and split.
+
+    Args:
+        epochs: after which of the two trainings.
+
+    Returns:
+        The cells as strings, and the columns in percent, means over seeds.
 
     Raises:
         UserError: a file is missing, damaged, or holds more than plain data.
     """
     whole = None if path.is_dir() else _load(path)
     try:
-        cells = [str(cell) for cell in (whole or _load(path / f"meta{ARCHIVE}"))["meta_archs"]]
+        meta = whole or _load(path / f"meta{ARCHIVE}")
+        cells = [str(cell) for cell in meta["meta_archs"]]
         columns: dict[str, list[float]] = {column: [] for column in SETS}
         with progress(f"read {path.name}", len(cells)) as advance:
             for index in range(len(cells)):

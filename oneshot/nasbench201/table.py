@@ -1,153 +1,49 @@
-"""NAS-Bench-201 as a look-up (Dong and Yang 2020, "NAS-Bench-201: Extending the Scope of Reproducible Neural
-Architecture Search", arXiv:2001.00326): every cell of the space by string, by code and by its official index,
-and the accuracies that tables hold.
+"""What tables say of NAS-Bench-201's cells: accuracies, from a CSV file or an archive of NATS-Bench.
 
-A code is the operation of each of the six edges, in the order of the space's edges and operations. The
-official index has a closed rule: the 15,625 codes in lexicographic order, shuffled by Python's generator with
-seed 88. So strings, codes and indices need no table. Isomorphic cells (6,466 are different) were trained each
-on its own, so they are kept apart here: a table has 15,625 results.
+Isomorphic cells (6,466 are different) were trained each on its own, so they are kept apart here: a table has
+15,625 results, in the order of official indices.
 """
 
 import csv
-import random
 import re
 from dataclasses import dataclass
-from functools import cache
-from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import UserError, nearest
+from engine.errors import UserError
 from engine.run import atomic
+from oneshot.nasbench201.codes import (
+    CELLS,
+    all_codes,
+    decode_cell,
+    encode_cell,
+    index_of,
+    parse_string,
+    to_string,
+)
 from oneshot.nasbench201.nats import ARCHIVE, read_nats
-from oneshot.spaces.cells import find_space
-from oneshot.spaces.costs import NASBENCH201, Count, Counts, Shape, edge_costs
-from oneshot.spaces.genotype import Cell, Genotype, find_genotype
+from oneshot.spaces.costs import NASBENCH201, NetworkShape
+from oneshot.spaces.genotype import Genotype
 
-SPACE = find_space("nasbench201")
-EDGES, CHOICES = len(SPACE.edges), len(SPACE.operations)
-CELLS = CHOICES**EDGES
-PLACES = CHOICES ** np.arange(EDGES)[::-1]  # the value of each digit of a code
 ARCH_COLUMNS = ("arch", "architecturestring")
 COLUMN = re.compile(r"(cifar100|cifar10|imagenet(?:16-120)?)[-_ ]?(test|val)", re.IGNORECASE)
 
 Dataset = Literal["cifar10", "cifar100", "imagenet16-120"]
-Split = Literal["val", "test"]
-Codes = NDArray[np.int64]
+TableSplit = Literal["val", "test"]
+Columns = dict[tuple[Dataset, TableSplit], NDArray[np.float64]]  # percent by data set and split
 DATASETS: tuple[Dataset, ...] = get_args(Dataset)
-NETWORKS: dict[Dataset, Shape] = {  # those that the benchmark trained
+NETWORKS: dict[Dataset, NetworkShape] = {  # those that the benchmark trained
     "cifar10": NASBENCH201,
     "cifar100": NASBENCH201._replace(classes=100),
     "imagenet16-120": NASBENCH201._replace(classes=120, size=16),
 }
 
 
-@cache
-def all_codes() -> Codes:
-    """(15625, 6) codes; row i is the official index i. Read-only."""
-    order = list(product(range(CHOICES), repeat=EDGES))
-    random.Random(88).shuffle(order)
-    codes = np.array(order)
-    codes.setflags(write=False)
-    return codes
-
-
-@cache
-def _index_by_number() -> NDArray[np.int64]:
-    index = np.empty(CELLS, np.int64)
-    index[all_codes() @ PLACES] = np.arange(CELLS)
-    return index
-
-
-def index_of(codes_N6: Codes) -> NDArray[np.int64]:
-    """(N,) official indices of codes (N, 6)."""
-    return _index_by_number()[codes_N6 @ PLACES]
-
-
-def all_costs(count: Count, shape: Shape = NASBENCH201) -> Counts:
-    """(15625,) MACs or parameters of every cell's network, in the order of official indices."""
-    costs = edge_costs(SPACE, count, shape)
-    return costs.constant + costs.edges["cell"][np.arange(EDGES), all_codes()].sum(1)
-
-
-def encode(genotype: Genotype) -> Codes:
-    """(6,) code of a cell. An edge that the genotype does not name carries nothing.
-
-    Raises:
-        UserError: it is of another space, an edge is named twice, or the output is not the last node alone.
-    """
-    if genotype.space != SPACE.name:
-        raise UserError(
-            f"The genotype is of space '{genotype.space}', but a NAS-Bench-201 table is about space "
-            f"'{SPACE.name}'."
-        )
-    cell = genotype.cells["cell"]
-    if cell.output != (SPACE.nodes,) or len(cell.nodes) != SPACE.nodes:
-        raise UserError(
-            f"A cell of NAS-Bench-201 has {SPACE.nodes} nodes and returns the last, not {list(cell.output)}."
-        )
-    code = np.zeros(EDGES, np.int64)
-    named = [
-        ((source, target), name) for target, edges in enumerate(cell.nodes, start=1) for name, source in edges
-    ]
-    if len({edge for edge, _ in named}) < len(named):
-        raise UserError(
-            "A cell of NAS-Bench-201 has one operation on each edge, but the genotype names an edge twice."
-        )
-    for edge, name in named:
-        code[SPACE.edges.index(edge)] = SPACE.operations.index(name)
-    return code
-
-
-def decode(code_6: Codes) -> Genotype:
-    """The cell of a code, all its six edges named."""
-    edges = [
-        (SPACE.operations[choice], source) for choice, (source, _) in zip(code_6, SPACE.edges, strict=True)
-    ]
-    nodes = tuple(tuple(edges[part]) for part in SPACE.entering)
-    return Genotype(space=SPACE.name, cells={"cell": Cell(nodes=nodes, output=(SPACE.nodes,))})
-
-
-def to_string(genotype: Genotype) -> str:
-    """As the benchmark writes it: `|op~0|+|op~0|op~1|+|op~0|op~1|op~2|`."""
-    nodes = decode(encode(genotype)).cells["cell"].nodes
-    return "+".join("|" + "".join(f"{name}~{source}|" for name, source in edges) for edges in nodes)
-
-
-def parse_string(text: str) -> Codes:
-    """(6,) code of a string such as `|op~0|+|op~0|op~1|+|op~0|op~1|op~2|`.
-
-    Raises:
-        UserError: it has another form or names an operation that the space has not.
-    """
-    parts = re.findall(r"([^|~+]+)~(\d)", text)
-    if [int(source) for _, source in parts] != [source for source, _ in SPACE.edges] or text.count(
-        "+"
-    ) != SPACE.nodes - 1:
-        raise UserError(f"'{text}' is not a cell; write it as |op~0|+|op~0|op~1|+|op~0|op~1|op~2|.")
-    for name, _ in parts:
-        if name not in SPACE.operations:
-            raise UserError(
-                f"'{name}' in '{text}' is not an operation of NAS-Bench-201; "
-                f"{nearest(name, SPACE.operations)}"
-            )
-    return np.array([SPACE.operations.index(name) for name, _ in parts])
-
-
-def find_cell(text: str) -> Genotype:
-    """The cell that is meant: an official index, or whatever `find_genotype` reads."""
-    if text.isdecimal():
-        if int(text) >= CELLS:
-            raise UserError(f"There is no cell {text}; indices go from 0 to {CELLS - 1}.")
-        return decode(all_codes()[int(text)])
-    return find_genotype(text)
-
-
-class Best(NamedTuple):
-    """The most accurate cell of a table. cell: its official index; accuracy: in percent."""
+class BestCell(NamedTuple):
+    """The most accurate cell of a table: its official index, its genotype and its accuracy in percent."""
 
     cell: int
     genotype: Genotype
@@ -155,7 +51,7 @@ class Best(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Table:
+class AccuracyTable:
     """Accuracies of every cell.
 
     Args:
@@ -164,10 +60,10 @@ class Table:
     """
 
     source: str
-    columns: dict[tuple[Dataset, Split], NDArray[np.float64]]
+    columns: Columns
 
     @classmethod
-    def read(cls, path: Path, epochs: Literal[12, 200] = 200) -> "Table":
+    def read(cls, path: Path, epochs: Literal[12, 200] = 200) -> "AccuracyTable":
         """A CSV file, or an archive of NATS-Bench, where `epochs` says which of its two trainings is meant.
 
         Of the CSV, the column `arch` or `ArchitectureString` names the cell; columns such as `cifar10-val`,
@@ -181,25 +77,7 @@ class Table:
             cells, named = read_nats(path, epochs)
         else:
             cells, named = _read_csv(path)
-        columns: dict[tuple[Dataset, Split], NDArray[np.float64]] = {}
-        for name, values in named.items():
-            if (key := _meaning(name)) is None:
-                continue
-            if key in columns:
-                raise UserError(
-                    f"{path}: two columns hold the {key[1]} accuracy on {key[0]}, such as '{name}'; leave "
-                    "one."
-                )
-            columns[key] = np.array(values)
-            if not np.isfinite(columns[key]).all():
-                raise UserError(
-                    f"{path}: an accuracy in column '{name}' is missing or infinite; every cell needs one."
-                )
-        if not columns:
-            raise UserError(
-                f"{path} holds no accuracies; its columns must be named as cifar10-val, cifar10-test, and so "
-                "on."
-            )
+        columns = _accuracy_columns(path, named)
         if len(set(cells)) != CELLS or len(cells) != CELLS:
             raise UserError(
                 f"{path} holds {len(set(cells)):,} different cells in {len(cells):,} rows; a table has all "
@@ -208,7 +86,7 @@ class Table:
         order = np.argsort(index_of(np.array([parse_string(cell) for cell in cells])))
         return cls(str(path), {key: values[order] for key, values in columns.items()})
 
-    def accuracies(self, dataset: Dataset, split: Split = "test") -> NDArray[np.float64]:
+    def accuracies(self, dataset: Dataset, split: TableSplit = "test") -> NDArray[np.float64]:
         """(15625,) percent, in the order of official indices.
 
         Raises:
@@ -219,22 +97,22 @@ class Table:
             raise UserError(f"Table '{self.source}' has no {split} accuracy on '{dataset}'; it has {known}.")
         return self.columns[dataset, split]
 
-    def accuracy(self, genotype: Genotype, dataset: Dataset, split: Split = "test") -> float:
+    def accuracy(self, genotype: Genotype, dataset: Dataset, split: TableSplit = "test") -> float:
         """Percent of one cell."""
-        return float(self.accuracies(dataset, split)[index_of(encode(genotype))])
+        return float(self.accuracies(dataset, split)[index_of(encode_cell(genotype))])
 
     def results(self, genotype: Genotype) -> dict[str, float]:
-        """Percent of one cell on everything that the table has: `cifar10-test` and so on. What a search logs
-        beside its losses."""
-        index = index_of(encode(genotype))
-        return {
-            f"{dataset}-{split}": float(values[index]) for (dataset, split), values in self.columns.items()
-        }
+        """Percent of one cell on everything that the table has: `cifar10-test` and so on."""
+        index = index_of(encode_cell(genotype))
+        named = {}
+        for (dataset, split), values in self.columns.items():
+            named[f"{dataset}-{split}"] = float(values[index])
+        return named
 
-    def best(self, dataset: Dataset, split: Split = "test") -> Best:
+    def best(self, dataset: Dataset, split: TableSplit = "test") -> BestCell:
         """The oracle's choice: the highest accuracy of all cells."""
         index = int(np.argmax(self.accuracies(dataset, split)))
-        return Best(index, decode(all_codes()[index]), float(self.accuracies(dataset, split)[index]))
+        return BestCell(index, decode_cell(all_codes()[index]), float(self.accuracies(dataset, split)[index]))
 
     def write(self, path: Path) -> None:
         """A CSV file that `read` reads back exactly."""
@@ -242,25 +120,44 @@ class Table:
             writer = csv.writer(file)
             writer.writerow(["index", "arch", *(f"{dataset}-{split}" for dataset, split in self.columns)])
             for index, code in enumerate(all_codes()):
-                writer.writerow(
-                    [
-                        index,
-                        to_string(decode(code)),
-                        *(repr(float(values[index])) for values in self.columns.values()),
-                    ]
-                )
+                accuracies = [repr(float(values[index])) for values in self.columns.values()]
+                writer.writerow([index, to_string(decode_cell(code)), *accuracies])
 
 
-def _meaning(column: str) -> tuple[Dataset, Split] | None:
+def _accuracy_columns(path: Path, named: dict[str, list[float]]) -> Columns:
+    """The columns whose names say that they are accuracies, in the order of the file's rows."""
+    columns: Columns = {}
+    for name, values in named.items():
+        key = _meaning(name)
+        if key is None:
+            continue
+        if key in columns:
+            raise UserError(
+                f"{path}: two columns hold the {key[1]} accuracy on {key[0]}, such as '{name}'; leave one."
+            )
+        columns[key] = np.array(values)
+        if not np.isfinite(columns[key]).all():
+            raise UserError(
+                f"{path}: an accuracy in column '{name}' is missing or infinite; every cell needs one."
+            )
+    if not columns:
+        raise UserError(
+            f"{path} holds no accuracies; its columns must be named as cifar10-val, cifar10-test, and so on."
+        )
+    return columns
+
+
+def _meaning(column: str) -> tuple[Dataset, TableSplit] | None:
     """What a column holds, by its name."""
     match = COLUMN.match(column)
     if match is None:
         return None
     name = match[1].lower()
-    dataset: Dataset = (
-        "cifar10" if name == "cifar10" else "cifar100" if name == "cifar100" else "imagenet16-120"
-    )
-    return dataset, "test" if match[2].lower() == "test" else "val"
+    split: TableSplit = "test" if match[2].lower() == "test" else "val"
+    for dataset in DATASETS:
+        if name == dataset:
+            return dataset, split
+    return "imagenet16-120", split  # some tables call it imagenet
 
 
 def _read_csv(path: Path) -> tuple[list[str], dict[str, list[float]]]:
@@ -279,16 +176,17 @@ def _read_csv(path: Path) -> tuple[list[str], dict[str, list[float]]]:
         raise UserError(
             f"{path} has no column arch or ArchitectureString; its first line must name the columns."
         )
-    short = next((number for number, row in enumerate(rows, start=2) if len(row) != len(header)), None)
-    if short is not None:
-        raise UserError(
-            f"{path}, row {short} has not the {len(header)} fields of the first line; repair or remove it."
-        )
+    for number, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            raise UserError(
+                f"{path}, row {number} has not the {len(header)} fields of the first line; repair or remove "
+                "it."
+            )
+    columns = {}
     try:
-        return [row[cell] for row in rows], {
-            name: [float(row[i]) for row in rows]
-            for i, name in enumerate(header)
-            if _meaning(name) is not None
-        }
+        for i, name in enumerate(header):
+            if _meaning(name) is not None:
+                columns[name] = [float(row[i]) for row in rows]
     except ValueError as error:
         raise UserError(f"{path}: an accuracy is not a number ({error}).") from None
+    return [row[cell] for row in rows], columns

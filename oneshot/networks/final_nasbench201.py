@@ -1,19 +1,19 @@
-"""The plain network of a NAS-Bench-201 cell (Dong and Yang 2020, arXiv:2001.00326): the one whose accuracies
-the tables hold.
+"""The plain network of a NAS-Bench-201 cell: the one whose accuracies the tables hold.
 
-Differs from the reference code: `none` builds and computes nothing (there it multiplies by zero), with the
-same result.
+Dong and Yang 2020, arXiv:2001.00326. Differs from the reference code: `none` builds and computes nothing
+(there it multiplies by zero), with the same result.
 """
 
 import torch
 from torch import Tensor, nn
 
+from oneshot.networks.residual import ResidualBlock
 from oneshot.spaces.genotype import Cell, Genotype
 
 KERNEL = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
 
 
-class NasBench201Network(nn.Module):
+class FinalNasBench201Network(nn.Module):
     """Stem, three stages of cells with a residual block of stride 2 between them, classifier.
 
     Args:
@@ -21,7 +21,7 @@ class NasBench201Network(nn.Module):
         channels: of the first stage; each later one has twice as many.
         cells: in each stage.
         classes: outputs.
-        inputs: of the image.
+        inputs: channels of the image.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class NasBench201Network(nn.Module):
             width = channels * 2**stage
             if stage:
                 layers.append(ResidualBlock(width // 2, width))
-            layers += [CellModule(cell, width) for _ in range(cells)]
+            layers += [FinalNasBench201Cell(cell, width) for _ in range(cells)]
         self.body = nn.Sequential(*layers)
         self.head = nn.Sequential(
             nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes)
@@ -49,53 +49,37 @@ class NasBench201Network(nn.Module):
         return self.head(self.body(self.stem(x_NCHW)))
 
 
-class CellModule(nn.Module):
+class FinalNasBench201Cell(nn.Module):
     """One cell: every node sums its edges; the last node is the output."""
 
     def __init__(self, cell: Cell, channels: int):
         super().__init__()
-        self.nodes = cell.nodes
+        self.sources: list[list[int]] = []  # for each node, the states that its edges read
         self.output = cell.output[-1]
-        self.edges = nn.ModuleList(
-            nn.ModuleList(operation(name, channels) for name, _ in edges if name != "none")
-            for edges in cell.nodes
-        )
+        self.edges = nn.ModuleList()
+        for edges in cell.nodes:
+            kept = [(name, source) for name, source in edges if name != "none"]
+            self.sources.append([source for _, source in kept])
+            self.edges.append(nn.ModuleList(build_nasbench201_operation(name, channels) for name, _ in kept))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """The output node, of the shape of x."""
         states = [x_NCHW]
-        for edges, modules in zip(self.nodes, self.edges, strict=True):
-            sources = [source for name, source in edges if name != "none"]
-            terms = [module(states[source]) for source, module in zip(sources, modules, strict=True)]  # type: ignore[call-overload]
-            states.append(sum(terms[1:], terms[0]) if terms else torch.zeros_like(x_NCHW))
+        for sources, operations in zip(self.sources, self.edges, strict=True):
+            node: Tensor | None = None
+            for source, operation in zip(sources, operations, strict=True):  # type: ignore[call-overload]
+                passed = operation(states[source])
+                node = passed if node is None else node + passed
+            states.append(torch.zeros_like(x_NCHW) if node is None else node)
         return states[self.output]
 
 
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, the first of stride 2, beside an average pool and a 1x1 convolution. ReLU comes
-    before each convolution."""
-
-    def __init__(self, inp: int, out: int):
-        super().__init__()
-        self.branch = nn.Sequential(relu_conv_bn(inp, out, 3, 2), relu_conv_bn(out, out, 3))
-        self.shortcut = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(inp, out, 1, bias=False))
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Half the height and width."""
-        return self.shortcut(x_NCHW) + self.branch(x_NCHW)
-
-
-def relu_conv_bn(inp: int, out: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    """ReLU, convolution, BatchNorm."""
-    return nn.Sequential(
-        nn.ReLU(), nn.Conv2d(inp, out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(out)
-    )
-
-
-def operation(name: str, channels: int) -> nn.Module:
+def build_nasbench201_operation(name: str, channels: int) -> nn.Module:
     """The module of an operation other than `none`."""
     if name == "skip_connect":
         return nn.Identity()
     if name == "avg_pool_3x3":
         return nn.AvgPool2d(3, 1, 1, count_include_pad=False)
-    return relu_conv_bn(channels, channels, KERNEL[name])
+    kernel = KERNEL[name]
+    convolution = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, bias=False)
+    return nn.Sequential(nn.ReLU(), convolution, nn.BatchNorm2d(channels))

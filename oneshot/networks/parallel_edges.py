@@ -1,250 +1,179 @@
 """Every edge that leaves one state, computed together: they all read the same tensor.
 
 A search network written edge by edge launches each operation once an edge. Here an operation is one set of
-kernels for all n edges of a state ("fan"): its weights are those of the edges stacked, C rows each; BatchNorm
-is per channel, so the n of them are one, whose scale carries the mixing weights; pools and the identity are
-computed once. The numbers are those of the edge-by-edge network.
+kernels for all n edges of a state (`oneshot.networks.edge_operations`); pools and the identity are computed
+once. The numbers are those of the edge-by-edge network.
 """
 
-import functools
-import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.compute.fast import average_pool, depthwise, torch_depthwise
-from oneshot.axes.edge_weights import Runs
-
-EPS = 1e-5
-SHARED = ("skip_connect", "max_pool_3x3", "avg_pool_3x3")  # no weights of their own: the same for every edge
+from engine.compute.fast import average_pool
+from oneshot.axes.edge_weights import ActiveOperations
+from oneshot.networks.edge_operations import FactorizedSkip, Norm, Separable, build_edge_operation
 
 
-def stacked(rows: int, columns: int, kernel: int) -> nn.Parameter:
-    """Weights (rows, columns, kernel, kernel), initialised as nn.Conv2d does."""
-    weight = nn.Parameter(torch.empty(rows, columns, kernel, kernel))
-    nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
-    return weight
-
-
-def rows_of(weight: Tensor, at: Sequence[int], edges: int) -> Tensor:
-    """The rows of the edges at positions `at` among `edges`."""
-    if len(at) == edges:
-        return weight
-    blocks = weight.chunk(edges)
-    return torch.cat([blocks[position] for position in at])
-
-
-class Norm(nn.Module):
-    """BatchNorm without weights of its own. Of a part of its channels (a sampled network) it always takes the
-    batch's statistics."""
-
-    mean: Tensor | None
-    var: Tensor | None
-
-    def __init__(self, channels: int, track: bool):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(channels) if track else None)
-        self.register_buffer("var", torch.ones(channels) if track else None)
-
-    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        """x (N, C, H, W) normalised, times `scale` (C,)."""
-        tracked = self.mean is not None and len(self.mean) == x.shape[1]
-        mean, var = (self.mean, self.var) if tracked else (None, None)
-        return F.batch_norm(x, mean, var, scale, None, self.training or not tracked, 0.1, EPS)
-
-
-class Separable(nn.Module):
-    """(ReLU, depthwise, pointwise, BatchNorm), twice for sep_conv, once with dilation 2 for dil_conv."""
-
-    def __init__(self, channels: int, edges: int, kernel: int, stride: int, dilated: bool, track: bool):
-        super().__init__()
-        self.edges, self.stride, self.dilated = edges, stride, dilated
-        passes = 1 if dilated else 2
-        self.depth = nn.ParameterList(stacked(edges * channels, 1, kernel) for _ in range(passes))
-        self.point = nn.ParameterList(stacked(edges * channels, channels, 1) for _ in range(passes))
-        self.norm = nn.ModuleList(Norm(edges * channels, track) for _ in range(passes))
-
-    def forward(self, x: Tensor, at: Sequence[int], scale: Tensor, twice: bool) -> Tensor:
-        """Of x (N, len(at) C, H, W), rectified and copied for each edge: the same shape, halved at stride 2.
-
-        A dilated convolution at stride 2 reads even rows and columns only: it is given those, and is a dense
-        one of them.
-        """
-        stride = 1 if self.dilated else self.stride
-        dilation = 2 if self.dilated and self.stride == 1 else 1
-        for number, (depth, point, norm) in enumerate(zip(self.depth, self.point, self.norm, strict=True)):
-            if number:
-                x, stride = F.relu(x, inplace=True), 1
-            weight = rows_of(depth, at, self.edges)
-            convolve = torch_depthwise if twice else depthwise
-            x = F.conv2d(
-                convolve(x, weight, stride, dilation), rows_of(point, at, self.edges), groups=len(at)
-            )
-            x = norm(x, scale if number == len(self.norm) - 1 else None)
-        return x
-
-
-class Convolution(nn.Module):
-    """ReLU, convolution, BatchNorm (NAS-Bench-201). Its input is rectified. Before a BatchNorm a bias would
-    do nothing."""
-
-    def __init__(self, channels: int, edges: int, kernel: int, track: bool):
-        super().__init__()
-        self.edges = edges
-        self.weight = stacked(edges * channels, channels, kernel)
-        self.norm = Norm(edges * channels, track)
-
-    def forward(self, x: Tensor, at: Sequence[int], scale: Tensor, twice: bool) -> Tensor:
-        """(N, len(at) C, H, W), edge by edge."""
-        return self.norm(
-            F.conv2d(x, rows_of(self.weight, at, self.edges), padding=self.weight.shape[-1] // 2), scale
-        )
-
-
-class FactorizedSkip(nn.Module):
-    """The skip connection at stride 2: half of the channels from even pixels, half from odd ones; BatchNorm.
-    Its input is rectified."""
-
-    def __init__(self, inp: int, out: int, edges: int, track: bool):
-        super().__init__()
-        self.edges = edges
-        self.even = stacked(edges * out // 2, inp, 1)
-        self.odd = stacked(edges * out // 2, inp, 1)
-        self.norm = Norm(edges * out, track)
-
-    def forward(
-        self, x: Tensor, at: Sequence[int] = (0,), scale: Tensor | None = None, twice: bool = False
-    ) -> Tensor:
-        """x (N, I, H, W) -> (N, len(at) O, H / 2, W / 2), edge by edge."""
-        # pixels are picked first: oneDNN's gradient of 1x1 at stride 2 corrupts memory for a few channels on
-        # large maps
-        halves = [
-            F.conv2d(
-                x[:, :, shift::2, shift::2].contiguous(memory_format=torch.channels_last),
-                rows_of(weight, at, self.edges),
-            )
-            for shift, weight in enumerate((self.even, self.odd))
-        ]
-        blocks = [half.chunk(len(at), 1) for half in halves]
-        return self.norm(torch.cat([part for pair in zip(*blocks, strict=True) for part in pair], 1), scale)
-
-
-def own_weights(operation: str, channels: int, edges: int, stride: int, track: bool) -> nn.Module | None:
-    """The module of an operation that has weights, for `edges` edges; None for one that has none."""
-    match operation:
-        case "sep_conv_3x3" | "sep_conv_5x5" | "dil_conv_3x3" | "dil_conv_5x5":
-            return Separable(channels, edges, int(operation[-1]), stride, operation.startswith("dil"), track)
-        case "nor_conv_1x1" | "nor_conv_3x3":
-            return Convolution(channels, edges, int(operation[-1]), track)
-        case "skip_connect" if stride == 2:
-            return FactorizedSkip(channels, channels, edges, track)
-    assert operation in ("none", *SHARED), operation
-    return None
-
-
-class Fan(nn.Module):
-    """The edges that leave one state.
+class EdgeSettings(NamedTuple):
+    """How the edges of a search network are built.
 
     Args:
-        operations: the names of the columns of a mixture's weights.
-        may: (n, O) booleans, which operation competes on which of the n edges.
-        channels: C, of the state and of what the edges pass on.
-        stride: 1 or 2.
+        partial: K of PC-DARTS: C / K channels go through the operations, the others pass by. 1: all go.
         track: keep running statistics for evaluation.
         pool_norm: a BatchNorm after each pool.
-        auxiliary: a further skip connection on each edge (DARTS-), which at stride 2 has weights.
+        auxiliary: room for a skip connection beside the operations (DARTS-), which at stride 2 has weights.
+    """
+
+    partial: int = 1
+    track: bool = True
+    pool_norm: bool = True
+    auxiliary: bool = False
+
+
+DEFAULT_EDGES = EdgeSettings()
+
+
+class SharedTerm(NamedTuple):
+    """A map that every edge adds with a weight of its own: (N, C, H, W) and (n,)."""
+
+    map: Tensor
+    weight_n: Tensor
+
+
+class RectifiedState:
+    """A state after ReLU, and its copies side by side, each of which is made once."""
+
+    def __init__(self, x: Tensor, stride: int):
+        self.whole = F.relu(x)
+        # All that a dilated convolution at stride 2 reads.
+        self.even = self.whole[:, :, ::2, ::2] if stride == 2 else self.whole
+        self._copies: dict[tuple[int, bool], Tensor] = {}
+
+    def copied(self, count: int, even: bool) -> Tensor:
+        """`count` copies along the channels, (N, count C, H, W); of the even pixels, if asked."""
+        key = count, even
+        if key not in self._copies:
+            self._copies[key] = torch.cat([self.even if even else self.whole] * count, 1)
+        return self._copies[key]
+
+
+class ParallelEdges(nn.Module):
+    """The n edges that leave one state.
+
+    Args:
+        operations: the names of the columns of weight_nO.
+        allowed_nO: booleans, which operation competes on which edge.
+        channels: C, of the state and of what the edges pass on.
+        stride: 1 or 2.
+        settings: see `EdgeSettings`; `partial` is the caller's.
     """
 
     def __init__(
         self,
         operations: tuple[str, ...],
-        may: Tensor,
+        allowed_nO: Tensor,
         channels: int,
         stride: int,
-        track: bool,
-        pool_norm: bool,
-        auxiliary: bool = False,
+        settings: EdgeSettings = DEFAULT_EDGES,
     ):
         super().__init__()
-        self.operations, self.channels, self.stride, self.edges = operations, channels, stride, len(may)
-        self.where = {
-            name: tuple(may[:, o].nonzero().flatten().tolist())
-            for o, name in enumerate(operations)
-            if name != "none"
-        }
-        self.own = nn.ModuleDict()
-        self.pool_norm = nn.ModuleDict()
-        for name, at in self.where.items():
-            module = own_weights(name, channels, len(at), stride, track) if at else None
+        self.operations, self.channels, self.stride = operations, channels, stride
+        self.edges = len(allowed_nO)
+        self.allowed: dict[str, tuple[int, ...]] = {}  # for each operation the edges where it competes
+        self.own, self.pool_norm = nn.ModuleDict(), nn.ModuleDict()
+        for column, name in enumerate(operations):
+            positions = tuple(allowed_nO[:, column].nonzero().flatten().tolist())
+            if name == "none" or not positions:
+                continue
+            self.allowed[name] = positions
+            module = build_edge_operation(name, channels, len(positions), stride, settings.track)
             if module is not None:
                 self.own[name] = module
-            elif "pool" in name and pool_norm:
-                self.pool_norm[name] = Norm(channels, track)
-        self.auxiliary = (
-            FactorizedSkip(channels, channels, self.edges, track) if auxiliary and stride == 2 else None
-        )
+            elif "pool" in name and settings.pool_norm:
+                self.pool_norm[name] = Norm(channels, settings.track)
+        self.auxiliary: FactorizedSkip | None = None
+        if settings.auxiliary and stride == 2:
+            self.auxiliary = FactorizedSkip(channels, channels, self.edges, settings.track)
 
     def forward(
-        self, x: Tensor, weight_nO: Tensor, runs: Runs | None, skip: Tensor | None, twice: bool
+        self,
+        x: Tensor,
+        weight_nO: Tensor,
+        active: ActiveOperations | None,
+        skip: Tensor | None,
+        create_graph: bool,
     ) -> list[Tensor]:
-        """What each of the n edges passes on; (N, C, H / stride, W / stride) each."""
-        rectified = F.relu(x)
-        even = (
-            rectified[:, :, ::2, ::2] if self.stride == 2 else rectified
-        )  # all that a dilated convolution at stride 2 reads
-        copied = functools.cache(
-            lambda count, dilated: torch.cat([even if dilated else rectified] * count, 1)
-        )
-        whole: list[Tensor] = []  # terms of all edges, edge by edge
-        terms: list[list[Tensor]] = [[] for _ in range(self.edges)]
-        shared: list[tuple[Tensor, Tensor]] = []  # (what every edge reads, how much of it each takes)
-        for name, allowed in self.where.items():
+        """What each of the n edges passes on; (N, C, H / stride, W / stride) each.
+
+        Args:
+            x: the state (N, C, H, W).
+            weight_nO, active, skip: as in `EdgeWeights`, of these edges.
+            create_graph: the result will be differentiated twice, which the fast gradients are not made for.
+        """
+        state = RectifiedState(x, self.stride)
+        whole: list[Tensor] = []  # terms (N, n C, H, W) of all edges, edge by edge
+        terms: list[list[Tensor]] = [[] for _ in range(self.edges)]  # of each edge
+        shared: list[SharedTerm] = []
+        for name, allowed in self.allowed.items():
             column = self.operations.index(name)
-            at = allowed if runs is None else tuple(p for p in allowed if column in runs[p])
-            if not at:
+            running = allowed
+            if active is not None:
+                running = tuple(position for position in allowed if column in active[position])
+            if not running:
                 continue
             weight_n = weight_nO[:, column]
-            everywhere = len(at) == self.edges
-            if name in self.own:
-                own = self.own[name]
-                chosen = weight_n if everywhere else torch.stack([weight_n[p] for p in at])
-                read = (
-                    copied(len(at), own.dilated and self.stride == 2)
-                    if isinstance(own, Separable)
-                    else rectified
-                )
-                y = own(read, [allowed.index(p) for p in at], self._per_channel(chosen), twice)
-                if everywhere:
-                    whole.append(y)
-                else:
-                    _hand_out(y, at, terms)
+            if name not in self.own:
+                shared.append(SharedTerm(self._pooled(name, x), self._elsewhere_0(weight_n, running)))
+                continue
+            y = self._own_operation(name, state, weight_n, running, create_graph)
+            if len(running) == self.edges:
+                whole.append(y)
             else:
-                if not everywhere:
-                    weight_n = torch.stack(
-                        [weight_n[p] if p in at else weight_n.new_zeros(()) for p in range(self.edges)]
-                    )
-                shared.append((self._shared(name, x), weight_n))
-        if skip is not None and self.auxiliary is not None:
-            whole.append(
-                self.auxiliary(rectified, range(self.edges), self._per_channel(skip.expand(self.edges)))
-            )
-        elif skip is not None:
-            shared.append((x, skip.expand(self.edges)))
+                _hand_out(y, running, terms)
+        if skip is not None:
+            skip_n = skip.expand(self.edges)
+            if self.auxiliary is None:
+                shared.append(SharedTerm(x, skip_n))
+            else:
+                whole.append(self.auxiliary(state.whole, range(self.edges), self._per_channel(skip_n)))
         if whole:
-            _hand_out(total(whole), range(self.edges), terms)
+            _hand_out(sum_terms(whole), range(self.edges), terms)
         if shared:
             _hand_out_shared(shared, terms)
-        shape = (len(x), self.channels, -(-x.shape[2] // self.stride), -(-x.shape[3] // self.stride))
-        return [total(of_edge) if of_edge else x.new_zeros(shape) for of_edge in terms]
+        return [sum_terms(of_edge) if of_edge else self._nothing(x) for of_edge in terms]
+
+    def _own_operation(
+        self, name: str, state: RectifiedState, weight_n: Tensor, running: tuple[int, ...], create_graph: bool
+    ) -> Tensor:
+        """The weighted output of an operation with weights, on the edges where it runs."""
+        module = self.own[name]
+        if len(running) < self.edges:
+            weight_n = torch.stack([weight_n[position] for position in running])
+        read = state.whole
+        if isinstance(module, Separable):
+            read = state.copied(len(running), even=module.dilated and self.stride == 2)
+        # The module's weights are of the edges where the operation competes.
+        positions = [self.allowed[name].index(position) for position in running]
+        return module(read, positions, self._per_channel(weight_n), create_graph)
 
     def _per_channel(self, weight_n: Tensor) -> Tensor:
-        return weight_n.repeat_interleave(
-            self.channels
-        )  # an expanded view would not do: torch's gradient reads it as if contiguous
+        """(n C,): the weight of each edge for each of its channels."""
+        # An expanded view would not do: torch's gradient of BatchNorm reads it as if it were contiguous.
+        return weight_n.repeat_interleave(self.channels)
 
-    def _shared(self, name: str, x: Tensor) -> Tensor:
+    def _elsewhere_0(self, weight_n: Tensor, running: tuple[int, ...]) -> Tensor:
+        """The weights, 0 where the operation does not run."""
+        if len(running) == self.edges:
+            return weight_n
+        zero = weight_n.new_zeros(())
+        weights = [weight_n[position] if position in running else zero for position in range(self.edges)]
+        return torch.stack(weights)
+
+    def _pooled(self, name: str, x: Tensor) -> Tensor:
+        """The output of an operation without weights."""
         match name:
             case "max_pool_3x3":
                 x = F.max_pool2d(x, 3, self.stride, 1)
@@ -252,26 +181,32 @@ class Fan(nn.Module):
                 x = average_pool(x, self.stride)
         return self.pool_norm[name](x) if name in self.pool_norm else x
 
+    def _nothing(self, x: Tensor) -> Tensor:
+        """What an edge on which nothing runs passes on."""
+        count, _, height, width = x.shape
+        return x.new_zeros(count, self.channels, -(-height // self.stride), -(-width // self.stride))
 
-def _hand_out(y: Tensor, at: Sequence[int], terms: list[list[Tensor]]) -> None:
-    for position, part in zip(at, y.chunk(len(at), 1), strict=True):
-        terms[position].append(part)
+
+def _hand_out(y: Tensor, positions: Sequence[int], terms: list[list[Tensor]]) -> None:
+    """Give each edge its block of channels."""
+    for position, block in zip(positions, y.chunk(len(positions), 1), strict=True):
+        terms[position].append(block)
 
 
-def _hand_out_shared(shared: list[tuple[Tensor, Tensor]], terms: list[list[Tensor]]) -> None:
+def _hand_out_shared(shared: list[SharedTerm], terms: list[list[Tensor]]) -> None:
     """Weighted sums of the same few maps for every edge, as one matrix product."""
-    maps = torch.stack([map_.permute(0, 2, 3, 1) for map_, _ in shared])
-    weight_nF = torch.stack([weight_n for _, weight_n in shared], 1)
+    maps = torch.stack([term.map.permute(0, 2, 3, 1) for term in shared])
+    weight_nF = torch.stack([term.weight_n for term in shared], 1)
     sums = (weight_nF @ maps.flatten(1)).view(-1, *maps.shape[1:]).permute(0, 1, 4, 2, 3)
     for of_edge, of_shared in zip(terms, sums.unbind(), strict=True):
         of_edge.append(of_shared)
 
 
-def total(terms: Sequence[Tensor]) -> Tensor:
+def sum_terms(terms: Sequence[Tensor]) -> Tensor:
     """The sum of one or more tensors."""
     if len(terms) == 1:
         return terms[0]
-    result = terms[0] + terms[1]
+    result = terms[0] + terms[1]  # a new tensor, so that the additions below change no term
     for term in terms[2:]:
         result += term
     return result

@@ -6,7 +6,6 @@ and `operations`.
 """
 
 import functools
-import itertools
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -27,7 +26,7 @@ class CellSpace:
         nodes: nodes of a cell.
         operations: what competes on an edge.
         keeps: edges that a node of a found cell keeps; None: all of them.
-        also: operations that a genotype of this space may name although no search offers them.
+        extra_operations: operations that a genotype of this space may name although no search offers them.
         allowed: for each kind of cell and each edge, its operations, where edges differ; None: all on every
             edge.
     """
@@ -38,23 +37,25 @@ class CellSpace:
     nodes: int
     operations: tuple[str, ...]
     keeps: int | None
-    also: tuple[str, ...] = ()
+    extra_operations: tuple[str, ...] = ()
     allowed: dict[str, tuple[tuple[str, ...], ...]] | None = field(default=None, hash=False)
 
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
         """(source, target) of every edge, node by node."""
-        return tuple(
-            (source, target)
-            for target in range(self.inputs, self.inputs + self.nodes)
-            for source in range(target)
-        )
+        pairs = []
+        for target in range(self.inputs, self.inputs + self.nodes):
+            pairs += [(source, target) for source in range(target)]
+        return tuple(pairs)
 
     @cached_property
     def entering(self) -> tuple[slice, ...]:
         """For each node, its edges."""
-        starts = [sum(range(self.inputs, self.inputs + node)) for node in range(self.nodes + 1)]
-        return tuple(slice(start, end) for start, end in itertools.pairwise(starts))
+        slices, start = [], 0
+        for target in range(self.inputs, self.inputs + self.nodes):
+            slices.append(slice(start, start + target))  # one edge from each state before it
+            start += target
+        return tuple(slices)
 
     @cached_property
     def output(self) -> tuple[int, ...]:
@@ -65,22 +66,25 @@ class CellSpace:
     @cached_property
     def known(self) -> tuple[str, ...]:
         """Every operation that a genotype may name."""
-        return (*self.operations, *self.also)
+        return (*self.operations, *self.extra_operations)
 
-    def may(self, kind: str, device: torch.device | str = "cpu") -> Tensor:
-        """(E, O) booleans: which operations compete on which edge of a cell of this kind. The same tensor
-        every time."""
-        return _may(self, kind, torch.device(device))
+    def allowed_mask(self, kind: str, device: torch.device | str = "cpu") -> Tensor:
+        """(E, O) booleans: which operations compete on which edge of a cell of this kind.
+
+        It is the same tensor every time: do not change it in place.
+        """
+        return _allowed_mask(self, kind, torch.device(device))
 
 
+# Every step asks for the mask: it is built and copied to the device once.
 @functools.cache
-def _may(space: CellSpace, kind: str, device: torch.device) -> Tensor:
+def _allowed_mask(space: CellSpace, kind: str, device: torch.device) -> Tensor:
     if space.allowed is None:
         return torch.ones(len(space.edges), len(space.operations), dtype=torch.bool, device=device)
-    return torch.tensor(
-        [[operation in names for operation in space.operations] for names in space.allowed[kind]],
-        device=device,
-    )
+    rows = []
+    for names in space.allowed[kind]:
+        rows.append([operation in names for operation in space.operations])
+    return torch.tensor(rows, device=device)
 
 
 DARTS_OPERATIONS = (
@@ -95,10 +99,9 @@ DARTS_OPERATIONS = (
 )
 
 # The reduced spaces of RobustDARTS (Zela et al. 2020, "Understanding and Robustifying Differentiable
-# Architecture Search",
-# arXiv:1909.09656), on which plain DARTS collapses. S1 has two operations on each edge, which DARTS itself
-# left over.
-# S4 is not here: one of its two operations is noise instead of a function of the input.
+# Architecture Search", arXiv:1909.09656), on which plain DARTS collapses. S1 has two operations on each edge,
+# which DARTS itself left over. S4 is not here: one of its two operations is noise instead of a function of
+# the input.
 _SKIP_3, _SKIP_5 = ("skip_connect", "dil_conv_3x3"), ("skip_connect", "dil_conv_5x5")
 _SKIP_SEP, _MAX_SKIP = ("skip_connect", "sep_conv_3x3"), ("max_pool_3x3", "skip_connect")
 _DILATED, _POOLS = ("dil_conv_3x3", "dil_conv_5x5"), ("max_pool_3x3", "avg_pool_3x3")
@@ -125,27 +128,22 @@ S1_OPERATIONS = (
     "dil_conv_5x5",
 )
 
+NASBENCH201_OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+RECURRENT_OPERATIONS = ("none", "tanh", "relu", "sigmoid", "identity")
+PAIR = ("normal", "reduce")
+
 SPACES = (
-    CellSpace(
-        "darts", ("normal", "reduce"), 2, 4, DARTS_OPERATIONS, 2, also=("sep_conv_7x7", "conv_7x1_1x7")
-    ),
-    CellSpace(
-        "nasbench201",
-        ("cell",),
-        1,
-        3,
-        ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"),
-        None,
-    ),
-    CellSpace("recurrent", ("recurrent",), 1, 8, ("none", "tanh", "relu", "sigmoid", "identity"), 1),
-    CellSpace("darts_s1", ("normal", "reduce"), 2, 4, S1_OPERATIONS, 2, allowed=S1),
-    CellSpace("darts_s2", ("normal", "reduce"), 2, 4, ("skip_connect", "sep_conv_3x3"), 2),
-    CellSpace("darts_s3", ("normal", "reduce"), 2, 4, ("none", "skip_connect", "sep_conv_3x3"), 2),
+    CellSpace("darts", PAIR, 2, 4, DARTS_OPERATIONS, 2, extra_operations=("sep_conv_7x7", "conv_7x1_1x7")),
+    CellSpace("nasbench201", ("cell",), 1, 3, NASBENCH201_OPERATIONS, None),
+    CellSpace("recurrent", ("recurrent",), 1, 8, RECURRENT_OPERATIONS, 1),
+    CellSpace("darts_s1", PAIR, 2, 4, S1_OPERATIONS, 2, allowed=S1),
+    CellSpace("darts_s2", PAIR, 2, 4, ("skip_connect", "sep_conv_3x3"), 2),
+    CellSpace("darts_s3", PAIR, 2, 4, ("none", "skip_connect", "sep_conv_3x3"), 2),
 )
 
 
 def find_space(name: str) -> CellSpace:
-    """The space of that name.
+    """The space of that name: `find_space("darts")`.
 
     Raises:
         UserError: there is none.

@@ -1,9 +1,9 @@
 """What each operation on each edge of a cell adds to the final network, in closed form: MACs or parameters.
 
-The cost of a network is a sum over the edges of its cells and a constant, so the expected cost of a mixture
-is the same sum weighted (ProxylessNAS, FBNet), and the costs of all cells of NAS-Bench-201 are one look-up.
-Convolutions and linear layers count as MACs; biases, BatchNorm, pools and sums cost none. The FLOPs published
-with NAS-Bench-201 are these plus the biases of the classifier.
+The cost of a network is a sum over the edges of its cells and a constant. So the expected cost of mixed
+operations is the same sum weighted (ProxylessNAS, FBNet), and the costs of all cells of NAS-Bench-201 are one
+look-up. Convolutions and linear layers count as MACs; biases, BatchNorm, pools and sums cost none. The FLOPs
+published with NAS-Bench-201 are these plus the biases of the classifier.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from engine.errors import UserError
 from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.genotype import Genotype
 
-Count = Literal["macs", "params"]
-Counts = NDArray[np.int64]
+CostKind = Literal["macs", "params"]
+CostArray = NDArray[np.int64]
 
 
-class Shape(NamedTuple):
+class NetworkShape(NamedTuple):
     """The final network around its cells.
 
     Args:
@@ -40,44 +40,66 @@ class Shape(NamedTuple):
     inputs: int = 3
 
 
-NASBENCH201 = Shape(16, 5)
-DARTS_CIFAR, DARTS_IMAGENET = Shape(36, 20), Shape(48, 14, 1000, 224, "imagenet")
+NASBENCH201 = NetworkShape(16, 5)
+DARTS_CIFAR, DARTS_IMAGENET = NetworkShape(36, 20), NetworkShape(48, 14, 1000, 224, "imagenet")
 
 
 class EdgeCosts(NamedTuple):
-    """Cost of a network. edges: (E, O) for each kind of cell, summed over all cells of that kind; constant:
-    of everything else."""
+    """The cost of a network, edge by edge.
+
+    Args:
+        space: what the edges and operations mean.
+        edges: (E, O) for each kind of cell, summed over all cells of that kind.
+        constant: of everything else.
+    """
 
     space: CellSpace
-    edges: dict[str, Counts]
+    edges: dict[str, CostArray]
     constant: int
 
     def total(self, genotype: Genotype) -> int:
-        """Of the final network of a genotype; DARTS cells must return all their nodes, as every searched one
-        does."""
-        return self.constant + sum(
-            int(self.edges[kind][self.space.edges.index((source, target)), self.space.operations.index(name)])
-            for kind, cell in genotype.cells.items()
-            for target, edges in enumerate(cell.nodes, start=self.space.inputs)
-            for name, source in edges
-        )
+        """The cost of the final network of a genotype.
+
+        DARTS cells must return all their nodes, as every searched one does.
+        """
+        cost = self.constant
+        for kind, cell in genotype.cells.items():
+            for target, edges in enumerate(cell.nodes, start=self.space.inputs):
+                for name, source in edges:
+                    edge = self.space.edges.index((source, target))
+                    cost += int(self.edges[kind][edge, self.space.operations.index(name)])
+        return cost
 
 
 class Layers(NamedTuple):
-    """Convolutions or a linear layer. weights: their number; others: numbers that cost no MACs; size: height
-    and width of the output."""
+    """Convolutions or a linear layer.
+
+    Args:
+        weights: the number of their weights.
+        others: numbers that cost no MACs, such as those of BatchNorm.
+        size: height and width of the output.
+    """
 
     weights: int
     others: int
     size: int
 
-    def cost(self, count: Count) -> int:
+    def cost(self, kind: CostKind) -> int:
         """MACs or parameters."""
-        return self.weights * self.size**2 if count == "macs" else self.weights + self.others
+        if kind == "macs":
+            return self.weights * self.size**2
+        return self.weights + self.others
 
 
-class Place(NamedTuple):
-    """Where a cell stands. size: of the maps that it makes; stride: of the edges that read its inputs."""
+class PlacedCell(NamedTuple):
+    """A cell at its place in the network.
+
+    Args:
+        kind: of cell.
+        channels: of its nodes.
+        size: height and width of the maps that it makes.
+        stride: of the edges that read its inputs.
+    """
 
     kind: str
     channels: int
@@ -85,13 +107,18 @@ class Place(NamedTuple):
     stride: int
 
 
-def conv(inp: int, out: int, kernel: int, size: int) -> Layers:
+def conv_layers(inp: int, out: int, kernel: int, size: int) -> Layers:
     """A convolution and its BatchNorm."""
     return Layers(inp * out * kernel**2, 2 * out, size)
 
 
-def operation(name: str, channels: int, size: int, stride: int) -> Layers:
-    """An operation of any image space on an edge of this stride; size is that of its output."""
+def operation_layers(name: str, channels: int, size: int, stride: int) -> Layers:
+    """The layers of an operation of any image space.
+
+    Args:
+        size: of its output.
+        stride: of its edge.
+    """
     kernel = int(name[-1]) if name[-1].isdecimal() else 1
     depthwise, pointwise = kernel**2 * channels, channels**2
     if name.startswith("sep_conv"):
@@ -99,13 +126,13 @@ def operation(name: str, channels: int, size: int, stride: int) -> Layers:
     if name.startswith("dil_conv"):
         return Layers(depthwise + pointwise, 2 * channels, size)
     if name.startswith("nor_conv"):
-        return conv(channels, channels, kernel, size)
+        return conv_layers(channels, channels, kernel, size)
     if name == "skip_connect" and stride == 2:
-        return conv(channels, channels, 1, size)
+        return conv_layers(channels, channels, 1, size)
     return Layers(0, 0, size)
 
 
-def edge_costs(space: CellSpace, count: Count, shape: Shape) -> EdgeCosts:
+def edge_costs(space: CellSpace, kind: CostKind, shape: NetworkShape) -> EdgeCosts:
     """The costs of every edge and operation of a space in a network of this shape.
 
     Raises:
@@ -121,48 +148,68 @@ def edge_costs(space: CellSpace, count: Count, shape: Shape) -> EdgeCosts:
         raise UserError(
             f"Costs are known for image sizes that are multiples of {multiple}, not for {shape.size}."
         )
-    parts = list(_nasbench201(shape) if space.cells == ("cell",) else _darts(space, shape))
-    edges = {kind: np.zeros((len(space.edges), len(space.operations)), np.int64) for kind in space.cells}
-    for place in (part for part in parts if isinstance(part, Place)):
-        for edge, (source, _) in enumerate(space.edges):
-            stride = place.stride if source < space.inputs else 1
-            layers = [operation(name, place.channels, place.size, stride) for name in space.operations]
-            edges[place.kind][edge] += [layer.cost(count) for layer in layers]
-    return EdgeCosts(space, edges, sum(part.cost(count) for part in parts if isinstance(part, Layers)))
+    network = _nasbench201(shape) if space.cells == ("cell",) else _darts(space, shape)
+    edges = {cell: np.zeros((len(space.edges), len(space.operations)), np.int64) for cell in space.cells}
+    constant = 0
+    for part in network:
+        if isinstance(part, Layers):
+            constant += part.cost(kind)
+        else:
+            edges[part.kind] += _cell_costs(space, kind, part)
+    return EdgeCosts(space, edges, constant)
 
 
-def _nasbench201(shape: Shape) -> Iterator[Layers | Place]:
+def _cell_costs(space: CellSpace, kind: CostKind, cell: PlacedCell) -> CostArray:
+    """(E, O) costs of one cell."""
+    cost_EO = np.zeros((len(space.edges), len(space.operations)), np.int64)
+    for edge, (source, _) in enumerate(space.edges):
+        stride = cell.stride if source < space.inputs else 1
+        for column, name in enumerate(space.operations):
+            layers = operation_layers(name, cell.channels, cell.size, stride)
+            cost_EO[edge, column] = layers.cost(kind)
+    return cost_EO
+
+
+def _nasbench201(shape: NetworkShape) -> Iterator[Layers | PlacedCell]:
+    """The network from input to output."""
     channels, size = shape.channels, shape.size
-    yield conv(shape.inputs, channels, 3, size)
+    yield conv_layers(shape.inputs, channels, 3, size)
     for stage in range(3):
         if stage:
             channels, size = 2 * channels, size // 2
-            yield conv(channels // 2, channels, 3, size)
-            yield conv(channels, channels, 3, size)
+            yield conv_layers(channels // 2, channels, 3, size)
+            yield conv_layers(channels, channels, 3, size)
             yield Layers(channels // 2 * channels, 0, size)  # the shortcut has no BatchNorm
-        yield from [Place("cell", channels, size, 1)] * shape.cells
+        yield from [PlacedCell("cell", channels, size, 1)] * shape.cells
     yield Layers(channels * shape.classes, 2 * channels + shape.classes, 1)
 
 
-def _darts(space: CellSpace, shape: Shape) -> Iterator[Layers | Place]:
+def _darts(space: CellSpace, shape: NetworkShape) -> Iterator[Layers | PlacedCell]:
+    """The network from input to output."""
     channels, size = shape.channels, shape.size
     if shape.stem == "cifar":
         before = last = 3 * channels
-        yield conv(shape.inputs, last, 3, size)
+        yield conv_layers(shape.inputs, last, 3, size)
     else:
         before = last = channels
-        yield conv(shape.inputs, channels // 2, 3, size // 2)
-        yield conv(channels // 2, channels, 3, size // 4)
-        yield conv(channels, channels, 3, size // 8)
+        yield conv_layers(shape.inputs, channels // 2, 3, size // 2)
+        yield conv_layers(channels // 2, channels, 3, size // 4)
+        yield conv_layers(channels, channels, 3, size // 8)
         size //= 8
     for index in range(shape.cells):
         reduces = index in (shape.cells // 3, 2 * shape.cells // 3)
-        channels *= 2 if reduces else 1
-        yield conv(
-            before, channels, 1, size
-        )  # both inputs become as wide as the cell, and as large as the newer one
-        yield conv(last, channels, 1, size)
-        size //= 2 if reduces else 1
-        yield Place("reduce" if reduces else "normal", channels, size, 2 if reduces else 1)
+        if reduces:
+            channels *= 2
+        # Both inputs become as wide as the cell, and as large as the newer one.
+        yield conv_layers(before, channels, 1, size)
+        yield conv_layers(last, channels, 1, size)
+        if reduces:
+            size //= 2
+        yield PlacedCell("reduce" if reduces else "normal", channels, size, 2 if reduces else 1)
         before, last = last, space.nodes * channels
     yield Layers(last * shape.classes, shape.classes, 1)
+
+
+def published_shape(space: CellSpace) -> NetworkShape:
+    """The final network that the published evaluation builds on CIFAR-10."""
+    return NASBENCH201 if space.name == "nasbench201" else DARTS_CIFAR

@@ -12,15 +12,16 @@ from engine.config import over_defaults, validate
 from engine.data.digits import Digits
 from engine.data.sources import load_data
 from engine.data.text import Grammar, load_text
-from oneshot.axes.relaxation import At
+from oneshot.axes.operation_costs import operation_costs
+from oneshot.axes.progress import Progress
 from oneshot.methods import MethodConfig
 from oneshot.methods.method import Method
-from oneshot.objectives import ImageTask, TextSettings, TextTask, search_network
+from oneshot.objectives.images import ImageObjective, search_network
+from oneshot.objectives.text import TextObjective, TextSettings
 from oneshot.search import Search
+from oneshot.searcher import Searcher
 from oneshot.spaces.cells import SPACES, CellSpace, find_space
-from oneshot.spaces.expected_cost import costs_of
 from oneshot.spaces.genotype import Genotype
-from oneshot.state import Searching
 
 CPU = torch.device("cpu")
 NAMES = [kind.model_fields["name"].default for kind in get_args(get_args(MethodConfig)[0])]
@@ -54,22 +55,23 @@ def chosen(name: str, space: CellSpace, settings: dict[str, Any]) -> Method:
     return found.model_copy(update={field: 2 for field in FEW if field in type(found).model_fields})
 
 
-def started(method: Method, space: CellSpace, seed: int) -> Searching:
-    epochs, costs = method.warmup_epochs + 4, costs_of(method.penalties, space, CPU)
+def started(method: Method, space: CellSpace, seed: int) -> Searcher:
+    epochs, costs = method.warmup_epochs + 4, operation_costs(method.penalties, space, CPU)
     if space.name == "recurrent":
-        return Searching(
-            method, space, TextTask(TEXT, TextSettings(hidden=8, bptt=6), 4, seed, CPU), seed, epochs, costs
-        )
+        objective = TextObjective(TEXT, TextSettings(hidden=8, bptt=6), 4, seed, CPU)
+        return Searcher(method, space, objective, seed, epochs, costs)
     torch.manual_seed(seed)
     network = search_network(space, method, 4, 1 if space.name == "nasbench201" else 3, 10, 1)
-    return Searching(method, space, ImageTask(network, IMAGES, method, 16), seed, epochs, costs)
+    return Searcher(
+        method, space, ImageObjective(network, IMAGES, 16, method.level == "single"), seed, epochs, costs
+    )
 
 
-def take(searching: Searching, steps: int, epoch: int, first: int = 0) -> list[Tensor]:
+def take(search: Searcher, steps: int, epoch: int, first: int = 0) -> list[Tensor]:
     """The losses of some steps of an epoch."""
-    searching.at = At(epoch, searching.epochs)
-    batches = searching.task.batches(epoch, first)
-    return [searching.step(number, *next(batches)) for number in range(first, first + steps)]
+    search.state.progress = Progress(epoch, search.epochs)
+    batches = search.state.objective.batches(epoch, first)
+    return [search.step(number, *next(batches)) for number in range(first, first + steps)]
 
 
 def copied(state: dict[str, Any]) -> dict[str, Any]:
@@ -109,40 +111,40 @@ def test_contract(name: str, space_name: str, settings: dict[str, Any]) -> None:
         )
         return
     ours, again, other = (started(method, space, seed) for seed in (0, 0, 1))
-    start, warm = ours.state(), method.warmup_epochs
+    start, warm = ours.state.state_dict(), method.warmup_epochs
     weights, alphas = tensors(start["network"]), tensors(start["alphas"])
     if warm:
         take(ours, 1, warm - 1)
-        assert same(ours.alphas.all(), alphas), "the architecture waits"
-        ours.load(copied(started(method, space, 0).state()))
+        assert same(ours.state.alphas.all(), alphas), "the architecture waits"
+        ours.state.load_state_dict(copied(started(method, space, 0).state.state_dict()))
 
     losses = take(ours, 2, warm)
     assert all(loss.isfinite().all() for loss in losses)
-    assert not same(ours.state()["network"], weights)
+    assert not same(ours.state.state_dict()["network"], weights)
     assert (
-        all(not torch.equal(a, b) for a, b in zip(ours.alphas.all(), alphas, strict=True))
-        or not method.learns
+        all(not torch.equal(a, b) for a, b in zip(ours.state.alphas.all(), alphas, strict=True))
+        or not method.has_architecture_step
     )
-    assert method.learns or same(ours.alphas.all(), alphas)
+    assert method.has_architecture_step or same(ours.state.alphas.all(), alphas)
     assert torch.equal(take(again, 1, warm)[0], losses[0]), "equal seeds"
     assert not torch.equal(take(other, 1, warm)[0], losses[0]), "other seeds"
 
-    method.after_epoch(ours)
-    state = copied(ours.state())
+    method.after_epoch(ours.state)
+    state = copied(ours.state.state_dict())
     (goes_on,) = take(ours, 1, warm, first=2)
-    again.load(state)
+    again.state.load_state_dict(state)
     assert torch.equal(take(again, 1, warm, first=2)[0], goes_on)
-    assert same(again.state(), ours.state()), "resumed, bit for bit"
+    assert same(again.state.state_dict(), ours.state.state_dict()), "resumed, bit for bit"
 
-    for kind, weights_EO in method.probabilities(space, ours.alphas).items():
-        may = space.may(kind)
-        assert (weights_EO >= 0).all() and (weights_EO[~may] == 0).all()
+    for kind, weights_EO in method.probabilities(space, ours.state.alphas).items():
+        allowed_EO = space.allowed_mask(kind)
+        assert (weights_EO >= 0).all() and (weights_EO[~allowed_EO] == 0).all()
         parts = (
             [weights_EO[into].sum() for into in space.entering] if method.edge_weights else weights_EO.sum(-1)
         )
         torch.testing.assert_close(torch.as_tensor(parts), torch.ones(len(parts)))
     assert ours.measure(limit=40) == ours.measure(limit=40)
-    for genotype in (method.genotype(ours), method.final_genotype(ours)):
+    for genotype in (method.genotype(ours.state), method.final_genotype(ours.state)):
         assert Genotype.model_validate_json(genotype.model_dump_json()) == genotype
         assert genotype.space == space_name and set(genotype.cells) == set(space.cells)
         for kind, cell in genotype.cells.items():
@@ -161,4 +163,4 @@ def test_contract(name: str, space_name: str, settings: dict[str, Any]) -> None:
 
 
 def allowed(space: CellSpace, kind: str) -> list[tuple[int, str]]:
-    return [(int(e), space.operations[int(o)]) for e, o in space.may(kind).nonzero()]
+    return [(int(e), space.operations[int(o)]) for e, o in space.allowed_mask(kind).nonzero()]

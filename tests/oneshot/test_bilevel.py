@@ -9,11 +9,12 @@ from reference import theirs
 from test_network import TOLERANCE, load
 from torch import Tensor
 
-from oneshot.axes.edge_weights import Mixture
-from oneshot.axes.relaxation import At
+from oneshot.axes.alphas import Alphas
+from oneshot.axes.edge_weights import EdgeWeights
+from oneshot.axes.progress import Progress
 from oneshot.bilevel import (
-    ImageLoss,
-    Inner,
+    BilevelProblem,
+    VirtualStep,
     dominant_eigenvalue,
     exact,
     first_order,
@@ -22,8 +23,9 @@ from oneshot.bilevel import (
     weight_step,
 )
 from oneshot.methods.darts import Darts
-from oneshot.methods.method import Alphas, Method
+from oneshot.methods.method import Method
 from oneshot.methods.pc_darts import PcDarts
+from oneshot.objectives.images import ImageLoss
 from oneshot.spaces.cells import CellSpace, find_space
 
 NO_DRAWS = torch.Generator()
@@ -45,23 +47,24 @@ class Recorded:
     def batch(self, split: str) -> tuple[Tensor, Tensor]:
         return self.found[f"x{split}"].to(memory_format=torch.channels_last), self.found[f"y{split}"]
 
-    def mixtures(self) -> dict[str, Mixture]:
-        return self.method.mixtures(self.space, self.alphas, At(0, 1), NO_DRAWS)
+    def edge_weights(self) -> dict[str, EdgeWeights]:
+        return self.method.weigh_edges(self.space, self.alphas, Progress(0, 1), NO_DRAWS)
 
-    def inner(self, buffers: list[Tensor | None]) -> Inner:
-        return Inner(self.found["eta"], self.found["momentum"], self.found["weight_decay"], buffers)
+    def inner(self, buffers: list[Tensor | None]) -> VirtualStep:
+        return VirtualStep(self.found["eta"], self.found["momentum"], self.found["weight_decay"], buffers)
 
-    def ahead(self, train: Any, valid: Any, inner: Inner, how: Any = second_order) -> tuple[Tensor, ...]:
-        return how(
-            self.network,
-            self.loss,
-            self.mixtures,
-            lambda value, _: value,
-            self.alphas.all(),
-            train,
-            valid,
-            inner,
-        )[1]
+    def ahead(self, train: Any, valid: Any, step: VirtualStep, how: Any = second_order) -> tuple[Tensor, ...]:
+        problem = BilevelProblem(
+            network=self.network,
+            loss=self.loss,
+            edge_weights=self.edge_weights,
+            penalised=lambda value, _: value,
+            alphas=self.alphas.all(),
+            train=train,
+            valid=valid,
+            step=step,
+        )
+        return how(problem)[1]
 
 
 def check(ours: tuple[Tensor, ...], wanted: list[Tensor]) -> None:
@@ -74,7 +77,7 @@ def test_recorded_gradients_of_alphas(file: str) -> None:
     search = Recorded(file)
     train, valid = search.batch("t"), search.batch("v")
     _, gradients = first_order(
-        search.network, lambda: search.loss(valid, search.mixtures()), search.alphas.all()
+        search.network, lambda: search.loss(valid, search.edge_weights()), search.alphas.all()
     )
     check(gradients, search.found["grad_alpha_first"])
     none: list[Tensor | None] = [None] * len(list(search.network.parameters()))
@@ -98,20 +101,22 @@ def test_three_recorded_steps(file: str, order: str) -> None:
     optimizer = torch.optim.SGD(
         search.network.parameters(), found["eta"], found["momentum"], weight_decay=found["weight_decay"]
     )
-    of_alphas = search.method.optimizer(search.space, search.alphas)
+    architecture_optimizer = search.method.optimizer(search.space, search.alphas)
     for seed, wanted in zip(recorded["seeds"], recorded["losses"], strict=True):
         generator = torch.Generator().manual_seed(seed)
         train, valid = drawn(found, generator), drawn(found, generator)
         if order == "first":
             gradients = first_order(
-                search.network, lambda batch=valid: search.loss(batch, search.mixtures()), search.alphas.all()
+                search.network,
+                lambda batch=valid: search.loss(batch, search.edge_weights()),
+                search.alphas.all(),
             )[1]
         else:
             gradients = search.ahead(train, valid, search.inner(momentum_buffers(optimizer, search.network)))
         for alpha, gradient in zip(search.alphas.all(), gradients, strict=True):
             alpha.grad = gradient
-        of_alphas.step()
-        value = search.loss(train, search.mixtures())
+        architecture_optimizer.step()
+        value = search.loss(train, search.edge_weights())
         weight_step(search.network, value, optimizer, 5.0)
         assert value.item() == pytest.approx(wanted, rel=1e-9)
     check(tuple(alpha.detach() for alpha in search.alphas.all()), recorded["alphas"])
@@ -136,17 +141,17 @@ def test_three_recorded_steps_with_the_weights_first() -> None:
     search = Recorded("nb201_small_track0")
     recorded = search.found["traj_w_then_alpha"]
     optimizer = torch.optim.SGD(search.network.parameters(), 0.025, 0.9, weight_decay=5e-4, nesterov=True)
-    of_alphas = search.method.optimizer(search.space, search.alphas)
+    architecture_optimizer = search.method.optimizer(search.space, search.alphas)
     alpha = search.alphas.all()[0]
     for seed, (of_train, of_valid) in zip((1000, 1001, 1002), recorded["losses"], strict=True):
         generator = torch.Generator().manual_seed(seed)
         train, valid = drawn(search.found, generator), drawn(search.found, generator)
-        value = search.loss(train, search.mixtures())
+        value = search.loss(train, search.edge_weights())
         weight_step(search.network, value, optimizer, 5.0)
         after, (alpha.grad,) = first_order(
-            search.network, lambda batch=valid: search.loss(batch, search.mixtures()), [alpha]
+            search.network, lambda batch=valid: search.loss(batch, search.edge_weights()), [alpha]
         )
-        of_alphas.step()
+        architecture_optimizer.step()
         assert (value.item(), after.item()) == pytest.approx((of_train, of_valid), rel=1e-9)
     check((alpha.detach(),), recorded["alphas"])
     compare_state(search, recorded)
@@ -157,14 +162,14 @@ def test_exact_gradient_is_the_finite_difference_of_the_loss_one_step_ahead() ->
     alpha = search.alphas.all()[0]
     train, valid = search.batch("t"), search.batch("v")
     names = [name for name, _ in search.network.named_parameters()]
-    inner = Inner(0.001, 0.9, 3e-4, [None] * len(names))
+    inner = VirtualStep(0.001, 0.9, 3e-4, [None] * len(names))
 
     def one_step_ahead(moved_alpha: Tensor) -> Tensor:
         weights = list(search.network.parameters())
-        mixtures = {"cell": Mixture(moved_alpha.softmax(-1))}
-        gradients = torch.autograd.grad(search.loss(train, mixtures), weights)
+        edge_weights = {"cell": EdgeWeights(moved_alpha.softmax(-1))}
+        gradients = torch.autograd.grad(search.loss(train, edge_weights), weights)
         moved, _ = inner.ahead(dict(zip(names, (w.detach() for w in weights), strict=True)), gradients)
-        return search.loss(valid, mixtures, moved).detach()
+        return search.loss(valid, edge_weights, moved).detach()
 
     direction = torch.randn(alpha.shape, generator=torch.Generator().manual_seed(0), dtype=torch.double)
     step = 1e-7  # a longer one crosses kinks of the ReLUs
@@ -180,7 +185,7 @@ def test_second_order_with_a_tiny_difference_is_exact(file: str, monkeypatch: py
     monkeypatch.setattr("oneshot.bilevel.EPSILON", 1e-7)
     search = Recorded(file)
     train, valid = search.batch("t"), search.batch("v")
-    inner = Inner(0.01, 0.9, 3e-4, [None] * len(list(search.network.parameters())))
+    inner = VirtualStep(0.01, 0.9, 3e-4, [None] * len(list(search.network.parameters())))
     state = {name: value.clone() for name, value in search.network.state_dict().items()}
     ours = search.ahead(train, valid, inner)
     search.network.load_state_dict(state)
@@ -194,7 +199,7 @@ def test_dominant_eigenvalue_is_that_of_the_hessian() -> None:
     batch = search.batch("v")
 
     def value(alpha: Tensor) -> Tensor:
-        return search.loss(batch, {"cell": Mixture(alpha.softmax(-1))}, twice=True)
+        return search.loss(batch, {"cell": EdgeWeights(alpha.softmax(-1))}, create_graph=True)
 
     hessian = torch.autograd.functional.hessian(value, alpha.detach()).view(alpha.numel(), -1)
     eigenvalues = torch.linalg.eigvalsh(hessian)

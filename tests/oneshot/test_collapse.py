@@ -10,7 +10,8 @@ from oneshot.methods.darts_minus import DartsMinus
 from oneshot.methods.gaea import Gaea
 from oneshot.methods.gdas import Gdas
 from oneshot.search import Search
-from oneshot.spaces.genotype import Cell, Genotype, find_genotype
+from oneshot.spaces.genotype import Cell, Genotype
+from oneshot.spaces.read_genotype import find_genotype
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from oneshot.drawing import BOX, COLORS, alphas_over_time, draw, label, picture
-from oneshot.nasbench201.table import find_cell
+from oneshot.drawing import BOX, COLORS, alphas_over_time, draw_genotype, label, picture
+from oneshot.nasbench201.codes import find_cell
 from oneshot.spaces.cells import SPACES, CellSpace, find_space
 from oneshot.spaces.genotype import Cell, Genotype
 
@@ -52,8 +52,8 @@ def test_no_label_meets_another_and_none_leaves_its_box(name: str) -> None:
 
 
 def test_a_cell_becomes_two_files_with_the_same_bytes_each_time(tmp_path: Path) -> None:
-    first = [path.read_bytes() for path in draw(find_cell("7"), tmp_path / "cell")]
-    again = [path.read_bytes() for path in draw(find_cell("7"), tmp_path / "cell.of.7")]
+    first = [path.read_bytes() for path in draw_genotype(find_cell("7"), tmp_path / "cell")]
+    again = [path.read_bytes() for path in draw_genotype(find_cell("7"), tmp_path / "cell.of.7")]
     assert first == again
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "cell.of.7.png",
@@ -63,12 +63,12 @@ def test_a_cell_becomes_two_files_with_the_same_bytes_each_time(tmp_path: Path) 
     ]
     assert first[0].startswith(b"<?xml") and b"<dc:date>" not in first[0]
     assert first[1].startswith(b"\x89PNG")
-    assert [path.read_bytes() for path in draw(find_cell("8"), tmp_path / "cell")] != first
+    assert [path.read_bytes() for path in draw_genotype(find_cell("8"), tmp_path / "cell")] != first
 
 
 def test_a_node_without_edges_is_drawn(tmp_path: Path) -> None:
     cell = Cell(nodes=((("skip_connect", 0),), (), (("nor_conv_3x3", 1),)), output=(3,))
-    assert len(draw(Genotype(space="nasbench201", cells={"cell": cell}), tmp_path / "sparse")) == 2
+    assert len(draw_genotype(Genotype(space="nasbench201", cells={"cell": cell}), tmp_path / "sparse")) == 2
 
 
 def test_operations_are_written_as_they_are_read() -> None:

@@ -15,15 +15,10 @@ from engine.config import Config
 from engine.data.text import Grammar, load_text
 from engine.errors import UserError
 from engine.run import Run, read_lines
-from oneshot.language import (
-    Language,
-    LanguageTrainer,
-    NotFiniteError,
-    cross_entropy,
-    load_language,
-    train_language,
-)
-from oneshot.networks.recurrent import CellNetwork, Dropout
+from oneshot.language import Language, cross_entropy, load_language
+from oneshot.language_training import LanguageTrainer, NotFiniteError, train_language
+from oneshot.networks.dropout import Dropout
+from oneshot.networks.recurrent import CellNetwork
 from oneshot.spaces.genotype import Cell, Genotype
 
 V2 = ["sigmoid 0", "relu 1", "relu 1", "identity 1", "tanh 2", "sigmoid 5", "tanh 3", "relu 5"]
@@ -89,7 +84,7 @@ def test_a_stopped_run_ends_with_the_same_weights(
 
     def stop_in_the_second_epoch(self: LanguageTrainer, *window: Any) -> None:
         update(self, *window)
-        if (self.epoch, self.read) == (1, 4):
+        if (self.epoch, self.batches_done) == (1, 4):
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(LanguageTrainer, "update", stop_in_the_second_epoch)

@@ -23,8 +23,8 @@ from engine.optim import learning_rate
 from engine.run import Run, read_lines, read_yaml
 from oneshot.networks.final import FinalNetwork
 from oneshot.retrain import Retrain, Retraining
-from oneshot.spaces.genotype import find_genotype
-from oneshot.trained import build, model_of
+from oneshot.spaces.read_genotype import find_genotype
+from oneshot.trained import build_network, network_model
 
 TINY = (
     "--network.cells",
@@ -144,10 +144,10 @@ def test_a_step_is_the_published_one(tmp_path: Path) -> None:
         ],
     )
     data = load_data(config.data, torch.device("cpu"), 0)
-    model = model_of(find_genotype("DARTS_V2"), config.network, data)
+    model = network_model(find_genotype("DARTS_V2"), config.network, data)
     torch.manual_seed(0)
-    network = build(model, auxiliary=True)
-    plain = build(model, auxiliary=True)
+    network = build_network(model, auxiliary=True)
+    plain = build_network(model, auxiliary=True)
     plain.load_state_dict(network.state_dict())
     training = Retraining(config, Run(tmp_path), network, data, ALONE, model)
     momentum = [torch.zeros_like(p) for p in plain.parameters()]

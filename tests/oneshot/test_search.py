@@ -21,11 +21,13 @@ from engine.command.cli import parse
 from engine.errors import UserError
 from engine.run import read_lines
 from oneshot.bilevel import dominant_eigenvalue
-from oneshot.nasbench201.table import CELLS, Table
+from oneshot.nasbench201.codes import CELLS
+from oneshot.nasbench201.table import AccuracyTable
 from oneshot.retrain import Retrain
-from oneshot.search import Loop, Search
+from oneshot.search import Search
+from oneshot.search_loop import SearchLoop
+from oneshot.searcher import Searcher
 from oneshot.spaces.genotype import Genotype
-from oneshot.state import Searching
 
 SMALL = ("--channels", "2", "--batch-size", "64", "--device", "cpu")
 CELL = (*SMALL, "--space", "nasbench201", "--cells", "1")
@@ -62,16 +64,16 @@ def same_end(a: Path, b: Path) -> bool:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """A real Ctrl-C in the middle of that step, once."""
-    original, count = Searching.step, 0
+    original, count = Searcher.step, 0
 
-    def step(self: Searching, number: int, train: Any, valid: Any) -> Tensor:
+    def step(self: Searcher, number: int, train: Any, valid: Any) -> Tensor:
         nonlocal count
         count += 1
         if count == steps:
             os.kill(os.getpid(), signal.SIGINT)
         return original(self, number, train, valid)
 
-    monkeypatch.setattr(Searching, "step", step)
+    monkeypatch.setattr(Searcher, "step", step)
 
 
 def test_a_search_learns_and_leaves_what_the_next_command_reads(
@@ -169,11 +171,11 @@ def test_ctrl_c_in_the_last_step_stops_before_the_end_and_resumes_there(
 def test_what_a_kill_before_the_first_checkpoint_logged_is_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(self: Loop) -> None:
+    def killed(self: SearchLoop) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "save", killed)
+        patch.setattr(SearchLoop, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             search(tmp_path / "run", *CELL, "--epochs", "1")
     assert search(tmp_path / "run", *CELL, "--epochs", "1", "--resume") == 0
@@ -210,23 +212,24 @@ def test_many_signals_to_a_process(tmp_path: Path) -> None:
 def test_what_is_not_finite_stops_the_search_and_is_never_saved(
     broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, count = Searching.step, 0
+    original, count = Searcher.step, 0
 
-    def step(self: Searching, number: int, train: Any, valid: Any) -> Tensor:
+    def step(self: Searcher, number: int, train: Any, valid: Any) -> Tensor:
         nonlocal count
         count += 1
         losses = original(self, number, train, valid)
         if count == 18:  # the last of the second epoch
             if broken == "weights":
-                next(self.task.network.parameters()).data.fill_(math.nan)
+                next(self.state.objective.network.parameters()).data.fill_(math.nan)
             if broken == "architecture":
-                self.alphas.all()[0].data[0, 0] = math.inf
+                self.state.alphas.all()[0].data[0, 0] = math.inf
         return losses * math.nan if broken == "loss" and count == 13 else losses
 
-    monkeypatch.setattr(Searching, "step", step)
+    monkeypatch.setattr(Searcher, "step", step)
+    step_number = 12 if broken == "loss" else 18  # a loss is of a step, the others are looked at in the end
     said = (
-        rf"^The {broken} (is|are) not finite near step 18 \(epoch 2\); start again with --overwrite and a "
-        r"lower --method\.sgd\.lr"
+        rf"^The {broken} (is|are) not finite at step {step_number} \(epoch 2\); start again with --overwrite "
+        r"and a lower --method\.sgd\.lr"
     )
     with pytest.raises(UserError, match=said):
         search(tmp_path / "run", *CELL, "--epochs", "3")
@@ -250,7 +253,7 @@ def test_it_stops_at_collapse_and_goes_back_4_epochs(
         "500",
     )
     grown = iter([1.0] * 8 + [2.0] * 99)
-    monkeypatch.setattr(Searching, "eigenvalue", lambda self, batch: next(grown))
+    monkeypatch.setattr(Searcher, "eigenvalue", lambda self, batch: next(grown))
     assert search(tmp_path / "run", *flags) == 0
     points = epochs(tmp_path / "run")
     assert len(points) == 11, (
@@ -276,7 +279,7 @@ def test_the_watched_eigenvalue_is_that_of_the_validation_loss(
         assert seen[-1] == pytest.approx(float(found[found.abs().argmax()]), rel=0.1)
         return seen[-1]
 
-    monkeypatch.setattr("oneshot.state.dominant_eigenvalue", eigenvalue)
+    monkeypatch.setattr("oneshot.searcher.dominant_eigenvalue", eigenvalue)
     assert search(tmp_path / "run", *CELL, "--epochs", "3", "--watch-every", "2") == 0
     assert [point.get("eigenvalue") for point in epochs(tmp_path / "run")] == [None, seen[0], None]
 
@@ -293,7 +296,7 @@ def test_watching_changes_nothing(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("table") / "table.csv"
-    Table("made up", {("cifar10", "test"): np.arange(CELLS) / 200}).write(path)
+    AccuracyTable("made up", {("cifar10", "test"): np.arange(CELLS) / 200}).write(path)
     return path
 
 
@@ -303,7 +306,7 @@ def test_a_table_tells_the_true_accuracy_of_each_epoch(
     assert (
         search(tmp_path / "run", *CELL, "--epochs", "2", "--table", str(table), "--table-budget", "10") == 0
     )
-    accuracies = Table.read(table)
+    accuracies = AccuracyTable.read(table)
     points = epochs(tmp_path / "run")
     assert all(
         point["true_accuracy"] == accuracies.accuracy(Genotype.model_validate(point["genotype"]), "cifar10")

@@ -11,8 +11,8 @@ from engine.errors import UserError
 from engine.run import read_lines
 from oneshot.networks.final import FinalNetwork
 from oneshot.retrain import Retrain
-from oneshot.spaces.genotype import find_genotype
-from oneshot.trained import TrainedNetwork, cost_of
+from oneshot.spaces.read_genotype import find_genotype
+from oneshot.trained import TrainedNetwork, network_cost
 
 CPU = torch.device("cpu")
 
@@ -51,7 +51,7 @@ def test_it_measures_what_training_measured(run: Path) -> None:
 def test_its_cost_is_without_the_auxiliary_head(run: Path) -> None:
     trained = TrainedNetwork(run, CPU)
     genotype = trained.model.genotype
-    assert trained.cost() == cost_of(FinalNetwork(genotype, 4, 3, 10, 1, auxiliary=True), trained.model)
+    assert trained.cost() == network_cost(FinalNetwork(genotype, 4, 3, 10, 1, auxiliary=True), trained.model)
     assert trained.cost()[1] == sum(p.numel() for p in FinalNetwork(genotype, 4, 3, 10, 1).parameters())
 
 

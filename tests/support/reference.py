@@ -68,7 +68,7 @@ def _darts_name(name: str, space: CellSpace, operations: list[str]) -> list[str]
     if parts[0] == "norm":
         return [f"lastact.0.{parts[1]}"]
     cell = f"cells.{parts[1]}"
-    if parts[2] == "join":
+    if parts[2] == "inputs":
         role = {"conv": "op.1", "norm": "op.2", "skip": "", "even": "conv_1", "odd": "conv_2"}
         middle = ".".join(filter(None, (role.get(part, STATISTIC.get(part, part)) for part in parts[4:])))
         middle = middle.replace("op.2.", "bn.") if parts[4] == "skip" else middle
@@ -109,12 +109,12 @@ def _nasbench201_name(name: str, space: CellSpace) -> list[str]:
     parts = name.split(".")
     if parts[0] != "blocks":
         return [name.replace("norm.", "lastact.0.")]
-    if parts[2] != "fans":
+    if parts[2] != "parallel_edges":
         role = {
-            "conv": "conv_a.op.1",
-            "bn": "conv_a.op.2",
+            "conv1": "conv_a.op.1",
+            "norm1": "conv_a.op.2",
             "conv2": "conv_b.op.1",
-            "bn2": "conv_b.op.2",
+            "norm2": "conv_b.op.2",
             "shortcut": "downsample.1",
         }
         return [f"cells.{parts[1]}.{role[parts[2]]}.{parts[3]}"]

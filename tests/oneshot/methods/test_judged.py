@@ -8,19 +8,23 @@ import pytest
 import torch
 from torch import nn
 
-from oneshot.bilevel import ImageLoss, Loss, Mixtures
-from oneshot.methods.enas import Controller, Enas
+from oneshot.axes.edge_weights import NetworkEdgeWeights
+from oneshot.bilevel import LossFn
+from oneshot.methods.controller import Controller
+from oneshot.methods.enas import Enas
 from oneshot.methods.method import Method
 from oneshot.methods.random_ws import RandomWs, best_of
-from oneshot.methods.sampled import Choice, as_genotype, draw
+from oneshot.methods.sampled import Architecture, as_genotype, sample_architecture
+from oneshot.objectives.images import ImageLoss
+from oneshot.searcher import Searcher
 from oneshot.spaces.cells import CellSpace, find_space
-from oneshot.state import Searching
+from oneshot.state import SearchState
 
 SPACE = CellSpace("nasbench201", ("cell",), 1, 2, ("none", "skip_connect", "nor_conv_3x3"), None)
 
 
 class Rewarded:
-    """A task whose quality is the weight of one operation: what a good search must find. Nothing is
+    """An objective whose quality is the weight of one operation: what a good search must find. Nothing is
     trained."""
 
     batch_items = 10
@@ -28,28 +32,28 @@ class Rewarded:
 
     def __init__(self, operation: str, quality: str = "accuracy", space: CellSpace = SPACE):
         self.network: nn.Module = nn.Linear(1, 1)
-        self.loss: Loss = ImageLoss(self.network)
+        self.loss: LossFn = ImageLoss(self.network)
         self.quality, self.column, self.space = quality, space.operations.index(operation), space
         self.limits: list[int | None] = []
 
-    def judges(self, epoch: int) -> Iterator[Any]:
+    def reward_batches(self, epoch: int) -> Iterator[Any]:
         while True:
             yield None
 
-    def share(self, mixtures: Mixtures) -> float:
-        weights = torch.cat([mixture.weight_EO for mixture in mixtures.values()])
+    def share(self, edge_weights: NetworkEdgeWeights) -> float:
+        weights = torch.cat([cell_weights.weight_EO for cell_weights in edge_weights.values()])
         return float(weights[:, self.column].sum() / weights.sum())
 
-    def reward(self, batch: Any, mixtures: Mixtures) -> float:
-        return self.share(mixtures)
+    def reward(self, batch: Any, edge_weights: NetworkEdgeWeights) -> float:
+        return self.share(edge_weights)
 
-    def measure(self, mixtures: Mixtures, limit: int | None = None) -> float:
+    def measure(self, edge_weights: NetworkEdgeWeights, limit: int | None = None) -> float:
         self.limits.append(limit)
-        return self.share(mixtures) if self.quality == "accuracy" else 100 - self.share(mixtures)
+        return self.share(edge_weights) if self.quality == "accuracy" else 100 - self.share(edge_weights)
 
 
-def searching(method: Method, task: Rewarded, seed: int = 0) -> Searching:
-    return Searching(method, task.space, task, seed, 2)  # type: ignore[arg-type]
+def search(method: Method, objective: Rewarded, seed: int = 0) -> SearchState:
+    return Searcher(method, objective.space, objective, seed, 2).state  # type: ignore[arg-type]
 
 
 def probability(controller: Controller, operation: int) -> float:
@@ -63,14 +67,14 @@ def probability(controller: Controller, operation: int) -> float:
 @pytest.mark.parametrize("operation", ["skip_connect", "nor_conv_3x3"])
 def test_the_controller_learns_what_is_rewarded(operation: str) -> None:
     method = Enas(controller_steps=40, samples_a_step=10, lr=0.02, size=16, candidates=20)
-    task = Rewarded(operation)
-    ours = searching(method, task)
+    objective = Rewarded(operation)
+    ours = search(method, objective)
     controller = ours.alphas.controller
     assert isinstance(controller, Controller)
-    before = probability(controller, task.column)
+    before = probability(controller, objective.column)
     assert before == pytest.approx(1 / 3, abs=0.12)
     method.after_epoch(ours)
-    assert probability(controller, task.column) > max(0.7, before)
+    assert probability(controller, objective.column) > max(0.7, before)
     assert float(controller.average) > 0.4, "the baseline follows the rewards"
     found = method.final_genotype(ours).cells["cell"]
     assert {name for node in found.nodes for name, _ in node} == {operation}
@@ -79,7 +83,7 @@ def test_the_controller_learns_what_is_rewarded(operation: str) -> None:
 def test_log_probabilities_are_those_of_the_draws() -> None:
     torch.manual_seed(0)
     controller = Controller(SPACE, 8, 1, 5.0, 2.5)
-    seen: dict[Choice | tuple[Any, ...], list[float]] = {}
+    seen: dict[Architecture | tuple[Any, ...], list[float]] = {}
     for seed in range(2000):
         choice, log_probability, entropy = controller(torch.Generator().manual_seed(seed))
         seen.setdefault(choice["cell"], []).append(log_probability.item())
@@ -102,11 +106,11 @@ def test_the_baseline_starts_at_the_first_reward_and_moves_slowly() -> None:
 @pytest.mark.parametrize("quality", ["accuracy", "perplexity"])
 def test_the_best_candidate_wins(quality: str) -> None:
     space = find_space("darts")
-    task = Rewarded("skip_connect", quality, space)
+    objective = Rewarded("skip_connect", quality, space)
     method = RandomWs(candidates=60, finalists=5, batches=3)
-    ours = searching(method, task)
+    ours = search(method, objective)
     found = method.final_genotype(ours)
-    assert task.limits == [30] * 60 + [None] * 5
+    assert objective.limits == [30] * 60 + [None] * 5
     skips = [
         sum(name == "skip_connect" for cell in g.cells.values() for node in cell.nodes for name, _ in node)
         for g in candidates(space)
@@ -114,9 +118,9 @@ def test_the_best_candidate_wins(quality: str) -> None:
     assert sum(
         name == "skip_connect" for cell in found.cells.values() for node in cell.nodes for name, _ in node
     ) == max(skips)
-    assert best_of(ours, [draw(space, generator(0))], 1, 10) == draw(space, generator(0)), (
-        "fewer candidates than finalists"
-    )
+    assert best_of(ours, [sample_architecture(space, generator(0))], 1, 10) == sample_architecture(
+        space, generator(0)
+    ), "fewer candidates than finalists"
 
 
 def generator(number: int) -> Any:
@@ -126,13 +130,13 @@ def generator(number: int) -> Any:
 
 
 def candidates(space: CellSpace) -> list[Any]:
-    return [as_genotype(space, draw(space, generator(number))) for number in range(60)]
+    return [as_genotype(space, sample_architecture(space, generator(number))) for number in range(60)]
 
 
 def test_drawn_architectures_are_uniform() -> None:
     space, seen = find_space("darts"), torch.zeros(14, 8)
     for number in range(3000):
-        for edge, operation in draw(space, generator(number))["reduce"]:
+        for edge, operation in sample_architecture(space, generator(number))["reduce"]:
             seen[edge, operation] += 1
     kept = torch.tensor(
         [2 / (into.stop - into.start) for into in space.entering for _ in range(into.start, into.stop)]

@@ -9,18 +9,21 @@ from pydantic import TypeAdapter, ValidationError
 from reference import pr_darts_names, recorded, theirs
 from torch import Tensor
 
-from oneshot.axes.derivation import derive
-from oneshot.axes.edge_weights import Mixture
+from oneshot.axes.auxiliary_skip import AuxiliarySkip
+from oneshot.axes.derivation import derive_genotype
+from oneshot.axes.edge_weights import EdgeWeights
 from oneshot.axes.geometry import exponentiated_gradient
-from oneshot.axes.penalty import BetaDecay, Cost, Entropy, PathDepth, Seen
-from oneshot.axes.relaxation import At, GumbelHard, HardConcrete, Softmax
+from oneshot.axes.penalty import BetaDecay, CostPenalty, Entropy, PathDepth, PenaltyInputs
+from oneshot.axes.progress import Progress
+from oneshot.axes.relaxation import GumbelHard, HardConcrete, Softmax
 from oneshot.methods import MethodConfig
 from oneshot.methods.beta_darts import BetaDarts
 from oneshot.methods.gaea import Gaea, GaeaPcDarts
 from oneshot.methods.gdas import Gdas
-from oneshot.methods.method import AuxiliarySkip, Method
+from oneshot.methods.method import Method
 from oneshot.methods.pc_darts import PcDarts
 from oneshot.methods.pr_darts import PrDarts
+from oneshot.networks.parallel_edges import EdgeSettings
 from oneshot.networks.search import DartsNetwork
 from oneshot.spaces.cells import find_space
 
@@ -36,8 +39,9 @@ def test_recorded_passes_of_pr_darts(case: int) -> None:
         name.replace("dua_sepc", "sep_conv").replace("dil_sepc", "dil_conv") for name in found["space"]
     ]
     columns = [theirs_called.index(name) for name in space.operations]  # theirs of ours
+    settings = EdgeSettings(pool_norm=False)
     network = (
-        DartsNetwork(space, found["C"], 3 * found["N"], pool_norm=False, last_norm=True)
+        DartsNetwork(space, found["C"], 3 * found["N"], settings=settings, last_norm=True)
         .double()
         .to(memory_format=torch.channels_last)
     )
@@ -48,7 +52,7 @@ def test_recorded_passes_of_pr_darts(case: int) -> None:
 
     relaxation = HardConcrete(dropout=given["dropout"])
     alphas: dict[str, Tensor] = {}
-    mixtures: dict[str, Mixture] = {}
+    edge_weights: dict[str, EdgeWeights] = {}
     each = len(given["draws"]) // 2
     for number, kind in enumerate(space.cells):
         draws = dict(given["draws"][number * each : (number + 1) * each])
@@ -60,16 +64,17 @@ def test_recorded_passes_of_pr_darts(case: int) -> None:
             draws["randperm"],
             given["tau"],
         )
-        assert mixed.runs is not None
-        runs = tuple(tuple(columns.index(o) for o in row) for row in mixed.runs)
-        alphas[kind], mixtures[kind] = alpha, Mixture(mixed.weight_EO[:, columns], runs)
-    logits = network(found["xt"].to(memory_format=torch.channels_last), mixtures)
+        assert mixed.active is not None
+        active = tuple(tuple(columns.index(o) for o in row) for row in mixed.active)
+        alphas[kind], edge_weights[kind] = alpha, EdgeWeights(mixed.weight_EO[:, columns], active)
+    logits = network(found["xt"].to(memory_format=torch.channels_last), edge_weights)
     torch.testing.assert_close(logits, given["logits"], **TOLERANCE)
 
     tau_now = relaxation.model_copy(update={"tau_start": given["tau"]})
     ours = {kind: alpha[:, columns] for kind, alpha in alphas.items()}
     value = PathDepth()(
-        F.cross_entropy(logits, found["yt"]), Seen(space, ours, mixtures, tau_now, At(0, 10), {})
+        F.cross_entropy(logits, found["yt"]),
+        PenaltyInputs(space, ours, edge_weights, tau_now, Progress(0, 10), {}),
     )
     torch.testing.assert_close(value, given["loss"], **TOLERANCE)
     gradients = torch.autograd.grad(value, list(alphas.values()))
@@ -102,7 +107,7 @@ def test_recorded_genotypes() -> None:
                 str(wanted).replace("dua_sepc", "sep_conv").replace("dil_sepc", "dil_conv"),
             )
             wanted = [(op, int(source)) for op, source in found_edges]
-        ours = derive(
+        ours = derive_genotype(
             space,
             dict(zip(space.cells, probabilities, strict=True)),
             "pairs_repeat" if file == "prdarts_small" else "edges",
@@ -119,11 +124,11 @@ def test_pairs_take_an_edge_once() -> None:
     weights = torch.full((14, 8), 0.01)
     weights[0, 4], weights[0, 5], weights[1, 4] = 0.5, 0.4, 0.3
     cells = {kind: weights for kind in space.cells}
-    assert derive(space, cells, "pairs_repeat").cells["normal"].nodes[0] == (
+    assert derive_genotype(space, cells, "pairs_repeat").cells["normal"].nodes[0] == (
         ("sep_conv_3x3", 0),
         ("sep_conv_5x5", 0),
     )
-    assert derive(space, cells, "pairs").cells["normal"].nodes[0] == (
+    assert derive_genotype(space, cells, "pairs").cells["normal"].nodes[0] == (
         ("sep_conv_3x3", 0),
         ("sep_conv_3x3", 1),
     )
@@ -131,11 +136,11 @@ def test_pairs_take_an_edge_once() -> None:
 
 def test_none_is_kept_in_nasbench201_only() -> None:
     none_is_strongest = torch.tensor([0.9, 0.1, 0.0, 0.0, 0.0])
-    cell = derive(find_space("nasbench201"), {"cell": none_is_strongest.expand(6, 5)}).cells["cell"]
+    cell = derive_genotype(find_space("nasbench201"), {"cell": none_is_strongest.expand(6, 5)}).cells["cell"]
     assert {name for node in cell.nodes for name, _ in node} == {"none"}
-    recurrent = derive(find_space("recurrent"), {"recurrent": none_is_strongest.expand(36, 5)}).cells[
-        "recurrent"
-    ]
+    recurrent = derive_genotype(
+        find_space("recurrent"), {"recurrent": none_is_strongest.expand(36, 5)}
+    ).cells["recurrent"]
     assert recurrent.nodes == ((("tanh", 0),),) * 8
 
 
@@ -170,35 +175,40 @@ def test_gaea_keeps_operations_and_the_edges_of_each_node_on_simplices() -> None
 
 def test_gdas_draws_by_probability_and_anneals() -> None:
     alpha = torch.log(torch.tensor([[0.1, 0.2, 0.3, 0.4, 1e-9]]))
-    may, draw = torch.ones(1, 5, dtype=torch.bool), torch.Generator().manual_seed(0)
-    runs = [GumbelHard().mix(alpha, may, At(0, 250), draw).runs for _ in range(4000)]
-    share = [sum(run == ((o,),) for run in runs) / 4000 for o in range(5)]
+    allowed_EO, draws = torch.ones(1, 5, dtype=torch.bool), torch.Generator().manual_seed(0)
+    active = [GumbelHard().mix(alpha, allowed_EO, Progress(0, 250), draws).active for _ in range(4000)]
+    share = [sum(run == ((o,),) for run in active) / 4000 for o in range(5)]
     assert share == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.0], abs=0.03)
-    assert [At(epoch, 250).between(10, 0.1) for epoch in (0, 249)] == pytest.approx([10, 0.1])
+    assert [Progress(epoch, 250).between(10, 0.1) for epoch in (0, 249)] == pytest.approx([10, 0.1])
 
 
-def seen(alphas: dict[str, Tensor], at: At, costs: dict[str, Tensor] | None = None) -> Seen:
-    mixtures = {kind: Mixture(alpha.softmax(-1)) for kind, alpha in alphas.items()}
-    return Seen(find_space("nasbench201"), alphas, mixtures, Softmax(), at, costs or {})
+def penalty_inputs(
+    alphas: dict[str, Tensor], inputs: Progress, costs: dict[str, Tensor] | None = None
+) -> PenaltyInputs:
+    edge_weights = {kind: EdgeWeights(alpha.softmax(-1)) for kind, alpha in alphas.items()}
+    return PenaltyInputs(find_space("nasbench201"), alphas, edge_weights, Softmax(), inputs, costs or {})
 
 
 def test_penalties_by_hand() -> None:
     alphas = {"cell": torch.randn(6, 5, generator=torch.Generator().manual_seed(0))}
     loss = torch.tensor(2.0)
     mean = alphas["cell"].exp().sum(1).log().mean()
-    torch.testing.assert_close(BetaDecay()(loss, seen(alphas, At(10, 100))), loss + 5 * mean)
+    torch.testing.assert_close(BetaDecay()(loss, penalty_inputs(alphas, Progress(10, 100))), loss + 5 * mean)
     theta = alphas["cell"].softmax(-1)
     torch.testing.assert_close(
-        Entropy(gamma=0.5)(loss, seen(alphas, At(0, 1))), loss + 0.5 * (theta * (theta * 5).log()).sum()
+        Entropy(gamma=0.5)(loss, penalty_inputs(alphas, Progress(0, 1))),
+        loss + 0.5 * (theta * (theta * 5).log()).sum(),
     )
     costs = {"cell": torch.rand(6, 5, generator=torch.Generator().manual_seed(1)) * 1e6}
     total = (theta * costs["cell"]).sum()
-    at = seen(alphas, At(0, 1), costs)
+    inputs = penalty_inputs(alphas, Progress(0, 1), costs)
     torch.testing.assert_close(
-        Cost(ref=2_000_000)(loss, at), 0.2 * loss * (total.log() / torch.tensor(2e6).log()) ** 0.3
+        CostPenalty(ref=2_000_000)(loss, inputs), 0.2 * loss * (total.log() / torch.tensor(2e6).log()) ** 0.3
     )
-    torch.testing.assert_close(Cost(ref=2_000_000, form="add")(loss, at), loss + 0.1 * (total - 2e6) / 2e6)
-    torch.testing.assert_close(Cost(form="fbnet")(loss, at), 0.2 * loss * total.log() ** 0.6)
+    torch.testing.assert_close(
+        CostPenalty(ref=2_000_000, form="add")(loss, inputs), loss + 0.1 * (total - 2e6) / 2e6
+    )
+    torch.testing.assert_close(CostPenalty(form="fbnet")(loss, inputs), 0.2 * loss * total.log() ** 0.6)
 
 
 @pytest.mark.parametrize(
@@ -219,9 +229,9 @@ def test_combinations_without_meaning_are_refused(values: dict[str, object], why
 
 def test_combinations_with_meaning_are_not() -> None:
     for method in (
-        PcDarts(penalties=(BetaDecay(), Cost())),
+        PcDarts(penalties=(BetaDecay(), CostPenalty())),
         Gaea(level="single"),
-        Gdas(penalties=(Cost(),)),
+        Gdas(penalties=(CostPenalty(),)),
         PrDarts(penalties=(PathDepth(), BetaDecay())),
         BetaDarts(order="exact", auxiliary_skip=AuxiliarySkip()),
     ):
@@ -229,5 +239,7 @@ def test_combinations_with_meaning_are_not() -> None:
 
 
 def test_the_auxiliary_skip_fades() -> None:
-    assert [AuxiliarySkip().weight(At(epoch, 50)) for epoch in (0, 25, 49)] == pytest.approx([1, 0.5, 0.02])
-    assert AuxiliarySkip(decay="cosine").weight(At(25, 50)) == pytest.approx(0.5)
+    assert [AuxiliarySkip().weight(Progress(epoch, 50)) for epoch in (0, 25, 49)] == pytest.approx(
+        [1, 0.5, 0.02]
+    )
+    assert AuxiliarySkip(decay="cosine").weight(Progress(25, 50)) == pytest.approx(0.5)

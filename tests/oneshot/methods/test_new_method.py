@@ -19,7 +19,7 @@ from engine.command.cli import parse
 from engine.config import Config
 from engine.errors import UserError
 from engine.run import read_lines
-from oneshot.axes.penalty import Penalty, Seen
+from oneshot.axes.penalty import Penalty, PenaltyInputs
 from oneshot.axes.relaxation import Softmax
 from oneshot.methods.darts import Darts
 from oneshot.methods.method import Method
@@ -34,8 +34,8 @@ class Sigmoid(Softmax):
 
     name: Literal["sigmoid"] = "sigmoid"  # type: ignore[assignment]
 
-    def probabilities(self, alpha_EO: Tensor, may_EO: Tensor) -> Tensor:
-        return alpha_EO.sigmoid() * may_EO
+    def probabilities(self, alpha_EO: Tensor, allowed_EO: Tensor) -> Tensor:
+        return alpha_EO.sigmoid() * allowed_EO
 
 
 class ZeroOne(Config):
@@ -44,7 +44,7 @@ class ZeroOne(Config):
     name: Literal["zero_one"] = "zero_one"
     weight: float = Field(10.0, ge=0, description="of the loss")
 
-    def __call__(self, loss: Tensor, seen: Seen) -> Tensor:
+    def __call__(self, loss: Tensor, seen: PenaltyInputs) -> Tensor:
         theta = torch.cat([alpha.sigmoid() for alpha in seen.alphas.values()])
         return loss - self.weight * (theta - 0.5).square().mean()
 

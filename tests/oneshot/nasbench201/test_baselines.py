@@ -10,12 +10,14 @@ from engine.command.cli import parse
 from oneshot.nasbench201.__main__ import Compare
 from oneshot.nasbench201.baselines import (
     baselines,
-    mutate,
+    mutate_cells,
     random_search,
     reference_lines,
     regularised_evolution,
 )
-from oneshot.nasbench201.table import CELLS, DATASETS, SPACE, Table, all_codes
+from oneshot.nasbench201.codes import CELLS, all_codes
+from oneshot.nasbench201.table import DATASETS, AccuracyTable
+from oneshot.spaces.nasbench201_string import SPACE
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +28,10 @@ def smooth() -> np.ndarray:
 
 def test_a_mutation_changes_one_edge_as_the_reference_does() -> None:
     parents = np.full(60_000, 777)
-    changed = all_codes()[mutate(parents, np.random.default_rng(0))] != all_codes()[777]
+    changed = all_codes()[mutate_cells(parents, np.random.default_rng(0))] != all_codes()[777]
     assert (changed.sum(1) == 1).all()
     assert changed.mean(0) == pytest.approx([1 / 3, 1 / 6, 1 / 6, 1 / 9, 1 / 9, 1 / 9], abs=0.01)
-    children = all_codes()[mutate(parents, np.random.default_rng(1))][:, 0]
+    children = all_codes()[mutate_cells(parents, np.random.default_rng(1))][:, 0]
     counts = np.bincount(children, minlength=len(SPACE.operations)) / 60_000
     others = [o for o in range(5) if o != all_codes()[777, 0]]
     assert counts[others] == pytest.approx([1 / 12] * 4, abs=0.01)
@@ -47,7 +49,7 @@ def one_evolution(seen: np.ndarray, budget: int, rng: np.random.Generator) -> in
     history = list(population)
     while len(history) < budget:
         parent = max((population[i] for i in rng.integers(10, size=3)), key=lambda cell: seen[cell])
-        child = int(mutate(np.array([parent]), rng)[0])
+        child = int(mutate_cells(np.array([parent]), rng)[0])
         population.append(child)
         population.popleft()
         history.append(child)
@@ -69,16 +71,18 @@ def test_one_query_is_one_random_cell(smooth: np.ndarray) -> None:
 
 
 def test_searchers_see_validation_and_are_judged_by_test(smooth: np.ndarray) -> None:
-    table = Table("made up", {("cifar10", "test"): smooth, ("cifar10", "val"): 100 - smooth})
+    table = AccuracyTable("made up", {("cifar10", "test"): smooth, ("cifar10", "val"): 100 - smooth})
     found = baselines(table, "cifar10", 100, 0)
     assert found["oracle"] == smooth.max()
     assert found["random_search"].mean() < smooth.mean()  # validation misleads in this table
-    honest = baselines(table, "cifar10", 100, 0, seen=Table("test alone", {("cifar10", "test"): smooth}))
+    honest = baselines(
+        table, "cifar10", 100, 0, seen=AccuracyTable("test alone", {("cifar10", "test"): smooth})
+    )
     assert honest["regularised_evolution"].mean() > smooth.mean()
 
 
 def test_the_lines_are_means_and_come_again_with_the_seed(smooth: np.ndarray) -> None:
-    table = Table("made up", {("cifar10", "test"): smooth})
+    table = AccuracyTable("made up", {("cifar10", "test"): smooth})
     lines = reference_lines(table, "cifar10", 30, 5)
     assert lines == reference_lines(table, "cifar10", 30, 5)
     assert lines["random_search"] != reference_lines(table, "cifar10", 30, 6)["random_search"]
@@ -90,7 +94,7 @@ def test_on_the_real_tables(nas_data: Path, capsys: pytest.CaptureFixture[str]) 
     """Random search against its exact expectation: the cell of rank k is the best of n draws with probability
     (k/C)^n - ((k-1)/C)^n."""
     files = [nas_data / "nasbench201" / f"accuracy_{epochs}_epochs.csv" for epochs in (200, 12)]
-    result, seen = (Table.read(file) for file in files)
+    result, seen = (AccuracyTable.read(file) for file in files)
     below = np.arange(CELLS + 1) / CELLS
     chance = np.diff(below**100)
     for dataset in DATASETS:

@@ -11,20 +11,18 @@ import pytest
 from engine.command.cli import parse
 from engine.errors import UserError
 from oneshot.nasbench201.__main__ import Compare
-from oneshot.nasbench201.table import (
+from oneshot.nasbench201.codes import (
     CELLS,
-    DATASETS,
-    NETWORKS,
-    Table,
     all_codes,
     all_costs,
-    decode,
-    encode,
+    decode_cell,
+    encode_cell,
     find_cell,
     index_of,
     parse_string,
     to_string,
 )
+from oneshot.nasbench201.table import DATASETS, NETWORKS, AccuracyTable
 from oneshot.spaces.genotype import Cell, Genotype
 
 FIRST = "|avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|nor_conv_1x1~0|skip_connect~1|skip_connect~2|"
@@ -34,7 +32,7 @@ BEST = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_con
 
 def rows() -> list[list[str]]:
     """A table whose accuracies tell the index: 0.001 times it, and half of that for validation."""
-    cells = [to_string(decode(code)) for code in all_codes()]
+    cells = [to_string(decode_cell(code)) for code in all_codes()]
     return [
         ["arch", "cifar10-test", "cifar10-val", "comment"],
         *([c, f"{i / 1000}", f"{i / 2000}", ""] for i, c in enumerate(cells)),
@@ -64,12 +62,12 @@ def test_the_official_order_needs_no_table() -> None:
 def test_the_official_order_is_that_of_the_tables(nas_data: Path) -> None:
     with (nas_data / "nasbench201" / "accuracy_200_epochs.csv").open(newline="") as file:
         cells = [row["ArchitectureString"] for row in csv.DictReader(file)]
-    assert cells == [to_string(decode(code)) for code in all_codes()]
+    assert cells == [to_string(decode_cell(code)) for code in all_codes()]
 
 
 @pytest.mark.parametrize("name", ["accuracy_200_epochs.csv", "accuracy_12_epochs.csv"])
 def test_both_forms_of_table(nas_data: Path, name: str) -> None:
-    table = Table.read(nas_data / "nasbench201" / name)
+    table = AccuracyTable.read(nas_data / "nasbench201" / name)
     if name == "accuracy_12_epochs.csv":
         assert table.accuracy(find_cell(FIRST), "cifar10", "val") == 63.364
         assert table.accuracy(find_cell(FIRST), "imagenet16-120", "test") == 17.0
@@ -84,8 +82,8 @@ def test_both_forms_of_table(nas_data: Path, name: str) -> None:
 
 def test_genotype_code_and_string_are_the_same() -> None:
     for code in all_codes()[:50]:
-        assert (encode(decode(code)) == code).all()
-        assert (parse_string(to_string(decode(code))) == code).all()
+        assert (encode_cell(decode_cell(code)) == code).all()
+        assert (parse_string(to_string(decode_cell(code))) == code).all()
 
 
 def test_an_edge_that_is_not_named_carries_nothing() -> None:
@@ -110,7 +108,7 @@ def test_what_no_table_can_hold_is_refused(nodes: tuple[object, ...], output: tu
         {"space": "nasbench201", "cells": {"cell": {"nodes": nodes, "output": output}}}
     )
     with pytest.raises(UserError):
-        encode(genotype)
+        encode_cell(genotype)
 
 
 @pytest.mark.parametrize(
@@ -128,11 +126,11 @@ def test_a_genotype_file_is_a_cell(tmp_path: Path) -> None:
 
 
 def test_rows_may_come_in_any_order(table: Path, tmp_path: Path) -> None:
-    read = Table.read(table)
+    read = AccuracyTable.read(table)
     assert read.accuracy(find_cell("4321"), "cifar10", "test") == 4.321
     assert (read.accuracies("cifar10", "val") == np.arange(CELLS) / 2000).all()
     read.write(tmp_path / "again.csv")
-    again = Table.read(tmp_path / "again.csv")
+    again = AccuracyTable.read(tmp_path / "again.csv")
     assert all((again.columns[key] == values).all() for key, values in read.columns.items())
 
 
@@ -158,7 +156,7 @@ def test_rows_may_come_in_any_order(table: Path, tmp_path: Path) -> None:
 )
 def test_a_damaged_table_is_one_sentence(tmp_path: Path, damage, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        Table.read(write(tmp_path / "table.csv", damage(rows())))
+        AccuracyTable.read(write(tmp_path / "table.csv", damage(rows())))
 
 
 def test_what_is_no_table_is_one_sentence(tmp_path: Path) -> None:
@@ -166,7 +164,7 @@ def test_what_is_no_table_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_text("")
     for name in ("picture.png", "empty.csv", "missing.csv"):
         with pytest.raises(UserError):
-            Table.read(tmp_path / name)
+            AccuracyTable.read(tmp_path / name)
 
 
 def test_costs_of_all_cells_are_the_published_ones() -> None:
@@ -202,7 +200,7 @@ def test_the_command_looks_a_cell_up_and_saves(
     printed = capsys.readouterr().out
     assert BEST in printed and "9.93" in printed and "184,730,240" in printed and "1,288,506" in printed
     assert f"--table {tmp_path / 'saved.csv'}" in printed
-    assert len(Table.read(tmp_path / "saved.csv").columns) == 2
+    assert len(AccuracyTable.read(tmp_path / "saved.csv").columns) == 2
     with pytest.raises(UserError, match="must end in"):
         parse(Compare, ["--table", str(table), "--save", "table.json"]).execute()
 
@@ -213,4 +211,4 @@ def test_a_genotype_of_another_space_has_no_entry(table: Path) -> None:
         json.loads(json.dumps({"space": "recurrent", "cells": {"recurrent": cell}}))
     )
     with pytest.raises(UserError, match="space 'recurrent'"):
-        Table.read(table).accuracy(other, "cifar10")
+        AccuracyTable.read(table).accuracy(other, "cifar10")

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from engine.errors import UserError
+from oneshot.nasbench201.codes import all_codes, decode_cell, to_string
 from oneshot.nasbench201.nats import read_nats
-from oneshot.nasbench201.table import all_codes, decode, to_string
 
 
 def dump(path: Path, value: Any) -> None:
@@ -50,14 +50,17 @@ def trainings(cell: int) -> dict[str, Any]:
 def archive(tmp_path: Path) -> Path:
     folder = tmp_path / "NATS-tss-v1_0-3ffb9-simple"
     folder.mkdir()
-    dump(folder / "meta.pickle.pbz2", {"meta_archs": [to_string(decode(code)) for code in all_codes()[:3]]})
+    dump(
+        folder / "meta.pickle.pbz2",
+        {"meta_archs": [to_string(decode_cell(code)) for code in all_codes()[:3]]},
+    )
     for cell in range(3):
         dump(folder / f"{cell:06d}.pickle.pbz2", trainings(cell))
     return folder
 
 
 def test_a_folder_and_a_file_hold_the_same(archive: Path, tmp_path: Path) -> None:
-    cells = [to_string(decode(code)) for code in all_codes()[:3]]
+    cells = [to_string(decode_cell(code)) for code in all_codes()[:3]]
     whole = tmp_path / "NATS-tss-v1_0-3ffb9.pickle.pbz2"
     dump(
         whole,

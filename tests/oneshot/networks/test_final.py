@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from engine.compute.macs import count_macs, count_parameters
 from engine.errors import UserError
-from oneshot.networks.final import PLAIN, Cell, FinalNetwork, Stem
-from oneshot.spaces.genotype import Cell as Edges
-from oneshot.spaces.genotype import Genotype, find_genotype
+from oneshot.networks.final import FinalNetwork, StemName
+from oneshot.networks.final_cells import READ_BEFORE_RELU, FinalCell
+from oneshot.spaces.genotype import Cell, Genotype
+from oneshot.spaces.read_genotype import find_genotype
 
 # Counted on the networks of the reference codes: quark0/darts, yuhuixu1993/PC-DARTS, chenxin061/pdarts,
 # xiaomi-automl/FairDARTS and
@@ -50,17 +51,17 @@ def test_parameters_and_macs_are_those_of_the_reference_codes(name: str) -> None
     assert (small, small_aux, hundred, macs[0], large, large_aux, macs[1]) == COUNTED[name]
 
 
-def small(genotype: Genotype, stem: Stem = "cifar", auxiliary: bool = True) -> FinalNetwork:
+def small(genotype: Genotype, stem: StemName = "cifar", auxiliary: bool = True) -> FinalNetwork:
     torch.manual_seed(0)
     return FinalNetwork(genotype, 4, 3, 5, 3, stem, auxiliary).double()
 
 
-def plain_cell(cell: Cell, before: Tensor, last: Tensor) -> Tensor:
+def plain_cell(cell: FinalCell, before: Tensor, last: Tensor) -> Tensor:
     """The cell as its paper draws it: every edge on its own, each operation with its own ReLU."""
     states, operations = [cell.before(before.relu()), cell.last(last.relu())], iter(cell.operations)
     for sources in cell.sources:
         terms = [
-            op(states[s] if isinstance(op, PLAIN) else states[s].relu())
+            op(states[s] if isinstance(op, READ_BEFORE_RELU) else states[s].relu())
             for s, op in zip(sources, operations, strict=False)
         ]
         states.append(sum(terms, torch.zeros(())))
@@ -69,14 +70,14 @@ def plain_cell(cell: Cell, before: Tensor, last: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
 @pytest.mark.parametrize("name", ["NASNet", "AmoebaNet", "PDARTS"])
-def test_sharing_a_relu_changes_nothing(name: str, stem: Stem) -> None:
+def test_sharing_a_relu_changes_nothing(name: str, stem: StemName) -> None:
     network = small(find_genotype(name), stem)
     x = torch.randn(2, 3, *((16, 16) if stem == "cifar" else (64, 64)), dtype=torch.float64)
     before = last = network.stem(x)
     if network.second is not None:
         last = network.second(before.relu())
     for cell in network.cells:
-        assert isinstance(cell, Cell)
+        assert isinstance(cell, FinalCell)
         before, last = last, plain_cell(cell, before, last)
     wanted = network.classifier(last.mean((2, 3)))
     got, auxiliary = network(x)
@@ -99,7 +100,7 @@ def test_a_halving_skip_sees_every_second_pixel_and_its_neighbour() -> None:
 
 
 def test_drop_path_scales_what_it_keeps_and_spares_the_identity() -> None:
-    cell = Edges(nodes=(SKIPS, (("skip_connect", 0), ("avg_pool_3x3", 1))), output=(2, 3))
+    cell = Cell(nodes=(SKIPS, (("skip_connect", 0), ("avg_pool_3x3", 1))), output=(2, 3))
     network = small(Genotype(cells={"normal": cell, "reduce": cell}))
     assert [c.dropped for c in network.cells] == [[False, False, False, True], [True] * 4, [True] * 4]
     first, x = network.cells[0], torch.randn(4, 12, 8, 8, dtype=torch.float64).relu()
@@ -122,7 +123,7 @@ def test_drop_path_draws_for_each_image_and_edge_from_the_generator() -> None:
     assert torch.equal(run(0), run(0))
     assert not torch.allclose(run(0), run(1))
     assert torch.equal(run(0, 0.0), network(x))
-    factors = torch.cat([f.flatten() for f in network._draw(0.4, x, torch.Generator().manual_seed(0))])
+    factors = torch.cat([f.flatten() for f in network._draw_kept(0.4, x, torch.Generator().manual_seed(0))])
     assert set(factors.unique().tolist()) == {0.0, 1 / 0.6}
     network.eval()
     assert torch.equal(run(0), network(x))
@@ -143,10 +144,10 @@ def test_the_auxiliary_head_averages_the_published_windows() -> None:
 
 
 def test_cells_with_any_number_of_edges() -> None:
-    cell = Edges(
+    cell = Cell(
         nodes=((), (("sep_conv_3x3", 0),), (*SKIPS, ("sep_conv_3x3", 3), ("dil_conv_5x5", 1))), output=(4, 0)
     )
-    network = small(Genotype(cells={"normal": cell, "reduce": Edges(nodes=(SKIPS,), output=(2,))}))
+    network = small(Genotype(cells={"normal": cell, "reduce": Cell(nodes=(SKIPS,), output=(2,))}))
     network(torch.randn(2, 3, 16, 16, dtype=torch.float64))[0].sum().backward()
 
 
@@ -160,7 +161,7 @@ def test_cells_with_any_number_of_edges() -> None:
 def test_cells_that_cannot_be_trained(
     nodes: tuple[tuple[tuple[str, int], ...], ...], output: tuple[int, ...], said: str
 ) -> None:
-    cell = Edges(nodes=nodes, output=output)
+    cell = Cell(nodes=nodes, output=output)
     with pytest.raises(UserError, match=said):
         FinalNetwork(Genotype(cells={"normal": cell, "reduce": cell}))
     with pytest.raises(UserError, match="not 'recurrent'"):

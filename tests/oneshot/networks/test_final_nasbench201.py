@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from oneshot.nasbench201.table import find_cell
-from oneshot.networks.final_nasbench201 import CellModule, NasBench201Network
+from oneshot.nasbench201.codes import find_cell
+from oneshot.networks.final_nasbench201 import FinalNasBench201Cell, FinalNasBench201Network
 
 CELLS = [
     "|nor_conv_3x3~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|skip_connect~0|nor_conv_1x1~1|skip_connect~2|",
@@ -20,7 +20,7 @@ CELLS = [
 
 def test_a_cell_is_the_sum_of_its_edges() -> None:
     torch.manual_seed(0)
-    module = CellModule(find_cell(CELLS[0]).cells["cell"], 4).eval()
+    module = FinalNasBench201Cell(find_cell(CELLS[0]).cells["cell"], 4).eval()
     x = torch.randn(2, 4, 8, 8)
     conv = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
     scale = (1 + 1e-5) ** -0.5  # BatchNorm as it starts
@@ -32,7 +32,7 @@ def test_a_cell_is_the_sum_of_its_edges() -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_it_exports_and_trains(cell: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net = NasBench201Network(find_cell(cell), channels=4, cells=1, classes=7)
+    net = FinalNasBench201Network(find_cell(cell), channels=4, cells=1, classes=7)
     x = torch.randn(3, 3, 16, 16)
     logits = net(x)
     assert logits.shape == (3, 7)

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from reference import darts_names, nasbench201_names, recorded, theirs
 from torch import Tensor, nn
 
-from oneshot.axes.edge_weights import Mixture
+from oneshot.axes.edge_weights import EdgeWeights
 from oneshot.axes.relaxation import GumbelHard
+from oneshot.networks.parallel_edges import EdgeSettings
 from oneshot.networks.search import DartsNetwork, NasBench201Network
 from oneshot.spaces.cells import CellSpace, find_space
 
@@ -26,9 +27,8 @@ def load(file: str) -> Loaded:
         names = nasbench201_names(network, space)
     else:
         space = find_space("darts")
-        network = DartsNetwork(
-            space, found["C"], found["layers"], partial=4 if found["kind"] == "pcdarts" else 1
-        )
+        settings = EdgeSettings(partial=4 if found["kind"] == "pcdarts" else 1)
+        network = DartsNetwork(space, found["C"], found["layers"], settings=settings)
         names = darts_names(network, space)
     network = network.double().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     missing = network.load_state_dict(theirs(names, found["state_dict"]), strict=False)
@@ -36,38 +36,38 @@ def load(file: str) -> Loaded:
     return found, network, names
 
 
-def mixtures(space: CellSpace, alphas: list[Tensor]) -> dict[str, Mixture]:
+def edge_weights(space: CellSpace, alphas: list[Tensor]) -> dict[str, EdgeWeights]:
     """Softmax over operations and, where there are betas, over the edges into each node."""
     edges = [
         torch.cat([beta[into].softmax(0) for into in space.entering]) for beta in alphas[len(space.cells) :]
     ]
     return {
-        kind: Mixture(alpha.softmax(-1), edge_E=edges[number] if edges else None)
+        kind: EdgeWeights(alpha.softmax(-1), edge_E=edges[number] if edges else None)
         for number, (kind, alpha) in enumerate(zip(space.cells, alphas, strict=False))
     }
 
 
-@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("file", ["darts_small_a1", "pcdarts_small_a1", "nb201_small_track0"])
-def test_recorded_logits_gradients_and_statistics(file: str, twice: bool) -> None:
+def test_recorded_logits_gradients_and_statistics(file: str, create_graph: bool) -> None:
     found, network, names = load(file)
     space = find_space("nasbench201" if found["kind"] == "nb201" else "darts")
     alphas = [alpha.clone().requires_grad_() for alpha in found["alphas"]]
     x = found["xt"].to(memory_format=torch.channels_last)
-    logits = network(x, mixtures(space, alphas), twice)
+    logits = network(x, edge_weights(space, alphas), create_graph)
     torch.testing.assert_close(logits, found["logits_train"], **TOLERANCE)
     weights = dict(network.named_parameters())
     loss = F.cross_entropy(logits, found["yt"])
     torch.testing.assert_close(loss, found["loss_train"], **TOLERANCE)
-    of_alphas = torch.autograd.grad(loss, [*alphas, *weights.values()])
-    for ours, wanted in zip(of_alphas, found["grad_alpha_train"], strict=False):
+    architecture_optimizer = torch.autograd.grad(loss, [*alphas, *weights.values()])
+    for ours, wanted in zip(architecture_optimizer, found["grad_alpha_train"], strict=False):
         torch.testing.assert_close(ours, wanted, **TOLERANCE)
     wanted_of = theirs(names, found["grad_w_train"])
-    for (name, _), ours in zip(weights.items(), of_alphas[len(alphas) :], strict=True):
+    for (name, _), ours in zip(weights.items(), architecture_optimizer[len(alphas) :], strict=True):
         torch.testing.assert_close(ours, wanted_of[name], **TOLERANCE)
     network.eval()
     torch.testing.assert_close(
-        network(x, mixtures(space, alphas)), found["logits_eval_after_one_train_fwd"], **TOLERANCE
+        network(x, edge_weights(space, alphas)), found["logits_eval_after_one_train_fwd"], **TOLERANCE
     )
 
 
@@ -75,8 +75,8 @@ def test_one_pass_of_gdas_with_given_noise() -> None:
     found, network, _ = load("nb201_small_track0")
     given = found["gdas"]
     alpha = found["alphas"][0].clone().requires_grad_()
-    mixture = GumbelHard().given(alpha, given["gumbels"], given["tau"])
-    logits = network(found["xt"].to(memory_format=torch.channels_last), {"cell": mixture})
+    cell_weights = GumbelHard().given(alpha, given["gumbels"], given["tau"])
+    logits = network(found["xt"].to(memory_format=torch.channels_last), {"cell": cell_weights})
     torch.testing.assert_close(logits, given["logits"], **TOLERANCE)
     loss = F.cross_entropy(logits, found["yt"])
     (gradient,) = torch.autograd.grad(loss, alpha)

@@ -12,22 +12,11 @@ import torch
 from torch import Tensor
 
 from engine.seed import torch_generator
-from oneshot.axes.edge_weights import Mixture
-from oneshot.bilevel import Inner, exact, second_order
-from oneshot.networks.recurrent import (
-    NO_MASKS,
-    SPACE,
-    CellNetwork,
-    Dropout,
-    LanguageLoss,
-    Masks,
-    RecurrentNetwork,
-    TextBatch,
-    draw_masks,
-    slowness,
-    step_module,
-    text_loss,
-)
+from oneshot.axes.edge_weights import EdgeWeights
+from oneshot.bilevel import BilevelProblem, VirtualStep, exact, second_order
+from oneshot.networks.dropout import NO_MASKS, Dropout, Masks
+from oneshot.networks.language_loss import LanguageLoss, TextBatch, slowness, text_loss
+from oneshot.networks.recurrent import SPACE, CellNetwork, RecurrentNetwork, draw_masks, step_module
 from oneshot.spaces.genotype import Cell
 
 RATES = Dropout(output=0.5, hidden=0.3, inputs=0.5, embedding=0.2, words=0.2)
@@ -62,9 +51,11 @@ def search_network(words: int = 50, hidden: int = 12) -> RecurrentNetwork:
     return RecurrentNetwork(words, hidden, torch.Generator().manual_seed(0)).double()
 
 
-def mixture_of(alpha: Tensor, fast: bool = True) -> dict[str, Mixture]:
+def weights_of(alpha: Tensor, fast: bool = True) -> dict[str, EdgeWeights]:
     """An offset of nothing asks for the definition instead of the fast operation."""
-    return {"recurrent": Mixture(alpha.softmax(-1), offset_E=None if fast else alpha.new_zeros(len(alpha)))}
+    return {
+        "recurrent": EdgeWeights(alpha.softmax(-1), offset_E=None if fast else alpha.new_zeros(len(alpha)))
+    }
 
 
 def window(reference: dict[str, Any], split: str) -> tuple[Tensor, Tensor]:
@@ -80,7 +71,22 @@ def loss_of(
     penalty: float = 0,
 ) -> Tensor:
     batch = TextBatch(*window(data, split), data["h"][0], penalty=penalty)
-    return LanguageLoss(network)(batch, mixture_of(alpha), parameters)
+    return LanguageLoss(network)(batch, weights_of(alpha), parameters)
+
+
+def problem(
+    network: RecurrentNetwork, alpha: Tensor, train: TextBatch, valid: TextBatch, step: VirtualStep
+) -> BilevelProblem:
+    return BilevelProblem(
+        network=network,
+        loss=LanguageLoss(network),
+        edge_weights=lambda: weights_of(alpha),
+        penalised=lambda value, _: value,
+        alphas=[alpha],
+        train=train,
+        valid=valid,
+        step=step,
+    )
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -88,7 +94,7 @@ def test_outputs_and_gradients_are_the_references(reference: dict[str, Any], fas
     network = loaded(search_network(), reference["state_dict"])
     alpha = reference["alphas"][0].clone().requires_grad_()
     x, y = window(reference, "t")
-    read = network(x, reference["h"][0], mixture_of(alpha, fast))
+    read = network(x, reference["h"][0], weights_of(alpha, fast))
     torch.testing.assert_close(read.logits_TBV.log_softmax(-1), reference["log_prob"], rtol=1e-9, atol=0)
     torch.testing.assert_close(read.hidden_1BH, reference["h_next"], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(text_loss(read, y), reference["loss"], rtol=1e-12, atol=0)
@@ -116,19 +122,10 @@ def test_second_order_gradient_is_the_references(reference: dict[str, Any]) -> N
     train, valid = (TextBatch(*window(reference, split), reference["h"][0]) for split in "tv")
     none: list[Tensor | None] = [None] * len(list(network.parameters()))
     still = frozenset({"embedding_VH"})
-    inner = Inner(
+    step = VirtualStep(
         reference["eta"], 0.0, reference["wdecay"], none, reference["clip"], clip_direction=True, still=still
     )
-    _, (second,) = second_order(
-        network,
-        LanguageLoss(network),
-        lambda: mixture_of(alpha),
-        lambda value, _: value,
-        [alpha],
-        train,
-        valid,
-        inner,
-    )
+    _, (second,) = second_order(problem(network, alpha, train, valid, step))
     torch.testing.assert_close(
         second, reference["grad_alpha_second"][0], rtol=1e-9, atol=1e-9 * float(second.abs().max())
     )
@@ -139,22 +136,15 @@ def test_second_order_with_clipping_is_nearly_exact_where_it_is_flat(reference: 
     alpha = reference["alphas"][0].clone().requires_grad_()
     train, valid = (TextBatch(*window(reference, split), reference["h"][0]) for split in "tv")
     none: list[Tensor | None] = [None] * len(list(network.parameters()))
-    inner = Inner(1.0, 0.0, reference["wdecay"], none, reference["clip"])
-    arguments = (
-        network,
-        LanguageLoss(network),
-        lambda: mixture_of(alpha),
-        lambda value, _: value,
-        [alpha],
-        train,
-        valid,
-    )
-    (ours,), (wanted,) = second_order(*arguments, inner)[1], exact(*arguments, inner)[1]
+    step = VirtualStep(1.0, 0.0, reference["wdecay"], none, reference["clip"])
+    clipped = problem(network, alpha, train, valid, step)
+    (ours,), (wanted,) = second_order(clipped)[1], exact(clipped)[1]
     assert (
         float((ours - wanted).norm() / wanted.norm()) < 0.1
     )  # the derivative of the clipping factor is left out
-    unscaled = Inner(1.0, 0.0, reference["wdecay"], none, reference["clip"], clip_direction=True)
-    assert float((second_order(*arguments, unscaled)[1][0] - wanted).norm() / wanted.norm()) > 0.1
+    unscaled = VirtualStep(1.0, 0.0, reference["wdecay"], none, reference["clip"], clip_direction=True)
+    (published,) = second_order(clipped._replace(step=unscaled))[1]
+    assert float((published - wanted).norm() / wanted.norm()) > 0.1
 
 
 def cell_of(written: str) -> Cell:
@@ -200,10 +190,10 @@ def test_the_fast_operation_is_the_definition() -> None:
     results = []
     for fast in (False, True):
         network, (x, y), hidden, alpha, masks = random_case()
-        mixture = mixture_of(alpha, fast)["recurrent"]._replace(
+        cell_weights = weights_of(alpha, fast)["recurrent"]._replace(
             edge_E=torch.linspace(0.5, 1.5, len(alpha), dtype=torch.float64)
         )
-        read = network(x, hidden, {"recurrent": mixture}, masks)
+        read = network(x, hidden, {"recurrent": cell_weights}, masks)
         loss = text_loss(read, y) + 0.1 * slowness(read) + read.hidden_1BH.square().sum()
         grads = torch.autograd.grad(loss, [alpha, hidden, *network.parameters()])
         results.append([loss, *grads, network.running_mean, network.running_var])
@@ -217,8 +207,8 @@ def test_gradients_have_gradients() -> None:
     parameters = list(network.parameters())
 
     def size(alpha: Tensor, fast: bool = True, create_graph: bool = False) -> Tensor:
-        start = network(y, hidden, mixture_of(alpha, fast), masks).hidden_1BH
-        loss = text_loss(network(x, start, mixture_of(alpha, fast), masks), y)
+        start = network(y, hidden, weights_of(alpha, fast), masks).hidden_1BH
+        loss = text_loss(network(x, start, weights_of(alpha, fast), masks), y)
         grads = torch.autograd.grad(loss, parameters, create_graph=create_graph)
         return torch.stack([(g * g).sum() for g in grads]).sum()
 
@@ -238,18 +228,18 @@ def test_a_sampled_architecture_runs_alone() -> None:
     network, (x, y), hidden, _, masks = random_case()
     names = ("tanh", "relu", "sigmoid", "identity")
     cell = Cell(nodes=tuple(((names[n % 4], n // 2),) for n in range(8)), output=tuple(range(1, 9)))
-    weight, runs = (
+    weight, active = (
         torch.zeros(len(SPACE.edges), len(SPACE.operations), dtype=torch.float64),
         [()] * len(SPACE.edges),
     )
     for node, ((name, source),) in enumerate(cell.nodes):
         edge, operation = SPACE.entering[node].start + source, SPACE.operations.index(name)
-        weight[edge, operation], runs[edge] = 1, (operation,)
+        weight[edge, operation], active[edge] = 1, (operation,)
     weight.requires_grad_()
-    read = network(x, hidden, {"recurrent": Mixture(weight, tuple(runs))}, masks)
+    read = network(x, hidden, {"recurrent": EdgeWeights(weight, tuple(active))}, masks)
     (grad,) = torch.autograd.grad(text_loss(read, y), weight)
     assert torch.equal(grad != 0, weight != 0)
-    whole = search_network(20, 6)(x, hidden, {"recurrent": Mixture(weight)}, masks)
+    whole = search_network(20, 6)(x, hidden, {"recurrent": EdgeWeights(weight)}, masks)
     torch.testing.assert_close(read.logits_TBV, whole.logits_TBV, rtol=1e-9, atol=1e-12)
 
     found = CellNetwork(20, 6, cell).double()
@@ -257,22 +247,24 @@ def test_a_sampled_architecture_runs_alone() -> None:
     network.eval()
     network.running_var.fill_(1 - 1e-5)  # with mean 0 it changes nothing
     network.running_mean.zero_()
-    read = network(x, hidden, {"recurrent": Mixture(weight, tuple(runs))}, masks)
+    read = network(x, hidden, {"recurrent": EdgeWeights(weight, tuple(active))}, masks)
     torch.testing.assert_close(read.logits_TBV, found(x, hidden, masks).logits_TBV, rtol=1e-9, atol=1e-12)
 
 
 def test_offsets_and_skips_enter_every_node() -> None:
     network, (x, y), hidden, alpha, masks = random_case()
-    plain = network(x, hidden, mixture_of(alpha), masks)
+    plain = network(x, hidden, weights_of(alpha), masks)
     offset = torch.zeros(len(SPACE.edges), dtype=torch.float64).requires_grad_()
     skip = torch.tensor(0.0, dtype=torch.float64).requires_grad_()
-    read = network(x, hidden, {"recurrent": Mixture(alpha.softmax(-1), offset_E=offset, skip=skip)}, masks)
+    read = network(
+        x, hidden, {"recurrent": EdgeWeights(alpha.softmax(-1), offset_E=offset, skip=skip)}, masks
+    )
     torch.testing.assert_close(read.logits_TBV, plain.logits_TBV, rtol=1e-12, atol=0)
     for grad in torch.autograd.grad(text_loss(read, y), [offset, skip]):
         assert bool(grad.isfinite().all())
     identity = torch.zeros_like(alpha)
     identity[:, SPACE.operations.index("none")] = 1
-    copied = network(x, hidden, {"recurrent": Mixture(identity, skip=torch.tensor(1.0))})
+    copied = network(x, hidden, {"recurrent": EdgeWeights(identity, skip=torch.tensor(1.0))})
     assert bool(copied.logits_TBV.isfinite().all())
 
 
@@ -293,18 +285,18 @@ def test_masks_are_shared_by_forwards_unless_they_are_to_be_drawn_in_each() -> N
     network, (x, y), hidden, alpha, masks = random_case()
     loss, generator = LanguageLoss(network), torch.Generator().manual_seed(0)
     shared = TextBatch(x, y, hidden, masks, penalty=0.1)
-    assert loss(shared, mixture_of(alpha)) == loss(
-        shared, mixture_of(alpha), dict(network.named_parameters())
+    assert loss(shared, weights_of(alpha)) == loss(
+        shared, weights_of(alpha), dict(network.named_parameters())
     )
-    wanted = network(x, hidden, mixture_of(alpha), masks)
-    assert loss(shared, mixture_of(alpha)) == text_loss(wanted, y) + 0.1 * slowness(wanted)
+    wanted = network(x, hidden, weights_of(alpha), masks)
+    assert loss(shared, weights_of(alpha)) == text_loss(wanted, y) + 0.1 * slowness(wanted)
     assert (
         shared.after is not None
         and not shared.after.requires_grad
         and torch.equal(shared.after, wanted.hidden_1BH)
     )
     fresh = TextBatch(x, y, hidden, lambda: draw_masks(RATES, network, 3, generator))
-    assert loss(fresh, mixture_of(alpha)) != loss(fresh, mixture_of(alpha))
+    assert loss(fresh, weights_of(alpha)) != loss(fresh, weights_of(alpha))
 
 
 def test_a_dropped_word_is_dropped_wherever_it_occurs() -> None:

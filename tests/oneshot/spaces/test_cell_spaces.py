@@ -10,10 +10,10 @@ from oneshot.spaces.genotype import Cell, Genotype
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: space.name)
 def test_every_edge_of_every_space_offers_something(space) -> None:
     for kind in space.cells:
-        may = space.may(kind)
-        assert may.shape == (len(space.edges), len(space.operations))
-        assert may.any(1).all()
-        assert may.any(0).all() or space.name == "darts_s1"
+        allowed_mask = space.allowed_mask(kind)
+        assert allowed_mask.shape == (len(space.edges), len(space.operations))
+        assert allowed_mask.any(1).all()
+        assert allowed_mask.any(0).all() or space.name == "darts_s1"
 
 
 def test_s1_offers_two_operations_on_each_edge() -> None:
@@ -21,13 +21,13 @@ def test_s1_offers_two_operations_on_each_edge() -> None:
     assert set(space.operations) < set(DARTS_OPERATIONS)
     names = {
         kind: [
-            {name for name, may in zip(space.operations, row, strict=True) if may}
-            for row in space.may(kind).tolist()
+            {name for name, allowed_mask in zip(space.operations, row, strict=True) if allowed_mask}
+            for row in space.allowed_mask(kind).tolist()
         ]
         for kind in space.cells
     }
-    assert all(len(offered) == 2 for kind in names for offered in names[kind])
-    assert (space.may("normal") | space.may("reduce")).any(0).all()
+    assert all(len(offered_operations) == 2 for kind in names for offered_operations in names[kind])
+    assert (space.allowed_mask("normal") | space.allowed_mask("reduce")).any(0).all()
     assert names["normal"][0] == {"skip_connect", "dil_conv_3x3"}
     assert names["normal"][space.edges.index((4, 5))] == {"dil_conv_3x3", "dil_conv_5x5"}
     assert names["reduce"][space.edges.index((1, 2))] == {"max_pool_3x3", "dil_conv_3x3"}

@@ -6,10 +6,10 @@ import torch
 
 from engine.compute.macs import count_macs, count_parameters
 from engine.errors import UserError
-from oneshot.nasbench201.table import all_codes, all_costs, decode
-from oneshot.networks.final_nasbench201 import NasBench201Network
+from oneshot.nasbench201.codes import all_codes, all_costs, decode_cell
+from oneshot.networks.final_nasbench201 import FinalNasBench201Network
 from oneshot.spaces.cells import find_space
-from oneshot.spaces.costs import DARTS_CIFAR, DARTS_IMAGENET, NASBENCH201, Shape, edge_costs
+from oneshot.spaces.costs import DARTS_CIFAR, DARTS_IMAGENET, NASBENCH201, NetworkShape, edge_costs
 from oneshot.spaces.genotype import Cell, Genotype
 
 # Published cells, and what the reference network of DARTS counts for them with 20 cells of 36 channels and
@@ -67,10 +67,10 @@ def test_darts_equals_the_reference_network(words: dict[str, str], counted: tupl
     ("channels", "cells", "classes", "size"), [(16, 5, 10, 32), (4, 1, 7, 16), (6, 2, 120, 16)]
 )
 def test_nasbench201_equals_the_counter(channels: int, cells: int, classes: int, size: int) -> None:
-    shape = Shape(channels, cells, classes, size)
+    shape = NetworkShape(channels, cells, classes, size)
     macs, params = all_costs("macs", shape), all_costs("params", shape)
     for cell in np.random.default_rng(channels).integers(15625, size=4):
-        net = NasBench201Network(decode(all_codes()[cell]), channels, cells, classes)
+        net = FinalNasBench201Network(decode_cell(all_codes()[cell]), channels, cells, classes)
         assert macs[cell] == count_macs(net, torch.zeros(1, 3, size, size))
         assert params[cell] == count_parameters(net)
 
@@ -78,7 +78,7 @@ def test_nasbench201_equals_the_counter(channels: int, cells: int, classes: int,
 def test_an_edge_tells_what_it_adds() -> None:
     costs = edge_costs(find_space("nasbench201"), "macs", NASBENCH201)
     for cell in (0, 9930):
-        genotype = decode(all_codes()[cell])
+        genotype = decode_cell(all_codes()[cell])
         assert costs.total(genotype) == all_costs("macs")[cell]
     assert (costs.edges["cell"][:, [0, 1, 4]] == 0).all()
     assert (costs.edges["cell"][:, 3] == 9 * costs.edges["cell"][:, 2]).all()

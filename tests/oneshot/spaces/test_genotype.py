@@ -9,7 +9,8 @@ import yaml
 
 from engine.errors import UserError
 from engine.run import write_json
-from oneshot.spaces.genotype import Cell, Genotype, find_genotype, published
+from oneshot.spaces.genotype import Cell, Genotype
+from oneshot.spaces.read_genotype import find_genotype, published_genotypes
 
 DARTS_V2 = (  # as the DARTS code prints it
     "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1), "
@@ -29,8 +30,8 @@ SKIPS = [("skip_connect", 0), ("skip_connect", 1)]
 
 
 def test_published_cells_are_valid_and_found_by_name() -> None:
-    assert len(published()) == 17
-    for name, entry in published().items():
+    assert len(published_genotypes()) == 17
+    for name, entry in published_genotypes().items():
         genotype = find_genotype(name.lower())
         assert "arXiv:" in entry["source"]
         edges = entry["recurrent"] if genotype.space == "recurrent" else [*entry["normal"], *entry["reduce"]]
@@ -42,7 +43,7 @@ def test_published_cells_are_valid_and_found_by_name() -> None:
 def test_every_form_is_the_same_genotype(tmp_path: Path) -> None:
     wanted = find_genotype("DARTS_V2")
     assert wanted.cells["normal"].nodes[3] == (("skip_connect", 0), ("dil_conv_3x3", 2))
-    flat = {name: value for name, value in published()["DARTS_V2"].items() if name != "source"}
+    flat = {name: value for name, value in published_genotypes()["DARTS_V2"].items() if name != "source"}
     (tmp_path / "flat.json").write_text(json.dumps(flat))
     (tmp_path / "flat.yaml").write_text(yaml.safe_dump(flat))
     write_json(tmp_path / "ours.json", wanted.model_dump(mode="json"))

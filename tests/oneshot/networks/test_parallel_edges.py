@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oneshot.axes.edge_weights import Mixture, Runs
-from oneshot.networks.parallel_edges import Convolution, FactorizedSkip, Fan, Separable, total
-from oneshot.networks.search import Mixed
+from oneshot.axes.edge_weights import ActiveOperations, EdgeWeights
+from oneshot.networks.edge_operations import Convolution, FactorizedSkip, Separable
+from oneshot.networks.parallel_edges import EdgeSettings, ParallelEdges, sum_terms
+from oneshot.networks.search_cells import MixedNodes
 from oneshot.spaces.cells import CellSpace, find_space
 
 DARTS, NB201 = find_space("darts"), find_space("nasbench201")
@@ -32,15 +33,15 @@ def reduced(own: FactorizedSkip, x: Tensor, block: int) -> Tensor:
     return norm(torch.cat([F.conv2d(x, even, stride=2), F.conv2d(x[:, :, 1:, 1:], odd, stride=2)], 1))
 
 
-def one(fan: Fan, name: str, x: Tensor, position: int) -> Tensor:
+def one(parallel_edges: ParallelEdges, name: str, x: Tensor, position: int) -> Tensor:
     """An operation of one edge."""
     if "pool" in name:
-        average = F.avg_pool2d(x, 3, fan.stride, 1, count_include_pad=False)
-        x = F.max_pool2d(x, 3, fan.stride, 1) if name.startswith("max") else average
-        return norm(x) if fan.pool_norm else x
-    if name not in fan.own:
+        average = F.avg_pool2d(x, 3, parallel_edges.stride, 1, count_include_pad=False)
+        x = F.max_pool2d(x, 3, parallel_edges.stride, 1) if name.startswith("max") else average
+        return norm(x) if parallel_edges.pool_norm else x
+    if name not in parallel_edges.own:
         return x
-    own, block = fan.own[name], fan.where[name].index(position)
+    own, block = parallel_edges.own[name], parallel_edges.allowed[name].index(position)
     if isinstance(own, Separable):
         return separable(own, x, block)
     if isinstance(own, FactorizedSkip):
@@ -51,18 +52,25 @@ def one(fan: Fan, name: str, x: Tensor, position: int) -> Tensor:
 
 
 def edge_by_edge(
-    fan: Fan, x: Tensor, weight_nO: Tensor, runs: Runs | None, skip: Tensor | None
+    parallel_edges: ParallelEdges,
+    x: Tensor,
+    weight_nO: Tensor,
+    active: ActiveOperations | None,
+    skip: Tensor | None,
 ) -> list[Tensor]:
     results = []
-    for position in range(fan.edges):
-        terms = [torch.zeros_like(x[:, :, :: fan.stride, :: fan.stride])]
-        for name, allowed in fan.where.items():
-            column = fan.operations.index(name)
-            if position in allowed and (runs is None or column in runs[position]):
-                terms.append(weight_nO[position, column] * one(fan, name, x, position))
+    for position in range(parallel_edges.edges):
+        terms = [torch.zeros_like(x[:, :, :: parallel_edges.stride, :: parallel_edges.stride])]
+        for name, allowed in parallel_edges.allowed.items():
+            column = parallel_edges.operations.index(name)
+            if position in allowed and (active is None or column in active[position]):
+                terms.append(weight_nO[position, column] * one(parallel_edges, name, x, position))
         if skip is not None:
-            terms.append(skip * (x if fan.auxiliary is None else reduced(fan.auxiliary, x, position)))
-        results.append(total(terms))
+            terms.append(
+                skip
+                * (x if parallel_edges.auxiliary is None else reduced(parallel_edges.auxiliary, x, position))
+            )
+        results.append(sum_terms(terms))
     return results
 
 
@@ -84,24 +92,23 @@ def assert_same(ours: list[Tensor], plain: list[Tensor], inputs: list[Tensor]) -
     torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("case", ["all", "sampled", "reduced", "sampled and reduced"])
 @pytest.mark.parametrize(
     ("space", "stride", "size"),
     [(DARTS, 1, (8, 6)), (DARTS, 1, (7, 5)), (DARTS, 2, (8, 8)), (DARTS, 2, (7, 5)), (NB201, 1, (4, 5))],
 )
-def test_a_fan_is_its_edges(
-    space: CellSpace, stride: int, size: tuple[int, int], case: str, twice: bool
+def test_parallel_edges_are_edges(
+    space: CellSpace, stride: int, size: tuple[int, int], case: str, create_graph: bool
 ) -> None:
     torch.manual_seed(len(case) + sum(size))
     operations = tuple(
         name for name in space.operations if stride == 1 or size[0] % 2 == 0 or name != "skip_connect"
     )
-    may = torch.rand(3, len(operations)) < (0.6 if "reduced" in case else 2)
-    fan = Fan(
-        operations, may, 4, stride, track=False, pool_norm=space is DARTS, auxiliary=size[0] % 2 == 0
-    ).double()
-    runs = (
+    allowed_nO = torch.rand(3, len(operations)) < (0.6 if "reduced" in case else 2)
+    settings = EdgeSettings(track=False, pool_norm=space is DARTS, auxiliary=size[0] % 2 == 0)
+    parallel_edges = ParallelEdges(operations, allowed_nO, 4, stride, settings).double()
+    active = (
         tuple(tuple(torch.randperm(len(operations))[: 1 + p].tolist()) for p in range(3))
         if "sampled" in case
         else None
@@ -111,14 +118,18 @@ def test_a_fan_is_its_edges(
         torch.rand(3, len(operations), dtype=torch.double, requires_grad=True),
     )
     skip = torch.tensor(0.7, dtype=torch.double, requires_grad=True) if size[0] % 2 == 0 else None
-    inputs = [x, weight, *fan.parameters()] + ([] if skip is None else [skip])
-    assert_same(fan(x, weight, runs, skip, twice), edge_by_edge(fan, x, weight, runs, skip), inputs)
+    inputs = [x, weight, *parallel_edges.parameters()] + ([] if skip is None else [skip])
+    assert_same(
+        parallel_edges(x, weight, active, skip, create_graph),
+        edge_by_edge(parallel_edges, x, weight, active, skip),
+        inputs,
+    )
 
 
 @pytest.mark.parametrize("kind", ["normal", "reduce"])
 def test_partial_channels_and_edge_weights(kind: str) -> None:
     torch.manual_seed(0)
-    mixed = Mixed(DARTS, kind, 8, 4, track=False, pool_norm=True, auxiliary=False).double()
+    mixed = MixedNodes(DARTS, kind, 8, EdgeSettings(partial=4, track=False)).double()
     states = [random_input(2, 8, 8, 8) for _ in range(2)]
     weight, edge = (torch.rand(*shape, dtype=torch.double, requires_grad=True) for shape in ((14, 8), (14,)))
     plain = list(states)
@@ -126,15 +137,15 @@ def test_partial_channels_and_edge_weights(kind: str) -> None:
         arriving = []
         for e in range(into.start, into.stop):
             source = DARTS.edges[e][0]
-            fan, x = mixed.fans[source], plain[source]
-            assert isinstance(fan, Fan)
-            rest = F.max_pool2d(x[:, 2:], 2, 2) if fan.stride == 2 else x[:, 2:]
-            own = edge_by_edge(fan, x[:, :2], weight[mixed.leaving[source]], None, None)[
+            parallel_edges, x = mixed.parallel_edges[source], plain[source]
+            assert isinstance(parallel_edges, ParallelEdges)
+            rest = F.max_pool2d(x[:, 2:], 2, 2) if parallel_edges.stride == 2 else x[:, 2:]
+            own = edge_by_edge(parallel_edges, x[:, :2], weight[mixed.leaving[source]], None, None)[
                 mixed.leaving[source].index(e)
             ]
             arriving.append(edge[e] * F.channel_shuffle(torch.cat([own, rest], 1), 4))
-        plain.append(total(arriving))
-    ours = mixed(states, Mixture(weight, edge_E=edge), False)
+        plain.append(sum_terms(arriving))
+    ours = mixed(states, EdgeWeights(weight, edge_E=edge), False)
     assert_same(ours[2:], plain[2:], [*states, weight, edge, *mixed.parameters()])
 
 
@@ -149,30 +160,35 @@ def test_twice_differentiable_when_asked_for(stride: int) -> None:
         "dil_conv_3x3",
         "nor_conv_3x3",
     )[: 6 if stride == 1 else 5]
-    fan = Fan(operations, torch.ones(2, len(operations), dtype=torch.bool), 2, stride, False, True).double()
+    allowed_nO = torch.ones(2, len(operations), dtype=torch.bool)
+    parallel_edges = ParallelEdges(operations, allowed_nO, 2, stride, EdgeSettings(track=False)).double()
     x, weight = (
         random_input(2, 2, 4, 4),
         torch.rand(2, len(operations), dtype=torch.double, requires_grad=True),
     )
     assert torch.autograd.gradgradcheck(
-        lambda x, weight: tuple(fan(x, weight, None, None, True)), (x, weight), fast_mode=True
+        lambda x, weight: tuple(parallel_edges(x, weight, None, None, True)), (x, weight), fast_mode=True
     )
 
 
 def test_fast_gradients_refuse_a_second_derivative() -> None:
     torch.manual_seed(0)
-    fan = Fan(("sep_conv_3x3",), torch.ones(1, 1, dtype=torch.bool), 2, 1, False, False)
+    parallel_edges = ParallelEdges(("sep_conv_3x3",), torch.ones(1, 1, dtype=torch.bool), 2, 1)
     x, weight = torch.randn(2, 2, 4, 4, requires_grad=True), torch.ones(1, 1, requires_grad=True)
-    (y,) = fan(x.contiguous(memory_format=torch.channels_last), weight, None, None, False)
+    (y,) = parallel_edges(x.contiguous(memory_format=torch.channels_last), weight, None, None, False)
     (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
 
 
 def test_frozen_weights_keep_no_input_for_their_gradient() -> None:
-    fan = Fan(("sep_conv_5x5",), torch.ones(2, 1, dtype=torch.bool), 2, 1, False, False).requires_grad_(False)
+    parallel_edges = ParallelEdges(
+        ("sep_conv_5x5",), torch.ones(2, 1, dtype=torch.bool), 2, 1
+    ).requires_grad_(False)
     x = torch.randn(2, 2, 4, 4).contiguous(memory_format=torch.channels_last)
-    assert not any(y.requires_grad for y in fan(x, torch.ones(2, 1), None, None, False)), (
-        "nothing before the first mixture needs a graph"
+    assert not any(y.requires_grad for y in parallel_edges(x, torch.ones(2, 1), None, None, False)), (
+        "nothing before the first edge weights needs a graph"
     )
-    assert all(y.requires_grad for y in fan(x, torch.ones(2, 1, requires_grad=True), None, None, False))
+    assert all(
+        y.requires_grad for y in parallel_edges(x, torch.ones(2, 1, requires_grad=True), None, None, False)
+    )

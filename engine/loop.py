@@ -1,0 +1,222 @@
+"""The one loop over epochs and batches: of supernets, of retrained networks, of searches, of recurrent cells.
+
+A run that is interrupted and resumed ends with the same weights as one that is not: whatever a step draws
+comes from the run's seed and the step, and everything else is in state.pt. Losses stay on the device and are
+looked at every few steps only.
+"""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, NoReturn
+
+import torch
+from torch import Tensor
+
+from engine.checkpoint import load_state, save_state
+from engine.command.interrupt import Stop, stop_on_signal, until_stopped
+from engine.command.progress import Advance, progress
+from engine.compute.distributed import ALONE, Ranks
+from engine.errors import UserError
+from engine.run import Run
+
+LOG_EVERY = 10  # steps; each look at the losses waits for the device
+
+
+class EpochLoop:
+    """Epochs of batches, from the current step to the end or to a signal.
+
+    A child says what a batch, a step and the end of an epoch are. It calls `restore` at the end of its
+    `__init__`, when everything that a checkpoint fills is there.
+
+    Args:
+        folder: the run folder.
+        epochs: how many there are.
+        ranks: the processes that run the loop together.
+    """
+
+    verb: ClassVar[str] = "train"  # what the progress bar says
+    ends_take_long: ClassVar[bool] = (
+        False  # after a signal, `after_epoch` and `finish` then wait for --resume
+    )
+
+    def __init__(self, folder: Run, epochs: int, ranks: Ranks = ALONE):
+        self.folder, self.epochs, self.ranks = folder, epochs, ranks
+        self.epoch, self.batches_done = 0, 0  # the current epoch, and its batches that are done
+        self.step = 0  # steps done in all epochs
+        self.pending: list[Tensor] = []  # losses that the host has not looked at
+
+    def steps_in(self, epoch: int) -> int:
+        """Batches of an epoch."""
+        raise NotImplementedError
+
+    def batches(self) -> Iterator[tuple[Any, Any]]:
+        """The batches of the current epoch that are not done."""
+        raise NotImplementedError
+
+    def update(self, first: Any, second: Any, /) -> None:
+        """One step on the two halves of a batch, such as images and labels. It ends with `done`."""
+        raise NotImplementedError
+
+    def metrics(self, losses: list[float]) -> tuple[dict[str, Any], str]:
+        """What metrics.jsonl and what the progress bar say of the mean losses (L,) of some steps."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Any]:
+        """What `--resume` needs beside the position in the run."""
+        raise NotImplementedError
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up such a state."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """All epochs are done: write what remains, and DONE last."""
+        raise NotImplementedError
+
+    def divergence_hint(self, step: int) -> str:
+        """What to change if the losses stop being finite at `step`."""
+        raise NotImplementedError
+
+    def begin_epoch(self) -> None:
+        """Called before the first batch of an epoch, and of the rest of an epoch after a resume."""
+
+    def after_epoch(self) -> None:
+        """Called after the last batch of an epoch, before the position moves to the next one."""
+
+    def learned(self) -> dict[str, list[Tensor]]:
+        """Tensors that must stay finite, by what an error calls them."""
+        return {}
+
+    def logged_beside(self) -> dict[str, Any]:
+        """What is logged together with the losses."""
+        return {}
+
+    def ends_early(self) -> bool:
+        """Whether the epochs that remain are left out."""
+        return False
+
+    def place(self) -> str:
+        """Where the run is, for messages."""
+        return f"at step {self.step} of {self.total_steps()}"
+
+    def resumed_place(self) -> str:
+        """Where a resumed run begins, for messages."""
+        return self.place()
+
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        remaining = sum(self.steps_in(epoch) for epoch in range(self.epoch, self.epochs))
+        return self.step - self.batches_done + remaining
+
+    def done(self, losses: Tensor) -> None:
+        """Count a step. Its losses, (L,) or (), averaged over the ranks, are looked at later."""
+        self.pending.append(losses)
+        self.batches_done, self.step = self.batches_done + 1, self.step + 1
+
+    def run(self) -> int:
+        """From the current step to the end (returns 0), or to a signal (returns 130)."""
+        with stop_on_signal() as stop, progress(self.verb, self.total_steps(), self.step) as advance:
+            while self.epoch < self.epochs and not self.ends_early():
+                self.run_epoch(stop, advance)
+                self.save()
+                # Every rank asks, since a signal may have reached one of them only.
+                stopped = self.ranks.any(stop.requested)
+                if stopped and (self.epoch < self.epochs or self.ends_take_long):
+                    print(f"stopped {self.place()}; continue with the same command and --resume")
+                    return 130
+        # Out of the block above: what takes long at the end can be interrupted at once and is done again.
+        self.finish()
+        return 0
+
+    def run_epoch(self, stop: Stop, advance: Advance) -> None:
+        """The rest of the current epoch and its end; or up to a signal."""
+        self.begin_epoch()
+        # With several ranks a dead worker stays an error: a rank that just stopped would leave the others
+        # waiting for its gradients.
+        batches = until_stopped(self.batches(), stop) if self.ranks.size == 1 else self.batches()
+        for first, second in batches:
+            self.update(first, second)
+            advance(self.log() if self.step % LOG_EVERY == 0 else "")
+            if self.ranks.any(stop.requested):
+                break
+        self.log()
+        self.check_finite()
+        complete = self.batches_done >= self.steps_in(self.epoch)
+        if complete and not (self.ends_take_long and stop.requested):
+            self.end_epoch()
+
+    def end_epoch(self) -> None:
+        """What comes after the last batch; then the next epoch is the current one."""
+        self.after_epoch()
+        self.epoch, self.batches_done = self.epoch + 1, 0
+
+    def log(self) -> str:
+        """Look at the losses since the last look, and log their means.
+
+        It waits for the device once. Returns a note for the progress bar.
+
+        Raises:
+            UserError: a loss is not finite.
+        """
+        if not self.pending:
+            return ""
+        losses = torch.stack(self.pending).cpu()
+        losses_SL = losses.view(len(losses), -1)
+        first = self.step - len(losses)
+        self.pending = []
+        bad = (~losses_SL.isfinite()).any(1).nonzero()
+        if len(bad):
+            self.diverged("loss is", first + int(bad[0, 0]))
+        point, note = self.metrics(losses_SL.mean(0).tolist())
+        if self.ranks.first:
+            self.folder.log(step=self.step, epoch=self.epoch, **self.logged_beside(), **point)
+        return note
+
+    def check_finite(self) -> None:
+        """Refuse what is not finite: the last update may have broken a tensor without a loss that shows it.
+
+        Raises:
+            UserError: a learned tensor is not finite.
+        """
+        for what, tensors in self.learned().items():
+            sums = [tensor.detach().float().sum() for tensor in tensors]
+            if sums and not bool(torch.stack(sums).isfinite().all()):
+                self.diverged(what, self.step)
+
+    def diverged(self, what: str, step: int) -> NoReturn:
+        """Say at which step `what` stopped being finite, and what to do."""
+        raise UserError(
+            f"The {what} not finite at step {step} (epoch {self.epoch + 1}); start again with "
+            f"{self.divergence_hint(step)}. The last good checkpoint, if any, stays in '{self.folder.path}'."
+        )
+
+    def save(self) -> None:
+        """Write state.pt, which `--resume` reads. The first rank's is everybody's."""
+        if self.ranks.first:
+            position = {"step": self.step, "epoch": self.epoch, "batches_done": self.batches_done}
+            save_state(self.folder.path / "state.pt", position | self.state())
+
+    def restore(self) -> None:
+        """Continue from state.pt, if the run has one.
+
+        Raises:
+            UserError: it is of another run, or other ranks do not see it.
+        """
+        path = self.folder.path / "state.pt"
+        if path.exists():
+            state = load_state(path)
+            try:
+                self.load(state)
+                self.step, self.epoch = int(state["step"]), int(state["epoch"])
+                self.batches_done = int(state["batches_done"])
+            except (KeyError, RuntimeError, ValueError, TypeError):
+                raise UserError(
+                    f"Resume state '{path}' is not of this run; start again with --overwrite."
+                ) from None
+            print(f"resumed {self.resumed_place()}")
+        if self.ranks.first:
+            self.folder.forget_after(self.step)  # logged by a process that was killed before its checkpoint
+        if self.ranks.total([self.step]) != [self.step * self.ranks.size]:
+            raise UserError(
+                f"Not every process sees the checkpoint in '{self.folder.path}'; --out must be a folder that "
+                "all machines share."
+            )

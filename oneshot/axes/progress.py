@@ -1,0 +1,24 @@
+"""How far a search is: what schedules of temperatures, penalties and learning rates depend on."""
+
+from typing import NamedTuple
+
+
+class Progress(NamedTuple):
+    """Where a search is.
+
+    Args:
+        epoch: the current one, from 0 on.
+        epochs: of the whole search.
+    """
+
+    epoch: int
+    epochs: int
+
+    @property
+    def passed(self) -> float:
+        """Share of the epochs before this one: 0 at first, below 1 at last."""
+        return self.epoch / self.epochs
+
+    def between(self, start: float, end: float) -> float:
+        """Linear from `start` in the first epoch to `end` in the last."""
+        return start + (end - start) * self.epoch / max(1, self.epochs - 1)

@@ -1,0 +1,160 @@
+"""A search on images: classification, on the space of DARTS or of NAS-Bench-201."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.data.dataset import Data, Subset
+from engine.errors import UserError
+from engine.training import accuracy
+from oneshot.axes.edge_weights import NetworkEdgeWeights
+from oneshot.axes.weight_sgd import WeightSgd
+from oneshot.bilevel import LossFn, VirtualStep, Weights
+from oneshot.methods.method import Method
+from oneshot.networks.parallel_edges import EdgeSettings
+from oneshot.networks.search import DartsNetwork, NasBench201Network
+from oneshot.spaces.cells import CellSpace
+
+BATCH = 250  # images at a time where nothing is learned
+
+
+def search_network(
+    space: CellSpace, method: Method, channels: int, cells: int, classes: int, inputs: int
+) -> nn.Module:
+    """The untrained search network of a space of images, drawn from torch's global generator."""
+    auxiliary = method.auxiliary_skip is not None
+    if space.name == "nasbench201":
+        # The published searches take the statistics of the batch always.
+        settings = EdgeSettings(method.partial, track=False, pool_norm=False, auxiliary=auxiliary)
+        return NasBench201Network(space, channels, cells, classes, inputs, settings)
+    # Where only some operations run, BatchNorm always takes the statistics of the batch.
+    track = not method.samples_operations
+    settings = EdgeSettings(method.partial, track, method.pool_norm, auxiliary)
+    return DartsNetwork(space, channels, cells, classes, inputs, settings, method.last_norm)
+
+
+class ImageLoss:
+    """Cross-entropy of a search network on a batch (images, classes)."""
+
+    def __init__(self, network: nn.Module, bf16: bool = False):
+        self.network, self.bf16 = network, bf16
+
+    def __call__(
+        self,
+        batch: Any,
+        edge_weights: NetworkEdgeWeights,
+        weights: Weights | None = None,
+        create_graph: bool = False,
+    ) -> Tensor:
+        """See `LossFn`."""
+        x, y = batch
+        inputs = (x, edge_weights, create_graph)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            if weights is None:
+                logits = self.network(*inputs)
+            else:
+                logits = torch.func.functional_call(self.network, weights, inputs)
+        return F.cross_entropy(logits.float() if self.bf16 else logits, y)
+
+
+class ImageObjective:
+    """Classification of images; the validation split is the architecture's part.
+
+    Args:
+        network: a search network; moved to the device of `data`.
+        data: images whose sides are multiples of 4.
+        batch_size: images a step.
+        single_level: weights and architecture learn from the same batches, of both splits.
+        bf16: compute in bfloat16 where that is safe.
+
+    Raises:
+        UserError: images of this side or so few images cannot be searched on.
+    """
+
+    quality = "accuracy"
+
+    loss: LossFn
+
+    def __init__(
+        self, network: nn.Module, data: Data, batch_size: int, single_level: bool, bf16: bool = False
+    ):
+        if data.size % 4:
+            raise UserError(
+                f"Images of side {data.size} cannot be halved twice, as every search network does; use a "
+                "multiple of 4."
+            )
+        self.network: nn.Module = network.to(data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.loss = ImageLoss(self.network, bf16)
+        self.data, self.batch_size, self.batch_items = data, batch_size, batch_size
+        self.weights_part: Subset = "both" if single_level else "train"
+        self.architecture_part: Subset = "both" if single_level else "val"
+        # A batch that is larger than a part is refused now, not in the first step.
+        data.steps(batch_size, self.weights_part)
+        data.steps(batch_size, self.architecture_part)
+        weights, architecture = data.size_of(self.weights_part), data.size_of(self.architecture_part)
+        self.about = (
+            f"{len(data.classes)} classes; {weights} images for the weights, {architecture} images for the "
+            "architecture"
+        )
+
+    def steps(self, epoch: int) -> int:
+        """Pairs of batches in an epoch."""
+        return self.data.steps(self.batch_size, self.weights_part)
+
+    def batches(self, epoch: int, skip: int) -> Iterator[tuple[Any, Any]]:
+        """Pairs of batches, both augmented.
+
+        Where the architecture's part is smaller, it is passed over again. Single level: the same batch as
+        both.
+        """
+        train = self.data.train_batches(self.batch_size, epoch, skip, subset=self.weights_part)
+        if self.weights_part == "both":
+            yield from ((batch, batch) for batch in train)
+            return
+        yield from zip(train, self._validation_batches(epoch, skip), strict=False)
+
+    def _validation_batches(self, epoch: int, skip: int) -> Iterator[Any]:
+        """Augmented validation batches without end, from where the search is."""
+        steps = self.data.steps(self.batch_size, "val")
+        number = epoch * self.steps(epoch) + skip
+        while True:
+            passes, done = divmod(number, steps)
+            yield from self.data.train_batches(self.batch_size, passes, done, subset="val")
+            number = (passes + 1) * steps
+
+    def rate(self, batch: Any) -> float:
+        """All batches are of one size."""
+        return 1.0
+
+    def for_weights(self, batch: Any) -> Any:
+        """The same batch."""
+        return batch
+
+    def measure(self, edge_weights: NetworkEdgeWeights, limit: int | None = None) -> float:
+        """Accuracy in [0, 1]."""
+        network = functools.partial(self.network, edge_weights=edge_weights)
+        return accuracy(network, self.data.batches("val", BATCH, limit))
+
+    def virtual_step(self, sgd: WeightSgd, rate: float, buffers: list[Tensor | None]) -> VirtualStep:
+        """Without clipping, as the published code."""
+        return VirtualStep(rate, sgd.momentum, sgd.weight_decay, buffers)
+
+    def reward_batches(self, epoch: int) -> Iterator[Any]:
+        """Augmented images."""
+        return self._validation_batches(epoch, 0)
+
+    def reward(self, batch: Any, edge_weights: NetworkEdgeWeights) -> float:
+        """Accuracy in [0, 1]."""
+        x, y = batch
+        return float((self.network(x, edge_weights).argmax(1) == y).float().mean())
+
+    def state(self) -> dict[str, Tensor]:
+        """Images need none."""
+        return {}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Images need none."""

@@ -1,0 +1,194 @@
+"""A method at work: one step of the weights and of the architecture."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.optim import set_learning_rate
+from engine.seed import torch_generator
+from oneshot.axes.edge_weights import NetworkEdgeWeights
+from oneshot.axes.operation_costs import OperationCosts
+from oneshot.axes.penalty import PenaltyInputs
+from oneshot.axes.progress import Progress
+from oneshot.bilevel import (
+    BilevelProblem,
+    dominant_eigenvalue,
+    exact,
+    first_order,
+    momentum_buffers,
+    second_order,
+    weight_step,
+)
+from oneshot.methods.method import Method
+from oneshot.objectives.objective import Objective
+from oneshot.spaces.cells import CellSpace
+from oneshot.state import SearchState
+
+
+class Searcher:
+    """A search: the state, and the step that changes it as the method says.
+
+    Args:
+        method: what is chosen on each axis.
+        space: what is searched.
+        objective: network, loss and batches.
+        seed: of the parameters' start and of what is drawn in each step.
+        epochs: of the whole search.
+        costs: what the operations cost, if a penalty weighs it.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        space: CellSpace,
+        objective: Objective,
+        seed: int,
+        epochs: int,
+        costs: OperationCosts | None = None,
+    ):
+        self.method, self.epochs = method, epochs
+        self.costs = costs or OperationCosts()
+        weights, sgd = list(objective.network.parameters()), method.sgd
+        alphas = method.start(space, seed, weights[0].device)
+        self.state = SearchState(
+            space=space,
+            objective=objective,
+            alphas=alphas,
+            weight_optimizer=torch.optim.SGD(
+                weights, sgd.lr, sgd.momentum, weight_decay=sgd.weight_decay, nesterov=sgd.nesterov
+            ),
+            architecture_optimizer=method.optimizer(space, alphas) if alphas.all() else None,
+            seed=seed,
+            progress=Progress(0, epochs),
+            samples_operations=method.samples_operations,
+        )
+
+    def step(self, number: int, train: Any, valid: Any) -> Tensor:
+        """One search step, with the `number`-th pair of batches of this epoch.
+
+        Returns:
+            (2,): the losses of the weights' step and of the architecture's.
+        """
+        state, method = self.state, self.method
+        rate = method.sgd.learning_rate(state.progress) * state.objective.rate(train)
+        set_learning_rate(state.weight_optimizer, rate)
+        if method.level == "single":
+            return self._both_at_once(number, train)
+        architecture_loss = torch.zeros((), device=state.device)
+        if self.moves_architecture and not method.weights_first:
+            architecture_loss = self._architecture_step(number, train, valid, rate)
+        weights_loss = self._weights_step(number, train)
+        if self.moves_architecture and method.weights_first:
+            architecture_loss = self._architecture_step(number, train, valid, rate)
+        return torch.stack([weights_loss, architecture_loss])
+
+    @property
+    def moves_architecture(self) -> bool:
+        """Whether this epoch's steps move the architecture."""
+        warm = self.state.progress.epoch >= self.method.warmup_epochs
+        return self.method.has_architecture_step and warm
+
+    def edge_weights(self, purpose: str, number: int = 0) -> NetworkEdgeWeights:
+        """What the network gets.
+
+        Args:
+            purpose, number: with the epoch, they seed what is drawn: asked again, it is the same.
+        """
+        state = self.state
+        draws = torch_generator("cpu", state.seed, purpose, state.progress.epoch, number)
+        return state.on_device(self.method.weigh_edges(state.space, state.alphas, state.progress, draws))
+
+    def _weights_step(self, number: int, train: Any) -> Tensor:
+        """One step of the weights; the architecture stays."""
+        objective = self.state.objective
+        with torch.no_grad():
+            edge_weights = self.edge_weights("weights", number)
+        value = objective.loss(objective.for_weights(train), edge_weights)
+        weight_step(objective.network, value, self.state.weight_optimizer, self.method.sgd.clip_norm)
+        return value.detach()
+
+    def _architecture_step(self, number: int, train: Any, valid: Any, rate: float) -> Tensor:
+        """One step of the architecture; the weights stay."""
+        objective, parameters = self.state.objective, self.state.alphas.all()
+
+        def edge_weights() -> NetworkEdgeWeights:
+            return self.edge_weights("architecture", number)
+
+        def penalised_loss() -> Tensor:
+            weights = edge_weights()
+            return self.penalised(objective.loss(valid, weights), weights)
+
+        if self.method.order == "first":
+            value, gradients = first_order(objective.network, penalised_loss, parameters)
+        else:
+            buffers = momentum_buffers(self.state.weight_optimizer, objective.network)
+            problem = BilevelProblem(
+                network=objective.network,
+                loss=objective.loss,
+                edge_weights=edge_weights,
+                penalised=self.penalised,
+                alphas=parameters,
+                train=train,
+                valid=valid,
+                step=objective.virtual_step(self.method.sgd, rate, buffers),
+            )
+            look_ahead = second_order if self.method.order == "second" else exact
+            value, gradients = look_ahead(problem)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        assert self.state.architecture_optimizer is not None
+        self.state.architecture_optimizer.step()
+        return value
+
+    def penalised(self, value: Tensor, edge_weights: NetworkEdgeWeights) -> Tensor:
+        """The validation loss with what the method adds to it."""
+        inputs = PenaltyInputs(
+            space=self.state.space,
+            alphas=self.state.alphas.operations,
+            edge_weights=edge_weights,
+            relaxation=self.method.relaxation,
+            progress=self.state.progress,
+            costs=self.costs.edges,
+            constant=self.costs.constant,
+        )
+        for penalty in self.method.penalties:
+            value = penalty(value, inputs)
+        return value
+
+    def _both_at_once(self, number: int, batch: Any) -> Tensor:
+        """Single level: one loss, one backward pass, one step of each."""
+        objective, architecture_optimizer = self.state.objective, self.state.architecture_optimizer
+        edge_weights = self.edge_weights("weights", number)
+        value = objective.loss(objective.for_weights(batch), edge_weights)
+        total = self.penalised(value, edge_weights)
+        for parameter in self.state.alphas.all():
+            parameter.grad = None
+        weight_step(objective.network, total, self.state.weight_optimizer, self.method.sgd.clip_norm)
+        if self.moves_architecture and architecture_optimizer is not None:
+            architecture_optimizer.step()
+        return torch.stack([value.detach(), total.detach()])
+
+    def measure(self, limit: int | None = None) -> float:
+        """Quality of the current edge weights on the architecture's part."""
+        with torch.no_grad():
+            edge_weights = self.edge_weights("measure")
+        return self.state.measure(edge_weights, limit)
+
+    def eigenvalue(self, batch: Any) -> float:
+        """The dominant eigenvalue of the validation loss's Hessian in the architecture's parameters.
+
+        Args:
+            batch: of the architecture's part.
+        """
+        state, network = self.state, self.state.objective.network
+        # Copies: measuring leaves no trace in the statistics and computes no gradient of weights.
+        statistics = {name: buffer.clone() for name, buffer in network.named_buffers()}
+        weights = {name: w.detach() for name, w in network.named_parameters()}
+
+        def value() -> Tensor:
+            edge_weights = self.edge_weights("hessian")
+            return state.objective.loss(batch, edge_weights, weights | statistics, create_graph=True)
+
+        generator = torch_generator("cpu", state.seed, "eigenvector", state.progress.epoch)
+        return dominant_eigenvalue(value, state.alphas.all(), generator)

@@ -1,0 +1,207 @@
+"""Read a genotype: a published name, a file, a folder of a search, or what the reference codes write.
+
+`find_genotype` reads our own form and those of the reference codes: their flat lists of (operation, input),
+two a node, as JSON, YAML or Python text; FairDARTS's (operation, node, input) (2020, arXiv:1911.12126), which
+leaves nodes without edges out of the output; GDAS's (operation, input, weight); and NAS-Bench-201's strings.
+"""
+
+import ast
+import json
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine.config import validate
+from engine.errors import UserError, nearest
+from engine.run import Run, read_json
+from oneshot.spaces.genotype import Genotype
+from oneshot.spaces.nasbench201_string import genotype_of_string
+
+RENAMED = {  # what PR-DARTS and GDAS call operations of DARTS
+    "dua_sepc_3x3": "sep_conv_3x3",
+    "dua_sepc_5x5": "sep_conv_5x5",
+    "dil_sepc_3x3": "dil_conv_3x3",
+    "dil_sepc_5x5": "dil_conv_5x5",
+    "conv_1x7_7x1": "conv_7x1_1x7",
+}
+EDGES_A_NODE = {"normal": 2, "reduce": 2, "recurrent": 1}  # of a flat list
+FLAT = ("normal", "normal_concat", "reduce", "reduce_concat")
+FLAT_RECURRENT = ("recurrent", "concat")
+
+
+@cache
+def published_genotypes() -> dict[str, dict[str, Any]]:
+    """The packaged cells by name, in the flat form, each with its source."""
+    found = yaml.safe_load(files("oneshot.spaces").joinpath("genotypes.yaml").read_text(encoding="utf-8"))
+    assert isinstance(found, dict)
+    return found
+
+
+def find_genotype(text: str) -> Genotype:
+    """The genotype that `text` names or writes down: `find_genotype("DARTS_V2")`.
+
+    Args:
+        text: a published name; a JSON or YAML file, or a text file such as a log, of which the last
+            `Genotype(...)` counts; the folder of a finished search; JSON; what reference codes print,
+            `Genotype(normal=[('sep_conv_3x3', 1), ...], ...)`; or a string of NAS-Bench-201.
+
+    Raises:
+        UserError: it is none of these, or not a valid genotype.
+    """
+    text = text.strip()
+    for name, entry in published_genotypes().items():
+        if name.lower() == text.lower():
+            flat = {key: value for key, value in entry.items() if key != "source"}
+            return _genotype(flat, name)
+    if text.startswith("{"):
+        return _from_json(text, "inline JSON")
+    if "Genotype(" in text:
+        return _genotype(_from_python(text, "inline text"), "inline text")
+    if text.startswith("|"):
+        return genotype_of_string(text)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        run = Run.open(path, "--genotype", "oneshot.search")
+        return _genotype(read_json(run.path / "genotype.json"), str(path))
+    if path.is_file():
+        return _from_file(path)
+    raise UserError(
+        f"There is no genotype '{text}': it is no file, no folder of a search, no JSON and no published "
+        f"name; {nearest(text, published_genotypes())}"
+    )
+
+
+def _from_file(path: Path) -> Genotype:
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Genotype file '{path}' cannot be read ({error}).") from None
+    if "Genotype(" in content:
+        return _genotype(_from_python(content, str(path)), str(path))
+    if content.lstrip().startswith("{"):
+        return _from_json(content, str(path))
+    try:
+        values = yaml.safe_load(content)
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"Genotype file '{path}' is neither JSON nor YAML ({' '.join(str(error).split())})."
+        ) from None
+    return _genotype(values, str(path))
+
+
+def _from_json(text: str, source: str) -> Genotype:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{source}: the genotype is not valid JSON ({error}).") from None
+    return _genotype(values, source)
+
+
+def _from_python(text: str, source: str) -> dict[str, Any]:
+    """The arguments of the last `Genotype(...)` in a text, evaluated as literals, ranges among them."""
+    start = text.rindex("Genotype(")
+    end = _closing(text, start + len("Genotype("))
+    try:
+        call = ast.parse(text[start:end].strip(), mode="eval").body
+        assert isinstance(call, ast.Call)
+        names = FLAT_RECURRENT if len(call.args) == 2 else FLAT
+        values = {name: _literal(value) for name, value in zip(names, call.args, strict=False)}
+        for argument in call.keywords:
+            values[str(argument.arg)] = _literal(argument.value)
+        return values
+    except (SyntaxError, ValueError, TypeError):
+        raise UserError(
+            f"{source}: '{text[start : start + 40]}...' cannot be read; it must be "
+            "Genotype(normal=[('sep_conv_3x3', 1), ...], normal_concat=range(2, 6), reduce=..., "
+            "reduce_concat=...) or Genotype(recurrent=[...], concat=...)."
+        ) from None
+
+
+def _closing(text: str, start: int) -> int:
+    """Behind the parenthesis that closes the one before `start`; the end of the text if none does."""
+    depth = 1
+    for position in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[position], 0)
+        if depth == 0:
+            return position + 1
+    return len(text)
+
+
+def _literal(node: ast.expr) -> Any:
+    """The value of a literal, of `range(...)` or of `list(...)`; nothing is executed."""
+    match node:
+        case ast.Call(func=ast.Name(id="range"), args=args):
+            return list(range(*[_literal(arg) for arg in args]))
+        case ast.Call(func=ast.Name(id="list"), args=args):
+            return list(*[_literal(arg) for arg in args])
+    return ast.literal_eval(node)
+
+
+def _genotype(values: Any, source: str) -> Genotype:
+    """Our own or the flat form, as a genotype."""
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{source}: a genotype must hold 'name: value' pairs, but holds {type(values).__name__}."
+        )
+    if not ({"normal", "reduce", "recurrent"} & values.keys()):
+        return validate(Genotype, values, source)
+    recurrent = "recurrent" in values
+    known = FLAT_RECURRENT if recurrent else FLAT
+    for name in values:
+        if name not in known:
+            raise UserError(f"{source}: there is no field '{name}'; {nearest(str(name), known)}")
+    for name in known:
+        if name not in values:
+            raise UserError(f"{source}: '{name}' is missing.")
+    kinds = {"recurrent": "concat"} if recurrent else {"normal": "normal_concat", "reduce": "reduce_concat"}
+    cells = {kind: _flat_cell(kind, values[kind], values[output], source) for kind, output in kinds.items()}
+    return validate(Genotype, {"space": "recurrent" if recurrent else "darts", "cells": cells}, source)
+
+
+def _flat_cell(kind: str, entries: Any, output: Any, source: str) -> dict[str, Any]:
+    """A flat cell as `Cell`'s fields, from entries of any of the forms that this module's docstring lists."""
+    wrong = UserError(
+        f"{source}: the {kind} cell must be a list of [operation, input], {EDGES_A_NODE[kind]} a node, "
+        "or of [operation, node, input], and its output a list of states."
+    )
+    if not isinstance(entries, list | tuple) or not isinstance(output, list | tuple) or not entries:
+        raise wrong
+    if all(_is_list_of_edges(entry) for entry in entries):
+        grouped = [list(node) for node in entries]  # already a list for each node
+    elif all(_is(entry, str, int, int) for entry in entries):
+        grouped = _by_node(entries, output)
+        # FairDARTS's code leaves nodes without edges out of the output.
+        output = [state for state in output if state < 2 or grouped[state - 2]]
+    else:
+        size = EDGES_A_NODE[kind]
+        if len(entries) % size:
+            raise wrong
+        grouped = [list(entries[i : i + size]) for i in range(0, len(entries), size)]
+    nodes = []
+    for node in grouped:
+        if not all(_is(edge, str, int) or _is(edge, str, int, float) for edge in node):
+            raise wrong
+        nodes.append([(RENAMED.get(edge[0], edge[0]), edge[1]) for edge in node])
+    return {"nodes": nodes, "output": list(output)}
+
+
+def _by_node(entries: Any, output: Any) -> list[list[tuple[str, int]]]:
+    """(operation, node, input) as (operation, input) for each node from 2 on."""
+    last = max([*(target for _, target, _ in entries), *output])
+    grouped: list[list[tuple[str, int]]] = [[] for _ in range(2, last + 1)]
+    for name, target, source in entries:
+        if target >= 2:
+            grouped[target - 2].append((name, source))
+    return grouped
+
+
+def _is_list_of_edges(entry: Any) -> bool:
+    return isinstance(entry, list | tuple) and not (entry and isinstance(entry[0], str))
+
+
+def _is(entry: Any, *kinds: type) -> bool:
+    """Whether an entry is a list of values of these types."""
+    return isinstance(entry, list | tuple) and [type(part) for part in entry] == list(kinds)
