@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import kendalltau
 
+from engine.statistics import Floats
 from ofa.cost import costs_of
 from ofa.space.space import Arch, Codes, Space, encode, load_space, thermometer
-from predictors.latency.model import Floats, LatencyModel, LatencyTable, Network, Noise, fingerprint
+from predictors.latency.model import LatencyModel
+from predictors.latency.table import LatencyTable, Noise, TimedNetwork, space_fingerprint
 
 
 def read(path: Path, space: Space) -> tuple[Codes, dict[str, Floats]]:
@@ -47,13 +49,13 @@ def table_of(
         threads=1,
         clock="unknown",
         space=space.name,
-        fingerprint=fingerprint(space),
+        fingerprint=space_fingerprint(space),
         classes=1000,
         channels=3,
         resolutions=space.resolution,
         noise=Noise(rounds=1, reliability=None, relative=None),
         networks=tuple(
-            Network(codes=row.tobytes().hex(), ms=float(y)) for row, y in zip(codes, ms, strict=True)
+            TimedNetwork(codes=row.tobytes().hex(), ms=float(y)) for row, y in zip(codes, ms, strict=True)
         ),
         others=others,
     )
