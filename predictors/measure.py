@@ -23,8 +23,9 @@ from ofa.space.space import Codes, Space, load_space, sample_codes
 from ofa.trained import Model
 from predictors.latency.kit import distinct_layers, export_kit, layer_name, structure
 from predictors.latency.model import Level, cross_validate_latency
+from predictors.latency.published import read_published
 from predictors.latency.table import LatencyTable, Noise, read_table
-from predictors.latency.timings import build_table, noise_complaint, read_published, read_timings
+from predictors.latency.timings import build_table, noise_complaint, read_timings
 
 RESOLUTIONS = 5  # at most, unless --resolutions names them; in between is interpolated
 SECONDS_PER_STRUCTURE, SECONDS_PER_SESSION = 1.0, 0.02  # to export a file, and to open one

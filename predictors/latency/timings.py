@@ -1,17 +1,15 @@
-"""From a CSV of timings to a latency table, with how well the rounds agree; and tables of other projects."""
+"""From a CSV of timings to a latency table, with how well the rounds agree."""
 
 import csv
 import math
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from engine.config import read_yaml
 from engine.errors import UserError
-from ofa.blocks.layer_specs import BlockSpec, HeadSpec, LayerSpec, StemSpec, halve
+from ofa.blocks.layer_specs import StemSpec
 from ofa.space.space import Space
 from predictors.latency.kit import OVERHEAD, distinct_layers, layer_name, structure
 from predictors.latency.table import LatencyTable, Noise, TimedNetwork, space_fingerprint
@@ -20,7 +18,6 @@ Clock = Literal["cpu", "wall"]
 Rounds = Mapping[int, float]  # milliseconds of an item by round
 RELIABILITY_AT_LEAST, DIFFERENCE_AT_MOST = 0.9, 0.1  # of halves of the rounds, for a table to be saved
 LEAST_MS = 1e-6  # of a block that is no slower than the overhead
-PUBLISHED_CLASSES = 1000
 
 
 class Timings(NamedTuple):
@@ -89,8 +86,10 @@ def value_of(rounds: Rounds) -> float:
 
 def halves_of(rounds: Rounds) -> tuple[float, float] | None:
     """The 20th percentiles of even and of odd rounds; none with rounds of one kind only."""
-    even = [ms for turn, ms in rounds.items() if turn % 2 == 0]
-    odd = [ms for turn, ms in rounds.items() if turn % 2 == 1]
+    halves: tuple[list[float], list[float]] = ([], [])
+    for turn, ms in rounds.items():
+        halves[turn % 2].append(ms)
+    even, odd = halves
     if not even or not odd:
         return None
     return float(np.percentile(even, 20)), float(np.percentile(odd, 20))
@@ -100,8 +99,11 @@ def noise_of(items: Iterable[Rounds]) -> Noise:
     """How well even and odd rounds agree about these items; unknown with fewer than 3 items of both."""
     items = list(items)
     most_rounds = max(map(len, items), default=0)
-    halves = [halves_of(item) for item in items]
-    pairs = np.array([pair for pair in halves if pair is not None])
+    pairs = []
+    for item in items:
+        halves = halves_of(item)
+        if halves is not None:
+            pairs.append(halves)
     if len(pairs) < 3:
         return Noise(rounds=most_rounds, reliability=None, relative=None)
     # Logarithms: small and large items count the same.
@@ -138,9 +140,14 @@ def build_table(
         UserError: the timings are of other items than this space has.
     """
     layers = {layer_name(layer): layer for layer in distinct_layers(space, classes, channels)}
-    network_ms = {name: rounds for name, rounds in timings.ms.items() if name.startswith("net-")}
-    layer_ms = {name: rounds for name, rounds in timings.ms.items() if name in layers}
     _refuse_strange_items(timings, set(layers), space, classes)
+    layer_ms: dict[str, Rounds] = {}
+    network_ms: dict[str, Rounds] = {}
+    for name, rounds in timings.ms.items():
+        if name in layers:
+            layer_ms[name] = rounds
+        elif name != OVERHEAD:
+            network_ms[name] = rounds
     # Running a session costs something, however little it computes; a network pays it once.
     overhead = value_of(timings.ms[OVERHEAD]) if OVERHEAD in timings.ms else 0.0
     blocks: dict[str, dict[int, float]] = {}
@@ -196,107 +203,3 @@ def _refuse_strange_items(timings: Timings, layers: set[str], space: Space, clas
             f"The timings have items that space '{space.name}' with {classes} classes does not have, such as "
             f"{min(strange or wrong)}; name the space, or the run, that the kit was made for."
         )
-
-
-def read_published(paths: tuple[Path, ...], device: str, space: Space, channels: int = 3) -> LatencyTable:
-    """The tables that OFA and ProxylessNAS published, as one table.
-
-    They are YAML files that hold for each layer a mean in milliseconds: one file, or several for several
-    resolutions. They know 1,000 classes. OFA's keys tell squeeze-and-excitation and hard swish apart,
-    ProxylessNAS's have neither.
-
-    Raises:
-        UserError: they lack layers of this space at every resolution.
-    """
-    known: dict[str, float] = {}
-    for path in paths:
-        for key, entry in read_yaml(path).items():
-            # ProxylessNAS has no such suffix: where it says nothing, both tables mean the same layer.
-            known[re.sub(r"-se:0-hs:0$", "", key)] = _mean(entry, f"{path}, {key}")
-    blocks: dict[str, dict[int, float]] = {}
-    lacking: dict[int, str] = {}
-    for layer in distinct_layers(space, PUBLISHED_CLASSES, channels):
-        keys = published_keys(layer)
-        absent = [key for key in keys if key not in known and not key.startswith("AvgPool2D")]
-        if absent:
-            lacking[layer.size] = absent[0]
-        else:
-            blocks.setdefault(structure(layer), {})[layer.size] = sum(known.get(key, 0.0) for key in keys)
-    resolutions = [r for r in space.resolution if _is_complete(blocks, space, r, channels)]
-    if not resolutions:
-        example = lacking[max(lacking)]
-        raise UserError(
-            f"{paths[0]} has no resolution at which space '{space.name}' is complete; it lacks, for example, "
-            f"{example}."
-        )
-    return LatencyTable(
-        device=device,
-        runtime="unknown",
-        threads=1,
-        clock="unknown",
-        space=space.name,
-        fingerprint=space_fingerprint(space),
-        classes=PUBLISHED_CLASSES,
-        channels=channels,
-        resolutions=tuple(resolutions),
-        noise=Noise(rounds=1, reliability=None, relative=None),
-        blocks=blocks,
-    )
-
-
-def _is_complete(
-    blocks: Mapping[str, Mapping[int, float]], space: Space, resolution: int, channels: int
-) -> bool:
-    """Whether every layer that an architecture at this resolution can have is among `blocks`."""
-    values = space.model_dump() | {"resolution": (resolution,)}
-    single = Space.model_validate(values)
-    for layer in distinct_layers(single, PUBLISHED_CLASSES, channels):
-        if layer.size not in blocks.get(structure(layer), {}):
-            return False
-    return True
-
-
-def _mean(entry: Any, where: str) -> float:
-    value = entry.get("mean") if isinstance(entry, dict) else entry
-    if not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise UserError(f"{where} has no mean in milliseconds.")
-    return float(value)
-
-
-def published_keys(layer: LayerSpec) -> list[str]:
-    """The entries of a published table whose latencies make up the layer.
-
-    AvgPool2D may be absent from a table: it is then part of Logits.
-    """
-    size = layer.size
-    match layer:
-        case StemSpec():
-            out = _map(halve(size, layer.stride), layer.width)
-            return [f"Conv-input:{_map(size, layer.channels)}-output:{out}"]
-        case BlockSpec():
-            out = _map(halve(size, layer.stride), layer.out)
-            key = (
-                f"expanded_conv-input:{_map(size, layer.inp)}-output:{out}-expand:{layer.hidden}"
-                f"-kernel:{layer.kernel}-stride:{layer.stride}-idskip:{int(layer.residual)}"
-            )
-            # As in ProxylessNAS's tables where neither is there: `read_published` drops these zeros.
-            has_hard_swish = layer.act == "hard_swish"
-            if layer.se or has_hard_swish:
-                key += f"-se:{int(layer.se)}-hs:{int(has_hard_swish)}"
-            return [key]
-        case HeadSpec():
-            wide = _map(size, layer.wide)
-            first = f"Conv_1-input:{_map(size, layer.inp)}-output:{wide}"
-            if not layer.width:
-                return [first, f"Logits-input:{wide}-output:{layer.classes}"]
-            pooled, features = _map(1, layer.wide), _map(1, layer.width)
-            return [
-                first,
-                f"AvgPool2D-input:{wide}-output:{pooled}",
-                f"Conv_2-input:{pooled}-output:{features}",
-                f"Logits-input:{features}-output:{layer.classes}",
-            ]
-
-
-def _map(side: int, channels: int) -> str:
-    return f"{side}x{side}x{channels}"

@@ -1,6 +1,7 @@
 """The pictures of a report, each with the table behind it and a sentence on how to read it."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -50,6 +51,7 @@ class Picture(NamedTuple):
 def pictures(found: Findings) -> dict[str, Picture]:
     """The pictures for which there is something to show, by the names of their files."""
     drawn = {"front": test_picture(found, "macs"), "validation": validation_picture(found, "macs")}
+    # Latency is known with a table of a device, or if predictors.select had one.
     if any(known.latency_ms is not None for known in found.known):
         drawn["front_latency"] = test_picture(found, "latency_ms")
         drawn["validation_latency"] = validation_picture(found, "latency_ms")
@@ -74,9 +76,10 @@ def test_picture(found: Findings, cost: CostKey) -> Picture:
     images = found.images["test"]
     tested = [t for t in found.tested if getattr(t, cost) is not None]
     points: dict[str, list[Point]] = {"selected": [], "random": [], "extreme": []}
-    for t in sorted(tested, key=lambda t: (getattr(t, cost), t.test_accuracy)):
-        kind = "extreme" if t.kind in ("smallest", "largest") else t.kind
-        points[kind].append(_tested_point(t, cost, images))
+    # By cost: the line through the selected ones goes from left to right.
+    for t in sorted(tested, key=attrgetter(cost, "test_accuracy")):
+        points[_look(t.kind)].append(_tested_point(t, cost, images))
+    # From back to front: stars, which the report is about, are never hidden.
     looks = [
         Series("random of the same MACs", "disc", "random", 3.2, points["random"]),
         Series(f"chosen, by {NAMES[cost]}", "line", "chosen", 1.2, points["selected"]),
@@ -100,11 +103,10 @@ def validation_picture(found: Findings, cost: CostKey) -> Picture:
     """All that was measured on validation images, and the front of it."""
     images = found.images["val"]
     known = [k for k in found.known if getattr(k, cost) is not None]
-    known.sort(key=lambda k: float(getattr(k, cost)))
+    known.sort(key=attrgetter(cost))
     points: dict[str, list[Point]] = {"selected": [], "candidate": [], "collected": [], "extreme": []}
     for k in known:
-        kind = "extreme" if k.kind in ("smallest", "largest") else k.kind
-        points[kind].append(_known_point(k, cost, images))
+        points[_look(k.kind)].append(_known_point(k, cost, images))
     costs = [float(getattr(k, cost)) for k in known]
     looks = [
         Series("collected", "disc", "known", 3, points["collected"]),
@@ -126,6 +128,11 @@ def validation_picture(found: Findings, cost: CostKey) -> Picture:
     return Picture(drawing, [_known_row(k) for k in known], caption + AS_FAR_AS_KNOWN[cost])
 
 
+def _look(kind: str) -> str:
+    """The two ends of a space look alike; all other kinds have a look of their own."""
+    return "extreme" if kind in ("smallest", "largest") else kind
+
+
 def _front_of(costs: Sequence[float], known: Sequence[KnownSubnet]) -> list[Point]:
     # The same front as that of predictors.select --front, of one cost.
     accuracies = np.array([k.val_accuracy for k in known])
@@ -135,9 +142,7 @@ def _front_of(costs: Sequence[float], known: Sequence[KnownSubnet]) -> list[Poin
 
 def predictor_picture(judged: CrossValidated) -> Picture:
     """Predicted against measured accuracy."""
-    names = ("val_accuracy", "predicted_accuracy", "low", "high", "macs", "inside")
-    columns = [values.tolist() for values in (*judged, judged.covered)]
-    rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    rows = _judged_rows(judged)
     every = -(-len(rows) // MOST_WHISKERS)
     inside: list[Point] = []
     outside: list[Point] = []
@@ -148,10 +153,7 @@ def predictor_picture(judged: CrossValidated) -> Picture:
         )
         whisker = (row["low"], row["high"]) if i % every == 0 else None
         point = Point(row["val_accuracy"], row["predicted_accuracy"], whisker, title=title)
-        if row["inside"]:
-            inside.append(point)
-        else:
-            outside.append(point)
+        (inside if row["inside"] else outside).append(point)
     least = min(judged.measured.min(), judged.predicted.min())
     most = max(judged.measured.max(), judged.predicted.max())
     diagonal = [Point(least, least), Point(most, most)]
@@ -173,6 +175,21 @@ def predictor_picture(judged: CrossValidated) -> Picture:
         "decide, not predictions."
     )
     return Picture(drawing, rows, caption)
+
+
+def _judged_rows(judged: CrossValidated) -> list[dict[str, Any]]:
+    rows = []
+    for i, is_inside in enumerate(judged.covered):
+        row = {
+            "val_accuracy": float(judged.measured[i]),
+            "predicted_accuracy": float(judged.predicted[i]),
+            "low": float(judged.low[i]),
+            "high": float(judged.high[i]),
+            "macs": int(judged.macs[i]),
+            "inside": bool(is_inside),
+        }
+        rows.append(row)
+    return rows
 
 
 def describe_limits(subnet: SelectedSubnet) -> str:

@@ -68,6 +68,7 @@ def render_page(found: Findings, drawn: Mapping[str, Picture]) -> str:
 
 def _lead(found: Findings) -> list[str]:
     """What the selection was worth, in one sentence, and what the figures mean."""
+    # In points of accuracy, on average over the selected subnets.
     gains = [100 * (c.test_accuracy - c.random_median) for c in found.comparisons]
     gain = sum(gains) / len(gains)
     beaten = sum(c.random_beaten for c in found.comparisons)
@@ -78,6 +79,7 @@ def _lead(found: Findings) -> list[str]:
     if len(found.classes) > MOST_CLASSES:
         classes += ", …"
     size = found.space.size()
+    # Large numbers of architectures only as a power of ten.
     many = f"{size:,}" if size < 10**9 else f"about 10<sup>{len(str(size)) - 1}</sup>"
     return [
         f'<p class="lead">On test images, {which} {abs(gain):.1f} points {where} the median random subnet of '
@@ -93,6 +95,7 @@ def _lead(found: Findings) -> list[str]:
 
 def _selected_table(found: Findings) -> list[str]:
     has_latency = any(s.record.latency_ms is not None for s in found.selected)
+    # Without a device there is no column of dashes.
     heads = ["chosen", "MACs", "params", "predicted", "validation", "test", "random (test)", "beats"]
     if has_latency:
         heads.insert(3, "latency")
@@ -226,6 +229,7 @@ def _architectures(found: Findings) -> list[str]:
 def _architecture(found: Findings, arch: Arch, same: Sequence[SelectedSubnet]) -> str:
     """One architecture with its diagram, and the other candidates of all that selected it."""
     names = ", ".join(s.name for s in same)
+    # Subnets of one architecture have the same MACs, whatever their budgets are.
     facts = f"{format_count(same[0].record.macs)} MACs, image {arch.resolution} × {arch.resolution}"
     drawing = to_svg(draw_architecture(f"architecture of {names}", found.space, arch))
     candidates = [_candidates(s, found.images["val"]) for s in same]
