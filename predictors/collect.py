@@ -62,6 +62,7 @@ class Collect(RunCommand):
                 arch = decode(trained.space, row)
                 macs, params = trained.cost(arch)
                 pair = Pair(arch=arch, val_accuracy=trained.accuracy(arch, "val"), macs=macs, params=params)
+                # At once: what is measured is kept, however this ends.
                 append_line(path, pair.model_dump(mode="json"))
                 pairs.append(pair)
                 advance(f"{pair.val_accuracy:.2%}")
@@ -133,6 +134,7 @@ def schedule(space: Space, macs: ArchCostFn, seed: int) -> Iterator[Codes]:
     size = macs(pool)
     edges = np.linspace(size.min(), size.max(), BINS + 1)[1:-1]
     bin_of = np.digitize(size, edges)
+    # Bins in random order: a few measurements are then spread over the range, too.
     bins = [pool[bin_of == b] for b in rng.permutation(BINS)]
     yield encode(space, smallest(space))
     yield encode(space, largest(space))

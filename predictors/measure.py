@@ -31,7 +31,7 @@ RESOLUTIONS = 5  # at most, unless --resolutions names them; in between is inter
 SECONDS_PER_STRUCTURE, SECONDS_PER_SESSION = 1.0, 0.02  # to export a file, and to open one
 
 
-class Target(NamedTuple):
+class SpaceToMeasure(NamedTuple):
     """What is measured: architectures of a space, for so many classes and input channels."""
 
     space: Space
@@ -96,9 +96,9 @@ class Measure(Command):
 
     def execute(self) -> int:
         """Export, measure or import."""
-        target = self._target()
+        subject = self._subject()
         if self.export_kit is not None:
-            self._write_kit(target, self.export_kit)
+            self._write_kit(subject, self.export_kit)
             print(
                 f"kit in {self.export_kit}: copy it to the device, run python bench.py in it, and bring "
                 "latency.csv back"
@@ -115,29 +115,29 @@ class Measure(Command):
         out = self.out or Path("latency") / f"{self.device_name}.json"
         if self.import_yaml:
             paths = tuple(Path(word) for word in self.import_yaml.split(","))
-            table = read_published(paths, self.device_name, target.space, target.channels)
+            table = read_published(paths, self.device_name, subject.space, subject.channels)
             return _write(table, out)
         if self.import_kit is not None:
-            return self._build(target, self.device_name, self.import_kit, out)
+            return self._build(subject, self.device_name, self.import_kit, out)
         folder = out.with_suffix(".kit")
-        self._write_kit(target, folder)
+        self._write_kit(subject, folder)
         self._bench(folder)
-        status = self._build(target, self.device_name, folder / "latency.csv", out)
+        status = self._build(subject, self.device_name, folder / "latency.csv", out)
         # The timings of a table that was refused stay: more rounds may be added to them.
         if status == 0:
             shutil.rmtree(folder)
         return status
 
-    def _target(self) -> Target:
+    def _subject(self) -> SpaceToMeasure:
         if self.space is not None:
-            return Target(load_space(self.space), self.classes, self.channels)
+            return SpaceToMeasure(load_space(self.space), self.classes, self.channels)
         path = self.run / "model.json"
         if not path.exists():
             raise UserError(
                 f"'{self.run}' is not a run folder; name a run with --run, or a space with --space."
             )
         model = validate(Model, read_json(path), str(path))
-        return Target(model.space, len(model.classes), model.channels)
+        return SpaceToMeasure(model.space, len(model.classes), model.channels)
 
     def _resolutions(self, space: Space) -> tuple[int, ...]:
         if not self.resolutions:
@@ -151,8 +151,8 @@ class Measure(Command):
             found.add(int(word))
         return tuple(sorted(found))
 
-    def _write_kit(self, target: Target, folder: Path) -> None:
-        space, classes, channels = target
+    def _write_kit(self, subject: SpaceToMeasure, folder: Path) -> None:
+        space, classes, channels = subject
         resolutions = self._resolutions(space)
         # Layers of the measured resolutions only; networks keep the codes of the whole space.
         part = Space.model_validate(space.model_dump() | {"resolution": resolutions})
@@ -183,13 +183,13 @@ class Measure(Command):
         with progress("time", total, min(len(finished(out)), total)) as advance:
             bench(folder, out, self.rounds, self.threads, self.seconds, lambda: advance(""))
 
-    def _build(self, target: Target, device: str, timings: Path, out: Path) -> int:
+    def _build(self, subject: SpaceToMeasure, device: str, timings: Path, out: Path) -> int:
         """Build the table of the timings, judge it and write it.
 
         Returns:
             The exit status: 1 if the timings are too noisy.
         """
-        space, classes, channels = target
+        space, classes, channels = subject
         table, noises = build_table(read_timings(timings, self.clock), device, space, classes, channels)
         _print_noises(noises)
         for what, noise in noises.items():

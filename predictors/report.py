@@ -134,6 +134,7 @@ class Report(RunCommand):
         """
         wanted = trained.cost(arch)[0]
         rng = numpy_generator(self.seed, "same macs", wanted)
+        # np.unique sorts, and the first of the pool would all be small.
         pool = rng.permutation(np.unique(sample_codes(trained.space, POOL, rng), axis=0))
         pool = pool[(pool != encode(trained.space, arch)).any(1)]
         macs = trained.macs(pool)
@@ -157,6 +158,7 @@ class Report(RunCommand):
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Rows as a CSV file, without the columns that are empty everywhere."""
+    # Such as latencies where no device was named.
     names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
     with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore")

@@ -166,6 +166,7 @@ class Select(RunCommand):
         """What to find: the best subnet for each budget, and the front."""
         limits = {"latency": self.latency, "size": self.size, "memory": self.memory, "params": self.params}
         others = [Constraint(name, limit, costs[name]) for name, limit in limits.items() if limit is not None]
+        # The other limits hold for each budget of MACs, or stand alone.
         budgets = [[Constraint("macs", budget, costs["macs"]), *others] for budget in self.flops]
         if not budgets:
             budgets = [others]

@@ -12,7 +12,9 @@ from engine.plot.canvas import XY, Outline, Role, Shape, Words, shorten, text_wi
 SIZE = 11.5
 LONGEST = 20  # characters
 LINE_STEP = 6  # pixels between the points that stand for a line
-RINGS, TURNS = 24, 16  # where a label may stand: distances from its point, and directions
+# Where a label may stand: distances from its point, of which the first is clear of the largest mark, and
+# directions.
+NEAREST, RING, RINGS, TURNS = 12, 7, 24, 16
 
 
 class Box(NamedTuple):
@@ -90,7 +92,7 @@ def _best_place(
     places = []
     for ring in range(RINGS):
         for turn in range(TURNS):
-            places.append(_beside(point, size, 12 + 7 * ring, 2 * pi * turn / TURNS))
+            places.append(_beside(point, size, NEAREST + RING * ring, 2 * pi * turn / TURNS))
     inside = [place for place in places if place.is_inside(frame)]
     if not inside:
         return places[0]
@@ -110,7 +112,7 @@ def _leader(point: XY, place: Box) -> list[XY]:
     """Points of the line from a point to the nearest point of its label; none where that is near."""
     x = min(max(point[0], place.x0), place.x1)
     y = min(max(point[1], place.y0), place.y1)
-    if hypot(x - point[0], y - point[1]) <= 13:
+    if hypot(x - point[0], y - point[1]) <= NEAREST + 1:
         return []
     return [*points_along(point, (x, y)), (x, y)]
 

@@ -15,6 +15,7 @@ from ofa.space.space import Codes
 ScoreFn = Callable[[Codes], Floats]  # encoded architectures (N, F) -> (N,), higher is better
 ArchCostFn = Callable[[Codes], Floats | NDArray[np.int64]]  # encoded architectures (N, F) -> costs (N,)
 UNITS = {"macs": "", "latency": "ms", "size": "B", "memory": "B", "params": ""}
+# The papers say FLOPs and count multiply-accumulates.
 FLAGS = {"macs": "--flops"} | {name: f"--{name}" for name in UNITS if name != "macs"}
 EXACT_DIGITS = 15  # so many digits say a float64 again when they are read
 _SECONDS = {"": 1.0, "ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3}
@@ -69,6 +70,7 @@ class Objective(NamedTuple):
 
 def excess(constraints: Sequence[Constraint], codes_NF: Codes) -> Floats:
     """(N,) by how much of their limits the constraints are passed, summed; 0 where all hold."""
+    # As shares of limits: milliseconds and bytes cannot be added.
     total = np.zeros(len(codes_NF))
     for c in constraints:
         total += np.maximum(c.cost(codes_NF) / c.limit - 1, 0)
@@ -118,6 +120,7 @@ def parse_bytes(value: object) -> int:
 
 def _number_and_unit(value: object) -> tuple[float | None, str]:
     match = re.fullmatch(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*([a-zµ]*)\s*", str(value).lower())
+    # True is an integer in Python, and no amount of anything.
     if isinstance(value, bool) or match is None:
         return None, ""
     return float(match[1]), match[2]

@@ -50,7 +50,8 @@ class Evaluations:
 
     def __init__(self, space: Space, images: int, pairs: Sequence[Pair]) -> None:
         self.space, self.images = space, images
-        self._found: dict[bytes, Candidate] = {}  # by codes, in the order in which they became known
+        # By the bytes of the codes, which are one-to-one with architectures; in the order of measuring.
+        self._found: dict[bytes, Candidate] = {}
         for pair in pairs:
             self.add(encode(space, pair.arch), pair.val_accuracy, "pairs")
 

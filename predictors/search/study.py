@@ -123,7 +123,7 @@ class Study:
                 name = f"{column.field}[{column.position}]"
                 params[name] = column.values[code - 1]
                 distributions[name] = CategoricalDistribution(column.values)
-        constraints = {}
+        constraints = {}  # violated where positive, as Optuna wants it
         for c in self.objective.constraints:
             constraints[c.name] = float(c.cost(row[None])[0] - c.limit)
         predicted = prediction._asdict() if prediction else {}
