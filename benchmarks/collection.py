@@ -26,17 +26,18 @@ from ofa.space.codes import Codes, decode, encode, sample_codes
 from ofa.space.space import Space, load_space
 from predictors.accuracy.acquisition import hypervolume
 from predictors.accuracy.features import features
-from predictors.accuracy.models import GaussianProcess
+from predictors.accuracy.gaussian_process import GaussianProcess
 from predictors.accuracy.pairs import Pair
 from predictors.collect import to_measure
-from predictors.search.constraints import Scores
-from predictors.search.evolution import OURS, search_front
+from predictors.search.constraints import ScoreFn
+from predictors.search.evolution import OURS
+from predictors.search.front import find_front
 
 WIDTH = (16, 16, 24, 40, 80, 112, 160, 1280)
 NOISE = 0.0005  # standard deviation of a measured accuracy
 
 
-def imagenet(folder: Path) -> tuple[Space, Scores]:
+def imagenet(folder: Path) -> tuple[Space, ScoreFn]:
     """The space at resolution 224, and the true accuracy."""
     named = load_space("ofa_mbv3")
     space = Space.model_validate(
@@ -58,7 +59,7 @@ def imagenet(folder: Path) -> tuple[Space, Scores]:
     return space, lambda rows: model.mean(features(space, rows))
 
 
-def regret(space: Space, truth: Scores, rows: Codes, best: float) -> float:
+def regret(space: Space, truth: ScoreFn, rows: Codes, best: float) -> float:
     """Points that the front of `rows` is behind the best one, on average over log MACs."""
     size, end = np.log(macs_of(space, rows)), extremes(space)
     return 100 * (best - hypervolume(size, truth(rows), end[1])) / (end[1] - end[0])
@@ -72,15 +73,15 @@ def extremes(space: Space) -> np.ndarray:
     return np.log(macs_of(space, np.stack([encode(space, f(space)) for f in (smallest, largest)])))
 
 
-def searched(space: Space, score: Scores, generations: int) -> Codes:
+def searched(space: Space, score: ScoreFn, generations: int) -> Codes:
     """The front of `score` among everything that an evolution looked at."""
     settings, none = OURS._replace(generations=generations), np.empty((0, len(space.columns)), np.uint8)
-    return search_front(
+    return find_front(
         space, score, [lambda rows: macs_of(space, rows)], [], np.random.default_rng(0), none, settings
     )
 
 
-def collect(space: Space, truth: Scores, count: int, rounds: int, seed: int) -> list[Pair]:
+def collect(space: Space, truth: ScoreFn, count: int, rounds: int, seed: int) -> list[Pair]:
     """As predictors.collect does."""
     noise, pairs = np.random.default_rng(seed), list[Pair]()
     for row in to_measure(space, lambda rows: macs_of(space, rows), pairs, count, rounds, seed):
@@ -89,7 +90,7 @@ def collect(space: Space, truth: Scores, count: int, rounds: int, seed: int) -> 
     return pairs
 
 
-def report(space: Space, truth: Scores, count: int, ways: list[int], seeds: int) -> None:
+def report(space: Space, truth: ScoreFn, count: int, ways: list[int], seeds: int) -> None:
     best_rows = searched(space, truth, 240)
     best = hypervolume(np.log(macs_of(space, best_rows)), truth(best_rows), extremes(space)[1])
     others = sample_codes(space, 2_000, np.random.default_rng(10**6))

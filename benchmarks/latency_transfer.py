@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import kendalltau
 
+from engine.statistics import Floats
 from ofa.cost import costs_of
 from ofa.space.arch import Arch
 from ofa.space.codes import Codes, encode, thermometer
 from ofa.space.space import Space, load_space
-from predictors.latency.model import Floats, LatencyModel, LatencyTable, Network, Noise, fingerprint
+from predictors.latency.model import LatencyModel
+from predictors.latency.table import LatencyTable, Noise, TimedNetwork, space_fingerprint
 
 
 def read(path: Path, space: Space) -> tuple[Codes, dict[str, Floats]]:
@@ -49,13 +51,13 @@ def table_of(
         threads=1,
         clock="unknown",
         space=space.name,
-        fingerprint=fingerprint(space),
+        fingerprint=space_fingerprint(space),
         classes=1000,
         channels=3,
         resolutions=space.resolution,
         noise=Noise(rounds=1, reliability=None, relative=None),
         networks=tuple(
-            Network(codes=row.tobytes().hex(), ms=float(y)) for row, y in zip(codes, ms, strict=True)
+            TimedNetwork(codes=row.tobytes().hex(), ms=float(y)) for row, y in zip(codes, ms, strict=True)
         ),
         others=others,
     )
@@ -101,7 +103,7 @@ def main() -> None:
     order = rng.permutation(len(codes))
     held, known = order[:1000], order[1000:]
     whole = {name: table_of(name, space, codes[known], ms[known]) for name, ms in latency.items()}
-    macs = costs_of(space, codes, 1000, 3).macs
+    macs = costs_of(space, codes).macs
     print("device", "MACs", "10", "100", "1000", "4000 alone", "ceiling", "left to explain", sep="\t")
     rows = []
     for name, ms in latency.items():

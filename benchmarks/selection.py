@@ -25,10 +25,11 @@ from ofa.space.arch import Arch, smallest
 from ofa.space.codes import Codes, canonical, encode, sample_codes
 from ofa.space.space import Space, load_space
 from predictors.accuracy.features import features
-from predictors.accuracy.models import GaussianProcess
+from predictors.accuracy.gaussian_process import GaussianProcess
+from predictors.search.best import find_best
 from predictors.search.constraints import Constraint
-from predictors.search.dynamic_programming import parts_of
-from predictors.search.evolution import OFA, additive_fronts, evolve, search
+from predictors.search.dynamic_programming import additive_fronts, layer_costs
+from predictors.search.evolution import OFA, evolve
 
 WIDTH = (16, 16, 24, 40, 80, 112, 160, 1280)
 BUDGETS = {"ofa_mbv3": (200, 300, 400), "attentive_nas": (300, 600, 1000)}
@@ -90,7 +91,7 @@ def with_optuna(
 
 def compare(space: Space, model: GaussianProcess, trials: int, seeds: int) -> None:
     asked = 0
-    parts = parts_of(space, 1000, 3)["macs"]
+    parts = layer_costs(space, 1000, 3)["macs"]
 
     def macs(rows: Codes) -> np.ndarray:
         return costs_of(space, rows, 1000, 3).macs
@@ -102,7 +103,7 @@ def compare(space: Space, model: GaussianProcess, trials: int, seeds: int) -> No
 
     def ours(limit: Constraint, seed: int) -> float:
         rng = np.random.default_rng(seed)
-        found = search(space, score, [limit], rng, additive_fronts(space, score, [parts], rng))
+        found = find_best(space, score, [limit], rng, additive_fronts(space, score, [parts], rng))
         return float(score(found[:1])[0])
 
     def ofa(limit: Constraint, seed: int) -> float:

@@ -1,5 +1,83 @@
-"""Stage 2: from a trained supernet to the best subnet for a budget, in seconds."""
+"""Stage 2: from a trained supernet to the best subnet for a budget, in seconds.
+
+The commands are predictors.collect, select, measure and report. The functions under them need no run folder.
+From measured accuracies to the best architecture of at most 300k MACs:
+
+    import numpy as np
+    from ofa.cost import costs_of
+    from ofa.space.space import decode, load_space, sample_codes
+    from predictors import Constraint, features, find_best, make_predictor
+
+    space, rng = load_space("digits"), np.random.default_rng(0)
+    codes = sample_codes(space, 60, rng)
+    accuracies = rng.uniform(0.8, 0.9, 60)  # made up; measure them
+    predictor = make_predictor("gp").fit(features(space, codes), accuracies, seed=0)
+
+    def score(codes):
+        return predictor.mean(features(space, codes))
+
+    def macs(codes):
+        return costs_of(space, codes, classes=10, channels=1).macs
+
+    best = find_best(space, score, [Constraint("macs", 300_000, macs)], rng, seeds=codes)
+    print(decode(space, best[0]))
+"""
+
+from typing import TYPE_CHECKING
 
 from engine.command.start import start
+from engine.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from engine.statistics import pareto_front
+    from predictors.accuracy.features import features
+    from predictors.accuracy.gaussian_process import GaussianProcess
+    from predictors.accuracy.models import make_predictor
+    from predictors.accuracy.pairs import Pair, read_pairs
+    from predictors.latency.model import load_latency
+    from predictors.search.best import find_best
+    from predictors.search.constraints import Constraint
+    from predictors.search.costs import cost_functions
+    from predictors.search.dynamic_programming import additive_fronts, layer_costs
+    from predictors.search.evaluations import Evaluations
+    from predictors.search.front import find_front
+
+__all__ = [
+    "Constraint",
+    "Evaluations",
+    "GaussianProcess",
+    "Pair",
+    "additive_fronts",
+    "cost_functions",
+    "features",
+    "find_best",
+    "find_front",
+    "layer_costs",
+    "load_latency",
+    "make_predictor",
+    "pareto_front",
+    "read_pairs",
+]
+
+# On first use, so that `import predictors` imports neither torch nor scikit-learn nor Optuna.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Constraint": "predictors.search.constraints",
+        "Evaluations": "predictors.search.evaluations",
+        "GaussianProcess": "predictors.accuracy.gaussian_process",
+        "Pair": "predictors.accuracy.pairs",
+        "additive_fronts": "predictors.search.dynamic_programming",
+        "cost_functions": "predictors.search.costs",
+        "features": "predictors.accuracy.features",
+        "find_best": "predictors.search.best",
+        "find_front": "predictors.search.front",
+        "layer_costs": "predictors.search.dynamic_programming",
+        "load_latency": "predictors.latency.model",
+        "make_predictor": "predictors.accuracy.models",
+        "pareto_front": "engine.statistics",
+        "read_pairs": "predictors.accuracy.pairs",
+    },
+)
 
 start()

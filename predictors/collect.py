@@ -1,5 +1,4 @@
-"""Measure subnets of a trained supernet: pairs of (architecture, validation accuracy) that the accuracy
-predictor learns from."""
+"""Measure subnets of a trained supernet: pairs of architecture and accuracy, for the accuracy predictor."""
 
 from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise, zip_longest
@@ -19,24 +18,24 @@ from ofa.space.space import Space
 from ofa.trained import RunCommand, run_flag
 from predictors.accuracy.acquisition import propose
 from predictors.accuracy.pairs import Pair, pairs_path, read_pairs
-from predictors.search.constraints import Costs
+from predictors.search.constraints import ArchCostFn
 
-POOL = 100_000
-BINS = 20
-FIRST = 30
+POOL = 100_000  # architectures from which those to measure are taken
+BINS = 20  # of MACs, of equal width
+FIRST = 30  # pairs before the first round
 
 
 class Collect(RunCommand):
-    """Measure the validation accuracy of many subnets of a trained supernet, each with recalibrated
-    BatchNorm.
+    """Measure the validation accuracy of many subnets of a trained supernet.
 
-    Half of them are uniform samples, half are spread evenly over the range of MACs. They go to pairs.jsonl in
-    the run folder; the same command continues where it stopped, and a larger --count adds to what is there.
+    BatchNorm is recalibrated for each subnet. Half of them are uniform samples, half are spread evenly over
+    the range of MACs. They go to pairs.jsonl in the run folder; the same command continues where it stopped,
+    and a larger --count adds to what is there.
 
     With --rounds 5 only the first sixth (at least 30) is chosen like that. Each of 5 rounds then fits a
     predictor to what was measured before it, and measures where the front of accuracy against MACs is
-    expected to rise most; every other subnet stays random. The measured front rises much faster so; what
-    predictors.select finds afterwards is hardly better (docs/log.md).
+    expected to rise most; every other subnet stays random. The measured front rises much faster this way;
+    what predictors.select finds afterwards is hardly better (docs/log.md).
 
     examples:
       python -m predictors.collect
@@ -54,19 +53,18 @@ class Collect(RunCommand):
         """Measure what is missing."""
         trained = self.open_supernet()
         path, pairs = pairs_path(self.run), read_pairs(self.run)
-        write_lines(
-            path, [pair.model_dump(mode="json") for pair in pairs]
-        )  # drops a last line that a kill left half-written
-        with (
-            stop_on_signal() as stop,
-            progress("measure subnets", self.count, min(len(pairs), self.count)) as advance,
-        ):
-            for row in to_measure(trained.space, trained.macs, pairs, self.count, self.rounds, self.seed):
+        # Written again, so that a last line that a kill left half-written is gone before others follow it.
+        write_lines(path, [pair.model_dump(mode="json") for pair in pairs])
+        rows = to_measure(trained.space, trained.macs, pairs, self.count, self.rounds, self.seed)
+        done = min(len(pairs), self.count)
+        with stop_on_signal() as stop, progress("measure subnets", self.count, done) as advance:
+            for row in rows:
                 if stop.requested:
                     break
                 arch = decode(trained.space, row)
                 macs, params = trained.cost(arch)
                 pair = Pair(arch=arch, val_accuracy=trained.accuracy(arch, "val"), macs=macs, params=params)
+                # At once: what is measured is kept, however this ends.
                 append_line(path, pair.model_dump(mode="json"))
                 pairs.append(pair)
                 advance(f"{pair.val_accuracy:.2%}")
@@ -80,30 +78,40 @@ class Collect(RunCommand):
 
 
 def to_measure(
-    space: Space, macs: Costs, pairs: list[Pair], count: int, rounds: int, seed: int
+    space: Space, macs: ArchCostFn, pairs: list[Pair], count: int, rounds: int, seed: int
 ) -> Iterator[Codes]:
-    """What to measure until there are `count` pairs; the caller appends each to `pairs` before it asks for
-    the next.
+    """What to measure until there are `count` pairs, as encoded architectures.
 
-    A round learns from the pairs that were there when it began, by their number: interrupted anywhere, it
-    proposes the same again.
+    The caller appends each to `pairs` before it asks for the next one. A round learns from the pairs that
+    were there when it began, by their number: interrupted anywhere, it proposes the same again.
+
+    Args:
+        space: of the supernet.
+        macs: of encoded architectures.
+        pairs: what is measured; the caller adds to it.
+        count: pairs in the end.
+        rounds: how many rounds propose by what was measured before them.
+        seed: of the architectures that are drawn, and of the predictor.
     """
     ends = round_ends(count, rounds)
     yield from _unknown(space, schedule(space, macs, seed), pairs, ends[0])
     for i, (start, end) in enumerate(pairwise(ends)):
-        if len(pairs) < end:
-            codes = np.stack([encode(space, pair.arch) for pair in pairs[:start]])
-            y = np.array([pair.val_accuracy for pair in pairs[:start]])
-            proposed = propose(
-                space, macs, codes, y, (end - start) // 2, seed, numpy_generator(seed, "collect", "round", i)
-            )
-            yield from _unknown(space, chain(proposed, schedule(space, macs, seed)), pairs, end)
+        if len(pairs) >= end:
+            continue
+        codes = np.stack([encode(space, pair.arch) for pair in pairs[:start]])
+        y = np.array([pair.val_accuracy for pair in pairs[:start]])
+        rng = numpy_generator(seed, "collect", "round", i)
+        # The other half of a round stays random.
+        proposed = propose(space, macs, codes, y, (end - start) // 2, seed, rng)
+        yield from _unknown(space, chain(proposed, schedule(space, macs, seed)), pairs, end)
 
 
 def round_ends(count: int, rounds: int) -> list[int]:
     """How many subnets are measured after the first, random part, and after each round."""
+    if not rounds:
+        return [count]
     first = max(count // (rounds + 1), min(count, FIRST))
-    return [first + (count - first) * i // max(rounds, 1) for i in range(rounds + 1)] if rounds else [count]
+    return [first + (count - first) * i // rounds for i in range(rounds + 1)]
 
 
 def _unknown(space: Space, rows: Iterable[Codes], pairs: list[Pair], until: int) -> Iterator[Codes]:
@@ -118,18 +126,31 @@ def _unknown(space: Space, rows: Iterable[Codes], pairs: list[Pair], until: int)
             yield row
 
 
-def schedule(space: Space, macs: Costs, seed: int) -> Iterator[Codes]:
-    """The architectures to measure, in order: the extremes, then by turns a uniform one and one from the next
-    MACs bin."""
+def schedule(space: Space, macs: ArchCostFn, seed: int) -> Iterator[Codes]:
+    """The architectures to measure, in order: first the smallest and the largest one.
+
+    Then follow by turns a uniform sample and one from the next of 20 bins of MACs.
+    """
     rng = numpy_generator(seed, "collect")
     pool = sample_codes(space, POOL, rng)
     size = macs(pool)
     edges = np.linspace(size.min(), size.max(), BINS + 1)[1:-1]
-    binned = np.digitize(size, edges)
-    bins = [pool[binned == b] for b in rng.permutation(BINS)]
-    stratified = (row for rank in zip_longest(*bins) for row in rank if row is not None)
-    by_turns = (row for pair in zip(pool, stratified, strict=False) for row in pair)
-    return chain((encode(space, smallest(space)), encode(space, largest(space))), by_turns)
+    bin_of = np.digitize(size, edges)
+    # Bins in random order: a few measurements are then spread over the range, too.
+    bins = [pool[bin_of == b] for b in rng.permutation(BINS)]
+    yield encode(space, smallest(space))
+    yield encode(space, largest(space))
+    for uniform, spread in zip(pool, _by_turns(bins), strict=False):
+        yield uniform
+        yield spread
+
+
+def _by_turns(bins: list[Codes]) -> Iterator[Codes]:
+    """The first row of each bin, then the second of each that has one, and so on."""
+    for rows in zip_longest(*bins):
+        for row in rows:
+            if row is not None:
+                yield row
 
 
 if __name__ == "__main__":

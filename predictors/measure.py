@@ -1,9 +1,9 @@
-"""Measure how long architectures take on a device, and keep it as a latency table for python -m
-predictors.select."""
+"""Measure how long architectures take on a device, and keep it as a latency table for predictors.select."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from pydantic import Field
@@ -23,11 +23,21 @@ from ofa.space.codes import Codes, sample_codes
 from ofa.space.space import Space, load_space
 from ofa.trained import SupernetModel
 from predictors.latency.kit import distinct_layers, export_kit, layer_name, structure
-from predictors.latency.model import LatencyTable, Level, cross_validated, read_table
-from predictors.latency.timings import build_table, complaint, read_published, read_timings
+from predictors.latency.model import Level, cross_validate_latency
+from predictors.latency.published import read_published
+from predictors.latency.table import LatencyTable, Noise, read_table
+from predictors.latency.timings import build_table, noise_complaint, read_timings
 
-RESOLUTIONS = 5
-SECONDS_PER_STRUCTURE, SECONDS_PER_SESSION = 1.0, 0.02
+RESOLUTIONS = 5  # at most, unless --resolutions names them; in between is interpolated
+SECONDS_PER_STRUCTURE, SECONDS_PER_SESSION = 1.0, 0.02  # to export a file, and to open one
+
+
+class SpaceToMeasure(NamedTuple):
+    """What is measured: architectures of a space, for so many classes and input channels."""
+
+    space: Space
+    classes: int
+    channels: int
 
 
 class Measure(Command):
@@ -42,11 +52,11 @@ class Measure(Command):
 
     examples:
       python -m predictors.measure --device-name my-laptop
-      python -m predictors.measure --device-name my-laptop --space ofa_mbv3 --resolutions 160,192,224 --whole
-      100 python -m predictors.measure --space ofa_mbv3 --export-kit kit python -m predictors.measure --space
-      ofa_mbv3 --import-kit latency.csv --device-name pi4 python -m predictors.measure --space ofa_mbv3_w1.2
-      --import-yaml 160.yaml,192.yaml,224.yaml --device-name note10 python -m predictors.measure --space
-      ofa_mbv3 --device-name new --no-blocks --whole 10 --like pi4.json,note10.json
+      python -m predictors.measure --device-name my-laptop --space ofa_mbv3 --resolutions 160,224 --whole 100
+      python -m predictors.measure --space ofa_mbv3 --export-kit kit
+      python -m predictors.measure --space ofa_mbv3 --import-kit latency.csv --device-name pi4
+      python -m predictors.measure --space ofa_mbv3_w1.2 --import-yaml 160.yaml,224.yaml --device-name note10
+      python -m predictors.measure --space ofa_mbv3 --device-name new --no-blocks --whole 10 --like pi4.json
     """
 
     device_name: str | None = Field(
@@ -87,9 +97,9 @@ class Measure(Command):
 
     def execute(self) -> int:
         """Export, measure or import."""
-        space, classes, channels = self._space()
+        subject = self._subject()
         if self.export_kit is not None:
-            self._write_kit(space, classes, channels, self.export_kit)
+            self._write_kit(subject, self.export_kit)
             print(
                 f"kit in {self.export_kit}: copy it to the device, run python bench.py in it, and bring "
                 "latency.csv back"
@@ -106,102 +116,103 @@ class Measure(Command):
         out = self.out or Path("latency") / f"{self.device_name}.json"
         if self.import_yaml:
             paths = tuple(Path(word) for word in self.import_yaml.split(","))
-            write_json(out, read_published(paths, self.device_name, space, channels).model_dump(mode="json"))
-            return _finish(out)
+            table = read_published(paths, self.device_name, subject.space, subject.channels)
+            return _write(table, out)
         if self.import_kit is not None:
-            return self._keep(self.import_kit, out, space, classes, channels)
+            return self._build(subject, self.device_name, self.import_kit, out)
         folder = out.with_suffix(".kit")
-        self._write_kit(space, classes, channels, folder)
+        self._write_kit(subject, folder)
         self._bench(folder)
-        status = self._keep(folder / "latency.csv", out, space, classes, channels)
+        status = self._build(subject, self.device_name, folder / "latency.csv", out)
+        # The timings of a table that was refused stay: more rounds may be added to them.
         if status == 0:
             shutil.rmtree(folder)
         return status
 
-    def _space(self) -> tuple[Space, int, int]:
+    def _subject(self) -> SpaceToMeasure:
         if self.space is not None:
-            return load_space(self.space), self.classes, self.channels
-        if not (self.run / "model.json").exists():
+            return SpaceToMeasure(load_space(self.space), self.classes, self.channels)
+        path = self.run / "model.json"
+        if not path.exists():
             raise UserError(
                 f"'{self.run}' is not a run folder; name a run with --run, or a space with --space."
             )
-        model = validate(SupernetModel, read_json(self.run / "model.json"), str(self.run / "model.json"))
-        return model.space, len(model.classes), model.channels
+        model = validate(SupernetModel, read_json(path), str(path))
+        return SpaceToMeasure(model.space, len(model.classes), model.channels)
 
     def _resolutions(self, space: Space) -> tuple[int, ...]:
         if not self.resolutions:
             places = np.linspace(0, len(space.resolution) - 1, min(RESOLUTIONS, len(space.resolution)))
             return tuple(space.resolution[round(place)] for place in places)
-        words = self.resolutions.split(",")
-        strange = [word for word in words if not word.isdigit() or int(word) not in space.resolution]
-        if strange:
-            raise UserError(
-                f"Resolution {strange[0]} is not in space '{space.name}'; it has "
-                f"{', '.join(map(str, space.resolution))}."
-            )
-        return tuple(sorted({int(word) for word in words}))
+        found = set[int]()
+        for word in self.resolutions.split(","):
+            if not word.isdigit() or int(word) not in space.resolution:
+                known = ", ".join(map(str, space.resolution))
+                raise UserError(f"Resolution {word} is not in space '{space.name}'; it has {known}.")
+            found.add(int(word))
+        return tuple(sorted(found))
 
-    def _write_kit(self, space: Space, classes: int, channels: int, folder: Path) -> None:
+    def _write_kit(self, subject: SpaceToMeasure, folder: Path) -> None:
+        space, classes, channels = subject
         resolutions = self._resolutions(space)
+        # Layers of the measured resolutions only; networks keep the codes of the whole space.
         part = Space.model_validate(space.model_dump() | {"resolution": resolutions})
-        pieces = distinct_layers(part, classes, channels) if self.blocks else []
-        nets = spread_networks(space, resolutions, self.whole)
-        if not pieces and not len(nets):
+        layers = distinct_layers(part, classes, channels) if self.blocks else []
+        networks = spread_networks(space, resolutions, self.whole)
+        if not layers and not len(networks):
             raise UserError("There is nothing to time: --no-blocks needs --whole.")
-        self._announce(pieces, len(nets), resolutions)
-        total = len({structure(p) for p in pieces})
-        with progress("write ONNX files", total) as advance:
-            export_kit(space, pieces, nets, classes, channels, folder, advance)
+        structures = len({structure(layer) for layer in layers})
+        self._announce(layers, structures, len(networks), resolutions)
+        with progress("write ONNX files", structures) as advance:
+            export_kit(space, layers, networks, classes, channels, folder, advance)
 
-    def _announce(self, pieces: list[LayerSpec], nets: int, resolutions: tuple[int, ...]) -> None:
-        structures, items = len({structure(p) for p in pieces}), len({layer_name(p) for p in pieces}) + nets
-        seconds = SECONDS_PER_STRUCTURE * structures + items * self.rounds * (
-            self.seconds + SECONDS_PER_SESSION
-        )
+    def _announce(
+        self, layers: Sequence[LayerSpec], structures: int, networks: int, resolutions: Sequence[int]
+    ) -> None:
+        items = len({layer_name(layer) for layer in layers}) + networks
+        seconds = SECONDS_PER_STRUCTURE * structures
+        seconds += items * self.rounds * (self.seconds + SECONDS_PER_SESSION)
         print(
-            f"{len(pieces)} blocks ({structures} ONNX files) at resolutions "
-            f"{', '.join(map(str, resolutions))} and {nets} whole networks, "
+            f"{len(layers)} blocks ({structures} ONNX files) at resolutions "
+            f"{', '.join(map(str, resolutions))} and {networks} whole networks, "
             f"{self.rounds} rounds: about {max(1, round(seconds / 60))} minutes on an idle machine"
         )
 
     def _bench(self, folder: Path) -> None:
-        out, items = folder / "latency.csv", len(read_json(folder / "manifest.json")["items"])
-        total = items * self.rounds
+        out = folder / "latency.csv"
+        total = len(read_json(folder / "manifest.json")["items"]) * self.rounds
         with progress("time", total, min(len(finished(out)), total)) as advance:
             bench(folder, out, self.rounds, self.threads, self.seconds, lambda: advance(""))
 
-    def _keep(self, path: Path, out: Path, space: Space, classes: int, channels: int) -> int:
-        """Build, judge and write the table. Returns the exit status: 1 if it is too noisy."""
-        assert self.device_name is not None
-        table, noises = build_table(
-            read_timings(path, self.clock), self.device_name, space, classes, channels
-        )
+    def _build(self, subject: SpaceToMeasure, device: str, timings: Path, out: Path) -> int:
+        """Build the table of the timings, judge it and write it.
+
+        Returns:
+            The exit status: 1 if the timings are too noisy.
+        """
+        space, classes, channels = subject
+        table, noises = build_table(read_timings(timings, self.clock), device, space, classes, channels)
+        _print_noises(noises)
         for what, noise in noises.items():
-            if noise.reliability is not None:
+            complaint = noise_complaint(noise)
+            if complaint:
                 print(
-                    f"{what}: split-half reliability {noise.reliability:.3f}, typical difference between "
-                    f"halves {noise.relative:.1%}"
-                )
-        for what, noise in noises.items():
-            if why := complaint(noise):
-                print(
-                    f"not saved: of the {what}, {why}. Stop other programs, keep the device cool and on "
-                    "power, and measure with more "
-                    f"--rounds or --seconds; timings so far are kept in {path}."
+                    f"not saved: of the {what}, {complaint}. Stop other programs, keep the device cool and "
+                    "on power, and measure with more --rounds or --seconds; timings so far are kept in "
+                    f"{timings}."
                 )
                 return 1
         others = tuple(read_table(Path(word)) for word in self.like.split(",")) if self.like else ()
         if any(other.fingerprint != table.fingerprint for other in others):
             raise UserError("--like names a table of another space; all must be of this one.")
         table = table.model_copy(update={"others": others})
-        _show_quality(table, space)
-        write_json(out, table.model_dump(mode="json"))
-        return _finish(out)
+        _print_quality(table, space)
+        return _write(table, out)
 
 
 def spread_networks(space: Space, resolutions: tuple[int, ...], count: int) -> Codes:
-    """`count` random architectures at these resolutions, spread evenly over their MACs."""
-    rng = numpy_generator(0, "whole networks")
+    """At most `count` different random architectures at these resolutions, spread evenly over their MACs."""
+    rng = numpy_generator(0, "whole networks")  # the same networks for an interrupted command
     pool = sample_codes(space, max(1000, 10 * count), rng)
     choices = [1 + space.resolution.index(r) for r in resolutions]
     pool[:, space.column_index["resolution", 0]] = rng.choice(choices, len(pool))
@@ -210,12 +221,20 @@ def spread_networks(space: Space, resolutions: tuple[int, ...], count: int) -> C
     return np.unique(pool[order[places]], axis=0)
 
 
-def _show_quality(table: LatencyTable, space: Space) -> None:
-    """What each model predicts of networks that it did not see."""
+def _print_noises(noises: dict[str, Noise]) -> None:
+    for what, noise in noises.items():
+        if noise.reliability is not None:
+            print(
+                f"{what}: split-half reliability {noise.reliability:.3f}, typical difference between "
+                f"halves {noise.relative:.1%}"
+            )
+
+
+def _print_quality(table: LatencyTable, space: Space) -> None:
+    """Print how well each model predicts networks that it did not see, if there are enough of them."""
     shown = Table("model", "error", "Kendall tau")
-    levels: tuple[Level, ...] = ("base", "affine", "residual")
-    for level in levels:
-        quality = cross_validated(table, space, level)
+    for level in get_args(Level):
+        quality = cross_validate_latency(table, space, level)
         if quality is not None:
             shown.add_row(level, f"{quality.error:.1%}", f"{quality.tau:.3f}")
     if shown.row_count:
@@ -223,7 +242,8 @@ def _show_quality(table: LatencyTable, space: Space) -> None:
         Console().print(shown)
 
 
-def _finish(out: Path) -> int:
+def _write(table: LatencyTable, out: Path) -> int:
+    write_json(out, table.model_dump(mode="json"))
     print(f"written to {out}\nnext: python -m predictors.select --latency 10ms --latency-table {out}")
     return 0
 

@@ -1,10 +1,9 @@
-"""What selection was worth: chosen subnets against random ones of the same MACs on the test images, as a
-page, pictures and tables."""
+"""What selection was worth, on the test images: selected subnets against random ones of the same MACs."""
 
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -20,36 +19,45 @@ from engine.seed import numpy_generator
 from ofa.space.arch import Arch
 from ofa.space.codes import Codes, decode, encode, sample_codes
 from ofa.trained import RunCommand, TrainedSupernet
-from predictors.accuracy.cross_validation import HeldOut, predict_held_out
+from predictors.accuracy.cross_validation import CrossValidated, predict_pairs
 from predictors.accuracy.features import features
-from predictors.accuracy.pairs import read_pairs
+from predictors.accuracy.pairs import Pair, read_pairs
 from predictors.reporting.figures import pictures
 from predictors.reporting.findings import (
-    Chosen,
     Comparison,
     Findings,
     Kind,
-    Tested,
-    compare,
+    SelectedSubnet,
+    TestedSubnet,
+    compare_with_random,
     extremes,
-    read_chosen,
-    read_known,
+    read_known_subnets,
+    read_selected_subnets,
 )
-from predictors.reporting.page import render
-from predictors.search.constraints import Costs
+from predictors.reporting.page import render_page
+from predictors.search.constraints import ArchCostFn
 from predictors.search.costs import cost_functions
 
-POOL, SAME_MACS = 200_000, 0.05
+POOL = 200_000  # random architectures from which those of the same MACs are taken
+SAME_MACS = 0.05
+
+
+class ToTest(NamedTuple):
+    """A subnet to be measured on test images. latency_ms: as its file says, if it does."""
+
+    budget: str
+    kind: Kind
+    arch: Arch
+    latency_ms: float | None = None
 
 
 class Report(RunCommand):
-    """Compare every selected subnet with random ones of the same MACs (within 5%, or the nearest) on the test
-    images.
+    """Compare every selected subnet on the test images with random ones of the same MACs.
 
-    Writes report/report.html, a page that needs nothing else: accuracy against MACs and latency, the chosen
-    subnets, how far the predictor can be trusted, and the architectures; and the same as PNG, CSV and JSON
-    beside it. Prints the comparison. Besides ofa.evaluate --split test, this is the only command that looks
-    at the test images.
+    The same MACs: within 5%, or the nearest ones. Writes report/report.html, a page that needs nothing else:
+    accuracy against MACs and latency, the chosen subnets, how far the predictor can be trusted, and the
+    architectures; and the same as PNG, CSV and JSON beside it. Prints the comparison. Besides ofa.evaluate
+    --split test, this is the only command that looks at the test images.
 
     examples:
       python -m predictors.report
@@ -59,11 +67,7 @@ class Report(RunCommand):
 
     random: int = Field(20, ge=1, description="random subnets for each budget")
     latency_table: Path | None = Field(
-        None,
-        description=(
-            "latency of a device, a file that predictors.measure wrote; none: shown where predictors.select "
-            "wrote it"
-        ),
+        None, description="file of predictors.measure; none: latency only where predictors.select wrote it"
     )
     seed: int = Field(
         0, ge=0, description="of the random subnets, and of the folds in which the predictor is judged"
@@ -72,89 +76,90 @@ class Report(RunCommand):
     def execute(self) -> int:
         """Measure, then write everything."""
         trained = self.open_supernet()
-        costs = cost_functions(
-            trained.space, len(trained.model.classes), trained.model.channels, self.latency_table
+        space, model = trained.space, trained.model
+        costs = cost_functions(space, len(model.classes), model.channels, self.latency_table)
+        latency = costs.get("latency")
+        # Everything is read before anything is measured: a damaged file costs no time.
+        selected = read_selected_subnets(self.run, space, latency)
+        known = read_known_subnets(self.run, space, selected, latency)
+        pairs = read_pairs(self.run)
+        judged = self._judge(trained, pairs)
+        tested = self._test(trained, selected, latency)
+        findings = Findings(
+            run=self.run.resolve().name,
+            space=space,
+            classes=model.classes,
+            images={"val": trained.data.count("val"), "test": trained.data.count("test")},
+            selected=selected,
+            known=known,
+            tested=tested,
+            comparisons=compare_with_random(selected, tested),
+            judged=judged,
+            pairs=len(pairs),
         )
-        chosen = read_chosen(self.run, trained.space, costs.get("latency"))
-        known = read_known(self.run, trained.space, chosen, costs.get("latency"))
-        judged = self._judge(trained)
-        tested = self._test(trained, chosen, costs.get("latency"))
-        images = {"val": trained.data.count("val"), "test": trained.data.count("test")}
-        comparisons, pairs = compare(chosen, tested), len(read_pairs(self.run))
-        name = self.run.resolve().name
-        self._write(
-            Findings(
-                name,
-                trained.space,
-                trained.model.classes,
-                images,
-                chosen,
-                known,
-                tested,
-                comparisons,
-                judged,
-                pairs,
-            )
-        )
+        self._write(findings)
         return 0
 
-    def _judge(self, trained: TrainedSupernet) -> HeldOut | None:
-        """How well the collected pairs predict each other."""
-        pairs = read_pairs(self.run)
+    def _judge(self, trained: TrainedSupernet, pairs: Sequence[Pair]) -> CrossValidated | None:
+        """The collected pairs, predicted from each other; none if they are too few."""
         if not pairs:
             return None
         codes = np.stack([encode(trained.space, pair.arch) for pair in pairs])
         y = np.array([pair.val_accuracy for pair in pairs])
-        return predict_held_out(features(trained.space, codes), y, trained.macs(codes), self.seed)
+        return predict_pairs(features(trained.space, codes), y, trained.macs(codes), self.seed)
 
     def _test(
-        self, trained: TrainedSupernet, chosen: Sequence[Chosen], latency: Costs | None
-    ) -> list[Tested]:
-        """The smallest and the largest subnet, then each chosen one with the random ones of its size."""
-        todo: list[tuple[str, Kind, Arch, float | None]] = [
-            ("", kind, arch, None) for kind, arch in extremes(trained.space).items()
-        ]
-        for name, choice, arch, _ in chosen:
-            todo.append((name, "selected", arch, choice.latency_ms))
-            todo += [
-                (name, "random", decode(trained.space, row), None)
-                for row in self._random_of_same_macs(trained, arch)
-            ]
+        self, trained: TrainedSupernet, selected: Sequence[SelectedSubnet], latency: ArchCostFn | None
+    ) -> list[TestedSubnet]:
+        """The smallest and the largest subnet, then each selected one with the random ones of its size."""
+        todo = [ToTest("", kind, arch) for kind, arch in extremes(trained.space).items()]
+        for subnet in selected:
+            todo.append(ToTest(subnet.name, "selected", subnet.arch, subnet.record.latency_ms))
+            for row in self._random_of_same_macs(trained, subnet.arch):
+                todo.append(ToTest(subnet.name, "random", decode(trained.space, row)))
         tested = []
         with progress("measure on test images", len(todo)) as advance:
-            for name, kind, arch, time in todo:
+            for budget, kind, arch, ms in todo:
                 accuracy = trained.accuracy(arch, "test")
-                time = time if latency is None else float(latency(encode(trained.space, arch)[None])[0])
-                tested.append(Tested(name, kind, *trained.cost(arch), accuracy, time))
+                if latency is not None:
+                    ms = float(latency(encode(trained.space, arch)[None])[0])
+                macs, params = trained.cost(arch)
+                tested.append(TestedSubnet(budget, kind, macs, params, accuracy, ms))
                 advance(f"{kind} {accuracy:.2%}")
         return tested
 
     def _random_of_same_macs(self, trained: TrainedSupernet, arch: Arch) -> Codes:
-        """`random` different uniform samples within 5% of the MACs of `arch`, without itself; where there are
-        too few, the nearest."""
+        """Different uniform samples within 5% of the MACs of `arch`, without itself.
+
+        There are `self.random` of them: where too few are within 5%, the nearest others.
+        """
         wanted = trained.cost(arch)[0]
         rng = numpy_generator(self.seed, "same macs", wanted)
+        # np.unique sorts, and the first of the pool would all be small.
         pool = rng.permutation(np.unique(sample_codes(trained.space, POOL, rng), axis=0))
         pool = pool[(pool != encode(trained.space, arch)).any(1)]
         macs = trained.macs(pool)
-        distance = np.maximum(np.abs(macs / wanted - 1), SAME_MACS)  # all within 5% are equally near
+        # All within 5% are equally near, so the stable sort leaves them in random order.
+        distance = np.maximum(np.abs(macs / wanted - 1), SAME_MACS)
         return pool[np.argsort(distance, kind="stable")][: self.random]
 
-    def _write(self, found: Findings) -> None:
+    def _write(self, findings: Findings) -> None:
         folder = self.run / "report"
-        drawn = pictures(found)
+        drawn = pictures(findings)
         for name, picture in drawn.items():
             write_png(picture.drawing, folder / f"{name}.png")
-            write_csv(folder / f"{name}.csv", picture.rows)
-        write_json(folder / "report.json", [comparison._asdict() for comparison in found.comparisons])
+            write_rows(folder / f"{name}.csv", picture.rows)
+        comparisons = findings.comparisons
+        write_json(folder / "report.json", [comparison._asdict() for comparison in comparisons])
         with atomic(folder / "report.html") as temporary:
-            temporary.write_text(render(found, drawn), encoding="utf-8")
-        Console().print(_table(found.comparisons))
+            temporary.write_text(render_page(findings, drawn), encoding="utf-8")
+        _print_comparisons(comparisons)
         print(f"written to {folder}: report.html, report.json, and {', '.join(drawn)} as .png and .csv")
 
 
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Rows of a table, without the columns that are empty everywhere."""
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Rows as a CSV file, without the columns that are empty everywhere."""
+    # Such as latencies where no device was named.
     names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
     with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore")
@@ -162,17 +167,19 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def _table(comparisons: Sequence[Comparison]) -> Table:
+def _print_comparisons(comparisons: Sequence[Comparison]) -> None:
     table = Table("budget", "MACs", "validation", "test", "random", "beats", "within")
     for c in comparisons:
-        numbers = (
+        table.add_row(
+            c.budget,
+            format_count(c.macs),
             f"{c.val_accuracy:.2%}",
             f"{c.test_accuracy:.2%}",
             f"{c.random_median:.2%}",
             f"{c.random_beaten} of {c.random_count}",
+            f"{c.random_macs_apart:.0%}",
         )
-        table.add_row(c.budget, format_count(c.macs), *numbers, f"{c.random_macs_apart:.0%}")
-    return table
+    Console().print(table)
 
 
 if __name__ == "__main__":

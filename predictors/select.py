@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
+import optuna
 from pydantic import Field, field_validator, model_validator
 
 from engine.command.cli import main
@@ -17,43 +18,46 @@ from ofa.space.arch import largest, smallest
 from ofa.space.codes import Codes, decode, encode
 from ofa.trained import RunCommand, TrainedSupernet, run_flag
 from predictors.accuracy.features import features
-from predictors.accuracy.models import make_predictor
+from predictors.accuracy.models import PredictorChoice, make_predictor
 from predictors.accuracy.pairs import read_pairs
-from predictors.accuracy.validation import Name, compare, show
+from predictors.accuracy.validation import compare_candidates, print_candidates
+from predictors.search.best import nearest_feasible
 from predictors.search.coarse_to_fine import coarse_to_fine
 from predictors.search.constraints import (
+    EXACT_DIGITS,
     UNITS,
+    ArchCostFn,
     Bytes,
     Constraint,
-    Costs,
     Milliseconds,
+    Objective,
     fits,
     format_cost,
     round_up,
 )
 from predictors.search.costs import cost_functions
-from predictors.search.dynamic_programming import Part, parts_of
-from predictors.search.evaluations import Ask, Measured, Prediction
-from predictors.search.evolution import nearest_feasible
-from predictors.search.predictor_guided import Best, Front, measure_promising
-from predictors.search.selected import Goal, write_front, write_goals
-from predictors.search.study import Study, fingerprint, known_accuracies, open_storage
+from predictors.search.dynamic_programming import LayerCost, layer_costs
+from predictors.search.evaluations import EvaluateFn, Evaluations, Prediction
+from predictors.search.predictor_guided import BestProposer, FrontProposer, Proposer, predictor_guided
+from predictors.search.selected import write_front, write_selected
+from predictors.search.study import Study, known_accuracies, open_storage, run_fingerprint
 
 
 class Select(RunCommand):
-    """Find the best subnet for a device: predict, search, measure the most promising on validation images,
-    learn, repeat.
+    """Find the best subnet for a device: predict, search, measure the best predicted, learn, repeat.
 
     Any limits together: --flops, --latency (with --latency-table), --size of the file, --memory for
     activations, --params. FLOPs means multiply-accumulates (MACs) of one image, as in the papers: 600M, 0.6G,
     600e6 and 600000000 are the same. Several budgets at once: --flops 200M,400M,600M; the other limits hold
-    for each. --front macs,latency finds the whole front of accuracy against these costs.
+    for each. --front macs,latency writes the whole front of accuracy against these costs as
+    selected/front.json and .csv.
 
     --explore search finds the highest predicted accuracy; coarse-to-fine (BigNAS) predicts nothing and needs
-    no collected pairs: it measures a coarse grid and then mutants of the best.
+    no collected pairs: it measures a coarse grid, up to half of --measure, and then mutants of the best.
 
-    The best subnet known wins, whether it was collected or measured now; of those within one standard error
-    of the best (--ties), the cheapest.
+    Accuracies are those of validation images. The best subnet known wins, whether it was collected or
+    measured now; of those within one standard error of the best (--ties), the cheapest.
+
     Measurements are trials of an Optuna study in the run folder, or in --storage, where several processes and
     machines share them: the same command chooses the same again without measuring anything, and continues
     after an interruption. The test images are not touched.
@@ -79,34 +83,17 @@ class Select(RunCommand):
     memory: Bytes | None = Field(None, description="at most so much memory for activations: 64MB")
     params: Count | None = Field(None, description="at most so many parameters: 6M")
     front: tuple[str, ...] = Field(
-        (),
-        description=(
-            "write selected/front.json and .csv: accuracy against macs, latency, size, memory, params"
-        ),
+        (), description="write the front of accuracy against these: macs, latency, size, memory, params"
     )
     explore: Literal["search", "coarse-to-fine"] = Field(
         "search", description="where candidates come from; see above"
     )
-    predictor: Name = Field(
-        "auto",
-        description=(
-            "gp: Gaussian process; ridge: additive; boosting; mlp; auto: the best in cross-validation"
-        ),
+    predictor: PredictorChoice = Field(
+        "auto", description="gp: Gaussian process; ridge: additive; auto: the best in cross-validation"
     )
-    measure: int = Field(
-        20,
-        ge=1,
-        description=(
-            "subnets measured on validation images for each budget and for the front; coarse-to-fine: up to "
-            "half coarse"
-        ),
-    )
+    measure: int = Field(20, ge=1, description="subnets to measure for each budget and for the front")
     ties: float = Field(
-        1.0,
-        ge=0,
-        description=(
-            "standard errors below the best within which the cheapest wins; 0: the highest measured wins"
-        ),
+        1.0, ge=0, description="standard errors below the best within which the cheapest wins; 0: the best"
     )
     storage: str | None = Field(
         None,
@@ -117,6 +104,7 @@ class Select(RunCommand):
     @field_validator("flops", "front", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
+        """Several values separated by commas."""
         return str(value).split(",") if isinstance(value, (str, int, float)) else value
 
     @model_validator(mode="after")
@@ -137,59 +125,68 @@ class Select(RunCommand):
 
     def execute(self) -> int:
         """Explore and measure, then write selected/."""
+        # Optuna reports every trial, which the progress bar does already. Its verbosity is one for the whole
+        # process, so only the command may change it, and nothing that a library user calls.
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         trained = self.open_supernet()
-        classes, channels = len(trained.model.classes), trained.model.channels
-        costs = cost_functions(trained.space, classes, channels, self.latency_table)
-        goals = self._goals(costs)
-        for goal in goals:
-            self._check_limits(trained, goal.constraints)
+        space, model = trained.space, trained.model
+        costs = cost_functions(space, len(model.classes), model.channels, self.latency_table)
+        objectives = self._objectives(costs)
+        for objective in objectives:
+            self._check_limits(trained, objective.constraints)
         pairs = read_pairs(self.run)
-        measured = Measured(trained.space, trained.data.count("val"), pairs)
+        evaluations = Evaluations(space, trained.data.count("val"), pairs)
         storage = open_storage(self.storage or str(self.run / "optuna.journal"))
-        prefix = f"{trained.space.name}-{fingerprint(self.run)}-"
-        known = known_accuracies(storage, prefix, trained.space)
-        accuracy = partial(_accuracy, trained, known)
-        with progress("measure candidates", self.measure * len(goals)) as advance:
-            asks = [
-                _ask(
-                    Study(storage, prefix + g.name, trained.space, g.constraints, g.front, accuracy), advance
-                )
-                for g in goals
-            ]
-            sums = parts_of(trained.space, classes, channels)
-            of_weights = self.params or self.size or {"params", "size"} & set(self.front)
-            parts = [sums["macs"], sums["params"]] if of_weights else [sums["macs"]]
-            explored = self._explore(measured, list(zip(goals, asks, strict=True)), parts, costs["macs"])
-        for row, value in known_accuracies(storage, prefix, trained.space).items():
-            measured.add(np.frombuffer(row, np.uint8), value, "select")
-        facts = {"explore": self.explore, "pairs": len(pairs), "seed": self.seed} | explored
+        prefix = f"{space.name}-{run_fingerprint(self.run)}-"
+        measure = partial(_accuracy, trained, known_accuracies(storage, prefix, space))
+        with progress("measure candidates", self.measure * len(objectives)) as advance:
+            todo: list[tuple[Objective, EvaluateFn]] = []
+            for objective in objectives:
+                study = Study(storage, prefix + objective.name, space, objective, measure)
+                todo.append((objective, partial(_evaluate, study, advance)))
+            predictor: dict[str, Any] = {}
+            if self.explore == "coarse-to-fine":
+                self._explore_coarse_to_fine(evaluations, todo)
+            else:
+                sums = self._sums(trained)
+                predictor = self._explore_predictions(evaluations, todo, sums, costs["macs"])
+        # What other commands and processes have measured counts too.
+        for row, accuracy in known_accuracies(storage, prefix, space).items():
+            evaluations.add(np.frombuffer(row, np.uint8), accuracy, "select")
+        facts = {"explore": self.explore, "pairs": len(pairs), "seed": self.seed} | predictor
         folder = self.run / "selected"
-        write_goals([goal for goal in goals if not goal.front], measured, costs, facts, self.ties, folder)
-        for goal in goals:
-            if goal.front:
-                write_front(goal, measured, costs, folder)
+        budgets = [objective for objective in objectives if not objective.front]
+        write_selected(budgets, evaluations, costs, facts, self.ties, folder)
+        for objective in objectives:
+            if objective.front:
+                write_front(objective, evaluations, costs, folder)
         print(f"written to {folder}\nnext: python -m export.onnx{run_flag(self.run)}")
         return 0
 
-    def _goals(self, costs: Mapping[str, Costs]) -> list[Goal]:
-        """What to find: the best for each budget, and the front."""
+    def _objectives(self, costs: Mapping[str, ArchCostFn]) -> list[Objective]:
+        """What to find: the best subnet for each budget, and the front."""
         limits = {"latency": self.latency, "size": self.size, "memory": self.memory, "params": self.params}
         others = [Constraint(name, limit, costs[name]) for name, limit in limits.items() if limit is not None]
-        budgets = [[Constraint("macs", budget, costs["macs"]), *others] for budget in self.flops] or [others]
-        goals = [Goal.best(constraints) for constraints in budgets if constraints]
+        # The other limits hold for each budget of MACs, or stand alone.
+        budgets = [[Constraint("macs", budget, costs["macs"]), *others] for budget in self.flops]
+        if not budgets:
+            budgets = [others]
+        objectives = [Objective.best(constraints) for constraints in budgets if constraints]
         if self.front:
-            loosest = max(budgets, key=lambda constraints: [c.limit for c in constraints])
-            goals.append(
-                Goal(
-                    "-".join(["front", *self.front]),
-                    tuple(loosest),
-                    {name: costs[name] for name in self.front},
-                )
-            )
-        return goals
+            # The front covers all budgets; all other limits are the same for each.
+            loosest = max(budgets, key=_limits)
+            name = "-".join(["front", *self.front])
+            objectives.append(Objective(name, tuple(loosest), {name: costs[name] for name in self.front}))
+        return objectives
 
     def _check_limits(self, trained: TrainedSupernet, constraints: tuple[Constraint, ...]) -> None:
-        least, most = (encode(trained.space, f(trained.space))[None] for f in (smallest, largest))
+        """Say of a budget that it limits nothing.
+
+        Raises:
+            UserError: no subnet keeps all limits; the sentence names the nearest ones that one keeps.
+        """
+        space = trained.space
+        least, most = encode(space, smallest(space))[None], encode(space, largest(space))[None]
         for c in constraints:
             if c.name == "macs" and c.cost(most)[0] < c.limit:
                 most_macs = format_count(c.cost(most)[0])
@@ -197,70 +194,75 @@ class Select(RunCommand):
                     f"budget {format_count(c.limit)} is above the largest subnet ({most_macs} MACs): "
                     "choosing the best of all"
                 )
+        # Mostly the smallest subnet keeps them all, and nothing has to be searched.
         if fits(constraints, least)[0]:
             return
-        relaxed = nearest_feasible(trained.space, constraints, numpy_generator(self.seed, "feasible"), least)
+        relaxed = nearest_feasible(space, constraints, numpy_generator(self.seed, "feasible"), least)
         if relaxed:
-            needed = " and ".join(
-                f"{c.flag} {format_cost(c.name, round_up(c.name, least), 15)}" for c, least in relaxed
-            )
-            wanted = " ".join(map(str, constraints))
+            needed = []
+            for c, value in relaxed:
+                needed.append(f"{c.flag} {format_cost(c.name, round_up(c.name, value), EXACT_DIGITS)}")
             raise UserError(
-                f"No subnet of space '{trained.space.name}' keeps {wanted}; the nearest that one keeps is "
-                f"{needed}."
+                f"No subnet of space '{space.name}' keeps {' '.join(map(str, constraints))}; the nearest "
+                f"that one keeps is {' and '.join(needed)}."
             )
 
-    def _explore(
-        self, measured: Measured, goals: list[tuple[Goal, Ask]], parts: Sequence[Sequence[Part]], macs: Costs
-    ) -> dict[str, Any]:
-        if self.explore == "coarse-to-fine":
-            for goal, ask in goals:
-                coarse_to_fine(
-                    measured,
-                    goal.constraints,
-                    self.measure,
-                    numpy_generator(self.seed, "coarse to fine", goal.name),
-                    ask,
-                )
-            return {}
-        codes, y = measured.training_set()
-        X = features(measured.space, codes)
-        qualities = compare(self.predictor, X, y, macs(codes), self.seed)
-        show(qualities, len(y))
-        predictor = make_predictor(qualities[0].member).fit(X, y, self.seed)
-        finds = [(self._find(goal), ask) for goal, ask in goals]
-        measure_promising(
-            measured,
-            predictor,
-            qualities[0],
-            parts,
-            finds,
-            self.measure,
-            numpy_generator(self.seed, "additive"),
-        )
-        return {
-            "predictor": {name: value for name, value in qualities[0]._asdict().items() if name != "seconds"}
-        }
+    def _explore_coarse_to_fine(
+        self, evaluations: Evaluations, todo: Sequence[tuple[Objective, EvaluateFn]]
+    ) -> None:
+        for objective, evaluate in todo:
+            rng = numpy_generator(self.seed, "coarse to fine", objective.name)
+            coarse_to_fine(evaluations, objective.constraints, self.measure, rng, evaluate)
 
-    def _find(self, goal: Goal) -> Best | Front:
-        rng = numpy_generator(self.seed, "search", goal.name)
-        return (
-            Front(list(goal.front.values()), goal.constraints, rng)
-            if goal.front
-            else Best(goal.constraints, rng)
-        )
+    def _explore_predictions(
+        self,
+        evaluations: Evaluations,
+        todo: Sequence[tuple[Objective, EvaluateFn]],
+        sums: Sequence[Sequence[LayerCost]],
+        macs: ArchCostFn,
+    ) -> dict[str, Any]:
+        """Explore with the predictor that cross-validation prefers; returns what it said of it."""
+        codes, y = evaluations.training_set()
+        X = features(evaluations.space, codes)
+        qualities = compare_candidates(self.predictor, X, y, macs(codes), self.seed)
+        print_candidates(qualities, len(y))
+        quality = qualities[0]
+        predictor = make_predictor(quality.member).fit(X, y, self.seed)
+        proposers = [(self._proposer(objective), evaluate) for objective, evaluate in todo]
+        rng = numpy_generator(self.seed, "additive")
+        predictor_guided(evaluations, predictor, quality, sums, proposers, self.measure, rng)
+        said = quality._asdict()
+        del said["seconds"]  # the same command is to write the same file again
+        return {"predictor": said}
+
+    def _proposer(self, objective: Objective) -> Proposer:
+        rng = numpy_generator(self.seed, "search", objective.name)
+        if objective.front:
+            return FrontProposer(list(objective.front.values()), objective.constraints, rng)
+        return BestProposer(objective.constraints, rng)
+
+    def _sums(self, trained: TrainedSupernet) -> list[list[LayerCost]]:
+        """The costs of whose fronts searches start: parameters only where something depends on them."""
+        found = layer_costs(trained.space, len(trained.model.classes), trained.model.channels)
+        if self.params or self.size or {"params", "size"} & set(self.front):
+            return [found["macs"], found["params"]]
+        return [found["macs"]]
+
+
+def _limits(constraints: Sequence[Constraint]) -> list[float]:
+    return [c.limit for c in constraints]
 
 
 def _accuracy(trained: TrainedSupernet, known: Mapping[bytes, float], row: Codes) -> float:
+    """Validation accuracy of an encoded architecture, measured only if no study has measured it yet."""
     accuracy = known.get(row.tobytes())
     return trained.accuracy(decode(trained.space, row), "val") if accuracy is None else accuracy
 
 
-def _ask(study: Study, advance: Advance) -> Ask:
-    def ask(rows: Sequence[Codes], predictions: Sequence[Prediction | None]) -> list[float]:
-        return study.measure(rows, predictions, lambda accuracy: advance(f"{accuracy:.2%}"))
-
-    return ask
+def _evaluate(
+    study: Study, advance: Advance, rows: Sequence[Codes], predictions: Sequence[Prediction | None]
+) -> list[float]:
+    return study.measure(rows, predictions, lambda accuracy: advance(f"{accuracy:.2%}"))
 
 
 if __name__ == "__main__":

@@ -1,36 +1,26 @@
-"""Pictures as data: outlines, discs and words with roles instead of colours; drawn as SVG, whose colours
-follow the page, or as PNG.
+"""Pictures as data: outlines, discs and words, drawn as SVG or as PNG.
 
-One layout makes both, so they show the same. Lengths are pixels of a screen on which the picture is not
-scaled; y grows downwards.
+Shapes have roles instead of colours. In SVG the colours follow the page, in PNG they are those of light
+paper. One layout makes both, so they show the same. Lengths are pixels of a screen on which the picture is
+not scaled; y grows downwards.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Polygon
 
 from engine.run import atomic
 
-Role = Literal[
-    "ink",
-    "quiet",
-    "grid",
-    "paper",
-    "panel",
-    "known",
-    "random",
-    "chosen",
-    "extreme",
-    "shade1",
-    "shade2",
-    "shade3",
-    "shade4",
-]
+Shade = Literal["shade1", "shade2", "shade3", "shade4"]
+Role = Literal["ink", "quiet", "grid", "paper", "panel", "known", "random", "chosen", "extreme"] | Shade
+# Characters that XML and HTML do not take: control characters, and halves of surrogate pairs.
+NOT_XML = r"[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 Anchor = Literal["start", "middle", "end"]
 XY = tuple[float, float]
 COLORS: dict[Role, tuple[str, str]] = {  # on light and on dark paper
@@ -48,8 +38,9 @@ COLORS: dict[Role, tuple[str, str]] = {  # on light and on dark paper
     "shade3": ("#6dbbae", "#2c756a"),
     "shade4": ("#46a394", "#338c7f"),
 }
-UNITS_PER_INCH, DPI, TITLE = 100, 200, 30
-_ANCHOR = {"start": "left", "middle": "center", "end": "right"}
+UNITS_PER_INCH, DPI = 100, 200
+TITLE = 30  # height of the line with the title of a drawing
+ALIGNMENT = {"start": "left", "middle": "center", "end": "right"}  # matplotlib's words for anchors
 
 
 class Outline(NamedTuple):
@@ -113,30 +104,24 @@ def box(
 
 
 def text_width(text: str, size: float) -> float:
-    """About how wide a line of text is, in fonts that are not known here: rather more than less."""
+    """About how wide a line of text is, in pixels: rather more than less."""
+    # The page takes the font of the reader's system, so nothing can be measured here.
     return 0.6 * size * len(text)
 
 
 def shorten(text: str, most: int) -> str:
-    """At most so many characters."""
+    """At most `most` characters of a text."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def side_by_side(title: str, drawings: Sequence[Drawing], columns: int) -> Drawing:
-    """Drawings in rows of so many, each under its title."""
+    """Drawings in rows of `columns`, each under its title."""
     width, height = max(d.width for d in drawings), max(d.height for d in drawings) + TITLE
+    longest = int(width / text_width("0", 14)) - 2
     shapes: list[Shape] = []
     for i, drawing in enumerate(drawings):
         x, y = width * (i % columns), height * (i // columns)
-        shapes.append(
-            Words(
-                x + 8,
-                y + TITLE - 8,
-                shorten(drawing.title, int(width / text_width("0", 14)) - 2),
-                14,
-                bold=True,
-            )
-        )
+        shapes.append(Words(x + 8, y + TITLE - 8, shorten(drawing.title, longest), 14, bold=True))
         shapes += [_moved(shape, x, y + TITLE) for shape in drawing.shapes]
     rows = -(-len(drawings) // columns)
     return Drawing(title, width * min(columns, len(drawings)), height * rows, tuple(shapes))
@@ -144,90 +129,103 @@ def side_by_side(title: str, drawings: Sequence[Drawing], columns: int) -> Drawi
 
 def _moved(shape: Shape, dx: float, dy: float) -> Shape:
     if isinstance(shape, Outline):
-        return shape._replace(points=tuple((x + dx, y + dy) for x, y in shape.points))
+        points = [(x + dx, y + dy) for x, y in shape.points]
+        return shape._replace(points=tuple(points))
     return shape._replace(x=shape.x + dx, y=shape.y + dy)
 
 
 def safe(text: object) -> str:
-    """Text as HTML and as XML: escaped, and control characters, which neither may hold, replaced."""
-    return escape(
-        re.sub(r"[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", str(text))
-    )
+    """Text as HTML and as XML: escaped, with control characters replaced, which neither may hold."""
+    return escape(re.sub(NOT_XML, "\ufffd", str(text)))
 
 
 def colors_css() -> str:
     """CSS that gives roles their colours: light, dark where the screen asks for it, and light in print."""
-    light, dark = ("".join(f"--{role}:{pair[i]};" for role, pair in COLORS.items()) for i in (0, 1))
-    classes = "".join(f".f-{role}{{fill:var(--{role})}}.l-{role}{{stroke:var(--{role})}}" for role in COLORS)
-    return (
-        f":root{{color-scheme:light dark;{light}}}@media screen and (prefers-color-"
-        f"scheme:dark){{:root{{{dark}}}}}{classes}"
-    )
+    light = dark = classes = ""
+    for role, (on_light, on_dark) in COLORS.items():
+        light += f"--{role}:{on_light};"
+        dark += f"--{role}:{on_dark};"
+        classes += f".f-{role}{{fill:var(--{role})}}.l-{role}{{stroke:var(--{role})}}"
+    on_dark_screens = f"@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
+    return f":root{{color-scheme:light dark;{light}}}{on_dark_screens}{classes}"
 
 
 def to_svg(drawing: Drawing) -> str:
     """An <svg> element to stand inside a page that has `colors_css`."""
+    size, label = f"{drawing.width:g} {drawing.height:g}", safe(drawing.title)
     body = "".join(_svg(shape) for shape in drawing.shapes)
-    return (
-        f'<svg viewBox="0 0 {drawing.width:g} {drawing.height:g}" role="img" aria-'
-        f'label="{safe(drawing.title)}">{body}</svg>'
-    )
+    return f'<svg viewBox="0 0 {size}" role="img" aria-label="{label}">{body}</svg>'
 
 
 def _svg(shape: Shape) -> str:
     if isinstance(shape, Words):
-        bold = ' font-weight="600"' if shape.bold else ""
-        place = f'x="{shape.x:.1f}" y="{shape.y:.1f}" font-size="{shape.size:g}" text-anchor="{shape.anchor}"'
-        return f'<text class="f-{shape.role}" {place}{bold}>{safe(shape.text)}</text>'
+        look = f'x="{shape.x:.1f}" y="{shape.y:.1f}" font-size="{shape.size:g}" text-anchor="{shape.anchor}"'
+        if shape.bold:
+            look += ' font-weight="600"'
+        return f'<text class="f-{shape.role}" {look}>{safe(shape.text)}</text>'
     hint = f"<title>{safe(shape.title)}</title>" if shape.title else ""
     if isinstance(shape, Disc):
-        return (
-            f'<circle class="f-{shape.fill}" cx="{shape.x:.1f}" cy="{shape.y:.1f}" r="{shape.radius:g}">'
-            f"{hint}</circle>"
-        )
-    roles = " ".join([f"f-{shape.fill}"] * bool(shape.fill) + [f"l-{shape.line}"] * bool(shape.line))
-    dash = ' stroke-dasharray="4 3"' if shape.dashed else ""
-    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in shape.points)
-    return f'<path class="{roles}" fill="none" stroke-width="{shape.width:g}"{dash} d="{path}">{hint}</path>'
+        place = f'cx="{shape.x:.1f}" cy="{shape.y:.1f}" r="{shape.radius:g}"'
+        return f'<circle class="f-{shape.fill}" {place}>{hint}</circle>'
+    classes = []
+    if shape.fill:
+        classes.append(f"f-{shape.fill}")
+    if shape.line:
+        classes.append(f"l-{shape.line}")
+    # fill="none" holds for outlines without a fill: a class overrides it.
+    look = f'class="{" ".join(classes)}" fill="none" stroke-width="{shape.width:g}"'
+    if shape.dashed:
+        look += ' stroke-dasharray="4 3"'
+    points = [f"{x:.1f} {y:.1f}" for x, y in shape.points]
+    return f'<path {look} d="M{"L".join(points)}">{hint}</path>'
 
 
 def write_png(drawing: Drawing, path: Path) -> None:
     """The drawing under its title, in the colours of light paper."""
-    points = 72 / UNITS_PER_INCH
-    figure = Figure(
-        figsize=(drawing.width / UNITS_PER_INCH, (drawing.height + TITLE) / UNITS_PER_INCH),
-        facecolor=COLORS["paper"][0],
-    )
+    size = (drawing.width / UNITS_PER_INCH, (drawing.height + TITLE) / UNITS_PER_INCH)
+    # A figure of its own instead of pyplot's: nothing global is changed, and no window is opened.
+    figure = Figure(figsize=size, facecolor=_color("paper"))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, drawing.width), ylim=(drawing.height, -TITLE))
     axes.set_axis_off()
-    for order, shape in enumerate(_with_title(drawing)):
-        if isinstance(shape, Words):
-            color, anchor, weight = (
-                COLORS[shape.role][0],
-                _ANCHOR[shape.anchor],
-                "bold" if shape.bold else "normal",
-            )
-            text = re.sub(r"[\x00-\x1f]", "\ufffd", shape.text)
-            place = axes.text(
-                shape.x, shape.y, text, color=color, ha=anchor, va="baseline", weight=weight, zorder=order
-            )
-            place.set(fontsize=shape.size * points, parse_math=False)
-        elif isinstance(shape, Disc):
-            axes.add_patch(
-                Circle(
-                    (shape.x, shape.y), shape.radius, color=COLORS[shape.fill][0], linewidth=0, zorder=order
-                )
-            )
-        else:
-            face, edge = (COLORS[role][0] if role else "none" for role in (shape.fill, shape.line))
-            width, style = shape.width * points if shape.line else 0, "--" if shape.dashed else "-"
-            axes.add_patch(
-                Polygon(shape.points, closed=False, fc=face, ec=edge, lw=width, ls=style, zorder=order)
-            )
+    title = Words(8, -10, drawing.title, 15, bold=True)
+    for order, shape in enumerate((title, *drawing.shapes)):
+        _draw(axes, shape, order)
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=DPI, format="png")
 
 
-def _with_title(drawing: Drawing) -> Iterable[Shape]:
-    return (Words(8, -10, drawing.title, 15, bold=True), *drawing.shapes)
+def _draw(axes: Axes, shape: Shape, order: int) -> None:
+    points = 72 / UNITS_PER_INCH  # matplotlib's unit of fonts and lines
+    if isinstance(shape, Words):
+        words = axes.text(
+            shape.x,
+            shape.y,
+            re.sub(r"[\x00-\x1f]", "\ufffd", shape.text),
+            color=_color(shape.role),
+            ha=ALIGNMENT[shape.anchor],
+            va="baseline",
+            weight="bold" if shape.bold else "normal",
+            zorder=order,
+        )
+        # A dollar sign in a name is no formula.
+        words.set(fontsize=shape.size * points, parse_math=False)
+    elif isinstance(shape, Disc):
+        center = (shape.x, shape.y)
+        axes.add_patch(Circle(center, shape.radius, color=_color(shape.fill), linewidth=0, zorder=order))
+    else:
+        outline = Polygon(
+            shape.points,
+            closed=False,
+            fc=_color(shape.fill),
+            ec=_color(shape.line),
+            lw=shape.width * points if shape.line else 0,
+            ls="--" if shape.dashed else "-",
+            zorder=order,
+        )
+        axes.add_patch(outline)
+
+
+def _color(role: Role | None) -> str:
+    """The colour of a role on light paper."""
+    return COLORS[role][0] if role else "none"

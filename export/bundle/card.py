@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from engine.config import format_count
+from engine.statistics import wilson_interval
 from export.bundle.contents import EXAMPLE, LABELS, MANIFEST, Bundle
 from export.manifest import Manifest, Tensor
-from predictors.reporting.findings import wilson
 
 MOST_CLASSES = 50
 
@@ -123,7 +123,7 @@ def _accuracy(bundle: Bundle) -> Iterator[str]:
         if file.accuracy is None:
             yield f"- `{file.file}`: not known."
             continue
-        said, (low, high) = file.accuracy, wilson(file.accuracy.file, file.accuracy.images)
+        said, (low, high) = file.accuracy, wilson_interval(file.accuracy.file, file.accuracy.images)
         yield (
             f"- `{file.file}` is right on {_percent(said.file)} of {said.images} images of the split "
             f"`{said.split}`; the torch model that "

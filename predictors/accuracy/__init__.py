@@ -1,1 +1,1 @@
-"""Predicted accuracy: measured pairs, features, models, and how far the models can be trusted."""
+"""Accuracy of architectures: measured pairs, predictors that learn from them, and how good those are."""

@@ -1,11 +1,12 @@
 """Which subnets to measure next: where the Pareto front of accuracy against MACs is expected to rise most.
 
 Expected hypervolume improvement (Emmerich et al., Single- and multiobjective evolutionary optimization
-assisted by Gaussian random field metamodels, 2006). MACs are known exactly, so it is a sum of the expected
-improvements over each step of the front, each times the width of the step; widths are of log MACs, so a tenth
-off a small subnet counts like a tenth off a large one. A batch is chosen one by one, each believed to be as
-good as predicted before the next (Ginsbourger et al., Kriging is well-suited to parallelize optimization,
-2010).
+assisted by Gaussian random field metamodels, 2006). MACs are known exactly, so it is a sum over the steps of
+the front: the expected improvement over the step, times the width of the step. Widths are of log MACs, so a
+tenth off a small subnet counts like a tenth off a large one.
+
+The subnets of a batch are selected one by one. Each is believed to be as good as predicted before the next
+one is selected (Ginsbourger et al., Kriging is well-suited to parallelize optimization, 2010).
 """
 
 from collections.abc import Callable
@@ -14,101 +15,126 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import norm
 
+from engine.statistics import Floats, pareto_front
 from ofa.space.arch import largest
 from ofa.space.codes import Codes, cross, encode, mutate, sample_codes
 from ofa.space.space import Space
 from predictors.accuracy.features import features
-from predictors.accuracy.models import Floats, GaussianProcess
-from predictors.search.constraints import Costs
+from predictors.accuracy.gaussian_process import GaussianProcess
+from predictors.search.constraints import ArchCostFn
 
+# Of the search for the highest gain: uniform samples at its start, the best that are kept, and of those the
+# parents, with how many children in each generation.
 SAMPLES, KEPT, PARENTS, CHILDREN, GENERATIONS, MUTATION = 1_000, 400, 100, 200, 15, 0.1
 
 
 def propose(
-    space: Space, macs: Costs, known_NF: Codes, y: Floats, count: int, seed: int, rng: np.random.Generator
+    space: Space,
+    macs: ArchCostFn,
+    known_NF: Codes,
+    y: Floats,
+    count: int,
+    seed: int,
+    rng: np.random.Generator,
 ) -> Codes:
-    """At most `count` new architectures to measure, the most promising first; fewer if the space has no more.
+    """At most `count` new architectures to measure, the one of the highest expected gain first.
 
     Args:
-        known_NF: what was measured, with accuracies `y`.
+        space: of the architectures.
+        macs: multiply-accumulates of encoded architectures.
+        known_NF: encoded architectures that were measured.
+        y: their accuracies (N,), in [0, 1].
+        count: how many to propose.
         seed: of the predictor.
+        rng: of the search.
+
+    Returns:
+        Encoded architectures (M, F); fewer than `count` if the space has no more.
     """
-    X, size = features(space, known_NF), np.log(macs(known_NF))
+    X, log_macs = features(space, known_NF), np.log(macs(known_NF))
     end = float(np.log(macs(encode(space, largest(space))[None]))[0])
     model = GaussianProcess().fit(X, y, seed)
 
     def gain(rows: Codes) -> Floats:
+        # Over what is predicted of the known subnets, not over what was measured: noise makes the best
+        # measurements too high, and little would seem to be left to gain.
+        front = front_steps(log_macs, model.mean(X), end)
         mean, std = model.predict(features(space, rows))
-        return expected_gain(np.log(macs(rows)), mean, std, front(size, model.mean(X), end))
+        return expected_gain(np.log(macs(rows)), mean, std, front)
 
     rows = _search(space, gain, known_NF, rng)
-    chosen: list[Codes] = []
+    selected: list[Codes] = []
     for _ in range(min(count, len(rows))):
         best = int(np.argmax(gain(rows)))
-        chosen.append(rows[best])
-        new = features(space, rows[best : best + 1])
-        X, y, size = (
-            np.concatenate([X, new]),
-            np.append(y, model.mean(new)),
-            np.append(size, np.log(macs(rows[best : best + 1]))),
-        )
+        selected.append(rows[best])
+        new_row = rows[best : best + 1]
+        new_X = features(space, new_row)
+        # `gain` sees the longer arrays from here on.
+        X = np.concatenate([X, new_X])
+        y = np.append(y, model.mean(new_X))
+        log_macs = np.append(log_macs, np.log(macs(new_row)))
         model.update(X, y)
         rows = np.delete(rows, best, axis=0)
-    return np.array(chosen, np.uint8).reshape(-1, known_NF.shape[1])
+    return np.array(selected, np.uint8).reshape(-1, known_NF.shape[1])
 
 
-class Front(NamedTuple):
-    """Steps: from `start` (log MACs) to `stop` the best known accuracy is `level`. (S,) each."""
+class FrontSteps(NamedTuple):
+    """A front as S steps, (S,) each: from `start` to `stop` (log MACs) the best known accuracy is `level`."""
 
     start: Floats
     stop: Floats
     level: Floats
 
 
-def front(size: Floats, accuracy: Floats, end: float) -> Front:
-    """The front of subnets of these sizes (log MACs); its last step ends at `end`."""
-    order = np.lexsort((-accuracy, size))
-    rises = np.concatenate([[True], accuracy[order][1:] > np.maximum.accumulate(accuracy[order])[:-1]])
-    start, level = size[order][rises], accuracy[order][rises]
-    return Front(start, np.append(start[1:], end), level)
+def front_steps(log_macs: Floats, accuracy: Floats, end: float) -> FrontSteps:
+    """The front of subnets of these sizes and accuracies, (N,) each; its last step ends at `end` log MACs."""
+    front = pareto_front(accuracy, log_macs[:, None])
+    start = log_macs[front]
+    return FrontSteps(start, np.append(start[1:], end), accuracy[front])
 
 
-def expected_gain(size_N: Floats, mean_N: Floats, std_N: Floats, known: Front) -> Floats:
-    """Expected hypervolume improvement, in accuracy times log MACs, of one more subnet: (N,).
+def expected_gain(log_macs_N: Floats, mean_N: Floats, std_N: Floats, known: FrontSteps) -> Floats:
+    """Expected hypervolume improvement by one more subnet, in accuracy times log MACs, for each of N: (N,).
 
     Below the smallest known subnet nothing is gained.
     """
-    width_NS = np.maximum(0, known.stop - np.maximum(known.start, size_N[:, None]))
+    # A subnet can improve the part of a step that is at its own size or above.
+    width_NS = np.maximum(0, known.stop - np.maximum(known.start, log_macs_N[:, None]))
     z_NS = (mean_N[:, None] - known.level) / std_N[:, None]
     improvement_NS = std_N[:, None] * (z_NS * norm.cdf(z_NS) + norm.pdf(z_NS))
     return (width_NS * improvement_NS).sum(axis=1)
 
 
-def hypervolume(size: Floats, accuracy: Floats, end: float) -> float:
-    """Area under the front, in accuracy times log MACs."""
-    known = front(size, accuracy, end)
-    return float((known.level * (known.stop - known.start)).sum())
+def hypervolume(log_macs: Floats, accuracy: Floats, end: float) -> float:
+    """Area under the front up to `end`, in accuracy times log MACs."""
+    steps = front_steps(log_macs, accuracy, end)
+    return float((steps.level * (steps.stop - steps.start)).sum())
 
 
 def _search(
     space: Space, gain: Callable[[Codes], Floats], known_NF: Codes, rng: np.random.Generator
 ) -> Codes:
-    """Unmeasured architectures of the highest gain that a short evolution finds."""
-    known = {row.tobytes() for row in known_NF}
-    fresh = np.concatenate(
-        [sample_codes(space, SAMPLES, rng), *(mutate(space, known_NF, MUTATION, rng) for _ in range(3))]
-    )
+    """Unmeasured architectures of the highest gain that a short evolution finds, best first."""
+    seen = {row.tobytes() for row in known_NF}
+    samples = sample_codes(space, SAMPLES, rng)
+    # Near the known subnets, too: the best of them are where the front is.
+    mutants = [mutate(space, known_NF, MUTATION, rng) for _ in range(3)]
+    candidates = np.concatenate([samples, *mutants])
     rows, gains = known_NF[:0], np.empty(0)
     for _ in range(1 + GENERATIONS):
-        different = {row.tobytes(): row for row in fresh if row.tobytes() not in known}
-        known.update(different)
-        if different:
-            fresh = np.stack(list(different.values()))
-            rows, gains = np.concatenate([rows, fresh]), np.concatenate([gains, gain(fresh)])
+        fresh: dict[bytes, Codes] = {}
+        for row in candidates:
+            if row.tobytes() not in seen:
+                fresh[row.tobytes()] = row
+        seen.update(fresh)
+        if fresh:
+            fresh_rows = np.stack(list(fresh.values()))
+            rows = np.concatenate([rows, fresh_rows])
+            gains = np.concatenate([gains, gain(fresh_rows)])
             best = np.argsort(-gains, kind="stable")[:KEPT]
             rows, gains = rows[best], gains[best]
         if not len(rows):
-            break
+            break  # everything in the space is known
         first, second = rows[rng.integers(0, min(PARENTS, len(rows)), (2, CHILDREN // 2))]
-        fresh = np.concatenate([mutate(space, first, MUTATION, rng), cross(space, first, second, rng)])
+        candidates = np.concatenate([mutate(space, first, MUTATION, rng), cross(space, first, second, rng)])
     return rows

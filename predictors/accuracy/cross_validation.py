@@ -1,5 +1,7 @@
-"""How far the accuracy predictor can be trusted: every measured subnet predicted from others, with an
-interval that is checked too."""
+"""How far predicted accuracies can be trusted: each measured subnet is predicted from others.
+
+Its 90% interval is predicted too, so that the share of measurements inside is a check.
+"""
 
 from typing import NamedTuple
 
@@ -8,16 +10,17 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
 from engine.seed import numpy_generator
-from predictors.accuracy.models import Floats
-from predictors.accuracy.validation import candidates, conformal_quantile, doubt, predict_from_other_folds
+from engine.statistics import Floats, conformal_quantile
+from predictors.accuracy.predictor import Features
+from predictors.accuracy.validation import candidates, predict_from_other_folds, predictive_std
 
 FOLDS = 5
-LEAST, JUDGED = 20, 500
-BANDS, BAND_PAIRS = 5, 12
+FEWEST_PAIRS, MOST_PAIRS = 20, 500
+BANDS, BAND_PAIRS = 5, 12  # most bands, and fewest pairs of a band
 
 
-class HeldOut(NamedTuple):
-    """Pairs, (N,) each: measured and predicted accuracy, the 90% interval of the prediction, and MACs."""
+class CrossValidated(NamedTuple):
+    """Pairs that were predicted from others, (N,) each; low and high are the ends of the 90% interval."""
 
     measured: Floats
     predicted: Floats
@@ -30,16 +33,21 @@ class HeldOut(NamedTuple):
         """(N,) whether the measurement is in the interval."""
         return (self.low <= self.measured) & (self.measured <= self.high)
 
-    def only(self, which: NDArray[np.int64]) -> "HeldOut":
-        """Those at some places."""
-        return HeldOut(
+    def take(self, which: NDArray[np.int64]) -> "CrossValidated":
+        """The pairs at these indices."""
+        return CrossValidated(
             self.measured[which], self.predicted[which], self.low[which], self.high[which], self.macs[which]
         )
 
 
-class Trust(NamedTuple):
-    """What they say together. tau: Kendall's tau-b; miss: median of |measured - predicted|; coverage: share
-    inside the intervals."""
+class PredictorQuality(NamedTuple):
+    """What pairs say together of the predictor.
+
+    pairs: how many they are.
+    tau: Kendall's tau-b of predicted and measured accuracies.
+    miss: median of |measured - predicted|, in accuracy.
+    coverage: share of the measurements that are inside the intervals.
+    """
 
     pairs: int
     tau: float
@@ -47,45 +55,62 @@ class Trust(NamedTuple):
     coverage: float
 
 
-def predict_held_out(X: NDArray[np.float32], y: Floats, macs: NDArray[np.int64], seed: int) -> HeldOut | None:
-    """Each pair predicted from the other folds; none if fewer than 20 are known. Of more than 500, a random
-    500 are judged.
+def predict_pairs(X: Features, y: Floats, macs: NDArray[np.int64], seed: int) -> CrossValidated | None:
+    """Each pair predicted from the other folds by the favourite predictor for so many pairs.
 
-    An interval is the prediction plus and minus a multiple of how unsure it is. The multiple is such that 90%
-    of the pairs of the other folds are inside: no pair widens its own interval, so that the share inside is a
-    check and not a definition.
+    An interval is the prediction plus and minus a multiple of its predictive standard deviation. The multiple
+    is such that 90% of the pairs of the other folds are inside. So no pair widens its own interval, and the
+    share of pairs inside is a check and not a definition.
+
+    Args:
+        X: features (N, D).
+        y: measured accuracies (N,).
+        macs: multiply-accumulates (N,).
+        seed: of the folds and the predictor.
+
+    Returns:
+        A random 500 of the pairs if there are more; none if fewer than 20 are known.
     """
-    if len(y) < LEAST:
+    if len(y) < FEWEST_PAIRS:
         return None
-    some = np.sort(numpy_generator(seed, "judged").permutation(len(y))[:JUDGED])
+    some = np.sort(numpy_generator(seed, "judged").permutation(len(y))[:MOST_PAIRS])
     X, y, macs = X[some], y[some], macs[some]
-    member = candidates("auto", len(y))[0]
-    mean, std, fold = predict_from_other_folds(member, X, y, seed, FOLDS)
+    favourite = candidates("auto", len(y))[0]
+    mean, std, fold = predict_from_other_folds(favourite, X, y, seed, FOLDS)
     misses = np.abs(y - mean)
-    unsure = doubt(std, float(np.median(misses))) + 1e-9
+    unsure = predictive_std(std, float(np.median(misses))) + 1e-9  # never 0, which could not be widened
+    ratios = misses / unsure
+    # As wide as the misses of the other folds say: a pair has no part in the width of its own interval.
     half = np.empty_like(y)
     for i in range(FOLDS):
-        half[fold == i] = conformal_quantile((misses / unsure)[fold != i])
+        half[fold == i] = conformal_quantile(ratios[fold != i])
     half *= unsure
-    return HeldOut(y, mean, np.maximum(mean - half, 0), np.minimum(mean + half, 1), macs)
+    return CrossValidated(y, mean, np.maximum(mean - half, 0), np.minimum(mean + half, 1), macs)
 
 
-def trust(pairs: HeldOut) -> Trust:
-    """Of all pairs given."""
-    tau = float(kendalltau(pairs.measured, pairs.predicted).statistic)
-    return Trust(
-        len(pairs.measured),
-        tau,
-        float(np.median(np.abs(pairs.measured - pairs.predicted))),
-        float(pairs.covered.mean()),
+def predictor_quality(pairs: CrossValidated) -> PredictorQuality:
+    """What all these pairs say of the predictor."""
+    return PredictorQuality(
+        pairs=len(pairs.measured),
+        tau=float(kendalltau(pairs.measured, pairs.predicted).statistic),
+        miss=float(np.median(np.abs(pairs.measured - pairs.predicted))),
+        coverage=float(pairs.covered.mean()),
     )
 
 
-def bands(pairs: HeldOut) -> list[tuple[int, int, Trust]]:
-    """(fewest MACs, most MACs, trust) of up to 5 bands that hold equally many pairs, at least 12; none if
-    there are too few."""
+def quality_in_bands(pairs: CrossValidated) -> list[tuple[int, int, PredictorQuality]]:
+    """The quality in up to 5 bands of MACs that hold equally many pairs.
+
+    Returns:
+        (fewest MACs, most MACs, quality) of each band. A band has at least 12 pairs: the list is empty if
+        there are too few for two bands.
+    """
     count = min(BANDS, len(pairs.macs) // BAND_PAIRS)
     if count < 2:
         return []
-    groups = [pairs.only(which) for which in np.array_split(np.argsort(pairs.macs, kind="stable"), count)]
-    return [(int(group.macs[0]), int(group.macs[-1]), trust(group)) for group in groups]
+    by_macs = np.argsort(pairs.macs, kind="stable")
+    bands = []
+    for which in np.array_split(by_macs, count):
+        band = pairs.take(which)
+        bands.append((int(band.macs[0]), int(band.macs[-1]), predictor_quality(band)))
+    return bands

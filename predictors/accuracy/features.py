@@ -1,5 +1,7 @@
 """What accuracy predictors see of an architecture."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -8,28 +10,34 @@ from ofa.space.space import Space
 
 
 def features(space: Space, codes_NF: Codes) -> NDArray[np.float32]:
-    """(N, D) thermometer code, then each choice as an ordinal, then kernels and expansions summed over a
-    stage's active blocks.
+    """Features (N, D) of encoded architectures (N, F).
 
-    Neighbours of an architecture share most of the first, which lets every step between two choices count
-    differently; the others say that steps are alike, which few pairs teach best. No column reads two stages,
-    so whatever adds the columns up, as ridge does, is additive over the stages.
+    They are the thermometer code, then each choice as an ordinal, then the kernels and expansions summed over
+    the active blocks of each stage. Neighbours of an architecture share most of the thermometer code, which
+    lets every step between two choices count differently. The others say that steps are alike, which few
+    pairs teach best.
+
+    No column reads two stages, so whatever adds the columns up, as ridge regression does, is additive over
+    the stages. The dynamic programme of selection is exact for such functions.
     """
-    return np.concatenate(
-        [thermometer(space, codes_NF), codes_NF, _sums(space, codes_NF)], axis=1, dtype=np.float32
-    )
+    parts: list[NDArray[Any]] = [thermometer(space, codes_NF), codes_NF, _stage_sums(space, codes_NF)]
+    return np.concatenate(parts, axis=1, dtype=np.float32)
 
 
-def _sums(space: Space, codes_NF: Codes) -> NDArray[np.float64]:
-    """(N, 2 x stages) codes of kernels and expansions of the active blocks of each stage, as a share of the
-    deepest stage's blocks."""
+def _stage_sums(space: Space, codes_NF: Codes) -> NDArray[np.float64]:
+    """Kernels and expansions of the active blocks of each stage, summed: (N, 2 x stages).
+
+    Sums of codes are divided by the number of blocks of the stage's deepest choice.
+    """
     sums = []
     for i, stage in enumerate(space.stages):
         depth_N = np.array(stage.depth)[codes_NF[:, space.column_index["depth", i]] - 1]
         for field in ("kernel", "expand"):
             if space.granularity == "stage":
+                # One choice holds for all blocks of the stage.
                 total_N = depth_N * codes_NF[:, space.column_index[field, i]]
             else:
+                # Codes of inactive blocks are 0.
                 first = space.column_index[field, space.slot(i, 0)]
                 total_N = codes_NF[:, first : first + stage.depth[-1]].sum(axis=1)
             sums.append(total_N / stage.depth[-1])

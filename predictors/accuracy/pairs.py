@@ -1,4 +1,4 @@
-"""What stage 2 keeps in a run folder: measured subnets (pairs.jsonl) and chosen ones (selected/)."""
+"""What stage 2 keeps in a run folder: measured subnets (pairs.jsonl) and selected ones (selected/)."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,7 @@ from engine.run import read_json, read_lines
 from ofa.space.arch import Arch
 from ofa.trained import run_flag
 
-FRONT = "front.json"
+FRONT = "front.json"  # in selected/, but of another form than the files beside it
 Accuracy = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -25,7 +25,7 @@ class Pair(Config):
 
 
 class Selected(BaseModel):
-    """What export and report need of a selected/*.json file; it holds more."""
+    """What export and report need of a selected/*.json file, which holds more."""
 
     arch: Arch
     macs: int
@@ -39,22 +39,32 @@ def pairs_path(run: Path) -> Path:
 
 
 def read_pairs(run: Path) -> list[Pair]:
-    """The pairs of a run; none if nothing was collected yet."""
+    """The pairs of a run; an empty list if nothing was collected yet.
+
+    Raises:
+        UserError: a line is damaged.
+    """
     path = pairs_path(run)
     return [validate(Pair, row, f"{path}, line {i}") for i, row in enumerate(read_lines(path), start=1)]
 
 
 def read_selected(run: Path) -> list[tuple[str, Selected]]:
-    """What predictors.select chose, as (budget, subnet), fewest MACs first.
+    """What predictors.select selected in a run, as (budget, subnet), fewest MACs first.
 
     Raises:
-        UserError: it has not chosen anything yet, or a file is damaged.
+        UserError: nothing is selected yet, or a file is damaged.
     """
-    files = [file for file in (run / "selected").glob("*.json") if file.name != FRONT]
-    found = [(file.stem, validate(Selected, read_json(file), str(file))) for file in files]
+    found = []
+    for file in (run / "selected").glob("*.json"):
+        if file.name != FRONT:
+            found.append((file.stem, validate(Selected, read_json(file), str(file))))
     if not found:
         raise UserError(
-            f"Run '{run}' has no selected subnet; run python -m predictors.select{run_flag(run)} --flops "
-            "600M first."
+            f"Run '{run}' has no selected subnet; run python -m predictors.select{run_flag(run)} "
+            "--flops 600M first."
         )
-    return sorted(found, key=lambda item: (item[1].macs, item[0]))
+    return sorted(found, key=_macs_and_name)
+
+
+def _macs_and_name(selected: tuple[str, Selected]) -> tuple[int, str]:
+    return selected[1].macs, selected[0]

@@ -1,8 +1,7 @@
-"""How good accuracy predictors are on pairs they have not seen, how wide a 90% interval is, and which
-predictor to take."""
+"""Which accuracy predictor to take: how well each one predicts pairs that it has not seen."""
 
 import time
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,24 +11,27 @@ from scipy.stats import kendalltau
 from sklearn.model_selection import KFold
 
 from engine.seed import derive, numpy_generator
-from predictors.accuracy.models import Features, Floats, Member, make_predictor
+from engine.statistics import Floats, conformal_quantile, tau_in_bands
+from predictors.accuracy.models import PredictorChoice, PredictorName, make_predictor
+from predictors.accuracy.predictor import Features
 
-Name = Literal["auto", "gp", "ridge", "boosting", "mlp"]
-COVERAGE = 0.9
-BAND = 10_000_000
-MANY_FOLDS_BELOW = 100
-JUDGED = 500
-LEAD = 0.01
+MANY_FOLDS_BELOW = 100  # then 10 folds, which leave more of the few pairs to learn from
+MOST_PAIRS = 500
+LEAD = 0.01  # of Kendall's tau, by which another predictor must lead the favourite
 
 
-class Quality(NamedTuple):
+class CandidateQuality(NamedTuple):
     """What cross-validation says of one predictor.
 
-    tau: Kendall's tau-b. typical_miss: median of |measured - predicted|. widening: half of a 90% interval, in
-        units of `doubt`.
+    member: its name in `predictors.accuracy.models.PREDICTORS`.
+    tau: Kendall's tau-b of predicted and measured accuracies.
+    tau_in_bands: the same among subnets of similar MACs.
+    typical_miss: median of |measured - predicted|, in accuracy.
+    widening: half of a 90% interval, in units of `predictive_std`.
+    seconds: CPU time of the cross-validation.
     """
 
-    member: Member
+    member: PredictorName
     tau: float
     tau_in_bands: float
     typical_miss: float
@@ -37,106 +39,113 @@ class Quality(NamedTuple):
     seconds: float
 
     def half_width(self, std: Floats) -> Floats:
-        """Half of the 90% interval around predictions with these standard deviations."""
-        return self.widening * doubt(std, self.typical_miss)
+        """Half of the 90% interval around predictions with these standard deviations, (N,)."""
+        return self.widening * predictive_std(std, self.typical_miss)
 
 
-def doubt(std: Floats, typical_miss: float) -> Floats:
-    """How far off a prediction may be: few pairs can make a predictor too sure of itself, and the typical
-    miss keeps it humble."""
+def predictive_std(std: Floats, typical_miss: float) -> Floats:
+    """How far off predictions may be, (N,): their standard deviations and the typical miss together.
+
+    A predictor that learned from few pairs can be too sure of itself; the typical miss bounds it from below.
+    """
     return np.sqrt(std**2 + typical_miss**2)
 
 
-def candidates(name: Name, pairs: int) -> tuple[Member, ...]:
-    """Who competes, the favourite first. Those that have never come near the best with so few pairs do not
-    (docs/log.md)."""
-    if name != "auto":
-        return (name,)
+def candidates(choice: PredictorChoice, pairs: int) -> tuple[PredictorName, ...]:
+    """The predictors that compete for so many pairs, the favourite first; only `choice` if it is not "auto".
+
+    Those that have never come near the best one with so few pairs do not compete (docs/log.md).
+    """
+    if choice != "auto":
+        return (choice,)
+    # The limits are where each one came near the best on measured ImageNet subnets.
     if pairs < 30:
         return ("ridge",)
-    if pairs > 2_000:
-        return ("mlp", "ridge", "boosting")
-    everybody: tuple[Member, ...] = ("gp", "ridge", "mlp", "boosting")
-    return everybody[: 2 if pairs < 300 else 3 if pairs < 1_000 else 4]
+    if pairs < 300:
+        return ("gp", "ridge")
+    if pairs < 1_000:
+        return ("gp", "ridge", "mlp")
+    if pairs <= 2_000:
+        return ("gp", "ridge", "mlp", "boosting")
+    # No Gaussian process: its time grows with the cube of the pairs.
+    return ("mlp", "ridge", "boosting")
 
 
-def compare(name: Name, X: Features, y: Floats, macs: NDArray[Any], seed: int) -> list[Quality]:
-    """Every candidate's quality, the one to take first: of highest tau, but the favourite unless another
-    leads by 0.01.
+def compare_candidates(
+    choice: PredictorChoice, X: Features, y: Floats, macs: NDArray[Any], seed: int
+) -> list[CandidateQuality]:
+    """The quality of every candidate, the one to take first.
 
-    Of more than 500 pairs, the same random 500 judge all of them: it takes seconds at any size.
+    It is the one of the highest tau, but the favourite unless another one leads by 0.01. Of more than 500
+    pairs the same random 500 judge all candidates, so it takes seconds at any size.
+
+    Args:
+        choice: a predictor, or "auto" for those of `candidates`.
+        X: features (N, D).
+        y: measured accuracies (N,).
+        macs: multiply-accumulates (N,).
+        seed: of the folds, the predictors and the 500 pairs.
     """
-    members = candidates(name, len(y))
-    if len(y) > JUDGED:
-        some = np.sort(numpy_generator(seed, "judges").permutation(len(y))[:JUDGED])
+    names = candidates(choice, len(y))
+    if len(y) > MOST_PAIRS:
+        some = np.sort(numpy_generator(seed, "judges").permutation(len(y))[:MOST_PAIRS])
         X, y, macs = X[some], y[some], macs[some]
-    found = [cross_validate(member, X, y, macs, seed) for member in members]
-    lead = [LEAD * (i == 0) + np.nan_to_num(quality.tau, nan=-1.0) for i, quality in enumerate(found)]
-    return [found[i] for i in np.argsort(-np.array(lead), kind="stable")]
+    found = [cross_validate(name, X, y, macs, seed) for name in names]
+    # Tau is not a number where all accuracies are equal: such a candidate comes last.
+    merit = np.nan_to_num([quality.tau for quality in found], nan=-1.0)
+    merit[0] += LEAD
+    return [found[i] for i in np.argsort(-merit, kind="stable")]
 
 
-def cross_validate(member: Member, X: Features, y: Floats, macs: NDArray[Any], seed: int) -> Quality:
-    """Predict every pair from the other folds: 5 of them, or 10 below 100 pairs.
+def cross_validate(
+    name: PredictorName, X: Features, y: Floats, macs: NDArray[Any], seed: int
+) -> CandidateQuality:
+    """Predict every pair from the other folds: 5 folds, or 10 below 100 pairs.
 
-    The interval is as wide as the conformal quantile of |measured - predicted| / doubt says, so 90% of new
-    pairs that are drawn like these ones fall into it (Lei et al., Distribution-free predictive inference for
-    regression, 2018, arXiv:1604.04173; here with the residuals of all folds instead of one split's).
+    The interval is as wide as the conformal quantile of |measured - predicted| / predictive_std says, so 90%
+    of new pairs that are drawn like these ones fall into it (Lei et al., Distribution-free predictive
+    inference for regression, 2018, arXiv:1604.04173; here with the residuals of all folds instead of those of
+    one split).
     """
     started = time.process_time()
-    mean, std, _ = predict_from_other_folds(member, X, y, seed, 10 if len(y) < MANY_FOLDS_BELOW else 5)
+    folds = 10 if len(y) < MANY_FOLDS_BELOW else 5
+    mean, std, _ = predict_from_other_folds(name, X, y, seed, folds)
     misses = np.abs(y - mean)
-    typical = float(np.median(misses))
-    widening = conformal_quantile(misses / doubt(std, typical))
+    typical_miss = float(np.median(misses))
+    widening = conformal_quantile(misses / predictive_std(std, typical_miss))
     seconds = time.process_time() - started
-    return Quality(
-        member, float(kendalltau(y, mean).statistic), tau_in_bands(y, mean, macs), typical, widening, seconds
-    )
+    tau = float(kendalltau(y, mean).statistic)
+    return CandidateQuality(name, tau, tau_in_bands(y, mean, macs), typical_miss, widening, seconds)
 
 
 def predict_from_other_folds(
-    member: Member, X: Features, y: Floats, seed: int, folds: int
+    name: PredictorName, X: Features, y: Floats, seed: int, folds: int
 ) -> tuple[Floats, Floats, NDArray[np.int64]]:
-    """(mean, standard deviation, fold), (N,) each: every pair predicted from the pairs of the other folds."""
+    """Predict every pair from the pairs of the other folds.
+
+    Returns:
+        (mean, standard deviation, fold), (N,) each.
+    """
     mean, std, fold = np.empty_like(y), np.empty_like(y), np.empty(len(y), np.int64)
-    for i, (train, held) in enumerate(
-        KFold(folds, shuffle=True, random_state=derive(seed, "folds") % 2**32).split(X)
-    ):
-        mean[held], std[held] = make_predictor(member).fit(X[train], y[train], seed).predict(X[held])
-        fold[held] = i
+    # scikit-learn takes seeds of 32 bits.
+    splits = KFold(folds, shuffle=True, random_state=derive(seed, "folds") % 2**32).split(X)
+    for i, (train, held_out) in enumerate(splits):
+        predictor = make_predictor(name).fit(X[train], y[train], seed)
+        mean[held_out], std[held_out] = predictor.predict(X[held_out])
+        fold[held_out] = i
     return mean, std, fold
 
 
-def conformal_quantile(ratios: Floats) -> float:
-    """What 90% of new ratios stay under that are drawn like these."""
-    return float(np.sort(ratios)[min(len(ratios), int(np.ceil(COVERAGE * (len(ratios) + 1)))) - 1])
-
-
-def near(macs: NDArray[Any]) -> float:
-    """How far apart the MACs of two subnets of one size may be: 10M, or a twentieth of the range if that is
-    less."""
-    return min(BAND, float(np.ptp(macs)) / 20)
-
-
-def tau_in_bands(y: Floats, predicted: Floats, macs: NDArray[Any]) -> float:
-    """Kendall's tau-b over those pairs of subnets that are `near`.
-
-    What a choice under a budget needs: MACs alone rank subnets of all sizes well, and subnets of one size not
-    at all. Not a number if there is no such pair, or all of them tie.
-    """
-    first, second = np.triu_indices(len(y), 1)
-    close = np.abs(macs[first] - macs[second]) <= near(macs)
-    a, b = (np.sign(v[first[close]] - v[second[close]]) for v in (y, predicted))
-    ties = np.sqrt(float(np.count_nonzero(a)) * np.count_nonzero(b))
-    return float(a @ b / ties) if ties else float("nan")
-
-
-def show(qualities: list[Quality], pairs: int) -> None:
-    """Print them as a table, the chosen one first."""
-    print(f"accuracy predictor, cross-validated on {min(pairs, JUDGED)} of {pairs} measured subnets:")
+def print_candidates(qualities: list[CandidateQuality], pairs: int) -> None:
+    """Print the qualities as a table, the predictor that is taken first."""
+    print(f"accuracy predictor, cross-validated on {min(pairs, MOST_PAIRS)} of {pairs} measured subnets:")
     table = Table("predictor", "Kendall tau", "at similar MACs", "typical miss", "seconds")
-    for q in qualities:
-        name = f"{q.member} (chosen)" if q is qualities[0] else q.member
+    for i, quality in enumerate(qualities):
         table.add_row(
-            name, f"{q.tau:.3f}", f"{q.tau_in_bands:.3f}", f"{100 * q.typical_miss:.2f}%", f"{q.seconds:.1f}"
+            f"{quality.member} (chosen)" if i == 0 else quality.member,
+            f"{quality.tau:.3f}",
+            f"{quality.tau_in_bands:.3f}",
+            f"{100 * quality.typical_miss:.2f}%",
+            f"{quality.seconds:.1f}",
         )
     Console().print(table)

@@ -1,9 +1,8 @@
-"""What has to be timed to know a device: pieces and whole networks of a space as small ONNX files, and the
-script that times them.
+"""What is timed to know a device: layers and networks of a space as small ONNX files, and a script.
 
-Weights do not change latency, so all files read theirs from one file of random numbers; a kit of thousands of
-items is as large as one network. The side of a piece's input is left open in its file: the same file is timed
-at every size.
+Weights do not change latency, so all files read theirs from one file of random numbers: a kit of thousands of
+items is as large as one network. The side of a layer's input is left open in its file, so that the same file
+is timed at every size.
 """
 
 import shutil
@@ -31,32 +30,36 @@ from ofa.space.codes import Codes, decode
 from ofa.space.space import Space
 
 WEIGHTS = "weights.bin"
-OVERHEAD = "overhead"
+OVERHEAD = "overhead"  # the item that does almost nothing: what a run of a session costs by itself
 VERSION = 1
 Item = dict[str, Any]
 
 
-def structure(piece: LayerSpec) -> str:
-    """What a piece computes, without the size of its map, as a name that is also a file's: fields that are
-    on, joined by dashes."""
-    match piece:
+def structure(layer: LayerSpec) -> str:
+    """What a layer computes, without the size of its map, as a name for items and files.
+
+    Fields of the layer that are on, joined by dashes: `inverted-40-240-40-k5-s1-expands-se-residual-relu`.
+    """
+    match layer:
         case StemSpec():
-            deep = f"-deep{piece.middle}x{piece.residual}" if piece.deep else ""
-            return f"stem-{piece.channels}-{piece.width}-s{piece.stride}{deep}-{piece.act}"
+            deep = f"-deep{layer.middle}x{layer.residual}" if layer.deep else ""
+            return f"stem-{layer.channels}-{layer.width}-s{layer.stride}{deep}-{layer.act}"
         case BlockSpec():
-            on = [name for name in ("expands", "se", "residual", "projects") if getattr(piece, name)]
-            widths = f"{piece.inp}-{piece.hidden}-{piece.out}"
-            return "-".join([piece.block, widths, f"k{piece.kernel}", f"s{piece.stride}", *on, piece.act])
+            on = [name for name in ("expands", "se", "residual", "projects") if getattr(layer, name)]
+            widths = f"{layer.inp}-{layer.hidden}-{layer.out}"
+            return "-".join([layer.block, widths, f"k{layer.kernel}", f"s{layer.stride}", *on, layer.act])
         case HeadSpec():
-            layers = [f"{piece.wide}{piece.act}"] * (piece.wide > 0) + [
-                f"{piece.width}{'b' * piece.bias}"
-            ] * (piece.width > 0)
-            return "-".join(["head", str(piece.inp), *layers, str(piece.classes)])
+            words = ["head", str(layer.inp)]
+            if layer.wide:
+                words.append(f"{layer.wide}{layer.act}")
+            if layer.width:
+                words.append(f"{layer.width}b" if layer.bias else f"{layer.width}")
+            return "-".join([*words, str(layer.classes)])
 
 
-def layer_name(piece: LayerSpec) -> str:
-    """Structure and size."""
-    return f"{structure(piece)}@{piece.size}"
+def layer_name(layer: LayerSpec) -> str:
+    """Structure and size of the map: the name of an item."""
+    return f"{structure(layer)}@{layer.size}"
 
 
 def network_name(row: Codes) -> str:
@@ -65,113 +68,140 @@ def network_name(row: Codes) -> str:
 
 
 def distinct_layers(space: Space, classes: int, channels: int) -> list[LayerSpec]:
-    """Every piece that some architecture of the space contains, once."""
+    """Every layer that some architecture of the space contains, once."""
     found: dict[LayerSpec, None] = {}
 
-    def note(piece: LayerSpec) -> tuple[int]:
-        found[piece] = None
+    def note(layer: LayerSpec) -> tuple[int]:
+        found[layer] = None
         return (0,)
 
+    # `cost_tables` asks for the cost of every layer, and nothing else lists them.
     for _ in cost_tables(space, classes, channels, note):
         pass
     return list(found)
 
 
-def module_of(space: Space, piece: LayerSpec) -> tuple[nn.Module, int]:
-    """The piece as a torch module, and its input channels."""
-    match piece:
+def layer_module(space: Space, layer: LayerSpec) -> nn.Module:
+    """The layer as a torch module with random weights."""
+    match layer:
         case StemSpec():
-            return plain_stem(piece, space.bn_eps), piece.channels
+            return plain_stem(layer, space.bn_eps)
         case BlockSpec():
-            return block_kind(piece.block).plain(piece, space.bn_eps), piece.inp
+            return block_kind(layer.block).plain(layer, space.bn_eps)
         case HeadSpec():
-            return HeadAndClassifier(piece, space.bn_eps), piece.inp
+            return HeadAndClassifier(layer, space.bn_eps)
 
 
 def export_kit(
     space: Space,
-    pieces: Sequence[LayerSpec],
+    layers: Sequence[LayerSpec],
     networks_NF: Codes,
     classes: int,
     channels: int,
     folder: Path,
     advance: Callable[[str], None],
 ) -> None:
-    """Write the files, manifest.json and bench.py; pieces already there from an interrupted start are kept.
-    advance(note) per structure.
+    """Write the ONNX files, manifest.json and bench.py; layers that an earlier, interrupted call wrote stay.
 
-    pieces: what to time by itself; those of `networks_NF` are exported, too, since networks are put together
-        from them.
+    Args:
+        space: of the layers and networks.
+        layers: what to time by itself.
+        networks_NF: encoded architectures to time as a whole. Their layers are exported too, since networks
+            are put together from them.
+        classes: outputs of the classifier.
+        channels: of the input images.
+        folder: where to write.
+        advance: is called with the name of each structure that is written.
 
     Raises:
         UserError: the folder holds a kit of something else.
     """
-    nets = [
-        (network_name(row), layer_specs(space, decode(space, row), classes, channels)) for row in networks_NF
-    ]
-    items = [{"name": OVERHEAD, "file": f"{OVERHEAD}.onnx", "shape": [1, 1, 1, 1]}] if pieces else []
-    items += [
-        {"name": layer_name(p), "file": f"{structure(p)}.onnx", "shape": [1, _channels(p), p.size, p.size]}
-        for p in pieces
-    ]
-    items += [
-        {"name": name, "file": f"{name}.onnx", "shape": [1, channels, net[0].size, net[0].size]}
-        for name, net in nets
-    ]
-    manifest, path = (
-        {"version": VERSION, "space": space.name, "classes": classes, "items": items},
-        folder / "manifest.json",
-    )
+    networks: dict[str, list[LayerSpec]] = {}
+    for row in networks_NF:
+        networks[network_name(row)] = layer_specs(space, decode(space, row), classes, channels)
+    items: list[Item] = []
+    if layers:
+        items.append({"name": OVERHEAD, "file": f"{OVERHEAD}.onnx", "shape": [1, 1, 1, 1]})
+    for layer in layers:
+        shape = [1, _input_channels(layer), layer.size, layer.size]
+        items.append({"name": layer_name(layer), "file": f"{structure(layer)}.onnx", "shape": shape})
+    for name, parts in networks.items():
+        shape = [1, channels, parts[0].size, parts[0].size]
+        items.append({"name": name, "file": f"{name}.onnx", "shape": shape})
+    manifest = {"version": VERSION, "space": space.name, "classes": classes, "items": items}
+    path = folder / "manifest.json"
     if path.exists() and read_json(path) != manifest:
         raise UserError(f"Folder '{folder}' holds a kit of other items; remove it, or name another.")
     folder.mkdir(parents=True, exist_ok=True)
-    needed = {structure(p): p for p in [*pieces, *(p for _, net in nets for p in net)]}
-    for name, piece in needed.items():
-        if not (folder / f"{name}.onnx").exists():
-            export_layer(space, piece, folder / f"{name}.onnx")
+    # One file for each structure: its size is given when it is timed.
+    needed = {structure(layer): layer for layer in layers}
+    for parts in networks.values():
+        needed.update({structure(layer): layer for layer in parts})
+    for name, layer in needed.items():
+        file = folder / f"{name}.onnx"
+        if not file.exists():
+            export_layer(space, layer, file)
         advance(name)
-    largest = max(_lay_out(onnx.load(folder / f"{name}.onnx", load_external_data=False)) for name in needed)
-    for name, net in nets:
-        largest = max(largest, join([folder / f"{structure(p)}.onnx" for p in net], folder / f"{name}.onnx"))
-    noise = numpy_generator(0, "weights").standard_normal(largest // 4 + 1, dtype=np.float32)
-    (folder / WEIGHTS).write_bytes((0.1 * noise).tobytes())
-    one = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, 1, 1])
-    two = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 1, 1, 1])
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], OVERHEAD, [one], [two])
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10),
-        folder / f"{OVERHEAD}.onnx",
-    )
+    bytes_of_weights = []
+    for name in needed:
+        model = onnx.load(folder / f"{name}.onnx", load_external_data=False)
+        bytes_of_weights.append(_lay_out_weights(model))
+    for name, parts in networks.items():
+        files = [folder / f"{structure(layer)}.onnx" for layer in parts]
+        bytes_of_weights.append(join_layers(files, folder / f"{name}.onnx"))
+    _write_weights(folder / WEIGHTS, max(bytes_of_weights))
+    _write_overhead(folder / f"{OVERHEAD}.onnx")
     shutil.copyfile(bench.__file__, folder / "bench.py")
+    # The manifest comes last: bench.py starts with it, so the files that it lists are complete.
     write_json(path, manifest)
 
 
-def _channels(piece: LayerSpec) -> int:
-    return piece.channels if isinstance(piece, StemSpec) else piece.inp
+def _input_channels(layer: LayerSpec) -> int:
+    return layer.channels if isinstance(layer, StemSpec) else layer.inp
 
 
-def export_layer(space: Space, piece: LayerSpec, path: Path) -> None:
-    """The piece with an open batch and side; its weights refer to the file of random numbers beside it."""
-    module, channels = module_of(space, piece)
-    with atomic(
-        path
-    ) as temporary:  # a file under its own name is complete: an interrupted export continues after it
-        to_onnx(module.eval(), torch.zeros(2, channels, piece.size, piece.size), temporary, {})
+def _write_weights(path: Path, size: int) -> None:
+    """At least `size` bytes of random float32 numbers."""
+    noise = numpy_generator(0, "weights").standard_normal(size // 4 + 1, dtype=np.float32)
+    path.write_bytes((0.1 * noise).tobytes())
+
+
+def _write_overhead(path: Path) -> None:
+    """A network of one ReLU on one number."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, 1, 1])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 1, 1, 1])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], OVERHEAD, [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, path)
+
+
+def export_layer(space: Space, layer: LayerSpec, path: Path) -> None:
+    """The layer with an open batch and side; its weights refer to the file of random numbers beside it."""
+    module = layer_module(space, layer).eval()
+    # A batch of two: the exporter would take a batch of one for the only size.
+    example = torch.zeros(2, _input_channels(layer), layer.size, layer.size)
+    # A file under its own name is complete: an interrupted export continues after it.
+    with atomic(path) as temporary:
+        to_onnx(module, example, temporary, {})
         model = onnx.load(temporary)
-        del model.graph.value_info[:]
+        del model.graph.value_info[:]  # it holds sizes of the example
         for side in model.graph.input[0].type.tensor_type.shape.dim[2:]:
             side.dim_param = "side"
         for place, axis in enumerate(model.graph.output[0].type.tensor_type.shape.dim[2:]):
             axis.dim_param = f"out{place}"
-        _lay_out(model)
+        _lay_out_weights(model)
         onnx.save(model, temporary)
 
 
-def _lay_out(model: onnx.ModelProto) -> int:
-    """Point all weights of a model at consecutive places of the file of random numbers; returns the bytes it
-    needs."""
+def _lay_out_weights(model: onnx.ModelProto) -> int:
+    """Point all weights of a model at consecutive places of the file of random numbers.
+
+    Returns:
+        How many bytes of the file the model reads.
+    """
     offset = 0
     for tensor in model.graph.initializer:
+        # Shapes and single numbers stay in the model: random ones would not run.
         if tensor.data_type != TensorProto.FLOAT or not tensor.dims:
             continue
         length = 4 * int(np.prod(tensor.dims))
@@ -184,19 +214,20 @@ def _lay_out(model: onnx.ModelProto) -> int:
     return offset
 
 
-def join(parts: Sequence[Path], path: Path) -> int:
-    """One model that runs the models of `parts` one after the other; returns the bytes of its weights."""
+def join_layers(files: Sequence[Path], path: Path) -> int:
+    """One model that runs the models of `files` one after the other; returns the bytes of its weights."""
     whole: onnx.ModelProto | None = None
-    for i, part in enumerate(parts):
-        model = onnx.compose.add_prefix(
-            onnx.load(part, load_external_data=False), f"{i}/", rename_inputs=True
-        )
+    for i, file in enumerate(files):
+        model = onnx.load(file, load_external_data=False)
+        model = onnx.compose.add_prefix(model, f"{i}/", rename_inputs=True)
+        # The free axes keep the names that bench.py pins.
         for edge in (model.graph.input[0], model.graph.output[0]):
             for axis in edge.type.tensor_type.shape.dim:
                 axis.dim_param = axis.dim_param.split("/")[-1]
         if whole is None:
             whole = model
             continue
+        # The input of this model becomes the output of those before it.
         before, after = whole.graph.output[0].name, model.graph.input[0].name
         for node in model.graph.node:
             node.input[:] = [before if name == after else name for name in node.input]
@@ -204,6 +235,6 @@ def join(parts: Sequence[Path], path: Path) -> int:
         whole.graph.initializer.extend(model.graph.initializer)
         whole.graph.output[0].CopyFrom(model.graph.output[0])
     assert whole is not None
-    size = _lay_out(whole)
+    size = _lay_out_weights(whole)
     onnx.save(whole, path)
     return size

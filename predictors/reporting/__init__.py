@@ -1,1 +1,1 @@
-"""The report on a selection: what was found, as figures and as one page."""
+"""The report of a selection: findings as data, pictures, and one page."""

@@ -1,23 +1,26 @@
-"""An architecture as a picture: a row for each stage, its blocks from left to right, and in dashes what the
-supernet would allow."""
+"""An architecture as a picture: a row for each stage, and in dashes what the supernet would allow."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from engine.plot.canvas import Drawing, Outline, Role, Shape, Words, box, text_width
 from ofa.blocks.sizes import halve
 from ofa.blocks.table import block_kind
 from ofa.space.arch import Arch
-from ofa.space.space import Space
+from ofa.space.space import Space, Stage
 
+# Pixels.
 WIDTH, LABEL, ROW, GAP = 420.0, 126.0, 40.0, 4.0
+ROOM = WIDTH - LABEL - 8  # for the boxes of a row
 THIN, THICK = 16.0, 34.0
 WIDEST_BLOCK = 84.0
 SHADES: tuple[Role, ...] = ("shade1", "shade2", "shade3", "shade4")
 
 
 def draw_architecture(title: str, space: Space, arch: Arch) -> Drawing:
-    """From the image above to the classes below. Taller blocks have more channels, darker ones larger
-    kernels.
+    """An architecture from the image above to the classes below.
+
+    Taller blocks have more channels, darker ones larger kernels.
 
     Args:
         title: of the drawing.
@@ -25,32 +28,44 @@ def draw_architecture(title: str, space: Space, arch: Arch) -> Drawing:
         arch: of that space.
     """
     size = halve(halve(arch.resolution, space.stem.stride), 2 if space.stem.deep else 1)
-    shapes: list[Shape] = []
     y = 4.0
-    shapes += _simple_row(
-        y, "stem", arch.width[0], size, _stem_text(space, arch), space.stem.width[-1], arch.width[0]
-    )
+    stem = _Row("stem", arch.width[0], space.stem.width[-1], size, _stem_text(space, arch))
+    shapes = list(_stem_or_head(y, stem))
     for i, stage in enumerate(space.stages):
         y += ROW
         size = halve(size, stage.stride)
-        notes = [f"{arch.width[i + 1]} ch", f"{size}×{size}", *(["SE"] if stage.se else [])]
+        notes = [f"{arch.width[i + 1]} ch", f"{size}×{size}"]
+        if stage.se:
+            notes.append("SE")
         shapes += _label(y, f"stage {i + 1}", notes)
         shapes += _blocks(y, space, arch, i)
     if space.head:
         y += ROW
-        shapes += _simple_row(
-            y, "head", arch.width[-1], 1, "features to classes", space.head.width[-1], arch.width[-1]
-        )
+        head = _Row("head", arch.width[-1], space.head.width[-1], 1, "features to classes")
+        shapes += _stem_or_head(y, head)
     return Drawing(title, WIDTH, y + ROW + 8, tuple(shapes))
 
 
 def shades(space: Space) -> dict[int, Role]:
     """A shade for each kernel size of the space, darker for larger ones."""
-    kernels = sorted({k for stage in space.stages for k in stage.kernel})
-    return {
-        kernel: SHADES[round(i * (len(SHADES) - 1) / max(len(kernels) - 1, 1))]
-        for i, kernel in enumerate(kernels)
-    }
+    kernels = set[int]()
+    for stage in space.stages:
+        kernels.update(stage.kernel)
+    found = {}
+    for i, kernel in enumerate(sorted(kernels)):
+        # The smallest kernel has the first shade and the largest the last, however many there are.
+        found[kernel] = SHADES[round(i * (len(SHADES) - 1) / max(len(kernels) - 1, 1))]
+    return found
+
+
+class _Row(NamedTuple):
+    """A stem or a head: its output channels, the most that they may be, the side of its output map."""
+
+    name: str
+    channels: int
+    most_channels: int
+    size: int
+    text: str
 
 
 def _stem_text(space: Space, arch: Arch) -> str:
@@ -62,23 +77,15 @@ def _label(y: float, name: str, notes: list[str]) -> Iterator[Shape]:
     yield Words(8, y + ROW / 2 + 12, " · ".join(notes), 11, "quiet")
 
 
-def _simple_row(
-    y: float, name: str, width: int, size: int, text: str, most: int, channels: int
-) -> Iterator[Shape]:
-    """Stem or head: one box, as long as its share of the widest choice."""
-    yield from _label(y, name, [f"{width} ch", f"{size}×{size}"])
-    room = WIDTH - LABEL - 8
-    if channels < most:
-        yield box(LABEL, y + 9, room, ROW - 18, line="known", dashed=True)
-    yield box(
-        LABEL,
-        y + 9,
-        room * channels / most,
-        ROW - 18,
-        "grid",
-        title=f"{name}: {channels} of up to {most} channels",
-    )
-    yield Words(LABEL + 8, y + ROW / 2 + 4, text, 11)
+def _stem_or_head(y: float, row: _Row) -> Iterator[Shape]:
+    """One box, as long as its share of the widest choice."""
+    yield from _label(y, row.name, [f"{row.channels} ch", f"{row.size}×{row.size}"])
+    if row.channels < row.most_channels:
+        yield box(LABEL, y + 9, ROOM, ROW - 18, line="known", dashed=True)
+    width = ROOM * row.channels / row.most_channels
+    title = f"{row.name}: {row.channels} of up to {row.most_channels} channels"
+    yield box(LABEL, y + 9, width, ROW - 18, "grid", title=title)
+    yield Words(LABEL + 8, y + ROW / 2 + 4, row.text, 11)
 
 
 def _blocks(y: float, space: Space, arch: Arch, i: int) -> Iterator[Shape]:
@@ -86,33 +93,41 @@ def _blocks(y: float, space: Space, arch: Arch, i: int) -> Iterator[Shape]:
     stage, channels = space.stages[i], arch.width[i + 1]
     widest = max(s.width[-1] for s in space.stages)
     deepest = max(s.depth[-1] for s in space.stages)
-    step = min((WIDTH - LABEL - 8) / deepest, WIDEST_BLOCK)
-    describe = block_kind(stage.block).describe
-    longest = max((describe(k, e) for k in stage.kernel for e in stage.expand), key=len)
-    text_size = min(11.0, (step - GAP - 4) / text_width(longest, 1))
+    step = min(ROOM / deepest, WIDEST_BLOCK)
+    text_size = min(11.0, (step - GAP - 4) / text_width(_longest_text(stage), 1))
     for block in range(stage.depth[-1]):
         x = LABEL + step * block
-        if block >= arch.depth[i] or channels < stage.width[-1]:
+        is_there = block < arch.depth[i]
+        if not is_there or channels < stage.width[-1]:
+            # Below the block, if there is one: the widest one of the supernet shows around it.
             yield _block_box(x, y, step, stage.width[-1] / widest, None, "")
-        if block < arch.depth[i]:
+        if is_there:
             slot = space.slot(i, block)
             kernel, expand = arch.kernel[slot], arch.expand[slot]
-            facts = (
-                f"stage {i + 1}, block {block + 1}: {channels} channels, kernel {kernel}, expansion "
-                f"{expand:g}"
-            )
             stride = f", stride {stage.stride}" if block == 0 and stage.stride > 1 else ""
-            yield _block_box(x, y, step, channels / widest, shades(space)[kernel], facts + stride)
-            yield Words(
-                x + (step - GAP) / 2,
-                y + ROW / 2 + text_size / 3,
-                describe(kernel, expand),
-                text_size,
-                anchor="middle",
+            title = (
+                f"stage {i + 1}, block {block + 1}: {channels} channels, kernel {kernel}, "
+                f"expansion {expand:g}{stride}"
             )
+            yield _block_box(x, y, step, channels / widest, shades(space)[kernel], title)
+            center, baseline = x + (step - GAP) / 2, y + ROW / 2 + text_size / 3
+            yield Words(
+                center, baseline, block_kind(stage.block).describe(kernel, expand), text_size, anchor="middle"
+            )
+
+
+def _longest_text(stage: Stage) -> str:
+    """The longest text that a block of the stage can have."""
+    # One size of text for the whole stage, so that its blocks look alike.
+    texts = []
+    describe = block_kind(stage.block).describe
+    for kernel in stage.kernel:
+        texts += [describe(kernel, expand) for expand in stage.expand]
+    return max(texts, key=len)
 
 
 def _block_box(x: float, y: float, step: float, share: float, fill: Role | None, title: str) -> Outline:
+    """A block that has this share of the widest stage's channels; dashed without a fill."""
     tall = THIN + (THICK - THIN) * share
-    dashed = fill is None
-    return box(x, y + (ROW - tall) / 2, step - GAP, tall, fill, "known" if dashed else None, dashed, title)
+    line: Role | None = None if fill else "known"
+    return box(x, y + (ROW - tall) / 2, step - GAP, tall, fill, line, dashed=fill is None, title=title)

@@ -1,21 +1,34 @@
 """The pictures of a report, each with the table behind it and a sentence on how to read it."""
 
+from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from engine.config import format_count
 from engine.plot.canvas import Drawing, side_by_side
-from engine.plot.chart import Axis, Point, Series, draw_chart, steps
+from engine.plot.chart import Axis, Point, Series, draw_chart, front_line
+from engine.statistics import pareto_front, wilson_interval
 from ofa.space.arch import Arch
-from predictors.accuracy.cross_validation import HeldOut
+from predictors.accuracy.cross_validation import CrossValidated
 from predictors.reporting.architecture import draw_architecture
-from predictors.reporting.findings import Chosen, Findings, Known, Tested, by_arch, front_of, wilson
+from predictors.reporting.findings import Findings, KnownSubnet, SelectedSubnet, TestedSubnet, by_arch
 from predictors.search.constraints import format_cost
 
-Cost = Literal["macs", "latency_ms"]
-MOST_WHISKERS = 80
+CostKey = Literal["macs", "latency_ms"]
+MOST_WHISKERS = 80  # more would hide the dots
+COST_FIELDS = ("macs", "params", "latency_ms")
+SELECTED_FIELDS = (*COST_FIELDS, "predicted_accuracy", "val_accuracy", "explore", "pairs", "seed")
+
+
+def _format_latency(ms: float) -> str:
+    return format_cost("latency", ms)
+
+
 AXES = {
     "macs": Axis("multiply-accumulates of one image (MACs)", format_count, log=True),
-    "latency_ms": Axis("predicted latency of one image", lambda ms: format_cost("latency", ms), log=True),
+    "latency_ms": Axis("predicted latency of one image", _format_latency, log=True),
 }
 NAMES = {"macs": "MACs", "latency_ms": "latency"}
 AS_FAR_AS_KNOWN = {
@@ -28,7 +41,7 @@ AS_FAR_AS_KNOWN = {
 
 
 class Picture(NamedTuple):
-    """A drawing, its numbers, and what it shows."""
+    """A drawing, the rows of the table behind it, and what it shows."""
 
     drawing: Drawing
     rows: list[dict[str, Any]]
@@ -36,202 +49,208 @@ class Picture(NamedTuple):
 
 
 def pictures(found: Findings) -> dict[str, Picture]:
-    """By the name of their files: those for which there is something to show."""
+    """The pictures for which there is something to show, by the names of their files."""
     drawn = {"front": test_picture(found, "macs"), "validation": validation_picture(found, "macs")}
+    # Latency is known with a table of a device, or if predictors.select had one.
     if any(known.latency_ms is not None for known in found.known):
-        drawn |= {
-            "front_latency": test_picture(found, "latency_ms"),
-            "validation_latency": validation_picture(found, "latency_ms"),
-        }
+        drawn["front_latency"] = test_picture(found, "latency_ms")
+        drawn["validation_latency"] = validation_picture(found, "latency_ms")
     if found.judged:
         drawn["predictor"] = predictor_picture(found.judged)
-    groups = by_arch(found.chosen)
-    diagrams = [
-        draw_architecture(", ".join(c.name for c in same), found.space, arch) for arch, same in groups.items()
-    ]
-    rows = [_chosen_row(c) for c in found.chosen]
-    return drawn | {
-        "architectures": Picture(
-            side_by_side("Chosen architectures", diagrams, 1 if len(diagrams) == 1 else 2), rows, ""
-        )
-    }
+    drawn["architectures"] = architectures_picture(found)
+    return drawn
 
 
-def test_picture(found: Findings, cost: Cost) -> Picture:
-    """Chosen and random subnets on test images."""
+def architectures_picture(found: Findings) -> Picture:
+    """A diagram of each selected architecture."""
+    diagrams = []
+    for arch, same in by_arch(found.selected).items():
+        diagrams.append(draw_architecture(", ".join(s.name for s in same), found.space, arch))
+    columns = min(2, len(diagrams))
+    drawing = side_by_side("Chosen architectures", diagrams, columns)
+    return Picture(drawing, [_selected_row(s) for s in found.selected], "")
+
+
+def test_picture(found: Findings, cost: CostKey) -> Picture:
+    """Selected and random subnets on test images."""
     images = found.images["test"]
     tested = [t for t in found.tested if getattr(t, cost) is not None]
-
-    def points(*kinds: str) -> list[Point]:
-        return [
-            _tested_point(t, cost, images)
-            for t in sorted(tested, key=lambda t: (getattr(t, cost), t.test_accuracy))
-            if t.kind in kinds
-        ]
-
-    chosen = points("selected")
+    points: dict[str, list[Point]] = {"selected": [], "random": [], "extreme": []}
+    # By cost: the line through the selected ones goes from left to right.
+    for t in sorted(tested, key=attrgetter(cost, "test_accuracy")):
+        points[_look(t.kind)].append(_tested_point(t, cost, images))
+    # From back to front: stars, which the report is about, are never hidden.
     looks = [
-        Series("random of the same MACs", "disc", "random", 3.2, points("random")),
-        Series(f"chosen, by {NAMES[cost]}", "line", "chosen", 1.2, chosen),
-        Series("smallest and largest", "triangle", "extreme", 7, points("smallest", "largest")),
-        Series("chosen", "star", "chosen", 9, chosen),
+        Series("random of the same MACs", "disc", "random", 3.2, points["random"]),
+        Series(f"chosen, by {NAMES[cost]}", "line", "chosen", 1.2, points["selected"]),
+        Series("smallest and largest", "triangle", "extreme", 7, points["extreme"]),
+        Series("chosen", "star", "chosen", 9, points["selected"]),
     ]
     title = f"Test accuracy against {NAMES[cost]}"
-    drawing = draw_chart(title, AXES[cost], _accuracy(f"top-1 accuracy on {images} test images"), looks)
+    drawing = draw_chart(title, AXES[cost], _accuracy_axis(f"top-1 accuracy on {images} test images"), looks)
     randoms = max(c.random_count for c in found.comparisons)
     caption = (
         f"Accuracy on the {images} test images, which had no part in training or in choosing. Each star is a "
-        "chosen subnet; the dots near "
-        f"it are {randoms} random subnets of the same supernet and about the same MACs: what a choice "
-        "without a search would give. A star "
-        "above its dots was worth the search. The bar on a star is a 90% interval (Wilson): where its "
-        "accuracy on other images of the "
-        "same kind may be. All subnets see the same images, so two of them differ more surely than two bars "
-        "suggest."
+        f"chosen subnet; the dots near it are {randoms} random subnets of the same supernet and about the "
+        "same MACs: what a choice without a search would give. A star above its dots was worth the search. "
+        "The bar on a star is a 90% interval (Wilson): where its accuracy on other images of the same kind "
+        "may be. All subnets see the same images, so two of them differ more surely than two bars suggest."
     )
     return Picture(drawing, [t._asdict() for t in tested], caption + AS_FAR_AS_KNOWN[cost])
 
 
-def validation_picture(found: Findings, cost: Cost) -> Picture:
+def validation_picture(found: Findings, cost: CostKey) -> Picture:
     """All that was measured on validation images, and the front of it."""
     images = found.images["val"]
-    known = sorted(
-        (k for k in found.known if getattr(k, cost) is not None), key=lambda k: float(getattr(k, cost))
-    )
-    values = [float(getattr(k, cost)) for k in known]
-    front = front_of([(value, k.val_accuracy) for value, k in zip(values, known, strict=True)])
-
-    def points(*kinds: str) -> list[Point]:
-        return [_known_point(k, cost, images) for k in known if k.kind in kinds]
-
+    known = [k for k in found.known if getattr(k, cost) is not None]
+    known.sort(key=attrgetter(cost))
+    points: dict[str, list[Point]] = {"selected": [], "candidate": [], "collected": [], "extreme": []}
+    for k in known:
+        points[_look(k.kind)].append(_known_point(k, cost, images))
+    costs = [float(getattr(k, cost)) for k in known]
     looks = [
-        Series("collected", "disc", "known", 3, points("collected")),
-        Series("measured by the search", "disc", "random", 3, points("candidate")),
-        Series("front", "line", "ink", 1.3, steps(front, max(values))),
-        Series("smallest and largest", "triangle", "extreme", 7, points("smallest", "largest")),
-        Series("chosen", "star", "chosen", 9, points("selected")),
+        Series("collected", "disc", "known", 3, points["collected"]),
+        Series("measured by the search", "disc", "random", 3, points["candidate"]),
+        Series("front", "line", "ink", 1.3, _front_of(costs, known)),
+        Series("smallest and largest", "triangle", "extreme", 7, points["extreme"]),
+        Series("chosen", "star", "chosen", 9, points["selected"]),
     ]
     title = f"Validation accuracy against {NAMES[cost]}"
-    drawing = draw_chart(title, AXES[cost], _accuracy(f"top-1 accuracy on {images} validation images"), looks)
+    accuracy = _accuracy_axis(f"top-1 accuracy on {images} validation images")
+    drawing = draw_chart(title, AXES[cost], accuracy, looks)
     caption = (
         f"What the choice was made from: {len(known)} subnets measured on the {images} validation images. "
-        "The line is the front: the best "
-        f"accuracy measured at no higher {NAMES[cost]}. A chosen subnet may lie a little below it: of all "
-        "subnets within one standard "
-        "error of the best under its limits, the cheapest is taken. Bars are 90% intervals (Wilson). The "
-        "best of many measurements was "
-        "lucky, too, so expect less on test images."
+        f"The line is the front: the best accuracy measured at no higher {NAMES[cost]}. A chosen subnet may "
+        "lie a little below it: of all subnets within one standard error of the best under its limits, the "
+        "cheapest is taken. Bars are 90% intervals (Wilson). The best of many measurements was lucky, too, "
+        "so expect less on test images."
     )
     return Picture(drawing, [_known_row(k) for k in known], caption + AS_FAR_AS_KNOWN[cost])
 
 
-def predictor_picture(judged: HeldOut) -> Picture:
+def _look(kind: str) -> str:
+    """The two ends of a space look alike; all other kinds have a look of their own."""
+    return "extreme" if kind in ("smallest", "largest") else kind
+
+
+def _front_of(costs: Sequence[float], known: Sequence[KnownSubnet]) -> list[Point]:
+    # The same front as that of predictors.select --front, of one cost.
+    accuracies = np.array([k.val_accuracy for k in known])
+    front = pareto_front(accuracies, np.array(costs)[:, None])
+    return front_line([(costs[i], known[i].val_accuracy) for i in front], max(costs))
+
+
+def predictor_picture(judged: CrossValidated) -> Picture:
     """Predicted against measured accuracy."""
-    names = ("val_accuracy", "predicted_accuracy", "low", "high", "macs", "inside")
-    columns = [values.tolist() for values in (*judged, judged.covered)]
-    rows: list[dict[str, Any]] = [
-        dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)
-    ]
+    rows = _judged_rows(judged)
     every = -(-len(rows) // MOST_WHISKERS)
-    ends = [
-        min(judged.measured.min(), judged.predicted.min()),
-        max(judged.measured.max(), judged.predicted.max()),
-    ]
-    points: dict[bool, list[Point]] = {True: [], False: []}
+    inside: list[Point] = []
+    outside: list[Point] = []
     for i, row in enumerate(rows):
-        said = (
-            f"predicted {_percent(row['predicted_accuracy'])} ({_percent(row['low'])} to "
-            f"{_percent(row['high'])})"
+        title = (
+            f"{format_count(row['macs'])} MACs: measured {_percent(row['val_accuracy'])}, predicted "
+            f"{_percent(row['predicted_accuracy'])} ({_percent(row['low'])} to {_percent(row['high'])})"
         )
         whisker = (row["low"], row["high"]) if i % every == 0 else None
-        title = f"{format_count(row['macs'])} MACs: measured {_percent(row['val_accuracy'])}, {said}"
-        points[row["inside"]].append(
-            Point(row["val_accuracy"], row["predicted_accuracy"], whisker, title=title)
-        )
+        point = Point(row["val_accuracy"], row["predicted_accuracy"], whisker, title=title)
+        (inside if row["inside"] else outside).append(point)
+    least = min(judged.measured.min(), judged.predicted.min())
+    most = max(judged.measured.max(), judged.predicted.max())
+    diagonal = [Point(least, least), Point(most, most)]
     looks = [
-        Series("predicted = measured", "dashes", "quiet", 1.2, [Point(end, end) for end in ends]),
-        Series("measured inside the interval", "disc", "random", 3, points[True]),
-        Series("outside", "disc", "chosen", 3, points[False]),
+        Series("predicted = measured", "dashes", "quiet", 1.2, diagonal),
+        Series("measured inside the interval", "disc", "random", 3, inside),
+        Series("outside", "disc", "chosen", 3, outside),
     ]
-    measured = _accuracy("measured on validation images")
-    drawing = draw_chart(
-        "Predicted against measured accuracy", measured, _accuracy("predicted from other subnets"), looks
-    )
+    measured = _accuracy_axis("measured on validation images")
+    predicted = _accuracy_axis("predicted from other subnets")
+    drawing = draw_chart("Predicted against measured accuracy", measured, predicted, looks)
     bars = "The bar" if every == 1 else f"The bar (drawn for one in {every})"
     caption = (
         f"Each dot is one of {len(rows)} collected subnets, predicted by a predictor that learned from "
-        "others only (5 folds). The nearer "
-        f"to the dashed line, the better. {bars} is the 90% interval of the prediction, as wide as the "
-        "misses in the other folds say; "
+        f"others only (5 folds). The nearer to the dashed line, the better. {bars} is the 90% interval of "
+        "the prediction, as wide as the misses in the other folds say; "
         f"{judged.covered.mean():.0%} of the measurements are inside. Subnets that a search picks are better "
-        "than collected ones, so "
-        "their predictions reach further and can be worse; therefore measurements decide, not predictions."
+        "than collected ones, so their predictions reach further and can be worse; therefore measurements "
+        "decide, not predictions."
     )
     return Picture(drawing, rows, caption)
 
 
-def describe_limits(chosen: Chosen) -> str:
+def _judged_rows(judged: CrossValidated) -> list[dict[str, Any]]:
+    rows = []
+    for i, is_inside in enumerate(judged.covered):
+        row = {
+            "val_accuracy": float(judged.measured[i]),
+            "predicted_accuracy": float(judged.predicted[i]),
+            "low": float(judged.low[i]),
+            "high": float(judged.high[i]),
+            "macs": int(judged.macs[i]),
+            "inside": bool(is_inside),
+        }
+        rows.append(row)
+    return rows
+
+
+def describe_limits(subnet: SelectedSubnet) -> str:
     """The limits as flags, or nothing if the file does not say."""
-    return " ".join(map(str, chosen.choice.constraints))
+    return " ".join(map(str, subnet.record.constraints))
 
 
 def describe_prediction(predicted: float | None, interval: tuple[float, float] | None) -> str:
     """`97.1% (96.0 to 98.2)`, or a dash."""
     if predicted is None:
         return "–"
-    return _percent(predicted) + (
-        f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else ""
-    )
+    if not interval:
+        return _percent(predicted)
+    return f"{_percent(predicted)} ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
 
 
-def _accuracy(label: str) -> Axis:
-    return Axis(label, lambda value: f"{100 * value:.6g}%", most=1)
+def _accuracy_axis(label: str) -> Axis:
+    return Axis(label, _format_accuracy, most=1)
+
+
+def _format_accuracy(value: float) -> str:
+    return f"{100 * value:.6g}%"
 
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f}%"
 
 
-def _tested_point(t: Tested, cost: Cost, images: int) -> Point:
-    low, high = wilson(t.test_accuracy, images)
-    between = f", 90% interval {100 * low:.1f} to {100 * high:.1f}%"
+def _tested_point(t: TestedSubnet, cost: CostKey, images: int) -> Point:
+    low, high = wilson_interval(t.test_accuracy, images)
     title = (
-        f"{t.budget or t.kind} ({t.kind}): {format_count(t.macs)} MACs, test "
-        f"{_percent(t.test_accuracy)}{between}"
+        f"{t.budget or t.kind} ({t.kind}): {format_count(t.macs)} MACs, test {_percent(t.test_accuracy)}, "
+        f"90% interval {100 * low:.1f} to {100 * high:.1f}%"
     )
-    label = {"selected": t.budget, "random": ""}.get(t.kind, t.kind)
-    return Point(
-        getattr(t, cost), t.test_accuracy, (low, high) if t.kind == "selected" else None, label, title
-    )
+    interval = (low, high) if t.kind == "selected" else None
+    labels = {"selected": t.budget, "random": ""}
+    return Point(getattr(t, cost), t.test_accuracy, interval, labels.get(t.kind, t.kind), title)
 
 
-def _known_point(k: Known, cost: Cost, images: int) -> Point:
-    interval = wilson(k.val_accuracy, images) if k.kind == "selected" else None
+def _known_point(k: KnownSubnet, cost: CostKey, images: int) -> Point:
+    interval = wilson_interval(k.val_accuracy, images) if k.kind == "selected" else None
     title = f"{k.name or k.kind}: {format_count(k.macs)} MACs, validation {_percent(k.val_accuracy)}"
     return Point(getattr(k, cost), k.val_accuracy, interval, k.name, title)
 
 
-def _known_row(k: Known) -> dict[str, Any]:
-    return {
-        name: getattr(k, name) for name in ("kind", "name", "macs", "latency_ms", "val_accuracy")
-    } | _arch_row(k.arch)
+def _known_row(k: KnownSubnet) -> dict[str, Any]:
+    row = {name: getattr(k, name) for name in ("kind", "name", "macs", "latency_ms", "val_accuracy")}
+    return row | _arch_row(k.arch)
 
 
-def _chosen_row(c: Chosen) -> dict[str, Any]:
-    names = ("macs", "params", "latency_ms", "predicted_accuracy", "val_accuracy", "explore", "pairs", "seed")
-    facts = {name: getattr(c.choice, name) for name in names}
-    low, high = c.choice.predicted_interval() or (None, None)
-    return (
-        {"budget": c.name, "limits": describe_limits(c)}
-        | facts
-        | {"predicted_low": low, "predicted_high": high}
-        | _arch_row(c.arch)
-    )
+def _selected_row(s: SelectedSubnet) -> dict[str, Any]:
+    row: dict[str, Any] = {"budget": s.name, "limits": describe_limits(s)}
+    for name in SELECTED_FIELDS:
+        row[name] = getattr(s.record, name)
+    row["predicted_low"], row["predicted_high"] = s.record.predicted_interval() or (None, None)
+    return row | _arch_row(s.arch)
 
 
 def _arch_row(arch: Arch) -> dict[str, Any]:
-    """Lists joined by dashes."""
-    return {
-        name: "-".join(map(str, value)) if isinstance(value, list) else value
-        for name, value in arch.model_dump(mode="json").items()
-    }
+    """The fields of an architecture; lists are joined by dashes."""
+    row = {}
+    for name, value in arch.model_dump(mode="json").items():
+        row[name] = "-".join(map(str, value)) if isinstance(value, list) else value
+    return row

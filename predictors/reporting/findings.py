@@ -1,5 +1,4 @@
-"""What a report tells, as data: chosen subnets with their limits, everything measured on validation images,
-and tests."""
+"""What a report tells, as data: selected subnets, and all that was measured on validation and test images."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,19 +10,20 @@ from pydantic import BaseModel
 
 from engine.config import validate
 from engine.run import read_json
+from engine.statistics import Z_90
 from ofa.space.arch import Arch, largest, smallest
 from ofa.space.codes import decode, encode
 from ofa.space.space import Space
-from predictors.accuracy.cross_validation import HeldOut
+from predictors.accuracy.cross_validation import CrossValidated
 from predictors.accuracy.pairs import FRONT, Selected, read_pairs, read_selected
-from predictors.search.constraints import FLAGS, Costs, format_cost
+from predictors.search.constraints import EXACT_DIGITS, FLAGS, ArchCostFn, format_cost
 
-Z_90 = 1.6449
 Kind = Literal["selected", "random", "smallest", "largest"]
+KnownKind = Literal["selected", "candidate", "collected", "smallest", "largest"]
 
 
-class Facts(Selected):
-    """A subnet that predictors.select measured. latency_ms: if it knew a device."""
+class SubnetRecord(Selected):
+    """A subnet as predictors.select wrote it. latency_ms: if it knew a device."""
 
     params: int | None = None
     latency_ms: float | None = None
@@ -31,57 +31,56 @@ class Facts(Selected):
     interval: tuple[float, float] | None = None
 
     def predicted_interval(self) -> tuple[float, float] | None:
-        """The 90% interval of the prediction: as it was written or, without one, 1.64 standard deviations to
-        both sides."""
+        """The 90% interval of the prediction: as written, or else 1.64 standard deviations to both sides."""
         if self.interval or self.predicted_accuracy is None or self.predicted_std is None:
             return self.interval
         half = Z_90 * self.predicted_std
         return max(self.predicted_accuracy - half, 0.0), min(self.predicted_accuracy + half, 1.0)
 
 
-class Limit(BaseModel):
-    """What a cost was allowed to be, and what it is."""
+class LimitRecord(BaseModel):
+    """What a cost was allowed to be (`limit`), and what it is (`value`)."""
 
     name: Literal["macs", "latency", "size", "memory", "params"]
     limit: float
     value: float
 
     def __str__(self) -> str:
-        return f"{FLAGS[self.name]} {format_cost(self.name, self.limit, 15)}"
+        return f"{FLAGS[self.name]} {format_cost(self.name, self.limit, EXACT_DIGITS)}"
 
 
-class Choice(Facts):
-    """A file of selected/: the subnet, why it was chosen, and the other candidates, best first."""
+class SelectedRecord(SubnetRecord):
+    """A file of selected/: the subnet, how it was selected, and the other candidates, best first."""
 
-    constraints: tuple[Limit, ...] = ()
+    constraints: tuple[LimitRecord, ...] = ()
     explore: str = ""
     pairs: int | None = None
     seed: int | None = None
-    candidates: tuple[Facts, ...] = ()
+    candidates: tuple[SubnetRecord, ...] = ()
 
 
-class Chosen(NamedTuple):
-    """A choice with the name of its file, its architecture in full, and when the file was written."""
+class SelectedSubnet(NamedTuple):
+    """A file of selected/: its name, what it says, its architecture in full, and when it was written."""
 
     name: str
-    choice: Choice
+    record: SelectedRecord
     arch: Arch
     written: datetime
 
 
-class Known(NamedTuple):
-    """A subnet that was measured on validation images. name: the choices that it is."""
+class KnownSubnet(NamedTuple):
+    """A subnet that was measured on validation images. name: of the files that selected it."""
 
     macs: int
     latency_ms: float | None
     val_accuracy: float
-    kind: Literal["selected", "candidate", "collected", "smallest", "largest"]
+    kind: KnownKind
     name: str
     arch: Arch
 
 
-class Tested(NamedTuple):
-    """A subnet that was measured on test images. budget: which choice it is compared with."""
+class TestedSubnet(NamedTuple):
+    """A subnet that was measured on test images. budget: the selected subnet that it is compared with."""
 
     budget: str
     kind: Kind
@@ -92,8 +91,12 @@ class Tested(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A choice against random subnets of its size, on test images. apart: the largest relative difference of
-    their MACs from its own."""
+    """A selected subnet against random subnets of its size, on test images.
+
+    random_median: of their test accuracies.
+    random_beaten: how many of them are worse.
+    random_macs_apart: the largest difference of their MACs from its own, as a share of its own.
+    """
 
     budget: str
     macs: int
@@ -106,84 +109,110 @@ class Comparison(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """Everything that a report shows; `judged` only if there are enough pairs."""
+    """Everything that a report shows.
+
+    run: the name of its folder.
+    images: how many there are by split, "val" and "test".
+    judged: collected pairs predicted from each other; none if they are too few.
+    pairs: how many pairs were collected.
+    """
 
     run: str
     space: Space
     classes: tuple[str, ...]
     images: dict[str, int]
-    chosen: list[Chosen]
-    known: list[Known]
-    tested: list[Tested]
+    selected: list[SelectedSubnet]
+    known: list[KnownSubnet]
+    tested: list[TestedSubnet]
     comparisons: list[Comparison]
-    judged: HeldOut | None
+    judged: CrossValidated | None
     pairs: int
 
 
-def read_chosen(run: Path, space: Space, latency: Costs | None) -> list[Chosen]:
-    """What predictors.select chose, in the order of the MACs that were allowed (or else are used), then by
-    name.
+def read_selected_subnets(run: Path, space: Space, latency: ArchCostFn | None) -> list[SelectedSubnet]:
+    """What predictors.select selected, in the order of the MACs that were allowed.
 
-    latency: of a device; without one, what the files say.
+    Without a limit of MACs, the MACs of the subnet count instead. Equal ones are ordered by MACs and by name.
+
+    Args:
+        run: the run folder.
+        space: of the run.
+        latency: of a device; without one the files say it, if they do.
 
     Raises:
-        UserError: it has not chosen anything yet, or a file is damaged.
+        UserError: nothing is selected yet, or a file is damaged.
     """
     found = []
     for name, _ in read_selected(run):
         path = run / "selected" / f"{name}.json"
-        choice = validate(Choice, read_json(path), str(path))
+        record = validate(SelectedRecord, read_json(path), str(path))
         written = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
-        row = encode(space, choice.arch)
+        row = encode(space, record.arch)
         if latency is not None:
-            choice = choice.model_copy(update={"latency_ms": float(latency(row[None])[0])})
-        found.append(Chosen(name, choice, decode(space, row), written))
-    return sorted(
-        found,
-        key=lambda c: (
-            next((x.limit for x in c.choice.constraints if x.name == "macs"), c.choice.macs),
-            c.choice.macs,
-            c.name,
-        ),
-    )
+            record = record.model_copy(update={"latency_ms": float(latency(row[None])[0])})
+        found.append(SelectedSubnet(name, record, decode(space, row), written))
+    return sorted(found, key=_budget_order)
 
 
-def read_known(run: Path, space: Space, chosen: list[Chosen], latency: Costs | None) -> list[Known]:
+def _budget_order(subnet: SelectedSubnet) -> tuple[float, int, str]:
+    macs = subnet.record.macs
+    limits = [limit.limit for limit in subnet.record.constraints if limit.name == "macs"]
+    return limits[0] if limits else macs, macs, subnet.name
+
+
+def read_known_subnets(
+    run: Path, space: Space, selected: list[SelectedSubnet], latency: ArchCostFn | None
+) -> list[KnownSubnet]:
     """Every subnet that was measured on validation images, once each, fewest MACs first.
 
-    latency: of a device; without one, that of subnets whose files say it.
+    Args:
+        run: the run folder.
+        space: of the run.
+        selected: what `read_selected_subnets` returned.
+        latency: of a device; without one the files say it of some subnets.
+
+    Raises:
+        UserError: a file is damaged.
     """
     path = run / "selected" / FRONT
     rows = read_json(path) if path.exists() else []
-    front = [validate(Facts, row, f"{path}, subnet {i}") for i, row in enumerate(rows, start=1)]
-    found: dict[bytes, Known] = {}
+    front = [validate(SubnetRecord, row, f"{path}, subnet {i}") for i, row in enumerate(rows, start=1)]
+    found: dict[bytes, KnownSubnet] = {}
 
-    def add(facts: Selected, kind: Literal["selected", "candidate"], name: str = "") -> None:
-        code = encode(space, facts.arch)
-        known = facts.latency_ms if isinstance(facts, Facts) else None
-        found.setdefault(
-            code.tobytes(), Known(facts.macs, known, facts.val_accuracy, kind, name, decode(space, code))
+    # The first one that is added stays: so the order says as what a subnet is shown that is several things.
+    def add(record: SubnetRecord, kind: KnownKind, name: str = "") -> None:
+        row = encode(space, record.arch)
+        known = KnownSubnet(
+            record.macs, record.latency_ms, record.val_accuracy, kind, name, decode(space, row)
         )
+        found.setdefault(row.tobytes(), known)
 
-    for c in chosen:
-        add(c.choice, "selected", ", ".join(same.name for same in by_arch(chosen)[c.arch]))
-    for facts in [*(f for c in chosen for f in c.choice.candidates), *front]:
-        add(facts, "candidate")
+    names = {arch: ", ".join(s.name for s in same) for arch, same in by_arch(selected).items()}
+    for subnet in selected:
+        add(subnet.record, "selected", names[subnet.arch])
+    for subnet in selected:
+        for record in subnet.record.candidates:
+            add(record, "candidate")
+    for record in front:
+        add(record, "candidate")
     for pair in read_pairs(run):
-        code = encode(space, pair.arch)
-        found.setdefault(
-            code.tobytes(), Known(pair.macs, None, pair.val_accuracy, "collected", "", decode(space, code))
-        )
+        row = encode(space, pair.arch)
+        known = KnownSubnet(pair.macs, None, pair.val_accuracy, "collected", "", decode(space, row))
+        found.setdefault(row.tobytes(), known)
     for kind, arch in extremes(space).items():
         key = encode(space, arch).tobytes()
+        # Only if they were measured; that a subnet was selected says more than that it is the smallest.
         if key in found and found[key].kind != "selected":
             found[key] = found[key]._replace(kind=kind, name=kind)
+    subnets = list(found.values())
     if latency is not None:
-        times = latency(np.stack([np.frombuffer(code, np.uint8) for code in found]))
-        found = {
-            code: k._replace(latency_ms=float(t)) for (code, k), t in zip(found.items(), times, strict=True)
-        }
-    return sorted(found.values(), key=lambda k: k.macs)
+        times = latency(np.stack([np.frombuffer(row, np.uint8) for row in found]))
+        subnets = [s._replace(latency_ms=float(t)) for s, t in zip(subnets, times, strict=True)]
+    return sorted(subnets, key=_macs)
+
+
+def _macs(subnet: KnownSubnet) -> int:
+    return subnet.macs
 
 
 def extremes(space: Space) -> dict[Literal["smallest", "largest"], Arch]:
@@ -191,46 +220,34 @@ def extremes(space: Space) -> dict[Literal["smallest", "largest"], Arch]:
     return {"smallest": smallest(space), "largest": largest(space)}
 
 
-def by_arch(chosen: Sequence[Chosen]) -> dict[Arch, list[Chosen]]:
-    """Choices of the same subnet together."""
-    found: dict[Arch, list[Chosen]] = {}
-    for c in chosen:
-        found.setdefault(c.arch, []).append(c)
+def by_arch(selected: Sequence[SelectedSubnet]) -> dict[Arch, list[SelectedSubnet]]:
+    """Selected subnets of the same architecture together: several budgets may have the same best one."""
+    found: dict[Arch, list[SelectedSubnet]] = {}
+    for subnet in selected:
+        found.setdefault(subnet.arch, []).append(subnet)
     return found
 
 
-def front_of(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of (cost, accuracy) those that are better than every cheaper one, cheapest first."""
-    front: list[tuple[float, float]] = []
-    for cost, accuracy in sorted(points, key=lambda p: (p[0], -p[1])):
-        if not front or accuracy > front[-1][1]:
-            front.append((cost, accuracy))
-    return front
-
-
-def compare(chosen: list[Chosen], tested: list[Tested]) -> list[Comparison]:
-    """Every choice against the random subnets that were tested beside it."""
+def compare_with_random(
+    selected: Sequence[SelectedSubnet], tested: Sequence[TestedSubnet]
+) -> list[Comparison]:
+    """Every selected subnet against the random subnets that were tested beside it."""
     found = []
-    for name, choice, _, _ in chosen:
-        mine = next(t for t in tested if t.budget == name and t.kind == "selected")
-        others = [t for t in tested if t.budget == name and t.kind == "random"]
-        accuracy, macs = np.array([t.test_accuracy for t in others]), np.array([t.macs for t in others])
-        beaten, apart = int((accuracy < mine.test_accuracy).sum()), float(np.abs(macs / mine.macs - 1).max())
-        median = float(np.median(accuracy))
-        found.append(
-            Comparison(
-                name, mine.macs, choice.val_accuracy, mine.test_accuracy, median, beaten, len(others), apart
-            )
+    for subnet in selected:
+        beside = [t for t in tested if t.budget == subnet.name]
+        mine = next(t for t in beside if t.kind == "selected")
+        others = [t for t in beside if t.kind == "random"]
+        accuracies = np.array([t.test_accuracy for t in others])
+        macs = np.array([t.macs for t in others])
+        comparison = Comparison(
+            budget=subnet.name,
+            macs=mine.macs,
+            val_accuracy=subnet.record.val_accuracy,
+            test_accuracy=mine.test_accuracy,
+            random_median=float(np.median(accuracies)),
+            random_beaten=int((accuracies < mine.test_accuracy).sum()),
+            random_count=len(others),
+            random_macs_apart=float(np.abs(macs / mine.macs - 1).max()),
         )
+        found.append(comparison)
     return found
-
-
-def wilson(accuracy: float, images: int) -> tuple[float, float]:
-    """90% interval of an accuracy on so many images (Wilson's score interval, which holds near 0 and 1 too).
-
-    It says how far the accuracy on other images of the same kind may be; two subnets on the same images
-    differ by less.
-    """
-    z = Z_90**2 / images
-    middle, half = (accuracy + z / 2) / (1 + z), np.sqrt(z * (accuracy * (1 - accuracy) + z / 4)) / (1 + z)
-    return float(max(middle - half, 0)), float(min(middle + half, 1))

@@ -1,300 +1,269 @@
-"""The report as one HTML page that needs nothing else: no script, no font, no picture, no style from
-elsewhere. It is XML, too."""
+"""The report as one HTML page, which is XML too.
 
-from collections.abc import Iterable, Mapping, Sequence
+The page needs nothing else: no script, font, picture or style comes from elsewhere.
+"""
+
+from collections.abc import Mapping, Sequence
 
 from engine.config import format_count
 from engine.plot.canvas import colors_css, safe, to_svg
+from engine.statistics import similar_macs, tau_in_bands, wilson_interval
 from ofa.space.arch import Arch
-from predictors.accuracy.cross_validation import Trust, bands, trust
-from predictors.accuracy.validation import near, tau_in_bands
+from predictors.accuracy.cross_validation import (
+    CrossValidated,
+    PredictorQuality,
+    predictor_quality,
+    quality_in_bands,
+)
 from predictors.reporting.architecture import draw_architecture, shades
 from predictors.reporting.figures import Picture, describe_limits, describe_prediction
-from predictors.reporting.findings import Chosen, Comparison, Facts, Findings, by_arch, wilson
+from predictors.reporting.findings import (
+    Comparison,
+    Findings,
+    SelectedRecord,
+    SelectedSubnet,
+    SubnetRecord,
+    by_arch,
+)
+from predictors.reporting.html import CSS, html_cell, html_grid, html_table, small_print
 from predictors.search.constraints import format_cost
 
-MOST_CANDIDATES, MOST_CLASSES = 10, 20
-CSS = """
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);
-font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
-main{max-width:1160px;margin:0 auto;padding:24px 20px 64px}
-h1{font-size:1.7rem;line-height:1.2;margin:0 0 .4rem}
-h2{font-size:1.25rem;margin:2.6rem 0 .6rem;padding-top:.6rem;border-top:1px solid var(--grid)}
-h3{font-size:1rem;margin:0 0 .3rem;overflow-wrap:anywhere}
-p{max-width:75ch;margin:.5rem 0}
-.lead{font-size:1.08rem}
-.quiet,figcaption{color:var(--quiet);font-size:.9rem}
-figcaption{margin-top:.4rem}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr));gap:28px 32px;
-align-items:start}
-.grid>*{min-width:0;max-width:560px}
-figure{margin:0}
-svg{display:block;width:100%;height:auto;font-family:inherit}
-.wide{overflow-x:auto;margin:.8rem 0}
-table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums}
-th,td{padding:.38rem .8rem .38rem 0;text-align:right;white-space:nowrap;
-border-bottom:1px solid var(--grid);vertical-align:top}
-th{color:var(--quiet);font-weight:500}
-th[scope=row]{text-align:left;color:var(--ink);font-weight:600;position:sticky;left:0;background:var(--paper)}
-thead th:first-child{text-align:left}
-th small{white-space:normal;min-width:8.5em}
-small{display:block;font-weight:400;color:var(--quiet);font-size:.84em}
-code{font:.92em ui-monospace,SFMono-Regular,Menlo,"DejaVu Sans Mono",monospace}
-.key{display:inline-block;width:1.1em;height:.9em;margin:0 .35em 0 .9em;vertical-align:-.08em}
-summary{cursor:pointer;color:var(--quiet);font-size:.9rem;margin-top:.4rem}
-@media(max-width:520px){main{padding:16px 14px 48px}h1{font-size:1.4rem}table{font-size:.84rem}
-th,td{padding-right:.55rem}}
-@media print{main{max-width:none;padding:0}figure,article,tr{break-inside:avoid}.wide{overflow:visible}
-table{font-size:.75rem}
-th,td{white-space:normal}}
-"""
+MOST_CANDIDATES, MOST_CLASSES = 10, 20  # that are listed
 
 
-def render(found: Findings, drawn: Mapping[str, Picture]) -> str:
-    """The page."""
+def render_page(found: Findings, drawn: Mapping[str, Picture]) -> str:
+    """The page as text.
+
+    Args:
+        found: what it tells.
+        drawn: what `predictors.reporting.figures.pictures` returned for it.
+    """
     title = f"Subnets of {found.run}"
-    fronts = [name for name in drawn if name.startswith(("front", "validation"))]
+    fronts = [_figure(drawn[name]) for name in drawn if name.startswith(("front", "validation"))]
     parts = [
         f"<h1>{safe(title)}</h1>",
         *_lead(found),
         "<h2>Chosen subnets</h2>",
-        *_chosen_table(found),
+        *_selected_table(found),
         "<h2>The front</h2>",
-        _grid(_figure(drawn[name]) for name in fronts),
+        html_grid(fronts),
         "<h2>How far the predictor can be trusted</h2>",
-        *_trust(found, drawn.get("predictor")),
+        *_predictor_section(found, drawn.get("predictor")),
         "<h2>Architectures</h2>",
         *_architectures(found),
-        f'<p class="quiet">The same as pictures and tables, beside this page: {", ".join(drawn)}, each as '
-        ".png and .csv; report.json.</p>",
+        small_print(
+            f"The same as pictures and tables, beside this page: {', '.join(drawn)}, each as .png and .csv; "
+            "report.json."
+        ),
     ]
     head = (
-        '<meta charset="utf-8"/><meta name="viewport" content="width=device-width,initial-scale=1"/><title>'
-        f"{safe(title)}</title>"
+        '<meta charset="utf-8"/><meta name="viewport" content="width=device-width,initial-scale=1"/>'
+        f"<title>{safe(title)}</title><style>{colors_css()}{CSS}</style>"
     )
-    style = f"<style>{colors_css()}{CSS}</style>"
+    body = "\n".join(parts)
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head>{head}{style}</head>\n<body><main>\n'
-        + "\n".join(parts)
-        + "\n</main></body></html>\n"
+        f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{body}\n</main></body></html>\n'
     )
 
 
 def _lead(found: Findings) -> list[str]:
-    classes = ", ".join(found.classes[:MOST_CLASSES]) + (", …" if len(found.classes) > MOST_CLASSES else "")
+    """What the selection was worth, in one sentence, and what the figures mean."""
+    # In points of accuracy, on average over the selected subnets.
     gains = [100 * (c.test_accuracy - c.random_median) for c in found.comparisons]
-    beaten, count = (
-        sum(c.random_beaten for c in found.comparisons),
-        sum(c.random_count for c in found.comparisons),
-    )
-    one, gain, size = len(gains) == 1, sum(gains) / len(gains), found.space.size()
+    gain = sum(gains) / len(gains)
+    beaten = sum(c.random_beaten for c in found.comparisons)
+    count = sum(c.random_count for c in found.comparisons)
+    which = "the chosen subnet is" if len(gains) == 1 else f"the {len(gains)} chosen subnets are on average"
+    where = "above" if gain >= 0 else "below"
+    classes = ", ".join(found.classes[:MOST_CLASSES])
+    if len(found.classes) > MOST_CLASSES:
+        classes += ", …"
+    size = found.space.size()
+    # Large numbers of architectures only as a power of ten.
     many = f"{size:,}" if size < 10**9 else f"about 10<sup>{len(str(size)) - 1}</sup>"
     return [
-        '<p class="lead">On test images, '
-        f"{'the chosen subnet is' if one else f'the {len(gains)} chosen subnets are on average'} "
-        f"{abs(gain):.1f} points {'above' if gain >= 0 else 'below'} the median random subnet of the same "
-        f"size, and better than {beaten} "
-        f"of {count}.</p>",
-        f'<p class="quiet">One supernet holds {many} architectures (space “{safe(found.space.name)}”). '
-        "Accuracy is top-1, for "
-        f"{len(found.classes)} classes ({safe(classes)}). {found.images['val']} validation images decided "
-        "what was chosen; "
-        f"{found.images['test']} test images were looked at for this report only. FLOPs here means "
-        "multiply-accumulates (MACs) of one "
-        "image: 600M is 600 million.</p>",
-    ]
-
-
-def _chosen_table(found: Findings) -> list[str]:
-    timed = any(c.choice.latency_ms is not None for c in found.chosen)
-    heads = [
-        "chosen",
-        "MACs",
-        "params",
-        *(["latency"] if timed else []),
-        "predicted",
-        "validation",
-        "test",
-        "random (test)",
-        "beats",
-    ]
-    rows = [
-        _chosen_row(c, comparison, found.images, timed)
-        for c, comparison in zip(found.chosen, found.comparisons, strict=True)
-    ]
-    return [
-        _table(heads, rows),
-        '<p class="quiet">In order of budget. In small print: the limits, the search and when the file was '
-        "written; 90% intervals. That "
-        "of a prediction is what the predictor said before the subnet was measured; a dash means that it was "
-        "known without a predictor: "
-        "collected, or measured by an earlier search. That of a measurement comes from the number of images "
-        "alone. Random: the median of "
-        "random subnets whose MACs differ by no more than it says.</p>",
-    ]
-
-
-def _chosen_row(c: Chosen, comparison: Comparison, images: Mapping[str, int], timed: bool) -> list[str]:
-    choice = c.choice
-    how = [f"{choice.explore} from {choice.pairs} pairs, seed {choice.seed}"] if choice.explore else []
-    interval = choice.predicted_interval()
-    predicted = [describe_prediction(choice.predicted_accuracy, None)]
-    predicted += [f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"] if interval else []
-    return [
-        _cell(
-            c.name,
-            *([describe_limits(c)] if choice.constraints else []),
-            " · ".join([*how, f"{c.written:%Y-%m-%d %H:%M}"]),
+        f'<p class="lead">On test images, {which} {abs(gain):.1f} points {where} the median random subnet of '
+        f"the same size, and better than {beaten} of {count}.</p>",
+        small_print(
+            f"One supernet holds {many} architectures (space “{safe(found.space.name)}”). Accuracy is top-1, "
+            f"for {len(found.classes)} classes ({safe(classes)}). {found.images['val']} validation images "
+            f"decided what was chosen; {found.images['test']} test images were looked at for this report "
+            "only. FLOPs here means multiply-accumulates (MACs) of one image: 600M is 600 million."
         ),
-        _cell(format_count(choice.macs)),
-        _cell("–" if choice.params is None else format_count(choice.params)),
-        *(
-            [_cell("–" if choice.latency_ms is None else format_cost("latency", choice.latency_ms))]
-            if timed
-            else []
-        ),
-        _cell(*predicted),
-        _measured(choice.val_accuracy, images["val"]),
-        _measured(comparison.test_accuracy, images["test"]),
-        _cell(f"{100 * comparison.random_median:.1f}%", f"within {comparison.random_macs_apart:.0%}"),
-        _cell(f"{comparison.random_beaten} of {comparison.random_count}"),
     ]
 
 
-def _measured(accuracy: float, images: int) -> str:
-    low, high = wilson(accuracy, images)
-    return _cell(f"{100 * accuracy:.1f}%", f"{100 * low:.1f} to {100 * high:.1f}")
+def _selected_table(found: Findings) -> list[str]:
+    has_latency = any(s.record.latency_ms is not None for s in found.selected)
+    # Without a device there is no column of dashes.
+    heads = ["chosen", "MACs", "params", "predicted", "validation", "test", "random (test)", "beats"]
+    if has_latency:
+        heads.insert(3, "latency")
+    rows = []
+    for subnet, comparison in zip(found.selected, found.comparisons, strict=True):
+        rows.append(_selected_row(subnet, comparison, found.images, has_latency))
+    return [
+        html_table(heads, rows),
+        small_print(
+            "In order of budget. In small print: the limits, the search and when the file was written; 90% "
+            "intervals. That of a prediction is what the predictor said before the subnet was measured; a "
+            "dash means that it was known without a predictor: collected, or measured by an earlier search. "
+            "That of a measurement comes from the number of images alone. Random: the median of random "
+            "subnets whose MACs differ by no more than it says."
+        ),
+    ]
 
 
-def _trust(found: Findings, picture: Picture | None) -> list[str]:
+def _selected_row(
+    subnet: SelectedSubnet, comparison: Comparison, images: Mapping[str, int], has_latency: bool
+) -> list[str]:
+    record = subnet.record
+    cells = [
+        _name_cell(subnet),
+        html_cell(format_count(record.macs)),
+        html_cell("–" if record.params is None else format_count(record.params)),
+        _predicted_cell(record),
+        _measured_cell(record.val_accuracy, images["val"]),
+        _measured_cell(comparison.test_accuracy, images["test"]),
+        html_cell(f"{100 * comparison.random_median:.1f}%", f"within {comparison.random_macs_apart:.0%}"),
+        html_cell(f"{comparison.random_beaten} of {comparison.random_count}"),
+    ]
+    if has_latency:
+        ms = record.latency_ms
+        cells.insert(3, html_cell("–" if ms is None else format_cost("latency", ms)))
+    return cells
+
+
+def _name_cell(subnet: SelectedSubnet) -> str:
+    """The name, and in small print the limits, and how and when the subnet was selected."""
+    record = subnet.record
+    # A file may hold no more than a subnet and its accuracy.
+    small = []
+    if record.constraints:
+        small.append(describe_limits(subnet))
+    how = f"{subnet.written:%Y-%m-%d %H:%M}"
+    if record.explore:
+        how = f"{record.explore} from {record.pairs} pairs, seed {record.seed} · {how}"
+    return html_cell(subnet.name, *small, how)
+
+
+def _predicted_cell(record: SelectedRecord) -> str:
+    interval = record.predicted_interval()
+    predicted = describe_prediction(record.predicted_accuracy, None)
+    if not interval:
+        return html_cell(predicted)
+    return html_cell(predicted, f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}")
+
+
+def _measured_cell(accuracy: float, images: int) -> str:
+    low, high = wilson_interval(accuracy, images)
+    return html_cell(f"{100 * accuracy:.1f}%", f"{100 * low:.1f} to {100 * high:.1f}")
+
+
+def _predictor_section(found: Findings, picture: Picture | None) -> list[str]:
+    """How well the collected pairs predict each other."""
     judged = found.judged
     if judged is None or picture is None:
         return [
             f"<p>{found.pairs} subnets are collected; from 20 on, this report predicts each of them from the "
             "others.</p>"
         ]
-    whole, plain = trust(judged), judged._replace(predicted=judged.macs.astype(float))
-    everywhere = [
-        tau_in_bands(*x)
-        for x in (
-            (judged.measured, judged.predicted, judged.macs),
-            (plain.measured, plain.predicted, plain.macs),
-        )
-    ]
-    gap = format_count(near(judged.macs), 2)
-    rows = [
-        [_cell("predictor"), _cell(_number(whole.tau)), _cell(_number(everywhere[0]))],
-        [_cell("MACs alone"), _cell(_number(trust(plain).tau)), _cell(_number(everywhere[1]))],
-    ]
+    # "Predicted" by MACs: whatever beats this has learned more than that larger subnets are better.
+    by_macs = judged._replace(predicted=judged.macs.astype(float))
+    gap = format_count(similar_macs(judged.macs), 2)
+    rows = [_tau_row("predictor", judged), _tau_row("MACs alone", by_macs)]
     parts = [
         "<h3>Kendall’s tau: does it rank as measurements do?</h3>",
-        _table(["", "overall", f"at similar MACs (±{gap})"], rows),
-        '<p class="quiet">1: the same order; 0: no relation. Overall flatters, since larger subnets are '
-        "better anyway: that is what “MACs "
-        "alone” scores by itself. The second column compares only subnets of similar size, as a choice under "
-        "a budget does. Measurements "
-        f"are uncertain by themselves ({found.images['val']} images), so 1 cannot be reached.</p>",
+        html_table(["", "overall", f"at similar MACs (±{gap})"], rows),
+        small_print(
+            "1: the same order; 0: no relation. Overall flatters, since larger subnets are better anyway: "
+            "that is what “MACs alone” scores by itself. The second column compares only subnets of similar "
+            "size, as a choice under a budget does. Measurements are uncertain by themselves "
+            f"({found.images['val']} images), so 1 cannot be reached."
+        ),
     ]
-    if split := bands(judged):
+    bands = quality_in_bands(judged)
+    if bands:
+        heads = ["MACs", "subnets", "tau", "typical miss", "inside 90%"]
         parts += [
             "<h3>In bands of MACs</h3>",
-            _table(["MACs", "subnets", "tau", "typical miss", "inside 90%"], map(_band, split)),
+            html_table(heads, [_band_row(*band) for band in bands]),
+            small_print("Typical miss: the median of |predicted − measured|, in points of accuracy."),
         ]
-        parts.append(
-            '<p class="quiet">Typical miss: the median of |predicted − measured|, in points of accuracy.</p>'
-        )
-    return [_grid([_figure(picture), "<div>" + "\n".join(parts) + "</div>"])]
+    return [html_grid([_figure(picture), "<div>" + "\n".join(parts) + "</div>"])]
 
 
-def _band(band: tuple[int, int, Trust]) -> list[str]:
-    low, high, t = band
-    name = f"{format_count(low)} to {format_count(high)}"
+def _tau_row(name: str, pairs: CrossValidated) -> list[str]:
+    similar = tau_in_bands(pairs.measured, pairs.predicted, pairs.macs)
+    return [html_cell(name), html_cell(_number(predictor_quality(pairs).tau)), html_cell(_number(similar))]
+
+
+def _band_row(low: int, high: int, quality: PredictorQuality) -> list[str]:
     return [
-        _cell(name),
-        _cell(str(t.pairs)),
-        _cell(_number(t.tau)),
-        _cell(f"{100 * t.miss:.2f}"),
-        _cell(f"{t.coverage:.0%}"),
+        html_cell(f"{format_count(low)} to {format_count(high)}"),
+        html_cell(str(quality.pairs)),
+        html_cell(_number(quality.tau)),
+        html_cell(f"{100 * quality.miss:.2f}"),
+        html_cell(f"{quality.coverage:.0%}"),
     ]
 
 
 def _architectures(found: Findings) -> list[str]:
-    keys = "".join(
-        f'<svg class="key" viewBox="0 0 11 9"><path class="f-{shade}" d="M0 '
-        f'0H11V9H0Z"/></svg>{kernel}×{kernel}'
-        for kernel, shade in shades(found.space).items()
-    )
+    keys = []
+    for kernel, shade in shades(found.space).items():
+        swatch = f'<svg class="key" viewBox="0 0 11 9"><path class="f-{shade}" d="M0 0H11V9H0Z"/></svg>'
+        keys.append(f"{swatch}{kernel}×{kernel}")
+    diagrams = [_architecture(found, arch, same) for arch, same in by_arch(found.selected).items()]
     return [
-        '<p class="quiet">From the image above to the classes below, one row for each stage; blocks from '
-        "left to right. A block says its "
-        "kernel and its expansion (e4: four times the channels inside). Taller: more channels; dashed: what "
-        "the supernet has and this "
-        "subnet leaves out. ch: output channels; then the size of the map that leaves the stage; SE: "
-        "squeeze-and-excitation. "
-        f"Kernel:{keys}</p>",
-        _grid(_architecture(found, arch, same) for arch, same in by_arch(found.chosen).items()),
+        small_print(
+            "From the image above to the classes below, one row for each stage; blocks from left to right. A "
+            "block says its kernel and its expansion (e4: four times the channels inside). Taller: more "
+            "channels; dashed: what the supernet has and this subnet leaves out. ch: output channels; then "
+            "the size of the map that leaves the stage; SE: squeeze-and-excitation. "
+            f"Kernel:{''.join(keys)}"
+        ),
+        html_grid(diagrams),
     ]
 
 
-def _architecture(found: Findings, arch: Arch, same: Sequence[Chosen]) -> str:
-    names = ", ".join(c.name for c in same)
-    facts = [f"{format_count(same[0].choice.macs)} MACs", f"image {arch.resolution} × {arch.resolution}"]
+def _architecture(found: Findings, arch: Arch, same: Sequence[SelectedSubnet]) -> str:
+    """One architecture with its diagram, and the other candidates of all that selected it."""
+    names = ", ".join(s.name for s in same)
+    # Subnets of one architecture have the same MACs, whatever their budgets are.
+    facts = f"{format_count(same[0].record.macs)} MACs, image {arch.resolution} × {arch.resolution}"
     drawing = to_svg(draw_architecture(f"architecture of {names}", found.space, arch))
-    lists = "".join(_candidates(c, found.images["val"]) for c in same)
+    candidates = [_candidates(s, found.images["val"]) for s in same]
     return (
-        f'<article><h3>{safe(names)}</h3><p class="quiet">{safe(", ".join(facts))}</p>'
-        f"{drawing}{lists}</article>"
+        f"<article><h3>{safe(names)}</h3>{small_print(safe(facts))}{drawing}{''.join(candidates)}</article>"
     )
 
 
-def _candidates(c: Chosen, images: int) -> str:
-    others = c.choice.candidates[:MOST_CANDIDATES]
-    if not others:
+def _candidates(subnet: SelectedSubnet, images: int) -> str:
+    candidates = subnet.record.candidates
+    shown = candidates[:MOST_CANDIDATES]
+    if not shown:
         return ""
-    rows = [[_cell(str(i)), *_candidate(facts, images)] for i, facts in enumerate(others, start=1)]
-    count = (
-        f"{len(others)} of {len(c.choice.candidates)}"
-        if len(others) < len(c.choice.candidates)
-        else str(len(others))
-    )
-    table = _table(["rank", "MACs", "predicted (90%)", "validation"], rows)
-    return (
-        f"<details><summary>Other candidates for {safe(c.name)}, by measured accuracy ({count})</summary>"
-        f"{table}</details>"
-    )
+    count = str(len(shown)) if len(shown) == len(candidates) else f"{len(shown)} of {len(candidates)}"
+    rows = [[html_cell(str(i)), *_candidate_row(record, images)] for i, record in enumerate(shown, start=1)]
+    table = html_table(["rank", "MACs", "predicted (90%)", "validation"], rows)
+    summary = f"Other candidates for {safe(subnet.name)}, by measured accuracy ({count})"
+    return f"<details><summary>{summary}</summary>{table}</details>"
 
 
-def _candidate(facts: Facts, images: int) -> list[str]:
-    predicted = describe_prediction(facts.predicted_accuracy, facts.predicted_interval())
-    return [_cell(format_count(facts.macs)), _cell(predicted), _measured(facts.val_accuracy, images)]
+def _candidate_row(record: SubnetRecord, images: int) -> list[str]:
+    predicted = describe_prediction(record.predicted_accuracy, record.predicted_interval())
+    return [
+        html_cell(format_count(record.macs)),
+        html_cell(predicted),
+        _measured_cell(record.val_accuracy, images),
+    ]
 
 
 def _number(value: float) -> str:
+    """Two digits, or a dash for what is not a number."""
     return "–" if value != value else f"{value:.2f}"
 
 
 def _figure(picture: Picture) -> str:
-    svg = to_svg(picture.drawing)
-    return (
-        f"<figure><h3>{safe(picture.drawing.title)}</h3>{svg}<figcaption>"
-        f"{safe(picture.caption)}</figcaption></figure>"
-    )
-
-
-def _grid(parts: Iterable[str]) -> str:
-    return '<div class="grid">' + "\n".join(parts) + "</div>"
-
-
-def _cell(text: str, *small: str) -> str:
-    return safe(text) + "".join(f"<small>{safe(line)}</small>" for line in small)
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are HTML already; the first of each row is its name."""
-    head = "".join(f'<th scope="col">{safe(text)}</th>' for text in heads)
-    body = "".join(
-        f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>"
-        for row in rows
-    )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    title, caption = safe(picture.drawing.title), safe(picture.caption)
+    return f"<figure><h3>{title}</h3>{to_svg(picture.drawing)}<figcaption>{caption}</figcaption></figure>"

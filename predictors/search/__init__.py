@@ -1,1 +1,1 @@
-"""Finding architectures under limits: constraints, searches, and the measurements they ask for."""
+"""Search of a space: constraints, costs, and how candidates are proposed, measured and selected."""

@@ -1,10 +1,9 @@
-"""Coarse-to-fine selection of BigNAS (2020, arXiv:2003.11142): candidates are measured; it needs no predictor
-and no pairs.
+"""Coarse-to-fine selection of BigNAS (2020, arXiv:2003.11142): it needs no predictor and no pairs.
 
-The paper measures a grid in which the choices move together over the stages, and then mutates the best of it.
-Here the number of measurements is given. So of the grid only those points are measured that leave the budget
-if any choice is raised, and the smallest architecture, which the sandwich rule trains in every step; and of
-many mutants the one that uses most of the budget.
+Candidates are measured. The paper measures a grid in which the choices move together over the stages, and
+then mutates the best of it. Here the number of measurements is given. So of the grid only those points are
+measured that leave the budget if any choice is raised, and the smallest architecture, which the sandwich rule
+trains in every step; and of many mutants the one that uses most of the budget.
 """
 
 from collections.abc import Sequence
@@ -14,39 +13,55 @@ from numpy.typing import NDArray
 
 from ofa.space.codes import Codes, canonical, mutate
 from ofa.space.space import Space
-from predictors.search.constraints import Constraint, fits, use
-from predictors.search.evaluations import Ask, Measured
+from predictors.search.constraints import Constraint, fits, utilisation
+from predictors.search.evaluations import EvaluateFn, Evaluations
 
-LEVELS, PARENTS, MUTANTS, MUTATION = 5, 3, 256, 0.1
+LEVELS = 5  # of a field in the grid, which would be too large otherwise
+PARENTS, MUTANTS, MUTATION = 3, 256, 0.1  # compared with others in docs/log.md
 
 
 def coarse_to_fine(
-    measured: Measured, constraints: Sequence[Constraint], count: int, rng: np.random.Generator, ask: Ask
+    evaluations: Evaluations,
+    constraints: Sequence[Constraint],
+    count: int,
+    rng: np.random.Generator,
+    evaluate: EvaluateFn,
 ) -> None:
     """Measure at most `count` more subnets under the constraints: up to half of them coarse, the others fine.
 
-    What is known already is not measured, counts for nothing, and may be mutated like the rest. Ends early
-    when every mutant is known.
+    A subnet that is known already is not measured and does not count, but it may be mutated like the others.
+    The search ends early when every mutant is known.
+
+    Args:
+        evaluations: what is known; what is measured is added to it.
+        constraints: what every measured subnet keeps.
+        count: how many subnets to measure.
+        rng: of the mutants.
+        evaluate: measures subnets.
     """
-    points = [row for row in coarse(measured.space, constraints) if row not in measured]
-    spread = np.unique(
-        np.linspace(0, len(points) - 1, min(len(points), -(-count // 2))).astype(int)
-    )  # with first and last
-    measured.measure([points[i] for i in spread], ask)
+    # The coarse half, in one go: none of it depends on what the others reach.
+    points = [row for row in coarse(evaluations.space, constraints) if row not in evaluations]
+    most_coarse = min(len(points), -(-count // 2))
+    # Spread evenly over the edge of the grid, with its first and its last point.
+    spread = np.unique(np.linspace(0, len(points) - 1, most_coarse).astype(int))
+    evaluations.measure([points[i] for i in spread], evaluate)
+    # The fine half, one by one: each mutant comes from the best that is known by then.
     for _ in range(count - len(spread)):
-        row = fine(measured, constraints, rng)
+        row = fine(evaluations, constraints, rng)
         if row is None:
             break
-        measured.measure([row], ask)
+        evaluations.measure([row], evaluate)
 
 
 def coarse(space: Space, constraints: Sequence[Constraint]) -> Codes:
-    """The points of the coarse grid from which no choice can be raised under the limits, and last the
-    smallest architecture, if it fits."""
+    """The points of the coarse grid from which no choice can be raised under the limits.
+
+    The smallest architecture follows last, if it fits.
+    """
     grid, shape = coarse_grid(space)
     inside = fits(constraints, grid)
     at_edge = edge(inside.reshape(shape)).ravel()
-    at_edge[0] = False
+    at_edge[0] = False  # the smallest architecture, which comes last
     return np.concatenate([grid[at_edge], grid[:1][inside[:1]]])
 
 
@@ -56,31 +71,42 @@ def coarse_grid(space: Space) -> tuple[Codes, tuple[int, ...]]:
     A field has as many levels as its richest column has choices, but at most 5. A level is the same share of
     the choices, from the first to the last, in every column of the field.
     """
-    fields = list(dict.fromkeys(column.field for column in space.columns))
-    shape = tuple(
-        min(LEVELS, max(len(c.values) for c in space.columns if c.field == field)) for field in fields
-    )
+    richest: dict[str, int] = {}
+    for column in space.columns:
+        richest[column.field] = max(richest.get(column.field, 0), len(column.values))
+    fields = list(richest)
+    shape = tuple(min(LEVELS, choices) for choices in richest.values())
+    # A row of levels for each point of the grid, one for each field; a field of one level has share 0.
     share_NL = np.indices(shape).reshape(len(fields), -1).T / np.maximum(np.array(shape) - 1, 1)
     share_NF = share_NL[:, [fields.index(column.field) for column in space.columns]]
-    return canonical(space, 1 + np.rint(share_NF * (space.cardinalities - 1)).astype(np.uint8)), shape
+    choices_NF = np.rint(share_NF * (space.cardinalities - 1)).astype(np.uint8)
+    return canonical(space, 1 + choices_NF), shape
 
 
 def edge(fits: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which points of a grid fit while none of their next higher neighbours does."""
-    room = np.zeros_like(fits)
+    """Which points of a grid fit while none of their next higher neighbours does, in the shape of `fits`."""
+    can_be_raised = np.zeros_like(fits)
     for axis in range(fits.ndim):
-        lower, upper = np.moveaxis(room, axis, 0)[:-1], np.moveaxis(fits, axis, 0)[1:]
-        lower |= upper
-    return fits & ~room
+        # A view: raising one choice leads from each point to the next one on its axis.
+        below = np.moveaxis(can_be_raised, axis, 0)[:-1]
+        below |= np.moveaxis(fits, axis, 0)[1:]
+    return fits & ~can_be_raised
 
 
-def fine(measured: Measured, constraints: Sequence[Constraint], rng: np.random.Generator) -> Codes | None:
-    """An unknown mutant of one of the best subnets under the limits; none if all its 256 mutants are known or
-    too expensive."""
-    parents = [candidate.row for candidate in measured.under(constraints)[:PARENTS]]
+def fine(
+    evaluations: Evaluations, constraints: Sequence[Constraint], rng: np.random.Generator
+) -> Codes | None:
+    """An unknown mutant of one of the best subnets under the limits.
+
+    Of 256 mutants it is the one that uses most of the limits; none if all are known or too expensive.
+    """
+    parents = [candidate.row for candidate in evaluations.under(constraints)[:PARENTS]]
     if not parents:
         return None
-    mutants = mutate(measured.space, np.stack(parents)[rng.integers(0, len(parents), MUTANTS)], MUTATION, rng)
+    parent_of = rng.integers(0, len(parents), MUTANTS)
+    mutants = mutate(evaluations.space, np.stack(parents)[parent_of], MUTATION, rng)
     mutants = mutants[fits(constraints, mutants)]
-    order = np.argsort(-use(constraints, mutants), kind="stable")
-    return next((mutants[i] for i in order if mutants[i] not in measured), None)
+    for i in np.argsort(-utilisation(constraints, mutants), kind="stable"):
+        if mutants[i] not in evaluations:
+            return mutants[i]
+    return None

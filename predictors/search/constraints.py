@@ -1,7 +1,7 @@
-"""What a device allows: a cost, its limit and its unit; and how people write them."""
+"""What a device allows and what is wanted: costs with limits, as people write them, and objectives."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -9,36 +9,68 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator
 
 from engine.config import format_count
+from engine.statistics import Floats
 from ofa.space.codes import Codes
 
-Floats = NDArray[np.float64]
-Scores = Callable[[Codes], Floats]
-Costs = Callable[[Codes], Floats | NDArray[np.int64]]
+ScoreFn = Callable[[Codes], Floats]  # encoded architectures (N, F) -> (N,), higher is better
+ArchCostFn = Callable[[Codes], Floats | NDArray[np.int64]]  # encoded architectures (N, F) -> costs (N,)
 UNITS = {"macs": "", "latency": "ms", "size": "B", "memory": "B", "params": ""}
+# The papers say FLOPs and count multiply-accumulates.
 FLAGS = {"macs": "--flops"} | {name: f"--{name}" for name in UNITS if name != "macs"}
+EXACT_DIGITS = 15  # so many digits say a float64 again when they are read
 _SECONDS = {"": 1.0, "ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3}
 _BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
 class Constraint(NamedTuple):
-    """`name` of UNITS may be at most `limit`. cost: of encoded architectures (N, F), in the same unit,
-    (N,)."""
+    """A limit of a cost.
+
+        Constraint("macs", 600e6, lambda codes: costs_of(space, codes).macs)
+
+    name: one of `UNITS`.
+    limit: the most that is allowed, in the unit of `UNITS`.
+    cost: of encoded architectures (N, F), in the same unit: (N,).
+    """
 
     name: str
     limit: float
-    cost: Costs
+    cost: ArchCostFn
 
     @property
     def flag(self) -> str:
-        """As it is written on the command line."""
+        """The flag of predictors.select that sets this limit."""
         return FLAGS[self.name]
 
     def __str__(self) -> str:
-        return f"{self.flag} {format_cost(self.name, self.limit, 15)}"
+        return f"{self.flag} {format_cost(self.name, self.limit, EXACT_DIGITS)}"
+
+
+class Objective(NamedTuple):
+    """One thing to find: the best subnet under constraints, or a whole front of accuracy against costs.
+
+    name: of the file in selected/, and of the study.
+    constraints: what every subnet must keep.
+    front: costs by name for a front; empty for the best subnet.
+    """
+
+    name: str
+    constraints: tuple[Constraint, ...]
+    front: Mapping[str, ArchCostFn]
+
+    @classmethod
+    def best(cls, constraints: Sequence[Constraint]) -> "Objective":
+        """The best subnet under constraints, named by its limits: `600M`, `600M-15ms`, `600M-size20MB`."""
+        words = []
+        for c in constraints:
+            # `M` and `ms` say by themselves what they limit; bytes and parameters do not.
+            prefix = "" if c.name in ("macs", "latency") else c.name
+            words.append(prefix + format_cost(c.name, c.limit, EXACT_DIGITS))
+        return cls("-".join(words), tuple(constraints), {})
 
 
 def excess(constraints: Sequence[Constraint], codes_NF: Codes) -> Floats:
     """(N,) by how much of their limits the constraints are passed, summed; 0 where all hold."""
+    # As shares of limits: milliseconds and bytes cannot be added.
     total = np.zeros(len(codes_NF))
     for c in constraints:
         total += np.maximum(c.cost(codes_NF) / c.limit - 1, 0)
@@ -46,41 +78,52 @@ def excess(constraints: Sequence[Constraint], codes_NF: Codes) -> Floats:
 
 
 def fits(constraints: Sequence[Constraint], codes_NF: Codes) -> NDArray[np.bool_]:
-    """(N,) whether all constraints hold."""
+    """(N,) whether all constraints hold; a limit may be reached."""
     holds = np.ones(len(codes_NF), np.bool_)
     for c in constraints:
         holds &= c.cost(codes_NF) <= c.limit
     return holds
 
 
-def use(constraints: Sequence[Constraint], codes_NF: Codes) -> Floats:
+def utilisation(constraints: Sequence[Constraint], codes_NF: Codes) -> Floats:
     """(N,) the shares of their limits that are used, summed: the cheaper one of two has less."""
-    return np.sum(
-        [np.asarray(c.cost(codes_NF), np.float64) / c.limit for c in constraints] + [np.zeros(len(codes_NF))],
-        axis=0,
-    )
+    total = np.zeros(len(codes_NF))
+    for c in constraints:
+        total += np.asarray(c.cost(codes_NF), np.float64) / c.limit
+    return total
 
 
 def parse_milliseconds(value: object) -> float:
-    """`15ms`, `0.015s`, `15000us` and `15` are 15 milliseconds."""
-    number, unit = _parts(value)
+    """`15ms`, `0.015s`, `15000us` and `15` are 15 milliseconds.
+
+    Raises:
+        ValueError: it is not a positive number in one of these units.
+    """
+    number, unit = _number_and_unit(value)
     if number is None or unit not in _SECONDS or not 0 < number < np.inf:
         raise ValueError(f"{value!r} is not a latency; write it as 15ms, 0.015s or 15 (milliseconds)")
     return number * _SECONDS[unit]
 
 
 def parse_bytes(value: object) -> int:
-    """`20MB` is 20,000,000 bytes, `64MiB` is 64 x 1,048,576; `20M` is `20MB`."""
-    number, unit = _parts(value)
+    """`20MB` is 20,000,000 bytes, `64MiB` is 64 x 1,048,576; `20M` is `20MB`.
+
+    Raises:
+        ValueError: it is not a positive number in one of these units.
+    """
+    number, unit = _number_and_unit(value)
     unit = unit.removesuffix("b")
     if number is None or unit not in _BYTES or not 0 < number < np.inf:
         raise ValueError(f"{value!r} is not a number of bytes; write it as 20MB, 64MiB, 500kB or 20000000")
     return round(number * _BYTES[unit])
 
 
-def _parts(value: object) -> tuple[float | None, str]:
+def _number_and_unit(value: object) -> tuple[float | None, str]:
     match = re.fullmatch(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*([a-zµ]*)\s*", str(value).lower())
-    return (None, "") if isinstance(value, bool) or match is None else (float(match[1]), match[2])
+    # True is an integer in Python, and no amount of anything.
+    if isinstance(value, bool) or match is None:
+        return None, ""
+    return float(match[1]), match[2]
 
 
 Milliseconds = Annotated[float, BeforeValidator(parse_milliseconds)]
@@ -88,10 +131,13 @@ Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 
 
 def format_cost(name: str, value: float, digits: int = 3) -> str:
-    """`15ms`, `20MB`, `600M`; with 15 digits as the flags read it back."""
-    return f"{value:.{digits}g}ms" if UNITS[name] == "ms" else format_count(value, digits) + UNITS[name]
+    """`15ms`, `20MB`, `600M`; with `EXACT_DIGITS` the flags read the same value back."""
+    if UNITS[name] == "ms":
+        return f"{value:.{digits}g}ms"
+    return format_count(value, digits) + UNITS[name]
 
 
 def round_up(name: str, value: float) -> float:
-    """A limit that `value` keeps, in few digits."""
+    """A limit in few digits that `value` keeps."""
+    # Milliseconds are not whole; all other costs are.
     return np.ceil(value * 100) / 100 if UNITS[name] == "ms" else value

@@ -1,10 +1,9 @@
-"""The best architectures for a score that is a sum over choices and a cost that is a sum over blocks:
-exactly, by dynamic programming.
+"""The exact front of a score that is a sum over choices, against a cost that is a sum over blocks.
 
-Blocks are taken in order. Of the beginnings of networks that agree in every choice that a later block reads
-(resolution, width, depth) only those can end in an optimum which no other beats in score and cost: their
-Pareto front. The fronts stay small, a few hundred beginnings, because a front grows like the sum of what is
-worth choosing and not like the product of what can be chosen.
+It is found by dynamic programming. Blocks are taken in order. Of the beginnings of networks that agree in
+every choice that a later block reads (resolution, width, depth) only those can end in an optimum which no
+other beats in score and cost: their Pareto front. The fronts stay small, a few hundred beginnings, because a
+front grows like the sum of what is worth choosing and not like the product of what can be chosen.
 """
 
 from collections.abc import Sequence
@@ -14,130 +13,165 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.statistics import Floats, pareto_front
 from ofa.cost import cost_of_layer
 from ofa.layers import cost_tables
 from ofa.space.codes import Codes, sample_codes
 from ofa.space.space import Space
-from predictors.search.constraints import Floats, Scores
+from predictors.search.constraints import ScoreFn
 
-SAMPLES = 4_000
+SAMPLES = 4_000  # random architectures to which an additive score is fitted
 
 
-class Part(NamedTuple):
-    """Cost of one group of layers by the choices it reads: `columns` of the codes, and an array
-    (*choices)."""
+class LayerCost(NamedTuple):
+    """Cost of one group of layers, such as a block, by the choices that it reads.
+
+    columns: the columns of the codes that it reads.
+    cost: an array with an axis for each of these columns, and axes of length 1 after them.
+    """
 
     columns: tuple[int, ...]
     cost: NDArray[Any]
 
 
-def parts_of(space: Space, classes: int, channels: int) -> dict[str, list[Part]]:
-    """MACs and parameters as sums."""
+def layer_costs(space: Space, classes: int, channels: int) -> dict[str, list[LayerCost]]:
+    """MACs ("macs") and parameters ("params") of a space as sums over groups of layers."""
     found = list(cost_tables(space, classes, channels, cost_of_layer))
-    return {
-        name: [Part(table.columns, table.costs[..., i]) for table in found]
-        for i, name in enumerate(("macs", "params"))
-    }
+    sums = {}
+    for i, name in enumerate(("macs", "params")):
+        sums[name] = [LayerCost(table.columns, table.costs[..., i]) for table in found]
+    return sums
+
+
+def additive_fronts(
+    space: Space, score: ScoreFn, costs: Sequence[Sequence[LayerCost]], rng: np.random.Generator
+) -> Codes:
+    """The architectures of the fronts of `score` against each of `costs`.
+
+    The fronts are exact if the score is additive over the groups of layers. Otherwise they are those of the
+    additive score nearest to it, and a good start for a search.
+    """
+    gains = fit_additive(space, score, costs[0], rng)
+    fronts = [merge_fronts(space, gains, parts) for parts in costs]
+    return np.unique(np.concatenate(fronts), axis=0)
 
 
 def fit_additive(
-    space: Space, score: Scores, parts: Sequence[Part], rng: np.random.Generator
+    space: Space, score: ScoreFn, parts: Sequence[LayerCost], rng: np.random.Generator
 ) -> list[Floats]:
-    """For each part what every combination of the choices that it is the first to read adds to `score`.
+    """What every combination of the choices that a part is the first to read adds to `score`, part by part.
 
     By least squares on random architectures: exactly, up to a constant, if `score` is such a sum.
     """
     rows = sample_codes(space, SAMPLES, rng)
-    y, blocks = score(rows), []
+    y = score(rows)
+    blocks = []
     for new in _first_read(parts):
-        place = np.zeros(len(rows), np.intp)
+        option = np.zeros(len(rows), np.intp)
         for c in new:
-            place = place * len(space.columns[c].values) + np.maximum(rows[:, c], 1) - 1
-        one_hot = place[:, None] == np.arange(len(_options(space, new)))
+            option = option * len(space.columns[c].values) + np.maximum(rows[:, c], 1) - 1
+        one_hot = option[:, None] == np.arange(len(_options(space, new)))
         blocks.append(one_hot & ~_asleep(space, rows, new)[:, None])
     X = np.concatenate(blocks, axis=1).astype(np.float64)
     X -= X.mean(0)
+    # The one-hot columns of a part that is always there sum to 1, so the equations have many solutions: lstsq
+    # takes the smallest one.
     weight = np.linalg.lstsq(X.T @ X, X.T @ (y - y.mean()), rcond=1e-9)[0]
-    return np.split(weight, np.cumsum([block.shape[1] for block in blocks])[:-1])
+    ends = np.cumsum([block.shape[1] for block in blocks])
+    return np.split(weight, ends[:-1])
 
 
-def merge_fronts(space: Space, gains: Sequence[Floats], parts: Sequence[Part], most: float = np.inf) -> Codes:
-    """The Pareto front of architectures of cost `most` at most, cheapest (and worst) first; empty if nothing
-    is that cheap.
+def merge_fronts(
+    space: Space, gains: Sequence[Floats], parts: Sequence[LayerCost], most: float = np.inf
+) -> Codes:
+    """The Pareto front of architectures of cost `most` at most, cheapest (and worst) first.
 
     Args:
-        gains: of `fit_additive`.
+        space: of the architectures.
+        gains: what `fit_additive` returns for `parts`.
         parts: their costs sum up to that of the architecture; together they read every choice.
+        most: the highest cost that is of interest.
+
+    Returns:
+        Encoded architectures (N, F); N is 0 if no architecture is that cheap.
     """
-    to_come = np.cumsum([0, *(part.cost.min() for part in reversed(parts))])[::-1]
+    least = [part.cost.min() for part in parts]
+    least_from = np.cumsum([0, *reversed(least)])[::-1]  # entry i: what the parts from i on cost at least
+    # Beginnings of networks: the choices so far, and what they score and cost.
     rows, score, cost = np.zeros((1, len(space.columns)), np.uint8), np.zeros(1), np.zeros(1)
-    for i, ((columns, table), new) in enumerate(zip(parts, _first_read(parts), strict=True)):
+    for i, (part, new) in enumerate(zip(parts, _first_read(parts), strict=True)):
+        # 1. Every beginning is continued with every option for the choices that this part is first to read.
         options, asleep = _options(space, new), _asleep(space, rows, new)[:, None]
-        place = np.zeros((len(rows), len(options)), np.intp)
-        for c, choices in zip(columns, table.shape, strict=False):
-            place = (
-                place * choices
-                + np.maximum(options[:, new.index(c)] if c in new else rows[:, c, None], 1)
-                - 1
-            )
-        costs = cost[:, None] + table.ravel()[place]
-        possible = costs + to_come[i + 1] <= most
+        costs = cost[:, None] + part.cost.ravel()[_places(part, rows, new, options)]
+        possible = costs + least_from[i + 1] <= most
         possible[:, 1:] &= ~asleep  # a block that is not there has one option
         parent, option = np.nonzero(possible)
+        # 2. What the continued beginnings score and cost.
         score = (score[:, None] + np.where(asleep, 0.0, gains[i]))[parent, option]
         cost = costs[parent, option]
-        chosen = np.where(asleep[parent], 0, options[option])
+        taken = np.where(asleep[parent], 0, options[option])
+        # 3. Of those that agree in all that a later part reads, only the front can end in an optimum.
         group = np.zeros(len(parent), np.int64)
-        for c in sorted(
-            {c for part in parts[: i + 1] for c in part.columns}
-            & {c for part in parts[i + 1 :] for c in part.columns}
-        ):
-            group = group * len(space.columns[c].values) + (
-                chosen[:, new.index(c)] if c in new else rows[parent, c]
-            )
-        kept = _fronts(group, score, cost)
+        for c in sorted(_columns(parts[: i + 1]) & _columns(parts[i + 1 :])):
+            code = taken[:, new.index(c)] if c in new else rows[parent, c]
+            group = group * len(space.columns[c].values) + code
+        kept = _fronts_of_groups(group, score, cost)
         rows, score, cost = rows[parent[kept]], score[kept], cost[kept]
-        rows[:, new] = chosen[kept]
+        rows[:, new] = taken[kept]
     return rows
 
 
-def _first_read(parts: Sequence[Part]) -> list[list[int]]:
+def _columns(parts: Sequence[LayerCost]) -> set[int]:
+    """The columns that any of the parts reads."""
+    found = set[int]()
+    for part in parts:
+        found.update(part.columns)
+    return found
+
+
+def _first_read(parts: Sequence[LayerCost]) -> list[list[int]]:
     """For each part the columns that none before it reads."""
-    return [
-        sorted(set(part.columns) - {c for before in parts[:i] for c in before.columns})
-        for i, part in enumerate(parts)
-    ]
+    return [sorted(set(part.columns) - _columns(parts[:i])) for i, part in enumerate(parts)]
 
 
 def _options(space: Space, new: list[int]) -> Codes:
-    """All combinations of codes of the columns `new`, in C order."""
-    combinations = list(product(*(range(1, len(space.columns[c].values) + 1) for c in new)))
+    """All combinations of codes of the columns `new`, in C order: (options, columns)."""
+    codes = [range(1, len(space.columns[c].values) + 1) for c in new]
+    combinations = list(product(*codes))
     return np.array(combinations, np.uint8).reshape(len(combinations), len(new))
 
 
 def _asleep(space: Space, rows: Codes, new: list[int]) -> NDArray[np.bool_]:
     """(N,) whether the columns `new` are those of a block past the depth that the rows have chosen."""
-    blocks = (
-        [space.columns[c] for c in new if space.columns[c].field == "kernel"]
-        if space.granularity == "block"
-        else []
-    )
+    blocks = []
+    if space.granularity == "block":
+        blocks = [space.columns[c] for c in new if space.columns[c].field == "kernel"]
     if not blocks:
         return np.zeros(len(rows), np.bool_)
-    stage = space.slot_stage[blocks[0].position]
-    block, column = blocks[0].position - space.slot_stage.index(stage), space.column_index["depth", stage]
-    return (np.array(space.stages[stage].depth)[np.maximum(rows[:, column], 1) - 1] <= block) & (block > 0)
+    slot = blocks[0].position
+    stage = space.slot_stage[slot]
+    block, column = slot - space.slot_stage.index(stage), space.column_index["depth", stage]
+    depth = np.array(space.stages[stage].depth)[np.maximum(rows[:, column], 1) - 1]
+    # The first block of a stage is always there, and its part is the one that chooses the depth.
+    return (depth <= block) & (block > 0)
 
 
-def _fronts(group: NDArray[np.int64], score: Floats, cost: Floats) -> NDArray[np.intp]:
+def _places(part: LayerCost, rows: Codes, new: list[int], options: Codes) -> NDArray[np.intp]:
+    """Where in the flat array of costs each row stands with each option: (rows, options)."""
+    place = np.zeros((len(rows), len(options)), np.intp)
+    # Not strict: a stem or head with fewer choices has further axes of length 1.
+    for c, choices in zip(part.columns, part.cost.shape, strict=False):
+        code = options[:, new.index(c)] if c in new else rows[:, c, None]
+        place = place * choices + np.maximum(code, 1) - 1  # the code of an inactive block is 0
+    return place
+
+
+def _fronts_of_groups(group: NDArray[np.int64], score: Floats, cost: Floats) -> NDArray[np.intp]:
     """Indices of what nothing in the same group beats, by group and cost."""
     if not len(group):
         return np.empty(0, np.intp)
-    order = np.argsort(group * (cost.max() + 1) + cost, kind="stable")
-    lifted = score[order] + group[order] * (np.ptp(score) + 1)  # each group above all of the one before
-    better = np.concatenate([[True], lifted[1:] > np.maximum.accumulate(lifted)[:-1]])
-    order = order[better]
-    last = np.concatenate(
-        [(np.diff(group[order]) > 0) | (np.diff(cost[order]) > 0), [True]]
-    )  # of equally cheap ones, the best
-    return order[last]
+    # Every group is lifted above all of the group before it, in score and in cost. Then no group beats
+    # another, and one front of all points holds the fronts of the groups, one after the other.
+    lifted_score = score + group * (np.ptp(score) + 1)
+    lifted_cost = group * (cost.max() + 1) + cost
+    return pareto_front(lifted_score, lifted_cost[:, None])

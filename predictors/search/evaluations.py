@@ -1,5 +1,4 @@
-"""Accuracies of subnets on the validation images: those that were collected, and others as a search asks for
-them."""
+"""Accuracies of subnets on the validation images: collected ones, and those that a search asked for."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -8,26 +7,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import UserError
+from engine.statistics import Floats, pareto_front
 from ofa.space.codes import Codes, encode
 from ofa.space.space import Space
 from predictors.accuracy.pairs import Pair
-from predictors.search.constraints import Constraint, Costs, fits, use
-from predictors.search.evolution import undominated
+from predictors.search.constraints import ArchCostFn, Constraint, fits, utilisation
+
+FEWEST_TO_LEARN_FROM = 10  # pairs, for a predictor
 
 
 class Prediction(NamedTuple):
-    """What a predictor says of an accuracy before it is measured."""
+    """What a predictor says of an accuracy before it is measured; `interval` is the 90% interval."""
 
     predicted_accuracy: float
     predicted_std: float
     interval: tuple[float, float] | None = None
 
 
-Ask = Callable[[Sequence[Codes], Sequence[Prediction | None]], Sequence[float]]
+# Measures encoded architectures, each with what was predicted of it; returns their accuracies in that order.
+EvaluateFn = Callable[[Sequence[Codes], Sequence[Prediction | None]], Sequence[float]]
 
 
 class Candidate(NamedTuple):
-    """A measured subnet. There is no prediction if no predictor chose it."""
+    """A measured subnet. There is no prediction if no predictor proposed it."""
 
     row: Codes
     val_accuracy: float
@@ -35,16 +37,21 @@ class Candidate(NamedTuple):
     prediction: Prediction | None = None
 
 
-class Measured:
+class Evaluations:
     """Every subnet of known accuracy, each measured once.
 
+        evaluations = Evaluations(space, images=500, pairs=read_pairs(run))
+        best = evaluations.choose([Constraint("macs", 600e6, macs)])
+
     Args:
-        images: validation images, which say how exact an accuracy is.
+        space: of the subnets.
+        images: number of validation images, which says how exact an accuracy is.
         pairs: what is known already.
     """
 
     def __init__(self, space: Space, images: int, pairs: Sequence[Pair]) -> None:
         self.space, self.images = space, images
+        # By the bytes of the codes, which are one-to-one with architectures; in the order of measuring.
         self._found: dict[bytes, Candidate] = {}
         for pair in pairs:
             self.add(encode(space, pair.arch), pair.val_accuracy, "pairs")
@@ -66,64 +73,74 @@ class Measured:
         self._found.setdefault(row.tobytes(), Candidate(row, accuracy, source, prediction))
 
     def measure(
-        self, rows: Sequence[Codes], ask: Ask, predictions: Sequence[Prediction | None] | None = None
+        self,
+        rows: Sequence[Codes],
+        evaluate: EvaluateFn,
+        predictions: Sequence[Prediction | None] | None = None,
     ) -> list[float]:
-        """Measure new subnets; their accuracies."""
-        said = [None] * len(rows) if predictions is None else predictions
-        accuracies = list(ask(rows, said))
-        for row, accuracy, prediction in zip(rows, accuracies, said, strict=True):
+        """Measure new subnets with `evaluate` and keep their accuracies, which are returned in order."""
+        predicted = [None] * len(rows) if predictions is None else predictions
+        accuracies = list(evaluate(rows, predicted))
+        for row, accuracy, prediction in zip(rows, accuracies, predicted, strict=True):
             self.add(row, accuracy, "select", prediction)
         return accuracies
 
-    def training_set(self) -> tuple[Codes, NDArray[np.float64]]:
-        """(codes, accuracies) of all, in the order in which they became known.
+    def training_set(self) -> tuple[Codes, Floats]:
+        """(codes (N, F), accuracies (N,)) of all subnets, in the order in which they became known.
 
         Raises:
-            UserError: there are too few to learn from.
+            UserError: they are too few to learn from.
         """
-        if len(self) < 10:
+        if len(self) < FEWEST_TO_LEARN_FROM:
             raise UserError(
-                f"Only {len(self)} subnets are measured, and a predictor needs at least 10; run python -m "
-                "predictors.collect first, "
+                f"Only {len(self)} subnets are measured, and a predictor needs at least "
+                f"{FEWEST_TO_LEARN_FROM}; run python -m predictors.collect first, "
                 "or search without a predictor: --explore coarse-to-fine."
             )
-        found = self._found.values()
-        return np.stack([c.row for c in found]), np.array([c.val_accuracy for c in found])
+        found = list(self._found.values())
+        return _rows(found), _accuracies(found)
 
     def under(self, constraints: Sequence[Constraint]) -> list[Candidate]:
-        """All under every limit, best first."""
+        """All subnets that keep every limit, best first; of equally good ones the cheaper one first."""
         if not self._found:
             return []
         found = list(self._found.values())
-        rows = np.stack([c.row for c in found])
-        order = np.lexsort((use(constraints, rows), np.array([-c.val_accuracy for c in found])))
+        rows, accuracies = _rows(found), _accuracies(found)
+        order = np.lexsort((utilisation(constraints, rows), -accuracies))
         inside = fits(constraints, rows)
         return [found[i] for i in order if inside[i]]
 
     def noise(self, accuracy: float) -> float:
-        """Standard error of an accuracy: of as many images, drawn anew, another share would be right."""
+        """Standard error of an accuracy: on as many other images, another share of them would be right."""
         return float(np.sqrt(accuracy * (1 - accuracy) / self.images))
 
     def choose(self, constraints: Sequence[Constraint], errors: float = 1.0) -> Candidate | None:
-        """The cheapest of those that tie with the best: whose accuracy is within so many standard errors of
-        the highest."""
+        """The cheapest subnet that ties with the best one under the limits; none if no subnet keeps them.
+
+        Subnets tie with the best one whose accuracy is within `errors` standard errors of it: the validation
+        images cannot tell which of them is better.
+        """
         found = self.under(constraints)
         if not found:
             return None
-        ties = [
-            c
-            for c in found
-            if c.val_accuracy >= found[0].val_accuracy - errors * self.noise(found[0].val_accuracy)
-        ]
-        return ties[int(use(constraints, np.stack([c.row for c in ties])).argmin())]
+        best = found[0].val_accuracy
+        least = best - errors * self.noise(best)
+        ties = [c for c in found if c.val_accuracy >= least]
+        return ties[int(utilisation(constraints, _rows(ties)).argmin())]
 
-    def front(self, costs: Mapping[str, Costs], constraints: Sequence[Constraint]) -> list[Candidate]:
-        """Those under every limit that none beats in accuracy and all of `costs`, cheapest first: the
-        measured Pareto front."""
+    def front(self, costs: Mapping[str, ArchCostFn], constraints: Sequence[Constraint]) -> list[Candidate]:
+        """The measured Pareto front of accuracy against `costs` under every limit, cheapest first."""
         found = self.under(constraints)
         if not found:
             return []
-        rows = np.stack([c.row for c in found])
+        rows = _rows(found)
         costs_NK = np.stack([cost(rows) for cost in costs.values()], axis=1)
-        kept = undominated(np.array([c.val_accuracy for c in found]), costs_NK)
-        return [found[i] for i in np.lexsort(costs_NK.T[::-1]) if kept[i]]
+        return [found[i] for i in pareto_front(_accuracies(found), costs_NK)]
+
+
+def _rows(candidates: Sequence[Candidate]) -> Codes:
+    return np.stack([c.row for c in candidates])
+
+
+def _accuracies(candidates: Sequence[Candidate]) -> NDArray[np.float64]:
+    return np.array([c.val_accuracy for c in candidates])

@@ -1,10 +1,9 @@
-"""What selection writes: selected/<name>.json for each goal, front.json and front.csv, and the tables it
-prints."""
+"""What selection writes and prints: selected/<name>.json for each objective, a front as JSON and CSV."""
 
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,9 +12,10 @@ from engine.errors import UserError
 from engine.run import atomic, write_json
 from ofa.space.codes import decode
 from predictors.accuracy.pairs import FRONT
-from predictors.search.constraints import UNITS, Constraint, Costs, format_cost
-from predictors.search.evaluations import Candidate, Measured
+from predictors.search.constraints import UNITS, ArchCostFn, Objective, format_cost
+from predictors.search.evaluations import Candidate, Evaluations
 
+# The names of costs in files.
 KEYS = {
     "macs": "macs",
     "latency": "latency_ms",
@@ -23,97 +23,93 @@ KEYS = {
     "memory": "memory_bytes",
     "params": "params",
 }
+Record = dict[str, Any]
 
 
-class Goal(NamedTuple):
-    """The best subnet under constraints or, where `front` names costs, the whole front of accuracy against
-    them."""
-
-    name: str
-    constraints: tuple[Constraint, ...]
-    front: Mapping[str, Costs]
-
-    @classmethod
-    def best(cls, constraints: Sequence[Constraint]) -> "Goal":
-        """Named by its limits: `600M`, `600M-15ms`, `600M-size20MB`."""
-        words = [
-            ("" if c.name in ("macs", "latency") else c.name) + format_cost(c.name, c.limit, 15)
-            for c in constraints
-        ]
-        return cls("-".join(words), tuple(constraints), {})
-
-
-def write_goals(
-    goals: Sequence[Goal],
-    measured: Measured,
-    costs: Mapping[str, Costs],
-    facts: dict[str, Any],
+def write_selected(
+    objectives: Sequence[Objective],
+    evaluations: Evaluations,
+    costs: Mapping[str, ArchCostFn],
+    facts: Record,
     ties: float,
     folder: Path,
 ) -> None:
-    """The choice for each goal with its limits and the other measured candidates, ranked by measurement.
-    ties: standard errors."""
-    chosen = {}
-    for goal in goals:
-        best = measured.choose(goal.constraints, ties)
+    """Write the selected subnet of each objective with its limits, and print all of them as a table.
+
+    A file also holds the other subnets that were measured under the limits, ranked by measured accuracy.
+
+    Args:
+        objectives: each of them the best subnet under constraints.
+        evaluations: everything measured.
+        costs: every known cost.
+        facts: about the selection, to be written into every file.
+        ties: standard errors of accuracy within which the cheapest subnet is selected.
+        folder: where to write.
+
+    Raises:
+        UserError: no measured subnet keeps the constraints of an objective.
+    """
+    selected: dict[str, Record] = {}
+    shown = ["macs", "params"]
+    for objective in objectives:
+        best = evaluations.choose(objective.constraints, ties)
         if best is None:
+            limits = " ".join(map(str, objective.constraints))
             raise UserError(
-                f"No subnet that keeps {' '.join(map(str, goal.constraints))} was found; use --explore "
-                "search, or raise a limit."
+                f"No subnet that keeps {limits} was found; use --explore search, or raise a limit."
             )
-        others = [
-            describe(measured, c, costs)
-            for c in measured.under(goal.constraints)
-            if c.source == "select" and c is not best
-        ]
-        chosen[goal.name] = describe(measured, best, costs)
-        limits = [
-            {
-                "name": c.name,
-                "limit": c.limit,
-                "value": chosen[goal.name][KEYS[c.name]],
-                "unit": UNITS[c.name],
-            }
-            for c in goal.constraints
-        ]
-        write_json(
-            folder / f"{goal.name}.json",
-            chosen[goal.name] | {"constraints": limits} | facts | {"candidates": others},
-        )
-    shown = dict.fromkeys(["macs", "params", *(c.name for goal in goals for c in goal.constraints)])
-    if chosen:
-        _show("budget", chosen, list(shown))
+        record = subnet_record(evaluations, best, costs)
+        constraints = []
+        for c in objective.constraints:
+            value = record[KEYS[c.name]]
+            constraints.append({"name": c.name, "limit": c.limit, "value": value, "unit": UNITS[c.name]})
+            shown.append(c.name)
+        # Collected subnets are in pairs.jsonl; here are only those that selection measured.
+        others = []
+        for candidate in evaluations.under(objective.constraints):
+            if candidate.source == "select" and candidate is not best:
+                others.append(subnet_record(evaluations, candidate, costs))
+        written = record | {"constraints": constraints} | facts | {"candidates": others}
+        write_json(folder / f"{objective.name}.json", written)
+        selected[objective.name] = record
+    if selected:
+        _print_subnets("budget", selected, shown)
 
 
-def write_front(goal: Goal, measured: Measured, costs: Mapping[str, Costs], folder: Path) -> None:
-    """The measured front, cheapest first."""
-    front = [
-        describe(measured, candidate, costs) for candidate in measured.front(goal.front, goal.constraints)
-    ]
-    write_json(folder / FRONT, front)
+def write_front(
+    objective: Objective, evaluations: Evaluations, costs: Mapping[str, ArchCostFn], folder: Path
+) -> None:
+    """Write the measured front of an objective as front.json and front.csv, cheapest first, and print it."""
+    front = []
+    for candidate in evaluations.front(objective.front, objective.constraints):
+        front.append(subnet_record(evaluations, candidate, costs))
+    path = folder / FRONT
+    write_json(path, front)
+    rows = [_flat(record) for record in front]
     with (
-        atomic((folder / FRONT).with_suffix(".csv")) as temporary,
+        atomic(path.with_suffix(".csv")) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
-        writer = csv.DictWriter(file, _flat(front[0]))
+        writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
-        writer.writerows(_flat(point) for point in front)
-    _show(
-        "front",
-        {str(i): point for i, point in enumerate(front, start=1)},
-        list(dict.fromkeys(["macs", "params", *goal.front])),
-    )
+        writer.writerows(rows)
+    # Points of a front have no names; they are numbered from the cheapest.
+    numbered = {str(i): record for i, record in enumerate(front, start=1)}
+    _print_subnets("front", numbered, ["macs", "params", *objective.front])
 
 
-def describe(measured: Measured, candidate: Candidate, costs: Mapping[str, Costs]) -> dict[str, Any]:
-    """A measured subnet as data: architecture, every known cost, accuracy with its standard error, and what
-    was predicted."""
+def subnet_record(evaluations: Evaluations, candidate: Candidate, costs: Mapping[str, ArchCostFn]) -> Record:
+    """A measured subnet as JSON data.
+
+    It holds the architecture, every known cost, the accuracy with its standard error, and what was predicted.
+    """
+    record: Record = {"arch": decode(evaluations.space, candidate.row).model_dump(mode="json")}
+    for name, cost in costs.items():
+        record[KEYS[name]] = cost(candidate.row[None])[0].item()
     prediction = candidate.prediction
-    return {
-        "arch": decode(measured.space, candidate.row).model_dump(mode="json"),
-        **{KEYS[name]: cost(candidate.row[None])[0].item() for name, cost in costs.items()},
+    return record | {
         "val_accuracy": candidate.val_accuracy,
-        "val_std": measured.noise(candidate.val_accuracy),
+        "val_std": evaluations.noise(candidate.val_accuracy),
         "source": candidate.source,
         "predicted_accuracy": prediction and prediction.predicted_accuracy,
         "predicted_std": prediction and prediction.predicted_std,
@@ -121,27 +117,37 @@ def describe(measured: Measured, candidate: Candidate, costs: Mapping[str, Costs
     }
 
 
-def _flat(facts: dict[str, Any]) -> dict[str, Any]:
-    """One line of the table: numbers, then the architecture, lists joined by dashes."""
-    arch = {
-        name: "-".join(map(str, value)) if isinstance(value, list) else value
-        for name, value in facts["arch"].items()
-    }
-    return {name: facts[name] for name in (*KEYS.values(), "val_accuracy", "source") if name in facts} | arch
+def _flat(record: Record) -> Record:
+    """One line of a CSV file: numbers, then the architecture, whose lists are joined by dashes."""
+    row = {}
+    for name in (*KEYS.values(), "val_accuracy", "source"):
+        if name in record:
+            row[name] = record[name]
+    for name, value in record["arch"].items():
+        row[name] = "-".join(map(str, value)) if isinstance(value, list) else value
+    return row
 
 
-def _show(what: str, subnets: dict[str, dict[str, Any]], costs: list[str]) -> None:
-    table = Table(
-        what, *("MACs" if name == "macs" else name for name in costs), "predicted", "measured", "res", "depth"
-    )
-    for name, facts in subnets.items():
-        expected, interval = facts["predicted_accuracy"], facts["interval"]
-        predicted = "-" if expected is None else f"{100 * expected:.1f} ± {100 * facts['predicted_std']:.1f}%"
-        if interval:
-            predicted = f"{100 * expected:.1f}% ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
-        reached = f"{100 * facts['val_accuracy']:.1f} ± {100 * facts['val_std']:.1f}%"
-        shape = (str(facts["arch"]["resolution"]), "-".join(map(str, facts["arch"]["depth"])))
+def _print_subnets(title: str, subnets: Mapping[str, Record], costs: Sequence[str]) -> None:
+    costs = list(dict.fromkeys(costs))
+    heads = ["MACs" if name == "macs" else name for name in costs]
+    table = Table(title, *heads, "predicted", "measured", "res", "depth")
+    for name, record in subnets.items():
         table.add_row(
-            name, *(format_cost(cost, facts[KEYS[cost]]) for cost in costs), predicted, reached, *shape
+            name,
+            *[format_cost(cost, record[KEYS[cost]]) for cost in costs],
+            _predicted_cell(record),
+            f"{100 * record['val_accuracy']:.1f} ± {100 * record['val_std']:.1f}%",
+            str(record["arch"]["resolution"]),
+            "-".join(map(str, record["arch"]["depth"])),
         )
     Console().print(table)
+
+
+def _predicted_cell(record: Record) -> str:
+    predicted, interval = record["predicted_accuracy"], record["interval"]
+    if interval:
+        return f"{100 * predicted:.1f}% ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+    if predicted is None:
+        return "-"
+    return f"{100 * predicted:.1f} ± {100 * record['predicted_std']:.1f}%"

@@ -1,15 +1,14 @@
-"""Measurements as trials of an Optuna study, which several processes or machines may share; Optuna's own
-tools can open it.
+"""Measurements as trials of an Optuna study, which several processes or machines may share.
 
 What is to be measured is enqueued in bulk. A process claims a trial before it measures, so no two do the same
-work; when nothing is unclaimed it measures what others claimed and have not finished, so it waits for nobody,
-and a killed one costs one measurement.
+work. When nothing is unclaimed, it measures what others claimed and have not finished. So it waits for
+nobody, and a killed process costs one measurement. Optuna's own tools can open the study.
 """
 
 import fcntl
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -25,18 +24,22 @@ from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 from engine.errors import UserError
 from ofa.space.codes import Codes
 from ofa.space.space import Space
-from predictors.search.constraints import Constraint, Costs
+from predictors.search.constraints import Objective
 from predictors.search.evaluations import Prediction
 
-ROW, RECORD = "codes", b'{"op_code"'
+ROW = "codes"  # the attribute of a trial that holds its row of codes, in hexadecimal
+RECORD = b'{"op_code"'  # how a line of Optuna's journal starts
 
 
 class Study:
     """One selection: accuracy is maximised under its constraints; a front also minimises costs.
 
     Args:
-        name: of the study, which is opened if it is there. Studies of the same weights and images begin
-            alike.
+        storage: what `open_storage` returns.
+        name: of the study, which is opened if it is there. Names of studies of the same weights and images
+            begin alike (`known_accuracies`).
+        space: of the architectures.
+        objective: its constraints, and its costs if it is a front.
         accuracy: measures an encoded architecture, in [0, 1].
     """
 
@@ -45,18 +48,12 @@ class Study:
         storage: BaseStorage,
         name: str,
         space: Space,
-        constraints: Sequence[Constraint],
-        front: Mapping[str, Costs],
+        objective: Objective,
         accuracy: Callable[[Codes], float],
-    ):
-        self.storage, self.space, self.constraints, self.front, self.accuracy = (
-            storage,
-            space,
-            constraints,
-            front,
-            accuracy,
-        )
-        directions = [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * len(front)]
+    ) -> None:
+        self.storage, self.space, self.objective, self.accuracy = storage, space, objective, accuracy
+        # Optuna optimises values and keeps constraints apart; a front has its costs as further values.
+        directions = [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * len(objective.front)]
         self.study = optuna.create_study(
             storage=storage, study_name=name, directions=directions, load_if_exists=True
         )
@@ -65,66 +62,82 @@ class Study:
     def measure(
         self, rows: Sequence[Codes], predictions: Sequence[Prediction | None], note: Callable[[float], None]
     ) -> list[float]:
-        """Accuracies of architectures, in their order: known ones at once, others measured here or by who
-        shares the study.
+        """Accuracies of architectures, in their order.
 
-        note: hears every accuracy as soon as it is known.
+        Known ones are there at once; this process, or another one that shares the study, measures the others.
+
+        Args:
+            rows: encoded architectures.
+            predictions: what was predicted of each; the trials keep it.
+            note: is called with every accuracy as soon as it is known.
         """
         self._enqueue(rows, predictions)
         found: dict[bytes, float] = {}
-        for claimed_too in (False, True):
+        # First what is finished or still free. Only then what another process claimed: it may have died.
+        for measures_claimed in (False, True):
             for row in rows:
-                trial = self._trials()[row.tobytes().hex()]
-                if row.tobytes() in found or not (
-                    trial.state == TrialState.COMPLETE or claimed_too or self._claim(trial)
-                ):
+                if row.tobytes() in found:
                     continue
+                # Read anew for each row: other processes finish trials in the meantime.
+                trial = self._trials()[row.tobytes().hex()]
                 if trial.state == TrialState.COMPLETE:
-                    found[row.tobytes()] = trial.values[0]
+                    accuracy = float(trial.values[0])
+                elif measures_claimed or self._claim(trial):
+                    accuracy = self._measure(row, trial)
                 else:
-                    found[row.tobytes()] = self.accuracy(row)
-                    values = [
-                        found[row.tobytes()],
-                        *(float(cost(row[None])[0]) for cost in self.front.values()),
-                    ]
-                    self.study.tell(trial.number, values, skip_if_finished=True)
-                note(found[row.tobytes()])
+                    continue
+                found[row.tobytes()] = accuracy
+                note(accuracy)
         return [found[row.tobytes()] for row in rows]
 
+    def _measure(self, row: Codes, trial: FrozenTrial) -> float:
+        accuracy = self.accuracy(row)
+        costs = [float(cost(row[None])[0]) for cost in self.objective.front.values()]
+        # The process that claimed the trial may have finished it by now.
+        self.study.tell(trial.number, [accuracy, *costs], skip_if_finished=True)
+        return accuracy
+
     def _trials(self) -> dict[str, FrozenTrial]:
-        """By architecture; a finished one if two processes enqueued the same at once."""
+        """The trials by architecture.
+
+        Two processes may have enqueued an architecture at the same moment. Then it is a finished one of the
+        two trials, else the earlier one.
+        """
         trials = self.storage.get_all_trials(self.id, deepcopy=False)
-        return {
-            t.user_attrs[ROW]: t
-            for t in sorted(trials, key=lambda t: (t.state == TrialState.COMPLETE, -t.number))
-            if ROW in t.user_attrs
-        }
+        # The last one of each architecture stays in the dictionary.
+        trials = sorted(trials, key=_finished_then_earliest)
+        return {trial.user_attrs[ROW]: trial for trial in trials if ROW in trial.user_attrs}
 
     def _enqueue(self, rows: Sequence[Codes], predictions: Sequence[Prediction | None]) -> None:
         known = self._trials()
-        fresh = [
-            (row, p) for row, p in zip(rows, predictions, strict=True) if row.tobytes().hex() not in known
-        ]
-        self.study.add_trials([self._waiting(row, prediction) for row, prediction in fresh])
+        fresh = []
+        for row, prediction in zip(rows, predictions, strict=True):
+            if row.tobytes().hex() not in known:
+                fresh.append(self._waiting_trial(row, prediction))
+        self.study.add_trials(fresh)
 
-    def _waiting(self, row: Codes, prediction: Prediction | None) -> FrozenTrial:
-        active = [
-            (f"{column.field}[{column.position}]", column.values, code)
-            for column, code in zip(self.space.columns, row, strict=True)
-            if code
-        ]
-        distributions: dict[str, BaseDistribution] = {
-            name: CategoricalDistribution(values) for name, values, _ in active
-        }
+    def _waiting_trial(self, row: Codes, prediction: Prediction | None) -> FrozenTrial:
+        params: dict[str, float] = {}
+        distributions: dict[str, BaseDistribution] = {}
+        for column, code in zip(self.space.columns, row, strict=True):
+            if code:  # a block that is not there has no parameters
+                name = f"{column.field}[{column.position}]"
+                params[name] = column.values[code - 1]
+                distributions[name] = CategoricalDistribution(column.values)
+        constraints = {}  # violated where positive, as Optuna wants it
+        for c in self.objective.constraints:
+            constraints[c.name] = float(c.cost(row[None])[0] - c.limit)
+        predicted = prediction._asdict() if prediction else {}
         return optuna.create_trial(
             state=TrialState.WAITING,
-            params={name: values[code - 1] for name, values, code in active},
+            params=params,
             distributions=distributions,
-            user_attrs={ROW: row.tobytes().hex()} | (prediction._asdict() if prediction else {}),
-            constraints={c.name: float(c.cost(row[None])[0] - c.limit) for c in self.constraints},
+            user_attrs={ROW: row.tobytes().hex()} | predicted,
+            constraints=constraints,
         )
 
     def _claim(self, trial: FrozenTrial) -> bool:
+        """Whether this process is now the one that measures the trial."""
         try:
             number = self.storage.get_trial_id_from_study_id_trial_number(self.id, trial.number)
             return self.storage.set_trial_state_values(number, TrialState.RUNNING)
@@ -132,26 +145,28 @@ class Study:
             return False
 
 
+def _finished_then_earliest(trial: FrozenTrial) -> tuple[bool, int]:
+    return trial.state == TrialState.COMPLETE, -trial.number
+
+
 def known_accuracies(storage: BaseStorage, prefix: str, space: Space) -> dict[bytes, float]:
     """What all studies whose names start with `prefix` have measured: accuracy by row of codes."""
     found: dict[bytes, float] = {}
-    for study in optuna.get_all_study_summaries(storage):
-        if study.study_name.startswith(prefix):
-            trials = storage.get_all_trials(
-                storage.get_study_id_from_name(study.study_name),
-                deepcopy=False,
-                states=(TrialState.COMPLETE,),
-            )
-            found |= {
-                bytes.fromhex(t.user_attrs[ROW]): t.values[0]
-                for t in trials
-                if len(t.user_attrs.get(ROW, "")) == 2 * len(space.columns)
-            }
+    for summary in optuna.get_all_study_summaries(storage):
+        if not summary.study_name.startswith(prefix):
+            continue
+        study = storage.get_study_id_from_name(summary.study_name)
+        trials = storage.get_all_trials(study, deepcopy=False, states=(TrialState.COMPLETE,))
+        for trial in trials:
+            # Somebody may have added trials of their own with Optuna's tools.
+            row = trial.user_attrs.get(ROW, "")
+            if len(row) == 2 * len(space.columns):
+                found[bytes.fromhex(row)] = trial.values[0]
     return found
 
 
-def fingerprint(run: Path) -> str:
-    """Of what a run measures: its weights, space and images. Another training has another."""
+def run_fingerprint(run: Path) -> str:
+    """A short name of the weights, space and images of a run. Another training has another one."""
     digest = blake2b(digest_size=4)
     for name in ("model.json", "weights.safetensors"):
         digest.update((run / name).read_bytes())
@@ -164,13 +179,10 @@ def open_storage(address: str) -> BaseStorage:
     Raises:
         UserError: it is damaged or cannot be reached.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        return (
-            _database(address)
-            if "://" in address
-            else JournalStorage(JournalFileBackend(address, _Lock(address)))
-        )
+        if "://" in address:
+            return _database(address)
+        return JournalStorage(JournalFileBackend(address, _Lock(address)))
     except (ValueError, KeyError, TypeError):
         raise UserError(f"The journal of studies '{address}' is damaged; delete it.") from None
     except (ImportError, SQLAlchemyError) as error:
@@ -178,7 +190,7 @@ def open_storage(address: str) -> BaseStorage:
 
 
 def _database(url: str) -> RDBStorage:
-    """The database at `url`; once more if another process was creating its tables at the same moment."""
+    """The database at `url`. It is tried twice: another process may be creating its tables at this moment."""
     try:
         return RDBStorage(url)
     except (OperationalError, IntegrityError):
@@ -187,10 +199,10 @@ def _database(url: str) -> RDBStorage:
 
 
 class _Lock(JournalFileOpenLock):
-    """A lock of the operating system, which ends with its process: Optuna's are left behind by a kill, and
-    waited for.
+    """A lock of the operating system on the journal, which ends with its process.
 
-    Who holds it drops the half line that a killed writer may have left.
+    Optuna's own locks are files: a killed process leaves them behind, and others wait for them. The process
+    that acquires this lock also removes the half line that a killed writer may have left.
     """
 
     def __init__(self, journal: str) -> None:
@@ -200,6 +212,8 @@ class _Lock(JournalFileOpenLock):
         self.handle = os.open(self.journal, os.O_RDWR)
         fcntl.flock(self.handle, fcntl.LOCK_EX)
         size = os.fstat(self.handle).st_size
+        # What follows the last line break is a torn record, if it starts as a record does. Anything else is
+        # damage, which is left alone and reported.
         tail = os.pread(self.handle, 2**20, max(0, size - 2**20))
         torn = tail[tail.rfind(b"\n") + 1 :]
         if torn and RECORD.startswith(torn[: len(RECORD)]):

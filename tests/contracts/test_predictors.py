@@ -12,10 +12,11 @@ from ofa.cost import costs_of
 from ofa.space.codes import sample_codes
 from ofa.space.space import load_space
 from predictors.accuracy.features import features
-from predictors.accuracy.models import Member, make_predictor
+from predictors.accuracy.models import PREDICTORS, make_predictor
 from predictors.accuracy.validation import cross_validate
+from predictors.select import Select
 
-MEMBERS: tuple[Member, ...] = get_args(Member)
+NAMES = tuple(PREDICTORS)
 Problem = tuple[np.ndarray, np.ndarray, np.ndarray]
 IN_ANOTHER_PROCESS = """
 import sys
@@ -26,8 +27,8 @@ torch.set_num_threads(1)
 rng = np.random.default_rng(0)
 X = rng.integers(0, 3, (90, 12)).astype(np.float32)
 y = 0.7 + 0.01 * X.sum(1) + rng.normal(0, 0.002, 90)
-for member in sys.argv[1:]:
-    print(member, np.concatenate(make_predictor(member).fit(X[:60], y[:60], 3).predict(X)).tobytes().hex())
+for name in sys.argv[1:]:
+    print(name, np.concatenate(make_predictor(name).fit(X[:60], y[:60], 3).predict(X)).tobytes().hex())
 """
 
 
@@ -47,10 +48,14 @@ def problem() -> Problem:
     )
 
 
-@pytest.mark.parametrize("member", MEMBERS)
-def test_ranks_held_out_architectures(member: Member, problem: Problem) -> None:
+def test_the_command_line_takes_every_one() -> None:
+    assert get_args(Select.model_fields["predictor"].annotation) == ("auto", *NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ranks_held_out_architectures(name: str, problem: Problem) -> None:
     X, y, _ = problem
-    predictor = make_predictor(member).fit(X[:150], y[:150], 0)
+    predictor = make_predictor(name).fit(X[:150], y[:150], 0)
     mean, std = predictor.predict(X[150:])
     assert mean.shape == std.shape == (1_050,)
     assert kendalltau(mean, y[150:]).statistic > 0.5
@@ -59,73 +64,71 @@ def test_ranks_held_out_architectures(member: Member, problem: Problem) -> None:
 
 
 @pytest.mark.parametrize("pairs", [50, 100, 300])
-@pytest.mark.parametrize("member", MEMBERS)
-def test_intervals_cover_nine_of_ten_held_out_accuracies(
-    member: Member, pairs: int, problem: Problem
-) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_intervals_cover_nine_of_ten_held_out_accuracies(name: str, pairs: int, problem: Problem) -> None:
     """On average of draws: with 50 pairs a single one may miss by ten points and be right to do so."""
     X, y, macs = problem
     covered = []
-    for seed in range(4 if member in ("gp", "ridge") else 1):
+    for seed in range(4 if name in ("gp", "ridge") else 1):
         order = np.random.default_rng(seed).permutation(len(y))
         train, held = order[:pairs], order[pairs:]
-        quality = cross_validate(member, X[train], y[train], macs[train], seed)
-        mean, std = make_predictor(member).fit(X[train], y[train], seed).predict(X[held])
+        quality = cross_validate(name, X[train], y[train], macs[train], seed)
+        mean, std = make_predictor(name).fit(X[train], y[train], seed).predict(X[held])
         covered.append(np.mean(np.abs(mean - y[held]) <= quality.half_width(std)))
     assert 0.8 < np.mean(covered) < 0.98
 
 
 def test_the_same_seed_gives_the_same_predictor_in_every_process() -> None:
-    words = [sys.executable, "-c", IN_ANOTHER_PROCESS, *MEMBERS]
+    words = [sys.executable, "-c", IN_ANOTHER_PROCESS, *NAMES]
     first, second = (
         subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
         for _ in range(2)
     )
     assert first == second
-    assert [len(line) for line in first] == [len(member) + 1 + 2 * 8 * 180 for member in MEMBERS]
+    assert [len(line) for line in first] == [len(name) + 1 + 2 * 8 * 180 for name in NAMES]
 
 
-@pytest.mark.parametrize("member", MEMBERS)
-def test_update_learns_from_new_pairs(member: Member, problem: Problem) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_update_learns_from_new_pairs(name: str, problem: Problem) -> None:
     X, y, _ = problem
-    predictor = make_predictor(member).fit(X[:40], y[:40], 0)
+    predictor = make_predictor(name).fit(X[:40], y[:40], 0)
     before = kendalltau(predictor.mean(X[300:]), y[300:]).statistic
     after = kendalltau(predictor.update(X[:300], y[:300]).mean(X[300:]), y[300:]).statistic
     assert after > before
 
 
-@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
-def test_constant_accuracies_are_no_error(member: Member, value: float, problem: Problem) -> None:
+def test_constant_accuracies_are_no_error(name: str, value: float, problem: Problem) -> None:
     X, _, macs = problem
     y = np.full(20, value)
-    mean, std = make_predictor(member).fit(X[:20], y, 0).predict(X)
+    mean, std = make_predictor(name).fit(X[:20], y, 0).predict(X)
     assert mean == pytest.approx(np.full(len(X), value), abs=1e-4)
     assert (std > 0).all() and (std < 0.01).all()
-    assert np.isfinite(cross_validate(member, X[:20], y, macs[:20], 0).widening)
+    assert np.isfinite(cross_validate(name, X[:20], y, macs[:20], 0).widening)
 
 
-@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("pairs", [2, 3, 10])
-def test_few_pairs_give_numbers(member: Member, pairs: int, problem: Problem) -> None:
+def test_few_pairs_give_numbers(name: str, pairs: int, problem: Problem) -> None:
     X, y, _ = problem
-    mean, std = make_predictor(member).fit(X[:pairs], y[:pairs], 0).predict(X)
+    mean, std = make_predictor(name).fit(X[:pairs], y[:pairs], 0).predict(X)
     assert ((mean >= 0) & (mean <= 1)).all() and (std > 0).all() and np.isfinite(std).all()
 
 
-@pytest.mark.parametrize("member", MEMBERS)
-def test_a_feature_that_never_varied_says_nothing(member: Member, problem: Problem) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_a_feature_that_never_varied_says_nothing(name: str, problem: Problem) -> None:
     X, y, _ = problem
     more = np.concatenate([X, np.ones((len(X), 1), np.float32)], axis=1)
-    predictor = make_predictor(member).fit(more[:100], y[:100], 0)
+    predictor = make_predictor(name).fit(more[:100], y[:100], 0)
     before = predictor.mean(more[100:])
     more[100:, -1] = 0
     assert predictor.mean(more[100:]) == pytest.approx(before, abs=0.01)
 
 
-@pytest.mark.parametrize("member", MEMBERS)
-def test_predictions_stay_near_what_was_measured(member: Member, problem: Problem) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_predictions_stay_near_what_was_measured(name: str, problem: Problem) -> None:
     X, y, _ = problem
-    mean = make_predictor(member).fit(X[:100], y[:100], 0).mean(X)
+    mean = make_predictor(name).fit(X[:100], y[:100], 0).mean(X)
     reach = np.ptp(y[:100])
     assert y[:100].min() - reach < mean.min() and mean.max() < min(1, y[:100].max() + reach)

@@ -19,7 +19,7 @@ from ofa.space.space import Space
 from predictors import report as report_module
 from predictors.collect import Collect
 from predictors.report import Report
-from predictors.search.constraints import Costs
+from predictors.search.constraints import ArchCostFn
 from predictors.search.costs import cost_functions
 from predictors.select import Select
 
@@ -157,7 +157,7 @@ def test_latency_of_a_device_adds_pictures(
 ) -> None:
     """A table of a device whose milliseconds are parameters / 1000; predictors.measure has its own tests."""
 
-    def with_latency(space: Space, classes: int, channels: int, table: Path | None) -> dict[str, Costs]:
+    def with_latency(space: Space, classes: int, channels: int, table: Path | None) -> dict[str, ArchCostFn]:
         known = cost_functions(space, classes, channels, None)
         return known if table is None else known | {"latency": lambda rows: known["params"](rows) / 1000}
 

@@ -27,7 +27,7 @@ from predictors.accuracy.pairs import read_pairs, read_selected
 from predictors.collect import Collect, schedule
 from predictors.report import Report
 from predictors.search import costs
-from predictors.search.constraints import Costs
+from predictors.search.constraints import ArchCostFn
 from predictors.select import Select
 
 
@@ -272,7 +272,7 @@ def test_latency_of_a_device(collected: Path, monkeypatch: pytest.MonkeyPatch, t
     """A table of a device whose milliseconds are parameters / 1000; predictors.measure has its own tests."""
     real = costs.cost_functions
 
-    def with_latency(space: Space, classes: int, channels: int, table: Path | None) -> dict[str, Costs]:
+    def with_latency(space: Space, classes: int, channels: int, table: Path | None) -> dict[str, ArchCostFn]:
         known = real(space, classes, channels, None)
         return known | ({} if table is None else {"latency": lambda rows: known["params"](rows) / 1000})
 

@@ -25,13 +25,13 @@ from engine.data.sources import load_data
 from engine.errors import UserError
 from engine.run import Run
 from engine.seed import numpy_generator
+from engine.statistics import wilson_interval
 from export.bundle.__main__ import MakeBundle, gather, portable, write_bundle
 from export.bundle.card import render
 from export.bundle.classify import classify, prepare
 from export.bundle.contents import Bundle, read_bundle
 from ofa.space.published import find_arch
 from ofa.trained import TrainedSupernet
-from predictors.reporting.findings import wilson
 
 ALONE = """
 import runpy, sys
@@ -221,7 +221,7 @@ def test_every_number_of_the_card_is_in_the_manifest(bundled_run: Path, name: st
         if isinstance(value, int | float):
             known |= numbers(f"{value:.3g} {value:.6g} {100 * value:.2f} {format_count(value)}")
     for file in manifest["files"]:
-        low, high = wilson(file["accuracy"]["file"], file["accuracy"]["images"])
+        low, high = wilson_interval(file["accuracy"]["file"], file["accuracy"]["images"])
         known |= numbers(f"{100 * low:.2f} {100 * high:.2f}")
     body = re.sub(r"^\d\. |SHA-256", "", text, flags=re.M)  # steps are numbered
     assert numbers(body) - known == set()

@@ -18,23 +18,23 @@ from engine.command.cli import parse
 from engine.errors import UserError
 from engine.onnx_file import to_onnx
 from engine.onnx_timing import time_item
+from engine.statistics import Floats
 from ofa.layers import layer_specs
 from ofa.space.arch import largest, smallest
 from ofa.space.codes import Codes, decode, encode, sample_codes
 from ofa.space.space import Space, load_space
 from ofa.subnet import Subnet
-from predictors.latency.kit import distinct_layers, export_kit, layer_name, module_of, network_name, structure
-from predictors.latency.model import (
-    Floats,
-    LatencyModel,
-    LatencyTable,
-    Network,
-    Noise,
-    fingerprint,
-    load_latency,
-    networks_of,
+from predictors.latency.kit import (
+    distinct_layers,
+    export_kit,
+    layer_module,
+    layer_name,
+    network_name,
+    structure,
 )
-from predictors.latency.timings import build_table, complaint, noise_of, read_timings
+from predictors.latency.model import LatencyModel, load_latency
+from predictors.latency.table import LatencyTable, Noise, TimedNetwork, networks_of, space_fingerprint
+from predictors.latency.timings import build_table, noise_complaint, noise_of, read_timings
 from predictors.measure import Measure, spread_networks
 
 
@@ -45,14 +45,14 @@ def made_up(space: Space, codes: Codes, ms: Floats, blocks: dict[str, dict[int, 
         threads=1,
         clock="cpu",
         space=space.name,
-        fingerprint=fingerprint(space),
+        fingerprint=space_fingerprint(space),
         classes=5,
         channels=1,
         resolutions=space.resolution,
         noise=Noise(rounds=2, reliability=1, relative=0),
         blocks=blocks,
         networks=tuple(
-            Network(codes=row.tobytes().hex(), ms=float(y)) for row, y in zip(codes, ms, strict=True)
+            TimedNetwork(codes=row.tobytes().hex(), ms=float(y)) for row, y in zip(codes, ms, strict=True)
         ),
     )
 
@@ -208,6 +208,8 @@ def test_a_joined_network_is_the_exported_subnet(tiny: Space, tmp_path: Path) ->
     export_kit(tiny, pieces[:1], row, 5, 1, tmp_path / "kit", lambda note: None)
     joined = onnx.load(tmp_path / "kit" / f"{network_name(row[0])}.onnx")
     onnx.checker.check_model(str(tmp_path / "kit" / f"{network_name(row[0])}.onnx"))
+    from ofa.space.space import decode
+
     net = Subnet(tiny, decode(tiny, row[0]), 5, 1).eval()
     side = pieces[0].size
     to_onnx(net, torch.zeros(2, 1, side, side), tmp_path / "net.onnx", {})
@@ -246,7 +248,7 @@ def test_pieces_of_other_spaces_run(name: str, tmp_path: Path) -> None:
     from ofa.cost import cost_of_layer
 
     for piece in pieces:
-        assert sum(p.numel() for p in module_of(space, piece)[0].parameters()) == cost_of_layer(piece)[1]
+        assert sum(p.numel() for p in layer_module(space, piece).parameters()) == cost_of_layer(piece)[1]
 
 
 def test_measure_export_run_and_import(
@@ -301,7 +303,9 @@ def test_measure_export_run_and_import(
 
 
 def test_measure_here_and_clean_up(slim_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("predictors.measure.complaint", lambda noise: "")  # however busy this machine is
+    monkeypatch.setattr(
+        "predictors.measure.noise_complaint", lambda noise: ""
+    )  # however busy this machine is
     words = [
         "--space",
         str(slim_yaml),
@@ -353,7 +357,7 @@ def test_noise_is_noticed_and_not_saved(
         assert parse(Measure, flags).execute() == (0 if saved else 1)
         assert out.exists() == saved
     assert "not saved: of the blocks, two halves of the rounds differ by" in capsys.readouterr().out
-    assert complaint(noise_of([{0: 1.0}, {0: 2.0}]))
+    assert noise_complaint(noise_of([{0: 1.0}, {0: 2.0}]))
 
 
 @pytest.mark.parametrize(

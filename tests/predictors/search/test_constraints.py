@@ -13,7 +13,7 @@ from predictors.search.constraints import (
     format_cost,
     parse_bytes,
     parse_milliseconds,
-    use,
+    utilisation,
 )
 
 
@@ -65,7 +65,7 @@ def test_a_limit_may_be_reached_and_not_passed(tiny: Space, everything: Codes) -
     assert 0 < inside.sum() < len(everything) and (macs(everything) == limits[0].limit).any()
     assert np.array_equal(fits(limits, everything), inside)
     assert np.array_equal(excess(limits, everything) == 0, inside)
-    assert fits([], everything).all() and not use([], everything).any()
-    assert use(limits, everything) == pytest.approx(
+    assert fits([], everything).all() and not utilisation([], everything).any()
+    assert utilisation(limits, everything) == pytest.approx(
         macs(everything) / limits[0].limit + params(everything) / limits[1].limit
     )

@@ -19,7 +19,7 @@ from engine.errors import UserError
 from ofa.cost import costs_of
 from ofa.space.codes import Codes, sample_codes
 from ofa.space.space import Space
-from predictors.search.constraints import Constraint
+from predictors.search.constraints import Constraint, Objective
 from predictors.search.evaluations import Prediction
 from predictors.search.study import Study, known_accuracies, open_storage
 
@@ -42,9 +42,8 @@ class Worker:
             return macs_of(space, rows)
 
         limit = Constraint("macs", float(np.median(macs(np.stack(self.rows)))), macs)
-        self.study = Study(
-            open_storage(address), name, space, [limit], {"macs": macs} if front else {}, self.accuracy
-        )
+        objective = Objective("tiny", (limit,), {"macs": macs} if front else {})
+        self.study = Study(open_storage(address), name, space, objective, self.accuracy)
 
     def accuracy(self, row: Codes) -> float:
         time.sleep(self.slow)
@@ -82,7 +81,10 @@ def test_optunas_own_tools_open_it(tiny: Space, tmp_path: Path) -> None:
     assert 0 < len(feasible) < len(opened.trials) == 12
     assert opened.best_trial.value == max(t.value or 0 for t in feasible)
     for trial, row in zip(opened.trials, worker.rows, strict=True):
-        assert trial.constraints["macs"] == macs_of(tiny, row[None])[0] - worker.study.constraints[0].limit
+        assert (
+            trial.constraints["macs"]
+            == macs_of(tiny, row[None])[0] - worker.study.objective.constraints[0].limit
+        )
         active = [c for c, code in zip(tiny.columns, row, strict=True) if code]
         assert trial.params == {
             f"{c.field}[{c.position}]": c.values[row[tiny.column_index[c.field, c.position]] - 1]
@@ -182,3 +184,15 @@ def test_a_damaged_journal_is_named_and_left_alone(tmp_path: Path, text: str) ->
 def test_a_storage_that_cannot_be_opened_is_named(url: str) -> None:
     with pytest.raises(UserError, match=r"storage '.*' cannot be opened"):
         open_storage(url)
+
+
+def test_opening_a_storage_leaves_optunas_verbosity_alone(tmp_path: Path) -> None:
+    """Other tests run the command, which does change it."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        open_storage(str(tmp_path / "journal"))
+        open_storage(f"sqlite:///{tmp_path / 'studies.db'}")
+        assert optuna.logging.get_verbosity() == optuna.logging.WARNING
+    finally:
+        optuna.logging.set_verbosity(before)

@@ -13,7 +13,7 @@ from ofa.space.codes import Codes, decode, encode, sample_codes
 from ofa.space.space import Space
 from predictors.accuracy.pairs import Pair
 from predictors.search.constraints import Constraint
-from predictors.search.evaluations import Candidate, Measured, Prediction
+from predictors.search.evaluations import Candidate, Evaluations, Prediction
 
 IMAGES = 200
 
@@ -31,46 +31,46 @@ def at_most(space: Space, macs: float) -> list[Constraint]:
 
 
 @pytest.fixture
-def measured(tiny: Space) -> Measured:
+def evaluations(tiny: Space) -> Evaluations:
     """20 pairs and 30 more subnets, with accuracies of few different values, so that there are ties."""
     rng = np.random.default_rng(0)
     rows = np.unique(sample_codes(tiny, 2_000, rng), axis=0)[:50]
     accuracies = {row.tobytes(): round(float(rng.random()), 1) for row in rows}
 
-    def ask(rows: Sequence[Codes], predictions: Sequence[Prediction | None]) -> list[float]:
+    def evaluate(rows: Sequence[Codes], predictions: Sequence[Prediction | None]) -> list[float]:
         return [accuracies.pop(row.tobytes()) for row in rows]  # a second measurement fails
 
     archs = [decode(tiny, row) for row in rows[:20]]
-    known = Measured(
+    known = Evaluations(
         tiny,
         IMAGES,
-        [Pair(arch=a, val_accuracy=ask([encode(tiny, a)], [])[0], macs=1, params=1) for a in archs],
+        [Pair(arch=a, val_accuracy=evaluate([encode(tiny, a)], [])[0], macs=1, params=1) for a in archs],
     )
     for row in rows[20:]:
         assert row not in known
-        known.measure([row], ask, [Prediction(0.5, 0.1)])
+        known.measure([row], evaluate, [Prediction(0.5, 0.1)])
         assert row in known
     assert len(known) == 50
     return known
 
 
-def facts(measured: Measured, candidates: list[Candidate]) -> list[tuple[float, ...]]:
+def facts(evaluations: Evaluations, candidates: list[Candidate]) -> list[tuple[float, ...]]:
     rows = np.stack([c.row for c in candidates])
     return list(
         zip(
             [c.val_accuracy for c in candidates],
-            macs_of(measured.space, rows),
-            params_of(measured.space, rows),
+            macs_of(evaluations.space, rows),
+            params_of(evaluations.space, rows),
             strict=True,
         )
     )
 
 
 @pytest.mark.parametrize("names", [["macs"], ["macs", "params"]])
-def test_front_is_what_nothing_beats(measured: Measured, names: list[str]) -> None:
-    costs = {"macs": partial(macs_of, measured.space), "params": partial(params_of, measured.space)}
-    everything = facts(measured, measured.under([]))
-    front = facts(measured, measured.front({name: costs[name] for name in names}, []))
+def test_front_is_what_nothing_beats(evaluations: Evaluations, names: list[str]) -> None:
+    costs = {"macs": partial(macs_of, evaluations.space), "params": partial(params_of, evaluations.space)}
+    everything = facts(evaluations, evaluations.under([]))
+    front = facts(evaluations, evaluations.front({name: costs[name] for name in names}, []))
     for c in everything:
         beaten = any(
             o[0] >= c[0]
@@ -82,51 +82,53 @@ def test_front_is_what_nothing_beats(measured: Measured, names: list[str]) -> No
     assert [f[1] for f in front] == sorted(f[1] for f in front)
 
 
-def test_best_under_every_budget_is_on_the_front(measured: Measured) -> None:
-    front = facts(measured, measured.front({"macs": partial(macs_of, measured.space)}, []))
-    for _, budget, _ in sorted(facts(measured, measured.under([])), key=lambda c: c[1]):
-        found = facts(measured, measured.under(at_most(measured.space, budget)))
+def test_best_under_every_budget_is_on_the_front(evaluations: Evaluations) -> None:
+    front = facts(evaluations, evaluations.front({"macs": partial(macs_of, evaluations.space)}, []))
+    for _, budget, _ in sorted(facts(evaluations, evaluations.under([])), key=lambda c: c[1]):
+        found = facts(evaluations, evaluations.under(at_most(evaluations.space, budget)))
         assert max(c[1] for c in found) <= budget
         assert found[0][:2] == [c[:2] for c in front if c[1] <= budget][-1]
 
 
-def test_ties_within_noise_go_to_the_cheaper_one(measured: Measured) -> None:
-    space = measured.space
-    budgets = sorted(c[1] for c in facts(measured, measured.under([])))
+def test_ties_within_noise_go_to_the_cheaper_one(evaluations: Evaluations) -> None:
+    space = evaluations.space
+    budgets = sorted(c[1] for c in facts(evaluations, evaluations.under([])))
     cheaper = 0
     for budget in budgets:
         constraints = at_most(space, budget)
-        best, chosen = measured.under(constraints)[0], measured.choose(constraints)
-        assert measured.choose(constraints, 0.0).val_accuracy == best.val_accuracy
+        best, chosen = evaluations.under(constraints)[0], evaluations.choose(constraints)
+        assert evaluations.choose(constraints, 0.0).val_accuracy == best.val_accuracy
         assert chosen is not None
         noise = np.sqrt(best.val_accuracy * (1 - best.val_accuracy) / IMAGES)
-        ties = [c for c in facts(measured, measured.under(constraints)) if c[0] >= best.val_accuracy - noise]
-        assert facts(measured, [chosen])[0][1] == min(c[1] for c in ties)
-        cheaper += facts(measured, [chosen])[0][1] < facts(measured, [best])[0][1]
-    assert measured.choose(at_most(space, budgets[0] - 1)) is None
-    few = Measured(space, 4, [])
+        ties = [
+            c for c in facts(evaluations, evaluations.under(constraints)) if c[0] >= best.val_accuracy - noise
+        ]
+        assert facts(evaluations, [chosen])[0][1] == min(c[1] for c in ties)
+        cheaper += facts(evaluations, [chosen])[0][1] < facts(evaluations, [best])[0][1]
+    assert evaluations.choose(at_most(space, budgets[0] - 1)) is None
+    few = Evaluations(space, 4, [])
     small, large = encode(space, smallest(space)), encode(space, largest(space))
     few.add(small, 0.61, "select")
     few.add(large, 0.8, "select")
     chosen = few.choose(at_most(space, 1e9))
     assert chosen is not None and (chosen.row == small).all(), "4 images cannot tell 60% from 80%"
-    many = Measured(space, 400, [])
+    many = Evaluations(space, 400, [])
     many.add(small, 0.6, "select")
     many.add(large, 0.8, "select")
     chosen = many.choose(at_most(space, 1e9))
     assert chosen is not None and (chosen.row == large).all()
 
 
-def test_pairs_and_measurements_are_told_apart(measured: Measured) -> None:
-    found = measured.under([])
+def test_pairs_and_measurements_are_told_apart(evaluations: Evaluations) -> None:
+    found = evaluations.under([])
     assert sum(c.source == "pairs" for c in found) == 20
     assert {(c.source, c.prediction) for c in found} == {("pairs", None), ("select", Prediction(0.5, 0.1))}
-    codes, y = measured.training_set()
-    assert codes.shape == (50, len(measured.space.columns)) and y.shape == (50,)
+    codes, y = evaluations.training_set()
+    assert codes.shape == (50, len(evaluations.space.columns)) and y.shape == (50,)
 
 
 def test_too_few_to_learn_from(tiny: Space) -> None:
     with pytest.raises(
         UserError, match=r"Only 0 subnets .* predictors\.collect first, or search without .* coarse-to-fine"
     ):
-        Measured(tiny, IMAGES, []).training_set()
+        Evaluations(tiny, IMAGES, []).training_set()

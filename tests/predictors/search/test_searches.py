@@ -4,23 +4,17 @@ worse than OFA's."""
 import numpy as np
 import pytest
 
+from engine.statistics import Floats, pareto_front
 from ofa.cost import costs_of
 from ofa.space.arch import largest, smallest
 from ofa.space.codes import Codes, encode, sample_codes, thermometer
 from ofa.space.space import Space, load_space
-from predictors.accuracy.models import GaussianProcess
-from predictors.search.constraints import Constraint, Floats
-from predictors.search.dynamic_programming import parts_of
-from predictors.search.evolution import (
-    OFA,
-    additive_fronts,
-    evolve,
-    nearest_feasible,
-    search,
-    search_front,
-    undominated,
-    widest_gains,
-)
+from predictors.accuracy.gaussian_process import GaussianProcess
+from predictors.search.best import find_best, nearest_feasible
+from predictors.search.constraints import Constraint
+from predictors.search.dynamic_programming import additive_fronts, layer_costs
+from predictors.search.evolution import OFA, evolve
+from predictors.search.front import find_front, widest_gains
 
 
 class Problem:
@@ -82,7 +76,7 @@ def test_finds_the_best_architecture_under_every_limit(
         if limits
         else np.ones(len(everything), bool)
     )
-    found = search(problem.space, problem.score, limits, np.random.default_rng(0))
+    found = find_best(problem.space, problem.score, limits, np.random.default_rng(0))
     assert all((c.cost(found) <= c.limit).all() for c in limits)
     assert len(np.unique(found, axis=0)) == len(found)
     assert (np.diff(problem.score(found)) <= 0).all()
@@ -91,31 +85,19 @@ def test_finds_the_best_architecture_under_every_limit(
 
 def test_nothing_is_found_where_nothing_is(problem: Problem, everything: Codes) -> None:
     limit = Constraint("macs", problem.macs(everything).min() - 1, problem.macs)
-    assert len(search(problem.space, problem.score, [limit], np.random.default_rng(0))) == 0
+    assert len(find_best(problem.space, problem.score, [limit], np.random.default_rng(0))) == 0
 
 
 @pytest.mark.parametrize("costs", [["macs"], ["latency"], ["macs", "latency"], ["params", "macs", "latency"]])
 def test_front_is_that_of_brute_force(problem: Problem, everything: Codes, costs: list[str]) -> None:
     functions = [getattr(problem, name) for name in costs]
     limit = Constraint("params", float(np.quantile(problem.params(everything), 0.7)), problem.params)
-    found = search_front(
+    found = find_front(
         problem.space, problem.score, functions, [limit], np.random.default_rng(0), everything[:0]
     )
     inside = everything[problem.params(everything) <= limit.limit]
-    truth = inside[undominated(problem.score(inside), np.stack([f(inside) for f in functions], axis=1))]
+    truth = inside[pareto_front(problem.score(inside), np.stack([f(inside) for f in functions], axis=1))]
     assert np.array_equal(np.unique(found, axis=0), np.unique(truth, axis=0))
-
-
-def test_undominated_is_what_nothing_beats() -> None:
-    rng = np.random.default_rng(0)
-    scores, costs = rng.integers(0, 8, 200).astype(float), rng.integers(0, 8, (200, 2))
-    kept = undominated(scores, costs)
-    for i in range(200):
-        beats = (scores >= scores[i]) & (costs <= costs[i]).all(1)
-        better = beats & ((scores > scores[i]) | (costs < costs[i]).any(1))
-        assert not (kept[i] and better.any())
-        assert kept[beats].any()
-    assert len(np.unique(np.column_stack([scores, costs])[kept], axis=0)) == kept.sum()
 
 
 def test_widest_gains_are_spread_and_not_where_better_is_known() -> None:
@@ -152,7 +134,7 @@ def test_nearest_feasible_names_what_binds(problem: Problem, everything: Codes) 
 def test_never_worse_than_ofas_evolution(name: str, cost: str) -> None:
     problem = Problem(load_space(name), 1000, 3)
     samples = sample_codes(problem.space, 2_000, np.random.default_rng(1))
-    parts = parts_of(problem.space, 1000, 3)["macs"]
+    parts = layer_costs(problem.space, 1000, 3)["macs"]
     seeds = additive_fronts(problem.space, problem.score, [parts], np.random.default_rng(0))
     for share in (0.05, 0.5):
         limits = limits_of(problem, samples, {cost: share})
@@ -165,7 +147,7 @@ def test_never_worse_than_ofas_evolution(name: str, cost: str) -> None:
             start,
             OFA._replace(generations=100),
         )
-        ours = search(problem.space, problem.score, limits, np.random.default_rng(0), seeds)
+        ours = find_best(problem.space, problem.score, limits, np.random.default_rng(0), seeds)
         assert problem.score(ours[:1])[0] >= theirs.scores[0] - 1e-9
 
 
@@ -180,9 +162,9 @@ def test_reaches_the_optimum_of_longer_searches_on_imagenet(
         return model.mean(thermometer(space, rows))
 
     def macs(rows: Codes) -> np.ndarray:
-        return costs_of(space, rows, 1000, 3).macs
+        return costs_of(space, rows).macs
 
-    seeds = additive_fronts(space, score, [parts_of(space, 1000, 3)["macs"]], np.random.default_rng(0))
+    seeds = additive_fronts(space, score, [layer_costs(space, 1000, 3)["macs"]], np.random.default_rng(0))
     for budget in (200e6, 300e6, 400e6):
         limits = [Constraint("macs", budget, macs)]
         many = np.concatenate(
@@ -200,5 +182,5 @@ def test_reaches_the_optimum_of_longer_searches_on_imagenet(
             many,
             OFA._replace(parents=256, children=1_024, generations=60),
         )
-        best = search(space, score, limits, np.random.default_rng(0), seeds)[:1]
+        best = find_best(space, score, limits, np.random.default_rng(0), seeds)[:1]
         assert score(best)[0] >= longer.scores[0] - 1e-4

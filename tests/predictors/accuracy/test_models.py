@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
+from engine.statistics import tau_in_bands
 from ofa.cost import costs_of
 from ofa.space.codes import Codes
 from ofa.space.space import Space
 from predictors.accuracy.features import features
-from predictors.accuracy.models import GaussianProcess, Member, make_predictor
-from predictors.accuracy.validation import compare, tau_in_bands
+from predictors.accuracy.gaussian_process import GaussianProcess
+from predictors.accuracy.models import make_predictor
+from predictors.accuracy.validation import compare_candidates
 
 Measurements = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -49,13 +51,12 @@ def test_ranks_imagenet_accuracies(
     assert np.mean(found, axis=0)[0] > overall and np.mean(found, axis=0)[1] > in_bands
 
 
-@pytest.mark.parametrize(("member", "tau"), [("ridge", 0.93), ("boosting", 0.88), ("mlp", 0.93)])
-def test_others_rank_them_as_well(measurements: Measurements, member: Member, tau: float) -> None:
+@pytest.mark.parametrize(("name", "tau"), [("ridge", 0.93), ("boosting", 0.88), ("mlp", 0.93)])
+def test_others_rank_them_as_well(measurements: Measurements, name: str, tau: float) -> None:
     X, y, _ = measurements
     train, held = held_out(measurements, 300, 0)
-    assert (
-        kendalltau(make_predictor(member).fit(X[train], y[train], 0).mean(X[held]), y[held]).statistic > tau
-    )
+    mean = make_predictor(name).fit(X[train], y[train], 0).mean(X[held])
+    assert kendalltau(mean, y[held]).statistic > tau
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.01])
@@ -68,7 +69,7 @@ def test_nine_of_ten_fall_into_their_interval(
     covered = []
     for seed in range(draws):
         train, held = held_out(measurements, pairs, seed)
-        quality = compare("gp", X[train], y[train], macs[train], seed)[0]
+        quality = compare_candidates("gp", X[train], y[train], macs[train], seed)[0]
         mean, std = GaussianProcess().fit(X[train], y[train], seed).predict(X[held])
         covered.append(np.mean(np.abs(mean - y[held]) <= quality.half_width(std)))
     assert 0.85 <= np.mean(covered) <= 0.95

@@ -11,11 +11,11 @@ from ofa.space.arch import Arch, largest, smallest
 from ofa.space.codes import Codes, canonical, decode, encode, sample_codes
 from ofa.space.space import Space, load_space
 from predictors.accuracy.features import features
-from predictors.accuracy.models import GaussianProcess
+from predictors.accuracy.gaussian_process import GaussianProcess
 from predictors.accuracy.pairs import Pair
 from predictors.search.coarse_to_fine import LEVELS, coarse, coarse_grid, coarse_to_fine, edge
 from predictors.search.constraints import Constraint
-from predictors.search.evaluations import Measured
+from predictors.search.evaluations import Evaluations
 
 
 class Oracle:
@@ -34,7 +34,7 @@ class Oracle:
         self.asked.append(arch)
         return float(self.accuracies(encode(self.space, arch)[None])[0])
 
-    def ask(self, rows: Sequence[Codes], predictions: object) -> list[float]:
+    def evaluate(self, rows: Sequence[Codes], predictions: object) -> list[float]:
         return [self.accuracy(decode(self.space, row)) for row in rows]
 
     def macs(self, rows: Codes) -> np.ndarray:
@@ -43,10 +43,11 @@ class Oracle:
     def at_most(self, budget: float) -> list[Constraint]:
         return [Constraint("macs", budget, self.macs)]
 
-    def search(self, budget: int, count: int, seed: int, pairs: list[Pair]) -> Measured:
-        measured = Measured(self.space, 1_000, pairs)
-        coarse_to_fine(measured, self.at_most(budget), count, np.random.default_rng(seed), self.ask)
-        return measured
+    def search(self, budget: int, count: int, seed: int, pairs: list[Pair]) -> Evaluations:
+        evaluations = Evaluations(self.space, 1_000, pairs)
+        rng = np.random.default_rng(seed)
+        coarse_to_fine(evaluations, self.at_most(budget), count, rng, self.evaluate)
+        return evaluations
 
 
 @pytest.mark.parametrize("name", ["digits", "bignas", "attentive_nas", "ofa_mbv3", "ofa_resnet50"])
@@ -104,12 +105,11 @@ def test_what_is_known_is_not_measured_and_may_be_mutated(tiny: Space) -> None:
     known = [decode(tiny, row) for row in everything[::2]]
     pairs = [Pair(arch=a, val_accuracy=oracle.accuracy(a), macs=1, params=1) for a in known]
     oracle.asked.clear()
-    measured = oracle.search(budget, 400, 0, pairs)
+    evaluations = oracle.search(budget, 400, 0, pairs)
     assert not set(known) & set(oracle.asked)
     fits = everything[oracle.macs(everything) <= budget]
-    assert measured.under(oracle.at_most(budget))[0].val_accuracy == pytest.approx(
-        oracle.accuracies(fits).max()
-    )
+    best = evaluations.under(oracle.at_most(budget))[0]
+    assert best.val_accuracy == pytest.approx(oracle.accuracies(fits).max())
 
 
 def test_mutants_improve_on_the_grid(tiny: Space) -> None:
@@ -130,15 +130,16 @@ def test_better_than_as_many_random_subnets_on_imagenet(imagenet: tuple[Space, C
     def macs(rows: Codes) -> np.ndarray:
         return costs_of(space, rows, 1000, 3).macs
 
-    def ask(rows: Sequence[Codes], predictions: object) -> list[float]:
+    def evaluate(rows: Sequence[Codes], predictions: object) -> list[float]:
         return list(model.mean(features(space, np.stack(rows)))) if len(rows) else []
 
     gains = []
     for budget in (200_000_000, 250_000_000, 300_000_000, 400_000_000):
-        measured, limits = Measured(space, 1_000, []), [Constraint("macs", budget, macs)]
-        coarse_to_fine(measured, limits, 20, np.random.default_rng(0), ask)
+        evaluations, limits = Evaluations(space, 1_000, []), [Constraint("macs", budget, macs)]
+        coarse_to_fine(evaluations, limits, 20, np.random.default_rng(0), evaluate)
         samples = sample_codes(space, 20_000, np.random.default_rng(0))
         random = samples[macs(samples) <= budget][:20]
-        assert len(measured) == len(random) == 20
-        gains.append(measured.under(limits)[0].val_accuracy - model.predict(features(space, random))[0].max())
+        assert len(evaluations) == len(random) == 20
+        best = evaluations.under(limits)[0].val_accuracy
+        gains.append(best - model.predict(features(space, random))[0].max())
     assert np.mean(gains) > 0.001

@@ -5,12 +5,11 @@ from itertools import product
 import numpy as np
 import pytest
 
+from engine.statistics import Floats
 from ofa.cost import costs_of
 from ofa.space.codes import Codes, canonical, sample_codes, thermometer
 from ofa.space.space import Space, load_space
-from predictors.search.constraints import Floats
-from predictors.search.dynamic_programming import fit_additive, merge_fronts, parts_of
-from predictors.search.evolution import additive_fronts
+from predictors.search.dynamic_programming import additive_fronts, fit_additive, layer_costs, merge_fronts
 
 
 def small(granularity: str) -> Space:
@@ -60,7 +59,7 @@ def additive_over_stages(space: Space, rows: Codes) -> Floats:
 def test_front_is_that_of_brute_force(granularity: str, cost: str) -> None:
     space = small(granularity)
     everything = all_of(space)
-    parts = parts_of(space, 10, 1)[cost]
+    parts = layer_costs(space, 10, 1)[cost]
     costs = getattr(costs_of(space, everything, 10, 1), cost)
     front = additive_fronts(
         space, lambda rows: additive_over_stages(space, rows), [parts], np.random.default_rng(0)
@@ -76,7 +75,7 @@ def test_front_is_that_of_brute_force(granularity: str, cost: str) -> None:
 
 def test_nothing_above_the_limit_and_the_same_front_below() -> None:
     space = small("block")
-    parts, rng = parts_of(space, 10, 1)["macs"], np.random.default_rng(0)
+    parts, rng = layer_costs(space, 10, 1)["macs"], np.random.default_rng(0)
     gains = fit_additive(space, lambda rows: additive_over_stages(space, rows), parts, rng)
     whole = merge_fronts(space, gains, parts)
     costs = costs_of(space, whole, 10, 1).macs
@@ -91,11 +90,11 @@ def test_nothing_above_the_limit_and_the_same_front_below() -> None:
 )
 def test_no_sample_beats_the_front_in_packaged_spaces(name: str) -> None:
     space = load_space(name)
-    parts = parts_of(space, 1000, 3)["macs"]
+    parts = layer_costs(space, 1000, 3)["macs"]
     front = additive_fronts(
         space, lambda rows: additive_over_stages(space, rows), [parts], np.random.default_rng(0)
     )
     rows = sample_codes(space, 2_000, np.random.default_rng(1))
-    costs, scores = costs_of(space, front, 1000, 3).macs, additive_over_stages(space, front)
-    best = np.array([scores[costs <= cost].max() for cost in costs_of(space, rows, 1000, 3).macs])
+    costs, scores = costs_of(space, front).macs, additive_over_stages(space, front)
+    best = np.array([scores[costs <= cost].max() for cost in costs_of(space, rows).macs])
     assert (additive_over_stages(space, rows) <= best + 1e-6).all()

@@ -7,12 +7,12 @@ from ofa.cost import costs_of
 from ofa.space.arch import largest, smallest
 from ofa.space.codes import Codes, encode, sample_codes
 from ofa.space.space import Space
-from predictors.accuracy.acquisition import expected_gain, front, hypervolume, propose
+from predictors.accuracy.acquisition import expected_gain, front_steps, hypervolume, propose
 
 
 def test_front_and_area() -> None:
     size, accuracy = np.array([1.0, 3.0, 2.0, 2.0, 4.0]), np.array([0.5, 0.6, 0.7, 0.4, 0.8])
-    steps = front(size, accuracy, 6.0)
+    steps = front_steps(size, accuracy, 6.0)
     assert (steps.start.tolist(), steps.stop.tolist(), steps.level.tolist()) == (
         [1, 2, 4],
         [2, 4, 6],
@@ -30,7 +30,7 @@ def test_expected_gain_is_what_simulated_measurements_gain() -> None:
         np.array([0.6, 0.69, 0.9, 0.9]),
         np.array([0.1, 0.05, 0.02, 0.1]),
     )
-    found = expected_gain(new, mean, std, front(size, accuracy, 6.0))
+    found = expected_gain(new, mean, std, front_steps(size, accuracy, 6.0))
     for i in range(4):
         draws = rng.normal(mean[i], std[i], 20_000)
         gained = [hypervolume(np.append(size, new[i]), np.append(accuracy, a), 6.0) - before for a in draws]

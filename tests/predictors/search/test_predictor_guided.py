@@ -11,69 +11,69 @@ from ofa.cost import costs_of
 from ofa.space.codes import Codes, decode, sample_codes
 from ofa.space.space import Space
 from predictors.accuracy.features import features
-from predictors.accuracy.models import GaussianProcess
+from predictors.accuracy.gaussian_process import GaussianProcess
 from predictors.accuracy.pairs import Pair
-from predictors.accuracy.validation import Quality
-from predictors.search.constraints import Constraint, Scores
-from predictors.search.dynamic_programming import parts_of
-from predictors.search.evaluations import Measured, Prediction
-from predictors.search.predictor_guided import Best, Find, Front, measure_promising
+from predictors.accuracy.validation import CandidateQuality
+from predictors.search.constraints import Constraint, ScoreFn
+from predictors.search.dynamic_programming import layer_costs
+from predictors.search.evaluations import Evaluations, Prediction
+from predictors.search.predictor_guided import BestProposer, FrontProposer, Proposer, predictor_guided
 
 BUDGETS = (200_000_000, 300_000_000)
 COUNT = 12
-QUALITY = Quality("gp", tau=0.9, tau_in_bands=0.8, typical_miss=0.002, widening=2.0, seconds=0.0)
+QUALITY = CandidateQuality("gp", tau=0.9, tau_in_bands=0.8, typical_miss=0.002, widening=2.0, seconds=0.0)
 
 
 def macs_of(space: Space, rows: Codes) -> np.ndarray:
     return costs_of(space, rows, 1000, 3).macs
 
 
-def best(space: Space) -> list[Find]:
+def best(space: Space) -> list[Proposer]:
     limits = [[Constraint("macs", budget, partial(macs_of, space))] for budget in BUDGETS]
-    return [Best(limit, np.random.default_rng(0)) for limit in limits]
+    return [BestProposer(limit, np.random.default_rng(0)) for limit in limits]
 
 
-def front(space: Space) -> list[Find]:
+def front(space: Space) -> list[Proposer]:
     macs = partial(macs_of, space)
-    return [Front([macs], [Constraint("macs", max(BUDGETS), macs)], np.random.default_rng(0))] * 2
+    return [FrontProposer([macs], [Constraint("macs", max(BUDGETS), macs)], np.random.default_rng(0))] * 2
 
 
 @pytest.mark.parametrize("way", [best, front])
 def test_finds_better_subnets_than_it_knew(
-    imagenet: tuple[Space, Codes, np.ndarray], way: Callable[[Space], list[Find]]
+    imagenet: tuple[Space, Codes, np.ndarray], way: Callable[[Space], list[Proposer]]
 ) -> None:
     space, codes, y = imagenet
     truth = GaussianProcess().fit(features(space, codes[:300]), y[:300], 0)
     asked: list[bytes] = []
 
-    def ask(rows: Sequence[Codes], predictions: Sequence[Prediction | None]) -> list[float]:
+    def evaluate(rows: Sequence[Codes], predictions: Sequence[Prediction | None]) -> list[float]:
         asked.extend(row.tobytes() for row in rows)
         return [float(a) for a in truth.mean(features(space, np.stack(rows)))]
 
     rows = sample_codes(space, 60, np.random.default_rng(0))
-    learnt = np.array(ask(list(rows), []))
+    learnt = np.array(evaluate(list(rows), []))
     pairs = [
         Pair(arch=decode(space, row), val_accuracy=float(a), macs=1, params=1)
         for row, a in zip(rows, learnt, strict=True)
     ]
-    measured = Measured(space, 10_000, pairs)
+    evaluations = Evaluations(space, 10_000, pairs)
     limits = [[Constraint("macs", budget, partial(macs_of, space))] for budget in BUDGETS]
-    known = [measured.under(limit)[0].val_accuracy for limit in limits]
+    known = [evaluations.under(limit)[0].val_accuracy for limit in limits]
     asked.clear()
-    goals = [(find, ask) for find in way(space)]
+    objectives = [(propose, evaluate) for propose in way(space)]
     predictor = GaussianProcess().fit(features(space, rows), learnt, 0)
-    measure_promising(
-        measured,
+    predictor_guided(
+        evaluations,
         predictor,
         QUALITY,
-        list(parts_of(space, 1000, 3).values()),
-        goals,
+        list(layer_costs(space, 1000, 3).values()),
+        objectives,
         COUNT,
         np.random.default_rng(0),
     )
     assert len(set(asked)) == len(asked) == COUNT * len(BUDGETS)
     for limit, before in zip(limits, known, strict=True):
-        found = measured.under(limit)[0]
+        found = evaluations.under(limit)[0]
         assert found.val_accuracy > before + 0.001
         assert found.source == "select" and found.prediction is not None
         assert found.prediction.predicted_accuracy == pytest.approx(found.val_accuracy, abs=0.01)
@@ -83,24 +83,30 @@ def test_ends_when_everything_found_is_known(tiny: Space) -> None:
     rows = np.unique(sample_codes(tiny, 100, np.random.default_rng(0)), axis=0)
     rounds: list[int] = []
 
-    def find(measured: Measured, score: Scores, seeds: Codes) -> Codes:
+    def propose(evaluations: Evaluations, score: ScoreFn, seeds: Codes) -> Codes:
         rounds.append(len(seeds))
         return rows[:13]
 
-    def ask(rows: Sequence[Codes], predictions: Sequence[Prediction | None]) -> list[float]:
+    def evaluate(rows: Sequence[Codes], predictions: Sequence[Prediction | None]) -> list[float]:
         return [0.5] * len(rows)
 
     pairs = [
         Pair(arch=decode(tiny, row), val_accuracy=i / 20, macs=1, params=1) for i, row in enumerate(rows[:10])
     ]
-    measured = Measured(tiny, 100, pairs)
-    codes, y = measured.training_set()
+    evaluations = Evaluations(tiny, 100, pairs)
+    codes, y = evaluations.training_set()
     predictor, parts = (
         GaussianProcess().fit(features(tiny, codes), y, 0),
-        list(parts_of(tiny, 10, 1).values()),
+        list(layer_costs(tiny, 10, 1).values()),
     )
-    measure_promising(
-        measured, predictor, QUALITY, parts, [(find, ask), (find, ask)], 1_000, np.random.default_rng(0)
+    predictor_guided(
+        evaluations,
+        predictor,
+        QUALITY,
+        parts,
+        [(propose, evaluate), (propose, evaluate)],
+        1_000,
+        np.random.default_rng(0),
     )
     assert len(rounds) == 4
-    assert len(measured) == 13
+    assert len(evaluations) == 13

@@ -1,0 +1,111 @@
+"""Statistics that several stages share: Pareto fronts, intervals, and agreement of rankings."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Z_90 = 1.6449  # 90% of a normal distribution lie within so many standard deviations of its mean
+COVERAGE = 0.9
+SIMILAR_MACS = 10_000_000
+
+
+def pareto_front(values_N: Floats, costs_NK: NDArray[Any]) -> NDArray[np.intp]:
+    """Indices of the points that no other point beats, cheapest first.
+
+    A point is beaten where another one has at least its value at no higher cost of any kind. Of points that
+    are equal in the value and in all costs the first one stays. So of equally cheap points only the best one
+    stays, and of equally good ones only the cheapest.
+
+        pareto_front(np.array([0.5, 0.7, 0.6]), np.array([[10], [20], [30]]))  # array([0, 1])
+
+    Args:
+        values_N: what is to be as high as possible, such as accuracies.
+        costs_NK: what is to be as low as possible, K kinds of cost in any units; K is at least 1.
+
+    Returns:
+        Indices into the N points, ordered by the first cost, then by the next.
+    """
+    if not len(values_N):
+        return np.empty(0, np.intp)
+    if costs_NK.shape[1] == 1:
+        # With one cost a sort is enough. The dynamic programme of selection relies on its speed: it takes the
+        # front of 100,000s of points for every block of a network.
+        order = np.lexsort((-values_N, costs_NK[:, 0]))
+        best_of_cheaper = np.maximum.accumulate(values_N[order])[:-1]
+        is_better = np.concatenate([[True], values_N[order][1:] > best_of_cheaper])
+        return order[is_better]
+    kept: list[int] = []
+    kept_costs = np.empty_like(costs_NK)
+    # From the highest value down, so that only points that were kept before can beat the next one.
+    for i in np.lexsort((*costs_NK.T, -values_N)):
+        is_beaten = (kept_costs[: len(kept)] <= costs_NK[i]).all(axis=1).any()
+        if not is_beaten:
+            kept_costs[len(kept)] = costs_NK[i]
+            kept.append(i)
+    front = np.array(kept, np.intp)
+    return front[np.lexsort(costs_NK[front].T[::-1])]
+
+
+def wilson_interval(accuracy: float, images: int) -> tuple[float, float]:
+    """The 90% interval of an accuracy that was measured on so many images (Wilson's score interval).
+
+    It says how far the accuracy on other images of the same kind may be, also near 0 and 1. Two networks that
+    were measured on the same images differ by less.
+
+    Args:
+        accuracy: share of the images that were right, in [0, 1].
+        images: how many images.
+
+    Returns:
+        (lowest, highest) accuracy, in [0, 1].
+    """
+    z = Z_90**2 / images
+    middle = (accuracy + z / 2) / (1 + z)
+    half = np.sqrt(z * (accuracy * (1 - accuracy) + z / 4)) / (1 + z)
+    return float(max(middle - half, 0)), float(min(middle + half, 1))
+
+
+def conformal_quantile(ratios_N: Floats) -> float:
+    """The value under which 90% of new ratios stay, if they are drawn like these.
+
+    Split conformal prediction (Lei et al., Distribution-free predictive inference for regression, 2018,
+    arXiv:1604.04173).
+
+    Args:
+        ratios_N: sizes of errors, such as |measured - predicted| / standard deviation; at least one.
+    """
+    # One more than N: the new ratio is as likely to take any of the N + 1 ranks.
+    rank = min(len(ratios_N), int(np.ceil(COVERAGE * (len(ratios_N) + 1))))
+    return float(np.sort(ratios_N)[rank - 1])
+
+
+def similar_macs(macs_N: NDArray[Any]) -> float:
+    """How far apart the MACs of two networks may be that count as one size.
+
+    Returns:
+        10M MACs, or a twentieth of the range of `macs_N` if that is less: of small networks 10M are the
+        whole range.
+    """
+    return min(SIMILAR_MACS, float(np.ptp(macs_N)) / 20)
+
+
+def tau_in_bands(measured_N: Floats, predicted_N: Floats, macs_N: NDArray[Any]) -> float:
+    """Kendall's tau-b over those pairs of networks whose MACs differ by `similar_macs` at most.
+
+    It says how well a predictor ranks the networks that a choice under a budget compares. The plain tau
+    flatters: MACs alone rank networks of all sizes well, and networks of one size not at all.
+
+    Returns:
+        tau-b in [-1, 1]; not a number if no two networks have similar MACs, or all of those tie.
+    """
+    first, second = np.triu_indices(len(measured_N), 1)
+    similar = np.abs(macs_N[first] - macs_N[second]) <= similar_macs(macs_N)
+    first, second = first[similar], second[similar]
+    measured_order = np.sign(measured_N[first] - measured_N[second])
+    predicted_order = np.sign(predicted_N[first] - predicted_N[second])
+    untied = np.sqrt(float(np.count_nonzero(measured_order)) * np.count_nonzero(predicted_order))
+    if not untied:
+        return float("nan")
+    return float(measured_order @ predicted_order / untied)

@@ -1,0 +1,125 @@
+"""Latency tables that other projects have published, read as tables of ours."""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.config import read_yaml
+from engine.errors import UserError
+from ofa.blocks.head import HeadSpec
+from ofa.blocks.kind import BlockSpec
+from ofa.blocks.sizes import halve
+from ofa.blocks.stem import StemSpec
+from ofa.blocks.table import block_kind
+from ofa.layers import LayerSpec
+from ofa.space.space import Space
+from predictors.latency.kit import distinct_layers, structure
+from predictors.latency.table import LatencyTable, Noise, space_fingerprint
+
+PUBLISHED_CLASSES = 1000
+
+
+def read_published(paths: tuple[Path, ...], device: str, space: Space, channels: int = 3) -> LatencyTable:
+    """The tables that OFA and ProxylessNAS published, as one table.
+
+    They are YAML files that hold for each layer a mean in milliseconds: one file, or several for several
+    resolutions. They know 1,000 classes. OFA's keys tell squeeze-and-excitation and hard swish apart,
+    ProxylessNAS's have neither.
+
+    Raises:
+        UserError: they lack layers of this space at every resolution.
+    """
+    known: dict[str, float] = {}
+    for path in paths:
+        for key, entry in read_yaml(path).items():
+            # ProxylessNAS has no such suffix: where it says nothing, both tables mean the same layer.
+            known[re.sub(r"-se:0-hs:0$", "", key)] = _mean(entry, f"{path}, {key}")
+    blocks: dict[str, dict[int, float]] = {}
+    lacking: dict[int, str] = {}
+    for layer in distinct_layers(space, PUBLISHED_CLASSES, channels):
+        keys = published_keys(layer)
+        # Where a table has no AvgPool2D, it is part of Logits and costs nothing here.
+        absent = [key for key in keys if key not in known and not key.startswith("AvgPool2D")]
+        if absent:
+            lacking[layer.size] = absent[0]
+        else:
+            blocks.setdefault(structure(layer), {})[layer.size] = sum(known.get(key, 0.0) for key in keys)
+    resolutions = [r for r in space.resolution if _is_complete(blocks, space, r, channels)]
+    if not resolutions:
+        example = lacking[max(lacking)]
+        raise UserError(
+            f"{paths[0]} has no resolution at which space '{space.name}' is complete; it lacks, for example, "
+            f"{example}."
+        )
+    return LatencyTable(
+        device=device,
+        runtime="unknown",
+        threads=1,
+        clock="unknown",
+        space=space.name,
+        fingerprint=space_fingerprint(space),
+        classes=PUBLISHED_CLASSES,
+        channels=channels,
+        resolutions=tuple(resolutions),
+        noise=Noise(rounds=1, reliability=None, relative=None),
+        blocks=blocks,
+    )
+
+
+def _is_complete(
+    blocks: Mapping[str, Mapping[int, float]], space: Space, resolution: int, channels: int
+) -> bool:
+    """Whether every layer that an architecture at this resolution can have is among `blocks`."""
+    values = space.model_dump() | {"resolution": (resolution,)}
+    single = Space.model_validate(values)
+    for layer in distinct_layers(single, PUBLISHED_CLASSES, channels):
+        if layer.size not in blocks.get(structure(layer), {}):
+            return False
+    return True
+
+
+def _mean(entry: Any, where: str) -> float:
+    value = entry.get("mean") if isinstance(entry, dict) else entry
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UserError(f"{where} has no mean in milliseconds.")
+    return float(value)
+
+
+def published_keys(layer: LayerSpec) -> list[str]:
+    """The entries of a published table whose latencies make up the layer.
+
+    AvgPool2D may be absent from a table: it is then part of Logits.
+
+    Raises:
+        UserError: the published tables know no such block.
+    """
+    size = layer.size
+    match layer:
+        case StemSpec():
+            out = _map(halve(size, layer.stride), layer.width)
+            return [f"Conv-input:{_map(size, layer.channels)}-output:{out}"]
+        case BlockSpec():
+            published_key = block_kind(layer.block).published_key
+            if published_key is None:
+                raise UserError(
+                    f"Published latency tables have no {layer.block} blocks; measure this space instead."
+                )
+            return [published_key(layer)]
+        case HeadSpec():
+            wide = _map(size, layer.wide)
+            first = f"Conv_1-input:{_map(size, layer.inp)}-output:{wide}"
+            if not layer.width:
+                return [first, f"Logits-input:{wide}-output:{layer.classes}"]
+            pooled, features = _map(1, layer.wide), _map(1, layer.width)
+            return [
+                first,
+                f"AvgPool2D-input:{wide}-output:{pooled}",
+                f"Conv_2-input:{pooled}-output:{features}",
+                f"Logits-input:{features}-output:{layer.classes}",
+            ]
+
+
+def _map(side: int, channels: int) -> str:
+    return f"{side}x{side}x{channels}"
