@@ -103,7 +103,7 @@ def main() -> None:
     order = rng.permutation(len(codes))
     held, known = order[:1000], order[1000:]
     whole = {name: table_of(name, space, codes[known], ms[known]) for name, ms in latency.items()}
-    macs = costs_of(space, codes).macs
+    macs = costs_of(space, codes, 1000, 3).macs
     print("device", "MACs", "10", "100", "1000", "4000 alone", "ceiling", "left to explain", sep="\t")
     rows = []
     for name, ms in latency.items():

@@ -5,7 +5,8 @@ From measured accuracies to the best architecture of at most 300k MACs:
 
     import numpy as np
     from ofa.cost import costs_of
-    from ofa.space.space import decode, load_space, sample_codes
+    from ofa.space.codes import decode, sample_codes
+    from ofa.space.space import load_space
     from predictors import Constraint, features, find_best, make_predictor
 
     space, rng = load_space("digits"), np.random.default_rng(0)

@@ -25,7 +25,7 @@ _BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "
 class Constraint(NamedTuple):
     """A limit of a cost.
 
-        Constraint("macs", 600e6, lambda codes: costs_of(space, codes).macs)
+        Constraint("macs", 600e6, lambda codes: costs_of(space, codes, 1000, 3).macs)
 
     name: one of `UNITS`.
     limit: the most that is allowed, in the unit of `UNITS`.

@@ -18,6 +18,7 @@ from engine.errors import UserError
 from engine.onnx_file import to_onnx
 from ofa.blocks.elastic import ElasticConvBN
 from ofa.blocks.kind import BlockChoice, BlockSpec
+from ofa.blocks.stem import StemSpec
 from ofa.blocks.table import BLOCKS, block_kind
 from ofa.cost import (
     CLASS_BYTES,
@@ -35,8 +36,8 @@ from ofa.space.space import Space
 from ofa.subnet import Subnet, extract
 from ofa.supernet import Supernet
 from ofa.training.phases import Phase, sort_channels
-from predictors.latency.kit import distinct_layers, module_of, structure
-from predictors.latency.timings import published_keys
+from predictors.latency.kit import distinct_layers, layer_module, structure
+from predictors.latency.published import published_keys
 
 CASES = [pytest.param(s, id=f"{kind}, {name}") for kind, named in SPACES.items() for name, s in named.items()]
 ONE_OF_EACH = [pytest.param(next(iter(named.values())), id=kind) for kind, named in SPACES.items()]
@@ -173,7 +174,8 @@ def test_every_layer_can_be_timed_under_a_name_of_its_own(space: Space) -> None:
     for layer in distinct_layers(space, 5, 3):
         same_but_size = layer._replace(size=0)
         assert named.setdefault(structure(layer), same_but_size) == same_but_size
-        module, channels = module_of(space, layer)
+        module = layer_module(space, layer)
+        channels = layer.channels if isinstance(layer, StemSpec) else layer.inp
         assert count_parameters(module) == cost_of_layer(layer)[1]
         assert count_macs(module, torch.zeros(1, channels, layer.size, layer.size)) == cost_of_layer(layer)[0]
 
@@ -197,7 +199,7 @@ def test_an_unknown_block_is_refused_everywhere() -> None:
         memory_of_layer,
         stored_of_layer,
         published_keys,
-        lambda spec: module_of(space, spec),
+        lambda spec: layer_module(space, spec),
     ]
     for use in uses:
         with pytest.raises(UserError, match="There is no block 'ghost'"):

@@ -95,6 +95,6 @@ def test_no_sample_beats_the_front_in_packaged_spaces(name: str) -> None:
         space, lambda rows: additive_over_stages(space, rows), [parts], np.random.default_rng(0)
     )
     rows = sample_codes(space, 2_000, np.random.default_rng(1))
-    costs, scores = costs_of(space, front).macs, additive_over_stages(space, front)
-    best = np.array([scores[costs <= cost].max() for cost in costs_of(space, rows).macs])
+    costs, scores = costs_of(space, front, 1000, 3).macs, additive_over_stages(space, front)
+    best = np.array([scores[costs <= cost].max() for cost in costs_of(space, rows, 1000, 3).macs])
     assert (additive_over_stages(space, rows) <= best + 1e-6).all()

@@ -162,7 +162,7 @@ def test_reaches_the_optimum_of_longer_searches_on_imagenet(
         return model.mean(thermometer(space, rows))
 
     def macs(rows: Codes) -> np.ndarray:
-        return costs_of(space, rows).macs
+        return costs_of(space, rows, 1000, 3).macs
 
     seeds = additive_fronts(space, score, [layer_costs(space, 1000, 3)["macs"]], np.random.default_rng(0))
     for budget in (200e6, 300e6, 400e6):
