@@ -62,7 +62,11 @@ def subnet_accuracy(subnet: Subnet, batches: Iterable[Batch]) -> float:
         subnet: in eval mode.
         batches: pairs of images (N, C, side, side), which are resized to the subnet's resolution, and labels.
     """
-    return training.accuracy(lambda x: subnet(resize(x, subnet.arch.resolution)), batches)
+
+    def network(x: Tensor) -> Tensor:
+        return subnet(resize(x, subnet.arch.resolution))
+
+    return training.accuracy(network, batches)
 
 
 class _Pool:

@@ -59,8 +59,7 @@ class Train(TrainingCommand):
       python -m ofa.train                                      the embedded digits, about 2 minutes
       python -m ofa.train --config ofa/imagefolder --data.path photos --out runs/photos
       python -m ofa.train --config ofa/cifar10 --out runs/cifar10 --epochs 50 --resume
-      torchrun --nproc-per-node 2 -m ofa.train --config ofa/cifar10 --out runs/cifar10     two GPUs, half of
-      each batch on each
+      torchrun --nproc-per-node 2 -m ofa.train --config ofa/cifar10     two GPUs, half of each batch on each
     """
 
     module: ClassVar[str] = "ofa.train"
@@ -126,10 +125,8 @@ class Train(TrainingCommand):
                 "sync_bn is not for phases: the teacher's BatchNorm sees the images of its own process; "
                 "leave it out"
             )
-        if self.phases and (self.sandwich.sampling, self.sandwich.distillation) != (
-            Uniform(),
-            SoftCrossEntropy(),
-        ):
+        step = self.sandwich
+        if self.phases and (step.sampling != Uniform() or step.distillation != SoftCrossEntropy()):
             raise ValueError(
                 "phases draw uniformly from what they open and distil by soft cross-entropy; leave sampling "
                 "and distillation"
@@ -143,9 +140,8 @@ class Train(TrainingCommand):
 
     @model_validator(mode="after")
     def _one_statistic_needs_one_architecture(self) -> Self:
-        judged = isinstance(self.sandwich.sampling, Attentive) and isinstance(
-            self.sandwich.sampling.judge, BatchLoss
-        )
+        sampling = self.sandwich.sampling
+        judged = isinstance(sampling, Attentive) and isinstance(sampling.judge, BatchLoss)
         if self.same_subnets and judged:
             raise ValueError(
                 "same_subnets cannot hold where each process judges by the loss on its own images; judge by "
@@ -173,9 +169,11 @@ class Train(TrainingCommand):
             supernet = Supernet(space, len(data.classes), data.channels)
         if source:
             start_from(supernet, source, arch)
+        # A single architecture has nothing to draw: no tables are estimated for it.
         sampling = Uniform() if single_arch else self.sandwich.sampling
         sampler = build_sampler(sampling, space, len(data.classes), data.channels)
         run = self.start(ranks)
+        # The first rank decides for all, so that none goes on alone.
         if ranks.any(ranks.first and run.finished):
             print(f"{run.path} is finished already.")
             return _next(run.path, single_arch)
@@ -237,12 +235,14 @@ class Trainer(Training):
         if number and self.average:  # what the last phase ended with is its average
             self.supernet.load_state_dict(self.weights.state_dict())
         print(f"phase {number + 1} of {len(phases)}: {phase.name}, {phase.epochs} epochs")
+        # Written down: a resumed run has no other way to know the network of the first phase's end.
         if phase.subnets and self.teacher is None:
             self.teacher = extract(self.supernet, largest(self.supernet.space))
             if self.ranks.first:
                 save_weights(self.folder.path / TEACHER, self.teacher.state_dict())
         if number and grows(phases[number - 1], phase, self.supernet.space):
             sort_channels(self.supernet, phases[number - 1])
+        # As in the reference code; momentum and average also are of channels in their old order.
         self.optimizer, self.average = build_sgd(self.config.sgd, self.supernet), self._new_average()
 
     def _new_average(self) -> AveragedModel | None:
@@ -280,6 +280,7 @@ class Trainer(Training):
         seeds = Seeds(subnets=config.seed if config.same_subnets else own, noise=own)
         phase = self.phase_at(step)
         if phase is not None:
+            # The teacher sees the same images as the subnets, so all share one resolution per step.
             x = resize(x, drawn_resolution(supernet.space, config.seed, step))
             return shrinking_step(supernet, self.teacher, x, y, step, phase, config.sandwich, seeds)
         if self.single_arch is not None:
@@ -327,7 +328,7 @@ class Trainer(Training):
     def _evaluated(self) -> dict[str, Arch]:
         """The architectures that an evaluation measures, by name; within a phase, of what it opened."""
         if self.single_arch is not None:
-            return {"alone": self.single_arch}
+            return {"alone": self.single_arch}  # its name in metrics.jsonl and in exported files
         space, rng = self.supernet.space, numpy_generator(self.config.seed, "evaluated subnets")
         phase = self.phase_at(self.step - 1)  # the step before ended the epoch
         archs = {"smallest": phase.smallest(space) if phase else smallest(space), "largest": largest(space)}

@@ -143,6 +143,7 @@ def start_from(supernet: Supernet, source: Supernet, arch: Arch | None) -> None:
     else:
         theirs, ours = source.slices(arch), supernet.slices(largest(supernet.space))
     for name, tensor in theirs.items():
+        # Both are of one space, so only the classifier can differ in shape.
         if tensor.shape == ours[name].shape or not name.startswith("classifier."):
             ours[name].copy_(tensor)
 

@@ -10,7 +10,6 @@ from ofa.blocks.elastic import ElasticConv, ElasticConvBN, ElasticLinear, Slices
 from ofa.blocks.kind import activation_entries
 from ofa.blocks.plain import ConvBN
 from ofa.blocks.sizes import chain_memory
-from ofa.space.space import Head
 
 
 class HeadSpec(NamedTuple):
@@ -34,26 +33,15 @@ class HeadSpec(NamedTuple):
         return self.width or self.wide or self.inp
 
 
-def head_spec(head: Head | None, size: int, inp: int, width: int, classes: int) -> HeadSpec:
-    """The spec of a space's head of `width` features; without a head `width` counts for nothing."""
-    if head is None:
-        return HeadSpec(size, inp, 0, 0, False, "", classes)
-    if head.expand is None:
-        return HeadSpec(size, inp, width, 0, False, head.act, classes)
-    return HeadSpec(size, inp, head.expand * inp, width, head.bias, head.act, classes)
-
-
 class ElasticHead(nn.Module):
     """The head in the supernet. Its result are features (N, width)."""
 
-    def __init__(self, head: Head, inputs: int, eps: float):
+    def __init__(self, widest: HeadSpec, eps: float):
         super().__init__()
-        width = head.width[-1]
-        wide = head.expand * inputs if head.expand else width
-        self.ratio = head.expand
-        self.conv = ElasticConvBN(ElasticConv(inputs, wide), head.act, eps)
-        self.mix = ElasticLinear(wide, width, head.bias) if head.expand else None
-        self.act = ACTIVATION[head.act]
+        self.ratio = widest.wide // widest.inp if widest.width else None
+        self.conv = ElasticConvBN(ElasticConv(widest.inp, widest.wide), widest.act, eps)
+        self.mix = ElasticLinear(widest.wide, widest.width, widest.bias) if widest.width else None
+        self.act = ACTIVATION[widest.act]
 
     def forward(self, x: Tensor, width: int) -> Tensor:
         # MobileNetV3's first width follows from the last stage's; MobileNetV2's is the head's own choice.
