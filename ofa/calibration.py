@@ -88,6 +88,7 @@ class _Pool:
         exact = torch.float32 if bn.running_mean.device.type == "mps" else torch.float64  # MPS has no float64
         delta = bn.running_mean.to(exact) - self.mean
         self.mean = self.mean + delta * (count / total)
+        # torch stores a batch's variance unbiased, that is divided by count - 1.
         within = bn.running_var.to(exact) * (count - 1)
         between = delta**2 * (self.count * count / total)
         self.square = self.square + within + between

@@ -47,6 +47,7 @@ def layer_specs(space: Space, arch: Arch, classes: int, channels: int) -> list[L
     ]
     sizes = [size_R[at] for size_R in map_sizes(space)]
     for stage, block, choice in active_blocks(space, arch):
+        # Only the first block of a stage has a stride: the others see the map that it leaves.
         size = sizes[stage] if block == 0 else sizes[stage + 1]
         position = space.block_position(stage, block, width)
         kind = block_kind(space.stages[stage].block)
@@ -86,7 +87,8 @@ def total(tables: Sequence[CostTable], codes_NF: Codes, join: np.ufunc = np.add)
     choice_FN = np.ascontiguousarray(np.maximum(codes_NF, 1).T) - 1
     totals = np.zeros((tables[0].costs.shape[-1], len(codes_NF)), tables[0].costs.dtype)
     for columns, costs in tables:
-        # The place of a row's choices in the table, which is read as one long list.
+        # The place of a row's choices in the table, which is read as one long list. int32 is enough, and
+        # half as much memory as int64 for a million rows.
         place = np.zeros(len(codes_NF), np.int32)
         for column, choices in zip(columns, costs.shape, strict=False):
             if choices > 1:
@@ -131,6 +133,7 @@ def _grid(
     cost: CostFn, layer: Callable[..., LayerSpec], options: Sequence[Sequence[float]], dtype: type
 ) -> Numbers:
     """(*options, costs) of `layer(*choices)`, for every combination of choices."""
+    # `product` varies the last option fastest, which is the order that `reshape` expects.
     costs = [cost(layer(*choices)) for choices in product(*options)]
     return np.array(costs, dtype).reshape(*map(len, options), -1)
 

@@ -214,9 +214,10 @@ class Trainer(Training):
         self.config, self.single_arch, self.sampler, self.supernet = config, single_arch, sampler, supernet
         self.optimizer, self.average = build_sgd(config.sgd, supernet), self._new_average()
         self.teacher = read_teacher(run.path, supernet)
+        # A single process keeps the layers that save memory: there is nothing to join.
         if config.sync_bn and ranks.size > 1:
             join_batch_norms(supernet)
-        self.restore()
+        self.restore()  # last, since it fills what is made above
 
     def phase_at(self, step: int) -> Phase | None:
         """The phase of a step; None if the run has no phases."""
@@ -276,6 +277,7 @@ class Trainer(Training):
     def _add_gradients(self, x: Tensor, y: Tensor) -> Tensor:
         """Add one step's gradients, of the kind of training that this run is; returns its losses."""
         config, supernet, step = self.config, self.supernet, self.step
+        # Images differ between ranks, so their noise must differ, too; subnets may be the same.
         own = self.ranks.seed(config.seed)
         seeds = Seeds(subnets=config.seed if config.same_subnets else own, noise=own)
         phase = self.phase_at(step)
@@ -309,6 +311,7 @@ class Trainer(Training):
         data, images = self.data, self.config.calibration_images
         archs = self._evaluated()
         scores = [0.0] * len(archs)
+        # Every rank measures its share; the others' scores are 0 there, so that the total is everybody's.
         for i in range(self.ranks.rank, len(archs), self.ranks.size):
             subnet = prepare(self.weights, list(archs.values())[i], data, images)
             scores[i] = subnet_accuracy(subnet, data.batches("val", EVALUATION_BATCH))

@@ -72,6 +72,7 @@ def load_network(path: Path) -> tuple[SupernetModel, Supernet]:
     model = validate(SupernetModel, read_json(path / "model.json"), str(path / "model.json"))
     supernet = Supernet(model.space, len(model.classes), model.channels)
     weights = path / "weights.safetensors"
+    # torch lists every tensor that does not fit; a person needs to know which files, and what to do.
     try:
         supernet.load_state_dict(load_weights(weights))
     except RuntimeError:

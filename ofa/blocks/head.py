@@ -46,8 +46,8 @@ class ElasticHead(nn.Module):
     def forward(self, x: Tensor, width: int) -> Tensor:
         # MobileNetV3's first width follows from the last stage's; MobileNetV2's is the head's own choice.
         wide = self.ratio * x.shape[1] if self.ratio else width
-        x = self.conv(x, wide).mean((2, 3))
-        return x if self.mix is None else self.act(self.mix(x, width))
+        features = self.conv(x, wide).mean((2, 3))
+        return features if self.mix is None else self.act(self.mix(features, width))
 
     def slices(self, inputs: int, width: int) -> Slices:
         wide = self.ratio * inputs if self.ratio else width
@@ -81,7 +81,8 @@ class HeadAndClassifier(nn.Module):
         self.classifier = nn.Linear(spec.features, spec.classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(x.mean((2, 3)) if self.head is None else self.head(x))
+        features = x.mean((2, 3)) if self.head is None else self.head(x)
+        return self.classifier(features)
 
 
 def cost_of_head(spec: HeadSpec) -> tuple[int, int]:
@@ -110,6 +111,8 @@ def stored_of_head(spec: HeadSpec) -> tuple[int, int]:
     """(numbers in an exported ONNX file, entries of its graph)."""
     layer = 2 + activation_entries(spec.act)
     entries = 3  # the pool, and the classifier with its tensors
-    entries += layer if spec.wide else 0
-    entries += layer if spec.width else 0
+    if spec.wide:
+        entries += layer
+    if spec.width:
+        entries += layer
     return cost_of_head(spec)[1] - spec.wide, entries

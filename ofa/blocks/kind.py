@@ -76,6 +76,7 @@ class BlockSpec(NamedTuple):
         return halve(self.size, self.stride)
 
 
+# A base class and no protocol, since the supernet's lists of modules must know a block when they see one.
 class ElasticBlock(nn.Module):
     """A block of the supernet, with the weights of its largest choice."""
 
