@@ -21,6 +21,7 @@
 
 `batches` are pairs of images (N, channels, side, side) and labels (N,); each architecture resizes the images
 to its own resolution. `subnet` is an ordinary torch module for images of `arch.resolution` pixels a side.
+`ofa.TrainedSupernet` opens the folder of a finished run.
 """
 
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from ofa.space.space import Space, load_space
     from ofa.subnet import Subnet, extract
     from ofa.supernet import Supernet
+    from ofa.trained import TrainedSupernet
     from ofa.training.sampling import build_sampler
     from ofa.training.sandwich import Sandwich, Seeds, sandwich_step
 
@@ -46,6 +48,7 @@ __all__ = [
     "Space",
     "Subnet",
     "Supernet",
+    "TrainedSupernet",
     "build_sampler",
     "calibrate",
     "cost_of",
@@ -68,6 +71,7 @@ __getattr__ = lazy_names(
         "Space": "ofa.space.space",
         "Subnet": "ofa.subnet",
         "Supernet": "ofa.supernet",
+        "TrainedSupernet": "ofa.trained",
         "build_sampler": "ofa.training.sampling",
         "calibrate": "ofa.calibration",
         "cost_of": "ofa.cost",

@@ -62,7 +62,11 @@ def subnet_accuracy(subnet: Subnet, batches: Iterable[Batch]) -> float:
         subnet: in eval mode.
         batches: pairs of images (N, C, side, side), which are resized to the subnet's resolution, and labels.
     """
-    return training.accuracy(lambda x: subnet(resize(x, subnet.arch.resolution)), batches)
+
+    def network(x: Tensor) -> Tensor:
+        return subnet(resize(x, subnet.arch.resolution))
+
+    return training.accuracy(network, batches)
 
 
 class _Pool:
@@ -84,6 +88,7 @@ class _Pool:
         exact = torch.float32 if bn.running_mean.device.type == "mps" else torch.float64  # MPS has no float64
         delta = bn.running_mean.to(exact) - self.mean
         self.mean = self.mean + delta * (count / total)
+        # torch stores a batch's variance unbiased, that is divided by count - 1.
         within = bn.running_var.to(exact) * (count - 1)
         between = delta**2 * (self.count * count / total)
         self.square = self.square + within + between

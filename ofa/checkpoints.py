@@ -276,6 +276,7 @@ def load_mobilenet_v3(supernet: Supernet, tensors: State, kind: str, path: Path)
                     f"Checkpoint '{path}': {theirs}.{suffix} is {tuple(source.shape)}, which does not fit "
                     f"into {tuple(target.shape)}; --from {kind} takes {kind}'s MobileNetV3-Large."
                 )
+            # Their kernels and expansions are smaller than the largest subnet's in some blocks.
             embed(target, source)
     extra = [name for name in tensors.keys() - used if not name.endswith("num_batches_tracked")]
     if extra:
@@ -283,6 +284,7 @@ def load_mobilenet_v3(supernet: Supernet, tensors: State, kind: str, path: Path)
             f"Checkpoint '{path}' has {min(extra)}, which {kind}'s MobileNetV3-Large has not; choose another "
             "--from."
         )
+    # Only the largest subnet must stay what it is: no other has been trained.
     sort_channels(supernet, LARGEST)
     return len(tensors[f"{names['classifier']}.weight"]) != supernet.classes
 

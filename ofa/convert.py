@@ -64,6 +64,7 @@ class Convert(Command):
         tensors = read_checkpoint(self.file)
         data = load_data(self.data, torch.device("cpu"), self.seed)
         space = space_of(self.source)
+        # What the checkpoint has no weights for, such as a new classifier, is drawn from the seed.
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(derive(self.seed, "weights"))
             supernet = Supernet(space, len(data.classes), data.channels)

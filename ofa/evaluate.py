@@ -33,6 +33,7 @@ class Evaluate(RunCommand):
     def execute(self) -> int:
         """Measure each and print a table."""
         trained = self.open()
+        # A run of a single architecture has nothing to choose from.
         if trained.model.arch:
             archs = {"alone": trained.model.arch}
         else:

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ofa.blocks.head import HeadSpec, head_spec
+from ofa.blocks.head import HeadSpec
 from ofa.blocks.kind import BlockChoice, BlockSpec
 from ofa.blocks.sizes import halve
 from ofa.blocks.stem import StemSpec
 from ofa.blocks.table import block_kind
 from ofa.space.arch import Arch, active_blocks
 from ofa.space.codes import Codes
-from ofa.space.space import Space
+from ofa.space.space import Head, Space
 
 LayerSpec = StemSpec | BlockSpec | HeadSpec
 CostFn = Callable[[LayerSpec], Sequence[float]]
@@ -47,12 +47,22 @@ def layer_specs(space: Space, arch: Arch, classes: int, channels: int) -> list[L
     ]
     sizes = [size_R[at] for size_R in map_sizes(space)]
     for stage, block, choice in active_blocks(space, arch):
+        # Only the first block of a stage has a stride: the others see the map that it leaves.
         size = sizes[stage] if block == 0 else sizes[stage + 1]
         position = space.block_position(stage, block, width)
         kind = block_kind(space.stages[stage].block)
         layers.append(kind.spec(space.block_settings(stage), position, size, choice))
         width = choice.width
     return [*layers, head_spec(space.head, sizes[-1], width, arch.width[-1], classes)]
+
+
+def head_spec(head: Head | None, size: int, inp: int, width: int, classes: int) -> HeadSpec:
+    """The spec of a space's head of `width` features; without a head `width` counts for nothing."""
+    if head is None:
+        return HeadSpec(size, inp, 0, 0, False, "", classes)
+    if head.expand is None:
+        return HeadSpec(size, inp, width, 0, False, head.act, classes)
+    return HeadSpec(size, inp, head.expand * inp, width, head.bias, head.act, classes)
 
 
 def map_sizes(space: Space) -> list[list[int]]:
@@ -72,10 +82,13 @@ def total(tables: Sequence[CostTable], codes_NF: Codes, join: np.ufunc = np.add)
         codes_NF: encoded architectures.
         join: how the costs of layers become one: np.add, or np.maximum for memory.
     """
+    # A column a row, so that every table reads its columns from consecutive memory; code 0 reads choice 0,
+    # whose cost in a table of an inactive block is 0 at that depth.
     choice_FN = np.ascontiguousarray(np.maximum(codes_NF, 1).T) - 1
     totals = np.zeros((tables[0].costs.shape[-1], len(codes_NF)), tables[0].costs.dtype)
     for columns, costs in tables:
-        # The place of a row's choices in the table, which is read as one long list.
+        # The place of a row's choices in the table, which is read as one long list. int32 is enough, and
+        # half as much memory as int64 for a million rows.
         place = np.zeros(len(codes_NF), np.int32)
         for column, choices in zip(columns, costs.shape, strict=False):
             if choices > 1:
@@ -120,6 +133,7 @@ def _grid(
     cost: CostFn, layer: Callable[..., LayerSpec], options: Sequence[Sequence[float]], dtype: type
 ) -> Numbers:
     """(*options, costs) of `layer(*choices)`, for every combination of choices."""
+    # `product` varies the last option fastest, which is the order that `reshape` expects.
     costs = [cost(layer(*choices)) for choices in product(*options)]
     return np.array(costs, dtype).reshape(*map(len, options), -1)
 
@@ -188,6 +202,7 @@ def _stage_table(
         costs = first
         if depth > 1:
             assert later is not None
+            # All later blocks of a stage are alike here, so their sum is a product and their maximum is one.
             rest = (depth - 1) * later if join is np.add else later
             costs = join(first, rest[:, None])  # the same for every input width of the first block
         by_depth.append(costs)

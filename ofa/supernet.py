@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from engine.data.augment import resize
 from ofa.blocks.elastic import DropConnect, ElasticLinear, Slices, dropout, prefixed
-from ofa.blocks.head import ElasticHead
+from ofa.blocks.head import ElasticHead, HeadSpec
 from ofa.blocks.kind import BlockChoice, ElasticBlock
-from ofa.blocks.stem import elastic_stem
+from ofa.blocks.stem import StemSpec, elastic_stem
 from ofa.blocks.table import block_kind
-from ofa.space.arch import Arch, active_blocks, check_arch
+from ofa.layers import layer_specs
+from ofa.space.arch import Arch, active_blocks, check_arch, largest
 from ofa.space.space import Space
 
 
@@ -57,7 +58,9 @@ class Supernet(nn.Module):
     def __init__(self, space: Space, classes: int, channels: int = 3):
         super().__init__()
         self.space, self.classes, self.channels = space, classes, channels
-        self.stem = elastic_stem(space.stem, channels, space.bn_eps)
+        stem, *_, head = layer_specs(space, largest(space), classes, channels)
+        assert isinstance(stem, StemSpec) and isinstance(head, HeadSpec)
+        self.stem = elastic_stem(stem, space.bn_eps)
         self.stages = nn.ModuleList()
         width = space.stem.width[-1]
         for i, stage in enumerate(space.stages):
@@ -67,11 +70,8 @@ class Supernet(nn.Module):
                 blocks.append(kind.elastic(settings, space.block_position(i, j, width), stage.width[-1]))
                 width = stage.width[-1]
             self.stages.append(blocks)
-        self.head = None
-        if space.head:
-            self.head = ElasticHead(space.head, width, space.bn_eps)
-            width = space.head.width[-1]
-        self.classifier = ElasticLinear(width, classes, bias=True, classifier=True)
+        self.head = ElasticHead(head, space.bn_eps) if head.wide else None
+        self.classifier = ElasticLinear(head.features, classes, bias=True, classifier=True)
 
     def forward(self, x_NCHW: Tensor, arch: Arch, regularise: Regularisation | None = None) -> Tensor:
         """Logits (N, classes) of `arch`, which resizes the images to its own resolution (bicubic).

@@ -59,8 +59,7 @@ class Train(TrainingCommand):
       python -m ofa.train                                      the embedded digits, about 2 minutes
       python -m ofa.train --config ofa/imagefolder --data.path photos --out runs/photos
       python -m ofa.train --config ofa/cifar10 --out runs/cifar10 --epochs 50 --resume
-      torchrun --nproc-per-node 2 -m ofa.train --config ofa/cifar10 --out runs/cifar10     two GPUs, half of
-      each batch on each
+      torchrun --nproc-per-node 2 -m ofa.train --config ofa/cifar10     two GPUs, half of each batch on each
     """
 
     module: ClassVar[str] = "ofa.train"
@@ -126,10 +125,8 @@ class Train(TrainingCommand):
                 "sync_bn is not for phases: the teacher's BatchNorm sees the images of its own process; "
                 "leave it out"
             )
-        if self.phases and (self.sandwich.sampling, self.sandwich.distillation) != (
-            Uniform(),
-            SoftCrossEntropy(),
-        ):
+        step = self.sandwich
+        if self.phases and (step.sampling != Uniform() or step.distillation != SoftCrossEntropy()):
             raise ValueError(
                 "phases draw uniformly from what they open and distil by soft cross-entropy; leave sampling "
                 "and distillation"
@@ -143,9 +140,8 @@ class Train(TrainingCommand):
 
     @model_validator(mode="after")
     def _one_statistic_needs_one_architecture(self) -> Self:
-        judged = isinstance(self.sandwich.sampling, Attentive) and isinstance(
-            self.sandwich.sampling.judge, BatchLoss
-        )
+        sampling = self.sandwich.sampling
+        judged = isinstance(sampling, Attentive) and isinstance(sampling.judge, BatchLoss)
         if self.same_subnets and judged:
             raise ValueError(
                 "same_subnets cannot hold where each process judges by the loss on its own images; judge by "
@@ -173,9 +169,11 @@ class Train(TrainingCommand):
             supernet = Supernet(space, len(data.classes), data.channels)
         if source:
             start_from(supernet, source, arch)
+        # A single architecture has nothing to draw: no tables are estimated for it.
         sampling = Uniform() if single_arch else self.sandwich.sampling
         sampler = build_sampler(sampling, space, len(data.classes), data.channels)
         run = self.start(ranks)
+        # The first rank decides for all, so that none goes on alone.
         if ranks.any(ranks.first and run.finished):
             print(f"{run.path} is finished already.")
             return _next(run.path, single_arch)
@@ -216,9 +214,10 @@ class Trainer(Training):
         self.config, self.single_arch, self.sampler, self.supernet = config, single_arch, sampler, supernet
         self.optimizer, self.average = build_sgd(config.sgd, supernet), self._new_average()
         self.teacher = read_teacher(run.path, supernet)
+        # A single process keeps the layers that save memory: there is nothing to join.
         if config.sync_bn and ranks.size > 1:
             join_batch_norms(supernet)
-        self.restore()
+        self.restore()  # last, since it fills what is made above
 
     def phase_at(self, step: int) -> Phase | None:
         """The phase of a step; None if the run has no phases."""
@@ -237,12 +236,14 @@ class Trainer(Training):
         if number and self.average:  # what the last phase ended with is its average
             self.supernet.load_state_dict(self.weights.state_dict())
         print(f"phase {number + 1} of {len(phases)}: {phase.name}, {phase.epochs} epochs")
+        # Written down: a resumed run has no other way to know the network of the first phase's end.
         if phase.subnets and self.teacher is None:
             self.teacher = extract(self.supernet, largest(self.supernet.space))
             if self.ranks.first:
                 save_weights(self.folder.path / TEACHER, self.teacher.state_dict())
         if number and grows(phases[number - 1], phase, self.supernet.space):
             sort_channels(self.supernet, phases[number - 1])
+        # As in the reference code; momentum and average also are of channels in their old order.
         self.optimizer, self.average = build_sgd(self.config.sgd, self.supernet), self._new_average()
 
     def _new_average(self) -> AveragedModel | None:
@@ -276,10 +277,12 @@ class Trainer(Training):
     def _add_gradients(self, x: Tensor, y: Tensor) -> Tensor:
         """Add one step's gradients, of the kind of training that this run is; returns its losses."""
         config, supernet, step = self.config, self.supernet, self.step
+        # Images differ between ranks, so their noise must differ, too; subnets may be the same.
         own = self.ranks.seed(config.seed)
         seeds = Seeds(subnets=config.seed if config.same_subnets else own, noise=own)
         phase = self.phase_at(step)
         if phase is not None:
+            # The teacher sees the same images as the subnets, so all share one resolution per step.
             x = resize(x, drawn_resolution(supernet.space, config.seed, step))
             return shrinking_step(supernet, self.teacher, x, y, step, phase, config.sandwich, seeds)
         if self.single_arch is not None:
@@ -308,6 +311,7 @@ class Trainer(Training):
         data, images = self.data, self.config.calibration_images
         archs = self._evaluated()
         scores = [0.0] * len(archs)
+        # Every rank measures its share; the others' scores are 0 there, so that the total is everybody's.
         for i in range(self.ranks.rank, len(archs), self.ranks.size):
             subnet = prepare(self.weights, list(archs.values())[i], data, images)
             scores[i] = subnet_accuracy(subnet, data.batches("val", EVALUATION_BATCH))
@@ -327,7 +331,7 @@ class Trainer(Training):
     def _evaluated(self) -> dict[str, Arch]:
         """The architectures that an evaluation measures, by name; within a phase, of what it opened."""
         if self.single_arch is not None:
-            return {"alone": self.single_arch}
+            return {"alone": self.single_arch}  # its name in metrics.jsonl and in exported files
         space, rng = self.supernet.space, numpy_generator(self.config.seed, "evaluated subnets")
         phase = self.phase_at(self.step - 1)  # the step before ended the epoch
         archs = {"smallest": phase.smallest(space) if phase else smallest(space), "largest": largest(space)}

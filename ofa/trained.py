@@ -72,6 +72,7 @@ def load_network(path: Path) -> tuple[SupernetModel, Supernet]:
     model = validate(SupernetModel, read_json(path / "model.json"), str(path / "model.json"))
     supernet = Supernet(model.space, len(model.classes), model.channels)
     weights = path / "weights.safetensors"
+    # torch lists every tensor that does not fit; a person needs to know which files, and what to do.
     try:
         supernet.load_state_dict(load_weights(weights))
     except RuntimeError:
@@ -143,6 +144,7 @@ def start_from(supernet: Supernet, source: Supernet, arch: Arch | None) -> None:
     else:
         theirs, ours = source.slices(arch), supernet.slices(largest(supernet.space))
     for name, tensor in theirs.items():
+        # Both are of one space, so only the classifier can differ in shape.
         if tensor.shape == ours[name].shape or not name.startswith("classifier."):
             ours[name].copy_(tensor)
 

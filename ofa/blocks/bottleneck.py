@@ -50,7 +50,8 @@ class ElasticBottleneck(ElasticBlock):
         y = self.project(self.conv(self.reduce(x, hidden), hidden, choice.kernel), choice.width)
         # As in every kind, drop-connect is only for identity shortcuts.
         if self.shortcut is not None:
-            x = F.avg_pool2d(x, self.stride, ceil_mode=True) if self.stride > 1 else x
+            if self.stride > 1:
+                x = F.avg_pool2d(x, self.stride, ceil_mode=True)
             x = self.shortcut(x, choice.width)
         elif drop is not None:
             y = drop_connect(y, drop)
@@ -85,8 +86,11 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.project(self.conv(self.reduce(x)))
-        x = x if self.pool is None else self.pool(x)
-        return self.act(y + (x if self.shortcut is None else self.shortcut(x)))
+        if self.pool is not None:
+            x = self.pool(x)
+        if self.shortcut is not None:
+            x = self.shortcut(x)
+        return self.act(y + x)
 
 
 def _check(settings: BlockSettings) -> Complaint | None:

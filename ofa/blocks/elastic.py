@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from engine.compute.distributed import batch_norm
 from engine.compute.fast import ACTIVATION, depthwise, norm_act
-from ofa.blocks.activation import Act
 
 Slices = dict[str, Tensor]
 
@@ -115,7 +114,7 @@ class ElasticBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
 
-    def forward(self, x: Tensor, act: Act | None) -> Tensor:
+    def forward(self, x: Tensor, act: str | None) -> Tensor:
         """BatchNorm and then the activation (none if `act` is None)."""
         width = x.shape[1]
         weight, bias = self.weight[:width], self.bias[:width]
@@ -148,7 +147,7 @@ def join_batch_norms(net: nn.Module) -> None:
 class ElasticConvBN(nn.Module):
     """Elastic convolution, BatchNorm, activation (none if `act` is None)."""
 
-    def __init__(self, conv: ElasticConv | ElasticDepthwise, act: Act | None, eps: float):
+    def __init__(self, conv: ElasticConv | ElasticDepthwise, act: str | None, eps: float):
         super().__init__()
         self.conv, self.bn = conv, ElasticBatchNorm(len(conv.weight), eps)
         self.act = act

@@ -55,11 +55,14 @@ class ElasticFused(ElasticBlock):
     def forward(self, x: Tensor, choice: BlockChoice, drop: DropConnect | None) -> Tensor:
         hidden = self._hidden(x.shape[1], choice)
         y = self.conv(x, hidden, choice.kernel)
-        y = y if self.se is None else self.se(y, squeeze_width(hidden))
-        y = y if self.project is None else self.project(y, choice.width)
+        if self.se is not None:
+            y = self.se(y, squeeze_width(hidden))
+        if self.project is not None:
+            y = self.project(y, choice.width)
         if self.stride > 1 or x.shape[1] != choice.width:
             return y  # no shortcut here, and so no drop-connect
-        return (y if drop is None else drop_connect(y, drop)) + x
+        y = y if drop is None else drop_connect(y, drop)
+        return y + x
 
     def _hidden(self, inputs: int, choice: BlockChoice) -> int:
         return hidden_width(inputs, choice.expand) if self.expands else choice.width
@@ -100,8 +103,10 @@ class Fused(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
-        y = y if self.se is None else self.se(y)
-        y = y if self.project is None else self.project(y)
+        if self.se is not None:
+            y = self.se(y)
+        if self.project is not None:
+            y = self.project(y)
         return y + x if self.residual else y
 
 
@@ -155,9 +160,11 @@ def _cost(spec: BlockSpec) -> tuple[int, int]:
 
 def _memory(spec: BlockSpec) -> int:
     before, after = spec.inp * spec.size**2, spec.size_after**2
-    projected = [spec.out * after] if spec.expands else []
+    maps = [before, spec.hidden * after]
+    if spec.expands:
+        maps.append(spec.out * after)
     held = before if spec.residual else 0
-    alive = [chain_memory([before, spec.hidden * after, *projected], held)]
+    alive = [chain_memory(maps, held)]
     if spec.se:
         alive.append(spec.hidden * after + spec.hidden + squeeze_width(spec.hidden) + held)
     return max(alive)

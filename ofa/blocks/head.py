@@ -10,7 +10,6 @@ from ofa.blocks.elastic import ElasticConv, ElasticConvBN, ElasticLinear, Slices
 from ofa.blocks.kind import activation_entries
 from ofa.blocks.plain import ConvBN
 from ofa.blocks.sizes import chain_memory
-from ofa.space.space import Head
 
 
 class HeadSpec(NamedTuple):
@@ -34,32 +33,21 @@ class HeadSpec(NamedTuple):
         return self.width or self.wide or self.inp
 
 
-def head_spec(head: Head | None, size: int, inp: int, width: int, classes: int) -> HeadSpec:
-    """The spec of a space's head of `width` features; without a head `width` counts for nothing."""
-    if head is None:
-        return HeadSpec(size, inp, 0, 0, False, "", classes)
-    if head.expand is None:
-        return HeadSpec(size, inp, width, 0, False, head.act, classes)
-    return HeadSpec(size, inp, head.expand * inp, width, head.bias, head.act, classes)
-
-
 class ElasticHead(nn.Module):
     """The head in the supernet. Its result are features (N, width)."""
 
-    def __init__(self, head: Head, inputs: int, eps: float):
+    def __init__(self, widest: HeadSpec, eps: float):
         super().__init__()
-        width = head.width[-1]
-        wide = head.expand * inputs if head.expand else width
-        self.ratio = head.expand
-        self.conv = ElasticConvBN(ElasticConv(inputs, wide), head.act, eps)
-        self.mix = ElasticLinear(wide, width, head.bias) if head.expand else None
-        self.act = ACTIVATION[head.act]
+        self.ratio = widest.wide // widest.inp if widest.width else None
+        self.conv = ElasticConvBN(ElasticConv(widest.inp, widest.wide), widest.act, eps)
+        self.mix = ElasticLinear(widest.wide, widest.width, widest.bias) if widest.width else None
+        self.act = ACTIVATION[widest.act]
 
     def forward(self, x: Tensor, width: int) -> Tensor:
         # MobileNetV3's first width follows from the last stage's; MobileNetV2's is the head's own choice.
         wide = self.ratio * x.shape[1] if self.ratio else width
-        x = self.conv(x, wide).mean((2, 3))
-        return x if self.mix is None else self.act(self.mix(x, width))
+        features = self.conv(x, wide).mean((2, 3))
+        return features if self.mix is None else self.act(self.mix(features, width))
 
     def slices(self, inputs: int, width: int) -> Slices:
         wide = self.ratio * inputs if self.ratio else width
@@ -93,7 +81,8 @@ class HeadAndClassifier(nn.Module):
         self.classifier = nn.Linear(spec.features, spec.classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(x.mean((2, 3)) if self.head is None else self.head(x))
+        features = x.mean((2, 3)) if self.head is None else self.head(x)
+        return self.classifier(features)
 
 
 def cost_of_head(spec: HeadSpec) -> tuple[int, int]:
@@ -122,6 +111,8 @@ def stored_of_head(spec: HeadSpec) -> tuple[int, int]:
     """(numbers in an exported ONNX file, entries of its graph)."""
     layer = 2 + activation_entries(spec.act)
     entries = 3  # the pool, and the classifier with its tensors
-    entries += layer if spec.wide else 0
-    entries += layer if spec.width else 0
+    if spec.wide:
+        entries += layer
+    if spec.width:
+        entries += layer
     return cost_of_head(spec)[1] - spec.wide, entries

@@ -67,16 +67,21 @@ class ElasticInverted(ElasticBlock):
     def forward(self, x: Tensor, choice: BlockChoice, drop: DropConnect | None) -> Tensor:
         width, kernel, expand = choice
         hidden = hidden_width(x.shape[1], expand)
-        y = x if self.expand is None else self.expand(x, hidden)
+        y = x
+        if self.expand is not None:
+            y = self.expand(y, hidden)
         y = self.depthwise(y, hidden, kernel)
-        y = y if self.se is None else self.se(y, squeeze_width(hidden))
+        if self.se is not None:
+            y = self.se(y, squeeze_width(hidden))
         y = self.project(y, width)
         # Drop-connect only where the shortcut is the identity: what is left of a dropped image is its input.
         if self.stride == 1 and x.shape[1] == width:
-            return (y if drop is None else drop_connect(y, drop)) + x
+            y = y if drop is None else drop_connect(y, drop)
+            return y + x
         if not self.projected:
             return y
-        x = F.avg_pool2d(x, self.stride) if self.stride > 1 else x
+        if self.stride > 1:
+            x = F.avg_pool2d(x, self.stride)
         if self.shortcut is not None and x.shape[1] != width:
             x = self.shortcut(x, width, 1)
         return y + x
@@ -127,12 +132,17 @@ class Inverted(nn.Module):
         self.shortcut = nn.Conv2d(spec.inp, spec.out, 1, bias=False) if spec.projects else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.depthwise(x if self.expand is None else self.expand(x))
-        y = self.project(y if self.se is None else self.se(y))
+        y = x if self.expand is None else self.expand(x)
+        y = self.depthwise(y)
+        if self.se is not None:
+            y = self.se(y)
+        y = self.project(y)
         if not self.residual:
             return y
-        x = x if self.pool is None else self.pool(x)
-        x = x if self.shortcut is None else self.shortcut(x)
+        if self.pool is not None:
+            x = self.pool(x)
+        if self.shortcut is not None:
+            x = self.shortcut(x)
         return y + x
 
 
@@ -182,8 +192,10 @@ def _cost(spec: BlockSpec) -> tuple[int, int]:
 
 def _memory(spec: BlockSpec) -> int:
     before, after = spec.size**2, spec.size_after**2
-    expanded = [spec.hidden * before] if spec.expands else []
-    maps = [spec.inp * before, *expanded, spec.hidden * after, spec.out * after]
+    maps = [spec.inp * before]
+    if spec.expands:
+        maps.append(spec.hidden * before)
+    maps += [spec.hidden * after, spec.out * after]
     held = spec.inp * before if spec.residual else 0
     alive = [chain_memory(maps, held), shortcut_memory(spec)]
     if spec.se:

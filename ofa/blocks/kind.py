@@ -2,8 +2,8 @@
 
 A kind is one file beside this one: its elastic module in the supernet, its plain module in a subnet, its
 layer spec, its cost, memory and stored numbers, which of its channels sort together, and its names in other
-projects' tables. `ofa.blocks.table` lists the kinds. Nothing here knows `Space`, so that a space can ask
-its kinds whether its choices are possible.
+projects' tables. `ofa.blocks.table` lists the kinds. Nothing in this folder knows `Space`, so that a space
+can ask its kinds whether its choices are possible.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ofa.blocks.activation import Act
 from ofa.blocks.elastic import DropConnect, Slices
 from ofa.blocks.sizes import halve
 
@@ -26,7 +25,7 @@ class BlockSettings(NamedTuple):
     kernels: tuple[int, ...]
     expands: tuple[float, ...]
     se: bool
-    act: Act
+    act: str
     bn_eps: float
     projected: bool
     transformed: bool
@@ -77,6 +76,7 @@ class BlockSpec(NamedTuple):
         return halve(self.size, self.stride)
 
 
+# A base class and no protocol, since the supernet's lists of modules must know a block when they see one.
 class ElasticBlock(nn.Module):
     """A block of the supernet, with the weights of its largest choice."""
 

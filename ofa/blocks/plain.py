@@ -22,6 +22,7 @@ class ConvBN(nn.Sequential):
     ):
         super().__init__()
         groups = inp if depthwise else 1
+        # No bias: BatchNorm subtracts it again. The names are those of `ofa.blocks.elastic.ElasticConvBN`.
         self.conv = nn.Conv2d(inp, out, kernel, stride, kernel // 2, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(out, eps=eps)
         if act:

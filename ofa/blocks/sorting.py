@@ -26,6 +26,7 @@ def sort_between(layer: ElasticConvBN, reader: ElasticConvBN, cuts: set[int]) ->
 def sort_inside(se: ElasticSqueezeExcite, cuts: set[int]) -> None:
     """Sort the inner channels of squeeze-and-excitation; `cuts` are widths of its input."""
     assert se.reduce.bias is not None
+    # How many inner channels are in use follows from the width, so its cuts decide theirs.
     order = importance_order(se.restore.weight, {squeeze_width(cut) for cut in cuts})
     permute(order, [se.reduce.weight, se.reduce.bias], [se.restore.weight])
 
@@ -44,6 +45,7 @@ def importance_order(following: Tensor, cuts: set[int]) -> Tensor:
     """
     importance = following.abs().sum((0, 2, 3))
     edges = sorted({0, len(importance), *cuts})
+    # Stable: channels of equal importance keep their order, so that sorting twice is sorting once.
     groups = [a + importance[a:b].argsort(descending=True, stable=True) for a, b in pairwise(edges)]
     return torch.cat(groups)
 

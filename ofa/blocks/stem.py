@@ -10,7 +10,6 @@ from ofa.blocks.elastic import ElasticConv, ElasticConvBN, Slices, prefixed
 from ofa.blocks.kind import activation_entries
 from ofa.blocks.plain import ConvBN
 from ofa.blocks.sizes import chain_memory, halve
-from ofa.space.space import Deep, Stem
 
 
 class StemSpec(NamedTuple):
@@ -43,14 +42,14 @@ class ElasticDeepStem(nn.Module):
     A convolution with the stride, up to `residual` residual ones, one to the stem's width, and a max pool.
     """
 
-    def __init__(self, stem: Stem, deep: Deep, channels: int, eps: float):
+    def __init__(self, widest: StemSpec, eps: float):
         super().__init__()
-        middle, width = deep.middle[-1], stem.width[-1]
-        self.first = ElasticConvBN(ElasticConv(channels, middle, 3, stem.stride), stem.act, eps)
+        middle, act = widest.middle, widest.act
+        self.first = ElasticConvBN(ElasticConv(widest.channels, middle, 3, widest.stride), act, eps)
         self.residual = nn.ModuleList()
-        for _ in range(deep.residual[-1]):
-            self.residual.append(ElasticConvBN(ElasticConv(middle, middle, 3), stem.act, eps))
-        self.last = ElasticConvBN(ElasticConv(middle, width, 3), stem.act, eps)
+        for _ in range(widest.residual):
+            self.residual.append(ElasticConvBN(ElasticConv(middle, middle, 3), act, eps))
+        self.last = ElasticConvBN(ElasticConv(middle, widest.width, 3), act, eps)
 
     def forward(self, x: Tensor, width: int, middle: int, residual: int) -> Tensor:
         x = self.first(x, middle)
@@ -66,11 +65,12 @@ class ElasticDeepStem(nn.Module):
         return found | prefixed("last", self.last.slices(middle, width))
 
 
-def elastic_stem(stem: Stem, channels: int, eps: float) -> ElasticConvBN | ElasticDeepStem:
-    """The stem of a supernet; its sizes in a call are the first width and `Arch.stem`."""
-    if stem.deep:
-        return ElasticDeepStem(stem, stem.deep, channels, eps)
-    return ElasticConvBN(ElasticConv(channels, stem.width[-1], 3, stem.stride), stem.act, eps)
+def elastic_stem(widest: StemSpec, eps: float) -> ElasticConvBN | ElasticDeepStem:
+    """The stem of a supernet; its sizes in a call are the first width and `Arch.stem`. eps: of BatchNorm."""
+    if widest.deep:
+        return ElasticDeepStem(widest, eps)
+    conv = ElasticConv(widest.channels, widest.width, 3, widest.stride)
+    return ElasticConvBN(conv, widest.act, eps)
 
 
 class DeepStem(nn.Module):

@@ -55,6 +55,7 @@ def _read_arch(space: Space, name: str, named: list[str]) -> Arch:
     is_json = name.lstrip().startswith("{")
     if not is_json and not Path(name).is_file():
         known = ", ".join(["smallest", "largest", *named])
+        # A name with this ending is meant as a file, though there is none: the remedy is another.
         if name.endswith(".json"):
             raise UserError(f"There is no file '{name}'; give a file of predictors.select, or {known}.")
         raise UserError(
@@ -67,4 +68,5 @@ def _read_arch(space: Space, name: str, named: list[str]) -> Arch:
         raise UserError(f"Architecture '{name}' is not valid JSON ({error}).") from None
     if not isinstance(values, dict):
         raise UserError(f"'{name}' holds no single architecture, but a JSON {type(values).__name__}.")
+    # Files of predictors.select and lines of pairs.jsonl hold the architecture among other things.
     return validate(Arch, values.get("arch", values), f"architecture '{name}'")

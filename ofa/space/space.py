@@ -26,6 +26,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Ratios = Annotated[tuple[Finite, ...], Field(min_length=1, max_length=255)]
 
 
+# A validator and no Literal: the table of kinds is the only list of them.
 def _known_block(name: str) -> str:
     block_kind(name)
     return name
@@ -94,6 +95,7 @@ class Head(Config):
     )
 
 
+# Here and not beside the codes that it describes, since a space lists its own columns.
 class Column(NamedTuple):
     """One choice of a space: `field` of Arch, position in it, and the ascending values it may take."""
 
@@ -133,6 +135,7 @@ class Space(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         for where, values in self._choice_lists():
+            # Expansions may be fractions, so that the smallest choice is only known to be above 0.
             smallest = 0 if where == "stem.deep.residual" else 1e-9
             if list(values) != sorted(set(values)) or values[0] < smallest:
                 raise ValueError(
@@ -174,6 +177,7 @@ class Space(Config):
         if self.head:
             yield "head.width", self.head.width
 
+    # Cached, since searches read the columns with every draw; a space never changes.
     @cached_property
     def columns(self) -> tuple[Column, ...]:
         """The columns of a row of codes, in the order of Arch's fields."""

@@ -69,6 +69,7 @@ class Phase(Config):
 
         resolution: that of the architecture; None: it is drawn, too.
         """
+        # Choices count from the largest down: code n is the largest, n - 1 the next one.
         codes = space.cardinalities.astype(np.uint8) - rng.integers(0, self.open(space), dtype=np.uint8)
         arch = decode(space, canonical(space, codes[None])[0])
         return arch if resolution is None else arch.model_copy(update={"resolution": resolution})
@@ -92,6 +93,7 @@ class PhasePosition(NamedTuple):
 
 def phase_position(phases: tuple[Phase, ...], steps: int, step: int) -> PhasePosition:
     """The position of `step` (from 0), with `steps` in an epoch."""
+    # Without the last end, so that the step after the last one is still of the last phase.
     ends = list(accumulate(phase.epochs * steps for phase in phases))
     number = bisect_right(ends[:-1], step)
     return PhasePosition(number, ends[number] - phases[number].epochs * steps, ends[number])

@@ -206,6 +206,7 @@ class Bins(NamedTuple):
 
     def of(self, macs: NDArray[np.int64]) -> NDArray[np.int64]:
         """Bin of each, and -1 outside."""
+        # In integers, so that no MACs fall between two bins by rounding.
         bin_N = (macs - self.low) * self.number // (self.high - self.low + 1)
         return np.where((macs < self.low) | (macs > self.high), -1, bin_N)
 
@@ -264,6 +265,7 @@ class Prior:
                 bins.append(bin_N[bin_N >= 0])
                 advance("")
         codes_NF, bin_N = np.concatenate(codes), np.concatenate(bins)
+        # By bin, so that the samples of a bin are one range: `start_B` and `hits_B`.
         order = np.argsort(bin_N, kind="stable")
         return codes_NF[order], bin_N[order]
 
@@ -297,6 +299,7 @@ def _bins(config: _Prior, space: Space, classes: int, channels: int) -> Bins:
             f"Sampling with {' and '.join(given)} leaves nothing of space '{space.name}', whose subnets have "
             f"{format_count(least)} to {format_count(most)} MACs; choose low and high within, low first."
         )
+    # Small networks, such as those of digits, have fewer MACs in all than AttentiveNAS has in a bin.
     width = config.bin or max(1, min(BIN, (high - low) // 10))
     bins = Bins(low, high, max(1, round((high - low) / width)))
     if bins.number > MOST_BINS:

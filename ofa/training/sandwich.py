@@ -96,13 +96,14 @@ def sandwich_step(
         return label_losses(supernet, archs, x, y, config.label_smoothing)
 
     space, rng = supernet.space, numpy_generator(seeds.subnets, "subnets", step)
-    # 1. the largest learns from the labels
+    # 1. the largest learns from the labels; its logits of this very pass are what the others learn from
     teacher, loss = label_step(supernet, largest(space), x, y, config, (seeds.noise, step))
     losses = [loss]
     # 2. the others learn from the largest
     for arch in [*sampler.draw(rng, config.random, judge), smallest(space)]:
         with autocast(x.device):
             logits = supernet(x, arch)
+        # Backward at once, so that only one graph is in memory; gradients add up by themselves.
         loss = distil(config.distillation, logits, teacher)
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
@@ -153,5 +154,5 @@ def label_losses(
         with autocast(x.device):
             logits = supernet(x, arch)
         losses.append(F.cross_entropy(logits.float(), y, label_smoothing=label_smoothing))
-    # One synchronisation with the device for all of them.
+    # One synchronisation with the device for all of them: the judge needs numbers to compare.
     return torch.stack(losses).tolist() if losses else []

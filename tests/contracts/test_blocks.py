@@ -184,6 +184,14 @@ def test_every_layer_can_be_timed_under_a_name_of_its_own(space: Space) -> None:
 def test_a_kind_is_described(kind: str) -> None:
     assert "5×5" in BLOCKS[kind].describe(5, 4)
     assert BLOCKS[kind].description
+    space = next(iter(SPACES[kind].values()))
+    block = next(layer for layer in layer_specs(space, largest(space), 5, 3) if isinstance(layer, BlockSpec))
+    assert block.block == kind
+    if BLOCKS[kind].published_key is None:
+        with pytest.raises(UserError, match=f"Published latency tables have no {kind} blocks"):
+            published_keys(block)
+    else:
+        assert len(published_keys(block)) == 1
 
 
 def test_an_unknown_block_is_refused_everywhere() -> None:

@@ -1,9 +1,8 @@
-"""Published checkpoint formats: rebuilt here from their naming rules, loaded, and compared with logits of the
-reference code.
+"""Published checkpoint formats: rebuilt from their naming rules, loaded, and compared by their logits.
 
-The weights are pseudo-random functions of the published names (seed: crc32 of the name), on which the
-reference code's own extracted subnets were run in float32. A wrong name, slice, epsilon or activation changes
-the logits by far more than rounding.
+The logits are those of the reference code. The weights are pseudo-random functions of the published names
+(seed: crc32 of the name), on which the reference code's own extracted subnets were run in float32. A wrong
+name, slice, epsilon or activation changes the logits by far more than rounding.
 """
 
 import math
@@ -336,8 +335,7 @@ def test_files_that_are_no_checkpoints_are_one_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["ofa_mbv3", "ofa_mbv3_w1.2"])
 def test_files_as_they_are_found(kind: str, tmp_path: Path) -> None:
-    """Half precision, older names, an optimiser beside it, data-parallel prefixes, an average instead of the
-    weights."""
+    """Half precision, older names, an optimiser beside the weights, other prefixes, an average instead."""
     space = load_space(kind)
     good = {
         name: fill(name, shape, 0.75).half()

@@ -1,5 +1,4 @@
-"""The closed form against torch's own counter, against published tables, and against itself a million times
-over."""
+"""The closed form against torch's own counter, against published tables, and many rows against one by one."""
 
 import ast
 import csv

@@ -1,5 +1,4 @@
-"""Peak memory against a simulation on the traced network; file size against files that were really
-exported."""
+"""Peak memory against a simulation on the traced network; file size against files that were exported."""
 
 from pathlib import Path
 

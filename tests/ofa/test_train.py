@@ -1,5 +1,4 @@
-"""The train command: learns, resumes bit for bit, survives signals and NaN, and writes what later stages
-read."""
+"""The train command learns, resumes bit for bit, survives signals and NaN, and writes what others read."""
 
 import math
 import os

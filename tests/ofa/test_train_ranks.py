@@ -1,5 +1,7 @@
-"""ofa.train by two real processes: the same weights on both, those of one process where they can be, whole
-after any end."""
+"""ofa.train by two real processes.
+
+Both have the same weights, those of one process where they can be, and the run is whole after any end.
+"""
 
 import json
 import math
@@ -167,8 +169,7 @@ def test_what_the_flags_must_agree_on(tmp_path: Path, tiny_yaml: Path) -> None:
 
 
 def _torchrun(words: list[str], out: Path, event: Callable[[subprocess.Popen[str]], None]) -> str:
-    """Run under torchrun, wait for a new checkpoint, let `event` happen, and return what was said until the
-    end."""
+    """Run under torchrun, wait for a new checkpoint, let `event` happen; returns what was said to the end."""
     state = out / "state.pt"
     before = state.stat().st_mtime_ns if state.exists() else 0
     launcher = [

@@ -1,5 +1,4 @@
-"""AlphaNet's divergence: its gradient is the paper's, the value is what it says, and both stay finite for all
-logits."""
+"""AlphaNet's divergence: its gradient is the paper's, its value is right, both are finite for all logits."""
 
 import math
 from collections.abc import Callable
@@ -35,8 +34,7 @@ def softmax(z: list[float]) -> list[float]:
 def paper(
     student: torch.Tensor, teacher: torch.Tensor, alpha: float, clip: float
 ) -> tuple[list[float], list[list[float]]]:
-    """(divergence, gradient by the logits) of each image, with sums and the softmax's Jacobian written out,
-    in Python's doubles."""
+    """(divergence, gradient by the logits) of each image, in Python's doubles, with all sums written out."""
     values, gradients = [], []
     for z, t in zip(student.tolist(), teacher.tolist(), strict=True):
         q, p = softmax(z), softmax(t)

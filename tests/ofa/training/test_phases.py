@@ -1,5 +1,4 @@
-"""Progressive shrinking: what each phase opens, sorted channels that change no function, the step's loss,
-resume in any phase."""
+"""Progressive shrinking: what each phase opens, the step's loss, and resume in any phase."""
 
 import os
 import signal
