@@ -15,7 +15,7 @@
         optimizer.step()
 
     arch = ofa.smallest(space)
-    macs, params = ofa.cost_of(space, arch, classes=10, channels=1)
+    macs, params = supernet.cost(arch)
     subnet = ofa.calibrate(ofa.extract(supernet, arch), batches)
     accuracy = ofa.subnet_accuracy(subnet, validation_batches)
 
@@ -31,9 +31,9 @@ from engine.lazy import lazy_names
 
 if TYPE_CHECKING:
     from ofa.calibration import calibrate, subnet_accuracy
-    from ofa.cost import cost_of
+    from ofa.cost import cost_of, costs_of
     from ofa.space.arch import Arch, largest, smallest
-    from ofa.space.codes import sample
+    from ofa.space.codes import decode, encode, sample, sample_codes
     from ofa.space.space import Space, load_space
     from ofa.subnet import Subnet, extract
     from ofa.supernet import Supernet
@@ -52,10 +52,14 @@ __all__ = [
     "build_sampler",
     "calibrate",
     "cost_of",
+    "costs_of",
+    "decode",
+    "encode",
     "extract",
     "largest",
     "load_space",
     "sample",
+    "sample_codes",
     "sandwich_step",
     "smallest",
     "subnet_accuracy",
@@ -75,10 +79,14 @@ __getattr__ = lazy_names(
         "build_sampler": "ofa.training.sampling",
         "calibrate": "ofa.calibration",
         "cost_of": "ofa.cost",
+        "costs_of": "ofa.cost",
+        "decode": "ofa.space.codes",
+        "encode": "ofa.space.codes",
         "extract": "ofa.subnet",
         "largest": "ofa.space.arch",
         "load_space": "ofa.space.space",
         "sample": "ofa.space.codes",
+        "sample_codes": "ofa.space.codes",
         "sandwich_step": "ofa.training.sandwich",
         "smallest": "ofa.space.arch",
         "subnet_accuracy": "ofa.calibration",

@@ -9,7 +9,9 @@ ResNet50-D (arXiv:1908.09791), as the space says.
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engine.data.augment import resize
@@ -18,8 +20,10 @@ from ofa.blocks.head import ElasticHead, HeadSpec
 from ofa.blocks.kind import BlockChoice, ElasticBlock
 from ofa.blocks.stem import StemSpec, elastic_stem
 from ofa.blocks.table import block_kind
+from ofa.cost import cost_of, costs_of
 from ofa.layers import layer_specs
 from ofa.space.arch import Arch, active_blocks, check_arch, largest
+from ofa.space.codes import Codes
 from ofa.space.space import Space
 
 
@@ -99,6 +103,18 @@ class Supernet(nn.Module):
             x = dropout(x, regularise.dropout, regularise.generator)
         logits: Tensor = self.classifier(x, self.classes)
         return logits
+
+    def cost(self, arch: Arch) -> tuple[int, int]:
+        """(MACs of one image, parameters) of `arch` with this supernet's classes and channels.
+
+        Raises:
+            UserError: `arch` is not of this space.
+        """
+        return cost_of(self.space, arch, self.classes, self.channels)
+
+    def macs(self, codes_NF: Codes) -> NDArray[np.int64]:
+        """MACs (N,) of encoded architectures with this supernet's classes and channels."""
+        return costs_of(self.space, codes_NF, self.classes, self.channels).macs
 
     def slices(self, arch: Arch) -> Slices:
         """Every tensor that `arch` uses, cut from the shared one, under the names of `ofa.subnet.Subnet`."""

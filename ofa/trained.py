@@ -17,7 +17,6 @@ from engine.errors import UserError
 from engine.model import ImageModel, image_facts, open_images
 from engine.run import Run, read_json
 from ofa.calibration import EVALUATION_BATCH, prepare, subnet_accuracy
-from ofa.cost import cost_of, costs_of
 from ofa.space.arch import Arch, largest
 from ofa.space.codes import Codes
 from ofa.space.space import Space, load_space
@@ -178,11 +177,11 @@ class TrainedSupernet:
 
     def cost(self, arch: Arch) -> tuple[int, int]:
         """(MACs, parameters) for this run's classes and channels."""
-        return cost_of(self.space, arch, len(self.model.classes), self.model.channels)
+        return self.supernet.cost(arch)
 
     def macs(self, codes_NF: Codes) -> NDArray[np.int64]:
         """MACs (N,) of encoded architectures for this run's classes and channels."""
-        return costs_of(self.space, codes_NF, len(self.model.classes), self.model.channels).macs
+        return self.supernet.macs(codes_NF)
 
 
 class RunCommand(Command):

@@ -4,13 +4,11 @@ The commands are predictors.collect, select, measure and report. The functions u
 From measured accuracies to the best architecture of at most 300k MACs:
 
     import numpy as np
-    from ofa.cost import costs_of
-    from ofa.space.codes import decode, sample_codes
-    from ofa.space.space import load_space
+    import ofa
     from predictors import Constraint, features, find_best, make_predictor
 
-    space, rng = load_space("digits"), np.random.default_rng(0)
-    codes = sample_codes(space, 60, rng)
+    space, rng = ofa.load_space("digits"), np.random.default_rng(0)
+    codes = ofa.sample_codes(space, 60, rng)
     accuracies = rng.uniform(0.8, 0.9, 60)  # made up; measure them
     predictor = make_predictor("gp").fit(features(space, codes), accuracies, seed=0)
 
@@ -18,10 +16,10 @@ From measured accuracies to the best architecture of at most 300k MACs:
         return predictor.mean(features(space, codes))
 
     def macs(codes):
-        return costs_of(space, codes, classes=10, channels=1).macs
+        return ofa.costs_of(space, codes, classes=10, channels=1).macs
 
     best = find_best(space, score, [Constraint("macs", 300_000, macs)], rng, seeds=codes)
-    print(decode(space, best[0]))
+    print(ofa.decode(space, best[0]))
 """
 
 from typing import TYPE_CHECKING
