@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from engine.checkpoint import save_weights
 from engine.command.cli import Command
 from engine.command.launch import started
+from engine.compute.device import use_threads
 from engine.compute.distributed import Ranks, join
 from engine.data.dataset import SPLITS, Batch, Data
 from engine.data.digits import Digits
@@ -63,8 +64,7 @@ class TrainingCommand(Command):
                 f"--nproc-per-node {self.ranks} -m {self.module}, or give --ranks {size} and another --out."
             )
         with join(self.device) as (ranks, device):
-            if self.threads:
-                torch.set_num_threads(self.threads)
+            use_threads(self.threads)
             return self.model_copy(update={"ranks": size}).train(ranks, device)
 
     def train(self, ranks: Ranks, device: torch.device) -> int:

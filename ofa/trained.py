@@ -10,7 +10,7 @@ from pydantic import Field
 
 from engine.checkpoint import load_weights
 from engine.command.cli import Command
-from engine.compute.device import pick_device
+from engine.compute.device import pick_device, use_threads
 from engine.config import validate
 from engine.data.dataset import Data, Split
 from engine.errors import UserError
@@ -198,8 +198,7 @@ class RunCommand(Command):
 
     def open(self) -> TrainedSupernet:
         """The supernet, or the one network, of the run."""
-        if self.threads:
-            torch.set_num_threads(self.threads)
+        use_threads(self.threads)
         return TrainedSupernet(self.run, pick_device(self.device), self.data)
 
     def open_supernet(self) -> TrainedSupernet:
