@@ -109,6 +109,7 @@ class BilevelProblem(NamedTuple):
         weights = dict(self.network.named_parameters())
         loss = self.loss(self.train, self.edge_weights(), create_graph=create_graph)
         gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph)
+        # Detached: the step starts at the weights as they are, whatever led to them.
         return self.step.ahead({name: w.detach() for name, w in weights.items()}, gradients)
 
     def validation_loss(self, weights: Weights, create_graph: bool) -> Tensor:
@@ -124,6 +125,7 @@ def clip_factor(gradients: tuple[Tensor, ...], norm: float | None) -> Tensor | f
     """What brings gradients down to a common norm of at most `norm`."""
     if norm is None:
         return 1.0
+    # The constant is that of torch's clip_grad_norm_.
     return (norm / (joint_norm(gradients) + 1e-6)).clamp_max(1)
 
 
@@ -149,6 +151,7 @@ def first_order(
     network: nn.Module, loss: Callable[[], Tensor], alphas: list[Tensor]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """(loss, gradients of alphas) at the network's own weights. The weights' gradients are not computed."""
+    # The backward pass then stops at the operations' outputs: no weight gradient is computed or kept.
     with frozen(network):
         value = loss()
     return value.detach(), _gradients(value, alphas)
@@ -167,10 +170,13 @@ def second_order(problem: BilevelProblem) -> tuple[Tensor, tuple[Tensor, ...]]:
     """
     step, alphas = problem.step, problem.alphas
     ahead, scale = problem.look_ahead(create_graph=False)
+    # New leaves, so that the validation loss has gradients at exactly these weights.
     ahead = {name: w.detach().requires_grad_() for name, w in ahead.items()}
     value = problem.validation_loss(ahead, create_graph=False)
+    # Both are read off one backward pass: the first-order term, and v, the direction of the Hessian product.
     gradients = _gradients(value, [*alphas, *ahead.values()])
     first, v = gradients[: len(alphas)], gradients[len(alphas) :]
+    # Only to reproduce the published code: see `VirtualStep`.
     if step.clip_direction:
         factor = clip_factor(v, step.clip_norm)
         v = tuple(factor * part for part in v)
@@ -228,6 +234,7 @@ def dominant_eigenvalue(
         # v has length 1, so this is Rayleigh's quotient.
         before, value = value, float(sum((p * part).sum() for p, part in zip(product, v, strict=True)))
         v = list(product)
+        # Relative to its size, since it may be negative.
         if abs(value - before) <= 1e-3 * abs(value):
             break
     return value

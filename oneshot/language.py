@@ -103,6 +103,7 @@ def cross_entropy(
         advance: called after each window.
     """
     text, hidden = columns(words_N, batch), network.start(batch)
+    # float64: a sum over a long text in float32 would lose digits.
     total = torch.zeros((), dtype=torch.float64, device=hidden.device)
     for start in range(0, len(text) - 1, bptt):
         x, y = window(text, start, bptt)

@@ -54,6 +54,7 @@ def train_language(
         f"{size} parameters; {len(text.vocabulary)} words; {len(text.splits['train'])} to train on; device "
         f"{device}"
     )
+    # Before the first step, so that a stopped run already says what it is.
     write_json(run.path / "model.json", trainer.model.model_dump(mode="json"))
     return trainer.run()
 
@@ -119,6 +120,7 @@ class LanguageTrainer(EpochLoop):
     def update(self, x_TB: Tensor, y_TB: Tensor, /) -> None:
         """One optimiser step on one window."""
         settings = self.settings
+        # From the step, not from a running generator: a resumed run draws the same masks.
         generator = torch_generator(self.device, self.seed, "masks", self.step, self.retries)
         masks = draw_masks(settings.dropout, self.network, settings.batch, generator)
         output = self.network(x_TB, self.hidden, masks)
@@ -131,6 +133,7 @@ class LanguageTrainer(EpochLoop):
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.network)
+        # Backpropagation ends at the window's start.
         self.hidden = output.hidden_1BH.detach()
         self.done(entropy.detach())
 
@@ -195,6 +198,7 @@ class LanguageTrainer(EpochLoop):
             "and masks"
         )
         load_best_weights(self.network, self.folder.path)
+        # The broken steps are in the average: it starts again at the best weights.
         if self.average is not None:
             self.average = AveragedModel(self.network)
         self.batches_done, self.hidden = 0, self.network.start(self.settings.batch)

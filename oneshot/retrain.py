@@ -120,6 +120,7 @@ class Retrain(TrainingCommand):
             torch.manual_seed(derive(self.seed, "weights"))
             network = build_network(model, self.auxiliary > 0)
         run = config.start(ranks)
+        # Only the first rank reads the folder; `any` tells the others.
         if ranks.any(ranks.first and run.finished):
             print(f"{run.path} is finished already.")
         else:
@@ -192,6 +193,7 @@ class Retraining(Training):
         for logits in outputs:
             entropies.append(F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing))
         losses = torch.stack(entropies)
+        # The auxiliary head only helps to train: its loss weighs less.
         total = losses[0] + config.auxiliary * losses[1:].sum()
         total.backward()  # type: ignore[no-untyped-call]
         losses = self.ranks.average_gradients(self.network.parameters(), losses.detach())
@@ -203,6 +205,7 @@ class Retraining(Training):
         """The logits, and those of the auxiliary head if there is one."""
         if isinstance(self.network, FinalNetwork):
             generator = torch_generator(x.device, self.ranks.seed(self.config.seed), "drop path", self.step)
+            # It rises with the epochs, as published, from 0.
             drop = self.config.drop_path * self.epoch / self.epochs
             outputs = self.network(x, drop, generator)
         else:

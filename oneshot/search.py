@@ -171,6 +171,7 @@ class Search(Command):
             torch.set_num_threads(self.threads)
         space = find_space(self.space)
         method = self._method_with_penalties()
+        # Everything a user can get wrong is refused before the folder is made.
         refusal = method.refuse(space)
         if refusal:
             raise UserError(refusal)
@@ -201,6 +202,7 @@ class Search(Command):
 
     def _method_with_penalties(self) -> Method:
         """The method, its own penalties and those beside it together."""
+        # Validated again together: a penalty may not fit the method's relaxation.
         values = self.method.model_dump() | {"penalties": (*self.method.penalties, *self.penalties)}
         return validate(type(self.method), values, "--penalties")
 

@@ -52,6 +52,7 @@ class SearchLoop(EpochLoop):
         super().__init__(folder, searcher.epochs)
         self.searcher, self.monitoring = searcher, monitoring
         self.objective = searcher.state.objective
+        # Whether the warning was printed: once is enough.
         self.warned = False
         self.restore()
         print_introduction(searcher)
@@ -101,6 +102,7 @@ class SearchLoop(EpochLoop):
             "alphas": self._rounded_probabilities(),
         }
         if monitoring.watch_every and (self.epoch + 1) % monitoring.watch_every == 0:
+            # Always the same batch of an epoch, so that a resumed search measures the same.
             _, valid = next(self.objective.batches(self.epoch, 0))
             point["eigenvalue"] = searcher.eigenvalue(valid)
         if monitoring.table:
@@ -146,6 +148,7 @@ class SearchLoop(EpochLoop):
         state, method, path = self.searcher.state, self.searcher.method, self.folder.path
         logged, back = self.epochs_logged(), self.collapsed()
         if back is None:
+            # The last epoch's temperatures, whether or not it was just run.
             state.progress = Progress(self.epochs - 1, self.epochs)
             genotype = method.final_genotype(state)
         else:

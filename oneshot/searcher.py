@@ -102,6 +102,7 @@ class Searcher:
     def _weights_step(self, number: int, train: Any) -> Tensor:
         """One step of the weights; the architecture stays."""
         objective = self.state.objective
+        # The architecture is a constant here: no gradient of alphas is computed.
         with torch.no_grad():
             edge_weights = self.edge_weights("weights", number)
         value = objective.loss(objective.for_weights(train), edge_weights)
@@ -136,6 +137,7 @@ class Searcher:
             look_ahead = second_order if self.method.order == "second" else exact
             value, gradients = look_ahead(problem)
         for parameter, gradient in zip(parameters, gradients, strict=True):
+            # For the optimiser; nothing accumulates.
             parameter.grad = gradient
         assert self.state.architecture_optimizer is not None
         self.state.architecture_optimizer.step()
@@ -162,6 +164,7 @@ class Searcher:
         edge_weights = self.edge_weights("weights", number)
         value = objective.loss(objective.for_weights(batch), edge_weights)
         total = self.penalised(value, edge_weights)
+        # `weight_step` clears the weights' gradients only.
         for parameter in self.state.alphas.all():
             parameter.grad = None
         weight_step(objective.network, total, self.state.weight_optimizer, self.method.sgd.clip_norm)

@@ -62,6 +62,7 @@ def _read(penalty: CostPenalty, space: CellSpace, device: torch.device) -> Opera
     try:
         edges = {kind: _rows(values, kind, space) for kind in space.cells}
         constant = float(values.get("constant", 0))
+        # A negative cost would be a reward without end, and nan would break the alphas.
         numbers = torch.cat([*(rows.flatten() for rows in edges.values()), torch.tensor([constant])])
         if not bool((numbers.isfinite() & (numbers >= 0)).all()):
             raise ValueError("a cost is infinite or below 0")
@@ -91,5 +92,6 @@ def _rows(values: Any, kind: str, space: CellSpace) -> Tensor:
         if rows.shape != shape:
             raise ValueError("another shape")
         return rows
+    # Nothing on an edge costs nothing, so tables need not name it.
     costs = [0.0 if name == "none" else float(values[name]) for name in space.operations]
     return torch.tensor(costs).expand(shape)

@@ -52,6 +52,7 @@ class BetaDecay(Config):
         sums = []
         for kind, alpha_EO in inputs.alphas.items():
             allowed_EO = inputs.space.allowed_mask(kind, alpha_EO.device)
+            # An operation that does not compete must not enter the sum.
             sums.append(alpha_EO.masked_fill(~allowed_EO, -torch.inf).logsumexp(-1))
         return loss + self.end * inputs.progress.passed * torch.cat(sums).mean()
 
@@ -85,6 +86,7 @@ class PathDepth(Config):
             groups = self._groups(inputs.space, alpha_EO.device)
             activities.append(torch.stack([_mean(probability_EO, kept_EO & group_O) for group_O in groups]))
             paths.append(self._path(inputs.space, probability_EO, kept_EO))
+        # Averaged over the kinds of cell first: only what is above `free` in the mean costs.
         skips, others, pools = F.relu(torch.stack(activities).mean(0) - self.free)
         reward = self.path * torch.stack(paths).mean()
         return loss + self.skip * skips + self.others * (others + pools) - reward
@@ -101,6 +103,7 @@ class PathDepth(Config):
         convolution_O = torch.tensor(names, device=probability_EO.device)
         product = probability_EO.new_ones(())
         for e, (source, target) in enumerate(space.edges):
+            # From the last input through every node in turn: the deepest way through the cell.
             on_path = source == target - 1 and source >= space.inputs - 1
             kept_O = kept_EO[e] & convolution_O
             if on_path and bool(kept_O.any()):
@@ -176,6 +179,7 @@ class CostPenalty(Config):
         cost = self.expected(inputs)
         match self.form:
             case "power":
+                # log E / log ref: equal to 1 at the cost to aim at.
                 relative = cost.log() / torch.log(torch.tensor(float(self.ref)))
                 return (self.scale or 0.2) * loss * relative ** (self.exponent or 0.3)
             case "add":

@@ -24,6 +24,7 @@ class Softmax(Config):
 
     def start(self, allowed_EO: Tensor, generator: torch.Generator) -> Tensor:
         """Parameters (E, O) before the first step."""
+        # Nearly equal operations, with a little noise that decides ties.
         return 1e-3 * torch.randn(allowed_EO.shape, generator=generator)
 
     def probabilities(self, alpha_EO: Tensor, allowed_EO: Tensor) -> Tensor:
@@ -91,6 +92,7 @@ class GumbelHard(Softmax):
         drawn = soft.argmax(-1)
         # Of value one-hot; its gradient is that of the soft probabilities.
         hard = F.one_hot(drawn, soft.shape[-1]) - soft.detach() + soft
+        # Of value 0. Adding it to the output gives those that were not drawn their gradient.
         others = hard.sum(-1) - hard.gather(-1, drawn[:, None])[:, 0]
         active = tuple((operation,) for operation in drawn.tolist())
         return EdgeWeights(hard, active, offset_E=others)
@@ -144,8 +146,10 @@ class HardConcrete(Softmax):
         """
         gate = torch.sigmoid((alpha_EO + uniform_EO.log() - (1 - uniform_EO).log()) / tau)
         gate = (gate * (self.high - self.low) + self.low).clamp(0, 1)
+        # topk of permuted columns: of equal gates, of which clamping makes many, a random one comes first.
         ranked = (gate - dropped_EO).detach()[:, order_O]
         picked = order_O[ranked.topk(self.keep, -1).indices]
+        # 1 where picked; the second term has the gate's gradient and no value.
         hot = torch.zeros_like(gate).scatter(-1, picked, 1.0)
         active = tuple(tuple(sorted(row)) for row in picked.tolist())
         return EdgeWeights(hot - gate.detach() + gate, active)

@@ -88,6 +88,7 @@ class Enas(Method):
                     loss = loss + self._reinforce(state, controller, draws, next(batches))
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
+                # As published for NAS-Bench-201.
                 nn.utils.clip_grad_norm_(controller.parameters(), 5.0)
                 optimizer.step()
                 advance(f"mean reward {float(controller.average):.3f}")

@@ -200,6 +200,7 @@ class Method(Config):
         found = {}
         for kind in space.cells:
             allowed_EO = space.allowed_mask(kind)
+            # Nothing is learned on edges: each allowed operation is as good as another.
             if not self.has_architecture_step:
                 found[kind] = allowed_EO / allowed_EO.sum(-1, keepdim=True)
                 continue

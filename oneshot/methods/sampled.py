@@ -47,6 +47,7 @@ def as_edge_weights(space: CellSpace, architecture: Architecture) -> dict[str, E
     edge_weights = {}
     for kind, pairs in architecture.items():
         weight_EO = torch.zeros(len(space.edges), len(space.operations))
+        # An edge that the architecture does not keep runs nothing.
         active: list[tuple[int, ...]] = [()] * len(space.edges)
         for edge, operation in pairs:
             weight_EO[edge, operation] = 1.0

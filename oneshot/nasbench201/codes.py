@@ -39,6 +39,7 @@ def all_codes() -> CellCodes:
 @cache
 def _index_by_number() -> NDArray[np.int64]:
     index = np.empty(CELLS, np.int64)
+    # The number of a code is read as digits to the base 5.
     index[all_codes() @ PLACES] = np.arange(CELLS)
     return index
 

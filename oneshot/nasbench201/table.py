@@ -83,6 +83,7 @@ class AccuracyTable:
                 f"{path} holds {len(set(cells)):,} different cells in {len(cells):,} rows; a table has all "
                 f"{CELLS:,} once."
             )
+        # Rows come in any order; columns are kept in that of official indices.
         order = np.argsort(index_of(np.array([parse_string(cell) for cell in cells])))
         return cls(str(path), {key: values[order] for key, values in columns.items()})
 

@@ -49,6 +49,7 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """x (N, C, H, W) normalised, times `scale` (C,)."""
+        # A sampled network normalises some edges' channels only: their statistics are not those of the whole.
         tracked = self.mean is not None and len(self.mean) == x.shape[1]
         mean, var = (self.mean, self.var) if tracked else (None, None)
         return F.batch_norm(x, mean, var, scale, None, self.training or not tracked, 0.1, EPSILON)

@@ -119,6 +119,7 @@ class Recurrence(torch.autograd.Function):
                 blend = blend_operations(g, g.tanh(), g.relu(), g.sigmoid(), share[a:b])
                 kept = share[a:b, 0] * state[step, : node + 1]
                 normalise(step, node + 1, torch.lerp(kept, blend, gate.sigmoid_()).sum(0))
+            # The output is the mean of the nodes; s_0 is not among them.
             torch.mean(state[step, 1:], 0, out=output[step + 1])
         ctx.save_for_backward(product_TBD, hidden_BH, first_HD, mask_BH, share_E5, *trace, *matrix_HD)
         return output[1:].clone()  # backward reads `output`, which nobody may change
@@ -137,6 +138,7 @@ class Recurrence(torch.autograd.Function):
             return _differentiable(inputs, mask, grad_TBH, needs)
         backward = _BackwardPass(trace, CellMatrices(first_HD, matrices), mask, share_E5, needs[SHARE])
         d_output = torch.zeros_like(mask)
+        # Backward through time: a step's hidden state got gradient from the step after it.
         for step in range(len(grad_TBH) - 1, -1, -1):
             d_output = backward.step(step, d_output + grad_TBH[step])
         d_first_HD = backward.first_matrix() if needs[FIRST] else None
@@ -182,6 +184,7 @@ class _BackwardPass:
         d_state = torch.cat((torch.zeros_like(d_output)[None], d_nodes))
         for node in range(nodes - 1, -1, -1):
             a, b = self.edges[node : node + 2]
+            # All later nodes, which read this one, are done: its gradient is complete.
             d = self._before_norm(step, node + 1, d_state[node + 1])
             slope[a:b].view(node + 1, self.batch, 2, self.hidden).mul_(d[:, None])
             d_masked = torch.mm(slope[a:b].view(-1, 2 * self.hidden), self.matrices.nodes[node].t())
@@ -201,6 +204,7 @@ class _BackwardPass:
     def _before_norm(self, step: int, node: int, d: Tensor) -> Tensor:
         """The gradient of a state before its BatchNorm, from that of the state."""
         y = self.trace.state[step, node]
+        # BatchNorm's gradient: less the mean, less the part along the normalised state.
         centred = d - d.mean(0)
         centred.addcmul_(y, (d * y).mean(0), value=-1)
         return torch.mul(centred, self.trace.inverse[step, node], out=self.d_node[node])
@@ -237,6 +241,7 @@ def _slopes(gate: Tensor, kept: Tensor, values: tuple[Tensor, ...], share: Tenso
     """(E, B, 2H): derivative of each edge's output by its product: gates' half, values' half."""
     state, tanh, relu, sigmoid, g = values
     _, w_tanh, w_relu, w_sigmoid, w_identity = share.unbind(1)
+    # The sign of a rectified number is the derivative of the ReLU: 0 or 1.
     slope = (w_relu * relu.sign()).add_(w_identity)
     slope.addcmul_(1 - tanh * tanh, w_tanh).addcmul_(sigmoid * (1 - sigmoid), w_sigmoid)
     difference = blend_operations(g, tanh, relu, sigmoid, share).sub_(share[:, 0] * state)

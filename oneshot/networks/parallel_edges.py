@@ -139,6 +139,7 @@ class ParallelEdges(nn.Module):
                 shared.append(SharedTerm(x, skip_n))
             else:
                 whole.append(self.auxiliary(state.whole, range(self.edges), self._per_channel(skip_n)))
+        # Summed before they are handed out: one addition serves all edges.
         if whole:
             _hand_out(sum_terms(whole), range(self.edges), terms)
         if shared:
@@ -195,6 +196,7 @@ def _hand_out(y: Tensor, positions: Sequence[int], terms: list[list[Tensor]]) ->
 
 def _hand_out_shared(shared: list[SharedTerm], terms: list[list[Tensor]]) -> None:
     """Weighted sums of the same few maps for every edge, as one matrix product."""
+    # Channels last is the layout of the maps, so flattening copies nothing but the stack.
     maps = torch.stack([term.map.permute(0, 2, 3, 1) for term in shared])
     weight_nF = torch.stack([term.weight_n for term in shared], 1)
     sums = (weight_nF @ maps.flatten(1)).view(-1, *maps.shape[1:]).permute(0, 1, 4, 2, 3)

@@ -82,6 +82,7 @@ class LanguageNetwork(nn.Module):
         x = F.embedding(tokens_TB, self.embedding_VH)
         if masks.words_V1 is not None:
             x = x * masks.words_V1[tokens_TB]
+        # The first matrix is split: the words' half is one large product, the state's half one a step.
         return dropped(dropped(x, masks.embedding_BH), masks.inputs_BH) @ self.first_2HD[: self.hidden]
 
     def decode(self, output_TBH: Tensor, masks: Masks) -> LanguageOutput:

@@ -39,6 +39,7 @@ class MixedNodes(nn.Module):
             width, stride = channels // settings.partial, self._stride(state)
             module = ParallelEdges(space.operations, allowed_EO[edges], width, stride, settings)
             self.parallel_edges.append(module)
+        # Edges sorted by source, as they are computed; the space sorts them by target.
         order = [e for edges in self.leaving for e in edges]
         self.register_buffer("by_source", torch.tensor(order), persistent=False)
 

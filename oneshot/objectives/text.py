@@ -136,6 +136,7 @@ class TextObjective:
             count += len(batch.tokens_TB)
             assert batch.after is not None
             hidden = batch.after
+            # Whole windows are read, so a few words more than `limit`.
             if limit is not None and count * self.batch_size >= limit:
                 break
         return perplexity(total / count)

@@ -120,6 +120,7 @@ def operation_layers(name: str, channels: int, size: int, stride: int) -> Layers
         stride: of its edge.
     """
     kernel = int(name[-1]) if name[-1].isdecimal() else 1
+    # Separable: a convolution of each channel alone, then a 1x1 one across channels.
     depthwise, pointwise = kernel**2 * channels, channels**2
     if name.startswith("sep_conv"):
         return Layers(2 * (depthwise + pointwise), 4 * channels, size)
@@ -127,6 +128,7 @@ def operation_layers(name: str, channels: int, size: int, stride: int) -> Layers
         return Layers(depthwise + pointwise, 2 * channels, size)
     if name.startswith("nor_conv"):
         return conv_layers(channels, channels, kernel, size)
+    # A factorized reduction: two 1x1 convolutions with half of the channels each.
     if name == "skip_connect" and stride == 2:
         return conv_layers(channels, channels, 1, size)
     return Layers(0, 0, size)

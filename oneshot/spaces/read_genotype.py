@@ -102,11 +102,13 @@ def _from_json(text: str, source: str) -> Genotype:
 
 def _from_python(text: str, source: str) -> dict[str, Any]:
     """The arguments of the last `Genotype(...)` in a text, evaluated as literals, ranges among them."""
+    # A log prints the genotype of every epoch; the last one is what was found.
     start = text.rindex("Genotype(")
     end = _closing(text, start + len("Genotype("))
     try:
         call = ast.parse(text[start:end].strip(), mode="eval").body
         assert isinstance(call, ast.Call)
+        # Without keywords, the number of arguments tells the kind.
         names = FLAT_RECURRENT if len(call.args) == 2 else FLAT
         values = {name: _literal(value) for name, value in zip(names, call.args, strict=False)}
         for argument in call.keywords:
