@@ -70,6 +70,7 @@ class VirtualStep:
         scale = clip_factor(gradients, self.clip_norm)
         moved = {}
         for (name, w), gradient, buffer in zip(weights.items(), gradients, self.buffers, strict=True):
+            # The order of torch: clip the gradient, add the decay, then let momentum gather both.
             direction = scale * gradient + self.weight_decay * w
             if buffer is not None:
                 direction = self.momentum * buffer + direction
@@ -244,6 +245,7 @@ def weight_step(
     network: nn.Module, value: Tensor, optimizer: torch.optim.Optimizer, clip_norm: float | None
 ) -> None:
     """One step of the network's weights down `value`."""
+    # None and not 0: the loop below tells what was not drawn by it.
     optimizer.zero_grad(set_to_none=True)
     value.backward()  # type: ignore[no-untyped-call]
     for w in network.parameters():

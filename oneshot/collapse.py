@@ -63,6 +63,7 @@ def epoch_to_return_to(eigenvalues: list[float]) -> int | None:
         eigenvalues: one for each epoch so far.
     """
     epoch = len(eigenvalues) - 1
+    # Both windows must be full.
     if epoch < NOT_BEFORE or epoch - BACK - WINDOW + 1 < 0:
         return None
     now, before = _mean_until(eigenvalues, epoch), _mean_until(eigenvalues, epoch - BACK)

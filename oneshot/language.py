@@ -102,6 +102,7 @@ def cross_entropy(
         bptt: words of a window. It changes nothing but memory: the hidden state is carried over.
         advance: called after each window.
     """
+    # The last words that fill no row of columns are left out.
     text, hidden = columns(words_N, batch), network.start(batch)
     # float64: a sum over a long text in float32 would lose digits.
     total = torch.zeros((), dtype=torch.float64, device=hidden.device)

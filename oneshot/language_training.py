@@ -167,6 +167,7 @@ class LanguageTrainer(EpochLoop):
             raise NotFiniteError
         averaged = self.average is not None
         self.folder.log(step=self.step, epoch=self.epoch, val_perplexity=perplexity(loss), averaged=averaged)
+        # The file holds the best weights; those in state.pt are the latest.
         if loss < min(losses, default=math.inf):
             save_weights(self.folder.path / "weights.safetensors", self.weights.state_dict())
         # Compared with all epochs but the latest `patience` ones.
@@ -187,6 +188,7 @@ class LanguageTrainer(EpochLoop):
             UserError: there are none, or this happened too often.
         """
         self.retries, self.pending = self.retries + 1, []
+        # In the first epoch there are no weights to go back to.
         if not self.losses or self.retries > RETRIES:
             raise UserError(
                 f"The loss is not finite in epoch {self.epoch + 1}, for the {self.retries}. time; start "

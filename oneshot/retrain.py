@@ -234,6 +234,7 @@ class Retraining(Training):
             return
         splits: tuple[Split, ...] = ("val", "test") if last else ("val",)
         point, said = {}, []
+        # Running statistics, no drop-path, no auxiliary head.
         self.network.eval()
         for split in splits:
             score = accuracy(self.network, self.data.batches(split, EVALUATION_BATCH))

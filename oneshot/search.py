@@ -115,6 +115,7 @@ class Search(Command):
             method = merge({"name": method["name"], **published}, method)
         if isinstance(data, dict):
             data = {"name": _usual_data(space, data)} | data
+            # Half of the images for the architecture; a text has a validation text of its own.
             if data["name"] not in ("grammar", "text"):
                 data = {"val": 0.5} | data
         return values | {"method": method, "data": data}

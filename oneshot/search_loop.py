@@ -77,6 +77,7 @@ class SearchLoop(EpochLoop):
         """The weights' loss, and the architecture's where it moves."""
         weights_loss, architecture_loss = losses
         point = {"loss": weights_loss}
+        # During a warm-up the architecture has no loss.
         if self.searcher.moves_architecture:
             point["architecture_loss"] = architecture_loss
         return point, f"epoch {self.epoch + 1}  loss {weights_loss:.3f}"

@@ -97,6 +97,7 @@ class Searcher:
         """
         state = self.state
         draws = torch_generator("cpu", state.seed, purpose, state.progress.epoch, number)
+        # Draws are made on CPU, so that a seed means the same on every device.
         return state.on_device(self.method.weigh_edges(state.space, state.alphas, state.progress, draws))
 
     def _weights_step(self, number: int, train: Any) -> Tensor:

@@ -59,6 +59,7 @@ class ExponentiatedGradient(torch.optim.Optimizer):
     """`exponentiated_gradient` for several parameters."""
 
     def __init__(self, parameters: list[Tensor], rows: list[Rows], lr: float, floor: float):
+        # torch's Optimizer keeps settings in its groups, which a checkpoint holds.
         super().__init__(parameters, {"lr": lr, "floor": floor})
         self.rows = rows
 

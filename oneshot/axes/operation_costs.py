@@ -45,6 +45,7 @@ def _costs(penalty: CostPenalty, space: CellSpace, device: torch.device) -> Oper
     if penalty.of == "latency":
         return _read(penalty, space, device)
     counted = edge_costs(space, penalty.of, published_shape(space))
+    # float32 on the device, since they enter the loss.
     edges = {}
     for kind, cost_EO in counted.edges.items():
         edges[kind] = torch.tensor(cost_EO, dtype=torch.float32, device=device)
@@ -87,6 +88,7 @@ def _read(penalty: CostPenalty, space: CellSpace, device: torch.device) -> Opera
 def _rows(values: Any, kind: str, space: CellSpace) -> Tensor:
     """(E, O) costs of one kind of cell."""
     shape = (len(space.edges), len(space.operations))
+    # The kinds of cell as names: the long form, with a cost for each edge.
     if set(space.cells) <= set(values):
         rows = torch.tensor(values[kind], dtype=torch.float32)
         if rows.shape != shape:

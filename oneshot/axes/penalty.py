@@ -54,6 +54,7 @@ class BetaDecay(Config):
             allowed_EO = inputs.space.allowed_mask(kind, alpha_EO.device)
             # An operation that does not compete must not enter the sum.
             sums.append(alpha_EO.masked_fill(~allowed_EO, -torch.inf).logsumexp(-1))
+        # beta-DARTS raises the weight linearly, so that early epochs are free.
         return loss + self.end * inputs.progress.passed * torch.cat(sums).mean()
 
 
@@ -77,6 +78,7 @@ class PathDepth(Config):
         relaxation = inputs.relaxation
         assert isinstance(relaxation, HardConcrete), "Method refuses other relaxations"
         tau = relaxation.tau(inputs.progress)
+        # One entry for each kind of cell; both are averaged over the kinds.
         activities, paths = [], []
         for kind, alpha_EO in inputs.alphas.items():
             active = inputs.edge_weights[kind].active
@@ -129,6 +131,7 @@ class Entropy(Config):
 
     def __call__(self, loss: Tensor, inputs: PenaltyInputs) -> Tensor:
         """The loss with the penalty."""
+        # All edges of all kinds of cell have the same number of operations.
         theta = torch.cat([cell_weights.weight_EO for cell_weights in inputs.edge_weights.values()])
         operations = theta.shape[1]
         return loss + self.gamma * (torch.special.xlogy(theta, theta) + theta * math.log(operations)).sum()

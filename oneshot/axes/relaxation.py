@@ -29,6 +29,7 @@ class Softmax(Config):
 
     def probabilities(self, alpha_EO: Tensor, allowed_EO: Tensor) -> Tensor:
         """(E, O); rows sum to 1; 0 where an operation does not compete."""
+        # Minus infinity becomes a probability of exactly 0, with no gradient.
         return alpha_EO.masked_fill(~allowed_EO, -torch.inf).softmax(-1)
 
     def mix(
@@ -145,6 +146,7 @@ class HardConcrete(Softmax):
             order_O: a permutation of the operations; of equal gates the one that comes first is picked.
         """
         gate = torch.sigmoid((alpha_EO + uniform_EO.log() - (1 - uniform_EO).log()) / tau)
+        # Stretched beyond [0, 1] and clamped: gates are exactly 0 or 1 with some probability.
         gate = (gate * (self.high - self.low) + self.low).clamp(0, 1)
         # topk of permuted columns: of equal gates, of which clamping makes many, a random one comes first.
         ranked = (gate - dropped_EO).detach()[:, order_O]

@@ -53,6 +53,7 @@ class Enas(Method):
     )
 
     has_architecture_step: ClassVar[bool] = False
+    # Its defaults are those of NAS-Bench-201 already.
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED | {"nasbench201": {}}
 
     def start(self, space: CellSpace, seed: int, device: torch.device) -> Alphas:
@@ -85,6 +86,7 @@ class Enas(Method):
                 draws = torch_generator("cpu", state.seed, "controller", epoch, step)
                 loss = controller.average.new_zeros(())
                 for _ in range(self.samples_a_step):
+                    # Each architecture is rewarded on a batch of its own.
                     loss = loss + self._reinforce(state, controller, draws, next(batches))
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]

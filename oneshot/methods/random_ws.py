@@ -76,6 +76,7 @@ def best_of(
             advance(f"{quality} {value:.4g}")
             return sign * value
 
+        # `measure` counts images or words, not batches.
         limit = batches * state.objective.batch_items
         scored = [(score(architecture, limit), architecture) for architecture in architectures]
         scored.sort(key=lambda pair: -pair[0])

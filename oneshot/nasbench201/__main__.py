@@ -51,6 +51,7 @@ class Compare(Command):
         if self.save and self.save.suffix != ".csv":
             raise UserError(f"--save '{self.save}' must end in .csv.")
         table = AccuracyTable.read(self.table, self.epochs)
+        # Of an archive, searchers see the shorter of the two trainings.
         seen = AccuracyTable.read(self.seen, 12) if self.seen else None
         if self.save:
             table.write(self.save)
@@ -78,6 +79,7 @@ class Compare(Command):
                 continue
             split = sees(seen or table, dataset)
             for name, values in baselines(table, dataset, self.budget, self.seed, self.runs, seen).items():
+                # It asks about all cells, so it has one run and no spread.
                 if name == "oracle":
                     grid.add_row(dataset, name, "all", f"{values[0]:.2f}")
                     continue

@@ -34,6 +34,7 @@ def random_search(seen_L: Accuracies, budget: int, runs: int, rng: np.random.Gen
 
 def regularised_evolution(seen_L: Accuracies, budget: int, runs: int, rng: np.random.Generator) -> Indices:
     """(runs,) indices of the best cell that each evolution asked about."""
+    # A budget below the population is spent on the first cells.
     population = min(POPULATION, budget)
     run = np.arange(runs)
     alive_RP = rng.integers(CELLS, size=(runs, population))

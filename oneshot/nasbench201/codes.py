@@ -30,6 +30,7 @@ CellCodes = NDArray[np.int64]  # (..., 6)
 def all_codes() -> CellCodes:
     """(15625, 6) codes; row i is the official index i. Read-only."""
     order = list(product(range(CHOICES), repeat=EDGES))
+    # Python's own generator with this seed gives the order of the benchmark.
     random.Random(88).shuffle(order)
     codes = np.array(order)
     codes.setflags(write=False)

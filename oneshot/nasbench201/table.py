@@ -137,6 +137,7 @@ def _accuracy_columns(path: Path, named: dict[str, list[float]]) -> Columns:
                 f"{path}: two columns hold the {key[1]} accuracy on {key[0]}, such as '{name}'; leave one."
             )
         columns[key] = np.array(values)
+        # argmax would take nan for the best cell.
         if not np.isfinite(columns[key]).all():
             raise UserError(
                 f"{path}: an accuracy in column '{name}' is missing or infinite; every cell needs one."

@@ -80,6 +80,7 @@ class Separable(nn.Module):
         last = len(self.norm) - 1
         for number, (depth, point, norm) in enumerate(zip(self.depth, self.point, self.norm, strict=True)):
             if number:
+                # In place, since nobody else reads the output of the first half.
                 x, stride = F.relu(x, inplace=True), 1
             x = convolve(x, rows_of(depth, positions, self.edges), stride, dilation)
             x = F.conv2d(x, rows_of(point, positions, self.edges), groups=len(positions))

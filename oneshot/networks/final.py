@@ -96,6 +96,7 @@ class FinalNetwork(nn.Module):
             width, stride = (2 * width, 2) if reduces else (width, 1)
             cell = genotype.cells["reduce" if reduces else "normal"]
             self.cells.append(FinalCell(cell, (before, last), width, stride, halved))
+            # A cell returns its nodes concatenated.
             before, last, halved = last, len(cell.output) * width, reduces
             if auxiliary and number == self.attached_at:
                 last_bn = not large if auxiliary_bn is None else auxiliary_bn

@@ -49,6 +49,7 @@ class Trace(NamedTuple):
 
 
 def _empty_trace(product_TBD: Tensor, hidden_BH: Tensor, edges: int, nodes: int) -> Trace:
+    # Allocated once: a tensor for each node and step would be thousands.
     (batch, hidden), steps = hidden_BH.shape, len(product_TBD)
     state = product_TBD.new_empty(steps, nodes + 1, batch, hidden)
     return Trace(

@@ -90,6 +90,7 @@ class ParallelEdges(nn.Module):
                 continue
             self.allowed[name] = positions
             module = build_edge_operation(name, channels, len(positions), stride, settings.track)
+            # One set of weights for all edges where the operation competes.
             if module is not None:
                 self.own[name] = module
             elif "pool" in name and settings.pool_norm:
@@ -129,6 +130,7 @@ class ParallelEdges(nn.Module):
                 shared.append(SharedTerm(self._pooled(name, x), self._elsewhere_0(weight_n, running)))
                 continue
             y = self._own_operation(name, state, weight_n, running, create_graph)
+            # With all edges running the term is added to others of its shape before it is cut.
             if len(running) == self.edges:
                 whole.append(y)
             else:

@@ -87,6 +87,7 @@ class LanguageNetwork(nn.Module):
 
     def decode(self, output_TBH: Tensor, masks: Masks) -> LanguageOutput:
         """Logits of the outputs."""
+        # Embedding and decoder are one matrix.
         logits = F.linear(dropped(output_TBH, masks.output_BH), self.embedding_VH, self.bias_V)
         return LanguageOutput(logits, output_TBH[-1:], output_TBH)
 
@@ -180,6 +181,7 @@ class CellNetwork(LanguageNetwork):
         hidden, outputs = hidden_1BH[0], []
         for product_BD in self.embed(tokens_TB, masks).unbind():
             product = torch.addmm(product_BD, dropped(hidden, masks.hidden_BH), self.first_2HD[self.hidden :])
+            # A found cell has no BatchNorm.
             states = [first_state(product, hidden)]
             for edges, matrix in zip(self.cell.nodes, self.nodes, strict=True):
                 node: Tensor | None = None

@@ -56,6 +56,7 @@ class DartsNetwork(nn.Module):
             # Half the side and twice the channels: a cell's cost stays about the same.
             channels *= 2 if reduces else 1
             self.cells.append(DartsCell(space, kind, widths, channels, after_reduction, settings))
+            # The next cell's older input is then twice as large as its newer one.
             after_reduction = reduces
             widths = (widths[1], space.nodes * channels)
         self.norm = nn.BatchNorm2d(widths[1]) if last_norm else None

@@ -158,4 +158,5 @@ class DartsCell(nn.Module):
     def forward(self, before: Tensor, last: Tensor, cell_weights: EdgeWeights, create_graph: bool) -> Tensor:
         """The cell's output from the rectified outputs of the two cells before."""
         states = [self.inputs[0](before), self.inputs[1](last)]
+        # Without the two input states.
         return torch.cat(self.mixed(states, cell_weights, create_graph)[2:], 1)

@@ -116,6 +116,7 @@ class ImageObjective:
         if self.weights_part == "both":
             yield from ((batch, batch) for batch in train)
             return
+        # The validation batches have no end: the epoch ends with the training images.
         yield from zip(train, self._validation_batches(epoch, skip), strict=False)
 
     def _validation_batches(self, epoch: int, skip: int) -> Iterator[Any]:

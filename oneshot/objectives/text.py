@@ -132,6 +132,7 @@ class TextObjective:
         hidden, total, count = self.recurrent.start(self.batch_size), 0.0, 0
         for start in range(0, len(self.val_RB) - 1, self.bptt):
             batch = TextBatch(*window(self.val_RB, start, self.bptt), hidden)
+            # A window's loss is a mean over its words; the last window may be shorter.
             total += float(self.loss(batch, edge_weights)) * len(batch.tokens_TB)
             count += len(batch.tokens_TB)
             assert batch.after is not None

@@ -145,6 +145,7 @@ def edge_costs(space: CellSpace, kind: CostKind, shape: NetworkShape) -> EdgeCos
             "Costs are known for the spaces of images, darts, darts_s1 to darts_s3 and nasbench201, not for "
             f"'{space.name}'."
         )
+    # Every halving must be exact: two reductions, and three more in the large stem.
     multiple = 32 if shape.stem == "imagenet" else 4
     if shape.size % multiple:
         raise UserError(
