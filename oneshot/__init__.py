@@ -15,6 +15,7 @@ imported when they are first used, so that `import oneshot` costs milliseconds, 
 from engine.command.interrupt import quiet_start
 from engine.lazy import lazy_names
 
+# Ctrl-C while torch is still being imported ends a command without a traceback.
 quiet_start()
 
 __all__ = [

@@ -115,6 +115,7 @@ class BilevelProblem(NamedTuple):
 
     def validation_loss(self, weights: Weights, create_graph: bool) -> Tensor:
         """The penalised validation loss at given weights."""
+        # Built anew, since the graph of the first ones may be used up.
         edge_weights = self.edge_weights()
         # Copies: a look ahead leaves no trace in the statistics.
         buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
@@ -223,6 +224,7 @@ def dominant_eigenvalue(
     gradients = torch.autograd.grad(
         loss(), alphas, create_graph=True, materialize_grads=True, allow_unused=True
     )
+    # Any direction has a part along the dominant eigenvector, almost surely.
     v = [torch.randn(a.shape, generator=generator, dtype=a.dtype).to(a.device) for a in alphas]
     value = 0.0
     for _ in range(steps):

@@ -55,6 +55,7 @@ def picture(genotype: Genotype) -> Figure:
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(width, height), facecolor="white")
         axes = figure.add_axes((0, 0, 1, 1))
+        # From top to bottom, so that heights below are distances from the top.
         axes.set(xlim=(0, width), ylim=(height, 0))
         axes.set_axis_off()
         top = 0.0
@@ -148,6 +149,7 @@ def _draw_operation(axes: Axes, name: str, x: float, source: float, target: floa
     arrow = {"arrowstyle": "-|>", "color": color, "lw": LINE, "linestyle": style, "mutation_scale": 9}
     arrow |= {"shrinkA": 0, "shrinkB": 0}  # it touches the box and the line
     axes.annotate("", (x, target), (x, middle + height / 2), arrowprops=arrow, zorder=3)
+    # The kind of operation by a part of its name.
     fill = next((fill for part, fill in FILLS.items() if part in name), OTHER_FILL)
     corner = (x - width / 2 + 0.05, middle - height / 2 + 0.05)
     axes.add_patch(

@@ -84,6 +84,7 @@ class LanguageTrainer(EpochLoop):
         self.text_RB = columns(self.words["train"], settings.batch)
         columns(self.words["val"], settings.val_batch)  # refused now, not after an epoch
         self.model = LanguageModel(genotype=genotype, hidden=settings.hidden, vocabulary=text.vocabulary)
+        # On CPU: a seed gives the same weights on every device.
         fresh = torch.Generator().manual_seed(derive(seed, "weights"))
         network = CellNetwork(len(text.vocabulary), settings.hidden, genotype.cells[KIND], fresh)
         self.network = network.to(device)
@@ -98,6 +99,7 @@ class LanguageTrainer(EpochLoop):
 
     def windows(self, epoch: int) -> list[tuple[int, int]]:
         """(start, length) of the windows of an epoch."""
+        # From the epoch: a resumed run cuts the same windows.
         rng = numpy_generator(self.seed, "windows", epoch, self.retries)
         return windows(len(self.text_RB), self.settings.bptt, rng, SPREAD)
 
@@ -232,6 +234,7 @@ class LanguageTrainer(EpochLoop):
         """The best weights on the test text, once."""
         load_best_weights(self.network, self.folder.path)
         words, bptt = self.words["test"], self.settings.bptt
+        # The first word is given, so one word less is predicted.
         test_windows = math.ceil((len(words) - 1) / bptt)
         with progress("test", test_windows) as advance:
             test = perplexity(cross_entropy(self.network, words, 1, bptt, advance))

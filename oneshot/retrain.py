@@ -185,6 +185,7 @@ class Retraining(Training):
         """One optimiser step on one batch."""
         config, sgd = self.config, self.config.sgd
         warmup = round(sgd.warmup_epochs * self.steps)
+        # In every step, where the published codes do it in every epoch.
         set_learning_rate(self.optimizer, learning_rate(sgd, self.step, self.total, warmup))
         self.optimizer.zero_grad()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):

@@ -111,6 +111,7 @@ class Search(Command):
         method, data = _section(values, "method"), _section(values, "data")
         if isinstance(method, dict):
             method = {"name": "darts"} | method
+            # The order is: the class's defaults, then what was published, then what is asked for.
             published = cls._published_settings(method["name"], space)
             method = merge({"name": method["name"], **published}, method)
         if isinstance(data, dict):

@@ -160,6 +160,7 @@ class SearchLoop(EpochLoop):
             )
         write_json(path / "genotype.json", genotype.model_dump(mode="json"))
         draw_genotype(genotype, path / "cell")
+        # Other methods have no table of parameters to draw.
         if method.has_architecture_step:
             alphas_over_time([point["alphas"] for point in logged], state.space, path / "alphas.png")
         print_genotype(genotype)

@@ -58,6 +58,7 @@ class Searcher:
             weight_optimizer=torch.optim.SGD(
                 weights, sgd.lr, sgd.momentum, weight_decay=sgd.weight_decay, nesterov=sgd.nesterov
             ),
+            # A method without parameters has nothing to move.
             architecture_optimizer=method.optimizer(space, alphas) if alphas.all() else None,
             seed=seed,
             progress=Progress(0, epochs),
@@ -76,6 +77,7 @@ class Searcher:
         if method.level == "single":
             return self._both_at_once(number, train)
         architecture_loss = torch.zeros((), device=state.device)
+        # DARTS moves the architecture first: it looks ahead to the weights' step that follows.
         if self.moves_architecture and not method.weights_first:
             architecture_loss = self._architecture_step(number, train, valid, rate)
         weights_loss = self._weights_step(number, train)

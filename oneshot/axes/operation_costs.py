@@ -36,6 +36,7 @@ def operation_costs(penalties: tuple[Penalty, ...], space: CellSpace, device: to
         UserError: its table does not fit the space, or the space has no such costs.
     """
     for penalty in penalties:
+        # Method allows one penalty of each kind only.
         if isinstance(penalty, CostPenalty):
             return _costs(penalty, space, device)
     return OperationCosts()

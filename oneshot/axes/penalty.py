@@ -95,6 +95,7 @@ class PathDepth(Config):
 
     def _groups(self, space: CellSpace, device: torch.device) -> list[Tensor]:
         """(O,) booleans of the three groups: skip connections; convolutions and none; pools."""
+        # The operation none competes with the convolutions, as in the published code.
         skips = torch.tensor([name == "skip_connect" for name in space.operations], device=device)
         pools = torch.tensor(["pool" in name for name in space.operations], device=device)
         return [skips, ~skips & ~pools, pools]
@@ -115,6 +116,7 @@ class PathDepth(Config):
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:
     """The mean of some values; 0 of none."""
+    # At least 1 in the denominator: none of them is 0, not nan.
     return (values * where).sum() / where.sum().clamp_min(1)
 
 
@@ -172,6 +174,7 @@ class CostPenalty(Config):
         In the DARTS space all 14 edges of a cell count, of which 8 survive: E is more than the found network
         will cost.
         """
+        # Costs are summed over all cells of a kind already.
         of_cells = []
         for kind, cost_EO in inputs.costs.items():
             of_cells.append((inputs.edge_weights[kind].weight_EO * cost_EO).sum())

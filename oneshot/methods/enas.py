@@ -60,6 +60,7 @@ class Enas(Method):
         """The controller, on CPU: it is tiny and decides one thing at a time."""
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
             torch.manual_seed(derive(seed, "controller"))
+            # It replaces the tables of parameters.
             return Alphas({}, {}, Controller(space, self.size, self.layers, self.temperature, self.tanh))
 
     def optimizer(self, space: CellSpace, alphas: Alphas) -> torch.optim.Optimizer:
@@ -103,6 +104,7 @@ class Enas(Method):
         reward = state.reward(as_edge_weights(state.space, architecture), batch)
         reward += self.entropy * entropy.item()
         controller.follow(reward, self.baseline)
+        # The baseline lowers the variance of the gradient and leaves its mean.
         advantage = reward - float(controller.average)
         return -log_probability * advantage / self.samples_a_step
 

@@ -14,6 +14,7 @@ class PcDarts(Method):
     """
 
     name: Literal["pc_darts"] = "pc_darts"
+    # A quarter of the channels makes room in memory for four times the batch.
     partial: int = 4
     edge_weights: bool = True
     geometry: Geometry = Adam(lr=6e-4)

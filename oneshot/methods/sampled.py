@@ -35,6 +35,7 @@ def sample_architecture(space: CellSpace, rng: np.random.Generator) -> Architect
         for into in space.entering:
             edges = np.arange(into.start, into.stop)
             if space.keeps is not None:
+                # Sorted: operations are then drawn in the order of the edges.
                 edges = np.sort(rng.choice(edges, min(space.keeps, len(edges)), replace=False))
             for edge in edges.tolist():
                 pairs.append((edge, int(rng.choice(offered_operations(space, kind, edge)))))

@@ -52,6 +52,7 @@ def index_of(codes_N6: CellCodes) -> NDArray[np.int64]:
 
 def all_costs(kind: CostKind, shape: NetworkShape = NASBENCH201) -> CostArray:
     """(15625,) MACs or parameters of every cell's network, in the order of official indices."""
+    # All cells at once: each edge's operation picks its cost.
     costs = edge_costs(SPACE, kind, shape)
     return costs.constant + costs.edges["cell"][np.arange(EDGES), all_codes()].sum(1)
 

@@ -187,6 +187,7 @@ def _read_csv(path: Path) -> tuple[list[str], dict[str, list[float]]]:
     columns = {}
     try:
         for i, name in enumerate(header):
+            # Other columns may hold text, such as the cell's.
             if _meaning(name) is not None:
                 columns[name] = [float(row[i]) for row in rows]
     except ValueError as error:

@@ -119,6 +119,7 @@ class FinalNetwork(nn.Module):
         """
         x = self.stem(x)
         keep = self._draw_kept(drop, x, generator) if self.training and drop > 0 else None
+        # The first cell reads the stem as both of its inputs, or its two last stages if it is large.
         before = last = x.relu()
         if self.second is not None:
             last = self.second(before).relu()

@@ -114,6 +114,7 @@ class ParallelEdges(nn.Module):
             weight_nO, active, skip: as in `EdgeWeights`, of these edges.
             create_graph: the result will be differentiated twice, which the fast gradients are not made for.
         """
+        # All operations with weights begin with a ReLU; pools and the identity read x itself.
         state = RectifiedState(x, self.stride)
         whole: list[Tensor] = []  # terms (N, n C, H, W) of all edges, edge by edge
         terms: list[list[Tensor]] = [[] for _ in range(self.edges)]  # of each edge

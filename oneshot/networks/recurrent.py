@@ -147,6 +147,7 @@ def node_plans(cell_weights: EdgeWeights) -> list[NodePlan]:
         used: set[str] = set()
         for source, active in enumerate(cell_weights.active[into]):
             names = {SPACE.operations[operation] for operation in active} - {"none"}
+            # An edge on which nothing but none runs passes nothing on.
             if names:
                 sources.append(source)
                 used |= names
@@ -165,6 +166,7 @@ def shares(cell_weights: EdgeWeights) -> Tensor:
     if cell_weights.edge_E is not None:
         weight_EO = weight_EO * cell_weights.edge_E[:, None]
     columns = [weight_EO[:, SPACE.operations.index(name)] for name in OPERATIONS]
+    # None adds nothing, also not to W.
     weight_E4 = torch.stack(columns, 1)
     return torch.cat((weight_E4.sum(1, keepdim=True), weight_E4), 1)
 

@@ -90,6 +90,7 @@ class TextObjective:
 
         Hidden states are carried from step to step, and start at 0 in each epoch.
         """
+        # After a resume in the middle of an epoch they come from the checkpoint instead.
         if skip == 0:
             self.load({name: self.recurrent.start(self.batch_size) for name in ("train", "val")})
         for step, (start, length) in enumerate(self.windows(epoch)[skip:], start=skip):

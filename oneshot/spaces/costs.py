@@ -183,6 +183,7 @@ def _nasbench201(shape: NetworkShape) -> Iterator[Layers | PlacedCell]:
             yield conv_layers(channels // 2, channels, 3, size)
             yield conv_layers(channels, channels, 3, size)
             yield Layers(channels // 2 * channels, 0, size)  # the shortcut has no BatchNorm
+        # Stride 1: NAS-Bench-201 halves the map between its stages.
         yield from [PlacedCell("cell", channels, size, 1)] * shape.cells
     yield Layers(channels * shape.classes, 2 * channels + shape.classes, 1)
 
@@ -209,6 +210,7 @@ def _darts(space: CellSpace, shape: NetworkShape) -> Iterator[Layers | PlacedCel
         if reduces:
             size //= 2
         yield PlacedCell("reduce" if reduces else "normal", channels, size, 2 if reduces else 1)
+        # The cell's nodes are concatenated.
         before, last = last, space.nodes * channels
     yield Layers(last * shape.classes, shape.classes, 1)
 

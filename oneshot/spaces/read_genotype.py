@@ -52,6 +52,7 @@ def find_genotype(text: str) -> Genotype:
         UserError: it is none of these, or not a valid genotype.
     """
     text = text.strip()
+    # Names first, whatever their case; a file of that name can be given as ./NAME.
     for name, entry in published_genotypes().items():
         if name.lower() == text.lower():
             flat = {key: value for key, value in entry.items() if key != "source"}
@@ -148,6 +149,7 @@ def _genotype(values: Any, source: str) -> Genotype:
         raise UserError(
             f"{source}: a genotype must hold 'name: value' pairs, but holds {type(values).__name__}."
         )
+    # Ours has `cells`; the flat forms have a field for each kind of cell.
     if not ({"normal", "reduce", "recurrent"} & values.keys()):
         return validate(Genotype, values, source)
     recurrent = "recurrent" in values
