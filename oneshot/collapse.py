@@ -21,7 +21,10 @@ def skips(genotype: Genotype) -> dict[str, int]:
 
 
 def _count_skips(cell: Cell) -> int:
-    return sum(name == "skip_connect" for edges in cell.nodes for name, _ in edges)
+    count = 0
+    for edges in cell.nodes:
+        count += sum(name == "skip_connect" for name, _ in edges)
+    return count
 
 
 def warning(genotype: Genotype, method: Method) -> str | None:

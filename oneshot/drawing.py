@@ -138,8 +138,7 @@ def _draw_output(axes: Axes, space: CellSpace, cell: Cell, bar: float, line: lis
 
 
 def _draw_operation(axes: Axes, name: str, x: float, source: float, target: float) -> None:
-    """A wire from the line at `source` down to the line at `target`, through a box with the operation's
-    name."""
+    """A wire from the line at `source` down to the line at `target`, through a box with a name."""
     absent = name == "none"
     color, style = (QUIET, (0, (3, 2))) if absent else (INK, "-")
     width, height = BOX

@@ -34,12 +34,11 @@ from oneshot.spaces.cells import CellSpace, find_space
 
 
 class Search(Command):
-    """Search a cell on images or text with a differentiable method; retrain what it finds with
-    oneshot.retrain.
+    """Search a cell on images or text with a differentiable method.
 
-    Half of the training images train shared weights, the other half the architecture. A method's published
-    settings for the space are the defaults; --method.<setting> changes one, --penalties adds a loss
-    (beta_decay, cost, ...) to any method that can bear it.
+    oneshot.retrain trains what it finds. Half of the training images train shared weights, the other half the
+    architecture. A method's published settings for the space are the defaults; --method.<setting> changes
+    one, --penalties adds a loss (beta_decay, cost, ...) to any method that can bear it.
 
     examples:
       python -m oneshot.search    # first-order DARTS on the embedded digits, under 10 minutes

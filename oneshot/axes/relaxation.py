@@ -100,10 +100,10 @@ class GumbelHard(Softmax):
 
 
 class HardConcrete(Softmax):
-    """PR-DARTS (2020, arXiv:2006.16537): a stretched, clamped gate for each operation; an edge keeps its
-    `keep` best.
+    """PR-DARTS (2020, arXiv:2006.16537): a stretched, clamped gate for each operation.
 
-    The code of the paper drops gates at random before it picks, which the paper's text does not say.
+    An edge keeps its `keep` best. The code of the paper drops gates at random before it picks, which the
+    paper's text does not say.
     """
 
     name: Literal["hard_concrete"] = "hard_concrete"  # type: ignore[assignment]

@@ -1,5 +1,4 @@
-"""`python -m oneshot.benchmark`: what searchers reach on a NAS-Bench-201 table, and what is known about one
-cell."""
+"""`python -m oneshot.benchmark`: what searchers reach on NAS-Bench-201, and what is known about a cell."""
 
 from pathlib import Path
 from typing import Literal

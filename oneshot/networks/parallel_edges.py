@@ -147,7 +147,7 @@ class ParallelEdges(nn.Module):
             _hand_out(sum_terms(whole), range(self.edges), terms)
         if shared:
             _hand_out_shared(shared, terms)
-        return [sum_terms(of_edge) if of_edge else self._nothing(x) for of_edge in terms]
+        return [self._passed_on(of_edge, x) for of_edge in terms]
 
     def _own_operation(
         self, name: str, state: RectifiedState, weight_n: Tensor, running: tuple[int, ...], create_graph: bool
@@ -172,8 +172,9 @@ class ParallelEdges(nn.Module):
         """The weights, 0 where the operation does not run."""
         if len(running) == self.edges:
             return weight_n
-        zero = weight_n.new_zeros(())
-        weights = [weight_n[position] if position in running else zero for position in range(self.edges)]
+        weights = [weight_n.new_zeros(())] * self.edges
+        for position in running:
+            weights[position] = weight_n[position]
         return torch.stack(weights)
 
     def _pooled(self, name: str, x: Tensor) -> Tensor:
@@ -185,8 +186,10 @@ class ParallelEdges(nn.Module):
                 x = average_pool(x, self.stride)
         return self.pool_norm[name](x) if name in self.pool_norm else x
 
-    def _nothing(self, x: Tensor) -> Tensor:
-        """What an edge on which nothing runs passes on."""
+    def _passed_on(self, terms: list[Tensor], x: Tensor) -> Tensor:
+        """The sum of an edge's terms; zeros where nothing runs on it."""
+        if terms:
+            return sum_terms(terms)
         count, _, height, width = x.shape
         return x.new_zeros(count, self.channels, -(-height // self.stride), -(-width // self.stride))
 

@@ -157,8 +157,10 @@ def node_plans(cell_weights: EdgeWeights) -> list[NodePlan]:
 
 
 def shares(cell_weights: EdgeWeights) -> Tensor:
-    """(E, 5): for each edge the sum of the weights of all operations but none; then those of tanh, relu,
-    sigmoid and identity."""
+    """(E, 5): for each edge W, the weight of all operations but none together, and that of each.
+
+    The order is W, tanh, relu, sigmoid, identity.
+    """
     weight_EO = cell_weights.weight_EO
     if cell_weights.active is not None:
         running = active_mask(cell_weights.active, weight_EO.shape[1]).to(weight_EO.dtype)

@@ -116,7 +116,11 @@ class TextObjective:
         """The hidden states after the last step."""
         if not self.pair:
             return self.hidden
-        return [batch.hidden_1BH if batch.after is None else batch.after for batch in self.pair]
+        states = []
+        for batch in self.pair:
+            # A batch that no loss was taken of, as in a warm-up, hands on what it began with.
+            states.append(batch.hidden_1BH if batch.after is None else batch.after)
+        return states
 
     def rate(self, batch: Any) -> float:
         """Proportional to the window's length."""

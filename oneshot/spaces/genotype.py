@@ -28,8 +28,10 @@ class Cell(Config):
 
 
 class Genotype(Config):
-    """The cells of a network, by kind: `normal` and `reduce` (DARTS), `cell` (NAS-Bench-201) or
-    `recurrent`."""
+    """The cells of a network, by kind.
+
+    The kinds are `normal` and `reduce` (DARTS), `cell` (NAS-Bench-201) or `recurrent`.
+    """
 
     space: str = Field("darts", description="search space that it belongs to")
     cells: dict[str, Cell]
