@@ -171,19 +171,22 @@ def second_order(problem: BilevelProblem) -> tuple[Tensor, tuple[Tensor, ...]]:
     depend on the architecture (`exact` knows that it does).
     """
     step, alphas = problem.step, problem.alphas
+    # 1. The weights after one training step.
     ahead, scale = problem.look_ahead(create_graph=False)
     # New leaves, so that the validation loss has gradients at exactly these weights.
     ahead = {name: w.detach().requires_grad_() for name, w in ahead.items()}
     value = problem.validation_loss(ahead, create_graph=False)
-    # Both are read off one backward pass: the first-order term, and v, the direction of the Hessian product.
+    # 2. One backward pass gives the first-order term, and v, the direction of the Hessian product.
     gradients = _gradients(value, [*alphas, *ahead.values()])
     first, v = gradients[: len(alphas)], gradients[len(alphas) :]
     # Only to reproduce the published code: see `VirtualStep`.
     if step.clip_direction:
         factor = clip_factor(v, step.clip_norm)
         v = tuple(factor * part for part in v)
+    # 3. The second-order term: how the training gradient of alphas changes along v.
     e = EPSILON / joint_norm(v)
     plus, minus = _training_gradients(problem, v, e), _training_gradients(problem, v, -e)
+    # 4. Together: the look ahead's step was -lr times the training gradient.
     total = []
     for g, p, m in zip(first, plus, minus, strict=True):
         total.append(g - step.lr * (scale * (p - m) / (2 * e)))

@@ -47,6 +47,7 @@ def _remedies(method: Method) -> str:
     """What helps, among what this method can bear."""
     others = " or ".join(name for name in ("darts_minus", "beta_darts") if name != method.name)
     remedies = [f"--method {others}"]
+    # Advice that the method would refuse is no advice.
     has_decay = any(isinstance(penalty, BetaDecay) for penalty in method.penalties)
     if not has_decay and not isinstance(method.relaxation, Simplex):
         remedies.append("--penalties beta_decay on this method")

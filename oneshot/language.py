@@ -62,6 +62,7 @@ def load_language(path: Path) -> TrainedLanguage:
     Raises:
         UserError: there is none.
     """
+    # Before that, the best weights may still be those of an early epoch.
     if not Run(path).finished:
         raise UserError(
             f"'{path}' is not a finished run of a recurrent cell; train one, or continue it with --resume."

@@ -125,6 +125,7 @@ class LanguageTrainer(EpochLoop):
         # From the step, not from a running generator: a resumed run draws the same masks.
         generator = torch_generator(self.device, self.seed, "masks", self.step, self.retries)
         masks = draw_masks(settings.dropout, self.network, settings.batch, generator)
+        # The hidden state is that after the window before.
         output = self.network(x_TB, self.hidden, masks)
         entropy = text_loss(output, y_TB)
         self.optimizer.zero_grad()
@@ -232,6 +233,7 @@ class LanguageTrainer(EpochLoop):
 
     def finish(self) -> None:
         """The best weights on the test text, once."""
+        # The file has the best weights on validation; the network has the latest.
         load_best_weights(self.network, self.folder.path)
         words, bptt = self.words["test"], self.settings.bptt
         # The first word is given, so one word less is predicted.

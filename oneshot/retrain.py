@@ -188,8 +188,10 @@ class Retraining(Training):
         # In every step, where the published codes do it in every epoch.
         set_learning_rate(self.optimizer, learning_rate(sgd, self.step, self.total, warmup))
         self.optimizer.zero_grad()
+        # 1. Forward: the logits, and those of the auxiliary head.
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):
             outputs = self._forward(x)
+        # 2. The losses in float32.
         entropies = []
         for logits in outputs:
             entropies.append(F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing))
@@ -197,6 +199,7 @@ class Retraining(Training):
         # The auxiliary head only helps to train: its loss weighs less.
         total = losses[0] + config.auxiliary * losses[1:].sum()
         total.backward()  # type: ignore[no-untyped-call]
+        # 3. One update, with the gradient of all ranks' images.
         losses = self.ranks.average_gradients(self.network.parameters(), losses.detach())
         clip_gradients(sgd, self.network)
         self.optimizer.step()

@@ -94,6 +94,7 @@ class SearchLoop(EpochLoop):
     def after_epoch(self) -> None:
         """What the method does between epochs; then measure and log the current choice."""
         searcher, state, monitoring = self.searcher, self.searcher.state, self.monitoring
+        # A controller is trained here, so that the choice below is its new one.
         searcher.method.after_epoch(state)
         genotype = searcher.method.genotype(state)
         point: dict[str, Any] = {
@@ -158,6 +159,7 @@ class SearchLoop(EpochLoop):
                 f"The eigenvalue grew by more than {FACTOR}: stopped after epoch {len(logged)}, took the "
                 f"cell of epoch {back + 1}."
             )
+        # What oneshot.retrain reads.
         write_json(path / "genotype.json", genotype.model_dump(mode="json"))
         draw_genotype(genotype, path / "cell")
         # Other methods have no table of parameters to draw.
@@ -171,6 +173,7 @@ class SearchLoop(EpochLoop):
             print_comparison(
                 genotype, monitoring.table, monitoring.dataset, monitoring.table_budget, state.seed
             )
+        # DONE comes last: a search that is killed before writes its findings again.
         self.folder.finish()
         print(f"written to {path}: genotype.json, cell.svg, cell.png")
 

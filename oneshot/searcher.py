@@ -72,10 +72,12 @@ class Searcher:
             (2,): the losses of the weights' step and of the architecture's.
         """
         state, method = self.state, self.method
+        # 1. The learning rate of this epoch, and of this batch's size.
         rate = method.sgd.learning_rate(state.progress) * state.objective.rate(train)
         set_learning_rate(state.weight_optimizer, rate)
         if method.level == "single":
             return self._both_at_once(number, train)
+        # 2. Both levels in turn, each on its own batch; which comes first is the method's choice.
         architecture_loss = torch.zeros((), device=state.device)
         # DARTS moves the architecture first: it looks ahead to the weights' step that follows.
         if self.moves_architecture and not method.weights_first:
@@ -108,6 +110,7 @@ class Searcher:
         # The architecture is a constant here: no gradient of alphas is computed.
         with torch.no_grad():
             edge_weights = self.edge_weights("weights", number)
+        # The loss of the mixed operations, as they are weighed now.
         value = objective.loss(objective.for_weights(train), edge_weights)
         weight_step(objective.network, value, self.state.weight_optimizer, self.method.sgd.clip_norm)
         return value.detach()
@@ -126,6 +129,7 @@ class Searcher:
         if self.method.order == "first":
             value, gradients = first_order(objective.network, penalised_loss, parameters)
         else:
+            # The look ahead takes the optimiser's own step, momentum included.
             buffers = momentum_buffers(self.state.weight_optimizer, objective.network)
             problem = BilevelProblem(
                 network=objective.network,
@@ -166,6 +170,7 @@ class Searcher:
         objective, architecture_optimizer = self.state.objective, self.state.architecture_optimizer
         edge_weights = self.edge_weights("weights", number)
         value = objective.loss(objective.for_weights(batch), edge_weights)
+        # One backward pass through both: penalties have no gradient of weights.
         total = self.penalised(value, edge_weights)
         # `weight_step` clears the weights' gradients only.
         for parameter in self.state.alphas.all():

@@ -69,6 +69,7 @@ def _heaviest_pairs(space: CellSpace, entering: Entering, keeps: int, repeat: bo
     for source, weights in entering:
         for weight, name in zip(weights, space.operations, strict=True):
             pairs.append((weight, name, source))
+    # Also stable: among equal pairs the first edge and operation come first.
     pairs.sort(key=lambda pair: -pair[0])
     kept: list[Edge] = []
     taken: set[int] = set()

@@ -84,6 +84,7 @@ class Enas(Method):
         batches = state.objective.reward_batches(epoch)
         with progress_bar("controller", self.controller_steps) as advance:
             for step in range(self.controller_steps):
+                # From epoch and step, so that a resumed search draws the same.
                 draws = torch_generator("cpu", state.seed, "controller", epoch, step)
                 loss = controller.average.new_zeros(())
                 for _ in range(self.samples_a_step):
@@ -100,9 +101,12 @@ class Enas(Method):
         self, state: SearchState, controller: Controller, draws: torch.Generator, batch: Any
     ) -> Tensor:
         """One architecture's part of the loss; its reward also moves the baseline."""
+        # 1. The controller decides.
         architecture, log_probability, entropy = controller(draws)
+        # 2. The shared weights say how good that is; undecided controllers get a little more.
         reward = state.reward(as_edge_weights(state.space, architecture), batch)
         reward += self.entropy * entropy.item()
+        # 3. The baseline follows, then the controller learns from the difference.
         controller.follow(reward, self.baseline)
         # The baseline lowers the variance of the gradient and leaves its mean.
         advantage = reward - float(controller.average)

@@ -59,6 +59,7 @@ def as_edge_weights(space: CellSpace, architecture: Architecture) -> dict[str, E
 
 def as_genotype(space: CellSpace, architecture: Architecture) -> Genotype:
     """The genotype of an architecture."""
+    # Edges are in order, so each node's edges are, too.
     cells = {}
     for kind, pairs in architecture.items():
         nodes: list[list[Edge]] = [[] for _ in range(space.nodes)]

@@ -39,6 +39,7 @@ def regularised_evolution(seen_L: Accuracies, budget: int, runs: int, rng: np.ra
     run = np.arange(runs)
     alive_RP = rng.integers(CELLS, size=(runs, population))
     best_R = alive_RP[run, seen_L[alive_RP].argmax(1)]
+    # Each step asks about one cell of every run.
     for step in range(budget - population):
         drawn_RT = alive_RP[run[:, None], rng.integers(population, size=(runs, TOURNAMENT))]
         parent_R = drawn_RT[run, seen_L[drawn_RT].argmax(1)]

@@ -111,9 +111,11 @@ class Recurrence(torch.autograd.Function):
         for step in range(len(product_TBD)):
             torch.mul(output[step], mask_BH, out=before[step])
             torch.addmm(product_TBD[step], before[step], first_HD, out=first[step])
+            # s_0; gate and value are overwritten by what backward needs of them.
             gate, value = first[step].chunk(2, -1)
             normalise(step, 0, torch.lerp(output[step], value.tanh_(), gate.sigmoid_()))
             for node, (a, b) in enumerate(pairwise(first_edges(nodes))):
+                # Node j reads s_0 to s_j at once: one product for all its edges.
                 read = masked[step, : node + 1].view(-1, hidden)
                 torch.mm(read, matrix_HD[node], out=edge[step, a:b].view(-1, 2 * hidden))
                 gate, g = edge[step, a:b].chunk(2, -1)

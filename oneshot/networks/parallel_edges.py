@@ -130,6 +130,7 @@ class ParallelEdges(nn.Module):
             if name not in self.own:
                 shared.append(SharedTerm(self._pooled(name, x), self._elsewhere_0(weight_n, running)))
                 continue
+            # With weights of their own: one kernel call for all edges where it runs.
             y = self._own_operation(name, state, weight_n, running, create_graph)
             # With all edges running the term is added to others of its shape before it is cut.
             if len(running) == self.edges:
@@ -145,6 +146,7 @@ class ParallelEdges(nn.Module):
         # Summed before they are handed out: one addition serves all edges.
         if whole:
             _hand_out(sum_terms(whole), range(self.edges), terms)
+        # Terms without weights of their own, weighed for all edges in one product.
         if shared:
             _hand_out_shared(shared, terms)
         return [self._passed_on(of_edge, x) for of_edge in terms]

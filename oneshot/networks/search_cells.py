@@ -64,6 +64,7 @@ class MixedNodes(nn.Module):
             active = None
             if cell_weights.active is not None:
                 active = tuple(cell_weights.active[e] for e in edges)
+            # All edges that leave this state, at once.
             passed_on = parallel_edges(x, weights[state], active, cell_weights.skip, create_graph)
             for e, passed in zip(edges, passed_on, strict=True):
                 arriving.setdefault(self.space.edges[e][1], []).append(passed)
@@ -77,6 +78,7 @@ class MixedNodes(nn.Module):
     def _split_off(self, state: int, x: Tensor, edge_E: Tensor | None, passing_by: Arriving) -> Tensor:
         """The channels of a state that go through operations; the rest goes to `passing_by`."""
         own = x.shape[1] // self.partial
+        # The first C / K channels go through the operations.
         rest = x[:, own:]
         if self._stride(state) == 2:
             rest = F.max_pool2d(rest, 2, 2)

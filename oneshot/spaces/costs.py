@@ -155,6 +155,7 @@ def edge_costs(space: CellSpace, kind: CostKind, shape: NetworkShape) -> EdgeCos
     edges = {cell: np.zeros((len(space.edges), len(space.operations)), np.int64) for cell in space.cells}
     constant = 0
     for part in network:
+        # Layers outside of cells are the constant.
         if isinstance(part, Layers):
             constant += part.cost(kind)
         else:
@@ -177,6 +178,7 @@ def _nasbench201(shape: NetworkShape) -> Iterator[Layers | PlacedCell]:
     """The network from input to output."""
     channels, size = shape.channels, shape.size
     yield conv_layers(shape.inputs, channels, 3, size)
+    # Between stages a residual block: two 3x3 convolutions and a shortcut.
     for stage in range(3):
         if stage:
             channels, size = 2 * channels, size // 2
