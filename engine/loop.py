@@ -34,83 +34,14 @@ class EpochLoop:
     """
 
     verb: ClassVar[str] = "train"  # what the progress bar says
-    ends_take_long: ClassVar[bool] = (
-        False  # after a signal, `after_epoch` and `finish` then wait for --resume
-    )
+    # Whether `after_epoch` and `finish` take long: after a signal they then wait for --resume.
+    ends_take_long: ClassVar[bool] = False
 
     def __init__(self, folder: Run, epochs: int, ranks: Ranks = ALONE):
         self.folder, self.epochs, self.ranks = folder, epochs, ranks
         self.epoch, self.batches_done = 0, 0  # the current epoch, and its batches that are done
         self.step = 0  # steps done in all epochs
         self.pending: list[Tensor] = []  # losses that the host has not looked at
-
-    def steps_in(self, epoch: int) -> int:
-        """Batches of an epoch."""
-        raise NotImplementedError
-
-    def batches(self) -> Iterator[tuple[Any, Any]]:
-        """The batches of the current epoch that are not done."""
-        raise NotImplementedError
-
-    def update(self, first: Any, second: Any, /) -> None:
-        """One step on the two halves of a batch, such as images and labels. It ends with `done`."""
-        raise NotImplementedError
-
-    def metrics(self, losses: list[float]) -> tuple[dict[str, Any], str]:
-        """What metrics.jsonl and what the progress bar say of the mean losses (L,) of some steps."""
-        raise NotImplementedError
-
-    def state(self) -> dict[str, Any]:
-        """What `--resume` needs beside the position in the run."""
-        raise NotImplementedError
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Take up such a state."""
-        raise NotImplementedError
-
-    def finish(self) -> None:
-        """All epochs are done: write what remains, and DONE last."""
-        raise NotImplementedError
-
-    def divergence_hint(self, step: int) -> str:
-        """What to change if the losses stop being finite at `step`."""
-        raise NotImplementedError
-
-    def begin_epoch(self) -> None:
-        """Called before the first batch of an epoch, and of the rest of an epoch after a resume."""
-
-    def after_epoch(self) -> None:
-        """Called after the last batch of an epoch, before the position moves to the next one."""
-
-    def learned(self) -> dict[str, list[Tensor]]:
-        """Tensors that must stay finite, by what an error calls them."""
-        return {}
-
-    def logged_beside(self) -> dict[str, Any]:
-        """What is logged together with the losses."""
-        return {}
-
-    def ends_early(self) -> bool:
-        """Whether the epochs that remain are left out."""
-        return False
-
-    def place(self) -> str:
-        """Where the run is, for messages."""
-        return f"at step {self.step} of {self.total_steps()}"
-
-    def resumed_place(self) -> str:
-        """Where a resumed run begins, for messages."""
-        return self.place()
-
-    def total_steps(self) -> int:
-        """Steps of the whole run."""
-        remaining = sum(self.steps_in(epoch) for epoch in range(self.epoch, self.epochs))
-        return self.step - self.batches_done + remaining
-
-    def done(self, losses: Tensor) -> None:
-        """Count a step. Its losses, (L,) or (), averaged over the ranks, are looked at later."""
-        self.pending.append(losses)
-        self.batches_done, self.step = self.batches_done + 1, self.step + 1
 
     def run(self) -> int:
         """From the current step to the end (returns 0), or to a signal (returns 130)."""
@@ -144,10 +75,10 @@ class EpochLoop:
         if complete and not (self.ends_take_long and stop.requested):
             self.end_epoch()
 
-    def end_epoch(self) -> None:
-        """What comes after the last batch; then the next epoch is the current one."""
-        self.after_epoch()
-        self.epoch, self.batches_done = self.epoch + 1, 0
+    def done(self, losses: Tensor) -> None:
+        """Count a step. Its losses, (L,) or (), averaged over the ranks, are looked at later."""
+        self.pending.append(losses)
+        self.batches_done, self.step = self.batches_done + 1, self.step + 1
 
     def log(self) -> str:
         """Look at the losses since the last look, and log their means.
@@ -189,6 +120,11 @@ class EpochLoop:
             f"{self.divergence_hint(step)}. The last good checkpoint, if any, stays in '{self.folder.path}'."
         )
 
+    def end_epoch(self) -> None:
+        """What comes after the last batch; then the next epoch is the current one."""
+        self.after_epoch()
+        self.epoch, self.batches_done = self.epoch + 1, 0
+
     def save(self) -> None:
         """Write state.pt, which `--resume` reads. The first rank's is everybody's."""
         if self.ranks.first:
@@ -220,3 +156,70 @@ class EpochLoop:
                 f"Not every process sees the checkpoint in '{self.folder.path}'; --out must be a folder that "
                 "all machines share."
             )
+
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        remaining = sum(self.steps_in(epoch) for epoch in range(self.epoch, self.epochs))
+        return self.step - self.batches_done + remaining
+
+    def place(self) -> str:
+        """Where the run is, for messages."""
+        return f"at step {self.step} of {self.total_steps()}"
+
+    def resumed_place(self) -> str:
+        """Where a resumed run begins, for messages."""
+        return self.place()
+
+    # What a child must say.
+
+    def steps_in(self, epoch: int) -> int:
+        """Batches of an epoch."""
+        raise NotImplementedError
+
+    def batches(self) -> Iterator[tuple[Any, Any]]:
+        """The batches of the current epoch that are not done."""
+        raise NotImplementedError
+
+    def update(self, first: Any, second: Any, /) -> None:
+        """One step on the two halves of a batch, such as images and labels. It ends with `done`."""
+        raise NotImplementedError
+
+    def metrics(self, losses: list[float]) -> tuple[dict[str, Any], str]:
+        """What metrics.jsonl and what the progress bar say of the mean losses (L,) of some steps."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Any]:
+        """What `--resume` needs beside the position in the run."""
+        raise NotImplementedError
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up such a state."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """All epochs are done: write what remains, and DONE last."""
+        raise NotImplementedError
+
+    def divergence_hint(self, step: int) -> str:
+        """What to change if the losses stop being finite at `step`."""
+        raise NotImplementedError
+
+    # What a child may say.
+
+    def begin_epoch(self) -> None:
+        """Called before the first batch of an epoch, and of the rest of an epoch after a resume."""
+
+    def after_epoch(self) -> None:
+        """Called after the last batch of an epoch, before the position moves to the next one."""
+
+    def ends_early(self) -> bool:
+        """Whether the epochs that remain are left out."""
+        return False
+
+    def learned(self) -> dict[str, list[Tensor]]:
+        """Tensors that must stay finite, by what an error calls them."""
+        return {}
+
+    def logged_beside(self) -> dict[str, Any]:
+        """What is logged together with the losses."""
+        return {}

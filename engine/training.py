@@ -143,8 +143,12 @@ class Training(EpochLoop):
         raise NotImplementedError
 
     def evaluate(self, epoch: int, last: bool) -> None:
-        """Measure on the validation split and log it; after the `last` epoch, also print it. All ranks call
-        this."""
+        """Measure on the validation split and log it; every rank calls this.
+
+        Args:
+            epoch: the epoch that ended.
+            last: whether it was the last one; then the result is also printed.
+        """
         raise NotImplementedError
 
     def checkpoint_objects(self) -> dict[str, Any]:

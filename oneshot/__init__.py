@@ -15,6 +15,7 @@ imported when they are first used, so that `import oneshot` costs milliseconds, 
 from engine.command.start import start
 from engine.lazy import lazy_names
 
+# Ctrl-C while torch is still being imported ends a command without a traceback.
 start()
 
 __all__ = [

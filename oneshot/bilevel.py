@@ -70,6 +70,7 @@ class VirtualStep:
         scale = clip_factor(gradients, self.clip_norm)
         moved = {}
         for (name, w), gradient, buffer in zip(weights.items(), gradients, self.buffers, strict=True):
+            # The order of torch: clip the gradient, add the decay, then let momentum gather both.
             direction = scale * gradient + self.weight_decay * w
             if buffer is not None:
                 direction = self.momentum * buffer + direction
@@ -109,10 +110,12 @@ class BilevelProblem(NamedTuple):
         weights = dict(self.network.named_parameters())
         loss = self.loss(self.train, self.edge_weights(), create_graph=create_graph)
         gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph)
+        # Detached: the step starts at the weights as they are, whatever led to them.
         return self.step.ahead({name: w.detach() for name, w in weights.items()}, gradients)
 
     def validation_loss(self, weights: Weights, create_graph: bool) -> Tensor:
         """The penalised validation loss at given weights."""
+        # Built anew, since the graph of the first ones may be used up.
         edge_weights = self.edge_weights()
         # Copies: a look ahead leaves no trace in the statistics.
         buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
@@ -124,6 +127,7 @@ def clip_factor(gradients: tuple[Tensor, ...], norm: float | None) -> Tensor | f
     """What brings gradients down to a common norm of at most `norm`."""
     if norm is None:
         return 1.0
+    # The constant is that of torch's clip_grad_norm_.
     return (norm / (joint_norm(gradients) + 1e-6)).clamp_max(1)
 
 
@@ -149,6 +153,7 @@ def first_order(
     network: nn.Module, loss: Callable[[], Tensor], alphas: list[Tensor]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """(loss, gradients of alphas) at the network's own weights. The weights' gradients are not computed."""
+    # The backward pass then stops at the operations' outputs: no weight gradient is computed or kept.
     with frozen(network):
         value = loss()
     return value.detach(), _gradients(value, alphas)
@@ -166,16 +171,22 @@ def second_order(problem: BilevelProblem) -> tuple[Tensor, tuple[Tensor, ...]]:
     depend on the architecture (`exact` knows that it does).
     """
     step, alphas = problem.step, problem.alphas
+    # 1. The weights after one training step.
     ahead, scale = problem.look_ahead(create_graph=False)
+    # New leaves, so that the validation loss has gradients at exactly these weights.
     ahead = {name: w.detach().requires_grad_() for name, w in ahead.items()}
     value = problem.validation_loss(ahead, create_graph=False)
+    # 2. One backward pass gives the first-order term, and v, the direction of the Hessian product.
     gradients = _gradients(value, [*alphas, *ahead.values()])
     first, v = gradients[: len(alphas)], gradients[len(alphas) :]
+    # Only to reproduce the published code: see `VirtualStep`.
     if step.clip_direction:
         factor = clip_factor(v, step.clip_norm)
         v = tuple(factor * part for part in v)
+    # 3. The second-order term: how the training gradient of alphas changes along v.
     e = EPSILON / joint_norm(v)
     plus, minus = _training_gradients(problem, v, e), _training_gradients(problem, v, -e)
+    # 4. Together: the look ahead's step was -lr times the training gradient.
     total = []
     for g, p, m in zip(first, plus, minus, strict=True):
         total.append(g - step.lr * (scale * (p - m) / (2 * e)))
@@ -216,6 +227,7 @@ def dominant_eigenvalue(
     gradients = torch.autograd.grad(
         loss(), alphas, create_graph=True, materialize_grads=True, allow_unused=True
     )
+    # Any direction has a part along the dominant eigenvector, almost surely.
     v = [torch.randn(a.shape, generator=generator, dtype=a.dtype).to(a.device) for a in alphas]
     value = 0.0
     for _ in range(steps):
@@ -228,6 +240,7 @@ def dominant_eigenvalue(
         # v has length 1, so this is Rayleigh's quotient.
         before, value = value, float(sum((p * part).sum() for p, part in zip(product, v, strict=True)))
         v = list(product)
+        # Relative to its size, since it may be negative.
         if abs(value - before) <= 1e-3 * abs(value):
             break
     return value
@@ -237,6 +250,7 @@ def weight_step(
     network: nn.Module, value: Tensor, optimizer: torch.optim.Optimizer, clip_norm: float | None
 ) -> None:
     """One step of the network's weights down `value`."""
+    # None and not 0: the loop below tells what was not drawn by it.
     optimizer.zero_grad(set_to_none=True)
     value.backward()  # type: ignore[no-untyped-call]
     for w in network.parameters():

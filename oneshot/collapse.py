@@ -21,7 +21,10 @@ def skips(genotype: Genotype) -> dict[str, int]:
 
 
 def _count_skips(cell: Cell) -> int:
-    return sum(name == "skip_connect" for edges in cell.nodes for name, _ in edges)
+    count = 0
+    for edges in cell.nodes:
+        count += sum(name == "skip_connect" for name, _ in edges)
+    return count
 
 
 def warning(genotype: Genotype, method: Method) -> str | None:
@@ -44,6 +47,7 @@ def _remedies(method: Method) -> str:
     """What helps, among what this method can bear."""
     others = " or ".join(name for name in ("darts_minus", "beta_darts") if name != method.name)
     remedies = [f"--method {others}"]
+    # Advice that the method would refuse is no advice.
     has_decay = any(isinstance(penalty, BetaDecay) for penalty in method.penalties)
     if not has_decay and not isinstance(method.relaxation, Simplex):
         remedies.append("--penalties beta_decay on this method")
@@ -63,6 +67,7 @@ def epoch_to_return_to(eigenvalues: list[float]) -> int | None:
         eigenvalues: one for each epoch so far.
     """
     epoch = len(eigenvalues) - 1
+    # Both windows must be full.
     if epoch < NOT_BEFORE or epoch - BACK - WINDOW + 1 < 0:
         return None
     now, before = _mean_until(eigenvalues, epoch), _mean_until(eigenvalues, epoch - BACK)

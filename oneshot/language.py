@@ -62,6 +62,7 @@ def load_language(path: Path) -> TrainedLanguage:
     Raises:
         UserError: there is none.
     """
+    # Before that, the best weights may still be those of an early epoch.
     if not Run(path).finished:
         raise UserError(
             f"'{path}' is not a finished run of a recurrent cell; train one, or continue it with --resume."
@@ -102,7 +103,9 @@ def cross_entropy(
         bptt: words of a window. It changes nothing but memory: the hidden state is carried over.
         advance: called after each window.
     """
+    # The last words that fill no row of columns are left out.
     text, hidden = columns(words_N, batch), network.start(batch)
+    # float64: a sum over a long text in float32 would lose digits.
     total = torch.zeros((), dtype=torch.float64, device=hidden.device)
     for start in range(0, len(text) - 1, bptt):
         x, y = window(text, start, bptt)

@@ -54,6 +54,7 @@ def train_language(
         f"{size} parameters; {len(text.vocabulary)} words; {len(text.splits['train'])} to train on; device "
         f"{device}"
     )
+    # Before the first step, so that a stopped run already says what it is.
     write_json(run.path / "model.json", trainer.model.model_dump(mode="json"))
     return trainer.run()
 
@@ -83,6 +84,7 @@ class LanguageTrainer(EpochLoop):
         self.text_RB = columns(self.words["train"], settings.batch)
         columns(self.words["val"], settings.val_batch)  # refused now, not after an epoch
         self.model = LanguageModel(genotype=genotype, hidden=settings.hidden, vocabulary=text.vocabulary)
+        # On CPU: a seed gives the same weights on every device.
         fresh = torch.Generator().manual_seed(derive(seed, "weights"))
         network = CellNetwork(len(text.vocabulary), settings.hidden, genotype.cells[KIND], fresh)
         self.network = network.to(device)
@@ -97,6 +99,7 @@ class LanguageTrainer(EpochLoop):
 
     def windows(self, epoch: int) -> list[tuple[int, int]]:
         """(start, length) of the windows of an epoch."""
+        # From the epoch: a resumed run cuts the same windows.
         rng = numpy_generator(self.seed, "windows", epoch, self.retries)
         return windows(len(self.text_RB), self.settings.bptt, rng, SPREAD)
 
@@ -119,8 +122,10 @@ class LanguageTrainer(EpochLoop):
     def update(self, x_TB: Tensor, y_TB: Tensor, /) -> None:
         """One optimiser step on one window."""
         settings = self.settings
+        # From the step, not from a running generator: a resumed run draws the same masks.
         generator = torch_generator(self.device, self.seed, "masks", self.step, self.retries)
         masks = draw_masks(settings.dropout, self.network, settings.batch, generator)
+        # The hidden state is that after the window before.
         output = self.network(x_TB, self.hidden, masks)
         entropy = text_loss(output, y_TB)
         self.optimizer.zero_grad()
@@ -131,6 +136,7 @@ class LanguageTrainer(EpochLoop):
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.network)
+        # Backpropagation ends at the window's start.
         self.hidden = output.hidden_1BH.detach()
         self.done(entropy.detach())
 
@@ -164,6 +170,7 @@ class LanguageTrainer(EpochLoop):
             raise NotFiniteError
         averaged = self.average is not None
         self.folder.log(step=self.step, epoch=self.epoch, val_perplexity=perplexity(loss), averaged=averaged)
+        # The file holds the best weights; those in state.pt are the latest.
         if loss < min(losses, default=math.inf):
             save_weights(self.folder.path / "weights.safetensors", self.weights.state_dict())
         # Compared with all epochs but the latest `patience` ones.
@@ -184,6 +191,7 @@ class LanguageTrainer(EpochLoop):
             UserError: there are none, or this happened too often.
         """
         self.retries, self.pending = self.retries + 1, []
+        # In the first epoch there are no weights to go back to.
         if not self.losses or self.retries > RETRIES:
             raise UserError(
                 f"The loss is not finite in epoch {self.epoch + 1}, for the {self.retries}. time; start "
@@ -195,6 +203,7 @@ class LanguageTrainer(EpochLoop):
             "and masks"
         )
         load_best_weights(self.network, self.folder.path)
+        # The broken steps are in the average: it starts again at the best weights.
         if self.average is not None:
             self.average = AveragedModel(self.network)
         self.batches_done, self.hidden = 0, self.network.start(self.settings.batch)
@@ -224,8 +233,10 @@ class LanguageTrainer(EpochLoop):
 
     def finish(self) -> None:
         """The best weights on the test text, once."""
+        # The file has the best weights on validation; the network has the latest.
         load_best_weights(self.network, self.folder.path)
         words, bptt = self.words["test"], self.settings.bptt
+        # The first word is given, so one word less is predicted.
         test_windows = math.ceil((len(words) - 1) / bptt)
         with progress("test", test_windows) as advance:
             test = perplexity(cross_entropy(self.network, words, 1, bptt, advance))

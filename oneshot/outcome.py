@@ -46,6 +46,7 @@ def print_genotype(genotype: Genotype) -> None:
         for node, edges in enumerate(cell.nodes, start=space.inputs):
             grid.add_row(kind, str(node), ", ".join(f"{name} {source}" for name, source in edges))
     Console().print(grid)
+    # Costs are known for networks of images only.
     if space.name == "recurrent":
         return
     shape = published_shape(space)

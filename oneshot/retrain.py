@@ -122,6 +122,7 @@ class Retrain(TrainingCommand):
             torch.manual_seed(derive(self.seed, "weights"))
             network = build_network(model, self.auxiliary > 0)
         run = config.start(ranks)
+        # Only the first rank reads the folder; `any` tells the others.
         if ranks.any(ranks.first and run.finished):
             print(f"{run.path} is finished already.")
         else:
@@ -186,16 +187,21 @@ class Retraining(Training):
         """One optimiser step on one batch."""
         config, sgd = self.config, self.config.sgd
         warmup = round(sgd.warmup_epochs * self.steps)
+        # In every step, where the published codes do it in every epoch.
         set_learning_rate(self.optimizer, learning_rate(sgd, self.step, self.total, warmup))
         self.optimizer.zero_grad()
+        # 1. Forward: the logits, and those of the auxiliary head.
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):
             outputs = self._forward(x)
+        # 2. The losses in float32.
         entropies = []
         for logits in outputs:
             entropies.append(F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing))
         losses = torch.stack(entropies)
+        # The auxiliary head only helps to train: its loss weighs less.
         total = losses[0] + config.auxiliary * losses[1:].sum()
         total.backward()  # type: ignore[no-untyped-call]
+        # 3. One update, with the gradient of all ranks' images.
         losses = self.ranks.average_gradients(self.network.parameters(), losses.detach())
         clip_gradients(sgd, self.network)
         self.optimizer.step()
@@ -205,6 +211,7 @@ class Retraining(Training):
         """The logits, and those of the auxiliary head if there is one."""
         if isinstance(self.network, FinalNetwork):
             generator = torch_generator(x.device, self.ranks.seed(self.config.seed), "drop path", self.step)
+            # It rises with the epochs, as published, from 0.
             drop = self.config.drop_path * self.epoch / self.epochs
             outputs = self.network(x, drop, generator)
         else:
@@ -233,6 +240,7 @@ class Retraining(Training):
             return
         splits: tuple[Split, ...] = ("val", "test") if last else ("val",)
         point, said = {}, []
+        # Running statistics, no drop-path, no auxiliary head.
         self.network.eval()
         for split in splits:
             score = accuracy(self.network, self.data.batches(split, EVALUATION_BATCH))

@@ -35,12 +35,11 @@ from oneshot.spaces.cells import CellSpace, find_space
 
 
 class Search(Command):
-    """Search a cell on images or text with a differentiable method; retrain what it finds with
-    oneshot.retrain.
+    """Search a cell on images or text with a differentiable method.
 
-    Half of the training images train shared weights, the other half the architecture. A method's published
-    settings for the space are the defaults; --method.<setting> changes one, --penalties adds a loss
-    (beta_decay, cost, ...) to any method that can bear it.
+    oneshot.retrain trains what it finds. Half of the training images train shared weights, the other half the
+    architecture. A method's published settings for the space are the defaults; --method.<setting> changes
+    one, --penalties adds a loss (beta_decay, cost, ...) to any method that can bear it.
 
     examples:
       python -m oneshot.search    # first-order DARTS on the embedded digits, under 10 minutes
@@ -112,10 +111,12 @@ class Search(Command):
         method, data = _section(values, "method"), _section(values, "data")
         if isinstance(method, dict):
             method = {"name": "darts"} | method
+            # The order is: the class's defaults, then what was published, then what is asked for.
             published = cls._published_settings(method["name"], space)
             method = merge({"name": method["name"], **published}, method)
         if isinstance(data, dict):
             data = {"name": _usual_data(space, data)} | data
+            # Half of the images for the architecture; a text has a validation text of its own.
             if data["name"] not in ("grammar", "text"):
                 data = {"val": 0.5} | data
         return values | {"method": method, "data": data}
@@ -169,9 +170,10 @@ class Search(Command):
     def execute(self) -> int:
         """Search and write what was found."""
         if self.threads:
-            torch.set_num_threads(self.threads)
+            use_threads(self.threads)
         space = find_space(self.space)
         method = self._method_with_penalties()
+        # Everything a user can get wrong is refused before the folder is made.
         refusal = method.refuse(space)
         if refusal:
             raise UserError(refusal)
@@ -202,6 +204,7 @@ class Search(Command):
 
     def _method_with_penalties(self) -> Method:
         """The method, its own penalties and those beside it together."""
+        # Validated again together: a penalty may not fit the method's relaxation.
         values = self.method.model_dump() | {"penalties": (*self.method.penalties, *self.penalties)}
         return validate(type(self.method), values, "--penalties")
 

@@ -52,6 +52,7 @@ class SearchLoop(EpochLoop):
         super().__init__(folder, searcher.epochs)
         self.searcher, self.monitoring = searcher, monitoring
         self.objective = searcher.state.objective
+        # Whether the warning was printed: once is enough.
         self.warned = False
         self.restore()
         print_introduction(searcher)
@@ -76,6 +77,7 @@ class SearchLoop(EpochLoop):
         """The weights' loss, and the architecture's where it moves."""
         weights_loss, architecture_loss = losses
         point = {"loss": weights_loss}
+        # During a warm-up the architecture has no loss.
         if self.searcher.moves_architecture:
             point["architecture_loss"] = architecture_loss
         return point, f"epoch {self.epoch + 1}  loss {weights_loss:.3f}"
@@ -92,6 +94,7 @@ class SearchLoop(EpochLoop):
     def after_epoch(self) -> None:
         """What the method does between epochs; then measure and log the current choice."""
         searcher, state, monitoring = self.searcher, self.searcher.state, self.monitoring
+        # A controller is trained here, so that the choice below is its new one.
         searcher.method.after_epoch(state)
         genotype = searcher.method.genotype(state)
         point: dict[str, Any] = {
@@ -101,6 +104,7 @@ class SearchLoop(EpochLoop):
             "alphas": self._rounded_probabilities(),
         }
         if monitoring.watch_every and (self.epoch + 1) % monitoring.watch_every == 0:
+            # Always the same batch of an epoch, so that a resumed search measures the same.
             _, valid = next(self.objective.batches(self.epoch, 0))
             point["eigenvalue"] = searcher.eigenvalue(valid)
         if monitoring.table:
@@ -146,6 +150,7 @@ class SearchLoop(EpochLoop):
         state, method, path = self.searcher.state, self.searcher.method, self.folder.path
         logged, back = self.epochs_logged(), self.collapsed()
         if back is None:
+            # The last epoch's temperatures, whether or not it was just run.
             state.progress = Progress(self.epochs - 1, self.epochs)
             genotype = method.final_genotype(state)
         else:
@@ -154,8 +159,10 @@ class SearchLoop(EpochLoop):
                 f"The eigenvalue grew by more than {FACTOR}: stopped after epoch {len(logged)}, took the "
                 f"cell of epoch {back + 1}."
             )
+        # What oneshot.retrain reads.
         write_json(path / "genotype.json", genotype.model_dump(mode="json"))
         draw_genotype(genotype, path / "cell")
+        # Other methods have no table of parameters to draw.
         if method.has_architecture_step:
             alphas_over_time([point["alphas"] for point in logged], state.space, path / "alphas.png")
         print_genotype(genotype)
@@ -166,6 +173,7 @@ class SearchLoop(EpochLoop):
             print_comparison(
                 genotype, monitoring.table, monitoring.dataset, monitoring.table_budget, state.seed
             )
+        # DONE comes last: a search that is killed before writes its findings again.
         self.folder.finish()
         print(f"written to {path}: genotype.json, cell.svg, cell.png")
 

@@ -58,6 +58,7 @@ class Searcher:
             weight_optimizer=torch.optim.SGD(
                 weights, sgd.lr, sgd.momentum, weight_decay=sgd.weight_decay, nesterov=sgd.nesterov
             ),
+            # A method without parameters has nothing to move.
             architecture_optimizer=method.optimizer(space, alphas) if alphas.all() else None,
             seed=seed,
             progress=Progress(0, epochs),
@@ -71,11 +72,14 @@ class Searcher:
             (2,): the losses of the weights' step and of the architecture's.
         """
         state, method = self.state, self.method
+        # 1. The learning rate of this epoch, and of this batch's size.
         rate = method.sgd.learning_rate(state.progress) * state.objective.rate(train)
         set_learning_rate(state.weight_optimizer, rate)
         if method.level == "single":
             return self._both_at_once(number, train)
+        # 2. Both levels in turn, each on its own batch; which comes first is the method's choice.
         architecture_loss = torch.zeros((), device=state.device)
+        # DARTS moves the architecture first: it looks ahead to the weights' step that follows.
         if self.moves_architecture and not method.weights_first:
             architecture_loss = self._architecture_step(number, train, valid, rate)
         weights_loss = self._weights_step(number, train)
@@ -97,13 +101,16 @@ class Searcher:
         """
         state = self.state
         draws = torch_generator("cpu", state.seed, purpose, state.progress.epoch, number)
+        # Draws are made on CPU, so that a seed means the same on every device.
         return state.on_device(self.method.weigh_edges(state.space, state.alphas, state.progress, draws))
 
     def _weights_step(self, number: int, train: Any) -> Tensor:
         """One step of the weights; the architecture stays."""
         objective = self.state.objective
+        # The architecture is a constant here: no gradient of alphas is computed.
         with torch.no_grad():
             edge_weights = self.edge_weights("weights", number)
+        # The loss of the mixed operations, as they are weighed now.
         value = objective.loss(objective.for_weights(train), edge_weights)
         weight_step(objective.network, value, self.state.weight_optimizer, self.method.sgd.clip_norm)
         return value.detach()
@@ -122,6 +129,7 @@ class Searcher:
         if self.method.order == "first":
             value, gradients = first_order(objective.network, penalised_loss, parameters)
         else:
+            # The look ahead takes the optimiser's own step, momentum included.
             buffers = momentum_buffers(self.state.weight_optimizer, objective.network)
             problem = BilevelProblem(
                 network=objective.network,
@@ -136,6 +144,7 @@ class Searcher:
             look_ahead = second_order if self.method.order == "second" else exact
             value, gradients = look_ahead(problem)
         for parameter, gradient in zip(parameters, gradients, strict=True):
+            # For the optimiser; nothing accumulates.
             parameter.grad = gradient
         assert self.state.architecture_optimizer is not None
         self.state.architecture_optimizer.step()
@@ -161,7 +170,9 @@ class Searcher:
         objective, architecture_optimizer = self.state.objective, self.state.architecture_optimizer
         edge_weights = self.edge_weights("weights", number)
         value = objective.loss(objective.for_weights(batch), edge_weights)
+        # One backward pass through both: penalties have no gradient of weights.
         total = self.penalised(value, edge_weights)
+        # `weight_step` clears the weights' gradients only.
         for parameter in self.state.alphas.all():
             parameter.grad = None
         weight_step(objective.network, total, self.state.weight_optimizer, self.method.sgd.clip_norm)

@@ -91,6 +91,7 @@ class SearchState:
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         with torch.no_grad():
             parameters: list[Tensor] = self.alphas.all()
+            # In place: the optimisers hold these very tensors.
             for parameter, value in zip(parameters, state["alphas"], strict=True):
                 parameter.copy_(value)
         if self.architecture_optimizer is not None:

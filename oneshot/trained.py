@@ -110,6 +110,7 @@ class TrainedNetwork:
             raise UserError(
                 f"Weights '{weights}' do not fit model.json beside them; copy the run folder again."
             ) from None
+        # channels_last is the layout that convolutions are fastest in.
         self.network: nn.Module = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.data: Data = open_images(self.run, self.model, device, images)
 

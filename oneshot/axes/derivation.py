@@ -31,6 +31,7 @@ def derive_genotype(
 def _cell(space: CellSpace, weight_EO: list[list[float]], how: Derivation) -> Cell:
     nodes: list[tuple[Edge, ...]] = []
     for into in space.entering:
+        # Sources instead of edges: a genotype names the state that an edge reads.
         entering = [(space.edges[e][0], weight_EO[e]) for e in range(into.start, into.stop)]
         if space.keeps is None:
             nodes.append(_every_edge(space, entering))
@@ -54,6 +55,7 @@ def _strongest_edges(space: CellSpace, entering: Entering, keeps: int) -> tuple[
     """The `keeps` edges whose strongest operation other than none weighs most."""
     found = []
     for source, weights in entering:
+        # None counts only against its edge: it takes weight from the others and cannot win.
         weight, name = _strongest(space.operations, weights, without="none")
         found.append((weight, name, source))
     # The sort is stable, so the first of equal edges stays first.
@@ -67,6 +69,7 @@ def _heaviest_pairs(space: CellSpace, entering: Entering, keeps: int, repeat: bo
     for source, weights in entering:
         for weight, name in zip(weights, space.operations, strict=True):
             pairs.append((weight, name, source))
+    # Also stable: among equal pairs the first edge and operation come first.
     pairs.sort(key=lambda pair: -pair[0])
     kept: list[Edge] = []
     taken: set[int] = set()
@@ -84,4 +87,5 @@ def _strongest(
 ) -> tuple[float, str]:
     """(weight, name) of the strongest operation but `without`."""
     named = zip(weights, operations, strict=True)
+    # max returns the first of equal pairs.
     return max((pair for pair in named if pair[1] != without), key=lambda pair: pair[0])

@@ -36,6 +36,7 @@ NetworkEdgeWeights = Mapping[str, EdgeWeights]  # for each kind of cell: what a 
 
 def active_mask(active: ActiveOperations, operations: int) -> Tensor:
     """(E, O) booleans on CPU: which of `operations` operations run on each edge."""
+    # Built on CPU: a write for each edge would be a launch each on a GPU.
     mask = torch.zeros(len(active), operations, dtype=torch.bool)
     for edge, columns in enumerate(active):
         mask[edge, list(columns)] = True

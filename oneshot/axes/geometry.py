@@ -50,6 +50,7 @@ def exponentiated_gradient(theta: Tensor, gradient: Tensor, lr: float, floor: fl
     That is theta exp(-lr gradient), at least `floor`, divided by its sum. What is 0 does not compete and
     stays 0.
     """
+    # Without a floor a probability that reaches 0 could never come back.
     theta = torch.where(theta > 0, (theta * torch.exp(-lr * gradient)).clamp_min(floor), 0)
     return theta / theta.sum(-1, keepdim=True)
 
@@ -58,6 +59,7 @@ class ExponentiatedGradient(torch.optim.Optimizer):
     """`exponentiated_gradient` for several parameters."""
 
     def __init__(self, parameters: list[Tensor], rows: list[Rows], lr: float, floor: float):
+        # torch's Optimizer keeps settings in its groups, which a checkpoint holds.
         super().__init__(parameters, {"lr": lr, "floor": floor})
         self.rows = rows
 
@@ -67,6 +69,7 @@ class ExponentiatedGradient(torch.optim.Optimizer):
         for group in self.param_groups:
             lr, floor = group["lr"], group["floor"]
             for theta, rows in zip(group["params"], self.rows, strict=True):
+                # A row's entries compete, other rows have sums of their own.
                 for row in rows:
                     gradient = theta.grad[..., row]
                     theta[..., row] = exponentiated_gradient(theta[..., row], gradient, lr, floor)

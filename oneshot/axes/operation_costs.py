@@ -36,6 +36,7 @@ def operation_costs(penalties: tuple[Penalty, ...], space: CellSpace, device: to
         UserError: its table does not fit the space, or the space has no such costs.
     """
     for penalty in penalties:
+        # Method allows one penalty of each kind only.
         if isinstance(penalty, CostPenalty):
             return _costs(penalty, space, device)
     return OperationCosts()
@@ -45,6 +46,7 @@ def _costs(penalty: CostPenalty, space: CellSpace, device: torch.device) -> Oper
     if penalty.of == "latency":
         return _read(penalty, space, device)
     counted = edge_costs(space, penalty.of, published_shape(space))
+    # float32 on the device, since they enter the loss.
     edges = {}
     for kind, cost_EO in counted.edges.items():
         edges[kind] = torch.tensor(cost_EO, dtype=torch.float32, device=device)
@@ -62,6 +64,7 @@ def _read(penalty: CostPenalty, space: CellSpace, device: torch.device) -> Opera
     try:
         edges = {kind: _rows(values, kind, space) for kind in space.cells}
         constant = float(values.get("constant", 0))
+        # A negative cost would be a reward without end, and nan would break the alphas.
         numbers = torch.cat([*(rows.flatten() for rows in edges.values()), torch.tensor([constant])])
         if not bool((numbers.isfinite() & (numbers >= 0)).all()):
             raise ValueError("a cost is infinite or below 0")
@@ -86,10 +89,12 @@ def _read(penalty: CostPenalty, space: CellSpace, device: torch.device) -> Opera
 def _rows(values: Any, kind: str, space: CellSpace) -> Tensor:
     """(E, O) costs of one kind of cell."""
     shape = (len(space.edges), len(space.operations))
+    # The kinds of cell as names: the long form, with a cost for each edge.
     if set(space.cells) <= set(values):
         rows = torch.tensor(values[kind], dtype=torch.float32)
         if rows.shape != shape:
             raise ValueError("another shape")
         return rows
+    # Nothing on an edge costs nothing, so tables need not name it.
     costs = [0.0 if name == "none" else float(values[name]) for name in space.operations]
     return torch.tensor(costs).expand(shape)

@@ -52,7 +52,9 @@ class BetaDecay(Config):
         sums = []
         for kind, alpha_EO in inputs.alphas.items():
             allowed_EO = inputs.space.allowed_mask(kind, alpha_EO.device)
+            # An operation that does not compete must not enter the sum.
             sums.append(alpha_EO.masked_fill(~allowed_EO, -torch.inf).logsumexp(-1))
+        # beta-DARTS raises the weight linearly, so that early epochs are free.
         return loss + self.end * inputs.progress.passed * torch.cat(sums).mean()
 
 
@@ -76,6 +78,7 @@ class PathDepth(Config):
         relaxation = inputs.relaxation
         assert isinstance(relaxation, HardConcrete), "Method refuses other relaxations"
         tau = relaxation.tau(inputs.progress)
+        # One entry for each kind of cell; both are averaged over the kinds.
         activities, paths = [], []
         for kind, alpha_EO in inputs.alphas.items():
             active = inputs.edge_weights[kind].active
@@ -85,12 +88,14 @@ class PathDepth(Config):
             groups = self._groups(inputs.space, alpha_EO.device)
             activities.append(torch.stack([_mean(probability_EO, kept_EO & group_O) for group_O in groups]))
             paths.append(self._path(inputs.space, probability_EO, kept_EO))
+        # Averaged over the kinds of cell first: only what is above `free` in the mean costs.
         skips, others, pools = F.relu(torch.stack(activities).mean(0) - self.free)
         reward = self.path * torch.stack(paths).mean()
         return loss + self.skip * skips + self.others * (others + pools) - reward
 
     def _groups(self, space: CellSpace, device: torch.device) -> list[Tensor]:
         """(O,) booleans of the three groups: skip connections; convolutions and none; pools."""
+        # The operation none competes with the convolutions, as in the published code.
         skips = torch.tensor([name == "skip_connect" for name in space.operations], device=device)
         pools = torch.tensor(["pool" in name for name in space.operations], device=device)
         return [skips, ~skips & ~pools, pools]
@@ -101,6 +106,7 @@ class PathDepth(Config):
         convolution_O = torch.tensor(names, device=probability_EO.device)
         product = probability_EO.new_ones(())
         for e, (source, target) in enumerate(space.edges):
+            # From the last input through every node in turn: the deepest way through the cell.
             on_path = source == target - 1 and source >= space.inputs - 1
             kept_O = kept_EO[e] & convolution_O
             if on_path and bool(kept_O.any()):
@@ -110,6 +116,7 @@ class PathDepth(Config):
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:
     """The mean of some values; 0 of none."""
+    # At least 1 in the denominator: none of them is 0, not nan.
     return (values * where).sum() / where.sum().clamp_min(1)
 
 
@@ -126,6 +133,7 @@ class Entropy(Config):
 
     def __call__(self, loss: Tensor, inputs: PenaltyInputs) -> Tensor:
         """The loss with the penalty."""
+        # All edges of all kinds of cell have the same number of operations.
         theta = torch.cat([cell_weights.weight_EO for cell_weights in inputs.edge_weights.values()])
         operations = theta.shape[1]
         return loss + self.gamma * (torch.special.xlogy(theta, theta) + theta * math.log(operations)).sum()
@@ -166,6 +174,7 @@ class CostPenalty(Config):
         In the DARTS space all 14 edges of a cell count, of which 8 survive: E is more than the found network
         will cost.
         """
+        # Costs are summed over all cells of a kind already.
         of_cells = []
         for kind, cost_EO in inputs.costs.items():
             of_cells.append((inputs.edge_weights[kind].weight_EO * cost_EO).sum())
@@ -176,6 +185,7 @@ class CostPenalty(Config):
         cost = self.expected(inputs)
         match self.form:
             case "power":
+                # log E / log ref: equal to 1 at the cost to aim at.
                 relative = cost.log() / torch.log(torch.tensor(float(self.ref)))
                 return (self.scale or 0.2) * loss * relative ** (self.exponent or 0.3)
             case "add":

@@ -21,4 +21,5 @@ class Progress(NamedTuple):
 
     def between(self, start: float, end: float) -> float:
         """Linear from `start` in the first epoch to `end` in the last."""
+        # One epoch less: the last epoch reaches `end`.
         return start + (end - start) * self.epoch / max(1, self.epochs - 1)

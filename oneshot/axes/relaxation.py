@@ -24,10 +24,12 @@ class Softmax(Config):
 
     def start(self, allowed_EO: Tensor, generator: torch.Generator) -> Tensor:
         """Parameters (E, O) before the first step."""
+        # Nearly equal operations, with a little noise that decides ties.
         return 1e-3 * torch.randn(allowed_EO.shape, generator=generator)
 
     def probabilities(self, alpha_EO: Tensor, allowed_EO: Tensor) -> Tensor:
         """(E, O); rows sum to 1; 0 where an operation does not compete."""
+        # Minus infinity becomes a probability of exactly 0, with no gradient.
         return alpha_EO.masked_fill(~allowed_EO, -torch.inf).softmax(-1)
 
     def mix(
@@ -91,16 +93,17 @@ class GumbelHard(Softmax):
         drawn = soft.argmax(-1)
         # Of value one-hot; its gradient is that of the soft probabilities.
         hard = F.one_hot(drawn, soft.shape[-1]) - soft.detach() + soft
+        # Of value 0. Adding it to the output gives those that were not drawn their gradient.
         others = hard.sum(-1) - hard.gather(-1, drawn[:, None])[:, 0]
         active = tuple((operation,) for operation in drawn.tolist())
         return EdgeWeights(hard, active, offset_E=others)
 
 
 class HardConcrete(Softmax):
-    """PR-DARTS (2020, arXiv:2006.16537): a stretched, clamped gate for each operation; an edge keeps its
-    `keep` best.
+    """PR-DARTS (2020, arXiv:2006.16537): a stretched, clamped gate for each operation.
 
-    The code of the paper drops gates at random before it picks, which the paper's text does not say.
+    An edge keeps its `keep` best. The code of the paper drops gates at random before it picks, which the
+    paper's text does not say.
     """
 
     name: Literal["hard_concrete"] = "hard_concrete"  # type: ignore[assignment]
@@ -143,9 +146,12 @@ class HardConcrete(Softmax):
             order_O: a permutation of the operations; of equal gates the one that comes first is picked.
         """
         gate = torch.sigmoid((alpha_EO + uniform_EO.log() - (1 - uniform_EO).log()) / tau)
+        # Stretched beyond [0, 1] and clamped: gates are exactly 0 or 1 with some probability.
         gate = (gate * (self.high - self.low) + self.low).clamp(0, 1)
+        # topk of permuted columns: of equal gates, of which clamping makes many, a random one comes first.
         ranked = (gate - dropped_EO).detach()[:, order_O]
         picked = order_O[ranked.topk(self.keep, -1).indices]
+        # 1 where picked; the second term has the gate's gradient and no value.
         hot = torch.zeros_like(gate).scatter(-1, picked, 1.0)
         active = tuple(tuple(sorted(row)) for row in picked.tolist())
         return EdgeWeights(hot - gate.detach() + gate, active)

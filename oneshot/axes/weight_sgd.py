@@ -28,6 +28,7 @@ class WeightSgd(Config):
     def learning_rate(self, progress: Progress) -> float:
         """Learning rate of an epoch: a cosine from `lr` to `lr_min`, or several of them one after another."""
         start, length = 0, self.cosine_epochs or progress.epochs
+        # Each cosine begins where the one before ended, and is twice as long.
         while self.restart and progress.epoch >= start + length:
             start, length = start + length, 2 * length
         passed = min((progress.epoch - start) / length, 1.0)

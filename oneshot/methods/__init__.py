@@ -14,6 +14,7 @@ from oneshot.methods.pc_darts import PcDarts
 from oneshot.methods.pr_darts import PrDarts
 from oneshot.methods.random_ws import RandomWs
 
+# pydantic picks the class by its field `name`.
 MethodConfig = Annotated[
     Darts | PcDarts | BetaDarts | PrDarts | Gaea | GaeaPcDarts | Gdas | DartsMinus | RandomWs | Enas,
     Field(discriminator="name"),

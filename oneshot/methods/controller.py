@@ -91,13 +91,16 @@ class Decisions:
         for number, cell in enumerate(controller.cells):
             self._states[number] = cell(x, self._states[number])
             x = self._states[number][0]
+        # Bounded logits keep every option possible: the controller goes on exploring.
         logits = controller.tanh * torch.tanh(head(x)[0] / controller.temperature)
         mask = torch.full_like(logits, -torch.inf)
         mask[options] = 0.0
         log_p = (logits + mask).log_softmax(-1)
         taken = int(torch.multinomial(log_p.detach().exp(), 1, generator=self.draws))
         self.log_probability = self.log_probability + log_p[taken]
+        # Over the options only: 0 log 0 of a masked one would be nan.
         self.entropy = self.entropy - (log_p[options].exp() * log_p[options]).sum()
+        # What was decided is the next input, with an embedding for each place and option.
         self._input = controller.seen.weight[self._count * controller.width + taken][None]
         self._count += 1
         return taken

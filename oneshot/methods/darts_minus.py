@@ -13,4 +13,5 @@ class DartsMinus(Method):
     """
 
     name: Literal["darts_minus"] = "darts_minus"
+    # Its default falls linearly from 1 to 0, as published.
     auxiliary_skip: AuxiliarySkip | None = AuxiliarySkip()

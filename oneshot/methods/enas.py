@@ -53,12 +53,14 @@ class Enas(Method):
     )
 
     has_architecture_step: ClassVar[bool] = False
+    # Its defaults are those of NAS-Bench-201 already.
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED | {"nasbench201": {}}
 
     def start(self, space: CellSpace, seed: int, device: torch.device) -> Alphas:
         """The controller, on CPU: it is tiny and decides one thing at a time."""
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
             torch.manual_seed(derive(seed, "controller"))
+            # It replaces the tables of parameters.
             return Alphas({}, {}, Controller(space, self.size, self.layers, self.temperature, self.tanh))
 
     def optimizer(self, space: CellSpace, alphas: Alphas) -> torch.optim.Optimizer:
@@ -82,12 +84,15 @@ class Enas(Method):
         batches = state.objective.reward_batches(epoch)
         with progress_bar("controller", self.controller_steps) as advance:
             for step in range(self.controller_steps):
+                # From epoch and step, so that a resumed search draws the same.
                 draws = torch_generator("cpu", state.seed, "controller", epoch, step)
                 loss = controller.average.new_zeros(())
                 for _ in range(self.samples_a_step):
+                    # Each architecture is rewarded on a batch of its own.
                     loss = loss + self._reinforce(state, controller, draws, next(batches))
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
+                # As published for NAS-Bench-201.
                 nn.utils.clip_grad_norm_(controller.parameters(), 5.0)
                 optimizer.step()
                 advance(f"mean reward {float(controller.average):.3f}")
@@ -96,10 +101,14 @@ class Enas(Method):
         self, state: SearchState, controller: Controller, draws: torch.Generator, batch: Any
     ) -> Tensor:
         """One architecture's part of the loss; its reward also moves the baseline."""
+        # 1. The controller decides.
         architecture, log_probability, entropy = controller(draws)
+        # 2. The shared weights say how good that is; undecided controllers get a little more.
         reward = state.reward(as_edge_weights(state.space, architecture), batch)
         reward += self.entropy * entropy.item()
+        # 3. The baseline follows, then the controller learns from the difference.
         controller.follow(reward, self.baseline)
+        # The baseline lowers the variance of the gradient and leaves its mean.
         advantage = reward - float(controller.average)
         return -log_probability * advantage / self.samples_a_step
 

@@ -41,6 +41,7 @@ class GaeaPcDarts(PcDarts):
     name: Literal["gaea_pc_darts"] = "gaea_pc_darts"  # type: ignore[assignment]
     relaxation: Relaxation = Simplex()
     geometry: Geometry = Exponentiated()
+    # No warm-up, unlike PC-DARTS.
     warmup_epochs: int = 0
     sgd: WeightSgd = WeightSgd(lr=0.1, lr_min=0.0)
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED | {"recurrent": ON_TEXT}

@@ -124,6 +124,7 @@ class Method(Config):
 
     @model_validator(mode="after")
     def _steps_fit(self) -> Self:
+        # Such a setting would be without effect: better to say so.
         if not self.has_architecture_step:
             for name in sorted(NEED_A_STEP):
                 if getattr(self, name) != type(self).model_fields[name].get_default():
@@ -186,6 +187,7 @@ class Method(Config):
             allowed_EO = space.allowed_mask(kind, alpha_EO.device)
             cell_weights = self.relaxation.mix(alpha_EO, allowed_EO, progress, draws)
             skip = None
+            # A number on the device: multiplying by it copies nothing from the host in the cells.
             if self.auxiliary_skip is not None:
                 skip = alpha_EO.new_full((), self.auxiliary_skip.weight(progress))
             edge_E = self._weights_of_edges(space, alphas, kind)
@@ -200,6 +202,7 @@ class Method(Config):
         found = {}
         for kind in space.cells:
             allowed_EO = space.allowed_mask(kind)
+            # Nothing is learned on edges: each allowed operation is as good as another.
             if not self.has_architecture_step:
                 found[kind] = allowed_EO / allowed_EO.sum(-1, keepdim=True)
                 continue

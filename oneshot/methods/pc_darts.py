@@ -14,9 +14,11 @@ class PcDarts(Method):
     """
 
     name: Literal["pc_darts"] = "pc_darts"
+    # A quarter of the channels makes room in memory for four times the batch.
     partial: int = 4
     edge_weights: bool = True
     geometry: Geometry = Adam(lr=6e-4)
+    # Weights are trained alone at first: early on, operations without weights look better than they are.
     warmup_epochs: int = 15
     batch_size: int = 256
     sgd: WeightSgd = WeightSgd(lr=0.1, lr_min=0.0)

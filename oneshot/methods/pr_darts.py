@@ -22,6 +22,7 @@ class PrDarts(Method):
     name: Literal["pr_darts"] = "pr_darts"
     relaxation: Relaxation = HardConcrete()
     penalties: tuple[Penalty, ...] = (PathDepth(),)
+    # The published search network differs from DARTS's in these two.
     pool_norm: bool = False
     last_norm: bool = True
     derivation: Derivation = "pairs"

@@ -42,6 +42,7 @@ class RandomWs(Method):
         self, space: CellSpace, alphas: Alphas, progress: Progress, draws: torch.Generator
     ) -> dict[str, EdgeWeights]:
         """One architecture."""
+        # The draw must depend on the step alone; the generator's seed does.
         rng = numpy_generator(draws.initial_seed(), "architecture")
         return as_edge_weights(space, sample_architecture(space, rng))
 
@@ -75,6 +76,7 @@ def best_of(
             advance(f"{quality} {value:.4g}")
             return sign * value
 
+        # `measure` counts images or words, not batches.
         limit = batches * state.objective.batch_items
         scored = [(score(architecture, limit), architecture) for architecture in architectures]
         scored.sort(key=lambda pair: -pair[0])

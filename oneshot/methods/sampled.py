@@ -35,6 +35,7 @@ def sample_architecture(space: CellSpace, rng: np.random.Generator) -> Architect
         for into in space.entering:
             edges = np.arange(into.start, into.stop)
             if space.keeps is not None:
+                # Sorted: operations are then drawn in the order of the edges.
                 edges = np.sort(rng.choice(edges, min(space.keeps, len(edges)), replace=False))
             for edge in edges.tolist():
                 pairs.append((edge, int(rng.choice(offered_operations(space, kind, edge)))))
@@ -47,6 +48,7 @@ def as_edge_weights(space: CellSpace, architecture: Architecture) -> dict[str, E
     edge_weights = {}
     for kind, pairs in architecture.items():
         weight_EO = torch.zeros(len(space.edges), len(space.operations))
+        # An edge that the architecture does not keep runs nothing.
         active: list[tuple[int, ...]] = [()] * len(space.edges)
         for edge, operation in pairs:
             weight_EO[edge, operation] = 1.0
@@ -57,6 +59,7 @@ def as_edge_weights(space: CellSpace, architecture: Architecture) -> dict[str, E
 
 def as_genotype(space: CellSpace, architecture: Architecture) -> Genotype:
     """The genotype of an architecture."""
+    # Edges are in order, so each node's edges are, too.
     cells = {}
     for kind, pairs in architecture.items():
         nodes: list[list[Edge]] = [[] for _ in range(space.nodes)]

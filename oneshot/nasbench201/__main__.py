@@ -1,5 +1,4 @@
-"""`python -m oneshot.benchmark`: what searchers reach on a NAS-Bench-201 table, and what is known about one
-cell."""
+"""`python -m oneshot.benchmark`: what searchers reach on NAS-Bench-201, and what is known about a cell."""
 
 from pathlib import Path
 from typing import Literal
@@ -51,6 +50,7 @@ class Compare(Command):
         if self.save and self.save.suffix != ".csv":
             raise UserError(f"--save '{self.save}' must end in .csv.")
         table = AccuracyTable.read(self.table, self.epochs)
+        # Of an archive, searchers see the shorter of the two trainings.
         seen = AccuracyTable.read(self.seen, 12) if self.seen else None
         if self.save:
             table.write(self.save)
@@ -78,6 +78,7 @@ class Compare(Command):
                 continue
             split = sees(seen or table, dataset)
             for name, values in baselines(table, dataset, self.budget, self.seed, self.runs, seen).items():
+                # It asks about all cells, so it has one run and no spread.
                 if name == "oracle":
                     grid.add_row(dataset, name, "all", f"{values[0]:.2f}")
                     continue

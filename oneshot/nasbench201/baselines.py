@@ -34,13 +34,16 @@ def random_search(seen_L: Accuracies, budget: int, runs: int, rng: np.random.Gen
 
 def regularised_evolution(seen_L: Accuracies, budget: int, runs: int, rng: np.random.Generator) -> Indices:
     """(runs,) indices of the best cell that each evolution asked about."""
+    # A budget below the population is spent on the first cells.
     population = min(POPULATION, budget)
     run = np.arange(runs)
     alive_RP = rng.integers(CELLS, size=(runs, population))
     best_R = alive_RP[run, seen_L[alive_RP].argmax(1)]
+    # Each step asks about one cell of every run.
     for step in range(budget - population):
         drawn_RT = alive_RP[run[:, None], rng.integers(population, size=(runs, TOURNAMENT))]
         parent_R = drawn_RT[run, seen_L[drawn_RT].argmax(1)]
+        # The parent stays: only age removes a cell.
         child_R = mutate_cells(parent_R, rng)
         alive_RP[:, step % population] = child_R  # the oldest dies
         best_R = np.where(seen_L[child_R] > seen_L[best_R], child_R, best_R)
@@ -55,6 +58,7 @@ def mutate_cells(parent_R: Indices, rng: np.random.Generator) -> Indices:
     edge_R = rng.integers(first_N[node_R], stop_N[node_R])
     codes = all_codes()[parent_R]
     run = np.arange(len(parent_R))
+    # 1 to 4 further on, modulo 5: any operation but the one that was there.
     codes[run, edge_R] = (codes[run, edge_R] + rng.integers(1, CHOICES, size=len(parent_R))) % CHOICES
     return index_of(codes)
 

@@ -30,6 +30,7 @@ CellCodes = NDArray[np.int64]  # (..., 6)
 def all_codes() -> CellCodes:
     """(15625, 6) codes; row i is the official index i. Read-only."""
     order = list(product(range(CHOICES), repeat=EDGES))
+    # Python's own generator with this seed gives the order of the benchmark.
     random.Random(88).shuffle(order)
     codes = np.array(order)
     codes.setflags(write=False)
@@ -39,6 +40,7 @@ def all_codes() -> CellCodes:
 @cache
 def _index_by_number() -> NDArray[np.int64]:
     index = np.empty(CELLS, np.int64)
+    # The number of a code is read as digits to the base 5.
     index[all_codes() @ PLACES] = np.arange(CELLS)
     return index
 
@@ -50,6 +52,7 @@ def index_of(codes_N6: CellCodes) -> NDArray[np.int64]:
 
 def all_costs(kind: CostKind, shape: NetworkShape = NASBENCH201) -> CostArray:
     """(15625,) MACs or parameters of every cell's network, in the order of official indices."""
+    # All cells at once: each edge's operation picks its cost.
     costs = edge_costs(SPACE, kind, shape)
     return costs.constant + costs.edges["cell"][np.arange(EDGES), all_codes()].sum(1)
 

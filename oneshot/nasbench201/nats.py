@@ -53,6 +53,7 @@ def read_nats(path: Path, epochs: Literal[12, 200]) -> tuple[list[str], dict[str
     Raises:
         UserError: a file is missing, damaged, or holds more than plain data.
     """
+    # A folder has a file for each cell, so memory stays small.
     whole = None if path.is_dir() else _load(path)
     try:
         meta = whole or _load(path / f"meta{ARCHIVE}")

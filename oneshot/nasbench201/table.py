@@ -83,6 +83,7 @@ class AccuracyTable:
                 f"{path} holds {len(set(cells)):,} different cells in {len(cells):,} rows; a table has all "
                 f"{CELLS:,} once."
             )
+        # Rows come in any order; columns are kept in that of official indices.
         order = np.argsort(index_of(np.array([parse_string(cell) for cell in cells])))
         return cls(str(path), {key: values[order] for key, values in columns.items()})
 
@@ -136,6 +137,7 @@ def _accuracy_columns(path: Path, named: dict[str, list[float]]) -> Columns:
                 f"{path}: two columns hold the {key[1]} accuracy on {key[0]}, such as '{name}'; leave one."
             )
         columns[key] = np.array(values)
+        # argmax would take nan for the best cell.
         if not np.isfinite(columns[key]).all():
             raise UserError(
                 f"{path}: an accuracy in column '{name}' is missing or infinite; every cell needs one."
@@ -185,6 +187,7 @@ def _read_csv(path: Path) -> tuple[list[str], dict[str, list[float]]]:
     columns = {}
     try:
         for i, name in enumerate(header):
+            # Other columns may hold text, such as the cell's.
             if _meaning(name) is not None:
                 columns[name] = [float(row[i]) for row in rows]
     except ValueError as error:

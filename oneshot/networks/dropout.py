@@ -33,4 +33,5 @@ NO_MASKS = Masks()
 
 def dropped(x: Tensor, mask: Tensor | None) -> Tensor:
     """`x` under a mask."""
+    # No mask is not a mask of ones: nothing is multiplied in evaluation.
     return x if mask is None else x * mask

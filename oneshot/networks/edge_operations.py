@@ -49,6 +49,7 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """x (N, C, H, W) normalised, times `scale` (C,)."""
+        # A sampled network normalises some edges' channels only: their statistics are not those of the whole.
         tracked = self.mean is not None and len(self.mean) == x.shape[1]
         mean, var = (self.mean, self.var) if tracked else (None, None)
         return F.batch_norm(x, mean, var, scale, None, self.training or not tracked, 0.1, EPSILON)
@@ -79,6 +80,7 @@ class Separable(nn.Module):
         last = len(self.norm) - 1
         for number, (depth, point, norm) in enumerate(zip(self.depth, self.point, self.norm, strict=True)):
             if number:
+                # In place, since nobody else reads the output of the first half.
                 x, stride = F.relu(x, inplace=True), 1
             x = convolve(x, rows_of(depth, positions, self.edges), stride, dilation)
             x = F.conv2d(x, rows_of(point, positions, self.edges), groups=len(positions))

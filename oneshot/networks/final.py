@@ -96,6 +96,7 @@ class FinalNetwork(nn.Module):
             width, stride = (2 * width, 2) if reduces else (width, 1)
             cell = genotype.cells["reduce" if reduces else "normal"]
             self.cells.append(FinalCell(cell, (before, last), width, stride, halved))
+            # A cell returns its nodes concatenated.
             before, last, halved = last, len(cell.output) * width, reduces
             if auxiliary and number == self.attached_at:
                 last_bn = not large if auxiliary_bn is None else auxiliary_bn
@@ -118,6 +119,7 @@ class FinalNetwork(nn.Module):
         """
         x = self.stem(x)
         keep = self._draw_kept(drop, x, generator) if self.training and drop > 0 else None
+        # The first cell reads the stem as both of its inputs, or its two last stages if it is large.
         before = last = x.relu()
         if self.second is not None:
             last = self.second(before).relu()

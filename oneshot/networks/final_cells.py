@@ -57,6 +57,7 @@ def build_operation(name: str, width: int, stride: int) -> nn.Module:
         case "avg_pool_3x3":
             return nn.AvgPool2d(3, stride, 1, count_include_pad=False)
         case "conv_7x1_1x7":
+            # Two convolutions in a row without anything between: one BatchNorm follows both.
             row = nn.Conv2d(width, width, (1, 7), (1, stride), (0, 3), bias=False)
             column = nn.Conv2d(width, width, (7, 1), (stride, 1), (3, 0), bias=False)
             return ConvNorm(row, column)

@@ -70,6 +70,7 @@ class FinalNasBench201Cell(nn.Module):
             for source, operation in zip(sources, operations, strict=True):  # type: ignore[call-overload]
                 passed = operation(states[source])
                 node = passed if node is None else node + passed
+            # A node that only has edges `none` is 0.
             states.append(torch.zeros_like(x_NCHW) if node is None else node)
         return states[self.output]
 

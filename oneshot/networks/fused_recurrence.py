@@ -49,6 +49,7 @@ class Trace(NamedTuple):
 
 
 def _empty_trace(product_TBD: Tensor, hidden_BH: Tensor, edges: int, nodes: int) -> Trace:
+    # Allocated once: a tensor for each node and step would be thousands.
     (batch, hidden), steps = hidden_BH.shape, len(product_TBD)
     state = product_TBD.new_empty(steps, nodes + 1, batch, hidden)
     return Trace(
@@ -110,15 +111,18 @@ class Recurrence(torch.autograd.Function):
         for step in range(len(product_TBD)):
             torch.mul(output[step], mask_BH, out=before[step])
             torch.addmm(product_TBD[step], before[step], first_HD, out=first[step])
+            # s_0; gate and value are overwritten by what backward needs of them.
             gate, value = first[step].chunk(2, -1)
             normalise(step, 0, torch.lerp(output[step], value.tanh_(), gate.sigmoid_()))
             for node, (a, b) in enumerate(pairwise(first_edges(nodes))):
+                # Node j reads s_0 to s_j at once: one product for all its edges.
                 read = masked[step, : node + 1].view(-1, hidden)
                 torch.mm(read, matrix_HD[node], out=edge[step, a:b].view(-1, 2 * hidden))
                 gate, g = edge[step, a:b].chunk(2, -1)
                 blend = blend_operations(g, g.tanh(), g.relu(), g.sigmoid(), share[a:b])
                 kept = share[a:b, 0] * state[step, : node + 1]
                 normalise(step, node + 1, torch.lerp(kept, blend, gate.sigmoid_()).sum(0))
+            # The output is the mean of the nodes; s_0 is not among them.
             torch.mean(state[step, 1:], 0, out=output[step + 1])
         ctx.save_for_backward(product_TBD, hidden_BH, first_HD, mask_BH, share_E5, *trace, *matrix_HD)
         return output[1:].clone()  # backward reads `output`, which nobody may change
@@ -137,6 +141,7 @@ class Recurrence(torch.autograd.Function):
             return _differentiable(inputs, mask, grad_TBH, needs)
         backward = _BackwardPass(trace, CellMatrices(first_HD, matrices), mask, share_E5, needs[SHARE])
         d_output = torch.zeros_like(mask)
+        # Backward through time: a step's hidden state got gradient from the step after it.
         for step in range(len(grad_TBH) - 1, -1, -1):
             d_output = backward.step(step, d_output + grad_TBH[step])
         d_first_HD = backward.first_matrix() if needs[FIRST] else None
@@ -182,6 +187,7 @@ class _BackwardPass:
         d_state = torch.cat((torch.zeros_like(d_output)[None], d_nodes))
         for node in range(nodes - 1, -1, -1):
             a, b = self.edges[node : node + 2]
+            # All later nodes, which read this one, are done: its gradient is complete.
             d = self._before_norm(step, node + 1, d_state[node + 1])
             slope[a:b].view(node + 1, self.batch, 2, self.hidden).mul_(d[:, None])
             d_masked = torch.mm(slope[a:b].view(-1, 2 * self.hidden), self.matrices.nodes[node].t())
@@ -201,6 +207,7 @@ class _BackwardPass:
     def _before_norm(self, step: int, node: int, d: Tensor) -> Tensor:
         """The gradient of a state before its BatchNorm, from that of the state."""
         y = self.trace.state[step, node]
+        # BatchNorm's gradient: less the mean, less the part along the normalised state.
         centred = d - d.mean(0)
         centred.addcmul_(y, (d * y).mean(0), value=-1)
         return torch.mul(centred, self.trace.inverse[step, node], out=self.d_node[node])
@@ -237,6 +244,7 @@ def _slopes(gate: Tensor, kept: Tensor, values: tuple[Tensor, ...], share: Tenso
     """(E, B, 2H): derivative of each edge's output by its product: gates' half, values' half."""
     state, tanh, relu, sigmoid, g = values
     _, w_tanh, w_relu, w_sigmoid, w_identity = share.unbind(1)
+    # The sign of a rectified number is the derivative of the ReLU: 0 or 1.
     slope = (w_relu * relu.sign()).add_(w_identity)
     slope.addcmul_(1 - tanh * tanh, w_tanh).addcmul_(sigmoid * (1 - sigmoid), w_sigmoid)
     difference = blend_operations(g, tanh, relu, sigmoid, share).sub_(share[:, 0] * state)

@@ -20,6 +20,7 @@ def text_loss(output: LanguageOutput, targets_TB: Tensor) -> Tensor:
 
 def perplexity(nats: float) -> float:
     """exp of a mean loss; at most exp(700), which a diverging network exceeds."""
+    # math.exp raises OverflowError from about 710 on.
     return math.exp(min(nats, 700.0))
 
 

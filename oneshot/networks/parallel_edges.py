@@ -90,6 +90,7 @@ class ParallelEdges(nn.Module):
                 continue
             self.allowed[name] = positions
             module = build_edge_operation(name, channels, len(positions), stride, settings.track)
+            # One set of weights for all edges where the operation competes.
             if module is not None:
                 self.own[name] = module
             elif "pool" in name and settings.pool_norm:
@@ -113,6 +114,7 @@ class ParallelEdges(nn.Module):
             weight_nO, active, skip: as in `EdgeWeights`, of these edges.
             create_graph: the result will be differentiated twice, which the fast gradients are not made for.
         """
+        # All operations with weights begin with a ReLU; pools and the identity read x itself.
         state = RectifiedState(x, self.stride)
         whole: list[Tensor] = []  # terms (N, n C, H, W) of all edges, edge by edge
         terms: list[list[Tensor]] = [[] for _ in range(self.edges)]  # of each edge
@@ -128,7 +130,9 @@ class ParallelEdges(nn.Module):
             if name not in self.own:
                 shared.append(SharedTerm(self._pooled(name, x), self._elsewhere_0(weight_n, running)))
                 continue
+            # With weights of their own: one kernel call for all edges where it runs.
             y = self._own_operation(name, state, weight_n, running, create_graph)
+            # With all edges running the term is added to others of its shape before it is cut.
             if len(running) == self.edges:
                 whole.append(y)
             else:
@@ -139,11 +143,13 @@ class ParallelEdges(nn.Module):
                 shared.append(SharedTerm(x, skip_n))
             else:
                 whole.append(self.auxiliary(state.whole, range(self.edges), self._per_channel(skip_n)))
+        # Summed before they are handed out: one addition serves all edges.
         if whole:
             _hand_out(sum_terms(whole), range(self.edges), terms)
+        # Terms without weights of their own, weighed for all edges in one product.
         if shared:
             _hand_out_shared(shared, terms)
-        return [sum_terms(of_edge) if of_edge else self._nothing(x) for of_edge in terms]
+        return [self._passed_on(of_edge, x) for of_edge in terms]
 
     def _own_operation(
         self, name: str, state: RectifiedState, weight_n: Tensor, running: tuple[int, ...], create_graph: bool
@@ -168,8 +174,9 @@ class ParallelEdges(nn.Module):
         """The weights, 0 where the operation does not run."""
         if len(running) == self.edges:
             return weight_n
-        zero = weight_n.new_zeros(())
-        weights = [weight_n[position] if position in running else zero for position in range(self.edges)]
+        weights = [weight_n.new_zeros(())] * self.edges
+        for position in running:
+            weights[position] = weight_n[position]
         return torch.stack(weights)
 
     def _pooled(self, name: str, x: Tensor) -> Tensor:
@@ -181,8 +188,10 @@ class ParallelEdges(nn.Module):
                 x = average_pool(x, self.stride)
         return self.pool_norm[name](x) if name in self.pool_norm else x
 
-    def _nothing(self, x: Tensor) -> Tensor:
-        """What an edge on which nothing runs passes on."""
+    def _passed_on(self, terms: list[Tensor], x: Tensor) -> Tensor:
+        """The sum of an edge's terms; zeros where nothing runs on it."""
+        if terms:
+            return sum_terms(terms)
         count, _, height, width = x.shape
         return x.new_zeros(count, self.channels, -(-height // self.stride), -(-width // self.stride))
 
@@ -195,6 +204,7 @@ def _hand_out(y: Tensor, positions: Sequence[int], terms: list[list[Tensor]]) ->
 
 def _hand_out_shared(shared: list[SharedTerm], terms: list[list[Tensor]]) -> None:
     """Weighted sums of the same few maps for every edge, as one matrix product."""
+    # Channels last is the layout of the maps, so flattening copies nothing but the stack.
     maps = torch.stack([term.map.permute(0, 2, 3, 1) for term in shared])
     weight_nF = torch.stack([term.weight_n for term in shared], 1)
     sums = (weight_nF @ maps.flatten(1)).view(-1, *maps.shape[1:]).permute(0, 1, 4, 2, 3)

@@ -103,6 +103,7 @@ def recurrence_by_definition(
     outputs = []
     for product_BD in product_TBD.unbind():
         product_BD = torch.addmm(product_BD, hidden_BH * mask_BH, matrices.first_HD)
+        # Every step begins with s_0; node j then reads s_0 to s_j-1.
         states = [normalise(first_state(product_BD, hidden_BH))]
         for node, matrix_HD in enumerate(matrices.nodes):
             states.append(normalise(_node(node, states, matrix_HD, mask_BH, edges)))
@@ -123,7 +124,9 @@ def _node(node: int, states: list[Tensor], matrix_HD: Tensor, mask_BH: Tensor, e
         blend = torch.zeros_like(g)
         for column, name in plan.operations:
             blend = blend + share[:, column] * OPERATIONS[name](g)
+        # lerp(a, b, c) = a + c (b - a): W s (1 - c) + c blend.
         total = torch.lerp(share[:, 0] * state, blend, gate.sigmoid()).sum(0)
+    # GDAS's offsets and DARTS-'s skip enter every node.
     if edges.offset_E is not None:
         total = total + edges.offset_E[into].sum()
     if edges.skip is not None:

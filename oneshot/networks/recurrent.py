@@ -82,10 +82,12 @@ class LanguageNetwork(nn.Module):
         x = F.embedding(tokens_TB, self.embedding_VH)
         if masks.words_V1 is not None:
             x = x * masks.words_V1[tokens_TB]
+        # The first matrix is split: the words' half is one large product, the state's half one a step.
         return dropped(dropped(x, masks.embedding_BH), masks.inputs_BH) @ self.first_2HD[: self.hidden]
 
     def decode(self, output_TBH: Tensor, masks: Masks) -> LanguageOutput:
         """Logits of the outputs."""
+        # Embedding and decoder are one matrix.
         logits = F.linear(dropped(output_TBH, masks.output_BH), self.embedding_VH, self.bias_V)
         return LanguageOutput(logits, output_TBH[-1:], output_TBH)
 
@@ -145,6 +147,7 @@ def node_plans(cell_weights: EdgeWeights) -> list[NodePlan]:
         used: set[str] = set()
         for source, active in enumerate(cell_weights.active[into]):
             names = {SPACE.operations[operation] for operation in active} - {"none"}
+            # An edge on which nothing but none runs passes nothing on.
             if names:
                 sources.append(source)
                 used |= names
@@ -154,8 +157,10 @@ def node_plans(cell_weights: EdgeWeights) -> list[NodePlan]:
 
 
 def shares(cell_weights: EdgeWeights) -> Tensor:
-    """(E, 5): for each edge the sum of the weights of all operations but none; then those of tanh, relu,
-    sigmoid and identity."""
+    """(E, 5): for each edge W, the weight of all operations but none together, and that of each.
+
+    The order is W, tanh, relu, sigmoid, identity.
+    """
     weight_EO = cell_weights.weight_EO
     if cell_weights.active is not None:
         running = active_mask(cell_weights.active, weight_EO.shape[1]).to(weight_EO.dtype)
@@ -163,6 +168,7 @@ def shares(cell_weights: EdgeWeights) -> Tensor:
     if cell_weights.edge_E is not None:
         weight_EO = weight_EO * cell_weights.edge_E[:, None]
     columns = [weight_EO[:, SPACE.operations.index(name)] for name in OPERATIONS]
+    # None adds nothing, also not to W.
     weight_E4 = torch.stack(columns, 1)
     return torch.cat((weight_E4.sum(1, keepdim=True), weight_E4), 1)
 
@@ -179,6 +185,7 @@ class CellNetwork(LanguageNetwork):
         hidden, outputs = hidden_1BH[0], []
         for product_BD in self.embed(tokens_TB, masks).unbind():
             product = torch.addmm(product_BD, dropped(hidden, masks.hidden_BH), self.first_2HD[self.hidden :])
+            # A found cell has no BatchNorm.
             states = [first_state(product, hidden)]
             for edges, matrix in zip(self.cell.nodes, self.nodes, strict=True):
                 node: Tensor | None = None

@@ -53,8 +53,10 @@ class DartsNetwork(nn.Module):
         for number in range(cells):
             reduces = number in (cells // 3, 2 * cells // 3)
             kind = "reduce" if reduces else "normal"
+            # Half the side and twice the channels: a cell's cost stays about the same.
             channels *= 2 if reduces else 1
             self.cells.append(DartsCell(space, kind, widths, channels, after_reduction, settings))
+            # The next cell's older input is then twice as large as its newer one.
             after_reduction = reduces
             widths = (widths[1], space.nodes * channels)
         self.norm = nn.BatchNorm2d(widths[1]) if last_norm else None

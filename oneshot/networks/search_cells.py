@@ -39,6 +39,7 @@ class MixedNodes(nn.Module):
             width, stride = channels // settings.partial, self._stride(state)
             module = ParallelEdges(space.operations, allowed_EO[edges], width, stride, settings)
             self.parallel_edges.append(module)
+        # Edges sorted by source, as they are computed; the space sorts them by target.
         order = [e for edges in self.leaving for e in edges]
         self.register_buffer("by_source", torch.tensor(order), persistent=False)
 
@@ -63,6 +64,7 @@ class MixedNodes(nn.Module):
             active = None
             if cell_weights.active is not None:
                 active = tuple(cell_weights.active[e] for e in edges)
+            # All edges that leave this state, at once.
             passed_on = parallel_edges(x, weights[state], active, cell_weights.skip, create_graph)
             for e, passed in zip(edges, passed_on, strict=True):
                 arriving.setdefault(self.space.edges[e][1], []).append(passed)
@@ -76,6 +78,7 @@ class MixedNodes(nn.Module):
     def _split_off(self, state: int, x: Tensor, edge_E: Tensor | None, passing_by: Arriving) -> Tensor:
         """The channels of a state that go through operations; the rest goes to `passing_by`."""
         own = x.shape[1] // self.partial
+        # The first C / K channels go through the operations.
         rest = x[:, own:]
         if self._stride(state) == 2:
             rest = F.max_pool2d(rest, 2, 2)
@@ -157,4 +160,5 @@ class DartsCell(nn.Module):
     def forward(self, before: Tensor, last: Tensor, cell_weights: EdgeWeights, create_graph: bool) -> Tensor:
         """The cell's output from the rectified outputs of the two cells before."""
         states = [self.inputs[0](before), self.inputs[1](last)]
+        # Without the two input states.
         return torch.cat(self.mixed(states, cell_weights, create_graph)[2:], 1)

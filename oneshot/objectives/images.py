@@ -112,14 +112,17 @@ class ImageObjective:
         both.
         """
         train = self.data.train_batches(self.batch_size, epoch, skip, subset=self.weights_part)
+        # One loss serves both levels, so both see the same images.
         if self.weights_part == "both":
             yield from ((batch, batch) for batch in train)
             return
+        # The validation batches have no end: the epoch ends with the training images.
         yield from zip(train, self._validation_batches(epoch, skip), strict=False)
 
     def _validation_batches(self, epoch: int, skip: int) -> Iterator[Any]:
         """Augmented validation batches without end, from where the search is."""
         steps = self.data.steps(self.batch_size, "val")
+        # Counted through all epochs: its passes need not begin where an epoch does.
         number = epoch * self.steps(epoch) + skip
         while True:
             passes, done = divmod(number, steps)

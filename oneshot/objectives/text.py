@@ -90,6 +90,7 @@ class TextObjective:
 
         Hidden states are carried from step to step, and start at 0 in each epoch.
         """
+        # After a resume in the middle of an epoch they come from the checkpoint instead.
         if skip == 0:
             self.load({name: self.recurrent.start(self.batch_size) for name in ("train", "val")})
         for step, (start, length) in enumerate(self.windows(epoch)[skip:], start=skip):
@@ -115,7 +116,11 @@ class TextObjective:
         """The hidden states after the last step."""
         if not self.pair:
             return self.hidden
-        return [batch.hidden_1BH if batch.after is None else batch.after for batch in self.pair]
+        states = []
+        for batch in self.pair:
+            # A batch that no loss was taken of, as in a warm-up, hands on what it began with.
+            states.append(batch.hidden_1BH if batch.after is None else batch.after)
+        return states
 
     def rate(self, batch: Any) -> float:
         """Proportional to the window's length."""
@@ -132,10 +137,12 @@ class TextObjective:
         hidden, total, count = self.recurrent.start(self.batch_size), 0.0, 0
         for start in range(0, len(self.val_RB) - 1, self.bptt):
             batch = TextBatch(*window(self.val_RB, start, self.bptt), hidden)
+            # A window's loss is a mean over its words; the last window may be shorter.
             total += float(self.loss(batch, edge_weights)) * len(batch.tokens_TB)
             count += len(batch.tokens_TB)
             assert batch.after is not None
             hidden = batch.after
+            # Whole windows are read, so a few words more than `limit`.
             if limit is not None and count * self.batch_size >= limit:
                 break
         return perplexity(total / count)

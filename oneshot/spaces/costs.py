@@ -120,6 +120,7 @@ def operation_layers(name: str, channels: int, size: int, stride: int) -> Layers
         stride: of its edge.
     """
     kernel = int(name[-1]) if name[-1].isdecimal() else 1
+    # Separable: a convolution of each channel alone, then a 1x1 one across channels.
     depthwise, pointwise = kernel**2 * channels, channels**2
     if name.startswith("sep_conv"):
         return Layers(2 * (depthwise + pointwise), 4 * channels, size)
@@ -127,6 +128,7 @@ def operation_layers(name: str, channels: int, size: int, stride: int) -> Layers
         return Layers(depthwise + pointwise, 2 * channels, size)
     if name.startswith("nor_conv"):
         return conv_layers(channels, channels, kernel, size)
+    # A factorized reduction: two 1x1 convolutions with half of the channels each.
     if name == "skip_connect" and stride == 2:
         return conv_layers(channels, channels, 1, size)
     return Layers(0, 0, size)
@@ -143,6 +145,7 @@ def edge_costs(space: CellSpace, kind: CostKind, shape: NetworkShape) -> EdgeCos
             "Costs are known for the spaces of images, darts, darts_s1 to darts_s3 and nasbench201, not for "
             f"'{space.name}'."
         )
+    # Every halving must be exact: two reductions, and three more in the large stem.
     multiple = 32 if shape.stem == "imagenet" else 4
     if shape.size % multiple:
         raise UserError(
@@ -152,6 +155,7 @@ def edge_costs(space: CellSpace, kind: CostKind, shape: NetworkShape) -> EdgeCos
     edges = {cell: np.zeros((len(space.edges), len(space.operations)), np.int64) for cell in space.cells}
     constant = 0
     for part in network:
+        # Layers outside of cells are the constant.
         if isinstance(part, Layers):
             constant += part.cost(kind)
         else:
@@ -174,12 +178,14 @@ def _nasbench201(shape: NetworkShape) -> Iterator[Layers | PlacedCell]:
     """The network from input to output."""
     channels, size = shape.channels, shape.size
     yield conv_layers(shape.inputs, channels, 3, size)
+    # Between stages a residual block: two 3x3 convolutions and a shortcut.
     for stage in range(3):
         if stage:
             channels, size = 2 * channels, size // 2
             yield conv_layers(channels // 2, channels, 3, size)
             yield conv_layers(channels, channels, 3, size)
             yield Layers(channels // 2 * channels, 0, size)  # the shortcut has no BatchNorm
+        # Stride 1: NAS-Bench-201 halves the map between its stages.
         yield from [PlacedCell("cell", channels, size, 1)] * shape.cells
     yield Layers(channels * shape.classes, 2 * channels + shape.classes, 1)
 
@@ -206,6 +212,7 @@ def _darts(space: CellSpace, shape: NetworkShape) -> Iterator[Layers | PlacedCel
         if reduces:
             size //= 2
         yield PlacedCell("reduce" if reduces else "normal", channels, size, 2 if reduces else 1)
+        # The cell's nodes are concatenated.
         before, last = last, space.nodes * channels
     yield Layers(last * shape.classes, shape.classes, 1)
 

@@ -28,8 +28,10 @@ class Cell(Config):
 
 
 class Genotype(Config):
-    """The cells of a network, by kind: `normal` and `reduce` (DARTS), `cell` (NAS-Bench-201) or
-    `recurrent`."""
+    """The cells of a network, by kind.
+
+    The kinds are `normal` and `reduce` (DARTS), `cell` (NAS-Bench-201) or `recurrent`.
+    """
 
     space: str = Field("darts", description="search space that it belongs to")
     cells: dict[str, Cell]
@@ -44,6 +46,7 @@ class Genotype(Config):
             )
         for kind, cell in self.cells.items():
             _check_edges(kind, cell, space)
+            # A cell may have more or fewer nodes than the space.
             last = space.inputs + len(cell.nodes) - 1
             if not cell.output or not all(0 <= state <= last for state in cell.output):
                 raise ValueError(

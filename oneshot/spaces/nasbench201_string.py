@@ -15,6 +15,7 @@ def operations_of_string(text: str) -> list[str]:
     Raises:
         UserError: the string has another form or names an operation that the space has not.
     """
+    # The sources are redundant: a cell names them in the space's order or is refused.
     parts = re.findall(r"([^|~+]+)~(\d)", text)
     sources = [int(source) for _, source in parts]
     if sources != [source for source, _ in SPACE.edges] or text.count("+") != SPACE.nodes - 1:

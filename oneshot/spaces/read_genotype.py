@@ -52,6 +52,7 @@ def find_genotype(text: str) -> Genotype:
         UserError: it is none of these, or not a valid genotype.
     """
     text = text.strip()
+    # Names first, whatever their case; a file of that name can be given as ./NAME.
     for name, entry in published_genotypes().items():
         if name.lower() == text.lower():
             flat = {key: value for key, value in entry.items() if key != "source"}
@@ -102,11 +103,13 @@ def _from_json(text: str, source: str) -> Genotype:
 
 def _from_python(text: str, source: str) -> dict[str, Any]:
     """The arguments of the last `Genotype(...)` in a text, evaluated as literals, ranges among them."""
+    # A log prints the genotype of every epoch; the last one is what was found.
     start = text.rindex("Genotype(")
     end = _closing(text, start + len("Genotype("))
     try:
         call = ast.parse(text[start:end].strip(), mode="eval").body
         assert isinstance(call, ast.Call)
+        # Without keywords, the number of arguments tells the kind.
         names = FLAT_RECURRENT if len(call.args) == 2 else FLAT
         values = {name: _literal(value) for name, value in zip(names, call.args, strict=False)}
         for argument in call.keywords:
@@ -146,10 +149,12 @@ def _genotype(values: Any, source: str) -> Genotype:
         raise UserError(
             f"{source}: a genotype must hold 'name: value' pairs, but holds {type(values).__name__}."
         )
+    # Ours has `cells`; the flat forms have a field for each kind of cell.
     if not ({"normal", "reduce", "recurrent"} & values.keys()):
         return validate(Genotype, values, source)
     recurrent = "recurrent" in values
     known = FLAT_RECURRENT if recurrent else FLAT
+    # A misspelt field is told before a missing one, which it explains.
     for name in values:
         if name not in known:
             raise UserError(f"{source}: there is no field '{name}'; {nearest(str(name), known)}")

@@ -27,16 +27,8 @@ from oneshot.spaces.read_genotype import find_genotype
 from oneshot.trained import build_network, network_model
 
 TINY = (
-    "--network.cells",
-    "3",
-    "--network.channels",
-    "4",
-    "--epochs",
-    "2",
-    "--device",
-    "cpu",
-    "--batch-size",
-    "64",
+    *("--network.cells", "3", "--network.channels", "4"),
+    *("--epochs", "2", "--device", "cpu", "--batch-size", "64"),
 )
 CONFIGS = Path(__file__).parents[2] / "configs" / "oneshot"
 
@@ -83,6 +75,21 @@ def test_resume_is_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert not (tmp_path / "parts" / "DONE").exists()
     assert retrain(tmp_path / "parts", *flags, "--resume") == 0
     assert same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_what_a_kill_before_the_first_checkpoint_logged_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(self: Retraining) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Retraining, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            retrain(tmp_path / "run", "--epochs", "1")
+    assert retrain(tmp_path / "run", "--epochs", "1", "--resume") == 0
+    steps = [point["step"] for point in read_lines(tmp_path / "run" / "metrics.jsonl") if "loss" in point]
+    assert steps == [10, 11]
 
 
 def test_the_configuration_of_a_run_replays_it(tmp_path: Path) -> None:

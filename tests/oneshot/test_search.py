@@ -146,17 +146,8 @@ def test_resume_is_bit_for_bit(
 def test_ctrl_c_in_the_last_step_stops_before_the_end_and_resumes_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = (
-        *CELL,
-        "--method",
-        "random_ws",
-        "--method.candidates",
-        "5",
-        "--method.finalists",
-        "2",
-        "--epochs",
-        "1",
-    )
+    few = ("--method.candidates", "5", "--method.finalists", "2")
+    flags = (*CELL, "--method", "random_ws", *few, "--epochs", "1")
     with monkeypatch.context() as patch:
         stop_after(patch, 9)
         assert search(tmp_path / "run", *flags) == 130
@@ -183,18 +174,8 @@ def test_what_a_kill_before_the_first_checkpoint_logged_is_forgotten(
 
 
 def test_many_signals_to_a_process(tmp_path: Path) -> None:
-    words = [
-        sys.executable,
-        "-m",
-        "oneshot.search",
-        *CELL,
-        "--epochs",
-        "500",
-        "--threads",
-        "1",
-        "--out",
-        str(tmp_path / "run"),
-    ]
+    flags = [*CELL, "--epochs", "500", "--threads", "1", "--out", str(tmp_path / "run")]
+    words = [sys.executable, "-m", "oneshot.search", *flags]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 100
     while not (tmp_path / "run" / "state.pt").exists() and time.monotonic() < deadline:
@@ -241,16 +222,8 @@ def test_it_stops_at_collapse_and_goes_back_4_epochs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = (
-        *CELL,
-        "--epochs",
-        "16",
-        "--watch-every",
-        "1",
-        "--stop-at-collapse",
-        "--evaluate-images",
-        "50",
-        "--batch-size",
-        "500",
+        *(*CELL, "--epochs", "16", "--watch-every", "1", "--stop-at-collapse"),
+        *("--evaluate-images", "50", "--batch-size", "500"),
     )
     grown = iter([1.0] * 8 + [2.0] * 99)
     monkeypatch.setattr(Searcher, "eigenvalue", lambda self, batch: next(grown))

@@ -21,16 +21,8 @@ CPU = torch.device("cpu")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "retrained"
     words = [
-        "--network.cells",
-        "3",
-        "--network.channels",
-        "4",
-        "--epochs",
-        "1",
-        "--device",
-        "cpu",
-        "--genotype",
-        "PC_DARTS_cifar",
+        *("--network.cells", "3", "--network.channels", "4", "--epochs", "1"),
+        *("--device", "cpu", "--genotype", "PC_DARTS_cifar"),
     ]
     assert parse(Retrain, [*words, "--out", str(out)]).execute() == 0
     return out

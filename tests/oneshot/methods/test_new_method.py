@@ -1,18 +1,18 @@
-"""A method as a newcomer writes one: everything in one file, and its name in the union of
-`oneshot/methods/__init__.py`.
+"""A method as a newcomer writes one: a file, and its name in the union of `oneshot/methods/__init__.py`.
 
 FairDARTS (2020, arXiv:1911.12126): operations do not compete; each has a sigmoid of its own, driven to 0 or 1
 by a loss.
 """
 
 import json
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
 import torch
-from pydantic import Field
+from pydantic import Field, create_model
 from torch import Tensor
 
 from engine.command.cli import parse
@@ -25,8 +25,7 @@ from oneshot.methods.darts import Darts
 from oneshot.methods.method import Method
 from oneshot.search import Search
 
-# --- what would be oneshot/methods/fair_darts.py
-# --------------------------------------------------------------------------------------
+# --- what would be oneshot/methods/fair_darts.py ---
 
 
 class Sigmoid(Softmax):
@@ -57,8 +56,7 @@ class FairDarts(Method):
     penalties: tuple[Annotated[Penalty | ZeroOne, Field(discriminator="name")], ...] = (ZeroOne(),)
 
 
-# --- and the line in oneshot/methods/__init__.py
-# --------------------------------------------------------------------------------------
+# --- and the line in oneshot/methods/__init__.py ---
 
 Methods = Annotated[Darts | FairDarts, Field(discriminator="name")]
 
@@ -69,20 +67,8 @@ class WithFairDarts(Search):
     method: Methods = Field(Darts(), description="the search method")  # type: ignore[assignment]
 
 
-FLAGS = (
-    "--space",
-    "nasbench201",
-    "--cells",
-    "1",
-    "--channels",
-    "2",
-    "--device",
-    "cpu",
-    "--epochs",
-    "2",
-    "--method",
-    "fair_darts",
-)
+SMALL = ("--space", "nasbench201", "--cells", "1", "--channels", "2", "--device", "cpu", "--epochs", "2")
+FLAGS = (*SMALL, "--method", "fair_darts")
 
 
 def test_a_method_is_a_file_and_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,3 +104,15 @@ def test_its_settings_are_flags_and_its_mistakes_sentences(tmp_path: Path) -> No
         parse(WithFairDarts, ["--method", "fair_dart"])
     with pytest.raises(UserError, match=r"^command line: .*weight.* = -3 is not valid"):
         parse(WithFairDarts, [*FLAGS, "--method.penalties", '[{"name": "zero_one", "weight": -3}]'])
+
+
+def test_the_example_of_the_page_on_searching_is_a_method(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "search.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    kind = found["Noisy"]
+    methods = Annotated[Darts | kind, Field(discriminator="name")]  # type: ignore[valid-type]
+    command = create_model("WithNoisy", __base__=Search, method=(methods, Darts()), __doc__="examples: none.")
+    noisy = parse(command, [*SMALL, "--method", "noisy", "--method.tau", "2", "--out", str(tmp_path / "run")])
+    assert noisy.method.tau == 2 and noisy.execute() == 0
