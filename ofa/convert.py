@@ -1,7 +1,7 @@
 """A published checkpoint becomes a run folder that every later command takes."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -44,6 +44,16 @@ class Convert(Command):
       python -m ofa.convert --from timm mobilenetv3_large_100.safetensors --data.path photos --out runs/start
       python -m ofa.train --config ofa/finetune --init runs/start --data.path photos --out runs/photos
     """
+
+    main_flags: ClassVar[tuple[str, ...]] = (
+        "--file",
+        "--from",
+        "--data.name",
+        "--data.path",
+        "--data.size",
+        "--out",
+        "--overwrite",
+    )
 
     file: CliPositionalArg[Path] = Field(description="checkpoint: .pth, .pt, .tar or .safetensors")
     source: Kind = Field(alias="from", description="what the checkpoint is")

@@ -62,6 +62,19 @@ class Train(TrainingCommand):
       torchrun --nproc-per-node 2 -m ofa.train --config ofa/cifar10     two GPUs, half of each batch on each
     """
 
+    main_flags: ClassVar[tuple[str, ...]] = (
+        "--config",
+        "--out",
+        "--data.name",
+        "--data.path",
+        "--space",
+        "--init",
+        "--epochs",
+        "--batch-size",
+        "--device",
+        "--resume",
+    )
+
     module: ClassVar[str] = "ofa.train"
     config: str | None = Field(
         "ofa/digits", description="recipe: a YAML file, or a packaged name such as ofa/cifar10"

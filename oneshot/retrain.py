@@ -62,6 +62,19 @@ class Retrain(TrainingCommand):
           --data.path imagenet --out runs/imagenet
     """
 
+    main_flags: ClassVar[tuple[str, ...]] = (
+        "--config",
+        "--genotype",
+        "--data.name",
+        "--data.path",
+        "--epochs",
+        "--batch-size",
+        "--out",
+        "--device",
+        "--resume",
+        "--overwrite",
+    )
+
     module: ClassVar[str] = "oneshot.retrain"
     config: str | None = Field(
         "oneshot/retrain_digits", description="recipe: a YAML file, or a packaged name: oneshot/retrain_cifar"

@@ -5,13 +5,13 @@ process on one device.
 """
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
 
 from engine.command.cli import Command, main
-from engine.compute.device import pick_device
+from engine.compute.device import pick_device, use_threads
 from engine.config import Located, merge, models_in, validate
 from engine.data.digits import Digits
 from engine.data.sources import AnyData, load_data
@@ -51,6 +51,19 @@ class Search(Command):
           --data npz --data.path cifar10.npz
       python -m oneshot.search --space recurrent --data text --data.path ptb --out runs/cell
     """
+
+    main_flags: ClassVar[tuple[str, ...]] = (
+        "--method.name",
+        "--space",
+        "--data.name",
+        "--data.path",
+        "--penalties",
+        "--epochs",
+        "--batch-size",
+        "--out",
+        "--device",
+        "--resume",
+    )
 
     config: str | None = Field(None, description="recipe: a YAML file, or a packaged name")
     out: Path = Field(Path("runs/search"), description="run folder to write")
@@ -169,8 +182,7 @@ class Search(Command):
 
     def execute(self) -> int:
         """Search and write what was found."""
-        if self.threads:
-            use_threads(self.threads)
+        use_threads(self.threads)
         space = find_space(self.space)
         method = self._method_with_penalties()
         # Everything a user can get wrong is refused before the folder is made.

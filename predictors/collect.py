@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise, zip_longest
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -42,6 +43,16 @@ class Collect(RunCommand):
       python -m predictors.collect --run runs/photos --count 500
       python -m predictors.collect --count 120 --rounds 5
     """
+
+    main_flags: ClassVar[tuple[str, ...]] = (
+        "--run",
+        "--count",
+        "--rounds",
+        "--seed",
+        "--data",
+        "--device",
+        "--threads",
+    )
 
     count: int = Field(200, ge=2, description="subnets to have measured in the end")
     rounds: int = Field(

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 from pydantic import Field
@@ -58,6 +58,19 @@ class Measure(Command):
       python -m predictors.measure --space ofa_mbv3_w1.2 --import-yaml 160.yaml,224.yaml --device-name note10
       python -m predictors.measure --space ofa_mbv3 --device-name new --no-blocks --whole 10 --like pi4.json
     """
+
+    main_flags: ClassVar[tuple[str, ...]] = (
+        "--device-name",
+        "--space",
+        "--run",
+        "--resolutions",
+        "--whole",
+        "--export-kit",
+        "--import-kit",
+        "--import-yaml",
+        "--like",
+        "--threads",
+    )
 
     device_name: str | None = Field(
         None, pattern=r"^[\w.-]+$", description="what to call the device; the table is latency/NAME.json"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import optuna
@@ -69,6 +69,19 @@ class Select(RunCommand):
       python -m predictors.select --front macs,params
       python -m predictors.select --flops 600M --storage sqlite:///studies.db
     """
+
+    main_flags: ClassVar[tuple[str, ...]] = (
+        "--flops",
+        "--latency",
+        "--latency-table",
+        "--size",
+        "--memory",
+        "--params",
+        "--front",
+        "--measure",
+        "--run",
+        "--threads",
+    )
 
     flops: tuple[Count, ...] = Field(
         (), description="at most so many MACs, or several budgets separated by commas"

@@ -1,6 +1,7 @@
 """The flags of a command: one for each field, with dots for the fields of its sections."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -178,6 +179,8 @@ def _typed(default: Any) -> str:
             return "none"
         case bool():
             return "on" if default else "off"
+        case Path() if default.is_absolute():
+            return default.name  # a default of `Located` is made absolute where the program was started
         case tuple():
             return ",".join(getattr(one, "name", None) or str(one) for one in default)
     return str(default)

@@ -60,8 +60,14 @@ def _usage(command: type[BaseModel], module: str) -> str:
 
 def _about(command: type[BaseModel]) -> tuple[str, list[str]]:
     """The docstring without its examples, and the lines of the examples."""
-    about, _, examples = cleandoc(command.__doc__ or "").partition("examples:\n")
-    return about.strip(), examples.rstrip().split("\n") if examples else []
+    about, _, text = cleandoc(command.__doc__ or "").partition("examples:\n")
+    examples: list[str] = []
+    for line in text.rstrip().splitlines():
+        if examples and examples[-1].endswith("\\"):
+            examples[-1] += f"\n{line}"  # a command that goes on in the next line is one example
+        else:
+            examples.append(line)
+    return about.strip(), examples
 
 
 def _described(flag: Flag) -> str:

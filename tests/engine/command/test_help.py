@@ -58,7 +58,8 @@ def test_everything_names_every_flag_once_and_in_human_words(module: str) -> Non
 
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_are_commands_with_flags_that_exist(module: str) -> None:
-    examples = (command_of(module).__doc__ or "").partition("examples:\n")[2].splitlines()
+    text = (command_of(module).__doc__ or "").partition("examples:\n")[2]
+    examples = text.replace("\\\n", " ").splitlines()  # a command may go on in the next line
     assert sum(1 for line in examples if line.strip()) > 0
     for line in filter(str.strip, examples):
         started = re.match(r"\s*(?:torchrun [^-]*(?:--\S+ \S+ )*-m|python -m) (\S+)(.*)", line)
@@ -67,7 +68,7 @@ def test_examples_are_commands_with_flags_that_exist(module: str) -> None:
         known = {flag_name(name) for name in flag_names(command_of(started[1]))}
         known |= {name.rsplit(".name", 1)[0] for name in known} | {"--no-" + name[2:] for name in known}
         known |= {name.split(".")[0] for name in known}
-        for word in shlex.split(started[2].split("   ")[0]):
+        for word in shlex.split(re.split(r"   (?=[^ -])|#", started[2])[0]):
             assert not word.startswith("--") or word.split("=")[0] in known, f"'{line}' has no flag {word}"
 
 
