@@ -19,7 +19,7 @@ from torch import nn
 
 from engine import onnx_timing as bench
 from engine.errors import UserError
-from engine.onnx_file import to_onnx
+from engine.onnx_file import write_onnx
 from engine.run import atomic, read_json, write_json
 from engine.seed import numpy_generator
 from ofa.blocks.layer_specs import BlockSpec, HeadSpec, LayerSpec, StemSpec, layer_specs, tables
@@ -178,7 +178,7 @@ def export_layer(space: Space, piece: LayerSpec, path: Path) -> None:
     with atomic(
         path
     ) as temporary:  # a file under its own name is complete: an interrupted export continues after it
-        to_onnx(module.eval(), torch.zeros(2, channels, piece.size, piece.size), temporary, {})
+        write_onnx(module.eval(), torch.zeros(2, channels, piece.size, piece.size), temporary, {})
         model = onnx.load(temporary)
         del model.graph.value_info[:]
         for side in model.graph.input[0].type.tensor_type.shape.dim[2:]:

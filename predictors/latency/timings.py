@@ -12,13 +12,14 @@ import numpy as np
 
 from engine.config import read_yaml
 from engine.errors import UserError
+from engine.onnx_timing import DIFFERENCE_AT_MOST, halves_of
 from ofa.blocks.layer_specs import BlockSpec, HeadSpec, LayerSpec, StemSpec, halve
 from ofa.space.space import Space
 from predictors.latency.kit import OVERHEAD, distinct_layers, layer_name, structure
 from predictors.latency.model import LatencyTable, Network, Noise, fingerprint
 
 Clock = Literal["cpu", "wall"]
-RELIABILITY_AT_LEAST, DIFFERENCE_AT_MOST = 0.9, 0.1
+RELIABILITY_AT_LEAST = 0.9
 
 
 class Timings(NamedTuple):
@@ -78,12 +79,6 @@ def read_timings(path: Path, clock: Clock | None = None) -> Timings:
 def value_of(rounds: Mapping[int, float]) -> float:
     """One number for an item: the 20th percentile of its rounds, since whatever disturbs makes it slower."""
     return float(np.percentile(list(rounds.values()), 20))
-
-
-def halves_of(rounds: Mapping[int, float]) -> tuple[float, float] | None:
-    """The 20th percentiles of even and of odd rounds; none with rounds of one kind only."""
-    halves = [[ms for turn, ms in rounds.items() if turn % 2 == odd] for odd in (0, 1)]
-    return (float(np.percentile(halves[0], 20)), float(np.percentile(halves[1], 20))) if all(halves) else None
 
 
 def noise_of(items: Iterable[Mapping[int, float]]) -> Noise:

@@ -16,8 +16,8 @@ from torch import nn
 
 import export
 from engine.errors import UserError
+from export.formats.onnx import open_onnxruntime
 from export.manifest import read_manifest
-from export.verify import open_session
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_timm_in_8_bits_and_with_pixels_in(images: torch.Tensor, tmp_path: Path)
     )
     assert manifest.bytes < 4 * manifest.params / 2
     pixels = bake.pixels(images).numpy()
-    (got,) = open_session(tmp_path / "timm.onnx").run(None, {"image": pixels})
+    (got,) = open_onnxruntime(tmp_path / "timm.onnx").run(None, {"image": pixels})
     mean, std = np.array(bake.mean, np.float32), np.array(bake.std, np.float32)
     x = torch.from_numpy((pixels.astype(np.float32) / 255 - mean) / std).permute(0, 3, 1, 2)
     with torch.no_grad():

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-import export.pipeline as build
 from engine.command.cli import parse
 from engine.errors import UserError
+from export import pipeline
 from export.manifest import digest, read_manifest
 from export.onnx import Export
 from export.verify import Parity
@@ -146,7 +146,7 @@ def test_a_failure_leaves_no_file_and_exits_1(trained_run: Path, monkeypatch: py
     assert parse(Export, words).execute() == 0
     path = trained_run / "export" / "smallest.onnx"
     assert path.exists()
-    monkeypatch.setattr(build, "compare", lambda *_: Parity(0.5, 1.0, 0.5, 0.5, 8))
+    monkeypatch.setattr(pipeline, "compare_file", lambda *_: Parity(0.5, 1.0, 0.5, 0.5, 8))
     assert parse(Export, words).execute() == 1
     assert not list(path.parent.glob("smallest*"))
     assert not list(path.parent.glob(".export*"))

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from engine.command.cli import parse
 from engine.errors import UserError
 from engine.onnx_file import fold_batch_norm, to_proto
-from export.graph import names_this_machine, plain_operators
-from export.manifest import exported as exported_files
-from export.manifest import read_manifest
-from export.norms import fold_norms
-from export.targets import TARGETS, Show, find_target, find_targets
+from export.graph.checks import names_this_machine
+from export.graph.norms import fold_norms
+from export.graph.operators import plain_operators
+from export.manifest import exported_files, read_manifest
+from export.targets import TARGETS, ShowTargets, find_target, find_targets
 from ofa.space.space import load_space
 
 
@@ -153,7 +153,7 @@ def test_targets_are_found_once_each() -> None:
 
 
 def test_the_table_says_every_target_and_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    assert parse(Show, []).execute() == 0
+    assert parse(ShowTargets, []).execute() == 0
     said = capsys.readouterr().out
     for target in TARGETS:
         assert target.name in said and target.runs_on in said

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 import ofa
-from engine.onnx_file import to_onnx
+from engine.onnx_file import write_onnx
 from ofa.cost import CLASS_BYTES, METADATA_BYTES, footprints_of
 from ofa.space.space import Arch, Space, decode, encode, largest, load_space, sample, smallest
 from ofa.subnet import Subnet
@@ -104,7 +104,7 @@ def test_file_size_is_that_of_an_exported_file(name: str, tmp_path: Path) -> Non
     for norm in net.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.normal_(norm.bias)  # as after training; the exporter stores equal tensors once
-    to_onnx(net, torch.zeros(2, 3, arch.resolution, arch.resolution), tmp_path / "x.onnx", {})
+    write_onnx(net, torch.zeros(2, 3, arch.resolution, arch.resolution), tmp_path / "x.onnx", {})
     plain = footprints_of(space, encode(space, arch)[None], 10, 3).file[0] - METADATA_BYTES - 10 * CLASS_BYTES
     size = (tmp_path / "x.onnx").stat().st_size
     assert onnx.load(tmp_path / "x.onnx").metadata_props == []

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
 from PIL import Image
@@ -24,10 +23,12 @@ from engine.data.load import ImageFolder, load_data
 from engine.errors import UserError
 from engine.run import Run
 from engine.seed import numpy_generator
-from export.bundle.__main__ import MakeBundle, gather, portable, write_bundle
-from export.bundle.card import render
-from export.bundle.classify import classify, prepare
+from export.bundle.__main__ import MakeBundle
+from export.bundle.card import render_card
+from export.bundle.classify import classify, prepare_image
 from export.bundle.contents import Bundle, read_bundle
+from export.bundle.write import gather, portable, write_bundle
+from export.formats import format_of
 from ofa.space.space import find_arch
 from ofa.trained import TrainedSupernet
 from predictors.reporting.findings import wilson
@@ -173,10 +174,10 @@ def test_images_of_a_folder_are_prepared_as_training_does(tmp_path: Path, size: 
     order = numpy_generator(0, "plain", "test").permutation(data.count("test"))
     for i, (path, _) in enumerate(data.files["test"][k] for k in order):  # type: ignore[attr-defined]
         with Image.open(path) as image:
-            ready = prepare(image, files["float32"])
+            ready = prepare_image(image, files["float32"])
             assert (ready.shape, ready.dtype) == ((1, 3, resolution, resolution), np.float32)
             np.testing.assert_allclose(ready[0], x[i].numpy(), atol=1e-5)
-            ready = prepare(image, files["uint8"])
+            ready = prepare_image(image, files["uint8"])
             assert (ready.shape, ready.dtype) == ((1, resolution, resolution, 3), np.uint8)
             assert (
                 np.abs(ready[0].astype(float) - pixels[i].clamp(0, 255).permute(1, 2, 0).numpy()).max()
@@ -186,10 +187,9 @@ def test_images_of_a_folder_are_prepared_as_training_does(tmp_path: Path, size: 
 
 def test_an_image_of_another_size_is_made_the_datas_size(bundle: Path) -> None:
     file = json.loads((bundle / "manifest.json").read_text())["files"][0]
-    session = ort.InferenceSession(str(bundle / "60k.onnx"), providers=["CPUExecutionProvider"])
-    chances = classify(
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)), file, session
-    )
+    run = format_of(bundle / "60k.onnx").open(bundle / "60k.onnx")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8))
+    chances = classify(image, file, run)
     assert chances.shape == (10,) and chances.sum() == pytest.approx(1)
 
 
@@ -213,7 +213,7 @@ def test_every_number_of_the_card_is_in_the_manifest(bundled_run: Path, name: st
         (folder / "model_card.md").read_text(),
         json.loads((folder / "manifest.json").read_text()),
     )
-    assert text == render(Bundle.model_validate(manifest))
+    assert text == render_card(Bundle.model_validate(manifest))
     known = {str(len(manifest["classes"]))} | numbers("Divide by 255, from 0, 90% interval")
     for _, value in leaves(manifest):
         known |= numbers(str(value))
@@ -237,7 +237,7 @@ OTHER: dict[type, Any] = {
 
 def test_the_card_follows_every_fact_that_it_states(bundle: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
-    card = render(Bundle.model_validate(manifest))
+    card = render_card(Bundle.model_validate(manifest))
     stated = {"subnet", "classes", "benchmark", "provenance", "versions", "selection"}
     stated_of_a_file = {
         "target",
@@ -261,7 +261,7 @@ def test_the_card_follows_every_fact_that_it_states(bundle: Path) -> None:
         for key in path[:-1]:
             place = place[key]
         place[path[-1]] = OTHER[type(value)](value)
-        assert render(Bundle.model_validate(changed)) != card, path
+        assert render_card(Bundle.model_validate(changed)) != card, path
         count += 1
     assert count > 50
 
@@ -296,7 +296,7 @@ def test_bundling_again_replaces_in_one_step_and_a_failure_changes_nothing(
 ) -> None:
     folder = copy / "export" / "60k"
     (folder / "model_card.md").write_text("old")
-    monkeypatch.setattr("export.bundle.render", lambda _: 1 / 0)
+    monkeypatch.setattr("export.bundle.write.render_card", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         parse(MakeBundle, ["--run", str(copy), "--selected", "60k"]).execute()
     assert (folder / "model_card.md").read_text() == "old"
