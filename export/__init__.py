@@ -6,11 +6,12 @@ The commands are `python -m export.onnx`, `export.targets`, `export.benchmark`, 
     import torch
     import export
 
-    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.AdaptiveAvgPool2d(1),
-    torch.nn.Flatten()).eval() images = torch.randn(8, 3, 32, 32) manifest = export.to_onnx(net, "net.onnx",
-    "cpu", images=images) parity = export.verify_file("net.onnx", net, images) rows =
-    export.benchmark_files(["net.onnx"], rounds=2, seconds=0.01) print(manifest.bytes, parity.relative_error,
-    rows[0]["wall_p50"])
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 5)).eval()
+    images = torch.randn(8, 3, 8, 8)
+    manifest = export.to_onnx(net, "net.onnx", "cpu", images=images)
+    parity = export.verify_file("net.onnx", net, images)
+    rows = export.benchmark_files(["net.onnx"], rounds=2, seconds=0.01)
+    print(manifest.bytes, parity.relative_error, rows[0]["wall_p50"])
 """
 
 from typing import TYPE_CHECKING

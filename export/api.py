@@ -19,6 +19,7 @@ from export.pipeline import check_path, write_file
 from export.targets import Target, find_target
 from export.verify import Batches, Parity, check_module, compare_file, reference_outputs
 
+# Images that are compared at once: a file with a free batch axis must be right for more than one.
 BATCH = 32
 
 
@@ -60,19 +61,15 @@ def to_onnx(
     path = Path(path)
     if isinstance(target, str):
         target = find_target(target)
+    # What is wrong with the call is said first, before anything takes time.
     check_path(path, target)
     check_module(module)
     if images is None and target.precision == "int8":
         raise UserError(
             f"Target {target.name} is quantised; give images to calibrate and to verify with (images=)."
         )
-    if images is not None:
-        x_NCHW = images
-    elif example is not None:
-        x_NCHW = example
-    else:
-        x_NCHW = torch.randn(4, *_input_size(module), generator=torch.Generator().manual_seed(0))
-    x_NCHW = x_NCHW.detach().cpu().float()
+    x_NCHW = _images_to_try(module, images, example)
+    # With normalisation in the graph the file takes pixels: those that the images came from.
     inputs = (bake.pixels(x_NCHW) if bake else x_NCHW).contiguous().numpy()
     batches = _batches(inputs, labels)
     network = copy.deepcopy(module).cpu()  # the caller's may be on a GPU, and stays there
@@ -89,6 +86,7 @@ def to_onnx(
         calibration=[] if images is None else [batch for batch, _ in batches()],
         layout=bake.layout if bake else "NCHW",
         probabilities=bool(bake and bake.softmax),
+        # The running statistics of BatchNorm are buffers, which become constants of the graph too.
         parameters=count_parameters(network) + sum(buffer.numel() for buffer in network.buffers()),
         facts={"subnet": path.stem} | (facts or {}) | _known(network, x_NCHW, classes, bake),
         graphs={},
@@ -131,6 +129,15 @@ def verify_file(
     network = copy.deepcopy(module).cpu()
     whole = (PixelClassifier(network, bake) if bake else network).eval()
     return compare_file(reference_outputs(whole, _batches(inputs, labels)), Path(path))
+
+
+def _images_to_try(module: nn.Module, images: Tensor | None, example: Tensor | None) -> Tensor:
+    """Images (N, C, H, W) to compare on: the given ones, the example, or noise of the module's size."""
+    if images is not None:
+        return images.detach().cpu().float()
+    if example is not None:
+        return example.detach().cpu().float()
+    return torch.randn(4, *_input_size(module), generator=torch.Generator().manual_seed(0))
 
 
 def _batches(inputs: Array, labels: Tensor | None) -> Batches:
@@ -179,7 +186,7 @@ def _preparation(x_NCHW: Tensor, bake: Bake | None) -> dict[str, Any]:
 def _input_size(module: nn.Module) -> tuple[int, ...]:
     """(C, H, W) that timm notes on its models, or 224 pixels and the channels of the first convolution."""
     for noted in ("pretrained_cfg", "default_cfg"):
-        settings = getattr(module, noted, None)
+        settings = getattr(module, noted, None)  # older models have the second name only
         if isinstance(settings, dict) and "input_size" in settings:
             return tuple(settings["input_size"])
     for part in module.modules():

@@ -30,6 +30,7 @@ class Bake(NamedTuple):
     def pixels(self, x_NCHW: Tensor) -> Tensor:
         """The uint8 pixels, in the file's layout, that normalised images came from."""
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        # Rounding matters: an image that was resized after decoding has numbers between two levels.
         x = ((x_NCHW * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
         return x.permute(0, 2, 3, 1).contiguous() if self.layout == "NHWC" else x
 
@@ -47,6 +48,7 @@ class PixelClassifier(nn.Module):
         # (pixel / 255 - mean) / std, as one multiplication and one addition.
         self.register_buffer("scale", (1 / (255 * std))[:, None, None])
         self.register_buffer("shift", (-mean / std)[:, None, None])
+        # A module is in training mode when it is made; the check before an export would refuse that.
         self.train(network.training)
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -69,7 +69,9 @@ def job_of_run(
             yield inputs(x), y.numpy()
 
     module = PixelClassifier(network.module, bake) if bake else network.module
+    # A real image, since the time of one is measured with it too.
     image = next(iter(batches()))[0][:1]
+    # Training images: the validation images are to judge the result, so they must not shape it.
     calibration = []
     if calibration_images:
         calibration = [inputs(x) for x, _ in source.images("train", network.size, calibration_images)]

@@ -89,6 +89,7 @@ def manifest_path(path: Path) -> Path:
 def is_manifest(path: Path) -> bool:
     """Whether a JSON file is a manifest, of whatever version."""
     try:
+        # Three keys that every version wrote; a model of somebody else may have a .json of its own beside it.
         return {"file", "target", "subnet"} <= set(read_json(path))
     except (UserError, TypeError):
         return False
@@ -146,6 +147,7 @@ def exported_files(folder: Path) -> list[Path]:
     found = []
     for path in folder.glob("*"):
         if is_model_file(path) and manifest_path(path).is_file():
+            # Not checked: whoever opens a file does that, and hashing all of them to list them takes long.
             found.append((read_manifest(path, check=False).macs, path.name, path))
     if not found:
         raise UserError(

@@ -91,12 +91,14 @@ class Export(RunCommand):
         if self.bake_normalize:
             bake = Bake(source.data.mean, source.data.std, self.layout, self.softmax)
         quantised = any(target.precision == "int8" for target in targets)
+        # Reading training images takes a while, so only where a target needs them.
         calibration = self.calibration_images if quantised else 0
         table = Table("file", "size", "ms here", "top-1 torch", "top-1 file", "same top-1", "dB", "verdict")
         failed = 0
         with progress("export", len(networks) * len(targets)) as advance:
             for name, build in networks:
                 job = job_of_run(source, name, build(), bake, self.images, calibration)
+                # All targets of a network share its job: torch's outputs and, mostly, its exported graph.
                 for target in targets:
                     path = self.run / "export" / target.file_name(name)
                     written = write_file(job, target, path, self.max_drop)

@@ -60,6 +60,7 @@ def write_file(job: ExportJob, target: Target, path: Path, max_drop: float) -> W
     """
     file_format = check_path(path, target)
     file_format.check_installed()
+    # "model.json" beside "model.onnx" may be a file of the user that has nothing to do with it.
     manifest = manifest_path(path)
     if manifest.exists() and not is_manifest(manifest):
         raise UserError(
@@ -100,6 +101,7 @@ def _remove(file_format: Format, path: Path) -> None:
 
 def _prove(job: ExportJob, target: Target, file_format: Format, path: Path, max_drop: float) -> Written:
     """Write the file in a temporary folder, compare it, and move it to its place if it passes."""
+    # In the same folder, since a rename within one file system is a single step.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as name:
         file = Path(name) / path.name
         if file_format.written_from == "graph":
@@ -169,6 +171,7 @@ def _from_module(job: ExportJob, file_format: Format, file: Path) -> _Candidate:
 def _graph(job: ExportJob, target: Target) -> onnx.ModelProto:
     """The module's ONNX graph in the target's form."""
     any_batch, output = target.batch == "any", _output_name(job)
+    # torch's exporter takes most of the time; most targets differ in what is done to its graph afterwards.
     key = target.batch, target.opset
     if key not in job.graphs:
         example = torch.from_numpy(job.example if any_batch else job.example[:1])
@@ -181,6 +184,7 @@ def _graph(job: ExportJob, target: Target) -> onnx.ModelProto:
                 "depend on the values of the image."
             ) from None
         job.graphs[key] = graph
+    # A copy, since the next target starts from the graph as torch wrote it.
     model = onnx.ModelProto()
     model.CopyFrom(job.graphs[key])
     fold_norms(model)
@@ -198,6 +202,7 @@ def _embed(
     facts: dict[str, Any], model: onnx.ModelProto, job: ExportJob, file_format: Format, file: Path
 ) -> None:
     """Write the file again with the facts as metadata, and make sure that it computes the same."""
+    # The metadata holds what only the finished file tells, its accuracy, so it is written twice.
     images = next(iter(job.reference.batches()))[0]
     before = file_format.open(file)(images)
     set_metadata(model, {key: value for key, value in facts.items() if value is not None})
@@ -226,6 +231,7 @@ def _facts(
     }
     file_format = find_format(target.format)
     known = dict(job.facts)
+    # What selection expected belongs to the accuracies, where the reader compares them.
     accuracy = {
         "predicted": known.pop("predicted_accuracy", None),
         "torch": reference.accuracy,

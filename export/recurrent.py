@@ -105,6 +105,7 @@ def _validation_text(run: Path, moved: Path | None, trained: TrainedLanguage) ->
     if moved is not None:
         data = TextFolder(name="text", path=moved)
     text = load_text(data)
+    # Token numbers are positions in the vocabulary: of another text every word would be a wrong one.
     if text.vocabulary != trained.model.vocabulary:
         raise UserError(
             f"The text of run '{run}' has other words than the one it was trained on; restore it or name it "
@@ -139,12 +140,14 @@ def _compare_step(trained: TrainedLanguage, path: Path, words_SB: torch.Tensor) 
     start = trained.network.start(words_SB.shape[1])
     wanted_SBV = trained.network(words_SB, start).logits_TBV.numpy()
     hidden, found = start.numpy(), []
+    # The file's own hidden state is handed on, so that its errors add up as they would on a device.
     for row in words_SB.numpy():
         logits, hidden = session.run(["logits", "next"], {"tokens": row[None], "hidden": hidden})
         found.append(logits[0])
     got_SBV = np.stack(found)
     largest = np.abs(wanted_SBV).max()
     error = float(np.abs(got_SBV - wanted_SBV).max() / largest)
+    # Where the two likeliest words are nearly a tie in torch, either may win in the file.
     first, second = np.partition(wanted_SBV, -2)[..., [-1, -2]].transpose(2, 0, 1)
     clear = first - second > TOLERANCE * largest
     same = got_SBV.argmax(-1) == wanted_SBV.argmax(-1)

@@ -105,7 +105,7 @@ def open_export_source(run: Path, device: torch.device, images: Path | None = No
     Raises:
         UserError: the run is missing, unfinished or damaged, or its data is.
     """
-    Run.open(run)
+    Run.open(run)  # says what is wrong with a folder that is no finished run
     retrained = "genotype" in read_json(run / "model.json")
     trained: TrainedSupernet | TrainedNetwork
     if retrained:
@@ -133,6 +133,7 @@ def _subnets(run: Path, trained: TrainedSupernet) -> FindNetworks:
         if arch is not None and selected is not None:
             raise UserError("--arch and --selected both say which subnet; give one of them.")
         if arch is not None:
+            # JSON on the command line has no name; a file gives its own.
             name = "subnet" if arch.lstrip().startswith("{") else Path(arch).stem
             return [_subnet(trained, name, find_arch(trained.space, arch))]
         known = dict(read_selected(run))
@@ -153,6 +154,7 @@ def _subnet(trained: TrainedSupernet, name: str, arch: Arch, predicted: float | 
     def build() -> SourceNetwork:
         architecture = {"kind": "ofa", "space": trained.space.name, "arch": arch.model_dump(mode="json")}
         macs, params = trained.cost(arch)
+        # Extracting calibrates BatchNorm on training images, which is why `build` is called late.
         module = _for_export(trained.subnet(arch))
         return SourceNetwork(module, arch.resolution, architecture, macs, params, predicted)
 

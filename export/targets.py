@@ -40,6 +40,7 @@ class Target(Config):
             "program for torch's own runtime"
         ),
     )
+    # Two fields of the ONNX graph; a format that is written from the torch module has no use for them.
     opset: int = Field(18, ge=18, le=22, description="below 18 torch's exporter writes 18 without an error")
     ir: int = Field(
         10, ge=8, le=10, description="newest ONNX file version that the runtimes in the field read"
@@ -65,8 +66,11 @@ class Target(Config):
 
     def file_name(self, subnet: str) -> str:
         """`600M.onnx` for cpu, `600M.pte` for executorch, else with the target's name: `600M.nnapi.onnx`."""
-        middle = "" if self.name in ("cpu", self.format) else f".{self.name}"
-        return f"{subnet}{middle}{find_format(self.format).suffix}"
+        known = find_format(self.format)
+        # A format whose manifests have a name of their own cannot meet another file's, so it needs no middle.
+        own_manifest = known.manifest_suffix != ".json"
+        plain = self.name == "cpu" or (own_manifest and self.name == known.name)
+        return f"{subnet}{known.suffix}" if plain else f"{subnet}.{self.name}{known.suffix}"
 
 
 TARGETS = (
@@ -203,6 +207,7 @@ def find_targets(names: str) -> list[Target]:
     """
     words = [word.strip() for word in names.split(",")]
     found: list[Target] = []
+    # Each once: a name given twice is no mistake that needs a sentence.
     for word in words:
         if word and (target := find_target(word)) not in found:
             found.append(target)

@@ -65,6 +65,7 @@ class Parity(NamedTuple):
 
         For int8 only NaN and infinity are: the accuracy gate of `quantize` decides there.
         """
+        # Comparisons with NaN are false, so the limits below would let it pass.
         if not np.isfinite(self.relative_error):
             return "gives NaN or infinity"
         if precision == "float32" and (self.relative_error > TOLERANCE or self.same_top1 < 1.0):
@@ -91,6 +92,7 @@ def reference_outputs(module: nn.Module, batches: Batches) -> Reference:
     Raises:
         UserError: the module is not ready to be exported, or does not take these images.
     """
+    # First, since a module in training mode would change its own statistics when it is run.
     check_module(module)
     name = type(module).__name__
     outputs, labels = [], []
@@ -114,6 +116,7 @@ def reference_outputs(module: nn.Module, batches: Batches) -> Reference:
         )
     if not np.isfinite(output_NK).all():
         raise UserError(f"{name} itself gives NaN or infinity on these images; it is not worth exporting.")
+    # Without true classes "accuracy" is agreement with torch, which is 1 for torch itself.
     known = [y for y in labels if y is not None]
     labelled = len(known) == len(labels)
     labels_N = np.concatenate(known) if labelled else output_NK.argmax(1)
@@ -163,6 +166,7 @@ def parity_of(reference: Reference, run: Run) -> Parity:
     got = np.concatenate([alone, *outputs])
     scale = np.abs(wanted).max()
     difference = np.abs(got - wanted).max()
+    # In float64: the squares of small differences would vanish in a float32 sum.
     noise = float(np.square(got - wanted, dtype=np.float64).mean())
     snr_db = IDENTICAL_SNR
     if noise > 0:
@@ -195,5 +199,6 @@ def milliseconds(path: Path, x: Array, seconds: float = 0.3) -> float:
     """
     run, image = format_of(path).open(path, exact=False), x[:1]
     threads = torch.get_num_threads()
+    # No upper limit of runs: a small network too is timed for the whole time.
     wall, _ = time_runs(lambda: run(image), threads, seconds, at_least=20, at_most=math.inf)
     return float(np.percentile(wall, 20))

@@ -87,6 +87,7 @@ def open_model_file(name: str, path: Path, threads: int) -> ModelFile:
     # A JSON file of that name may be somebody else's.
     if beside.is_file() and "sha256" in read_json(beside):
         manifest = read_manifest(path).model_dump(mode="json")
+    # In a process of its own before this one opens it: a damaged file can take a process down.
     probe = probe_file(path, threads)
     if isinstance(probe, str):
         raise UserError(
@@ -170,6 +171,7 @@ def time_files(
         advance: called with the file's name after each visit.
     """
     timings = [Timing({}, {}) for _ in files]
+    # Never all runs of a file at once: a machine that slows down when it gets hot would favour the first.
     for turn in range(rounds):
         for i in numpy_generator(0, "benchmark", turn).permutation(len(files)):
             path = files[i].path

@@ -55,6 +55,7 @@ def probe_file(path: Path, threads: int) -> Probe | str:
     done = subprocess.run(
         words, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": places}
     )
+    # Runtimes may print before the last line, and there is none if the file took the process down.
     try:
         found = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):

@@ -41,6 +41,7 @@ def graph_table(files: Sequence[ModelFile], rows: Sequence[Mapping[str, Any]]) -
     table = Table("file", "nodes", "most time in", *titles)
     for file, row in zip(files, rows, strict=True):
         operators = file.probe.operators
+        # Shares of what the profiler saw; its times are no sum of a run.
         total = sum(microseconds for _, _, microseconds in operators)
         most = [f"{name} {spent / total:.0%}" for name, _, spent in operators[:MOST_OPERATORS]]
         said = []
@@ -91,6 +92,7 @@ def draw_benchmark(files: Sequence[ModelFile], timings: Sequence[Timing], path: 
     if lowest == highest:  # a line needs a length
         lowest, highest = lowest - 0.01, highest + 0.01
     series = []
+    # The last ones: files that were added for comparison come after the user's own.
     for i, (name, ms) in enumerate(without[-MOST_LINES:]):
         ends = [Point(ms, lowest), Point(ms, highest)]
         series.append(Series(f"{name}: no accuracy", "dashes", ROLES[i % len(ROLES)], 1.5, ends))

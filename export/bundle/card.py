@@ -42,6 +42,7 @@ def render_card(bundle: Bundle) -> str:
 
 def _example(bundle: Bundle) -> str:
     """How to try the network at once."""
+    # The files are in order of plainness, so the first that the example runs is the one that it takes.
     for file in bundle.files:
         if format_of(Path(file.file)).in_example:
             return (

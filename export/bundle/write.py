@@ -58,7 +58,8 @@ def write_bundle(run: Run, name: str, paths: list[Path]) -> Path:
         new = Path(work) / "new"
         new.mkdir()
         _fill(new, gather(run, name, paths), paths)
-        read_bundle(new)
+        read_bundle(new)  # what will be read on a device is read here first
+        # A folder cannot be replaced by a rename while it holds files, so the old one moves out of the way.
         if folder.exists():
             folder.replace(Path(work) / "old")
         new.replace(folder)
@@ -89,6 +90,7 @@ def gather(run: Run, name: str, paths: list[Path]) -> Bundle:
     files.sort(key=_plainness)
     first, config, env = files[0], run.config, read_json(run.path / "env.json")
     classes, sha256 = first.classes, digest(run.path / "config.yaml")
+    # Files of an earlier training have the same names, but other weights than the card would describe.
     wanted = classes, first.architecture, sha256
     alike = all((f.classes, f.architecture, getattr(f, "config_sha256", "")) == wanted for f in files)
     if classes is None or not alike:
@@ -127,6 +129,7 @@ def _commands(env: dict[str, Any], files: list[Manifest]) -> tuple[str, ...]:
     """The commands that led to the bundle, each once, in order."""
     commands = [env.get("command")]
     commands += [getattr(file, "command", None) for file in files]
+    # orig_argv, since sys.argv has lost "-m export.bundle".
     commands.append(shlex.join(["python", *sys.orig_argv[1:]]))
     found = [portable(command) for command in commands if command]
     return tuple(dict.fromkeys(found))
@@ -158,14 +161,13 @@ def _selection_of(path: Path, file: Manifest) -> Selection | None:
 def _timings_of(path: Path, files: list[Manifest]) -> dict[str, FileTiming]:
     """The rows of benchmark.csv that are of these very files.
 
-    A file that was exported again since has another size in most cases; its old times are then left out.
-
     Raises:
         UserError: such a row is damaged.
     """
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as table:
+        # The size tells a file from an older one of the same name.
         rows = {(row.get("file"), row.get("bytes")): row for row in csv.DictReader(table)}
     found = {}
     for file in files:

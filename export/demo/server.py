@@ -115,6 +115,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """The page, the bundle's files, and onnxruntime-web."""
+        # Only names of known files are served, so no path can lead out of the folders.
         name = unquote(urlsplit(self.path).path).removeprefix("/") or PAGE[0]
         runtime = self.server.runtime
         if not self._from_here():
@@ -135,6 +136,7 @@ class Handler(BaseHTTPRequestHandler):
         """classify?file=NAME with an image as the body."""
         if not self._from_here():
             return
+        # The size is checked before the body is read, so that nobody can fill the memory.
         size = self.headers.get("Content-Length", "")
         if not size.isdigit() or int(size) > MOST_BYTES:
             self.close_connection = True  # the body is not read
@@ -155,6 +157,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _from_here(self) -> bool:
         """Whether the request is for this machine by name; if not, it is answered here."""
+        # A page elsewhere can point a name of its own at 127.0.0.1 (DNS rebinding); its Host gives it away.
         here = self.headers.get("Host", "").rpartition(":")[0] in ("127.0.0.1", "localhost")
         if not here:
             self.close_connection = True
@@ -174,6 +177,7 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
+        # A reader that closed its page while this was sent is no error.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.wfile.write(content)
 

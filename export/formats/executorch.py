@@ -42,9 +42,17 @@ class ExecuTorchFormat(Format):
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
             from executorch.exir import to_edge_transform_and_lower
 
-            exported = torch.export.export(fold_batch_norm(module), (torch.from_numpy(example[:1]),))
-            edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
-            path.write_bytes(bytes(edge.to_executorch().buffer))
+            image = torch.from_numpy(example[:1])
+            try:
+                exported = torch.export.export(fold_batch_norm(module), (image,))
+                edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
+                program = edge.to_executorch()
+            except RuntimeError as error:  # the classes of torch.export's errors are below it
+                raise UserError(
+                    f"torch cannot export {type(module).__name__} for ExecuTorch: {first_line(error)}; its "
+                    "forward must not depend on the values of the image."
+                ) from None
+            path.write_bytes(bytes(program.buffer))
 
     def open(self, path: Path, exact: bool = True) -> Run:
         """The program in ExecuTorch on this CPU, one image at a time; it has one way to compute."""

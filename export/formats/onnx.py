@@ -57,6 +57,7 @@ class OnnxFormat(Format):
 
     def load(self, path: Path, threads: int) -> LoadedModel:
         """The file in a session as it is timed: 8-bit products may saturate."""
+        # The shape is not known before the file is open; this fixes a free batch axis to one image.
         session = open_session(path, [1, 1], threads)
         inputs = session.get_inputs()
         shape = [1, *inputs[0].shape[1:]]
@@ -86,6 +87,7 @@ class OnnxFormat(Format):
             for _ in range(PROFILED_RUNS):
                 session.run(None, feed)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        # The median over the runs of each node; the first runs are slower.
         times: dict[tuple[str, str], list[float]] = {}
         for event in events:
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
@@ -125,7 +127,7 @@ def open_onnxruntime(path: Path, exact: bool = True) -> ort.InferenceSession:
         raise UserError(f"There is no file '{path}'; write one with python -m export.onnx.")
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
-    options.log_severity_level = 4
+    options.log_severity_level = 4  # its errors are raised too, and said as one sentence below
     if exact:
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:

@@ -18,6 +18,7 @@ def fold_norms(model: onnx.ModelProto) -> None:
     other becomes a multiplication and an addition, which every runtime has.
     """
     graph = model.graph
+    # Most graphs have none, and inferring shapes again would be for nothing.
     if all(node.op_type != "BatchNormalization" for node in graph.node):
         return
     values = {tensor.name: tensor for tensor in graph.initializer}
@@ -25,6 +26,7 @@ def fold_norms(model: onnx.ModelProto) -> None:
     uses = Counter(name for node in graph.node for name in node.input)
     nodes: list[NodeProto] = []
     for node in graph.node:
+        # A norm whose numbers are no constants stays; `check_model` then refuses the file.
         if node.op_type != "BatchNormalization" or not set(node.input[1:]) <= set(values):
             nodes.append(node)
             continue
@@ -39,7 +41,7 @@ def fold_norms(model: onnx.ModelProto) -> None:
             channels = values[conv.input[1]].dims[0]
             _scale_conv(graph, values, conv, scale[:channels], shift[:channels])
             scale, shift = scale[channels:], shift[channels:]
-        joined.output[0] = node.output[0]
+        joined.output[0] = node.output[0]  # the readers of the norm now read the concatenation
     replace_nodes(model, nodes)
 
 
@@ -47,6 +49,7 @@ def _affine(
     node: NodeProto, values: dict[str, TensorProto]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(scale, shift) per channel that a BatchNormalization amounts to."""
+    # In float64, so that folding does not lose more than the float32 of the result.
     tensors = [numpy_helper.to_array(values[name]).astype(np.float64) for name in node.input[1:]]
     gamma, beta, mean, var = tensors
     epsilon = 1e-5  # the default of ONNX

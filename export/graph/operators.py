@@ -41,6 +41,7 @@ def pool_globally(model: onnx.ModelProto) -> None:
 
 def replace_nodes(model: onnx.ModelProto, nodes: list[NodeProto]) -> None:
     """Give the graph these nodes, drop constants that none of them reads, infer shapes again, in place."""
+    # Shapes in value_info belong to the old nodes.
     del model.graph.node[:], model.graph.value_info[:]
     model.graph.node.extend(nodes)
     used = {name for node in nodes for name in node.input}
@@ -77,7 +78,7 @@ def _scalar(graph: onnx.GraphProto, value: float | np.floating[Any]) -> str:
 def _over_a_map(graph: onnx.GraphProto, node: NodeProto) -> bool:
     """Whether a node is a mean over axes 2 and 3 of (N, C, H, W)."""
     if node.op_type != "ReduceMean" or len(node.input) < 2:
-        return False
+        return False  # since opset 18 the axes are the second input; without them it is a mean over all axes
     axes = [numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name == node.input[1]]
     return bool(axes) and sorted(axes[0].ravel().tolist()) in ([2, 3], [-2, -1])
 
@@ -89,6 +90,7 @@ def _pool(graph: onnx.GraphProto, node: NodeProto) -> list[NodeProto]:
     """
     if all(a.i for a in node.attribute if a.name == "keepdims"):
         return [make("GlobalAveragePool", [node.input[0]], node.output[0])]
+    # 0 takes over the batch axis, -1 is all that is left: the graph may have a free batch axis.
     pooled, shape = f"{node.output[0]}_pooled", "batch_and_rest"
     if all(tensor.name != shape for tensor in graph.initializer):
         graph.initializer.append(numpy_helper.from_array(np.array([0, -1]), shape))

@@ -144,7 +144,7 @@ class _Quantizer:
         in_float = [name for name in self.weighted if name not in layers] + self.never
         if ELEMENTWISE not in layers:
             in_float += self.others
-        self.out.unlink(missing_ok=True)
+        self.out.unlink(missing_ok=True)  # if quantising fails, the file of another choice must not be read
         with silent():
             quantize_static(
                 self.prepared,
@@ -155,6 +155,7 @@ class _Quantizer:
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=in_float,
+                # Ranges do not depend on which layers are in 8 bits, so they are measured at the first call.
                 calibration_cache_path=self.out.with_suffix(".ranges"),
             )
 
@@ -162,6 +163,7 @@ class _Quantizer:
         """All layers, first the one that leaves the least signal-to-noise in the logits when it is alone in 8
         bits."""
         images = np.concatenate(self.calibration)[:SNR_IMAGES]
+        # The reference is the prepared graph in float32, not torch: only the noise of 8 bits is to be ranked.
         self.write([])
         wanted = self._outputs(images)
         noise = {}

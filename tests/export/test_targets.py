@@ -38,7 +38,12 @@ def test_files_are_as_their_targets_say(exported: Path) -> None:
             kinds = {node.op_type for node in model.graph.node}
             types = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 4}
             assert target.activations == "native" or not kinds & {"HardSwish", "HardSigmoid", "ReduceMean"}
-            assert types == {"float32": {1}, "float16": {10}, "int8": {3}}[target.precision]
+            wanted = {"float32": {1}, "float16": {10}, "int8": {3}}[target.precision]
+            if manifest.quantization is not None and manifest.quantization["float_layers"]:
+                # Which layers 8 bits hurt depends on the trained weights, and so on the version of torch.
+                assert wanted <= types <= wanted | {1}
+            else:
+                assert types == wanted
 
 
 def test_a_minimal_build_is_told_its_operators(exported: Path) -> None:

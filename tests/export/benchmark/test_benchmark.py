@@ -130,6 +130,26 @@ def test_memory_is_the_files_and_not_of_this_process(folder: Path, tmp_path: Pat
     assert 0 < again.added < again.memory < len(held)
 
 
+def test_a_users_own_modules_do_not_shadow_ours(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that looks into a file starts in the user's folder, where names like ours may lie."""
+    for name in ("export.py", "numpy.py", "onnxruntime.py", "engine/__init__.py"):
+        mine = tmp_path / name
+        mine.parent.mkdir(exist_ok=True)
+        mine.write_text("raise SystemExit('this is not the toolkit')")
+    monkeypatch.chdir(tmp_path)
+    found = probe_file(folder / "relu6.onnx", 1)
+    assert not isinstance(found, str), found
+    assert found.outputs == 5
+    # A folder that the user names stays a place to import from, behind ours.
+    (tmp_path / "numpy.py").unlink()
+    (tmp_path / "onnxruntime.py").unlink()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = probe_file(folder / "relu6.onnx", 1)
+    assert not isinstance(found, str), found
+
+
 def save(
     path: Path,
     nodes: list[onnx.NodeProto],
