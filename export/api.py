@@ -68,29 +68,11 @@ def to_onnx(
         raise UserError(
             f"Target {target.name} is quantised; give images to calibrate and to verify with (images=)."
         )
+    known = {"subnet": path.stem} | (facts or {})
     x_NCHW = _images_to_try(module, images, example)
-    # With normalisation in the graph the file takes pixels: those that the images came from.
-    inputs = (bake.pixels(x_NCHW) if bake else x_NCHW).contiguous().numpy()
-    batches = _batches(inputs, labels)
-    network = copy.deepcopy(module).cpu()  # the caller's may be on a GPU, and stays there
-    whole = (PixelClassifier(network, bake) if bake else network).eval()
-    reference = reference_outputs(whole, batches)
-    outputs = reference.output_NK.shape[1]
-    if classes is not None and len(classes) != outputs:
-        raise UserError(f"There are {len(classes)} names of classes, but the network has {outputs} outputs.")
-    job = ExportJob(
-        module=whole,
-        # Two images: torch's exporter takes an axis of length one for a constant.
-        example=np.concatenate([inputs[:1], inputs[:1]]),
-        reference=reference,
-        calibration=[] if images is None else [batch for batch, _ in batches()],
-        layout=bake.layout if bake else "NCHW",
-        probabilities=bool(bake and bake.softmax),
-        # The running statistics of BatchNorm are buffers, which become constants of the graph too.
-        parameters=count_parameters(network) + sum(buffer.numel() for buffer in network.buffers()),
-        facts={"subnet": path.stem} | (facts or {}) | _known(network, x_NCHW, classes, bake),
-        graphs={},
-    )
+    job = _job_of_module(module, x_NCHW, labels, classes, bake, known)
+    if images is None:
+        job = job._replace(calibration=[])  # ranges of random numbers would say nothing about images
     written = write_file(job, target, path, max_drop)
     if written.manifest is None:
         raise UserError(f"'{path}' is not written: it {written.complaint}.")
@@ -131,6 +113,50 @@ def verify_file(
     return compare_file(reference_outputs(whole, _batches(inputs, labels)), Path(path))
 
 
+def _job_of_module(
+    module: nn.Module,
+    x_NCHW: Tensor,
+    labels: Tensor | None,
+    classes: Sequence[str] | None,
+    bake: Bake | None,
+    facts: dict[str, Any],
+) -> ExportJob:
+    """The job of a module that no run describes.
+
+    Raises:
+        UserError: there are not as many labels as images, or not as many classes as outputs.
+    """
+    # With normalisation in the graph the file takes pixels: those that the images came from.
+    inputs = (bake.pixels(x_NCHW) if bake else x_NCHW).contiguous().numpy()
+    batches = _batches(inputs, labels)
+    network = copy.deepcopy(module).cpu()  # the caller's may be on a GPU, and stays there
+    whole = (PixelClassifier(network, bake) if bake else network).eval()
+    reference = reference_outputs(whole, batches)
+    outputs = reference.output_NK.shape[1]
+    if classes is not None and len(classes) != outputs:
+        raise UserError(f"There are {len(classes)} names of classes, but the network has {outputs} outputs.")
+    known = {
+        "classes": None if classes is None else list(classes),
+        "preprocessing": _preparation(x_NCHW, bake),
+        "architecture": {"kind": "torch", "module": type(module).__name__},
+        "macs": count_macs(network, x_NCHW[:1]),
+        "params": count_parameters(network),
+    }
+    return ExportJob(
+        module=whole,
+        # Two images: torch's exporter takes an axis of length one for a constant.
+        example=np.concatenate([inputs[:1], inputs[:1]]),
+        reference=reference,
+        calibration=[batch for batch, _ in batches()],
+        layout=bake.layout if bake else "NCHW",
+        probabilities=bool(bake and bake.softmax),
+        # The running statistics of BatchNorm are buffers, which become constants of the graph too.
+        parameters=count_parameters(network) + sum(buffer.numel() for buffer in network.buffers()),
+        facts=facts | known,
+        graphs={},
+    )
+
+
 def _images_to_try(module: nn.Module, images: Tensor | None, example: Tensor | None) -> Tensor:
     """Images (N, C, H, W) to compare on: the given ones, the example, or noise of the module's size."""
     if images is not None:
@@ -156,19 +182,6 @@ def _batches(inputs: Array, labels: Tensor | None) -> Batches:
             yield inputs[part], None if y is None else y[part]
 
     return batches
-
-
-def _known(
-    network: nn.Module, x_NCHW: Tensor, classes: Sequence[str] | None, bake: Bake | None
-) -> dict[str, Any]:
-    """What the manifest says of a module that no run describes."""
-    return {
-        "classes": None if classes is None else list(classes),
-        "preprocessing": _preparation(x_NCHW, bake),
-        "architecture": {"kind": "torch", "module": type(network).__name__},
-        "macs": count_macs(network, x_NCHW[:1]),
-        "params": count_parameters(network),
-    }
 
 
 def _preparation(x_NCHW: Tensor, bake: Bake | None) -> dict[str, Any]:

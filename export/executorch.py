@@ -56,6 +56,7 @@ class ExecuTorch(RunCommand):
                 written = write_file(job, target, path, ANY_DROP)
                 failed += bool(written.complaint)
                 size = f"{written.manifest.bytes / 1e6:.2f} MB" if written.manifest else "-"
+                # There is no graph that could be refused before anything is compared.
                 assert written.parity is not None, (
                     "a file that is not written from a graph is always compared"
                 )

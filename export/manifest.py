@@ -53,6 +53,7 @@ class Manifest(BaseModel):
     neither opset nor ir_version.
     """
 
+    # Later versions, and `facts` of export.to_onnx, add keys; bundles carry all of them on.
     model_config = ConfigDict(extra="allow", frozen=True)
 
     file: str

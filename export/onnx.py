@@ -120,6 +120,7 @@ class Export(RunCommand):
 
     def _export_recurrent_cell(self) -> int:
         """Write the step of a recurrent cell, which has one form and so no use for most flags."""
+        # Said, not ignored: whoever gives such a flag expects something of it.
         given = [name for name in ("selected", "arch", "bake_normalize", "softmax") if getattr(self, name)]
         if given or self.target != "cpu":
             name = (given or ["target"])[0].replace("_", "-")
@@ -141,7 +142,7 @@ class Export(RunCommand):
 def _row(path: Path, job: ExportJob, written: Written) -> list[str]:
     """One line of the table."""
     parity, torch_accuracy = written.parity, f"{job.reference.accuracy:.2%}"
-    numbers = ["-", "-", "-"]
+    numbers = ["-", "-", "-"]  # a graph that is not valid is not run
     if parity is not None:
         numbers = [f"{parity.accuracy:.2%}", f"{parity.same_top1:.1%}", f"{parity.snr_db:.0f}"]
     manifest = written.manifest

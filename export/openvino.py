@@ -44,8 +44,9 @@ class OpenVINO(Command):
         for path in self.files:
             manifest = read_manifest(path)
             x = _inputs(manifest.input.shape, manifest.input.dtype, self.images)
+            in_openvino = openvino.open(path)
             wanted = format_of(path).open(path)(x)
-            in_float32 = _difference(openvino.open(path)(x), wanted)
+            in_float32 = _difference(in_openvino(x), wanted)
             as_it_chooses = _difference(openvino.open(path, exact=False)(x), wanted)
             limit = TOLERANCE if manifest.precision == "float32" else ROUNDING_TOLERANCE
             verdict = "equal" if in_float32 <= limit else f"differs by more than {limit:g}"

@@ -106,6 +106,7 @@ def open_export_source(run: Path, device: torch.device, images: Path | None = No
         UserError: the run is missing, unfinished or damaged, or its data is.
     """
     Run.open(run)  # says what is wrong with a folder that is no finished run
+    # Both kinds of runs have a model.json; only a retrained network has a genotype in it.
     retrained = "genotype" in read_json(run / "model.json")
     trained: TrainedSupernet | TrainedNetwork
     if retrained:
@@ -151,6 +152,7 @@ def _subnets(run: Path, trained: TrainedSupernet) -> FindNetworks:
 
 
 def _subnet(trained: TrainedSupernet, name: str, arch: Arch, predicted: float | None = None) -> NamedNetwork:
+    # Late, since a command may name many networks and hold one at a time.
     def build() -> SourceNetwork:
         architecture = {"kind": "ofa", "space": trained.space.name, "arch": arch.model_dump(mode="json")}
         macs, params = trained.cost(arch)

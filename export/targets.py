@@ -47,6 +47,7 @@ class Target(Config):
     )
     why: tuple[str, ...] = Field(description="the reasons, as sentences")
 
+    # A file that a format cannot be is refused here, before a network is built and compared for it.
     @model_validator(mode="after")
     def _format_can_do_it(self) -> Self:
         """Refuse what no file of the format can be."""

@@ -77,6 +77,7 @@ class Benchmark(Command):
         """Look into every file, time them, show and write the result."""
         if len(set(self.files)) < len(self.files) or not self.files:
             raise UserError("Name one model file or more, each once.")
+        # The files to compare with are written there, and timed before they go.
         with tempfile.TemporaryDirectory() as folder:
             files = self._open()
             if self.compare:
@@ -107,6 +108,7 @@ class Benchmark(Command):
 
     def _baselines(self, files: Sequence[ModelFile], folder: Path) -> list[ModelFile]:
         """Each known network at each size that the files have, for as many classes."""
+        # The classifier's share of the cost grows with the classes, so a fair network has as many.
         classes: dict[int, int] = {}
         for file in files:
             classes[file.side] = max(classes.get(file.side, 0), file.probe.outputs)
@@ -135,6 +137,7 @@ class Benchmark(Command):
                 f"written to {folder}: benchmark.csv, operators.csv; no picture, since no file says its "
                 "accuracy"
             )
+        # What comes next depends on where the files lie: in a bundle, in a run, or anywhere.
         if (place / MANIFEST).exists():
             print(f"next: python -m export.demo {place}")
         elif (place.parent / "model.json").exists():

@@ -55,6 +55,7 @@ class ModelFile(NamedTuple):
         value: Any = self.says
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
+        # JSON's true is an int in Python.
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return float(value) if is_number else None
 
@@ -94,6 +95,7 @@ def open_model_file(name: str, path: Path, threads: int) -> ModelFile:
             f"Model file '{path}' cannot be used ({probe}); copy it again, or write it again with python -m "
             "export.onnx."
         )
+    # The file's own word comes first: it may have been copied without its manifest.
     says = _values(probe.metadata) or manifest
     graph = file_format.read_graph(path)
     if graph is None:

@@ -101,6 +101,7 @@ def _steps(how: dict[str, Any], file: Manifest) -> Iterator[str]:
         yield f"Cut out the middle, {side} x {side} pixels."
     else:
         yield f"Resize an image of another size to {side} x {side} pixels."
+    # The network's side may be another than that of its data: subnets of a supernet differ in resolution.
     if side != size:
         yield f"Resize to {size} x {size} pixels ({how['interpolation']})."
     if file.input.dtype == "uint8":
@@ -141,6 +142,7 @@ def _accuracy(bundle: Bundle) -> Iterator[str]:
             f"same class for {_percent(file.parity['same_top1'])} of them. On other images of the same kind, "
             f"{_percent(low)} to {_percent(high)} are to be expected (90% interval of Wilson)."
         )
+    # The best of many on these images is partly the luckiest.
     if bundle.selection is not None:
         expected = bundle.selection.predicted_accuracy
         more = "" if expected is None else f" The predictor expected {_percent(expected)}."
@@ -199,6 +201,7 @@ def _limits(bundle: Bundle) -> Iterator[str]:
     splits = {file.accuracy.split for file in bundle.files if file.accuracy is not None}
     yield f"- It answers with one of its {len(bundle.classes)} classes whatever the image shows."
     yield f"- Nothing is known about images from elsewhere than `{bundle.provenance.data['name']}`."
+    # Only where it is true of all files.
     if splits == {"val"}:
         yield "- No test images were looked at for the accuracies above."
     if "center_crop" in how:

@@ -10,6 +10,7 @@ from engine.errors import UserError
 from engine.run import read_json
 from export.manifest import Manifest, digest
 
+# classify.py and the demo page read these by name.
 MANIFEST, LABELS, CARD, EXAMPLE = "manifest.json", "labels.txt", "model_card.md", "classify.py"
 
 

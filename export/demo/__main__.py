@@ -55,6 +55,7 @@ class Demo(Command):
             print(
                 f"http://127.0.0.1:{server.server_port}/ classifies images {how}; Ctrl-C ends it", flush=True
             )
+            # Ctrl-C is how a server is ended, so it is no failure.
             with contextlib.suppress(KeyboardInterrupt):
                 server.serve_forever()
         return 0

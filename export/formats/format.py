@@ -51,6 +51,7 @@ class Runtime(ABC):
 
     def installed(self) -> bool:
         """Whether the runtime can be imported here."""
+        # find_spec does not import it, which takes seconds for some runtimes.
         return self.extra is None or importlib.util.find_spec(self.package) is not None
 
     def version(self) -> str:
@@ -111,6 +112,7 @@ class Format(Runtime):
     in_example: ClassVar[bool] = False
     in_browser: ClassVar[bool] = False
 
+    # Not abstract: a format is written from one of the two, and `written_from` says from which.
     def write_graph(self, model: "onnx.ModelProto", path: Path) -> None:
         """Write an ONNX model, and the side files beside it."""
         raise NotImplementedError

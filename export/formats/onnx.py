@@ -90,6 +90,7 @@ class OnnxFormat(Format):
         # The median over the runs of each node; the first runs are slower.
         times: dict[tuple[str, str], list[float]] = {}
         for event in events:
+            # The other events are of the session, and of moving data to the kernels.
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
                 node = event["args"]["op_name"], event["args"]["node_index"]
                 times.setdefault(node, []).append(event["dur"])
@@ -121,7 +122,7 @@ def open_onnxruntime(path: Path, exact: bool = True) -> ort.InferenceSession:
     Raises:
         UserError: it is missing, truncated or not a model.
     """
-    import torch
+    import torch  # here, since the process that measures memory imports this module and must not hold torch
 
     if not path.is_file():
         raise UserError(f"There is no file '{path}'; write one with python -m export.onnx.")
@@ -153,6 +154,7 @@ def run_session(session: ort.InferenceSession, x: Array) -> Array:
             f"The file takes {wanted.type} {wanted.shape}, but was given {x.dtype} {list(x.shape)}; its "
             "metadata says how to prepare them."
         )
+    # A free axis has a name. A fixed one is of one image: no target writes another number.
     parts = [x] if isinstance(wanted.shape[0], str) else [x[i : i + 1] for i in range(len(x))]
     return np.concatenate([session.run(None, {wanted.name: part})[0] for part in parts])
 

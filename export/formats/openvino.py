@@ -20,6 +20,7 @@ class OpenVinoRuntime(Runtime):
     runtime = "OpenVINO"
     package = "openvino"
     extra = "openvino"
+    reads = ".onnx"
 
     def open(self, path: Path, exact: bool = True) -> Run:
         """The file compiled for this CPU.
@@ -28,6 +29,8 @@ class OpenVinoRuntime(Runtime):
         then says nothing about the file, so `exact` asks for float32.
         """
         self.check_installed()
+        if path.suffix != self.reads:
+            raise UserError(f"OpenVINO runs {self.reads} files, and '{path}' is none; name one of those.")
         if not path.is_file():
             raise UserError(f"There is no file '{path}'; write one with python -m export.onnx.")
         import openvino

@@ -291,6 +291,8 @@ def test_another_runtime_of_a_known_format_equals_torch(
     images = next(iter(job.reference.batches()))[0]
     wanted = job.reference.output_NK[: len(images)]
     assert np.abs(runtime.open(path)(images) - wanted).max() <= TOLERANCE * np.abs(wanted).max()
+    with pytest.raises(UserError, match=r"runs \.onnx files, and '[^\n]*x\.ort' is none"):
+        runtime.open(tmp_path / "x.ort")
     (tmp_path / "half.onnx").write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match=r"truncated or damaged \([^\n]*\); export it again\.$"):
         runtime.open(tmp_path / "half.onnx")

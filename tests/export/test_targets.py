@@ -16,8 +16,8 @@ from engine.onnx_file import fold_batch_norm, to_proto
 from export.graph.checks import names_this_machine
 from export.graph.norms import fold_norms
 from export.graph.operators import plain_operators
-from export.manifest import exported_files, read_manifest
-from export.targets import TARGETS, ShowTargets, find_target, find_targets
+from export.manifest import exported_files, manifest_path, read_manifest
+from export.targets import TARGETS, ShowTargets, Target, find_target, find_targets
 from ofa.space.space import load_space
 
 
@@ -150,6 +150,16 @@ def test_an_older_opset_is_refused_and_the_written_one_is_that_asked_for(tmp_pat
         opset=20,
     )
     assert [o.version for o in model.opset_import if o.domain == ""] == [20]
+
+
+def test_no_two_targets_share_a_file_or_a_manifest() -> None:
+    mine = [Target(name=name, runs_on="x", format=name, why=("x",)) for name in ("onnx", "ort")]
+    paths = [Path(target.file_name("600M")) for target in (*TARGETS, *mine)]
+    assert len(set(paths)) == len(paths)
+    assert len({manifest_path(path) for path in paths}) == len(paths)
+    assert find_target("cpu").file_name("600M") == "600M.onnx"
+    assert find_target("nnapi").file_name("600M") == "600M.nnapi.onnx"
+    assert find_target("executorch").file_name("600M") == "600M.pte"
 
 
 def test_targets_are_found_once_each() -> None:
