@@ -27,9 +27,9 @@ class Export(RunCommand):
 
     A run of ofa.train gives subnets; one of oneshot.retrain, or one that trained an architecture alone, gives
     that network; a recurrent cell becomes a step: `tokens` and `hidden` in, `logits` and `next` out. Every
-    file is compared with the torch model in onnxruntime on validation images before it is kept; one that
-    differs is not. The exit status is 1 if any fails. What a device must do with an image is in the file's
-    metadata, and in the .json beside it.
+    file is compared with the torch model on validation images, in onnxruntime or what else runs it, before
+    it is kept; one that differs is not. The exit status is 1 if any fails. What a device must do with an
+    image is in the file's metadata, and in the .json beside it.
 
     For 8 bits (--target cpu-int8) ranges are calibrated on training images; layers stay in float32 until no
     more than --max-drop points of top-1 are lost.

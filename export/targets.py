@@ -18,8 +18,7 @@ class Target(Config):
     """How to write a file for one kind of device. A YAML file with these fields is a target, too."""
 
     name: str = Field(
-        pattern=r"^[\w-]+$",
-        description="as in --target; part of the file's name, but for cpu and executorch",
+        pattern=r"^[\w-]+$", description="as in --target; part of the file's name, but for cpu and executorch"
     )
     runs_on: str = Field(description="what runs the file")
     batch: Literal["any", "one"] = Field(

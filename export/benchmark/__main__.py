@@ -26,13 +26,7 @@ from export.benchmark.measure import (
     time_files,
     timing_complaint,
 )
-from export.benchmark.report import (
-    draw_benchmark,
-    graph_table,
-    latency_table,
-    write_operators,
-    write_rows,
-)
+from export.benchmark.report import draw_benchmark, graph_table, latency_table, write_operators, write_rows
 from export.bundle.contents import MANIFEST
 from ofa.trained import run_flag
 

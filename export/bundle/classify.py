@@ -59,10 +59,11 @@ def main(folder: Path, image: str, names: list[str]) -> None:
     """Print the five likeliest classes."""
     files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
     known = {file["file"]: file for file in files if Path(file["file"]).suffix in SUFFIXES}
-    name = names[0] if names else next(iter(known), "")
+    if not known:
+        sys.exit("onnxruntime does not run a file of this folder; model_card.md says what does.")
+    name = names[0] if names else next(iter(known))
     if name not in known:
-        choices = ", ".join(known) or "no file of this folder"
-        sys.exit(f"onnxruntime does not run '{name}'; it runs: {choices}.")
+        sys.exit(f"onnxruntime does not run '{name}'; it runs: {', '.join(known)}.")
     file = known[name]
     session = ort.InferenceSession(str(folder / name), providers=["CPUExecutionProvider"])
 

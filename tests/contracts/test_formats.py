@@ -147,6 +147,20 @@ def test_a_file_equals_torch_and_is_described(member: Format, job: ExportJob, ru
     assert b"/tmp/" not in path.read_bytes() and b".py\x00" not in path.read_bytes()
 
 
+def test_every_precision_of_a_format_is_compared_as_the_file_itself(
+    member: Format, job: ExportJob, run: Path
+) -> None:
+    images = next(iter(job.reference.batches()))[0]
+    for precision in member.precisions:
+        target = target_of(member, precision=precision)
+        path = run / "export" / f"other-{precision}{member.suffix}"
+        written = write_file(job._replace(calibration=[images]), target, path, 100.0)
+        assert written.complaint == "" and written.manifest is not None
+        assert written.manifest.precision == precision and written.manifest.parity["snr_db"] > 15
+        # The same again in another session: what is verified does not depend on chance.
+        assert compare_file(job.reference, path) == written.parity
+
+
 def test_a_damaged_or_missing_file_is_one_sentence(member: Format, job: ExportJob, run: Path) -> None:
     path = write(member, job, run)
     content = path.read_bytes()

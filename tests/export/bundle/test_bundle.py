@@ -343,3 +343,11 @@ def test_a_choice_that_changed_since_and_damaged_timings(copy: Path) -> None:
     )
     with pytest.raises(UserError, match=r"benchmark\.csv is damaged"):
         gather(run, "60k", files)
+
+
+def test_the_example_names_the_files_that_it_runs(bundle: Path, tmp_path: Path) -> None:
+    Image.new("L", (8, 8), 77).save(tmp_path / "x.png")
+    words = [sys.executable, str(bundle / "classify.py"), str(tmp_path / "x.png"), "60k.pte"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "onnxruntime does not run '60k.pte'; it runs: 60k.onnx, 60k.mobile.ort."
