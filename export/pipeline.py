@@ -263,5 +263,5 @@ def _facts(
         "milliseconds": round(took, 4),
         "opset": opset,
         "ir_version": None if model is None else model.ir_version,
-        "versions": versions() | {file_format.package: file_format.version()},
+        "versions": {file_format.package: file_format.version()} | versions(),
     }

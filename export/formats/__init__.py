@@ -13,7 +13,11 @@ from export.formats.openvino import OpenVinoRuntime
 from export.formats.ort import OrtFormat
 
 # The plainest first: bundles list their files in this order, and examples take the first.
-FORMATS: list[Format] = [OnnxFormat(), OrtFormat(), ExecuTorchFormat()]
+FORMATS: list[Format] = [
+    OnnxFormat(),
+    OrtFormat(),
+    ExecuTorchFormat(),
+]
 # Runtimes that have no format of their own and read files of one above.
 OTHER_RUNTIMES: list[Runtime] = [OpenVinoRuntime()]
 
