@@ -1,4 +1,4 @@
-"""A torch module as an ONNX file: what python -m export.onnx verifies and what latency is measured with."""
+"""A torch module as an ONNX file: what `export.onnx` verifies, and what latency is measured with."""
 
 import copy
 import itertools
@@ -15,11 +15,19 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+# torch's exporter writes opset 18 or newer; onnxruntime 1.18 and newer read IR 10.
 OPSET, IR_VERSION = 18, 10
 
 
-def to_onnx(module: nn.Module, example_NCHW: torch.Tensor, path: Path, metadata: dict[str, Any]) -> None:
-    """`module` (eval mode) as one ONNX file with a dynamic batch axis and `metadata` as string properties."""
+def write_onnx(module: nn.Module, example_NCHW: torch.Tensor, path: Path, metadata: dict[str, Any]) -> None:
+    """Write `module` as one ONNX file with a free batch axis.
+
+    Args:
+        module: in eval mode; it is not changed.
+        example_NCHW: two images or more.
+        path: the file.
+        metadata: facts for the file, which become its string properties.
+    """
     model = to_proto(module, example_NCHW)
     set_metadata(model, metadata)
     onnx.save(model, path)
@@ -33,15 +41,15 @@ def to_proto(
     output: str = "logits",
     opset: int = OPSET,
 ) -> onnx.ModelProto:
-    """`module` (eval mode) as an ONNX model: BatchNorm folded, nothing in it about this machine.
+    """`module` as an ONNX model, with BatchNorm folded and nothing in it about this machine.
 
     Args:
-        module: what to export; it is not changed.
-        example: an input, such as (N, C, H, W); with `any_batch` of two or more images, since one would be
-            taken for the only size.
-        any_batch: whether the first axis is free; else it is that of `example`.
-        output: name of the output; the input is `image`.
-        opset: at least 18: below that torch writes 18 without an error.
+        module: in eval mode; it is not changed.
+        example: an input, such as (N, C, H, W). With `any_batch` it holds two images or more, since torch
+            takes an axis of length one for a constant.
+        any_batch: whether the first axis is free; else it is as long as that of `example`.
+        output: name of the output; the input is called `image`.
+        opset: 18 or more; below that torch writes 18 and says nothing.
     """
     free = ({0: torch.export.Dim("batch", min=1)},) if any_batch else None
     return traced(fold_batch_norm(module), (example.contiguous(),), ["image"], [output], free, opset)
@@ -55,8 +63,15 @@ def traced(
     free: Any,
     opset: int = OPSET,
 ) -> onnx.ModelProto:
-    """`module` (eval mode) as it is. free: which axes of the inputs may change, as torch.export's
-    `dynamic_shapes`."""
+    """`module` as an ONNX model, as torch's exporter writes it.
+
+    Args:
+        module: in eval mode.
+        example: its inputs.
+        inputs, outputs: their names.
+        free: which axes of the inputs may change, as torch.export's `dynamic_shapes`.
+        opset: as in `to_proto`.
+    """
     assert opset >= OPSET, f"the exporter does not write opset {opset}"
     with _quiet():
         program = torch.onnx.export(
@@ -79,19 +94,18 @@ def traced(
 
 
 def set_metadata(model: onnx.ModelProto, metadata: dict[str, Any]) -> None:
-    """`metadata` as string properties of the model: what is not a string, as JSON."""
-    onnx.helper.set_model_props(
-        model,
-        {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()},
-    )
+    """Put `metadata` into the model as string properties: what is not a string, as JSON."""
+    texts = {}
+    for key, value in metadata.items():
+        texts[key] = value if isinstance(value, str) else json.dumps(value)
+    onnx.helper.set_model_props(model, texts)
 
 
 def fold_batch_norm(module: nn.Module) -> nn.Module:
-    """A contiguous copy of `module` whose convolutions carry the BatchNorm that follows them in the same
-    nn.Sequential.
+    """A contiguous copy of `module` with BatchNorm folded into the convolution before it.
 
-    Only there is it sure that it follows, in any network; what this leaves, torch's exporter folds in the
-    graph, which takes longer.
+    This looks into nn.Sequential only: there, in any network, it is certain that one layer follows the other.
+    What it leaves, torch's exporter folds in the graph, which takes longer.
     """
     folded = copy.deepcopy(module).to(memory_format=torch.contiguous_format)
     uses = Counter(id(m) for _, m in folded.named_modules(remove_duplicate=False))
@@ -100,20 +114,18 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
             continue
         for first, second in itertools.pairwise(parent._modules):
             conv, norm = parent._modules[first], parent._modules[second]
-            alone = uses[id(conv)] == uses[id(norm)] == 1
-            if (
-                alone
-                and type(conv) is nn.Conv2d
-                and type(norm) is nn.BatchNorm2d
-                and norm.running_mean is not None
-            ):
-                parent._modules[first], parent._modules[second] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+            # A layer that the network uses in a second place must keep its own weights.
+            if not uses[id(conv)] == uses[id(norm)] == 1:
+                continue
+            if type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d or norm.running_mean is None:
+                continue
+            parent._modules[first], parent._modules[second] = fuse_conv_bn_eval(conv, norm), nn.Identity()
     return folded
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter logs advice about its own making, none of which a user can act on."""
+    """Silence the exporter, whose log gives advice about itself that a user cannot act on."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -127,13 +139,8 @@ def _strip(model: onnx.ModelProto) -> None:
     """Remove what the exporter says about the source: stack traces and paths of this machine."""
     model.doc_string = ""
     del model.metadata_props[:]
-    for holder in (
-        model.graph,
-        *model.graph.node,
-        *model.graph.value_info,
-        *model.graph.input,
-        *model.graph.output,
-        *model.functions,
-    ):
+    graph = model.graph
+    values = (*graph.value_info, *graph.input, *graph.output)
+    for holder in (graph, *graph.node, *values, *model.functions):
         holder.doc_string = ""
         del holder.metadata_props[:]

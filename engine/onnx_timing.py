@@ -1,12 +1,17 @@
-"""Time ONNX files on this machine. Stand-alone: needs Python 3.8, numpy and onnxruntime, nothing else; made
-to be copied to a device.
+"""Time ONNX files on this machine.
 
-    python bench.py            in the folder with manifest.json; writes latency.csv there, and continues one
-    that was interrupted
+This file stands alone: it needs Python 3.8, numpy and onnxruntime and nothing else, because kits for devices
+hold a copy of it as bench.py:
 
-Every round visits all items in a new random order, each in a new session: slow drifts of the machine, and
-where a session's memory happens to lie, become differences between rounds, which are seen, instead of
-differences between items, which would be believed.
+    python bench.py            in the folder of manifest.json; writes latency.csv there, or continues that
+    file
+
+Every round visits all items in a new random order, each in a new session. Slow drifts of the machine, and the
+place where a session's memory happens to lie, then become differences between rounds, which everybody sees.
+Without that they would be differences between items, which everybody would believe.
+
+These sessions sum 8-bit products as the machine does it fastest, since that is what a program waits for. To
+compare a file's numbers with torch, `export.formats` opens exact sessions instead.
 """
 
 from __future__ import annotations
@@ -17,40 +22,45 @@ import json
 import platform
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
-COLUMNS = [
-    "name",
-    "round",
-    "runs",
+TIMES = [
     "wall_p20",
     "wall_p50",
     "cpu_p20",
     "cpu_p50",
-    "threads",
-    "runtime",
-    "machine",
-]
-WARM_UP, AT_LEAST, AT_MOST = 3, 8, 200
+]  # milliseconds; p20: whatever disturbs makes runs slower
+COLUMNS = ["name", "round", "runs", *TIMES, "threads", "runtime", "machine"]
+# A session allocates its memory and packs its weights in the first runs, so these are not counted.
+WARM_UP = 3
+# Runs of one visit to an item: enough for a percentile, and no more than a fast item needs.
+AT_LEAST, AT_MOST = 8, 200
+# Halves of the rounds that differ by more than this share say that the machine was disturbed.
+DIFFERENCE_AT_MOST = 0.1
 
 
 def open_session(
     path: Path, shape: list[int], threads: int, profile: Path | None = None
 ) -> ort.InferenceSession:
-    """A session for this input shape alone: free dimensions `batch` and `side` are pinned before the graph is
-    optimised.
+    """A session of onnxruntime on the CPU for one input shape.
 
-    profile: how the name of the file starts into which onnxruntime writes what it spends on each node.
+    Args:
+        path: the model file.
+        shape: of the input; the free dimensions `batch` and `side` are fixed to its first and last number
+            before onnxruntime optimises the graph.
+        threads: of onnxruntime.
+        profile: start of the name of the file into which onnxruntime writes the time of each node.
     """
     options = ort.SessionOptions()
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
+    # Random inputs can lead to denormal numbers, with which some CPUs compute many times slower.
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.add_free_dimension_override_by_name("batch", shape[0])
     options.add_free_dimension_override_by_name("side", shape[-1])
@@ -62,34 +72,73 @@ def random_input(session: ort.InferenceSession, shape: list[int]) -> np.ndarray:
     rng, kind = np.random.default_rng(0), session.get_inputs()[0].type
     if kind == "tensor(uint8)":
         return rng.integers(0, 256, shape, dtype=np.uint8)
-    return rng.standard_normal(shape, dtype=np.float32).astype(
-        np.float16 if kind == "tensor(float16)" else np.float32
-    )
+    numbers = rng.standard_normal(shape, dtype=np.float32)
+    return numbers.astype(np.float16) if kind == "tensor(float16)" else numbers
 
 
-def time_item(path: Path, shape: list[int], threads: int, seconds: float) -> tuple[list[float], list[float]]:
-    """(wall, cpu) milliseconds of each run. With one thread, cpu is that of this thread, which computes; with
-    more, of the process."""
+def bound_run(path: Path, shape: list[int], threads: int) -> Callable[[], object]:
+    """A function that runs the file once on a random input of `shape`, without copies of input and output."""
     session = open_session(path, shape, threads)
     binding = session.io_binding()
     binding.bind_cpu_input(session.get_inputs()[0].name, random_input(session, shape))
     binding.bind_output(session.get_outputs()[0].name, "cpu")
+
+    def run() -> object:
+        return session.run_with_iobinding(binding)
+
+    return run
+
+
+def time_runs(
+    run: Callable[[], object],
+    threads: int,
+    seconds: float,
+    at_least: int = AT_LEAST,
+    at_most: float = AT_MOST,
+) -> tuple[list[float], list[float]]:
+    """Call `run` for `seconds`, and at least and at most so many times after the warm-up.
+
+    Returns:
+        (wall, cpu) milliseconds of each call. With one thread, cpu is the time of this thread, which
+        computes; with more, it is that of the process. Pass `math.inf` as `at_most` for no limit.
+    """
     clock = time.thread_time if threads == 1 else time.process_time
     wall: list[float] = []
     cpu: list[float] = []
     start = time.perf_counter()
-    while len(wall) < AT_MOST + WARM_UP and (
-        len(wall) < AT_LEAST + WARM_UP or time.perf_counter() - start < seconds
-    ):
+    while len(wall) < at_most + WARM_UP:
+        if len(wall) >= at_least + WARM_UP and time.perf_counter() - start >= seconds:
+            break
+        # The wall clock is read last before the run and first after it: reading the other clock is not
+        # measured.
         cpu_before, before = clock(), time.perf_counter()
-        session.run_with_iobinding(binding)
+        run()
         wall.append(1e3 * (time.perf_counter() - before))
         cpu.append(1e3 * (clock() - cpu_before))
     return wall[WARM_UP:], cpu[WARM_UP:]
 
 
+def time_item(path: Path, shape: list[int], threads: int, seconds: float) -> tuple[list[float], list[float]]:
+    """(wall, cpu) milliseconds of each run of a file, in a new session; see `time_runs`."""
+    return time_runs(bound_run(path, shape, threads), threads, seconds)
+
+
+def halves_of(rounds: Mapping[int, float]) -> tuple[float, float] | None:
+    """The 20th percentiles of even and of odd rounds; none if all rounds are of one kind.
+
+    Args:
+        rounds: milliseconds by the number of the round.
+    """
+    even = [ms for turn, ms in rounds.items() if turn % 2 == 0]
+    odd = [ms for turn, ms in rounds.items() if turn % 2 == 1]
+    if not even or not odd:
+        return None
+    return float(np.percentile(even, 20)), float(np.percentile(odd, 20))
+
+
 def finished(path: Path) -> set[tuple[str, int]]:
-    """What an earlier start measured, as (name, round); a line that a kill left unfinished is cut off."""
+    """What an earlier start measured, as (name, round); a line that a killed process left half-written is cut
+    off."""
     if not path.exists():
         return set()
     content = path.read_bytes()
@@ -101,8 +150,15 @@ def finished(path: Path) -> set[tuple[str, int]]:
 def bench(
     folder: Path, out: Path, rounds: int, threads: int, seconds: float, advance: Callable[[], None]
 ) -> None:
-    """Append what is missing of `rounds` rounds over the items of folder/manifest.json to the CSV `out`;
-    advance() after each."""
+    """Append what is missing of `rounds` rounds over the items of folder/manifest.json to the CSV `out`.
+
+    Args:
+        folder: holds manifest.json and the model files that it names.
+        out: the CSV; one that exists is continued.
+        rounds, threads: how often each item is visited, and threads of onnxruntime.
+        seconds: time for each visit.
+        advance: called after each visit.
+    """
     items = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["items"]
     done = finished(out)
     with out.open("a", newline="", encoding="utf-8") as file:

@@ -1,27 +1,58 @@
-"""From a chosen network to a file that a device runs, proved equal to the torch model. `export.to_onnx` does
-it for any classifier."""
+"""From a selected network to a file that a device runs, proved equal to the torch model.
 
-from typing import TYPE_CHECKING, Any
+The commands are `python -m export.onnx`, `export.targets`, `export.benchmark`, `export.bundle` and
+`export.demo`. From Python, for any torch classifier:
+
+    import torch
+    import export
+
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 5)).eval()
+    images = torch.randn(8, 3, 8, 8)
+    manifest = export.to_onnx(net, "net.onnx", "cpu", images=images)
+    parity = export.verify_file("net.onnx", net, images)
+    rows = export.benchmark_files(["net.onnx"], rounds=2, seconds=0.01)
+    print(manifest.bytes, parity.relative_error, rows[0]["wall_p50"])
+"""
+
+from typing import TYPE_CHECKING
 
 from engine.command.start import start
+from engine.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from export.api import to_onnx
-    from export.pipeline import Bake
+    from export.api import to_onnx, verify_file
+    from export.bake import Bake
+    from export.benchmark.measure import benchmark_files
+    from export.bundle.write import write_bundle
+    from export.manifest import Manifest, read_manifest
+    from export.targets import find_target
+    from export.verify import Parity
 
-__all__ = ["Bake", "to_onnx"]
+__all__ = [
+    "Bake",
+    "Manifest",
+    "Parity",
+    "benchmark_files",
+    "find_target",
+    "read_manifest",
+    "to_onnx",
+    "verify_file",
+    "write_bundle",
+]
 
 start()
 
-
-def __getattr__(name: str) -> Any:
-    """The library on first use: importing the package imports neither torch nor onnx."""
-    if name == "to_onnx":
-        from export.api import to_onnx
-
-        return to_onnx
-    if name == "Bake":
-        from export.pipeline import Bake
-
-        return Bake
-    raise AttributeError(f"module 'export' has no attribute '{name}'")
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Bake": "export.bake",
+        "Manifest": "export.manifest",
+        "Parity": "export.verify",
+        "benchmark_files": "export.benchmark.measure",
+        "find_target": "export.targets",
+        "read_manifest": "export.manifest",
+        "to_onnx": "export.api",
+        "verify_file": "export.api",
+        "write_bundle": "export.bundle.write",
+    },
+)

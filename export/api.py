@@ -1,5 +1,4 @@
-"""`export.to_onnx(module, path, target=...)`: any torch image classifier (torchvision's, timm's, yours) as a
-verified file."""
+"""Export from Python: any torch image classifier (torchvision's, timm's, yours) as a verified file."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -12,12 +11,15 @@ from torch import Tensor, nn
 
 from engine.compute.macs import count_macs, count_parameters
 from engine.errors import UserError
-from export.graph import Array
+from export.bake import Bake, PixelClassifier
+from export.formats.format import Array
+from export.job import ExportJob
 from export.manifest import Manifest
-from export.pipeline import Bake, Baked, Layout, Subject, write_file
+from export.pipeline import check_path, write_file
 from export.targets import Target, find_target
-from export.verify import check_module, refer
+from export.verify import Batches, Parity, check_module, compare_file, reference_outputs
 
+# Images that are compared at once: a file with a free batch axis must be right for more than one.
 BATCH = 32
 
 
@@ -34,119 +36,173 @@ def to_onnx(
     max_drop: float = 0.5,
     facts: dict[str, Any] | None = None,
 ) -> Manifest:
-    """Write `module` as `path` for a target, compare the file with torch, and write what is known beside it
-    as .json.
+    """Write a classifier as a file for a target, compared with torch, and its manifest beside it.
 
         export.to_onnx(timm.create_model("mobilenetv3_small_100").eval(), "small.onnx")
 
     Args:
         module: a classifier in eval mode, float32: (N, C, H, W) to logits (N, K). It is not changed.
-        path: the file; its ending must be that of the target (.onnx or .ort).
+        path: the file; its name must end as the target's files do (.onnx, .ort or .pte).
         target: a name of `python -m export.targets`, or a Target.
-        example: one image or more, (N, C, H, W), to know the size from; none: the images', what timm says, or
-            3 x 224 x 224.
-        images: normalised images to verify on, and for int8 to calibrate on; none: random numbers, not for
-            int8.
+        example: one image or more (N, C, H, W), from which the size is taken; none: the images', what timm
+            notes, or 3 x 224 x 224.
+        images: normalised images (N, C, H, W) to verify on, and for int8 to calibrate on; none: random
+            numbers, which int8 does not allow.
         labels: their classes (N,); without them, agreeing with torch counts as accuracy.
         classes: names of the outputs.
         bake: put normalisation, and softmax, into the graph; the file then takes uint8 pixels.
         max_drop: points of top-1 that the file may lose on `images`.
-        facts: more for the manifest and the file's metadata.
+        facts: more keys for the manifest and the file's metadata.
 
     Raises:
         UserError: the module cannot be exported, or the file is not as good as the module; then there is no
             file.
     """
-    path, target = Path(path), find_target(target) if isinstance(target, str) else target
-    if path.suffix != f".{target.format}":
-        raise UserError(f"Target {target.name} writes .{target.format} files; name '{path}' so.")
+    path = Path(path)
+    if isinstance(target, str):
+        target = find_target(target)
+    # What is wrong with the call is said first, before anything takes time.
+    check_path(path, target)
     check_module(module)
     if images is None and target.precision == "int8":
         raise UserError(
             f"Target {target.name} is quantised; give images to calibrate and to verify with (images=)."
         )
-    if images is not None and labels is not None and len(images) != len(labels):
-        raise UserError(f"There are {len(images)} images but {len(labels)} labels; they must be as many.")
-    noise = (
-        torch.randn(4, *_size(module), generator=torch.Generator().manual_seed(0))
-        if images is None and example is None
-        else None
-    )
-    x = next(tensor for tensor in (images, example, noise) if tensor is not None).detach().cpu().float()
-    subject = _subject(
-        module, x, labels, images is not None, classes, bake, {"subnet": path.stem} | (facts or {})
-    )
-    written = write_file(subject, target, path, max_drop)
+    known = {"subnet": path.stem} | (facts or {})
+    x_NCHW = _images_to_try(module, images, example)
+    job = _job_of_module(module, x_NCHW, labels, classes, bake, known)
+    if images is None:
+        job = job._replace(calibration=[])  # ranges of random numbers would say nothing about images
+    written = write_file(job, target, path, max_drop)
     if written.manifest is None:
         raise UserError(f"'{path}' is not written: it {written.complaint}.")
     return written.manifest
 
 
-def _subject(
+def verify_file(
+    path: Path | str,
+    module: nn.Module,
+    images: Tensor,
+    labels: Tensor | None = None,
+    bake: Bake | None = None,
+) -> Parity:
+    """Compare a model file with a torch module on images of yours.
+
+        parity = export.verify_file("small.onnx", net, images)
+        parity.relative_error, parity.same_top1, parity.complaint("float32")
+
+    The file runs in the runtime of its format, in an exact session: 8-bit products do not saturate, whatever
+    the CPU. It needs no manifest.
+
+    Args:
+        path: the model file.
+        module: a classifier in eval mode, float32: (N, C, H, W) to logits (N, K). It is not changed.
+        images: normalised images (N, C, H, W).
+        labels: their classes (N,); without them, agreeing with torch counts as accuracy.
+        bake: what the file was exported with, if it takes pixels.
+
+    Raises:
+        UserError: the file is missing or damaged, does not take these images, or its runtime is not
+            installed.
+    """
+    x_NCHW = images.detach().cpu().float()
+    inputs = (bake.pixels(x_NCHW) if bake else x_NCHW).contiguous().numpy()
+    check_module(module)
+    network = copy.deepcopy(module).cpu()
+    whole = (PixelClassifier(network, bake) if bake else network).eval()
+    return compare_file(reference_outputs(whole, _batches(inputs, labels)), Path(path))
+
+
+def _job_of_module(
     module: nn.Module,
     x_NCHW: Tensor,
     labels: Tensor | None,
-    real: bool,
     classes: Sequence[str] | None,
     bake: Bake | None,
     facts: dict[str, Any],
-) -> Subject:
+) -> ExportJob:
+    """The job of a module that no run describes.
+
+    Raises:
+        UserError: there are not as many labels as images, or not as many classes as outputs.
+    """
+    # With normalisation in the graph the file takes pixels: those that the images came from.
     inputs = (bake.pixels(x_NCHW) if bake else x_NCHW).contiguous().numpy()
-    y = None if labels is None else labels.cpu().numpy()
-
-    def batches() -> Iterator[tuple[Array, Array | None]]:
-        for start in range(0, len(inputs), BATCH):
-            yield inputs[start : start + BATCH], None if y is None else y[start : start + BATCH]
-
-    module = copy.deepcopy(module).cpu()  # it may be on a GPU, and stays there
-    whole = (Baked(module, bake) if bake else module).eval()
-    reference = refer(whole, batches)
-    if classes is not None and len(classes) != reference.output_NK.shape[1]:
-        raise UserError(
-            f"There are {len(classes)} names of classes, but the network has {reference.output_NK.shape[1]} "
-            "outputs."
-        )
+    batches = _batches(inputs, labels)
+    network = copy.deepcopy(module).cpu()  # the caller's may be on a GPU, and stays there
+    whole = (PixelClassifier(network, bake) if bake else network).eval()
+    reference = reference_outputs(whole, batches)
+    outputs = reference.output_NK.shape[1]
+    if classes is not None and len(classes) != outputs:
+        raise UserError(f"There are {len(classes)} names of classes, but the network has {outputs} outputs.")
     known = {
         "classes": None if classes is None else list(classes),
         "preprocessing": _preparation(x_NCHW, bake),
         "architecture": {"kind": "torch", "module": type(module).__name__},
-        "macs": count_macs(module, x_NCHW[:1]),
-        "params": count_parameters(module),
+        "macs": count_macs(network, x_NCHW[:1]),
+        "params": count_parameters(network),
     }
-    example = np.concatenate([inputs[:1], inputs[:1]])
-    calibration = [batch for batch, _ in batches()] if real else []
-    numbers = count_parameters(module) + sum(b.numel() for b in module.buffers())
-    layout: Layout = bake.layout if bake else "NCHW"
-    return Subject(
-        whole,
-        example,
-        reference,
-        calibration,
-        layout,
-        bool(bake and bake.softmax),
-        numbers,
-        facts | known,
-        {},
+    return ExportJob(
+        module=whole,
+        # Two images: torch's exporter takes an axis of length one for a constant.
+        example=np.concatenate([inputs[:1], inputs[:1]]),
+        reference=reference,
+        calibration=[batch for batch, _ in batches()],
+        layout=bake.layout if bake else "NCHW",
+        probabilities=bool(bake and bake.softmax),
+        # The running statistics of BatchNorm are buffers, which become constants of the graph too.
+        parameters=count_parameters(network) + sum(buffer.numel() for buffer in network.buffers()),
+        facts=facts | known,
+        graphs={},
     )
+
+
+def _images_to_try(module: nn.Module, images: Tensor | None, example: Tensor | None) -> Tensor:
+    """Images (N, C, H, W) to compare on: the given ones, the example, or noise of the module's size."""
+    if images is not None:
+        return images.detach().cpu().float()
+    if example is not None:
+        return example.detach().cpu().float()
+    return torch.randn(4, *_input_size(module), generator=torch.Generator().manual_seed(0))
+
+
+def _batches(inputs: Array, labels: Tensor | None) -> Batches:
+    """Batches of inputs (N, ...) with their classes (N,), for a `Reference`.
+
+    Raises:
+        UserError: there are not as many labels as inputs.
+    """
+    if labels is not None and len(labels) != len(inputs):
+        raise UserError(f"There are {len(inputs)} images but {len(labels)} labels; they must be as many.")
+    y = None if labels is None else labels.cpu().numpy()
+
+    def batches() -> Iterator[tuple[Array, Array | None]]:
+        for start in range(0, len(inputs), BATCH):
+            part = slice(start, start + BATCH)
+            yield inputs[part], None if y is None else y[part]
+
+    return batches
 
 
 def _preparation(x_NCHW: Tensor, bake: Bake | None) -> dict[str, Any]:
+    """What a device must do with an image, as far as a tensor tells."""
+    channels = x_NCHW.shape[1]
     known: dict[str, Any] = {
         "resize": list(x_NCHW.shape[2:]),
-        "channels": {1: "gray", 3: "RGB"}.get(x_NCHW.shape[1], x_NCHW.shape[1]),
+        "channels": {1: "gray", 3: "RGB"}.get(channels, channels),
     }
-    return known | (
-        {"scale": "divide by 255", "mean": list(bake.mean), "std": list(bake.std), "baked": True}
-        if bake
-        else {"baked": False}
-    )
+    if bake is None:
+        return known | {"baked": False}
+    return known | {"scale": "divide by 255", "mean": list(bake.mean), "std": list(bake.std), "baked": True}
 
 
-def _size(module: nn.Module) -> tuple[int, ...]:
+def _input_size(module: nn.Module) -> tuple[int, ...]:
     """(C, H, W) that timm notes on its models, or 224 pixels and the channels of the first convolution."""
     for noted in ("pretrained_cfg", "default_cfg"):
-        settings = getattr(module, noted, None)
+        settings = getattr(module, noted, None)  # older models have the second name only
         if isinstance(settings, dict) and "input_size" in settings:
             return tuple(settings["input_size"])
-    first = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
-    return (first.in_channels if first else 3, 224, 224)
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            return part.in_channels, 224, 224
+    return 3, 224, 224

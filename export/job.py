@@ -1,26 +1,65 @@
-"""A network of a run with the images it is proved on: what every kind of file is written from."""
+"""One network with all that its files are made of and proved with, whatever their format."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
-from export.graph import Array
-from export.pipeline import Bake, Baked, Subject
-from export.source import Network, Source
-from export.verify import refer
+from export.bake import Bake, Layout, PixelClassifier
+from export.formats.format import Array
+from export.source import ExportSource, SourceNetwork
+from export.verify import Reference, reference_outputs
+
+if TYPE_CHECKING:
+    import onnx
 
 
-def subject_of(
-    source: Source,
+class ExportJob(NamedTuple):
+    """What one network's files are made of and proved with.
+
+    Args:
+        module: takes what the files take; eval mode, CPU, float32.
+        example: two inputs or more.
+        reference: what the module says about real images.
+        calibration: batches of inputs from which 8-bit ranges are taken.
+        layout: of the input.
+        probabilities: whether the module ends with softmax.
+        parameters: numbers that the network has; a file with more is refused.
+        facts: the keys of the manifest that do not depend on the target.
+        graphs: what torch exported so far, by batch and opset, since targets share it.
+    """
+
+    module: nn.Module
+    example: Array
+    reference: Reference
+    calibration: Sequence[Array]
+    layout: Layout
+    probabilities: bool
+    parameters: int
+    facts: dict[str, Any]
+    graphs: "dict[tuple[str, int], onnx.ModelProto]"
+
+
+def job_of_run(
+    source: ExportSource,
     name: str,
-    network: Network,
+    network: SourceNetwork,
     bake: Bake | None,
     images: int | None,
     calibration_images: int,
-) -> Subject:
-    """The network called `name`, judged on the first `images` validation images (all if None); with training
-    images for 8 bits, if any."""
+) -> ExportJob:
+    """The job of a run's network.
+
+    Args:
+        source: the run.
+        name: of the network; its files are named after it.
+        network: what to export.
+        bake: what to put into the graph around it, if anything.
+        images: the first so many validation images are what it is proved on; none: all.
+        calibration_images: training images for 8 bits; 0 if no target needs them.
+    """
 
     def inputs(x: torch.Tensor) -> Array:
         return (bake.pixels(x) if bake else x).numpy()
@@ -29,28 +68,33 @@ def subject_of(
         for x, y in source.images("val", network.size, images):
             yield inputs(x), y.numpy()
 
-    module = Baked(network.module, bake) if bake else network.module
+    module = PixelClassifier(network.module, bake) if bake else network.module
+    # A real image, since the time of one is measured with it too.
     image = next(iter(batches()))[0][:1]
-    return Subject(
+    # Training images: the validation images are to judge the result, so they must not shape it.
+    calibration = []
+    if calibration_images:
+        calibration = [inputs(x) for x, _ in source.images("train", network.size, calibration_images)]
+    facts = {
+        "subnet": name,
+        "classes": list(source.data.classes),
+        "preprocessing": source.preparation(network.size) | {"baked": bake is not None},
+        "architecture": network.architecture,
+        "macs": network.macs,
+        "params": network.params,
+        "predicted_accuracy": network.predicted,
+        "seed": source.seed,
+        "config_sha256": source.config_sha256,
+    }
+    return ExportJob(
         module=module,
+        # Two images: torch's exporter takes an axis of length one for a constant.
         example=np.concatenate([image, image]),
-        reference=refer(module, batches),
-        calibration=[inputs(x) for x, _ in source.images("train", network.size, calibration_images)]
-        if calibration_images
-        else [],
+        reference=reference_outputs(module, batches),
+        calibration=calibration,
         layout=bake.layout if bake else "NCHW",
         probabilities=bool(bake and bake.softmax),
         parameters=network.params,
-        facts={
-            "subnet": name,
-            "classes": list(source.data.classes),
-            "preprocessing": source.preparation(network.size) | {"baked": bake is not None},
-            "architecture": network.architecture,
-            "macs": network.macs,
-            "params": network.params,
-            "predicted_accuracy": network.predicted,
-            "seed": source.seed,
-            "config_sha256": source.config_sha256,
-        },
+        facts=facts,
         graphs={},
     )

@@ -1,5 +1,7 @@
-"""What is known about an exported file: beside it as `<name>.json`, and in its own metadata. `docs/export.md`
-lists the keys."""
+"""What is known about an exported file: a JSON file beside it, and where the format has some, its metadata.
+
+`docs/export.md` lists the keys.
+"""
 
 import hashlib
 from pathlib import Path
@@ -10,12 +12,11 @@ from pydantic import BaseModel, ConfigDict
 from engine.config import validate
 from engine.errors import UserError
 from engine.run import read_json
-
-SUFFIXES = (".onnx", ".ort")
+from export.formats import format_of, is_model_file
 
 
 class Tensor(BaseModel):
-    """An input or output of the file; a free axis has a name instead of a number."""
+    """An input or output of the file. A free axis has a name instead of a number."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -26,8 +27,15 @@ class Tensor(BaseModel):
 
 
 class Accuracy(BaseModel):
-    """Top-1 in [0, 1] on `images` images of `split`: of the torch module, and of this file. predicted: what
-    selection expected."""
+    """Top-1 in [0, 1] on some images of a split.
+
+    Args:
+        predicted: what selection expected, if it did.
+        torch: of the torch module.
+        file: of this file.
+        images: how many.
+        split: of which split.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -39,8 +47,13 @@ class Accuracy(BaseModel):
 
 
 class Manifest(BaseModel):
-    """One exported file. Files written by later versions may say more."""
+    """One exported file. A later version may write more keys.
 
+    milliseconds is the time of one image where the file was written. Formats that are no ONNX graph have
+    neither opset nor ir_version.
+    """
+
+    # Later versions, and `facts` of export.to_onnx, add keys; bundles carry all of them on.
     model_config = ConfigDict(extra="allow", frozen=True)
 
     file: str
@@ -58,21 +71,26 @@ class Manifest(BaseModel):
     parity: dict[str, Any]
     quantization: dict[str, Any] | None
     milliseconds: float
-    opset: int
-    ir_version: int
+    opset: int | None
+    ir_version: int | None
     bytes: int
     sha256: str
     versions: dict[str, str]
 
 
 def manifest_path(path: Path) -> Path:
-    """Where the manifest of the model file `path` is."""
-    return path.with_suffix(".json")
+    """Where the manifest of a model file is.
+
+    Raises:
+        UserError: its name ends in none of the known ways.
+    """
+    return format_of(path).manifest_path(path)
 
 
 def is_manifest(path: Path) -> bool:
     """Whether a JSON file is a manifest, of whatever version."""
     try:
+        # Three keys that every version wrote; a model of somebody else may have a .json of its own beside it.
         return {"file", "target", "subnet"} <= set(read_json(path))
     except (UserError, TypeError):
         return False
@@ -84,47 +102,57 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_manifest(path: Path, check: bool = True) -> Manifest:
-    """The manifest of the model file `path`; with `check`, only if the file is, byte for byte, what was
-    verified.
+def read_manifest(path: Path | str, check: bool = True) -> Manifest:
+    """The manifest of a model file.
+
+    Args:
+        path: the model file.
+        check: whether to refuse a file that is not, byte for byte, what was verified.
 
     Raises:
-        UserError: the file or its manifest is missing, or damaged.
+        UserError: the file or its manifest is missing or damaged, or its name ends in none of the known ways.
     """
+    path = Path(path)
+    beside = manifest_path(path)
     if not path.is_file():
         raise UserError(f"There is no file '{path}'; write one with python -m export.onnx.")
-    beside = manifest_path(path)
     if not beside.is_file():
         raise UserError(
             f"'{path}' has no manifest '{beside.name}' beside it; copy that too, or export again with python "
             "-m export.onnx."
         )
     manifest = validate(Manifest, read_json(beside), str(beside))
-    if check:
-        size = path.stat().st_size
-        if size != manifest.bytes:
-            raise UserError(
-                f"'{path}' has {size} bytes, but {manifest.bytes} were verified; it is truncated or changed: "
-                "copy it again."
-            )
-        if digest(path) != manifest.sha256:
-            raise UserError(
-                f"'{path}' is not, byte for byte, the file that was verified (SHA-256 differs); copy it or "
-                "export it again."
-            )
+    if not check:
+        return manifest
+    size = path.stat().st_size
+    # The size says more in the usual case, a copy that was cut off, and is known at once.
+    if size != manifest.bytes:
+        raise UserError(
+            f"'{path}' has {size} bytes, but {manifest.bytes} were verified; it is truncated or changed: "
+            "copy it again."
+        )
+    if digest(path) != manifest.sha256:
+        raise UserError(
+            f"'{path}' is not, byte for byte, the file that was verified (SHA-256 differs); copy it or "
+            "export it again."
+        )
     return manifest
 
 
-def exported(folder: Path) -> list[Path]:
+def exported_files(folder: Path) -> list[Path]:
     """The model files in a folder that have a manifest, fewest MACs first.
 
     Raises:
         UserError: there is none, or a manifest is damaged.
     """
-    paths = [path for path in folder.glob("*") if path.suffix in SUFFIXES and manifest_path(path).is_file()]
-    if not paths:
+    found = []
+    for path in folder.glob("*"):
+        if is_model_file(path) and manifest_path(path).is_file():
+            # Not checked: whoever opens a file does that, and hashing all of them to list them takes long.
+            found.append((read_manifest(path, check=False).macs, path.name, path))
+    if not found:
         raise UserError(
             f"Folder '{folder}' holds no exported file with its manifest; write one with python -m "
             "export.onnx."
         )
-    return sorted(paths, key=lambda path: (read_manifest(path, check=False).macs, path.name))
+    return [path for _, _, path in sorted(found)]

@@ -1,5 +1,4 @@
-"""Write chosen networks as files for devices, each proved equal to its torch model before it gets its
-name."""
+"""Write selected networks as files for devices, each proved equal to torch before it gets its name."""
 
 from pathlib import Path
 
@@ -12,12 +11,14 @@ from engine.command.progress import progress
 from engine.command.table import show
 from engine.compute.device import pick_device
 from engine.errors import UserError
-from export.job import subject_of
+from export.bake import Bake, Layout
+from export.formats import find_format
+from export.job import ExportJob, job_of_run
 from export.manifest import Manifest
-from export.pipeline import Bake, Layout, Subject, Written, write_file
+from export.pipeline import Written, write_file
 from export.recurrent import export_step, is_language
-from export.source import open_source
-from export.targets import find_targets
+from export.source import open_export_source
+from export.targets import Target, find_targets
 from ofa.trained import RunCommand, run_flag
 
 
@@ -26,9 +27,9 @@ class Export(RunCommand):
 
     A run of ofa.train gives subnets; one of oneshot.retrain, or one that trained an architecture alone, gives
     that network; a recurrent cell becomes a step: `tokens` and `hidden` in, `logits` and `next` out. Every
-    file is compared with the torch model in onnxruntime on validation images before it is kept; one that
-    differs is not. The exit status is 1 if any fails. What a device must do with an image is in the file's
-    metadata, and in the .json beside it.
+    file is compared with the torch model on validation images, in onnxruntime or what else runs it, before
+    it is kept; one that differs is not. The exit status is 1 if any fails. What a device must do with an
+    image is in the file's metadata, and in the .json beside it.
 
     For 8 bits (--target cpu-int8) ranges are calibrated on training images; layers stay in float32 until no
     more than --max-drop points of top-1 are lost.
@@ -67,35 +68,42 @@ class Export(RunCommand):
     softmax: bool = Field(False, description="with --bake-normalize: the output is probabilities")
 
     def execute(self) -> int:
-        """Export each, table, exit status."""
+        """Write every file, print the table, and return the exit status."""
         if self.threads:
             torch.set_num_threads(self.threads)
         targets = find_targets(self.target)
+        for target in targets:
+            # A runtime that is missing is said before anything is trained or calibrated for a file.
+            find_format(target.format).check_installed()
         if is_language(self.run):
-            return self._text()
+            return self._export_recurrent_cell()
         if self.softmax and not self.bake_normalize:
             raise UserError(
                 "--softmax goes into the graph with --bake-normalize; add that, or leave out --softmax."
             )
-        source = open_source(self.run, pick_device(self.device), self.data)
-        choices = source.choices(self.selected, self.arch)
-        bake = (
-            Bake(source.data.mean, source.data.std, self.layout, self.softmax)
-            if self.bake_normalize
-            else None
-        )
-        calibration = self.calibration_images if any(target.precision == "int8" for target in targets) else 0
+        return self._export_classifiers(targets)
+
+    def _export_classifiers(self, targets: list[Target]) -> int:
+        """Write a file of every network for every target."""
+        source = open_export_source(self.run, pick_device(self.device), self.data)
+        networks = source.networks(self.selected, self.arch)
+        bake = None
+        if self.bake_normalize:
+            bake = Bake(source.data.mean, source.data.std, self.layout, self.softmax)
+        quantised = any(target.precision == "int8" for target in targets)
+        # Reading training images takes a while, so only where a target needs them.
+        calibration = self.calibration_images if quantised else 0
         table = Table("file", "size", "ms here", "top-1 torch", "top-1 file", "same top-1", "dB", "verdict")
         failed = 0
-        with progress("export", len(choices) * len(targets)) as advance:
-            for choice in choices:
-                network = choice.build()
-                subject = subject_of(source, choice.name, network, bake, self.images, calibration)
+        with progress("export", len(networks) * len(targets)) as advance:
+            for name, build in networks:
+                job = job_of_run(source, name, build(), bake, self.images, calibration)
+                # All targets of a network share its job: torch's outputs and, mostly, its exported graph.
                 for target in targets:
-                    path = self.run / "export" / target.file_name(choice.name)
-                    written = write_file(subject, target, path, self.max_drop)
+                    path = self.run / "export" / target.file_name(name)
+                    written = write_file(job, target, path, self.max_drop)
                     failed += bool(written.complaint)
-                    table.add_row(*_row(path, subject, written))
+                    table.add_row(*_row(path, job, written))
                     advance(path.name)
         show(table)
         print(f"written to {self.run / 'export'}")
@@ -106,14 +114,13 @@ class Export(RunCommand):
         if source.searchable:
             print(f"next: python -m predictors.report{run_flag(self.run)}")
         else:
-            print(
-                "next: python -m export.benchmark "
-                f"{self.run / 'export' / targets[0].file_name(choices[0].name)}"
-            )
+            first = self.run / "export" / targets[0].file_name(networks[0].name)
+            print(f"next: python -m export.benchmark {first}")
         return 1 if failed else 0
 
-    def _text(self) -> int:
-        """A recurrent cell has one form."""
+    def _export_recurrent_cell(self) -> int:
+        """Write the step of a recurrent cell, which has one form and so no use for most flags."""
+        # Said, not ignored: whoever gives such a flag expects something of it.
         given = [name for name in ("selected", "arch", "bake_normalize", "softmax") if getattr(self, name)]
         if given or self.target != "cpu":
             name = (given or ["target"])[0].replace("_", "-")
@@ -122,10 +129,9 @@ class Export(RunCommand):
                 f"--{name}."
             )
         written = export_step(self.run, self.data)
-        print(
-            f"{written.path}: {written.path.stat().st_size / 1e6:.2f} MB; {written.words} words of "
-            "validation text"
-        )
+        if not written.complaint:
+            size = written.path.stat().st_size / 1e6
+            print(f"{written.path}: {size:.2f} MB; {written.words} words of validation text")
         print(
             f"largest difference of logits from torch: {written.relative_error:.1e} of the largest; "
             f"{written.complaint or 'equal'}"
@@ -133,27 +139,25 @@ class Export(RunCommand):
         return 1 if written.complaint else 0
 
 
-def _row(path: Path, subject: Subject, written: Written) -> list[str]:
+def _row(path: Path, job: ExportJob, written: Written) -> list[str]:
     """One line of the table."""
-    parity, torch_accuracy = written.parity, f"{subject.reference.accuracy:.2%}"
-    numbers = (
-        ["-"] * 3
-        if parity is None
-        else [f"{parity.accuracy:.2%}", f"{parity.same_top1:.1%}", f"{parity.snr_db:.0f}"]
-    )
-    if written.manifest is None:
-        return [path.name, "-", "-", torch_accuracy, *numbers, written.complaint]
+    parity, torch_accuracy = written.parity, f"{job.reference.accuracy:.2%}"
+    numbers = ["-", "-", "-"]  # a graph that is not valid is not run
+    if parity is not None:
+        numbers = [f"{parity.accuracy:.2%}", f"{parity.same_top1:.1%}", f"{parity.snr_db:.0f}"]
     manifest = written.manifest
+    if manifest is None:
+        return [path.name, "-", "-", torch_accuracy, *numbers, written.complaint]
     size, took = f"{manifest.bytes / 1e6:.2f} MB", f"{manifest.milliseconds:.3g}"
     return [path.name, size, took, torch_accuracy, *numbers, _verdict(manifest)]
 
 
 def _verdict(manifest: Manifest) -> str:
-    """What the comparison came to."""
+    """What a file that passed turned out to be."""
     if manifest.quantization is None:
         return "equal" if manifest.precision == "float32" else manifest.precision
-    kept = len(manifest.quantization["float_layers"])
-    return f"int8, {kept} of {manifest.quantization['layers']} layers in float32" if kept else "int8"
+    kept, layers = len(manifest.quantization["float_layers"]), manifest.quantization["layers"]
+    return f"int8, {kept} of {layers} layers in float32" if kept else "int8"
 
 
 if __name__ == "__main__":

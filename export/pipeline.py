@@ -1,186 +1,192 @@
-"""From a torch module to a file for one target, proved before it gets its name. `export.to_onnx` and `python
--m export.onnx` share it."""
+"""From a torch module to a file for one target, proved before it gets its name.
+
+`export.to_onnx`, `python -m export.onnx` and `python -m export.executorch` share it. Formats written from the
+ONNX graph and formats written from the torch module differ in one function each; all else is the same for
+both.
+"""
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import torch
-from torch import Tensor, nn
 
 from engine.errors import UserError
 from engine.onnx_file import set_metadata, to_proto
 from engine.run import versions, write_json
-from export.graph import OPERATORS, Array, plain_operators, to_float16, write_ort
+from export.formats import find_format
+from export.formats.format import Format
+from export.graph.checks import check_model
+from export.graph.norms import fold_norms
+from export.graph.operators import plain_operators, to_float16
+from export.graph.quantize import ROUNDING, Quantized, quantize
+from export.job import ExportJob
 from export.manifest import Manifest, digest, is_manifest, manifest_path
-from export.norms import fold_norms
-from export.quantize import Quantized, quantize
 from export.targets import Target
-from export.verify import Parity, Reference, check_model, compare, milliseconds, open_session, run_file
-
-Layout = Literal["NCHW", "NHWC"]
-
-
-class Bake(NamedTuple):
-    """What goes into the graph around the network: uint8 pixels in, normalised there; softmax if wanted.
-
-    Args:
-        mean, std: per channel, of pixels scaled to 0..1.
-        layout: of the input.
-        softmax: whether the output is probabilities.
-    """
-
-    mean: Sequence[float]
-    std: Sequence[float]
-    layout: Layout = "NHWC"
-    softmax: bool = False
-
-    def pixels(self, x_NCHW: Tensor) -> Tensor:
-        """Normalised images back to the uint8 pixels that such a file takes, in its layout."""
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        x = ((x_NCHW * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-        return x.permute(0, 2, 3, 1).contiguous() if self.layout == "NHWC" else x
-
-
-class Baked(nn.Module):
-    """A classifier of normalised images as one of uint8 pixels."""
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, network: nn.Module, bake: Bake):
-        super().__init__()
-        self.network, self.bake = network, bake
-        mean, std = torch.tensor(bake.mean), torch.tensor(bake.std)
-        self.register_buffer("scale", (1 / (255 * std))[:, None, None])
-        self.register_buffer("shift", (-mean / std)[:, None, None])
-        self.train(network.training)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        x = pixels.permute(0, 3, 1, 2) if self.bake.layout == "NHWC" else pixels
-        logits = self.network(x.to(torch.float32).contiguous() * self.scale + self.shift)
-        return torch.softmax(logits, 1) if self.bake.softmax else logits
-
-
-class Subject(NamedTuple):
-    """What one network's files are made of and proved with.
-
-    Args:
-        module: takes what the files take: eval mode, CPU, float32.
-        example: two inputs or more.
-        reference: the module on real images.
-        calibration: batches of inputs for 8 bits.
-        layout: of the input.
-        probabilities: whether it ends with softmax.
-        parameters: numbers that the network has; a file with more is refused.
-        facts: the manifest's keys that do not depend on the target.
-        graphs: what torch exported so far, since targets share it.
-    """
-
-    module: nn.Module
-    example: Array
-    reference: Reference
-    calibration: Sequence[Array]
-    layout: Layout
-    probabilities: bool
-    parameters: int
-    facts: dict[str, Any]
-    graphs: dict[tuple[str, int], onnx.ModelProto]
+from export.verify import Parity, compare_file, milliseconds
 
 
 class Written(NamedTuple):
-    """What became of one file: its manifest, or what is wrong."""
+    """What became of one file: its manifest, or what is wrong with it."""
 
     manifest: Manifest | None
     parity: Parity | None
     complaint: str
 
 
-def write_file(subject: Subject, target: Target, path: Path, max_drop: float) -> Written:
-    """The file for `target` at `path` with its manifest beside it, if it passes; an older one is removed if
-    it does not.
+class _Candidate(NamedTuple):
+    """A file under a temporary name. model: its graph, if it was written from one."""
+
+    parity: Parity | None
+    complaint: str
+    model: onnx.ModelProto | None = None
+    quantized: Quantized | None = None
+
+
+def write_file(job: ExportJob, target: Target, path: Path, max_drop: float) -> Written:
+    """Write the file for a target with its manifest beside it, if it passes; else remove an older one.
+
+    Args:
+        job: the network.
+        target: the kind of device.
+        path: the file; its name must end as that of the target's format.
+        max_drop: points of top-1 that the file may lose.
 
     Raises:
-        UserError: torch cannot export the module.
+        UserError: torch cannot export the module, the format's runtime is not installed, or the path is not
+            one for this target.
     """
-    if manifest_path(path).exists() and not is_manifest(manifest_path(path)):
+    file_format = check_path(path, target)
+    file_format.check_installed()
+    # "model.json" beside "model.onnx" may be a file of the user that has nothing to do with it.
+    manifest = manifest_path(path)
+    if manifest.exists() and not is_manifest(manifest):
         raise UserError(
-            f"'{manifest_path(path)}' is not a manifest of ours, and would be replaced by one; choose "
-            f"another name than {path.name}."
+            f"'{manifest}' is not a manifest of ours, and would be replaced by one; choose another name than "
+            f"{path.name}."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        written = _prove(subject, target, path, max_drop)
+        written = _prove(job, target, file_format, path, max_drop)
     except UserError:
-        _remove(path)
+        _remove(file_format, path)
         raise
     if written.manifest is None:
-        _remove(path)
+        _remove(file_format, path)
     return written
 
 
-def _remove(path: Path) -> None:
-    """An older file must not survive a failure; an interruption is none."""
-    for stale in (path, manifest_path(path), path.with_suffix(OPERATORS)):
+def check_path(path: Path, target: Target) -> Format:
+    """The format of a target.
+
+    Raises:
+        UserError: the path does not end as the names of its files do.
+    """
+    file_format = find_format(target.format)
+    if path.suffix != file_format.suffix:
+        raise UserError(f"Target {target.name} writes {file_format.suffix} files; name '{path}' so.")
+    return file_format
+
+
+def _remove(file_format: Format, path: Path) -> None:
+    """Remove an older file after a failure: nobody should take it for the new one.
+
+    An interruption is no failure, and leaves it.
+    """
+    for stale in (path, manifest_path(path), *file_format.side_files(path)):
         stale.unlink(missing_ok=True)
 
 
-def _prove(subject: Subject, target: Target, path: Path, max_drop: float) -> Written:
-    output = "probabilities" if subject.probabilities else "logits"
-    model = _export(subject, target, output)
-    complaint = check_model(model, path.name, subject.parameters)
-    if complaint:
-        return Written(None, None, complaint)
+def _prove(job: ExportJob, target: Target, file_format: Format, path: Path, max_drop: float) -> Written:
+    """Write the file in a temporary folder, compare it, and move it to its place if it passes."""
+    # In the same folder, since a rename within one file system is a single step.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as name:
-        folder = Path(name)
-        model, quantized = _in_precision(model, subject, target, folder, max_drop)
-        candidate = folder / path.name
-        _save(model, candidate)
-        parity = quantized.parity if quantized else compare(subject.reference, candidate)
-        complaint = quantized.complaint if quantized else parity.complaint(target.precision)
-        lost = 100 * (subject.reference.accuracy - parity.accuracy)
-        if not complaint and lost > max_drop + 1e-9:
-            complaint = f"loses {lost:.2f} points of top-1 (limit {max_drop:g})"
-        if complaint:
+        file = Path(name) / path.name
+        if file_format.written_from == "graph":
+            candidate = _from_graph(job, target, file_format, file, max_drop)
+        else:
+            assert file_format.written_from == "module"
+            candidate = _from_module(job, file_format, file)
+        parity, complaint = candidate.parity, candidate.complaint
+        if parity is not None and not complaint:
+            complaint = _lost(job, parity, max_drop)
+        if parity is None or complaint:
             return Written(None, parity, complaint)
-        took = milliseconds(candidate, subject.example)
-        facts = _facts(subject, target, path, model, output, parity, quantized, took)
-        set_metadata(model, {key: value for key, value in facts.items() if value is not None})
-        first = next(iter(subject.reference.batches()))[0]
-        before = run_file(open_session(candidate), first)
-        _save(model, candidate)
-        assert np.array_equal(run_file(open_session(candidate), first), before), (
-            "metadata changed what the file computes"
-        )
-        facts |= {"bytes": candidate.stat().st_size, "sha256": digest(candidate)}
-        if target.format == "ort":
-            candidate.with_suffix(OPERATORS).replace(path.with_suffix(OPERATORS))
-        candidate.replace(path)
+        facts = _facts(job, target, path.name, candidate, parity, milliseconds(file, job.example))
+        if candidate.model is not None:
+            _embed(facts, candidate.model, job, file_format, file)
+        facts |= {"bytes": file.stat().st_size, "sha256": digest(file)}
+        # The manifest comes last: until then the old one, if any, says that the file is not the verified one.
+        for new, place in zip(file_format.side_files(file), file_format.side_files(path), strict=True):
+            new.replace(place)
+        file.replace(path)
         write_json(manifest_path(path), facts)
     return Written(Manifest.model_validate(facts), parity, "")
 
 
-def _export(subject: Subject, target: Target, output: str) -> onnx.ModelProto:
-    """The module's graph in the target's form."""
-    key = target.batch, target.opset
-    if key not in subject.graphs:
-        example = torch.from_numpy(subject.example if target.batch == "any" else subject.example[:1])
-        try:
-            subject.graphs[key] = to_proto(
-                subject.module, example, any_batch=target.batch == "any", output=output, opset=target.opset
+def _lost(job: ExportJob, parity: Parity, max_drop: float) -> str:
+    """What is wrong with the accuracy, if anything."""
+    lost = 100 * (job.reference.accuracy - parity.accuracy)
+    if lost > max_drop + ROUNDING:
+        return f"loses {lost:.2f} points of top-1 (limit {max_drop:g})"
+    return ""
+
+
+def _from_graph(
+    job: ExportJob, target: Target, file_format: Format, file: Path, max_drop: float
+) -> _Candidate:
+    """Write and compare a file of a format that is written from the ONNX graph."""
+    model = _graph(job, target)
+    complaint = check_model(model, file.name, job.parameters)
+    if complaint:
+        return _Candidate(None, complaint)
+    quantized = None
+    if target.precision == "float16":
+        model = to_float16(model)
+    elif target.precision == "int8":
+        if not job.calibration:
+            raise UserError(
+                f"Target {target.name} is quantised, for which it needs images to calibrate with; give some."
             )
+        work = file.parent / "int8.onnx"
+        quantized = quantize(model, work, job.calibration, job.reference, max_drop)
+        if quantized.complaint:
+            return _Candidate(quantized.parity, quantized.complaint)
+        model = onnx.load(work)
+    file_format.write_graph(model, file)
+    # An 8-bit graph was compared as .onnx; this is the file itself, which another tool may have written.
+    parity = compare_file(job.reference, file)
+    return _Candidate(parity, parity.complaint(target.precision), model, quantized)
+
+
+def _from_module(job: ExportJob, file_format: Format, file: Path) -> _Candidate:
+    """Write and compare a file of a format that is written from the torch module."""
+    file_format.write_module(job.module, job.example[:1], file)
+    parity = compare_file(job.reference, file)
+    return _Candidate(parity, parity.complaint("float32"))
+
+
+def _graph(job: ExportJob, target: Target) -> onnx.ModelProto:
+    """The module's ONNX graph in the target's form."""
+    any_batch, output = target.batch == "any", _output_name(job)
+    # torch's exporter takes most of the time; most targets differ in what is done to its graph afterwards.
+    key = target.batch, target.opset
+    if key not in job.graphs:
+        example = torch.from_numpy(job.example if any_batch else job.example[:1])
+        try:
+            graph = to_proto(job.module, example, any_batch=any_batch, output=output, opset=target.opset)
         except torch.onnx.OnnxExporterError as error:
             reason = str(error.__cause__ or error).strip().splitlines()[0]
-            name = type(subject.module).__name__
             raise UserError(
-                f"torch cannot export {name} as ONNX: {reason}; its forward must not depend on the values of "
-                "the image."
+                f"torch cannot export {type(job.module).__name__} as ONNX: {reason}; its forward must not "
+                "depend on the values of the image."
             ) from None
+        job.graphs[key] = graph
+    # A copy, since the next target starts from the graph as torch wrote it.
     model = onnx.ModelProto()
-    model.CopyFrom(subject.graphs[key])
+    model.CopyFrom(job.graphs[key])
     fold_norms(model)
     model.ir_version = min(model.ir_version, target.ir)
     if target.activations == "relu6":
@@ -188,83 +194,74 @@ def _export(subject: Subject, target: Target, output: str) -> onnx.ModelProto:
     return model
 
 
-def _in_precision(
-    model: onnx.ModelProto, subject: Subject, target: Target, folder: Path, max_drop: float
-) -> tuple[onnx.ModelProto, Quantized | None]:
-    if target.precision == "float16":
-        return to_float16(model), None
-    if target.precision == "float32":
-        return model, None
-    if not subject.calibration:
-        raise UserError(
-            f"Target {target.name} is quantised, for which it needs images to calibrate with; give some."
-        )
-    work = folder / "int8.onnx"
-    quantized = quantize(model, work, subject.calibration, subject.reference, max_drop)
-    return onnx.load(work), quantized
+def _output_name(job: ExportJob) -> str:
+    return "probabilities" if job.probabilities else "logits"
 
 
-def _save(model: onnx.ModelProto, path: Path) -> None:
-    if path.suffix == ".onnx":
-        onnx.save(model, path)
-        return
-    source = path.with_suffix(".onnx")
-    onnx.save(model, source)
-    write_ort(source, path)
-    source.unlink()
+def _embed(
+    facts: dict[str, Any], model: onnx.ModelProto, job: ExportJob, file_format: Format, file: Path
+) -> None:
+    """Write the file again with the facts as metadata, and make sure that it computes the same."""
+    # The metadata holds what only the finished file tells, its accuracy, so it is written twice.
+    images = next(iter(job.reference.batches()))[0]
+    before = file_format.open(file)(images)
+    set_metadata(model, {key: value for key, value in facts.items() if value is not None})
+    file_format.write_graph(model, file)
+    after = file_format.open(file)(images)
+    assert np.array_equal(after, before), "metadata changed what the file computes"
 
 
 def _facts(
-    subject: Subject,
-    target: Target,
-    path: Path,
-    model: onnx.ModelProto,
-    output: str,
-    parity: Parity,
-    quantized: Quantized | None,
-    took: float,
+    job: ExportJob, target: Target, name: str, candidate: _Candidate, parity: Parity, took: float
 ) -> dict[str, Any]:
-    """The manifest of one file, but for its size and hash."""
-    reference, count = subject.reference, "batch" if target.batch == "any" else 1
-    predicted = subject.facts.get("predicted_accuracy")
+    """The manifest of one file, without its size and hash. took: milliseconds of one image."""
+    reference, model, quantized = job.reference, candidate.model, candidate.quantized
+    batch = "batch" if target.batch == "any" else 1
+    image = {
+        "name": "image",
+        "dtype": "uint8" if job.example.dtype == np.uint8 else "float32",
+        "layout": job.layout,
+        "shape": [batch, *job.example.shape[1:]],
+    }
+    output = {
+        "name": _output_name(job),
+        "dtype": "float32",
+        "layout": "NC",
+        "shape": [batch, reference.output_NK.shape[1]],
+    }
+    file_format = find_format(target.format)
+    known = dict(job.facts)
+    # What selection expected belongs to the accuracies, where the reader compares them.
     accuracy = {
-        "predicted": predicted,
+        "predicted": known.pop("predicted_accuracy", None),
         "torch": reference.accuracy,
         "file": parity.accuracy,
         "images": parity.images,
         "split": "val",
     }
-    kind = "uint8" if subject.example.dtype == np.uint8 else "float32"
-    facts = {
-        "file": path.name,
-        "target": target.name,
-        "precision": target.precision,
-        "input": {
-            "name": "image",
-            "dtype": kind,
-            "layout": subject.layout,
-            "shape": [count, *subject.example.shape[1:]],
-        },
-        "output": {
-            "name": output,
-            "dtype": "float32",
-            "layout": "NC",
-            "shape": [count, reference.output_NK.shape[1]],
-        },
-        **{key: value for key, value in subject.facts.items() if key != "predicted_accuracy"},
-        "accuracy": accuracy if reference.labelled else None,
-        "parity": parity._asdict() | {"batches": [1, len(next(iter(reference.batches()))[0])]},
-        "quantization": None,
-        "milliseconds": round(took, 4),
-        "opset": next(o.version for o in model.opset_import if o.domain == ""),
-        "ir_version": model.ir_version,
-        "versions": versions(),
-    }
+    opset = None
+    if model is not None:
+        opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+    quantization = None
     if quantized is not None:
-        facts["quantization"] = {
+        quantization = {
             "float_layers": list(quantized.float_layers),
             "layers": quantized.layers,
-            "calibration_images": sum(map(len, subject.calibration)),
+            "calibration_images": sum(len(batch) for batch in job.calibration),
             "drop": quantized.drop,
         }
-    return facts
+    return {
+        "file": name,
+        "target": target.name,
+        "precision": target.precision,
+        "input": image,
+        "output": output,
+        **known,
+        "accuracy": accuracy if reference.labelled else None,
+        "parity": parity._asdict() | {"batches": [1, len(next(iter(reference.batches()))[0])]},
+        "quantization": quantization,
+        "milliseconds": round(took, 4),
+        "opset": opset,
+        "ir_version": None if model is None else model.ir_version,
+        "versions": {file_format.package: file_format.version()} | versions(),
+    }

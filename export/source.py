@@ -1,7 +1,6 @@
-"""What a finished run, of whatever kind, gives to export: its networks one by one, and the images they are
-proved on.
+"""What a finished run gives to export: its networks by name, and the images to prove them on.
 
-A run's model.json says which kind it is: one with a genotype was made by `oneshot.retrain`, any other by
+model.json says which kind a run is: one with a genotype was made by `oneshot.retrain`, any other by
 `ofa.train`.
 """
 
@@ -30,8 +29,8 @@ BICUBIC = (
 )
 
 
-class Network(NamedTuple):
-    """One network ready to be exported.
+class SourceNetwork(NamedTuple):
+    """One network of a run, ready to be exported.
 
     Args:
         module: in eval mode, on CPU, in float32; (N, channels, size, size) to logits (N, classes).
@@ -49,36 +48,44 @@ class Network(NamedTuple):
     predicted: float | None = None
 
 
-class Choice(NamedTuple):
-    """A network of the run by name; `build` makes it, which takes a while: BatchNorm is calibrated then."""
+class NamedNetwork(NamedTuple):
+    """A network of the run by name. `build` makes it, which takes a while: BatchNorm is calibrated then."""
 
     name: str
-    build: Callable[[], Network]
+    build: Callable[[], SourceNetwork]
 
 
-Choices = Callable[[str | None, str | None], list[Choice]]  # of (--selected, --arch)
+FindNetworks = Callable[[str | None, str | None], list[NamedNetwork]]  # of the flags --selected and --arch
 
 
-class Source(NamedTuple):
-    """A finished run as export sees it. `choices(selected, arch)`: the networks that the user means;
-    searchable: a supernet."""
+class ExportSource(NamedTuple):
+    """A finished run as export sees it.
+
+    Args:
+        run: its folder.
+        data: what it was trained on.
+        seed: of the run.
+        config_sha256: of its config.yaml, in hexadecimal.
+        preprocessing: the data set's own steps from an image file to pixels.
+        networks: finds the networks that the user means.
+        searchable: whether it is a supernet, in which predictors can search.
+    """
 
     run: Path
     data: Data
     seed: int
     config_sha256: str
     preprocessing: dict[str, Any]
-    choices: Choices
+    networks: FindNetworks
     searchable: bool
 
     def images(self, split: Split, size: int, limit: int | None = None) -> Iterator[Batch]:
-        """Normalised images (N, C, size, size) on CPU and their classes, always the same in the same
-        order."""
+        """Normalised images (N, C, size, size) on CPU and their classes (N,), always in the same order."""
         for x, y in self.data.batches(split, EVALUATION_BATCH, limit):
             yield resize(x.cpu(), size).contiguous(), y.cpu()
 
     def preparation(self, size: int) -> dict[str, Any]:
-        """How a device turns an image file into the network's input, step by step."""
+        """How a device turns an image file into the network's input of `size` pixels, step by step."""
         return self.preprocessing | {
             "resize": [size, size],
             "interpolation": BICUBIC,
@@ -89,81 +96,112 @@ class Source(NamedTuple):
         }
 
 
-def open_source(run: Path, device: torch.device, images: Path | None = None) -> Source:
-    """The finished run in folder `run`. images: where its data is now, if it moved.
+def open_export_source(run: Path, device: torch.device, images: Path | None = None) -> ExportSource:
+    """Open a finished run.
+
+    Args:
+        run: its folder.
+        device: where BatchNorm is calibrated.
+        images: where its data is now, if it was moved.
 
     Raises:
-        UserError: it is missing, unfinished or damaged, or its data is.
+        UserError: the run is missing, unfinished or damaged, or its data is.
     """
-    Run.open(run)
+    Run.open(run)  # says what is wrong with a folder that is no finished run
+    # Both kinds of runs have a model.json; only a retrained network has a genotype in it.
     retrained = "genotype" in read_json(run / "model.json")
-    trained, choices, searchable = (_oneshot if retrained else _ofa)(run, device, images)
-    config_sha256 = hashlib.sha256((run / "config.yaml").read_bytes()).hexdigest()
-    seed = int(Run(run).config.get("seed", 0))
-    return Source(
-        run, trained.data, seed, config_sha256, dict(trained.model.preprocessing), choices, searchable
+    trained: TrainedSupernet | TrainedNetwork
+    if retrained:
+        trained = TrainedNetwork(run, device, images)
+        networks, searchable = _genotype(run, trained), False
+    else:
+        trained = TrainedSupernet(run, device, images)
+        searchable = trained.model.arch is None
+        networks = _subnets(run, trained) if searchable else _single_arch(run, trained)
+    return ExportSource(
+        run=run,
+        data=trained.data,
+        seed=int(Run(run).config.get("seed", 0)),
+        config_sha256=hashlib.sha256((run / "config.yaml").read_bytes()).hexdigest(),
+        preprocessing=dict(trained.model.preprocessing),
+        networks=networks,
+        searchable=searchable,
     )
 
 
-def _ofa(run: Path, device: torch.device, images: Path | None) -> tuple[TrainedSupernet, Choices, bool]:
-    trained = TrainedSupernet(run, device, images)
+def _subnets(run: Path, trained: TrainedSupernet) -> FindNetworks:
+    """The networks of a supernet: those that selection wrote, or one architecture."""
 
-    def choice(name: str, arch: Arch, predicted: float | None = None) -> Choice:
-        def build() -> Network:
-            architecture = {"kind": "ofa", "space": trained.space.name, "arch": arch.model_dump(mode="json")}
-            return Network(
-                _plain(trained.subnet(arch)), arch.resolution, architecture, *trained.cost(arch), predicted
-            )
-
-        return Choice(name, build)
-
-    def choices(selected: str | None, arch: str | None) -> list[Choice]:
+    def networks(selected: str | None, arch: str | None) -> list[NamedNetwork]:
         if arch is not None and selected is not None:
             raise UserError("--arch and --selected both say which subnet; give one of them.")
-        if trained.model.arch is not None:
-            if arch is not None or selected is not None:
-                flag = "--selected" if selected is not None else "--arch"
-                raise UserError(
-                    f"Run '{run}' is one architecture trained alone, so there is nothing to choose; leave "
-                    f"out {flag}."
-                )
-            return [choice("alone", trained.model.arch)]
         if arch is not None:
+            # JSON on the command line has no name; a file gives its own.
             name = "subnet" if arch.lstrip().startswith("{") else Path(arch).stem
-            return [choice(name, find_arch(trained.space, arch))]
-        chosen = read_selected(run)
-        if selected is not None and selected not in dict(chosen):
-            raise UserError(
-                f"Run '{run}' has no selected subnet '{selected}'; it has {', '.join(dict(chosen))}."
-            )
-        return [
-            choice(name, decode(trained.space, encode(trained.space, facts.arch)), facts.predicted_accuracy)
-            for name, facts in chosen
-            if selected in (None, name)
-        ]
+            return [_subnet(trained, name, find_arch(trained.space, arch))]
+        known = dict(read_selected(run))
+        if selected is not None and selected not in known:
+            raise UserError(f"Run '{run}' has no selected subnet '{selected}'; it has {', '.join(known)}.")
+        found = []
+        for name, facts in known.items():
+            if selected in (None, name):
+                # Encoding checks that the architecture is one of this space.
+                checked = decode(trained.space, encode(trained.space, facts.arch))
+                found.append(_subnet(trained, name, checked, facts.predicted_accuracy))
+        return found
 
-    return trained, choices, trained.model.arch is None
+    return networks
 
 
-def _oneshot(run: Path, device: torch.device, images: Path | None) -> tuple[TrainedNetwork, Choices, bool]:
-    trained = TrainedNetwork(run, device, images)
+def _subnet(trained: TrainedSupernet, name: str, arch: Arch, predicted: float | None = None) -> NamedNetwork:
+    # Late, since a command may name many networks and hold one at a time.
+    def build() -> SourceNetwork:
+        architecture = {"kind": "ofa", "space": trained.space.name, "arch": arch.model_dump(mode="json")}
+        macs, params = trained.cost(arch)
+        # Extracting calibrates BatchNorm on training images, which is why `build` is called late.
+        module = _for_export(trained.subnet(arch))
+        return SourceNetwork(module, arch.resolution, architecture, macs, params, predicted)
 
-    def choices(selected: str | None, arch: str | None) -> list[Choice]:
-        if selected is not None or arch is not None:
-            flag = "--selected" if selected is not None else "--arch"
-            raise UserError(
-                f"Run '{run}' is one retrained genotype, so there is nothing to choose; leave out {flag}."
-            )
+    return NamedNetwork(name, build)
 
-        def build() -> Network:
+
+def _single_arch(run: Path, trained: TrainedSupernet) -> FindNetworks:
+    """The network of a run that trained one architecture alone."""
+    arch = trained.model.arch
+    assert arch is not None
+
+    def networks(selected: str | None, named: str | None) -> list[NamedNetwork]:
+        _refuse_flags(run, "architecture trained alone", selected, named)
+        return [_subnet(trained, "alone", arch)]
+
+    return networks
+
+
+def _genotype(run: Path, trained: TrainedNetwork) -> FindNetworks:
+    """The network of a run that retrained a genotype."""
+
+    def networks(selected: str | None, arch: str | None) -> list[NamedNetwork]:
+        _refuse_flags(run, "retrained genotype", selected, arch)
+
+        def build() -> SourceNetwork:
             architecture = {"kind": "oneshot", "genotype": trained.model.genotype.model_dump(mode="json")}
-            return Network(_plain(trained.network), trained.data.size, architecture, *trained.cost())
+            macs, params = trained.cost()
+            module = _for_export(trained.network)
+            return SourceNetwork(module, trained.data.size, architecture, macs, params)
 
-        return [Choice("genotype", build)]
+        return [NamedNetwork("genotype", build)]
 
-    return trained, choices, False
+    return networks
 
 
-def _plain(module: nn.Module) -> nn.Module:
-    """On CPU, contiguous, in eval mode."""
+def _refuse_flags(run: Path, what: str, selected: str | None, arch: str | None) -> None:
+    """Raise UserError if a flag chooses among the networks of a run that has only one."""
+    if selected is None and arch is None:
+        return
+    flag = "--selected" if selected is not None else "--arch"
+    raise UserError(f"Run '{run}' is one {what}, so there is nothing to choose; leave out {flag}.")
+
+
+def _for_export(module: nn.Module) -> nn.Module:
+    """The module on CPU, contiguous, in eval mode."""
     return module.cpu().to(memory_format=torch.contiguous_format).eval()

@@ -1,22 +1,25 @@
-"""What each kind of device takes, as data: every target says how its file differs, and why."""
+"""The targets: what a file for each kind of device must be, and why, as data."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from rich.table import Table
 
 from engine.command.cli import Command, main
+from engine.command.table import show
 from engine.config import Config, read_yaml, validate
 from engine.errors import UserError, nearest
-
-Precision = Literal["float32", "float16", "int8"]
+from export.formats import find_format
+from export.formats.format import Precision
 
 
 class Target(Config):
     """How to write a file for one kind of device. A YAML file with these fields is a target, too."""
 
-    name: str = Field(pattern=r"^[\w-]+$", description="as in --target; part of the file's name, but for cpu")
+    name: str = Field(
+        pattern=r"^[\w-]+$", description="as in --target; part of the file's name, but for cpu and executorch"
+    )
     runs_on: str = Field(description="what runs the file")
     batch: Literal["any", "one"] = Field(
         "any", description="any: the batch axis is free; one: every shape in the file is a number"
@@ -29,19 +32,45 @@ class Target(Config):
         ),
     )
     precision: Precision = "float32"
-    format: Literal["onnx", "ort"] = Field(
-        "onnx", description="ort: flat, optimised for ARM, with the list of operators that it needs"
+    format: str = Field(
+        "onnx",
+        description=(
+            "onnx; ort: flat, optimised for ARM, with the list of operators that it needs; executorch: a "
+            "program for torch's own runtime"
+        ),
     )
+    # Two fields of the ONNX graph; a format that is written from the torch module has no use for them.
     opset: int = Field(18, ge=18, le=22, description="below 18 torch's exporter writes 18 without an error")
     ir: int = Field(
         10, ge=8, le=10, description="newest ONNX file version that the runtimes in the field read"
     )
     why: tuple[str, ...] = Field(description="the reasons, as sentences")
 
+    # A file that a format cannot be is refused here, before a network is built and compared for it.
+    @model_validator(mode="after")
+    def _format_can_do_it(self) -> Self:
+        """Refuse what no file of the format can be."""
+        known = find_format(self.format)
+        if self.precision not in known.precisions:
+            raise ValueError(
+                f"format {known.name} cannot be {self.precision}; valid are: {', '.join(known.precisions)}"
+            )
+        if known.one_image and self.batch != "one":
+            raise ValueError(f"format {known.name} takes one image at a time; say batch: one")
+        if known.written_from == "module" and self.activations != "native":
+            raise ValueError(
+                f"format {known.name} is written from the torch module, whose activations stay; leave out "
+                "activations"
+            )
+        return self
+
     def file_name(self, subnet: str) -> str:
-        """`600M.onnx` for cpu, else `600M.nnapi.onnx`."""
-        middle = "" if self.name == "cpu" else f".{self.name}"
-        return f"{subnet}{middle}.{self.format}"
+        """`600M.onnx` for cpu, `600M.pte` for executorch, else with the target's name: `600M.nnapi.onnx`."""
+        known = find_format(self.format)
+        # A format whose manifests have a name of their own cannot meet another file's, so it needs no middle.
+        own_manifest = known.manifest_suffix != ".json"
+        plain = self.name == "cpu" or (own_manifest and self.name == known.name)
+        return f"{subnet}{known.suffix}" if plain else f"{subnet}.{self.name}{known.suffix}"
 
 
 TARGETS = (
@@ -138,6 +167,18 @@ TARGETS = (
             "CPUs mostly convert back to float32 in front of every node: for them this saves size only.",
         ),
     ),
+    Target(
+        name="executorch",
+        runs_on="ExecuTorch with XNNPACK on Android and iOS",
+        batch="one",
+        format="executorch",
+        why=(
+            "For an app that has torch's own runtime already: the program is written from the torch module, "
+            "not from ONNX.",
+            "A program has fixed shapes, and XNNPACK computes in float32.",
+            "Needs pip install 'ofa-toolkit[executorch]' where it is written.",
+        ),
+    ),
 )
 
 
@@ -162,9 +203,14 @@ def find_targets(names: str) -> list[Target]:
     """The targets of names separated by commas, each once.
 
     Raises:
-        UserError: one does not exist, or none is named.
+        UserError: one does not exist, none is named, or two would write the same file.
     """
-    found = list(dict.fromkeys(find_target(name.strip()) for name in names.split(",") if name.strip()))
+    words = [word.strip() for word in names.split(",")]
+    found: list[Target] = []
+    # Each once: a name given twice is no mistake that needs a sentence.
+    for word in words:
+        if word and (target := find_target(word)) not in found:
+            found.append(target)
     if not found:
         raise UserError(
             f"--target names no target; valid are: {', '.join(target.name for target in TARGETS)}."
@@ -178,7 +224,7 @@ def find_targets(names: str) -> list[Target]:
     return found
 
 
-class Show(Command):
+class ShowTargets(Command):
     """Print what `python -m export.onnx --target NAME` writes for each kind of device, and why.
 
     examples:
@@ -187,27 +233,27 @@ class Show(Command):
     """
 
     def execute(self) -> int:
-        """The table, and the reasons."""
-        from engine.command.table import show
-
+        """Print the table, then the reasons."""
         table = Table("target", "runs on", "batch", "activations", "precision", "file", "opset", "IR")
-        for t in TARGETS:
+        for target in TARGETS:
+            file_format = find_format(target.format)
+            from_graph = file_format.written_from == "graph"
             table.add_row(
-                t.name,
-                t.runs_on,
-                t.batch,
-                t.activations,
-                t.precision,
-                f".{t.format}",
-                str(t.opset),
-                f"<= {t.ir}",
+                target.name,
+                target.runs_on,
+                target.batch,
+                target.activations,
+                target.precision,
+                file_format.suffix,
+                str(target.opset) if from_graph else "-",
+                f"<= {target.ir}" if from_graph else "-",
             )
         show(table)
-        for t in TARGETS:
-            print(f"{t.name}:", *t.why)
+        for target in TARGETS:
+            print(f"{target.name}:", *target.why)
         print("next: python -m export.onnx --target nnapi,cpu-int8")
         return 0
 
 
 if __name__ == "__main__":
-    main(Show)
+    main(ShowTargets)

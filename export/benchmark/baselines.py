@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torchvision
 
-from engine.onnx_file import to_onnx
+from engine.onnx_file import write_onnx
 from engine.seed import derive
 
 BASELINES = {
@@ -20,10 +20,11 @@ BASELINES = {
 
 
 def write_baseline(name: str, side: int, classes: int, folder: Path) -> Path:
-    """torchvision's network `name`, made for `classes` and RGB images of `side` x `side`, in a folder."""
+    """Write torchvision's network `name` for `classes` and RGB images of `side` x `side` into a folder."""
     path = folder / f"{name}-{side}-{classes}.onnx"
     with torch.random.fork_rng(devices=[]):  # torchvision draws weights from the global generator
         torch.manual_seed(derive(0, "baseline", name))
         network = torchvision.models.get_model(name, weights=None, num_classes=classes).eval()
-    to_onnx(network, torch.zeros(2, 3, side, side), path, {"network": f"torchvision {name}, random weights"})
+    metadata = {"network": f"torchvision {name}, random weights"}
+    write_onnx(network, torch.zeros(2, 3, side, side), path, metadata)
     return path

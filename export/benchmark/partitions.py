@@ -1,11 +1,11 @@
-"""How much of a file an execution provider of phones might take: an estimate by onnxruntime's mobile
-usability checker.
+"""How much of a file an execution provider of phones might take: an estimate.
 
-The checker knows which operators a provider has, not the limits on each, nor the device; only a run there is
-a measurement. A provider pays for every partition with copies to and from it, so few that are large are good.
+It comes from onnxruntime's mobile usability checker.
+The checker knows which operators a provider has. It knows neither the limits on each nor the device: only a
+run there is a measurement. A provider pays for every partition with copies to and from it, so few large ones
+are good.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
 import onnx
@@ -19,8 +19,14 @@ PROVIDERS = ("nnapi", *COREML)
 
 
 class Estimate(NamedTuple):
-    """Partitions, the share of the nodes in them, and operators that stay on the CPU. verdict: the checker's:
-    yes, maybe or no."""
+    """What one provider might take of a graph.
+
+    Args:
+        partitions: parts of the graph that it would be given.
+        share: of the nodes that are in them.
+        left: operators that stay on the CPU.
+        verdict: the checker's: yes, maybe or no.
+    """
 
     partitions: int
     share: float
@@ -28,25 +34,21 @@ class Estimate(NamedTuple):
     verdict: str
 
 
-def estimate(path: Path, shape: list[int]) -> dict[str, Estimate]:
-    """By provider, for an input of `shape`; nothing for .ort files, which the checker cannot read."""
-    if path.suffix != ".onnx":
-        return {}
-    model = onnx.load(path)
+def estimate_partitions(model: onnx.ModelProto, shape: list[int]) -> dict[str, Estimate]:
+    """The estimate of each provider. The model is changed: its input gets the numbers of `shape`."""
+    # The checker refuses nodes whose shapes have free axes.
     for axis, side in zip(model.graph.input[0].type.tensor_type.shape.dim, shape, strict=True):
         axis.dim_value = side
     del model.graph.value_info[:]
     model = onnx.shape_inference.infer_shapes(model)
-    found = {"nnapi": checker.check_nnapi_partitions(model, True)}
-    found |= {name: checker.check_coreml_partitions(model, False, table) for name, table in COREML.items()}
-    return {name: _read(info) for name, info in found.items()}
+    found = {"nnapi": _estimate(checker.check_nnapi_partitions(model, True))}
+    for name, table in COREML.items():
+        found[name] = _estimate(checker.check_coreml_partitions(model, False, table))
+    return found
 
 
-def _read(info: checker.PartitioningInfo) -> Estimate:
-    left = tuple(sorted(name.removeprefix("ai.onnx:") for name in info.unsupported_ops))
-    return Estimate(
-        info.num_partitions,
-        info.num_supported_nodes / max(1, info.num_nodes),
-        left,
-        info.suitability().name.lower(),
-    )
+def _estimate(info: checker.PartitioningInfo) -> Estimate:
+    """What the checker found, as an estimate."""
+    left = sorted(name.removeprefix("ai.onnx:") for name in info.unsupported_ops)
+    share = info.num_supported_nodes / max(1, info.num_nodes)
+    return Estimate(info.num_partitions, share, tuple(left), info.suitability().name.lower())

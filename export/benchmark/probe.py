@@ -1,35 +1,39 @@
 """What one model file is and needs, found out in a process of its own, which a damaged file may take down.
 
-That process holds numpy and onnxruntime but no torch, so its memory is that of a program on a device. It is
-started as
+That process holds numpy and the runtime of the file, for onnxruntime no torch, so its memory is that of a
+program on a device. `probe_file` starts it as
 
-    python -m export.benchmark.probe FILE THREADS
+    python -P -m export.benchmark.probe FILE THREADS
 
-and prints one line of JSON: the fields of `Probe`, or `error`.
+and it prints one line of JSON: the fields of `Probe`, or `error`.
 """
 
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.onnx_timing import open_session, random_input
+from export.formats import format_of
+from export.formats.format import OperatorTime
+from export.formats.onnx import plain_reason
 
-RUNS = 10
-DTYPES = ("tensor(float)", "tensor(float16)", "tensor(uint8)")
+RUNS = 10  # after the first ones, a session has taken all the memory that it needs
 
 
 class Probe(NamedTuple):
-    """shape: of the input, for one image. memory: peak resident bytes; added: those of them that the model
-    brought (0: unknown).
+    """What one file is and needs.
 
-    operators: (operator, executed nodes, microseconds of one run), the longest first, as onnxruntime has
-        rewritten the graph.
+    Args:
+        shape: of the input, for one image.
+        outputs: numbers for each image.
+        metadata: what the file says of itself.
+        memory: peak resident bytes of the process; 0: unknown.
+        added: those of them that the model brought.
+        operators: (operator, executed nodes, microseconds of one run), the longest first, as the runtime has
+            rewritten the graph; empty if it has no profiler.
     """
 
     shape: list[int]
@@ -37,53 +41,51 @@ class Probe(NamedTuple):
     metadata: dict[str, str]
     memory: int
     added: int
-    operators: list[tuple[str, int, float]]
+    operators: list[OperatorTime]
 
 
-def probe(path: Path, threads: int) -> Probe | str:
-    """What is in the file, or half a sentence on why it is of no use."""
-    root = str(Path(__file__).parents[2])
-    places = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    words = [sys.executable, "-m", "export.benchmark.probe", str(path), str(threads)]
+def probe_file(path: Path, threads: int) -> Probe | str:
+    """What is in a file, or half a sentence on why it is of no use."""
+    # -P keeps the current folder out of the module path: a user's own export.py or engine/ there would be
+    # taken for ours. The root of this package comes first for the same reason.
+    root = str(Path(__file__).resolve().parents[2])
+    given = os.environ.get("PYTHONPATH")
+    places = os.pathsep.join([root, given] if given else [root])
+    words = [sys.executable, "-P", "-m", "export.benchmark.probe", str(path), str(threads)]
     done = subprocess.run(
         words, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": places}
     )
+    # Runtimes may print before the last line, and there is none if the file took the process down.
     try:
         found = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        return f"onnxruntime ended with status {done.returncode}"
+        return f"its runtime ended with status {done.returncode}"
     return str(found["error"]) if "error" in found else Probe(**found)
 
 
-def look(path: Path, threads: int) -> Probe:
-    """What `probe` returns, in this process.
+def look_into(path: Path, threads: int) -> Probe:
+    """What `probe_file` returns, in this process.
 
     Raises:
-        ValueError: not an image classifier: one input (batch, and three fixed sides) of numbers, and (batch,
-            classes) first among outputs.
+        ValueError: the file is not an image classifier: one input (batch, and three fixed sides) of numbers,
+            and (batch, classes) first among the outputs.
     """
+    file_format = format_of(path)
+    file_format.import_runtime()
     before = resident("VmRSS")
-    session = open_session(path, [1, 1], threads)
-    inputs, shape = session.get_inputs(), [1, *session.get_inputs()[0].shape[1:]]
-    if (
-        len(inputs) != 1
-        or len(shape) != 4
-        or not all(isinstance(side, int) for side in shape)
-        or inputs[0].type not in DTYPES
-    ):
-        raise ValueError("its input is not one image of a fixed size")
-    x = {inputs[0].name: random_input(session, shape)}
+    model = file_format.load(path, threads)
     for _ in range(RUNS):
-        first = session.run(None, x)[0]
+        first = model.run()
     if first.ndim != 2:
         raise ValueError(f"its output has shape {first.shape}, which is not one number for each class")
+    # The peak is read before the profile, which opens the file a second time.
     peak = resident("VmHWM")
-    facts = session.get_modelmeta().custom_metadata_map
-    return Probe(shape, first.shape[1], facts, peak, max(0, peak - before), profile(path, shape, threads))
+    operators = file_format.profile(path, model.shape, threads)
+    return Probe(model.shape, first.shape[1], model.metadata, peak, max(0, peak - before), operators)
 
 
 def resident(field: str) -> int:
-    """Bytes of this process in memory, now (VmRSS) or at most (VmHWM); elsewhere than on Linux 0.
+    """Bytes of this process in memory, now (VmRSS) or at most (VmHWM); 0 elsewhere than on Linux.
 
     getrusage's figure would not do: it starts with that of the process which started this one.
     """
@@ -95,42 +97,13 @@ def resident(field: str) -> int:
     return 1024 * int(found[1]) if found else 0
 
 
-def profile(path: Path, shape: list[int], threads: int) -> list[tuple[str, int, float]]:
-    """Operators, executed nodes and microseconds of one run, the median of each node by onnxruntime's
-    profiler.
-
-    It makes all of them a little slower, and knows microseconds only: shares are for reading, not sums.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        session = open_session(path, shape, threads, Path(folder) / "profile")
-        x = {session.get_inputs()[0].name: random_input(session, shape)}
-        for _ in range(RUNS):
-            session.run(None, x)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    times: dict[tuple[str, str], list[float]] = {}
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            times.setdefault((event["args"]["op_name"], event["args"]["node_index"]), []).append(event["dur"])
-    spent: dict[str, list[float]] = {}
-    for (operator, _), node in times.items():
-        spent.setdefault(operator, []).append(statistics.median(node))
-    return sorted(
-        ((name, len(nodes), sum(nodes)) for name, nodes in spent.items()), key=lambda item: -item[2]
-    )
-
-
 def main() -> None:
-    """The command. Whatever a damaged file makes onnxruntime raise (its errors have no common class) is the
-    answer."""
+    """Print the answer about the file that the command line names."""
     try:
-        answer = look(Path(sys.argv[1]), int(sys.argv[2]))._asdict()
+        answer = look_into(Path(sys.argv[1]), int(sys.argv[2]))._asdict()
     except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        answer = {
-            "error": re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .* failed:)?", "", first)
-            .strip()
-            .rstrip(".")
-        }
+        # Whatever a damaged file makes its runtime raise is the answer; those errors have no common class.
+        answer = {"error": plain_reason(error)}
     print(json.dumps(answer))
 
 

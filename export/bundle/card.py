@@ -1,22 +1,24 @@
-"""The model card of a bundle: a function of its manifest, so that every sentence can be checked against
-that."""
+"""The model card of a bundle: a function of its manifest, against which every sentence can be checked."""
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from engine.config import format_count
 from engine.statistics import wilson_interval
 from export.bundle.contents import EXAMPLE, LABELS, MANIFEST, Bundle
+from export.formats import format_of
 from export.manifest import Manifest, Tensor
 
-MOST_CLASSES = 50
+MOST_CLASSES = 50  # more fill the page; labels.txt has them all
 
 
-def render(bundle: Bundle) -> str:
+def render_card(bundle: Bundle) -> str:
     """The card, in Markdown."""
-    first, count = bundle.files[0], len(bundle.classes)
-    parts = {
+    targets = list(dict.fromkeys(f"`{file.target}`" for file in bundle.files))
+    count = len(bundle.classes)
+    sections = {
         "Intended input": _input(bundle),
         "Classes": _classes(bundle),
         "Files": _files(bundle),
@@ -28,24 +30,34 @@ def render(bundle: Bundle) -> str:
     lines = [
         f"# {_plain(bundle.subnet)}",
         "",
-        f"A network that says which of {count} classes an image shows, for {_list(_targets(bundle))}.",
+        f"A network that says which of {count} classes an image shows, for {_list(targets)}.",
+        f"Every number on this page is in `{MANIFEST}`, or computed from numbers there.",
+        "",
+        _example(bundle),
     ]
-    lines += [f"Every number on this page is in `{MANIFEST}`, or computed from numbers there.", ""]
-    lines += [
-        f"    python {EXAMPLE} IMAGE            needs onnxruntime, numpy and pillow; classifies with "
-        f"`{first.file}`"
-    ]
-    for title, body in parts.items():
+    for title, body in sections.items():
         lines += ["", f"## {title}", "", *body]
     return "\n".join(lines) + "\n"
 
 
-def _targets(bundle: Bundle) -> list[str]:
-    return [f"`{target}`" for target in dict.fromkeys(file.target for file in bundle.files)]
+def _example(bundle: Bundle) -> str:
+    """How to try the network at once."""
+    # The files are in order of plainness, so the first that the example runs is the one that it takes.
+    for file in bundle.files:
+        if format_of(Path(file.file)).in_example:
+            return (
+                f"    python {EXAMPLE} IMAGE            needs onnxruntime, numpy and pillow; classifies with "
+                f"`{file.file}`"
+            )
+    runtimes = list(dict.fromkeys(format_of(Path(file.file)).runtime for file in bundle.files))
+    return (
+        f"The files run in {_list(runtimes)}. `{EXAMPLE}` shows how to prepare an image, and runs none of "
+        "them."
+    )
 
 
 def _plain(text: str) -> str:
-    """Text on one line of a table."""
+    """Text that neither ends a line nor a cell of a table."""
     return " ".join(text.split()).replace("|", "\\|").replace("`", "'")
 
 
@@ -61,26 +73,26 @@ def _input(bundle: Bundle) -> Iterator[str]:
     """Files that take their input alike share a paragraph."""
     alike: dict[str, list[Manifest]] = {}
     for file in bundle.files:
-        alike.setdefault(json.dumps([file.preprocessing, file.input.model_dump()]), []).append(file)
+        key = json.dumps([file.preprocessing, file.input.model_dump()])
+        alike.setdefault(key, []).append(file)
     for files in alike.values():
         first, names = files[0], _list([f"`{file.file}`" for file in files])
         how = first.preprocessing or {}
-        yield f"For {names}: one {'RGB' if how['channels'] == 'RGB' else 'gray'} image of a class below."
+        colour = "RGB" if how["channels"] == "RGB" else "gray"
+        yield f"For {names}: one {colour} image of a class below."
         yield ""
         yield from (f"{i}. {step}" for i, step in enumerate(_steps(how, first), start=1))
         yield ""
-        said = (
-            "probabilities"
-            if first.output.name == "probabilities"
-            else "numbers of which softmax makes probabilities"
-        )
-        yield f"The output is {_tensor(first.output)}: {said}."
+        meaning = "numbers of which softmax makes probabilities"
+        if first.output.name == "probabilities":
+            meaning = "probabilities"
+        yield f"The output is {_tensor(first.output)}: {meaning}."
         yield ""
     yield f"`{EXAMPLE}` does exactly this."
 
 
 def _steps(how: dict[str, Any], file: Manifest) -> Iterator[str]:
-    """From an image file to the input."""
+    """What to do with an image file, one step a sentence, until it is the input."""
     side, size = how.get("center_crop") or how["image_size"], how["resize"][0]
     if "center_crop" in how:
         yield (
@@ -89,6 +101,7 @@ def _steps(how: dict[str, Any], file: Manifest) -> Iterator[str]:
         yield f"Cut out the middle, {side} x {side} pixels."
     else:
         yield f"Resize an image of another size to {side} x {side} pixels."
+    # The network's side may be another than that of its data: subnets of a supernet differ in resolution.
     if side != size:
         yield f"Resize to {size} x {size} pixels ({how['interpolation']})."
     if file.input.dtype == "uint8":
@@ -106,9 +119,8 @@ def _tensor(tensor: Tensor) -> str:
 def _classes(bundle: Bundle) -> Iterator[str]:
     shown = ", ".join(_plain(name) for name in bundle.classes[:MOST_CLASSES])
     rest = len(bundle.classes) - MOST_CLASSES
-    yield f"{len(bundle.classes)}, in the order of the outputs, one a line in `{LABELS}`: {shown}" + (
-        f", and {rest} more." if rest > 0 else "."
-    )
+    more = f", and {rest} more" if rest > 0 else ""
+    yield f"{len(bundle.classes)}, in the order of the outputs, one a line in `{LABELS}`: {shown}{more}."
 
 
 def _files(bundle: Bundle) -> Iterator[str]:
@@ -126,17 +138,17 @@ def _accuracy(bundle: Bundle) -> Iterator[str]:
         said, (low, high) = file.accuracy, wilson_interval(file.accuracy.file, file.accuracy.images)
         yield (
             f"- `{file.file}` is right on {_percent(said.file)} of {said.images} images of the split "
-            f"`{said.split}`; the torch model that "
-            f"it was made from on {_percent(said.torch)}. Both give the same class for "
-            f"{_percent(file.parity['same_top1'])} of them. On "
-            f"other images of the same kind, {_percent(low)} to {_percent(high)} are to be expected (90% "
-            "interval of Wilson)."
+            f"`{said.split}`; the torch model that it was made from on {_percent(said.torch)}. Both give the "
+            f"same class for {_percent(file.parity['same_top1'])} of them. On other images of the same kind, "
+            f"{_percent(low)} to {_percent(high)} are to be expected (90% interval of Wilson)."
         )
+    # The best of many on these images is partly the luckiest.
     if bundle.selection is not None:
         expected = bundle.selection.predicted_accuracy
+        more = "" if expected is None else f" The predictor expected {_percent(expected)}."
         yield (
             "- Accuracy on the split `val` decided that this network was chosen, which flatters it a little."
-            + (f" The predictor expected {_percent(expected)}." if expected is not None else "")
+            f"{more}"
         )
 
 
@@ -146,13 +158,12 @@ def _cost(bundle: Bundle) -> Iterator[str]:
         f"- One image takes {format_count(first.macs)} multiply-accumulates; the network has "
         f"{format_count(first.params)} parameters."
     )
-    for name, timed in bundle.benchmark.items():
+    for name, timing in bundle.benchmark.items():
+        plural = "s" if timing.threads > 1 else ""
         yield (
-            f"- `{name}` takes {timed.wall_p50:.3g} ms for an image, and 90% of the runs take no more than "
-            f"{timed.wall_p90:.3g} ms, with "
-            f"{timed.threads} thread{'s' * (timed.threads > 1)} of {timed.runtime} on {timed.machine}; two "
-            "halves of the rounds differ by "
-            f"{_percent(timed.noise)}."
+            f"- `{name}` takes {timing.wall_p50:.3g} ms for an image, and 90% of the runs take no more than "
+            f"{timing.wall_p90:.3g} ms, with {timing.threads} thread{plural} of {timing.runtime} on "
+            f"{timing.machine}; two halves of the rounds differ by {_percent(timing.noise)}."
         )
     if not bundle.benchmark:
         yield "- `python -m export.benchmark` has not measured these files, so no speed is promised."
@@ -166,21 +177,23 @@ def _provenance(bundle: Bundle) -> Iterator[str]:
         f"SHA-256 `{made.config_sha256}`."
     )
     if selection is not None and selection.constraints:
-        limits = [
-            f"{c['name']} of at most {format_count(c['limit'])}{c['unit']}" for c in selection.constraints
-        ]
-        yield f"- Chosen for {_list(limits)}" + (
-            f", with a predictor that learned from {selection.pairs} subnets." if selection.pairs else "."
-        )
+        limits = []
+        for limit in selection.constraints:
+            limits.append(f"{limit['name']} of at most {format_count(limit['limit'])}{limit['unit']}")
+        how = f", with a predictor that learned from {selection.pairs} subnets" if selection.pairs else ""
+        yield f"- Chosen for {_list(limits)}{how}."
     if made.git is not None and made.git["commit"]:
-        yield f"- Source at commit `{made.git['commit']}`" + (
-            ", with uncommitted changes." if made.git["dirty"] else "."
-        )
-    yield f"- Trained with {_list([f'{name} {version}' for name, version in made.versions.items()])}."
-    yield f"- Bundled with {_list([f'{name} {version}' for name, version in bundle.versions.items()])}."
+        state = ", with uncommitted changes" if made.git["dirty"] else ""
+        yield f"- Source at commit `{made.git['commit']}`{state}."
+    yield f"- Trained with {_versions(made.versions)}."
+    yield f"- Bundled with {_versions(bundle.versions)}."
     yield "- Commands:"
     yield ""
     yield from (f"      {command}" for command in made.commands)
+
+
+def _versions(versions: dict[str, str]) -> str:
+    return _list([f"{name} {version}" for name, version in versions.items()])
 
 
 def _limits(bundle: Bundle) -> Iterator[str]:
@@ -188,6 +201,7 @@ def _limits(bundle: Bundle) -> Iterator[str]:
     splits = {file.accuracy.split for file in bundle.files if file.accuracy is not None}
     yield f"- It answers with one of its {len(bundle.classes)} classes whatever the image shows."
     yield f"- Nothing is known about images from elsewhere than `{bundle.provenance.data['name']}`."
+    # Only where it is true of all files.
     if splits == {"val"}:
         yield "- No test images were looked at for the accuracies above."
     if "center_crop" in how:
@@ -197,6 +211,6 @@ def _limits(bundle: Bundle) -> Iterator[str]:
             kept, layers = len(file.quantization["float_layers"]), file.quantization["layers"]
             yield (
                 f"- `{file.file}` computes in 8 bits, whose ranges come from "
-                f"{file.quantization['calibration_images']} images; "
-                f"{kept} of {layers} layers stayed in float32."
+                f"{file.quantization['calibration_images']} images; {kept} of {layers} layers stayed in "
+                "float32."
             )

@@ -3,12 +3,15 @@ numpy and pillow only."""
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from PIL import Image
+
+SUFFIXES = (".onnx", ".ort")  # what onnxruntime reads
 
 
 def bicubic(old: int, new: int) -> Any:
@@ -21,37 +24,58 @@ def bicubic(old: int, new: int) -> Any:
     return matrix
 
 
-def prepare(image: Image.Image, file: dict[str, Any]) -> Any:
-    """The input, (1, C, H, W) or (1, H, W, C), of a file that manifest.json describes."""
+def prepare_image(image: Image.Image, file: dict[str, Any]) -> Any:
+    """The input of a file that manifest.json describes: (1, C, H, W) or (1, H, W, C)."""
     how, wanted, (width, height) = file["preprocessing"], file["input"], image.size
+    # 1. The data set's own resize and crop, by Pillow: to `side` x `side` pixels.
     side, short = how.get("center_crop") or how["image_size"], how.get("resize_shorter_side")
-    size = tuple(short * edge // min(width, height) if short else side for edge in (width, height))
-    left, top = (round((edge - side) / 2) for edge in size)
+    size = (side, side)
+    if short:
+        size = (short * width // min(width, height), short * height // min(width, height))
+    left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
     image = image.convert("RGB" if how["channels"] == "RGB" else "L").resize(size, Image.Resampling.BICUBIC)
     pixels = np.asarray(image.crop((left, top, left + side, top + side)), float).reshape(side, side, -1)
-    x = bicubic(side, how["resize"][0]) @ np.tensordot(bicubic(side, how["resize"][0]), pixels, 1)
-    x = x.round().clip(0, 255) if wanted["dtype"] == "uint8" else (x / 255 - how["mean"]) / how["std"]
-    return np.ascontiguousarray(x if wanted["layout"] == "NHWC" else x.transpose(2, 0, 1), wanted["dtype"])[
-        None
-    ]
+    # 2. torch's resize to the network's side, rows first.
+    matrix = bicubic(side, how["resize"][0])
+    x = matrix @ np.tensordot(matrix, pixels, 1)
+    # 3. Numbers as the file takes them.
+    pixels = x.round().clip(0, 255)
+    x = pixels if wanted["dtype"] == "uint8" else (x / 255 - how["mean"]) / how["std"]
+    if wanted["layout"] == "NCHW":
+        x = x.transpose(2, 0, 1)
+    return np.ascontiguousarray(x, wanted["dtype"])[None]
 
 
-def classify(image: Image.Image, file: dict[str, Any], session: ort.InferenceSession) -> Any:
-    """Probabilities of the classes."""
-    scores = session.run([file["output"]["name"]], {file["input"]["name"]: prepare(image, file)})[0][
-        0
-    ].astype(float)
+def classify(image: Image.Image, file: dict[str, Any], run: Callable[[Any], Any]) -> Any:
+    """Probabilities of the classes (K,). run: from the file's input (1, ...) to its output (1, K)."""
+    scores = run(prepare_image(image, file))[0].astype(float)
+    if file["output"]["name"] == "probabilities":
+        return scores
     powers = np.exp(scores - scores.max())
-    return scores if file["output"]["name"] == "probabilities" else powers / powers.sum()
+    return powers / powers.sum()
+
+
+def main(folder: Path, image: str, names: list[str]) -> None:
+    """Print the five likeliest classes."""
+    files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
+    known = {file["file"]: file for file in files if Path(file["file"]).suffix in SUFFIXES}
+    if not known:
+        sys.exit("onnxruntime does not run a file of this folder; model_card.md says what does.")
+    name = names[0] if names else next(iter(known))
+    if name not in known:
+        sys.exit(f"onnxruntime does not run '{name}'; it runs: {', '.join(known)}.")
+    file = known[name]
+    session = ort.InferenceSession(str(folder / name), providers=["CPUExecutionProvider"])
+
+    def run(x: Any) -> Any:
+        return session.run([file["output"]["name"]], {file["input"]["name"]: x})[0]
+
+    shares = classify(Image.open(image), file, run)
+    for i in np.argsort(-shares)[:5]:
+        print(f"{shares[i]:7.2%}  {file['classes'][i]}")
 
 
 if __name__ == "__main__":
     if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
-    folder = Path(__file__).resolve().parent
-    files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
-    file = next(f for f in files if sys.argv[2:] in ([], [f["file"]]))
-    session = ort.InferenceSession(str(folder / file["file"]), providers=["CPUExecutionProvider"])
-    chances = classify(Image.open(sys.argv[1]), file, session)
-    for i in np.argsort(-chances)[:5]:
-        print(f"{chances[i]:7.2%}  {file['classes'][i]}")
+    main(Path(__file__).resolve().parent, sys.argv[1], sys.argv[2:])

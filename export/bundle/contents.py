@@ -1,5 +1,4 @@
-"""What is in a bundle, as data: the manifest.json that describes every file of the folder and where the
-network comes from."""
+"""What is in a bundle, as data: the manifest.json of the folder."""
 
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,19 @@ from engine.errors import UserError
 from engine.run import read_json
 from export.manifest import Manifest, digest
 
+# classify.py and the demo page read these by name.
 MANIFEST, LABELS, CARD, EXAMPLE = "manifest.json", "labels.txt", "model_card.md", "classify.py"
 
 
 class Provenance(BaseModel):
-    """What made the network: commands in order, data, seed, hash of config.yaml, versions and source state of
-    the training."""
+    """What made the network.
+
+    Args:
+        commands: in order.
+        data: name of the data set, and the name of its folder if it is one.
+        seed, config_sha256: of the training and its config.yaml.
+        versions, git: packages and state of the source when it was trained.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -29,7 +35,13 @@ class Provenance(BaseModel):
 
 
 class Selection(BaseModel):
-    """How predictors.select came to it: limits, the predictor's pairs, and what was expected of it."""
+    """How predictors.select came to the network.
+
+    Args:
+        constraints: the limits.
+        pairs: subnets that the predictor had learned from.
+        predicted_accuracy: what it expected, in [0, 1].
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -38,8 +50,11 @@ class Selection(BaseModel):
     predicted_accuracy: float | None
 
 
-class Timed(BaseModel):
-    """What export.benchmark measured of a file: milliseconds of one image in wall time, and on what."""
+class FileTiming(BaseModel):
+    """What export.benchmark measured of a file: milliseconds of one image in wall time, and on what.
+
+    noise is how far the medians of even and odd rounds differ, as a share.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -52,8 +67,10 @@ class Timed(BaseModel):
 
 
 class Bundle(BaseModel):
-    """One network as files, the first of which is the one that examples take. sha256: of every other file in
-    the folder, by name."""
+    """One network as files, of which examples take the first that they can run.
+
+    sha256 is that of every other file in the folder, by name.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -62,13 +79,13 @@ class Bundle(BaseModel):
     files: tuple[Manifest, ...]
     provenance: Provenance
     selection: Selection | None
-    benchmark: dict[str, Timed]
+    benchmark: dict[str, FileTiming]
     versions: dict[str, str]
     sha256: dict[str, str] = {}
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """The bundle in a folder, if every file is what it was.
+    """The bundle in a folder, if every file is what it was when the bundle was made.
 
     Raises:
         UserError: there is none, or a file is missing or changed.
@@ -79,6 +96,7 @@ def read_bundle(folder: Path) -> Bundle:
         )
     bundle = validate(Bundle, read_json(folder / MANIFEST), str(folder / MANIFEST))
     for name, expected in bundle.sha256.items():
+        # A manifest from elsewhere must not make anybody read files outside of its folder.
         if Path(name).name != name or not (folder / name).is_file():
             raise UserError(f"Bundle '{folder}' lacks '{name}'; copy the whole folder again.")
         if digest(folder / name) != expected:

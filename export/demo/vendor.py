@@ -1,5 +1,7 @@
-"""onnxruntime-web for the demo page: a pinned npm package, fetched once when asked, of which two files are
-kept in this user's cache."""
+"""onnxruntime-web for the demo page: a pinned npm package, fetched once when the user asks for it.
+
+Two of its files are kept in this user's cache.
+"""
 
 import base64
 import hashlib
@@ -14,11 +16,12 @@ from engine.errors import UserError
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
 SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+# The module and the WebAssembly that it loads; the page needs nothing else of the package.
 RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 
 
 def cache() -> Path:
-    """Where the files are, or would be."""
+    """The folder of the files, whether they are there or not."""
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(home) / "ofa-toolkit" / f"{PACKAGE}-{VERSION}"
 
@@ -42,6 +45,7 @@ def vendor() -> Path:
             "classify."
         )
     with tempfile.TemporaryDirectory() as folder:
+        # `npm pack` downloads the package and runs none of its scripts, which `npm install` would.
         words = ["npm", "pack", f"{PACKAGE}@{VERSION}", "--silent", "--pack-destination", folder]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         packed = list(Path(folder).glob("*.tgz"))
@@ -54,16 +58,17 @@ def vendor() -> Path:
 
 
 def sha512_of(package: Path) -> str:
-    """As npm writes it."""
+    """SHA-512 of a file in base64, as npm writes it."""
     return base64.b64encode(hashlib.sha512(package.read_bytes()).digest()).decode()
 
 
 def unpack(package: Path, folder: Path, sha512: str = SHA512) -> Path:
-    """The files of the npm package into `folder`, all or none; returns it.
+    """Unpack the files of the npm package into `folder`, all of them or none; returns the folder.
 
     Raises:
-        UserError: it is another package.
+        UserError: `package` is another one than the expected.
     """
+    # Compared with the hash in this file, so that the registry cannot change what runs in the browser.
     if sha512_of(package) != sha512:
         raise UserError(
             f"{package.name} is not the {PACKAGE} {VERSION} that is expected (SHA-512 differs); nothing was "

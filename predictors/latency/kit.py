@@ -18,7 +18,7 @@ from torch import nn
 
 from engine import onnx_timing as bench
 from engine.errors import UserError
-from engine.onnx_file import to_onnx
+from engine.onnx_file import write_onnx
 from engine.run import atomic, read_json, write_json
 from engine.seed import numpy_generator
 from ofa.blocks.head import HeadAndClassifier, HeadSpec
@@ -182,7 +182,7 @@ def export_layer(space: Space, layer: LayerSpec, path: Path) -> None:
     example = torch.zeros(2, _input_channels(layer), layer.size, layer.size)
     # A file under its own name is complete: an interrupted export continues after it.
     with atomic(path) as temporary:
-        to_onnx(module, example, temporary, {})
+        write_onnx(module, example, temporary, {})
         model = onnx.load(temporary)
         del model.graph.value_info[:]  # it holds sizes of the example
         for side in model.graph.input[0].type.tensor_type.shape.dim[2:]:

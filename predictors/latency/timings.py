@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from engine.errors import UserError
+from engine.onnx_timing import DIFFERENCE_AT_MOST, halves_of
 from ofa.blocks.stem import StemSpec
 from ofa.space.space import Space
 from predictors.latency.kit import OVERHEAD, distinct_layers, layer_name, structure
@@ -16,7 +17,7 @@ from predictors.latency.table import LatencyTable, Noise, TimedNetwork, space_fi
 
 Clock = Literal["cpu", "wall"]
 Rounds = Mapping[int, float]  # milliseconds of an item by round
-RELIABILITY_AT_LEAST, DIFFERENCE_AT_MOST = 0.9, 0.1  # of halves of the rounds, for a table to be saved
+RELIABILITY_AT_LEAST = 0.9  # of halves of the rounds, for a table to be saved
 LEAST_MS = 1e-6  # of a block that is no slower than the overhead
 
 
@@ -82,17 +83,6 @@ def read_timings(path: Path, clock: Clock | None = None) -> Timings:
 def value_of(rounds: Rounds) -> float:
     """One number for an item: the 20th percentile of its rounds, since whatever disturbs makes it slower."""
     return float(np.percentile(list(rounds.values()), 20))
-
-
-def halves_of(rounds: Rounds) -> tuple[float, float] | None:
-    """The 20th percentiles of even and of odd rounds; none with rounds of one kind only."""
-    halves: tuple[list[float], list[float]] = ([], [])
-    for turn, ms in rounds.items():
-        halves[turn % 2].append(ms)
-    even, odd = halves
-    if not even or not odd:
-        return None
-    return float(np.percentile(even, 20)), float(np.percentile(odd, 20))
 
 
 def noise_of(items: Iterable[Rounds]) -> Noise:

@@ -1,6 +1,8 @@
 """A runtime that is not installed is one sentence with the command that installs it."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,16 +10,37 @@ import pytest
 from engine.command.cli import parse
 from engine.errors import UserError
 from export.executorch import ExecuTorch
+from export.onnx import Export
 from export.openvino import OpenVINO
 
 
 @pytest.mark.parametrize(
-    ("command", "words", "package"), [(ExecuTorch, [], "executorch"), (OpenVINO, ["x.onnx"], "openvino")]
+    ("command", "words", "package"),
+    [
+        (ExecuTorch, [], "executorch"),
+        (Export, ["--target", "cpu,executorch"], "executorch"),
+        (OpenVINO, ["x.onnx"], "openvino"),
+    ],
 )
 def test_what_is_not_installed(
-    command: type[ExecuTorch | OpenVINO], words: list[str], package: str, monkeypatch: pytest.MonkeyPatch
+    command: type[ExecuTorch | Export | OpenVINO],
+    words: list[str],
+    package: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=rf"is not installed; run pip install 'ofa-toolkit\[{package}\]'"):
         parse(command, words).execute()
     assert not Path("runs/supernet/export").exists()
+
+
+def test_the_command_ends_with_2_and_one_sentence(tmp_path: Path) -> None:
+    if importlib.util.find_spec("executorch") is not None:
+        pytest.skip("ExecuTorch is installed")
+    words = [sys.executable, "-m", "export.onnx", "--target", "executorch", "--run", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert (
+        done.stderr.strip()
+        == "error: ExecuTorch is not installed; run pip install 'ofa-toolkit[executorch]'."
+    )

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from torch import nn
 
 import export
 from engine.errors import UserError
+from export.formats.onnx import open_onnxruntime
 from export.manifest import read_manifest
-from export.verify import open_session
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +57,11 @@ def test_timm_in_8_bits_and_with_pixels_in(images: torch.Tensor, tmp_path: Path)
     net = shaken(timm.create_model("mobilenetv3_small_050", num_classes=7))
     bake = export.Bake((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "NHWC", softmax=True)
     manifest = export.to_onnx(net, tmp_path / "timm.onnx", "cpu-int8", images=images, bake=bake, max_drop=100)
-    assert (manifest.precision, manifest.input.dtype, manifest.output.name) == (
-        "int8",
-        "uint8",
-        "probabilities",
-    )
+    assert (manifest.precision, manifest.input.dtype) == ("int8", "uint8")
+    assert manifest.output.name == "probabilities"
     assert manifest.bytes < 4 * manifest.params / 2
     pixels = bake.pixels(images).numpy()
-    (got,) = open_session(tmp_path / "timm.onnx").run(None, {"image": pixels})
+    (got,) = open_onnxruntime(tmp_path / "timm.onnx").run(None, {"image": pixels})
     mean, std = np.array(bake.mean, np.float32), np.array(bake.std, np.float32)
     x = torch.from_numpy((pixels.astype(np.float32) / 255 - mean) / std).permute(0, 3, 1, 2)
     with torch.no_grad():
@@ -110,6 +108,44 @@ def test_mistakes_are_sentences_and_leave_no_file(
         with pytest.raises(UserError, match=sentence):
             call()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_verified_against_torch(small: nn.Module, images: torch.Tensor, tmp_path: Path) -> None:
+    bake = export.Bake((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    export.to_onnx(small, tmp_path / "a.onnx", images=images)
+    export.to_onnx(small, tmp_path / "pixels.onnx", images=images, bake=bake)
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    with torch.no_grad():
+        wanted = float((small(images).argmax(1) == 0).float().mean())
+    for name, how in (("a.onnx", None), ("pixels.onnx", bake)):
+        parity = export.verify_file(tmp_path / name, small, images, bake=how)
+        assert parity.complaint("float32") == "" and parity.images == len(images)
+    assert export.verify_file(tmp_path / "a.onnx", small, images, labels).accuracy == pytest.approx(wanted)
+    torch.manual_seed(1)
+    other = shaken(torchvision.models.mobilenet_v3_small(num_classes=7))
+    assert "differs from torch" in export.verify_file(tmp_path / "a.onnx", other, images).complaint("float32")
+    for path, sentence in (("b.onnx", "There is no file"), ("a.tflite", "must end in")):
+        with pytest.raises(UserError, match=sentence):
+            export.verify_file(tmp_path / path, small, images)
+    with pytest.raises(UserError, match="8 images but 3 labels"):
+        export.verify_file(tmp_path / "a.onnx", small, images, labels[:3])
+    with pytest.raises(UserError, match="The file takes"):
+        export.verify_file(tmp_path / "pixels.onnx", small, images)
+
+
+def test_the_example_of_the_package_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert export.__doc__ is not None
+    _, code = export.__doc__.split("for any torch classifier:\n")
+    exec(textwrap.dedent(code), {})
+    size, error, ms = capsys.readouterr().out.split()[-3:]
+    assert int(size) == Path("net.onnx").stat().st_size and float(error) < 1e-4 and float(ms) > 0
+
+
+def test_every_public_name_is_there() -> None:
+    for name in export.__all__:
+        assert getattr(export, name).__name__ == name
+    with pytest.raises(AttributeError, match="module 'export' has no attribute 'nothing'"):
+        _ = export.nothing
 
 
 def test_importing_the_package_imports_neither_torch_nor_onnx() -> None:

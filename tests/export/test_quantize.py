@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from engine.onnx_file import to_proto
-from export.graph import Array
-from export.quantize import ELEMENTWISE, Quantized, fewest, quantize
-from export.verify import Reference, refer
+from export.formats.format import Array
+from export.graph.quantize import ELEMENTWISE, Quantized, fewest, quantize
+from export.verify import Reference, reference_outputs
 
 IMAGES = torch.randn(256, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -37,7 +37,7 @@ def run(net: nn.Module, tmp_path: Path, max_drop: float) -> tuple[Quantized, onn
         for start in range(0, len(IMAGES), 64):
             yield IMAGES[start : start + 64].numpy(), None
 
-    reference = refer(net.eval(), batches)
+    reference = reference_outputs(net.eval(), batches)
     model = to_proto(net, IMAGES[:2])
     calibration = [IMAGES[:64].numpy()]
     found = quantize(model, tmp_path / "int8.onnx", calibration, reference, max_drop)

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from engine.compute.macs import count_parameters
 from engine.errors import UserError
-from engine.onnx_file import to_onnx, to_proto
-from export.graph import Array
-from export.manifest import exported as exported_files
-from export.manifest import read_manifest
-from export.verify import Parity, Reference, check_model, compare, open_session, refer, run_file
+from engine.onnx_file import to_proto, write_onnx
+from export.formats.format import Array
+from export.formats.onnx import open_onnxruntime, run_session
+from export.graph.checks import check_model
+from export.manifest import exported_files, read_manifest
+from export.verify import Parity, Reference, compare_file, reference_outputs
 from ofa.cost import cost_of
 from ofa.space.arch import smallest
 from ofa.space.space import load_space
@@ -31,15 +32,15 @@ def reference_of(net: nn.Module, x: Tensor) -> Reference:
         yield x[:4].numpy(), None
         yield x[4:].numpy(), None
 
-    return refer(net, batches)
+    return reference_outputs(net, batches)
 
 
 @pytest.mark.parametrize("name", ["digits", "small32", "small128"])
 def test_equal_on_architectures_of_every_kind(name: str, tmp_path: Path) -> None:
     net = randomised(load_space(name), 1)
     x = torch.randn(9, 3, net.arch.resolution, net.arch.resolution)
-    to_onnx(net, x[:2], tmp_path / "x.onnx", {})
-    parity = compare(reference_of(net, x), tmp_path / "x.onnx")
+    write_onnx(net, x[:2], tmp_path / "x.onnx", {})
+    parity = compare_file(reference_of(net, x), tmp_path / "x.onnx")
     assert parity.complaint("float32") == ""
     assert (parity.images, parity.accuracy) == (9, 1.0)
     assert parity.snr_db > 100
@@ -50,11 +51,12 @@ def test_a_wrong_file_fails_the_comparison(tmp_path: Path) -> None:
     net, other = randomised(load_space("digits"), 1), randomised(load_space("digits"), 1)
     nn.init.normal_(other.classifier.weight)
     x = torch.randn(6, 3, net.arch.resolution, net.arch.resolution)
-    to_onnx(other, x[:2], tmp_path / "x.onnx", {})
-    assert "differs from torch" in compare(reference_of(net, x), tmp_path / "x.onnx").complaint("float32")
+    write_onnx(other, x[:2], tmp_path / "x.onnx", {})
+    parity = compare_file(reference_of(net, x), tmp_path / "x.onnx")
+    assert "differs from torch" in parity.complaint("float32")
     nn.init.constant_(other.classifier.bias, float("nan"))
-    to_onnx(other, x[:2], tmp_path / "x.onnx", {})
-    assert "NaN" in compare(reference_of(net, x), tmp_path / "x.onnx").complaint("int8")
+    write_onnx(other, x[:2], tmp_path / "x.onnx", {})
+    assert "NaN" in compare_file(reference_of(net, x), tmp_path / "x.onnx").complaint("int8")
     assert Parity(float("nan"), 1.0, 1.0, 1.0, 4).complaint("float32")
     assert Parity(1e-3, 30.0, 1.0, 1.0, 4).complaint("float16")
 
@@ -66,8 +68,8 @@ def test_two_classes_that_are_a_tie_in_torch_may_change_places(tmp_path: Path) -
     x = torch.randn(6, 3, 2, 2)
     reference = reference_of(net, x)
     net[1].bias.data[:] = torch.tensor([1e-6, 0.0])
-    to_onnx(net, x[:2], tmp_path / "x.onnx", {})
-    assert compare(reference, tmp_path / "x.onnx").same_top1 == 1.0
+    write_onnx(net, x[:2], tmp_path / "x.onnx", {})
+    assert compare_file(reference, tmp_path / "x.onnx").same_top1 == 1.0
 
 
 def test_a_slice_of_shared_weights_does_not_write_the_supernet(tmp_path: Path) -> None:
@@ -86,7 +88,7 @@ def test_a_slice_of_shared_weights_does_not_write_the_supernet(tmp_path: Path) -
     assert net.classifier.weight.untyped_storage().nbytes() > 4 * net.classifier.weight.numel(), (
         "a view, else this tests nothing"
     )
-    to_onnx(net, x, tmp_path / "x.onnx", {})
+    write_onnx(net, x, tmp_path / "x.onnx", {})
     assert (tmp_path / "x.onnx").stat().st_size < 4 * own + 40_000 < 4 * whole
     assert check_model(onnx.load(tmp_path / "x.onnx"), "x", own) == ""
 
@@ -143,7 +145,7 @@ def test_damaged_files_are_sentences(exported: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="truncated or changed"):
             read_manifest(path)
         with pytest.raises(UserError, match="truncated or damaged"):
-            open_session(path)
+            open_onnxruntime(path)
         middle = len(content) // 2
         path.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
         with pytest.raises(UserError, match="not, byte for byte, the file that was verified"):
@@ -154,7 +156,7 @@ def test_damaged_files_are_sentences(exported: Path, tmp_path: Path) -> None:
         path.unlink()
         beside.unlink()
     with pytest.raises(UserError, match="There is no file"):
-        open_session(tmp_path / "largest.onnx")
+        open_onnxruntime(tmp_path / "largest.onnx")
     (tmp_path / "x.onnx").write_bytes(b"")
     with pytest.raises(UserError, match="has no manifest"):
         read_manifest(tmp_path / "x.onnx")
@@ -166,10 +168,10 @@ def test_damaged_files_are_sentences(exported: Path, tmp_path: Path) -> None:
 
 
 def test_wrong_images_are_a_sentence_and_one_at_a_time_suits_every_file(exported: Path) -> None:
-    free, fixed = (open_session(exported / name) for name in ("largest.onnx", "largest.nnapi.onnx"))
+    free, fixed = (open_onnxruntime(exported / name) for name in ("largest.onnx", "largest.nnapi.onnx"))
     shape = fixed.get_inputs()[0].shape
     x = np.random.default_rng(0).standard_normal((3, *shape[1:]), dtype=np.float32)
-    np.testing.assert_allclose(run_file(free, x), run_file(fixed, x), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(run_session(free, x), run_session(fixed, x), rtol=1e-3, atol=1e-4)
     for wrong in (x[:, :, 1:], x.astype(np.uint8), x[0]):
         with pytest.raises(UserError, match="The file takes"):
-            run_file(free, wrong)
+            run_session(free, wrong)

@@ -1,23 +1,62 @@
-"""Networks as ExecuTorch programs. Run by hand where it is installed: pytest tests/extras."""
+"""Networks as ExecuTorch programs. Run by hand where it is installed: pytest tests/extras.
 
-import json
+What every format must do, tests/contracts/test_formats.py tests, also for this one where it is installed.
+"""
+
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 pytest.importorskip("executorch")
 
+import export
 from engine.command.cli import parse
-from export.executorch import ExecuTorch, run_pte
+from engine.errors import UserError
+from export.executorch import ExecuTorch
+from export.formats import format_of
+from export.manifest import read_manifest
+from export.onnx import Export
 
 
 @pytest.mark.filterwarnings("ignore")  # ExecuTorch's own imports warn
-def test_a_program_is_the_same_in_executorch(trained_run: Path) -> None:
-    assert parse(ExecuTorch, ["--run", str(trained_run), "--arch", "largest"]).execute() == 0
+def test_both_commands_write_the_same_program(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--run", str(trained_run), "--arch", "largest"]
+    assert parse(ExecuTorch, words).execute() == 0
+    assert "equal" in capsys.readouterr().out
     path = trained_run / "export" / "largest.pte"
-    manifest = json.loads((path.parent / "largest.executorch.json").read_text())
-    assert manifest["parity"]["relative_error"] < 1e-4
-    assert manifest["bytes"] == path.stat().st_size
-    size = manifest["preprocessing"]["resize"][0]
-    assert run_pte(path, np.zeros((3, 1, size, size), np.float32)).shape == (3, 10)
+    manifest, content = read_manifest(path), path.read_bytes()
+    assert manifest.parity["relative_error"] < 1e-4 and manifest.bytes == len(content)
+    assert parse(Export, [*words, "--target", "executorch"]).execute() == 0
+    assert path.read_bytes() == content
+    assert (path.parent / "largest.executorch.json").is_file()
+    _, channels, height, width = manifest.input.shape
+    assert format_of(path).open(path)(np.zeros((3, channels, height, width), np.float32)).shape == (3, 10)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_module_that_torch_cannot_export_is_a_sentence(tmp_path: Path) -> None:
+    class Branch(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
+
+    with pytest.raises(UserError, match=r"^torch cannot export Branch for ExecuTorch: [^\n]*$"):
+        export.to_onnx(Branch().eval(), tmp_path / "x.pte", "executorch", images=torch.randn(2, 3, 8, 8))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pixels_in_and_probabilities_out(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Hardswish(), nn.Flatten(), nn.Linear(144, 5)
+    )
+    images = torch.randn(4, 3, 8, 8)
+    bake = export.Bake((0.5,) * 3, (0.2,) * 3, softmax=True)
+    manifest = export.to_onnx(net.eval(), tmp_path / "x.pte", "executorch", images=images, bake=bake)
+    assert (manifest.input.dtype, manifest.output.name) == ("uint8", "probabilities")
+    assert export.verify_file(tmp_path / "x.pte", net, images, bake=bake).complaint("float32") == ""
+    rows = export.benchmark_files([tmp_path / "x.pte"], rounds=2, seconds=0.0)
+    assert rows[0]["input"] == "1x8x8x3" and rows[0]["macs"] == manifest.macs

@@ -12,16 +12,8 @@ from export.openvino import OpenVINO
 
 
 def test_files_are_the_same_in_openvino(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [
-        "--run",
-        str(trained_run),
-        "--arch",
-        "largest",
-        "--target",
-        "cpu,nnapi,cpu-int8",
-        "--max-drop",
-        "5",
-    ]
+    network = ["--run", str(trained_run), "--arch", "largest"]
+    words = [*network, "--target", "cpu,nnapi,cpu-int8", "--max-drop", "5"]
     assert parse(Export, words).execute() == 0
     files = [
         str(trained_run / "export" / name)

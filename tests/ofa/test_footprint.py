@@ -10,7 +10,7 @@ from peak_memory import simulated_peak
 from torch import nn
 
 import ofa
-from engine.onnx_file import to_onnx
+from engine.onnx_file import write_onnx
 from ofa.cost import CLASS_BYTES, METADATA_BYTES, footprints_of
 from ofa.space.arch import largest, smallest
 from ofa.space.codes import decode, encode, sample
@@ -47,7 +47,7 @@ def test_file_size_is_that_of_an_exported_file(name: str, tmp_path: Path) -> Non
     for norm in net.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.normal_(norm.bias)  # as after training; the exporter stores equal tensors once
-    to_onnx(net, torch.zeros(2, 3, arch.resolution, arch.resolution), tmp_path / "x.onnx", {})
+    write_onnx(net, torch.zeros(2, 3, arch.resolution, arch.resolution), tmp_path / "x.onnx", {})
     plain = footprints_of(space, encode(space, arch)[None], 10, 3).file[0] - METADATA_BYTES - 10 * CLASS_BYTES
     size = (tmp_path / "x.onnx").stat().st_size
     assert onnx.load(tmp_path / "x.onnx").metadata_props == []

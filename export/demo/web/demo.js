@@ -3,7 +3,8 @@
 import { prepare } from "./prepare.js";
 
 const $ = (id) => document.getElementById(id);
-const state = { manifest: null, ort: null, sessions: new Map(), image: null, turn: 0 };
+// here: names of the files that onnxruntime-web runs. turn: counts images, so that a late answer is not shown.
+const state = { manifest: null, ort: null, here: [], version: null, sessions: new Map(), image: null, turn: 0 };
 
 async function getJson(path, options) {
   const answer = await fetch(path, options), value = await answer.json();
@@ -13,7 +14,9 @@ async function getJson(path, options) {
 
 async function start() {
   state.manifest = await getJson("manifest.json");
-  const { version } = await getJson("runtime.json");
+  const { version, files } = await getJson("runtime.json");
+  state.version = version;
+  state.here = files;
   document.title = $("title").textContent = `${state.manifest.subnet}: what does the image show?`;
   $("file").replaceChildren(...state.manifest.files.map((file) => new Option(file.file)));
   if (version !== null) {
@@ -21,17 +24,23 @@ async function start() {
       state.ort = await import("./vendor/ort.wasm.bundle.min.mjs");
       state.ort.env.wasm.wasmPaths = { wasm: new URL("./vendor/ort-wasm-simd-threaded.wasm", location).href };
       state.ort.env.wasm.numThreads = 1;
-      await sessionOf(chosen());
+      if (runsHere(selected())) await sessionOf(selected());
     } catch (error) {
       state.ort = null;
       $("status").textContent = `onnxruntime-web does not start here (${error.message}); the server classifies instead.`;
     }
   }
-  $("where").textContent = state.ort ? `classified in this browser by onnxruntime-web ${version}` : "classified by the server";
-  document.documentElement.dataset.ready = state.ort ? "browser" : "server";
+  sayWhere();
+  document.documentElement.dataset.ready = runsHere(selected()) ? "browser" : "server";
 }
 
-const chosen = () => state.manifest.files[$("file").selectedIndex];
+const selected = () => state.manifest.files[$("file").selectedIndex];
+const runsHere = (file) => state.ort !== null && state.here.includes(file.file);
+
+function sayWhere() {
+  const here = runsHere(selected());
+  $("where").textContent = here ? `classified in this browser by onnxruntime-web ${state.version}` : "classified by the server";
+}
 
 function sessionOf(file) {
   if (!state.sessions.has(file.file)) state.sessions.set(file.file, state.ort.InferenceSession.create(encodeURIComponent(file.file)));
@@ -61,10 +70,10 @@ const onServer = async (blob, file) =>
 
 async function classify() {
   if (!state.image) return;
-  const turn = ++state.turn, file = chosen();
+  const turn = ++state.turn, file = selected();
   $("status").textContent = "…";
   try {
-    const before = performance.now(), chances = await (state.ort ? inBrowser : onServer)(state.image, file);
+    const before = performance.now(), chances = await (runsHere(file) ? inBrowser : onServer)(state.image, file);
     if (turn !== state.turn) return; // another image came meanwhile
     show(chances);
     $("status").textContent = `${(performance.now() - before).toFixed(0)} ms, with decoding and resizing`;
@@ -101,7 +110,7 @@ function take(blob) {
 }
 
 $("picker").addEventListener("change", (event) => take(event.target.files[0]));
-$("file").addEventListener("change", classify);
+$("file").addEventListener("change", () => { sayWhere(); classify(); });
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();

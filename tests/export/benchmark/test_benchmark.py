@@ -17,11 +17,11 @@ from torch import nn
 import export.benchmark.__main__ as module
 from engine.command.cli import parse
 from engine.errors import UserError
-from engine.onnx_file import to_onnx
-from export.benchmark.__main__ import Benchmark, complaint
-from export.benchmark.partitions import estimate
-from export.benchmark.probe import look, probe
-from export.benchmark.timed import Timing, open_file
+from engine.onnx_file import write_onnx
+from export.benchmark.__main__ import Benchmark
+from export.benchmark.measure import Timing, open_model_file, timing_complaint
+from export.benchmark.partitions import estimate_partitions
+from export.benchmark.probe import look_into, probe_file
 
 
 class Net(nn.Sequential):
@@ -42,8 +42,8 @@ class Net(nn.Sequential):
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("files")
     says = {"accuracy": {"file": 0.75, "images": 40, "split": "val"}, "macs": 1234}
-    to_onnx(Net(nn.Hardswish).eval(), torch.zeros(2, 3, 16, 16), path / "swish.onnx", says)
-    to_onnx(Net(nn.ReLU6).eval(), torch.zeros(2, 3, 16, 16), path / "relu6.onnx", {"accuracy": "none"})
+    write_onnx(Net(nn.Hardswish).eval(), torch.zeros(2, 3, 16, 16), path / "swish.onnx", says)
+    write_onnx(Net(nn.ReLU6).eval(), torch.zeros(2, 3, 16, 16), path / "relu6.onnx", {"accuracy": "none"})
     options = ort.SessionOptions()
     options.log_severity_level = 3  # it warns that the file is for this kind of processor
     options.optimized_model_filepath = str(path / "swish.ort")
@@ -121,13 +121,33 @@ def test_memory_is_the_files_and_not_of_this_process(folder: Path, tmp_path: Pat
     ]
     ends = [("image", ["batch", 3, 16, 16]), ("logits", ["batch", 20_000])]
     save(tmp_path / "wide.onnx", nodes, ends[:1], ends[1:], [wide, shape])
-    small, large = probe(folder / "relu6.onnx", 1), probe(tmp_path / "wide.onnx", 1)
+    small, large = probe_file(folder / "relu6.onnx", 1), probe_file(tmp_path / "wide.onnx", 1)
     assert not isinstance(small, str) and not isinstance(large, str)
     assert large.added - small.added > 3 * 16 * 16 * 20_000 * 4 * 0.9
     held = np.ones(200_000_000, np.uint8)  # a peak of this process that its child must not report as its own
-    again = probe(folder / "relu6.onnx", 1)
+    again = probe_file(folder / "relu6.onnx", 1)
     assert not isinstance(again, str)
     assert 0 < again.added < again.memory < len(held)
+
+
+def test_a_users_own_modules_do_not_shadow_ours(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that looks into a file starts in the user's folder, where names like ours may lie."""
+    for name in ("export.py", "numpy.py", "onnxruntime.py", "engine/__init__.py"):
+        mine = tmp_path / name
+        mine.parent.mkdir(exist_ok=True)
+        mine.write_text("raise SystemExit('this is not the toolkit')")
+    monkeypatch.chdir(tmp_path)
+    found = probe_file(folder / "relu6.onnx", 1)
+    assert not isinstance(found, str), found
+    assert found.outputs == 5
+    # A folder that the user names stays a place to import from, behind ours.
+    (tmp_path / "numpy.py").unlink()
+    (tmp_path / "onnxruntime.py").unlink()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = probe_file(folder / "relu6.onnx", 1)
+    assert not isinstance(found, str), found
 
 
 def save(
@@ -157,7 +177,10 @@ def test_pixels_as_input(tmp_path: Path) -> None:
 
 
 def test_the_checker_sees_what_splits_a_graph(folder: Path) -> None:
-    swish, relu6 = (estimate(folder / f"{name}.onnx", [1, 3, 16, 16])["nnapi"] for name in ("swish", "relu6"))
+    swish, relu6 = (
+        estimate_partitions(onnx.load(folder / f"{name}.onnx"), [1, 3, 16, 16])["nnapi"]
+        for name in ("swish", "relu6")
+    )
     assert (relu6.partitions, relu6.share, relu6.left, relu6.verdict) == (1, 1.0, (), "yes")
     assert swish.partitions > 1 and swish.left == ("HardSwish",) and swish.share < 1
 
@@ -185,8 +208,8 @@ def test_disturbed_timings_are_said(
         in capsys.readouterr().out
     )
     shared = Timing({0: [2.0], 1: [2.0]}, {0: [1.0]})
-    assert complaint(shared, 1) == "they are 2.0 times its CPU time, so that it waited for others"
-    assert complaint(shared, 2) == complaint(shared._replace(cpu={0: [1.9]}), 1) == ""
+    assert timing_complaint(shared, 1) == "they are 2.0 times its CPU time, so that it waited for others"
+    assert timing_complaint(shared, 2) == timing_complaint(shared._replace(cpu={0: [1.9]}), 1) == ""
 
 
 def test_networks_to_compare_with(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,19 +246,19 @@ def test_damaged_files_are_one_sentence(folder: Path, tmp_path: Path, name: str)
         UserError,
         match=r"^Model file '.*' cannot be used \(.+\); copy it again, or write it again with [^\n]*\.$",
     ):
-        open_file(name, path, 1)
+        open_model_file(name, path, 1)
 
 
 def test_damaged_ort_files_and_other_models_are_one_sentence(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "half.ort").write_bytes((folder / "swish.ort").read_bytes()[:3000])
     with pytest.raises(UserError, match=r"cannot be used \([^\n]+\); copy it again"):
-        open_file("x", tmp_path / "half.ort", 1)
+        open_model_file("x", tmp_path / "half.ort", 1)
     add = [helper.make_node("Add", ["a", "b"], ["logits"])]
     save(
         tmp_path / "two.onnx", add, [("a", [1, 3, 4, 4]), ("b", [1, 3, 4, 4])], [("logits", [1, 3, 4, 4])], []
     )
     with pytest.raises(ValueError, match="its input is not one image of a fixed size"):
-        look(tmp_path / "two.onnx", 1)
+        look_into(tmp_path / "two.onnx", 1)
     save(
         tmp_path / "map.onnx",
         [helper.make_node("Relu", ["a"], ["b"])],
@@ -246,14 +269,14 @@ def test_damaged_ort_files_and_other_models_are_one_sentence(folder: Path, tmp_p
     with pytest.raises(
         ValueError, match=r"its output has shape \(1, 3, 4, 4\), which is not one number for each class"
     ):
-        look(tmp_path / "map.onnx", 1)
+        look_into(tmp_path / "map.onnx", 1)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("gone.onnx", "does not exist"),
-        ("model.tflite", r"its name must end in \.onnx or \.ort"),
+        ("model.tflite", r"its name must end in \.onnx, \.ort or \.pte"),
         ("", "must end in"),
     ],
 )
@@ -271,7 +294,7 @@ def test_a_file_that_is_not_what_its_manifest_says(bundled_run: Path, tmp_path: 
     with pytest.raises(UserError, match="SHA-256 differs"):
         run(tmp_path / "60k.onnx")
     (tmp_path / "60k.json").write_text('{"of": "somebody else"}')
-    assert open_file("x", tmp_path / "60k.onnx", 1).probe.outputs == 10
+    assert open_model_file("x", tmp_path / "60k.onnx", 1).probe.outputs == 10
 
 
 def test_each_file_once(folder: Path) -> None:
@@ -284,4 +307,4 @@ def test_metadata_that_is_not_ours_is_no_accuracy(folder: Path, tmp_path: Path) 
         model = onnx.load(folder / "relu6.onnx")
         helper.set_model_props(model, {"accuracy": text})
         onnx.save(model, tmp_path / "x.onnx")
-    assert open_file("x", tmp_path / "x.onnx", 1).accuracy is None
+    assert open_model_file("x", tmp_path / "x.onnx", 1).accuracy is None

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
 from PIL import Image
@@ -26,10 +25,12 @@ from engine.errors import UserError
 from engine.run import Run
 from engine.seed import numpy_generator
 from engine.statistics import wilson_interval
-from export.bundle.__main__ import MakeBundle, gather, portable, write_bundle
-from export.bundle.card import render
-from export.bundle.classify import classify, prepare
+from export.bundle.__main__ import MakeBundle
+from export.bundle.card import render_card
+from export.bundle.classify import classify, prepare_image
 from export.bundle.contents import Bundle, read_bundle
+from export.bundle.write import gather, portable, write_bundle
+from export.formats import format_of
 from ofa.space.published import find_arch
 from ofa.trained import TrainedSupernet
 
@@ -174,10 +175,10 @@ def test_images_of_a_folder_are_prepared_as_training_does(tmp_path: Path, size: 
     order = numpy_generator(0, "plain", "test").permutation(data.count("test"))
     for i, (path, _) in enumerate(data.files["test"][k] for k in order):  # type: ignore[attr-defined]
         with Image.open(path) as image:
-            ready = prepare(image, files["float32"])
+            ready = prepare_image(image, files["float32"])
             assert (ready.shape, ready.dtype) == ((1, 3, resolution, resolution), np.float32)
             np.testing.assert_allclose(ready[0], x[i].numpy(), atol=1e-5)
-            ready = prepare(image, files["uint8"])
+            ready = prepare_image(image, files["uint8"])
             assert (ready.shape, ready.dtype) == ((1, resolution, resolution, 3), np.uint8)
             assert (
                 np.abs(ready[0].astype(float) - pixels[i].clamp(0, 255).permute(1, 2, 0).numpy()).max()
@@ -187,10 +188,9 @@ def test_images_of_a_folder_are_prepared_as_training_does(tmp_path: Path, size: 
 
 def test_an_image_of_another_size_is_made_the_datas_size(bundle: Path) -> None:
     file = json.loads((bundle / "manifest.json").read_text())["files"][0]
-    session = ort.InferenceSession(str(bundle / "60k.onnx"), providers=["CPUExecutionProvider"])
-    chances = classify(
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)), file, session
-    )
+    run = format_of(bundle / "60k.onnx").open(bundle / "60k.onnx")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8))
+    chances = classify(image, file, run)
     assert chances.shape == (10,) and chances.sum() == pytest.approx(1)
 
 
@@ -214,7 +214,7 @@ def test_every_number_of_the_card_is_in_the_manifest(bundled_run: Path, name: st
         (folder / "model_card.md").read_text(),
         json.loads((folder / "manifest.json").read_text()),
     )
-    assert text == render(Bundle.model_validate(manifest))
+    assert text == render_card(Bundle.model_validate(manifest))
     known = {str(len(manifest["classes"]))} | numbers("Divide by 255, from 0, 90% interval")
     for _, value in leaves(manifest):
         known |= numbers(str(value))
@@ -238,7 +238,7 @@ OTHER: dict[type, Any] = {
 
 def test_the_card_follows_every_fact_that_it_states(bundle: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
-    card = render(Bundle.model_validate(manifest))
+    card = render_card(Bundle.model_validate(manifest))
     stated = {"subnet", "classes", "benchmark", "provenance", "versions", "selection"}
     stated_of_a_file = {
         "target",
@@ -262,7 +262,7 @@ def test_the_card_follows_every_fact_that_it_states(bundle: Path) -> None:
         for key in path[:-1]:
             place = place[key]
         place[path[-1]] = OTHER[type(value)](value)
-        assert render(Bundle.model_validate(changed)) != card, path
+        assert render_card(Bundle.model_validate(changed)) != card, path
         count += 1
     assert count > 50
 
@@ -297,7 +297,7 @@ def test_bundling_again_replaces_in_one_step_and_a_failure_changes_nothing(
 ) -> None:
     folder = copy / "export" / "60k"
     (folder / "model_card.md").write_text("old")
-    monkeypatch.setattr("export.bundle.render", lambda _: 1 / 0)
+    monkeypatch.setattr("export.bundle.write.render_card", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         parse(MakeBundle, ["--run", str(copy), "--selected", "60k"]).execute()
     assert (folder / "model_card.md").read_text() == "old"
@@ -344,3 +344,11 @@ def test_a_choice_that_changed_since_and_damaged_timings(copy: Path) -> None:
     )
     with pytest.raises(UserError, match=r"benchmark\.csv is damaged"):
         gather(run, "60k", files)
+
+
+def test_the_example_names_the_files_that_it_runs(bundle: Path, tmp_path: Path) -> None:
+    Image.new("L", (8, 8), 77).save(tmp_path / "x.png")
+    words = [sys.executable, str(bundle / "classify.py"), str(tmp_path / "x.png"), "60k.pte"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "onnxruntime does not run '60k.pte'; it runs: 60k.onnx, 60k.mobile.ort."

@@ -20,9 +20,10 @@ from PIL import Image
 
 from engine.command.cli import parse
 from engine.errors import UserError
-from export.bundle.classify import prepare
-from export.demo.__main__ import MOST_BYTES, Demo, Server, open_server
-from export.demo.__main__ import vendor as vendor_module
+from export.bundle.classify import prepare_image
+from export.demo import vendor as vendor_module
+from export.demo.__main__ import Demo
+from export.demo.server import MOST_BYTES, Server, open_server
 from export.demo.vendor import RUNTIME_FILES, VERSION, unpack, vendored
 
 DROP = """(() => {{
@@ -123,7 +124,7 @@ def test_the_browser_prepares_images_number_for_number(server: Server, tmp_path:
                     f"{{ const x = m.prepare({json.dumps(pixels)}, {json.dumps(file)});"
                     " return [Array.from(x.data), x.dims]; })"
                 )
-                wanted = prepare(image, file)
+                wanted = prepare_image(image, file)
                 assert got[1] == list(wanted.shape)
                 np.testing.assert_allclose(
                     np.reshape(got[0], wanted.shape), wanted, atol=1e-6 if dtype == "float32" else 0
@@ -148,14 +149,14 @@ def test_the_browser_classifies_as_the_server_does(bundled_run: Path, tmp_path: 
             np.testing.assert_allclose(
                 dropped(browser, content), server.classify(f"{name}.onnx", content), atol=1e-5
             )
-            assert not server.sessions.keys() - {f"{name}.onnx"}
+            assert not server.opened.keys() - {f"{name}.onnx"}
 
 
 def test_what_is_served_and_what_is_not(server: Server) -> None:
     status, page = ask(server, "GET", "/")
     assert status == 200 and b"Drop an image here" in page
     assert not [word for word in (b"http://", b"https://") if word in page], "nothing from elsewhere"
-    assert json.loads(ask(server, "GET", "/runtime.json")[1]) == {"version": None}
+    assert json.loads(ask(server, "GET", "/runtime.json")[1]) == {"version": None, "files": []}
     assert json.loads(ask(server, "GET", "/manifest.json")[1])["subnet"] == "60k"
     assert ask(server, "GET", "/60k.onnx")[1] == (server.folder / "60k.onnx").read_bytes()
     for path in (

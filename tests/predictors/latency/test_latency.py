@@ -16,7 +16,7 @@ from scipy.stats import kendalltau
 
 from engine.command.cli import parse
 from engine.errors import UserError
-from engine.onnx_file import to_onnx
+from engine.onnx_file import write_onnx
 from engine.onnx_timing import time_item
 from engine.statistics import Floats
 from ofa.layers import layer_specs
@@ -210,7 +210,7 @@ def test_a_joined_network_is_the_exported_subnet(tiny: Space, tmp_path: Path) ->
     onnx.checker.check_model(str(tmp_path / "kit" / f"{network_name(row[0])}.onnx"))
     net = Subnet(tiny, decode(tiny, row[0]), 5, 1).eval()
     side = pieces[0].size
-    to_onnx(net, torch.zeros(2, 1, side, side), tmp_path / "net.onnx", {})
+    write_onnx(net, torch.zeros(2, 1, side, side), tmp_path / "net.onnx", {})
     exported = onnx.load(tmp_path / "net.onnx")
     assert [node.op_type for node in joined.graph.node] == [node.op_type for node in exported.graph.node]
     weights = [

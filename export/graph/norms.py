@@ -1,5 +1,4 @@
-"""BatchNorms that torch's exporter leaves in a graph, since no convolution alone precedes them, folded or
-written as arithmetic."""
+"""BatchNorms that torch's exporter leaves in a graph, because no single convolution precedes them."""
 
 from collections import Counter
 
@@ -8,16 +7,18 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from export.graph import Array, make, replace_nodes
+from export.formats.format import Array
+from export.graph.operators import make, replace_nodes
 
 
 def fold_norms(model: onnx.ModelProto) -> None:
-    """No BatchNormalization is left in the graph, which is changed in place.
+    """Remove every BatchNormalization from the graph, in place.
 
-    One behind a concatenation of convolutions (the factorized reduction of DARTS) goes into those; any other
-    becomes a multiplication and an addition, which every runtime has.
+    One behind a concatenation of convolutions (the factorized reduction of DARTS) is folded into those. Any
+    other becomes a multiplication and an addition, which every runtime has.
     """
     graph = model.graph
+    # Most graphs have none, and inferring shapes again would be for nothing.
     if all(node.op_type != "BatchNormalization" for node in graph.node):
         return
     values = {tensor.name: tensor for tensor in graph.initializer}
@@ -25,6 +26,7 @@ def fold_norms(model: onnx.ModelProto) -> None:
     uses = Counter(name for node in graph.node for name in node.input)
     nodes: list[NodeProto] = []
     for node in graph.node:
+        # A norm whose numbers are no constants stays; `check_model` then refuses the file.
         if node.op_type != "BatchNormalization" or not set(node.input[1:]) <= set(values):
             nodes.append(node)
             continue
@@ -34,11 +36,12 @@ def fold_norms(model: onnx.ModelProto) -> None:
         if joined is None or not convs:
             nodes += _arithmetic(graph, node, scale, shift)
             continue
+        # Each convolution makes some of the channels, in the order of the concatenation.
         for conv in convs:
             channels = values[conv.input[1]].dims[0]
             _scale_conv(graph, values, conv, scale[:channels], shift[:channels])
             scale, shift = scale[channels:], shift[channels:]
-        joined.output[0] = node.output[0]
+        joined.output[0] = node.output[0]  # the readers of the norm now read the concatenation
     replace_nodes(model, nodes)
 
 
@@ -46,28 +49,37 @@ def _affine(
     node: NodeProto, values: dict[str, TensorProto]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(scale, shift) per channel that a BatchNormalization amounts to."""
-    gamma, beta, mean, var = (
-        numpy_helper.to_array(values[name]).astype(np.float64) for name in node.input[1:]
-    )
-    scale = gamma / np.sqrt(var + next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5))
+    # In float64, so that folding does not lose more than the float32 of the result.
+    tensors = [numpy_helper.to_array(values[name]).astype(np.float64) for name in node.input[1:]]
+    gamma, beta, mean, var = tensors
+    epsilon = 1e-5  # the default of ONNX
+    for attribute in node.attribute:
+        if attribute.name == "epsilon":
+            epsilon = attribute.f
+    scale = gamma / np.sqrt(var + epsilon)
     return scale, beta - mean * scale
 
 
 def _joined_convs(
     joined: NodeProto | None, makers: dict[str, NodeProto], uses: "Counter[str]"
 ) -> list[NodeProto]:
-    """The convolutions whose outputs a node concatenates along the channels, if there is nothing else in it
-    and nobody else reads them."""
-    if (
-        joined is None
-        or joined.op_type != "Concat"
-        or uses[joined.output[0]] != 1
-        or joined.attribute[0].i != 1
-    ):
+    """The convolutions that a node concatenates along the channels; none if it joins anything else too.
+
+    Their outputs must have no other reader, since folding changes them.
+    """
+    if joined is None or joined.op_type != "Concat":
         return []
-    parts = [makers[name] for name in joined.input if name in makers]
-    fits = all(part.op_type == "Conv" and uses[part.output[0]] == uses[part.input[1]] == 1 for part in parts)
-    return parts if fits and len(parts) == len(joined.input) else []
+    if uses[joined.output[0]] != 1 or joined.attribute[0].i != 1:
+        return []
+    convs = []
+    for name in joined.input:
+        conv = makers.get(name)
+        if conv is None or conv.op_type != "Conv":
+            return []
+        if uses[conv.output[0]] != 1 or uses[conv.input[1]] != 1:
+            return []
+        convs.append(conv)
+    return convs
 
 
 def _scale_conv(
@@ -81,11 +93,10 @@ def _scale_conv(
 
 
 def _arithmetic(graph: onnx.GraphProto, node: NodeProto, scale: Array, shift: Array) -> list[NodeProto]:
+    """The norm of maps (N, C, H, W) as a multiplication and an addition."""
     out, shape = node.output[0], (-1, 1, 1)
-    factor, term = (
-        _constant(graph, f"{out}_scale", scale.reshape(shape)),
-        _constant(graph, f"{out}_shift", shift.reshape(shape)),
-    )
+    factor = _constant(graph, f"{out}_scale", scale.reshape(shape))
+    term = _constant(graph, f"{out}_shift", shift.reshape(shape))
     return [make("Mul", [node.input[0], factor], f"{out}_scaled"), make("Add", [f"{out}_scaled", term], out)]
 
 

@@ -1,0 +1,185 @@
+"""What belongs to one exported network, as a folder that needs nothing else."""
+
+import csv
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from engine.errors import UserError
+from engine.run import Run, read_json, versions, write_json
+from export.bundle import classify
+from export.bundle.card import render_card
+from export.bundle.contents import (
+    CARD,
+    EXAMPLE,
+    LABELS,
+    MANIFEST,
+    Bundle,
+    FileTiming,
+    Provenance,
+    Selection,
+    read_bundle,
+)
+from export.formats import FORMATS, format_of
+from export.manifest import Manifest, digest, read_manifest
+
+
+def write_bundle(run: Run, name: str, paths: list[Path]) -> Path:
+    """Write folder `name` beside the files, in one step. A bundle that is there already is replaced.
+
+        export.write_bundle(Run.open(Path("runs/photos")), "600M", [Path("runs/photos/export/600M.onnx")])
+
+    Args:
+        run: the finished run that the files come from.
+        name: of the network.
+        paths: its model files, all in one folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: something else is there, or the files are of different trainings.
+    """
+    if Path(name).name != name:
+        raise UserError(
+            f"A manifest beside '{paths[0]}' calls its network '{name}', which is no plain name; export it "
+            "again."
+        )
+    folder = paths[0].parent / name
+    if folder.exists() and not (folder / MANIFEST).is_file():
+        raise UserError(f"'{folder}' is there and is no bundle; rename or remove it.")
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".bundle-") as work:
+        new = Path(work) / "new"
+        new.mkdir()
+        _fill(new, gather(run, name, paths), paths)
+        read_bundle(new)  # what will be read on a device is read here first
+        # A folder cannot be replaced by a rename while it holds files, so the old one moves out of the way.
+        if folder.exists():
+            folder.replace(Path(work) / "old")
+        new.replace(folder)
+    return folder
+
+
+def _fill(folder: Path, bundle: Bundle, paths: list[Path]) -> None:
+    """Write all files of a bundle; the manifest is the last, since it has the hashes of the others."""
+    for path in paths:
+        shutil.copyfile(path, folder / path.name)
+        for beside in format_of(path).side_files(path):
+            if beside.exists():
+                shutil.copyfile(beside, folder / beside.name)
+    shutil.copyfile(classify.__file__, folder / EXAMPLE)
+    (folder / LABELS).write_text("".join(f"{name}\n" for name in bundle.classes), encoding="utf-8")
+    (folder / CARD).write_text(render_card(bundle), encoding="utf-8")
+    hashes = {path.name: digest(path) for path in sorted(folder.iterdir())}
+    write_json(folder / MANIFEST, bundle.model_copy(update={"sha256": hashes}).model_dump(mode="json"))
+
+
+def gather(run: Run, name: str, paths: list[Path]) -> Bundle:
+    """Everything that manifest.json says, without the hashes.
+
+    Raises:
+        UserError: a file is damaged, or of another training than the run's.
+    """
+    files = [read_manifest(path) for path in paths]
+    files.sort(key=_plainness)
+    first, config, env = files[0], run.config, read_json(run.path / "env.json")
+    classes, sha256 = first.classes, digest(run.path / "config.yaml")
+    # Files of an earlier training have the same names, but other weights than the card would describe.
+    wanted = classes, first.architecture, sha256
+    alike = all((f.classes, f.architecture, getattr(f, "config_sha256", "")) == wanted for f in files)
+    if classes is None or not alike:
+        raise UserError(
+            f"The files of '{name}' in {paths[0].parent} are not of this run's network; write them again "
+            "with export.onnx."
+        )
+    data = {key: config["data"][key] for key in ("name", "path") if config["data"].get(key)}
+    if "path" in data:
+        data["path"] = Path(data["path"]).name
+    provenance = Provenance(
+        commands=_commands(env, files),
+        data=data,
+        seed=config["seed"],
+        config_sha256=sha256,
+        versions=env["versions"],
+        git=env["git"],
+    )
+    return Bundle(
+        subnet=name,
+        classes=classes,
+        files=tuple(files),
+        provenance=provenance,
+        selection=_selection_of(run.path / "selected" / f"{name}.json", first),
+        benchmark=_timings_of(paths[0].parent / "benchmark.csv", files),
+        versions=versions(),
+    )
+
+
+def _plainness(file: Manifest) -> tuple[int, bool, int]:
+    """What sorts the plainest file first: its format, then float32, then the shortest name."""
+    return FORMATS.index(format_of(Path(file.file))), file.precision != "float32", len(file.file)
+
+
+def _commands(env: dict[str, Any], files: list[Manifest]) -> tuple[str, ...]:
+    """The commands that led to the bundle, each once, in order."""
+    commands = [env.get("command")]
+    commands += [getattr(file, "command", None) for file in files]
+    # orig_argv, since sys.argv has lost "-m export.bundle".
+    commands.append(shlex.join(["python", *sys.orig_argv[1:]]))
+    found = [portable(command) for command in commands if command]
+    return tuple(dict.fromkeys(found))
+
+
+def portable(command: str) -> str:
+    """A command without the folders of this machine: of an absolute path its last part is left."""
+    words = []
+    for word in shlex.split(command):
+        flag, equals, value = word.rpartition("=")
+        words.append(flag + equals + (Path(value).name if os.path.isabs(value) else value))
+    return shlex.join(words)
+
+
+def _selection_of(path: Path, file: Manifest) -> Selection | None:
+    """What selection said of this architecture; none if it selected another one since, or none."""
+    if not path.is_file():
+        return None
+    facts: dict[str, Any] = read_json(path)
+    if facts["arch"] != file.architecture.get("arch"):
+        return None
+    return Selection(
+        constraints=tuple(facts.get("constraints", ())),
+        pairs=facts.get("pairs"),
+        predicted_accuracy=facts.get("predicted_accuracy"),
+    )
+
+
+def _timings_of(path: Path, files: list[Manifest]) -> dict[str, FileTiming]:
+    """The rows of benchmark.csv that are of these very files.
+
+    Raises:
+        UserError: such a row is damaged.
+    """
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as table:
+        # The size tells a file from an older one of the same name.
+        rows = {(row.get("file"), row.get("bytes")): row for row in csv.DictReader(table)}
+    found = {}
+    for file in files:
+        row = rows.get((file.file, str(file.bytes)))
+        if row is None:
+            continue
+        try:
+            found[file.file] = FileTiming.model_validate(
+                {key: row.get(key) for key in FileTiming.model_fields}
+            )
+        except ValidationError:
+            raise UserError(
+                f"{path} is damaged; write it again with python -m export.benchmark, or remove it."
+            ) from None
+    return found

@@ -1,0 +1,153 @@
+"""What export has to know about a kind of model file. `export.formats` lists the kinds."""
+
+import importlib.metadata
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from numpy.typing import NDArray
+
+from engine.errors import UserError
+
+# These two are imported for their types only: a process that measures memory must hold neither.
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
+Array = NDArray[Any]
+Precision = Literal["float32", "float16", "int8"]
+Run = Callable[[Array], Array]  # inputs (N, ...) as the file takes them -> outputs (N, K)
+OperatorTime = tuple[str, int, float]  # operator, executed nodes, microseconds of one run
+
+
+class LoadedModel(NamedTuple):
+    """A model file in its runtime, as a program on a device loads it.
+
+    Args:
+        shape: of the input for one image.
+        metadata: what the file says of itself; its values are JSON.
+        run: runs the file once on a random image and returns its first output.
+    """
+
+    shape: list[int]
+    metadata: dict[str, str]
+    run: Callable[[], Array]
+
+
+class Runtime(ABC):
+    """A program that runs model files.
+
+    Attributes:
+        runtime: its name in sentences.
+        package: its distribution, which is also the module to import.
+        extra: the extra of ofa-toolkit that installs it; none if the toolkit needs it anyway.
+    """
+
+    runtime: ClassVar[str]
+    package: ClassVar[str]
+    extra: ClassVar[str | None] = None
+
+    def installed(self) -> bool:
+        """Whether the runtime can be imported here."""
+        # find_spec does not import it, which takes seconds for some runtimes.
+        return self.extra is None or importlib.util.find_spec(self.package) is not None
+
+    def version(self) -> str:
+        """The installed version; empty if the package says none."""
+        try:
+            return importlib.metadata.version(self.package)
+        except importlib.metadata.PackageNotFoundError:
+            return ""
+
+    def check_installed(self) -> None:
+        """Do nothing if the runtime is installed.
+
+        Raises:
+            UserError: it is not.
+        """
+        if not self.installed():
+            raise UserError(f"{self.runtime} is not installed; run pip install 'ofa-toolkit[{self.extra}]'.")
+
+    @abstractmethod
+    def open(self, path: Path, exact: bool = True) -> Run:
+        """The file as a function, with as many threads as torch has.
+
+        Args:
+            path: the model file.
+            exact: compute as the file says, for a comparison of numbers. Otherwise the runtime may compute
+                in what is fastest on this CPU: choose that to measure time.
+
+        Raises:
+            UserError: the file is missing or damaged, or the runtime is not installed.
+        """
+
+
+class Format(Runtime):
+    """A kind of model file: how it is written, run and measured. One file of this package defines one.
+
+    A format defines `open`, `load` and the one of `write_graph` and `write_module` that `written_from` names.
+    The other methods have defaults that suit a runtime without profiler.
+
+    Attributes:
+        name: as in the field `format` of a target.
+        suffix: how the names of its files end.
+        written_from: "graph": the target's ONNX graph; "module": the torch module itself.
+        precisions: those that a target may ask for.
+        one_image: whether a file takes one image at a time, so that a target must say `batch: one`.
+        side_suffixes: files that belong to a model file and have its name with these endings.
+        manifest_suffix: how the manifest's name ends.
+        in_example: whether the bundle's classify.py, which has only onnxruntime, runs its files.
+        in_browser: whether onnxruntime-web runs its files.
+    """
+
+    name: ClassVar[str]
+    suffix: ClassVar[str]
+    written_from: ClassVar[Literal["graph", "module"]]
+    precisions: ClassVar[tuple[Precision, ...]] = ("float32",)
+    one_image: ClassVar[bool] = False
+    side_suffixes: ClassVar[tuple[str, ...]] = ()
+    manifest_suffix: ClassVar[str] = ".json"
+    in_example: ClassVar[bool] = False
+    in_browser: ClassVar[bool] = False
+
+    # Not abstract: a format is written from one of the two, and `written_from` says from which.
+    def write_graph(self, model: "onnx.ModelProto", path: Path) -> None:
+        """Write an ONNX model, and the side files beside it."""
+        raise NotImplementedError
+
+    def write_module(self, module: "nn.Module", example: Array, path: Path) -> None:
+        """Write a torch module (eval mode, CPU, float32) that takes inputs like `example` (1, ...)."""
+        raise NotImplementedError
+
+    def import_runtime(self) -> None:
+        """Import what runs the files, so that memory taken afterwards is that of a file."""
+
+    @abstractmethod
+    def load(self, path: Path, threads: int) -> LoadedModel:
+        """Load a file with nothing around it, to measure what that costs.
+
+        Raises:
+            ValueError: its input is not one image of a fixed size; half a sentence.
+        """
+
+    def timed_run(self, path: Path, shape: list[int], threads: int) -> Callable[[], object]:
+        """A function that runs the file once on a random image of `shape`, for the clock."""
+        return self.load(path, threads).run
+
+    def profile(self, path: Path, shape: list[int], threads: int) -> list[OperatorTime]:
+        """Time by operator, the longest first; nothing if the runtime has no profiler."""
+        return []
+
+    def read_graph(self, path: Path) -> "onnx.ModelProto | None":
+        """The ONNX graph in a file; none if the file holds none."""
+        return None
+
+    def manifest_path(self, path: Path) -> Path:
+        """Where the manifest of a model file is."""
+        return path.with_suffix(self.manifest_suffix)
+
+    def side_files(self, path: Path) -> list[Path]:
+        """What belongs to a model file beside its manifest, whether it is there or not."""
+        return [path.with_suffix(suffix) for suffix in self.side_suffixes]
