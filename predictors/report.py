@@ -1,6 +1,5 @@
 """What selection was worth, on the test images: selected subnets against random ones of the same MACs."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from engine.command.cli import main
 from engine.command.progress import progress
 from engine.config import format_count
 from engine.plot.canvas import write_png
-from engine.run import atomic, write_json
+from engine.run import atomic, write_csv, write_json
 from engine.seed import numpy_generator
 from ofa.space.arch import Arch
 from ofa.space.codes import Codes, decode, encode, sample_codes
@@ -148,7 +147,7 @@ class Report(RunCommand):
         drawn = pictures(findings)
         for name, picture in drawn.items():
             write_png(picture.drawing, folder / f"{name}.png")
-            write_rows(folder / f"{name}.csv", picture.rows)
+            write_csv(folder / f"{name}.csv", _columns_in_use(picture.rows), picture.rows)
         comparisons = findings.comparisons
         write_json(folder / "report.json", [comparison._asdict() for comparison in comparisons])
         with atomic(folder / "report.html") as temporary:
@@ -157,14 +156,9 @@ class Report(RunCommand):
         print(f"written to {folder}: report.html, report.json, and {', '.join(drawn)} as .png and .csv")
 
 
-def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Rows as a CSV file, without the columns that are empty everywhere."""
-    # Such as latencies where no device was named.
-    names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
-    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
+def _columns_in_use(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The columns that have a value in some row; latencies have none where no device was named."""
+    return [name for name in rows[0] if any(row[name] is not None for row in rows)]
 
 
 def _print_comparisons(comparisons: Sequence[Comparison]) -> None:

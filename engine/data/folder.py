@@ -19,7 +19,7 @@ from engine.data.image_files import (
     Item,
     Listing,
     Transforms,
-    check_images,
+    check_image_files,
     collate,
     image_paths,
     shorter_side,
@@ -93,7 +93,7 @@ class FolderData(IndexedData):
             held = {"val": [train[i] for i in out], "test": test}
             train = [train[i] for i in kept]
         self.files: dict[str, Listing] = {"train": train, **held}
-        check_images([path for files in self.files.values() for path, _ in files])
+        check_image_files([path for files in self.files.values() for path, _ in files])
         super().__init__(config, classes, IMAGENET_MEAN, IMAGENET_STD, config.size, device, seed)
         self.workers = config.workers
         self.transforms = Transforms(

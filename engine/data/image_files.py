@@ -69,7 +69,7 @@ class ImageFiles(Dataset[tuple[Tensor, int, str]]):
             image = open_image(path)
         except DAMAGED as error:
             # An error that a worker raises reaches the main process as another one; a sentence does not.
-            return torch.empty(0, dtype=torch.uint8), label, damaged(path, error)
+            return torch.empty(0, dtype=torch.uint8), label, damaged_image(path, error)
         if seed is None:
             return self.transforms.plain(image), label, ""
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
@@ -89,7 +89,7 @@ def open_image(path: Path) -> Image.Image:
         return image.convert("RGB")
 
 
-def damaged(path: Path, error: Exception) -> str:
+def damaged_image(path: Path, error: Exception) -> str:
     """A sentence about a file that cannot be used."""
     return f"Image '{path}' cannot be used ({str(error).splitlines()[0]}); convert, repair or remove it."
 
@@ -124,7 +124,7 @@ def image_paths(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def check_images(paths: list[Path]) -> None:
+def check_image_files(paths: list[Path]) -> None:
     """Decode every image of a small data set once: a damaged test image is found now, not after training.
 
     Raises:
@@ -137,7 +137,7 @@ def check_images(paths: list[Path]) -> None:
         try:
             open_image(path)
         except DAMAGED as error:
-            return damaged(path, error)
+            return damaged_image(path, error)
         return ""
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress("check images", len(paths)) as advance:

@@ -14,6 +14,7 @@ from engine.command.progress import progress
 from engine.command.table import show
 from engine.errors import UserError
 from engine.onnx_timing import AT_LEAST
+from engine.run import write_csv
 from export.benchmark.baselines import BASELINES, write_baseline
 from export.benchmark.measure import (
     DEFAULT_ROUNDS,
@@ -26,7 +27,7 @@ from export.benchmark.measure import (
     time_files,
     timing_complaint,
 )
-from export.benchmark.report import draw_benchmark, graph_table, latency_table, write_operators, write_rows
+from export.benchmark.report import draw_benchmark, graph_table, latency_table, write_operators
 from export.bundle.contents import MANIFEST
 from ofa.trained import run_flag
 
@@ -121,7 +122,7 @@ class Benchmark(Command):
         """Write the CSV files and the picture, and say what comes next."""
         place = self.files[0].parent
         folder = self.out or place
-        write_rows(folder / "benchmark.csv", list(rows[0]), rows)
+        write_csv(folder / "benchmark.csv", list(rows[0]), rows)
         write_operators(folder / "operators.csv", files)
         if any(file.accuracy is not None for file in files):
             draw_benchmark(files, timings, folder / "benchmark.png")

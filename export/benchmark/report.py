@@ -1,6 +1,5 @@
 """What the benchmark shows: two tables, two CSV files and a picture."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from rich.table import Table
 from engine.config import format_count
 from engine.plot.canvas import Role, write_png
 from engine.plot.chart import Axis, Point, Series, draw_chart
-from engine.run import atomic
+from engine.run import write_csv
 from export.benchmark.measure import ModelFile, Timing
 
 MOST_OPERATORS, MOST_LINES = 2, 6  # more make a table or a picture that nobody reads
@@ -57,21 +56,13 @@ def _or_dash(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows as a CSV; nothing where the value is None."""
-    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def write_operators(path: Path, files: Sequence[ModelFile]) -> None:
     """Time by operator, of one run of each file, as a CSV."""
     rows = []
     for file in files:
         for name, nodes, spent in file.probe.operators:
             rows.append({"file": file.name, "operator": name, "nodes": nodes, "microseconds": spent})
-    write_rows(path, ["file", "operator", "nodes", "microseconds"], rows)
+    write_csv(path, ["file", "operator", "nodes", "microseconds"], rows)
 
 
 def draw_benchmark(files: Sequence[ModelFile], timings: Sequence[Timing], path: Path) -> None:

@@ -6,7 +6,7 @@ is timed at every size.
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,15 +119,7 @@ def export_kit(
     networks: dict[str, list[LayerSpec]] = {}
     for row in networks_NF:
         networks[network_name(row)] = layer_specs(space, decode(space, row), classes, channels)
-    items: list[Item] = []
-    if layers:
-        items.append({"name": OVERHEAD, "file": f"{OVERHEAD}.onnx", "shape": [1, 1, 1, 1]})
-    for layer in layers:
-        shape = [1, _input_channels(layer), layer.size, layer.size]
-        items.append({"name": layer_name(layer), "file": f"{structure(layer)}.onnx", "shape": shape})
-    for name, parts in networks.items():
-        shape = [1, channels, parts[0].size, parts[0].size]
-        items.append({"name": name, "file": f"{name}.onnx", "shape": shape})
+    items = _items(layers, networks, channels)
     manifest = {"version": VERSION, "space": space.name, "classes": classes, "items": items}
     path = folder / "manifest.json"
     if path.exists() and read_json(path) != manifest:
@@ -154,6 +146,20 @@ def export_kit(
     shutil.copyfile(bench.__file__, folder / "bench.py")
     # The manifest comes last: bench.py starts with it, so the files that it lists are complete.
     write_json(path, manifest)
+
+
+def _items(layers: Sequence[LayerSpec], networks: Mapping[str, list[LayerSpec]], channels: int) -> list[Item]:
+    """What bench.py times: the overhead of a run, then layers, then whole networks by their names."""
+    items: list[Item] = []
+    if layers:
+        items.append({"name": OVERHEAD, "file": f"{OVERHEAD}.onnx", "shape": [1, 1, 1, 1]})
+    for layer in layers:
+        shape = [1, _input_channels(layer), layer.size, layer.size]
+        items.append({"name": layer_name(layer), "file": f"{structure(layer)}.onnx", "shape": shape})
+    for name, parts in networks.items():
+        shape = [1, channels, parts[0].size, parts[0].size]
+        items.append({"name": name, "file": f"{name}.onnx", "shape": shape})
+    return items
 
 
 def _input_channels(layer: LayerSpec) -> int:

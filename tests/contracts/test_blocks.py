@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from engine.compute.macs import count_macs, count_parameters
 from engine.errors import UserError
-from engine.onnx_file import to_onnx
+from engine.onnx_file import write_onnx
 from ofa.blocks.elastic import ElasticConvBN
 from ofa.blocks.kind import BlockChoice, BlockSpec
 from ofa.blocks.stem import StemSpec
@@ -92,7 +92,7 @@ def test_an_exported_file_has_the_predicted_size(space: Space, tmp_path: Path) -
     for norm in net.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.normal_(norm.bias)  # as after training; the exporter stores equal tensors once
-    to_onnx(net, torch.zeros(2, 3, arch.resolution, arch.resolution), tmp_path / "x.onnx", {})
+    write_onnx(net, torch.zeros(2, 3, arch.resolution, arch.resolution), tmp_path / "x.onnx", {})
     predicted = footprints_of(space, encode(space, arch)[None], 10, 3).file[0]
     plain = predicted - METADATA_BYTES - 10 * CLASS_BYTES
     size = (tmp_path / "x.onnx").stat().st_size
