@@ -24,8 +24,9 @@ ANY_DROP = 100.0
 
 
 class ExecuTorch(RunCommand):
-    """Write networks as .pte files for ExecuTorch with XNNPACK (float32, one image), each compared with torch
-    before it is kept.
+    """Write networks as .pte files for ExecuTorch with XNNPACK: float32, one image.
+
+    Each file is compared with torch before it is kept.
 
     examples:
       python -m export.executorch --selected 600M

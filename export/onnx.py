@@ -1,6 +1,7 @@
 """Write selected networks as files for devices, each proved equal to torch before it gets its name."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -8,6 +9,7 @@ from rich.table import Table
 
 from engine.command.cli import main
 from engine.command.progress import progress
+from engine.command.start import say
 from engine.command.table import show
 from engine.compute.device import pick_device
 from engine.errors import UserError
@@ -40,6 +42,19 @@ class Export(RunCommand):
       python -m export.onnx --arch largest --bake-normalize --layout NHWC --softmax
       python -m export.targets                           what targets there are, and why
     """
+
+    main_flags: ClassVar[tuple[str, ...]] = (
+        "--run",
+        "--selected",
+        "--arch",
+        "--target",
+        "--images",
+        "--max-drop",
+        "--bake-normalize",
+        "--softmax",
+        "--layout",
+        "--threads",
+    )
 
     selected: str | None = Field(
         None, description="only this budget, as named in the run's selected/ folder; none: all of them"
@@ -112,10 +127,10 @@ class Export(RunCommand):
             "this CPU"
         )
         if source.searchable:
-            print(f"next: python -m predictors.report{run_flag(self.run)}")
+            say(f"next: python -m predictors.report{run_flag(self.run)}")
         else:
             first = self.run / "export" / targets[0].file_name(networks[0].name)
-            print(f"next: python -m export.benchmark {first}")
+            say(f"next: python -m export.benchmark {first}")
         return 1 if failed else 0
 
     def _export_recurrent_cell(self) -> int:

@@ -25,8 +25,9 @@ ROUNDING_TOLERANCE = 0.1
 
 
 class OpenVINO(Command):
-    """Run exported .onnx files in OpenVINO on this CPU and compare the outputs with onnxruntime's, on random
-    inputs.
+    """Run exported .onnx files in OpenVINO on this CPU, and compare its outputs with onnxruntime's.
+
+    The inputs are random.
 
     examples:
       python -m export.openvino runs/supernet/export/600M.onnx

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from rich.table import Table
 
 from engine.command.cli import Command, main
+from engine.command.start import say
 from engine.command.table import show
 from engine.config import Config, read_yaml, validate
 from engine.errors import UserError, nearest
@@ -251,7 +252,7 @@ class ShowTargets(Command):
         show(table)
         for target in TARGETS:
             print(f"{target.name}:", *target.why)
-        print("next: python -m export.onnx --target nnapi,cpu-int8")
+        say("next: python -m export.onnx --target nnapi,cpu-int8")
         return 0
 
 

@@ -9,6 +9,7 @@ from pydantic_settings import CliPositionalArg
 
 from engine.checkpoint import save_weights
 from engine.command.cli import Command, main
+from engine.command.start import say
 from engine.data.folder import ImageFolder
 from engine.data.sources import DataConfig, load_data
 from engine.model import write_model
@@ -98,12 +99,12 @@ class Convert(Command):
             )
         if pretrained_only:
             images = f" --data.path {self.data.path}" if isinstance(self.data, ImageFolder) else ""
-            print(
+            say(
                 f"next: python -m ofa.train --config ofa/finetune --init {run.path}{images} --out "
                 "runs/finetuned"
             )
         else:
-            print(f"next: python -m predictors.collect{run_flag(run.path)}")
+            say(f"next: python -m predictors.collect{run_flag(run.path)}")
         return 0
 
 

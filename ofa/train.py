@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from engine.checkpoint import save_weights
 from engine.command.cli import main
+from engine.command.start import say
 from engine.compute.distributed import ALONE, Ranks
 from engine.config import format_count
 from engine.data.augment import resize
@@ -390,7 +391,7 @@ def _introduce(config: Train, space: Space, data: Data, single_arch: Arch | None
 
 def _next(path: Path, single_arch: Arch | None) -> int:
     module = "export.onnx" if single_arch else "predictors.collect"
-    print(f"next: python -m {module}{run_flag(path)}")
+    say(f"next: python -m {module}{run_flag(path)}")
     return 0
 
 

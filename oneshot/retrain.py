@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from engine.command.cli import main
+from engine.command.start import say
 from engine.compute.distributed import Ranks
 from engine.config import format_count
 from engine.data.dataset import Data, Split
@@ -146,7 +147,7 @@ class Retrain(TrainingCommand):
             status = training.run()
             if status:
                 return status
-        print(f"next: python -m export.onnx --run {run.path}")
+        say(f"next: python -m export.onnx --run {run.path}")
         return 0
 
     def train_on_text(self, genotype: Genotype, ranks: Ranks, device: torch.device) -> int:
@@ -167,7 +168,7 @@ class Retrain(TrainingCommand):
             return 0
         status = train_language(run, genotype, text, self.language, self.seed, device)
         if status == 0:
-            print(f"next: python -m export.onnx --run {run.path}")
+            say(f"next: python -m export.onnx --run {run.path}")
         return status
 
 

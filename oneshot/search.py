@@ -11,6 +11,7 @@ import torch
 from pydantic import Field, model_validator
 
 from engine.command.cli import Command, main
+from engine.command.start import say
 from engine.compute.device import pick_device, use_threads
 from engine.config import Located, merge, models_in, validate
 from engine.data.digits import Digits
@@ -211,7 +212,7 @@ class Search(Command):
             status = SearchLoop(run, searcher, monitoring).run()
             if status:
                 return status
-        print(f"next: {retrain_command(run.path, self.space, self.data)}")
+        say(f"next: {retrain_command(run.path, self.space, self.data)}")
         return 0
 
     def _method_with_penalties(self) -> Method:

@@ -10,6 +10,7 @@ from pydantic import Field
 from engine.command.cli import main
 from engine.command.interrupt import stop_on_signal
 from engine.command.progress import progress
+from engine.command.start import say
 from engine.config import format_count
 from engine.run import append_line, write_lines
 from engine.seed import numpy_generator
@@ -84,7 +85,7 @@ class Collect(RunCommand):
             print("stopped early; the same command continues")
             return 130
         middle = format_count(float(np.median([pair.macs for pair in pairs])), digits=2)
-        print(f"next: python -m predictors.select{run_flag(self.run)} --flops {middle}")
+        say(f"next: python -m predictors.select{run_flag(self.run)} --flops {middle}")
         return 0
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from engine.command.cli import Command, main
 from engine.command.progress import progress
+from engine.command.start import say
 from engine.config import validate
 from engine.errors import UserError
 from engine.onnx_timing import bench, finished
@@ -117,7 +118,7 @@ class Measure(Command):
                 f"kit in {self.export_kit}: copy it to the device, run python bench.py in it, and bring "
                 "latency.csv back"
             )
-            print(
+            say(
                 "next: python -m predictors.measure --import-kit latency.csv --device-name NAME, with the "
                 "same --space or --run"
             )
@@ -257,7 +258,7 @@ def _print_quality(table: LatencyTable, space: Space) -> None:
 
 def _write(table: LatencyTable, out: Path) -> int:
     write_json(out, table.model_dump(mode="json"))
-    print(f"written to {out}\nnext: python -m predictors.select --latency 10ms --latency-table {out}")
+    say(f"written to {out}\nnext: python -m predictors.select --latency 10ms --latency-table {out}")
     return 0
 
 

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from engine.command.cli import main
 from engine.command.progress import Advance, progress
+from engine.command.start import say
 from engine.config import Count, format_count
 from engine.errors import UserError, nearest
 from engine.seed import numpy_generator
@@ -173,7 +174,7 @@ class Select(RunCommand):
         for objective in objectives:
             if objective.front:
                 write_front(objective, evaluations, costs, folder)
-        print(f"written to {folder}\nnext: python -m export.onnx{run_flag(self.run)}")
+        say(f"written to {folder}\nnext: python -m export.onnx{run_flag(self.run)}")
         return 0
 
     def _objectives(self, costs: Mapping[str, ArchCostFn]) -> list[Objective]:

@@ -57,6 +57,11 @@ def show_page(module: str) -> None:
     sys.exit(0)
 
 
+def say(text: str) -> None:
+    """Print what names commands, such as the next step, in the form in which this process was started."""
+    print(as_typed(text))
+
+
 def started_by_ofa() -> bool:
     """Whether this process is the console command `ofa`."""
     return os.environ.get("OFA_COMMAND") == str(os.getpid())

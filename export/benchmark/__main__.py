@@ -11,6 +11,7 @@ from pydantic_settings import CliPositionalArg
 
 from engine.command.cli import Command, main
 from engine.command.progress import progress
+from engine.command.start import say
 from engine.command.table import show
 from engine.errors import UserError
 from engine.onnx_timing import AT_LEAST
@@ -33,8 +34,7 @@ from ofa.trained import run_flag
 
 
 class Benchmark(Command):
-    """Time model files (.onnx, .ort, .pte) on this machine's CPU, one image at a time; say what they hold and
-    need.
+    """Time model files (.onnx, .ort, .pte) on this machine's CPU, one image at a time, and look into them.
 
     Every round visits all files in a new order; p50, p90 and p99 are of all runs in wall time, noise is how
     far the medians of even and odd rounds differ. Memory is what loading and running the file adds to a
@@ -134,11 +134,11 @@ class Benchmark(Command):
             )
         # What comes next depends on where the files lie: in a bundle, in a run, or anywhere.
         if (place / MANIFEST).exists():
-            print(f"next: python -m export.demo {place}")
+            say(f"next: python -m export.demo {place}")
         elif (place.parent / "model.json").exists():
-            print(f"next: python -m export.bundle{run_flag(place.parent)}")
+            say(f"next: python -m export.bundle{run_flag(place.parent)}")
         else:
-            print("next: python -m export.targets")
+            say("next: python -m export.targets")
 
 
 if __name__ == "__main__":

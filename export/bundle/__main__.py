@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from engine.command.cli import Command, main
+from engine.command.start import say
 from engine.errors import UserError
 from engine.run import Run
 from export.bundle.write import write_bundle
@@ -15,9 +16,9 @@ from ofa.trained import DEFAULT_RUN
 
 
 class MakeBundle(Command):
-    """Make a folder of every exported network: export/NAME/ with its model files, labels.txt, manifest.json,
-    model_card.md and classify.py.
+    """Make a folder of every exported network that needs nothing else.
 
+    It is export/NAME/ with the model files, labels.txt, manifest.json, model_card.md and classify.py.
     classify.py runs the files with nothing but onnxruntime, numpy and pillow: python classify.py IMAGE. The
     model card says what the manifest says, in sentences. Times of python -m export.benchmark, where it was
     run before, are included.
@@ -46,7 +47,7 @@ class MakeBundle(Command):
         for name in names:
             folder = write_bundle(run, name, networks[name])
             print(f"{folder}: {', '.join(sorted(os.listdir(folder)))}")
-        print(f"next: python -m export.demo {self.run / 'export' / names[0]}")
+        say(f"next: python -m export.demo {self.run / 'export' / names[0]}")
         return 0
 
 

@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from engine.command.cli import Command, main
+from engine.command.start import say
 from engine.errors import UserError
 from export.demo.server import open_server
 from export.demo.vendor import VERSION, vendor
@@ -39,7 +40,7 @@ class Demo(Command):
             print(f"onnxruntime-web {VERSION} is in {vendor()}")
         if self.folder is None:
             if self.vendor:
-                print(
+                say(
                     "next: python -m export.demo DIR, where DIR is a folder that python -m export.bundle "
                     "wrote"
                 )
