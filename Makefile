@@ -8,8 +8,9 @@ FLOPS = 100k,300k,1M
 .PHONY: quickstart check test help
 
 quickstart: $(VENV)/installed
+	@echo "about 2 minutes on a recent CPU, up to 5 on an older one: train, measure 100 subnets, select, export, report"
 	$(BIN)/ofa train --resume
-	$(BIN)/ofa collect --threads 1
+	$(BIN)/ofa collect --threads 1 --count 100
 	$(BIN)/ofa select --threads 1 --flops $(FLOPS)
 	$(BIN)/ofa export --threads 1
 	$(BIN)/ofa report --threads 1
