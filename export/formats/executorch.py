@@ -30,6 +30,7 @@ class ExecuTorchFormat(Format):
     written_from = "module"
     one_image = True
     manifest_suffix = ".executorch.json"
+    _resets = 0  # how often the threads of this process were replaced
 
     def write_module(self, module: "nn.Module", example: Array, path: Path) -> None:
         """The module for one image, given to XNNPACK wherever that can take it."""
@@ -60,8 +61,12 @@ class ExecuTorchFormat(Format):
 
         method = self._method(path)
         _, wanted = _input_of(method)
+        resets = self._resets
 
         def run(x: Array) -> Array:
+            nonlocal method, resets
+            if resets != self._resets:  # its threads are gone, see `load`
+                method, resets = self._method(path), self._resets
             if list(x.shape[1:]) != wanted[1:]:
                 raise UserError(f"The file takes {wanted}, but was given {list(x.shape)}; see its manifest.")
             outputs = []
@@ -85,8 +90,12 @@ class ExecuTorchFormat(Format):
         import torch
         from executorch.extension.pybindings import portable_lib
 
+        # There is no other way to set the number. A program keeps a pointer to the threads that were there
+        # when it was loaded, so the new ones come first, and only where their number differs.
+        if portable_lib._threadpool_get_thread_count() != threads:
+            portable_lib._unsafe_reset_threadpool(threads)
+            self._resets += 1
         method = self._method(path)
-        portable_lib._unsafe_reset_threadpool(threads)  # there is no other way to set their number
         dtype, shape = _input_of(method)
         if len(shape) != 4:
             raise ValueError("its input is not one image of a fixed size")

@@ -60,3 +60,19 @@ def test_pixels_in_and_probabilities_out(tmp_path: Path) -> None:
     assert export.verify_file(tmp_path / "x.pte", net, images, bake=bake).complaint("float32") == ""
     rows = export.benchmark_files([tmp_path / "x.pte"], rounds=2, seconds=0.0)
     assert rows[0]["input"] == "1x8x8x3" and rows[0]["macs"] == manifest.macs
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_program_survives_that_the_threads_were_replaced(tmp_path: Path) -> None:
+    """A program that was loaded before would use freed memory, which ends the process now and then."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    path = tmp_path / "x.pte"
+    export.to_onnx(net, path, "executorch", images=torch.randn(2, 3, 16, 16))
+    x = np.random.default_rng(0).standard_normal((4, 3, 16, 16), dtype=np.float32)
+    executorch = format_of(path)
+    run = executorch.open(path)
+    wanted = run(x)
+    for threads in (1, 2, 1, 3, 2):
+        executorch.load(path, threads).run()
+        np.testing.assert_allclose(run(x), wanted, rtol=1e-5, atol=1e-6)
