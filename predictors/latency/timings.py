@@ -18,7 +18,7 @@ from predictors.latency.table import LatencyTable, Noise, TimedNetwork, space_fi
 Clock = Literal["cpu", "wall"]
 Rounds = Mapping[int, float]  # milliseconds of an item by round
 RELIABILITY_AT_LEAST = 0.9  # of halves of the rounds, for a table to be saved
-LEAST_MS = 1e-6  # of a block that is no slower than the overhead
+LEAST_MS = 1e-6  # of a block that was timed no slower than the overhead: a latency is never negative
 
 
 class Timings(NamedTuple):
@@ -38,8 +38,8 @@ def read_timings(path: Path, clock: Clock | None = None) -> Timings:
 
     Args:
         path: the CSV.
-        clock: which time counts; none: CPU time of the thread where there is one thread and the column
-            exists, else wall time.
+        clock: which time counts. None: the CPU time of the thread, if there is one thread and the CSV has the
+            column, else wall time.
 
     Raises:
         UserError: the file cannot be read, a column or number is missing, or rows were taken in different
@@ -86,7 +86,7 @@ def value_of(rounds: Rounds) -> float:
 
 
 def noise_of(items: Iterable[Rounds]) -> Noise:
-    """How well even and odd rounds agree about these items; unknown with fewer than 3 items of both."""
+    """How well even and odd rounds agree about these items; unknown with fewer than 3 items in both."""
     items = list(items)
     most_rounds = max(map(len, items), default=0)
     pairs = []
@@ -124,10 +124,20 @@ def noise_complaint(noise: Noise) -> str:
 def build_table(
     timings: Timings, device: str, space: Space, classes: int, channels: int
 ) -> tuple[LatencyTable, dict[str, Noise]]:
-    """The table, and the noise of what it is made of ("blocks", "networks").
+    """Build the latency table of a device from the timings of a kit.
+
+    Args:
+        timings: what `read_timings` returned.
+        device: the name of the device.
+        space: for which the kit was made.
+        classes: outputs of the classifier.
+        channels: of the input images.
+
+    Returns:
+        The table, and the noise of each kind of items in it ("blocks", "networks").
 
     Raises:
-        UserError: the timings are of other items than this space has.
+        UserError: the timings are of other items than this space has, or of none.
     """
     layers = {layer_name(layer): layer for layer in distinct_layers(space, classes, channels)}
     _refuse_strange_items(timings, set(layers), space, classes)
