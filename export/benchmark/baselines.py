@@ -22,7 +22,8 @@ BASELINES = {
 def write_baseline(name: str, side: int, classes: int, folder: Path) -> Path:
     """Write torchvision's network `name` for `classes` and RGB images of `side` x `side` into a folder."""
     path = folder / f"{name}-{side}-{classes}.onnx"
-    with torch.random.fork_rng(devices=[]):  # torchvision draws weights from the global generator
+    # torchvision draws weights from the global generator, which must be the same for the caller afterwards.
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(0, "baseline", name))
         network = torchvision.models.get_model(name, weights=None, num_classes=classes).eval()
     metadata = {"network": f"torchvision {name}, random weights"}

@@ -28,7 +28,7 @@ TYPES = {
     ".mjs": "text/javascript",
     ".wasm": "application/wasm",
 }
-MOST_BYTES = 50 * 1000**2
+MOST_BYTES = 50 * 1000**2  # of an image; it is held in memory
 # The page may load from this server only; onnxruntime-web compiles WebAssembly, and images are shown as
 # blobs.
 POLICY = (
@@ -75,7 +75,7 @@ class Server(ThreadingHTTPServer):
             raise ValueError(
                 "The file is no image that can be read, or it is damaged or far too large."
             ) from None
-        # One at a time: not every runtime may be called from several threads.
+        # One request at a time: not every runtime may be called from several threads.
         with self.lock:
             if name not in self.opened:
                 path = self.folder / name

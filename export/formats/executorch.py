@@ -65,7 +65,8 @@ class ExecuTorchFormat(Format):
 
         def run(x: Array) -> Array:
             nonlocal method, resets
-            if resets != self._resets:  # its threads are gone, see `load`
+            # The program points to threads that are gone, see `load`, so it is loaded again.
+            if resets != self._resets:
                 method, resets = self._method(path), self._resets
             if list(x.shape[1:]) != wanted[1:]:
                 raise UserError(f"The file takes {wanted}, but was given {list(x.shape)}; see its manifest.")

@@ -48,7 +48,7 @@ def fold_norms(model: onnx.ModelProto) -> None:
 def _affine(
     node: NodeProto, values: dict[str, TensorProto]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(scale, shift) per channel that a BatchNormalization amounts to."""
+    """The (scale, shift) of each channel by which a BatchNormalization in eval mode can be replaced."""
     # In float64, so that folding does not lose more than the float32 of the result.
     tensors = [numpy_helper.to_array(values[name]).astype(np.float64) for name in node.input[1:]]
     gamma, beta, mean, var = tensors

@@ -38,7 +38,8 @@ Item = dict[str, Any]
 def structure(layer: LayerSpec) -> str:
     """A name for what a layer computes, whatever the size of its map; items and files are named by it.
 
-    It joins the fields of the layer by dashes, with the flags that are on: `inverted-40-240-40-k5-s1-expands-se-residual-relu`.
+    It joins the fields of the layer by dashes, with the flags that are on:
+    `inverted-40-240-40-k5-s1-expands-se-residual-relu`.
     """
     match layer:
         case StemSpec():
