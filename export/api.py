@@ -204,5 +204,5 @@ def _input_size(module: nn.Module) -> tuple[int, ...]:
             return tuple(settings["input_size"])
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
-            return part.in_channels, 224, 224
+            return part.in_channels, 224, 224  # the usual side of ImageNet's images
     return 3, 224, 224

@@ -94,7 +94,7 @@ def job_of_run(
         calibration=calibration,
         layout=bake.layout if bake else "NCHW",
         probabilities=bool(bake and bake.softmax),
-        parameters=network.params,
+        parameters=network.params,  # before BatchNorm is folded
         facts=facts,
         graphs={},
     )

@@ -272,6 +272,7 @@ def _facts(
         "output": output,
         **known,
         "accuracy": accuracy if reference.labelled else None,
+        # The sizes of the batches that were compared: one image, and several.
         "parity": parity._asdict() | {"batches": [1, len(next(iter(reference.batches()))[0])]},
         "quantization": quantization,
         "milliseconds": round(took, 4),

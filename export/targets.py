@@ -74,6 +74,7 @@ class Target(Config):
         return f"{subnet}{known.suffix}" if plain else f"{subnet}.{self.name}{known.suffix}"
 
 
+# In the order in which the table shows them; the reference comes first.
 TARGETS = (
     Target(
         name="cpu",

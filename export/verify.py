@@ -167,6 +167,7 @@ def parity_of(reference: Reference, run: Run) -> Parity:
     """
     first = next(iter(reference.batches()))[0]
     alone = run(first[:1])
+    # The images are read again instead of kept: only the outputs of all of them are in memory.
     outputs = [run(x) for x, _ in reference.batches()]
     wanted = np.concatenate([reference.output_NK[:1], reference.output_NK])
     got = np.concatenate([alone, *outputs])

@@ -135,7 +135,7 @@ class Report(RunCommand):
         """
         wanted = trained.cost(arch)[0]
         rng = numpy_generator(self.seed, "same macs", wanted)
-        # np.unique sorts, and the first of the pool would all be small.
+        # Shuffled again, since np.unique sorts: otherwise the first of the pool would all be small.
         pool = rng.permutation(np.unique(sample_codes(trained.space, POOL, rng), axis=0))
         pool = pool[(pool != encode(trained.space, arch)).any(1)]
         macs = trained.macs(pool)

@@ -151,6 +151,7 @@ def timing_complaint(timing: Timing, threads: int) -> str:
     """Half a sentence on why the wall times should not be believed; empty if they may be."""
     if timing.noise > DIFFERENCE_AT_MOST:
         return f"two halves of the rounds differ by {timing.noise:.0%}"
+    # A run whose wall time is longer than its CPU time has waited for other programs.
     waited = (timing.percentile(50) or 0.0) / timing.cpu_p50
     # With more threads the CPU time is that of the process, so it says nothing about waiting.
     if threads == 1 and waited > 1 + DIFFERENCE_AT_MOST:

@@ -75,7 +75,7 @@ def draw_benchmark(files: Sequence[ModelFile], timings: Sequence[Timing], path: 
     points: list[Point] = []
     without: list[tuple[str, float]] = []
     for file, timing in zip(files, timings, strict=True):
-        ms = timing.percentile(50) or 0.0
+        ms = timing.percentile(50) or 0.0  # never None: only the 99th percentile may be unknown
         if file.accuracy is None:
             without.append((file.name, ms))
         else:

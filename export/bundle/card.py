@@ -153,7 +153,7 @@ def _accuracy(bundle: Bundle) -> Iterator[str]:
 
 
 def _cost(bundle: Bundle) -> Iterator[str]:
-    first = bundle.files[0]
+    first = bundle.files[0]  # all files are of one network, so their MACs and parameters are the same
     yield (
         f"- One image takes {format_count(first.macs)} multiply-accumulates; the network has "
         f"{format_count(first.params)} parameters."

@@ -99,7 +99,7 @@ def gather(run: Run, name: str, paths: list[Path]) -> Bundle:
             "with export.onnx."
         )
     data = {key: config["data"][key] for key in ("name", "path") if config["data"].get(key)}
-    # Only the name of the folder: a bundle goes to others, and says nothing about the folders of this machine.
+    # Only the name of the folder: a bundle goes to others, and does not name folders of this machine.
     if "path" in data:
         data["path"] = Path(data["path"]).name
     provenance = Provenance(

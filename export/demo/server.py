@@ -46,7 +46,7 @@ class Server(ThreadingHTTPServer):
         runtime: the folder of onnxruntime-web, if it was fetched.
     """
 
-    daemon_threads = True
+    daemon_threads = True  # Ctrl-C ends the server even while a request is answered
 
     def __init__(self, folder: Path, port: int, runtime: Path | None):
         self.folder, self.bundle, self.runtime = folder, read_bundle(folder), runtime
@@ -111,7 +111,7 @@ class Handler(BaseHTTPRequestHandler):
     """
 
     server: Server
-    protocol_version = "HTTP/1.1"
+    protocol_version = "HTTP/1.1"  # a browser fetches all files of the page over one connection
 
     def do_GET(self) -> None:
         """The page, the bundle's files, and onnxruntime-web."""

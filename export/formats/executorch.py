@@ -34,6 +34,7 @@ class ExecuTorchFormat(Format):
 
     def write_module(self, module: "nn.Module", example: Array, path: Path) -> None:
         """The module for one image, given to XNNPACK wherever that can take it."""
+        # Imported here, since the process that measures memory reads this file and must not hold torch.
         import torch
 
         from engine.onnx_file import fold_batch_norm

@@ -87,8 +87,8 @@ class Runtime(ABC):
 class Format(Runtime):
     """A kind of model file: how it is written, run and measured. One file of this package defines one.
 
-    A format defines `open` and `load`, and either `write_graph` or `write_module`, as `written_from` says. The
-    other methods have defaults that suit a runtime without profiler.
+    A format defines `open` and `load`, and either `write_graph` or `write_module`, as `written_from` says.
+    The other methods have defaults that suit a runtime without profiler.
 
     Attributes:
         name: as in the field `format` of a target.

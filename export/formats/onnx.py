@@ -43,6 +43,7 @@ class OnnxFormat(Format):
 
     def write_graph(self, model: "onnx.ModelProto", path: Path) -> None:
         """Save the graph as it is."""
+        # Imported here, since the process that measures memory must not hold onnx.
         import onnx
 
         onnx.save(model, path)

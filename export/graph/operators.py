@@ -53,6 +53,7 @@ def replace_nodes(model: onnx.ModelProto, nodes: list[NodeProto]) -> None:
 
 
 def _hard_sigmoid(graph: onnx.GraphProto, x: str, out: str, alpha: float, beta: float) -> list[NodeProto]:
+    # A file holds alpha as float32, so its quotients are those of the rounded number.
     shift = _scalar(graph, beta / np.float32(alpha))
     scale = _scalar(graph, alpha)
     top = _scalar(graph, 1 / np.float32(alpha))

@@ -107,6 +107,7 @@ def fewest(holds: Callable[[int], bool], most: int) -> int:
     The count is doubled until one holds, and then halved towards the last that did not. Accuracy is not
     monotonic in the count, so the result need not be the smallest.
     """
+    # Every trial quantises and runs the whole network: few trials count more than the smallest result.
     below, count = 0, 1  # below: the largest count known not to hold
     while count <= most and not holds(count):
         below = count

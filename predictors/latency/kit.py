@@ -180,6 +180,7 @@ def _write_overhead(path: Path) -> None:
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, 1, 1])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 1, 1, 1])
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], OVERHEAD, [x], [y])
+    # The same versions as exported files have, which runtimes in the field can read.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.save(model, path)
 

@@ -66,6 +66,7 @@ def read_timings(path: Path, clock: Clock | None = None) -> Timings:
         if column not in columns:
             raise UserError(f"{path} lacks the column {column}; its columns are {', '.join(columns)}.")
     found: dict[str, dict[int, float]] = {}
+    # Line 1 of the file names the columns.
     for line, row in enumerate(rows, start=2):
         try:
             ms, turn = float(row[f"{clock}_p20"]), int(row["round"])

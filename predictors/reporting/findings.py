@@ -52,6 +52,7 @@ class LimitRecord(BaseModel):
 class SelectedRecord(SubnetRecord):
     """A file of selected/: the subnet, how it was selected, and the other candidates, best first."""
 
+    # Defaults, since a file may hold no more than a subnet and its accuracy.
     constraints: tuple[LimitRecord, ...] = ()
     explore: str = ""
     pairs: int | None = None

@@ -115,6 +115,7 @@ class Evaluations:
             return []
         found = list(self._found.values())
         rows, accuracies = _rows(found), _accuracies(found)
+        # By accuracy, and then by cost: lexsort takes the last key first.
         order = np.lexsort((utilisation(constraints, rows), -accuracies))
         inside = fits(constraints, rows)
         return [found[i] for i in order if inside[i]]

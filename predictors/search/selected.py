@@ -127,6 +127,7 @@ def subnet_record(evaluations: Evaluations, candidate: Candidate, costs: Mapping
 
 def _flat(record: Record) -> Record:
     """One line of a CSV file: numbers, then the architecture, whose lists are joined by dashes."""
+    # Predictions and intervals are in the JSON file only.
     row = {}
     for name in (*KEYS.values(), "val_accuracy", "source"):
         if name in record:
