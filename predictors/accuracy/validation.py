@@ -76,8 +76,8 @@ def compare_candidates(
 ) -> list[CandidateQuality]:
     """The quality of every candidate, the one to take first.
 
-    That is the favourite, unless another one has a tau that is higher by 0.01.
-    If there are more than 500 pairs, all candidates are judged by the same random 500 of them.
+    That is the favourite, unless another one has a tau that is higher by 0.01. If there are more than 500
+    pairs, all candidates are judged by the same random 500 of them.
 
     Args:
         choice: a predictor, or "auto" for those of `candidates`.

@@ -164,11 +164,7 @@ def build_table(
         networks.append(TimedNetwork(codes=codes, ms=value_of(measured)))
         # The first code of a row is that of the resolution.
         resolutions.add(space.resolution[int(codes[:2], 16) - 1])
-    noises: dict[str, Noise] = {}
-    if layer_ms:
-        noises["blocks"] = noise_of(layer_ms.values())
-    if network_ms:
-        noises["networks"] = noise_of(network_ms.values())
+    noises = _noises(layer_ms, network_ms)
     if not noises:
         raise UserError(f"The timings hold neither blocks nor networks of space '{space.name}'.")
     table = LatencyTable(
@@ -187,6 +183,16 @@ def build_table(
         networks=tuple(networks),
     )
     return table, noises
+
+
+def _noises(layer_ms: Mapping[str, Rounds], network_ms: Mapping[str, Rounds]) -> dict[str, Noise]:
+    """The noise of blocks and of whole networks, each only if some were timed."""
+    noises: dict[str, Noise] = {}
+    if layer_ms:
+        noises["blocks"] = noise_of(layer_ms.values())
+    if network_ms:
+        noises["networks"] = noise_of(network_ms.values())
+    return noises
 
 
 def _refuse_strange_items(timings: Timings, layers: set[str], space: Space, classes: int) -> None:
