@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -142,13 +142,7 @@ def build_table(
     """
     layers = {layer_name(layer): layer for layer in distinct_layers(space, classes, channels)}
     _refuse_strange_items(timings, set(layers), space, classes)
-    layer_ms: dict[str, Rounds] = {}
-    network_ms: dict[str, Rounds] = {}
-    for name, rounds in timings.ms.items():
-        if name in layers:
-            layer_ms[name] = rounds
-        elif name != OVERHEAD:
-            network_ms[name] = rounds
+    layer_ms, network_ms = _layers_and_networks(timings, layers)
     # Running a session costs something, however little it computes; a network pays it once.
     overhead = value_of(timings.ms[OVERHEAD]) if OVERHEAD in timings.ms else 0.0
     blocks: dict[str, dict[int, float]] = {}
@@ -183,6 +177,20 @@ def build_table(
         networks=tuple(networks),
     )
     return table, noises
+
+
+def _layers_and_networks(
+    timings: Timings, layers: Container[str]
+) -> tuple[dict[str, Rounds], dict[str, Rounds]]:
+    """The timings of layers, and those of whole networks, by item name."""
+    layer_ms: dict[str, Rounds] = {}
+    network_ms: dict[str, Rounds] = {}
+    for name, rounds in timings.ms.items():
+        if name in layers:
+            layer_ms[name] = rounds
+        elif name != OVERHEAD:
+            network_ms[name] = rounds
+    return layer_ms, network_ms
 
 
 def _noises(layer_ms: Mapping[str, Rounds], network_ms: Mapping[str, Rounds]) -> dict[str, Noise]:
