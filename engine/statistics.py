@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Z_90 = 1.6449  # 90% of a normal distribution lie within so many standard deviations of its mean
-COVERAGE = 0.9
-SIMILAR_MACS = 10_000_000
+COVERAGE = 0.9  # share of new measurements that an interval is to hold
+SIMILAR_MACS = 10_000_000  # a difference of so many MACs at most counts as the same size
 
 
 def pareto_front(values_N: Floats, costs_NK: NDArray[Any]) -> NDArray[np.intp]:
@@ -74,7 +74,8 @@ def conformal_quantile(ratios_N: Floats) -> float:
     arXiv:1604.04173).
 
     Args:
-        ratios_N: sizes of errors, such as |measured - predicted| / standard deviation; at least one.
+        ratios_N: sizes of errors, such as |measured - predicted| / standard deviation; at least one. Where
+            they are too few for 90%, the largest is returned.
     """
     # One more than N: the new ratio is as likely to take any of the N + 1 ranks.
     rank = min(len(ratios_N), int(np.ceil(COVERAGE * (len(ratios_N) + 1))))

@@ -19,7 +19,7 @@ from export.pipeline import check_path, write_file
 from export.targets import Target, find_target
 from export.verify import Batches, Parity, check_module, compare_file, reference_outputs
 
-# Images that are compared at once: a file with a free batch axis must be right for more than one.
+# Images that are compared at once: a file with a free batch axis must be right for more than one image.
 BATCH = 32
 
 
@@ -36,7 +36,7 @@ def to_onnx(
     max_drop: float = 0.5,
     facts: dict[str, Any] | None = None,
 ) -> Manifest:
-    """Write a classifier as a file for a target, compared with torch, and its manifest beside it.
+    """Write a classifier as a file for a target, compare it with torch, and write its manifest beside it.
 
         export.to_onnx(timm.create_model("mobilenetv3_small_100").eval(), "small.onnx")
 
@@ -44,11 +44,11 @@ def to_onnx(
         module: a classifier in eval mode, float32: (N, C, H, W) to logits (N, K). It is not changed.
         path: the file; its name must end as the target's files do (.onnx, .ort or .pte).
         target: a name of `python -m export.targets`, or a Target.
-        example: one image or more (N, C, H, W), from which the size is taken; none: the images', what timm
-            notes, or 3 x 224 x 224.
-        images: normalised images (N, C, H, W) to verify on, and for int8 to calibrate on; none: random
-            numbers, which int8 does not allow.
-        labels: their classes (N,); without them, agreeing with torch counts as accuracy.
+        example: one image or more (N, C, H, W), from which the size is taken. Without it, the size is that
+            of `images`, or the one that timm notes on its models, or 3 x 224 x 224.
+        images: normalised images (N, C, H, W) to verify on, and for int8 to calibrate on. Without them,
+            random numbers are compared, which int8 does not allow.
+        labels: classes (N,) of the images; without them, agreeing with torch counts as accuracy.
         classes: names of the outputs.
         bake: put normalisation, and softmax, into the graph; the file then takes uint8 pixels.
         max_drop: points of top-1 that the file may lose on `images`.
@@ -61,7 +61,7 @@ def to_onnx(
     path = Path(path)
     if isinstance(target, str):
         target = find_target(target)
-    # What is wrong with the call is said first, before anything takes time.
+    # Mistakes in the call are reported first, before anything takes time.
     check_path(path, target)
     check_module(module)
     if images is None and target.precision == "int8":
@@ -98,7 +98,7 @@ def verify_file(
         path: the model file.
         module: a classifier in eval mode, float32: (N, C, H, W) to logits (N, K). It is not changed.
         images: normalised images (N, C, H, W).
-        labels: their classes (N,); without them, agreeing with torch counts as accuracy.
+        labels: classes (N,) of the images; without them, agreeing with torch counts as accuracy.
         bake: what the file was exported with, if it takes pixels.
 
     Raises:
@@ -108,7 +108,7 @@ def verify_file(
     x_NCHW = images.detach().cpu().float()
     inputs = (bake.pixels(x_NCHW) if bake else x_NCHW).contiguous().numpy()
     check_module(module)
-    network = copy.deepcopy(module).cpu()
+    network = copy.deepcopy(module).cpu()  # the caller's may be on a GPU, and stays there
     whole = (PixelClassifier(network, bake) if bake else network).eval()
     return compare_file(reference_outputs(whole, _batches(inputs, labels)), Path(path))
 
@@ -121,12 +121,12 @@ def _job_of_module(
     bake: Bake | None,
     facts: dict[str, Any],
 ) -> ExportJob:
-    """The job of a module that no run describes.
+    """The export job of a module that comes from no run folder.
 
     Raises:
         UserError: there are not as many labels as images, or not as many classes as outputs.
     """
-    # With normalisation in the graph the file takes pixels: those that the images came from.
+    # With normalisation in the graph the file takes pixels, so the images are turned back into pixels.
     inputs = (bake.pixels(x_NCHW) if bake else x_NCHW).contiguous().numpy()
     batches = _batches(inputs, labels)
     network = copy.deepcopy(module).cpu()  # the caller's may be on a GPU, and stays there
@@ -185,7 +185,7 @@ def _batches(inputs: Array, labels: Tensor | None) -> Batches:
 
 
 def _preparation(x_NCHW: Tensor, bake: Bake | None) -> dict[str, Any]:
-    """What a device must do with an image, as far as a tensor tells."""
+    """The manifest's description of how to prepare an image, as far as a tensor of images tells it."""
     channels = x_NCHW.shape[1]
     known: dict[str, Any] = {
         "resize": list(x_NCHW.shape[2:]),
@@ -204,5 +204,5 @@ def _input_size(module: nn.Module) -> tuple[int, ...]:
             return tuple(settings["input_size"])
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
-            return part.in_channels, 224, 224
+            return part.in_channels, 224, 224  # the usual side of ImageNet's images
     return 3, 224, 224

@@ -28,7 +28,7 @@ class Bake(NamedTuple):
     softmax: bool = False
 
     def pixels(self, x_NCHW: Tensor) -> Tensor:
-        """The uint8 pixels, in the file's layout, that normalised images came from."""
+        """The uint8 pixels, in the layout of the file, from which normalised images were made."""
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         # Rounding matters: an image that was resized after decoding has numbers between two levels.
         x = ((x_NCHW * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""One network with all that its files are made of and proved with, whatever their format."""
+"""One network with everything that is needed to write its files and to compare them with torch."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class ExportJob(NamedTuple):
-    """What one network's files are made of and proved with.
+    """Everything that is needed to write the files of one network and to compare them with torch.
 
     Args:
-        module: takes what the files take; eval mode, CPU, float32.
-        example: two inputs or more.
-        reference: what the module says about real images.
+        module: the network, which takes the same inputs as the files; eval mode, CPU, float32.
+        example: two inputs or more, as the files take them.
+        reference: the outputs of the module on real images.
         calibration: batches of inputs from which 8-bit ranges are taken.
         layout: of the input.
         probabilities: whether the module ends with softmax.
@@ -57,7 +57,7 @@ def job_of_run(
         name: of the network; its files are named after it.
         network: what to export.
         bake: what to put into the graph around it, if anything.
-        images: the first so many validation images are what it is proved on; none: all.
+        images: how many validation images, from the first on, the files are compared on; None: all.
         calibration_images: training images for 8 bits; 0 if no target needs them.
     """
 
@@ -69,7 +69,7 @@ def job_of_run(
             yield inputs(x), y.numpy()
 
     module = PixelClassifier(network.module, bake) if bake else network.module
-    # A real image, since the time of one is measured with it too.
+    # A real image, since the latency of a file is measured with it, too.
     image = next(iter(batches()))[0][:1]
     # Training images: the validation images are to judge the result, so they must not shape it.
     calibration = []
@@ -94,7 +94,7 @@ def job_of_run(
         calibration=calibration,
         layout=bake.layout if bake else "NCHW",
         probabilities=bool(bake and bake.softmax),
-        parameters=network.params,
+        parameters=network.params,  # before BatchNorm is folded
         facts=facts,
         graphs={},
     )

@@ -30,11 +30,11 @@ class Accuracy(BaseModel):
     """Top-1 in [0, 1] on some images of a split.
 
     Args:
-        predicted: what selection expected, if it did.
-        torch: of the torch module.
-        file: of this file.
-        images: how many.
-        split: of which split.
+        predicted: the accuracy that predictors.select expected; None without a prediction.
+        torch: accuracy of the torch module.
+        file: accuracy of this file.
+        images: how many images were classified.
+        split: the split that they belong to.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -90,7 +90,7 @@ def manifest_path(path: Path) -> Path:
 def is_manifest(path: Path) -> bool:
     """Whether a JSON file is a manifest, of whatever version."""
     try:
-        # Three keys that every version wrote; a model of somebody else may have a .json of its own beside it.
+        # Three keys that every version wrote. Another program may have written a .json beside its model.
         return {"file", "target", "subnet"} <= set(read_json(path))
     except (UserError, TypeError):
         return False
@@ -125,7 +125,7 @@ def read_manifest(path: Path | str, check: bool = True) -> Manifest:
     if not check:
         return manifest
     size = path.stat().st_size
-    # The size says more in the usual case, a copy that was cut off, and is known at once.
+    # The size is compared first: it is known at once, and tells the usual damage, a copy that was cut off.
     if size != manifest.bytes:
         raise UserError(
             f"'{path}' has {size} bytes, but {manifest.bytes} were verified; it is truncated or changed: "
@@ -148,7 +148,7 @@ def exported_files(folder: Path) -> list[Path]:
     found = []
     for path in folder.glob("*"):
         if is_model_file(path) and manifest_path(path).is_file():
-            # Not checked: whoever opens a file does that, and hashing all of them to list them takes long.
+            # Not checked here: hashing all files takes long, and a file is checked when it is opened.
             found.append((read_manifest(path, check=False).macs, path.name, path))
     if not found:
         raise UserError(

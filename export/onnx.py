@@ -29,9 +29,9 @@ class Export(RunCommand):
 
     A run of ofa.train gives subnets; one of oneshot.retrain, or one that trained an architecture alone, gives
     that network; a recurrent cell becomes a step: `tokens` and `hidden` in, `logits` and `next` out. Every
-    file is compared with the torch model on validation images, in onnxruntime or what else runs it, before
-    it is kept; one that differs is not. The exit status is 1 if any fails. What a device must do with an
-    image is in the file's metadata, and in the .json beside it.
+    file is compared with the torch model on validation images, in the runtime that its target names, before
+    it is kept; a file that differs is not kept. The exit status is 1 if any file fails. What a device must do
+    with an image is in the file's metadata, and in the .json beside it.
 
     For 8 bits (--target cpu-int8) ranges are calibrated on training images; layers stay in float32 until no
     more than --max-drop points of top-1 are lost.
@@ -88,7 +88,7 @@ class Export(RunCommand):
             torch.set_num_threads(self.threads)
         targets = find_targets(self.target)
         for target in targets:
-            # A runtime that is missing is said before anything is trained or calibrated for a file.
+            # A missing runtime is reported before anything is calibrated for a file.
             find_format(target.format).check_installed()
         if is_language(self.run):
             return self._export_recurrent_cell()
@@ -135,7 +135,7 @@ class Export(RunCommand):
 
     def _export_recurrent_cell(self) -> int:
         """Write the step of a recurrent cell, which has one form and so no use for most flags."""
-        # Said, not ignored: whoever gives such a flag expects something of it.
+        # Refused instead of ignored: whoever gives such a flag expects an effect.
         given = [name for name in ("selected", "arch", "bake_normalize", "softmax") if getattr(self, name)]
         if given or self.target != "cpu":
             name = (given or ["target"])[0].replace("_", "-")
@@ -157,7 +157,7 @@ class Export(RunCommand):
 def _row(path: Path, job: ExportJob, written: Written) -> list[str]:
     """One line of the table."""
     parity, torch_accuracy = written.parity, f"{job.reference.accuracy:.2%}"
-    numbers = ["-", "-", "-"]  # a graph that is not valid is not run
+    numbers = ["-", "-", "-"]  # a graph that is not valid was never run
     if parity is not None:
         numbers = [f"{parity.accuracy:.2%}", f"{parity.same_top1:.1%}", f"{parity.snr_db:.0f}"]
     manifest = written.manifest
@@ -168,7 +168,7 @@ def _row(path: Path, job: ExportJob, written: Written) -> list[str]:
 
 
 def _verdict(manifest: Manifest) -> str:
-    """What a file that passed turned out to be."""
+    """The verdict on a file that passed: equal to torch, or in which precision it is."""
     if manifest.quantization is None:
         return "equal" if manifest.precision == "float32" else manifest.precision
     kept, layers = len(manifest.quantization["float_layers"]), manifest.quantization["layers"]

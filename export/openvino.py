@@ -1,7 +1,7 @@
 """Exported .onnx files in OpenVINO, compared with onnxruntime.
 
-Needs `pip install 'ofa-toolkit[openvino]'`. The comparison asks OpenVINO for float32, and reports what it
-computes as it chooses beside that: on CPUs with bfloat16 it computes in that.
+Needs `pip install 'ofa-toolkit[openvino]'`. The comparison that decides asks OpenVINO for float32. Beside it
+stands one in the precision that OpenVINO chooses by itself, which is bfloat16 on CPUs that have it.
 """
 
 from pathlib import Path
@@ -51,7 +51,7 @@ class OpenVINO(Command):
             as_it_chooses = _difference(openvino.open(path, exact=False)(x), wanted)
             limit = TOLERANCE if manifest.precision == "float32" else ROUNDING_TOLERANCE
             verdict = "equal" if in_float32 <= limit else f"differs by more than {limit:g}"
-            failed += in_float32 > limit  # what it computes as it chooses is reported, not judged
+            failed += in_float32 > limit  # the precision that OpenVINO chooses is reported, not judged
             table.add_row(path.name, f"{in_float32:.1e}", f"{as_it_chooses:.1e}", verdict)
         show(table)
         print("differences: largest of any output, relative to the largest output of onnxruntime")
@@ -68,6 +68,7 @@ def _inputs(shape: tuple[int | str, ...], dtype: str, images: int) -> Array:
 
 
 def _difference(got: Array, wanted: Array) -> float:
+    """Largest difference of any output, relative to the largest output that is wanted."""
     return float(np.abs(got - wanted).max() / np.abs(wanted).max())
 
 

@@ -1,8 +1,8 @@
-"""From a torch module to a file for one target, proved before it gets its name.
+"""From a torch module to a file for one target, which gets its name only after it was compared with torch.
 
-`export.to_onnx`, `python -m export.onnx` and `python -m export.executorch` share it. Formats written from the
-ONNX graph and formats written from the torch module differ in one function each; all else is the same for
-both.
+`export.to_onnx`, `python -m export.onnx` and `python -m export.executorch` share this module. Some formats
+are written from the ONNX graph, others from the torch module; each kind has one function here, and everything
+else is the same for both.
 """
 
 import tempfile
@@ -29,7 +29,13 @@ from export.verify import Parity, compare_file, milliseconds
 
 
 class Written(NamedTuple):
-    """What became of one file: its manifest, or what is wrong with it."""
+    """What became of one file.
+
+    Args:
+        manifest: what its manifest says; None if the file failed and was not kept.
+        parity: how far it was from torch; None if it was refused before it was run.
+        complaint: half a sentence on what is wrong; empty if the file was kept.
+    """
 
     manifest: Manifest | None
     parity: Parity | None
@@ -37,7 +43,13 @@ class Written(NamedTuple):
 
 
 class _Candidate(NamedTuple):
-    """A file under a temporary name. model: its graph, if it was written from one."""
+    """A file under a temporary name, before anybody decides about it.
+
+    parity: how far it is from torch; None if it was refused before it was run.
+    complaint: what is wrong with it; may be empty.
+    model: its graph, if it was written from one.
+    quantized: what became of its quantisation, if it is an 8-bit file.
+    """
 
     parity: Parity | None
     complaint: str
@@ -46,7 +58,7 @@ class _Candidate(NamedTuple):
 
 
 def write_file(job: ExportJob, target: Target, path: Path, max_drop: float) -> Written:
-    """Write the file for a target with its manifest beside it, if it passes; else remove an older one.
+    """Write the file for a target with its manifest beside it, if it passes; otherwise remove an older file.
 
     Args:
         job: the network.
@@ -114,6 +126,7 @@ def _prove(job: ExportJob, target: Target, file_format: Format, path: Path, max_
             complaint = _lost(job, parity, max_drop)
         if parity is None or complaint:
             return Written(None, parity, complaint)
+        # Timed last: a file that fails is not worth the time.
         facts = _facts(job, target, path.name, candidate, parity, milliseconds(file, job.example))
         if candidate.model is not None:
             _embed(facts, candidate.model, job, file_format, file)
@@ -127,7 +140,7 @@ def _prove(job: ExportJob, target: Target, file_format: Format, path: Path, max_
 
 
 def _lost(job: ExportJob, parity: Parity, max_drop: float) -> str:
-    """What is wrong with the accuracy, if anything."""
+    """Half a sentence on lost accuracy; empty if no more than `max_drop` points are lost."""
     lost = 100 * (job.reference.accuracy - parity.accuracy)
     if lost > max_drop + ROUNDING:
         return f"loses {lost:.2f} points of top-1 (limit {max_drop:g})"
@@ -188,6 +201,7 @@ def _graph(job: ExportJob, target: Target) -> onnx.ModelProto:
     model = onnx.ModelProto()
     model.CopyFrom(job.graphs[key])
     fold_norms(model)
+    # Runtimes refuse a file version that is newer than they are.
     model.ir_version = min(model.ir_version, target.ir)
     if target.activations == "relu6":
         plain_operators(model)
@@ -202,7 +216,7 @@ def _embed(
     facts: dict[str, Any], model: onnx.ModelProto, job: ExportJob, file_format: Format, file: Path
 ) -> None:
     """Write the file again with the facts as metadata, and make sure that it computes the same."""
-    # The metadata holds what only the finished file tells, its accuracy, so it is written twice.
+    # The metadata holds the accuracy, which is known only after the file was run, so it is written twice.
     images = next(iter(job.reference.batches()))[0]
     before = file_format.open(file)(images)
     set_metadata(model, {key: value for key, value in facts.items() if value is not None})
@@ -258,6 +272,7 @@ def _facts(
         "output": output,
         **known,
         "accuracy": accuracy if reference.labelled else None,
+        # The sizes of the batches that were compared: one image, and several.
         "parity": parity._asdict() | {"batches": [1, len(next(iter(reference.batches()))[0])]},
         "quantization": quantization,
         "milliseconds": round(took, 4),

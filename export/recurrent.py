@@ -30,11 +30,11 @@ COLUMNS, STEPS = 4, 64  # of validation text: enough for errors of the hidden st
 
 
 class WrittenStep(NamedTuple):
-    """What became of the file.
+    """What became of the file of one recurrent cell.
 
     Args:
         path: the file; it exists if there is no complaint.
-        words: how many were compared.
+        words: how many words were compared.
         relative_error: largest difference of logits, relative to the largest logit.
         complaint: what is wrong, or empty.
     """
@@ -116,13 +116,12 @@ def _validation_text(run: Path, moved: Path | None, trained: TrainedLanguage) ->
 
 
 def _write_step(trained: TrainedLanguage, path: Path, facts: dict[str, object]) -> None:
-    """One step of the cell as an ONNX file."""
+    """Write one step of the cell as an ONNX file."""
     step = step_module(trained.network)
+    # A batch of two: torch's exporter takes an axis of length one for a constant.
     example = (torch.zeros(1, 2, dtype=torch.int64), trained.network.start(2))
-    free = (
-        {1: torch.export.Dim("batch", min=1)},
-        {1: torch.export.Dim.AUTO},
-    )  # both inputs have the same batch axis, which torch finds out
+    # Both inputs have the same batch axis: the first names it, and torch finds out that the second is equal.
+    free = ({1: torch.export.Dim("batch", min=1)}, {1: torch.export.Dim.AUTO})
     model = traced(step, example, ["tokens", "hidden"], ["logits", "next"], free)
     set_metadata(model, facts)
     onnx.save(model, path)

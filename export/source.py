@@ -1,4 +1,4 @@
-"""What a finished run gives to export: its networks by name, and the images to prove them on.
+"""What a finished run gives to export: its networks by name, and the images to compare their files on.
 
 model.json says which kind a run is: one with a genotype was made by `oneshot.retrain`, any other by
 `ofa.train`.
@@ -37,7 +37,7 @@ class SourceNetwork(NamedTuple):
         size: side of its square input in pixels.
         architecture: what it is, as data.
         macs, params: multiply-accumulates of one image; parameters before BatchNorm is folded.
-        predicted: the accuracy in [0, 1] that selection expected, if it did.
+        predicted: the accuracy in [0, 1] that predictors.select expected; None without a prediction.
     """
 
     module: nn.Module
@@ -49,13 +49,14 @@ class SourceNetwork(NamedTuple):
 
 
 class NamedNetwork(NamedTuple):
-    """A network of the run by name. `build` makes it, which takes a while: BatchNorm is calibrated then."""
+    """A network of the run by name. `build` makes it and calibrates its BatchNorm, which takes a while."""
 
     name: str
     build: Callable[[], SourceNetwork]
 
 
-FindNetworks = Callable[[str | None, str | None], list[NamedNetwork]]  # of the flags --selected and --arch
+# From the values of the flags --selected and --arch to the networks that they mean.
+FindNetworks = Callable[[str | None, str | None], list[NamedNetwork]]
 
 
 class ExportSource(NamedTuple):
@@ -68,7 +69,7 @@ class ExportSource(NamedTuple):
         config_sha256: of its config.yaml, in hexadecimal.
         preprocessing: the data set's own steps from an image file to pixels.
         networks: finds the networks that the user means.
-        searchable: whether it is a supernet, in which predictors can search.
+        searchable: whether it is a supernet, in which predictors.select can search.
     """
 
     run: Path
@@ -154,11 +155,10 @@ def _subnets(run: Path, trained: TrainedSupernet) -> FindNetworks:
 
 
 def _subnet(trained: TrainedSupernet, name: str, arch: Arch, predicted: float | None = None) -> NamedNetwork:
-    # Late, since a command may name many networks and hold one at a time.
+    # Built late: a command may name many networks, and has room for one of them at a time.
     def build() -> SourceNetwork:
         architecture = {"kind": "ofa", "space": trained.space.name, "arch": arch.model_dump(mode="json")}
         macs, params = trained.cost(arch)
-        # Extracting calibrates BatchNorm on training images, which is why `build` is called late.
         module = _for_export(trained.subnet(arch))
         return SourceNetwork(module, arch.resolution, architecture, macs, params, predicted)
 
@@ -204,4 +204,5 @@ def _refuse_flags(run: Path, what: str, selected: str | None, arch: str | None) 
 
 def _for_export(module: nn.Module) -> nn.Module:
     """The module on CPU, contiguous, in eval mode."""
+    # Contiguous weights, since training may have kept them in channels_last.
     return module.cpu().to(memory_format=torch.contiguous_format).eval()

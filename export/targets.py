@@ -47,10 +47,10 @@ class Target(Config):
     )
     why: tuple[str, ...] = Field(description="the reasons, as sentences")
 
-    # A file that a format cannot be is refused here, before a network is built and compared for it.
+    # Here, so that a wrong target is refused before a network is built for it.
     @model_validator(mode="after")
     def _format_can_do_it(self) -> Self:
-        """Refuse what no file of the format can be."""
+        """Refuse a target that asks for something that its format does not have."""
         known = find_format(self.format)
         if self.precision not in known.precisions:
             raise ValueError(
@@ -66,14 +66,15 @@ class Target(Config):
         return self
 
     def file_name(self, subnet: str) -> str:
-        """`600M.onnx` for cpu, `600M.pte` for executorch, else with the target's name: `600M.nnapi.onnx`."""
+        """The name of a subnet's file: `600M.onnx` (cpu), `600M.pte` (executorch), else `600M.nnapi.onnx`."""
         known = find_format(self.format)
-        # A format whose manifests have a name of their own cannot meet another file's, so it needs no middle.
+        # `600M.pte` beside `600M.onnx` needs no middle part: their manifests have different names, too.
         own_manifest = known.manifest_suffix != ".json"
         plain = self.name == "cpu" or (own_manifest and self.name == known.name)
         return f"{subnet}{known.suffix}" if plain else f"{subnet}.{self.name}{known.suffix}"
 
 
+# In the order in which the table shows them; the reference comes first.
 TARGETS = (
     Target(
         name="cpu",
@@ -208,7 +209,7 @@ def find_targets(names: str) -> list[Target]:
     """
     words = [word.strip() for word in names.split(",")]
     found: list[Target] = []
-    # Each once: a name given twice is no mistake that needs a sentence.
+    # A name that is given twice counts once; that is no error.
     for word in words:
         if word and (target := find_target(word)) not in found:
             found.append(target)

@@ -16,19 +16,20 @@ from export.formats.format import Array, Run
 from export.formats.onnx import first_line
 
 TOLERANCE = 1e-4  # of the largest output; float32 kernels add in another order than torch does
-FLOAT16_SNR = 40.0  # decibels
-IDENTICAL_SNR = 200.0  # decibels, said of outputs without any difference
+FLOAT16_SNR = 40.0  # decibels: the noise of a float16 file may be 1% of its outputs
+IDENTICAL_SNR = 200.0  # decibels, reported for outputs without any difference, instead of infinity
+# Gives (inputs, classes or None), the same at each call; see `Reference.batches`.
 Batches = Callable[[], Iterable[tuple[Array, Array | None]]]
 
 
 class Reference(NamedTuple):
-    """What the torch module says about images, to be compared with what files say.
+    """The outputs of the torch module on images, with which those of files are compared.
 
     Args:
         batches: gives the same images at each call, as (inputs as the file takes them, classes or None).
         output_NK: the module's outputs.
-        labels_N: the true classes; where there are none, the module's own decisions.
-        labelled: whether they are true ones.
+        labels_N: the true classes, or the module's own decisions if the true ones are not known.
+        labelled: whether `labels_N` are the true classes.
     """
 
     batches: Batches
@@ -51,7 +52,7 @@ class Parity(NamedTuple):
         same_top1: share of images with the same decision. Two classes that are a tie in torch, within the
             tolerance, count as the same.
         accuracy: top-1 of the file, in [0, 1].
-        images: how many were tried.
+        images: how many images were compared.
     """
 
     relative_error: float
@@ -61,9 +62,10 @@ class Parity(NamedTuple):
     images: int
 
     def complaint(self, precision: str) -> str:
-        """What is wrong for a file of this precision; empty if nothing is.
+        """Half a sentence on what is wrong with a file of this precision; empty if nothing is.
 
-        For int8 only NaN and infinity are: the accuracy gate of `quantize` decides there.
+        An int8 file is wrong only if it gives NaN or infinity: everything else about it is decided by the
+        accuracy that it loses (`export.graph.quantize`).
         """
         # Comparisons with NaN are false, so the limits below would let it pass.
         if not np.isfinite(self.relative_error):
@@ -156,11 +158,16 @@ def compare_file(reference: Reference, path: Path) -> Parity:
 def parity_of(reference: Reference, run: Run) -> Parity:
     """Compare what `run` computes with the module.
 
-    The first image is run alone before all of them in batches, since a file may be right for one batch size
-    only. It counts in the differences, and once only in the shares.
+    The first image is run alone, and then all images are run in batches, since a file may be right for one
+    batch size only. The image that is run twice counts twice in the differences, and once in the shares.
+
+    Args:
+        reference: the images and the outputs of the module.
+        run: from inputs (N, ...) to outputs (N, K).
     """
     first = next(iter(reference.batches()))[0]
     alone = run(first[:1])
+    # The images are read again instead of kept: only the outputs of all of them are in memory.
     outputs = [run(x) for x, _ in reference.batches()]
     wanted = np.concatenate([reference.output_NK[:1], reference.output_NK])
     got = np.concatenate([alone, *outputs])
@@ -176,6 +183,7 @@ def parity_of(reference: Reference, run: Run) -> Parity:
     decided = np.take_along_axis(wanted, got.argmax(1)[:, None], 1)[:, 0]
     same = decided >= wanted.max(1) - TOLERANCE * scale
     return Parity(
+        # Outputs that are all 0 have no scale: any difference from them counts as 1.
         relative_error=float(difference / scale) if scale > 0 else float(difference > 0),
         snr_db=snr_db,
         same_top1=float(same[1:].mean()),
@@ -187,7 +195,7 @@ def parity_of(reference: Reference, run: Run) -> Parity:
 def milliseconds(path: Path, x: Array, seconds: float = 0.3) -> float:
     """Time of one image on this CPU, with as many threads as torch has.
 
-    The session is not exact: it computes 8 bits as a program on this machine would.
+    The session is not exact: it sums 8-bit products as a program on this machine would.
 
     Args:
         path: the model file.
@@ -195,7 +203,7 @@ def milliseconds(path: Path, x: Array, seconds: float = 0.3) -> float:
         seconds: how long to measure.
 
     Returns:
-        The fastest fifth of at least 20 runs, in milliseconds.
+        The 20th percentile of at least 20 runs, in milliseconds.
     """
     run, image = format_of(path).open(path, exact=False), x[:1]
     threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Differentiable search on cells: the DARTS family. What a notebook needs to use a found genotype.
+"""Differentiable search on cells: the DARTS family. These names are what a notebook needs.
 
     import torch
     import oneshot

@@ -1,4 +1,4 @@
-"""The architecture's gradient, first and second order, and the exact one.
+"""The gradient of the architecture: of first order, of second order by finite differences, and exact.
 
 DARTS (2019, arXiv:1806.09055): alphas follow the validation loss at the weights that one training step would
 lead to. A loss here is a pure function of (batch, edge weights, weights), so that weights other than the
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from oneshot.axes.edge_weights import NetworkEdgeWeights
 
-EPSILON = 0.01  # length of the steps along v that the Hessian product is a difference of (DARTS)
+EPSILON = 0.01  # length of the two steps along v whose difference gives the Hessian product (DARTS)
 Weights = dict[str, Tensor]
 
 
@@ -33,24 +33,28 @@ class LossFn(Protocol):
         """The loss.
 
         Args:
-            weights: in place of the network's parameters, and buffers, if given.
-            create_graph: the result is differentiated twice.
+            batch: of the kind that the objective gives.
+            edge_weights: how much of which operation runs on each edge.
+            weights: used in place of the network's parameters and buffers; None: the network's own.
+            create_graph: whether the result will be differentiated twice.
         """
         ...
 
 
 @dataclass
 class VirtualStep:
-    """The weights' own step, as the look ahead takes it: SGD with momentum and weight decay.
+    """The next step of the weights, as the look ahead takes it: SGD with momentum and weight decay.
 
     Args:
-        lr, momentum, weight_decay: of the step.
-        buffers: SGD's momentum buffers, one for each weight; None: no step was made yet.
-        clip_norm: the gradient is scaled down to this norm; None: not (DARTS on images).
-        clip_direction: also scale down the direction of the Hessian product, as DARTS's recurrent code does;
-            it is then not the gradient of anything.
-        still: weights that do not move in the look ahead; that code forgets the embedding, which is tied to
-            the decoder.
+        lr: learning rate of the step.
+        momentum: factor of the momentum buffers.
+        weight_decay: L2, added to the gradient.
+        buffers: SGD's momentum buffers, one for each weight; None where SGD has made no step yet.
+        clip_norm: the gradient is scaled down to this norm; None: it is not scaled (DARTS on images).
+        clip_direction: whether the direction of the Hessian product is scaled down, too, as in DARTS's
+            recurrent code; the result is then not the gradient of anything.
+        still: weights that do not move in the look ahead. DARTS's recurrent code forgets the embedding, which
+            is tied to the decoder.
     """
 
     lr: float
@@ -82,9 +86,9 @@ class BilevelProblem(NamedTuple):
     """What second-order gradients of the architecture depend on.
 
     Args:
-        network: whose weights the inner level moves.
-        loss: of the network on a batch.
-        edge_weights: builds the edge weights from alphas anew; the same draws each time.
+        network: the network whose weights the inner level moves.
+        loss: the loss of the network on a batch.
+        edge_weights: builds the edge weights from the alphas anew, with the same draws each time.
         penalised: the validation loss with its penalties, from the loss and the edge weights.
         alphas: the architecture's parameters.
         train: batch of the inner level.
@@ -117,14 +121,14 @@ class BilevelProblem(NamedTuple):
         """The penalised validation loss at given weights."""
         # Built anew, since the graph of the first ones may be used up.
         edge_weights = self.edge_weights()
-        # Copies: a look ahead leaves no trace in the statistics.
+        # Copies, since a look ahead must leave no trace in the running statistics of BatchNorm.
         buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
         loss = self.loss(self.valid, edge_weights, weights | buffers, create_graph=create_graph)
         return self.penalised(loss, edge_weights)
 
 
 def clip_factor(gradients: tuple[Tensor, ...], norm: float | None) -> Tensor | float:
-    """What brings gradients down to a common norm of at most `norm`."""
+    """The factor, at most 1, by which gradients are scaled so that their joint norm is at most `norm`."""
     if norm is None:
         return 1.0
     # The constant is that of torch's clip_grad_norm_.
@@ -138,7 +142,7 @@ def joint_norm(tensors: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
 
 @contextlib.contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """No gradient for weights: graphs built inside keep and compute only what alphas need."""
+    """Turn gradients of the weights off: graphs that are built inside keep only what alphas need."""
     weights = list(network.parameters())
     for w in weights:
         w.requires_grad_(False)
@@ -221,8 +225,10 @@ def dominant_eigenvalue(
 
     Args:
         loss: builds its graph with `create_graph=True`.
+        alphas: the parameters.
         generator: draws the first vector, on CPU.
-        steps: Hessian-vector products at most; it stops earlier at a change of less than 0.1%.
+        steps: the most Hessian-vector products; the iteration ends earlier once the value changes by less
+            than 0.1%.
     """
     gradients = torch.autograd.grad(
         loss(), alphas, create_graph=True, materialize_grads=True, allow_unused=True
@@ -249,12 +255,13 @@ def dominant_eigenvalue(
 def weight_step(
     network: nn.Module, value: Tensor, optimizer: torch.optim.Optimizer, clip_norm: float | None
 ) -> None:
-    """One step of the network's weights down `value`."""
-    # None and not 0: the loop below tells what was not drawn by it.
+    """One step of the network's weights that lowers `value`."""
+    # None instead of 0: by None the loop below knows the operations that were not drawn.
     optimizer.zero_grad(set_to_none=True)
     value.backward()  # type: ignore[no-untyped-call]
     for w in network.parameters():
-        # What was not drawn still decays and keeps its momentum, however operations are stacked.
+        # An operation that was not drawn still decays and keeps its momentum. Otherwise that would depend on
+        # which operations share a stacked tensor with one that was drawn.
         if w.grad is None:
             w.grad = torch.zeros_like(w)
     if clip_norm is not None:

@@ -10,8 +10,10 @@ from oneshot.axes.relaxation import Simplex
 from oneshot.methods.method import Method
 from oneshot.spaces.genotype import Cell, Genotype
 
-# RobustDARTS's rule, in epochs: it compares means over WINDOW epochs that lie BACK epochs apart.
-WINDOW, BACK, NOT_BEFORE = 5, 4, 10
+# RobustDARTS's rule compares two means of eigenvalues; lengths are in epochs.
+WINDOW = 5  # in each mean
+BACK = 4  # between the two means
+NOT_BEFORE = 10  # no stop earlier
 FACTOR = 1.3  # the growth that counts as a collapse
 
 
@@ -30,7 +32,7 @@ def _count_skips(cell: Cell) -> int:
 def warning(genotype: Genotype, method: Method) -> str | None:
     """One sentence where half of a cell's edges or more are skip connections.
 
-    The reduction cell, where skip connections have weights, is free to have them.
+    The reduction cell may have any number of them: at stride 2 a skip connection has weights.
     """
     for kind, cell in genotype.cells.items():
         edges, count = sum(len(edges) for edges in cell.nodes), _count_skips(cell)
@@ -44,7 +46,7 @@ def warning(genotype: Genotype, method: Method) -> str | None:
 
 
 def _remedies(method: Method) -> str:
-    """What helps, among what this method can bear."""
+    """The remedies against a collapse that this method accepts, as part of a sentence."""
     others = " or ".join(name for name in ("darts_minus", "beta_darts") if name != method.name)
     remedies = [f"--method {others}"]
     # Advice that the method would refuse is no advice.
@@ -76,5 +78,5 @@ def epoch_to_return_to(eigenvalues: list[float]) -> int | None:
 
 
 def _mean_until(eigenvalues: list[float], epoch: int) -> float:
-    """Of the last WINDOW epochs up to `epoch`."""
+    """The mean eigenvalue of the last WINDOW epochs up to `epoch`."""
     return sum(eigenvalues[epoch - WINDOW + 1 : epoch + 1]) / WINDOW

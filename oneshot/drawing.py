@@ -71,7 +71,7 @@ def _title(kind: str) -> str:
 
 
 def _write(axes: Axes, x: float, y: float, text: str, size: float, **style: Any) -> None:
-    """Text around the middle of its height."""
+    """Write text whose vertical middle is at `y`."""
     axes.text(x, y, text, **{"fontsize": size, "color": INK, "va": "center", "ha": "center", **style})
 
 
@@ -231,7 +231,8 @@ def _draw_weight(axes: Any, name: str, weight_T: Any, front: bool) -> None:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    """As SVG or PNG by the name's end; no date, no version, the same identifiers each time."""
+    """Save a figure as SVG or PNG, by the end of its name."""
+    # Without date and version, so that the same figure has the same bytes.
     kind = path.suffix[1:]
     metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     with matplotlib.rc_context(RC), atomic(path) as temporary:

@@ -1,4 +1,4 @@
-"""A recurrent cell and its words: the settings it is trained with, and what its finished run gives."""
+"""A recurrent cell and its words: the settings of its training, and what a finished run of it gives."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -62,7 +62,7 @@ def load_language(path: Path) -> TrainedLanguage:
     Raises:
         UserError: there is none.
     """
-    # Before that, the best weights may still be those of an early epoch.
+    # In an unfinished run the best weights may still be those of an early epoch.
     if not Run(path).finished:
         raise UserError(
             f"'{path}' is not a finished run of a recurrent cell; train one, or continue it with --resume."
@@ -88,16 +88,17 @@ def load_best_weights(network: CellNetwork, path: Path) -> None:
 
 
 def _no_progress(note: str) -> None:
-    """Nobody watches."""
+    """For callers that show no progress."""
 
 
 @torch.no_grad()
 def cross_entropy(
     network: CellNetwork, words_N: Tensor, batch: int, bptt: int, advance: Advance = _no_progress
 ) -> float:
-    """Nats a word of a text that is read without dropout.
+    """Cross-entropy in nats a word, of a text that is read without dropout.
 
     Args:
+        network: in evaluation mode or not: without masks there is no dropout.
         words_N: the text as token ids, on the network's device.
         batch: columns that it is cut into; the first word of a column is given.
         bptt: words of a window. It changes nothing but memory: the hidden state is carried over.

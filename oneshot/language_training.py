@@ -33,13 +33,24 @@ from oneshot.networks.recurrent import KIND, CellNetwork, draw_masks
 from oneshot.spaces.genotype import Genotype
 
 SPREAD = 5.0  # deviation of the windows' lengths, in words
-RETRIES = 20
+RETRIES = 20  # after so many losses that are not finite, training ends with an error
 
 
 def train_language(
     run: Run, genotype: Genotype, text: Text, settings: Language, seed: int, device: torch.device
 ) -> int:
-    """Train in a run folder that was started, or continue in it. Returns 0, or 130 after a signal.
+    """Train in a run folder that was started, or continue in it.
+
+    Args:
+        run: the folder.
+        genotype: the cell.
+        text: its words.
+        settings: of the training.
+        seed: of weights, windows and masks.
+        device: where to compute.
+
+    Returns:
+        The exit status: 0, or 130 after a signal.
 
     Raises:
         UserError: the cell is not recurrent, the text is too short, or training diverges again and again.
@@ -82,7 +93,7 @@ class LanguageTrainer(EpochLoop):
         self.settings, self.seed, self.device = settings, seed, device
         self.words = {split: words.to(device) for split, words in text.splits.items()}
         self.text_RB = columns(self.words["train"], settings.batch)
-        columns(self.words["val"], settings.val_batch)  # refused now, not after an epoch
+        columns(self.words["val"], settings.val_batch)  # too short a text is refused now, not after an epoch
         self.model = LanguageModel(genotype=genotype, hidden=settings.hidden, vocabulary=text.vocabulary)
         # On CPU: a seed gives the same weights on every device.
         fresh = torch.Generator().manual_seed(derive(seed, "weights"))
@@ -99,12 +110,12 @@ class LanguageTrainer(EpochLoop):
 
     def windows(self, epoch: int) -> list[tuple[int, int]]:
         """(start, length) of the windows of an epoch."""
-        # From the epoch: a resumed run cuts the same windows.
+        # The generator depends on the epoch only, so a resumed run cuts the same windows.
         rng = numpy_generator(self.seed, "windows", epoch, self.retries)
         return windows(len(self.text_RB), self.settings.bptt, rng, SPREAD)
 
     def steps_in(self, epoch: int) -> int:
-        """Windows."""
+        """The number of windows."""
         return len(self.windows(epoch))
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -125,7 +136,7 @@ class LanguageTrainer(EpochLoop):
         # From the step, not from a running generator: a resumed run draws the same masks.
         generator = torch_generator(self.device, self.seed, "masks", self.step, self.retries)
         masks = draw_masks(settings.dropout, self.network, settings.batch, generator)
-        # The hidden state is that after the window before.
+        # The network goes on from the hidden state after the window before.
         output = self.network(x_TB, self.hidden, masks)
         entropy = text_loss(output, y_TB)
         self.optimizer.zero_grad()
@@ -147,7 +158,8 @@ class LanguageTrainer(EpochLoop):
         return {"loss": loss}, f"epoch {self.epoch + 1}  perplexity {perplexity(loss):.2f}{best}"
 
     def diverged(self, what: str, step: int) -> NoReturn:
-        """High rates bring this about now and then: `run_epoch` goes back instead of ending the run."""
+        """Go back to the best weights instead of ending the run (`run_epoch`)."""
+        # A learning rate of 20 leads to such losses now and then.
         raise NotFiniteError
 
     def learned(self) -> dict[str, list[Tensor]]:
@@ -156,7 +168,7 @@ class LanguageTrainer(EpochLoop):
 
     @property
     def weights(self) -> CellNetwork:
-        """What is evaluated and handed on: the average once there is one."""
+        """The network that is evaluated and saved: the average once there is one."""
         if self.average is None:
             return self.network
         assert isinstance(self.average.module, CellNetwork)

@@ -21,7 +21,7 @@ from oneshot.spaces.cells import find_space
 from oneshot.spaces.costs import edge_costs, published_shape
 from oneshot.spaces.genotype import Genotype
 
-LARGE = 96  # pixels from which images get the stem of ImageNet
+LARGE = 96  # images with sides of so many pixels and more get the stem of ImageNet
 
 
 def print_introduction(searcher: Searcher) -> None:
@@ -83,7 +83,7 @@ def _retrain_flags(space: str, data: AnyData) -> list[Any]:
         case Npz():
             return ["--config", small, "--data", data.name, "--data.path", data.path]
         case Torchvision():
-            # Another section than the recipe's: what the recipe says of the data is said again.
+            # The recipe's data is of another kind, so its settings do not hold here: they are given again.
             cutout = [] if space == "nasbench201" else ["--data.cutout", 16]
             named = ["--data", data.name, "--data.path", data.path, "--data.val", 0.02]
             return ["--config", small, *named, *cutout]

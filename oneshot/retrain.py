@@ -201,7 +201,7 @@ class Retraining(Training):
         """One optimiser step on one batch."""
         config, sgd = self.config, self.config.sgd
         warmup = round(sgd.warmup_epochs * self.steps)
-        # In every step, where the published codes do it in every epoch.
+        # In every step; the published codes set it once in every epoch.
         set_learning_rate(self.optimizer, learning_rate(sgd, self.step, self.total, warmup))
         self.optimizer.zero_grad()
         # 1. Forward: the logits, and those of the auxiliary head.
@@ -225,7 +225,7 @@ class Retraining(Training):
         """The logits, and those of the auxiliary head if there is one."""
         if isinstance(self.network, FinalNetwork):
             generator = torch_generator(x.device, self.ranks.seed(self.config.seed), "drop path", self.step)
-            # It rises with the epochs, as published, from 0.
+            # The probability rises from 0 with the epochs, as published.
             drop = self.config.drop_path * self.epoch / self.epochs
             outputs = self.network(x, drop, generator)
         else:

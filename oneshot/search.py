@@ -1,6 +1,6 @@
 """Search a cell: alternate steps of shared weights and of the architecture, then read the cell off.
 
-Which gradient, which relaxation, which penalty: that is the method's (`oneshot.methods`). The search is one
+The method (`oneshot.methods`) decides which gradient, relaxation and penalties are used. The search is one
 process on one device.
 """
 
@@ -112,7 +112,7 @@ class Search(Command):
         ),
     )
     bf16: bool = Field(False, description="compute in bfloat16 where that is safe: faster on recent GPUs")
-    seed: int = Field(0, ge=0, description="of weights, order, augmentation, draws and the halves")
+    seed: int = Field(0, ge=0, description="seed of weights, order, augmentation, draws and the halves")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch decides")
     resume: bool = Field(False, description="continue the run in --out if there is one")
@@ -120,7 +120,7 @@ class Search(Command):
 
     @classmethod
     def prepare(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Under what is asked for, what was published for this method on this space."""
+        """Put the settings that were published for this method and space under those that are asked for."""
         space = str(values.get("space", "darts"))
         method, data = _section(values, "method"), _section(values, "data")
         if isinstance(method, dict):
@@ -130,7 +130,7 @@ class Search(Command):
             method = merge({"name": method["name"], **published}, method)
         if isinstance(data, dict):
             data = {"name": _usual_data(space, data)} | data
-            # Half of the images for the architecture; a text has a validation text of its own.
+            # Half of the images train the architecture. A text comes with a validation text for that.
             if data["name"] not in ("grammar", "text"):
                 data = {"val": 0.5} | data
         return values | {"method": method, "data": data}
@@ -192,7 +192,7 @@ class Search(Command):
             raise UserError(refusal)
         table = AccuracyTable.read(self.table) if self.table else None
         if table:
-            table.accuracies(self.dataset)  # refused now, not after the first epoch
+            table.accuracies(self.dataset)  # a missing data set is refused now, not after the first epoch
         device = pick_device(self.device)
         costs = operation_costs(method.penalties, space, device)
         objective = self._objective(space, method, device)
@@ -226,6 +226,7 @@ class Search(Command):
         if isinstance(self.data, Grammar | TextFolder):
             return TextObjective(load_text(self.data), self.text, batch_size, self.seed, device)
         data = load_data(self.data, device, self.seed)
+        # As published: 5 in each of three stages, or 8 in the whole network.
         cells = self.cells or (5 if space.name == "nasbench201" else 8)
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
             torch.manual_seed(derive(self.seed, "weights"))

@@ -58,11 +58,11 @@ class SearchLoop(EpochLoop):
         print_introduction(searcher)
 
     def steps_in(self, epoch: int) -> int:
-        """Pairs of batches."""
+        """The number of pairs of batches."""
         return self.objective.steps(epoch)
 
     def begin_epoch(self) -> None:
-        """Schedules depend on the epoch."""
+        """Tell the search its epoch, on which schedules depend."""
         self.searcher.state.progress = Progress(self.epoch, self.epochs)
 
     def batches(self) -> Iterator[tuple[Any, Any]]:
@@ -124,7 +124,7 @@ class SearchLoop(EpochLoop):
         return rounded
 
     def warn(self, genotype: Genotype, epochs: int) -> None:
-        """Say it if the search seems to collapse; only methods that learn by gradient do."""
+        """Print a warning if the search seems to collapse; only methods that learn by gradient collapse."""
         method = self.searcher.method
         concern = warning(genotype, method) if method.has_architecture_step else None
         if concern:
@@ -136,7 +136,7 @@ class SearchLoop(EpochLoop):
         return [point for point in read_lines(self.folder.path / "metrics.jsonl") if "genotype" in point]
 
     def collapsed(self) -> int | None:
-        """The epoch to go back to, where RobustDARTS's rule is asked for and says so."""
+        """The epoch to go back to by RobustDARTS's rule; None if it is not asked for or does not stop."""
         if not self.monitoring.stop_at_collapse:
             return None
         return epoch_to_return_to([point["eigenvalue"] for point in self.epochs_logged()])
@@ -150,7 +150,7 @@ class SearchLoop(EpochLoop):
         state, method, path = self.searcher.state, self.searcher.method, self.folder.path
         logged, back = self.epochs_logged(), self.collapsed()
         if back is None:
-            # The last epoch's temperatures, whether or not it was just run.
+            # With the temperatures of the last epoch, also in a resumed search that did not run it.
             state.progress = Progress(self.epochs - 1, self.epochs)
             genotype = method.final_genotype(state)
         else:
@@ -162,7 +162,7 @@ class SearchLoop(EpochLoop):
         # What oneshot.retrain reads.
         write_json(path / "genotype.json", genotype.model_dump(mode="json"))
         draw_genotype(genotype, path / "cell")
-        # Other methods have no table of parameters to draw.
+        # Methods without such a step have no table of parameters to draw.
         if method.has_architecture_step:
             alphas_over_time([point["alphas"] for point in logged], state.space, path / "alphas.png")
         print_genotype(genotype)

@@ -35,7 +35,7 @@ class Searcher:
         objective: network, loss and batches.
         seed: of the parameters' start and of what is drawn in each step.
         epochs: of the whole search.
-        costs: what the operations cost, if a penalty weighs it.
+        costs: the costs of the operations; None if no penalty weighs them.
     """
 
     def __init__(
@@ -94,10 +94,12 @@ class Searcher:
         return self.method.has_architecture_step and warm
 
     def edge_weights(self, purpose: str, number: int = 0) -> NetworkEdgeWeights:
-        """What the network gets.
+        """The edge weights that the network gets.
 
         Args:
-            purpose, number: with the epoch, they seed what is drawn: asked again, it is the same.
+            purpose: what they are for, such as "weights".
+            number: of the step in this epoch. Purpose, epoch and number seed what is drawn, so the same call
+                draws the same.
         """
         state = self.state
         draws = torch_generator("cpu", state.seed, purpose, state.progress.epoch, number)
@@ -129,7 +131,7 @@ class Searcher:
         if self.method.order == "first":
             value, gradients = first_order(objective.network, penalised_loss, parameters)
         else:
-            # The look ahead takes the optimiser's own step, momentum included.
+            # The look ahead repeats the optimiser's step, momentum included.
             buffers = momentum_buffers(self.state.weight_optimizer, objective.network)
             problem = BilevelProblem(
                 network=objective.network,
@@ -144,7 +146,7 @@ class Searcher:
             look_ahead = second_order if self.method.order == "second" else exact
             value, gradients = look_ahead(problem)
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            # For the optimiser; nothing accumulates.
+            # Replaced, not added to: the optimiser has nothing left from the step before.
             parameter.grad = gradient
         assert self.state.architecture_optimizer is not None
         self.state.architecture_optimizer.step()
@@ -170,7 +172,7 @@ class Searcher:
         objective, architecture_optimizer = self.state.objective, self.state.architecture_optimizer
         edge_weights = self.edge_weights("weights", number)
         value = objective.loss(objective.for_weights(batch), edge_weights)
-        # One backward pass through both: penalties have no gradient of weights.
+        # One backward pass serves both, since penalties do not depend on the weights.
         total = self.penalised(value, edge_weights)
         # `weight_step` clears the weights' gradients only.
         for parameter in self.state.alphas.all():

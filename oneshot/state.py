@@ -1,4 +1,4 @@
-"""A search under way: what changes during it, and how well it does."""
+"""The state of a running search, and how good its shared weights are."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -57,7 +57,7 @@ class SearchState:
             return self.objective.measure(self.on_device(edge_weights), limit)
 
     def reward(self, edge_weights: NetworkEdgeWeights, batch: Any) -> float:
-        """How well shared weights do on one batch, as a number of which more is better."""
+        """How good the shared weights are on one batch; a higher number is better."""
         with self._evaluation():
             return self.objective.reward(batch, self.on_device(edge_weights))
 

@@ -21,7 +21,7 @@ from oneshot.spaces.genotype import Genotype
 
 DEFAULT_RUN = Path("runs/retrained")
 EVALUATION_BATCH = 64
-AUXILIARY = "auxiliary."  # parameters that only training needs
+AUXILIARY = "auxiliary."  # the first part of the names of parameters that only training needs
 
 
 class NetworkSize(Config):

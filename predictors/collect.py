@@ -22,9 +22,9 @@ from predictors.accuracy.acquisition import propose
 from predictors.accuracy.pairs import Pair, pairs_path, read_pairs
 from predictors.search.constraints import ArchCostFn
 
-POOL = 100_000  # architectures from which those to measure are taken
-BINS = 20  # of MACs, of equal width
-FIRST = 30  # pairs before the first round
+POOL = 100_000  # random architectures from which those to measure are taken
+BINS = 20  # bins of MACs, of equal width
+FIRST = 30  # pairs before the first round: from so many on a Gaussian process is the favourite predictor
 
 
 class Collect(RunCommand):
@@ -34,7 +34,7 @@ class Collect(RunCommand):
     the range of MACs. They go to pairs.jsonl in the run folder; the same command continues where it stopped,
     and a larger --count adds to what is there.
 
-    With --rounds 5 only the first sixth (at least 30) is chosen like that. Each of 5 rounds then fits a
+    With --rounds 5 only the first sixth (at least 30) is chosen in this way. Each of 5 rounds then fits a
     predictor to what was measured before it, and measures where the front of accuracy against MACs is
     expected to rise most; every other subnet stays random. The measured front rises much faster this way;
     what predictors.select finds afterwards is hardly better (docs/log.md).
@@ -59,10 +59,10 @@ class Collect(RunCommand):
     rounds: int = Field(
         0, ge=0, description="rounds that choose subnets by what was measured before them; 0: none"
     )
-    seed: int = Field(0, ge=0, description="of the architectures drawn")
+    seed: int = Field(0, ge=0, description="seed of the architectures that are drawn")
 
     def execute(self) -> int:
-        """Measure what is missing."""
+        """Measure the subnets that are missing."""
         trained = self.open_supernet()
         path, pairs = pairs_path(self.run), read_pairs(self.run)
         # Written again, so that a last line that a kill left half-written is gone before others follow it.
@@ -83,7 +83,8 @@ class Collect(RunCommand):
         print(f"{len(pairs)} measured subnets in {path}")
         if stop.requested:
             print("stopped early; the same command continues")
-            return 130
+            return 130  # the exit status that shells give to an interrupted program
+        # The next command takes an example of a budget: the middle of what was measured.
         middle = format_count(float(np.median([pair.macs for pair in pairs])), digits=2)
         say(f"next: python -m predictors.select{run_flag(self.run)} --flops {middle}")
         return 0
@@ -94,14 +95,14 @@ def to_measure(
 ) -> Iterator[Codes]:
     """What to measure until there are `count` pairs, as encoded architectures.
 
-    The caller appends each to `pairs` before it asks for the next one. A round learns from the pairs that
-    were there when it began, by their number: interrupted anywhere, it proposes the same again.
+    The caller appends each to `pairs` before it asks for the next one. A round learns from the first so many
+    pairs, as many as there were when it began. So it proposes the same again, wherever it was interrupted.
 
     Args:
         space: of the supernet.
         macs: of encoded architectures.
         pairs: what is measured; the caller adds to it.
-        count: pairs in the end.
+        count: how many pairs there are in the end.
         rounds: how many rounds propose by what was measured before them.
         seed: of the architectures that are drawn, and of the predictor.
     """
@@ -113,13 +114,21 @@ def to_measure(
         codes = np.stack([encode(space, pair.arch) for pair in pairs[:start]])
         y = np.array([pair.val_accuracy for pair in pairs[:start]])
         rng = numpy_generator(seed, "collect", "round", i)
-        # The other half of a round stays random.
+        # The other half of a round stays random. The schedule starts anew: what it gave before is known.
         proposed = propose(space, macs, codes, y, (end - start) // 2, seed, rng)
         yield from _unknown(space, chain(proposed, schedule(space, macs, seed)), pairs, end)
 
 
 def round_ends(count: int, rounds: int) -> list[int]:
-    """How many subnets are measured after the first, random part, and after each round."""
+    """How many subnets are measured after the first, random part, and after each round.
+
+    Args:
+        count: how many subnets are measured in the end.
+        rounds: how many rounds follow the random part; 0 for none.
+
+    Returns:
+        `rounds` + 1 numbers, the last of which is `count`.
+    """
     if not rounds:
         return [count]
     first = max(count // (rounds + 1), min(count, FIRST))
@@ -127,7 +136,7 @@ def round_ends(count: int, rounds: int) -> list[int]:
 
 
 def _unknown(space: Space, rows: Iterable[Codes], pairs: list[Pair], until: int) -> Iterator[Codes]:
-    """Those of `rows` that are not in `pairs`, until it has that many; the caller appends to it."""
+    """Those of `rows` that are not in `pairs`, until `pairs` has `until` entries; the caller adds to it."""
     known = {pair.arch for pair in pairs}
     for row in rows:
         if len(pairs) >= until:
@@ -141,15 +150,22 @@ def _unknown(space: Space, rows: Iterable[Codes], pairs: list[Pair], until: int)
 def schedule(space: Space, macs: ArchCostFn, seed: int) -> Iterator[Codes]:
     """The architectures to measure, in order: first the smallest and the largest one.
 
-    Then follow by turns a uniform sample and one from the next of 20 bins of MACs.
+    Then follow by turns a uniform sample and one from the next of 20 bins of MACs: uniform samples are dense
+    where architectures are many, in the middle of the range, and the bins spread the others evenly over it.
+
+    Args:
+        space: of the supernet.
+        macs: multiply-accumulates of encoded architectures.
+        seed: of the samples. The same seed gives the same order.
     """
     rng = numpy_generator(seed, "collect")
     pool = sample_codes(space, POOL, rng)
-    size = macs(pool)
-    edges = np.linspace(size.min(), size.max(), BINS + 1)[1:-1]
-    bin_of = np.digitize(size, edges)
-    # Bins in random order: a few measurements are then spread over the range, too.
+    macs_N = macs(pool)
+    edges = np.linspace(macs_N.min(), macs_N.max(), BINS + 1)[1:-1]
+    bin_of = np.digitize(macs_N, edges)
+    # Bins in random order: then the first few measurements are spread over the range, too.
     bins = [pool[bin_of == b] for b in rng.permutation(BINS)]
+    # Both ends first: the front that a round raises begins at the smallest known subnet.
     yield encode(space, smallest(space))
     yield encode(space, largest(space))
     for uniform, spread in zip(pool, _by_turns(bins), strict=False):

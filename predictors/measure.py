@@ -29,12 +29,14 @@ from predictors.latency.published import read_published
 from predictors.latency.table import LatencyTable, Noise, read_table
 from predictors.latency.timings import build_table, noise_complaint, read_timings
 
-RESOLUTIONS = 5  # at most, unless --resolutions names them; in between is interpolated
-SECONDS_PER_STRUCTURE, SECONDS_PER_SESSION = 1.0, 0.02  # to export a file, and to open one
+RESOLUTIONS = 5  # at most so many, unless --resolutions names them; latency in between is interpolated
+# For the estimate of the duration that is printed at the start.
+SECONDS_PER_STRUCTURE = 1.0  # to export one ONNX file
+SECONDS_PER_SESSION = 0.02  # to open one
 
 
 class SpaceToMeasure(NamedTuple):
-    """What is measured: architectures of a space, for so many classes and input channels."""
+    """The space whose architectures are timed, with the number of classes and of input channels."""
 
     space: Space
     classes: int
@@ -170,7 +172,8 @@ class Measure(Command):
         space, classes, channels = subject
         resolutions = self._resolutions(space)
         # Layers of the measured resolutions only; networks keep the codes of the whole space.
-        part = Space.model_validate(space.model_dump() | {"resolution": resolutions})
+        values = space.model_dump() | {"resolution": resolutions}
+        part = Space.model_validate(values)
         layers = distinct_layers(part, classes, channels) if self.blocks else []
         networks = spread_networks(space, resolutions, self.whole)
         if not layers and not len(networks):
@@ -183,6 +186,7 @@ class Measure(Command):
     def _announce(
         self, layers: Sequence[LayerSpec], structures: int, networks: int, resolutions: Sequence[int]
     ) -> None:
+        # One file serves all sizes of a structure, but each size is an item that is timed.
         items = len({layer_name(layer) for layer in layers}) + networks
         seconds = SECONDS_PER_STRUCTURE * structures
         seconds += items * self.rounds * (self.seconds + SECONDS_PER_SESSION)
@@ -195,11 +199,13 @@ class Measure(Command):
     def _bench(self, folder: Path) -> None:
         out = folder / "latency.csv"
         total = len(read_json(folder / "manifest.json")["items"]) * self.rounds
-        with progress("time", total, min(len(finished(out)), total)) as advance:
+        # An earlier command that was interrupted may have timed some items, and with more --rounds than now.
+        done = min(len(finished(out)), total)
+        with progress("time", total, done) as advance:
             bench(folder, out, self.rounds, self.threads, self.seconds, lambda: advance(""))
 
     def _build(self, subject: SpaceToMeasure, device: str, timings: Path, out: Path) -> int:
-        """Build the table of the timings, judge it and write it.
+        """Build the table from the timings, check how noisy it is, and write it.
 
         Returns:
             The exit status: 1 if the timings are too noisy.
@@ -207,6 +213,7 @@ class Measure(Command):
         space, classes, channels = subject
         table, noises = build_table(read_timings(timings, self.clock), device, space, classes, channels)
         _print_noises(noises)
+        # A wrong table would be believed by every later selection, so none is written.
         for what, noise in noises.items():
             complaint = noise_complaint(noise)
             if complaint:
@@ -225,8 +232,17 @@ class Measure(Command):
 
 
 def spread_networks(space: Space, resolutions: tuple[int, ...], count: int) -> Codes:
-    """At most `count` different random architectures at these resolutions, spread evenly over their MACs."""
-    rng = numpy_generator(0, "whole networks")  # the same networks for an interrupted command
+    """At most `count` different random architectures at these resolutions, spread evenly over their MACs.
+
+    Args:
+        space: of the architectures.
+        resolutions: image sides that the space has.
+        count: how many architectures.
+
+    Returns:
+        Encoded architectures (N, F); N is less than `count` where two of them are the same.
+    """
+    rng = numpy_generator(0, "whole networks")  # the same networks when an interrupted command continues
     pool = sample_codes(space, max(1000, 10 * count), rng)
     choices = [1 + space.resolution.index(r) for r in resolutions]
     pool[:, space.column_index["resolution", 0]] = rng.choice(choices, len(pool))

@@ -38,11 +38,11 @@ from predictors.search.constraints import ArchCostFn
 from predictors.search.costs import cost_functions
 
 POOL = 200_000  # random architectures from which those of the same MACs are taken
-SAME_MACS = 0.05
+SAME_MACS = 0.05  # a difference of so much, as a share, counts as the same MACs
 
 
 class ToTest(NamedTuple):
-    """A subnet to be measured on test images. latency_ms: as its file says, if it does."""
+    """A subnet to be measured on test images. latency_ms: the one in its file, if the file has one."""
 
     budget: str
     kind: Kind
@@ -69,7 +69,7 @@ class Report(RunCommand):
         None, description="file of predictors.measure; none: latency only where predictors.select wrote it"
     )
     seed: int = Field(
-        0, ge=0, description="of the random subnets, and of the folds in which the predictor is judged"
+        0, ge=0, description="seed of the random subnets, and of the folds in which the predictor is judged"
     )
 
     def execute(self) -> int:
@@ -100,7 +100,7 @@ class Report(RunCommand):
         return 0
 
     def _judge(self, trained: TrainedSupernet, pairs: Sequence[Pair]) -> CrossValidated | None:
-        """The collected pairs, predicted from each other; none if they are too few."""
+        """The collected pairs, each predicted from the others; None if they are too few."""
         if not pairs:
             return None
         codes = np.stack([encode(trained.space, pair.arch) for pair in pairs])
@@ -121,6 +121,7 @@ class Report(RunCommand):
             for budget, kind, arch, ms in todo:
                 accuracy = trained.accuracy(arch, "test")
                 if latency is not None:
+                    # The table of this command counts more than the one that selection had.
                     ms = float(latency(encode(trained.space, arch)[None])[0])
                 macs, params = trained.cost(arch)
                 tested.append(TestedSubnet(budget, kind, macs, params, accuracy, ms))
@@ -134,7 +135,7 @@ class Report(RunCommand):
         """
         wanted = trained.cost(arch)[0]
         rng = numpy_generator(self.seed, "same macs", wanted)
-        # np.unique sorts, and the first of the pool would all be small.
+        # Shuffled again, since np.unique sorts: otherwise the first of the pool would all be small.
         pool = rng.permutation(np.unique(sample_codes(trained.space, POOL, rng), axis=0))
         pool = pool[(pool != encode(trained.space, arch)).any(1)]
         macs = trained.macs(pool)

@@ -56,8 +56,8 @@ class Select(RunCommand):
     --explore search finds the highest predicted accuracy; coarse-to-fine (BigNAS) predicts nothing and needs
     no collected pairs: it measures a coarse grid, up to half of --measure, and then mutants of the best.
 
-    Accuracies are those of validation images. The best subnet known wins, whether it was collected or
-    measured now; of those within one standard error of the best (--ties), the cheapest.
+    Accuracies are those of validation images. All known subnets compete, collected ones and those measured
+    now: of the subnets within one standard error of the best accuracy (--ties), the cheapest is selected.
 
     Measurements are trials of an Optuna study in the run folder, or in --storage, where several processes and
     machines share them: the same command chooses the same again without measuring anything, and continues
@@ -100,26 +100,31 @@ class Select(RunCommand):
         (), description="write the front of accuracy against these: macs, latency, size, memory, params"
     )
     explore: Literal["search", "coarse-to-fine"] = Field(
-        "search", description="where candidates come from; see above"
+        "search", description="how candidates are found; see above"
     )
     predictor: PredictorChoice = Field(
         "auto", description="gp: Gaussian process; ridge: additive; auto: the best in cross-validation"
     )
     measure: int = Field(20, ge=1, description="subnets to measure for each budget and for the front")
     ties: float = Field(
-        1.0, ge=0, description="standard errors below the best within which the cheapest wins; 0: the best"
+        1.0,
+        ge=0,
+        description="select the cheapest subnet within so many standard errors of the best; 0: the best",
     )
     storage: str | None = Field(
         None,
         description="Optuna storage, a URL or the path of a journal; none: optuna.journal in the run folder",
     )
-    seed: int = Field(0, ge=0, description="of the search")
+    seed: int = Field(0, ge=0, description="seed of the search")
 
     @field_validator("flops", "front", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        """Several values separated by commas."""
-        return str(value).split(",") if isinstance(value, (str, int, float)) else value
+        """Split values that are separated by commas; a list from a config file stays as it is."""
+        # A config file may hold one plain number.
+        if isinstance(value, (str, int, float)):
+            return str(value).split(",")
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -151,6 +156,7 @@ class Select(RunCommand):
         pairs = read_pairs(self.run)
         evaluations = Evaluations(space, trained.data.count("val"), pairs)
         storage = open_storage(self.storage or str(self.run / "optuna.journal"))
+        # The storage may be shared with other runs: accuracies of other weights must not be mixed with these.
         prefix = f"{space.name}-{run_fingerprint(self.run)}-"
         measure = partial(_accuracy, trained, known_accuracies(storage, prefix, space))
         with progress("measure candidates", self.measure * len(objectives)) as advance:
@@ -187,17 +193,18 @@ class Select(RunCommand):
             budgets = [others]
         objectives = [Objective.best(constraints) for constraints in budgets if constraints]
         if self.front:
-            # The front covers all budgets; all other limits are the same for each.
+            # One front covers all budgets. They differ in their first limit only, that of MACs, and the
+            # largest one counts.
             loosest = max(budgets, key=_limits)
             name = "-".join(["front", *self.front])
             objectives.append(Objective(name, tuple(loosest), {name: costs[name] for name in self.front}))
         return objectives
 
     def _check_limits(self, trained: TrainedSupernet, constraints: tuple[Constraint, ...]) -> None:
-        """Say of a budget that it limits nothing.
+        """Print a warning if a budget of MACs is above the largest subnet.
 
         Raises:
-            UserError: no subnet keeps all limits; the sentence names the nearest ones that one keeps.
+            UserError: no subnet keeps all limits. The error names the nearest limits that a subnet keeps.
         """
         space = trained.space
         least, most = encode(space, smallest(space))[None], encode(space, largest(space))[None]
@@ -208,7 +215,7 @@ class Select(RunCommand):
                     f"budget {format_count(c.limit)} is above the largest subnet ({most_macs} MACs): "
                     "choosing the best of all"
                 )
-        # Mostly the smallest subnet keeps them all, and nothing has to be searched.
+        # Usually the smallest subnet keeps all limits, and nothing has to be searched.
         if fits(constraints, least)[0]:
             return
         relaxed = nearest_feasible(space, constraints, numpy_generator(self.seed, "feasible"), least)
@@ -235,7 +242,11 @@ class Select(RunCommand):
         sums: Sequence[Sequence[LayerCost]],
         macs: ArchCostFn,
     ) -> dict[str, Any]:
-        """Explore with the predictor that cross-validation prefers; returns what it said of it."""
+        """Explore with the predictor that cross-validation prefers.
+
+        Returns:
+            What the selected/ files say of this predictor: its name and its quality in cross-validation.
+        """
         codes, y = evaluations.training_set()
         X = features(evaluations.space, codes)
         qualities = compare_candidates(self.predictor, X, y, macs(codes), self.seed)
@@ -245,9 +256,9 @@ class Select(RunCommand):
         proposers = [(self._proposer(objective), evaluate) for objective, evaluate in todo]
         rng = numpy_generator(self.seed, "additive")
         predictor_guided(evaluations, predictor, quality, sums, proposers, self.measure, rng)
-        said = quality._asdict()
-        del said["seconds"]  # the same command is to write the same file again
-        return {"predictor": said}
+        facts = quality._asdict()
+        del facts["seconds"]  # the same command has to write the same file again
+        return {"predictor": facts}
 
     def _proposer(self, objective: Objective) -> Proposer:
         rng = numpy_generator(self.seed, "search", objective.name)
@@ -256,8 +267,10 @@ class Select(RunCommand):
         return BestProposer(objective.constraints, rng)
 
     def _sums(self, trained: TrainedSupernet) -> list[list[LayerCost]]:
-        """The costs of whose fronts searches start: parameters only where something depends on them."""
+        """The costs, as sums over layers, from whose exact fronts searches start."""
         found = layer_costs(trained.space, len(trained.model.classes), trained.model.channels)
+        # Each further cost takes another dynamic programme, so parameters only where they or the size of the
+        # file are limited or traded.
         if self.params or self.size or {"params", "size"} & set(self.front):
             return [found["macs"], found["params"]]
         return [found["macs"]]
@@ -270,7 +283,9 @@ def _limits(constraints: Sequence[Constraint]) -> list[float]:
 def _accuracy(trained: TrainedSupernet, known: Mapping[bytes, float], row: Codes) -> float:
     """Validation accuracy of an encoded architecture, measured only if no study has measured it yet."""
     accuracy = known.get(row.tobytes())
-    return trained.accuracy(decode(trained.space, row), "val") if accuracy is None else accuracy
+    if accuracy is None:
+        accuracy = trained.accuracy(decode(trained.space, row), "val")
+    return accuracy
 
 
 def _evaluate(

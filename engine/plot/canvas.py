@@ -38,6 +38,7 @@ COLORS: dict[Role, tuple[str, str]] = {  # on light and on dark paper
     "shade3": ("#6dbbae", "#2c756a"),
     "shade4": ("#46a394", "#338c7f"),
 }
+# Of a PNG, which has DPI / UNITS_PER_INCH = 2 dots for each pixel of a drawing.
 UNITS_PER_INCH, DPI = 100, 200
 TITLE = 30  # height of the line with the title of a drawing
 ALIGNMENT = {"start": "left", "middle": "center", "end": "right"}  # matplotlib's words for anchors
@@ -104,7 +105,7 @@ def box(
 
 
 def text_width(text: str, size: float) -> float:
-    """About how wide a line of text is, in pixels: rather more than less."""
+    """About how wide a line of text is, in pixels; the estimate is rather too wide than too narrow."""
     # The page takes the font of the reader's system, so nothing can be measured here.
     return 0.6 * size * len(text)
 

@@ -88,7 +88,7 @@ def draw_chart(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> Drawin
     shapes = [*_axes(across, up, frame), Words(8, 16, y.label, TEXT, "quiet"), *legend]
     for s in series:
         shapes += _marks(s, across, up)
-    # Labels last, above everything.
+    # Labels come last, so they are drawn above everything.
     shapes += place_labels(_labels(series, across, up), _obstacles(series, across, up), frame)
     return Drawing(title, WIDTH, HEIGHT, tuple(shapes))
 
@@ -127,9 +127,9 @@ def linear_ticks(low: float, high: float, count: int = 7) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """As `linear_ticks`, of a logarithmic axis: 1, 2, 5, 10, 20...
+    """Ticks of a logarithmic axis from low to high: 1, 2, 5, 10, 20...
 
-    Where those are too few, evenly spaced ones; where they are too many, powers of ten.
+    Where those are too few, the ticks are evenly spaced; where they are too many, they are powers of ten.
     """
     ticks = []
     for decade in range(floor(log10(low)), ceil(log10(high)) + 1):
@@ -205,7 +205,7 @@ def _marks(s: Series, across: _Scale, up: _Scale) -> Iterator[Shape]:
         if p.interval:
             x, low, high = across(p.x), up(p.interval[0]), up(p.interval[1])
             yield Outline(((x, low), (x, high)), line=line, width=width)
-    # Above all whiskers of the series.
+    # Marks come after all whiskers of the series, so they are drawn above them.
     for p in s.points:
         yield _mark(s, across(p.x), up(p.y), p.title)
 

@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 
 from engine.plot.canvas import XY, Outline, Role, Shape, Words, shorten, text_width
 
-SIZE = 11.5
-LONGEST = 20  # characters
+SIZE = 11.5  # of the text, in pixels
+LONGEST = 20  # characters; longer labels are cut
 LINE_STEP = 6  # pixels between the points that stand for a line
-# Where a label may stand: distances from its point, of which the first is clear of the largest mark, and
-# directions.
-NEAREST, RING, RINGS, TURNS = 12, 7, 24, 16
+# Where a label may stand: on rings around its point. Lengths are pixels.
+NEAREST = 12  # distance of the first ring, which is clear of the largest mark
+RING = 7  # from one ring to the next
+RINGS = 24
+TURNS = 16  # places on a ring
 
 
 class Box(NamedTuple):
@@ -138,6 +140,7 @@ def _badness(
     before_end = obstacles_N2 < (place.x1 + 3, place.y1 + 3)
     covers = int((after_start & before_end).all(axis=1).sum())
     away = hypot((place.x0 + place.x1) / 2 - point[0], (place.y0 + place.y1) / 2 - point[1])
+    # The weights keep this order; one overlap is worse than all the rest in a chart of usual size.
     return 1e6 * over + 400 * hides + 300 * through + 100 * past + 15 * covers + away
 
 

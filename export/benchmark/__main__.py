@@ -72,7 +72,7 @@ class Benchmark(Command):
         """Look into every file, time them, show and write the result."""
         if len(set(self.files)) < len(self.files) or not self.files:
             raise UserError("Name one model file or more, each once.")
-        # The files to compare with are written there, and timed before they go.
+        # The networks to compare with are written into this folder, and timed before it is removed.
         with tempfile.TemporaryDirectory() as folder:
             files = self._open()
             if self.compare:

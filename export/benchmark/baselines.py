@@ -22,9 +22,11 @@ BASELINES = {
 def write_baseline(name: str, side: int, classes: int, folder: Path) -> Path:
     """Write torchvision's network `name` for `classes` and RGB images of `side` x `side` into a folder."""
     path = folder / f"{name}-{side}-{classes}.onnx"
-    with torch.random.fork_rng(devices=[]):  # torchvision draws weights from the global generator
+    # torchvision draws weights from the global generator, which must be the same for the caller afterwards.
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(0, "baseline", name))
         network = torchvision.models.get_model(name, weights=None, num_classes=classes).eval()
+    # A batch of two: torch's exporter takes an axis of length one for a constant.
     metadata = {"network": f"torchvision {name}, random weights"}
     write_onnx(network, torch.zeros(2, 3, side, side), path, metadata)
     return path

@@ -18,7 +18,8 @@ from export.formats import format_of
 from export.manifest import manifest_path, read_manifest
 
 FEWEST_FOR_P99 = 100  # of fewer runs, the 99th percentile would be the slowest one
-DEFAULT_ROUNDS, DEFAULT_SECONDS = 14, 0.1  # 14 visits of 8 runs are enough for the 99th percentile
+DEFAULT_ROUNDS = 14  # each has at least 8 runs, together enough for the 99th percentile
+DEFAULT_SECONDS = 0.1  # for each file in each round
 
 
 class ModelFile(NamedTuple):
@@ -28,9 +29,9 @@ class ModelFile(NamedTuple):
         name: what to call it.
         path: where it is.
         probe: what is in it.
-        says: what it says of itself: its metadata, or the manifest beside it for a format that has none.
-        nodes: in the file, as the exporter left it; none where there is no ONNX graph.
-        estimates: by execution provider of phones; none where there is no ONNX graph.
+        says: the metadata in the file, or the manifest beside it for a format without metadata.
+        nodes: how many nodes the file has, as the exporter left it; None where there is no ONNX graph.
+        estimates: what each execution provider of phones might take; empty where there is no ONNX graph.
     """
 
     name: str
@@ -88,14 +89,14 @@ def open_model_file(name: str, path: Path, threads: int) -> ModelFile:
     # A JSON file of that name may be somebody else's.
     if beside.is_file() and "sha256" in read_json(beside):
         manifest = read_manifest(path).model_dump(mode="json")
-    # In a process of its own before this one opens it: a damaged file can take a process down.
+    # Another process opens the file first: a damaged file can take a process down.
     probe = probe_file(path, threads)
     if isinstance(probe, str):
         raise UserError(
             f"Model file '{path}' cannot be used ({probe}); copy it again, or write it again with python -m "
             "export.onnx."
         )
-    # The file's own word comes first: it may have been copied without its manifest.
+    # The metadata in the file comes first: the file may have been copied without its manifest.
     says = _values(probe.metadata) or manifest
     graph = file_format.read_graph(path)
     if graph is None:
@@ -147,9 +148,10 @@ class Timing(NamedTuple):
 
 
 def timing_complaint(timing: Timing, threads: int) -> str:
-    """Why the wall times are not those of the file; empty if they may be."""
+    """Half a sentence on why the wall times should not be believed; empty if they may be."""
     if timing.noise > DIFFERENCE_AT_MOST:
         return f"two halves of the rounds differ by {timing.noise:.0%}"
+    # A run whose wall time is longer than its CPU time has waited for other programs.
     waited = (timing.percentile(50) or 0.0) / timing.cpu_p50
     # With more threads the CPU time is that of the process, so it says nothing about waiting.
     if threads == 1 and waited > 1 + DIFFERENCE_AT_MOST:

@@ -1,9 +1,8 @@
 """How much of a file an execution provider of phones might take: an estimate.
 
-It comes from onnxruntime's mobile usability checker.
-The checker knows which operators a provider has. It knows neither the limits on each nor the device: only a
-run there is a measurement. A provider pays for every partition with copies to and from it, so few large ones
-are good.
+The estimate comes from onnxruntime's mobile usability checker. The checker knows which operators a provider
+has. It knows neither the limits on each nor the device: only a run there is a measurement. A provider pays
+for every partition with copies to and from it, so few large ones are good.
 """
 
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import onnx
 from onnxruntime.tools.mobile_helpers import usability_checker as checker
 
+# The lists of operators of both CoreML formats; "coreml-old" is NeuralNetwork, which MLProgram replaced.
 COREML = {
     "coreml": "coreml_supported_mlprogram_ops.md",
     "coreml-old": "coreml_supported_neuralnetwork_ops.md",
@@ -25,7 +25,7 @@ class Estimate(NamedTuple):
         partitions: parts of the graph that it would be given.
         share: of the nodes that are in them.
         left: operators that stay on the CPU.
-        verdict: the checker's: yes, maybe or no.
+        verdict: whether the checker recommends the provider: yes, maybe or no.
     """
 
     partitions: int

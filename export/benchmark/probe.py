@@ -1,7 +1,7 @@
 """What one model file is and needs, found out in a process of its own, which a damaged file may take down.
 
-That process holds numpy and the runtime of the file, for onnxruntime no torch, so its memory is that of a
-program on a device. `probe_file` starts it as
+That process imports numpy and the runtime of the file, and with onnxruntime no torch. So its memory is that
+of a program on a device. `probe_file` starts it as
 
     python -P -m export.benchmark.probe FILE THREADS
 

@@ -12,7 +12,9 @@ from engine.plot.chart import Axis, Point, Series, draw_chart
 from engine.run import write_csv
 from export.benchmark.measure import ModelFile, Timing
 
-MOST_OPERATORS, MOST_LINES = 2, 6  # more make a table or a picture that nobody reads
+# More would make a table or a picture that nobody reads.
+MOST_OPERATORS = 2  # in a line of the table
+MOST_LINES = 6  # networks without an accuracy in the picture
 PROVIDERS_SHOWN = ("nnapi", "coreml")
 ROLES: tuple[Role, ...] = ("known", "random", "extreme")
 
@@ -20,7 +22,7 @@ ROLES: tuple[Role, ...] = ("known", "random", "extreme")
 def latency_table(
     files: Sequence[ModelFile], timings: Sequence[Timing], rows: Sequence[Mapping[str, Any]]
 ) -> Table:
-    """What a user waits for and pays."""
+    """The table of what a file costs: time, memory and size, with its accuracy."""
     table = Table("file", "p50 ms", "p90", "p99", "CPU ms", "noise", "memory", "size", "top-1")
     for file, timing, row in zip(files, timings, rows, strict=True):
         times = [_or_dash(row[f"wall_p{q}"], "{:.3g}") for q in (50, 90, 99)]
@@ -73,7 +75,7 @@ def draw_benchmark(files: Sequence[ModelFile], timings: Sequence[Timing], path: 
     points: list[Point] = []
     without: list[tuple[str, float]] = []
     for file, timing in zip(files, timings, strict=True):
-        ms = timing.percentile(50) or 0.0
+        ms = timing.percentile(50) or 0.0  # never None: only the 99th percentile may be unknown
         if file.accuracy is None:
             without.append((file.name, ms))
         else:

@@ -70,7 +70,7 @@ def _percent(share: float) -> str:
 
 
 def _input(bundle: Bundle) -> Iterator[str]:
-    """Files that take their input alike share a paragraph."""
+    """How to prepare an image, with one paragraph for all files that take the same input."""
     alike: dict[str, list[Manifest]] = {}
     for file in bundle.files:
         key = json.dumps([file.preprocessing, file.input.model_dump()])
@@ -142,7 +142,7 @@ def _accuracy(bundle: Bundle) -> Iterator[str]:
             f"same class for {_percent(file.parity['same_top1'])} of them. On other images of the same kind, "
             f"{_percent(low)} to {_percent(high)} are to be expected (90% interval of Wilson)."
         )
-    # The best of many on these images is partly the luckiest.
+    # The best of many subnets on these images is partly the luckiest one.
     if bundle.selection is not None:
         expected = bundle.selection.predicted_accuracy
         more = "" if expected is None else f" The predictor expected {_percent(expected)}."
@@ -153,7 +153,7 @@ def _accuracy(bundle: Bundle) -> Iterator[str]:
 
 
 def _cost(bundle: Bundle) -> Iterator[str]:
-    first = bundle.files[0]
+    first = bundle.files[0]  # all files are of one network, so their MACs and parameters are the same
     yield (
         f"- One image takes {format_count(first.macs)} multiply-accumulates; the network has "
         f"{format_count(first.params)} parameters."

@@ -17,6 +17,8 @@ SUFFIXES = (".onnx", ".ort")  # what onnxruntime reads
 def bicubic(old: int, new: int) -> Any:
     """(new, old): every new pixel as a sum of old ones; half-pixel centres, a = -0.75, edges repeated."""
     place, matrix = (np.arange(new) + 0.5) * old / new - 0.5, np.zeros((new, old))
+    # Four old pixels around each place. Taps outside of the image count for the pixel at its edge, so weights
+    # are added where several taps fall on one pixel.
     for tap in np.floor(place) + np.arange(-1, 3)[:, None]:
         t = np.abs(place - tap)
         weight = np.where(t <= 1, 1.25 * t**3 - 2.25 * t**2 + 1, -0.75 * t**3 + 3.75 * t**2 - 6 * t + 3)
@@ -51,7 +53,7 @@ def classify(image: Image.Image, file: dict[str, Any], run: Callable[[Any], Any]
     scores = run(prepare_image(image, file))[0].astype(float)
     if file["output"]["name"] == "probabilities":
         return scores
-    powers = np.exp(scores - scores.max())
+    powers = np.exp(scores - scores.max())  # softmax; without the maximum exp might overflow
     return powers / powers.sum()
 
 

@@ -18,10 +18,12 @@ class Provenance(BaseModel):
     """What made the network.
 
     Args:
-        commands: in order.
+        commands: those that led to the bundle, in order.
         data: name of the data set, and the name of its folder if it is one.
-        seed, config_sha256: of the training and its config.yaml.
-        versions, git: packages and state of the source when it was trained.
+        seed: the seed of the training.
+        config_sha256: SHA-256 of its config.yaml, in hexadecimal.
+        versions: packages with which the network was trained.
+        git: commit of the source at that time, and whether it was changed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -35,12 +37,12 @@ class Provenance(BaseModel):
 
 
 class Selection(BaseModel):
-    """How predictors.select came to the network.
+    """How predictors.select selected the network.
 
     Args:
         constraints: the limits.
         pairs: subnets that the predictor had learned from.
-        predicted_accuracy: what it expected, in [0, 1].
+        predicted_accuracy: the accuracy that the predictor expected, in [0, 1].
     """
 
     model_config = ConfigDict(frozen=True)
@@ -67,7 +69,7 @@ class FileTiming(BaseModel):
 
 
 class Bundle(BaseModel):
-    """One network as files, of which examples take the first that they can run.
+    """One network as files, the plainest first: classify.py takes the first file that it can run.
 
     sha256 is that of every other file in the folder, by name.
     """

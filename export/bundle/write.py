@@ -1,4 +1,4 @@
-"""What belongs to one exported network, as a folder that needs nothing else."""
+"""Write a bundle: a folder with one exported network and everything that is needed to use it."""
 
 import csv
 import os
@@ -58,7 +58,7 @@ def write_bundle(run: Run, name: str, paths: list[Path]) -> Path:
         new = Path(work) / "new"
         new.mkdir()
         _fill(new, gather(run, name, paths), paths)
-        read_bundle(new)  # what will be read on a device is read here first
+        read_bundle(new)  # a bundle that cannot be read must not replace one that can
         # A folder cannot be replaced by a rename while it holds files, so the old one moves out of the way.
         if folder.exists():
             folder.replace(Path(work) / "old")
@@ -99,6 +99,7 @@ def gather(run: Run, name: str, paths: list[Path]) -> Bundle:
             "with export.onnx."
         )
     data = {key: config["data"][key] for key in ("name", "path") if config["data"].get(key)}
+    # Only the name of the folder: a bundle goes to others, and does not name folders of this machine.
     if "path" in data:
         data["path"] = Path(data["path"]).name
     provenance = Provenance(

@@ -28,7 +28,7 @@ TYPES = {
     ".mjs": "text/javascript",
     ".wasm": "application/wasm",
 }
-MOST_BYTES = 50 * 1000**2
+MOST_BYTES = 50 * 1000**2  # of an image; it is held in memory
 # The page may load from this server only; onnxruntime-web compiles WebAssembly, and images are shown as
 # blobs.
 POLICY = (
@@ -46,7 +46,7 @@ class Server(ThreadingHTTPServer):
         runtime: the folder of onnxruntime-web, if it was fetched.
     """
 
-    daemon_threads = True
+    daemon_threads = True  # Ctrl-C ends the server even while a request is answered
 
     def __init__(self, folder: Path, port: int, runtime: Path | None):
         self.folder, self.bundle, self.runtime = folder, read_bundle(folder), runtime
@@ -75,7 +75,7 @@ class Server(ThreadingHTTPServer):
             raise ValueError(
                 "The file is no image that can be read, or it is damaged or far too large."
             ) from None
-        # One at a time: not every runtime may be called from several threads.
+        # One request at a time: not every runtime may be called from several threads.
         with self.lock:
             if name not in self.opened:
                 path = self.folder / name
@@ -111,7 +111,7 @@ class Handler(BaseHTTPRequestHandler):
     """
 
     server: Server
-    protocol_version = "HTTP/1.1"
+    protocol_version = "HTTP/1.1"  # a browser fetches all files of the page over one connection
 
     def do_GET(self) -> None:
         """The page, the bundle's files, and onnxruntime-web."""

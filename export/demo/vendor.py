@@ -80,6 +80,7 @@ def unpack(package: Path, folder: Path, sha512: str = SHA512) -> Path:
             content = archive.extractfile(f"package/dist/{name}")
             assert content is not None
             (Path(work) / name).write_bytes(content.read())
+        # All files are complete in the temporary folder before the old ones are removed.
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(work, folder)
     return folder

@@ -43,7 +43,7 @@ def format_of(path: Path) -> Format:
     for member in FORMATS:
         if member.suffix == path.suffix:
             return member
-    # No format is taken for granted: an unknown file would otherwise fail somewhere in a runtime.
+    # No format is assumed for other names: such a file would fail somewhere in a runtime.
     raise UserError(f"'{path}' is not a model file: its name must end in {known_suffixes()}.")
 
 

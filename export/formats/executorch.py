@@ -34,6 +34,7 @@ class ExecuTorchFormat(Format):
 
     def write_module(self, module: "nn.Module", example: Array, path: Path) -> None:
         """The module for one image, given to XNNPACK wherever that can take it."""
+        # Imported here, since the process that measures memory reads this file and must not hold torch.
         import torch
 
         from engine.onnx_file import fold_batch_norm
@@ -65,7 +66,8 @@ class ExecuTorchFormat(Format):
 
         def run(x: Array) -> Array:
             nonlocal method, resets
-            if resets != self._resets:  # its threads are gone, see `load`
+            # The program points to threads that are gone, see `load`, so it is loaded again.
+            if resets != self._resets:
                 method, resets = self._method(path), self._resets
             if list(x.shape[1:]) != wanted[1:]:
                 raise UserError(f"The file takes {wanted}, but was given {list(x.shape)}; see its manifest.")

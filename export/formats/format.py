@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from engine.errors import UserError
 
-# These two are imported for their types only: a process that measures memory must hold neither.
+# Imported for their types only: the process that measures the memory of a file must hold neither.
 if TYPE_CHECKING:
     import onnx
     from torch import nn
@@ -87,7 +87,7 @@ class Runtime(ABC):
 class Format(Runtime):
     """A kind of model file: how it is written, run and measured. One file of this package defines one.
 
-    A format defines `open`, `load` and the one of `write_graph` and `write_module` that `written_from` names.
+    A format defines `open` and `load`, and either `write_graph` or `write_module`, as `written_from` says.
     The other methods have defaults that suit a runtime without profiler.
 
     Attributes:
@@ -129,7 +129,7 @@ class Format(Runtime):
         """Load a file with nothing around it, to measure what that costs.
 
         Raises:
-            ValueError: its input is not one image of a fixed size; half a sentence.
+            ValueError: its input is not one image of a fixed size. The message is half a sentence.
         """
 
     def timed_run(self, path: Path, shape: list[int], threads: int) -> Callable[[], object]:

@@ -18,7 +18,7 @@ from export.formats.format import Array, Format, LoadedModel, OperatorTime, Run
 if TYPE_CHECKING:
     import onnx
 
-PROFILED_RUNS = 10
+PROFILED_RUNS = 10  # enough for a median that the slow first runs do not move
 IMAGE_TYPES = ("tensor(float)", "tensor(float16)", "tensor(uint8)")
 # From the type of a session's input to that of the array to give it.
 INPUT_TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
@@ -37,11 +37,13 @@ class OnnxFormat(Format):
     in_browser = True
 
     def version(self) -> str:
-        """Of the module itself: builds for other devices are distributions of another name."""
+        """The version that the module itself reports."""
+        # Builds for other devices, such as onnxruntime-gpu, are distributions of another name.
         return ort.__version__
 
     def write_graph(self, model: "onnx.ModelProto", path: Path) -> None:
         """Save the graph as it is."""
+        # Imported here, since the process that measures memory must not hold onnx.
         import onnx
 
         onnx.save(model, path)
@@ -76,7 +78,7 @@ class OnnxFormat(Format):
         return bound_run(path, shape, threads)
 
     def profile(self, path: Path, shape: list[int], threads: int) -> list[OperatorTime]:
-        """Time by operator: of each node, the median that onnxruntime's profiler says.
+        """Time by operator: the sum over its nodes of each node's median in onnxruntime's profiler.
 
         The profiler makes all nodes a little slower and knows whole microseconds only. The shares are for
         reading; do not add them up.
@@ -120,7 +122,7 @@ def open_onnxruntime(path: Path, exact: bool = True) -> ort.InferenceSession:
             which is faster there and gives other numbers than every other device.
 
     Raises:
-        UserError: it is missing, truncated or not a model.
+        UserError: the file is missing, truncated or not a model.
     """
     import torch  # here, since the process that measures memory imports this module and must not hold torch
 
@@ -128,7 +130,7 @@ def open_onnxruntime(path: Path, exact: bool = True) -> ort.InferenceSession:
         raise UserError(f"There is no file '{path}'; write one with python -m export.onnx.")
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
-    options.log_severity_level = 4  # its errors are raised too, and said as one sentence below
+    options.log_severity_level = 4  # no log: errors are raised, and reported as one sentence below
     if exact:
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:

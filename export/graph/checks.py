@@ -12,7 +12,7 @@ MORE_NUMBERS, MORE_SHARE = 1000, 1.05
 
 
 def check_model(model: onnx.ModelProto, name: str, parameters: int) -> str:
-    """What is wrong with a graph, as a sentence; empty if nothing is.
+    """Check a graph; returns a sentence on what is wrong, or an empty text.
 
     A graph must be valid ONNX, hold no BatchNorm and no layer in training mode, name no path of this machine,
     and store no more than the network's own weights.
@@ -20,7 +20,7 @@ def check_model(model: onnx.ModelProto, name: str, parameters: int) -> str:
     Args:
         model: the graph.
         name: of its file, for the sentence.
-        parameters: numbers that the network has, with its buffers.
+        parameters: how many numbers the network has in its parameters and buffers.
     """
     try:
         onnx.checker.check_model(model, full_check=True)

@@ -48,7 +48,7 @@ def fold_norms(model: onnx.ModelProto) -> None:
 def _affine(
     node: NodeProto, values: dict[str, TensorProto]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(scale, shift) per channel that a BatchNormalization amounts to."""
+    """The (scale, shift) of each channel by which a BatchNormalization in eval mode can be replaced."""
     # In float64, so that folding does not lose more than the float32 of the result.
     tensors = [numpy_helper.to_array(values[name]).astype(np.float64) for name in node.input[1:]]
     gamma, beta, mean, var = tensors
@@ -69,6 +69,7 @@ def _joined_convs(
     """
     if joined is None or joined.op_type != "Concat":
         return []
+    # The one attribute of Concat is its axis; 1 are the channels.
     if uses[joined.output[0]] != 1 or joined.attribute[0].i != 1:
         return []
     convs = []
@@ -94,7 +95,7 @@ def _scale_conv(
 
 def _arithmetic(graph: onnx.GraphProto, node: NodeProto, scale: Array, shift: Array) -> list[NodeProto]:
     """The norm of maps (N, C, H, W) as a multiplication and an addition."""
-    out, shape = node.output[0], (-1, 1, 1)
+    out, shape = node.output[0], (-1, 1, 1)  # one number for each channel of a map
     factor = _constant(graph, f"{out}_scale", scale.reshape(shape))
     term = _constant(graph, f"{out}_shift", shift.reshape(shape))
     return [make("Mul", [node.input[0], factor], f"{out}_scaled"), make("Add", [f"{out}_scaled", term], out)]

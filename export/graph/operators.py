@@ -44,6 +44,7 @@ def replace_nodes(model: onnx.ModelProto, nodes: list[NodeProto]) -> None:
     # Shapes in value_info belong to the old nodes.
     del model.graph.node[:], model.graph.value_info[:]
     model.graph.node.extend(nodes)
+    # An unused constant would still be stored in the file.
     used = {name for node in nodes for name in node.input}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]
@@ -52,6 +53,7 @@ def replace_nodes(model: onnx.ModelProto, nodes: list[NodeProto]) -> None:
 
 
 def _hard_sigmoid(graph: onnx.GraphProto, x: str, out: str, alpha: float, beta: float) -> list[NodeProto]:
+    # A file holds alpha as float32, so its quotients are those of the rounded number.
     shift = _scalar(graph, beta / np.float32(alpha))
     scale = _scalar(graph, alpha)
     top = _scalar(graph, 1 / np.float32(alpha))

@@ -28,8 +28,8 @@ from export.verify import Parity, Reference, compare_file
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 # All operations without weights are switched together: one by one they are too many to try.
 ELEMENTWISE = "operations without weights"
-MOST_IN_FLOAT = 0.5  # with more layers in float32 the file has lost what 8 bits are for
-SNR_IMAGES = 64
+MOST_IN_FLOAT = 0.5  # share of the layers; with more in float32 the file has lost what 8 bits are for
+SNR_IMAGES = 64  # for the ranking, in which every layer takes a run over all of them
 ROUNDING = 1e-9  # a drop that equals the limit must not fail for the last bit of a difference
 
 
@@ -39,7 +39,7 @@ class Quantized(NamedTuple):
     Args:
         parity: the file against torch.
         drop: top-1 lost, in points (hundredths).
-        layers: layers that could be quantised; the operations without weights count as one.
+        layers: how many layers could be quantised; the operations without weights count as one.
         float_layers: those that stayed in float32, the one that hurts most first.
         complaint: a sentence if the accuracy could not be held, else empty.
     """
@@ -62,8 +62,11 @@ def quantize(
         calibration: batches of inputs (N, ...) as the file takes them.
         reference: the torch module on validation images.
         max_drop: points of top-1 that may be lost on them.
+
+    Returns:
+        What was written. If its `complaint` is not empty, the accuracy is not held: do not use `out`.
     """
-    pool_globally(model)
+    pool_globally(model)  # a mean over a map would stay in float32 between 8-bit layers
     prepared = out.with_suffix(".prepared.onnx")
     with silent():
         quant_pre_process(model, str(prepared))
@@ -104,6 +107,7 @@ def fewest(holds: Callable[[int], bool], most: int) -> int:
     The count is doubled until one holds, and then halved towards the last that did not. Accuracy is not
     monotonic in the count, so the result need not be the smallest.
     """
+    # Every trial quantises and runs the whole network: few trials count more than the smallest result.
     below, count = 0, 1  # below: the largest count known not to hold
     while count <= most and not holds(count):
         below = count

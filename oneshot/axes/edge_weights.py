@@ -1,4 +1,4 @@
-"""What a search method tells a network: how much of which operation on each edge of a kind of cell."""
+"""What a search method gives to a network: the weight of every operation on each edge of a kind of cell."""
 
 from collections.abc import Mapping
 from typing import NamedTuple

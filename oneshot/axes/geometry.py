@@ -69,7 +69,7 @@ class ExponentiatedGradient(torch.optim.Optimizer):
         for group in self.param_groups:
             lr, floor = group["lr"], group["floor"]
             for theta, rows in zip(group["params"], self.rows, strict=True):
-                # A row's entries compete, other rows have sums of their own.
+                # The entries of a row compete and sum to 1; every other row has a sum of its own.
                 for row in rows:
                     gradient = theta.grad[..., row]
                     theta[..., row] = exponentiated_gradient(theta[..., row], gradient, lr, floor)

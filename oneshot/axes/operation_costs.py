@@ -1,4 +1,4 @@
-"""What operations cost, for a search whose loss weighs it.
+"""The costs of operations, for a search with a penalty on the cost.
 
 Costs are counted in closed form, or read from a table of latencies.
 """

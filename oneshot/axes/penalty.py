@@ -54,7 +54,7 @@ class BetaDecay(Config):
             allowed_EO = inputs.space.allowed_mask(kind, alpha_EO.device)
             # An operation that does not compete must not enter the sum.
             sums.append(alpha_EO.masked_fill(~allowed_EO, -torch.inf).logsumexp(-1))
-        # beta-DARTS raises the weight linearly, so that early epochs are free.
+        # beta-DARTS raises the weight linearly from 0, so that the first epochs are nearly free of it.
         return loss + self.end * inputs.progress.passed * torch.cat(sums).mean()
 
 
@@ -67,9 +67,7 @@ class PathDepth(Config):
 
     name: Literal["path_depth"] = "path_depth"
     skip: float = Field(0.01, ge=0, description="weight of the activity of skip connections above `free`")
-    others: float = Field(
-        0.005, ge=0, description="weight of that of convolutions and none, and of that of pools"
-    )
+    others: float = Field(0.005, ge=0, description="the same weight for convolutions and none, and for pools")
     path: float = Field(0.005, ge=0, description="reward for convolutions on the path through all nodes")
     free: float = Field(0.2, ge=0, description="activity that costs nothing")
 

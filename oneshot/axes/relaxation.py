@@ -142,7 +142,7 @@ class HardConcrete(Softmax):
 
         Args:
             uniform_EO: in (0, 1), the noise of each gate.
-            dropped_EO: what a gate counts less when the best are picked.
+            dropped_EO: how much is subtracted from a gate when the best are picked.
             order_O: a permutation of the operations; of equal gates the one that comes first is picked.
         """
         gate = torch.sigmoid((alpha_EO + uniform_EO.log() - (1 - uniform_EO).log()) / tau)
@@ -158,6 +158,7 @@ class HardConcrete(Softmax):
 
     def active_probability(self, alpha_EO: Tensor, tau: float) -> Tensor:
         """Probability (E, O) that a gate is not 0."""
+        # The stretched gate is above 0 where the gate before it is above -low / (high - low).
         stretch = torch.tensor(-self.low / self.high, dtype=alpha_EO.dtype, device=alpha_EO.device)
         return torch.sigmoid(alpha_EO - tau * torch.log(stretch))
 

@@ -13,9 +13,9 @@ class Controller(nn.Module):
     Args:
         space: what is searched.
         size: units of the LSTM.
-        layers: of it.
+        layers: layers of the LSTM.
         temperature: logits are divided by it.
-        tanh: and end between minus and plus this.
+        tanh: the limit of the logits, which lie between minus and plus this number.
     """
 
     average: Tensor  # of rewards; nan before the first one
@@ -70,6 +70,7 @@ class Controller(nn.Module):
 
     def follow(self, reward: float, decay: float) -> None:
         """Move the average towards a reward; the first reward starts it."""
+        # In place, since the average is a buffer: a checkpoint holds it.
         start = self.average.isnan()
         self.average.copy_(torch.where(start, reward, self.average.lerp(torch.tensor(reward), 1 - decay)))
 
@@ -91,7 +92,7 @@ class Decisions:
         for number, cell in enumerate(controller.cells):
             self._states[number] = cell(x, self._states[number])
             x = self._states[number][0]
-        # Bounded logits keep every option possible: the controller goes on exploring.
+        # Bounded logits keep every option possible, so the controller goes on exploring.
         logits = controller.tanh * torch.tanh(head(x)[0] / controller.temperature)
         mask = torch.full_like(logits, -torch.inf)
         mask[options] = 0.0

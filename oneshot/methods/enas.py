@@ -32,9 +32,9 @@ class Enas(Method):
 
     name: Literal["enas"] = "enas"
     size: int = Field(32, ge=1, description="units of the controller's LSTM")
-    layers: int = Field(2, ge=1, description="its layers")
+    layers: int = Field(2, ge=1, description="layers of the controller's LSTM")
     temperature: float = Field(5.0, gt=0, description="logits are divided by it")
-    tanh: float = Field(2.5, gt=0, description="and end between minus and plus this")
+    tanh: float = Field(2.5, gt=0, description="logits are limited to plus and minus this")
     lr: float = Field(
         1e-3, gt=0, description="the controller's learning rate (Adam, betas 0 and 0.999, epsilon 1e-3)"
     )
@@ -103,7 +103,7 @@ class Enas(Method):
         """One architecture's part of the loss; its reward also moves the baseline."""
         # 1. The controller decides.
         architecture, log_probability, entropy = controller(draws)
-        # 2. The shared weights say how good that is; undecided controllers get a little more.
+        # 2. The shared weights tell how good that is. The entropy rewards a controller that still explores.
         reward = state.reward(as_edge_weights(state.space, architecture), batch)
         reward += self.entropy * entropy.item()
         # 3. The baseline follows, then the controller learns from the difference.

@@ -25,7 +25,7 @@ from oneshot.state import SearchState
 # Settings that only a method with an architecture step along a gradient can have.
 NEED_A_STEP = {"penalties", "edge_weights", "auxiliary_skip", "level", "order", "warmup_epochs"}
 
-# What was published for other spaces, where it differs from the defaults.
+# Settings that were published for other spaces than `darts`, where they differ from the defaults.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "nasbench201": {"weights_first": True, "sgd": {"nesterov": True, "weight_decay": 5e-4}},
     "recurrent": {
@@ -124,7 +124,7 @@ class Method(Config):
 
     @model_validator(mode="after")
     def _steps_fit(self) -> Self:
-        # Such a setting would be without effect: better to say so.
+        # Such a setting would have no effect, and a user would not notice.
         if not self.has_architecture_step:
             for name in sorted(NEED_A_STEP):
                 if getattr(self, name) != type(self).model_fields[name].get_default():
@@ -195,9 +195,10 @@ class Method(Config):
         return edge_weights
 
     def probabilities(self, space: CellSpace, alphas: Alphas) -> dict[str, Tensor]:
-        """What derivation reads: (E, O) for each kind of cell, times the weight of the edge if it has one.
+        """The weights from which a genotype is derived: (E, O) for each kind of cell.
 
-        Uniform for a method that has no table of parameters.
+        They are multiplied by the weight of the edge if a method has such weights, and uniform for a method
+        without a table of parameters.
         """
         found = {}
         for kind in space.cells:
@@ -222,13 +223,13 @@ class Method(Config):
         return torch.cat([self.relaxation.over_edges(beta_E[into]) for into in space.entering])
 
     def optimizer(self, space: CellSpace, alphas: Alphas) -> torch.optim.Optimizer:
-        """What moves the parameters."""
+        """The optimiser that moves the parameters."""
         rows: list[Rows] = [(slice(None),)] * len(alphas.operations)  # each edge's operations compete
         rows += [space.entering] * len(alphas.edges)  # the edges into each node compete
         return self.geometry.build(alphas.all(), rows)
 
     def after_epoch(self, state: SearchState) -> None:
-        """What a method does between two epochs; most do nothing."""
+        """Called between two epochs. Most methods do nothing here; ENAS trains its controller."""
 
     def genotype(self, state: SearchState) -> Genotype:
         """The current choice."""
@@ -240,7 +241,7 @@ class Method(Config):
         return self.genotype(state)
 
     def refuse(self, space: CellSpace) -> str | None:
-        """A sentence about why this method cannot search this space, or nothing."""
+        """A sentence on why this method cannot search this space; None if it can."""
         why = self._misfit(space)
         return f"Method {self.name} cannot search space {space.name}: {why}." if why else None
 

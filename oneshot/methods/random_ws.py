@@ -19,9 +19,9 @@ from oneshot.state import SearchState
 
 
 class RandomWs(Method):
-    """Every step trains one uniformly drawn architecture; in the end the best of many by shared weights wins.
+    """Every step trains one uniformly drawn architecture; at the end, many are compared by shared weights.
 
-    Where a found cell cannot keep the operation none, none is not drawn; the published code draws it.
+    In spaces whose cells cannot keep the operation `none`, it is not drawn; the published code draws it.
     """
 
     name: Literal["random_ws"] = "random_ws"
@@ -47,7 +47,7 @@ class RandomWs(Method):
         return as_edge_weights(space, sample_architecture(space, rng))
 
     def genotype(self, state: SearchState) -> Genotype:
-        """Before the end there is no choice: one at random."""
+        """A random architecture: before the end there is no choice."""
         return as_genotype(state.space, self._candidate(state, 0))
 
     def final_genotype(self, state: SearchState) -> Genotype:
@@ -64,7 +64,11 @@ def best_of(
 ) -> Architecture:
     """The best of `architectures` by shared weights.
 
-    All are measured on `batches` validation batches, then the `finalists` best on everything.
+    Args:
+        state: the state of the search.
+        architectures: what is compared.
+        batches: how many validation batches each of them is measured on.
+        finalists: how many of the best are then measured on all validation images or words.
     """
     quality = state.objective.quality
     sign = 1 if quality == "accuracy" else -1  # of perplexity less is better
@@ -80,4 +84,7 @@ def best_of(
         limit = batches * state.objective.batch_items
         scored = [(score(architecture, limit), architecture) for architecture in architectures]
         scored.sort(key=lambda pair: -pair[0])
-        return max((architecture for _, architecture in scored[:finalists]), key=lambda a: score(a, None))
+        # The first measurement was short, so the best few are measured again on everything.
+        finals = [architecture for _, architecture in scored[:finalists]]
+        final_scores = [score(architecture, None) for architecture in finals]
+        return finals[final_scores.index(max(final_scores))]

@@ -1,4 +1,4 @@
-"""Architectures that are drawn whole: for methods that train or judge one at a time."""
+"""Whole architectures that are drawn at random, for methods that train or judge one at a time."""
 
 import numpy as np
 import torch

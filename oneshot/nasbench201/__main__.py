@@ -40,7 +40,7 @@ class Compare(Command):
     epochs: Literal[12, 200] = Field(200, description="which training of a NATS-Bench archive")
     budget: int = Field(100, ge=1, le=CELLS, description="cells that a searcher may ask about")
     runs: int = Field(RUNS, ge=2, description="runs of each searcher")
-    seed: int = Field(0, ge=0, description="of the searchers")
+    seed: int = Field(0, ge=0, description="seed of the searchers")
     cell: str | None = Field(
         None, description="instead: the results and costs of this cell; an index, a string or a genotype file"
     )
@@ -79,7 +79,7 @@ class Compare(Command):
                 continue
             split = sees(seen or table, dataset)
             for name, values in baselines(table, dataset, self.budget, self.seed, self.runs, seen).items():
-                # It asks about all cells, so it has one run and no spread.
+                # The oracle asks about all cells, so it has one run and no spread.
                 if name == "oracle":
                     grid.add_row(dataset, name, "all", f"{values[0]:.2f}")
                     continue

@@ -20,14 +20,16 @@ from oneshot.nasbench201.table import AccuracyTable, Dataset
 from oneshot.spaces.costs import CostKind
 from oneshot.spaces.nasbench201_string import SPACE
 
-POPULATION, TOURNAMENT, RUNS = 10, 3, 500
+# Of regularised evolution, as in the runs of NAS-Bench-201.
+POPULATION, TOURNAMENT = 10, 3
+RUNS = 500
 COUNTS: tuple[CostKind, ...] = ("macs", "params")
 Indices = NDArray[np.int64]
 Accuracies = NDArray[np.float64]
 
 
 def random_search(seen_L: Accuracies, budget: int, runs: int, rng: np.random.Generator) -> Indices:
-    """(runs,) indices of the best of `budget` uniform cells, by what the searcher sees."""
+    """(runs,) indices of the best of `budget` uniform cells, by the accuracies that the searcher sees."""
     asked_RB = rng.integers(CELLS, size=(runs, budget))
     return asked_RB[np.arange(runs), seen_L[asked_RB].argmax(1)]
 
@@ -73,8 +75,9 @@ def baselines(
 ) -> dict[str, Accuracies]:
     """Test accuracies (%) of what each baseline ends with, one for each run; the oracle has one.
 
-    The searcher sees validation accuracies of `seen`, or of `table` where none is given; test accuracies,
-    which flatters it, where a table has no others (`sees` tells which).
+    The searcher sees the validation accuracies of `seen`, or of `table` if `seen` is not given. If that table
+    has no validation accuracies, it sees test accuracies, which makes its results too good (`sees` tells
+    which ones it sees).
     """
     seen = seen or table
     seen_L = seen.accuracies(dataset, sees(seen, dataset))

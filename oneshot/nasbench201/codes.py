@@ -1,4 +1,4 @@
-"""NAS-Bench-201's cells by string, by code and by official index; no table is needed for that.
+"""NAS-Bench-201's cells by string, by code and by official index, without a table.
 
 Dong and Yang 2020, "NAS-Bench-201: Extending the Scope of Reproducible Neural Architecture Search",
 arXiv:2001.00326. A code is the operation of each of the six edges, in the order of the space's edges and
@@ -111,7 +111,11 @@ def parse_string(text: str) -> CellCodes:
 
 
 def find_cell(text: str) -> Genotype:
-    """The cell that is meant: an official index, or whatever `find_genotype` reads."""
+    """The cell that a text names: an official index, or anything that `find_genotype` reads.
+
+    Raises:
+        UserError: there is no such cell.
+    """
     if text.isdecimal():
         if int(text) >= CELLS:
             raise UserError(f"There is no cell {text}; indices go from 0 to {CELLS - 1}.")

@@ -17,6 +17,7 @@ from engine.command.progress import progress
 from engine.errors import UserError
 
 ARCHIVE = ".pickle.pbz2"
+# The only classes that a file may name; none of them runs a program when it is built.
 HARMLESS = {
     ("collections", "OrderedDict"): OrderedDict,
     ("collections", "defaultdict"): defaultdict,

@@ -1,4 +1,4 @@
-"""What tables say of NAS-Bench-201's cells: accuracies, from a CSV file or an archive of NATS-Bench.
+"""Accuracies of NAS-Bench-201's cells, from a CSV file or an archive of NATS-Bench.
 
 Isomorphic cells (6,466 are different) were trained each on its own, so they are kept apart here: a table has
 15,625 results, in the order of official indices.

@@ -9,7 +9,7 @@ from engine.config import Config
 
 
 class Dropout(Config):
-    """Rates of variational dropout."""
+    """Rates of variational dropout, each the probability of a 0."""
 
     output: float = Field(0.75, ge=0, lt=1, description="of the cell's outputs, before the decoder")
     hidden: float = Field(0.25, ge=0, lt=1, description="of every state, before a product")
@@ -19,7 +19,7 @@ class Dropout(Config):
 
 
 class Masks(NamedTuple):
-    """What dropout multiplies by: 0 or 1 / (1 - rate). None: 1."""
+    """The factors of dropout: 0 or 1 / (1 - rate), so that the mean stays. None: nothing is multiplied."""
 
     output_BH: Tensor | None = None
     hidden_BH: Tensor | None = None

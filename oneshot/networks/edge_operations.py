@@ -67,11 +67,14 @@ class Separable(nn.Module):
         self.norm = nn.ModuleList(Norm(edges * channels, track) for _ in range(passes))
 
     def forward(self, x: Tensor, positions: Sequence[int], scale: Tensor, create_graph: bool) -> Tensor:
-        """(N, n C, H, W), or halved at stride 2, of the n edges that run.
+        """The outputs of the n edges that run: (N, n C, H, W), or with halved sides at stride 2.
 
         Args:
-            x: (N, n C, H, W): the rectified state, copied for each edge. A dilated convolution at stride 2
-                reads even rows and columns only: it is given those, and is a dense one of them.
+            x: (N, n C, H, W), the rectified state, copied for each edge. At stride 2 a dilated convolution
+                reads even rows and columns only. It is given only those, of which it is a dense convolution.
+            positions: the edges that run, among those that have weights here.
+            scale: (n C,) factors of the output, by channel.
+            create_graph: whether the result will be differentiated twice.
         """
         stride = 1 if self.dilated else self.stride
         dilation = 2 if self.dilated and self.stride == 1 else 1

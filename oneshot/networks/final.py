@@ -41,7 +41,8 @@ class Auxiliary(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes) from a map after ReLU."""
         side = x.shape[-1]
-        # Of 8 x 8 and 7 x 7 maps the published codes average four overlapping windows of 5 x 5.
+        # On maps of 8 x 8 and 7 x 7 the published codes average four overlapping windows of 5 x 5. Maps of
+        # other sides, for which that has no meaning, are divided into four parts.
         x = F.avg_pool2d(x, 5, side - 5) if 6 <= side <= 8 else F.adaptive_avg_pool2d(x, 2)
         return self.classifier(self.square(self.reduce(x).relu()).relu().flatten(1))
 
@@ -101,7 +102,7 @@ class FinalNetwork(nn.Module):
             if auxiliary and number == self.attached_at:
                 last_bn = not large if auxiliary_bn is None else auxiliary_bn
                 head = Auxiliary(last, classes, last_bn)
-        # The head is registered behind the cells: the optimiser and a checkpoint keep this order.
+        # The head is registered after all cells: the optimiser and a checkpoint keep this order.
         if auxiliary:
             self.auxiliary = head
         self.classifier = nn.Linear(last, classes)

@@ -55,6 +55,7 @@ def build_operation(name: str, width: int, stride: int) -> nn.Module:
         case "max_pool_3x3":
             return nn.MaxPool2d(3, stride, 1)
         case "avg_pool_3x3":
+            # As published: at the border the mean is over the pixels of the map only.
             return nn.AvgPool2d(3, stride, 1, count_include_pad=False)
         case "conv_7x1_1x7":
             # Two convolutions in a row without anything between: one BatchNorm follows both.
@@ -69,6 +70,7 @@ def build_operation(name: str, width: int, stride: int) -> nn.Module:
     return nn.Sequential(first, nn.ReLU(), second)
 
 
+# All other operations begin with a ReLU in the published cells; these three do not.
 READ_BEFORE_RELU = (nn.Identity, nn.MaxPool2d, nn.AvgPool2d)
 
 

@@ -27,7 +27,7 @@ FIRST, SHARE, NODES = 2, 4, 7
 
 
 class Trace(NamedTuple):
-    """What forward writes down of all steps, for backward; N nodes.
+    """What the forward pass stores of all steps for the backward pass; N nodes.
 
     Args:
         state: (T, N + 1, B, H): s_0 and the nodes after BatchNorm.
@@ -49,7 +49,7 @@ class Trace(NamedTuple):
 
 
 def _empty_trace(product_TBD: Tensor, hidden_BH: Tensor, edges: int, nodes: int) -> Trace:
-    # Allocated once: a tensor for each node and step would be thousands.
+    # Allocated once: a tensor for each node and step would be thousands of small ones.
     (batch, hidden), steps = hidden_BH.shape, len(product_TBD)
     state = product_TBD.new_empty(steps, nodes + 1, batch, hidden)
     return Trace(

@@ -74,11 +74,13 @@ class LanguageLoss:
         weights: dict[str, Tensor] | None = None,
         create_graph: bool = False,
     ) -> Tensor:
-        """Mean loss.
+        """Mean loss in nats a word, with the penalty of the batch.
 
         Args:
-            weights: in place of parameters and buffers.
-            create_graph: needs nothing here, every gradient has a gradient.
+            batch: the window; its `after` is written.
+            edge_weights: for the kind `recurrent`.
+            weights: used in place of parameters and buffers; None: the network's own.
+            create_graph: has no effect here, since every gradient can be differentiated again.
         """
         masks = batch.masks() if callable(batch.masks) else batch.masks
         inputs = (batch.tokens_TB, batch.hidden_1BH, edge_weights, masks)

@@ -143,7 +143,7 @@ class ParallelEdges(nn.Module):
                 shared.append(SharedTerm(x, skip_n))
             else:
                 whole.append(self.auxiliary(state.whole, range(self.edges), self._per_channel(skip_n)))
-        # Summed before they are handed out: one addition serves all edges.
+        # Summed before they are handed out, so that one addition serves all edges.
         if whole:
             _hand_out(sum_terms(whole), range(self.edges), terms)
         # Terms without weights of their own, weighed for all edges in one product.
@@ -161,7 +161,7 @@ class ParallelEdges(nn.Module):
         read = state.whole
         if isinstance(module, Separable):
             read = state.copied(len(running), even=module.dilated and self.stride == 2)
-        # The module's weights are of the edges where the operation competes.
+        # The module has weights only for edges where the operation competes, so positions are among those.
         positions = [self.allowed[name].index(position) for position in running]
         return module(read, positions, self._per_channel(weight_n), create_graph)
 

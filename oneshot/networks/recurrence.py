@@ -126,7 +126,7 @@ def _node(node: int, states: list[Tensor], matrix_HD: Tensor, mask_BH: Tensor, e
             blend = blend + share[:, column] * OPERATIONS[name](g)
         # lerp(a, b, c) = a + c (b - a): W s (1 - c) + c blend.
         total = torch.lerp(share[:, 0] * state, blend, gate.sigmoid()).sum(0)
-    # GDAS's offsets and DARTS-'s skip enter every node.
+    # GDAS's offsets and the skip connection of DARTS- are added to every node.
     if edges.offset_E is not None:
         total = total + edges.offset_E[into].sum()
     if edges.skip is not None:

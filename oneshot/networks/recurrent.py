@@ -38,10 +38,10 @@ START = 0.04  # weights start uniformly between -START and START
 
 
 class LanguageOutput(NamedTuple):
-    """What a network says of a window.
+    """The output of a network on a window.
 
     Args:
-        logits_TBV: of the words that follow.
+        logits_TBV: logits of the words that follow.
         hidden_1BH: the next hidden state.
         output_TBH: the cell's outputs.
     """
@@ -96,8 +96,9 @@ class RecurrentNetwork(LanguageNetwork):
     """The search network.
 
     In training mode BatchNorm uses the batch and keeps running averages; in evaluation mode it uses those.
-    Where only the architecture's gradient is wanted, call it with parameters that need none, and where only
-    theirs is, with weights of operations that need none: what nobody asks for is then not computed.
+    If only the gradient of the architecture is wanted, call the network with parameters that require no
+    gradient; if only the gradient of the parameters is wanted, with edge weights that require none. Then the
+    other gradient is not computed.
     """
 
     def __init__(self, words: int, hidden: int, generator: torch.Generator | None = None):
@@ -237,5 +238,5 @@ class RecurrentStep(nn.Module):
 
 
 def step_module(network: CellNetwork) -> RecurrentStep:
-    """What is exported: the network as a step with a hidden state, in evaluation mode."""
+    """The module that is exported: the network as a step with a hidden state, in evaluation mode."""
     return RecurrentStep(network).eval()

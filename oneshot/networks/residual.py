@@ -21,6 +21,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, I, H, W) -> (N, O, H / 2, W / 2)."""
+        # No ReLU after the sum: every convolution of the cells that follow has one in front of it.
         residual = self.norm1(self.conv1(F.relu(x)))
         residual = self.norm2(self.conv2(F.relu(residual)))
         return residual + self.shortcut(F.avg_pool2d(x, 2, 2))

@@ -76,10 +76,11 @@ class MixedNodes(nn.Module):
         return states
 
     def _split_off(self, state: int, x: Tensor, edge_E: Tensor | None, passing_by: Arriving) -> Tensor:
-        """The channels of a state that go through operations; the rest goes to `passing_by`."""
+        """The channels of a state that go through operations; the rest is added to `passing_by`."""
         own = x.shape[1] // self.partial
         # The first C / K channels go through the operations.
         rest = x[:, own:]
+        # They pass by the operations, but must have the size of what those give.
         if self._stride(state) == 2:
             rest = F.max_pool2d(rest, 2, 2)
         for e in self.leaving[state]:
@@ -103,7 +104,11 @@ class MixedNodes(nn.Module):
 
 
 def shuffle(x: Tensor, groups: int) -> Tensor:
-    """Channel c of group g becomes channel g of block c (PC-DARTS)."""
+    """Channel c of group g becomes channel g of block c (PC-DARTS).
+
+    So the next edge, which takes the first channels only, gets some that went through operations and some
+    that did not.
+    """
     count, channels, height, width = x.shape
     x = x.permute(0, 2, 3, 1).reshape(count, height, width, groups, channels // groups).transpose(3, 4)
     return x.reshape(count, height, width, channels).permute(0, 3, 1, 2)

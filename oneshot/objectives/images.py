@@ -19,7 +19,7 @@ from oneshot.networks.parallel_edges import EdgeSettings
 from oneshot.networks.search import DartsNetwork, NasBench201Network
 from oneshot.spaces.cells import CellSpace
 
-BATCH = 250  # images at a time where nothing is learned
+BATCH = 250  # images at a time in evaluation
 
 
 def search_network(
@@ -28,7 +28,7 @@ def search_network(
     """The untrained search network of a space of images, drawn from torch's global generator."""
     auxiliary = method.auxiliary_skip is not None
     if space.name == "nasbench201":
-        # The published searches take the statistics of the batch always.
+        # The published searches always take the statistics of the batch.
         settings = EdgeSettings(method.partial, track=False, pool_norm=False, auxiliary=auxiliary)
         return NasBench201Network(space, channels, cells, classes, inputs, settings)
     # Where only some operations run, BatchNorm always takes the statistics of the batch.
@@ -122,7 +122,7 @@ class ImageObjective:
     def _validation_batches(self, epoch: int, skip: int) -> Iterator[Any]:
         """Augmented validation batches without end, from where the search is."""
         steps = self.data.steps(self.batch_size, "val")
-        # Counted through all epochs: its passes need not begin where an epoch does.
+        # Counted through all epochs: a pass over the validation images need not begin with an epoch.
         number = epoch * self.steps(epoch) + skip
         while True:
             passes, done = divmod(number, steps)
@@ -130,7 +130,7 @@ class ImageObjective:
             number = (passes + 1) * steps
 
     def rate(self, batch: Any) -> float:
-        """All batches are of one size."""
+        """1, since all batches are of one size."""
         return 1.0
 
     def for_weights(self, batch: Any) -> Any:

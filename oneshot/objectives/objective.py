@@ -20,11 +20,11 @@ class Objective(Protocol):
 
     @property
     def loss(self) -> LossFn:
-        """Of the network on a batch."""
+        """The loss of the network on a batch."""
         ...
 
     def steps(self, epoch: int) -> int:
-        """Pairs of batches in an epoch."""
+        """The number of pairs of batches in an epoch."""
         ...
 
     def batches(self, epoch: int, skip: int) -> Iterator[tuple[Any, Any]]:
@@ -32,7 +32,7 @@ class Objective(Protocol):
         ...
 
     def rate(self, batch: Any) -> float:
-        """What the learning rate is multiplied by for this batch."""
+        """The factor of the learning rate for this batch."""
         ...
 
     def for_weights(self, batch: Any) -> Any:
@@ -44,7 +44,7 @@ class Objective(Protocol):
         ...
 
     def virtual_step(self, sgd: WeightSgd, rate: float, buffers: list[Tensor | None]) -> VirtualStep:
-        """The weights' step that the architecture looks ahead to."""
+        """The next step of the weights, to which an architecture step of second order looks ahead."""
         ...
 
     def reward_batches(self, epoch: int) -> Iterator[Any]:
@@ -56,7 +56,7 @@ class Objective(Protocol):
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """What one step hands to the next beside weights."""
+        """Tensors that one step hands to the next, beside the weights."""
         ...
 
     def load(self, state: dict[str, Tensor]) -> None:

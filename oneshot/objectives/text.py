@@ -73,7 +73,7 @@ class TextObjective:
         )
         self.train_RB = columns(train.to(device), batch_size)
         self.val_RB = columns(val.to(device), batch_size)
-        # Hidden states of both texts before the step under way, and its batches.
+        # The hidden states of both texts before the current step, and the batches of this step.
         self.hidden = [self.recurrent.start(batch_size), self.recurrent.start(batch_size)]
         self.pair: list[TextBatch] = []
 
@@ -90,7 +90,7 @@ class TextObjective:
 
         Hidden states are carried from step to step, and start at 0 in each epoch.
         """
-        # After a resume in the middle of an epoch they come from the checkpoint instead.
+        # After a resume in the middle of an epoch the hidden states come from the checkpoint instead.
         if skip == 0:
             self.load({name: self.recurrent.start(self.batch_size) for name in ("train", "val")})
         for step, (start, length) in enumerate(self.windows(epoch)[skip:], start=skip):
@@ -118,12 +118,12 @@ class TextObjective:
             return self.hidden
         states = []
         for batch in self.pair:
-            # A batch that no loss was taken of, as in a warm-up, hands on what it began with.
+            # In a warm-up nobody computes a loss on the validation batch: its hidden state stays the same.
             states.append(batch.hidden_1BH if batch.after is None else batch.after)
         return states
 
     def rate(self, batch: Any) -> float:
-        """Proportional to the window's length."""
+        """The length of the window, as a share of the usual length."""
         return len(batch.tokens_TB) / self.bptt
 
     def for_weights(self, batch: Any) -> Any:

@@ -76,7 +76,7 @@ class CellSpace:
         return _allowed_mask(self, kind, torch.device(device))
 
 
-# Every step asks for the mask: it is built and copied to the device once.
+# Every step asks for the mask, so it is built and copied to the device only once.
 @functools.cache
 def _allowed_mask(space: CellSpace, kind: str, device: torch.device) -> Tensor:
     if space.allowed is None:
@@ -132,6 +132,7 @@ NASBENCH201_OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3"
 RECURRENT_OPERATIONS = ("none", "tanh", "relu", "sigmoid", "identity")
 PAIR = ("normal", "reduce")
 
+# The recurrent space keeps one predecessor a node, the spaces of images two, and NAS-Bench-201 every edge.
 SPACES = (
     CellSpace("darts", PAIR, 2, 4, DARTS_OPERATIONS, 2, extra_operations=("sep_conv_7x7", "conv_7x1_1x7")),
     CellSpace("nasbench201", ("cell",), 1, 3, NASBENCH201_OPERATIONS, None),

@@ -50,7 +50,7 @@ class EdgeCosts(NamedTuple):
     Args:
         space: what the edges and operations mean.
         edges: (E, O) for each kind of cell, summed over all cells of that kind.
-        constant: of everything else.
+        constant: the cost of everything else.
     """
 
     space: CellSpace

@@ -46,7 +46,7 @@ class Genotype(Config):
             )
         for kind, cell in self.cells.items():
             _check_edges(kind, cell, space)
-            # A cell may have more or fewer nodes than the space.
+            # Not by the space: a genotype may have more or fewer nodes than its space.
             last = space.inputs + len(cell.nodes) - 1
             if not cell.output or not all(0 <= state <= last for state in cell.output):
                 raise ValueError(

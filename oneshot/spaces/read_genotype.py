@@ -154,7 +154,7 @@ def _genotype(values: Any, source: str) -> Genotype:
         return validate(Genotype, values, source)
     recurrent = "recurrent" in values
     known = FLAT_RECURRENT if recurrent else FLAT
-    # A misspelt field is told before a missing one, which it explains.
+    # A misspelt field is reported first, since it is the reason why another one is missing.
     for name in values:
         if name not in known:
             raise UserError(f"{source}: there is no field '{name}'; {nearest(str(name), known)}")

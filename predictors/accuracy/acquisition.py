@@ -23,9 +23,13 @@ from predictors.accuracy.features import features
 from predictors.accuracy.gaussian_process import GaussianProcess
 from predictors.search.constraints import ArchCostFn
 
-# Of the search for the highest gain: uniform samples at its start, the best that are kept, and of those the
-# parents, with how many children in each generation.
-SAMPLES, KEPT, PARENTS, CHILDREN, GENERATIONS, MUTATION = 1_000, 400, 100, 200, 15, 0.1
+# The evolution that looks for the highest gain.
+SAMPLES = 1_000  # uniform samples at its start
+KEPT = 400  # the best so far, which are returned in the end
+PARENTS = 100  # the best of those, which have children
+CHILDREN = 200  # in each generation, half of them mutated and half of them crossed
+GENERATIONS = 15
+MUTATION = 0.1  # probability with which each choice is drawn anew
 
 
 def propose(
@@ -69,7 +73,7 @@ def propose(
         selected.append(rows[best])
         new_row = rows[best : best + 1]
         new_X = features(space, new_row)
-        # `gain` sees the longer arrays from here on.
+        # The subnet is believed to be as good as predicted: `gain` sees the longer arrays from here on.
         X = np.concatenate([X, new_X])
         y = np.append(y, model.mean(new_X))
         log_macs = np.append(log_macs, np.log(macs(new_row)))
@@ -87,26 +91,42 @@ class FrontSteps(NamedTuple):
 
 
 def front_steps(log_macs: Floats, accuracy: Floats, end: float) -> FrontSteps:
-    """The front of subnets of these sizes and accuracies, (N,) each; its last step ends at `end` log MACs."""
+    """The front of subnets as steps; the last step ends at `end`.
+
+    Args:
+        log_macs: logarithms of their MACs (N,).
+        accuracy: their accuracies (N,), in [0, 1].
+        end: log MACs of the largest subnet of the space.
+    """
     front = pareto_front(accuracy, log_macs[:, None])
     start = log_macs[front]
     return FrontSteps(start, np.append(start[1:], end), accuracy[front])
 
 
 def expected_gain(log_macs_N: Floats, mean_N: Floats, std_N: Floats, known: FrontSteps) -> Floats:
-    """Expected hypervolume improvement by one more subnet, in accuracy times log MACs, for each of N: (N,).
+    """Expected hypervolume improvement by one more subnet, for each of N subnets.
 
     Below the smallest known subnet nothing is gained.
+
+    Args:
+        log_macs_N: logarithms of their MACs.
+        mean_N: their predicted accuracies.
+        std_N: standard deviations of the predictions, all positive.
+        known: the front so far.
+
+    Returns:
+        (N,) in accuracy times log MACs.
     """
     # A subnet can improve the part of a step that is at its own size or above.
     width_NS = np.maximum(0, known.stop - np.maximum(known.start, log_macs_N[:, None]))
     z_NS = (mean_N[:, None] - known.level) / std_N[:, None]
+    # The expected improvement over a level, by the formula for a normal distribution.
     improvement_NS = std_N[:, None] * (z_NS * norm.cdf(z_NS) + norm.pdf(z_NS))
     return (width_NS * improvement_NS).sum(axis=1)
 
 
 def hypervolume(log_macs: Floats, accuracy: Floats, end: float) -> float:
-    """Area under the front up to `end`, in accuracy times log MACs."""
+    """Area under the front from its smallest subnet to `end`, in accuracy times log MACs."""
     steps = front_steps(log_macs, accuracy, end)
     return float((steps.level * (steps.stop - steps.start)).sum())
 
@@ -117,7 +137,7 @@ def _search(
     """Unmeasured architectures of the highest gain that a short evolution finds, best first."""
     seen = {row.tobytes() for row in known_NF}
     samples = sample_codes(space, SAMPLES, rng)
-    # Near the known subnets, too: the best of them are where the front is.
+    # Also near the known subnets, since the best of them make the front.
     mutants = [mutate(space, known_NF, MUTATION, rng) for _ in range(3)]
     candidates = np.concatenate([samples, *mutants])
     rows, gains = known_NF[:0], np.empty(0)

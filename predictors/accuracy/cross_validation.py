@@ -15,8 +15,10 @@ from predictors.accuracy.predictor import Features
 from predictors.accuracy.validation import candidates, predict_from_other_folds, predictive_std
 
 FOLDS = 5
-FEWEST_PAIRS, MOST_PAIRS = 20, 500
-BANDS, BAND_PAIRS = 5, 12  # most bands, and fewest pairs of a band
+FEWEST_PAIRS = 20  # fewer are not judged
+MOST_PAIRS = 500  # a predictor is fitted for each fold, and a Gaussian process takes the cube of the pairs
+BANDS = 5  # at most
+BAND_PAIRS = 12  # at least
 
 
 class CrossValidated(NamedTuple):
@@ -41,9 +43,9 @@ class CrossValidated(NamedTuple):
 
 
 class PredictorQuality(NamedTuple):
-    """What pairs say together of the predictor.
+    """How good the predictor was on a set of pairs.
 
-    pairs: how many they are.
+    pairs: how many pairs.
     tau: Kendall's tau-b of predicted and measured accuracies.
     miss: median of |measured - predicted|, in accuracy.
     coverage: share of the measurements that are inside the intervals.
@@ -56,7 +58,7 @@ class PredictorQuality(NamedTuple):
 
 
 def predict_pairs(X: Features, y: Floats, macs: NDArray[np.int64], seed: int) -> CrossValidated | None:
-    """Each pair predicted from the other folds by the favourite predictor for so many pairs.
+    """Predict each pair from the other folds, by the favourite predictor for this number of pairs.
 
     An interval is the prediction plus and minus a multiple of its predictive standard deviation. The multiple
     is such that 90% of the pairs of the other folds are inside. So no pair widens its own interval, and the
@@ -69,7 +71,8 @@ def predict_pairs(X: Features, y: Floats, macs: NDArray[np.int64], seed: int) ->
         seed: of the folds and the predictor.
 
     Returns:
-        A random 500 of the pairs if there are more; none if fewer than 20 are known.
+        The pairs with their predictions; a random 500 of them if there are more. None if there are fewer
+        than 20.
     """
     if len(y) < FEWEST_PAIRS:
         return None
@@ -78,18 +81,18 @@ def predict_pairs(X: Features, y: Floats, macs: NDArray[np.int64], seed: int) ->
     favourite = candidates("auto", len(y))[0]
     mean, std, fold = predict_from_other_folds(favourite, X, y, seed, FOLDS)
     misses = np.abs(y - mean)
-    unsure = predictive_std(std, float(np.median(misses))) + 1e-9  # never 0, which could not be widened
-    ratios = misses / unsure
-    # As wide as the misses of the other folds say: a pair has no part in the width of its own interval.
+    total_std = predictive_std(std, float(np.median(misses))) + 1e-9  # never 0, by which ratios are divided
+    ratios = misses / total_std
+    # The misses of the other folds decide the width: a pair has no part in the width of its own interval.
     half = np.empty_like(y)
     for i in range(FOLDS):
         half[fold == i] = conformal_quantile(ratios[fold != i])
-    half *= unsure
+    half *= total_std
     return CrossValidated(y, mean, np.maximum(mean - half, 0), np.minimum(mean + half, 1), macs)
 
 
 def predictor_quality(pairs: CrossValidated) -> PredictorQuality:
-    """What all these pairs say of the predictor."""
+    """How good the predictor was on all these pairs."""
     return PredictorQuality(
         pairs=len(pairs.measured),
         tau=float(kendalltau(pairs.measured, pairs.predicted).statistic),

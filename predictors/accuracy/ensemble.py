@@ -13,20 +13,25 @@ from engine.statistics import Floats
 from predictors.accuracy.predictor import Features, Scale
 
 LEARNERS = 5
-HIDDEN, STEPS, RATE, DECAY = 64, 200, 1e-2, 2.0  # width of hidden layers, AdamW
+HIDDEN = 64  # width of the hidden layers
+# AdamW trains the networks.
+STEPS = 200
+RATE = 1e-2
+DECAY = 2.0
 Learned = Callable[[Features], Floats]  # (N, D) features -> (M, N) predictions of M learners
 Learner = Callable[[Features, Floats, Floats, int], Learned]
 
 
 class Ensemble:
-    """Learners that each leave out another part of the pairs.
+    """A predictor of several learners, each of which leaves out another part of the pairs.
 
-    So every pair says how wrong the ensemble is about new ones. The variance of a measurement is how much the
-    learners disagree there, plus the mean squared error on pairs left out.
+    So each pair is new to one learner, whose error on it says how wrong the ensemble is about new subnets.
+    The variance of a measurement is how much the learners disagree about it, plus the mean squared error on
+    the pairs that were left out. The methods are those of `predictors.accuracy.predictor.Predictor`.
 
     Args:
-        learn: from features (N, D), targets (N,), weights (M, N) that are 0 or 1, and a seed to a function
-            from features to the predictions (M, N) of the M learners.
+        learn: takes features (N, D), targets (N,), weights (M, N) that are 0 or 1, and a seed. It returns a
+            function from features to the predictions (M, N) of the M learners.
     """
 
     def __init__(self, learn: Learner) -> None:
@@ -50,6 +55,7 @@ class Ensemble:
 
     def predict(self, X: Features) -> tuple[Floats, Floats]:
         t_MN = self.model_(X)
+        # The learners are averaged on the scale on which they learned.
         mean = self.scale_.back(t_MN.mean(axis=0))
         std = np.sqrt(t_MN.var(axis=0) + self.error_)
         return mean, self.scale_.back_std(mean, std)
@@ -59,7 +65,7 @@ class Ensemble:
 
 
 def boosting(X: Features, t: Floats, kept_MN: Floats, seed: int) -> Learned:
-    """Gradient-boosted trees, one forest for each learner."""
+    """Fit gradient-boosted trees, one forest for each learner; see `Ensemble` for the arguments."""
     forests = []
     for is_kept in kept_MN > 0:
         # Small trees of coarse bins: scikit-learn's defaults are for far more rows than a few hundred pairs.
@@ -80,10 +86,10 @@ def boosting(X: Features, t: Floats, kept_MN: Floats, seed: int) -> Learned:
 
 
 def mlp(X: Features, t: Floats, kept_MN: Floats, seed: int) -> Learned:
-    """Networks of two hidden layers (ReLU), one for each learner.
+    """Fit networks of two hidden layers (ReLU), one for each learner; see `Ensemble` for the arguments.
 
-    AdamW trains all of them at once on all pairs in each step: a layer of all networks is one batched
-    product.
+    AdamW trains all of them at once on all pairs in each step: one batched product computes a layer of all
+    networks.
     """
     learners = len(kept_MN)
     center = X.mean(axis=0)
@@ -112,7 +118,8 @@ def mlp(X: Features, t: Floats, kept_MN: Floats, seed: int) -> Learned:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for _ in range(STEPS):
         optimizer.zero_grad()
-        # Times the number of learners: each then has the gradient of its own mean, as if trained alone.
+        # A pair that a learner leaves out has weight 0. The mean is over all learners, so it is multiplied by
+        # their number: each learner then has the gradient of its own mean, as if it were trained alone.
         loss = ((forward(X) - target_N) ** 2 * is_kept_MN).mean().mul(learners)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -13,9 +13,9 @@ def features(space: Space, codes_NF: Codes) -> NDArray[np.float32]:
     """Features (N, D) of encoded architectures (N, F).
 
     They are the thermometer code, then each choice as an ordinal, then the kernels and expansions summed over
-    the active blocks of each stage. Neighbours of an architecture share most of the thermometer code, which
-    lets every step between two choices count differently. The others say that steps are alike, which few
-    pairs teach best.
+    the active blocks of each stage. Architectures that differ little share most of the thermometer code, in
+    which every step between two choices may have an effect of its own. In the other features all steps of a
+    choice have the same effect, which is easier to learn from few pairs (measured in docs/log.md).
 
     No column reads two stages, so whatever adds the columns up, as ridge regression does, is additive over
     the stages. The dynamic programme of selection is exact for such functions.
@@ -27,7 +27,7 @@ def features(space: Space, codes_NF: Codes) -> NDArray[np.float32]:
 def _stage_sums(space: Space, codes_NF: Codes) -> NDArray[np.float64]:
     """Kernels and expansions of the active blocks of each stage, summed: (N, 2 x stages).
 
-    Sums of codes are divided by the number of blocks of the stage's deepest choice.
+    The codes, which number the choices from 1, are summed and divided by the greatest depth of the stage.
     """
     sums = []
     for i, stage in enumerate(space.stages):

@@ -13,15 +13,16 @@ from engine.seed import numpy_generator
 from engine.statistics import Floats
 from predictors.accuracy.predictor import Features, Scale
 
-HYPER_PAIRS = 500  # hyper-parameters need many fits, each of which costs the cube of the pairs
+HYPER_PAIRS = 500  # hyper-parameters need many fits, and the time of a fit grows with the cube of the pairs
 
 
 class GaussianProcess:
     """Smooth joint effects of all choices: a Matern 5/2 kernel, plus noise.
 
-    Distances are weighted by what each feature does in ridge regression (the root of its coefficient):
-    automatic relevance that costs nothing. Hyper-parameters are fitted to 500 pairs at most; what is left of
-    n^3 takes a second at 2,000.
+    A ridge regression weights the features in distances, each by the root of its coefficient. This is what
+    automatic relevance determination is for, without a length scale to fit for each feature.
+    Hyper-parameters are fitted to 500 pairs at most; the one fit to all pairs takes a second at 2,000. The
+    methods are those of `predictors.accuracy.predictor.Predictor`.
     """
 
     def fit(self, X: Features, y: Floats, seed: int) -> Self:
@@ -60,6 +61,7 @@ class GaussianProcess:
         length = self.kernel_.k1.k2.length_scale
         a = X * (self.weight_ / length)
         b = self.model_.X_train_ / length
+        # Matern 5/2: amplitude * (1 + r + r^2 / 3) * exp(-r), where r = sqrt(5) * distance / length.
         # |a - b|^2 = |a|^2 + |b|^2 - 2ab; rounding can make it negative where a and b are equal.
         square = np.maximum((a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T, 0)
         r = np.sqrt(square * 5)

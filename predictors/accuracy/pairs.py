@@ -11,7 +11,7 @@ from engine.run import read_json, read_lines
 from ofa.space.arch import Arch
 from ofa.trained import run_flag
 
-FRONT = "front.json"  # in selected/, but of another form than the files beside it
+FRONT = "front.json"  # in selected/; it holds a list of subnets, and the files beside it one subnet each
 Accuracy = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -25,8 +25,9 @@ class Pair(Config):
 
 
 class Selected(BaseModel):
-    """What export and report need of a selected/*.json file, which holds more."""
+    """The fields of a selected/*.json file that export and report need."""
 
+    # BaseModel instead of Config, which would refuse the other fields of the file.
     arch: Arch
     macs: int
     predicted_accuracy: float | None = None
@@ -49,7 +50,7 @@ def read_pairs(run: Path) -> list[Pair]:
 
 
 def read_selected(run: Path) -> list[tuple[str, Selected]]:
-    """What predictors.select selected in a run, as (budget, subnet), fewest MACs first.
+    """The subnets that predictors.select selected in a run, as (budget, subnet), fewest MACs first.
 
     Raises:
         UserError: nothing is selected yet, or a file is damaged.

@@ -10,7 +10,10 @@ from predictors.accuracy.predictor import Features, Scale
 
 
 class Ridge:
-    """Additive effects of choices, on the scale of `Scale`; cheap for any number of pairs."""
+    """Additive effects of choices, on the scale of `Scale`; cheap for any number of pairs.
+
+    The methods are those of `predictors.accuracy.predictor.Predictor`.
+    """
 
     # Bayesian ridge finds its strength anew in every fit, and cheaply: no hyper-parameters are kept.
     def fit(self, X: Features, y: Floats, seed: int) -> Self:

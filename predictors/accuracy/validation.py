@@ -15,9 +15,9 @@ from engine.statistics import Floats, conformal_quantile, tau_in_bands
 from predictors.accuracy.models import PredictorChoice, PredictorName, make_predictor
 from predictors.accuracy.predictor import Features
 
-MANY_FOLDS_BELOW = 100  # then 10 folds, which leave more of the few pairs to learn from
-MOST_PAIRS = 500
-LEAD = 0.01  # of Kendall's tau, by which another predictor must lead the favourite
+MANY_FOLDS_BELOW = 100  # below so many pairs 10 folds, which leave more of the few pairs to learn from
+MOST_PAIRS = 500  # in cross-validation, so that it takes seconds at any size
+LEAD = 0.01  # of Kendall's tau: another predictor must lead the favourite by so much
 
 
 class CandidateQuality(NamedTuple):
@@ -76,8 +76,8 @@ def compare_candidates(
 ) -> list[CandidateQuality]:
     """The quality of every candidate, the one to take first.
 
-    It is the one of the highest tau, but the favourite unless another one leads by 0.01. Of more than 500
-    pairs the same random 500 judge all candidates, so it takes seconds at any size.
+    That is the favourite, unless another one has a tau that is higher by 0.01. If there are more than 500
+    pairs, all candidates are judged by the same random 500 of them.
 
     Args:
         choice: a predictor, or "auto" for those of `candidates`.
@@ -106,7 +106,15 @@ def cross_validate(
     of new pairs that are drawn like these ones fall into it (Lei et al., Distribution-free predictive
     inference for regression, 2018, arXiv:1604.04173; here with the residuals of all folds instead of those of
     one split).
+
+    Args:
+        name: of the predictor.
+        X: features (N, D).
+        y: measured accuracies (N,).
+        macs: multiply-accumulates (N,).
+        seed: of the folds and of the predictor.
     """
+    # CPU time hardly sees other programs on the machine.
     started = time.process_time()
     folds = 10 if len(y) < MANY_FOLDS_BELOW else 5
     mean, std, _ = predict_from_other_folds(name, X, y, seed, folds)
@@ -123,6 +131,13 @@ def predict_from_other_folds(
 ) -> tuple[Floats, Floats, NDArray[np.int64]]:
     """Predict every pair from the pairs of the other folds.
 
+    Args:
+        name: of the predictor.
+        X: features (N, D).
+        y: measured accuracies (N,).
+        seed: of the folds and of the predictor.
+        folds: how many folds.
+
     Returns:
         (mean, standard deviation, fold), (N,) each.
     """
@@ -137,7 +152,7 @@ def predict_from_other_folds(
 
 
 def print_candidates(qualities: list[CandidateQuality], pairs: int) -> None:
-    """Print the qualities as a table, the predictor that is taken first."""
+    """Print the qualities as a table, in which the first predictor is the one that is taken."""
     print(f"accuracy predictor, cross-validated on {min(pairs, MOST_PAIRS)} of {pairs} measured subnets:")
     table = Table("predictor", "Kendall tau", "at similar MACs", "typical miss", "seconds")
     for i, quality in enumerate(qualities):

@@ -36,9 +36,10 @@ Item = dict[str, Any]
 
 
 def structure(layer: LayerSpec) -> str:
-    """What a layer computes, without the size of its map, as a name for items and files.
+    """A name for what a layer computes, whatever the size of its map; items and files are named by it.
 
-    Fields of the layer that are on, joined by dashes: `inverted-40-240-40-k5-s1-expands-se-residual-relu`.
+    It joins the fields of the layer by dashes, with the flags that are on:
+    `inverted-40-240-40-k5-s1-expands-se-residual-relu`.
     """
     match layer:
         case StemSpec():
@@ -58,12 +59,12 @@ def structure(layer: LayerSpec) -> str:
 
 
 def layer_name(layer: LayerSpec) -> str:
-    """Structure and size of the map: the name of an item."""
+    """The name of a layer as an item: its structure and the side of its input map."""
     return f"{structure(layer)}@{layer.size}"
 
 
 def network_name(row: Codes) -> str:
-    """One row of codes as the name of a whole network."""
+    """The name of a whole network as an item: its row of codes in hexadecimal."""
     return f"net-{row.tobytes().hex()}"
 
 
@@ -125,7 +126,7 @@ def export_kit(
     if path.exists() and read_json(path) != manifest:
         raise UserError(f"Folder '{folder}' holds a kit of other items; remove it, or name another.")
     folder.mkdir(parents=True, exist_ok=True)
-    # One file for each structure: its size is given when it is timed.
+    # One file for each structure: bench.py gives the size of the map when it times the file.
     needed = {structure(layer): layer for layer in layers}
     for parts in networks.values():
         needed.update({structure(layer): layer for layer in parts})
@@ -134,6 +135,8 @@ def export_kit(
         if not file.exists():
             export_layer(space, layer, file)
         advance(name)
+    # All models share one file of weights, each of them reads it from its start, so it is as long as the
+    # longest of them needs.
     bytes_of_weights = []
     for name in needed:
         model = onnx.load(folder / f"{name}.onnx", load_external_data=False)
@@ -177,6 +180,7 @@ def _write_overhead(path: Path) -> None:
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, 1, 1])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 1, 1, 1])
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], OVERHEAD, [x], [y])
+    # The same versions as exported files have, which runtimes in the field can read.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.save(model, path)
 
@@ -221,10 +225,15 @@ def _lay_out_weights(model: onnx.ModelProto) -> int:
 
 
 def join_layers(files: Sequence[Path], path: Path) -> int:
-    """One model that runs the models of `files` one after the other; returns the bytes of its weights."""
+    """Write one model that runs the models of `files` one after the other.
+
+    Returns:
+        How many bytes of the file of random numbers it reads.
+    """
     whole: onnx.ModelProto | None = None
     for i, file in enumerate(files):
         model = onnx.load(file, load_external_data=False)
+        # The same names occur in every file, so each gets a prefix of its own.
         model = onnx.compose.add_prefix(model, f"{i}/", rename_inputs=True)
         # The free axes keep the names that bench.py pins.
         for edge in (model.graph.input[0], model.graph.output[0]):
@@ -241,6 +250,7 @@ def join_layers(files: Sequence[Path], path: Path) -> int:
         whole.graph.initializer.extend(model.graph.initializer)
         whole.graph.output[0].CopyFrom(model.graph.output[0])
     assert whole is not None
+    # Anew: by itself each layer starts at the first byte, but in a network no two layers share weights.
     size = _lay_out_weights(whole)
     onnx.save(whole, path)
     return size

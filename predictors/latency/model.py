@@ -33,6 +33,7 @@ from ofa.space.space import Space
 from predictors.latency.kit import structure
 from predictors.latency.table import LatencyTable, networks_of, read_table, space_fingerprint
 
+# How many whole networks a model needs.
 AFFINE_AT_LEAST, RESIDUAL_AT_LEAST = 10, 30
 STRENGTHS = np.logspace(-1, 6, 15)  # of the penalty of ridge regression
 # The median absolute deviation times this is the standard deviation of normally distributed errors.
@@ -112,10 +113,15 @@ def load_latency(path: Path, space: Space, classes: int, channels: int) -> Laten
 
 
 def fit_latency(table: LatencyTable, space: Space, level: Level = "residual") -> AdditiveLatency:
-    """The model of a table; `level` is how much of the table it uses at most.
+    """The model of a table.
+
+    Args:
+        table: what was measured.
+        space: the space of the table.
+        level: how much of the table the model uses at most. It uses less where networks are too few.
 
     Raises:
-        UserError: there are neither blocks nor networks enough.
+        UserError: the table has no blocks, and fewer than 10 networks; or it lacks a block of the space.
     """
     base = _base(table, space)
     codes, ms = networks_of(table)
@@ -160,6 +166,7 @@ def _measured_ms(table: LatencyTable, layer: LayerSpec) -> tuple[float]:
 
 
 def _macs_of(layer: LayerSpec) -> tuple[float]:
+    # No milliseconds: the affine model finds the scale.
     return (cost_of_layer(layer)[0] / 1e8,)
 
 
@@ -192,6 +199,7 @@ def _affine(base: AdditiveLatency, codes: Codes, ms: Floats) -> tuple[AdditiveLa
             scale, offset = float(ms[kept].mean() / predicted[kept].mean()), 0.0
         error = (scale * predicted + offset - ms) / ms
         error = error - np.median(error)  # the fit itself may be off as long as outliers are in it
+        # Five standard deviations, estimated by a median, which outliers hardly change.
         kept = np.abs(error) <= 5 * STD_OF_MAD * np.median(np.abs(error)) + 1e-9
     model = _weighted_sum([base], [scale])
     return AdditiveLatency(model.offset + offset, model.tables), kept
@@ -200,6 +208,11 @@ def _affine(base: AdditiveLatency, codes: Codes, ms: Floats) -> tuple[AdditiveLa
 def stage_features(space: Space, classes: int, channels: int) -> tuple[tuple[CostTable, ...], list[int]]:
     """What each stage of an architecture has, as tables of (blocks, MACs, numbers in memory, parameters).
 
+    Args:
+        space: of the architectures.
+        classes: outputs of the classifier.
+        channels: of the input images.
+
     Returns:
         The tables, and for each table the group whose features it adds to: 0 is the stem, i + 1 is stage i,
         and the last one is the head.
@@ -207,6 +220,7 @@ def stage_features(space: Space, classes: int, channels: int) -> tuple[tuple[Cos
 
     def features(layer: LayerSpec) -> tuple[float, float, float, float]:
         macs, params = cost_of_layer(layer)
+        # Any units will do: `_with_residual` scales the features.
         return 1.0, macs / 1e8, memory_of_layer(layer) / 1e6, params / 1e6
 
     found = tuple(cost_tables(space, classes, channels, features, dtype=np.float64))
@@ -215,8 +229,12 @@ def stage_features(space: Space, classes: int, channels: int) -> tuple[tuple[Cos
     groups = []
     for i, table in enumerate(found):
         stages = [group_of[column] for column in table.columns if column in group_of]
-        stem_or_head = len(space.stages) + 1 if i else 0
-        groups.append(stages[0] if stages else stem_or_head)
+        if stages:
+            groups.append(stages[0])
+        elif i == 0:
+            groups.append(0)  # the stem, whose table comes first
+        else:
+            groups.append(len(space.stages) + 1)  # the head
     return found, groups
 
 
@@ -237,6 +255,7 @@ def _with_residual(
     typical = matrix(sample_codes(space, 2000, numpy_generator(0, "features")))
     spread = typical.std(axis=0)
     varies = spread > 1e-9 * (1 + np.abs(typical).max(axis=0))
+    # A feature that is the same everywhere gets no weight; the inner `where` keeps 0 out of the division.
     scale = np.where(varies, 1 / np.where(varies, spread, 1), 0)
     X, left = matrix(codes) * scale, ms - model.predict(codes)
     ridge = Ridge(_strength(X, left)).fit(X, left)
@@ -251,7 +270,8 @@ def _with_residual(
 def _strength(X: Floats, y: Floats) -> float:
     """The strongest ridge penalty whose leave-one-out error is within one standard error of the least.
 
-    It is as good as can be told, and strays least from the model that it corrects.
+    Such a model is as good as the best one, as far as the networks can tell, and it changes the model that it
+    corrects least.
     """
     errors = RidgeCV(STRENGTHS, store_cv_results=True).fit(X, y).cv_results_
     worse = errors - errors[:, [errors.mean(axis=0).argmin()]]
@@ -260,7 +280,11 @@ def _strength(X: Floats, y: Floats) -> float:
 
 
 class LatencyQuality(NamedTuple):
-    """On networks that a model did not see: mean absolute relative error, and Kendall's tau."""
+    """How well a model predicts networks that it did not see.
+
+    error: mean of |predicted - measured| / measured.
+    tau: Kendall's tau-b of predicted and measured latencies.
+    """
 
     error: float
     tau: float
@@ -271,8 +295,14 @@ def cross_validate_latency(
 ) -> LatencyQuality | None:
     """Quality of a model of this table on the networks of the table, each predicted from the other folds.
 
+    Args:
+        table: what was measured.
+        space: the space of the table.
+        level: how much of the table the model uses at most.
+        folds: how many folds.
+
     Returns:
-        Nothing where the other folds hold fewer than 10 networks to fit to.
+        None if the other folds hold fewer than 10 networks to fit to.
     """
     codes, ms = networks_of(table)
     fold_of = numpy_generator(0, "latency folds").permutation(len(ms)) % folds

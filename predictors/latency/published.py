@@ -1,4 +1,7 @@
-"""Latency tables that other projects have published, read as tables of ours."""
+"""Latency tables that other projects have published, read as tables of ours.
+
+The projects are Once-for-all (2020, arXiv:1908.09791) and ProxylessNAS (2019, arXiv:1812.00332).
+"""
 
 import math
 import re
@@ -18,23 +21,29 @@ from ofa.space.space import Space
 from predictors.latency.kit import distinct_layers, structure
 from predictors.latency.table import LatencyTable, Noise, space_fingerprint
 
-PUBLISHED_CLASSES = 1000
+PUBLISHED_CLASSES = 1000  # the published tables know no other number
 
 
 def read_published(paths: tuple[Path, ...], device: str, space: Space, channels: int = 3) -> LatencyTable:
     """The tables that OFA and ProxylessNAS published, as one table.
 
     They are YAML files that hold for each layer a mean in milliseconds: one file, or several for several
-    resolutions. They know 1,000 classes. OFA's keys tell squeeze-and-excitation and hard swish apart,
-    ProxylessNAS's have neither.
+    resolutions. They are for 1,000 classes. The keys of OFA say whether a layer has squeeze-and-excitation
+    and hard swish; those of ProxylessNAS say nothing of them, and its layers have neither.
+
+    Args:
+        paths: the YAML files.
+        device: the name of the device, for the table.
+        space: whose layers are looked up.
+        channels: of the input images.
 
     Raises:
-        UserError: they lack layers of this space at every resolution.
+        UserError: the files lack layers of this space at every resolution.
     """
     known: dict[str, float] = {}
     for path in paths:
         for key, entry in read_yaml(path).items():
-            # ProxylessNAS has no such suffix: where it says nothing, both tables mean the same layer.
+            # Without the suffix that only OFA writes: a layer that has neither is the same in both tables.
             known[re.sub(r"-se:0-hs:0$", "", key)] = _mean(entry, f"{path}, {key}")
     blocks: dict[str, dict[int, float]] = {}
     lacking: dict[int, str] = {}
@@ -48,7 +57,7 @@ def read_published(paths: tuple[Path, ...], device: str, space: Space, channels:
             blocks.setdefault(structure(layer), {})[layer.size] = sum(known.get(key, 0.0) for key in keys)
     resolutions = [r for r in space.resolution if _is_complete(blocks, space, r, channels)]
     if not resolutions:
-        example = lacking[max(lacking)]
+        example = lacking[max(lacking)]  # of the layer with the largest map
         raise UserError(
             f"{paths[0]} has no resolution at which space '{space.name}' is complete; it lacks, for example, "
             f"{example}."

@@ -15,7 +15,7 @@ from engine.statistics import Floats
 from ofa.space.codes import Codes
 from ofa.space.space import Space
 
-VERSION = 1
+VERSION = 1  # of the file; another one cannot be read
 
 
 class Noise(Config):

@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,7 +18,7 @@ from predictors.latency.table import LatencyTable, Noise, TimedNetwork, space_fi
 Clock = Literal["cpu", "wall"]
 Rounds = Mapping[int, float]  # milliseconds of an item by round
 RELIABILITY_AT_LEAST = 0.9  # of halves of the rounds, for a table to be saved
-LEAST_MS = 1e-6  # of a block that is no slower than the overhead
+LEAST_MS = 1e-6  # of a block that was timed no slower than the overhead: a latency is never negative
 
 
 class Timings(NamedTuple):
@@ -38,8 +38,8 @@ def read_timings(path: Path, clock: Clock | None = None) -> Timings:
 
     Args:
         path: the CSV.
-        clock: which time counts; none: CPU time of the thread where there is one thread and the column
-            exists, else wall time.
+        clock: which time counts. None: the CPU time of the thread, if there is one thread and the CSV has the
+            column, else wall time.
 
     Raises:
         UserError: the file cannot be read, a column or number is missing, or rows were taken in different
@@ -66,6 +66,7 @@ def read_timings(path: Path, clock: Clock | None = None) -> Timings:
         if column not in columns:
             raise UserError(f"{path} lacks the column {column}; its columns are {', '.join(columns)}.")
     found: dict[str, dict[int, float]] = {}
+    # Line 1 of the file names the columns.
     for line, row in enumerate(rows, start=2):
         try:
             ms, turn = float(row[f"{clock}_p20"]), int(row["round"])
@@ -86,7 +87,7 @@ def value_of(rounds: Rounds) -> float:
 
 
 def noise_of(items: Iterable[Rounds]) -> Noise:
-    """How well even and odd rounds agree about these items; unknown with fewer than 3 items of both."""
+    """How well even and odd rounds agree about these items; unknown with fewer than 3 items in both."""
     items = list(items)
     most_rounds = max(map(len, items), default=0)
     pairs = []
@@ -124,20 +125,24 @@ def noise_complaint(noise: Noise) -> str:
 def build_table(
     timings: Timings, device: str, space: Space, classes: int, channels: int
 ) -> tuple[LatencyTable, dict[str, Noise]]:
-    """The table, and the noise of what it is made of ("blocks", "networks").
+    """Build the latency table of a device from the timings of a kit.
+
+    Args:
+        timings: what `read_timings` returned.
+        device: the name of the device.
+        space: for which the kit was made.
+        classes: outputs of the classifier.
+        channels: of the input images.
+
+    Returns:
+        The table, and the noise of each kind of items in it ("blocks", "networks").
 
     Raises:
-        UserError: the timings are of other items than this space has.
+        UserError: the timings are of other items than this space has, or of none.
     """
     layers = {layer_name(layer): layer for layer in distinct_layers(space, classes, channels)}
     _refuse_strange_items(timings, set(layers), space, classes)
-    layer_ms: dict[str, Rounds] = {}
-    network_ms: dict[str, Rounds] = {}
-    for name, rounds in timings.ms.items():
-        if name in layers:
-            layer_ms[name] = rounds
-        elif name != OVERHEAD:
-            network_ms[name] = rounds
+    layer_ms, network_ms = _layers_and_networks(timings, layers)
     # Running a session costs something, however little it computes; a network pays it once.
     overhead = value_of(timings.ms[OVERHEAD]) if OVERHEAD in timings.ms else 0.0
     blocks: dict[str, dict[int, float]] = {}
@@ -153,11 +158,7 @@ def build_table(
         networks.append(TimedNetwork(codes=codes, ms=value_of(measured)))
         # The first code of a row is that of the resolution.
         resolutions.add(space.resolution[int(codes[:2], 16) - 1])
-    noises: dict[str, Noise] = {}
-    if layer_ms:
-        noises["blocks"] = noise_of(layer_ms.values())
-    if network_ms:
-        noises["networks"] = noise_of(network_ms.values())
+    noises = _noises(layer_ms, network_ms)
     if not noises:
         raise UserError(f"The timings hold neither blocks nor networks of space '{space.name}'.")
     table = LatencyTable(
@@ -176,6 +177,30 @@ def build_table(
         networks=tuple(networks),
     )
     return table, noises
+
+
+def _layers_and_networks(
+    timings: Timings, layers: Container[str]
+) -> tuple[dict[str, Rounds], dict[str, Rounds]]:
+    """The timings of layers, and those of whole networks, by item name."""
+    layer_ms: dict[str, Rounds] = {}
+    network_ms: dict[str, Rounds] = {}
+    for name, rounds in timings.ms.items():
+        if name in layers:
+            layer_ms[name] = rounds
+        elif name != OVERHEAD:
+            network_ms[name] = rounds
+    return layer_ms, network_ms
+
+
+def _noises(layer_ms: Mapping[str, Rounds], network_ms: Mapping[str, Rounds]) -> dict[str, Noise]:
+    """The noise of blocks and of whole networks, each only if some were timed."""
+    noises: dict[str, Noise] = {}
+    if layer_ms:
+        noises["blocks"] = noise_of(layer_ms.values())
+    if network_ms:
+        noises["networks"] = noise_of(network_ms.values())
+    return noises
 
 
 def _refuse_strange_items(timings: Timings, layers: set[str], space: Space, classes: int) -> None:

@@ -1,4 +1,4 @@
-"""An architecture as a picture: a row for each stage, and in dashes what the supernet would allow."""
+"""An architecture as a picture with a row for each stage; dashed boxes show what the supernet would allow."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -27,6 +27,7 @@ def draw_architecture(title: str, space: Space, arch: Arch) -> Drawing:
         space: whose deepest stages decide the layout, so that drawings of two subnets can be compared.
         arch: of that space.
     """
+    # A deep stem has a further stride of 2.
     size = halve(halve(arch.resolution, space.stem.stride), 2 if space.stem.deep else 1)
     y = 4.0
     stem = _Row("stem", arch.width[0], space.stem.width[-1], size, _stem_text(space, arch))

@@ -143,7 +143,7 @@ def _front_of(costs: Sequence[float], known: Sequence[KnownSubnet]) -> list[Poin
 def predictor_picture(judged: CrossValidated) -> Picture:
     """Predicted against measured accuracy."""
     rows = _judged_rows(judged)
-    every = -(-len(rows) // MOST_WHISKERS)
+    every = -(-len(rows) // MOST_WHISKERS)  # one dot in so many has a whisker
     inside: list[Point] = []
     outside: list[Point] = []
     for i, row in enumerate(rows):
@@ -193,7 +193,7 @@ def _judged_rows(judged: CrossValidated) -> list[dict[str, Any]]:
 
 
 def describe_limits(subnet: SelectedSubnet) -> str:
-    """The limits as flags, or nothing if the file does not say."""
+    """The limits as flags; an empty text if the file has none."""
     return " ".join(map(str, subnet.record.constraints))
 
 

@@ -23,7 +23,7 @@ KnownKind = Literal["selected", "candidate", "collected", "smallest", "largest"]
 
 
 class SubnetRecord(Selected):
-    """A subnet as predictors.select wrote it. latency_ms: if it knew a device."""
+    """A subnet as predictors.select wrote it. latency_ms: only if it had a latency table."""
 
     params: int | None = None
     latency_ms: float | None = None
@@ -39,7 +39,7 @@ class SubnetRecord(Selected):
 
 
 class LimitRecord(BaseModel):
-    """What a cost was allowed to be (`limit`), and what it is (`value`)."""
+    """A limit of a cost (`limit`) and the cost of the selected subnet (`value`), in the same unit."""
 
     name: Literal["macs", "latency", "size", "memory", "params"]
     limit: float
@@ -52,6 +52,7 @@ class LimitRecord(BaseModel):
 class SelectedRecord(SubnetRecord):
     """A file of selected/: the subnet, how it was selected, and the other candidates, best first."""
 
+    # Defaults, since a file may hold no more than a subnet and its accuracy.
     constraints: tuple[LimitRecord, ...] = ()
     explore: str = ""
     pairs: int | None = None
@@ -137,7 +138,7 @@ def read_selected_subnets(run: Path, space: Space, latency: ArchCostFn | None) -
     Args:
         run: the run folder.
         space: of the run.
-        latency: of a device; without one the files say it, if they do.
+        latency: the latency function of a device. Without one the latency in each file counts, if it has one.
 
     Raises:
         UserError: nothing is selected yet, or a file is damaged.
@@ -169,7 +170,7 @@ def read_known_subnets(
         run: the run folder.
         space: of the run.
         selected: what `read_selected_subnets` returned.
-        latency: of a device; without one the files say it of some subnets.
+        latency: the latency function of a device. Without one only the files say it, of some subnets.
 
     Raises:
         UserError: a file is damaged.
@@ -179,7 +180,8 @@ def read_known_subnets(
     front = [validate(SubnetRecord, row, f"{path}, subnet {i}") for i, row in enumerate(rows, start=1)]
     found: dict[bytes, KnownSubnet] = {}
 
-    # The first one that is added stays: so the order says as what a subnet is shown that is several things.
+    # A subnet may be selected, a candidate and collected at once. The kind that is added first stays, so the
+    # most important kind is added first.
     def add(record: SubnetRecord, kind: KnownKind, name: str = "") -> None:
         row = encode(space, record.arch)
         known = KnownSubnet(
@@ -201,7 +203,7 @@ def read_known_subnets(
         found.setdefault(row.tobytes(), known)
     for kind, arch in extremes(space).items():
         key = encode(space, arch).tobytes()
-        # Only if they were measured; that a subnet was selected says more than that it is the smallest.
+        # Only if they were measured, and not if they were selected, which is the more important kind.
         if key in found and found[key].kind != "selected":
             found[key] = found[key]._replace(kind=kind, name=kind)
     subnets = list(found.values())

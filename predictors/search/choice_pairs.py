@@ -15,10 +15,20 @@ STEPS = 4  # more did not help (docs/log.md)
 def improve_pairs(
     space: Space, score: ScoreFn, constraints: Sequence[Constraint], pool: Pool, steps: int = STEPS
 ) -> Pool:
-    """The best of a pool and of what changing any two choices at once leads to; as many as the pool had.
+    """Improve a pool by changing any two choices of its best architectures at once.
 
     Each step takes the best architecture whose pairs were not tried yet. Under a limit the best architecture
     uses all of it. To gain in one choice it must save in another, so single changes do not help.
+
+    Args:
+        space: what to search.
+        score: of encoded architectures; higher is better.
+        constraints: what an architecture has to keep; an empty list for no limit.
+        pool: where to start.
+        steps: how many architectures have all their pairs tried.
+
+    Returns:
+        The best of the pool and of all changed architectures; as many as the pool had.
     """
     # Each value of each column, in a row: its column and its code. A pair of them is one change.
     columns = np.repeat(np.arange(len(space.cardinalities)), space.cardinalities)

@@ -17,7 +17,10 @@ from predictors.search.constraints import Constraint, fits, utilisation
 from predictors.search.evaluations import EvaluateFn, Evaluations
 
 LEVELS = 5  # of a field in the grid, which would be too large otherwise
-PARENTS, MUTANTS, MUTATION = 3, 256, 0.1  # compared with others in docs/log.md
+# How the fine half mutates; compared with other values in docs/log.md.
+PARENTS = 3  # of the best known subnets
+MUTANTS = 256  # for each measurement, of which one is measured
+MUTATION = 0.1  # probability with which each choice is drawn anew
 
 
 def coarse_to_fine(
@@ -41,7 +44,8 @@ def coarse_to_fine(
     """
     # The coarse half, in one go: none of it depends on what the others reach.
     points = [row for row in coarse(evaluations.space, constraints) if row not in evaluations]
-    most_coarse = min(len(points), -(-count // 2))
+    half = -(-count // 2)  # rounded up: a single measurement is a coarse one
+    most_coarse = min(len(points), half)
     # Spread evenly over the edge of the grid, with its first and its last point.
     spread = np.unique(np.linspace(0, len(points) - 1, most_coarse).astype(int))
     evaluations.measure([points[i] for i in spread], evaluate)
@@ -56,7 +60,8 @@ def coarse_to_fine(
 def coarse(space: Space, constraints: Sequence[Constraint]) -> Codes:
     """The points of the coarse grid from which no choice can be raised under the limits.
 
-    The smallest architecture follows last, if it fits.
+    The smallest architecture follows last, if it fits: the sandwich rule trains it in every step, so it may
+    be better than all others (docs/log.md).
     """
     grid, shape = coarse_grid(space)
     inside = fits(constraints, grid)
@@ -98,7 +103,8 @@ def fine(
 ) -> Codes | None:
     """An unknown mutant of one of the best subnets under the limits.
 
-    Of 256 mutants it is the one that uses most of the limits; none if all are known or too expensive.
+    Returns:
+        Of 256 mutants the one that uses most of the limits; None if all are known or too expensive.
     """
     parents = [candidate.row for candidate in evaluations.under(constraints)[:PARENTS]]
     if not parents:

@@ -14,11 +14,13 @@ from ofa.space.codes import Codes
 
 ScoreFn = Callable[[Codes], Floats]  # encoded architectures (N, F) -> (N,), higher is better
 ArchCostFn = Callable[[Codes], Floats | NDArray[np.int64]]  # encoded architectures (N, F) -> costs (N,)
+# Every cost that can be limited, with its unit.
 UNITS = {"macs": "", "latency": "ms", "size": "B", "memory": "B", "params": ""}
 # The papers say FLOPs and count multiply-accumulates.
 FLAGS = {"macs": "--flops"} | {name: f"--{name}" for name in UNITS if name != "macs"}
-EXACT_DIGITS = 15  # so many digits say a float64 again when they are read
+EXACT_DIGITS = 15  # a float64 keeps so many: a limit is printed as it was typed
 _SECONDS = {"": 1.0, "ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3}
+# Without the B, which may be left out: 20M is 20MB.
 _BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
@@ -69,8 +71,8 @@ class Objective(NamedTuple):
 
 
 def excess(constraints: Sequence[Constraint], codes_NF: Codes) -> Floats:
-    """(N,) by how much of their limits the constraints are passed, summed; 0 where all hold."""
-    # As shares of limits: milliseconds and bytes cannot be added.
+    """(N,) by how much the costs are over their limits, summed as shares of the limits; 0 where all hold."""
+    # Shares, because milliseconds and bytes cannot be added.
     total = np.zeros(len(codes_NF))
     for c in constraints:
         total += np.maximum(c.cost(codes_NF) / c.limit - 1, 0)
@@ -86,7 +88,7 @@ def fits(constraints: Sequence[Constraint], codes_NF: Codes) -> NDArray[np.bool_
 
 
 def utilisation(constraints: Sequence[Constraint], codes_NF: Codes) -> Floats:
-    """(N,) the shares of their limits that are used, summed: the cheaper one of two has less."""
+    """(N,) the costs as shares of their limits, summed: of two architectures the cheaper one has less."""
     total = np.zeros(len(codes_NF))
     for c in constraints:
         total += np.asarray(c.cost(codes_NF), np.float64) / c.limit
@@ -119,6 +121,7 @@ def parse_bytes(value: object) -> int:
 
 
 def _number_and_unit(value: object) -> tuple[float | None, str]:
+    # 20, 0.5, .5 or 2e7, and then a unit of letters, in any case.
     match = re.fullmatch(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*([a-zµ]*)\s*", str(value).lower())
     # True is an integer in Python, and no amount of anything.
     if isinstance(value, bool) or match is None:
@@ -131,13 +134,21 @@ Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 
 
 def format_cost(name: str, value: float, digits: int = 3) -> str:
-    """`15ms`, `20MB`, `600M`; with `EXACT_DIGITS` the flags read the same value back."""
+    """Write a cost as its flag reads it: `15ms`, `20MB`, `600M`.
+
+    Args:
+        name: one of `UNITS`.
+        value: in the unit of `UNITS`.
+        digits: significant digits. With `EXACT_DIGITS` the flag reads a limit back as it was typed.
+    """
     if UNITS[name] == "ms":
         return f"{value:.{digits}g}ms"
     return format_count(value, digits) + UNITS[name]
 
 
 def round_up(name: str, value: float) -> float:
-    """A limit in few digits that `value` keeps."""
-    # Milliseconds are not whole; all other costs are.
-    return np.ceil(value * 100) / 100 if UNITS[name] == "ms" else value
+    """The lowest limit that `value` keeps and that is short to write."""
+    # Milliseconds have many digits; all other costs are whole numbers.
+    if UNITS[name] == "ms":
+        return np.ceil(value * 100) / 100
+    return value

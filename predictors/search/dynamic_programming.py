@@ -50,6 +50,15 @@ def additive_fronts(
 
     The fronts are exact if the score is additive over the groups of layers. Otherwise they are those of the
     additive score nearest to it, and a good start for a search.
+
+    Args:
+        space: of the architectures.
+        score: of encoded architectures; higher is better.
+        costs: kinds of cost, each as `layer_costs` returns them.
+        rng: of the architectures to which the additive score is fitted.
+
+    Returns:
+        Encoded architectures (N, F), each once, in no order of score or cost.
     """
     gains = fit_additive(space, score, costs[0], rng)
     fronts = [merge_fronts(space, gains, parts) for parts in costs]
@@ -59,21 +68,33 @@ def additive_fronts(
 def fit_additive(
     space: Space, score: ScoreFn, parts: Sequence[LayerCost], rng: np.random.Generator
 ) -> list[Floats]:
-    """What every combination of the choices that a part is the first to read adds to `score`, part by part.
+    """Fit `score` by a sum over parts, by least squares on random architectures.
 
-    By least squares on random architectures: exactly, up to a constant, if `score` is such a sum.
+    A part is a group of layers. It owns the choices that no part before it reads, and the sum has one term
+    for each combination of them. The fit is exact, up to a constant, if `score` is such a sum.
+
+    Args:
+        space: of the architectures.
+        score: of encoded architectures.
+        parts: the groups of layers in order; only their columns matter here.
+        rng: of the random architectures.
+
+    Returns:
+        For each part the terms (options,), one for each combination of the choices that it owns.
     """
     rows = sample_codes(space, SAMPLES, rng)
     y = score(rows)
     blocks = []
     for new in _first_read(parts):
+        # The number of the combination that each row has, in the order of `_options`.
         option = np.zeros(len(rows), np.intp)
         for c in new:
             option = option * len(space.columns[c].values) + np.maximum(rows[:, c], 1) - 1
         one_hot = option[:, None] == np.arange(len(_options(space, new)))
+        # A block that is not there adds nothing, whatever its codes are.
         blocks.append(one_hot & ~_asleep(space, rows, new)[:, None])
     X = np.concatenate(blocks, axis=1).astype(np.float64)
-    X -= X.mean(0)
+    X -= X.mean(0)  # centred, as y is below: then the constant needs no column
     # The one-hot columns of a part that is always there sum to 1, so the equations have many solutions: lstsq
     # takes the smallest one.
     weight = np.linalg.lstsq(X.T @ X, X.T @ (y - y.mean()), rcond=1e-9)[0]
@@ -95,6 +116,7 @@ def merge_fronts(
     Returns:
         Encoded architectures (N, F); N is 0 if no architecture is that cheap.
     """
+    # What the rest costs at least: a beginning that `most` leaves too little for is dropped at once.
     least = [part.cost.min() for part in parts]
     least_from = np.cumsum([0, *reversed(least)])[::-1]  # entry i: what the parts from i on cost at least
     # Beginnings of networks: the choices so far, and what they score and cost.

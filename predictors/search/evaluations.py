@@ -13,11 +13,11 @@ from ofa.space.space import Space
 from predictors.accuracy.pairs import Pair
 from predictors.search.constraints import ArchCostFn, Constraint, fits, utilisation
 
-FEWEST_TO_LEARN_FROM = 10  # pairs, for a predictor
+FEWEST_TO_LEARN_FROM = 10  # pairs: a predictor is cross-validated in 10 folds, and none may be empty
 
 
 class Prediction(NamedTuple):
-    """What a predictor says of an accuracy before it is measured; `interval` is the 90% interval."""
+    """What a predictor says of an accuracy in [0, 1] before it is measured; `interval`: the 90% interval."""
 
     predicted_accuracy: float
     predicted_std: float
@@ -45,7 +45,7 @@ class Evaluations:
 
     Args:
         space: of the subnets.
-        images: number of validation images, which says how exact an accuracy is.
+        images: number of validation images, from which the standard error of an accuracy follows.
         pairs: what is known already.
     """
 
@@ -78,7 +78,16 @@ class Evaluations:
         evaluate: EvaluateFn,
         predictions: Sequence[Prediction | None] | None = None,
     ) -> list[float]:
-        """Measure new subnets with `evaluate` and keep their accuracies, which are returned in order."""
+        """Measure new subnets and keep their accuracies.
+
+        Args:
+            rows: encoded architectures.
+            evaluate: measures them.
+            predictions: what was predicted of each; none without a predictor.
+
+        Returns:
+            The accuracies, in the order of `rows`.
+        """
         predicted = [None] * len(rows) if predictions is None else predictions
         accuracies = list(evaluate(rows, predicted))
         for row, accuracy, prediction in zip(rows, accuracies, predicted, strict=True):
@@ -106,12 +115,13 @@ class Evaluations:
             return []
         found = list(self._found.values())
         rows, accuracies = _rows(found), _accuracies(found)
+        # By accuracy, and then by cost: lexsort takes the last key first.
         order = np.lexsort((utilisation(constraints, rows), -accuracies))
         inside = fits(constraints, rows)
         return [found[i] for i in order if inside[i]]
 
     def noise(self, accuracy: float) -> float:
-        """Standard error of an accuracy: on as many other images, another share of them would be right."""
+        """Standard error of an accuracy that was measured on the validation images (binomial)."""
         return float(np.sqrt(accuracy * (1 - accuracy) / self.images))
 
     def choose(self, constraints: Sequence[Constraint], errors: float = 1.0) -> Candidate | None:
@@ -124,6 +134,7 @@ class Evaluations:
         if not found:
             return None
         best = found[0].val_accuracy
+        # Otherwise the luckiest measurement would be selected, however much its subnet costs.
         least = best - errors * self.noise(best)
         ties = [c for c in found if c.val_accuracy >= least]
         return ties[int(utilisation(constraints, _rows(ties)).argmin())]

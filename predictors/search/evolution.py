@@ -1,7 +1,7 @@
 """Vectorised evolution of architectures towards a high score under constraints.
 
-The score is any function of encoded architectures, here a predicted accuracy; so are costs. Whatever passes a
-limit is dropped before it is scored. Every loop has a bound.
+The score and the costs are any functions of encoded architectures; here the score is a predicted accuracy. An
+architecture over a limit is never scored. Every loop has a bound.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Evolution(NamedTuple):
     initial: uniform samples at the start.
     parents: how many of the best may be a parent.
     children: architectures of a generation, half of them mutated and half of them crossed.
-    generations: how many.
+    generations: how many generations follow the start.
     mutation: probability with which each choice is drawn anew.
     """
 
@@ -53,6 +53,14 @@ def evolve(
     children until enough are feasible. Here those over a limit are not scored, and are parents only while too
     few others are known, the nearest to feasible first. So a search that starts outside finds its way in, or
     ends with the nearest architectures that it saw.
+
+    Args:
+        space: what to search.
+        score: of encoded architectures; higher is better.
+        constraints: what an architecture has to keep; an empty list for no limit.
+        rng: of the search.
+        start: encoded architectures (N, F) of the first generation.
+        settings: of the evolution.
 
     Returns:
         The best `settings.parents` architectures that were found.

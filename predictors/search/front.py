@@ -13,7 +13,7 @@ from predictors.search.constraints import ArchCostFn, Constraint, ScoreFn
 from predictors.search.evolution import OURS, Evolution, children, start_rows
 from predictors.search.pool import Pool, scored, unseen
 
-CELLS = 256  # of the grid of costs, over all its axes
+CELLS = 256  # of the whole grid of costs, over all its axes
 LEAST_GAIN = 1e-9  # keeps the order by distance where no score is above the known front
 
 
@@ -51,6 +51,7 @@ def find_front(
         parents = _best_of_cells(parents, costs)
         fresh_rows = unseen(children(space, parents.rows, settings, rng), seen)
         fresh = scored(fresh_rows, score, constraints)
+        # A child competes with the parents of its cell in the next generation.
         everything, parents = everything.join(fresh), parents.join(fresh)
     # From everything that was scored: parents are the best of their cells only.
     inside = everything.take(everything.over == 0)
@@ -104,12 +105,14 @@ def _raised(floor: Floats, costs_NK: NDArray[Any], score: float, cost_K: NDArray
 def _best_of_cells(pool: Pool, costs: Sequence[ArchCostFn]) -> Pool:
     """The best architecture in each cell of a grid over the logarithms of costs."""
     cells = np.zeros(len(pool.rows), np.int64)
+    # With more costs each axis gets fewer levels, so the number of parents stays the same.
     each = round(CELLS ** (1 / len(costs)))
     for cost in costs:
         level = np.log(cost(pool.rows))
         share = each * (level - level.min()) / max(np.ptp(level), 1e-12)
         cells = cells * each + np.minimum(share, each - 1).astype(np.int64)
-    # By cell, and within a cell the best one first, which np.unique returns.
+    # By cell, and within a cell the best one first: np.unique returns the first of each. Where no
+    # architecture of a cell keeps the limits, the one nearest to them stands for it.
     order = np.lexsort((-pool.scores, pool.over, cells))
     _, first_of_cell = np.unique(cells[order], return_index=True)
     return pool.take(order[first_of_cell])

@@ -16,7 +16,7 @@ class Pool(NamedTuple):
 
     rows: their codes (N, F).
     scores: (N,); minus infinity for those over a limit.
-    over: (N,) by how much of the limits they are over them; 0 for those that keep all.
+    over: (N,) by how much they are over the limits (`excess`); 0 for those that keep all.
     """
 
     rows: Codes

@@ -75,16 +75,17 @@ def predictor_guided(
 ) -> None:
     """Measure at most `count` subnets for each objective, and let the fitted `predictor` learn from them.
 
-    A search over predictions finds where the predictor is too hopeful. So it learns from five subnets for
-    each objective before it is searched again. Every search starts from the fronts of an additive predictor
-    and from what is measured. The rounds end early when nothing new is proposed.
+    A search over predictions finds the subnets of which the predictor is too hopeful. So the predictor learns
+    from five measured subnets of each objective before it is searched again. Every search starts from the
+    fronts of an additive predictor and from what is measured. The rounds end early when nothing new is
+    proposed.
 
     Args:
         evaluations: what is measured; new measurements are added to it.
         predictor: fitted to all that is measured.
         quality: of the predictor, for its intervals.
         sums: costs as sums over layers; the search starts from a front against each of them.
-        objectives: for each objective what proposes subnets and what measures them.
+        objectives: for each objective the function that proposes subnets and the one that measures them.
         count: how many subnets to measure for each objective.
         rng: of the additive predictor.
     """
@@ -104,7 +105,8 @@ def predictor_guided(
         # A subnet that was measured for one objective counts for the next ones, too: `evaluations` is shared.
         for propose, evaluate in objectives:
             proposed = propose(evaluations, score, seeds)
-            fresh = [row for row in proposed if row not in evaluations][: min(PER_ROUND, count - start)]
+            fresh = [row for row in proposed if row not in evaluations]
+            fresh = fresh[: min(PER_ROUND, count - start)]
             if fresh:
                 predictions = _predictions(predictor, quality, features(space, np.stack(fresh)))
                 evaluations.measure(fresh, evaluate, predictions)

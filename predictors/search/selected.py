@@ -42,7 +42,7 @@ def write_selected(
         objectives: each of them the best subnet under constraints.
         evaluations: everything measured.
         costs: every known cost.
-        facts: about the selection, to be written into every file.
+        facts: about the selection, such as its seed; they are written into every file.
         ties: standard errors of accuracy within which the cheapest subnet is selected.
         folder: where to write.
 
@@ -79,7 +79,14 @@ def write_selected(
 def write_front(
     objective: Objective, evaluations: Evaluations, costs: Mapping[str, ArchCostFn], folder: Path
 ) -> None:
-    """Write the measured front of an objective as front.json and front.csv, cheapest first, and print it."""
+    """Write the measured front of an objective as front.json and front.csv, and print it.
+
+    Args:
+        objective: its `front` names the costs, and its constraints hold for every point.
+        evaluations: everything measured.
+        costs: every known cost; all of them are written.
+        folder: where to write.
+    """
     front = []
     for candidate in evaluations.front(objective.front, objective.constraints):
         front.append(subnet_record(evaluations, candidate, costs))
@@ -101,7 +108,8 @@ def write_front(
 def subnet_record(evaluations: Evaluations, candidate: Candidate, costs: Mapping[str, ArchCostFn]) -> Record:
     """A measured subnet as JSON data.
 
-    It holds the architecture, every known cost, the accuracy with its standard error, and what was predicted.
+    It holds the architecture, every known cost, the accuracy with its standard error, and what was predicted
+    before the measurement; the predictions are null where no predictor proposed the subnet.
     """
     record: Record = {"arch": decode(evaluations.space, candidate.row).model_dump(mode="json")}
     for name, cost in costs.items():
@@ -119,6 +127,7 @@ def subnet_record(evaluations: Evaluations, candidate: Candidate, costs: Mapping
 
 def _flat(record: Record) -> Record:
     """One line of a CSV file: numbers, then the architecture, whose lists are joined by dashes."""
+    # Predictions and intervals are in the JSON file only.
     row = {}
     for name in (*KEYS.values(), "val_accuracy", "source"):
         if name in record:
@@ -129,7 +138,7 @@ def _flat(record: Record) -> Record:
 
 
 def _print_subnets(title: str, subnets: Mapping[str, Record], costs: Sequence[str]) -> None:
-    costs = list(dict.fromkeys(costs))
+    costs = list(dict.fromkeys(costs))  # each once, in order: several budgets may limit the same cost
     heads = ["MACs" if name == "macs" else name for name in costs]
     table = Table(title, *heads, "predicted", "measured", "res", "depth")
     for name, record in subnets.items():

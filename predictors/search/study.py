@@ -36,10 +36,10 @@ class Study:
 
     Args:
         storage: what `open_storage` returns.
-        name: of the study, which is opened if it is there. Names of studies of the same weights and images
-            begin alike (`known_accuracies`).
+        name: of the study, which is opened if it exists. Names of studies of the same weights and images
+            have the same prefix, by which `known_accuracies` finds them.
         space: of the architectures.
-        objective: its constraints, and its costs if it is a front.
+        objective: what is to be found.
         accuracy: measures an encoded architecture, in [0, 1].
     """
 
@@ -64,12 +64,13 @@ class Study:
     ) -> list[float]:
         """Accuracies of architectures, in their order.
 
-        Known ones are there at once; this process, or another one that shares the study, measures the others.
+        Those that the study knows are not measured again. The others are measured by this process, or by
+        another one that shares the study.
 
         Args:
             rows: encoded architectures.
             predictions: what was predicted of each; the trials keep it.
-            note: is called with every accuracy as soon as it is known.
+            note: a function that is called with every accuracy as soon as it is known.
         """
         self._enqueue(rows, predictions)
         found: dict[bytes, float] = {}
@@ -100,8 +101,8 @@ class Study:
     def _trials(self) -> dict[str, FrozenTrial]:
         """The trials by architecture.
 
-        Two processes may have enqueued an architecture at the same moment. Then it is a finished one of the
-        two trials, else the earlier one.
+        Two processes may have enqueued the same architecture at the same moment. Of two such trials, this is
+        the finished one, or the earlier one if neither or both are finished.
         """
         trials = self.storage.get_all_trials(self.id, deepcopy=False)
         # The last one of each architecture stays in the dictionary.
@@ -139,6 +140,7 @@ class Study:
     def _claim(self, trial: FrozenTrial) -> bool:
         """Whether this process is now the one that measures the trial."""
         try:
+            # Optuna returns False if another process measures the trial, and raises if one has finished it.
             number = self.storage.get_trial_id_from_study_id_trial_number(self.id, trial.number)
             return self.storage.set_trial_state_values(number, TrialState.RUNNING)
         except UpdateFinishedTrialError:
@@ -150,7 +152,11 @@ def _finished_then_earliest(trial: FrozenTrial) -> tuple[bool, int]:
 
 
 def known_accuracies(storage: BaseStorage, prefix: str, space: Space) -> dict[bytes, float]:
-    """What all studies whose names start with `prefix` have measured: accuracy by row of codes."""
+    """What all studies whose names start with `prefix` have measured.
+
+    Returns:
+        Accuracy in [0, 1] by the bytes of the row of codes.
+    """
     found: dict[bytes, float] = {}
     for summary in optuna.get_all_study_summaries(storage):
         if not summary.study_name.startswith(prefix):
@@ -166,7 +172,7 @@ def known_accuracies(storage: BaseStorage, prefix: str, space: Space) -> dict[by
 
 
 def run_fingerprint(run: Path) -> str:
-    """A short name of the weights, space and images of a run. Another training has another one."""
+    """A short name of the weights, space and preprocessing of a run. Another training has another one."""
     digest = blake2b(digest_size=4)
     for name in ("model.json", "weights.safetensors"):
         digest.update((run / name).read_bytes())
@@ -213,7 +219,8 @@ class _Lock(JournalFileOpenLock):
         fcntl.flock(self.handle, fcntl.LOCK_EX)
         size = os.fstat(self.handle).st_size
         # What follows the last line break is a torn record, if it starts as a record does. Anything else is
-        # damage, which is left alone and reported.
+        # damage: it stays as it is, and `open_storage` reports it. The last MiB is enough to look at, since a
+        # record is much shorter.
         tail = os.pread(self.handle, 2**20, max(0, size - 2**20))
         torn = tail[tail.rfind(b"\n") + 1 :]
         if torn and RECORD.startswith(torn[: len(RECORD)]):
