@@ -17,7 +17,6 @@ from typing import Annotated, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from sklearn.linear_model import BayesianRidge
 
 from engine.command.progress import progress
 from engine.config import Config, Count, Located, format_count, validate
@@ -331,6 +330,9 @@ def fit_accuracy(path: Path, space: Space) -> Callable[[Codes], NDArray[np.float
         codes_NF = np.stack([encode(space, pair.arch) for pair in pairs])
     except UserError as error:
         raise UserError(f"'{path}' was measured on another space than '{space.name}': {error}") from None
+    # Here, since scikit-learn takes a second to import and only this way of sampling needs it.
+    from sklearn.linear_model import BayesianRidge
+
     model = BayesianRidge().fit(thermometer(space, codes_NF), [pair.val_accuracy for pair in pairs])
 
     def predict(codes_NF: Codes) -> NDArray[np.float64]:
