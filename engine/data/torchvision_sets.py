@@ -19,12 +19,14 @@ class Torchvision(ArraySource):
 
     name: Literal["cifar10", "cifar100", "fashion_mnist"]
     path: Located = Field(
-        Path("data"), validate_default=True, description="folder that holds it, or receives the download"
+        Path("data"),
+        validate_default=True,
+        description="folder that holds the data set, or receives its download",
     )
-    download: bool = Field(False, description="download it if it is not there")
+    download: bool = Field(False, description="download the data set if the folder lacks it")
 
     def read(self) -> tuple[Arrays, list[str]]:
-        """The arrays as torchvision keeps them."""
+        """Read the arrays as torchvision keeps them."""
         # Imported here: torchvision takes a second, which other sources need not wait for.
         import torchvision
 
@@ -41,6 +43,7 @@ class Torchvision(ArraySource):
         arrays: Arrays = {}
         for split, found in (("train", train), ("test", test)):
             images = np.asarray(found.data)
+            # Grey images have no axis of channels.
             images = images[..., None] if images.ndim == 3 else images
             arrays[split] = images, np.asarray(found.targets, dtype=np.int64)
         return arrays, list(train.classes)
