@@ -56,6 +56,7 @@ def write_model(path: Path, model: ImageModel, what: str) -> None:
         UserError: the network or the images changed.
     """
     # config.yaml only names files, such as a space's; what they hold may have changed since the start.
+    # A resumed run writes it again, with the same content.
     if path.exists() and validate(type(model), read_json(path), str(path)) != model:
         raise UserError(
             f"The {what} or the images of run '{path.parent}' changed since it was started; restore them or "

@@ -83,6 +83,7 @@ def build_sgd(config: SGD, model: nn.Module) -> torch.optim.SGD:
     Only the first group is decayed, unless `config.decay_all` says otherwise.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    # By the number of axes, which tells weights from scales, shifts and biases in every kind of layer.
     layers = [p for p in parameters if p.ndim > 1]
     norms_and_biases = [p for p in parameters if p.ndim <= 1]
     groups = [

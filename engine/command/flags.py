@@ -96,6 +96,7 @@ def _flags(kinds: list[Kind], chosen: list[Any], section: str) -> Iterator[Flag]
         chosen: the section's default, or one for each kind of the section above it.
         section: its path, such as `sgd.schedule`; empty for the command itself.
     """
+    # In the order of the fields; a field that several kinds have is one flag.
     names: list[str] = []
     for kind in kinds:
         names += [name for name in kind.model_fields if name not in names]

@@ -76,7 +76,7 @@ class FolderData(IndexedData):
                 "imagefolder."
             )
         held: dict[str, Listing] = {}
-        for name in ("val", "test"):
+        for name in ("val", "test"):  # a folder of data has one of them or both
             if (config.path / name).is_dir():
                 held[name] = _held_listing(config.path, name, classes)
         if not held:
