@@ -19,9 +19,7 @@ class Torchvision(ArraySource):
 
     name: Literal["cifar10", "cifar100", "fashion_mnist"]
     path: Located = Field(
-        Path("data"),
-        validate_default=True,
-        description="folder that holds the data set, or receives its download",
+        Path("data"), validate_default=True, description="folder that holds it, or receives the download"
     )
     download: bool = Field(False, description="download the data set if the folder lacks it")
 
