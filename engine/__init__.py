@@ -1,2 +1,4 @@
-"""What every stage runs on: configuration, commands, run folders, data, devices. It imports no other
-stage."""
+"""What every stage runs on: configuration, commands, run folders, data and devices.
+
+The engine imports none of the stages.
+"""

@@ -14,23 +14,28 @@ from engine.run import atomic
 
 
 def save_weights(path: Path, state: dict[str, Tensor]) -> None:
-    """Tensors by name, contiguous and on CPU.
+    """Write tensors to a safetensors file.
+
+    Args:
+        path: the file.
+        state: tensors by name, on any device and in any layout.
 
     Raises:
         UserError: the disk is full.
     """
     with atomic(path) as temporary:
+        # safetensors refuses tensors that are not contiguous, such as channels_last weights.
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         try:
             save_file(tensors, temporary)
-        except SafetensorError as error:
+        except SafetensorError as error:  # what it raises instead of OSError
             raise UserError(
                 f"Weights '{path}' cannot be written ({error}); free some space. The last checkpoint stays."
             ) from None
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, on CPU.
+    """Read the tensors of a safetensors file by name, on CPU.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -44,7 +49,13 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Everything needed to resume, in one file, so that a kill at any moment leaves the last complete one.
+    """Write everything that a resumed run needs.
+
+    It is one file, so that a process that is killed at any moment leaves the last complete state.
+
+    Args:
+        path: the file.
+        state: tensors, numbers, strings and containers of these; `load_state` reads nothing else.
 
     Raises:
         UserError: the disk is full.
@@ -52,7 +63,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     with atomic(path) as temporary:
         try:
             torch.save(state, temporary)
-        except RuntimeError as error:
+        except RuntimeError as error:  # torch's own writer reports a full disk so
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"Resume state '{path}' cannot be written ({reason}); free some space. The last checkpoint "
@@ -61,15 +72,14 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """A state that `save_state` wrote, on CPU.
-
-    `load_state_dict` brings tensors to their device, and Adam's step counts stay on the CPU, where it wants
-    them.
+    """Read a state that `save_state` wrote; all its tensors are on CPU.
 
     Raises:
         UserError: the file is damaged.
     """
     try:
+        # On CPU: `load_state_dict` brings tensors to their device, and Adam wants its step counts on the CPU.
+        # With weights_only no code in the file runs.
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(

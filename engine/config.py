@@ -30,10 +30,15 @@ C = TypeVar("C", bound=BaseModel)
 
 
 def parse_count(value: object) -> int:
-    """`600M`, `0.6G`, `600e6` and `600000000` are the same number."""
+    """The integer that a count means: `600M`, `0.6G`, `600e6` and `600000000` are the same number.
+
+    Raises:
+        ValueError: it is not a count. pydantic makes a validation error of it.
+    """
     match = re.fullmatch(r"\s*(\d+\.?\d*(?:e\+?\d+)?|\.\d+)\s*([kmgt]?)\s*", str(value).lower())
-    if isinstance(value, bool) or match is None:
+    if match is None:
         raise ValueError(f"{value!r} is not a count; write it as 600M, 0.6G, 600e6 or 600000000")
+    # Rounded, not cut: the product may fall short of a whole number, as 0.57 * 100 does (56.99999999999999).
     return round(float(match[1]) * SUFFIX[match[2]])
 
 
@@ -41,7 +46,13 @@ Count = Annotated[int, BeforeValidator(parse_count)]
 
 
 def format_count(value: float, digits: int = 3) -> str:
-    """1234567 -> `1.23M`; with 15 digits `1.234567M`, which `parse_count` reads back exactly."""
+    """1234567 -> `1.23M`; with 15 digits `1.234567M`, which `parse_count` reads back exactly.
+
+    Args:
+        value: the count, not negative.
+        digits: significant digits that are kept.
+    """
+    # Rounded before the unit is chosen, so that 999,999 becomes 1M and not 1000k.
     rounded = float(f"{value:.{digits}g}")
     for suffix, unit in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if rounded >= unit:
@@ -57,7 +68,9 @@ def find_recipe(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
+    # A link to configs/ in a clone, a folder of the package where it is installed.
     root = Path(str(files("engine"))) / "configs"
+    # The path that a reader of a clone would type, configs/ofa/cifar10.yaml, means the packaged recipe too.
     packaged = root / name.removeprefix("configs/").removesuffix(".yaml")
     if packaged.with_suffix(".yaml").is_file():
         return packaged.with_suffix(".yaml")
@@ -76,6 +89,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
+        # The text of a YAML error has several lines; an error of ours has one.
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
@@ -122,7 +136,12 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def over_defaults(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
-    """`values`, their sections laid over the sections' defaults: a section may omit its `name`."""
+    """`values`, with each section laid over the default of that section.
+
+    So a section may omit its `name`, and what it omits is what the command has by default.
+    """
+    # pydantic alone would take what a section omits from the section's class, whose defaults may differ from
+    # those of the field that holds it.
     sections = {}
     for name, field in model.model_fields.items():
         default = field.get_default()
@@ -132,6 +151,7 @@ def over_defaults(model: type[BaseModel], values: dict[str, Any]) -> dict[str, A
     for name, value in laid.items():
         if name in model.model_fields and isinstance(value, dict):
             kinds = _kinds_named(models_in(model.model_fields[name].annotation), value.get("name"))
+            # Of an unknown kind no defaults are known; `validate` complains about its name later.
             if len(kinds) == 1:
                 laid[name] = over_defaults(kinds[0], value)
     return laid
@@ -151,13 +171,13 @@ def tags_of(kind: type[BaseModel]) -> tuple[str, ...]:
 
 
 def validate(model: type[C], values: Any, source: str, flags: dict[str, Any] | None = None) -> C:
-    """`values` as a `model`.
+    """An instance of `model` with these values.
 
     Args:
         model: the class.
         values: what was read.
-        source: where from: a file, for the sentence.
-        flags: those of the values that came from the command line.
+        source: where the values were read, for the error sentence: the name of a file.
+        flags: those of the values that came from the command line; None if there is no command line.
 
     Raises:
         UserError: one sentence about what is wrong and where it came from.
@@ -166,6 +186,7 @@ def validate(model: type[C], values: Any, source: str, flags: dict[str, Any] | N
         return model.model_validate(values)
     except ValidationError as error:
         path, sentence = _explain(error, model, flags is not None)
+        # The mistake came from the command line if a flag gave the value at its place.
         found: Any = flags
         for part in path:
             found = found.get(part) if isinstance(found, dict) else found
@@ -182,6 +203,7 @@ def _explain(error: ValidationError, model: type[BaseModel], has_flags: bool) ->
     first = (unknown or complaints)[0]
     path, siblings = _locate(model, first["loc"])
     where = ".".join(path)
+    # pydantic puts these words before the text of a ValueError that a validator of ours raised.
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
     match first["type"]:
         case "extra_forbidden":
@@ -191,6 +213,7 @@ def _explain(error: ValidationError, model: type[BaseModel], has_flags: bool) ->
             return path, f"'{where}' is missing{remedy}."
         case "union_tag_invalid":
             tag = str(first["ctx"]["tag"])
+            # pydantic lists the tags as one string: 'cosine', 'exponential'.
             known = re.findall("'([^']+)'", str(first["ctx"]["expected_tags"]))
             return path, f"there is no {where} '{tag}'; {nearest(tag, known)}"
         case "value_error":
@@ -212,6 +235,7 @@ def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[li
     path: list[str] = []
     for depth, part in enumerate(location):
         last = depth + 1 == len(location)
+        # A tag in the middle of the path says which kind was validated. The user never wrote it there.
         of_that_name = [kind for kind in models if part in tags_of(kind)]
         if of_that_name and not last:
             models = of_that_name

@@ -12,11 +12,11 @@ class UserError(ValueError):
 
 
 class WorkerDied(UserError):
-    """A process that prepares images ended."""
+    """A worker process that prepares images ended before its work was done."""
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """The end of a sentence about an unknown `word`: the valid one most like it, or else all of them."""
+    """The end of a sentence about an unknown `word`: the choice most like it, or else all choices."""
     known = sorted(choices)
     close = get_close_matches(word, known, n=1, cutoff=0.4)
     return f"did you mean '{close[0]}'?" if close else f"valid are: {', '.join(known)}."

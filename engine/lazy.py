@@ -1,5 +1,7 @@
-"""The public names of a package, imported when they are first used: `import ofa` costs milliseconds, not
-torch."""
+"""The public names of a package, imported when they are first used.
+
+So `import ofa` takes milliseconds and does not wait for torch.
+"""
 
 import sys
 from collections.abc import Callable, Mapping

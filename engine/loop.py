@@ -1,8 +1,8 @@
-"""The one loop over epochs and batches: of supernets, of retrained networks, of searches, of recurrent cells.
+"""The one loop over epochs and batches, of supernets, retrained networks, searches and recurrent cells.
 
 A run that is interrupted and resumed ends with the same weights as one that is not: whatever a step draws
-comes from the run's seed and the step, and everything else is in state.pt. Losses stay on the device and are
-looked at every few steps only.
+comes from the run's seed and the step, and everything else is in state.pt. Losses stay on the device; the
+host reads them every few steps only.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ class EpochLoop:
 
     Args:
         folder: the run folder.
-        epochs: how many there are.
+        epochs: how many epochs the run has.
         ranks: the processes that run the loop together.
     """
 
@@ -48,6 +48,7 @@ class EpochLoop:
         with stop_on_signal() as stop, progress(self.verb, self.total_steps(), self.step) as advance:
             while self.epoch < self.epochs and not self.ends_early():
                 self.run_epoch(stop, advance)
+                # Also in the middle of an epoch, after a signal: `batches_done` says where to continue.
                 self.save()
                 # Every rank asks, since a signal may have reached one of them only.
                 stopped = self.ranks.any(stop.requested)
@@ -59,7 +60,7 @@ class EpochLoop:
         return 0
 
     def run_epoch(self, stop: Stop, advance: Advance) -> None:
-        """The rest of the current epoch and its end; or up to a signal."""
+        """Run the batches that remain of the current epoch and what ends it; after a signal, stop early."""
         self.begin_epoch()
         # With several ranks a dead worker stays an error: a rank that just stopped would leave the others
         # waiting for its gradients.
@@ -69,6 +70,7 @@ class EpochLoop:
             advance(self.log() if self.step % LOG_EVERY == 0 else "")
             if self.ranks.any(stop.requested):
                 break
+        # Both raise before `save` runs, so that the last checkpoint on disk stays a good one.
         self.log()
         self.check_finite()
         complete = self.batches_done >= self.steps_in(self.epoch)
@@ -81,17 +83,19 @@ class EpochLoop:
         self.batches_done, self.step = self.batches_done + 1, self.step + 1
 
     def log(self) -> str:
-        """Look at the losses since the last look, and log their means.
+        """Log the means of the losses of all steps since the last call.
 
-        It waits for the device once. Returns a note for the progress bar.
+        Returns:
+            A note for the progress bar.
 
         Raises:
             UserError: a loss is not finite.
         """
         if not self.pending:
             return ""
+        # One stack and one copy, so that the host waits for the device once for all pending steps.
         losses = torch.stack(self.pending).cpu()
-        losses_SL = losses.view(len(losses), -1)
+        losses_SL = losses.view(len(losses), -1)  # a step with a single loss, (), gets one column
         first = self.step - len(losses)
         self.pending = []
         bad = (~losses_SL.isfinite()).any(1).nonzero()
@@ -103,30 +107,41 @@ class EpochLoop:
         return note
 
     def check_finite(self) -> None:
-        """Refuse what is not finite: the last update may have broken a tensor without a loss that shows it.
+        """Refuse learned tensors that are not finite.
+
+        The losses alone do not show it: the last update may have broken a tensor that no loss has used yet.
 
         Raises:
             UserError: a learned tensor is not finite.
         """
         for what, tensors in self.learned().items():
+            # A sum is not finite if an entry is not: one number a tensor, read from the device in one go.
             sums = [tensor.detach().float().sum() for tensor in tensors]
             if sums and not bool(torch.stack(sums).isfinite().all()):
                 self.diverged(what, self.step)
 
     def diverged(self, what: str, step: int) -> NoReturn:
-        """Say at which step `what` stopped being finite, and what to do."""
+        """Raise the error that says at which step `what` stopped being finite, and what to do.
+
+        Args:
+            what: subject and verb of the sentence, such as "weights are".
+            step: the step, from 0.
+
+        Raises:
+            UserError: always.
+        """
         raise UserError(
             f"The {what} not finite at step {step} (epoch {self.epoch + 1}); start again with "
             f"{self.divergence_hint(step)}. The last good checkpoint, if any, stays in '{self.folder.path}'."
         )
 
     def end_epoch(self) -> None:
-        """What comes after the last batch; then the next epoch is the current one."""
+        """Run what comes after the last batch of an epoch; then the next epoch becomes the current one."""
         self.after_epoch()
         self.epoch, self.batches_done = self.epoch + 1, 0
 
     def save(self) -> None:
-        """Write state.pt, which `--resume` reads. The first rank's is everybody's."""
+        """Write state.pt, which `--resume` reads. The first rank writes it for all ranks."""
         if self.ranks.first:
             position = {"step": self.step, "epoch": self.epoch, "batches_done": self.batches_done}
             save_state(self.folder.path / "state.pt", position | self.state())
@@ -144,13 +159,14 @@ class EpochLoop:
                 self.load(state)
                 self.step, self.epoch = int(state["step"]), int(state["epoch"])
                 self.batches_done = int(state["batches_done"])
-            except (KeyError, RuntimeError, ValueError, TypeError):
+            except (KeyError, RuntimeError, ValueError, TypeError):  # what loading another run's state raises
                 raise UserError(
                     f"Resume state '{path}' is not of this run; start again with --overwrite."
                 ) from None
             print(f"resumed {self.resumed_place()}")
         if self.ranks.first:
             self.folder.forget_after(self.step)  # logged by a process that was killed before its checkpoint
+        # Ranks of different steps would wait for each other's gradients, or mix up different weights.
         if self.ranks.total([self.step]) != [self.step * self.ranks.size]:
             raise UserError(
                 f"Not every process sees the checkpoint in '{self.folder.path}'; --out must be a folder that "
@@ -160,6 +176,7 @@ class EpochLoop:
     def total_steps(self) -> int:
         """Steps of the whole run."""
         remaining = sum(self.steps_in(epoch) for epoch in range(self.epoch, self.epochs))
+        # `step` and `remaining` both hold the batches of the current epoch that are done.
         return self.step - self.batches_done + remaining
 
     def place(self) -> str:
@@ -170,10 +187,10 @@ class EpochLoop:
         """Where a resumed run begins, for messages."""
         return self.place()
 
-    # What a child must say.
+    # What a child must define.
 
     def steps_in(self, epoch: int) -> int:
-        """Batches of an epoch."""
+        """Number of batches in an epoch."""
         raise NotImplementedError
 
     def batches(self) -> Iterator[tuple[Any, Any]]:
@@ -185,7 +202,7 @@ class EpochLoop:
         raise NotImplementedError
 
     def metrics(self, losses: list[float]) -> tuple[dict[str, Any], str]:
-        """What metrics.jsonl and what the progress bar say of the mean losses (L,) of some steps."""
+        """What metrics.jsonl gets for the mean losses (L,) of some steps, and a note for the progress bar."""
         raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
@@ -193,33 +210,33 @@ class EpochLoop:
         raise NotImplementedError
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take up such a state."""
+        """Continue from what `state` returned in an earlier process."""
         raise NotImplementedError
 
     def finish(self) -> None:
-        """All epochs are done: write what remains, and DONE last."""
+        """Called when all epochs are done: write what remains, and DONE last."""
         raise NotImplementedError
 
     def divergence_hint(self, step: int) -> str:
         """What to change if the losses stop being finite at `step`."""
         raise NotImplementedError
 
-    # What a child may say.
+    # What a child may define.
 
     def begin_epoch(self) -> None:
-        """Called before the first batch of an epoch, and of the rest of an epoch after a resume."""
+        """Called before the first batch of an epoch; after a resume, before the first that remains."""
 
     def after_epoch(self) -> None:
         """Called after the last batch of an epoch, before the position moves to the next one."""
 
     def ends_early(self) -> bool:
-        """Whether the epochs that remain are left out."""
+        """Whether the run ends now, without the epochs that remain."""
         return False
 
     def learned(self) -> dict[str, list[Tensor]]:
-        """Tensors that must stay finite, by what an error calls them."""
+        """Tensors that must stay finite, by how an error speaks of them, such as "weights are"."""
         return {}
 
     def logged_beside(self) -> dict[str, Any]:
-        """What is logged together with the losses."""
+        """Further values that are logged together with the losses."""
         return {}

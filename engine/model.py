@@ -1,4 +1,4 @@
-"""model.json: what the weights of a run belong to. And the images of the run once more, for later stages."""
+"""model.json, which says what the weights of a run belong to; and the run's images, for later stages."""
 
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from engine.run import Run, read_json, write_json
 
 
 class ImageModel(Config):
-    """What every kind of model.json says of its images. A kind adds what its network is."""
+    """What every kind of model.json says of its images. Each kind adds a description of its network."""
 
-    classes: tuple[str, ...] = Field(description="in the order of the logits")
+    classes: tuple[str, ...] = Field(description="names of the classes in the order of the logits")
     mean: tuple[float, ...] = Field(description="subtracted from each channel of an image in [0, 1]")
-    std: tuple[float, ...] = Field(description="divides each channel then")
-    preprocessing: dict[str, Any] = Field(description="how an image file becomes a square")
+    std: tuple[float, ...] = Field(description="each channel is divided by this after the subtraction")
+    preprocessing: dict[str, Any] = Field(description="how an image file becomes a square image")
 
     @property
     def channels(self) -> int:
@@ -45,12 +45,18 @@ def image_facts(data: Data) -> dict[str, Any]:
 
 
 def write_model(path: Path, model: ImageModel, what: str) -> None:
-    """Write model.json, or check that a resumed run still has the `what` and the data that it was started
-    with.
+    """Write model.json. In a resumed run, check that network and images are still those it started with.
+
+    Args:
+        path: model.json of a run folder.
+        model: what it shall say.
+        what: what the error calls the network's part of `model`, such as "space".
 
     Raises:
-        UserError: it has not.
+        UserError: the network or the images changed.
     """
+    # config.yaml only names files, such as a space's; what they hold may have changed since the start.
+    # A resumed run writes it again, with the same content.
     if path.exists() and validate(type(model), read_json(path), str(path)) != model:
         raise UserError(
             f"The {what} or the images of run '{path.parent}' changed since it was started; restore them or "
@@ -60,18 +66,25 @@ def write_model(path: Path, model: ImageModel, what: str) -> None:
 
 
 def open_images(run: Run, model: ImageModel, device: torch.device, images: Path | None = None) -> Data:
-    """The data that a run was trained on. images: where it is now, if it moved.
+    """Open the data that a run was trained on.
+
+    Args:
+        run: the run.
+        model: its model.json.
+        device: where batches are delivered.
+        images: where the data is now, if it moved; None: where the run found it.
 
     Raises:
-        UserError: it is missing, or other data than `model` says.
+        UserError: the data is missing, or it is not the data that `model` describes.
     """
+    # The other settings in config.yaml are those of the command that wrote it.
     values = {name: value for name, value in run.config.items() if name in DataOfRun.model_fields}
     source = validate(DataOfRun, values, str(run.path / "config.yaml"))
     if images is not None:
-        source = validate(
-            DataOfRun, {"seed": source.seed, "data": source.data.model_dump() | {"path": images}}, "--data"
-        )
+        moved = source.data.model_dump() | {"path": images}
+        source = validate(DataOfRun, {"seed": source.seed, "data": moved}, "--data")
     data = load_data(source.data, device, source.seed)
+    # Mean and deviation of in-memory data come from its pixels, so they show changed pixels, too.
     if (tuple(data.classes), tuple(data.mean), tuple(data.std)) != (model.classes, model.mean, model.std):
         raise UserError(
             f"The images of run '{run.path}' are not those it was trained on (classes or pixels changed); "

@@ -1,4 +1,4 @@
-"""A torch module as an ONNX file: what `export.onnx` verifies, and what latency is measured with."""
+"""Write a torch module as an ONNX file, which `export.onnx` verifies and latency is measured with."""
 
 import copy
 import itertools
@@ -52,6 +52,7 @@ def to_proto(
         opset: 18 or more; below that torch writes 18 and says nothing.
     """
     free = ({0: torch.export.Dim("batch", min=1)},) if any_batch else None
+    # The copy that `fold_batch_norm` makes is contiguous too: subnets and their images are channels_last.
     return traced(fold_batch_norm(module), (example.contiguous(),), ["image"], [output], free, opset)
 
 
@@ -88,13 +89,14 @@ def traced(
     assert program is not None
     model = program.model_proto
     assert [o.version for o in model.opset_import if o.domain == ""] == [opset], model.opset_import
+    # A newer IR version in the header would make onnxruntime refuse a file that it could run.
     model.ir_version = min(model.ir_version, IR_VERSION)
     _strip(model)
     return model
 
 
 def set_metadata(model: onnx.ModelProto, metadata: dict[str, Any]) -> None:
-    """Put `metadata` into the model as string properties: what is not a string, as JSON."""
+    """Put `metadata` into the model as string properties; values that are not strings become JSON."""
     texts = {}
     for key, value in metadata.items():
         texts[key] = value if isinstance(value, str) else json.dumps(value)
@@ -108,8 +110,10 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
     What it leaves, torch's exporter folds in the graph, which takes longer.
     """
     folded = copy.deepcopy(module).to(memory_format=torch.contiguous_format)
+    # With duplicates: a module that stands in two places is counted twice.
     uses = Counter(id(m) for _, m in folded.named_modules(remove_duplicate=False))
     for parent in folded.modules():
+        # Also children of nn.Sequential, such as ConvBN, unless they run their layers in another way.
         if type(parent).forward is not nn.Sequential.forward:
             continue
         for first, second in itertools.pairwise(parent._modules):

@@ -7,8 +7,8 @@ hold a copy of it as bench.py:
     file
 
 Every round visits all items in a new random order, each in a new session. Slow drifts of the machine, and the
-place where a session's memory happens to lie, then become differences between rounds, which everybody sees.
-Without that they would be differences between items, which everybody would believe.
+place where a session's memory happens to lie, then become differences between rounds, which a reader of the
+CSV sees. If each item had one long visit, they would look like differences between items.
 
 These sessions sum 8-bit products as the machine does it fastest, since that is what a program waits for. To
 compare a file's numbers with torch, `export.formats` opens exact sessions instead.
@@ -28,18 +28,15 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-TIMES = [
-    "wall_p20",
-    "wall_p50",
-    "cpu_p20",
-    "cpu_p50",
-]  # milliseconds; p20: whatever disturbs makes runs slower
+# Percentiles in milliseconds. The 20th is nearer to an undisturbed run than the median: whatever disturbs a
+# run makes it slower.
+TIMES = ["wall_p20", "wall_p50", "cpu_p20", "cpu_p50"]
 COLUMNS = ["name", "round", "runs", *TIMES, "threads", "runtime", "machine"]
 # A session allocates its memory and packs its weights in the first runs, so these are not counted.
 WARM_UP = 3
-# Runs of one visit to an item: enough for a percentile, and no more than a fast item needs.
+# Runs of one visit to an item: a slow one needs some for a percentile, a fast one needs no more than this.
 AT_LEAST, AT_MOST = 8, 200
-# Halves of the rounds that differ by more than this share say that the machine was disturbed.
+# If even and odd rounds differ by more than this share, the machine was disturbed.
 DIFFERENCE_AT_MOST = 0.1
 
 
@@ -59,7 +56,7 @@ def open_session(
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
+    options.log_severity_level = 3  # errors only
     # Random inputs can lead to denormal numbers, with which some CPUs compute many times slower.
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.add_free_dimension_override_by_name("batch", shape[0])
@@ -68,7 +65,7 @@ def open_session(
 
 
 def random_input(session: ort.InferenceSession, shape: list[int]) -> np.ndarray:
-    """Random numbers of the type that the session's input has: pixels where that is bytes."""
+    """Random numbers (shape) of the type of the session's input; for bytes, random pixels."""
     rng, kind = np.random.default_rng(0), session.get_inputs()[0].type
     if kind == "tensor(uint8)":
         return rng.integers(0, 256, shape, dtype=np.uint8)
@@ -96,11 +93,18 @@ def time_runs(
     at_least: int = AT_LEAST,
     at_most: float = AT_MOST,
 ) -> tuple[list[float], list[float]]:
-    """Call `run` for `seconds`, and at least and at most so many times after the warm-up.
+    """Call `run` again and again and time each call.
+
+    Args:
+        run: the function to time.
+        threads: how many threads `run` computes with.
+        seconds: time after which no further call starts.
+        at_least: calls that are timed even if they take longer.
+        at_most: calls after which the timing ends earlier; `math.inf` for no limit.
 
     Returns:
-        (wall, cpu) milliseconds of each call. With one thread, cpu is the time of this thread, which
-        computes; with more, it is that of the process. Pass `math.inf` as `at_most` for no limit.
+        (wall, cpu) milliseconds of each call, those of the warm-up left out. With one thread, cpu is the time
+        of this thread, which computes; with more, it is that of the process.
     """
     clock = time.thread_time if threads == 1 else time.process_time
     wall: list[float] = []
@@ -119,7 +123,7 @@ def time_runs(
 
 
 def time_item(path: Path, shape: list[int], threads: int, seconds: float) -> tuple[list[float], list[float]]:
-    """(wall, cpu) milliseconds of each run of a file, in a new session; see `time_runs`."""
+    """(wall, cpu) milliseconds of each run of a file in a new session; arguments as in `time_runs`."""
     return time_runs(bound_run(path, shape, threads), threads, seconds)
 
 
@@ -137,10 +141,14 @@ def halves_of(rounds: Mapping[int, float]) -> tuple[float, float] | None:
 
 
 def finished(path: Path) -> set[tuple[str, int]]:
-    """What an earlier start measured, as (name, round); a line that a killed process left half-written is cut
-    off."""
+    """What an earlier start measured, as (name, round). A half-written last line of the file is removed.
+
+    Args:
+        path: the CSV.
+    """
     if not path.exists():
         return set()
+    # A killed process leaves half a line, and the next row would be appended to it.
     content = path.read_bytes()
     path.write_bytes(content[: content.rfind(b"\n") + 1])
     with path.open(newline="", encoding="utf-8") as file:
@@ -166,6 +174,7 @@ def bench(
         if file.tell() == 0:
             writer.writerow(COLUMNS)
         for turn in range(rounds):
+            # Seeded by the round, so that a continued run goes through its round in the same order.
             for item in random.Random(turn).sample(items, len(items)):
                 if (item["name"], turn) in done:
                     continue
@@ -175,12 +184,12 @@ def bench(
                 writer.writerow(
                     [item["name"], turn, len(wall), *numbers, threads, runtime, platform.machine()]
                 )
-                file.flush()
+                file.flush()  # a process that is killed loses one item at most
                 advance()
 
 
 def main() -> None:
-    """The command."""
+    """Time the files beside this script, as `python bench.py`."""
     here = Path(__file__).resolve().parent
     parser = argparse.ArgumentParser(description="Time the ONNX files of this folder and write a CSV.")
     parser.add_argument(

@@ -14,19 +14,21 @@ class Exponential(Config):
     """Exponential decay, constant once it reaches `floor` of the start (BigNAS, 2020, arXiv:2003.11142)."""
 
     name: Literal["exponential"] = "exponential"
-    floor: float = Field(0.05, gt=0, le=1, description="constant end, as a fraction of the start")
+    floor: float = Field(
+        0.05, gt=0, le=1, description="where the decay ends and the rate stays, as a fraction of lr"
+    )
     floor_at: float = Field(
         0.65,
         gt=0,
         le=1,
         description=(
-            "fraction of training at which it is reached (BigNAS: 0.97 every 2.4 of 360 epochs, 0.65)"
+            "fraction of training at which floor is reached (BigNAS: 0.97 every 2.4 of 360 epochs, 0.65)"
         ),
     )
 
 
 class Cosine(Config):
-    """Half a cosine from the start to 0 (AttentiveNAS, OFA)."""
+    """Half a cosine from lr to 0 (AttentiveNAS, 2021, arXiv:2011.09011; OFA, 2020, arXiv:1908.09791)."""
 
     name: Literal["cosine"] = "cosine"
 
@@ -41,7 +43,7 @@ class SGD(Config):
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = Field(True, description="Nesterov's look-ahead")
     weight_decay: float = Field(
-        1e-5, ge=0, description="L2, once per step on every weight: the largest network's"
+        1e-5, ge=0, description="L2 penalty of every weight, once per step however many subnets it trains"
     )
     decay_all: bool = Field(False, description="decay BatchNorm and biases, too")
     clip_value: float | None = Field(
@@ -59,12 +61,14 @@ def learning_rate(config: SGD, step: int, total: int, warmup: int) -> float:
 
     Args:
         config: its highest value, and how it falls.
-        step: from 0.
+        step: number of the step, from 0.
         total: steps of the whole training.
         warmup: steps at the start in which the rate climbs linearly to `config.lr`.
     """
     if step < warmup:
+        # step + 1: a first step at rate 0 would change nothing, and the last one here has the full rate.
         return config.lr * (step + 1) / warmup
+    # The maximum is for a warm-up as long as the training, which leaves nothing to divide by.
     done = (step - warmup) / max(total - warmup, 1)
     match config.schedule:
         case Exponential(floor=floor, floor_at=floor_at):
@@ -74,24 +78,24 @@ def learning_rate(config: SGD, step: int, total: int, warmup: int) -> float:
 
 
 def build_sgd(config: SGD, model: nn.Module) -> torch.optim.SGD:
-    """The optimiser with two groups: the weights of layers, then those of one axis (BatchNorm and biases).
+    """SGD with two groups: weights of layers, then tensors of one axis, which are BatchNorm's and biases.
 
     Only the first group is decayed, unless `config.decay_all` says otherwise.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    # By the number of axes, which tells weights from scales, shifts and biases in every kind of layer.
     layers = [p for p in parameters if p.ndim > 1]
     norms_and_biases = [p for p in parameters if p.ndim <= 1]
     groups = [
         {"params": layers, "weight_decay": config.weight_decay},
         {"params": norms_and_biases, "weight_decay": config.weight_decay if config.decay_all else 0.0},
     ]
-    return torch.optim.SGD(
-        groups, config.lr, config.momentum, nesterov=config.nesterov and config.momentum > 0
-    )
+    nesterov = config.nesterov and config.momentum > 0  # torch refuses Nesterov's form without momentum
+    return torch.optim.SGD(groups, config.lr, config.momentum, nesterov=nesterov)
 
 
 def clip_gradients(config: SGD, model: nn.Module) -> None:
-    """Clip as `config` says, without waiting for the device."""
+    """Clip the gradients of `model` in place as `config` says, without waiting for the device."""
     if config.clip_value:
         nn.utils.clip_grad_value_(model.parameters(), config.clip_value)
     if config.clip_norm:
@@ -99,6 +103,6 @@ def clip_gradients(config: SGD, model: nn.Module) -> None:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """The same rate for every group."""
+    """Give every parameter group the learning rate `value`."""
     for group in optimizer.param_groups:
         group["lr"] = value

@@ -1,5 +1,8 @@
-"""Run folders: how stages hand results to each other. Every write goes to a temporary name, then is
-renamed."""
+"""Run folders, by which stages hand results to each other.
+
+Every file is written to a temporary name and then renamed, so that a reader never meets half a file. Only
+lines that are appended to a JSONL file go there directly.
+"""
 
 import contextlib
 import csv
@@ -22,6 +25,7 @@ from engine.command.start import started_by_ofa
 from engine.config import Config, read_yaml
 from engine.errors import UserError
 
+# Packages whose versions env.json records.
 PACKAGES = ("ofa-toolkit", "torch", "torchvision", "numpy", "scikit-learn", "optuna", "onnx", "onnxruntime")
 NOT_REPLAYED = {"config", "out", "resume", "overwrite"}  # settings that config.yaml leaves out
 # What a run folder may hold, and so what --overwrite may delete.
@@ -37,19 +41,21 @@ MAY_DIFFER = {"device", "threads", "tensorboard"}  # settings that a resumed run
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary path that becomes `path` if the block succeeds and vanishes if it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, since no file can be renamed into another file system. `Run.start` ignores names
+    # with a dot, so what a killed process left here is in nobody's way.
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)
+        temporary.chmod(0o644)  # mkstemp lets nobody but the owner read the file
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON."""
+    """Write `value` as indented JSON."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
@@ -80,6 +86,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return []
     content = path.read_bytes()
     rows = []
+    # Up to the last line break: what stands after it was never written to its end.
     for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
         try:
             row = json.loads(line)
@@ -92,13 +99,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A JSONL file that holds exactly `rows`."""
+    """Write a JSONL file that holds exactly `rows`."""
     with atomic(path) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """These columns of `rows` as a CSV file, with nothing where a value is None."""
+    """Write some columns of `rows` as a CSV file.
+
+    Args:
+        path: the file.
+        columns: names of the columns, in their order; other values of a row are left out.
+        rows: values by the name of their column; None becomes an empty cell.
+    """
     with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
@@ -106,7 +119,8 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, An
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
-    """One more object at the end of a JSONL file."""
+    """Append one object to a JSONL file."""
+    # Not atomic, as a copy of the whole file for every line would be slow. `read_lines` drops half a line.
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
@@ -129,9 +143,14 @@ class Run:
         return read_yaml(self.path / "config.yaml")
 
     def log(self, **point: Any) -> None:
-        """Append one object, with its `step`, to metrics.jsonl."""
+        """Append one object to metrics.jsonl.
+
+        Args:
+            point: the values by name. One of them is `step`; `arch` names the architecture they belong to.
+        """
         append_line(self.path / "metrics.jsonl", point)
         if self._board is not None:
+            # Values of several architectures at one step need curves of their own.
             prefix = f"{point['arch']}/" if "arch" in point else ""
             for name, value in point.items():
                 if isinstance(value, float):
@@ -165,12 +184,12 @@ class Run:
             path: the folder.
             config: the settings of the command, which config.yaml keeps.
             resume: continue the run that is there, if there is one.
-            overwrite: replace it.
+            overwrite: replace the run that is there, if there is one.
             facts: what env.json says beside the environment.
 
         Raises:
-            UserError: it holds something already and neither flag allows that, its configuration differs, or
-                it cannot be written.
+            UserError: the folder holds something already and neither flag allows that, its configuration
+                differs, or it cannot be written.
         """
         if resume and overwrite:
             raise UserError("--resume continues a run and --overwrite replaces it; give one of them.")
@@ -178,6 +197,8 @@ class Run:
         values = config.model_dump(mode="json", exclude=NOT_REPLAYED)
         try:
             found = {entry.name for entry in path.iterdir()} if path.exists() else set()
+            # A folder of the user's own is refused, since --overwrite would delete files in it. In a run
+            # folder the user may keep files of their own.
             strange = {name for name in found - RUN_FILES if not name.startswith(".")}
             if strange and not {"config.yaml", "env.json"} <= found:
                 raise UserError(
@@ -192,6 +213,7 @@ class Run:
                     shutil.rmtree(path / name)
                 else:
                     (path / name).unlink()
+            # Before everything else: with config.yaml in it the folder is a run, which can be continued.
             with atomic(path / "config.yaml") as temporary:
                 temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
             write_json(path / "env.json", environment() | (facts or {}))
@@ -277,6 +299,7 @@ def environment() -> dict[str, Any]:
 def _command() -> str:
     """The command line, as it can be typed again."""
     if started_by_ofa():
+        # argv[0] is `ofa train` there (`engine.command.app`): two words that shlex.join would quote as one.
         return shlex.join([*sys.argv[0].split(), *sys.argv[1:]])
     return shlex.join(["python", *sys.orig_argv[1:]])
 
@@ -292,6 +315,7 @@ def versions() -> dict[str, str]:
 
 def _git_state() -> dict[str, Any] | None:
     root = Path(__file__).parent.parent
+    # An installed package is not a clone. git would then go up and find a repository of the user's around it.
     if not (root / ".git").exists() or shutil.which("git") is None:
         return None
 

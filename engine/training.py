@@ -1,7 +1,7 @@
-"""What every command that trains a network on images shares.
+"""What all commands that train a network on images share.
 
-Its settings, its start by one or several processes, its loop (a child of `engine.loop.EpochLoop`), and the
-count of right answers.
+These are their settings, their start by one or several processes, their loop (a child of
+`engine.loop.EpochLoop`) and their accuracy.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -27,10 +27,10 @@ from engine.run import Run, tensorboard_writer
 
 
 class TrainingCommand(Command):
-    """The settings that all trainings have. A command adds its own, its docstring and `train`."""
+    """The settings that all trainings have. Each command adds its own settings, a docstring and `train`."""
 
     many_processes: ClassVar[bool] = True
-    module: ClassVar[str]  # as in python -m
+    module: ClassVar[str]  # the name that python -m takes, for errors that say what to type
     out: Path = Field(description="run folder to write")
     data: DataConfig = Field(Digits(), description="the images")
     epochs: int = Field(40, ge=1, description="passes over the training images")
@@ -38,7 +38,7 @@ class TrainingCommand(Command):
     sgd: SGD = Field(SGD(), description="the optimiser and its learning rate")
     evaluate_every: int = Field(10, ge=1, description="epochs between evaluations on the validation split")
     seed: int = Field(
-        0, ge=0, description="of weights, order, augmentation, other draws of a step and the validation split"
+        0, ge=0, description="seed of all random draws: weights, order, augmentation, steps, validation split"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     threads: int | None = Field(
@@ -56,7 +56,7 @@ class TrainingCommand(Command):
     overwrite: bool = Field(False, description="replace the run in --out if there is one")
 
     def execute(self) -> int:
-        """Train; with the other processes that torchrun started, if it did."""
+        """Train, together with the other processes if torchrun started several."""
         size = started()[1]
         if self.ranks not in (None, size):
             raise UserError(
@@ -65,6 +65,7 @@ class TrainingCommand(Command):
             )
         with join(self.device) as (ranks, device):
             use_threads(self.threads)
+            # config.yaml then records the number, without which the run cannot be continued or replayed.
             return self.model_copy(update={"ranks": size}).train(ranks, device)
 
     def train(self, ranks: Ranks, device: torch.device) -> int:
@@ -72,7 +73,11 @@ class TrainingCommand(Command):
         raise NotImplementedError
 
     def load_images(self, ranks: Ranks, device: torch.device) -> Data:
-        """The images. The first rank loads them before the others, since it may download them."""
+        """Load the images. The first rank does it before the others, since it may download them.
+
+        Raises:
+            UserError: the data cannot be used, or the batch size does not suit it or the number of ranks.
+        """
         # `any` waits for all ranks: the others wait here until the first one has come to its own call.
         if not ranks.first:
             ranks.any(False)
@@ -88,8 +93,9 @@ class TrainingCommand(Command):
         """The run folder, created or continued by the first rank.
 
         Raises:
-            UserError: it is another run's, or one of another number of processes.
+            UserError: the folder is another run's, or its run has another number of processes.
         """
+        # First, so that a package that is missing leaves no new folder behind.
         writer = tensorboard_writer() if self.tensorboard else None
         run = Run(self.out)
         if ranks.first:
@@ -116,12 +122,14 @@ class TrainingCommand(Command):
 
 
 class Training(EpochLoop):
-    """The training of a network on images. A child says what a step and an evaluation are.
+    """The training of a network on images. A child defines what a step and an evaluation are.
 
     Args:
-        command: its settings.
-        run: its folder.
-        network: what is trained; moved to the device of `data`, channels_last.
+        command: the settings.
+        run: the run folder.
+        network: what is trained; it is moved to the device of `data`, channels_last.
+        data: the images.
+        ranks: the processes that train together.
         epochs: passes over the training images.
 
     A child sets `optimizer` and whatever else `checkpoint_objects` names, then calls `restore`.
@@ -134,6 +142,8 @@ class Training(EpochLoop):
     ):
         super().__init__(run, epochs, ranks)
         self.command, self.data = command, data
+        # channels_last is what `engine.compute.fast` works on. In the default layout a step on CPU took 1.4
+        # to 2 times as long (benchmarks/records/2026-11-22-epyc-2-cores.md).
         self.network = network.to(data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.steps = data.steps(command.batch_size)
         self.total = epochs * self.steps
@@ -170,7 +180,7 @@ class Training(EpochLoop):
         )
 
     def after_epoch(self) -> None:
-        """Evaluate, where it is time to."""
+        """Evaluate after every `evaluate_every` epochs and after the last one."""
         last = self.epoch + 1 == self.epochs
         if last or (self.epoch + 1) % self.command.evaluate_every == 0:
             self.evaluate(self.epoch, last)
@@ -206,9 +216,15 @@ class Training(EpochLoop):
 
 @torch.no_grad()
 def accuracy(network: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> float:
-    """Share of images whose largest logit is the label's, in [0, 1]. Synchronises once, at the end."""
+    """Top-1 accuracy: the share of images, in [0, 1], whose largest logit is that of their label.
+
+    Args:
+        network: from images (N, C, H, W) to logits (N, K).
+        batches: pairs of images and labels (N,); at least one.
+    """
     hits, count = [], 0
     for x, y in batches:
+        # The counts stay on the device: the host waits for it once, at the end.
         hits.append((network(x).argmax(1) == y).sum())
         count += len(y)
     return float(torch.stack(hits).sum()) / count

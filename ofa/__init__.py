@@ -93,6 +93,7 @@ __getattr__ = lazy_names(
     },
 )
 
+# Before `python -m ofa.train` imports torch, so that help and a quiet Ctrl-C need not wait for that.
 start()
 
 

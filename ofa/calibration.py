@@ -1,7 +1,7 @@
 """Exact BatchNorm statistics of an extracted subnet, and its accuracy.
 
-A supernet shares BatchNorm statistics between widths, where they fit none. BigNAS (2020, arXiv:2003.11142)
-therefore calibrates each subnet on training images before it is measured.
+The stored BatchNorm statistics of a supernet fit no subnet, since all widths share them. BigNAS (2020,
+arXiv:2003.11142) therefore calibrates each subnet on training images before it is measured.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,24 +22,37 @@ EVALUATION_BATCH = 64
 
 
 def prepare(supernet: Supernet, arch: Arch, data: Data, images: int) -> Subnet:
-    """`arch`, extracted and calibrated, in eval mode: ready to be measured or exported.
+    """Extract and calibrate `arch`, so that it can be measured or exported.
 
-    images: how many training images to calibrate on; always the same ones.
+    Args:
+        supernet: where the weights come from.
+        arch: of the supernet's space.
+        data: the images.
+        images: how many training images to calibrate on; they are the same in every call.
+
+    Returns:
+        The subnet in eval mode, on the supernet's device.
     """
     return calibrate(extract(supernet, arch), data.batches("train", EVALUATION_BATCH, images))
 
 
 @torch.no_grad()
 def calibrate(subnet: Subnet, batches: Iterable[Batch]) -> Subnet:
-    """Exact BatchNorm statistics over `batches`, and eval mode. Returns the same module.
+    """Give every BatchNorm its exact statistics over `batches`, and switch to eval mode.
 
     Every layer sees inputs normalised by each batch's own statistics, as in training. Its stored mean and
-    variance are those of all values it saw, pooled over batches (variance within plus variance between,
-    unbiased), however the images are split into batches of unequal size; not exponential averages.
+    variance become those of all values it saw, pooled over batches (variance within plus variance between,
+    unbiased), however the images are split into batches of unequal size. They are not exponential averages.
 
     Args:
-        subnet: of `ofa.subnet.extract`.
+        subnet: what `ofa.subnet.extract` returned.
         batches: pairs of images (N, C, side, side) and labels, which are not used. At least one.
+
+    Returns:
+        The same module.
+
+    Raises:
+        ValueError: there is no batch.
     """
     pools = {m: _Pool() for m in subnet.modules() if isinstance(m, nn.BatchNorm2d)}
     hooks = [bn.register_forward_hook(pool.add) for bn, pool in pools.items()]
@@ -84,6 +97,7 @@ class _Pool:
         assert bn.running_mean is not None and bn.running_var is not None
         count = inputs[0].numel() // inputs[0].shape[1]
         total = self.count + count
+        # The hook runs after BatchNorm's forward, so with momentum 1 the buffers are this batch's statistics.
         # float64, since thousands of batches add up; the buffers themselves are float32.
         exact = torch.float32 if bn.running_mean.device.type == "mps" else torch.float64  # MPS has no float64
         delta = bn.running_mean.to(exact) - self.mean
@@ -104,6 +118,7 @@ class _Pool:
 
 @contextmanager
 def _momentum(norms: Iterable[nn.BatchNorm2d], value: float) -> Iterator[None]:
+    """While the block runs, all `norms` have this momentum."""
     norms = list(norms)
     before = [bn.momentum for bn in norms]
     for bn in norms:

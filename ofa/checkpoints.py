@@ -1,8 +1,9 @@
-"""Published checkpoints: which of their tensors is which of ours.
+"""Load published checkpoints: which of their tensors is which of ours.
 
-OFA (2020, arXiv:1908.09791), AttentiveNAS (2021, arXiv:2011.09011) and AlphaNet (2021, arXiv:2102.07954)
-files hold a whole supernet. torchvision's and timm's MobileNetV3-Large (2019, arXiv:1905.02244) are one small
-network; it goes into the largest subnet of `ofa_mbv3`, which then computes the same function (see `embed`).
+Files of OFA (2020, arXiv:1908.09791), AttentiveNAS (2021, arXiv:2011.09011) and AlphaNet (2021,
+arXiv:2102.07954) hold a whole supernet. Those of torchvision and timm hold one network, MobileNetV3-Large
+(2019, arXiv:1905.02244); it goes into the largest subnet of `ofa_mbv3`, which then computes the same function
+(see `embed`).
 """
 
 import re
@@ -57,9 +58,9 @@ UNUSED = re.compile(r"num_batches_tracked$|\.bn_tracking\.|\.shortcut\.conv\.wei
 
 
 def read_checkpoint(path: Path) -> State:
-    """The tensors of a .pt, .pth, .tar or .safetensors file. No code in it runs.
+    """The tensors by name in a .pt, .pth, .tar or .safetensors file. No code in the file runs.
 
-    They are looked for under `state_dict`, `model` and at the top.
+    They are looked for under the names in `PLACES`, also one within another, and at the top.
 
     Raises:
         UserError: the file cannot be read so, or holds no tensors.
@@ -73,8 +74,10 @@ def read_checkpoint(path: Path) -> State:
             break
         content = content[inner[0]]
     tensors = {}
-    for name, value in content.items() if isinstance(content, dict) else ():
+    entries = content if isinstance(content, dict) else {}
+    for name, value in entries.items():
         if isinstance(value, Tensor):
+            # DataParallel puts `module.` before every name.
             tensors[re.sub(r"^(module\.)+", "", str(name))] = value
     if not tensors:
         raise UserError(
@@ -108,17 +111,23 @@ def _load(path: Path) -> Any:
 
 
 def simplified(name: str) -> str:
-    """Their name without what differs between versions of the reference code.
+    """A name of theirs without the parts that differ between versions of the reference code.
 
-    That is wrappers, and layers wrapped in one of the same name.
+    These parts are the names of wrappers, and a name that is repeated because a layer is wrapped in another
+    of the same name, such as `conv.conv`.
     """
     name = name.removeprefix("module.").removeprefix("last_conv.").replace(".mobile_inverted_conv.", ".conv.")
     return re.sub(r"\b([a-z_]+)(\.\1)+\b", r"\1", name)
 
 
 def supernet_names(supernet: Supernet) -> dict[str, str]:
-    """Theirs by ours for a checkpoint of OFA's, AttentiveNAS's or AlphaNet's whole supernet."""
+    """The names of tensors in a checkpoint of OFA, AttentiveNAS or AlphaNet, by our names of them.
+
+    Args:
+        supernet: of the checkpoint's space.
+    """
     space = supernet.space
+    # Their blocks are numbered through the network, ours within each stage.
     number: dict[tuple[int, int], int] = {}
     for i, stage in enumerate(space.stages):
         for j in range(stage.depth[-1]):
@@ -131,6 +140,7 @@ def supernet_names(supernet: Supernet) -> dict[str, str]:
     names = {}
     for ours in supernet.state_dict():
         theirs = re.sub(r"^stages\.(\d+)\.(\d+)\.", numbered_through, ours)
+        # MobileNetV2's head is one layer, which has the name of MobileNetV3's second one there.
         if space.head is not None and space.head.expand is None:
             theirs = re.sub(r"^head\.conv\.", "feature_mix_layer.", theirs)
         for pattern, replacement in rules:
@@ -140,10 +150,15 @@ def supernet_names(supernet: Supernet) -> dict[str, str]:
 
 
 def load_supernet(supernet: Supernet, tensors: State, path: Path) -> bool:
-    """Fill the supernet from the tensors of a published checkpoint.
+    """Fill the supernet, in place, from the tensors of a published checkpoint.
+
+    Args:
+        supernet: of the checkpoint's space.
+        tensors: what `read_checkpoint` returned.
+        path: the file, for error sentences.
 
     Returns:
-        Whether the classifier stayed as it was, since the number of classes differs.
+        Whether the classifier stayed as it was, because the number of classes differs.
 
     Raises:
         UserError: a tensor is missing, left over or of another shape; the sentence names the first.
@@ -198,9 +213,10 @@ ENDS = {
 
 
 def network_names(kind: str) -> dict[str, str]:
-    """Prefixes of theirs by prefixes of ours for MobileNetV3-Large.
+    """Their names of the layers of MobileNetV3-Large, by our names of them.
 
-    kind: `torchvision` or `timm`.
+    Args:
+        kind: whose network it is, `torchvision` or `timm`.
     """
     names = dict(ENDS[kind])
     number = 0
@@ -221,6 +237,7 @@ def _layers(stage: int) -> list[str]:
 
 
 def _torchvision_block(prefix: str, stage: int) -> dict[str, str]:
+    """torchvision's names of a block's layers by ours. It numbers the layers through, so places shift."""
     names, place = {}, 0
     for layer in _layers(stage):
         if layer == "project" and stage in EXCITED_STAGES:
@@ -232,7 +249,9 @@ def _torchvision_block(prefix: str, stage: int) -> dict[str, str]:
 
 
 def _timm_block(prefix: str, stage: int) -> dict[str, str]:
+    """timm's names of a block's layers by ours."""
     names = {}
+    # In a block without expansion the pointwise convolution is the projection, and has another name.
     convs = ["conv_dw", "conv_pw"] if stage == 0 else ["conv_pw", "conv_dw", "conv_pwl"]
     for place, (layer, conv) in enumerate(zip(_layers(stage), convs, strict=True), start=1):
         names[f"{layer}.conv"], names[f"{layer}.bn"] = f"{prefix}.{conv}", f"{prefix}.bn{place}"
@@ -242,13 +261,19 @@ def _timm_block(prefix: str, stage: int) -> dict[str, str]:
 
 
 def load_mobilenet_v3(supernet: Supernet, tensors: State, kind: str, path: Path) -> bool:
-    """Put MobileNetV3-Large into the largest subnet of a supernet of `ofa_mbv3`.
+    """Put MobileNetV3-Large into the largest subnet of a supernet of `ofa_mbv3`, in place.
 
     That subnet then computes the same in eval mode. Blocks that MobileNetV3-Large lacks start as their
     identity shortcut. Hidden channels are sorted by importance, so that narrower subnets keep the best.
 
+    Args:
+        supernet: of `ofa.convert.space_of(kind)`.
+        tensors: what `read_checkpoint` returned.
+        kind: whose network it is, `torchvision` or `timm`.
+        path: the file, for error sentences.
+
     Returns:
-        Whether the classifier stayed as it was, since the number of classes differs.
+        Whether the classifier stayed as it was, because the number of classes differs.
 
     Raises:
         UserError: a tensor is missing, left over or does not fit; the sentence names the first.
@@ -258,7 +283,7 @@ def load_mobilenet_v3(supernet: Supernet, tensors: State, kind: str, path: Path)
     for ours, theirs in names.items():
         for suffix in TENSORS:
             target, source = state.get(f"{ours}.{suffix}"), tensors.get(f"{theirs}.{suffix}")
-            if target is None:
+            if target is None:  # a convolution has no running mean, and many layers have no bias
                 continue
             if source is None:
                 raise UserError(
@@ -268,7 +293,7 @@ def load_mobilenet_v3(supernet: Supernet, tensors: State, kind: str, path: Path)
             used.add(f"{theirs}.{suffix}")
             if ours == "classifier" and len(source) != len(target):
                 continue
-            if source.ndim == 4 and target.ndim == 2:
+            if source.ndim == 4 and target.ndim == 2:  # timm's head is a 1x1 convolution, ours a linear layer
                 source = source.flatten(1)
             sizes = zip(source.shape, target.shape, strict=False)
             if source.ndim != target.ndim or any(given > room for given, room in sizes):
@@ -290,10 +315,15 @@ def load_mobilenet_v3(supernet: Supernet, tensors: State, kind: str, path: Path)
 
 
 def embed(target: Tensor, source: Tensor) -> None:
-    """The first outputs of `target` become those of `source`, both of up to 4 axes.
+    """Copy a smaller weight into a larger one, so that the larger layer computes the same outputs.
 
-    They read the inputs of `source` through the centre of the kernel, and nothing else. Outputs past those
-    of `source` keep what they are, and whatever reads them has zeros there.
+    The first outputs of `target` become those of `source`: they read the inputs of `source` through the
+    centre of the kernel, and nothing else. Outputs past those of `source` keep their weights; whatever layer
+    reads them gets zeros there when its own weight is embedded.
+
+    Args:
+        target: weight or statistics of our layer, of up to 4 axes; changed in place.
+        source: those of their layer; no axis is longer than that of `target`.
     """
     target[: len(source)] = 0
     place = target

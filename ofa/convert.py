@@ -1,4 +1,4 @@
-"""A published checkpoint becomes a run folder that every later command takes."""
+"""Turn a published checkpoint into a run folder that every later command takes."""
 
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -66,13 +66,14 @@ class Convert(Command):
         2000, ge=2, description="training images for the exact BatchNorm statistics of a subnet"
     )
     seed: int = Field(
-        0, ge=0, description="of what the checkpoint has no weights for, and of the validation split"
+        0, ge=0, description="seed of the weights that the checkpoint lacks and of the validation split"
     )
     overwrite: bool = Field(False, description="replace the run in --out if there is one")
 
     def execute(self) -> int:
         """Read, rename, write."""
         tensors = read_checkpoint(self.file)
+        # On CPU: nothing is computed with the images here. They give classes, channels and normalisation.
         data = load_data(self.data, torch.device("cpu"), self.seed)
         space = space_of(self.source)
         # What the checkpoint has no weights for, such as a new classifier, is drawn from the seed.
@@ -84,6 +85,7 @@ class Convert(Command):
                 fresh = load_mobilenet_v3(supernet, tensors, self.source, self.file)
             else:
                 fresh = load_supernet(supernet, tensors, self.file)
+        # Only now: a checkpoint or data that cannot be used leaves no run folder behind.
         run = Run.start(self.out, self, resume=False, overwrite=self.overwrite)
         # One network's weights in a supernet: its other subnets have not learned anything yet.
         pretrained_only = fresh or single_network
@@ -111,9 +113,11 @@ class Convert(Command):
 def space_of(kind: Kind) -> Space:
     """The space of a checkpoint.
 
-    torchvision's and timm's networks have a bias that OFA's do not have, and torchvision's another epsilon.
+    torchvision's and timm's networks have a bias in the head that OFA's lack, and torchvision's has another
+    epsilon of BatchNorm. With OFA's own settings the largest subnet would not compute the same function.
     """
     if kind not in ("torchvision", "timm"):
+        # AlphaNet trained AttentiveNAS's supernet with another loss.
         return load_space("attentive_nas" if kind == "alphanet" else kind)
     space = load_space("ofa_mbv3")
     assert space.head is not None

@@ -1,8 +1,8 @@
 """What an architecture costs, in closed form: MACs, parameters, peak memory, file size.
 
-The cost of one architecture, or of a million encoded ones at once. Convolutions and linear layers count as
-MACs, as in the published tables; biases, BatchNorm and activations cost none. Each kind of layer says what it
-costs in its own file under `ofa.blocks`.
+The functions cost one architecture, or a million encoded ones at once. MACs are those of convolutions and
+linear layers, as in the published tables; biases, BatchNorm and activations count as none. The formulas of
+each kind of layer are in its own file under `ofa.blocks`.
 """
 
 from functools import lru_cache
@@ -21,8 +21,8 @@ from ofa.space.codes import Codes, encode
 from ofa.space.space import Space
 
 FLOAT_BYTES = 4
-# Of an ONNX file as `python -m export.onnx` writes it, beside the weights: fitted to exported files, see
-# docs/log.md.
+# Bytes of an ONNX file as `python -m export.onnx` writes it, beside the weights. They are fitted to exported
+# files; tests/ofa/test_footprint.py compares.
 HEADER_BYTES, ENTRY_BYTES, METADATA_BYTES, CLASS_BYTES = 300, 167, 1420, 12
 
 
@@ -46,14 +46,22 @@ def cost_of(space: Space, arch: Arch, classes: int, channels: int) -> tuple[int,
     Raises:
         UserError: `arch` is not of `space`.
     """
+    # One row of the same tables that searches read, so that one and many cannot disagree.
     cost = costs_of(space, encode(space, arch)[None], classes, channels)
     return int(cost.macs[0]), int(cost.params[0])
 
 
 def costs_of(space: Space, codes_NF: Codes, classes: int, channels: int) -> Cost:
-    """Costs of every row of codes.
+    """MACs (N,) and parameters (N,) of every row of codes.
 
-    A million rows take about half a second when kernels are chosen per stage, 2 s per block.
+    A million rows take about half a second in a space whose kernels are chosen per stage, and 2 s where they
+    are chosen per block.
+
+    Args:
+        space: of the architectures.
+        codes_NF: what `ofa.space.codes.encode` makes, one row for each architecture.
+        classes: outputs of the classifier.
+        channels: input channels.
     """
     macs, params = total(_cost_tables(space, classes, channels), codes_NF)
     return Cost(macs, params)
@@ -62,15 +70,24 @@ def costs_of(space: Space, codes_NF: Codes, classes: int, channels: int) -> Cost
 def footprints_of(space: Space, codes_NF: Codes, classes: int, channels: int) -> Footprint:
     """Peak activation memory and ONNX file size of every row, in bytes.
 
-    memory: the largest sum, over the layers in the order in which they run, of the tensors that must exist
-    while a layer runs: its inputs, its output, and what a later layer still reads (a block's input until its
-    shortcut is added). One float32 image; BatchNorm is folded; activations, sums and
-    squeeze-and-excitation's scaling work in place. Weights are not in it: a runtime that does not map them
-    from the file needs those bytes beside.
+    memory: while a layer runs, some tensors must exist: its inputs, its output, and what a later layer still
+    reads (a block's input until its shortcut is added). The memory is the largest sum of these over all
+    layers, for one float32 image. BatchNorm is folded; activations, sums and the scaling of
+    squeeze-and-excitation work in place. Weights are not in it: a runtime that does not map them from the
+    file needs their bytes in addition.
 
     file: 4 bytes for each stored number (a folded BatchNorm is one bias per channel), and what the format and
     the metadata take, with class names of 8 letters. It is within 1% of exported files, except for those with
     long class names and few weights.
+
+    Args:
+        space: of the architectures.
+        codes_NF: encoded architectures.
+        classes: outputs of the classifier.
+        channels: input channels.
+
+    Returns:
+        Bytes (N,) of each.
     """
     # Memory is a maximum over layers, not a sum: only one layer runs at a time.
     (memory,) = total(_memory_tables(space, classes, channels), codes_NF, np.maximum)
@@ -79,7 +96,8 @@ def footprints_of(space: Space, codes_NF: Codes, classes: int, channels: int) ->
     return Footprint(FLOAT_BYTES * memory, FLOAT_BYTES * numbers + ENTRY_BYTES * entries + described)
 
 
-# Searches ask for the costs of one space thousands of times, a few rows at a time.
+# Searches ask for the costs of one space thousands of times, a few rows at a time. Making a table anew would
+# take longer than reading the rows; a space is frozen, so it can be a key.
 @lru_cache(maxsize=8)
 def _cost_tables(space: Space, classes: int, channels: int) -> tuple[CostTable, ...]:
     return tuple(cost_tables(space, classes, channels, cost_of_layer))

@@ -1,4 +1,4 @@
-"""Accuracy of given architectures of a trained run, each with recalibrated BatchNorm."""
+"""Measure the accuracy of given architectures of a trained run, each with recalibrated BatchNorm."""
 
 from pydantic import Field
 from rich.console import Console
@@ -24,8 +24,8 @@ class Evaluate(RunCommand):
     arch: str = Field(
         "smallest,largest",
         description=(
-            "smallest, largest, published names or JSON files, separated by commas; or JSON; ignored for "
-            "one trained alone"
+            "smallest, largest, published names or JSON files, separated by commas; or JSON; ignored if the "
+            "run trained one architecture alone"
         ),
     )
     split: Split = Field("val", description="val, or test for a final report")
@@ -37,6 +37,7 @@ class Evaluate(RunCommand):
         if trained.model.arch:
             archs = {"alone": trained.model.arch}
         else:
+            # JSON has commas of its own.
             names = [self.arch] if self.arch.lstrip().startswith("{") else self.arch.split(",")
             archs = {name: find_arch(trained.space, name) for name in names}
         table = Table("architecture", "MACs", "params", f"{self.split} accuracy")

@@ -2,8 +2,9 @@
 
 A layer spec describes a stem, a block or a head by what it computes, wherever it stands. MACs, parameters,
 memory, file size and latency of an architecture are sums (memory: a maximum) over its layer specs. A layer
-depends on a handful of choices only, so the cost of encoded architectures is read from tables, one for each
-group of layers that reads the same choices.
+depends on a handful of choices only. So its costs for all combinations of these choices fit in a table, and
+the cost of encoded architectures is read from such tables, one for each group of layers that depends on the
+same choices.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,9 +29,10 @@ Numbers = NDArray[Any]  # int64 of counts, float64 of milliseconds
 
 
 class CostTable(NamedTuple):
-    """Costs of one group of layers by the choices it reads.
+    """Costs of one group of layers for every combination of the choices that they depend on.
 
-    columns: which columns of the codes. costs: (*choices of those columns, costs).
+    columns: the columns of the codes that hold these choices. costs: (*choices of those columns, costs); the
+    last axis has one entry for each kind of cost, such as MACs and parameters.
     """
 
     columns: tuple[int, ...]
@@ -38,8 +40,16 @@ class CostTable(NamedTuple):
 
 
 def layer_specs(space: Space, arch: Arch, classes: int, channels: int) -> list[LayerSpec]:
-    """The layers of one architecture, in the order in which they run: stem, blocks, head."""
+    """The layers of one architecture, in the order in which they run: stem, blocks, head.
+
+    Args:
+        space: of the architecture.
+        arch: the architecture.
+        classes: outputs of the classifier.
+        channels: input channels.
+    """
     stem, at = space.stem, space.resolution.index(arch.resolution)
+    # The numbers of a deep stem; 0 stands for "none" in the specs of all others.
     middle, residual = arch.stem if stem.deep else (0, 0)
     width = arch.width[0]
     layers: list[LayerSpec] = [
@@ -57,7 +67,15 @@ def layer_specs(space: Space, arch: Arch, classes: int, channels: int) -> list[L
 
 
 def head_spec(head: Head | None, size: int, inp: int, width: int, classes: int) -> HeadSpec:
-    """The spec of a space's head of `width` features; without a head `width` counts for nothing."""
+    """The spec of a space's head.
+
+    Args:
+        head: of the space; None: pool and classifier only.
+        size: side of the last block's map.
+        inp: channels of that map.
+        width: features of the head; without a head it counts for nothing.
+        classes: outputs of the classifier.
+    """
     if head is None:
         return HeadSpec(size, inp, 0, 0, False, "", classes)
     if head.expand is None:
@@ -66,8 +84,8 @@ def head_spec(head: Head | None, size: int, inp: int, width: int, classes: int) 
 
 
 def map_sizes(space: Space) -> list[list[int]]:
-    """For each stage, and after the last, the side of its input at every resolution."""
-    pool = 2 if space.stem.deep else 1
+    """Sides of maps: for each stage that of its input, at last that of the head's, at every resolution."""
+    pool = 2 if space.stem.deep else 1  # a deep stem ends with a max pool of stride 2
     sizes = [[halve(halve(r, space.stem.stride), pool) for r in space.resolution]]
     for stage in space.stages:
         sizes.append([halve(size, stage.stride) for size in sizes[-1]])
@@ -78,20 +96,22 @@ def total(tables: Sequence[CostTable], codes_NF: Codes, join: np.ufunc = np.add)
     """(costs, N) of every row of codes.
 
     Args:
-        tables: of `cost_tables`.
+        tables: what `cost_tables` yields.
         codes_NF: encoded architectures.
         join: how the costs of layers become one: np.add, or np.maximum for memory.
     """
-    # A column a row, so that every table reads its columns from consecutive memory; code 0 reads choice 0,
-    # whose cost in a table of an inactive block is 0 at that depth.
+    # Transposed, so that every table reads its columns from consecutive memory. Code 0, an inactive block,
+    # reads choice 0: at a depth without that block all its costs in the table are 0.
     choice_FN = np.ascontiguousarray(np.maximum(codes_NF, 1).T) - 1
     totals = np.zeros((tables[0].costs.shape[-1], len(codes_NF)), tables[0].costs.dtype)
     for columns, costs in tables:
         # The place of a row's choices in the table, which is read as one long list. int32 is enough, and
         # half as much memory as int64 for a million rows.
         place = np.zeros(len(codes_NF), np.int32)
-        for column, choices in zip(columns, costs.shape, strict=False):
-            if choices > 1:
+        for column, choices in zip(
+            columns, costs.shape, strict=False
+        ):  # the last axis of costs has no column
+            if choices > 1:  # a single choice has index 0 and moves nothing
                 place *= choices
                 place += choice_FN[column]
         for k, row in enumerate(totals):
@@ -113,7 +133,8 @@ def cost_tables(
         space: whose architectures are costed.
         classes: outputs of the classifier.
         channels: input channels.
-        cost: the costs of one layer; every layer that some architecture has is asked for.
+        cost: a function that returns the costs of one layer; it is called with every layer that some
+            architecture has.
         join: how the costs of a stage's blocks become one, np.add or np.maximum.
         dtype: of the costs.
     """
@@ -124,7 +145,7 @@ def cost_tables(
         later = _later_block_costs(space, stage, sizes[stage + 1], cost, dtype)
         if space.granularity == "stage":
             yield _stage_table(space, stage, first, later, join)
-        else:
+        else:  # one table for a stage would have a factor of kernels and expansions for each block
             yield from _block_tables(space, stage, first, later)
     yield _head_table(space, classes, sizes[-1], cost, dtype)
 
@@ -139,6 +160,7 @@ def _grid(
 
 
 def _stem_table(space: Space, channels: int, cost: CostFn, dtype: type) -> CostTable:
+    """Costs of the stem by resolution and width, and in a deep one by middle width and residual layers."""
     at, stem = space.column_index, space.stem
     columns = [at["resolution", 0], at["width", 0]]
     middles: Sequence[int] = (0,)
@@ -188,6 +210,7 @@ def _later_block_costs(
 
 
 def _block_layer(space: Space, stage: int, block: int, inp: int, size: int, choice: BlockChoice) -> BlockSpec:
+    """The spec of a block that reads a `size` x `size` map of `inp` channels."""
     kind = block_kind(space.stages[stage].block)
     return kind.spec(space.block_settings(stage), space.block_position(stage, block, inp), size, choice)
 
@@ -225,7 +248,7 @@ def _block_tables(space: Space, stage: int, first: Numbers, later: Numbers | Non
         slot = space.slot(stage, block)
         widths = [at["width", stage], at["width", stage + 1]]
         costs = first
-        if block > 0:
+        if block > 0:  # input and output of later blocks have the stage's width, which is one column
             assert later is not None
             widths, costs = widths[1:], later
         by_depth = [costs if depth > block else np.zeros_like(costs) for depth in depths]
@@ -234,6 +257,7 @@ def _block_tables(space: Space, stage: int, first: Numbers, later: Numbers | Non
 
 
 def _head_table(space: Space, classes: int, sizes: Sequence[int], cost: CostFn, dtype: type) -> CostTable:
+    """Costs of head and classifier by resolution, last width and, if the space has a head, its width."""
     at, last = space.column_index, len(space.stages)
     columns = [at["resolution", 0], at["width", last]]
     widths: Sequence[int] = (0,)

@@ -18,9 +18,15 @@ from ofa.supernet import Supernet
 
 
 class Subnet(nn.Module):
-    """The network of `arch`.
+    """The network of `arch` as plain layers.
 
-    Takes (N, channels, r, r) with r the architecture's resolution; returns logits (N, classes).
+    It takes images (N, channels, r, r), where r is the architecture's resolution, to logits (N, classes).
+
+    Args:
+        space: of the architecture.
+        arch: the architecture.
+        classes: outputs of the classifier.
+        channels: input channels.
 
     Raises:
         UserError: `arch` is not of `space`.
@@ -46,9 +52,16 @@ class Subnet(nn.Module):
 
 
 def extract(supernet: Supernet, arch: Arch) -> Subnet:
-    """`arch` with its own copy of just the weights it uses, on the supernet's device.
+    """Cut `arch` out: a plain module with a copy of the weights it uses, on the supernet's device.
 
     Calibrate it before use (`ofa.calibration.calibrate`): its BatchNorm statistics are not yet its own.
+
+    Args:
+        supernet: where the weights come from; it is not changed.
+        arch: the architecture.
+
+    Returns:
+        The subnet, channels_last, in the mode (train or eval) of the supernet.
 
     Raises:
         UserError: `arch` is not of the supernet's space.
@@ -60,9 +73,9 @@ def extract(supernet: Supernet, arch: Arch) -> Subnet:
     for name, tensor in supernet.slices(arch).items():
         # A copy, not a view: a view would keep the whole supernet in memory and change as it trains on.
         state[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
-    # The supernet's BatchNorm has no such counter; plain layers insist on one.
+    # Plain BatchNorm layers have a counter that the supernet's lack, and load_state_dict insists on it.
     for name, tensor in subnet.state_dict().items():
         if name.endswith("num_batches_tracked"):
             state[name] = torch.zeros_like(tensor, device="cpu")
-    subnet.load_state_dict(state, assign=True)
+    subnet.load_state_dict(state, assign=True)  # a tensor on the meta device cannot be copied into
     return subnet.to(memory_format=torch.channels_last).train(supernet.training)

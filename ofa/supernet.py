@@ -28,10 +28,13 @@ from ofa.space.space import Space
 
 
 class Regularisation(NamedTuple):
-    """What only the largest network gets.
+    """Dropout and drop-connect, which only the largest network gets.
 
-    dropout: rate before the classifier. drop_connect: rate that the last block nearly reaches; it grows with
-    the block's number. first_stage: the first stage with drop-connect.
+    Args:
+        dropout: rate before the classifier.
+        drop_connect: block i of n is dropped with i / n of this rate, so the last one nearly reaches it.
+        first_stage: the first stage with drop-connect.
+        generator: draws both, on the device of the images.
     """
 
     dropout: float
@@ -40,7 +43,8 @@ class Regularisation(NamedTuple):
     generator: torch.Generator
 
     def drop(self, stage: int, index: int, blocks: int) -> DropConnect | None:
-        """Drop-connect of block `index` of `blocks`, which belongs to `stage`."""
+        """Drop-connect of block `index` of `blocks`, which belongs to `stage`; None: it has none."""
+        # None where the rate is 0, so that nothing is drawn and multiplied by one.
         if stage < self.first_stage or self.drop_connect == 0 or index == 0:
             return None
         return DropConnect(self.drop_connect * index / blocks, self.generator)
@@ -62,6 +66,7 @@ class Supernet(nn.Module):
     def __init__(self, space: Space, classes: int, channels: int = 3):
         super().__init__()
         self.space, self.classes, self.channels = space, classes, channels
+        # Stem and head of the largest architecture have all the weights that any architecture uses.
         stem, *_, head = layer_specs(space, largest(space), classes, channels)
         assert isinstance(stem, StemSpec) and isinstance(head, HeadSpec)
         self.stem = elastic_stem(stem, space.bn_eps)
@@ -71,6 +76,7 @@ class Supernet(nn.Module):
             kind, settings = block_kind(stage.block), space.block_settings(i)
             blocks = nn.ModuleList()
             for j in range(stage.depth[-1]):
+                # A block of the supernet is made for the widest input that it may get.
                 blocks.append(kind.elastic(settings, space.block_position(i, j, width), stage.width[-1]))
                 width = stage.width[-1]
             self.stages.append(blocks)
@@ -81,19 +87,20 @@ class Supernet(nn.Module):
         """Logits (N, classes) of `arch`, which resizes the images to its own resolution (bicubic).
 
         Args:
-            x_NCHW: square images of the supernet's channels.
+            x_NCHW: square images (N, channels, side, side), of any side.
             arch: of this space.
-            regularise: dropout and drop-connect, or none.
+            regularise: dropout and drop-connect; None: neither.
 
         Raises:
             UserError: `arch` is not of this space.
-            ValueError: the images have another shape.
+            ValueError: the images are not square, or have other channels.
         """
         # Checked at every call: a slice past the end of a weight is no error in torch, it is a smaller slice.
         check_arch(self.space, arch)
         check_images(x_NCHW, self.channels)
         x = self.stem(resize(x_NCHW, arch.resolution), arch.width[0], *arch.stem)
         count = sum(arch.depth)
+        # Shallower stages use their first blocks, as in BigNAS, AttentiveNAS and OFA.
         for index, (stage, block, choice) in enumerate(self._blocks(arch)):
             # The block's number within this architecture counts, not its place in the supernet.
             drop = None if regularise is None else regularise.drop(stage, index, count)
@@ -117,9 +124,13 @@ class Supernet(nn.Module):
         return costs_of(self.space, codes_NF, self.classes, self.channels).macs
 
     def slices(self, arch: Arch) -> Slices:
-        """Every tensor that `arch` uses, cut from the shared one, under the names of `ofa.subnet.Subnet`."""
+        """Every tensor that `arch` uses, as a view of the shared one, under the names of `ofa.subnet.Subnet`.
+
+        Smaller kernels that follow from learned matrices are no views: they are computed.
+        """
         width = arch.width[0]
         found = prefixed("stem", self.stem.slices(self.channels, width, *arch.stem))
+        # A subnet numbers its blocks through, without the inactive ones.
         for index, (_, block, choice) in enumerate(self._blocks(arch)):
             found |= prefixed(f"blocks.{index}", block.slices(width, choice))
             width = choice.width
@@ -129,6 +140,7 @@ class Supernet(nn.Module):
 
     def block(self, stage: int, number: int) -> ElasticBlock:
         """Block `number` of a stage."""
+        # nn.ModuleList gives plain modules; the assertions tell the type checker what they are.
         blocks = self.stages[stage]
         assert isinstance(blocks, nn.ModuleList)
         block = blocks[number]
@@ -142,10 +154,14 @@ class Supernet(nn.Module):
 
 
 def check_images(x_NCHW: Tensor, channels: int) -> None:
-    """Refuse what is no batch of square images.
+    """Refuse a tensor that is no batch of square images.
+
+    Args:
+        x_NCHW: the tensor.
+        channels: those that the images must have.
 
     Raises:
-        ValueError: the sentence names the shape.
+        ValueError: the tensor is none; the sentence names its shape.
     """
     square = x_NCHW.ndim == 4 and x_NCHW.shape[2] == x_NCHW.shape[3]
     if not square or x_NCHW.shape[1] != channels:

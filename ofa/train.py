@@ -86,10 +86,7 @@ class Train(TrainingCommand):
     )
     init: Path | None = Field(
         None,
-        description=(
-            "start from the weights of this run, trained or converted; a classifier for other classes is "
-            "fresh"
-        ),
+        description="start from the weights of this run; for another number of classes the classifier is new",
     )
     arch: str | None = Field(
         None,
@@ -113,7 +110,7 @@ class Train(TrainingCommand):
         None,
         gt=0,
         lt=1,
-        description="decay a step of an average of the weights that is evaluated and saved instead",
+        description="decay a step of a running average of the weights, which is then evaluated and saved",
     )
     evaluate_random: int = Field(
         2, ge=0, description="fixed random subnets evaluated beside the smallest and the largest"
@@ -122,10 +119,10 @@ class Train(TrainingCommand):
         2000, ge=2, description="training images for the exact BatchNorm statistics of a subnet"
     )
     same_subnets: bool = Field(
-        False, description="all processes train the same random subnets in a step, instead of each its own"
+        False, description="all processes train the same random subnets in a step; off: each draws its own"
     )
     sync_bn: bool = Field(
-        False, description="BatchNorm statistics of all processes' images; needs --same-subnets"
+        False, description="BatchNorm statistics are of all processes' images; needs --same-subnets"
     )
 
     @model_validator(mode="after")
@@ -169,12 +166,13 @@ class Train(TrainingCommand):
         return self
 
     def train(self, ranks: Ranks, device: torch.device) -> int:
-        """As rank `ranks.rank` on `device`."""
+        """Train as rank `ranks.rank` on `device`; return the exit status."""
         source = open_source(self.init, self.space) if self.init else None
         space = source.space if source else load_space(self.space or "digits")
         arch = find_arch(space, self.arch) if self.arch else None
         single_arch = None
         if arch:
+            # The same network, but as the only one of a space of its own, in which it is the largest.
             space = single_arch_space(space, arch)
             single_arch = largest(space)
         data = self.load_images(ranks, device)
@@ -239,7 +237,7 @@ class Trainer(Training):
         return phases[phase_position(phases, self.steps, step).phase] if phases else None
 
     def begin_epoch(self) -> None:
-        """At the first step of a phase: keep the teacher, sort channels, start the optimiser afresh."""
+        """At the first step of a phase: keep the teacher, sort channels, make a new optimiser."""
         phases = self.config.phases
         if not phases:
             return
@@ -250,14 +248,14 @@ class Trainer(Training):
         if number and self.average:  # what the last phase ended with is its average
             self.supernet.load_state_dict(self.weights.state_dict())
         print(f"phase {number + 1} of {len(phases)}: {phase.name}, {phase.epochs} epochs")
-        # Written down: a resumed run has no other way to know the network of the first phase's end.
+        # Saved to a file: a resumed run has no other way to know the network of the first phase's end.
         if phase.subnets and self.teacher is None:
             self.teacher = extract(self.supernet, largest(self.supernet.space))
             if self.ranks.first:
                 save_weights(self.folder.path / TEACHER, self.teacher.state_dict())
         if number and grows(phases[number - 1], phase, self.supernet.space):
             sort_channels(self.supernet, phases[number - 1])
-        # As in the reference code; momentum and average also are of channels in their old order.
+        # New ones, as in the reference code; besides, momentum and average are of channels in the old order.
         self.optimizer, self.average = build_sgd(self.config.sgd, self.supernet), self._new_average()
 
     def _new_average(self) -> AveragedModel | None:
@@ -289,7 +287,7 @@ class Trainer(Training):
         set_learning_rate(self.optimizer, learning_rate(sgd, self.step - start, end - start, warmup))
 
     def _add_gradients(self, x: Tensor, y: Tensor) -> Tensor:
-        """Add one step's gradients, of the kind of training that this run is; returns its losses."""
+        """Add one step's gradients by the kind of training that this run is, and return its losses (L,)."""
         config, supernet, step = self.config, self.supernet, self.step
         # Images differ between ranks, so their noise must differ, too; subnets may be the same.
         own = self.ranks.seed(config.seed)
@@ -305,12 +303,12 @@ class Trainer(Training):
         return sandwich_step(supernet, x, y, step, config.sandwich, self.sampler, seeds)
 
     def metrics(self, losses: list[float]) -> tuple[dict[str, Any], str]:
-        """The largest's loss first, then those of the others."""
+        """The loss of the largest comes first, then those of the others, the smallest last."""
         note = f"loss {losses[0]:.3f}" + (f"  smallest {losses[-1]:.3f}" if losses[1:] else "")
         return {"loss": losses[0], "distillation": losses[1:]}, note
 
     def divergence_hint(self, step: int) -> str:
-        """A lower rate, of the phase if there are phases."""
+        """Name the learning rate to lower: that of the phase if there are phases."""
         phase = self.phase_at(step)
         if phase is None:
             return f"a lower --sgd.lr (now {self.config.sgd.lr}) or a longer --sgd.warmup-epochs"
@@ -325,7 +323,7 @@ class Trainer(Training):
         data, images = self.data, self.config.calibration_images
         archs = self._evaluated()
         scores = [0.0] * len(archs)
-        # Every rank measures its share; the others' scores are 0 there, so that the total is everybody's.
+        # Each rank measures every n-th architecture and leaves 0 for the others; the sum has all scores.
         for i in range(self.ranks.rank, len(archs), self.ranks.size):
             subnet = prepare(self.weights, list(archs.values())[i], data, images)
             scores[i] = subnet_accuracy(subnet, data.batches("val", EVALUATION_BATCH))
@@ -343,7 +341,7 @@ class Trainer(Training):
             print(f"  ({time.monotonic() - started:.1f} s for {len(archs)} evaluations)")
 
     def _evaluated(self) -> dict[str, Arch]:
-        """The architectures that an evaluation measures, by name; within a phase, of what it opened."""
+        """The architectures that an evaluation measures, by name; in a phase, only from its open choices."""
         if self.single_arch is not None:
             return {"alone": self.single_arch}  # its name in metrics.jsonl and in exported files
         space, rng = self.supernet.space, numpy_generator(self.config.seed, "evaluated subnets")
@@ -362,12 +360,12 @@ class Trainer(Training):
         return self.average.module
 
     def checkpoint_objects(self) -> dict[str, Any]:
-        """With the average, if there is one."""
+        """The supernet, the optimiser and, if there is one, the average."""
         parts = {"supernet": self.supernet, "optimizer": self.optimizer}
         return parts | ({"average": self.average} if self.average else {})
 
     def exported_state_dict(self) -> dict[str, Tensor]:
-        """The average, if there is one."""
+        """The weights that are handed on: the average if there is one."""
         return self.weights.state_dict()
 
 

@@ -27,7 +27,7 @@ DEFAULT_RUN = Path("runs/supernet")
 
 
 def run_flag(path: Path) -> str:
-    """What a follow-up command needs to find this run: nothing for the default folder."""
+    """The flag by which a later command finds this run, after a space; empty for the default folder."""
     return "" if path == DEFAULT_RUN else f" --run {path}"
 
 
@@ -41,7 +41,8 @@ class SupernetModel(ImageModel):
     pretrained_only: bool = Field(
         False,
         description=(
-            "converted, and of use only to start a training: its classifier or its subnets never learned"
+            "converted from a checkpoint and only good to start a training from, since its classifier or its "
+            "subnets never learned"
         ),
     )
 
@@ -51,7 +52,12 @@ def model_of(
 ) -> SupernetModel:
     """What model.json says of a network of `space` for these images.
 
-    arch: the network if the run trains a single architecture, else None.
+    Args:
+        space: the space that the run trains.
+        arch: the network if the run trains a single architecture, else None.
+        data: the images.
+        calibration_images: training images for BatchNorm statistics of a subnet.
+        pretrained_only: whether the weights can only start a training.
     """
     return SupernetModel(
         space=space,
@@ -63,12 +69,13 @@ def model_of(
 
 
 def load_network(path: Path) -> tuple[SupernetModel, Supernet]:
-    """model.json of a run and the supernet with its weights, on CPU.
+    """Read model.json of a run, and its supernet with the weights, on CPU.
 
     Raises:
         UserError: either is missing or damaged, or they do not fit each other.
     """
     model = validate(SupernetModel, read_json(path / "model.json"), str(path / "model.json"))
+    # Its first weights are random and drawn in vain: all of them are replaced below.
     supernet = Supernet(model.space, len(model.classes), model.channels)
     weights = path / "weights.safetensors"
     # torch lists every tensor that does not fit; a person needs to know which files, and what to do.
@@ -93,6 +100,7 @@ def open_source(run: Path, space: str | None) -> Supernet:
     """
     Run.open(run, "--init")
     model, supernet = load_network(run)
+    # A network that was trained alone has weights for one architecture only.
     if model.arch is not None:
         raise UserError(
             f"Run '{run}' is one architecture trained alone, not a supernet to start from; give another "
@@ -109,9 +117,11 @@ def open_source(run: Path, space: str | None) -> Supernet:
 def _same_but_for_converted(space: Space, other: Space) -> bool:
     """Whether two spaces hold the same architectures.
 
-    The head's bias and the epsilon of BatchNorm may differ: those of torchvision's and timm's networks do.
+    The head's bias and the epsilon of BatchNorm may differ: `ofa.convert` changes them in `ofa_mbv3` for the
+    networks of torchvision and timm.
     """
 
+    # Both spaces get the same value in these fields, whatever it is.
     def common(which: Space) -> Space:
         head = which.head and which.head.model_copy(update={"bias": False})
         return which.model_copy(update={"head": head, "bn_eps": 1.0})
@@ -141,6 +151,8 @@ def start_from(supernet: Supernet, source: Supernet, arch: Arch | None) -> None:
     if arch is None:
         theirs, ours = source.state_dict(), supernet.state_dict()
     else:
+        # In the space of a single architecture the largest network is that architecture, and its slices are
+        # views: what is copied into them is copied into the supernet's weights.
         theirs, ours = source.slices(arch), supernet.slices(largest(supernet.space))
     for name, tensor in theirs.items():
         # Both are of one space, so only the classifier can differ in shape.
@@ -164,11 +176,12 @@ class TrainedSupernet:
         self.run, self.device = Run.open(path), device
         self.model, supernet = load_network(path)
         self.space, self.supernet = self.model.space, supernet.to(device)
+        # With the seed of the run: the same validation images must stay unseen by training.
         self.data: Data = open_images(self.run, self.model, device, images)
         self.seed = self.data.seed
 
     def subnet(self, arch: Arch) -> Subnet:
-        """`arch`, extracted, with BatchNorm calibrated on training images; eval mode. The same every time."""
+        """Extract `arch` and calibrate its BatchNorm on training images, always the same ones; eval mode."""
         return prepare(self.supernet, arch, self.data, self.model.calibration_images)
 
     def accuracy(self, arch: Arch, split: Split) -> float:
@@ -197,17 +210,18 @@ class RunCommand(Command):
     )
 
     def open(self) -> TrainedSupernet:
-        """The supernet, or the one network, of the run."""
+        """Open the run with its supernet, or with the one network that it trained."""
         use_threads(self.threads)
         return TrainedSupernet(self.run, pick_device(self.device), self.data)
 
     def open_supernet(self) -> TrainedSupernet:
-        """The supernet of the run.
+        """Open the run with its supernet.
 
         Raises:
             UserError: the run trained one architecture alone, or nothing yet.
         """
         trained = self.open()
+        # Its subnets, or its classifier, would measure at chance.
         if trained.model.pretrained_only:
             raise UserError(
                 f"Run '{self.run}' is a start for training: python -m ofa.train --config ofa/finetune --init "

@@ -9,7 +9,11 @@ from engine.command.start import COMMANDS, page_of
 
 
 def command_of(module: str) -> type[Command]:
-    """The command that `python -m module` runs."""
+    """The command that `python -m module` runs.
+
+    Args:
+        module: such as `ofa.train`, or a package with a `__main__.py` such as `ofa.space`.
+    """
     spec = find_spec(module)
     assert spec is not None
     is_package = spec.submodule_search_locations is not None
@@ -28,7 +32,7 @@ def page(module: str) -> str:
 
 
 def write_pages() -> None:
-    """Write all pages."""
+    """Write the help page of every command, where `engine.command.start` finds it."""
     for module in COMMANDS.values():
         page_of(module).write_text(page(module), encoding="utf-8")
 

@@ -29,7 +29,7 @@ commands:
 
 
 def main() -> None:
-    """Run the command that the first word names."""
+    """Run the command that the first word names; without a word, list all commands."""
     words = sys.argv[1:]
     if not words or words[0] in HELP:
         print(WHAT + _list(), end="")
@@ -41,9 +41,11 @@ def main() -> None:
     # The mark is this process's own: processes that it starts inherit the variable but have other numbers.
     os.environ["OFA_COMMAND"] = str(os.getpid())
     module = COMMANDS[name]
+    # Help first, from a stored page, so that it does not wait for torch.
     if any(flag in HELP for flag in flags) and page_of(module).is_file():
         show_page(module)
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # nothing is open or half-written yet
+    # As one word, from which `engine.run` writes the command into env.json as it was typed.
     sys.argv = [f"ofa {name}", *flags]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
@@ -52,6 +54,7 @@ def _list() -> str:
     lines = []
     for name, module in COMMANDS.items():
         page = page_of(module).read_text(encoding="utf-8")
+        # A page begins with its usage; its second paragraph begins with the summary of the command.
         summary = page.split("\n\n")[1].split("\n")[0]
         lines.append(f"  {name:12} {summary}\n")
     return "".join(lines) + "\nofa COMMAND --help explains each; python -m MODULE does the same.\n"

@@ -1,4 +1,4 @@
-"""From a configuration class to a command: `main(Train)` is the whole of an entry module's last line."""
+"""A configuration class becomes a command: an entry module ends with one line, such as `main(Train)`."""
 
 import json
 import os
@@ -22,10 +22,10 @@ from engine.errors import UserError, nearest
 
 
 class Command(Config):
-    """A command: its fields are the flags, its docstring the help, `execute` the work and the exit status.
+    """A command: its fields are the flags, its docstring is the help, and `execute` does the work.
 
-    A child may set `many_processes`, if torchrun may start several of it, and `main_flags`, the ten flags
-    that `--help` shows; without them it shows the first ten.
+    A child may set `many_processes`, if torchrun may start several processes of it, and `main_flags`, the
+    flags that `--help` shows, at most ten; without `main_flags` the help shows the first ten.
     """
 
     many_processes: ClassVar[bool] = False
@@ -37,11 +37,18 @@ class Command(Config):
 
     @classmethod
     def prepare(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """The values of recipe and flags, to which a child may add defaults that depend on them."""
+        """A child may add defaults here that depend on the values given.
+
+        Args:
+            values: those of recipe and flags, section by section.
+
+        Returns:
+            The values to validate.
+        """
         return values
 
     def execute(self) -> int:
-        """Do the work; return 0, or 1 if the result failed its check."""
+        """Do the work and return the exit status: 0, or 1 if the result failed its check."""
         raise NotImplementedError
 
 
@@ -49,12 +56,17 @@ T = TypeVar("T", bound=Command)
 
 
 def parse(command: type[T], argv: list[str]) -> T:
-    """Flags laid over the recipe that `--config` names, laid over the defaults.
+    """The command with its settings: flags are laid over the recipe of `--config`, and that over defaults.
+
+    Args:
+        command: the class.
+        argv: the words after the name of the program.
 
     Raises:
         UserError: an unknown flag or field, or a value that does not fit.
         SystemExit: after `--help` or `--help-all`.
     """
+    # Our own pages instead of argparse's: they show defaults, and first the flags that matter.
     if any(word in HELP for word in argv):
         print(as_typed(pages.screen(command, module_of(command), command.main_flags)), end="")
         sys.exit(0)
@@ -64,7 +76,7 @@ def parse(command: type[T], argv: list[str]) -> T:
     given = _given(command, argv)
     recipe = given.pop("config", command.model_fields["config"].default)
     values = read_recipe(recipe) if recipe else {}
-    values.pop("config", None)
+    values.pop("config", None)  # the recipe that was named counts
     values = over_defaults(command, command.prepare(merge(values, given)))
     return validate(command, values | {"config": recipe}, recipe or "command line", given)
 
@@ -72,6 +84,7 @@ def parse(command: type[T], argv: list[str]) -> T:
 def module_of(command: type[Command]) -> str:
     """The module that `python -m` runs for a command: `ofa.space` for a class in `ofa/space/__main__.py`."""
     name = command.__module__
+    # A module that runs as a program is called __main__; its spec still has its name.
     if name == "__main__":
         spec = getattr(sys.modules["__main__"], "__spec__", None)
         name = spec.name if spec is not None else name
@@ -85,9 +98,11 @@ def _given(command: type[Command], argv: list[str]) -> dict[str, Any]:
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_avoid_json=True,
-        cli_exit_on_error=False,
+        cli_exit_on_error=False,  # argparse would print its usage; here every mistake is one sentence
         extra="ignore",
     )
+    # pydantic-settings fills only classes of its own. This one is made for the parse, so that a command
+    # itself stays plain data that reads neither flags nor environment variables.
     body = {"__doc__": cleandoc(command.__doc__ or ""), "model_config": settings}
     parser_class = type(command.__name__, (BaseSettings, command), body)
     try:
@@ -98,12 +113,13 @@ def _given(command: type[Command], argv: list[str]) -> dict[str, Any]:
 
 
 def _by_names(command: type[Command], argv: list[str]) -> list[str]:
-    """Sections that are named directly, spelled out.
+    """The words of a command line with short forms of sections written in full.
 
-    `--data cifar10` becomes `--data.name cifar10`, and `--penalties beta_decay,cost` a list of sections of
-    those names.
+    `--data cifar10` becomes `--data.name cifar10`, and `--penalties beta_decay,cost` becomes a list of
+    sections of those names.
     """
     sections = named_sections(command)
+    # First `--data=cifar10` becomes two words, so that the loop below meets one form only.
     words: list[str] = []
     for word in argv:
         flag, equals, value = word.partition("=")
@@ -119,6 +135,7 @@ def _by_names(command: type[Command], argv: list[str]) -> list[str]:
                 f"{flag} needs a name after it; --help-all lists those that {flag}.name may have."
             )
         value = words.pop(0)
+        # JSON holds a section, or a list of sections, as a whole.
         if value.startswith(("{", "[")):
             spelled += [flag, value]
         elif sections[flag]:
@@ -130,7 +147,7 @@ def _by_names(command: type[Command], argv: list[str]) -> list[str]:
 
 
 def _unknown_flag(command: type[Command], message: str) -> str:
-    """A sentence for what argparse says of the command line."""
+    """A sentence for the user from `message`, in which argparse complains about the command line."""
     unknown = re.search(r"unrecognized arguments: (.*)", message)
     if unknown is None:
         field = re.search(r'parsing value for field "(\w+)"', message)
@@ -144,8 +161,12 @@ def _unknown_flag(command: type[Command], message: str) -> str:
 def main(command: type[Command], argv: list[str] | None = None) -> NoReturn:
     """Parse, run and exit: 0 done, 1 the result failed its check, 2 the user can mend it, 130 interrupted.
 
-    What a command changes for the whole process is set here and nowhere else, so that the same functions,
-    called from a program of the user's, change nothing: signals, and how much freed memory the process keeps.
+    Signals, and how much freed memory the process keeps, are set here and nowhere else. So the functions of a
+    command change nothing for a program of the user's that calls them.
+
+    Args:
+        command: the class.
+        argv: the words of the command line; None: those of this process.
     """
     before = signal.signal(signal.SIGINT, interrupt_once)
     keep_freed_memory()
@@ -162,7 +183,8 @@ def main(command: type[Command], argv: list[str] | None = None) -> NoReturn:
     except UserError as error:
         status = _complain(str(error))
     except BrokenPipeError:
-        # The reader of our output, such as `head`, has gone: say nothing more, exit as a shell would report.
+        # The reader of our output, such as `head`, has gone. Python would complain once more when it flushes
+        # at exit, so the output goes nowhere from here on; 141 is what a shell reports for SIGPIPE.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
     except OSError as error:
@@ -173,7 +195,7 @@ def main(command: type[Command], argv: list[str] | None = None) -> NoReturn:
             raise
         status = _complain("The device ran out of memory; use a smaller --batch-size or a smaller space.")
     except KeyboardInterrupt:
-        status = 130
+        status = 130  # what a shell reports for SIGINT
         if started()[0] == 0:
             print("\ninterrupted", file=sys.stderr)
     # As a process, a late Ctrl-C must not turn a clean exit into a traceback; inside another program its

@@ -18,14 +18,14 @@ class Flag(NamedTuple):
     """A flag, which several kinds of a section may share.
 
     Args:
-        name: as it is typed, such as `--sgd.lr`.
-        section: the section it belongs to, such as `sgd`; empty for the command's own.
-        value: what follows it, such as `N` or `{cosine,exponential}`; empty for a switch.
-        text: what it does, in the words of each kind that words it alike.
-        defaults: the default as it is typed, and the kinds that have it; none for a required flag.
-        kinds: names of the kinds that have the flag, of those that the section may be.
-        all_kinds: whether every kind of the section has it.
-        positional: whether it is given without its name.
+        name: the flag as it is typed, such as `--sgd.lr`.
+        section: the section it belongs to, such as `sgd`; empty for a flag of the command itself.
+        value: what follows the flag, such as `N` or `{cosine,exponential}`; empty for a switch.
+        text: what the flag does; kinds that describe it differently are joined by "; or".
+        defaults: each default as it would be typed, with the kinds that have it; empty for a required flag.
+        kinds: names of the kinds of the section that have the flag.
+        all_kinds: whether every kind of the section has the flag.
+        positional: whether the value is given without the flag's name.
     """
 
     name: str
@@ -45,11 +45,12 @@ def flag_name(path: str) -> str:
 
 def is_list(field: FieldInfo) -> bool:
     """Whether the field holds several sections, such as a method's penalties."""
+    # Lists are tuples in every configuration, which is frozen.
     return str(field.annotation).startswith("tuple")
 
 
 def flag_names(model: Kind) -> set[str]:
-    """The fields of a model and, with dots, those of its sections."""
+    """Paths of the fields of a model, with dots for those of its sections, such as `sgd.weight_decay`."""
     names = set()
     for name, field in model.model_fields.items():
         name = field.alias or name
@@ -62,11 +63,17 @@ def flag_names(model: Kind) -> set[str]:
 
 
 def named_sections(model: Kind, prefix: str = "--") -> dict[str, bool]:
-    """The flags of sections that are chosen by name, and whether each is a list of sections."""
+    """The flags of sections that are chosen by name, and whether each is a list of sections.
+
+    Args:
+        model: the command, or the model of a section of it.
+        prefix: what stands before the names of its fields in a flag, such as `--sgd.`.
+    """
     found = {}
     for name, field in model.model_fields.items():
         flag = f"{prefix}{name.replace('_', '-')}"
         kinds = models_in(field.annotation)
+        # A section of one kind without a name, such as sgd, is only given field by field.
         if kinds and all(tags_of(kind) for kind in kinds):
             found[flag] = is_list(field)
         for kind in kinds:
@@ -76,6 +83,7 @@ def named_sections(model: Kind, prefix: str = "--") -> dict[str, bool]:
 
 def flags_of(command: Kind) -> list[Flag]:
     """All flags in the order in which help shows them: the command's own, then section by section."""
+    # Constructed without validation: it has the defaults, also where a required field has no value.
     found = list(_flags([command], [command.model_construct()], ""))
     return [f for f in found if not f.section] + [f for f in found if f.section]
 
@@ -88,6 +96,7 @@ def _flags(kinds: list[Kind], chosen: list[Any], section: str) -> Iterator[Flag]
         chosen: the section's default, or one for each kind of the section above it.
         section: its path, such as `sgd.schedule`; empty for the command itself.
     """
+    # In the order of the fields; a field that several kinds have is one flag.
     names: list[str] = []
     for kind in kinds:
         names += [name for name in kind.model_fields if name not in names]
@@ -97,6 +106,7 @@ def _flags(kinds: list[Kind], chosen: list[Any], section: str) -> Iterator[Flag]
         path = ".".join(filter(None, [section, field.alias or name]))
         defaults = [_default(kind, name, chosen) for kind in owners]
         inner = _inner_kinds(owners, name)
+        # A list of sections is one flag: its parts have no place in a path with dots.
         if inner and not is_list(field):
             yield from _flags(inner, defaults, path)
         elif section and name == "name":
@@ -131,7 +141,7 @@ def _choice_of_kind(owners: list[Kind], chosen: list[Any], section: str, path: s
 
 
 def _inner_kinds(owners: list[Kind], name: str) -> list[Kind]:
-    """What the section that the field `name` holds may be, over all owners of the field."""
+    """The kinds of section that the field `name` may hold in any of its owners."""
     found: list[Kind] = []
     for kind in owners:
         found += [model for model in models_in(kind.model_fields[name].annotation) if model not in found]
@@ -165,7 +175,11 @@ def _who_defaults_to_what(owners: list[Kind], defaults: list[Any]) -> dict[str, 
 
 
 def _default(kind: Kind, name: str, chosen: list[Any]) -> Any:
-    """The default of a field: what the section's default says if it is of this kind, else the kind's own."""
+    """The default of a field of a section.
+
+    If the section's own default is of this kind, that decides: `--sgd.schedule` may have other values as the
+    default of one command than its class has. Else it is the default of the class.
+    """
     for one in chosen:
         if type(one) is kind:
             return getattr(one, name, PydanticUndefined)
@@ -198,6 +212,7 @@ def _value_of(annotation: Any) -> str:
     if origin is Literal:
         return "{" + ",".join(str(one) for one in inner) + "}"
     if origin in (Union, UnionType):
+        # None is no value that is typed, and what else a union holds here is one type.
         return _value_of(next(one for one in inner if one is not NoneType))
     if origin is tuple:
         one = _value_of(inner[0])

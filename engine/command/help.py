@@ -7,9 +7,9 @@ from pydantic import BaseModel
 
 from engine.command.flags import Flag, flags_of
 
-WIDTH = 100
-COLUMN = 30
-MAIN_FLAGS = 10
+WIDTH = 100  # letters in a line
+COLUMN = 30  # where the descriptions of flags begin
+MAIN_FLAGS = 10  # with the examples these fit on one screen
 
 
 def screen(command: type[BaseModel], module: str, main_flags: tuple[str, ...]) -> str:
@@ -76,13 +76,13 @@ def _described(flag: Flag) -> str:
     text = "; ".join(filter(None, [flag.text, _defaults(flag)]))
     if not flag.all_kinds:
         text += f" [{', '.join(sorted(flag.kinds))}]"
-    left = f"  {name}"
-    if len(left) > COLUMN - 2:
-        start, body = left + "\n" + " " * COLUMN, text
-    else:
-        start, body = left.ljust(COLUMN), text
-    lines = textwrap.wrap(body, WIDTH - COLUMN) or [""]
-    return (start + ("\n" + " " * COLUMN).join(lines)).rstrip()
+    start = f"  {name}".ljust(COLUMN)
+    new_line = "\n" + " " * COLUMN
+    # A name that leaves less than two spaces before the description has a line of its own.
+    if len(f"  {name}") > COLUMN - 2:
+        start = f"  {name}{new_line}"
+    lines = textwrap.wrap(text, WIDTH - COLUMN)
+    return (start + new_line.join(lines)).rstrip()
 
 
 def _defaults(flag: Flag) -> str:
@@ -93,10 +93,12 @@ def _defaults(flag: Flag) -> str:
     default, *others = sorted(flag.defaults, key=lambda value: -len(flag.defaults[value]))
     if others:
         said = [default]
-        said += [f"{value} for {', '.join(sorted(flag.defaults[value]))}" for value in others]
+        for value in others:
+            said.append(f"{value} for {', '.join(sorted(flag.defaults[value]))}")
         return f"default: {'; '.join(said)}"
     if default == "on":
         return f"default: on; --no-{flag.name.removeprefix('--')} turns it off"
+    # A switch that is off and a value that is not given need no words: everybody expects that.
     if default in ("off", "none"):
         return ""
     return f"default: {default}"

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def interrupt_once(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt at the first SIGINT and ignore later ones, which would land in the clean-up."""
+    """Raise KeyboardInterrupt at the first SIGINT and ignore later ones, which would break the clean-up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 
@@ -33,7 +33,10 @@ class Stop:
 
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """While the block runs, SIGINT and SIGTERM only set `requested`. Use it in the main thread."""
+    """While the block runs, SIGINT and SIGTERM only set `requested` of the yielded `Stop`.
+
+    It works in the main thread only, since Python lets no other thread set signal handlers.
+    """
     stop = Stop()
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -1,4 +1,7 @@
-"""Progress with rate and remaining time: a bar on a terminal, and elsewhere plain lines, ever more rarely."""
+"""Progress with rate and remaining time.
+
+On a terminal it is a bar; elsewhere it is plain lines, which come more and more rarely.
+"""
 
 import contextlib
 import sys
@@ -17,7 +20,7 @@ from rich.progress import (
 
 from engine.command.launch import started
 
-PLAIN_SECONDS = 10.0
+PLAIN_SECONDS = 10.0  # least time between two plain lines
 Advance = Callable[[str], None]
 
 
@@ -35,6 +38,7 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
         total: steps in all.
         done: steps that were made before, by an interrupted process.
     """
+    # stderr, so that the results of a command can be redirected without its progress.
     console = Console(stderr=True, quiet=started()[0] > 0)
     bar = _bar(console, what, total, done) if console.is_terminal else _lines(console, what, total, done)
     with bar as advance:
@@ -53,6 +57,7 @@ def _bar(console: Console, what: str, total: int, done: int) -> Iterator[Advance
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
+    # On a terminal prints appear above the bar; output that the user redirected must stay where it goes.
     with Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty()) as bars:
         task = bars.add_task(what, total=total, completed=done, note="", rate="")
         count, known = done, ""
@@ -76,6 +81,7 @@ def _lines(console: Console, what: str, total: int, done: int) -> Iterator[Advan
         nonlocal count, last, known
         count, known = count + 1, note or known
         now = time.monotonic()
+        # From 500 s on the pause grows with the time spent: ten hours print some 260 lines instead of 3,600.
         pause = max(PLAIN_SECONDS, 0.02 * (now - started))
         if now - last >= pause or (count == total and now - started > 2):
             last = now

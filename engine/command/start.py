@@ -1,7 +1,7 @@
-"""What happens before a command's own modules are imported, which takes seconds.
+"""What a command does before it imports its own modules, which takes seconds.
 
-The packages' `__init__` call `start`. It gives Ctrl-C a quiet end and answers `--help` from a page that is
-stored beside this file, so that help does not wait for torch.
+The `__init__` of each package calls `start`. It gives Ctrl-C a quiet end and answers `--help` from a page
+that is stored beside this file, so that help does not wait for torch.
 """
 
 import os
@@ -40,7 +40,7 @@ def start() -> None:
     if sys.argv[:1] != ["-m"]:  # what Python puts there while it imports the packages of `-m module`
         return
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # nothing is open or half-written yet
-    words = sys.orig_argv
+    words = sys.orig_argv  # sys.argv has no module yet
     module = words[words.index("-m") + 1]
     if any(word in HELP for word in sys.argv[1:]) and page_of(module).is_file():
         show_page(module)
@@ -58,20 +58,21 @@ def show_page(module: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print what names commands, such as the next step, in the form in which this process was started."""
+    """Print a text that names commands, such as the next step, in the form that the user typed."""
     print(as_typed(text))
 
 
 def started_by_ofa() -> bool:
     """Whether this process is the console command `ofa`."""
+    # By its number: a process that this one starts inherits the variable, but is started in another way.
     return os.environ.get("OFA_COMMAND") == str(os.getpid())
 
 
 def as_typed(text: str) -> str:
     """`text` with commands as this process was started: `ofa train` where `ofa` was typed.
 
-    `python -m ofa.train` looks into the current folder first, where a file `export.py` of the user's would
-    stand in the way; who typed `ofa` is told the form that works there.
+    `python -m ofa.train` looks for modules in the current folder first, where the user may have an
+    `export.py`. Whoever typed `ofa` is told the form that works in such a folder, too.
     """
     if not started_by_ofa():
         return text

@@ -1,4 +1,4 @@
-"""Tables that lose no letter: a narrow terminal breaks cells over lines, elsewhere a table may be wide."""
+"""Tables without cut words: a narrow terminal breaks cells over lines; elsewhere a table may be wide."""
 
 from rich.console import Console
 from rich.table import Table
@@ -9,8 +9,8 @@ WIDE = 1000  # more columns than any table needs; narrower tables are not stretc
 def show(table: Table) -> None:
     """Print `table`."""
     for column in table.columns:
-        column.overflow = "fold"
-    table.columns[0].no_wrap = True
+        column.overflow = "fold"  # rich would end a long cell with an ellipsis
+    table.columns[0].no_wrap = True  # names stay in one piece, to be copied
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDE)

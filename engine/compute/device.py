@@ -1,4 +1,4 @@
-"""Where models go and in which precision."""
+"""The device that models run on, CPU threads, and precision."""
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -7,7 +7,10 @@ from engine.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; `auto` is cuda where there is one, else cpu.
+    """The device of that name.
+
+    Args:
+        name: a device as torch names it, such as `cuda:1`, or `auto`: cuda where there is one, else cpu.
 
     Raises:
         UserError: the name is not a device of this machine.
@@ -16,7 +19,9 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(
+            0, device=device
+        )  # torch.device takes every valid name, also of a device that is not here
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UserError(
             f"Device '{name}' is not available here; use auto, cpu, or cuda on a machine with a GPU."
@@ -25,9 +30,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def use_threads(count: int | None) -> None:
-    """Let torch and the linear algebra of NumPy use this many CPU threads; None: as many as they decide.
+    """Limit the CPU threads of torch and of NumPy's linear algebra.
 
     Tiny networks and a few hundred measured subnets are fastest with one: threads would wait for each other.
+
+    Args:
+        count: number of threads; None: as many as the libraries decide.
     """
     if count is not None:
         torch.set_num_threads(count)
@@ -35,5 +43,8 @@ def use_threads(count: int | None) -> None:
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 on CUDA; float32 elsewhere, where it is no slower and exactly reproducible."""
+    """A context in which layers compute in bfloat16 on CUDA, and in float32 elsewhere.
+
+    Elsewhere float32 is no slower, and exactly reproducible.
+    """
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")

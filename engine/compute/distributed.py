@@ -1,13 +1,13 @@
-"""Several processes that train one model: which of them this one is, and the few things they tell each other.
+"""Several processes that train one model: which one this is, and what they tell each other.
 
 torchrun starts the processes and tells each in environment variables that it is rank r of n. Without torchrun
 there is one process, no process group is made, and every method of `Ranks` returns what it was given. A
 training step here has several backward passes, so gradients are averaged once at its end, in one flat
 all-reduce, instead of by the hooks of DistributedDataParallel.
 
-Facts that the host needs (a rank wants to stop, a rank used a weight) travel over a gloo group on the CPU,
-also beside NCCL. So no rank waits for its GPU to learn them, and the other ranks notice a rank that died,
-since its connection closes.
+Facts that the CPU needs (a rank wants to stop, a rank used a weight) travel over a gloo group between the
+CPUs, even where gradients travel over NCCL. So no rank waits for its GPU to learn them, and the other ranks
+notice a rank that died, since its connection closes.
 """
 
 import contextlib
@@ -37,9 +37,9 @@ class Ranks:
     """This process among those that train together.
 
     Args:
-        rank: its number, from 0.
-        size: how many there are.
-        host: their gloo group; None: the default group.
+        rank: the number of this process, from 0.
+        size: how many processes there are.
+        host: their gloo group; None: the default group, which is then gloo itself.
     """
 
     rank: int = 0
@@ -58,6 +58,7 @@ class Ranks:
             UserError: the batch cannot be divided evenly, two images or more for each rank.
         """
         own = batch_size // self.size
+        # Equal shares, since the mean over ranks is then the mean over images; two images for BatchNorm.
         if self.size > 1 and (batch_size % self.size or own < 2):
             near = max(2, round(batch_size / self.size)) * self.size
             raise UserError(
@@ -79,7 +80,7 @@ class Ranks:
         return flag if self.size == 1 else bool(self._on_host([flag], dist.ReduceOp.MAX)[0])
 
     def total(self, values: Sequence[float]) -> list[float]:
-        """Each of `values` summed over the ranks, in double precision."""
+        """Each of `values` summed over the ranks, in double precision. All ranks must ask."""
         return list(values) if self.size == 1 else self._on_host(values, dist.ReduceOp.SUM)
 
     def average_gradients(self, parameters: Iterator[torch.nn.Parameter], losses: Tensor) -> Tensor:
@@ -98,6 +99,7 @@ class Ranks:
         if self.size == 1:
             return losses
         known = list(parameters)
+        # Ranks train different subnets, so they use different weights, but must reduce the same ones.
         used = self._on_host([p.grad is not None for p in known], dist.ReduceOp.MAX)
         shared = [p for p, flag in zip(known, used, strict=True) if flag]
         count = sum(p.numel() for p in shared)
@@ -115,7 +117,9 @@ class Ranks:
             if p.grad is not None:
                 targets.append(target)
                 gradients.append(p.grad)
-        torch._foreach_copy_(targets, gradients)
+        torch._foreach_copy_(
+            targets, gradients
+        )  # a few kernels instead of one for each of hundreds of weights
         with _or_say_who_is_gone():
             dist.all_reduce(flat)
         flat /= self.size
@@ -124,6 +128,7 @@ class Ranks:
         return flat[count:].to(losses.dtype, copy=True)  # a view would keep all of `flat`
 
     def _on_host(self, values: Sequence[float], how: dist.ReduceOp.RedOpType) -> list[float]:
+        # float64 holds flags, step numbers and scores alike.
         table = torch.tensor(values, dtype=torch.float64)
         with _or_say_who_is_gone():
             dist.all_reduce(table, how, self.host)
@@ -160,6 +165,7 @@ def join(device: str) -> Iterator[tuple[Ranks, torch.device]]:
 
 
 def _own_device(name: str) -> str:
+    """The device of this process among those on its machine, for the `name` that the user gave."""
     gpus = torch.cuda.device_count()
     local, count = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if name not in ("auto", "cpu", "cuda"):
@@ -179,6 +185,7 @@ def _own_device(name: str) -> str:
 
 @contextlib.contextmanager
 def _or_say_who_is_gone() -> Iterator[None]:
+    """Turn the error of a connection that closed into a sentence."""
     try:
         yield
     except RuntimeError as error:
@@ -194,8 +201,8 @@ def _or_say_who_is_gone() -> Iterator[None]:
 def batch_norm(x_NCHW: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """BatchNorm in train mode whose mean and variance are those of all ranks' images.
 
-    Every rank must have as many images. The gradient reaches the images of the other ranks as well: the mean
-    over ranks of the weights' gradients is that of one process on the joined batch.
+    Every rank must have the same number of images. The gradient also flows to the images of the other ranks,
+    so that the weights' gradients, averaged over ranks, are those of one process on the joined batch.
 
     Args:
         x_NCHW: this rank's images.
@@ -207,15 +214,16 @@ def batch_norm(x_NCHW: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tens
 
 
 class _JoinedBatchNorm(torch.autograd.Function):
-    """Batch Normalization (2015, arXiv:1502.03167) with one all-reduce of two numbers a channel each way.
+    """Batch Normalization (2015, arXiv:1502.03167) over all ranks.
 
-    torch's own kernels do the passes over the images; the same from plain operations takes ten times as long
-    on CPU.
+    Forward and backward need one all-reduce each, of two numbers a channel. torch's own kernels do the passes
+    over the images; plain operations that do the same take ten times as long on CPU.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         _, own_mean, own_inverse = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
+        # torch returns 1 / sqrt(variance + eps). In double, since the difference of squares below cancels.
         own_mean, own_var = own_mean.double(), own_inverse.double() ** -2 - eps
         mean, square = _mean_over_ranks(torch.stack([own_mean, own_var + own_mean**2]))
         mean, var = mean.to(weight.dtype), (square - mean**2).to(weight.dtype)
@@ -229,8 +237,8 @@ class _JoinedBatchNorm(torch.autograd.Function):
         args = (grad_y, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True])
         # First the gradient as if mean and variance were constants.
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(*args)
-        # They depend on x, and what they pass back is a line in x:
-        # weight / deviation * (offset + slope * (x - mean) / deviation).
+        # But they depend on x. What they pass back is a line in x, weight / deviation * (offset + slope *
+        # (x - mean) / deviation), which is subtracted; 1 / (values a channel) makes means of sums.
         slope, offset = _mean_over_ranks(torch.stack([grad_weight, grad_bias]) * (len(mean) / x.numel()))
         inverse = (var + ctx.eps).rsqrt()
         rise = -weight * inverse**2 * slope
@@ -240,7 +248,7 @@ class _JoinedBatchNorm(torch.autograd.Function):
 
 
 def _mean_over_ranks(own: Tensor) -> Tensor:
-    """The mean over the ranks. `own` is overwritten."""
+    """The mean over the ranks. `own` holds the sum afterwards."""
     with _or_say_who_is_gone():
         dist.all_reduce(own)
     return own / dist.get_world_size()

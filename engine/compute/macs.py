@@ -1,5 +1,4 @@
-"""Multiply-accumulates of any module, counted by torch: what every closed form in this project is tested
-by."""
+"""Multiply-accumulates of any module, counted by torch; tests compare every closed form with this count."""
 
 import torch
 from torch import Tensor, nn
@@ -7,15 +6,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_macs(module: nn.Module, *inputs: Tensor) -> int:
-    """MACs of convolutions and matrix products in one forward pass of `module` on `inputs`, in eval mode.
-
-    torch counts a multiply and an add as two operations; this field counts them as one.
-    """
+    """MACs of convolutions and matrix products in one forward pass of `module` on `inputs`, in eval mode."""
     training = module.training
-    module.eval()
+    module.eval()  # in train mode BatchNorm would change its statistics
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(*inputs)
     module.train(training)
+    # torch counts a multiply and an add as two operations; papers on architecture search count one.
     return int(counter.get_total_flops()) // 2
 
 

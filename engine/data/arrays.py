@@ -26,7 +26,7 @@ class ArraySource(ImageSource):
     )
 
     def read(self) -> tuple[Arrays, list[str]]:
-        """The arrays of `train` and `test`, and the names of the classes.
+        """Read the arrays of `train` and `test`, and the names of the classes in the order of the labels.
 
         Raises:
             UserError: the data is missing, damaged or does not fit.
@@ -46,7 +46,7 @@ class ArrayData(IndexedData):
     """Images of one size that live on the device.
 
     Args:
-        config: how they are augmented.
+        config: the source, which says how they are augmented.
         arrays: images and classes of each split.
         classes: names of the classes.
         device: where the images live.
@@ -56,12 +56,14 @@ class ArrayData(IndexedData):
     def __init__(
         self, config: ArraySource, arrays: Arrays, classes: list[str], device: torch.device, seed: int
     ):
+        # From the training images alone, as the other splits stand for images that nobody has seen.
         x_train = arrays["train"][0]
         mean = x_train.mean((0, 1, 2)) / 255
         # A channel of one colour has no deviation; dividing by it would give infinities.
         std = np.maximum(x_train.std((0, 1, 2)) / 255, 1e-3)
         super().__init__(config, classes, mean.tolist(), std.tolist(), x_train.shape[1], device, seed)
         self.augment = config
+        # Cutout's colour, in pixels: images are augmented as uint8 and normalised afterwards.
         self._fill = (self._mean * 255).round().to(torch.uint8)
         self.splits: dict[str, Batch] = {}
         for name, (x, y) in arrays.items():
@@ -79,6 +81,7 @@ class ArrayData(IndexedData):
         if subset != "both":
             return self.splits[subset]
         if self._both is None:
+            # Joined at the first use: a copy of all images, which only some searches need.
             x_train, y_train = self.splits["train"]
             x_val, y_val = self.splits["val"]
             self._both = torch.cat([x_train, x_val]), torch.cat([y_train, y_val])
@@ -94,6 +97,7 @@ class ArrayData(IndexedData):
             return
         # The order goes to the device once an epoch: a copy in each step would make the host wait.
         order_SB = torch.from_numpy(np.stack(batches)).to(self.device)
+        # A stream for each step, so that a resumed run needs no draws of the steps that it skips.
         for step, where in enumerate(order_SB, start=skip):
             generator = torch_generator(self.device, self.seed, *stream_name(subset, "augment"), epoch, step)
             x = images[where]

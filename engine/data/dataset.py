@@ -2,7 +2,7 @@
 
 Every source keeps the same promises. The validation split is held out from training by seed and class. What
 is drawn in epoch e depends on (seed, e) alone, so a resumed run sees what an uninterrupted run sees. Pixels
-travel as uint8 and are normalised on the device.
+travel as uint8, a quarter of the bytes of float32, and are normalised on the device.
 """
 
 from abc import ABC, abstractmethod
@@ -29,13 +29,17 @@ Batch = tuple[Tensor, Tensor]
 
 
 class ImageSource(Config):
-    """The settings that all sources of images share. A source adds its own and a `name` that no other has."""
+    """The settings that all sources of images share. Each source adds its own and a `name` of its own."""
 
     val: float = Field(0.2, gt=0, lt=1, description="fraction of the training images held out for validation")
     mixup: float = Field(0.0, ge=0, description="alpha of mixup; 0: none")
 
     def load(self, device: torch.device, seed: int) -> "Data":
-        """Read the images. `seed` decides which of them are held out and what augmentation draws.
+        """Read the images.
+
+        Args:
+            device: where batches are delivered.
+            seed: decides which images are held out and what augmentation draws.
 
         Raises:
             UserError: the data is missing, damaged or does not fit.
@@ -77,7 +81,7 @@ class Data(ABC):
 
     @abstractmethod
     def count(self, split: Split) -> int:
-        """Images in `split`."""
+        """Number of images in `split`."""
 
     @abstractmethod
     def preprocessing(self) -> dict[str, Any]:
@@ -87,11 +91,18 @@ class Data(ABC):
     def train_batches(
         self, batch_size: int, epoch: int, skip: int = 0, ranks: Ranks = ALONE, subset: Subset = "train"
     ) -> Iterator[Batch]:
-        """The augmented batches of `epoch`, from batch `skip` on.
+        """The augmented batches of an epoch.
+
+        Args:
+            batch_size: images in a batch, of all ranks together.
+            epoch: its number; another epoch has another order and other augmentation.
+            skip: batches at the start of the epoch that are left out.
+            ranks: the processes that train together; each gets its share of every batch.
+            subset: which images.
 
         Yields:
             x (N, C, size, size), float32, channels_last, normalised; and y: classes (N,), or with mixup
-            probabilities (N, K). Each of several ranks gets its share of every batch.
+            probabilities (N, K).
         """
 
     @abstractmethod
@@ -108,13 +119,13 @@ class Data(ABC):
         """
 
     def size_of(self, subset: Subset) -> int:
-        """Images in `subset`."""
+        """Number of images in `subset`."""
         if subset == "both":
             return self.count("train") + self.count("val")
         return self.count(subset)
 
     def steps(self, batch_size: int, subset: Subset = "train") -> int:
-        """Batches in an epoch; the last, incomplete one is left out.
+        """Number of batches in an epoch; the last, incomplete one is left out.
 
         Raises:
             UserError: there are fewer images than one batch.
@@ -128,7 +139,7 @@ class Data(ABC):
         return images // batch_size
 
     def normalise(self, x_NCHW: Tensor) -> Tensor:
-        """uint8 to float32 in [0, 1], less the mean, over the deviation; channels_last."""
+        """uint8 images as a network takes them: float32, / 255, - mean, / std; channels_last."""
         x = x_NCHW.to(memory_format=torch.channels_last).float() / 255
         return (x - self._mean) / self._std
 
@@ -140,11 +151,19 @@ class IndexedData(Data):
     def _augmented(
         self, subset: Subset, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice
     ) -> Iterator[Batch]:
-        """The `share` of each batch of indices, as augmented uint8 images; `skip` batches came before."""
+        """Augmented uint8 images (N, C, size, size) and labels (N,), a pair for each batch.
+
+        Args:
+            subset: the images that the indices count.
+            epoch: for the random streams.
+            batches: indices of the images of each batch.
+            skip: batches of the epoch that came before; step `skip` is the first one here.
+            share: the part of each batch to deliver.
+        """
 
     @abstractmethod
     def _plain(self, split: Split, indices: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
-        """uint8 images of `split` at `indices`, as they are."""
+        """Batches of uint8 images of `split` at `indices`, without augmentation, and of their labels."""
 
     def train_batches(
         self, batch_size: int, epoch: int, skip: int = 0, ranks: Ranks = ALONE, subset: Subset = "train"
@@ -154,9 +173,8 @@ class IndexedData(Data):
         The shares of all ranks, joined, are image for image what one process gets. Mixup is the exception: it
         blends an image with one of the same rank.
         """
-        order = numpy_generator(self.seed, *stream_name(subset, "order"), epoch).permutation(
-            self.size_of(subset)
-        )
+        rng = numpy_generator(self.seed, *stream_name(subset, "order"), epoch)
+        order = rng.permutation(self.size_of(subset))
         starts = range(skip * batch_size, self.steps(batch_size, subset) * batch_size, batch_size)
         indices = [order[start : start + batch_size] for start in starts]
         augmented = self._augmented(subset, epoch, indices, skip, ranks.share(batch_size))
@@ -164,12 +182,14 @@ class IndexedData(Data):
             x = self.normalise(x)
             if self.config.mixup > 0:
                 y_NK = torch.nn.functional.one_hot(y, len(self.classes)).float()
+                # Ranks blend their own images, so their draws must differ; hence the seed of the rank.
                 rng = numpy_generator(ranks.seed(self.seed), *stream_name(subset, "mixup"), epoch, step)
                 x, y = mixup(x, y_NK, self.config.mixup, rng)
             yield x, y
 
     def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
         """See `Data.batches`."""
+        # Mixed before the limit cuts, so that a part of the split has images of all classes.
         indices = numpy_generator(self.seed, "plain", split).permutation(self.count(split))[:limit]
         for x, y in self._plain(split, indices, batch_size):
             yield self.normalise(x), y
@@ -200,6 +220,7 @@ def hold_out(
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
         wanted = max(1, round(fraction * len(members)))
+        # One image of each class stays: a class that is never trained cannot be recognised.
         held.append(members[: min(wanted, len(members) - 1)])
     out = np.sort(np.concatenate(held))
     if len(out) == 0:

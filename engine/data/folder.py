@@ -1,4 +1,4 @@
-"""A folder of image files of any size, one folder a class: decoded and augmented in worker processes."""
+"""A folder of image files of any size, with a folder for each class; worker processes decode the files."""
 
 import os
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ from engine.errors import UserError, WorkerDied
 from engine.seed import derive, numpy_generator
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-CACHE_BYTES = 2 * 1024**3
+CACHE_BYTES = 2 * 1024**3  # most bytes of decoded pixels that are kept on the device, for each set of images
 Share = Annotated[float, Field(ge=0, le=1)]
 Hue = Annotated[float, Field(ge=0, le=0.5)]
 
@@ -76,7 +76,7 @@ class FolderData(IndexedData):
                 "imagefolder."
             )
         held: dict[str, Listing] = {}
-        for name in ("val", "test"):
+        for name in ("val", "test"):  # a folder of data has one of them or both
             if (config.path / name).is_dir():
                 held[name] = _held_listing(config.path, name, classes)
         if not held:
@@ -93,6 +93,7 @@ class FolderData(IndexedData):
             held = {"val": [train[i] for i in out], "test": test}
             train = [train[i] for i in kept]
         self.files: dict[str, Listing] = {"train": train, **held}
+        # Before training starts, which may take hours until it meets a damaged file.
         check_image_files([path for files in self.files.values() for path, _ in files])
         super().__init__(config, classes, IMAGENET_MEAN, IMAGENET_STD, config.size, device, seed)
         self.workers = config.workers
@@ -130,6 +131,7 @@ class FolderData(IndexedData):
         if len(indices) * 3 * self.size**2 > CACHE_BYTES:
             yield from streamed
             return
+        # By the indices, since calibration reads only a part of a split, always the same one.
         key = (split, indices.tobytes())
         if key not in self.cache:
             batches = list(streamed)
@@ -145,7 +147,7 @@ class FolderData(IndexedData):
             UserError: an image is damaged.
             WorkerDied: a worker process ended.
         """
-        workers = min(self.workers, len(items))
+        workers = min(self.workers, len(items))  # a worker without a batch would be started for nothing
         loader = DataLoader(
             ImageFiles(listing, self.transforms),
             batch_sampler=items,
@@ -153,7 +155,7 @@ class FolderData(IndexedData):
             collate_fn=collate,
             worker_init_fn=start_worker,
             pin_memory=self.device.type == "cuda",
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=4 if workers else None,  # torch takes no number without workers
         )
         try:
             for x, y, complaint in loader:
@@ -161,6 +163,7 @@ class FolderData(IndexedData):
                     raise UserError(complaint)
                 yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
         except RuntimeError as error:
+            # torch has no class of its own for the death of a worker, only this text.
             if "DataLoader worker" not in str(error):
                 raise
             raise WorkerDied(
@@ -205,7 +208,10 @@ def _listing(root: Path, split: str) -> tuple[list[str], Listing]:
 
 
 def _held_listing(root: Path, split: str, classes: list[str]) -> Listing:
-    """The files of a split whose classes are among those of the training images."""
+    """The files of val/ or test/, with the class index that train/ gives them.
+
+    The split may lack classes of train/, but has no others.
+    """
     folder = root / split
     names = _class_folders(folder)
     unknown = sorted(set(names) - set(classes))

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from engine.command.progress import progress
 from engine.errors import UserError
 
-RESIZE_OVER_CROP = 256 / 224
+RESIZE_OVER_CROP = 256 / 224  # the usual evaluation on ImageNet: shorter side 256, centre of 224
 CHECK_AT_MOST = 20_000  # files; decoding more of them before training starts would take minutes
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 DAMAGED = (OSError, ValueError, Image.DecompressionBombError)  # what Pillow raises for files it cannot use
@@ -22,7 +22,7 @@ Listing = list[tuple[Path, int]]  # image files, each with the index of its clas
 
 
 class Transforms:
-    """What becomes of an image in training and elsewhere.
+    """How an image file becomes a tensor: `augment` in training, `plain` elsewhere.
 
     Args:
         size: side of the square crop in pixels.
@@ -68,7 +68,8 @@ class ImageFiles(Dataset[tuple[Tensor, int, str]]):
         try:
             image = open_image(path)
         except DAMAGED as error:
-            # An error that a worker raises reaches the main process as another one; a sentence does not.
+            # An error that a worker raises reaches the main process as another error, with a traceback in its
+            # text. A sentence arrives as it is.
             return torch.empty(0, dtype=torch.uint8), label, damaged_image(path, error)
         if seed is None:
             return self.transforms.plain(image), label, ""
@@ -78,12 +79,13 @@ class ImageFiles(Dataset[tuple[Tensor, int, str]]):
 
 
 def open_image(path: Path) -> Image.Image:
-    """The image in RGB.
+    """Decode an image file to RGB.
 
     Raises:
         OSError, ValueError, DecompressionBombError: the file is damaged, or not an image of 8 bits a channel.
     """
     with Image.open(path) as image:
+        # Pillow would clip 16-bit and float pixels at 255 without a word, so that most become white.
         if image.mode.startswith(("I", "F")):
             raise ValueError(f"its pixels are {image.mode}, not 8 bits a channel")
         return image.convert("RGB")
@@ -111,14 +113,16 @@ def collate(items: list[tuple[Tensor, int, str]]) -> tuple[Tensor | None, Tensor
 def start_worker(_: int) -> None:
     """Prepare a worker process."""
     # Signals to the process group, Ctrl-C among them, are for the main process, which stops after its step.
+    # Out of the group rather than ignoring signals: ignoring them could hang the exit.
     os.setpgrp()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # workers are processes, one for a core; threads in each would be in their way
 
 
 def image_paths(folder: Path) -> list[Path]:
     """The image files in a folder and the folders in it, in sorted order."""
     found = []
     for path in folder.rglob("*"):
+        # Names that begin with a dot are other systems' notes beside an image, such as ._cat.jpg.
         if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file():
             found.append(path)
     return sorted(found)
@@ -140,6 +144,7 @@ def check_image_files(paths: list[Path]) -> None:
             return damaged_image(path, error)
         return ""
 
+    # Threads suffice: Pillow decodes outside of Python's lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress("check images", len(paths)) as advance:
         for complaint in pool.map(fault, paths):
             if complaint:

@@ -1,4 +1,4 @@
-"""Images in one .npz file."""
+"""Images and labels in one .npz file, as NumPy's `savez` writes it."""
 
 import zlib
 from pathlib import Path
@@ -38,7 +38,7 @@ class Npz(ArraySource):
     path: Located = Field(description="the .npz file")
 
     def read(self) -> tuple[Arrays, list[str]]:
-        """The arrays, with labels renumbered from 0."""
+        """Read and check the arrays. Labels may be any integers; in their order they become 0, 1, 2, ..."""
         found = _members(self.path)
         for name in ("y_train", "y_test"):
             y = found[name]
@@ -46,6 +46,7 @@ class Npz(ArraySource):
                 raise UserError(
                     f"Data file '{self.path}': {name} must be integers (N,), but is {y.dtype} {y.shape}."
                 )
+        # The training images decide which classes there are: no other class can be learned.
         values, y_train = np.unique(found["y_train"], return_inverse=True)
         unseen = np.setdiff1d(found["y_test"], values)
         if len(unseen):
@@ -74,8 +75,13 @@ class Npz(ArraySource):
 
 
 def _members(path: Path) -> dict[str, NDArray[Any]]:
-    """All arrays of the file, of which the four that a data set needs are there."""
+    """All arrays of the file by name.
+
+    Raises:
+        UserError: the file cannot be read, or one of the four arrays that a data set needs is missing.
+    """
     try:
+        # allow_pickle=False: a file from somebody else must not run code.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as members:
             found = {name: members[name] for name in members.files}
     except UNREADABLE as error:

@@ -1,4 +1,4 @@
-"""The list of data sources. A new one is a file beside this one and a name in one of the two lines below."""
+"""The list of data sources. A new source is a file beside this one and a name in one of the two unions."""
 
 from typing import Annotated
 
@@ -21,7 +21,7 @@ AnyData = Annotated[ImageConfig | TextConfig, Field(discriminator="name")]
 
 
 def load_data(config: ImageConfig, device: torch.device, seed: int) -> Data:
-    """The three splits of a source of images.
+    """Load the three splits of a source of images.
 
         data = load_data(Npz(name="npz", path="images.npz"), torch.device("cpu"), seed=0)
 

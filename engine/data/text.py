@@ -2,7 +2,7 @@
 
 Penn Treebank as Mikolov (2010) prepared it is a folder with ptb.train.txt, ptb.valid.txt and ptb.test.txt:
 words between spaces, one sentence a line, each ended by <eos>. Windows follow AWD-LSTM (2017,
-arXiv:1708.02182): their lengths are random, so that an epoch does not cut at the same words as the last.
+arXiv:1708.02182): their lengths are random, so that two epochs do not cut the text at the same words.
 """
 
 from pathlib import Path
@@ -24,9 +24,10 @@ NAMES: dict[Split, tuple[str, ...]] = {
     "val": ("ptb.valid.txt", "valid.txt", "val.txt"),
     "test": ("ptb.test.txt", "test.txt"),
 }
+# Lengths of windows, as in AWD-LSTM: bptt is the usual one.
 SHORTEST = 5  # words in the shortest window
-BEYOND = 20  # words that a window may have more than bptt
-HALVED = 0.05  # share of windows that are half as long
+BEYOND = 20  # most words that a window has more than bptt
+HALVED = 0.05  # share of windows that are half as long as usual
 Words = dict[Split, list[str]]
 
 
@@ -34,7 +35,7 @@ class TextSource(Config):
     """A source of text. A child says how its words are read, in `read`."""
 
     def read(self) -> Words:
-        """The words of each split, with `<eos>` at the end of each sentence.
+        """Read the words of each split, with `<eos>` at the end of each sentence.
 
         Raises:
             UserError: a file is missing, unreadable or has no words.
@@ -51,7 +52,7 @@ class Grammar(TextSource):
     )
 
     def read(self) -> Words:
-        """Sentences whose verbs agree with their subjects over what stands between, so that memory helps."""
+        """Make the sentences. Verbs agree with subjects over the words between, so that memory helps."""
         rng = numpy_generator(0, "grammar")
         held = self.sentences // 10
         counts: dict[Split, int] = {"train": self.sentences, "val": held, "test": held}
@@ -98,7 +99,9 @@ def load_text(config: TextSource) -> Text:
             "TextFolder(path=...)."
         )
     words = config.read()
+    # A dict keeps the order of first appearance and drops repetitions; a set would keep no order.
     number = {word: i for i, word in enumerate(dict.fromkeys(words["train"]))}
+    # `<unk>` is added only where a split needs it, and then once.
     for found in words.values():
         if not number.keys() >= set(found):
             number.setdefault(UNKNOWN, len(number))
@@ -123,6 +126,7 @@ def _words_of(folder: Path, split: Split) -> list[str]:
     words: list[str] = []
     for line in lines:
         words += [*line.split(), END]
+    # A file of empty lines has ends of sentences, and nothing else.
     if words.count(END) == len(words):
         raise UserError(
             f"Text '{paths[0]}' has no words; put sentences into it, one a line, words between spaces."
@@ -148,7 +152,14 @@ def _sentence(rng: np.random.Generator) -> list[str]:
 
 
 def columns(words_N: Tensor, batch: int) -> Tensor:
-    """The text cut into `batch` equal pieces that stand side by side: (rows, batch). A rest is left out.
+    """The text cut into equal pieces that stand side by side as columns.
+
+    Args:
+        words_N: numbers of the words of a text.
+        batch: number of columns.
+
+    Returns:
+        (rows, batch). Words that do not fill a row are left out at the end.
 
     Raises:
         UserError: the text is too short for three rows.
@@ -172,6 +183,7 @@ def windows(rows: int, bptt: int, rng: np.random.Generator, spread: float) -> li
         spread: deviation of the lengths around the usual one; 0: none, as in a search.
     """
     shortest = min(SHORTEST, bptt)
+    # All lengths are drawn at once: as many as are needed if every window is the shortest possible.
     most = rows // min(shortest, max(bptt // 2, 1)) + 1
     usual = np.where(rng.random(most) < HALVED, bptt / 2, bptt)
     if spread:
@@ -181,10 +193,17 @@ def windows(rows: int, bptt: int, rng: np.random.Generator, spread: float) -> li
     ends = [int(end) for end in np.cumsum(length.astype(int))]
     # A window predicts the word after each of its words, so the last one needs two rows or more.
     starts = [0, *(end for end in ends if end < rows - 2)]
+    # Not strict: of the lengths drawn, those after the end of the text are left over.
     return [(start, min(end, rows - 1) - start) for start, end in zip(starts, ends, strict=False)]
 
 
 def window(text_RB: Tensor, start: int, length: int) -> tuple[Tensor, Tensor]:
-    """Words of a window and the words that follow them, both (T, B); shorter at the end of the text."""
+    """Words of a window and the words to predict, which follow them; both (T, B).
+
+    Args:
+        text_RB: the text in columns.
+        start: first row of the window.
+        length: rows of the window, fewer at the end of the text.
+    """
     length = min(length, len(text_RB) - 1 - start)
     return text_RB[start : start + length], text_RB[start + 1 : start + 1 + length]

@@ -21,10 +21,10 @@ class Torchvision(ArraySource):
     path: Located = Field(
         Path("data"), validate_default=True, description="folder that holds it, or receives the download"
     )
-    download: bool = Field(False, description="download it if it is not there")
+    download: bool = Field(False, description="download the data set if the folder lacks it")
 
     def read(self) -> tuple[Arrays, list[str]]:
-        """The arrays as torchvision keeps them."""
+        """Read the arrays as torchvision keeps them."""
         # Imported here: torchvision takes a second, which other sources need not wait for.
         import torchvision
 
@@ -41,6 +41,7 @@ class Torchvision(ArraySource):
         arrays: Arrays = {}
         for split, found in (("train", train), ("test", test)):
             images = np.asarray(found.data)
+            # Grey images have no axis of channels.
             images = images[..., None] if images.ndim == 3 else images
             arrays[split] = images, np.asarray(found.targets, dtype=np.int64)
         return arrays, list(train.classes)

@@ -31,7 +31,7 @@ from ofa.blocks.sorting import sort_between
 
 
 class ElasticBottleneck(ElasticBlock):
-    """The block in the supernet. It starts as its shortcut (zero gamma)."""
+    """The block in the supernet. It starts as its shortcut, since the last BatchNorm's scale is zero."""
 
     def __init__(self, settings: BlockSettings, position: BlockPosition, width: int):
         super().__init__()
@@ -68,6 +68,7 @@ class ElasticBottleneck(ElasticBlock):
 
     def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
         cuts = {hidden_width(width, expand) for width in outputs for expand in expands}
+        # There are two hidden maps here, before and after the k x k convolution, and each has its own order.
         sort_between(self.conv, self.project, cuts)
         sort_between(self.reduce, self.conv, cuts)
 
@@ -124,7 +125,7 @@ def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: B
 
 
 def _cost(spec: BlockSpec) -> tuple[int, int]:
-    reduce = spec.inp * spec.hidden
+    reduce = spec.inp * spec.hidden  # runs before the stride, all others after it
     later = spec.kernel**2 * spec.hidden**2 + spec.hidden * spec.out
     norms = 4 * spec.hidden + 2 * spec.out
     if spec.projects:
@@ -136,12 +137,15 @@ def _cost(spec: BlockSpec) -> tuple[int, int]:
 def _memory(spec: BlockSpec) -> int:
     before, after = spec.size**2, spec.size_after**2
     maps = [spec.inp * before, spec.hidden * before, spec.hidden * after, spec.out * after]
+    # The input is held to the end: every bottleneck has a shortcut.
     return max(chain_memory(maps, held=spec.inp * before), shortcut_memory(spec))
 
 
 def _stored(spec: BlockSpec) -> tuple[int, int]:
+    # Folding leaves one bias per channel of the two numbers that each BatchNorm has.
     numbers = _cost(spec)[1] - 2 * spec.hidden - spec.out - spec.projects * spec.out
-    # Three convolutions, two of them and the sum with an activation, and the sum itself.
+    # A convolution and its tensors are two entries. Three convolutions; an activation after two of them and
+    # after the sum; and the sum itself.
     entries = 3 * (2 + activation_entries(spec.act)) + 1
     return numbers, entries + 2 * spec.projects + (spec.stride > 1)
 

@@ -25,16 +25,17 @@ def prefixed(prefix: str, slices: Slices) -> Slices:
 
 
 class ElasticConv(nn.Module):
-    """k x k convolution without bias whose widths and kernel follow the call."""
+    """k x k convolution without bias whose widths and kernel are chosen at each call."""
 
     def __init__(self, inp: int, out: int, kernel: int = 1, stride: int = 1):
         super().__init__()
         self.kernel, self.stride = kernel, stride
         self.weight = nn.Parameter(torch.empty(out, inp, kernel, kernel))
+        # No bias, since a BatchNorm that follows would subtract it again.
         nn.init.kaiming_normal_(self.weight, mode="fan_out")
 
     def slice(self, inp: int, out: int, kernel: int) -> Tensor:
-        edge = (self.kernel - kernel) // 2
+        edge = (self.kernel - kernel) // 2  # kernels are odd, so a smaller one has a centre in common
         return self.weight[:out, :inp, edge : edge + kernel, edge : edge + kernel]
 
     def forward(self, x: Tensor, out: int, kernel: int) -> Tensor:
@@ -45,7 +46,7 @@ class ElasticConv(nn.Module):
 
 
 class ElasticDepthwise(nn.Module):
-    """Depthwise convolution whose width follows its input and whose kernel is the centre of the largest."""
+    """Depthwise convolution, as wide as its input, whose smaller kernels are the centre of the largest."""
 
     def __init__(self, width: int, kernel: int, stride: int):
         super().__init__()
@@ -76,7 +77,7 @@ class TransformedDepthwise(ElasticDepthwise):
     """
 
     def __init__(self, width: int, kernels: tuple[int, ...], stride: int):
-        """kernels: ascending."""
+        """kernels: the choices, ascending."""
         super().__init__(width, kernels[-1], stride)
         self.kernels = kernels
         steps = pairwise(kernels)
@@ -98,11 +99,12 @@ class TransformedDepthwise(ElasticDepthwise):
 class ElasticBatchNorm(nn.Module):
     """BatchNorm of the first channels: batch statistics in train mode, stored ones in eval mode.
 
-    Training never accumulates the stored statistics: they mean something only if someone stored them for the
-    width in use. Subnets are therefore extracted and calibrated before anyone measures them.
+    Training never accumulates the stored statistics, since one average over all widths would fit none of
+    them. They mean something only if a checkpoint brought them along for the width in use. Subnets are
+    therefore extracted and calibrated before anyone measures them.
     """
 
-    joined = False  # whether batch statistics are those of all ranks: `join_batch_norms`
+    joined = False  # whether batch statistics are those of all ranks; `join_batch_norms` sets it
     running_mean: Tensor
     running_var: Tensor
 
@@ -118,8 +120,8 @@ class ElasticBatchNorm(nn.Module):
         """BatchNorm and then the activation (none if `act` is None)."""
         width = x.shape[1]
         weight, bias = self.weight[:width], self.bias[:width]
-        # The two together keep less for the backward pass than one after the other, but only know this
-        # process's batch.
+        # BatchNorm and activation in one function keep less for the backward pass than one after the other,
+        # but that function knows only the batch of this process.
         if self.training and not self.joined:
             return norm_act(x, weight, bias, act, self.eps)
         if self.training:
@@ -135,9 +137,9 @@ class ElasticBatchNorm(nn.Module):
 
 
 def join_batch_norms(net: nn.Module) -> None:
-    """From now on batch statistics in train mode are those of all ranks' images.
+    """Let every BatchNorm of `net` take its batch statistics over the images of all ranks, from now on.
 
-    All ranks must run the same architectures from then on.
+    All ranks must run the same architectures from then on, since each BatchNorm waits for the others.
     """
     for module in net.modules():
         if isinstance(module, ElasticBatchNorm):
@@ -162,7 +164,7 @@ class ElasticConvBN(nn.Module):
 
 
 class ElasticLinear(nn.Module):
-    """Linear layer whose widths follow the call: the classifier, or a 1x1 convolution on pooled features."""
+    """Linear layer whose widths are chosen at each call: the classifier, or a layer on pooled features."""
 
     def __init__(self, inp: int, out: int, bias: bool, classifier: bool = False):
         super().__init__()
@@ -170,7 +172,7 @@ class ElasticLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out)) if bias else None
         if classifier:
             nn.init.normal_(self.weight, std=0.01)
-        else:
+        else:  # what stands for a 1x1 convolution starts as one
             nn.init.kaiming_normal_(self.weight, mode="fan_out")
 
     def forward(self, x_NC: Tensor, out: int) -> Tensor:
@@ -183,9 +185,9 @@ class ElasticLinear(nn.Module):
 
 
 class ElasticSqueezeExcite(nn.Module):
-    """Squeeze-and-excitation (arXiv:1709.01507): pool, reduce, ReLU, restore, hard sigmoid, scale.
+    """Squeeze-and-excitation (2017, arXiv:1709.01507): pool, reduce, ReLU, restore, hard sigmoid, scale.
 
-    Widths follow the input.
+    It is as wide as its input; the width inside is chosen at each call.
     """
 
     def __init__(self, width: int, squeeze: int):
@@ -218,9 +220,13 @@ class DropConnect(NamedTuple):
 
 
 def drop_connect(x_NCHW: Tensor, drop: DropConnect) -> Tensor:
-    """Whole images of a residual branch dropped at random, the rest scaled up.
+    """A residual branch in which whole images are dropped at random and the others are scaled up.
 
     Source: stochastic depth (2016, arXiv:1603.09382).
+
+    Args:
+        x_NCHW: the output of the branch.
+        drop: the rate and the generator, which is on the device of `x_NCHW`.
     """
     # Scaled up here, so that evaluation needs no scale: the expectation is the same.
     draw = torch.rand((len(x_NCHW), 1, 1, 1), generator=drop.generator, device=x_NCHW.device)
@@ -228,6 +234,7 @@ def drop_connect(x_NCHW: Tensor, drop: DropConnect) -> Tensor:
 
 
 def dropout(x: Tensor, rate: float, generator: torch.Generator) -> Tensor:
-    """Entries zeroed with probability `rate`, the others scaled up."""
+    """Entries zeroed with probability `rate`, the others scaled up so that the expectation stays."""
+    # Not torch's own dropout, which draws from the global generator.
     keep = torch.rand(x.shape, generator=generator, device=x.device) >= rate
     return x * (keep / (1 - rate)).to(x.dtype)

@@ -37,7 +37,11 @@ from ofa.blocks.sorting import importance_order, permute, sort_inside, written_b
 
 
 class ElasticFused(ElasticBlock):
-    """The block in the supernet. A block that always has a shortcut starts as that (zero gamma, BigNAS)."""
+    """The block in the supernet.
+
+    A block that has a shortcut in every architecture starts as that shortcut: the scale of its last BatchNorm
+    is zero (BigNAS).
+    """
 
     def __init__(self, settings: BlockSettings, position: BlockPosition, width: int):
         super().__init__()
@@ -65,6 +69,7 @@ class ElasticFused(ElasticBlock):
         return y + x
 
     def _hidden(self, inputs: int, choice: BlockChoice) -> int:
+        # Without an expansion the k x k convolution is the whole block and writes the block's output.
         return hidden_width(inputs, choice.expand) if self.expands else choice.width
 
     def slices(self, inputs: int, choice: BlockChoice) -> Slices:
@@ -82,6 +87,7 @@ class ElasticFused(ElasticBlock):
         cuts = {hidden_width(width, expand) for width in inputs for expand in expands}
         order = importance_order(self.project.conv.weight, cuts)
         writers = written_by(self.conv)
+        # Squeeze-and-excitation reads and scales the same channels, so it is reordered with them.
         readers: list[Tensor] = [self.project.conv.weight]
         if self.se is not None:
             sort_inside(self.se, cuts)
@@ -166,12 +172,15 @@ def _memory(spec: BlockSpec) -> int:
     held = before if spec.residual else 0
     alive = [chain_memory(maps, held)]
     if spec.se:
+        # While it runs: the map that it will scale, its pooled features and its inner ones.
         alive.append(spec.hidden * after + spec.hidden + squeeze_width(spec.hidden) + held)
     return max(alive)
 
 
 def _stored(spec: BlockSpec) -> tuple[int, int]:
+    # Folding leaves one bias per channel of the two numbers that each BatchNorm has.
     numbers = _cost(spec)[1] - spec.hidden
+    # The 8 of squeeze-and-excitation: the pool, two convolutions of two entries, and three other nodes.
     entries = 2 + activation_entries(spec.act) + 8 * spec.se + spec.residual
     if spec.expands:
         numbers -= spec.out

@@ -1,4 +1,4 @@
-"""The head and the classifier, what turns the last map into logits: elastic, plain, spec and cost."""
+"""The head and the classifier, which turn the last map into logits: elastic, plain, spec and cost."""
 
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ class HeadSpec(NamedTuple):
 
 
 class ElasticHead(nn.Module):
-    """The head in the supernet. Its result are features (N, width)."""
+    """The head in the supernet: from the last map to features (N, width)."""
 
     def __init__(self, widest: HeadSpec, eps: float):
         super().__init__()
@@ -44,7 +44,8 @@ class ElasticHead(nn.Module):
         self.act = ACTIVATION[widest.act]
 
     def forward(self, x: Tensor, width: int) -> Tensor:
-        # MobileNetV3's first width follows from the last stage's; MobileNetV2's is the head's own choice.
+        # In MobileNetV3 the convolution is a multiple of the last stage wide, and `width` is of the layer
+        # after it. MobileNetV2 has no such layer: there `width` is of the convolution.
         wide = self.ratio * x.shape[1] if self.ratio else width
         features = self.conv(x, wide).mean((2, 3))
         return features if self.mix is None else self.act(self.mix(features, width))
@@ -88,7 +89,7 @@ class HeadAndClassifier(nn.Module):
 def cost_of_head(spec: HeadSpec) -> tuple[int, int]:
     """(MACs, parameters)."""
     macs = spec.size**2 * spec.inp * spec.wide
-    params = (spec.inp + 2) * spec.wide
+    params = (spec.inp + 2) * spec.wide  # 2: scale and shift of BatchNorm
     if spec.width:
         macs += spec.wide * spec.width
         params += (spec.wide + spec.bias) * spec.width
@@ -115,4 +116,5 @@ def stored_of_head(spec: HeadSpec) -> tuple[int, int]:
         entries += layer
     if spec.width:
         entries += layer
+    # Folding leaves one bias per channel of the two numbers that BatchNorm has.
     return cost_of_head(spec)[1] - spec.wide, entries

@@ -38,7 +38,11 @@ from ofa.blocks.sorting import importance_order, permute, sort_inside, written_b
 
 
 class ElasticInverted(ElasticBlock):
-    """The block in the supernet. A block that always has a shortcut starts as that (zero gamma, BigNAS)."""
+    """The block in the supernet.
+
+    A block that has a shortcut in every architecture starts as that shortcut: the scale of its last BatchNorm
+    is zero (BigNAS).
+    """
 
     def __init__(self, settings: BlockSettings, position: BlockPosition, width: int):
         super().__init__()
@@ -46,6 +50,7 @@ class ElasticInverted(ElasticBlock):
         hidden = hidden_width(position.inputs, settings.expands[-1])
         self.stride, self.projected = position.stride, settings.projected
         self.expand = None
+        # `_check` keeps a space from mixing expansion 1 with others: either all architectures expand or none.
         if settings.expands != (1,):
             self.expand = ElasticConvBN(ElasticConv(position.inputs, hidden), act, eps)
         if settings.transformed and len(settings.kernels) > 1:
@@ -60,7 +65,8 @@ class ElasticInverted(ElasticBlock):
         self.shortcut = None
         if self.projected and position.changes:
             self.shortcut = ElasticConv(position.inputs, width)
-        # Without a shortcut in every architecture, a branch of zeros would be a network of zeros.
+        # Only where every architecture has a shortcut: without one, a branch of zeros would be a network of
+        # zeros.
         if self.projected or not position.changes:
             nn.init.zeros_(self.project.bn.weight)
 
@@ -74,7 +80,7 @@ class ElasticInverted(ElasticBlock):
         if self.se is not None:
             y = self.se(y, squeeze_width(hidden))
         y = self.project(y, width)
-        # Drop-connect only where the shortcut is the identity: what is left of a dropped image is its input.
+        # Drop-connect acts only where the shortcut is the identity: a dropped image then passes unchanged.
         if self.stride == 1 and x.shape[1] == width:
             y = y if drop is None else drop_connect(y, drop)
             return y + x
@@ -199,14 +205,16 @@ def _memory(spec: BlockSpec) -> int:
     held = spec.inp * before if spec.residual else 0
     alive = [chain_memory(maps, held), shortcut_memory(spec)]
     if spec.se:
+        # While it runs: the map that it will scale, its pooled features and its inner ones.
         alive.append(spec.hidden * after + spec.hidden + squeeze_width(spec.hidden) + held)
     return max(alive)
 
 
 def _stored(spec: BlockSpec) -> tuple[int, int]:
     layers = 1 + spec.expands  # with an activation; the projection has none
-    # Of each BatchNorm's scale and shift only one bias per channel is left in the convolution before it.
+    # Folding leaves one bias per channel of the two numbers that each BatchNorm has.
     numbers = _cost(spec)[1] - layers * spec.hidden - spec.out
+    # The 8 of squeeze-and-excitation: the pool, two convolutions of two entries, and three other nodes.
     entries = layers * (2 + activation_entries(spec.act)) + 2 + 8 * spec.se + spec.residual
     pools = spec.residual and spec.stride > 1
     return numbers, entries + 2 * spec.projects + pools
@@ -215,7 +223,8 @@ def _stored(spec: BlockSpec) -> tuple[int, int]:
 def _published_key(spec: BlockSpec) -> str:
     inp = f"{spec.size}x{spec.size}x{spec.inp}"
     out = f"{spec.size_after}x{spec.size_after}x{spec.out}"
-    # OFA's tables end every name with these flags, ProxylessNAS's none; readers drop them where both are 0.
+    # OFA's tables end every name with these flags and ProxylessNAS's end none; who reads a table drops them
+    # where both are 0.
     key = (
         f"expanded_conv-input:{inp}-output:{out}-expand:{spec.hidden}-kernel:{spec.kernel}"
         f"-stride:{spec.stride}-idskip:{int(spec.residual)}"

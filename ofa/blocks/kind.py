@@ -18,8 +18,13 @@ from ofa.blocks.sizes import halve
 class BlockSettings(NamedTuple):
     """What a space says of the blocks of one stage, whichever architecture runs.
 
-    kernels, expands: the ascending choices. projected: whether every block has a shortcut, through a 1x1
-    convolution where widths differ. transformed: whether smaller kernels follow from learned matrices.
+    Args:
+        kernels, expands: the choices, ascending.
+        se: whether the blocks have squeeze-and-excitation.
+        act: name of their activation.
+        bn_eps: epsilon of BatchNorm.
+        projected: whether every block has a shortcut, through a 1x1 convolution where widths differ.
+        transformed: whether smaller kernels follow from larger ones by learned matrices.
     """
 
     kernels: tuple[int, ...]
@@ -32,9 +37,12 @@ class BlockSettings(NamedTuple):
 
 
 class BlockPosition(NamedTuple):
-    """Where a block stands: input channels, stride, whether its shortcut may have to change the map.
+    """Where a block stands in the network.
 
-    changes: `Space.changes_width`. In the supernet `inputs` is the widest choice.
+    Args:
+        inputs: its input channels; in the supernet the widest choice.
+        stride: its stride.
+        changes: whether its shortcut cannot be the identity in every architecture (`Space.changes_width`).
     """
 
     inputs: int
@@ -53,8 +61,16 @@ class BlockChoice(NamedTuple):
 class BlockSpec(NamedTuple):
     """One block on a `size` x `size` map of `inp` channels, described by what it computes.
 
-    expands: whether the kind's expansion layers are there. residual: its input is added to its output,
-    through a 1x1 convolution if `projects`, after an average pool if it has a stride.
+    Args:
+        block: name of the kind.
+        size: side of the input map.
+        inp, hidden, out: channels of the input, inside the block, and of the output.
+        kernel, stride: of the k x k convolution.
+        expands: whether the kind's expansion layers are there.
+        se: whether there is squeeze-and-excitation.
+        act: name of the activation.
+        residual: whether the input is added to the output, after an average pool if there is a stride.
+        projects: whether the added input goes through a 1x1 convolution.
     """
 
     block: str
@@ -76,12 +92,22 @@ class BlockSpec(NamedTuple):
         return halve(self.size, self.stride)
 
 
-# A base class and no protocol, since the supernet's lists of modules must know a block when they see one.
+# A base class rather than a protocol: the supernet takes blocks out of nn.ModuleList, where only a class
+# tells that a module is a block.
 class ElasticBlock(nn.Module):
     """A block of the supernet, with the weights of its largest choice."""
 
     def forward(self, x: Tensor, choice: BlockChoice, drop: DropConnect | None) -> Tensor:
-        """The map after the block (N, choice.width, ...). drop: of the residual branch, in training."""
+        """The map after the block.
+
+        Args:
+            x: the map before it (N, C, H, W), which may be narrower than the widest choice.
+            choice: what the architecture chooses for this block.
+            drop: drop-connect of the residual branch in training; None: none.
+
+        Returns:
+            (N, choice.width, H / stride, W / stride), sizes rounded up.
+        """
         raise NotImplementedError
 
     def slices(self, inputs: int, choice: BlockChoice) -> Slices:
@@ -91,13 +117,18 @@ class ElasticBlock(nn.Module):
     def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
         """Order the hidden channels by importance, so that narrower choices keep the best.
 
-        What the given choices of input width, output width and expansion compute stays the same.
+        Architectures that use only the given choices compute the same as before.
+
+        Args:
+            inputs: choices of the block's input width.
+            outputs: choices of its output width.
+            expands: choices of its expansion.
         """
         raise NotImplementedError
 
 
 class Complaint(NamedTuple):
-    """Why a stage's settings are impossible: the field of the stage, and the rest of a sentence about it."""
+    """Why a stage's settings are impossible: the field of the stage, and the end of a sentence about it."""
 
     field: str
     sentence: str
@@ -108,13 +139,13 @@ class BlockKind(NamedTuple):
 
     # One line for people.
     description: str
-    # What is wrong with a stage's settings, or None.
+    # What is wrong with a stage's settings; None if nothing is.
     check: Callable[[BlockSettings], Complaint | None]
-    # The layer spec of a block: of (settings, position, side of the input map, choice).
+    # The layer spec of a block, from (settings, position, side of the input map, choice).
     spec: Callable[[BlockSettings, BlockPosition, int, BlockChoice], BlockSpec]
-    # The supernet's module: of (settings, position, widest output).
+    # The supernet's module, from (settings, position, widest output).
     elastic: Callable[[BlockSettings, BlockPosition, int], ElasticBlock]
-    # The subnet's module, which is also what a latency kit times: of (spec, epsilon of BatchNorm).
+    # The subnet's module, from (spec, epsilon of BatchNorm). Latency kits time the same module.
     plain: Callable[[BlockSpec, float], nn.Module]
     # MACs and parameters.
     cost: Callable[[BlockSpec], tuple[int, int]]

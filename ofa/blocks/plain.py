@@ -30,7 +30,7 @@ class ConvBN(nn.Sequential):
 
 
 class SqueezeExcite(nn.Module):
-    """Squeeze-and-excitation (arXiv:1709.01507): pool, reduce, ReLU, restore, hard sigmoid, scale."""
+    """Squeeze-and-excitation (2017, arXiv:1709.01507): pool, reduce, ReLU, restore, hard sigmoid, scale."""
 
     def __init__(self, width: int):
         super().__init__()

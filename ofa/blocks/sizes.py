@@ -15,13 +15,18 @@ def make_divisible(value: float, divisor: int = 8) -> int:
 
 
 def hidden_width(width: int, expand: float) -> int:
-    """Channels inside a block; `width` is the one that the block's kind multiplies by `expand`."""
+    """Channels inside a block.
+
+    Args:
+        width: the width that is expanded: of a bottleneck its output's, else its input's.
+        expand: how many times as many channels there are inside.
+    """
     # Expansion 1 means no expansion layer: the width must stay what it is, divisible or not.
     return make_divisible(round(width * expand)) if expand != 1 else width
 
 
 def squeeze_width(hidden: int) -> int:
-    """Channels inside squeeze-and-excitation."""
+    """Channels inside squeeze-and-excitation on `hidden` channels."""
     return make_divisible(hidden // 4)
 
 
@@ -38,5 +43,5 @@ def chain_memory(maps: Sequence[int], held: int = 0) -> int:
         held: numbers in the first map if something after the chain still reads it, else 0. The first layer
             has that map as its input anyway, so it counts for the later layers only.
     """
-    first, *later = [before + after for before, after in pairwise(maps)]
+    first, *later = [before + after for before, after in pairwise(maps)]  # each layer's input and output
     return max([first, *(both + held for both in later)])

@@ -15,16 +15,21 @@ def sort_between(layer: ElasticConvBN, reader: ElasticConvBN, cuts: set[int]) ->
     Args:
         layer: writes the channels.
         reader: reads them; the L1 norm of what it reads from a channel is that channel's importance.
-        cuts: widths at which some trained architecture ends. A channel only moves between two cuts, among
-            those that all trained architectures use, or do not use, together: they compute the same as
-            before.
+        cuts: numbers of channels that trained architectures use. A channel only moves between two cuts. Each
+            trained architecture uses all channels between two cuts or none of them, so it computes the same
+            as before.
     """
     order = importance_order(reader.conv.weight, cuts)
     permute(order, written_by(layer), [reader.conv.weight])
 
 
 def sort_inside(se: ElasticSqueezeExcite, cuts: set[int]) -> None:
-    """Sort the inner channels of squeeze-and-excitation; `cuts` are widths of its input."""
+    """Sort the inner channels of squeeze-and-excitation.
+
+    Args:
+        se: the layer.
+        cuts: numbers of its input channels that trained architectures use.
+    """
     assert se.reduce.bias is not None
     # How many inner channels are in use follows from the width, so its cuts decide theirs.
     order = importance_order(se.restore.weight, {squeeze_width(cut) for cut in cuts})
@@ -39,10 +44,16 @@ def written_by(layer: ElasticConvBN) -> list[Tensor]:
 
 
 def importance_order(following: Tensor, cuts: set[int]) -> Tensor:
-    """Where each input channel of `following` (O, I, k, k) comes from.
+    """The new order of the input channels of a layer, the most important first between one cut and the next.
 
-    Between one cut and the next the most important channel comes first.
+    Args:
+        following: the weight (O, I, k, k) of the layer that reads the channels.
+        cuts: as in `sort_between`.
+
+    Returns:
+        (I,) the old place of the channel at each new place.
     """
+    # Importance as in OFA: how much the next layer makes of a channel.
     importance = following.abs().sum((0, 2, 3))
     edges = sorted({0, len(importance), *cuts})
     # Stable: channels of equal importance keep their order, so that sorting twice is sorting once.
@@ -51,7 +62,7 @@ def importance_order(following: Tensor, cuts: set[int]) -> Tensor:
 
 
 def permute(order: Tensor, writers: list[Tensor], readers: list[Tensor]) -> None:
-    """Reorder what writes the channels (their axis 0) and what reads them (axis 1), in place."""
+    """Reorder channels in place: along axis 0 of the tensors that write them, axis 1 of those that read."""
     for axis, tensors in ((0, writers), (1, readers)):
         for tensor in tensors:
             tensor.copy_(tensor.index_select(axis, order))

@@ -1,4 +1,4 @@
-"""The stem, what turns an image into the first map: elastic, plain, its spec and what it costs."""
+"""The stem, which turns an image into the first map: elastic, plain, its spec and its cost."""
 
 from itertools import pairwise
 from typing import NamedTuple
@@ -32,7 +32,7 @@ class StemSpec(NamedTuple):
 
     @property
     def size_after(self) -> int:
-        """Side of the map after the convolutions; a deep stem's pool halves it once more."""
+        """Side of the map after the convolutions; the pool of a deep stem halves it once more."""
         return halve(self.size, self.stride)
 
 
@@ -53,7 +53,7 @@ class ElasticDeepStem(nn.Module):
 
     def forward(self, x: Tensor, width: int, middle: int, residual: int) -> Tensor:
         x = self.first(x, middle)
-        for conv in self.residual[:residual]:
+        for conv in self.residual[:residual]:  # as with the blocks of a stage, the first ones are used
             x = x + conv(x, middle)
         return F.max_pool2d(self.last(x, width), 3, 2, 1)
 
@@ -66,7 +66,12 @@ class ElasticDeepStem(nn.Module):
 
 
 def elastic_stem(widest: StemSpec, eps: float) -> ElasticConvBN | ElasticDeepStem:
-    """The stem of a supernet; its sizes in a call are the first width and `Arch.stem`. eps: of BatchNorm."""
+    """The stem of a supernet; in a call it takes an architecture's first width and its `Arch.stem`.
+
+    Args:
+        widest: the stem of the largest architecture.
+        eps: epsilon of BatchNorm.
+    """
     if widest.deep:
         return ElasticDeepStem(widest, eps)
     conv = ElasticConv(widest.channels, widest.width, 3, widest.stride)
@@ -93,7 +98,7 @@ class DeepStem(nn.Module):
 
 
 def plain_stem(spec: StemSpec, eps: float) -> ConvBN | DeepStem:
-    """The stem of a subnet. eps: of BatchNorm."""
+    """The stem of a subnet. eps: epsilon of BatchNorm."""
     if spec.deep:
         return DeepStem(spec, eps)
     return ConvBN(spec.channels, spec.width, 3, spec.stride, spec.act, eps)
@@ -101,7 +106,8 @@ def plain_stem(spec: StemSpec, eps: float) -> ConvBN | DeepStem:
 
 def cost_of_stem(spec: StemSpec) -> tuple[int, int]:
     """(MACs, parameters)."""
-    weights = sum(9 * inp * out for inp, out in pairwise(spec.widths))
+    weights = sum(9 * inp * out for inp, out in pairwise(spec.widths))  # every kernel is 3 x 3
+    # Only the first convolution has a stride, so all of them write maps of the same side.
     return spec.size_after**2 * weights, weights + 2 * sum(spec.widths[1:])
 
 
@@ -114,11 +120,13 @@ def memory_of_stem(spec: StemSpec) -> int:
     if not spec.deep:
         return alive
     pooled = halve(spec.size_after, 2) ** 2
+    # The pool of a deep stem reads its widest map and writes a smaller one.
     return max(alive, (after + pooled) * spec.width)
 
 
 def stored_of_stem(spec: StemSpec) -> tuple[int, int]:
     """(numbers in an exported ONNX file, entries of its graph)."""
+    # Folding leaves one bias per channel of the two numbers that each BatchNorm has.
     numbers = cost_of_stem(spec)[1] - sum(spec.widths[1:])
     convolutions = len(spec.widths) - 1
     return numbers, convolutions * (2 + activation_entries(spec.act)) + spec.residual + spec.deep

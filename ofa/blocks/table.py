@@ -6,6 +6,7 @@ from ofa.blocks.fused import FUSED
 from ofa.blocks.inverted import INVERTED
 from ofa.blocks.kind import BlockKind
 
+# The names that a space's YAML uses.
 BLOCKS: dict[str, BlockKind] = {
     "inverted": INVERTED,
     "bottleneck": BOTTLENECK,

@@ -1,4 +1,4 @@
-"""What a search space holds: choices, size, extremes, published subnets, MACs that a sampling draws."""
+"""Print what a search space holds: choices, size, extremes, published subnets, MACs that a training draws."""
 
 import json
 from pathlib import Path
@@ -23,11 +23,11 @@ from ofa.space.space import Space, load_space
 from ofa.training.sampling import Attentive, BatchLoss, build_sampler
 from ofa.training.sandwich import Sandwich
 
-BINS, BAR = 20, 50
+BINS, BAR = 20, 50  # lines of the histogram, and letters in its longest bar
 PICTURES = (".png", ".pdf", ".svg")
 
 
-class Describe(Command, extra="ignore"):  # a training recipe has more in it
+class Describe(Command, extra="ignore"):  # it takes a recipe of ofa.train, which has more in it
     """Print a search space: its choices, its subnets, and MACs as a training draws them.
 
     FLOPs means multiply-accumulates (MACs) of one image. Flags and recipes of the sampling are those of
@@ -51,11 +51,12 @@ class Describe(Command, extra="ignore"):  # a training recipe has more in it
     classes: int = Field(1000, ge=1, description="outputs of the classifier")
     channels: int = Field(3, ge=1, description="input channels")
     picture: Path | None = Field(None, description="write the histogram to this file too: .png, .pdf or .svg")
-    seed: int = Field(0, ge=0, description="of the draws")
+    seed: int = Field(0, ge=0, description="seed of the random draws")
 
     def execute(self) -> int:
         """Print everything; write the picture if asked."""
         space, console = load_space(self.space), Console()
+        # Before the draws, which take time.
         if self.picture and self.picture.suffix not in PICTURES:
             raise UserError(f"Picture '{self.picture}' must end in {', '.join(PICTURES)}.")
         if self.arch:
@@ -111,10 +112,12 @@ class Describe(Command, extra="ignore"):  # a training recipe has more in it
             print(
                 "candidates are shown as they are drawn: which of them a step trains is for its batch to say"
             )
+        # The sampler that a training uses, with its tables, so that the picture shows what a training draws.
         sampler = build_sampler(sampling, space, self.classes, self.channels)
         rng = numpy_generator(self.seed, "describe")
         macs = []
         with progress("draw subnets", self.draws) as advance:
+            # One at a time: the coin of an attentive sampling is tossed once for each call.
             for _ in range(self.draws):
                 (arch,) = sampler.draw(rng, 1, _no_judge)
                 macs.append(cost_of(space, arch, self.classes, self.channels)[0])
@@ -123,7 +126,7 @@ class Describe(Command, extra="ignore"):  # a training recipe has more in it
 
 
 def _no_judge(archs: list[Arch]) -> list[float]:
-    """All candidates alike: there is no batch here on which one could be better."""
+    """The same loss for all candidates: there is no batch here on which one could be better."""
     return [0.0] * len(archs)
 
 
@@ -148,14 +151,15 @@ def _list(values: tuple[float, ...]) -> str:
 
 
 def _span(values: tuple[float, ...]) -> str:
-    """All choices, or the ends of many."""
+    """All choices if they are at most 8; else the first, the last and their number."""
     return _list(values) if len(values) <= 8 else f"{values[0]:g} to {values[-1]:g} ({len(values)})"
 
 
 def _draw_picture(path: Path, macs_N: NDArray[np.int64], title: str) -> None:
+    # Imported here: only who asks for a picture waits for it, or needs it.
     import matplotlib
 
-    matplotlib.use("agg")
+    matplotlib.use("agg")  # draws into files and needs no display
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")

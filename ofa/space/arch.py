@@ -1,4 +1,4 @@
-"""What was chosen: one architecture of a space, as people read it and files store it."""
+"""An architecture: what is chosen from a space, as people read it and files store it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,13 +15,17 @@ class Arch(Config):
     """One architecture. Entries of blocks past a stage's depth are 0."""
 
     resolution: int
-    width: tuple[int, ...] = Field(description="stem, each stage, head (unless the space has none)")
-    depth: tuple[int, ...] = Field(description="blocks of each stage")
-    kernel: tuple[int, ...] = Field(
-        description="of each stage, or of each block of the deepest network, as the space says"
+    width: tuple[int, ...] = Field(
+        description="channels of the stem, of each stage, and of the head if the space has one"
     )
-    expand: tuple[float, ...] = Field(description="like kernel")
-    stem: tuple[int, ...] = Field((), description="of a deep stem: middle width, residual convolutions")
+    depth: tuple[int, ...] = Field(description="number of blocks of each stage")
+    kernel: tuple[int, ...] = Field(
+        description="kernel of each stage, or of each block of the deepest network if the space says so"
+    )
+    expand: tuple[float, ...] = Field(description="expansions, in the order of the kernels")
+    stem: tuple[int, ...] = Field(
+        (), description="middle width and number of residual convolutions of a deep stem; empty for others"
+    )
 
 
 def chosen_value(arch: Arch, column: Column) -> float:
@@ -68,6 +72,7 @@ def _entries(space: Space, field: str) -> int:
 
 def is_active(space: Space, arch: Arch, column: Column) -> bool:
     """Whether `arch` reads this column: it does not if the column is of a block past the depth."""
+    # A kernel that is chosen for a whole stage is read by its first block, which every stage has.
     if space.granularity == "stage" or column.field not in ("kernel", "expand"):
         return True
     stage = space.slot_stage[column.position]
@@ -75,10 +80,15 @@ def is_active(space: Space, arch: Arch, column: Column) -> bool:
 
 
 def active_blocks(space: Space, arch: Arch) -> Iterator[tuple[int, int, BlockChoice]]:
-    """The blocks that `arch` runs, in order: stage, number within the stage, and what is chosen for it."""
+    """The blocks that `arch` runs, in order.
+
+    Yields:
+        The stage of a block, its number within the stage, and what `arch` chooses for it.
+    """
     for stage, depth in enumerate(arch.depth):
         for block in range(depth):
             slot = space.slot(stage, block)
+            # The first width is the stem's.
             yield stage, block, BlockChoice(arch.width[stage + 1], arch.kernel[slot], arch.expand[slot])
 
 
@@ -101,7 +111,12 @@ def _extreme(space: Space, choice: int) -> Arch:
 
 
 def arch_of(values: list[float], space: Space) -> Arch:
-    """The architecture with one value for each column of its space."""
+    """The architecture with these values.
+
+    Args:
+        values: one for each of `space.columns`, in their order; 0 for inactive blocks.
+        space: of the architecture.
+    """
     fields: dict[str, Any] = {field: [] for field in Arch.model_fields}
     for column, value in zip(space.columns, values, strict=True):
         fields[column.field].append(value)

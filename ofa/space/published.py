@@ -23,7 +23,8 @@ class Published(Config):
 
 
 def published(space: Space) -> dict[str, Published]:
-    """Published subnets of a packaged space by name; none for other spaces."""
+    """Published subnets of a packaged space by name; empty for other spaces."""
+    # By the name of the space: a space of the user's own with that name must have these architectures, too.
     path = Path(str(files("ofa.space"))) / "archs" / f"{space.name}.yaml"
     if not path.is_file():
         return {}
@@ -45,6 +46,7 @@ def find_arch(space: Space, name: str) -> Arch:
         return smallest(space)
     if name == "largest":
         return largest(space)
+    # A published name counts before a file of that name in the current folder.
     named = published(space)
     arch = named[name].arch if name in named else _read_arch(space, name, list(named))
     # Entries of inactive blocks become 0, so that equal architectures are equal objects.
@@ -52,6 +54,7 @@ def find_arch(space: Space, name: str) -> Arch:
 
 
 def _read_arch(space: Space, name: str, named: list[str]) -> Arch:
+    """The architecture in a JSON file, or in JSON; `named` are published names, for the error."""
     is_json = name.lstrip().startswith("{")
     if not is_json and not Path(name).is_file():
         known = ", ".join(["smallest", "largest", *named])

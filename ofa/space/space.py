@@ -1,6 +1,6 @@
-"""What can be chosen: a search space as data, read from YAML and checked.
+"""A search space as data: everything that can be chosen, read from YAML and checked.
 
-`ofa.space.arch` is what was chosen, `ofa.space.codes` the same as arrays of numbers.
+`ofa.space.arch` holds what is chosen from it, and `ofa.space.codes` the same as arrays of numbers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Ratios = Annotated[tuple[Finite, ...], Field(min_length=1, max_length=255)]
 
 
-# A validator and no Literal: the table of kinds is the only list of them.
+# Checked by a validator and not typed as a Literal, so that the table of kinds is the only list of them.
 def _known_block(name: str) -> str:
     block_kind(name)
     return name
@@ -68,7 +68,8 @@ class Stage(Config):
     kernel: Choices
     expand: Ratios = Field(
         description=(
-            "hidden width / input width, where (1,) means no expansion layer; of a bottleneck: / output width"
+            "hidden width over input width, where (1,) means no expansion layer; in a bottleneck, hidden "
+            "width over output width"
         )
     )
     stride: int = Field(1, ge=1)
@@ -91,7 +92,8 @@ class Head(Config):
     expand: int | None = Field(None, ge=1)
     act: Act = "swish"
     bias: bool = Field(
-        False, description="of the 1x1 after the pool, as in torchvision's and timm's MobileNetV3"
+        False,
+        description="whether the 1x1 after the pool has a bias, as in torchvision's and timm's MobileNetV3",
     )
 
 
@@ -117,8 +119,8 @@ class Space(Config):
     shortcut: Literal["identity", "projected"] = Field(
         "identity",
         description=(
-            "identity: where stride is 1 and widths agree; projected (AttentiveNAS): everywhere, pooled, "
-            "then 1x1 if widths differ"
+            "identity: a shortcut where stride is 1 and widths agree; projected (AttentiveNAS): a shortcut "
+            "everywhere, pooled if there is a stride, then a 1x1 if widths differ"
         ),
     )
     kernels: Literal["crop", "transform"] = Field(
@@ -137,12 +139,14 @@ class Space(Config):
         for where, values in self._choice_lists():
             # Expansions may be fractions, so that the smallest choice is only known to be above 0.
             smallest = 0 if where == "stem.deep.residual" else 1e-9
+            # Ascending: the first and the last choices are the smallest and the largest network.
             if list(values) != sorted(set(values)) or values[0] < smallest:
                 raise ValueError(
                     f"{where} of space '{self.name}' must list positive choices in ascending order, "
                     f"but lists {values}"
                 )
         for i, stage in enumerate(self.stages):
+            # Only odd kernels have a centre, which smaller kernels are, and keep the side of a map.
             if any(kernel % 2 == 0 for kernel in stage.kernel):
                 raise ValueError(
                     f"stages[{i}].kernel of space '{self.name}' must list odd kernels, "
@@ -208,7 +212,10 @@ class Space(Config):
         """Stage of each entry of Arch.kernel and Arch.expand."""
         if self.granularity == "stage":
             return tuple(range(len(self.stages)))
-        return tuple(i for i, stage in enumerate(self.stages) for _ in range(stage.depth[-1]))
+        stages: list[int] = []
+        for i, stage in enumerate(self.stages):
+            stages += [i] * stage.depth[-1]
+        return tuple(stages)
 
     def slot(self, stage: int, block: int) -> int:
         """Entry of Arch.kernel and Arch.expand that block `block` of stage `stage` reads."""
@@ -224,12 +231,12 @@ class Space(Config):
         It cannot where the block has a stride, or where its width may differ from its input's.
         """
         if block > 0:
-            return False
+            return False  # its input is the stage's own output, at stride 1
         here, before = self.stages[stage], self.widths_before(stage)
         return here.downsample or here.stride > 1 or before != here.width or len(here.width) > 1
 
     def block_settings(self, stage: int) -> BlockSettings:
-        """What this space says of the blocks of a stage."""
+        """The settings that all blocks of a stage share, whichever architecture runs."""
         choices = self.stages[stage]
         return BlockSettings(
             kernels=choices.kernel,
@@ -257,14 +264,17 @@ class Space(Config):
             block = len(stage.kernel) * len(stage.expand)
             if self.granularity == "stage":
                 blocks = len(stage.depth) * block
-            else:
+            else:  # a stage of d blocks chooses d times; choices of inactive blocks make no difference
                 blocks = sum(block**depth for depth in stage.depth)
             total *= len(stage.width) * blocks
         return total
 
 
 def load_space(name: str) -> Space:
-    """A space by packaged name (`bignas`) or YAML path.
+    """Read a space.
+
+    Args:
+        name: path of a YAML file, or the name of a packaged space such as `bignas`.
 
     Raises:
         UserError: there is none, or it is not valid.
@@ -276,4 +286,5 @@ def load_space(name: str) -> Space:
         raise UserError(
             f"There is no space '{name}', neither as a file nor as a packaged one; {nearest(name, known)}"
         )
+    # A file that gives no name is named like the file.
     return validate(Space, {"name": path.stem} | read_yaml(path), str(path))

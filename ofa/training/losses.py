@@ -1,4 +1,8 @@
-"""What a student learns from its teacher: soft cross-entropy (BigNAS) or alpha-divergence (AlphaNet)."""
+"""Losses by which a student learns from its teacher.
+
+They are the soft cross-entropy of BigNAS (2020, arXiv:2003.11142) and the alpha-divergence of AlphaNet (2021,
+arXiv:2102.07954).
+"""
 
 import math
 from typing import Annotated, Literal
@@ -10,29 +14,30 @@ from torch import Tensor
 
 from engine.config import Config
 
-# -87.3: probabilities below the smallest normal float32 count as that.
+# -87.3: smaller probabilities count as the smallest normal float32.
 LOG_TINY = math.log(torch.finfo(torch.float32).tiny)
-# An alpha this close to 0 or 1 is the limit, which rounding would otherwise swamp.
+# An alpha this close to 0 or 1 is treated as 0 or 1: the formula divides by alpha (alpha - 1) a difference
+# that is then mostly rounding error.
 NEAR = 1e-3
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class SoftCrossEntropy(Config):
-    """BigNAS (2020, arXiv:2003.11142) and AttentiveNAS (2021, arXiv:2011.09011)."""
+    """The loss of BigNAS (2020, arXiv:2003.11142) and AttentiveNAS (2021, arXiv:2011.09011)."""
 
     name: Literal["soft_cross_entropy"] = "soft_cross_entropy"
 
 
 class AlphaDivergence(Config):
-    """AlphaNet (2021, arXiv:2102.07954): of two alpha-divergences the larger one, for each image."""
+    """The loss of AlphaNet (2021, arXiv:2102.07954): for each image the larger of two alpha-divergences."""
 
     name: Literal["alpha_divergence"] = "alpha_divergence"
     alpha_minus: Finite = Field(
-        -1.0, description="below 0: punishes probability where the teacher sees little"
+        -1.0, description="below 0 it punishes a student for probability where its teacher sees little"
     )
     alpha_plus: Finite = Field(
-        1.0, description="punishes a student that misses what its teacher thinks likely; 1 is KL"
+        1.0, description="it punishes a student that misses what its teacher thinks likely; 1 is KL"
     )
     clip: float = Field(
         5.0,
@@ -46,7 +51,16 @@ Distillation = Annotated[AlphaDivergence | SoftCrossEntropy, Field(discriminator
 
 
 def distil(config: Distillation, student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
-    """The loss, a float32 scalar, of a student's logits against its teacher's, which get no gradient."""
+    """The loss of a student against its teacher.
+
+    Args:
+        config: which loss.
+        student_NK: logits of the student.
+        teacher_NK: logits of the teacher, which get no gradient.
+
+    Returns:
+        A float32 scalar.
+    """
     match config:
         case SoftCrossEntropy():
             return soft_cross_entropy(student_NK, teacher_NK)
@@ -57,7 +71,7 @@ def distil(config: Distillation, student_NK: Tensor, teacher_NK: Tensor) -> Tens
 def soft_cross_entropy(student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
     """-sum_k softmax(teacher)_k log_softmax(student)_k, mean over the batch, in float32.
 
-    The temperature is 1 and the teacher is detached.
+    Both arguments are logits (N, K). The temperature is 1 and the teacher is detached.
 
     Source: BigNAS (2020, arXiv:2003.11142), in-place distillation.
     """
@@ -74,36 +88,49 @@ def alpha_divergence(
 ) -> Tensor:
     """Adaptive alpha-divergence of AlphaNet (2021, arXiv:2102.07954), mean over the batch, in float32.
 
-    The teacher is detached. For each image the alpha whose divergence is larger decides. The value is the
-    mean of those divergences: 0 where student and teacher agree. The reference code reports -sum_k q_k
-    rho_k log q_k, with q and rho held, whose gradient is the paper's but whose value means nothing. The
-    gradient here is that of its expression:
+    p and q are the softmax of teacher and student, r = p / q, and rho is the paper's weight of a class, which
+    `_divergence` returns as q rho. For each image the alpha whose divergence is larger decides. The value is
+    the mean of those divergences: 0 where student and teacher agree. The reference code reports -sum_k q_k
+    rho_k log q_k, with q and rho held constant; its gradient is the paper's, but its value means nothing. The
+    gradient here is that of the reference code's expression:
 
         d/dlogits = q sum_k(q_k rho_k) - q rho
 
-    which is the true gradient of the value wherever r^alpha is not clipped and the two divergences differ.
-    Where it is clipped it is not: the value then grows with slope clip / (alpha (alpha - 1)) in q, while the
-    paper clips the factor r^alpha of the gradient, which is clip / -alpha. Adding a constant to rho changes
-    nothing, since q sums to 1.
+    It is the true gradient of the value wherever r^alpha is not clipped and the two divergences differ.
+    Where r^alpha is clipped it is not: the value then grows with slope clip / (alpha (alpha - 1)) in q, while
+    the paper clips the factor r^alpha of the gradient, which is clip / -alpha. Adding a constant to rho
+    changes nothing, since q sums to 1.
 
-    Finite, value and gradient, for all finite logits: everything is built from log_softmax, products q
+    Value and gradient are finite for all finite logits: everything is built from log_softmax, products q
     r^alpha are taken as one exponential, and log-probabilities end at that of the smallest normal float32.
     Logits that are not finite give nan.
+
+    Args:
+        student_NK: logits of the student.
+        teacher_NK: logits of the teacher, which get no gradient.
+        alpha_minus, alpha_plus: the two alphas.
+        clip: upper bound of r^alpha; alphas of 0 and 1 need none.
+
+    Returns:
+        A float32 scalar.
     """
     z_NK = student_NK.float()
-    logp_NK, logq_NK = (x.detach().float().log_softmax(1).clamp(min=LOG_TINY) for x in (teacher_NK, z_NK))
+    # Detached: the gradient is given below and not autograd's. Clamped, so that no exponential of a
+    # difference overflows.
+    logp_NK = teacher_NK.detach().float().log_softmax(1).clamp(min=LOG_TINY)
+    logq_NK = z_NK.detach().log_softmax(1).clamp(min=LOG_TINY)
     minus_N, left_NK = _divergence(logp_NK, logq_NK, alpha_minus, clip)
     plus_N, right_NK = _divergence(logp_NK, logq_NK, alpha_plus, clip)
     left_wins = minus_N > plus_N
     weight_NK = torch.where(left_wins[:, None], left_NK, right_NK)
     gradient_NK = logq_NK.exp() * weight_NK.sum(1, keepdim=True) - weight_NK
-    # Zero, with this gradient: autograd's own would be another where r^alpha is clipped.
+    # This sum is zero and has that gradient. Autograd's own would be another one where r^alpha is clipped.
     carrier_N = ((z_NK - z_NK.detach()) * gradient_NK).sum(1)
     return (torch.where(left_wins, minus_N, plus_N) + carrier_N).mean()
 
 
 def _divergence(logp_NK: Tensor, logq_NK: Tensor, alpha: float, clip: float) -> tuple[Tensor, Tensor]:
-    """(divergence (N,), q rho (N, K)) of teacher p and student q, with r = p / q.
+    """Divergence (N,) and q rho (N, K) of teacher p and student q, given as logarithms; r = p / q.
 
     rho comes without its constant, which changes no gradient.
     """

@@ -1,11 +1,11 @@
 """Progressive shrinking (OFA, 2020, arXiv:1908.09791): the largest network first, then smaller ones.
 
 Kernels, depths and widths become elastic one after the other. A phase says how many of the largest choices
-of each kind are open, and how many subnets of those a step trains. What a phase trained stays trained:
-later phases only add choices. From the second phase on the largest network as it was at the end of the
-first teaches (in train mode, without dropout); where expansions become elastic, channels are sorted first,
-so that the ones that stay are the most important. Each phase starts with a fresh optimiser, as in the
-reference code.
+of each kind are open, and how many subnets with open choices a step trains. Later phases only add choices,
+so that all subnets of a phase go on being trained. From the second phase on the teacher is the largest
+network as it was at the end of the first phase (in train mode, without dropout). Before expansions become
+elastic, channels are sorted, so that narrower subnets keep the most important ones. Each phase starts with a
+new optimiser, as in the reference code.
 """
 
 from bisect import bisect_right
@@ -41,7 +41,7 @@ class Phase(Config):
     A deep stem's middle width goes with `width` and its residual convolutions with `depth`.
     """
 
-    name: str = Field(description="what the log calls it")
+    name: str = Field(description="name of the phase in messages")
     epochs: int = Field(ge=1)
     lr: float = Field(gt=0, description="learning rate at its highest")
     warmup_epochs: float = Field(0, ge=0, description="linear warm-up from 0")
@@ -54,20 +54,25 @@ class Phase(Config):
     width: int | None = Field(None, ge=1)
 
     def open(self, space: Space) -> Codes:
-        """(F,) how many of the largest choices of each column are open. Resolutions always all are."""
+        """How many of the largest choices of each column are open, (F,). All resolutions are, always."""
         limits = []
         for column in space.columns:
             field = column.field
+            # A deep stem has two columns, whose limits are those of the stages.
             if field == "stem":
                 field = "width" if column.position == 0 else "depth"
             limit = None if field == "resolution" else getattr(self, field)
             limits.append(limit or MOST_CHOICES)
+        # A limit above the number of choices opens all of them, so one recipe fits every space.
         return np.minimum(limits, space.cardinalities).astype(np.uint8)
 
     def sample(self, space: Space, rng: np.random.Generator, resolution: int | None = None) -> Arch:
-        """An architecture of this phase, every open choice uniform.
+        """Draw an architecture of this phase, every open choice uniform.
 
-        resolution: that of the architecture; None: it is drawn, too.
+        Args:
+            space: of the supernet.
+            rng: draws.
+            resolution: of the architecture; None: it is drawn, too.
         """
         # Choices count from the largest down: code n is the largest, n - 1 the next one.
         codes = space.cardinalities.astype(np.uint8) - rng.integers(0, self.open(space), dtype=np.uint8)
@@ -80,6 +85,7 @@ class Phase(Config):
         return decode(space, canonical(space, codes[None])[0])
 
 
+# A phase that opens the largest network only: what `sort_channels` must keep for a network trained alone.
 LARGEST = Phase(name="largest", epochs=1, lr=1.0, subnets=0, kernel=1, depth=1, expand=1, width=1)
 
 
@@ -92,10 +98,15 @@ class PhasePosition(NamedTuple):
 
 
 def phase_position(phases: tuple[Phase, ...], steps: int, step: int) -> PhasePosition:
-    """The position of `step` (from 0), with `steps` in an epoch."""
-    # Without the last end, so that the step after the last one is still of the last phase.
+    """Where a step is in the phases.
+
+    Args:
+        phases: all phases of the run.
+        steps: steps in an epoch.
+        step: the step, from 0; the step after the last one counts as one of the last phase.
+    """
     ends = list(accumulate(phase.epochs * steps for phase in phases))
-    number = bisect_right(ends[:-1], step)
+    number = bisect_right(ends[:-1], step)  # without the last end, for the step after the last one
     return PhasePosition(number, ends[number] - phases[number].epochs * steps, ends[number])
 
 
@@ -120,12 +131,12 @@ def shrinking_step(
 
     Args:
         supernet: in train mode.
-        teacher: the largest network as it was at the end of the first phase; needed where a phase trains
-            random subnets.
-        x: square images (N, C, r, r) at the step's resolution r, one of the space's; all networks see that.
+        teacher: the largest network as it was at the end of the first phase; None is possible only in a phase
+            that trains no random subnets.
+        x: square images (N, C, r, r) at the step's resolution r, one of the space's, for all networks.
         y: classes (N,) or class probabilities (N, K).
         step: the number of this step; the same seeds and number draw the same subnets and noise.
-        phase: what is open.
+        phase: which choices are open.
         config: regularisation and label smoothing.
         seeds: of the subnets and of the noise.
 
@@ -138,6 +149,7 @@ def shrinking_step(
         _, loss = label_step(supernet, arch, x, y, config, (seeds.noise, step))
         return loss[None]
     assert teacher is not None
+    # Once for all subnets of the step: they see the same images at the same resolution.
     with torch.no_grad(), autocast(x.device):
         taught = teacher(x)
 
@@ -154,16 +166,22 @@ def shrinking_step(
 
 
 def read_teacher(run: Path, supernet: Supernet) -> Subnet | None:
-    """The teacher of a run's later phases, if it has one yet, on the device of the supernet."""
+    """The teacher of a run's later phases, on the device of the supernet; None if the run has none yet.
+
+    Args:
+        run: the run folder.
+        supernet: of the run; it decides the shape of the teacher.
+    """
     if not (run / TEACHER).exists():
         return None
+    # Cut out for its shapes only: its weights are replaced.
     teacher = extract(supernet, largest(supernet.space))
     teacher.load_state_dict(load_weights(run / TEACHER))
     return teacher
 
 
 def grows(before: Phase, phase: Phase, space: Space) -> bool:
-    """Whether `phase` opens expansions that phase `before` did not."""
+    """Whether `phase` opens expansions that phase `before` did not open."""
     expands = [column.field == "expand" for column in space.columns]
     return bool((phase.open(space) > before.open(space))[expands].any())
 
@@ -172,8 +190,8 @@ def grows(before: Phase, phase: Phase, space: Space) -> bool:
 def sort_channels(supernet: Supernet, before: Phase) -> None:
     """Order the hidden channels of every block by importance, so that narrower subnets keep the best.
 
-    Every architecture of phase `before` computes the same as it did. What moves within a block is its kind's
-    to say (`ElasticBlock.sort_channels`).
+    Every architecture of phase `before` computes the same as it did. Each kind of block decides which of its
+    channels move (`ElasticBlock.sort_channels`).
     """
     space = supernet.space
     opened = dict(zip(space.columns, before.open(space), strict=True))
@@ -183,7 +201,9 @@ def sort_channels(supernet: Supernet, before: Phase) -> None:
         column = space.columns[space.column_index[field, position]]
         return column.values[len(column.values) - int(opened[column]) :]
 
+    # All blocks, also those that no architecture of phase `before` runs: they may be open later.
     for stage, depth in enumerate(stage.depth[-1] for stage in space.stages):
+        # Column 0 of the widths is the stem's, so a stage finds its input width under its own number.
         outputs = [int(width) for width in choices("width", stage + 1)]
         first_inputs = [int(width) for width in choices("width", stage)]
         for number in range(depth):

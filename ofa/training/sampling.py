@@ -1,13 +1,14 @@
 """Which subnets a step trains beside the largest and the smallest.
 
 They are drawn uniformly, by a prior over MACs, or as the best or worst of a few. BigNAS (2020,
-arXiv:2003.11142) draws uniformly, and so mostly middling networks. AttentiveNAS (2021, arXiv:2011.09011)
-draws a target MACs first, then candidates that cost as much, and trains the best of them (BestUp) or the
-worst (WorstUp). Candidates come from p(choice | MACs bin), every choice on its own, until the bin matches.
+arXiv:2003.11142) draws uniformly, and so mostly networks of middle size. AttentiveNAS (2021,
+arXiv:2011.09011) draws a bin of MACs first, then candidates whose MACs lie in it, and trains the best
+candidate (BestUp) or the worst (WorstUp). Candidates are drawn from p(choice | MACs bin), every choice on its
+own, until one has MACs in the bin.
 
-Two differences from its code: the distributions are estimated here, from a million sampled and costed
-architectures, rather than read from a file; and where every try misses the bin one of those samples is
-taken, not the last try whatever it costs, so no draw leaves its bin.
+There are two differences from AttentiveNAS's code. The distributions are estimated here from a million
+sampled and costed architectures, and not read from a file. And where every try misses the bin, one of those
+samples is taken, and not the last try whatever it costs; so no draw leaves its bin.
 """
 
 from collections.abc import Callable
@@ -31,9 +32,9 @@ from ofa.space.space import Space
 BIN = 25_000_000  # MACs, as in AttentiveNAS
 MOST_BINS = 1_000
 CHUNK = 100_000  # architectures that are sampled at a time, so that a million need little memory
-FEWEST_PAIRS = 10
+FEWEST_PAIRS = 10  # measured subnets
 
-Judge = Callable[[list[Arch]], list[float]]  # loss of each on the step's batch
+Judge = Callable[[list[Arch]], list[float]]  # the loss of each architecture on the step's batch
 
 
 class Uniform(Config):
@@ -53,13 +54,15 @@ class _Prior(Config):
         None,
         ge=1,
         description=(
-            "MACs in a bin, about: bins are alike; none: 25M, or a tenth of low..high where that is less"
+            "approximate MACs in a bin (all bins are equally wide); none: 25M, or a tenth of low..high if "
+            "that is less"
         ),
     )
     target: Literal["sampled", "uniform"] = Field(
         "sampled",
         description=(
-            "bins are drawn as often as uniform samples fall into them (AttentiveNAS's code), or all alike"
+            "sampled: a bin is drawn as often as uniform samples fall into it (AttentiveNAS's code); "
+            "uniform: all bins equally often"
         ),
     )
     tries: int = Field(
@@ -89,8 +92,8 @@ class BatchLoss(Config):
         3,
         ge=1,
         description=(
-            "of which each random subnet is chosen; each costs a forward pass: with 3, a step of 2 random "
-            "ones takes 1.3 times"
+            "architectures from which each random subnet is chosen; each costs a forward pass: with 3, a "
+            "step of 2 random subnets takes 1.3 times as long"
         ),
     )
 
@@ -107,11 +110,15 @@ class Predicted(Config):
 
 
 class Attentive(_Prior):
-    """Of several architectures of a MACs bin the best or the worst (AttentiveNAS)."""
+    """The best or the worst of several architectures of a MACs bin (AttentiveNAS)."""
 
     name: Literal["attentive"] = "attentive"
     mode: Literal["bestup", "worstup", "coin"] = Field(
-        "bestup", description="coin: one of the two in each step, with even odds"
+        "bestup",
+        description=(
+            "bestup trains the best candidate and worstup the worst; coin: one of the two in each step, "
+            "with even odds"
+        ),
     )
     judge: Annotated[Predicted | BatchLoss, Field(discriminator="name")] = BatchLoss()
 
@@ -124,15 +131,20 @@ class Sampler(Protocol):
     """What a built sampler can do."""
 
     def draw(self, rng: np.random.Generator, count: int, judge: Judge) -> list[Arch]:
-        """The `count` random subnets of one step.
+        """Draw the random subnets of one step.
 
         What is taken from `rng` never depends on what `judge` says, so that runs can be compared.
+
+        Args:
+            rng: draws.
+            count: number of subnets.
+            judge: loss of candidates on the step's batch, for samplers that compare candidates by it.
         """
         ...
 
 
 def build_sampler(config: Sampling, space: Space, classes: int, channels: int) -> Sampler:
-    """The sampler, with its tables estimated.
+    """The sampler of a configuration, with its tables estimated.
 
     Args:
         config: which sampling.
@@ -149,13 +161,14 @@ def build_sampler(config: Sampling, space: Space, classes: int, channels: int) -
         case MacsPrior():
             return PriorSampler(Prior(config, space, classes, channels))
         case Attentive(judge=judge):
+            # First the pairs, which may be refused, then the tables, which take seconds.
             score = fit_accuracy(judge.pairs, space) if isinstance(judge, Predicted) else None
             prior = Prior(config, space, classes, channels)
             return AttentiveSampler(config.mode, judge.candidates, prior, score)
 
 
 class UniformSampler(NamedTuple):
-    """BigNAS."""
+    """The uniform sampling of BigNAS."""
 
     space: Space
 
@@ -164,7 +177,7 @@ class UniformSampler(NamedTuple):
 
 
 class PriorSampler(NamedTuple):
-    """AttentiveNAS with a single candidate."""
+    """The sampling of AttentiveNAS with a single candidate, which needs no judge."""
 
     prior: "Prior"
 
@@ -173,7 +186,14 @@ class PriorSampler(NamedTuple):
 
 
 class AttentiveSampler(NamedTuple):
-    """AttentiveNAS. accuracy: of encoded architectures; None: the step's judge decides."""
+    """The sampling of AttentiveNAS.
+
+    Args:
+        mode: whether the best or the worst candidate is taken.
+        candidates: how many there are for each subnet.
+        prior: draws them.
+        accuracy: predicts that of encoded architectures; None: the step's judge decides.
+    """
 
     mode: Literal["bestup", "worstup", "coin"]
     candidates: int
@@ -185,6 +205,7 @@ class AttentiveSampler(NamedTuple):
         if self.mode == "coin":
             best = rng.random() < 0.5
         codes_SKF = self.prior.draw(rng, count, self.candidates)  # S subnets, K candidates for each
+        # One call for the candidates of all subnets: the judge waits for the device once.
         codes_NF = codes_SKF.reshape(-1, codes_SKF.shape[-1])
         space = self.prior.space
         if self.accuracy is None:
@@ -197,24 +218,33 @@ class AttentiveSampler(NamedTuple):
 
 
 class Bins(NamedTuple):
-    """low..high, both included, cut into `number` bins of the same width."""
+    """The range low..high of MACs, both included, cut into `number` bins of the same width."""
 
     low: int
     high: int
     number: int
 
     def of(self, macs: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Bin of each, and -1 outside."""
+        """The bin (N,) of each of these MACs (N,); -1 outside the range."""
         # In integers, so that no MACs fall between two bins by rounding.
         bin_N = (macs - self.low) * self.number // (self.high - self.low + 1)
         return np.where((macs < self.low) | (macs > self.high), -1, bin_N)
 
 
 class Prior:
-    """p(bin) and p(choice | bin) of a space, and the samples they were estimated from.
+    """p(bin) and p(choice | bin) of a space, and the samples from which they were estimated.
 
     Bins into which no sample fell are left out. The estimate has a random stream of its own, the same in
-    every run.
+    every run, so that all ranks and a resumed run have the same tables.
+
+    Args:
+        config: range, bins and numbers of samples and tries.
+        space: of the supernet.
+        classes: outputs of its classifier.
+        channels: its input channels.
+
+    Raises:
+        UserError: no sample has MACs within the range, or there are too many bins.
     """
 
     def __init__(self, config: _Prior, space: Space, classes: int, channels: int):
@@ -228,6 +258,7 @@ class Prior:
                 f"{low} to {high}; widen low and high of the sampling, or raise its samples."
             )
         self.bin_B, self.start_B, self.hits_B = np.unique(bin_N, return_index=True, return_counts=True)
+        # A bin is drawn in proportion to its samples, or every bin alike.
         weight_B = self.hits_B if config.target == "sampled" else np.ones(len(self.hits_B))
         self.share_B = weight_B / weight_B.sum()
         self.cumulative_BFV = self._cumulative()
@@ -237,7 +268,7 @@ class Prior:
         return costs_of(self.space, codes_NF, self.classes, self.channels).macs
 
     def draw(self, rng: np.random.Generator, slots: int, candidates: int) -> Codes:
-        """(slots, candidates, F): a target bin for each slot, and that many architectures of it."""
+        """Draw a target bin for each slot, and architectures of that bin: (slots, candidates, F)."""
         target_N = rng.choice(len(self.share_B), slots, p=self.share_B).repeat(candidates)
         rows, columns = len(target_N), len(self.space.columns)
         # All T tries at once: a choice is 1 + how many cumulative probabilities a uniform number reaches.
@@ -250,7 +281,7 @@ class Prior:
         resort_N = self.start_B[target_N] + rng.integers(self.hits_B[target_N])
         codes_NTF = np.concatenate([codes_NTF, self.known_NF[resort_N][:, None]], axis=1)
         bin_NT = self.bins.of(self.macs(codes_NTF.reshape(-1, columns))).reshape(codes_NTF.shape[:2])
-        first_N = (bin_NT == self.bin_B[target_N][:, None]).argmax(1)
+        first_N = (bin_NT == self.bin_B[target_N][:, None]).argmax(1)  # the first True of each row
         return codes_NTF[np.arange(rows), first_N].reshape(slots, candidates, columns)
 
     def _sampled(self, samples: int) -> tuple[Codes, NDArray[np.int64]]:
@@ -274,18 +305,20 @@ class Prior:
         bin_N = np.arange(bins).repeat(self.hits_B)
         found = []
         for codes_N, choices in zip(self.known_NF.T, self.space.cardinalities, strict=True):
+            # Bin and code as one number, so that one count serves all bins.
             hits_BV = np.bincount(bin_N * values + codes_N, minlength=bins * values).reshape(bins, values)
             hits_BV = hits_BV[:, 1:]  # code 0 is an inactive block, which is no choice
             cumulative_BV = hits_BV.cumsum(1) / np.maximum(hits_BV.sum(1, keepdims=True), 1)
             cumulative_BV[:, choices - 1 :] = 1  # also where a block was never active
-            found.append(cumulative_BV[:, :-1])
+            found.append(cumulative_BV[:, :-1])  # the last is 1, which no uniform number reaches
         return np.stack(found, axis=1).astype(np.float32)
 
 
 def _bins(config: _Prior, space: Space, classes: int, channels: int) -> Bins:
-    """The bins of that part of low..high which the space reaches."""
+    """The bins of the part of low..high that architectures of the space reach."""
     least = cost_of(space, smallest(space), classes, channels)[0]
     most = cost_of(space, largest(space), classes, channels)[0]
+    # Cut to what the space reaches: bins outside of that would be empty.
     low = least if config.low is None else max(config.low, least)
     high = most if config.high is None else min(config.high, most)
     if low > high:
@@ -300,6 +333,7 @@ def _bins(config: _Prior, space: Space, classes: int, channels: int) -> Bins:
         )
     # Small networks, such as those of digits, have fewer MACs in all than AttentiveNAS has in a bin.
     width = config.bin or max(1, min(BIN, (high - low) // 10))
+    # A whole number of equal bins: their width is only about the one asked for.
     bins = Bins(low, high, max(1, round((high - low) / width)))
     if bins.number > MOST_BINS:
         raise UserError(

@@ -2,8 +2,8 @@
 
 On one batch the largest network learns from the labels; the smallest and n random ones learn from the
 largest's soft predictions. Gradients of all add up for one update of the shared weights. Only the largest is
-regularised: dropout and drop-connect are its alone, and weight decay acts once per step on every weight,
-which is the L2 penalty of the largest.
+regularised: the others have no dropout and no drop-connect, and weight decay acts once per step on every
+weight, which is the L2 penalty of the largest.
 """
 
 from collections.abc import Callable
@@ -27,25 +27,36 @@ class Sandwich(Config):
     """Settings of the step."""
 
     random: int = Field(2, ge=0, description="random subnets a step, beside the largest and the smallest")
-    sampling: Sampling = Field(Uniform(), description="which ones")
+    sampling: Sampling = Field(Uniform(), description="how the random subnets are drawn")
     distillation: Distillation = Field(
-        SoftCrossEntropy(), description="what they and the smallest learn from the largest"
+        SoftCrossEntropy(), description="loss by which all other subnets learn from the largest"
     )
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="of the largest network's labels")
-    dropout: float = Field(0.2, ge=0, lt=1, description="before the classifier, largest network only")
+    label_smoothing: float = Field(
+        0.1, ge=0, lt=1, description="smoothing of the labels that the largest network learns from"
+    )
+    dropout: float = Field(
+        0.2, ge=0, lt=1, description="dropout rate before the classifier, in the largest network only"
+    )
     drop_connect: float = Field(
-        0.2, ge=0, lt=1, description="block i of n is dropped with i/n of this; largest only"
+        0.2,
+        ge=0,
+        lt=1,
+        description="block i of n is dropped at i/n of this rate, in the largest network only",
     )
     drop_connect_stages: int | None = Field(
-        None, ge=1, description="only in this many last stages (AttentiveNAS: 2); none: all"
+        None, ge=1, description="last stages that have drop-connect (AttentiveNAS: 2); none: all stages"
     )
 
 
 class Seeds(NamedTuple):
-    """Where a step's randomness comes from; with the number of the step it decides every draw.
+    """The seeds of a step; together with the number of the step they decide every draw.
 
-    subnets: which subnets the step trains. noise: dropout and drop-connect. Processes that train together may
-    share the first, but never the second: their images are different, and so must be their noise.
+    Processes that train together may share the seed of the subnets, but never that of the noise: their images
+    are different, and so must be their noise.
+
+    Args:
+        subnets: decides which subnets the step trains.
+        noise: decides dropout and drop-connect.
     """
 
     subnets: int = 0
@@ -84,6 +95,7 @@ def sandwich_step(
         optimizer.step()
     """
     config, seeds = config or Sandwich(), seeds or Seeds()
+    # Tables take seconds to estimate: a sampler that needs them cannot be made in every step.
     if sampler is None:
         if not isinstance(config.sampling, Uniform):
             raise ValueError(
@@ -96,7 +108,7 @@ def sandwich_step(
         return label_losses(supernet, archs, x, y, config.label_smoothing)
 
     space, rng = supernet.space, numpy_generator(seeds.subnets, "subnets", step)
-    # 1. the largest learns from the labels; its logits of this very pass are what the others learn from
+    # 1. the largest learns from the labels; the others learn from its logits of this very pass
     teacher, loss = label_step(supernet, largest(space), x, y, config, (seeds.noise, step))
     losses = [loss]
     # 2. the others learn from the largest
@@ -122,7 +134,7 @@ def label_step(
     """Add the gradients of one regularised network that learns from labels.
 
     Args:
-        supernet: whose weights learn.
+        supernet: the weights that learn.
         arch: the network.
         x: square images (N, C, side, side).
         y: classes (N,) or class probabilities (N, K).
@@ -134,9 +146,13 @@ def label_step(
         Its logits (N, K) and its loss, both detached.
     """
     generator = torch_generator(x.device, noise[0], "regularise", noise[1])
-    first = len(supernet.space.stages) - config.drop_connect_stages if config.drop_connect_stages else 0
+    first_stage = 0
+    if config.drop_connect_stages:
+        first_stage = len(supernet.space.stages) - config.drop_connect_stages
+    regularise = Regularisation(config.dropout, config.drop_connect, first_stage, generator)
     with autocast(x.device):
-        logits = supernet(x, arch, Regularisation(config.dropout, config.drop_connect, first, generator))
+        logits = supernet(x, arch, regularise)
+    # The loss in float32: bfloat16 keeps 8 bits of a logit, too few for log-probabilities.
     loss = F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing)
     if extra_loss is not None:
         loss = loss + extra_loss(logits)
@@ -148,7 +164,15 @@ def label_step(
 def label_losses(
     supernet: Supernet, archs: list[Arch], x: Tensor, y: Tensor, label_smoothing: float
 ) -> list[float]:
-    """Loss of each architecture on the batch, with batch statistics and without regularisation."""
+    """Loss of each architecture on the batch, with batch statistics and without regularisation.
+
+    Args:
+        supernet: in train mode.
+        archs: the architectures.
+        x: square images (N, C, side, side).
+        y: classes (N,) or class probabilities (N, K).
+        label_smoothing: as in training.
+    """
     losses = []
     for arch in archs:
         with autocast(x.device):
