@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from engine.command.start import started_by_ofa
+from engine.command.start import as_typed, module_started, started_by_ofa
 from engine.config import Config, read_yaml
 from engine.errors import UserError
 
@@ -300,7 +300,7 @@ def _command() -> str:
     """The command line, as it can be typed again."""
     if started_by_ofa():
         # argv[0] is `ofa train` there (`engine.command.app`): two words that shlex.join would quote as one.
-        return shlex.join([*sys.argv[0].split(), *sys.argv[1:]])
+        return as_typed(f"python -m {module_started()} {shlex.join(sys.argv[1:])}".rstrip())
     return shlex.join(["python", *sys.orig_argv[1:]])
 
 

@@ -15,7 +15,7 @@ from engine.command import help as pages
 from engine.command.flags import flag_name, flag_names, named_sections
 from engine.command.interrupt import interrupt_once
 from engine.command.launch import complain, only_the_first_prints, started
-from engine.command.start import HELP, as_typed
+from engine.command.start import HELP, as_typed, module_started
 from engine.compute.memory import keep_freed_memory
 from engine.config import Config, merge, over_defaults, read_recipe, validate
 from engine.errors import UserError, nearest
@@ -83,11 +83,8 @@ def parse(command: type[T], argv: list[str]) -> T:
 
 def module_of(command: type[Command]) -> str:
     """The module that `python -m` runs for a command: `ofa.space` for a class in `ofa/space/__main__.py`."""
-    name = command.__module__
-    # A module that runs as a program is called __main__; its spec still has its name.
-    if name == "__main__":
-        spec = getattr(sys.modules["__main__"], "__spec__", None)
-        name = spec.name if spec is not None else name
+    # A module that runs as a program is called __main__.
+    name = module_started() if command.__module__ == "__main__" else command.__module__
     return name.removesuffix(".__main__")
 
 

@@ -62,6 +62,12 @@ def say(text: str) -> None:
     print(as_typed(text))
 
 
+def module_started() -> str:
+    """The module that `python -m` or `ofa` runs in this process, such as `ofa.train`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return "" if spec is None else str(spec.name).removesuffix(".__main__")
+
+
 def started_by_ofa() -> bool:
     """Whether this process is the console command `ofa`."""
     # By its number: a process that this one starts inherits the variable, but is started in another way.

@@ -1,5 +1,6 @@
 """Help: one screen that teaches, for every command at once; everything on request; no machine's words."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -178,3 +179,13 @@ def test_the_console_command_lists_and_explains_its_commands() -> None:
         2,
         "error: 'ofa selct' is not a command; did you mean 'select'?\n",
     )
+
+
+@pytest.mark.usefixtures("clashing_folder")
+def test_a_run_that_ofa_started_records_how() -> None:
+    words = ["train", "--epochs", "1", "--threads", "1", "--evaluate-random", "0"]
+    done = run_ofa(*words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("next: ofa collect\n")
+    command = json.loads(Path("runs/supernet/env.json").read_text())["command"]
+    assert command == f"ofa {' '.join(words)}"
