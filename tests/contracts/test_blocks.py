@@ -6,23 +6,19 @@ from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from peak_memory import simulated_peak
-from supernets import SPACES, filled
-from torch import Tensor, nn
+from supernets import SPACES, filled, predicted_and_exported_size
+from torch import Tensor
 
 from engine.compute.macs import count_macs, count_parameters
 from engine.errors import UserError
-from engine.onnx_file import write_onnx
 from ofa.blocks.elastic import ElasticConvBN
 from ofa.blocks.kind import BlockChoice, BlockSpec
 from ofa.blocks.stem import StemSpec
 from ofa.blocks.table import BLOCKS, block_kind
 from ofa.cost import (
-    CLASS_BYTES,
-    METADATA_BYTES,
     cost_of,
     cost_of_layer,
     footprints_of,
@@ -86,18 +82,8 @@ def test_peak_memory_is_that_of_the_traced_network(space: Space) -> None:
 
 @pytest.mark.parametrize("space", ONE_OF_EACH)
 def test_an_exported_file_has_the_predicted_size(space: Space, tmp_path: Path) -> None:
-    arch = smallest(space)
-    torch.manual_seed(0)
-    net = Subnet(space, arch, 10, 3).eval()
-    for norm in net.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            nn.init.normal_(norm.bias)  # as after training; the exporter stores equal tensors once
-    write_onnx(net, torch.zeros(2, 3, arch.resolution, arch.resolution), tmp_path / "x.onnx", {})
-    predicted = footprints_of(space, encode(space, arch)[None], 10, 3).file[0]
-    plain = predicted - METADATA_BYTES - 10 * CLASS_BYTES
-    size = (tmp_path / "x.onnx").stat().st_size
-    assert onnx.load(tmp_path / "x.onnx").metadata_props == []
-    assert abs(plain - size) < 0.01 * size
+    predicted, size = predicted_and_exported_size(space, tmp_path)
+    assert abs(predicted - size) < 0.01 * size
 
 
 @pytest.mark.parametrize("space", CASES)

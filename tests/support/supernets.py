@@ -1,11 +1,18 @@
 """Supernets without zeros and ones among their weights, and spaces with every choice of every kind."""
 
+from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import nn
 
+from engine.onnx_file import write_onnx
+from ofa.cost import CLASS_BYTES, METADATA_BYTES, footprints_of
+from ofa.space.arch import smallest
+from ofa.space.codes import encode
 from ofa.space.space import Space, load_space
+from ofa.subnet import Subnet
 from ofa.supernet import Supernet
 
 
@@ -107,3 +114,17 @@ SPACES: dict[str, dict[str, Space]] = {
     "bottleneck": bottleneck_spaces(),
     "fused": fused_spaces(),
 }
+
+
+def predicted_and_exported_size(space: Space, folder: Path) -> tuple[int, int]:
+    """Bytes of the smallest subnet's ONNX file without metadata: as predicted, and as written."""
+    arch, path = smallest(space), folder / "x.onnx"
+    torch.manual_seed(0)
+    net = Subnet(space, arch, 10, 3).eval()
+    for norm in net.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.normal_(norm.bias)  # as after training; the exporter stores equal tensors once
+    write_onnx(net, torch.zeros(2, 3, arch.resolution, arch.resolution), path, {})
+    assert onnx.load(path).metadata_props == []
+    predicted = footprints_of(space, encode(space, arch)[None], 10, 3).file[0]
+    return int(predicted) - METADATA_BYTES - 10 * CLASS_BYTES, path.stat().st_size
