@@ -63,6 +63,7 @@ def test_the_supernet_computes_what_the_extracted_subnet_does(space: Space, trai
             torch.testing.assert_close(extract(net, arch)(x), net(x, arch), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", CASES)
 def test_macs_and_parameters_are_those_of_torchs_counter(space: Space) -> None:
     for arch in archs_of(space, 10, seed=1):
@@ -72,6 +73,7 @@ def test_macs_and_parameters_are_those_of_torchs_counter(space: Space) -> None:
         assert cost_of(space, arch, 7, 2) == (count_macs(net, image), count_parameters(net))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", CASES)
 def test_peak_memory_is_that_of_the_traced_network(space: Space) -> None:
     for arch in archs_of(space, 8, seed=1):
@@ -80,6 +82,7 @@ def test_peak_memory_is_that_of_the_traced_network(space: Space) -> None:
             assert found == simulated_peak(space, arch, classes, channels), arch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ONE_OF_EACH)
 def test_an_exported_file_has_the_predicted_size(space: Space, tmp_path: Path) -> None:
     predicted, size = predicted_and_exported_size(space, tmp_path)
@@ -154,6 +157,7 @@ def test_every_architecture_out_of_the_space_is_refused_by_name(space: Space) ->
                 use(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", CASES)
 def test_every_layer_can_be_timed_under_a_name_of_its_own(space: Space) -> None:
     named: dict[str, LayerSpec] = {}

@@ -48,6 +48,7 @@ def outcome(run: Path) -> dict[str, str]:
     return {file.name: file.read_text() for file in (run / "selected").iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("explore", EXPLORE)
 def test_budgets_hold_and_no_known_subnet_is_passed_over(collected: Path, explore: str) -> None:
     select(collected, explore)
@@ -70,6 +71,7 @@ def test_budgets_hold_and_no_known_subnet_is_passed_over(collected: Path, explor
     assert (chosen["val_accuracy"], chosen["source"], chosen["predicted_accuracy"]) == (1.0, "pairs", None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("explore", EXPLORE)
 def test_the_same_seed_chooses_the_same_and_pairs_stay_as_they_are(collected: Path, explore: str) -> None:
     before = pairs_path(collected).read_text()
@@ -80,6 +82,7 @@ def test_the_same_seed_chooses_the_same_and_pairs_stay_as_they_are(collected: Pa
     assert pairs_path(collected).read_text() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("explore", EXPLORE)
 def test_measures_no_more_than_asked_and_nothing_twice(
     collected: Path, explore: str, monkeypatch: pytest.MonkeyPatch
@@ -102,6 +105,7 @@ def test_measures_no_more_than_asked_and_nothing_twice(
     assert not set(measured) & {pair.arch for pair in read_pairs(collected)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("explore", EXPLORE)
 def test_front_is_monotone_complete_and_no_budget(
     collected: Path, explore: str, capsys: pytest.CaptureFixture[str]
@@ -123,6 +127,7 @@ def test_front_is_monotone_complete_and_no_budget(
     assert "front" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_coarse_to_fine_needs_no_pairs_and_is_exported(collected: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(

@@ -132,6 +132,7 @@ def write(member: Format, job: ExportJob, run: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_file_equals_torch_and_is_described(member: Format, job: ExportJob, run: Path) -> None:
     path = write(member, job, run)
     manifest = read_manifest(path)
@@ -147,6 +148,7 @@ def test_a_file_equals_torch_and_is_described(member: Format, job: ExportJob, ru
     assert b"/tmp/" not in path.read_bytes() and b".py\x00" not in path.read_bytes()
 
 
+@pytest.mark.slow
 def test_every_precision_of_a_format_is_compared_as_the_file_itself(
     member: Format, job: ExportJob, run: Path
 ) -> None:

@@ -63,6 +63,7 @@ def test_ranks_held_out_architectures(name: str, problem: Problem) -> None:
     assert predictor.mean(X[150:]) == pytest.approx(mean, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pairs", [50, 100, 300])
 @pytest.mark.parametrize("name", NAMES)
 def test_intervals_cover_nine_of_ten_held_out_accuracies(name: str, pairs: int, problem: Problem) -> None:
@@ -78,6 +79,7 @@ def test_intervals_cover_nine_of_ten_held_out_accuracies(name: str, pairs: int, 
     assert 0.8 < np.mean(covered) < 0.98
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_predictor_in_every_process() -> None:
     words = [sys.executable, "-c", IN_ANOTHER_PROCESS, *NAMES]
     first, second = (
@@ -97,6 +99,7 @@ def test_update_learns_from_new_pairs(name: str, problem: Problem) -> None:
     assert after > before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_constant_accuracies_are_no_error(name: str, value: float, problem: Problem) -> None:

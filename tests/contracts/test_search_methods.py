@@ -98,6 +98,7 @@ def cases() -> list[Any]:
     return [pytest.param(*case, id="-".join((*case[:2], *case[2]))) for case in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "space_name", "settings"), cases())
 def test_contract(name: str, space_name: str, settings: dict[str, Any]) -> None:
     space = find_space(space_name)

@@ -34,6 +34,7 @@ def test_what_is_not_installed(
     assert not Path("runs/supernet/export").exists()
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_2_and_one_sentence(tmp_path: Path) -> None:
     if importlib.util.find_spec("executorch") is not None:
         pytest.skip("ExecuTorch is installed")

@@ -32,6 +32,7 @@ def small() -> nn.Module:
     return shaken(torchvision.models.mobilenet_v3_small(num_classes=7))
 
 
+@pytest.mark.slow
 def test_torchvision_for_a_phone(small: nn.Module, images: torch.Tensor, tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in small.state_dict().items()}
     manifest = export.to_onnx(small, tmp_path / "small.onnx", "nnapi", images=images, classes=list("abcdefg"))
@@ -52,6 +53,7 @@ def test_torchvision_for_a_phone(small: nn.Module, images: torch.Tensor, tmp_pat
     )
 
 
+@pytest.mark.slow
 def test_timm_in_8_bits_and_with_pixels_in(images: torch.Tensor, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = shaken(timm.create_model("mobilenetv3_small_050", num_classes=7))
@@ -70,6 +72,7 @@ def test_timm_in_8_bits_and_with_pixels_in(images: torch.Tensor, tmp_path: Path)
     assert got.sum(1) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_size_comes_from_timm_or_an_example(small: nn.Module, tmp_path: Path) -> None:
     class Noted(nn.Module):
         def __init__(self) -> None:
@@ -110,6 +113,7 @@ def test_mistakes_are_sentences_and_leave_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_file_is_verified_against_torch(images: torch.Tensor, tmp_path: Path) -> None:
     def network(seed: int) -> nn.Module:
         torch.manual_seed(seed)
@@ -138,6 +142,7 @@ def test_a_file_is_verified_against_torch(images: torch.Tensor, tmp_path: Path) 
         export.verify_file(tmp_path / "pixels.onnx", small, images)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_package_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert export.__doc__ is not None
     _, code = export.__doc__.split("for any torch classifier:\n")

@@ -80,6 +80,7 @@ def test_metadata_is_enough_to_run_it_without_us(exported: Path, trained_run: Pa
     assert found == pytest.approx(trained.accuracy(arch, "test"), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_manifest_tells_the_truth(exported: Path, trained_run: Path) -> None:
     trained = TrainedSupernet(trained_run, torch.device("cpu"))
     arch = largest(trained.space)
@@ -105,6 +106,7 @@ def test_the_manifest_tells_the_truth(exported: Path, trained_run: Path) -> None
         assert inside["target"] == manifest.target
 
 
+@pytest.mark.slow
 def test_pixels_in_and_probabilities_out(trained_run: Path) -> None:
     """With the normalisation in the graph, raw uint8 images of the right size are all it needs."""
     for layout in ("NHWC", "NCHW"):
@@ -127,6 +129,7 @@ def test_pixels_in_and_probabilities_out(trained_run: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_failure_leaves_no_file_and_exits_1(trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--run", str(trained_run), "--arch", "smallest", "--images", "64"]
     assert parse(Export, words).execute() == 0
@@ -138,12 +141,14 @@ def test_a_failure_leaves_no_file_and_exits_1(trained_run: Path, monkeypatch: py
     assert not list(path.parent.glob(".export*"))
 
 
+@pytest.mark.slow
 def test_a_run_of_one_architecture_alone(train: Callable[..., int], tmp_path: Path) -> None:
     train(tmp_path / "run", "--arch", "smallest", "--epochs", "1")
     assert parse(Export, ["--run", str(tmp_path / "run")]).execute() == 0
     assert read_manifest(tmp_path / "run" / "export" / "alone.onnx").subnet == "alone"
 
 
+@pytest.mark.slow
 def test_selected_subnets(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = tmp_path / "run"
     shutil.copytree(trained_run, copy, ignore=shutil.ignore_patterns("selected", "export"))
@@ -179,6 +184,7 @@ def test_what_does_not_go_together_is_one_sentence(trained_run: Path) -> None:
             parse(Export, ["--run", str(trained_run), "--arch", "smallest", *words]).execute()
 
 
+@pytest.mark.slow
 def test_a_retrained_genotype(tmp_path: Path) -> None:
     from oneshot.retrain import Retrain
 

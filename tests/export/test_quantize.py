@@ -44,6 +44,7 @@ def run(net: nn.Module, tmp_path: Path, max_drop: float) -> tuple[Quantized, onn
     return found, onnx.load(tmp_path / "int8.onnx"), reference
 
 
+@pytest.mark.slow
 def test_weights_are_signed_per_channel_and_activations_unsigned(tmp_path: Path) -> None:
     found, model, _ = run(Touchy(1.0), tmp_path, 10)
     assert (found.complaint, found.float_layers) == ("", ())
@@ -62,6 +63,7 @@ def test_weights_are_signed_per_channel_and_activations_unsigned(tmp_path: Path)
     assert kinds == {"weights": (onnx.TensorProto.INT8, (8,)), "activations": (onnx.TensorProto.UINT8, ())}
 
 
+@pytest.mark.slow
 def test_the_layers_that_hurt_most_stay_in_float(tmp_path: Path) -> None:
     loose, _, _ = run(Touchy(3000.0), tmp_path, 100)
     assert loose.float_layers == ()
@@ -81,6 +83,7 @@ def reference_drop(found: Quantized) -> float:
     return found.drop
 
 
+@pytest.mark.slow
 def test_what_cannot_be_held_says_how_far_it_got(tmp_path: Path) -> None:
     found, _, _ = run(Touchy(3000.0), tmp_path, -1.0)
     assert "points of top-1 in 8 bits, and still" in found.complaint

@@ -25,6 +25,7 @@ def cell_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_the_exported_step_reads_a_text_as_torch_does(cell_run: Path) -> None:
     assert parse(Export, ["--run", str(cell_run)]).execute() == 0
     path = cell_run / "export" / "cell.onnx"
@@ -41,6 +42,7 @@ def test_the_exported_step_reads_a_text_as_torch_does(cell_run: Path) -> None:
     assert str(cell_run) not in str(onnx.load(path).SerializeToString())
 
 
+@pytest.mark.slow
 def test_a_file_that_differs_is_not_kept_and_an_interruption_changes_nothing(
     cell_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,6 +52,7 @@ def test_a_minimal_build_is_told_its_operators(exported: Path) -> None:
     assert any(line.startswith("ai.onnx;") and "Conv" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_hard_activations_as_arithmetic_are_equal_and_one_part_for_phones(tmp_path: Path) -> None:
     class Gate(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -85,6 +86,7 @@ def partitions(model: onnx.ModelProto, folder: Path) -> list[int]:
     return [info.num_partitions for info in found]
 
 
+@pytest.mark.slow
 def test_norms_that_no_convolution_precedes_are_folded_or_arithmetic() -> None:
     class Reduction(nn.Module):
         """DARTS's factorized reduction, then a norm behind a pool."""
@@ -135,6 +137,7 @@ def test_a_convolution_that_is_used_twice_is_not_folded() -> None:
         torch.testing.assert_close(fold_batch_norm(net)(x), net(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_older_opset_is_refused_and_the_written_one_is_that_asked_for(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("{name: mine, runs_on: my board, opset: 17, why: [it is old]}")
     with pytest.raises(UserError, match="greater than or equal to 18"):

@@ -35,6 +35,7 @@ def reference_of(net: nn.Module, x: Tensor) -> Reference:
     return reference_outputs(net, batches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits", "small32", "small128"])
 def test_equal_on_architectures_of_every_kind(name: str, tmp_path: Path) -> None:
     net = randomised(load_space(name), 1)
@@ -47,6 +48,7 @@ def test_equal_on_architectures_of_every_kind(name: str, tmp_path: Path) -> None
     assert check_model(onnx.load(tmp_path / "x.onnx"), "x", count_parameters(net)) == ""
 
 
+@pytest.mark.slow
 def test_a_wrong_file_fails_the_comparison(tmp_path: Path) -> None:
     net, other = randomised(load_space("digits"), 1), randomised(load_space("digits"), 1)
     nn.init.normal_(other.classifier.weight)
@@ -61,6 +63,7 @@ def test_a_wrong_file_fails_the_comparison(tmp_path: Path) -> None:
     assert Parity(1e-3, 30.0, 1.0, 1.0, 4).complaint("float16")
 
 
+@pytest.mark.slow
 def test_two_classes_that_are_a_tie_in_torch_may_change_places(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval()
     net[1].weight.data[1] = net[1].weight.data[0]
@@ -72,6 +75,7 @@ def test_two_classes_that_are_a_tie_in_torch_may_change_places(tmp_path: Path) -
     assert compare_file(reference, tmp_path / "x.onnx").same_top1 == 1.0
 
 
+@pytest.mark.slow
 def test_a_slice_of_shared_weights_does_not_write_the_supernet(tmp_path: Path) -> None:
     """An exported view once brought its whole storage; and a supernet traced as it is brings all its
     weights."""

@@ -263,6 +263,7 @@ def checkpoints() -> dict[str, dict[str, torch.Tensor]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RESIDUAL)
 def test_logits_equal_the_reference(kind: str, checkpoints: dict[str, dict[str, torch.Tensor]]) -> None:
     supernet = Supernet(load_space(kind), 1000)
@@ -409,6 +410,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_converted_run_is_evaluated_and_exported(
     checkpoints: dict[str, dict[str, torch.Tensor]],
     images: Path,
@@ -430,6 +432,7 @@ def test_a_converted_run_is_evaluated_and_exported(
     assert list((run / "export").glob("*.onnx"))
 
 
+@pytest.mark.slow
 def test_training_starts_from_a_converted_run(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,6 +71,7 @@ def test_measured_ofa_subnets(nas_data: Path) -> None:
         assert cost_of(space, arch, 1000, 3) == (int(row["MACs"]), int(row["Model Parameters"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [p.stem for p in Path(ofa.__path__[0]).glob("space/spaces/*.yaml")])
 def test_equal_to_torchs_counter(name: str) -> None:
     space, rng = load_space(name), np.random.default_rng(0)
@@ -81,6 +82,7 @@ def test_equal_to_torchs_counter(name: str) -> None:
         assert cost_of(space, arch, 7, 2) == (count_macs(net, image), count_parameters(net))
 
 
+@pytest.mark.slow
 def test_layers_are_those_that_architectures_have(tiny: Space) -> None:
     """All of them, since each must be timed, and no other, since that would be timed for nothing."""
     for space in (tiny, Space.model_validate(tiny.model_dump() | {"granularity": "block"})):

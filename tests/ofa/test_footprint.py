@@ -14,6 +14,7 @@ from ofa.space.codes import decode, encode, sample
 from ofa.space.space import load_space
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [p.stem for p in Path(ofa.__path__[0]).glob("space/spaces/*.yaml")])
 def test_peak_memory_equals_a_simulation(name: str) -> None:
     space, rng = load_space(name), np.random.default_rng(0)
@@ -34,6 +35,7 @@ def test_many_at_once_are_the_same_as_one_by_one() -> None:
         assert (one.memory[0], one.file[0]) == (many.memory[i], many.file[i])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits", "small128"])
 def test_file_size_is_that_of_an_exported_file(name: str, tmp_path: Path) -> None:
     predicted, size = predicted_and_exported_size(load_space(name), tmp_path)

@@ -29,6 +29,7 @@ def test_every_name_is_there_and_no_other() -> None:
         _ = ofa.Supernets
 
 
+@pytest.mark.slow
 def test_submodules_do_not_hide_names() -> None:
     """A submodule that is imported becomes an attribute of the package: it must not be called like a name."""
     script = (
@@ -39,6 +40,7 @@ def test_submodules_do_not_hide_names() -> None:
     assert said == "[]\n"
 
 
+@pytest.mark.slow
 def test_the_example_of_the_docstring_runs() -> None:
     (example,) = re.findall(r"loop of your own:\n\n(.*?)\n\n`batches`", ofa.__doc__ or "", re.DOTALL)
     data = load_data(Digits(), torch.device("cpu"), 0)
@@ -54,6 +56,7 @@ def test_the_example_of_the_docstring_runs() -> None:
     assert names["subnet"](torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
 
+@pytest.mark.slow
 def test_a_loop_of_ones_own_learns(tiny: ofa.Space) -> None:
     data = load_data(Digits(), torch.device("cpu"), 0)
     torch.manual_seed(0)

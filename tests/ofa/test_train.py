@@ -34,6 +34,7 @@ def same_weights(a: Path, b: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
+@pytest.mark.slow
 def test_learns_digits(train: Run, tmp_path: Path) -> None:
     assert train(tmp_path / "run", "--epochs", "25", "--evaluate-every", "25") == 0
     scores = {
@@ -60,17 +61,20 @@ def test_a_run_folder_holds_what_the_design_says(trained_run: Path) -> None:
     assert str(trained_run) not in (trained_run / "model.json").read_text()
 
 
+@pytest.mark.slow
 def test_the_configuration_of_a_run_replays_it(trained_run: Path, tmp_path: Path) -> None:
     words = ["--config", str(trained_run / "config.yaml"), "--out", str(tmp_path / "again")]
     assert parse(Train, words).execute() == 0
     assert same_weights(trained_run, tmp_path / "again")
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(train: Run, trained_run: Path, tmp_path: Path) -> None:
     train(tmp_path / "run", "--seed", "1")
     assert not same_weights(trained_run, tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stop_after", [1, 11, 14]
 )  # at once, at an epoch's end (11 steps each), in the middle
@@ -111,6 +115,7 @@ def test_resuming_a_finished_run_does_nothing(train: Run, trained_run: Path) -> 
         train(trained_run)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_its_step_and_keeps_the_checkpoint(
     train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +132,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_keeps_the_checkpoint(
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 11
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signalled", [False, True])
 def test_broken_weights_are_never_saved(
     train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signalled: bool
@@ -171,6 +177,7 @@ def test_resume_refuses_another_space_or_other_images(
     assert (tmp_path / "run" / "model.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_whole_group_saves_a_checkpoint(tmp_path: Path, tiny_yaml: Path) -> None:
     import numpy as np
     from PIL import Image
@@ -219,6 +226,7 @@ def test_ctrl_c_while_importing_is_quiet(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_many_times_in_a_process(tiny_yaml: Path, tmp_path: Path) -> None:
     words = ["--space", str(tiny_yaml), "--epochs", "500", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(
@@ -238,6 +246,7 @@ def test_ctrl_c_many_times_in_a_process(tiny_yaml: Path, tmp_path: Path) -> None
     assert not list((tmp_path / "run").glob(".*")), "a temporary file was left"
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_what_metrics_get(train: Run, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -75,6 +75,7 @@ def _steps_of_two(space: Space, norm: str, same: bool) -> Weights:
         return _steps(ranks, space, "joined" if norm == "batch" and same else norm, same)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
 def test_two_ranks_with_the_same_subnets_are_one_process(pair: Run, tiny: Space, norm: str) -> None:
     one = _steps(ALONE, tiny, norm, True)
@@ -95,6 +96,7 @@ def _train(words: list[str]) -> int:
     return parse(Train, words).execute()
 
 
+@pytest.mark.slow
 def test_joined_training_is_that_of_one_process(pair: Run, tiny_yaml: Path, tmp_path: Path) -> None:
     """Through the flags: without --same-subnets or --sync-bn the weights are far apart."""
     words = [
@@ -123,6 +125,7 @@ def test_joined_training_is_that_of_one_process(pair: Run, tiny_yaml: Path, tmp_
     assert distance(two) < 0.02 * distance(apart)
 
 
+@pytest.mark.slow
 def test_two_ranks_shrink_alike(pair: Run, tiny_yaml: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "shrink.yaml"
     phases = [
@@ -151,6 +154,7 @@ def _train_broken(words: list[str]) -> int:
         Trainer.update = original  # type: ignore[method-assign]
 
 
+@pytest.mark.slow
 def test_all_ranks_stop_at_a_loss_that_is_not_finite(pair: Run, tiny_yaml: Path, tmp_path: Path) -> None:
     for error in pair(_train_broken, ["--space", str(tiny_yaml), "--out", str(tmp_path / "run"), *FLAGS]):
         assert isinstance(error, UserError) and "loss is not finite at step 2 (epoch 1)" in str(error)
@@ -209,6 +213,7 @@ def _kill_rank_1(process: subprocess.Popen[str]) -> None:
     os.kill(int(second), signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
 def test_ctrl_c_a_killed_rank_and_resume_end_bit_for_bit(pair: Run, tiny_yaml: Path, tmp_path: Path) -> None:
     words = ["--space", str(tiny_yaml), *FLAGS]

@@ -72,6 +72,7 @@ def check(ours: tuple[Tensor, ...], wanted: list[Tensor]) -> None:
         torch.testing.assert_close(a, b, **TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["darts_small_a1", "pcdarts_small_a1"])
 def test_recorded_gradients_of_alphas(file: str) -> None:
     search = Recorded(file)
@@ -93,6 +94,7 @@ def drawn(found: dict[str, Any], generator: torch.Generator) -> tuple[Tensor, Te
     return x.to(memory_format=torch.channels_last), torch.randint(0, 10, (count,), generator=generator)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["first", "second"])
 @pytest.mark.parametrize("file", ["darts_small_a1", "pcdarts_small_a1"])
 def test_three_recorded_steps(file: str, order: str) -> None:
@@ -180,6 +182,7 @@ def test_exact_gradient_is_the_finite_difference_of_the_loss_one_step_ahead() ->
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["darts_small_a1", "nb201_small_track0"])
 def test_second_order_with_a_tiny_difference_is_exact(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("oneshot.bilevel.EPSILON", 1e-7)
@@ -193,6 +196,7 @@ def test_second_order_with_a_tiny_difference_is_exact(file: str, monkeypatch: py
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6 * float(b.abs().max()))
 
 
+@pytest.mark.slow
 def test_dominant_eigenvalue_is_that_of_the_hessian() -> None:
     search = Recorded("nb201_small_track0")
     alpha = search.alphas.all()[0]

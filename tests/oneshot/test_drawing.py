@@ -103,6 +103,7 @@ def test_weights_over_time_show_what_grew(tmp_path: Path) -> None:
     assert rows[1] < rows[0]  # the winner is higher up
 
 
+@pytest.mark.slow
 def test_weights_of_one_epoch_and_of_every_space(tmp_path: Path) -> None:
     for name in ("darts_s1", "nasbench201"):
         space = find_space(name)

@@ -77,6 +77,7 @@ def test_a_trained_network_is_loaded_again(run: Path) -> None:
     assert math.exp(cross_entropy(network, TEXT.splits["test"], 1, 37)) == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_with_the_same_weights(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,7 @@ def same_weights(a: Path, b: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
+@pytest.mark.slow
 def test_learns_digits_and_says_what_comes_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert retrain(tmp_path / "run", "--epochs", "8") == 0
     said = capsys.readouterr().out
@@ -59,6 +60,7 @@ def test_learns_digits_and_says_what_comes_next(tmp_path: Path, capsys: pytest.C
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [11, 14])  # at an epoch's end (11 steps each), in the middle
 def test_resume_is_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int) -> None:
     flags = ("--data.mixup", "0.2", "--drop-path", "0.3")
@@ -77,6 +79,7 @@ def test_resume_is_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_what_a_kill_before_the_first_checkpoint_logged_is_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +95,7 @@ def test_what_a_kill_before_the_first_checkpoint_logged_is_forgotten(
     assert steps == [10, 11]
 
 
+@pytest.mark.slow
 def test_the_configuration_of_a_run_replays_it(tmp_path: Path) -> None:
     genotype = tmp_path / "genotype.json"
     genotype.write_text(find_genotype("PDARTS").model_dump_json())
@@ -176,6 +180,7 @@ def test_a_step_is_the_published_one(tmp_path: Path) -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_drop_path_rises_with_the_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
     original = FinalNetwork.forward
@@ -222,6 +227,7 @@ def _retrain(words: list[str], stop_after: int) -> int:
         Retraining.update = original  # type: ignore[method-assign]
 
 
+@pytest.mark.slow
 def test_two_processes_resume_bit_for_bit(pair: Callable[..., list[Any]], tmp_path: Path) -> None:
     assert pair(_retrain, [*TINY, "--out", str(tmp_path / "whole")], 0) == [0, 0]
     parts = [*TINY, "--out", str(tmp_path / "parts")]

@@ -76,6 +76,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(Searcher, "step", step)
 
 
+@pytest.mark.slow
 def test_a_search_learns_and_leaves_what_the_next_command_reads(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +129,7 @@ RESUMED = {  # tests/contracts has every method on every space
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", RESUMED)
 def test_resume_is_bit_for_bit(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -143,6 +145,7 @@ def test_resume_is_bit_for_bit(
     assert same_end(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_last_step_stops_before_the_end_and_resumes_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +162,7 @@ def test_ctrl_c_in_the_last_step_stops_before_the_end_and_resumes_there(
     assert "resumed at the end" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_a_kill_before_the_first_checkpoint_logged_is_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +177,7 @@ def test_what_a_kill_before_the_first_checkpoint_logged_is_forgotten(
     assert len(epochs(tmp_path / "run")) == 1
 
 
+@pytest.mark.slow
 def test_many_signals_to_a_process(tmp_path: Path) -> None:
     flags = [*CELL, "--epochs", "500", "--threads", "1", "--out", str(tmp_path / "run")]
     words = [sys.executable, "-m", "oneshot.search", *flags]
@@ -189,6 +194,7 @@ def test_many_signals_to_a_process(tmp_path: Path) -> None:
     assert not list((tmp_path / "run").glob(".*")), "a temporary file was left"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["loss", "weights", "architecture"])
 def test_what_is_not_finite_stops_the_search_and_is_never_saved(
     broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -218,6 +224,7 @@ def test_what_is_not_finite_stops_the_search_and_is_never_saved(
     assert state["step"] == 9 and all(tensor.isfinite().all() for tensor in tensors(state))
 
 
+@pytest.mark.slow
 def test_it_stops_at_collapse_and_goes_back_4_epochs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,6 +246,7 @@ def test_it_stops_at_collapse_and_goes_back_4_epochs(
     assert len(epochs(tmp_path / "run")) == 11, "killed while it wrote its findings, it does not search on"
 
 
+@pytest.mark.slow
 def test_the_watched_eigenvalue_is_that_of_the_validation_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +265,7 @@ def test_the_watched_eigenvalue_is_that_of_the_validation_loss(
     assert [point.get("eigenvalue") for point in epochs(tmp_path / "run")] == [None, seen[0], None]
 
 
+@pytest.mark.slow
 def test_watching_changes_nothing(tmp_path: Path) -> None:
     for name, flags in (("plain", ()), ("watched", ("--watch-every", "1", "--evaluate-images", "30"))):
         assert search(tmp_path / name, *DARTS, "--epochs", "1", "--batch-size", "50", *flags) == 0
@@ -273,6 +282,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_table_tells_the_true_accuracy_of_each_epoch(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -297,6 +307,7 @@ def cost_flag(**settings: Any) -> tuple[str, str]:
     return "--penalties", json.dumps([{"name": "cost", **settings}])
 
 
+@pytest.mark.slow
 def test_penalties_reach_the_architecture(tmp_path: Path) -> None:
     """With nothing but the cost at work, every cheap operation gains on every dear one."""
     cheap = {"none": 9, "skip_connect": 1, "nor_conv_1x1": 2e6, "nor_conv_3x3": 3e6, "avg_pool_3x3": 1}
@@ -364,6 +375,7 @@ def test_one_level_trains_on_all_images(tmp_path: Path, capsys: pytest.CaptureFi
     )
 
 
+@pytest.mark.slow
 def test_warm_up_leaves_the_architecture_alone(tmp_path: Path) -> None:
     flags = ("--method.warmup-epochs", "2", "--epochs", "3", "--batch-size", "300")
     assert search(tmp_path / "run", *CELL, *flags) == 0
@@ -410,6 +422,7 @@ def test_a_recipe_may_name_its_sections(tmp_path: Path) -> None:
         parse(Search, ["--config", str(tmp_path / "r.yaml")])
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_sentence_and_leave_no_folder(tmp_path: Path, table: Path) -> None:
     broken = tmp_path / "broken.csv"
     broken.write_text("arch,cifar10-test\n")
@@ -471,6 +484,7 @@ def test_mistakes_are_one_sentence_and_leave_no_folder(tmp_path: Path, table: Pa
         search(tmp_path / "photos", *CELL, "--overwrite")
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_or_another_configuration_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,7 @@ def test_rounds_end_where_the_count_says(count: int, rounds: int, ends: list[int
     assert found == sorted(found) and found[-1] == count and len(found) == rounds + 1
 
 
+@pytest.mark.slow
 def test_interrupted_rounds_end_as_if_they_had_not_been(fresh: Path) -> None:
     collect(fresh, 42, 2)
     path = pairs_path(fresh)
@@ -49,6 +50,7 @@ def test_interrupted_rounds_end_as_if_they_had_not_been(fresh: Path) -> None:
     assert path.read_text() == complete
 
 
+@pytest.mark.slow
 def test_rounds_go_on_from_random_pairs_and_choose_others(fresh: Path) -> None:
     collect(fresh, 36, 0)
     random = pairs_path(fresh).read_text()
@@ -61,6 +63,7 @@ def test_rounds_go_on_from_random_pairs_and_choose_others(fresh: Path) -> None:
     assert chosen != [pair.arch for pair in read_pairs(fresh)]
 
 
+@pytest.mark.slow
 def test_rounds_end_with_all_of_a_small_space(tiny: Space) -> None:
     pairs: list[Pair] = []
     for row in to_measure(tiny, lambda rows: costs_of(tiny, rows, 10, 1).macs, pairs, tiny.size() + 10, 2, 0):

@@ -152,6 +152,7 @@ def test_tables_and_pictures_lie_beside_the_page(run: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_latency_of_a_device_adds_pictures(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +174,7 @@ def test_latency_of_a_device_adds_pictures(
         assert float(row["latency_ms"]) == int(row["params"]) / 1000
 
 
+@pytest.mark.slow
 def test_few_pairs_and_old_files_are_reported_too(run: Path, tmp_path: Path) -> None:
     """No pairs to judge a predictor with; a file that says no more than a subnet and its accuracy."""
     copy = tmp_path / "run"

@@ -69,6 +69,7 @@ def test_half_of_the_schedule_is_spread_over_macs(trained_run: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_select_keeps_the_budget_and_ranks_by_measurement(
     collected: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,6 +134,7 @@ def test_select_needs_pairs(train: object, tmp_path: Path, trained_run: Path) ->
         select(copy, "--flops", "1M")
 
 
+@pytest.mark.slow
 def test_report_compares_with_random_subnets_of_the_same_macs(collected: Path) -> None:
     select(collected, "--flops", "60k")
     assert parse(Report, ["--run", str(collected), "--random", "3"]).execute() == 0
@@ -197,6 +199,7 @@ def test_damaged_selections_and_journals_are_named(collected: Path, tmp_path: Pa
         select(copy, "--flops", "1M")
 
 
+@pytest.mark.slow
 def test_only_the_report_looks_at_test_images(collected: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     original = IndexedData.batches
@@ -214,6 +217,7 @@ def test_only_the_report_looks_at_test_images(collected: Path, monkeypatch: pyte
     assert set(seen) == {"train for statistics", "test"}
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_measured(collected: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(collected, copy, ignore=shutil.ignore_patterns("selected", "optuna.journal"))
@@ -308,6 +312,7 @@ def test_mistakes_are_one_sentence(flags: list[str], said: str) -> None:
         parse(Select, flags)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ["{}/shared.journal", "sqlite:///{}/shared.db"])
 def test_two_processes_share_measurements_and_choose_the_same(
     collected: Path, tmp_path: Path, address: str

@@ -183,6 +183,7 @@ def test_main_prints_one_sentence_and_exits_2(capsys: pytest.CaptureFixture[str]
     assert out.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_as_a_process() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "predictors.select", "--flops", "600Q"],

@@ -153,6 +153,7 @@ def run_ofa(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(script), *words], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("clashing_folder")
 def test_the_console_command_works_where_files_have_our_names() -> None:
     done = run_ofa("targets")
@@ -181,6 +182,7 @@ def test_the_console_command_lists_and_explains_its_commands() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("clashing_folder")
 def test_a_run_that_ofa_started_records_how() -> None:
     words = ["train", "--epochs", "1", "--threads", "1", "--evaluate-random", "0"]

@@ -67,6 +67,7 @@ def _averages() -> tuple[list[np.ndarray | None], list[float], list[bool], list[
         )
 
 
+@pytest.mark.slow
 def test_gradients_are_averaged_and_none_is_zero_unless_nobody_has_one(pair: Run) -> None:
     for (both, one, none), losses, flags, total in pair(_averages):
         np.testing.assert_array_equal(both, np.arange(24.0).reshape(2, 3, 2, 2) * 1.5)

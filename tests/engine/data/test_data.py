@@ -73,6 +73,7 @@ def epoch(data: Data, number: int, skip: int = 0) -> list[tuple[torch.Tensor, to
     return list(data.train_batches(4, number, skip))
 
 
+@pytest.mark.slow
 def test_contract(source: ImageSource) -> None:
     data = source.load(CPU, seed=0)
     first, again, other = epoch(data, 0), epoch(source.load(CPU, seed=0), 0), epoch(data, 1)
@@ -92,6 +93,7 @@ def test_contract(source: ImageSource) -> None:
     assert torch.equal(few[0][0], next(data.batches("train", 3, limit=5))[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subset", ["val", "both"])
 def test_other_parts_keep_the_promises_of_training(source: ImageSource, subset: Subset) -> None:
     """An architecture search also trains on the validation split, or on both."""

@@ -104,6 +104,7 @@ def test_without_accuracies_there_is_no_picture(
     assert "no picture, since no file says its accuracy" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_memory_is_the_files_and_not_of_this_process(folder: Path, tmp_path: Path) -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("memory of a process is known on Linux only")
@@ -212,6 +213,7 @@ def test_disturbed_timings_are_said(
     assert timing_complaint(shared, 2) == timing_complaint(shared._replace(cpu={0: [1.9]}), 1) == ""
 
 
+@pytest.mark.slow
 def test_networks_to_compare_with(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BASELINES", {"mobilenet_v3_small": "MobileNetV3 Small"})
     before = torch.random.get_rng_state()

@@ -164,6 +164,7 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr(Trainer, "update", original)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [4, 11, 15, 22, 30])
 def test_resume_in_any_phase_is_bit_for_bit(
     step: int, recipe: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

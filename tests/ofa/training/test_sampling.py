@@ -351,6 +351,7 @@ TRAININGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAININGS)
 def test_training_with_each_sampler(
     train: Callable[..., int], tiny: Space, tmp_path: Path, name: str
@@ -367,6 +368,7 @@ def test_training_with_each_sampler(
     assert points[-1]["loss"] < points[0]["loss"]
 
 
+@pytest.mark.slow
 def test_training_by_the_prior_is_repeatable_and_another_run_than_uniform(
     train: Callable[..., int], trained_run: Path, tmp_path: Path
 ) -> None:

@@ -64,6 +64,7 @@ def probability(controller: Controller, operation: int) -> float:
     return chosen.count(operation) / len(chosen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", ["skip_connect", "nor_conv_3x3"])
 def test_the_controller_learns_what_is_rewarded(operation: str) -> None:
     method = Enas(controller_steps=40, samples_a_step=10, lr=0.02, size=16, candidates=20)
@@ -80,6 +81,7 @@ def test_the_controller_learns_what_is_rewarded(operation: str) -> None:
     assert {name for node in found.nodes for name, _ in node} == {operation}
 
 
+@pytest.mark.slow
 def test_log_probabilities_are_those_of_the_draws() -> None:
     torch.manual_seed(0)
     controller = Controller(SPACE, 8, 1, 5.0, 2.5)
@@ -133,6 +135,7 @@ def candidates(space: CellSpace) -> list[Any]:
     return [as_genotype(space, sample_architecture(space, generator(number))) for number in range(60)]
 
 
+@pytest.mark.slow
 def test_drawn_architectures_are_uniform() -> None:
     space, seen = find_space("darts"), torch.zeros(14, 8)
     for number in range(3000):

@@ -30,6 +30,7 @@ from oneshot.spaces.cells import find_space
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", range(6))
 def test_recorded_passes_of_pr_darts(case: int) -> None:
     found = recorded("prdarts_small")
@@ -82,6 +83,7 @@ def test_recorded_passes_of_pr_darts(case: int) -> None:
         torch.testing.assert_close(gradient, wanted, **TOLERANCE)
 
 
+@pytest.mark.slow
 def test_recorded_genotypes() -> None:
     for file, name in (
         ("darts_small_a1", "darts"),

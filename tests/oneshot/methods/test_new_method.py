@@ -71,6 +71,7 @@ SMALL = ("--space", "nasbench201", "--cells", "1", "--channels", "2", "--device"
 FLAGS = (*SMALL, "--method", "fair_darts")
 
 
+@pytest.mark.slow
 def test_a_method_is_a_file_and_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = parse(
         WithFairDarts,
@@ -106,6 +107,7 @@ def test_its_settings_are_flags_and_its_mistakes_sentences(tmp_path: Path) -> No
         parse(WithFairDarts, [*FLAGS, "--method.penalties", '[{"name": "zero_one", "weight": -3}]'])
 
 
+@pytest.mark.slow
 def test_the_example_of_the_page_on_searching_is_a_method(tmp_path: Path) -> None:
     page = (Path(__file__).parents[3] / "docs" / "search.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

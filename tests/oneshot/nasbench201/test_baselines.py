@@ -90,6 +90,7 @@ def test_the_lines_are_means_and_come_again_with_the_seed(smooth: np.ndarray) ->
     assert lines["random_search"] < lines["regularised_evolution"] < lines["oracle"] == smooth.max()
 
 
+@pytest.mark.slow
 def test_on_the_real_tables(nas_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Random search against its exact expectation: the cell of rank k is the best of n draws with probability
     (k/C)^n - ((k-1)/C)^n."""

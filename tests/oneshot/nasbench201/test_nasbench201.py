@@ -134,6 +134,7 @@ def test_rows_may_come_in_any_order(table: Path, tmp_path: Path) -> None:
     assert all((again.columns[key] == values).all() for key, values in read.columns.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "says"),
     [

@@ -32,6 +32,7 @@ COUNTED = {
 SKIPS = (("skip_connect", 0), ("skip_connect", 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTED)
 def test_parameters_and_macs_are_those_of_the_reference_codes(name: str) -> None:
     genotype = find_genotype(name)

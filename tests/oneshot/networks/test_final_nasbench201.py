@@ -29,6 +29,7 @@ def test_a_cell_is_the_sum_of_its_edges() -> None:
     torch.testing.assert_close(module(x), x + conv[2](first.relu()) * scale + second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", CELLS)
 def test_it_exports_and_trains(cell: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

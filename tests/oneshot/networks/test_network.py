@@ -47,6 +47,7 @@ def edge_weights(space: CellSpace, alphas: list[Tensor]) -> dict[str, EdgeWeight
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("file", ["darts_small_a1", "pcdarts_small_a1", "nb201_small_track0"])
 def test_recorded_logits_gradients_and_statistics(file: str, create_graph: bool) -> None:

@@ -307,6 +307,7 @@ def test_a_dropped_word_is_dropped_wherever_it_occurs() -> None:
     assert embedded.abs().sum(-1).ne(0).tolist() == [[False, True], [True, False]]
 
 
+@pytest.mark.slow
 def test_the_exported_step_is_the_network(tmp_path: Path) -> None:
     cell = Cell(
         nodes=((("tanh", 0),), (("relu", 1),), (("sigmoid", 1),), (("identity", 2),)), output=(1, 2, 3, 4)

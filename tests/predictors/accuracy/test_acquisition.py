@@ -21,6 +21,7 @@ def test_front_and_area() -> None:
     assert hypervolume(size, accuracy, 6.0) == pytest.approx(1 * 0.5 + 2 * 0.7 + 2 * 0.8)
 
 
+@pytest.mark.slow
 def test_expected_gain_is_what_simulated_measurements_gain() -> None:
     rng = np.random.default_rng(0)
     size, accuracy = np.array([1.0, 2.0, 4.0]), np.array([0.5, 0.7, 0.8])

@@ -35,6 +35,7 @@ def test_macs_alone_flatter_a_predictor_until_they_are_the_same(measurements: Me
     assert tau_in_bands(y, macs.astype(float), macs) == pytest.approx(0.12, abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pairs", "overall", "in_bands"), [(100, 0.93, 0.78), (300, 0.955, 0.86), (1_000, 0.965, 0.895)]
 )
@@ -59,6 +60,7 @@ def test_others_rank_them_as_well(measurements: Measurements, name: str, tau: fl
     assert kendalltau(mean, y[held]).statistic > tau
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.0, 0.01])
 @pytest.mark.parametrize(("pairs", "draws"), [(50, 12), (100, 8), (300, 4), (1_000, 2)])
 def test_nine_of_ten_fall_into_their_interval(

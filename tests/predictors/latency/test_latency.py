@@ -202,6 +202,7 @@ def test_published_table_of_a_phone(nas_data: Path, tmp_path: Path) -> None:
         parse(Measure, words).execute()
 
 
+@pytest.mark.slow
 def test_a_joined_network_is_the_exported_subnet(tiny: Space, tmp_path: Path) -> None:
     row = sample_codes(tiny, 1, np.random.default_rng(3))
     pieces = layer_specs(tiny, decode(tiny, row[0]), 5, 1)
@@ -229,6 +230,7 @@ def test_a_joined_network_is_the_exported_subnet(tiny: Space, tmp_path: Path) ->
     assert np.isfinite(logits).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["attentive_nas", "ofa_resnet50"])
 def test_pieces_of_other_spaces_run(name: str, tmp_path: Path) -> None:
     space = load_space(name)
@@ -249,6 +251,7 @@ def test_pieces_of_other_spaces_run(name: str, tmp_path: Path) -> None:
         assert sum(p.numel() for p in layer_module(space, piece).parameters()) == cost_of_layer(piece)[1]
 
 
+@pytest.mark.slow
 def test_measure_export_run_and_import(
     slim_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -300,6 +303,7 @@ def test_measure_export_run_and_import(
     )  # which, depends on what else this machine does
 
 
+@pytest.mark.slow
 def test_measure_here_and_clean_up(slim_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "predictors.measure.noise_complaint", lambda noise: ""
@@ -374,6 +378,7 @@ def test_timings_of_something_else_are_refused(
         build_table(read_timings(write_csv(tmp_path / "x.csv", [row])), "x", tiny, 5, 1)
 
 
+@pytest.mark.slow
 def test_transfer_from_other_devices(nas_data: Path) -> None:
     sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
     from latency_transfer import read, table_of

@@ -54,6 +54,7 @@ def additive_over_stages(space: Space, rows: Codes) -> Floats:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["stage", "block"])
 @pytest.mark.parametrize("cost", ["macs", "params"])
 def test_front_is_that_of_brute_force(granularity: str, cost: str) -> None:

@@ -38,6 +38,7 @@ def front(space: Space) -> list[Proposer]:
     return [FrontProposer([macs], [Constraint("macs", max(BUDGETS), macs)], np.random.default_rng(0))] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [best, front])
 def test_finds_better_subnets_than_it_knew(
     imagenet: tuple[Space, Codes, np.ndarray], way: Callable[[Space], list[Proposer]]

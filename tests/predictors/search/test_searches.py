@@ -129,6 +129,7 @@ def test_nearest_feasible_names_what_binds(problem: Problem, everything: Codes) 
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cost", ["macs", "latency"])
 @pytest.mark.parametrize("name", ["attentive_nas", "ofa_mbv3"])
 def test_never_worse_than_ofas_evolution(name: str, cost: str) -> None:
@@ -151,6 +152,7 @@ def test_never_worse_than_ofas_evolution(name: str, cost: str) -> None:
         assert problem.score(ours[:1])[0] >= theirs.scores[0] - 1e-9
 
 
+@pytest.mark.slow
 def test_reaches_the_optimum_of_longer_searches_on_imagenet(
     imagenet: tuple[Space, Codes, np.ndarray],
 ) -> None:

@@ -59,6 +59,7 @@ class Worker:
         return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["journal", "sqlite"])
 def test_each_is_measured_once_and_known_afterwards(tiny: Space, tmp_path: Path, kind: str) -> None:
     address = str(tmp_path / "journal") if kind == "journal" else f"sqlite:///{tmp_path / 'studies.db'}"
@@ -113,6 +114,7 @@ def share(space: Space, address: str, slow: float, ready: Event, out: str) -> No
     Path(out).write_text(str(len(worker.measured)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["journal", "sqlite"])
 def test_two_processes_share_the_work(tiny: Space, tmp_path: Path, kind: str) -> None:
     address = str(tmp_path / "journal") if kind == "journal" else f"sqlite:///{tmp_path / 'studies.db'}"
@@ -132,6 +134,7 @@ def test_two_processes_share_the_work(tiny: Space, tmp_path: Path, kind: str) ->
     assert len({t.user_attrs["codes"] for t in trials}) == 12
 
 
+@pytest.mark.slow
 def test_a_killed_process_costs_one_measurement(tiny: Space, tmp_path: Path) -> None:
     address = str(tmp_path / "journal")
     worker = Worker(tiny, address)
@@ -180,6 +183,7 @@ def test_a_damaged_journal_is_named_and_left_alone(tmp_path: Path, text: str) ->
     assert (tmp_path / "journal").read_text() == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("url", ["nosuch://db", "sqlite:////no/such/folder/studies.db"])
 def test_a_storage_that_cannot_be_opened_is_named(url: str) -> None:
     with pytest.raises(UserError, match=r"storage '.*' cannot be opened"):
