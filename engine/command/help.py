@@ -76,6 +76,9 @@ def _described(flag: Flag) -> str:
     text = "; ".join(filter(None, [flag.text, _defaults(flag)]))
     if not flag.all_kinds:
         text += f" [{', '.join(sorted(flag.kinds))}]"
+    if len(name) > WIDTH:
+        # A long list of choices goes on in the next line.
+        name = "\n".join(textwrap.wrap(name.replace(",", ", "), WIDTH, subsequent_indent=" " * 6))
     start = f"  {name}".ljust(COLUMN)
     new_line = "\n" + " " * COLUMN
     # A name that leaves less than two spaces before the description has a line of its own.
