@@ -6,10 +6,9 @@ folder, where the user may have an `export.py`, an `engine/` or a `configs/` of 
 
 import os
 import runpy
-import signal
 import sys
 
-from engine.command.start import COMMANDS, HELP, page_of, show_page
+from engine.command.start import COMMANDS, HELP, page_of, prepare
 from engine.errors import nearest
 
 WHAT = """\
@@ -41,11 +40,7 @@ def main() -> None:
     # The mark is this process's own: processes that it starts inherit the variable but have other numbers.
     os.environ["OFA_COMMAND"] = str(os.getpid())
     module = COMMANDS[name]
-    # Help first, from a stored page, so that it does not wait for torch.
-    if any(flag in HELP for flag in flags) and page_of(module).is_file():
-        show_page(module)
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # nothing is open or half-written yet
-    # As one word, from which `engine.run` writes the command into env.json as it was typed.
+    prepare(module, flags)
     sys.argv = [f"ofa {name}", *flags]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

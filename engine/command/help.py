@@ -21,15 +21,16 @@ def screen(command: type[BaseModel], module: str, main_flags: tuple[str, ...]) -
         main_flags: names of the flags to show; empty: the first ten.
     """
     about, examples = _about(command)
-    flags = [flag for flag in flags_of(command) if not flag.section]
+    every_flag = flags_of(command)
+    flags = [flag for flag in every_flag if not flag.section]
     if main_flags:
-        by_name = {flag.name: flag for flag in flags_of(command)}
+        by_name = {flag.name: flag for flag in every_flag}
         flags = [by_name[name] for name in main_flags]
-    parts = [f"usage: {_usage(command, module)}", about]
+    parts = [_usage(every_flag, module), about]
     if examples:
         parts.append("\n".join(["examples:", *examples[:3]]))
     parts.append("\n".join(["flags:", *(_described(flag) for flag in flags[:MAIN_FLAGS])]))
-    rest = len(flags_of(command)) - min(len(flags), MAIN_FLAGS)
+    rest = len(every_flag) - min(len(flags), MAIN_FLAGS)
     if rest > 0 or len(examples) > 3:
         more = " and more examples" if len(examples) > 3 else ""
         parts.append(f"--help-all shows {rest} more flags{more}.")
@@ -39,11 +40,12 @@ def screen(command: type[BaseModel], module: str, main_flags: tuple[str, ...]) -
 def everything(command: type[BaseModel], module: str) -> str:
     """What `--help-all` prints: all examples, and all flags section by section."""
     about, examples = _about(command)
-    parts = [f"usage: {_usage(command, module)}", about]
+    every_flag = flags_of(command)
+    parts = [_usage(every_flag, module), about]
     if examples:
         parts.append("\n".join(["examples:", *examples]))
     sections: dict[str, list[Flag]] = {}
-    for flag in flags_of(command):
+    for flag in every_flag:
         sections.setdefault(flag.section, []).append(flag)
     for section, flags in sections.items():
         field = command.model_fields.get(section)
@@ -53,9 +55,9 @@ def everything(command: type[BaseModel], module: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _usage(command: type[BaseModel], module: str) -> str:
-    words = [flag.name.removeprefix("--").upper() for flag in flags_of(command) if flag.positional]
-    return " ".join([f"python -m {module}", *words, "[flags]"])
+def _usage(flags: list[Flag], module: str) -> str:
+    words = [flag.name.removeprefix("--").upper() for flag in flags if flag.positional]
+    return " ".join([f"usage: python -m {module}", *words, "[flags]"])
 
 
 def _about(command: type[BaseModel]) -> tuple[str, list[str]]:

@@ -39,22 +39,22 @@ def start() -> None:
     """Prepare the process if `python -m` is about to run a command; do nothing for everybody else."""
     if sys.argv[:1] != ["-m"]:  # what Python puts there while it imports the packages of `-m module`
         return
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # nothing is open or half-written yet
     words = sys.orig_argv  # sys.argv has no module yet
-    module = words[words.index("-m") + 1]
-    if any(word in HELP for word in sys.argv[1:]) and page_of(module).is_file():
-        show_page(module)
+    prepare(words[words.index("-m") + 1], sys.argv[1:])
+
+
+def prepare(module: str, flags: list[str]) -> None:
+    """Give Ctrl-C a quiet end; print the stored page and end the process if `flags` ask for help."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # nothing is open or half-written yet
+    page = page_of(module)
+    if any(flag in HELP for flag in flags) and page.is_file():
+        print(as_typed(page.read_text(encoding="utf-8")), end="")
+        sys.exit(0)
 
 
 def page_of(module: str) -> Path:
     """Where the help page of `python -m module` is stored."""
     return PAGES / f"{module}.txt"
-
-
-def show_page(module: str) -> None:
-    """Print the help page of `python -m module` and end the process."""
-    print(as_typed(page_of(module).read_text(encoding="utf-8")), end="")
-    sys.exit(0)
 
 
 def say(text: str) -> None:
