@@ -9,6 +9,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
@@ -94,8 +95,10 @@ class Study:
     def _measure(self, row: Codes, trial: FrozenTrial) -> float:
         accuracy = self.accuracy(row)
         costs = [float(cost(row[None])[0]) for cost in self.objective.front.values()]
-        # The process that claimed the trial may have finished it by now.
-        self.study.tell(trial.number, [accuracy, *costs], skip_if_finished=True)
+        # The process that claimed the trial may have finished it by now. Optuna skips what was finished when it
+        # looks, and raises if the other process finishes between that look and its own write.
+        with suppress(UpdateFinishedTrialError):
+            self.study.tell(trial.number, [accuracy, *costs], skip_if_finished=True)
         return accuracy
 
     def _trials(self) -> dict[str, FrozenTrial]:

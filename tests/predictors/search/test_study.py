@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Sequence
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -156,6 +157,24 @@ def test_a_killed_process_costs_one_measurement(tiny: Space, tmp_path: Path) -> 
     worker.run()
     assert len(worker.measured) == left < 12
     assert {t.state for t in worker.study.study.trials} == {TrialState.COMPLETE}
+
+
+@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+def test_two_processes_finish_a_measurement_at_the_same_moment(
+    tiny: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    address = str(tmp_path / "journal") if kind == "journal" else f"sqlite:///{tmp_path / 'studies.db'}"
+    worker = Worker(tiny, address)
+    write = worker.study.storage.set_trial_state_values
+
+    def beaten(trial: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        if state == TrialState.COMPLETE:
+            write(trial, state, values)  # the other process, after Optuna has looked and before it writes
+        return write(trial, state, values)
+
+    monkeypatch.setattr(worker.study.storage, "set_trial_state_values", beaten)
+    worker.run()
+    assert [t.state for t in worker.study.study.trials] == [TrialState.COMPLETE] * 12
 
 
 def test_an_interruption_keeps_what_was_measured(tiny: Space, tmp_path: Path) -> None:
