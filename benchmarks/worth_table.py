@@ -127,10 +127,14 @@ def draw(lines: Sequence[Line], path: Path) -> None:
             Series("mean over budgets and seeds", "line", "chosen", 1.2, points),
             Series("seeds from worst to best", "disc", "chosen", 5, points),
         ]
-        title = f"{name}: supernet against networks trained alone, equal CPU time"
-        x, y = Axis("budgets K", "{:.0f}".format, log=True), Axis("points of test accuracy", "{:+.1f}".format)
-        charts.append(draw_chart(title, x, y, looks))
-    drawing = side_by_side("What the supernet is worth", charts, min(2, len(charts)))
+        across, up = (
+            Axis("budgets K", "{:g}".format, log=True),
+            Axis("points of test accuracy", "{:+g}".format),
+        )
+        charts.append(draw_chart(name, across, up, looks))
+    drawing = side_by_side(
+        "Supernet minus networks trained alone, for equal CPU time", charts, min(2, len(charts))
+    )
     if path.suffix == ".png":
         write_png(drawing, path)
     else:
