@@ -133,7 +133,8 @@ class AloneTraining(Training):
         network = self.network if self.average is None else self.average.module
         score = self._accuracy(network, "val")
         self.folder.log(step=self.step, epoch=epoch, arch="alone", val_accuracy=score)
-        if score > self.best["val_accuracy"]:
+        # Of equal ones the later, as in ofa.tune.
+        if score >= self.best["val_accuracy"]:
             self.best = {"val_accuracy": score, "weights": deepcopy(network.state_dict())}
 
     def _accuracy(self, network: nn.Module, split: Any) -> float:

@@ -32,8 +32,8 @@ NOT_REPLAYED = {"config", "out", "resume", "overwrite"}  # settings that config.
 # What a run folder may hold, and so what --overwrite may delete.
 RUN_FILES = {
     *("config.yaml", "env.json", "metrics.jsonl", "model.json", "weights.safetensors", "teacher.safetensors"),
-    *("state.pt", "tensorboard", "DONE", "pairs.jsonl", "selected", "optuna.journal", "export", "report"),
-    *("mlflow.json", "genotype.json", "cell.svg", "cell.png", "alphas.png"),
+    *("state.pt", "tensorboard", "DONE", "pairs.jsonl", "selected", "tuned", "optuna.journal", "export"),
+    *("report", "mlflow.json", "genotype.json", "cell.svg", "cell.png", "alphas.png"),
 }
 MAY_DIFFER = {"device", "threads", "tensorboard", "mlflow"}  # settings that a resumed run may change
 
