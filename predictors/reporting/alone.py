@@ -13,6 +13,7 @@ from engine.command.table import show
 from engine.config import format_count
 from engine.data.augment import resize
 from engine.errors import UserError
+from engine.plot.canvas import safe
 from engine.run import Run
 from ofa.calibration import EVALUATION_BATCH, prepare
 from ofa.space.arch import Arch, single_arch_space
@@ -21,7 +22,7 @@ from ofa.supernet import Supernet
 from ofa.trained import TrainedSupernet, load_network
 from ofa.tuned import find_tuned
 from predictors.reporting.findings import SelectedSubnet
-from predictors.reporting.html import html_cell, html_table, safe, small_print
+from predictors.reporting.html import html_cell, html_table, small_print
 
 
 class AloneNetwork(NamedTuple):
@@ -110,8 +111,8 @@ def read_alone(
         if not same:
             names = ", ".join(subnet.name for subnet in selected)
             raise UserError(
-                f"Run '{path}' trained an architecture that is not selected in '{trained.run.path}'; train one "
-                f"of those that are: {names}."
+                f"Run '{path}' trained an architecture that is not selected in '{trained.run.path}'; train "
+                f"one of those that are: {names}."
             )
         epochs = int(run.config["epochs"])
         name, images = path.resolve().name, model.calibration_images
