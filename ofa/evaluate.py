@@ -8,8 +8,10 @@ from engine.command.cli import main
 from engine.command.progress import progress
 from engine.config import format_count
 from engine.data.dataset import Split
+from ofa.calibration import EVALUATION_BATCH, subnet_accuracy
 from ofa.space.published import find_arch
 from ofa.trained import RunCommand
+from ofa.tuned import find_tuned, name_of
 
 
 class Evaluate(RunCommand):
@@ -28,6 +30,9 @@ class Evaluate(RunCommand):
             "run trained one architecture alone"
         ),
     )
+    untuned: bool = Field(
+        False, description="take the supernet's weights even of subnets that ofa.tune tuned"
+    )
     split: Split = Field("val", description="val, or test for a final report")
 
     def execute(self) -> int:
@@ -44,8 +49,14 @@ class Evaluate(RunCommand):
         with progress("evaluate", len(archs)) as advance:
             for name, arch in archs.items():
                 macs, params = trained.cost(arch)
-                accuracy = f"{trained.accuracy(arch, self.split):.2%}"
-                table.add_row(name, format_count(macs), format_count(params), accuracy)
+                tuned = None
+                if not (self.untuned or trained.model.arch):
+                    tuned = find_tuned(self.run, name_of(name), arch)
+                subnet = tuned.subnet(trained) if tuned else trained.subnet(arch)
+                share = subnet_accuracy(subnet, trained.data.batches(self.split, EVALUATION_BATCH))
+                accuracy = f"{share:.2%}"
+                shown = f"{name} ({tuned})" if tuned else name
+                table.add_row(shown, format_count(macs), format_count(params), accuracy)
                 advance(name)
         Console().print(table)
         return 0
