@@ -22,9 +22,10 @@ from engine.run import read_lines
 from ofa.space.published import find_arch
 from ofa.space.space import Space, load_space
 from ofa.supernet import Supernet
-from ofa.train import Train, Trainer
+from ofa.train import Train
 from ofa.trained import TrainedSupernet
 from ofa.training.sampling import Attentive, UniformSampler
+from ofa.training.trainer import Trainer
 
 Run = Callable[..., int]
 
