@@ -176,6 +176,7 @@ class Train(TrainingCommand):
             space = single_arch_space(space, arch)
             single_arch = largest(space)
         data = self.load_images(ranks, device)
+        config = self.fit_batch(data, ranks)
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
             torch.manual_seed(derive(self.seed, "weights"))
             supernet = Supernet(space, len(data.classes), data.channels)
@@ -184,16 +185,16 @@ class Train(TrainingCommand):
         # A single architecture has nothing to draw: no tables are estimated for it.
         sampling = Uniform() if single_arch else self.sandwich.sampling
         sampler = build_sampler(sampling, space, len(data.classes), data.channels)
-        run = self.start(ranks)
+        run = config.start(ranks)
         # The first rank decides for all, so that none goes on alone.
         if ranks.any(ranks.first and run.finished):
             print(f"{run.path} is finished already.")
             return _next(run.path, single_arch)
-        _introduce(self, space, data, single_arch)
+        _introduce(config, space, data, single_arch)
         if ranks.first:
             model = model_of(space, single_arch, data, self.calibration_images)
             write_model(run.path / "model.json", model, "space")
-        trainer = Trainer(self._for_blocks(arch), run, supernet, data, single_arch, sampler, ranks)
+        trainer = Trainer(config._for_blocks(arch), run, supernet, data, single_arch, sampler, ranks)
         return trainer.run() or _next(run.path, single_arch)
 
     def _for_blocks(self, arch: Arch | None) -> "Train":
