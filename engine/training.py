@@ -6,7 +6,7 @@ These are their settings, their start by one or several processes, their loop (a
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field
@@ -24,6 +24,9 @@ from engine.errors import UserError
 from engine.loop import EpochLoop
 from engine.optim import SGD
 from engine.run import Run, tensorboard_writer
+
+# Settings that are decided when the images are read: see `TrainingCommand.fit_batch`.
+UNDECIDED = frozenset({"batch_size"})
 
 
 class TrainingCommand(Command):
@@ -72,11 +75,42 @@ class TrainingCommand(Command):
         """Train as rank `ranks.rank` on `device`; return the exit status."""
         raise NotImplementedError
 
+    def finished_before(self, ranks: Ranks) -> bool:
+        """Whether the run in --out is finished already. Every command asks before it reads its images.
+
+        What `start` would refuse is refused here: to list and check 20,000 images takes most of a minute.
+
+        Raises:
+            UserError: as `start` raises it.
+        """
+        if self.tensorboard:
+            tensorboard_writer()
+        finished = False
+        if ranks.first:
+            self._check_ranks(ranks)
+            run = Run(self.out)
+            flags = {"resume": self.resume, "overwrite": self.overwrite}
+            finished = run.check(self, **flags, undecided=UNDECIDED) and run.finished
+        # The first rank decides for all, so that none goes on alone.
+        return ranks.any(finished)
+
+    def _check_ranks(self, ranks: Ranks) -> None:
+        """Refuse to continue a run with another number of processes."""
+        before: Any = ranks.size
+        if self.resume and (self.out / "config.yaml").exists():
+            before = Run(self.out).config.get("ranks")
+        if before != ranks.size:
+            raise UserError(
+                f"Run '{self.out}' is trained by {before} processes, not {ranks.size}, and others would draw "
+                f"differently; resume it with torchrun --nproc-per-node {before} -m {self.module}, or choose "
+                "another folder with --out."
+            )
+
     def load_images(self, ranks: Ranks, device: torch.device) -> Data:
         """Load the images. The first rank does it before the others, since it may download them.
 
         Raises:
-            UserError: the data cannot be used, or the batch size does not suit it or the number of ranks.
+            UserError: the data cannot be used.
         """
         # `any` waits for all ranks: the others wait here until the first one has come to its own call.
         if not ranks.first:
@@ -84,10 +118,29 @@ class TrainingCommand(Command):
         data = load_data(self.data, device, self.seed)
         if ranks.first:
             ranks.any(False)
-        # A batch that is too large or cannot be shared is refused now, not in the first step.
-        data.steps(self.batch_size)
-        ranks.share(self.batch_size)
         return data
+
+    def fit_batch(self, data: Data, ranks: Ranks) -> Self:
+        """These settings with a batch that is no larger than the training images; a smaller one is printed.
+
+        Recipes choose a batch for many images. Whoever has few is served by one batch an epoch, as by any
+        loader of images. `start` then records the batch that is used, so a resumed run has the same one.
+
+        Raises:
+            UserError: the batch cannot be divided among the ranks.
+        """
+        images = data.count("train")
+        if self.batch_size <= images:
+            ranks.share(self.batch_size)  # refused now, not in the first step
+            return self
+        # A multiple of the ranks, since all get equal shares.
+        fitting = images // ranks.size * ranks.size
+        ranks.share(fitting)
+        print(
+            f"A batch is {fitting} images instead of {self.batch_size}, since there are only {images} "
+            "training images."
+        )
+        return self.model_copy(update={"batch_size": fitting})
 
     def start(self, ranks: Ranks) -> Run:
         """The run folder, created or continued by the first rank.
@@ -99,15 +152,7 @@ class TrainingCommand(Command):
         writer = tensorboard_writer() if self.tensorboard else None
         run = Run(self.out)
         if ranks.first:
-            before: Any = ranks.size
-            if self.resume and (self.out / "config.yaml").exists():
-                before = run.config.get("ranks")
-            if before != ranks.size:
-                raise UserError(
-                    f"Run '{self.out}' is trained by {before} processes, not {ranks.size}, and others would "
-                    f"draw differently; resume it with torchrun --nproc-per-node {before} -m {self.module}, "
-                    "or choose another folder with --out."
-                )
+            self._check_ranks(ranks)
             facts = {"rank_seeds": [ranks.seed(self.seed, rank) for rank in range(ranks.size)]}
             run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite, facts=facts)
             if writer is not None and not run.finished:

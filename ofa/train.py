@@ -70,6 +70,7 @@ class Train(Recipe):
 
     def train(self, ranks: Ranks, device: torch.device) -> int:
         """Train as rank `ranks.rank` on `device`; return the exit status."""
+        # Whatever can be refused without the images is refused before they are read, which may take minutes.
         source = open_source(self.init, self.space) if self.init else None
         space = source.space if source else load_space(self.space or "digits")
         arch = find_arch(space, self.arch) if self.arch else None
@@ -78,7 +79,11 @@ class Train(Recipe):
             # The same network, but as the only one of a space of its own, in which it is the largest.
             space = single_arch_space(space, arch)
             single_arch = largest(space)
+        if self.finished_before(ranks):
+            print(f"{self.out} is finished already.")
+            return _next(self.out, single_arch)
         data = self.load_images(ranks, device)
+        config = self.fit_batch(data, ranks)
         supernet = Supernet(space, len(data.classes), data.channels)
         draws = torch_generator("cpu", self.seed, "weights")
         initialise(supernet, self.initialisation, self.zero_gamma, draws)
@@ -87,16 +92,12 @@ class Train(Recipe):
         # A single architecture has nothing to draw: no tables are estimated for it.
         sampling = Uniform() if single_arch else self.sandwich.sampling
         sampler = build_sampler(sampling, space, len(data.classes), data.channels)
-        run = self.start(ranks)
-        # The first rank decides for all, so that none goes on alone.
-        if ranks.any(ranks.first and run.finished):
-            print(f"{run.path} is finished already.")
-            return _next(run.path, single_arch)
-        _introduce(self, space, data, single_arch)
+        run = config.start(ranks)
+        _introduce(config, space, data, single_arch)
         if ranks.first:
             model = model_of(space, single_arch, data, self.calibration_images)
             write_model(run.path / "model.json", model, "space")
-        trainer = Trainer(self._for_blocks(arch), run, supernet, data, single_arch, sampler, ranks)
+        trainer = Trainer(config._for_blocks(arch), run, supernet, data, single_arch, sampler, ranks)
         return trainer.run() or _next(run.path, single_arch)
 
     def _for_blocks(self, arch: Arch | None) -> "Train":

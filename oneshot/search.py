@@ -193,26 +193,28 @@ class Search(Command):
         table = AccuracyTable.read(self.table) if self.table else None
         if table:
             table.accuracies(self.dataset)  # a missing data set is refused now, not after the first epoch
+        # Asked before images are read, which may take a minute.
+        flags = {"resume": self.resume, "overwrite": self.overwrite}
+        if Run(self.out).check(self, **flags) and Run(self.out).finished:
+            print(f"{self.out} is finished already.")
+            return self._say_next()
         device = pick_device(self.device)
         costs = operation_costs(method.penalties, space, device)
         objective = self._objective(space, method, device)
         searcher = Searcher(method, space, objective, self.seed, self.epochs or method.epochs, costs)
-        run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite)
-        if run.finished:
-            print(f"{run.path} is finished already.")
-        else:
-            monitoring = Monitoring(
-                evaluate_images=self.evaluate_images,
-                watch_every=self.watch_every,
-                stop_at_collapse=self.stop_at_collapse,
-                table=table,
-                dataset=self.dataset,
-                table_budget=self.table_budget,
-            )
-            status = SearchLoop(run, searcher, monitoring).run()
-            if status:
-                return status
-        say(f"next: {retrain_command(run.path, self.space, self.data)}")
+        run = Run.start(self.out, self, **flags)
+        monitoring = Monitoring(
+            evaluate_images=self.evaluate_images,
+            watch_every=self.watch_every,
+            stop_at_collapse=self.stop_at_collapse,
+            table=table,
+            dataset=self.dataset,
+            table_budget=self.table_budget,
+        )
+        return SearchLoop(run, searcher, monitoring).run() or self._say_next()
+
+    def _say_next(self) -> int:
+        say(f"next: {retrain_command(self.out, self.space, self.data)}")
         return 0
 
     def _method_with_penalties(self) -> Method:

@@ -294,7 +294,6 @@ def test_one_architecture_alone(train: Run, trained_run: Path, tmp_path: Path) -
 def test_a_bad_architecture_or_batch_leaves_no_folder(train: Run, tmp_path: Path) -> None:
     for flags in (
         ("--arch", "huge"),
-        ("--batch-size", "5000"),
         ("--space", "nowhere"),
         ("--device", "abacus"),
     ):
@@ -384,3 +383,25 @@ def test_damaged_runs_are_one_sentence(trained_run: Path, tmp_path: Path) -> Non
         (copy / name).write_bytes(content)
         with pytest.raises(UserError, match=said):
             TrainedSupernet(copy, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ((), "already holds a finished run"),
+        (("--resume", "--seed", "1"), "was started with seed = 0, not 1"),
+        (("--out", "new", "--init", "nowhere"), "'nowhere' is not a run folder"),
+        (("--out", "new", "--space", "nowhere"), "nowhere"),
+        (("--out", "new", "--arch", "tinyest"), "tinyest"),
+    ],
+    ids=["existing", "seed", "init", "space", "arch"],
+)
+def test_what_is_wrong_without_the_images_is_refused_before_they_are_read(
+    train: Run, trained_run: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], says: str
+) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError("the images are read")
+
+    monkeypatch.setattr("engine.training.load_data", read)
+    with pytest.raises(UserError, match=says):
+        train(trained_run, *flags)
