@@ -52,6 +52,14 @@ class Recipe(TrainingCommand):
     calibration_images: int = Field(
         2000, ge=2, description="training images for the exact BatchNorm statistics of a subnet"
     )
+    log_conflicts: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "steps between measurements of how the gradients of smallest, random and largest agree, as "
+            "cosines in metrics.jsonl; none: never"
+        ),
+    )
     same_subnets: bool = Field(
         False, description="all processes train the same random subnets in a step; off: each draws its own"
     )
@@ -71,6 +79,8 @@ class Recipe(TrainingCommand):
                 "leave it out"
             )
         step = self.sandwich
+        if self.phases and step.largest_first:
+            raise ValueError("phases say themselves when the largest trains alone; leave out largest_first")
         if self.phases and (step.sampling != Uniform() or step.distillation != SoftCrossEntropy()):
             raise ValueError(
                 "phases draw uniformly from what they open and distil by soft cross-entropy; leave sampling "

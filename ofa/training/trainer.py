@@ -22,6 +22,7 @@ from ofa.space.arch import Arch, largest, smallest
 from ofa.space.codes import sample
 from ofa.subnet import extract
 from ofa.supernet import Supernet
+from ofa.training.conflicts import GradientParts
 from ofa.training.phases import (
     TEACHER,
     Phase,
@@ -125,10 +126,19 @@ class Trainer(Training):
             # The teacher sees the same images as the subnets, so all share one resolution per step.
             x = resize(x, drawn_resolution(supernet.space, config.seed, step))
             return shrinking_step(supernet, self.teacher, x, y, step, phase, config.sandwich, seeds)
-        if self.single_arch is not None:
-            _, loss = label_step(supernet, self.single_arch, x, y, config.sandwich, (own, step))
+        only = self.single_arch
+        if step < self.config.sandwich.largest_first * self.total:
+            only = only or largest(supernet.space)
+        if only is not None:
+            _, loss = label_step(supernet, only, x, y, config.sandwich, (own, step))
             return loss[None]
-        return sandwich_step(supernet, x, y, step, config.sandwich, self.sampler, seeds)
+        every = config.log_conflicts
+        parts = GradientParts(supernet) if every and step % every == 0 else None
+        losses = sandwich_step(supernet, x, y, step, config.sandwich, self.sampler, seeds, parts)
+        # Each rank has gradients of its own images; the first one's are enough to see whether they conflict.
+        if parts is not None and self.ranks.first:
+            self.folder.log(step=step + 1, epoch=self.epoch, **parts.cosines())
+        return losses
 
     def metrics(self, losses: list[float]) -> tuple[dict[str, Any], str]:
         """The loss of the largest comes first, then those of the others, the smallest last."""

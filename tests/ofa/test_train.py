@@ -70,6 +70,15 @@ def test_the_configuration_of_a_run_replays_it(trained_run: Path, tmp_path: Path
 
 
 @pytest.mark.slow
+def test_the_largest_learns_alone_at_first(train: Run, tmp_path: Path) -> None:
+    assert train(tmp_path / "run", "--sandwich.largest-first", "0.4") == 0
+    points = [p for p in read_lines(tmp_path / "run" / "metrics.jsonl") if "loss" in p]
+    students = {p["step"]: len(p["distillation"]) for p in points}
+    # 33 steps, of which 14 are before 0.4 of them; 11 an epoch, and losses are logged every 10 and then.
+    assert students == {10: 0, 11: 0, 14: 0, 20: 3, 22: 3, 30: 3, 33: 3}
+
+
+@pytest.mark.slow
 def test_another_seed_is_another_run(train: Run, trained_run: Path, tmp_path: Path) -> None:
     train(tmp_path / "run", "--seed", "1")
     assert not same_weights(trained_run, tmp_path / "run")
@@ -81,8 +90,12 @@ def test_another_seed_is_another_run(train: Run, trained_run: Path, tmp_path: Pa
 )  # at once, at an epoch's end (11 steps each), in the middle
 @pytest.mark.parametrize(
     "flags",
-    [(), ("--ema", "0.9", "--data.mixup", "0.2", "--sandwich.dropout", "0.2")],
-    ids=["plain", "ema and mixup"],
+    [
+        (),
+        ("--ema", "0.9", "--data.mixup", "0.2", "--sandwich.dropout", "0.2"),
+        ("--sandwich.largest-first", "0.4"),
+    ],
+    ids=["plain", "ema and mixup", "largest first"],
 )
 def test_resume_is_bit_for_bit(
     train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int, flags: tuple[str, ...]
