@@ -129,6 +129,8 @@ def _introduce(config: Train, space: Space, data: Data, single_arch: Arch | None
             f"a step: largest, {step.random} random ({step.sampling.name}), smallest; distillation by "
             f"{step.distillation.name}"
         )
+        if step.largest_first:
+            print(f"the largest learns alone in the first {step.largest_first:.0%} of the steps")
 
 
 def _next(path: Path, single_arch: Arch | None) -> int:
