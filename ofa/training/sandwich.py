@@ -42,6 +42,9 @@ class Sandwich(Config):
         lt=1,
         description="share of all steps, the first ones, that train the largest network alone",
     )
+    project_conflicts: bool = Field(
+        False, description="a student's gradient loses what opposes the largest's (NASViT)"
+    )
     label_smoothing: float = Field(
         0.1, ge=0, lt=1, description="smoothing of the labels that the largest network learns from"
     )
@@ -121,6 +124,8 @@ def sandwich_step(
         return label_losses(supernet, archs, x, y, config.label_smoothing)
 
     space, rng = supernet.space, numpy_generator(seeds.subnets, "subnets", step)
+    if config.project_conflicts and parts is None:
+        parts = GradientParts(supernet)
     # 1. the largest learns from the labels; the others learn from its logits of this very pass
     teacher, loss = label_step(supernet, largest(space), x, y, config, (seeds.noise, step))
     losses = [loss]
@@ -137,7 +142,7 @@ def sandwich_step(
         if parts is not None:
             parts.take()
     if parts is not None:
-        parts.put_back()
+        parts.put_back(config.project_conflicts)
     return torch.stack(losses)
 
 
