@@ -17,6 +17,7 @@ from engine.command.cli import Command
 from engine.command.launch import started
 from engine.compute.device import use_threads
 from engine.compute.distributed import Ranks, join
+from engine.data.balance import describe_balance, describe_counts
 from engine.data.dataset import SPLITS, Batch, Data
 from engine.data.digits import Digits
 from engine.data.sources import DataConfig, load_data
@@ -89,8 +90,8 @@ class TrainingCommand(Command):
         if ranks.first:
             self._check_ranks(ranks)
             run = Run(self.out)
-            flags = {"resume": self.resume, "overwrite": self.overwrite}
-            finished = run.check(self, **flags, undecided=UNDECIDED) and run.finished
+            continues = run.check(self, resume=self.resume, overwrite=self.overwrite, undecided=UNDECIDED)
+            finished = continues and run.finished
         # The first rank decides for all, so that none goes on alone.
         return ranks.any(finished)
 
@@ -160,10 +161,29 @@ class TrainingCommand(Command):
         return run
 
     def introduce(self, data: Data) -> None:
-        """Print which images are used, and where."""
+        """Print which images are used, how many of each class, and where."""
         images = ", ".join(f"{data.count(split)} {split}" for split in SPLITS)
         processes = f", {self.ranks} processes" if (self.ranks or 1) > 1 else ""
         print(f"{len(data.classes)} classes; images: {images}; device {data.device}{processes}")
+        print_classes(data)
+        left_out = data.count("train") % self.batch_size
+        if left_out:
+            print(
+                f"an epoch: {data.steps(self.batch_size)} batches of {self.batch_size}; {left_out} images, "
+                "others in each epoch, fill no batch and are left out"
+            )
+
+
+def print_classes(data: Data) -> None:
+    """Print how images were split, how many training images each class has, and what is done about it."""
+    for note in data.notes:
+        print(note)
+    counts_K = data.class_counts()
+    if counts_K is not None:
+        print(describe_counts(data.classes, counts_K))
+        said = describe_balance(data.classes, counts_K, data.config.balance)
+        if said:
+            print(said)
 
 
 class Training(EpochLoop):
