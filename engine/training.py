@@ -25,6 +25,7 @@ from engine.errors import UserError
 from engine.loop import EpochLoop
 from engine.optim import SGD
 from engine.run import Run, tensorboard_writer
+from engine.statistics import Counts
 
 # Settings that are decided when the images are read: see `TrainingCommand.fit_batch`.
 UNDECIDED = frozenset({"batch_size"})
@@ -293,3 +294,27 @@ def accuracy(network: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> f
         hits.append((network(x).argmax(1) == y).sum())
         count += len(y)
     return float(torch.stack(hits).sum()) / count
+
+
+@torch.no_grad()
+def confusion(network: Callable[[Tensor], Tensor], batches: Iterable[Batch], classes: int) -> Counts:
+    """How many images of each class (row) were taken for each class (column); the diagonal was right.
+
+    `engine.statistics` makes accuracies of it: overall, by class, and balanced.
+
+    Args:
+        network: from images (N, C, H, W) to logits (N, K).
+        batches: pairs of images and labels (N,); at least one.
+        classes: K.
+
+    Returns:
+        Counts (K, K).
+    """
+    total = None
+    for x, y in batches:
+        # One number for each pair of classes, so that one count serves all; it stays on the device.
+        pairs = y * classes + network(x).argmax(1)
+        counted = torch.bincount(pairs, minlength=classes**2)
+        total = counted if total is None else total + counted
+    assert total is not None
+    return total.view(classes, classes).cpu().numpy()
