@@ -94,11 +94,12 @@ def open_image(path: Path) -> Image.Image:
 
 def damaged_image(path: Path, error: Exception) -> str:
     """A sentence about a file that cannot be used."""
-    return f"Image '{path}' cannot be used ({_reason(error)}); convert, repair or remove it."
+    return f"Image '{path}' cannot be used ({_reason(path, error)}); convert, repair or remove it."
 
 
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0]
+def _reason(path: Path, error: Exception) -> str:
+    """What Pillow says, without the name of the file, which stands before it already."""
+    return str(error).splitlines()[0].replace(f" {str(path)!r}", "")
 
 
 def shorter_side(crop: int) -> int:
@@ -160,6 +161,6 @@ def check_image_files(paths: list[Path]) -> None:
         raise UserError(damaged_image(*found[0]))
     # All at once, since whoever mends one a try waits for all the others each time.
     if found:
-        named = ", ".join(f"'{path}' ({_reason(error)})" for path, error in found[:NAMED])
+        named = ", ".join(f"'{path}' ({_reason(path, error)})" for path, error in found[:NAMED])
         more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
         raise UserError(f"{len(found)} images cannot be used: {named}{more}; convert, repair or remove them.")
