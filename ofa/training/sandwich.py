@@ -45,6 +45,11 @@ class Sandwich(Config):
     project_conflicts: bool = Field(
         False, description="a student's gradient loses what opposes the largest's (NASViT)"
     )
+    size_power: float = Field(
+        0.0,
+        ge=0,
+        description="p: a student's gradient counts (its MACs / the largest's) to the power p; 0: all count 1",
+    )
     label_smoothing: float = Field(
         0.1, ge=0, lt=1, description="smoothing of the labels that the largest network learns from"
     )
@@ -137,13 +142,20 @@ def sandwich_step(
             logits = supernet(x, arch)
         # Backward at once, so that only one graph is in memory; gradients add up by themselves.
         loss = distil(config.distillation, logits, teacher)
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss * _weight(supernet, arch, config)).backward()
         losses.append(loss.detach())
         if parts is not None:
             parts.take()
     if parts is not None:
         parts.put_back(config.project_conflicts)
     return torch.stack(losses)
+
+
+def _weight(supernet: Supernet, arch: Arch, config: Sandwich) -> float:
+    """What the gradient of a student is multiplied by."""
+    if config.size_power == 0:
+        return 1.0
+    return (supernet.cost(arch)[0] / supernet.cost(largest(supernet.space))[0]) ** config.size_power
 
 
 def label_step(
