@@ -32,7 +32,7 @@ NOT_REPLAYED = {"config", "out", "resume", "overwrite", "stop_after"}  # setting
 RUN_FILES = {
     *("config.yaml", "env.json", "metrics.jsonl", "model.json", "weights.safetensors", "teacher.safetensors"),
     *("state.pt", "tensorboard", "DONE", "pairs.jsonl", "selected", "optuna.journal", "export", "report"),
-    *("genotype.json", "cell.svg", "cell.png", "alphas.png"),
+    *("genotype.json", "cell.svg", "cell.png", "alphas.png", "confusion"),
 }
 # Settings that a resumed run may change.
 MAY_DIFFER = {"device", "threads", "tensorboard", "log_conflicts"}

@@ -16,6 +16,7 @@ from engine.checkpoint import save_weights
 from engine.command.launch import started
 from engine.compute.device import use_threads
 from engine.compute.distributed import Ranks, join
+from engine.data.balance import describe_balance, describe_counts
 from engine.data.dataset import SPLITS, Batch, Data
 from engine.data.digits import Digits
 from engine.data.sources import DataConfig, load_data
@@ -23,6 +24,7 @@ from engine.errors import UserError
 from engine.loop import EpochLoop, LoopCommand
 from engine.optim import SGD
 from engine.run import Run, tensorboard_writer
+from engine.statistics import Counts
 
 # Settings that are decided when the images are read: see `TrainingCommand.fit_batch`.
 UNDECIDED = frozenset({"batch_size"})
@@ -88,8 +90,8 @@ class TrainingCommand(LoopCommand):
         if ranks.first:
             self._check_ranks(ranks)
             run = Run(self.out)
-            flags = {"resume": self.resume, "overwrite": self.overwrite}
-            finished = run.check(self, **flags, undecided=UNDECIDED) and run.finished
+            continues = run.check(self, resume=self.resume, overwrite=self.overwrite, undecided=UNDECIDED)
+            finished = continues and run.finished
         # The first rank decides for all, so that none goes on alone.
         return ranks.any(finished)
 
@@ -159,10 +161,29 @@ class TrainingCommand(LoopCommand):
         return run
 
     def introduce(self, data: Data) -> None:
-        """Print which images are used, and where."""
+        """Print which images are used, how many of each class, and where."""
         images = ", ".join(f"{data.count(split)} {split}" for split in SPLITS)
         processes = f", {self.ranks} processes" if (self.ranks or 1) > 1 else ""
         print(f"{len(data.classes)} classes; images: {images}; device {data.device}{processes}")
+        print_classes(data)
+        left_out = data.count("train") % self.batch_size
+        if left_out:
+            print(
+                f"an epoch: {data.steps(self.batch_size)} batches of {self.batch_size}; {left_out} images, "
+                "others in each epoch, fill no batch and are left out"
+            )
+
+
+def print_classes(data: Data) -> None:
+    """Print how images were split, how many training images each class has, and what is done about it."""
+    for note in data.notes:
+        print(note)
+    counts_K = data.class_counts()
+    if counts_K is not None:
+        print(describe_counts(data.classes, counts_K))
+        said = describe_balance(data.classes, counts_K, data.config.balance)
+        if said:
+            print(said)
 
 
 class Training(EpochLoop):
@@ -273,3 +294,27 @@ def accuracy(network: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> f
         hits.append((network(x).argmax(1) == y).sum())
         count += len(y)
     return float(torch.stack(hits).sum()) / count
+
+
+@torch.no_grad()
+def confusion(network: Callable[[Tensor], Tensor], batches: Iterable[Batch], classes: int) -> Counts:
+    """How many images of each class (row) were taken for each class (column); the diagonal was right.
+
+    `engine.statistics` makes accuracies of it: overall, by class, and balanced.
+
+    Args:
+        network: from images (N, C, H, W) to logits (N, K).
+        batches: pairs of images and labels (N,); at least one.
+        classes: K.
+
+    Returns:
+        Counts (K, K).
+    """
+    total = None
+    for x, y in batches:
+        # One number for each pair of classes, so that one count serves all; it stays on the device.
+        pairs = y * classes + network(x).argmax(1)
+        counted = torch.bincount(pairs, minlength=classes**2)
+        total = counted if total is None else total + counted
+    assert total is not None
+    return total.view(classes, classes).cpu().numpy()

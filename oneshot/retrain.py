@@ -25,9 +25,11 @@ from engine.data.text import Grammar, TextFolder, load_text
 from engine.errors import UserError
 from engine.model import write_model
 from engine.optim import SGD, Cosine, build_sgd, clip_gradients, learning_rate, set_learning_rate
+from engine.plot.confusion import write_confusion
 from engine.run import Run
 from engine.seed import derive, torch_generator
-from engine.training import Training, TrainingCommand, accuracy
+from engine.statistics import describe_confusion, overall_accuracy
+from engine.training import Training, TrainingCommand, confusion
 from oneshot.language import Language
 from oneshot.language_training import train_language
 from oneshot.networks.final import FinalNetwork
@@ -255,17 +257,23 @@ class Retraining(Training):
         if not self.ranks.first:
             return
         splits: tuple[Split, ...] = ("val", "test") if last else ("val",)
+        classes = self.data.classes
         point, said = {}, []
         # Running statistics, no drop-path, no auxiliary head.
         self.network.eval()
         for split in splits:
-            score = accuracy(self.network, self.data.batches(split, EVALUATION_BATCH))
-            point[f"{split}_accuracy"] = score
-            said.append(f"{score:.2%} on {'validation' if split == 'val' else split} images")
+            batches = self.data.batches(split, EVALUATION_BATCH)
+            confusion_KK = confusion(self.network, batches, len(classes))
+            point[f"{split}_accuracy"] = overall_accuracy(confusion_KK)
+            name = "validation" if split == "val" else split
+            said.append(f"{describe_confusion(confusion_KK, classes)}, on {name} images")
+            if last:
+                path = self.folder.path / "confusion" / split
+                write_confusion(path, f"{name} images", confusion_KK, classes)
         self.network.train()
         self.folder.log(step=self.step, epoch=epoch, **point)
         if last:
-            print("  ".join(said))
+            print("\n".join(said))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from engine.errors import UserError
 from engine.loop import LoopCommand
 from engine.run import Run
 from engine.seed import derive
+from engine.training import print_classes
 from oneshot.axes.operation_costs import operation_costs
 from oneshot.axes.penalty import Penalty
 from oneshot.methods import MethodConfig
@@ -195,15 +196,15 @@ class Search(LoopCommand):
         if table:
             table.accuracies(self.dataset)  # a missing data set is refused now, not after the first epoch
         # Asked before images are read, which may take a minute.
-        flags = {"resume": self.resume, "overwrite": self.overwrite}
-        if Run(self.out).check(self, **flags) and Run(self.out).finished:
+        before = Run(self.out)
+        if before.check(self, resume=self.resume, overwrite=self.overwrite) and before.finished:
             print(f"{self.out} is finished already.")
             return self._say_next()
         device = pick_device(self.device)
         costs = operation_costs(method.penalties, space, device)
         objective = self._objective(space, method, device)
         searcher = Searcher(method, space, objective, self.seed, self.epochs or method.epochs, costs)
-        run = Run.start(self.out, self, **flags)
+        run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite)
         monitoring = Monitoring(
             evaluate_images=self.evaluate_images,
             watch_every=self.watch_every,
@@ -231,6 +232,7 @@ class Search(LoopCommand):
         if isinstance(self.data, Grammar | TextFolder):
             return TextObjective(load_text(self.data), self.text, batch_size, self.seed, device)
         data = load_data(self.data, device, self.seed)
+        print_classes(data)
         # As published: 5 in each of three stages, or 8 in the whole network.
         cells = self.cells or (5 if space.name == "nasbench201" else 8)
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator

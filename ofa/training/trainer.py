@@ -14,6 +14,7 @@ from engine.data.dataset import Data
 from engine.optim import build_sgd, clip_gradients, learning_rate, set_learning_rate
 from engine.run import Run
 from engine.seed import numpy_generator
+from engine.statistics import format_accuracy
 from engine.training import Training
 from ofa.blocks.elastic import join_batch_norms
 from ofa.calibration import EVALUATION_BATCH, prepare, subnet_accuracy
@@ -174,7 +175,8 @@ class Trainer(Training):
                 step=self.step, epoch=epoch, arch=name, val_accuracy=score, macs=macs, params=params
             )
             if last:
-                print(f"  {name:9} {format_count(macs):>6} MACs  {score:.2%} on validation")
+                said = format_accuracy(score, data.count("val"))
+                print(f"  {name:9} {format_count(macs):>6} MACs  {said} on validation")
         if last:
             print(f"  ({time.monotonic() - started:.1f} s for {len(archs)} evaluations)")
 
