@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from pydantic import Field, model_validator
 
-from engine.command.cli import Command, main
+from engine.command.cli import main
 from engine.command.start import say
 from engine.compute.device import pick_device, use_threads
 from engine.config import Located, merge, models_in, validate
@@ -18,8 +18,10 @@ from engine.data.digits import Digits
 from engine.data.sources import AnyData, load_data
 from engine.data.text import Grammar, TextFolder, load_text
 from engine.errors import UserError
+from engine.loop import LoopCommand
 from engine.run import Run
 from engine.seed import derive
+from engine.training import print_classes
 from oneshot.axes.operation_costs import operation_costs
 from oneshot.axes.penalty import Penalty
 from oneshot.methods import MethodConfig
@@ -35,7 +37,7 @@ from oneshot.searcher import Searcher
 from oneshot.spaces.cells import CellSpace, find_space
 
 
-class Search(Command):
+class Search(LoopCommand):
     """Search a cell on images or text with a differentiable method.
 
     oneshot.retrain trains what it finds. Half of the training images train shared weights, the other half the
@@ -193,26 +195,30 @@ class Search(Command):
         table = AccuracyTable.read(self.table) if self.table else None
         if table:
             table.accuracies(self.dataset)  # a missing data set is refused now, not after the first epoch
+        # Asked before images are read, which may take a minute.
+        before = Run(self.out)
+        if before.check(self, resume=self.resume, overwrite=self.overwrite) and before.finished:
+            print(f"{self.out} is finished already.")
+            return self._say_next()
         device = pick_device(self.device)
         costs = operation_costs(method.penalties, space, device)
         objective = self._objective(space, method, device)
         searcher = Searcher(method, space, objective, self.seed, self.epochs or method.epochs, costs)
         run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite)
-        if run.finished:
-            print(f"{run.path} is finished already.")
-        else:
-            monitoring = Monitoring(
-                evaluate_images=self.evaluate_images,
-                watch_every=self.watch_every,
-                stop_at_collapse=self.stop_at_collapse,
-                table=table,
-                dataset=self.dataset,
-                table_budget=self.table_budget,
-            )
-            status = SearchLoop(run, searcher, monitoring).run()
-            if status:
-                return status
-        say(f"next: {retrain_command(run.path, self.space, self.data)}")
+        monitoring = Monitoring(
+            evaluate_images=self.evaluate_images,
+            watch_every=self.watch_every,
+            stop_at_collapse=self.stop_at_collapse,
+            table=table,
+            dataset=self.dataset,
+            table_budget=self.table_budget,
+        )
+        loop = SearchLoop(run, searcher, monitoring)
+        loop.stop_at = self.stop_at
+        return loop.run() or self._say_next()
+
+    def _say_next(self) -> int:
+        say(f"next: {retrain_command(self.out, self.space, self.data)}")
         return 0
 
     def _method_with_penalties(self) -> Method:
@@ -226,6 +232,7 @@ class Search(Command):
         if isinstance(self.data, Grammar | TextFolder):
             return TextObjective(load_text(self.data), self.text, batch_size, self.seed, device)
         data = load_data(self.data, device, self.seed)
+        print_classes(data)
         # As published: 5 in each of three stages, or 8 in the whole network.
         cells = self.cells or (5 if space.name == "nasbench201" else 8)
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator

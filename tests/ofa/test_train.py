@@ -8,13 +8,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from engine.checkpoint import load_weights
 from engine.command.cli import parse
 from engine.command.interrupt import Stop, until_stopped
+from engine.config import read_yaml
 from engine.data.sources import load_data
 from engine.errors import UserError, WorkerDied
 from engine.run import Run as RunFolder
@@ -22,9 +25,10 @@ from engine.run import read_lines
 from ofa.space.published import find_arch
 from ofa.space.space import Space, load_space
 from ofa.supernet import Supernet
-from ofa.train import Train, Trainer
+from ofa.train import Train
 from ofa.trained import TrainedSupernet
 from ofa.training.sampling import Attentive, UniformSampler
+from ofa.training.trainer import Trainer
 
 Run = Callable[..., int]
 
@@ -69,6 +73,15 @@ def test_the_configuration_of_a_run_replays_it(trained_run: Path, tmp_path: Path
 
 
 @pytest.mark.slow
+def test_the_largest_learns_alone_at_first(train: Run, tmp_path: Path) -> None:
+    assert train(tmp_path / "run", "--sandwich.largest-first", "0.4") == 0
+    points = [p for p in read_lines(tmp_path / "run" / "metrics.jsonl") if "loss" in p]
+    students = {p["step"]: len(p["distillation"]) for p in points}
+    # 33 steps, of which 14 are before 0.4 of them; 11 an epoch, and losses are logged every 10 and then.
+    assert students == {10: 0, 11: 0, 14: 0, 20: 3, 22: 3, 30: 3, 33: 3}
+
+
+@pytest.mark.slow
 def test_another_seed_is_another_run(train: Run, trained_run: Path, tmp_path: Path) -> None:
     train(tmp_path / "run", "--seed", "1")
     assert not same_weights(trained_run, tmp_path / "run")
@@ -80,8 +93,12 @@ def test_another_seed_is_another_run(train: Run, trained_run: Path, tmp_path: Pa
 )  # at once, at an epoch's end (11 steps each), in the middle
 @pytest.mark.parametrize(
     "flags",
-    [(), ("--ema", "0.9", "--data.mixup", "0.2", "--sandwich.dropout", "0.2")],
-    ids=["plain", "ema and mixup"],
+    [
+        (),
+        ("--ema", "0.9", "--data.mixup", "0.2", "--sandwich.dropout", "0.2"),
+        ("--sandwich.largest-first", "0.4"),
+    ],
+    ids=["plain", "ema and mixup", "largest first"],
 )
 def test_resume_is_bit_for_bit(
     train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int, flags: tuple[str, ...]
@@ -290,16 +307,31 @@ def test_one_architecture_alone(train: Run, trained_run: Path, tmp_path: Path) -
     assert all(p["distillation"] == [] for p in points if "loss" in p)
 
 
-def test_a_bad_architecture_or_batch_leaves_no_folder(train: Run, tmp_path: Path) -> None:
+def test_a_bad_architecture_leaves_no_folder(train: Run, tmp_path: Path) -> None:
     for flags in (
         ("--arch", "huge"),
-        ("--batch-size", "5000"),
         ("--space", "nowhere"),
         ("--device", "abacus"),
     ):
         with pytest.raises(UserError):
             train(tmp_path / "run", *flags)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_shrinks_to_few_images(
+    train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    y = np.arange(36) % 3
+    x = np.random.default_rng(0).integers(0, 256, (36, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "few.npz", x_train=x, y_train=y, x_test=x[:6], y_test=y[:6])
+    flags = ("--data", "npz", "--data.path", str(tmp_path / "few.npz"), "--batch-size", "32", "--epochs", "1")
+    assert train(tmp_path / "run", *flags, "--data.val", "0.25") == 0
+    assert "A batch is 27 images instead of 32" in capsys.readouterr().out
+    assert read_yaml(tmp_path / "run" / "config.yaml")["batch_size"] == 27
+    # The same words continue the run, though they ask for 32.
+    assert train(tmp_path / "run", *flags, "--data.val", "0.25", "--resume") == 0
+    assert train(tmp_path / "dropped", *flags, "--batch-size", "10", "--data.val", "0.25") == 0
+    assert "2 batches of 10; 7 images, others in each epoch, fill no batch" in capsys.readouterr().out
 
 
 def test_an_update_clips_warms_up_and_averages(tiny: Space, tmp_path: Path) -> None:
@@ -383,3 +415,72 @@ def test_damaged_runs_are_one_sentence(trained_run: Path, tmp_path: Path) -> Non
         (copy / name).write_bytes(content)
         with pytest.raises(UserError, match=said):
             TrainedSupernet(copy, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ((), "already holds a finished run"),
+        (("--resume", "--seed", "1"), "was started with seed = 0, not 1"),
+        (("--out", "new", "--init", "nowhere"), "'nowhere' is not a run folder"),
+        (("--out", "new", "--space", "nowhere"), "nowhere"),
+        (("--out", "new", "--arch", "tinyest"), "tinyest"),
+    ],
+    ids=["existing", "seed", "init", "space", "arch"],
+)
+def test_what_is_wrong_without_the_images_is_refused_before_they_are_read(
+    train: Run, trained_run: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], says: str
+) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError("the images are read")
+
+    monkeypatch.setattr("engine.training.load_data", read)
+    with pytest.raises(UserError, match=says):
+        train(trained_run, *flags)
+
+
+@pytest.mark.slow
+def test_a_run_stops_after_its_time_and_may_be_resumed_with_another(
+    train: Run,
+    trained_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    original = Trainer.update
+
+    def update(self: Trainer, x: torch.Tensor, y: torch.Tensor) -> None:
+        original(self, x, y)
+        if self.step == 14:
+            self.stop_at = 0.0  # long over
+
+    monkeypatch.setattr(Trainer, "update", update)
+    assert train(tmp_path / "run", "--stop-after", "1h") == 130
+    out, err = capsys.readouterr()
+    assert "stopped at step 14 of 33; continue with the same command and --resume" in out
+    assert "the time of --stop-after is over" in err
+    assert "stop_after" not in (tmp_path / "run" / "config.yaml").read_text()
+    monkeypatch.undo()
+    assert train(tmp_path / "run", "--resume", "--stop-after", "2h") == 0
+    assert same_weights(trained_run, tmp_path / "run")
+
+
+def test_the_time_counts_from_the_start_of_the_command() -> None:
+    before = time.monotonic()
+    command = parse(Train, ["--stop-after", "1h"]).model_copy(update={"epochs": 1})
+    assert command.stop_at is not None
+    assert before <= command.stop_at - 3600 <= time.monotonic()
+
+
+def test_the_time_left_is_told_after_twenty_steps_and_when_steps_become_dearer(
+    train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 100.0, 200.0, 500.0])
+    monkeypatch.setattr("engine.loop.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert train(tmp_path / "run", "--epochs", "4", "--sandwich.largest-first", "0.5") == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("about ")]
+    # 44 steps, 22 of the largest alone: looks at 10 and 20, then at 30 and 40.
+    assert told == [
+        "about 4m left: 24 steps of 10 s; evaluations come on top",
+        "about 2m left: 4 steps of 30 s; evaluations come on top",
+    ]
