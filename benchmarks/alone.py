@@ -11,6 +11,7 @@ validation images count, and are then measured on test images: result.json in th
 
 import math
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
@@ -45,7 +46,7 @@ from ofa.training.sandwich import label_step
 
 EVALUATIONS = 10  # over a training; their CPU time is not taken from the training
 WARMING_STEPS, TIMED_STEPS = 4, 12  # by which the time of an epoch is estimated
-WIDTHS = [round(0.05 * i, 2) for i in range(1, 81)]  # width multipliers that are tried
+WIDTHS = [round(0.05 * i, 2) for i in range(1, 61)]  # width multipliers that are tried
 NARROW = 0.25  # a width below this is taken only where no other last map fits the MACs
 
 
@@ -255,8 +256,9 @@ def mobilenet(macs: int, resolution: int, classes: int, channels: int, dropout: 
     widths = {}
     for last_map in (4, 2, 1):
         for family in ("large", "small"):
-            width = _widest(partial(build, family, last_map), macs, channels, resolution)
-            if width is not None and (width >= NARROW or last_map == 1):
+            least = NARROW if last_map > 1 else WIDTHS[0]
+            width = _widest(partial(build, family, last_map), least, macs, channels, resolution)
+            if width is not None:
                 widths[family] = width
         if widths:
             break
@@ -269,15 +271,20 @@ def mobilenet(macs: int, resolution: int, classes: int, channels: int, dropout: 
     return build(family, last_map, widths[family])
 
 
-def _widest(build: Callable[[float], nn.Module], macs: int, channels: int, resolution: int) -> float | None:
-    """The largest width whose network has at most `macs`, by bisection; None if there is none."""
-    fits, too_wide = -1, len(WIDTHS)
-    while too_wide - fits > 1:
-        middle = (fits + too_wide) // 2
+def _widest(
+    build: Callable[[float], nn.Module], least: float, macs: int, channels: int, resolution: int
+) -> float | None:
+    """The largest width, `least` or more, whose network has at most `macs`; None if there is none."""
+
+    def macs_of(width: float) -> int:
         with torch.device("meta"):  # MACs follow from shapes alone
-            few = network_macs(build(WIDTHS[middle]), channels, resolution) <= macs
-        fits, too_wide = (middle, too_wide) if few else (fits, middle)
-    return WIDTHS[fits] if fits >= 0 else None
+            return network_macs(build(width), channels, resolution)
+
+    widths = [width for width in WIDTHS if width >= least]
+    # The narrowest first: most combinations fail there, and each network that is built takes 0.1 s.
+    if macs_of(widths[0]) > macs:
+        return None
+    return widths[bisect_right(widths, macs, key=macs_of) - 1]
 
 
 def _with_last_map(network: nn.Module, resolution: int, last_map: int) -> nn.Module:

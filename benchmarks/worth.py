@@ -71,6 +71,9 @@ def job_of(args: argparse.Namespace) -> Job:
             sys.exit(f"'{args.name}' is none of {', '.join(PRESETS)}; say more with --train and --range.")
         job = Job(args.name, [], low_high)
     words = [*job.words]
+    needed = "cifar" if args.name in CIFAR else args.name
+    if needed in ("cifar", "flowers") and getattr(args, needed) is None:
+        sys.exit(f"'{args.name}' needs its images; name them with --{needed}.")
     if args.name in CIFAR:
         words += ["--data.path", str(cifar_subset(args.cifar, CIFAR[args.name], args.out))]
     if args.name == "flowers":
