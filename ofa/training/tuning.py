@@ -65,7 +65,12 @@ def single_network(supernet: Supernet, arch: Arch) -> Supernet:
 
 
 def tune_step(
-    network: Supernet, x: Tensor, y: Tensor, teacher_NK: Tensor | None, weight: float, label_smoothing: float
+    network: Supernet,
+    x: Tensor,
+    y: Tensor,
+    teacher_NK: Tensor | None,
+    weight: float = TEACHER_WEIGHT,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Add the gradients of one step of a network that learns from labels and from a teacher.
 
@@ -79,6 +84,12 @@ def tune_step(
 
     Returns:
         The losses (2,), of labels and teacher, detached; without a teacher (1,).
+
+    Example:
+        network = single_network(supernet, arch)
+        optimizer.zero_grad()
+        tune_step(network, x, y, teacher(x))
+        optimizer.step()
     """
     with autocast(x.device):
         logits = network(x, largest(network.space))
