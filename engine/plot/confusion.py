@@ -37,7 +37,7 @@ def draw_confusion(title: str, confusion_KK: Counts, classes: Sequence[str]) -> 
     """
     shown = _worst_classes(confusion_KK)
     # Columns have the number of their row: names would not fit above narrow columns.
-    names = [f"{shorten(classes[i], NAME)}  {row}" for row, i in enumerate(shown, start=1)]
+    names = [f"{shorten(classes[i], NAME)} · {row}" for row, i in enumerate(shown, start=1)]
     side = min(CELL, max(SMALLEST_CELL, WIDTH / len(shown)))
     margin = max(text_width(name, TEXT) for name in names) + 16
     top = 44.0
