@@ -28,10 +28,14 @@ class ImageModel(Config):
 
 
 class DataOfRun(Config):
-    """The part of config.yaml that later stages need: which images, and which seed split them."""
+    """The part of config.yaml that later stages need: which images, and which seed split them.
+
+    split_seed: of a tuned subnet, whose seed is not that of the supernet which split the images.
+    """
 
     data: DataConfig
     seed: int
+    split_seed: int | None = None
 
 
 def image_facts(data: Data) -> dict[str, Any]:
@@ -82,12 +86,22 @@ def open_images(run: Run, model: ImageModel, device: torch.device, images: Path 
     source = validate(DataOfRun, values, str(run.path / "config.yaml"))
     if images is not None:
         moved = source.data.model_dump() | {"path": images}
-        source = validate(DataOfRun, {"seed": source.seed, "data": moved}, "--data")
-    data = load_data(source.data, device, source.seed)
+        source = validate(DataOfRun, values | {"data": moved}, "--data")
+    seed = source.seed if source.split_seed is None else source.split_seed
+    data = load_data(source.data, device, seed)
+    check_images(run, model, data)
+    return data
+
+
+def check_images(run: Run, model: ImageModel, data: Data) -> None:
+    """Refuse images that are not those of a run.
+
+    Raises:
+        UserError: their classes, mean or deviation are not those that `model`, its model.json, names.
+    """
     # Mean and deviation of in-memory data come from its pixels, so they show changed pixels, too.
     if (tuple(data.classes), tuple(data.mean), tuple(data.std)) != (model.classes, model.mean, model.std):
         raise UserError(
             f"The images of run '{run.path}' are not those it was trained on (classes or pixels changed); "
             "restore them or train again."
         )
-    return data

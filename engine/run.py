@@ -31,8 +31,8 @@ NOT_REPLAYED = {"config", "out", "resume", "overwrite"}  # settings that config.
 # What a run folder may hold, and so what --overwrite may delete.
 RUN_FILES = {
     *("config.yaml", "env.json", "metrics.jsonl", "model.json", "weights.safetensors", "teacher.safetensors"),
-    *("state.pt", "tensorboard", "DONE", "pairs.jsonl", "selected", "optuna.journal", "export", "report"),
-    *("genotype.json", "cell.svg", "cell.png", "alphas.png", "confusion"),
+    *("state.pt", "tensorboard", "DONE", "pairs.jsonl", "selected", "tuned", "optuna.journal", "export"),
+    *("report", "confusion", "genotype.json", "cell.svg", "cell.png", "alphas.png"),
 }
 # Settings that a resumed run may change.
 MAY_DIFFER = {"device", "threads", "tensorboard", "stop_after", "log_conflicts"}

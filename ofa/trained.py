@@ -11,7 +11,7 @@ from pydantic import Field
 from engine.checkpoint import load_weights
 from engine.command.cli import Command
 from engine.compute.device import pick_device, use_threads
-from engine.config import validate
+from engine.config import Config, validate
 from engine.data.dataset import Data, Split
 from engine.errors import UserError
 from engine.model import ImageModel, image_facts, open_images
@@ -32,6 +32,16 @@ def run_flag(path: Path) -> str:
     return "" if path == DEFAULT_RUN else f" --run {path}"
 
 
+class Tuned(Config):
+    """What a tuned subnet was, and whose weights it started from."""
+
+    arch: Arch = Field(description="the subnet, as an architecture of the supernet's space")
+    space: str = Field(description="name of the supernet's space")
+    supernet_sha256: str = Field(description="of the supernet's weights.safetensors, in hexadecimal")
+    epochs: int = Field(description="passes over the training images; 0: only BatchNorm was recalibrated")
+    teacher: str = Field(description="who taught beside the labels")
+
+
 class SupernetModel(ImageModel):
     """model.json: what weights.safetensors belongs to."""
 
@@ -39,6 +49,7 @@ class SupernetModel(ImageModel):
     space: Space
     arch: Arch | None = Field(None, description="the network, if the run trained a single architecture")
     calibration_images: int
+    tuned: Tuned | None = Field(None, description="where the network comes from, if ofa.tune made the run")
     pretrained_only: bool = Field(
         False,
         description=(
@@ -189,10 +200,15 @@ class TrainedSupernet:
         """Top-1 accuracy in [0, 1] of the calibrated subnet on a split."""
         return subnet_accuracy(self.subnet(arch), self.data.batches(split, EVALUATION_BATCH))
 
-    def confusion(self, arch: Arch, split: Split) -> Counts:
-        """How many images of each class (row) the calibrated subnet took for each class (column)."""
+    def confusion(self, subnet: Subnet, split: Split) -> Counts:
+        """How many images of each class (row) a subnet of this run took for each class (column).
+
+        Args:
+            subnet: calibrated, in eval mode.
+            split: which images.
+        """
         batches = self.data.batches(split, EVALUATION_BATCH)
-        return subnet_confusion(self.subnet(arch), batches, len(self.model.classes))
+        return subnet_confusion(subnet, batches, len(self.model.classes))
 
     def cost(self, arch: Arch) -> tuple[int, int]:
         """(MACs, parameters) for this run's classes and channels."""

@@ -15,9 +15,11 @@ from engine.config import format_count
 from engine.plot.canvas import write_png
 from engine.run import atomic, write_csv, write_json
 from engine.seed import numpy_generator
+from ofa.calibration import EVALUATION_BATCH, subnet_accuracy
 from ofa.space.arch import Arch
 from ofa.space.codes import Codes, decode, encode, sample_codes
 from ofa.trained import RunCommand, TrainedSupernet
+from ofa.tuned import find_tuned
 from predictors.accuracy.cross_validation import CrossValidated, predict_pairs
 from predictors.accuracy.features import features
 from predictors.accuracy.pairs import Pair, read_pairs
@@ -84,6 +86,8 @@ class Report(RunCommand):
         pairs = read_pairs(self.run)
         judged = self._judge(trained, pairs)
         tested = self._test(trained, selected, latency)
+        tuned = self._test_tuned(trained, selected)
+        comparisons = compare_with_random(selected, tested)
         findings = Findings(
             run=self.run.resolve().name,
             space=space,
@@ -92,7 +96,7 @@ class Report(RunCommand):
             selected=selected,
             known=known,
             tested=tested,
-            comparisons=compare_with_random(selected, tested),
+            comparisons=[c._replace(tuned_accuracy=tuned.get(c.budget)) for c in comparisons],
             judged=judged,
             pairs=len(pairs),
         )
@@ -127,6 +131,16 @@ class Report(RunCommand):
                 tested.append(TestedSubnet(budget, kind, macs, params, accuracy, ms))
                 advance(f"{kind} {accuracy:.2%}")
         return tested
+
+    def _test_tuned(self, trained: TrainedSupernet, selected: Sequence[SelectedSubnet]) -> dict[str, float]:
+        """Test accuracy by budget of the selected subnets that ofa.tune tuned."""
+        found = {}
+        for chosen in selected:
+            tuned = find_tuned(self.run, chosen.name, chosen.arch)
+            if tuned is not None:
+                batches = trained.data.batches("test", EVALUATION_BATCH)
+                found[chosen.name] = subnet_accuracy(tuned.subnet(trained), batches)
+        return found
 
     def _random_of_same_macs(self, trained: TrainedSupernet, arch: Arch) -> Codes:
         """Different uniform samples within 5% of the MACs of `arch`, without itself.
@@ -163,13 +177,14 @@ def _columns_in_use(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _print_comparisons(comparisons: Sequence[Comparison]) -> None:
-    table = Table("budget", "MACs", "validation", "test", "random", "beats", "within")
+    table = Table("budget", "MACs", "validation", "test", "tuned", "random", "beats", "within")
     for c in comparisons:
         table.add_row(
             c.budget,
             format_count(c.macs),
             f"{c.val_accuracy:.2%}",
             f"{c.test_accuracy:.2%}",
+            "-" if c.tuned_accuracy is None else f"{c.tuned_accuracy:.2%}",
             f"{c.random_median:.2%}",
             f"{c.random_beaten} of {c.random_count}",
             f"{c.random_macs_apart:.0%}",

@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "ofa.train",
     "collect": "predictors.collect",
     "select": "predictors.select",
+    "tune": "ofa.tune",
     "export": "export.onnx",
     "report": "predictors.report",
     "evaluate": "ofa.evaluate",

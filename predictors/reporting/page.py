@@ -99,9 +99,17 @@ def _selected_table(found: Findings) -> list[str]:
     heads = ["chosen", "MACs", "params", "predicted", "validation", "test", "random (test)", "beats"]
     if has_latency:
         heads.insert(3, "latency")
+    has_tuned = any(c.tuned_accuracy is not None for c in found.comparisons)
+    if has_tuned:
+        heads.insert(heads.index("random (test)"), "tuned (test)")
     rows = []
     for subnet, comparison in zip(found.selected, found.comparisons, strict=True):
-        rows.append(_selected_row(subnet, comparison, found.images, has_latency))
+        cells = _selected_row(subnet, comparison, found.images, has_latency)
+        if has_tuned:
+            cells.insert(
+                heads.index("tuned (test)"), _tuned_cell(comparison.tuned_accuracy, found.images["test"])
+            )
+        rows.append(cells)
     return [
         html_table(heads, rows),
         small_print(
@@ -109,7 +117,8 @@ def _selected_table(found: Findings) -> list[str]:
             "intervals. That of a prediction is what the predictor said before the subnet was measured; a "
             "dash means that it was known without a predictor: collected, or measured by an earlier search. "
             "That of a measurement comes from the number of images alone. Random: the median of random "
-            "subnets whose MACs differ by no more than it says."
+            "subnets whose MACs differ by no more than it says. Test and random are with the supernet's "
+            "weights, tuned with those of ofa.tune."
         ),
     ]
 
@@ -132,6 +141,11 @@ def _selected_row(
         ms = record.latency_ms
         cells.insert(3, html_cell("–" if ms is None else format_cost("latency", ms)))
     return cells
+
+
+def _tuned_cell(accuracy: float | None, images: int) -> str:
+    """Accuracy with the weights of ofa.tune; a dash if the subnet was not tuned."""
+    return html_cell("–") if accuracy is None else _measured_cell(accuracy, images)
 
 
 def _name_cell(subnet: SelectedSubnet) -> str:

@@ -1,0 +1,108 @@
+"""The tuned subnets of a run: `tuned/NAME/`, each a run folder of one architecture."""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+from engine.config import validate
+from engine.errors import UserError
+from engine.run import read_json
+from ofa.calibration import prepare
+from ofa.space.arch import Arch
+from ofa.space.published import find_arch
+from ofa.space.space import Space
+from ofa.subnet import Subnet
+from ofa.trained import SupernetModel, TrainedSupernet, Tuned, load_network, run_flag
+
+TUNED = "tuned"  # the folder in a run folder
+FRONT = "front.json"  # in selected/: a list of subnets without names
+
+
+def supernet_digest(run: Path) -> str:
+    """SHA-256 of the weights of a run, in hexadecimal."""
+    with (run / "weights.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def selected_archs(run: Path, space: Space, names: str) -> dict[str, Arch]:
+    """The architectures that predictors.select selected in a run, by budget.
+
+    Args:
+        run: the run folder.
+        space: of the run.
+        names: budgets separated by commas, or `all`.
+
+    Raises:
+        UserError: nothing is selected, or not what `names` says.
+    """
+    files = {}
+    for file in sorted((run / "selected").glob("*.json")):
+        if file.name != FRONT:
+            files[file.stem] = file
+    if not files:
+        raise UserError(
+            f"Run '{run}' has no selected subnet; run python -m predictors.select{run_flag(run)} "
+            "--flops 600M first, or name an architecture with --arch."
+        )
+    wanted = list(files) if names == "all" else [name.strip() for name in names.split(",")]
+    found = {}
+    for name in wanted:
+        if name not in files:
+            raise UserError(f"Run '{run}' has no selected subnet '{name}'; it has {', '.join(files)}.")
+        found[name] = find_arch(space, str(files[name]))
+    return found
+
+
+def name_of(arch: str) -> str:
+    """The name of an architecture that a flag gives: that of its file; JSON is called subnet."""
+    return "subnet" if arch.lstrip().startswith("{") else Path(arch).stem
+
+
+class TunedSubnet(NamedTuple):
+    """A tuned subnet that fits the run: its folder, and what its model.json says of it."""
+
+    path: Path
+    facts: Tuned
+
+    def __str__(self) -> str:
+        epochs = "1 epoch" if self.facts.epochs == 1 else f"{self.facts.epochs} epochs"
+        return f"tuned for {epochs}, teacher: {self.facts.teacher}"
+
+    def subnet(self, trained: TrainedSupernet) -> Subnet:
+        """The subnet with its tuned weights, calibrated on the images of the run; eval mode."""
+        model, network = load_network(self.path)
+        assert model.arch is not None
+        return prepare(network.to(trained.device), model.arch, trained.data, model.calibration_images)
+
+
+def find_tuned(run: Path, name: str, arch: Arch) -> TunedSubnet | None:
+    """The tuned weights of a subnet; None if it was not tuned, or not from these weights.
+
+    A tuned folder that does not fit is not used; a printed sentence says why, and what to do.
+
+    Args:
+        run: the run folder of the supernet.
+        name: of the subnet, such as its budget.
+        arch: of the subnet, as `find_arch` returns it.
+    """
+    path = run / TUNED / name
+    if not (path / "model.json").exists():
+        return None
+    model = validate(SupernetModel, read_json(path / "model.json"), str(path / "model.json"))
+    reason = None
+    if model.tuned is None:
+        reason = "is not of ofa.tune"
+    elif not (path / "DONE").exists():
+        reason = "is not finished"
+    elif model.tuned.arch != arch:
+        reason = f"is of another architecture than '{name}' has now"
+    elif model.tuned.supernet_sha256 != supernet_digest(run):
+        reason = "started from other weights than the supernet has now"
+    if model.tuned is not None and reason is None:
+        return TunedSubnet(path, model.tuned)
+    flag = "--resume" if reason == "is not finished" else "--overwrite"
+    print(
+        f"'{path}' {reason}, so '{name}' is taken untuned; tune it with python -m ofa.tune{run_flag(run)} "
+        f"--selected {name} {flag}."
+    )
+    return None
