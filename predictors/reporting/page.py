@@ -15,6 +15,7 @@ from predictors.accuracy.cross_validation import (
     predictor_quality,
     quality_in_bands,
 )
+from predictors.reporting.alone import Worth, worth_section
 from predictors.reporting.architecture import draw_architecture, shades
 from predictors.reporting.figures import Picture, describe_limits, describe_prediction
 from predictors.reporting.findings import (
@@ -31,12 +32,13 @@ from predictors.search.constraints import format_cost
 MOST_CANDIDATES, MOST_CLASSES = 10, 20  # that are listed
 
 
-def render_page(found: Findings, drawn: Mapping[str, Picture]) -> str:
+def render_page(found: Findings, drawn: Mapping[str, Picture], worth: Worth | None = None) -> str:
     """The page as text.
 
     Args:
         found: what it tells.
         drawn: what `predictors.reporting.figures.pictures` returned for it.
+        worth: the selected subnets beside the same networks trained alone, if some were.
     """
     title = f"Subnets of {found.run}"
     fronts = [_figure(drawn[name]) for name in drawn if name.startswith(("front", "validation"))]
@@ -45,6 +47,7 @@ def render_page(found: Findings, drawn: Mapping[str, Picture]) -> str:
         *_lead(found),
         "<h2>Chosen subnets</h2>",
         *_selected_table(found),
+        *worth_section(worth),
         "<h2>The front</h2>",
         html_grid(fronts),
         "<h2>How far the predictor can be trusted</h2>",
