@@ -60,8 +60,8 @@ def render_page(found: Findings, drawn: Mapping[str, Picture], worth: Worth | No
         "<h2>Architectures</h2>",
         *_architectures(found),
         small_print(
-            f"The same as pictures and tables, beside this page: {', '.join(drawn)}, each as .png and .csv; "
-            "report.json."
+            f"The same as pictures and tables, beside this page: {safe(', '.join(drawn))}, each as .png and "
+            ".csv; report.json."
         ),
     ]
     head = (
