@@ -32,9 +32,10 @@ from engine.data.dataset import Data
 from engine.errors import UserError
 from engine.optim import build_sgd, clip_gradients, learning_rate, set_learning_rate
 from engine.run import Run, write_json
-from engine.seed import derive
+from engine.seed import derive, torch_generator
 from engine.training import Training, accuracy
 from ofa.calibration import EVALUATION_BATCH, prepare
+from ofa.initialisation import initialise
 from ofa.space.arch import largest, single_arch_space
 from ofa.space.published import find_arch
 from ofa.space.space import load_space
@@ -45,7 +46,7 @@ from ofa.training.sandwich import label_step
 EVALUATIONS = 10  # over a training; their CPU time is not taken from the training
 WARMING_STEPS, TIMED_STEPS = 4, 12  # by which the time of an epoch is estimated
 WIDTHS = [round(0.05 * i, 2) for i in range(1, 81)]  # width multipliers that are tried
-NARROW = 0.25
+NARROW = 0.25  # a width below this is taken only where no other last map fits the MACs
 
 
 class Alone(Train):
@@ -66,32 +67,35 @@ class Alone(Train):
     def train(self, ranks: Ranks, device: torch.device) -> int:
         """Train, measure, and write result.json."""
         data = self.load_images(ranks, device)
+        config = self.fit_batch(data, ranks)
         network = self._network(data)
         if (self.out / "config.yaml").exists():
             epochs = Run(self.out).config["epochs"]  # a resumed run must not measure its time again
         else:
-            epoch = seconds_of_an_epoch(self, deepcopy(network), data)
+            epoch = seconds_of_an_epoch(config, deepcopy(network), data)
             epochs = max(1, min(self.most_epochs, int(self.cpu_seconds / epoch)))
+        # Known only now, when the time of an epoch has been measured.
         every = max(1, epochs // EVALUATIONS)
-        config = self.model_copy(update={"epochs": epochs, "evaluate_every": every})
+        config = config.model_copy(update={"epochs": epochs, "evaluate_every": every})
         run = config.start(ranks)
         if run.finished:
             print(f"{run.path} is finished already.")
             return 0
-        training = AloneTraining(config, run, network, data, ranks)
         print(f"{epochs} epochs in {self.cpu_seconds:.0f} s of CPU time")
-        return training.run()
+        return AloneTraining(config, run, network, data, ranks).run()
 
     def _network(self, data: Data) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
-            torch.manual_seed(derive(self.seed, "weights"))
-            if self.mobilenet is not None:
-                classes, channels = len(data.classes), data.channels
+        classes, channels = len(data.classes), data.channels
+        if self.mobilenet is not None:
+            with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
+                torch.manual_seed(derive(self.seed, "weights"))
                 return mobilenet(self.mobilenet, self.resolution, classes, channels, self.sandwich.dropout)
-            assert self.arch is not None
-            space = load_space(self.space or "digits")
-            space = single_arch_space(space, find_arch(space, self.arch))
-            return Supernet(space, len(data.classes), data.channels)
+        assert self.arch is not None
+        space = load_space(self.space or "digits")
+        supernet = Supernet(single_arch_space(space, find_arch(space, self.arch)), classes, channels)
+        draws = torch_generator("cpu", self.seed, "weights")
+        initialise(supernet, self.initialisation, self.zero_gamma, draws)
+        return supernet
 
 
 class AloneTraining(Training):
@@ -252,7 +256,6 @@ def mobilenet(macs: int, resolution: int, classes: int, channels: int, dropout: 
     for last_map in (4, 2, 1):
         for family in ("large", "small"):
             width = _widest(partial(build, family, last_map), macs, channels, resolution)
-            # A network as narrow as a thread is only better than none.
             if width is not None and (width >= NARROW or last_map == 1):
                 widths[family] = width
         if widths:

@@ -36,7 +36,7 @@ RUN_FILES = {
     *("report", "confusion", "mlflow.json", "genotype.json", "cell.svg", "cell.png", "alphas.png"),
 }
 # Settings that a resumed run may change.
-MAY_DIFFER = {"device", "threads", "tensorboard", "mlflow", "stop_after", "log_conflicts"}
+MAY_DIFFER = {"device", "threads", "tensorboard", "mlflow", "log_conflicts"}
 
 
 @contextlib.contextmanager
