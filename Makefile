@@ -8,10 +8,11 @@ FLOPS = 100k,300k,1M
 .PHONY: quickstart check test help
 
 quickstart: $(VENV)/installed
-	@echo "about 2 minutes on a recent CPU, up to 5 on an older one: train, measure 100 subnets, select, export, report"
+	@echo "2 to 3 minutes on a recent CPU, up to 6 on an older one: train, measure 100 subnets, select, tune, export, report"
 	$(BIN)/ofa train --resume
 	$(BIN)/ofa collect --threads 1 --count 100
 	$(BIN)/ofa select --threads 1 --flops $(FLOPS)
+	$(BIN)/ofa tune --resume
 	$(BIN)/ofa export --threads 1
 	$(BIN)/ofa report --threads 1
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ofa.trained import TrainedSupernet
     from ofa.training.sampling import build_sampler
     from ofa.training.sandwich import Sandwich, Seeds, sandwich_step
+    from ofa.training.tuning import single_network, tune_step
 
 __all__ = [
     "Arch",
@@ -63,8 +64,10 @@ __all__ = [
     "sample",
     "sample_codes",
     "sandwich_step",
+    "single_network",
     "smallest",
     "subnet_accuracy",
+    "tune_step",
 ]
 
 # A name is imported when it is first used: `import ofa` itself costs milliseconds, not torch.
@@ -91,8 +94,10 @@ __getattr__ = lazy_names(
         "sample": "ofa.space.codes",
         "sample_codes": "ofa.space.codes",
         "sandwich_step": "ofa.training.sandwich",
+        "single_network": "ofa.training.tuning",
         "smallest": "ofa.space.arch",
         "subnet_accuracy": "ofa.calibration",
+        "tune_step": "ofa.training.tuning",
     },
 )
 

@@ -76,7 +76,7 @@ def test_select_keeps_the_budget_and_ranks_by_measurement(
     assert select(collected, "--flops", "60k,0.1M") == 0
     out = capsys.readouterr().out
     assert "ridge (chosen)" in out
-    assert out.rstrip().endswith(f"next: python -m export.onnx --run {collected}")
+    assert out.rstrip().endswith(f"next: python -m ofa.tune --run {collected}")
     for name, budget in (("60k", 60_000), ("100k", 100_000)):
         chosen = json.loads((collected / "selected" / f"{name}.json").read_text())
         assert chosen["constraints"] == [
@@ -94,6 +94,23 @@ def test_select_keeps_the_budget_and_ranks_by_measurement(
         assert chosen["val_std"] == pytest.approx(
             (chosen["val_accuracy"] * (1 - chosen["val_accuracy"]) / images) ** 0.5
         )
+
+
+@pytest.mark.slow
+def test_finalists_are_tuned_before_one_is_selected(
+    collected: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert select(collected, "--flops", "70k,90k", "--tune-finalists", "2", "--ties", "0") == 0
+    assert "70k: 1 epoch of tuning decided among" in capsys.readouterr().out
+    for name in ("70k", "90k"):
+        chosen = json.loads((collected / "selected" / f"{name}.json").read_text())
+        finalists = chosen["finalists"]
+        assert len(finalists) == 2 and all(f["macs"] <= int(name[:2]) * 1000 for f in finalists)
+        # The best two by measurement, of which the best after tuning is selected.
+        known = [c["val_accuracy"] for c in chosen["candidates"]]
+        assert min(f["val_accuracy"] for f in finalists) >= max(known[2:], default=0)
+        best = max(finalists, key=lambda f: f["tuned_accuracy"])
+        assert chosen["arch"] == best["arch"] and chosen["val_accuracy"] == best["val_accuracy"]
 
 
 def test_select_again_is_the_same(collected: Path) -> None:
