@@ -14,7 +14,6 @@ from engine.config import format_count
 from engine.data.dataset import Split
 from engine.plot.confusion import write_confusion
 from engine.statistics import Counts, balanced_accuracy, class_rows, format_accuracy, overall_accuracy
-from ofa.calibration import EVALUATION_BATCH, subnet_confusion
 from ofa.space.arch import Arch
 from ofa.space.published import find_arch
 from ofa.trained import RunCommand, TrainedSupernet
@@ -61,13 +60,12 @@ class Evaluate(RunCommand):
         archs = self._archs(trained)
         with progress("evaluate", len(archs)) as advance:
             for name, arch in archs.items():
-                macs, params = trained.cost(arch)
                 tuned = None
                 if not (self.untuned or trained.model.arch):
                     tuned = find_tuned(self.run, name_of(name), arch)
                 subnet = tuned.subnet(trained) if tuned else trained.subnet(arch)
-                batches = trained.data.batches(self.split, EVALUATION_BATCH)
-                found[name] = subnet_confusion(subnet, batches, len(classes))
+                found[name] = trained.confusion(subnet, self.split)
+                macs, params = trained.cost(arch)
                 shown = f"{name} ({tuned})" if tuned else name
                 table.add_row(shown, format_count(macs), format_count(params), *_cells(found[name], classes))
                 advance(name)

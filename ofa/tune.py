@@ -23,9 +23,11 @@ from engine.errors import UserError
 from engine.loop import EpochLoop
 from engine.model import check_images, write_model
 from engine.optim import SGD, build_sgd, clip_gradients, set_learning_rate
+from engine.plot.confusion import write_confusion
 from engine.run import Run
+from engine.statistics import describe_confusion, overall_accuracy
 from engine.training import Training, TrainingCommand
-from ofa.calibration import EVALUATION_BATCH, prepare, subnet_accuracy
+from ofa.calibration import EVALUATION_BATCH, prepare, subnet_confusion
 from ofa.space.arch import Arch, largest
 from ofa.space.published import find_arch
 from ofa.supernet import Supernet
@@ -137,6 +139,7 @@ class Tune(TrainingCommand):
         # The images are split by the seed of the run: its validation images must stay unseen.
         data = self.model_copy(update={"seed": self.split_seed}).load_images(ranks, device)
         check_images(Run(self.run), model, data)
+        fitted = self.fit_batch(data, ranks)
         teacher = self._teacher(model, supernet, data)
         # Of a folder only its name: what is exported goes to others, and names no folders of this machine.
         teacher_name = "none" if teacher is None else Path(self.teacher).name
@@ -146,7 +149,7 @@ class Tune(TrainingCommand):
         for name, arch in archs.items():
             # Each folder replays its own subnet, without those that were tuned beside it.
             own = {"out": self.out / name} | ({} if self.arch else {"selected": name})
-            config = self.model_copy(update=own)
+            config = fitted.model_copy(update=own)
             run = config.start(ranks)
             network = single_network(supernet, arch)
             of_network = {"space": network.space, "arch": largest(network.space)}
@@ -160,7 +163,7 @@ class Tune(TrainingCommand):
                 continue
             tunings.append(Tuning(config, run, network, data, ranks, model.calibration_images))
         if tunings:
-            self.introduce(data)
+            fitted.introduce(data)
             status = TuningTogether(tunings, teacher).run()
             if status:
                 return status
@@ -254,7 +257,9 @@ class Tuning(Training):
             return
         arch = largest(self.single.space)
         subnet = prepare(self.single, arch, self.data, self.calibration_images)
-        score = subnet_accuracy(subnet, self.data.batches("val", EVALUATION_BATCH))
+        classes = self.data.classes
+        found = subnet_confusion(subnet, self.data.batches("val", EVALUATION_BATCH), len(classes))
+        score = overall_accuracy(found)
         self.folder.log(step=self.step, epoch=epoch, arch=self.name, val_accuracy=score)
         # Equal ones: the later weights have learned more, and accuracy is coarse on few images.
         if score >= self.best["accuracy"]:
@@ -265,14 +270,19 @@ class Tuning(Training):
                     if name in own:
                         own[name].copy_(tensor)
             weights = {name: tensor.cpu().clone() for name, tensor in self.single.state_dict().items()}
-            self.best = {"accuracy": score, "epochs": epoch + 1, "weights": weights}
+            confusion = torch.from_numpy(found)
+            self.best = {"accuracy": score, "epochs": epoch + 1, "weights": weights, "confusion": confusion}
         if epoch < 0:
             self.untuned = score
         if last:
             macs, _ = self.single.cost(arch)
+            of_best = self.best["confusion"].numpy()
             print(
-                f"  {self.name:9} {format_count(macs):>6} MACs  {self.untuned:.2%} before, "
-                f"{self.best['accuracy']:.2%} after {self.best['epochs']} epochs, on validation"
+                f"  {self.name:9} {format_count(macs):>6} MACs  {self.untuned:.2%} before, after "
+                f"{self.best['epochs']} epochs {describe_confusion(of_best, classes)}, on validation"
+            )
+            write_confusion(
+                self.folder.path / "confusion" / "val", f"{self.name}, validation", of_best, classes
             )
 
     def exported_state_dict(self) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """What selection was worth, on the test images: selected subnets against random ones of the same MACs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from engine.config import format_count
 from engine.plot.canvas import write_png
 from engine.run import atomic, write_csv, write_json
 from engine.seed import numpy_generator
-from ofa.calibration import EVALUATION_BATCH, subnet_accuracy
+from engine.statistics import Counts, format_accuracy, overall_accuracy
 from ofa.space.arch import Arch
 from ofa.space.codes import Codes, decode, encode, sample_codes
 from ofa.trained import RunCommand, TrainedSupernet
@@ -30,6 +30,7 @@ from predictors.reporting.alone import (
     read_alone,
     worth_as_json,
 )
+from predictors.reporting.classes import class_pictures
 from predictors.reporting.figures import pictures
 from predictors.reporting.findings import (
     Comparison,
@@ -104,7 +105,7 @@ class Report(RunCommand):
         alone = read_alone(self.alone, trained, selected)
         judged = self._judge(trained, pairs)
         tested = self._test(trained, selected, latency)
-        tuned = self._test_tuned(trained, selected)
+        confusions, tuned = self._test_by_class(trained, selected)
         comparisons = compare_with_random(selected, tested)
         findings = Findings(
             run=self.run.resolve().name,
@@ -117,6 +118,7 @@ class Report(RunCommand):
             comparisons=[c._replace(tuned_accuracy=tuned.get(c.budget)) for c in comparisons],
             judged=judged,
             pairs=len(pairs),
+            confusions=confusions,
         )
         self._write(findings, compare_with_alone(alone, trained))
         return 0
@@ -150,15 +152,18 @@ class Report(RunCommand):
                 advance(f"{kind} {accuracy:.2%}")
         return tested
 
-    def _test_tuned(self, trained: TrainedSupernet, selected: Sequence[SelectedSubnet]) -> dict[str, float]:
-        """Test accuracy by budget of the selected subnets that ofa.tune tuned."""
-        found = {}
+    def _test_by_class(
+        self, trained: TrainedSupernet, selected: Sequence[SelectedSubnet]
+    ) -> tuple[dict[str, Counts], dict[str, float]]:
+        """What the selected subnets take test images for, tuned ones tuned; and the accuracy of those."""
+        confusions, tuned_accuracy = {}, {}
         for chosen in selected:
             tuned = find_tuned(self.run, chosen.name, chosen.arch)
+            subnet = tuned.subnet(trained) if tuned else trained.subnet(chosen.arch)
+            confusions[chosen.name] = trained.confusion(subnet, "test")
             if tuned is not None:
-                batches = trained.data.batches("test", EVALUATION_BATCH)
-                found[chosen.name] = subnet_accuracy(tuned.subnet(trained), batches)
-        return found
+                tuned_accuracy[chosen.name] = overall_accuracy(confusions[chosen.name])
+        return confusions, tuned_accuracy
 
     def _random_of_same_macs(self, trained: TrainedSupernet, arch: Arch) -> Codes:
         """Different uniform samples within 5% of the MACs of `arch`, without itself.
@@ -177,7 +182,7 @@ class Report(RunCommand):
 
     def _write(self, findings: Findings, worth: Worth | None) -> None:
         folder = self.run / "report"
-        drawn = pictures(findings)
+        drawn = pictures(findings) | class_pictures(findings.confusions, findings.classes)
         for name, picture in drawn.items():
             write_png(picture.drawing, folder / f"{name}.png")
             write_csv(folder / f"{name}.csv", _columns_in_use(picture.rows), picture.rows)
@@ -187,7 +192,7 @@ class Report(RunCommand):
             write_json(folder / "alone.json", worth_as_json(worth))
         with atomic(folder / "report.html") as temporary:
             temporary.write_text(render_page(findings, drawn, worth), encoding="utf-8")
-        _print_comparisons(comparisons)
+        _print_comparisons(comparisons, findings.images)
         if worth is not None:
             print_worth(worth)
         print(f"written to {folder}: report.html, report.json, and {', '.join(drawn)} as .png and .csv")
@@ -198,15 +203,15 @@ def _columns_in_use(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [name for name in rows[0] if any(row[name] is not None for row in rows)]
 
 
-def _print_comparisons(comparisons: Sequence[Comparison]) -> None:
+def _print_comparisons(comparisons: Sequence[Comparison], images: Mapping[str, int]) -> None:
     table = Table("budget", "MACs", "validation", "test", "tuned", "random", "beats", "within")
     for c in comparisons:
         table.add_row(
             c.budget,
             format_count(c.macs),
-            f"{c.val_accuracy:.2%}",
-            f"{c.test_accuracy:.2%}",
-            "-" if c.tuned_accuracy is None else f"{c.tuned_accuracy:.2%}",
+            format_accuracy(c.val_accuracy, images["val"]),
+            format_accuracy(c.test_accuracy, images["test"]),
+            "-" if c.tuned_accuracy is None else format_accuracy(c.tuned_accuracy, images["test"]),
             f"{c.random_median:.2%}",
             f"{c.random_beaten} of {c.random_count}",
             f"{c.random_macs_apart:.0%}",

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from engine.config import validate
 from engine.run import read_json
-from engine.statistics import Z_90
+from engine.statistics import Z_90, Counts
 from ofa.space.arch import Arch, largest, smallest
 from ofa.space.codes import decode, encode
 from ofa.space.space import Space
@@ -119,6 +119,7 @@ class Findings(NamedTuple):
     images: how many there are by split, "val" and "test".
     judged: collected pairs predicted from each other; none if they are too few.
     pairs: how many pairs were collected.
+    confusions: of the selected subnets on test images (K, K) by budget, as `engine.training.confusion` says.
     """
 
     run: str
@@ -131,6 +132,7 @@ class Findings(NamedTuple):
     comparisons: list[Comparison]
     judged: CrossValidated | None
     pairs: int
+    confusions: dict[str, Counts]
 
 
 def read_selected_subnets(run: Path, space: Space, latency: ArchCostFn | None) -> list[SelectedSubnet]:

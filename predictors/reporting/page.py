@@ -17,6 +17,7 @@ from predictors.accuracy.cross_validation import (
 )
 from predictors.reporting.alone import Worth, worth_section
 from predictors.reporting.architecture import draw_architecture, shades
+from predictors.reporting.classes import class_table
 from predictors.reporting.figures import Picture, describe_limits, describe_prediction
 from predictors.reporting.findings import (
     Comparison,
@@ -42,12 +43,16 @@ def render_page(found: Findings, drawn: Mapping[str, Picture], worth: Worth | No
     """
     title = f"Subnets of {found.run}"
     fronts = [_figure(drawn[name]) for name in drawn if name.startswith(("front", "validation"))]
+    confusions = [_figure(drawn[name]) for name in drawn if name.startswith("confusion")]
     parts = [
         f"<h1>{safe(title)}</h1>",
         *_lead(found),
         "<h2>Chosen subnets</h2>",
         *_selected_table(found),
         *worth_section(worth),
+        "<h2>Class by class</h2>",
+        *class_table(found.confusions, found.classes),
+        html_grid(confusions),
         "<h2>The front</h2>",
         html_grid(fronts),
         "<h2>How far the predictor can be trusted</h2>",
@@ -55,8 +60,8 @@ def render_page(found: Findings, drawn: Mapping[str, Picture], worth: Worth | No
         "<h2>Architectures</h2>",
         *_architectures(found),
         small_print(
-            f"The same as pictures and tables, beside this page: {', '.join(drawn)}, each as .png and .csv; "
-            "report.json."
+            f"The same as pictures and tables, beside this page: {safe(', '.join(drawn))}, each as .png and "
+            ".csv; report.json."
         ),
     ]
     head = (

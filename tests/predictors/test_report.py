@@ -128,6 +128,11 @@ def test_tables_and_pictures_lie_beside_the_page(run: Path) -> None:
     folder = run / "report"
     for name in ("front", "validation", "predictor", "architectures"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    for budget in names(run):
+        assert (folder / f"confusion_{budget}.png").read_bytes().startswith(b"\x89PNG")
+        confusion = rows(folder / f"confusion_{budget}.csv")
+        assert [row.pop("true class") for row in confusion] == [str(digit) for digit in range(10)]
+        assert sum(int(count) for row in confusion for count in row.values()) == 539, "all test images"
     front = rows(folder / "front.csv")
     assert [row["kind"] for row in front].count("selected") == 3 and [row["kind"] for row in front].count(
         "random"
