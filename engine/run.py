@@ -32,7 +32,7 @@ NOT_REPLAYED = {"config", "out", "resume", "overwrite"}  # settings that config.
 RUN_FILES = {
     *("config.yaml", "env.json", "metrics.jsonl", "model.json", "weights.safetensors", "teacher.safetensors"),
     *("state.pt", "tensorboard", "DONE", "pairs.jsonl", "selected", "tuned", "optuna.journal", "export"),
-    *("report", "genotype.json", "cell.svg", "cell.png", "alphas.png"),
+    *("report", "genotype.json", "cell.svg", "cell.png", "alphas.png", "confusion"),
 }
 MAY_DIFFER = {"device", "threads", "tensorboard"}  # settings that a resumed run may change
 
@@ -191,23 +191,12 @@ class Run:
             UserError: the folder holds something already and neither flag allows that, its configuration
                 differs, or it cannot be written.
         """
-        if resume and overwrite:
-            raise UserError("--resume continues a run and --overwrite replaces it; give one of them.")
         run = cls(path)
+        found = run._found()
+        if run.check(config, resume=resume, overwrite=overwrite):
+            return run
         values = config.model_dump(mode="json", exclude=NOT_REPLAYED)
         try:
-            found = {entry.name for entry in path.iterdir()} if path.exists() else set()
-            # A folder of the user's own is refused, since --overwrite would delete files in it. In a run
-            # folder the user may keep files of their own.
-            strange = {name for name in found - RUN_FILES if not name.startswith(".")}
-            if strange and not {"config.yaml", "env.json"} <= found:
-                raise UserError(
-                    f"Folder '{path}' holds files that are not a run, such as {min(strange)}; choose another "
-                    "with --out."
-                )
-            if "config.yaml" in found and not overwrite:
-                run._check_same(values, resume)
-                return run
             for name in found & RUN_FILES:  # nothing else is ours to delete
                 if (path / name).is_dir():
                     shutil.rmtree(path / name)
@@ -218,10 +207,46 @@ class Run:
                 temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
             write_json(path / "env.json", environment() | (facts or {}))
         except OSError as error:
-            raise UserError(
-                f"Run folder '{path}' cannot be written ({error.strerror}); choose another with --out."
-            ) from None
+            raise _unwritable(path, error) from None
         return run
+
+    def check(
+        self, config: Config, *, resume: bool, overwrite: bool, undecided: frozenset[str] = frozenset()
+    ) -> bool:
+        """Refuse what `start` would refuse, but write nothing: a command asks before it reads its data.
+
+        Args:
+            config, resume, overwrite: as `start` takes them.
+            undecided: settings whose values are known only when the data is read; they are not compared.
+
+        Returns:
+            Whether `start` would continue a run that is there.
+
+        Raises:
+            UserError: as `start` raises it.
+        """
+        if resume and overwrite:
+            raise UserError("--resume continues a run and --overwrite replaces it; give one of them.")
+        found = self._found()
+        # A folder of the user's own is refused, since --overwrite would delete files in it. In a run folder
+        # the user may keep files of their own.
+        strange = {name for name in found - RUN_FILES if not name.startswith(".")}
+        if strange and not {"config.yaml", "env.json"} <= found:
+            raise UserError(
+                f"Folder '{self.path}' holds files that are not a run, such as {min(strange)}; choose "
+                "another with --out."
+            )
+        if "config.yaml" not in found or overwrite:
+            return False
+        self._check_same(config.model_dump(mode="json", exclude=NOT_REPLAYED | undecided), resume)
+        return True
+
+    def _found(self) -> set[str]:
+        """The names in the folder; none if there is no folder yet."""
+        try:
+            return {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
 
     def _check_same(self, values: dict[str, Any], resume: bool) -> None:
         if not resume:
@@ -264,6 +289,10 @@ class Run:
                 f"{path}/config.yaml --out {path} --resume."
             )
         return run
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(f"Run folder '{path}' cannot be written ({error.strerror}); choose another with --out.")
 
 
 def tensorboard_writer() -> Any:

@@ -1,11 +1,13 @@
 """Statistics that several stages share: Pareto fronts, intervals, and agreement of rankings."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
 Z_90 = 1.6449  # 90% of a normal distribution lie within so many standard deviations of its mean
 COVERAGE = 0.9  # share of new measurements that an interval is to hold
 SIMILAR_MACS = 10_000_000  # a difference of so many MACs at most counts as the same size
@@ -48,8 +50,8 @@ def pareto_front(values_N: Floats, costs_NK: NDArray[Any]) -> NDArray[np.intp]:
     return front[np.lexsort(costs_NK[front].T[::-1])]
 
 
-def wilson_interval(accuracy: float, images: int) -> tuple[float, float]:
-    """The 90% interval of an accuracy that was measured on so many images (Wilson's score interval).
+def wilson_interval(accuracy: float, images: int, deviations: float = Z_90) -> tuple[float, float]:
+    """The interval of an accuracy that was measured on so many images (Wilson's score interval), 90% of it.
 
     It says how far the accuracy on other images of the same kind may be, also near 0 and 1. Two networks that
     were measured on the same images differ by less.
@@ -57,14 +59,79 @@ def wilson_interval(accuracy: float, images: int) -> tuple[float, float]:
     Args:
         accuracy: share of the images that were right, in [0, 1].
         images: how many images.
+        deviations: half its width, in standard deviations of a normal distribution; the default holds 90%.
 
     Returns:
         (lowest, highest) accuracy, in [0, 1].
     """
-    z = Z_90**2 / images
+    z = deviations**2 / images
     middle = (accuracy + z / 2) / (1 + z)
     half = np.sqrt(z * (accuracy * (1 - accuracy) + z / 4)) / (1 + z)
     return float(max(middle - half, 0)), float(min(middle + half, 1))
+
+
+def format_accuracy(accuracy: float, images: int) -> str:
+    """An accuracy with its standard error in points, as every command prints it: `94.60% ±1.2`.
+
+    The error comes from the number of images alone: half of Wilson's interval of one standard deviation. That
+    is sqrt(p (1 - p) / n), but not 0 where all images were right.
+
+    Args:
+        accuracy: share of the images that were right, in [0, 1].
+        images: how many images it was measured on.
+    """
+    low, high = wilson_interval(accuracy, images, deviations=1.0)
+    return f"{accuracy:.2%} ±{100 * (high - low) / 2:.1f}"
+
+
+def overall_accuracy(confusion_KK: Counts) -> float:
+    """The share of all images that were right, in [0, 1]; see `engine.training.confusion` for the counts."""
+    return float(np.trace(confusion_KK) / confusion_KK.sum())
+
+
+def class_accuracies(confusion_KK: Counts) -> Floats:
+    """The share of each class's images that were right (K,), in [0, 1]; not a number without images."""
+    images_K = confusion_KK.sum(1)
+    with np.errstate(invalid="ignore"):
+        return np.diag(confusion_KK) / images_K
+
+
+def balanced_accuracy(confusion_KK: Counts) -> float:
+    """The mean of the accuracies of all classes that have images, in [0, 1].
+
+    Every class counts alike, however many images it has: a network that always says the largest class gets
+    1 / K.
+    """
+    return float(np.nanmean(class_accuracies(confusion_KK)))
+
+
+def describe_confusion(confusion_KK: Counts, classes: Sequence[str]) -> str:
+    """Accuracy, balanced accuracy and the worst class in one line."""
+    images = int(confusion_KK.sum())
+    accuracies_K = class_accuracies(confusion_KK)
+    worst = int(np.nanargmin(accuracies_K))
+    of_worst = format_accuracy(accuracies_K[worst], int(confusion_KK[worst].sum()))
+    return (
+        f"{format_accuracy(overall_accuracy(confusion_KK), images)}; balanced "
+        f"{balanced_accuracy(confusion_KK):.2%}; worst class {classes[worst]} {of_worst}"
+    )
+
+
+def class_rows(confusion_KK: Counts, classes: Sequence[str]) -> Iterator[tuple[str, int, str, str]]:
+    """For each class its name, images, accuracy, and the class that it is most often taken for.
+
+    The worst class comes first; classes without images are left out.
+    """
+    accuracies_K = class_accuracies(confusion_KK)
+    images_K = confusion_KK.sum(1)
+    for i in np.argsort(accuracies_K, kind="stable"):
+        if images_K[i] == 0:
+            continue
+        mistakes_K = confusion_KK[i].copy()
+        mistakes_K[i] = 0
+        other = int(mistakes_K.argmax())
+        taken_for = f"{classes[other]} ({mistakes_K[other]})" if mistakes_K[other] else "-"
+        yield classes[i], int(images_K[i]), format_accuracy(accuracies_K[i], int(images_K[i])), taken_for
 
 
 def conformal_quantile(ratios_N: Floats) -> float:

@@ -6,7 +6,7 @@ These are their settings, their start by one or several processes, their loop (a
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field
@@ -17,6 +17,7 @@ from engine.command.cli import Command
 from engine.command.launch import started
 from engine.compute.device import use_threads
 from engine.compute.distributed import Ranks, join
+from engine.data.balance import describe_balance, describe_counts
 from engine.data.dataset import SPLITS, Batch, Data
 from engine.data.digits import Digits
 from engine.data.sources import DataConfig, load_data
@@ -24,6 +25,10 @@ from engine.errors import UserError
 from engine.loop import EpochLoop
 from engine.optim import SGD
 from engine.run import Run, tensorboard_writer
+from engine.statistics import Counts
+
+# Settings that are decided when the images are read: see `TrainingCommand.fit_batch`.
+UNDECIDED = frozenset({"batch_size"})
 
 
 class TrainingCommand(Command):
@@ -72,11 +77,42 @@ class TrainingCommand(Command):
         """Train as rank `ranks.rank` on `device`; return the exit status."""
         raise NotImplementedError
 
+    def finished_before(self, ranks: Ranks) -> bool:
+        """Whether the run in --out is finished already. Every command asks before it reads its images.
+
+        What `start` would refuse is refused here: to list and check 20,000 images takes most of a minute.
+
+        Raises:
+            UserError: as `start` raises it.
+        """
+        if self.tensorboard:
+            tensorboard_writer()
+        finished = False
+        if ranks.first:
+            self._check_ranks(ranks)
+            run = Run(self.out)
+            continues = run.check(self, resume=self.resume, overwrite=self.overwrite, undecided=UNDECIDED)
+            finished = continues and run.finished
+        # The first rank decides for all, so that none goes on alone.
+        return ranks.any(finished)
+
+    def _check_ranks(self, ranks: Ranks) -> None:
+        """Refuse to continue a run with another number of processes."""
+        before: Any = ranks.size
+        if self.resume and (self.out / "config.yaml").exists():
+            before = Run(self.out).config.get("ranks")
+        if before != ranks.size:
+            raise UserError(
+                f"Run '{self.out}' is trained by {before} processes, not {ranks.size}, and others would draw "
+                f"differently; resume it with torchrun --nproc-per-node {before} -m {self.module}, or choose "
+                "another folder with --out."
+            )
+
     def load_images(self, ranks: Ranks, device: torch.device) -> Data:
         """Load the images. The first rank does it before the others, since it may download them.
 
         Raises:
-            UserError: the data cannot be used, or the batch size does not suit it or the number of ranks.
+            UserError: the data cannot be used.
         """
         # `any` waits for all ranks: the others wait here until the first one has come to its own call.
         if not ranks.first:
@@ -84,10 +120,29 @@ class TrainingCommand(Command):
         data = load_data(self.data, device, self.seed)
         if ranks.first:
             ranks.any(False)
-        # A batch that is too large or cannot be shared is refused now, not in the first step.
-        data.steps(self.batch_size)
-        ranks.share(self.batch_size)
         return data
+
+    def fit_batch(self, data: Data, ranks: Ranks) -> Self:
+        """These settings with a batch that is no larger than the training images; a smaller one is printed.
+
+        Recipes choose a batch for many images. Whoever has few is served by one batch an epoch, as by any
+        loader of images. `start` then records the batch that is used, so a resumed run has the same one.
+
+        Raises:
+            UserError: the batch cannot be divided among the ranks.
+        """
+        images = data.count("train")
+        if self.batch_size <= images:
+            ranks.share(self.batch_size)  # refused now, not in the first step
+            return self
+        # A multiple of the ranks, since all get equal shares.
+        fitting = images // ranks.size * ranks.size
+        ranks.share(fitting)
+        print(
+            f"A batch is {fitting} images instead of {self.batch_size}, since there are only {images} "
+            "training images."
+        )
+        return self.model_copy(update={"batch_size": fitting})
 
     def start(self, ranks: Ranks) -> Run:
         """The run folder, created or continued by the first rank.
@@ -99,15 +154,7 @@ class TrainingCommand(Command):
         writer = tensorboard_writer() if self.tensorboard else None
         run = Run(self.out)
         if ranks.first:
-            before: Any = ranks.size
-            if self.resume and (self.out / "config.yaml").exists():
-                before = run.config.get("ranks")
-            if before != ranks.size:
-                raise UserError(
-                    f"Run '{self.out}' is trained by {before} processes, not {ranks.size}, and others would "
-                    f"draw differently; resume it with torchrun --nproc-per-node {before} -m {self.module}, "
-                    "or choose another folder with --out."
-                )
+            self._check_ranks(ranks)
             facts = {"rank_seeds": [ranks.seed(self.seed, rank) for rank in range(ranks.size)]}
             run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite, facts=facts)
             if writer is not None and not run.finished:
@@ -115,10 +162,29 @@ class TrainingCommand(Command):
         return run
 
     def introduce(self, data: Data) -> None:
-        """Print which images are used, and where."""
+        """Print which images are used, how many of each class, and where."""
         images = ", ".join(f"{data.count(split)} {split}" for split in SPLITS)
         processes = f", {self.ranks} processes" if (self.ranks or 1) > 1 else ""
         print(f"{len(data.classes)} classes; images: {images}; device {data.device}{processes}")
+        print_classes(data)
+        left_out = data.count("train") % self.batch_size
+        if left_out:
+            print(
+                f"an epoch: {data.steps(self.batch_size)} batches of {self.batch_size}; {left_out} images, "
+                "others in each epoch, fill no batch and are left out"
+            )
+
+
+def print_classes(data: Data) -> None:
+    """Print how images were split, how many training images each class has, and what is done about it."""
+    for note in data.notes:
+        print(note)
+    counts_K = data.class_counts()
+    if counts_K is not None:
+        print(describe_counts(data.classes, counts_K))
+        said = describe_balance(data.classes, counts_K, data.config.balance)
+        if said:
+            print(said)
 
 
 class Training(EpochLoop):
@@ -228,3 +294,27 @@ def accuracy(network: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> f
         hits.append((network(x).argmax(1) == y).sum())
         count += len(y)
     return float(torch.stack(hits).sum()) / count
+
+
+@torch.no_grad()
+def confusion(network: Callable[[Tensor], Tensor], batches: Iterable[Batch], classes: int) -> Counts:
+    """How many images of each class (row) were taken for each class (column); the diagonal was right.
+
+    `engine.statistics` makes accuracies of it: overall, by class, and balanced.
+
+    Args:
+        network: from images (N, C, H, W) to logits (N, K).
+        batches: pairs of images and labels (N,); at least one.
+        classes: K.
+
+    Returns:
+        Counts (K, K).
+    """
+    total = None
+    for x, y in batches:
+        # One number for each pair of classes, so that one count serves all; it stays on the device.
+        pairs = y * classes + network(x).argmax(1)
+        counted = torch.bincount(pairs, minlength=classes**2)
+        total = counted if total is None else total + counted
+    assert total is not None
+    return total.view(classes, classes).cpu().numpy()

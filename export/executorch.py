@@ -12,6 +12,7 @@ from engine.command.cli import main
 from engine.command.progress import progress
 from engine.command.table import show
 from engine.compute.device import pick_device
+from engine.statistics import format_accuracy
 from export.formats import find_format
 from export.job import job_of_run
 from export.pipeline import write_file
@@ -65,8 +66,8 @@ class ExecuTorch(RunCommand):
                 table.add_row(
                     path.name,
                     size,
-                    f"{job.reference.accuracy:.2%}",
-                    f"{written.parity.accuracy:.2%}",
+                    format_accuracy(job.reference.accuracy, written.parity.images),
+                    format_accuracy(written.parity.accuracy, written.parity.images),
                     f"{written.parity.relative_error:.1e}",
                     written.complaint or "equal",
                 )

@@ -13,6 +13,7 @@ from engine.command.start import say
 from engine.command.table import show
 from engine.compute.device import pick_device
 from engine.errors import UserError
+from engine.statistics import format_accuracy
 from export.bake import Bake, Layout
 from export.formats import find_format
 from export.job import ExportJob, job_of_run
@@ -156,10 +157,15 @@ class Export(RunCommand):
 
 def _row(path: Path, job: ExportJob, written: Written) -> list[str]:
     """One line of the table."""
-    parity, torch_accuracy = written.parity, f"{job.reference.accuracy:.2%}"
+    parity, images = written.parity, len(job.reference.labels_N)
+    torch_accuracy = format_accuracy(job.reference.accuracy, images)
     numbers = ["-", "-", "-"]  # a graph that is not valid was never run
     if parity is not None:
-        numbers = [f"{parity.accuracy:.2%}", f"{parity.same_top1:.1%}", f"{parity.snr_db:.0f}"]
+        numbers = [
+            format_accuracy(parity.accuracy, parity.images),
+            f"{parity.same_top1:.1%}",
+            f"{parity.snr_db:.0f}",
+        ]
     manifest = written.manifest
     if manifest is None:
         return [path.name, "-", "-", torch_accuracy, *numbers, written.complaint]

@@ -4,7 +4,7 @@ The stored BatchNorm statistics of a supernet fit no subnet, since all widths sh
 arXiv:2003.11142) therefore calibrates each subnet on training images before it is measured.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from engine import training
 from engine.data.augment import resize
 from engine.data.dataset import Batch, Data
+from engine.statistics import Counts
 from ofa.space.arch import Arch
 from ofa.subnet import Subnet, extract
 from ofa.supernet import Supernet
@@ -76,10 +77,21 @@ def subnet_accuracy(subnet: Subnet, batches: Iterable[Batch]) -> float:
         batches: pairs of images (N, C, side, side), which are resized to the subnet's resolution, and labels.
     """
 
+    return training.accuracy(_on_squares(subnet), batches)
+
+
+def subnet_confusion(subnet: Subnet, batches: Iterable[Batch], classes: int) -> Counts:
+    """How many images of each class the subnet took for each class; see `engine.training.confusion`."""
+    return training.confusion(_on_squares(subnet), batches, classes)
+
+
+def _on_squares(subnet: Subnet) -> Callable[[Tensor], Tensor]:
+    """The subnet as a function of images of any side."""
+
     def network(x: Tensor) -> Tensor:
         return subnet(resize(x, subnet.arch.resolution))
 
-    return training.accuracy(network, batches)
+    return network
 
 
 class _Pool:

@@ -1,5 +1,9 @@
 """Measure the accuracy of given architectures of a trained run, each with recalibrated BatchNorm."""
 
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
@@ -8,8 +12,11 @@ from engine.command.cli import main
 from engine.command.progress import progress
 from engine.config import format_count
 from engine.data.dataset import Split
+from engine.plot.confusion import write_confusion
+from engine.statistics import Counts, balanced_accuracy, class_rows, format_accuracy, overall_accuracy
+from ofa.space.arch import Arch
 from ofa.space.published import find_arch
-from ofa.trained import RunCommand
+from ofa.trained import RunCommand, TrainedSupernet
 
 
 class Evaluate(RunCommand):
@@ -18,6 +25,7 @@ class Evaluate(RunCommand):
     examples:
       python -m ofa.evaluate
       python -m ofa.evaluate --arch runs/supernet/selected/600M.json,largest --split test
+      python -m ofa.evaluate --arch largest --split test --per-class
       python -m ofa.evaluate --run runs/attentive_nas --arch attentive_nas_a0,attentive_nas_a6
     """
 
@@ -29,26 +37,64 @@ class Evaluate(RunCommand):
         ),
     )
     split: Split = Field("val", description="val, or test for a final report")
+    per_class: bool = Field(
+        False,
+        description=(
+            "list the accuracy of every class, and write which class is taken for which to confusion/ in the "
+            "run folder"
+        ),
+    )
 
     def execute(self) -> int:
         """Measure each and print a table."""
         trained = self.open()
-        # A run of a single architecture has nothing to choose from.
-        if trained.model.arch:
-            archs = {"alone": trained.model.arch}
-        else:
-            # JSON has commas of its own.
-            names = [self.arch] if self.arch.lstrip().startswith("{") else self.arch.split(",")
-            archs = {name: find_arch(trained.space, name) for name in names}
-        table = Table("architecture", "MACs", "params", f"{self.split} accuracy")
+        # Among them which folder a split is, where its name is another.
+        for note in trained.data.notes:
+            print(note)
+        classes, found = trained.model.classes, {}
+        table = Table("architecture", "MACs", "params", f"{self.split} accuracy", "balanced", "worst class")
+        archs = self._archs(trained)
         with progress("evaluate", len(archs)) as advance:
             for name, arch in archs.items():
+                found[name] = trained.confusion(arch, self.split)
                 macs, params = trained.cost(arch)
-                accuracy = f"{trained.accuracy(arch, self.split):.2%}"
-                table.add_row(name, format_count(macs), format_count(params), accuracy)
+                table.add_row(name, format_count(macs), format_count(params), *_cells(found[name], classes))
                 advance(name)
         Console().print(table)
+        count = trained.data.count(self.split)
+        print(f"on {count} images; ±: one standard error; balanced: the mean over the classes")
+        if self.per_class:
+            self._show_classes(found, classes)
         return 0
+
+    def _archs(self, trained: TrainedSupernet) -> dict[str, Arch]:
+        """What is measured, by name."""
+        # A run of a single architecture has nothing to choose from.
+        if trained.model.arch:
+            return {"alone": trained.model.arch}
+        # JSON has commas of its own.
+        names = [self.arch] if self.arch.lstrip().startswith("{") else self.arch.split(",")
+        return {name: find_arch(trained.space, name) for name in names}
+
+    def _show_classes(self, found: Mapping[str, Counts], classes: Sequence[str]) -> None:
+        """Print a table of classes for each architecture; write its picture and its counts."""
+        folder = self.run / "confusion"
+        for name, confusion_KK in found.items():
+            table = Table("class", "images", "accuracy", "most often taken for", title=name)
+            for row in class_rows(confusion_KK, classes):
+                table.add_row(*map(str, row))
+            Console().print(table)
+            # An architecture may be named by the path of a file, or by JSON.
+            short = re.sub(r"[^\w.-]+", "-", Path(name).stem)[:40]
+            write_confusion(folder / f"{short}-{self.split}", f"{short}, {self.split}", confusion_KK, classes)
+        print(f"written to {folder}: a .png and a .csv for each")
+
+
+def _cells(confusion_KK: Counts, classes: Sequence[str]) -> list[str]:
+    """Accuracy, balanced accuracy and the worst class."""
+    name, _, accuracy, _ = next(class_rows(confusion_KK, classes))
+    overall = format_accuracy(overall_accuracy(confusion_KK), int(confusion_KK.sum()))
+    return [overall, f"{balanced_accuracy(confusion_KK):.2%}", f"{name} {accuracy}"]
 
 
 if __name__ == "__main__":

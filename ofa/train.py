@@ -25,6 +25,7 @@ from engine.model import write_model
 from engine.optim import build_sgd, clip_gradients, learning_rate, set_learning_rate
 from engine.run import Run
 from engine.seed import derive, numpy_generator
+from engine.statistics import format_accuracy
 from engine.training import Training, TrainingCommand
 from ofa.blocks.elastic import join_batch_norms
 from ofa.calibration import EVALUATION_BATCH, prepare, subnet_accuracy
@@ -176,6 +177,7 @@ class Train(TrainingCommand):
             space = single_arch_space(space, arch)
             single_arch = largest(space)
         data = self.load_images(ranks, device)
+        config = self.fit_batch(data, ranks)
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
             torch.manual_seed(derive(self.seed, "weights"))
             supernet = Supernet(space, len(data.classes), data.channels)
@@ -184,16 +186,16 @@ class Train(TrainingCommand):
         # A single architecture has nothing to draw: no tables are estimated for it.
         sampling = Uniform() if single_arch else self.sandwich.sampling
         sampler = build_sampler(sampling, space, len(data.classes), data.channels)
-        run = self.start(ranks)
+        run = config.start(ranks)
         # The first rank decides for all, so that none goes on alone.
         if ranks.any(ranks.first and run.finished):
             print(f"{run.path} is finished already.")
             return _next(run.path, single_arch)
-        _introduce(self, space, data, single_arch)
+        _introduce(config, space, data, single_arch)
         if ranks.first:
             model = model_of(space, single_arch, data, self.calibration_images)
             write_model(run.path / "model.json", model, "space")
-        trainer = Trainer(self._for_blocks(arch), run, supernet, data, single_arch, sampler, ranks)
+        trainer = Trainer(config._for_blocks(arch), run, supernet, data, single_arch, sampler, ranks)
         return trainer.run() or _next(run.path, single_arch)
 
     def _for_blocks(self, arch: Arch | None) -> "Train":
@@ -336,7 +338,8 @@ class Trainer(Training):
                 step=self.step, epoch=epoch, arch=name, val_accuracy=score, macs=macs, params=params
             )
             if last:
-                print(f"  {name:9} {format_count(macs):>6} MACs  {score:.2%} on validation")
+                said = format_accuracy(score, data.count("val"))
+                print(f"  {name:9} {format_count(macs):>6} MACs  {said} on validation")
         if last:
             print(f"  ({time.monotonic() - started:.1f} s for {len(archs)} evaluations)")
 

@@ -16,7 +16,8 @@ from engine.data.dataset import Data, Split
 from engine.errors import UserError
 from engine.model import ImageModel, image_facts, open_images
 from engine.run import Run, read_json
-from ofa.calibration import EVALUATION_BATCH, prepare, subnet_accuracy
+from engine.statistics import Counts
+from ofa.calibration import EVALUATION_BATCH, prepare, subnet_accuracy, subnet_confusion
 from ofa.space.arch import Arch, largest
 from ofa.space.codes import Codes
 from ofa.space.space import Space, load_space
@@ -198,6 +199,11 @@ class TrainedSupernet:
     def accuracy(self, arch: Arch, split: Split) -> float:
         """Top-1 accuracy in [0, 1] of the calibrated subnet on a split."""
         return subnet_accuracy(self.subnet(arch), self.data.batches(split, EVALUATION_BATCH))
+
+    def confusion(self, arch: Arch, split: Split) -> Counts:
+        """How many images of each class (row) the calibrated subnet took for each class (column)."""
+        batches = self.data.batches(split, EVALUATION_BATCH)
+        return subnet_confusion(self.subnet(arch), batches, len(self.model.classes))
 
     def cost(self, arch: Arch) -> tuple[int, int]:
         """(MACs, parameters) for this run's classes and channels."""

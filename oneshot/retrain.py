@@ -25,9 +25,11 @@ from engine.data.text import Grammar, TextFolder, load_text
 from engine.errors import UserError
 from engine.model import write_model
 from engine.optim import SGD, Cosine, build_sgd, clip_gradients, learning_rate, set_learning_rate
+from engine.plot.confusion import write_confusion
 from engine.run import Run
 from engine.seed import derive, torch_generator
-from engine.training import Training, TrainingCommand, accuracy
+from engine.statistics import describe_confusion, overall_accuracy
+from engine.training import Training, TrainingCommand, confusion
 from oneshot.language import Language
 from oneshot.language_training import train_language
 from oneshot.networks.final import FinalNetwork
@@ -130,24 +132,29 @@ class Retrain(TrainingCommand):
                 f"A cell of space {genotype.space} reads images, not text; name some with --data, or give a "
                 "recurrent genotype."
             )
+        if config.finished_before(ranks):
+            return config.say_finished()
         data = self.load_images(ranks, device)
+        config = config.fit_batch(data, ranks)
         model = network_model(genotype, self.network, data)
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
             torch.manual_seed(derive(self.seed, "weights"))
             network = build_network(model, self.auxiliary > 0)
         run = config.start(ranks)
-        # Only the first rank reads the folder; `any` tells the others.
-        if ranks.any(ranks.first and run.finished):
-            print(f"{run.path} is finished already.")
-        else:
-            if ranks.first:
-                write_model(run.path / "model.json", model, "genotype")
-            training = Retraining(config, run, network, data, ranks, model)
-            training.introduce()
-            status = training.run()
-            if status:
-                return status
-        say(f"next: python -m export.onnx --run {run.path}")
+        if ranks.first:
+            write_model(run.path / "model.json", model, "genotype")
+        training = Retraining(config, run, network, data, ranks, model)
+        training.introduce()
+        return training.run() or config.say_next()
+
+    def say_finished(self) -> int:
+        """Say that there is nothing left to train."""
+        print(f"{self.out} is finished already.")
+        return self.say_next()
+
+    def say_next(self) -> int:
+        """Print the command that comes after a retraining."""
+        say(f"next: python -m export.onnx --run {self.out}")
         return 0
 
     def train_on_text(self, genotype: Genotype, ranks: Ranks, device: torch.device) -> int:
@@ -161,15 +168,11 @@ class Retrain(TrainingCommand):
             raise UserError(
                 "A recurrent cell is trained by one process; start it with python -m instead of torchrun."
             )
+        if self.finished_before(ranks):
+            return self.say_finished()
         text = load_text(self.data)
         run = self.start(ranks)
-        if run.finished:
-            print(f"{run.path} is finished already.")
-            return 0
-        status = train_language(run, genotype, text, self.language, self.seed, device)
-        if status == 0:
-            say(f"next: python -m export.onnx --run {run.path}")
-        return status
+        return train_language(run, genotype, text, self.language, self.seed, device) or self.say_next()
 
 
 class Retraining(Training):
@@ -253,17 +256,23 @@ class Retraining(Training):
         if not self.ranks.first:
             return
         splits: tuple[Split, ...] = ("val", "test") if last else ("val",)
+        classes = self.data.classes
         point, said = {}, []
         # Running statistics, no drop-path, no auxiliary head.
         self.network.eval()
         for split in splits:
-            score = accuracy(self.network, self.data.batches(split, EVALUATION_BATCH))
-            point[f"{split}_accuracy"] = score
-            said.append(f"{score:.2%} on {'validation' if split == 'val' else split} images")
+            batches = self.data.batches(split, EVALUATION_BATCH)
+            confusion_KK = confusion(self.network, batches, len(classes))
+            point[f"{split}_accuracy"] = overall_accuracy(confusion_KK)
+            name = "validation" if split == "val" else split
+            said.append(f"{describe_confusion(confusion_KK, classes)}, on {name} images")
+            if last:
+                path = self.folder.path / "confusion" / split
+                write_confusion(path, f"{name} images", confusion_KK, classes)
         self.network.train()
         self.folder.log(step=self.step, epoch=epoch, **point)
         if last:
-            print("  ".join(said))
+            print("\n".join(said))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from engine.data.text import Grammar, TextFolder, load_text
 from engine.errors import UserError
 from engine.run import Run
 from engine.seed import derive
+from engine.training import print_classes
 from oneshot.axes.operation_costs import operation_costs
 from oneshot.axes.penalty import Penalty
 from oneshot.methods import MethodConfig
@@ -193,26 +194,28 @@ class Search(Command):
         table = AccuracyTable.read(self.table) if self.table else None
         if table:
             table.accuracies(self.dataset)  # a missing data set is refused now, not after the first epoch
+        # Asked before images are read, which may take a minute.
+        before = Run(self.out)
+        if before.check(self, resume=self.resume, overwrite=self.overwrite) and before.finished:
+            print(f"{self.out} is finished already.")
+            return self._say_next()
         device = pick_device(self.device)
         costs = operation_costs(method.penalties, space, device)
         objective = self._objective(space, method, device)
         searcher = Searcher(method, space, objective, self.seed, self.epochs or method.epochs, costs)
         run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite)
-        if run.finished:
-            print(f"{run.path} is finished already.")
-        else:
-            monitoring = Monitoring(
-                evaluate_images=self.evaluate_images,
-                watch_every=self.watch_every,
-                stop_at_collapse=self.stop_at_collapse,
-                table=table,
-                dataset=self.dataset,
-                table_budget=self.table_budget,
-            )
-            status = SearchLoop(run, searcher, monitoring).run()
-            if status:
-                return status
-        say(f"next: {retrain_command(run.path, self.space, self.data)}")
+        monitoring = Monitoring(
+            evaluate_images=self.evaluate_images,
+            watch_every=self.watch_every,
+            stop_at_collapse=self.stop_at_collapse,
+            table=table,
+            dataset=self.dataset,
+            table_budget=self.table_budget,
+        )
+        return SearchLoop(run, searcher, monitoring).run() or self._say_next()
+
+    def _say_next(self) -> int:
+        say(f"next: {retrain_command(self.out, self.space, self.data)}")
         return 0
 
     def _method_with_penalties(self) -> Method:
@@ -226,6 +229,7 @@ class Search(Command):
         if isinstance(self.data, Grammar | TextFolder):
             return TextObjective(load_text(self.data), self.text, batch_size, self.seed, device)
         data = load_data(self.data, device, self.seed)
+        print_classes(data)
         # As published: 5 in each of three stages, or 8 in the whole network.
         cells = self.cells or (5 if space.name == "nasbench201" else 8)
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator

@@ -14,6 +14,7 @@ from engine.command.start import say
 from engine.config import format_count
 from engine.run import append_line, write_lines
 from engine.seed import numpy_generator
+from engine.statistics import format_accuracy
 from ofa.space.arch import largest, smallest
 from ofa.space.codes import Codes, decode, encode, sample_codes
 from ofa.space.space import Space
@@ -68,7 +69,7 @@ class Collect(RunCommand):
         # Written again, so that a last line that a kill left half-written is gone before others follow it.
         write_lines(path, [pair.model_dump(mode="json") for pair in pairs])
         rows = to_measure(trained.space, trained.macs, pairs, self.count, self.rounds, self.seed)
-        done = min(len(pairs), self.count)
+        done, images = min(len(pairs), self.count), trained.data.count("val")
         with stop_on_signal() as stop, progress("measure subnets", self.count, done) as advance:
             for row in rows:
                 if stop.requested:
@@ -79,7 +80,7 @@ class Collect(RunCommand):
                 # At once: what is measured is kept, however this ends.
                 append_line(path, pair.model_dump(mode="json"))
                 pairs.append(pair)
-                advance(f"{pair.val_accuracy:.2%}")
+                advance(format_accuracy(pair.val_accuracy, images))
         print(f"{len(pairs)} measured subnets in {path}")
         if stop.requested:
             print("stopped early; the same command continues")

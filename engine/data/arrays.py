@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.data.augment import cutout, random_crop, random_flip
-from engine.data.dataset import Batch, Data, ImageSource, IndexedData, Split, Subset, hold_out, stream_name
+from engine.data.balance import Ints
+from engine.data.dataset import Batch, Data, ImageSource, IndexedData, Split, Subset, stream_name
+from engine.data.split import describe_hold_out, hold_out
 from engine.seed import numpy_generator, torch_generator
 
 # Images uint8 (N, H, W, C) and classes int64 (N,) of each split.
@@ -39,7 +41,9 @@ class ArraySource(ImageSource):
         x, y = arrays["train"]
         kept, held = hold_out(y, self.val, numpy_generator(seed, "validation"))
         splits = {"train": (x[kept], y[kept]), "val": (x[held], y[held]), "test": arrays["test"]}
-        return ArrayData(self, splits, classes, device, seed)
+        data = ArrayData(self, splits, classes, device, seed)
+        data.notes += describe_hold_out(classes, y, held, self.val, "validation")
+        return data
 
 
 class ArrayData(IndexedData):
@@ -69,10 +73,17 @@ class ArrayData(IndexedData):
         for name, (x, y) in arrays.items():
             x_NCHW = torch.from_numpy(x).to(device).permute(0, 3, 1, 2)
             self.splits[name] = x_NCHW, torch.from_numpy(y).to(device)
+        # On the CPU, where orders are drawn.
+        self._labels = {name: y for name, (_, y) in arrays.items()}
         self._both: Batch | None = None
 
     def count(self, split: Split) -> int:
         return len(self.splits[split][1])
+
+    def labels(self, subset: Subset) -> Ints:
+        if subset == "both":
+            return np.concatenate([self.labels("train"), self.labels("val")])
+        return self._labels[subset]
 
     def preprocessing(self) -> dict[str, Any]:
         return {"image_size": self.size}

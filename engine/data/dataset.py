@@ -18,6 +18,7 @@ from torch import Tensor
 from engine.compute.distributed import ALONE, Ranks
 from engine.config import Config
 from engine.data.augment import mixup
+from engine.data.balance import Balance, Ints, balanced_order, class_weights
 from engine.errors import UserError
 from engine.seed import numpy_generator
 
@@ -33,6 +34,13 @@ class ImageSource(Config):
 
     val: float = Field(0.2, gt=0, lt=1, description="fraction of the training images held out for validation")
     mixup: float = Field(0.0, ge=0, description="alpha of mixup; 0: none")
+    balance: Balance = Field(
+        "none",
+        description=(
+            "what training does about classes of unequal size: sampler draws all equally often, weights "
+            "weighs the loss of labels"
+        ),
+    )
 
     def load(self, device: torch.device, seed: int) -> "Data":
         """Read the images.
@@ -76,12 +84,23 @@ class Data(ABC):
         self.config, self.classes, self.size, self.device, self.seed = config, classes, size, device, seed
         self.mean, self.std = mean, std
         self.channels = len(mean)
+        # Sentences about how the images were read and split, which commands print.
+        self.notes: list[str] = []
         self._mean = torch.tensor(mean, device=device)[:, None, None]
         self._std = torch.tensor(std, device=device)[:, None, None]
 
     @abstractmethod
     def count(self, split: Split) -> int:
         """Number of images in `split`."""
+
+    def labels(self, subset: Subset) -> Ints | None:
+        """Class of each image (N,); None for a source that learns it only when it reads the image."""
+        return None
+
+    def class_counts(self, subset: Subset = "train") -> Ints | None:
+        """Images of each class (K,) in `subset`; None if the source does not know before it reads them."""
+        labels_N = self.labels(subset)
+        return None if labels_N is None else np.bincount(labels_N, minlength=len(self.classes))
 
     @abstractmethod
     def preprocessing(self) -> dict[str, Any]:
@@ -102,7 +121,8 @@ class Data(ABC):
 
         Yields:
             x (N, C, size, size), float32, channels_last, normalised; and y: classes (N,), or with mixup
-            probabilities (N, K).
+            probabilities (N, K). With `balance` weights each row of probabilities is multiplied by the weight
+            of its class, so that every loss that is linear in them is weighted.
         """
 
     @abstractmethod
@@ -145,7 +165,11 @@ class Data(ABC):
 
 
 class IndexedData(Data):
-    """Images that can be read in any order: an order is a permutation of their indices."""
+    """Images that can be read in any order: an order is a list of their indices."""
+
+    @abstractmethod
+    def labels(self, subset: Subset) -> Ints:
+        """Class of each image (N,), in the order of the indices."""
 
     @abstractmethod
     def _augmented(
@@ -173,19 +197,38 @@ class IndexedData(Data):
         The shares of all ranks, joined, are image for image what one process gets. Mixup is the exception: it
         blends an image with one of the same rank.
         """
-        rng = numpy_generator(self.seed, *stream_name(subset, "order"), epoch)
-        order = rng.permutation(self.size_of(subset))
+        order = self._order(subset, epoch)
         starts = range(skip * batch_size, self.steps(batch_size, subset) * batch_size, batch_size)
         indices = [order[start : start + batch_size] for start in starts]
+        targets_KK = self._targets(subset)
         augmented = self._augmented(subset, epoch, indices, skip, ranks.share(batch_size))
         for step, (x, y) in enumerate(augmented, start=skip):
             x = self.normalise(x)
+            if targets_KK is not None:
+                y = targets_KK[y]
             if self.config.mixup > 0:
-                y_NK = torch.nn.functional.one_hot(y, len(self.classes)).float()
                 # Ranks blend their own images, so their draws must differ; hence the seed of the rank.
                 rng = numpy_generator(ranks.seed(self.seed), *stream_name(subset, "mixup"), epoch, step)
-                x, y = mixup(x, y_NK, self.config.mixup, rng)
+                x, y = mixup(x, y, self.config.mixup, rng)
             yield x, y
+
+    def _order(self, subset: Subset, epoch: int) -> NDArray[np.int64]:
+        """The indices of the images of an epoch, in their order."""
+        rng = numpy_generator(self.seed, *stream_name(subset, "order"), epoch)
+        if self.config.balance == "sampler":
+            return balanced_order(self.labels(subset), rng)
+        return rng.permutation(self.size_of(subset))
+
+    def _targets(self, subset: Subset) -> Tensor | None:
+        """The probabilities that stand for each class (K, K); None where the class itself is the target."""
+        is_weighted = self.config.balance == "weights"
+        if not is_weighted and self.config.mixup == 0:
+            return None
+        targets_KK = torch.eye(len(self.classes), device=self.device)
+        if is_weighted:
+            counts_K = np.bincount(self.labels(subset), minlength=len(self.classes))
+            targets_KK *= torch.from_numpy(class_weights(counts_K)).to(self.device)
+        return targets_KK
 
     def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
         """See `Data.batches`."""
@@ -198,33 +241,3 @@ class IndexedData(Data):
 def stream_name(subset: Subset, purpose: str) -> tuple[str, ...]:
     """The name of a random stream; for the training images it is the bare purpose."""
     return (purpose,) if subset == "train" else (purpose, subset)
-
-
-def hold_out(
-    labels: NDArray[np.int64], fraction: float, rng: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split indices class by class.
-
-    Args:
-        labels: class of each image (N,).
-        fraction: share of each class to hold out; at least one image of each class that has two or more.
-        rng: decides which.
-
-    Returns:
-        The indices that stay and the indices that are held out, both sorted.
-
-    Raises:
-        UserError: nothing can be held out, since no class has two images.
-    """
-    held = []
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        wanted = max(1, round(fraction * len(members)))
-        # One image of each class stays: a class that is never trained cannot be recognised.
-        held.append(members[: min(wanted, len(members) - 1)])
-    out = np.sort(np.concatenate(held))
-    if len(out) == 0:
-        raise UserError(
-            "No class has two or more training images, so none can be held out for validation; add images."
-        )
-    return np.setdiff1d(np.arange(len(labels)), out), out

@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field
 
 from engine.data.arrays import Arrays, ArraySource
-from engine.data.dataset import hold_out
+from engine.data.split import hold_out
 from engine.seed import derive
 
 

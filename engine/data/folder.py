@@ -12,7 +12,8 @@ from pydantic import Field
 from torch.utils.data import DataLoader
 
 from engine.config import Located
-from engine.data.dataset import Batch, Data, ImageSource, IndexedData, Split, Subset, hold_out, stream_name
+from engine.data.balance import Ints
+from engine.data.dataset import SPLITS, Batch, Data, ImageSource, IndexedData, Split, Subset, stream_name
 from engine.data.image_files import (
     EXTENSIONS,
     ImageFiles,
@@ -25,20 +26,30 @@ from engine.data.image_files import (
     shorter_side,
     start_worker,
 )
+from engine.data.split import describe_hold_out, hold_out
 from engine.errors import UserError, WorkerDied
 from engine.seed import derive, numpy_generator
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 CACHE_BYTES = 2 * 1024**3  # most bytes of decoded pixels that are kept on the device, for each set of images
+HELD = ("val", "test")  # folders that may stand beside train/
 Share = Annotated[float, Field(ge=0, le=1)]
 Hue = Annotated[float, Field(ge=0, le=0.5)]
 
 
 class ImageFolder(ImageSource):
-    """A folder with train/<class>/* and val/<class>/* or test/<class>/*; any classes, any sizes."""
+    """A folder with train/<class>/* and val/<class>/* or test/<class>/*, or with <class>/* alone.
+
+    Classes and image sizes may be any.
+    """
 
     name: Literal["imagefolder", "imagenet"]
-    path: Located = Field(description="folder that holds train/ and val/ or test/")
+    path: Located = Field(
+        description="folder that holds train/ and val/ or test/; or class folders, which are split here"
+    )
+    test: float = Field(
+        0.2, gt=0, lt=1, description="fraction of the images that is held out for test, if there is no train/"
+    )
     size: int = Field(224, ge=8, description="side of the square crop in pixels")
     crop_scale: float = Field(
         0.08, gt=0, le=1, description="least share of the image that a random crop covers"
@@ -69,33 +80,27 @@ class FolderData(IndexedData):
     """
 
     def __init__(self, config: ImageFolder, device: torch.device, seed: int):
-        classes, train = _listing(config.path, "train")
+        notes: list[str] = []
+        if any((config.path / name).is_dir() for name in SPLITS):
+            classes, train, held = _read_splits(config.path, notes)
+        else:
+            classes, train, held = _split_flat(config, notes)
         if config.name == "imagenet" and len(classes) != 1000:
             raise UserError(
-                f"'{config.path}/train' has {len(classes)} classes where ImageNet has 1000; use --data.name "
+                f"'{config.path}' has {len(classes)} classes where ImageNet has 1000; use --data.name "
                 "imagefolder."
             )
-        held: dict[str, Listing] = {}
-        for name in ("val", "test"):  # a folder of data has one of them or both
-            if (config.path / name).is_dir():
-                held[name] = _held_listing(config.path, name, classes)
-        if not held:
-            raise UserError(
-                f"Data folder '{config.path}' has neither val/ nor test/; add one beside train/, with a "
-                "folder for each class."
-            )
-        if len(held) == 1:
-            # The only labelled folder beside train/ is kept for the final report, so the images that decide
-            # on architectures are held out from train/.
-            (test,) = held.values()
-            labels = np.array([label for _, label in train])
-            kept, out = hold_out(labels, config.val, numpy_generator(seed, "validation"))
-            held = {"val": [train[i] for i in out], "test": test}
-            train = [train[i] for i in kept]
+        # Other readers of folders, torchvision's too, sort as text: 0, 1, 10, 2.
+        if classes != sorted(classes):
+            notes.append(f"classes are in numeric order: {classes[0]}, {classes[1]}, ..., {classes[-1]}")
+        if "val" not in held:
+            rng = numpy_generator(seed, "validation")
+            train, held["val"] = _hold_out(classes, train, config.val, rng, "validation", notes)
         self.files: dict[str, Listing] = {"train": train, **held}
         # Before training starts, which may take hours until it meets a damaged file.
         check_image_files([path for files in self.files.values() for path, _ in files])
         super().__init__(config, classes, IMAGENET_MEAN, IMAGENET_STD, config.size, device, seed)
+        self.notes += notes
         self.workers = config.workers
         self.transforms = Transforms(
             config.size, config.crop_scale, config.flip, config.jitter, config.policy
@@ -104,6 +109,12 @@ class FolderData(IndexedData):
 
     def count(self, split: Split) -> int:
         return len(self.files[split])
+
+    def labels(self, subset: Subset) -> Ints:
+        return np.array([label for _, label in self._listing(subset)])
+
+    def _listing(self, subset: Subset) -> Listing:
+        return self.files["train"] + self.files["val"] if subset == "both" else self.files[subset]
 
     def preprocessing(self) -> dict[str, Any]:
         return {
@@ -115,13 +126,17 @@ class FolderData(IndexedData):
     def _augmented(
         self, subset: Subset, epoch: int, batches: list[NDArray[np.int64]], skip: int, share: slice
     ) -> Iterator[Batch]:
-        listing = self.files["train"] + self.files["val"] if subset == "both" else self.files[subset]
         stream = stream_name(subset, "image")
         items: list[list[Item]] = []
-        for batch in batches:
-            # A seed an image, not a worker: what is drawn must not depend on how many workers there are.
-            items.append([(int(i), derive(self.seed, *stream, epoch, int(i))) for i in batch[share]])
-        yield from self._decoded(listing, items)
+        places = range(share.start, share.stop)
+        for step, batch in enumerate(batches, start=skip):
+            items.append([])
+            for place, i in zip(places, batch[share].tolist(), strict=True):
+                # An epoch of the sampler may show an image several times, each time augmented differently.
+                showing = (step, place) if self.config.balance == "sampler" else ()
+                # A seed an image, not a worker: what is drawn must not depend on how many workers there are.
+                items[-1].append((i, derive(self.seed, *stream, epoch, i, *showing)))
+        yield from self._decoded(self._listing(subset), items)
 
     def _plain(self, split: Split, indices: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
         items: list[list[Item]] = []
@@ -173,18 +188,80 @@ class FolderData(IndexedData):
 
 
 def _class_folders(folder: Path) -> list[str]:
-    entries = [entry for entry in os.scandir(folder) if entry.is_dir()]
-    return sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    """The class folders in order: numbers by their value, so that label 10 is class 10; others as text."""
+    names = []
+    for entry in os.scandir(folder):
+        if entry.is_dir() and not entry.name.startswith("."):
+            names.append(entry.name)
+    # Two orders would be worse than either one. A run keeps its classes in model.json, and is refused if the
+    # folder's are in another order.
+    if all(name.isdecimal() for name in names):
+        return sorted(names, key=_by_value)
+    return sorted(names)
 
 
-def _listing(root: Path, split: str) -> tuple[list[str], Listing]:
-    """The classes of a split and its files with their class index, both in sorted order."""
-    folder = root / split
-    if not folder.is_dir():
+def _by_value(name: str) -> tuple[int, str]:
+    return int(name), name
+
+
+def _read_splits(root: Path, notes: list[str]) -> tuple[list[str], Listing, dict[str, Listing]]:
+    """The classes, the training images, and those of `test` and perhaps `val`, as the folders divide them."""
+    classes, train = _listing(
+        root / "train", "pass --data.path with a folder that holds train/ and val/ or test/"
+    )
+    held: dict[str, Listing] = {}
+    for name in HELD:  # a folder of data has one of them or both
+        if (root / name).is_dir():
+            held[name] = _held_listing(root, name, classes)
+    if not held:
         raise UserError(
-            f"Data folder '{folder}' does not exist; pass --data.path with a folder that holds train/ and "
-            "val/ or test/."
+            f"Data folder '{root}' has neither val/ nor test/; add one beside train/, with a folder for each "
+            "class, or move the class folders out of train/ to have them split."
         )
+    if "test" not in held:
+        # The only labelled folder beside train/ is kept for the final report, so the images that decide on
+        # architectures are held out from train/.
+        held["test"] = held.pop("val")
+        notes.append(
+            f"'{root / 'val'}' serves as test images, which decide nothing, since there is no test/; "
+            "validation images are held out from train/. Beside a folder test/, val/ is used for validation"
+        )
+    return classes, train, held
+
+
+def _split_flat(config: ImageFolder, notes: list[str]) -> tuple[list[str], Listing, dict[str, Listing]]:
+    """The classes, and the images of class folders without test images, and those test images."""
+    root = config.path
+    classes, files = _listing(root, "pass --data.path with a folder that holds a folder for each class")
+    # Not by the seed of the run: results of different seeds are compared on the same test images.
+    rng = np.random.default_rng(derive(0, "folder test split"))
+    notes.append(
+        f"'{root}' has no train/, so its images are split here: {config.test:.0%} of each class for test "
+        f"(--data.test), {config.val:.0%} of the others for validation (--data.val)"
+    )
+    train, test = _hold_out(classes, files, config.test, rng, "test", notes)
+    return classes, train, {"test": test}
+
+
+def _hold_out(
+    classes: list[str],
+    files: Listing,
+    fraction: float,
+    rng: np.random.Generator,
+    purpose: str,
+    notes: list[str],
+) -> tuple[Listing, Listing]:
+    """The files that stay and those that are held out; `notes` gets what small classes make of it."""
+    labels = np.array([label for _, label in files])
+    kept, out = hold_out(labels, fraction, rng)
+    notes += describe_hold_out(classes, labels, out, fraction, purpose)
+    return [files[i] for i in kept], [files[i] for i in out]
+
+
+def _listing(folder: Path, remedy: str) -> tuple[list[str], Listing]:
+    """The classes in a folder and its files with their class index, both in order."""
+    if not folder.is_dir():
+        raise UserError(f"Data folder '{folder}' does not exist; {remedy}.")
     classes = _class_folders(folder)
     files: Listing = []
     empty: list[str] = []

@@ -15,6 +15,7 @@ from engine.errors import UserError
 
 RESIZE_OVER_CROP = 256 / 224  # the usual evaluation on ImageNet: shorter side 256, centre of 224
 CHECK_AT_MOST = 20_000  # files; decoding more of them before training starts would take minutes
+NAMED = 20  # damaged files that an error names
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 DAMAGED = (OSError, ValueError, Image.DecompressionBombError)  # what Pillow raises for files it cannot use
 Item = tuple[int, int | None]  # index of a file, and the seed of its augmentation or None for none
@@ -93,7 +94,12 @@ def open_image(path: Path) -> Image.Image:
 
 def damaged_image(path: Path, error: Exception) -> str:
     """A sentence about a file that cannot be used."""
-    return f"Image '{path}' cannot be used ({str(error).splitlines()[0]}); convert, repair or remove it."
+    return f"Image '{path}' cannot be used ({_reason(path, error)}); convert, repair or remove it."
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """What Pillow says, without the name of the file, which stands before it already."""
+    return str(error).splitlines()[0].replace(f" {str(path)!r}", "")
 
 
 def shorter_side(crop: int) -> int:
@@ -132,22 +138,29 @@ def check_image_files(paths: list[Path]) -> None:
     """Decode every image of a small data set once: a damaged test image is found now, not after training.
 
     Raises:
-        UserError: an image is damaged.
+        UserError: images are damaged; it names all of them, up to a number.
     """
     if len(paths) > CHECK_AT_MOST:
         return
 
-    def fault(path: Path) -> str:
+    def fault(path: Path) -> Exception | None:
         try:
             open_image(path)
         except DAMAGED as error:
-            return damaged_image(path, error)
-        return ""
+            return error
+        return None
 
+    found: list[tuple[Path, Exception]] = []
     # Threads suffice: Pillow decodes outside of Python's lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress("check images", len(paths)) as advance:
-        for complaint in pool.map(fault, paths):
-            if complaint:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise UserError(complaint)
-            advance("")
+        for path, error in zip(paths, pool.map(fault, paths), strict=True):
+            if error:
+                found.append((path, error))
+            advance(f"{len(found)} damaged" if found else "")
+    if len(found) == 1:
+        raise UserError(damaged_image(*found[0]))
+    # All at once, since whoever mends one a try waits for all the others each time.
+    if found:
+        named = ", ".join(f"'{path}' ({_reason(path, error)})" for path, error in found[:NAMED])
+        more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+        raise UserError(f"{len(found)} images cannot be used: {named}{more}; convert, repair or remove them.")

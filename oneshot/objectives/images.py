@@ -153,7 +153,9 @@ class ImageObjective:
     def reward(self, batch: Any, edge_weights: NetworkEdgeWeights) -> float:
         """Accuracy in [0, 1]."""
         x, y = batch
-        return float((self.network(x, edge_weights).argmax(1) == y).float().mean())
+        # Mixup and class weights deliver rows of probabilities, whose largest is that of the class.
+        classes = y.argmax(1) if y.ndim == 2 else y
+        return float((self.network(x, edge_weights).argmax(1) == classes).float().mean())
 
     def state(self) -> dict[str, Tensor]:
         """Images need none."""

@@ -149,3 +149,25 @@ def test_environment_records_versions() -> None:
     found = environment()
     assert found["versions"]["torch"] == torch.__version__.split("+")[0]
     assert found["command"]
+
+
+def test_a_check_refuses_what_a_start_would_and_writes_nothing(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    assert not run.check(Settings(), resume=False, overwrite=False)
+    assert not run.path.exists()
+    start(run.path, Settings())
+    assert run.check(Settings(), resume=True, overwrite=False)
+    assert not run.check(Settings(epochs=2), resume=False, overwrite=True)
+    for settings, resume, overwrite, said in (
+        (Settings(), False, False, "already holds an unfinished run"),
+        (Settings(epochs=2), True, False, "was started with epochs = 1, not 2"),
+        (Settings(), True, True, "give one of them"),
+    ):
+        with pytest.raises(UserError, match=said):
+            run.check(settings, resume=resume, overwrite=overwrite)
+    # A setting that is decided when the data is read cannot be compared before.
+    assert run.check(Settings(epochs=2), resume=True, overwrite=False, undecided=frozenset({"epochs"}))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_text("")
+    with pytest.raises(UserError, match="holds files that are not a run"):
+        Run(tmp_path / "photos").check(Settings(), resume=False, overwrite=True)

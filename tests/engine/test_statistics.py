@@ -2,9 +2,23 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binomtest, kendalltau
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, recall_score
 
-from engine.statistics import conformal_quantile, pareto_front, tau_in_bands, wilson_interval
+from engine.statistics import (
+    balanced_accuracy,
+    class_accuracies,
+    class_rows,
+    conformal_quantile,
+    describe_confusion,
+    format_accuracy,
+    overall_accuracy,
+    pareto_front,
+    tau_in_bands,
+    wilson_interval,
+)
+from engine.training import confusion
 
 
 @pytest.mark.parametrize("kinds", [1, 2, 3])
@@ -65,3 +79,30 @@ def test_of_small_networks_bands_are_a_twentieth_of_the_range() -> None:
 def test_nothing_similar_is_not_a_number() -> None:
     assert np.isnan(tau_in_bands(np.array([0.1, 0.2]), np.array([0.1, 0.2]), np.array([10**6, 10**9])))
     assert np.isnan(tau_in_bands(np.full(9, 0.5), np.arange(9.0), np.full(9, 10)))
+
+
+def test_confusion_and_its_accuracies_are_those_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    y = rng.choice(7, 300, p=[0.4, 0.3, 0.1, 0.1, 0.05, 0.03, 0.02])
+    logits = torch.from_numpy(rng.normal(size=(300, 7)).astype(np.float32) + 1.5 * np.eye(7, dtype="f4")[y])
+    batches = list(zip(logits.split(64), torch.from_numpy(y).split(64), strict=True))
+    found, said = confusion(lambda x: x, batches, 7), logits.argmax(1).numpy()
+    assert np.array_equal(found, confusion_matrix(y, said, labels=range(7)))
+    assert overall_accuracy(found) == pytest.approx(accuracy_score(y, said))
+    assert balanced_accuracy(found) == pytest.approx(balanced_accuracy_score(y, said))
+    assert class_accuracies(found) == pytest.approx(recall_score(y, said, average=None))
+
+
+def test_a_class_without_images_counts_nowhere() -> None:
+    counts = np.array([[8, 2, 0], [0, 0, 0], [1, 4, 5]])
+    assert balanced_accuracy(counts) == pytest.approx((0.8 + 0.5) / 2)
+    assert [row[0] for row in class_rows(counts, ["a", "b", "c"])] == ["c", "a"], "the worst first"
+    assert next(class_rows(counts, ["a", "b", "c"]))[3] == "b (4)"
+    assert describe_confusion(counts, ["a", "b", "c"]).startswith(
+        "65.00% ±10.4; balanced 65.00%; worst class c"
+    )
+
+
+def test_the_error_of_an_accuracy_is_binomial_and_never_none() -> None:
+    assert format_accuracy(0.8, 1000) == f"80.00% ±{100 * (0.8 * 0.2 / 1000) ** 0.5:.1f}"
+    assert format_accuracy(1.0, 100) == "100.00% ±0.5"

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from engine.checkpoint import load_weights
 from engine.command.cli import parse
 from engine.command.interrupt import Stop, until_stopped
+from engine.config import read_yaml
 from engine.data.sources import load_data
 from engine.errors import UserError, WorkerDied
 from engine.run import Run as RunFolder
@@ -290,16 +292,31 @@ def test_one_architecture_alone(train: Run, trained_run: Path, tmp_path: Path) -
     assert all(p["distillation"] == [] for p in points if "loss" in p)
 
 
-def test_a_bad_architecture_or_batch_leaves_no_folder(train: Run, tmp_path: Path) -> None:
+def test_a_bad_architecture_leaves_no_folder(train: Run, tmp_path: Path) -> None:
     for flags in (
         ("--arch", "huge"),
-        ("--batch-size", "5000"),
         ("--space", "nowhere"),
         ("--device", "abacus"),
     ):
         with pytest.raises(UserError):
             train(tmp_path / "run", *flags)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_shrinks_to_few_images(
+    train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    y = np.arange(36) % 3
+    x = np.random.default_rng(0).integers(0, 256, (36, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "few.npz", x_train=x, y_train=y, x_test=x[:6], y_test=y[:6])
+    flags = ("--data", "npz", "--data.path", str(tmp_path / "few.npz"), "--batch-size", "32", "--epochs", "1")
+    assert train(tmp_path / "run", *flags, "--data.val", "0.25") == 0
+    assert "A batch is 27 images instead of 32" in capsys.readouterr().out
+    assert read_yaml(tmp_path / "run" / "config.yaml")["batch_size"] == 27
+    # The same words continue the run, though they ask for 32.
+    assert train(tmp_path / "run", *flags, "--data.val", "0.25", "--resume") == 0
+    assert train(tmp_path / "dropped", *flags, "--batch-size", "10", "--data.val", "0.25") == 0
+    assert "2 batches of 10; 7 images, others in each epoch, fill no batch" in capsys.readouterr().out
 
 
 def test_an_update_clips_warms_up_and_averages(tiny: Space, tmp_path: Path) -> None:

@@ -14,12 +14,13 @@ from shards import Shards, write_shards
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from engine.data.arrays import ArrayData
-from engine.data.dataset import Data, ImageSource, Subset, hold_out
+from engine.data.dataset import Data, ImageSource, Subset
 from engine.data.digits import Digits
 from engine.data.folder import ImageFolder
 from engine.data.image_files import EXTENSIONS
 from engine.data.npz import Npz
 from engine.data.sources import load_data
+from engine.data.split import hold_out
 from engine.data.text import Grammar, load_text
 from engine.data.torchvision_sets import Torchvision
 from engine.errors import UserError
@@ -271,7 +272,7 @@ def folder(path: Path) -> Data:
 
 
 def test_wrong_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere/train' does not exist"):
+    with pytest.raises(UserError, match=r"nowhere' does not exist"):
         folder(tmp_path / "nowhere")
 
 
