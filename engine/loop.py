@@ -79,6 +79,9 @@ class EpochLoop:
 
     def done(self, losses: Tensor) -> None:
         """Count a step. Its losses, (L,) or (), averaged over the ranks, are looked at later."""
+        # A step may train more networks than the one before: means of other losses go to a line of their own.
+        if self.pending and self.pending[-1].shape != losses.shape:
+            self.log()
         self.pending.append(losses)
         self.batches_done, self.step = self.batches_done + 1, self.step + 1
 

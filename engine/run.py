@@ -34,7 +34,8 @@ RUN_FILES = {
     *("state.pt", "tensorboard", "DONE", "pairs.jsonl", "selected", "tuned", "optuna.journal", "export"),
     *("report", "genotype.json", "cell.svg", "cell.png", "alphas.png", "confusion"),
 }
-MAY_DIFFER = {"device", "threads", "tensorboard"}  # settings that a resumed run may change
+# Settings that a resumed run may change.
+MAY_DIFFER = {"device", "threads", "tensorboard", "stop_after", "log_conflicts"}
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ from engine.lazy import lazy_names
 if TYPE_CHECKING:
     from ofa.calibration import calibrate, subnet_accuracy
     from ofa.cost import cost_of, costs_of
+    from ofa.initialisation import initialise
     from ofa.space.arch import Arch, largest, smallest
     from ofa.space.codes import decode, encode, sample, sample_codes
     from ofa.space.space import Space, load_space
@@ -56,6 +57,7 @@ __all__ = [
     "decode",
     "encode",
     "extract",
+    "initialise",
     "largest",
     "load_space",
     "sample",
@@ -83,6 +85,7 @@ __getattr__ = lazy_names(
         "decode": "ofa.space.codes",
         "encode": "ofa.space.codes",
         "extract": "ofa.subnet",
+        "initialise": "ofa.initialisation",
         "largest": "ofa.space.arch",
         "load_space": "ofa.space.space",
         "sample": "ofa.space.codes",

@@ -81,7 +81,7 @@ class Supernet(nn.Module):
                 width = stage.width[-1]
             self.stages.append(blocks)
         self.head = ElasticHead(head, space.bn_eps) if head.wide else None
-        self.classifier = ElasticLinear(head.features, classes, bias=True, classifier=True)
+        self.classifier = ElasticLinear(head.features, classes, bias=True)
 
     def forward(self, x_NCHW: Tensor, arch: Arch, regularise: Regularisation | None = None) -> Tensor:
         """Logits (N, classes) of `arch`, which resizes the images to its own resolution (bicubic).

@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from engine.compute.fast import ACTIVATION
 from ofa.blocks.activation import ACTIVATION_LAYERS
-from ofa.blocks.elastic import DropConnect, ElasticConv, ElasticConvBN, Slices, drop_connect, prefixed
+from ofa.blocks.elastic import (
+    DropConnect,
+    ElasticBatchNorm,
+    ElasticConv,
+    ElasticConvBN,
+    Slices,
+    drop_connect,
+    prefixed,
+    zero_scale,
+)
 from ofa.blocks.kind import (
     BlockChoice,
     BlockKind,
@@ -43,7 +52,10 @@ class ElasticBottleneck(ElasticBlock):
         self.conv = ElasticConvBN(conv, act, eps)
         self.project = ElasticConvBN(ElasticConv(hidden, width), None, eps)
         self.shortcut = ElasticConvBN(ElasticConv(inputs, width), None, eps) if position.changes else None
-        nn.init.zeros_(self.project.bn.weight)
+        zero_scale(self.last_norm())
+
+    def last_norm(self) -> ElasticBatchNorm:
+        return self.project.bn
 
     def forward(self, x: Tensor, choice: BlockChoice, drop: DropConnect | None) -> Tensor:
         hidden = hidden_width(choice.width, choice.expand)

@@ -24,6 +24,19 @@ def prefixed(prefix: str, slices: Slices) -> Slices:
     return {f"{prefix}.{name}": tensor for name, tensor in slices.items()}
 
 
+@torch.no_grad()
+def draw_as_torch(weight: Tensor, bias: Tensor | None, generator: torch.Generator | None = None) -> None:
+    """Draw a weight (outputs, inputs, ...) and a bias as torch's own convolutions and linear layers do.
+
+    Both are uniform within 1 / sqrt(fan-in), where the fan-in is the inputs that one output sees. An elastic
+    layer counts those of its largest choice. `ofa.initialisation` draws by other schemes.
+    """
+    nn.init.kaiming_uniform_(weight, a=5**0.5, generator=generator)
+    if bias is not None:
+        bound = weight[0].numel() ** -0.5
+        nn.init.uniform_(bias, -bound, bound, generator=generator)
+
+
 class ElasticConv(nn.Module):
     """k x k convolution without bias whose widths and kernel are chosen at each call."""
 
@@ -32,7 +45,7 @@ class ElasticConv(nn.Module):
         self.kernel, self.stride = kernel, stride
         self.weight = nn.Parameter(torch.empty(out, inp, kernel, kernel))
         # No bias, since a BatchNorm that follows would subtract it again.
-        nn.init.kaiming_normal_(self.weight, mode="fan_out")
+        draw_as_torch(self.weight, None)
 
     def slice(self, inp: int, out: int, kernel: int) -> Tensor:
         edge = (self.kernel - kernel) // 2  # kernels are odd, so a smaller one has a centre in common
@@ -52,9 +65,7 @@ class ElasticDepthwise(nn.Module):
         super().__init__()
         self.kernel, self.stride = kernel, stride
         self.weight = nn.Parameter(torch.empty(width, 1, kernel, kernel))
-        # The fan-out of a depthwise filter is its own area; torch's initialiser would multiply it by the
-        # width.
-        nn.init.normal_(self.weight, std=(2 / kernel**2) ** 0.5)
+        draw_as_torch(self.weight, None)
 
     def slice(self, width: int, kernel: int) -> Tensor:
         edge = (self.kernel - kernel) // 2
@@ -136,6 +147,12 @@ class ElasticBatchNorm(nn.Module):
         return {name: getattr(self, name)[:width] for name in names}
 
 
+def zero_scale(norm: ElasticBatchNorm | None) -> None:
+    """Let a BatchNorm return zeros at first; None: there is none that may."""
+    if norm is not None:
+        nn.init.zeros_(norm.weight)
+
+
 def join_batch_norms(net: nn.Module) -> None:
     """Let every BatchNorm of `net` take its batch statistics over the images of all ranks, from now on.
 
@@ -166,14 +183,11 @@ class ElasticConvBN(nn.Module):
 class ElasticLinear(nn.Module):
     """Linear layer whose widths are chosen at each call: the classifier, or a layer on pooled features."""
 
-    def __init__(self, inp: int, out: int, bias: bool, classifier: bool = False):
+    def __init__(self, inp: int, out: int, bias: bool):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out, inp))
-        self.bias = nn.Parameter(torch.zeros(out)) if bias else None
-        if classifier:
-            nn.init.normal_(self.weight, std=0.01)
-        else:  # what stands for a 1x1 convolution starts as one
-            nn.init.kaiming_normal_(self.weight, mode="fan_out")
+        self.bias = nn.Parameter(torch.empty(out)) if bias else None
+        draw_as_torch(self.weight, self.bias)
 
     def forward(self, x_NC: Tensor, out: int) -> Tensor:
         bias = None if self.bias is None else self.bias[:out]

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from ofa.blocks.elastic import (
     DropConnect,
+    ElasticBatchNorm,
     ElasticConv,
     ElasticConvBN,
     ElasticSqueezeExcite,
     Slices,
     drop_connect,
     prefixed,
+    zero_scale,
 )
 from ofa.blocks.kind import (
     BlockChoice,
@@ -52,9 +54,12 @@ class ElasticFused(ElasticBlock):
         self.conv = ElasticConvBN(conv, act, eps)
         self.se = ElasticSqueezeExcite(hidden, squeeze_width(hidden)) if settings.se else None
         self.project = ElasticConvBN(ElasticConv(hidden, width), None, eps) if self.expands else None
+        self.always_residual = not position.changes
+        zero_scale(self.last_norm())
+
+    def last_norm(self) -> ElasticBatchNorm | None:
         # All activations are 0 at 0, so that a last layer with an activation starts as the shortcut, too.
-        if not position.changes:
-            nn.init.zeros_((self.project or self.conv).bn.weight)
+        return (self.project or self.conv).bn if self.always_residual else None
 
     def forward(self, x: Tensor, choice: BlockChoice, drop: DropConnect | None) -> Tensor:
         hidden = self._hidden(x.shape[1], choice)

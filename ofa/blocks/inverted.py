@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ofa.blocks.elastic import (
     DropConnect,
+    ElasticBatchNorm,
     ElasticConv,
     ElasticConvBN,
     ElasticDepthwise,
@@ -19,6 +20,7 @@ from ofa.blocks.elastic import (
     TransformedDepthwise,
     drop_connect,
     prefixed,
+    zero_scale,
 )
 from ofa.blocks.kind import (
     BlockChoice,
@@ -65,10 +67,11 @@ class ElasticInverted(ElasticBlock):
         self.shortcut = None
         if self.projected and position.changes:
             self.shortcut = ElasticConv(position.inputs, width)
-        # Only where every architecture has a shortcut: without one, a branch of zeros would be a network of
-        # zeros.
-        if self.projected or not position.changes:
-            nn.init.zeros_(self.project.bn.weight)
+        self.always_residual = self.projected or not position.changes
+        zero_scale(self.last_norm())
+
+    def last_norm(self) -> ElasticBatchNorm | None:
+        return self.project.bn if self.always_residual else None
 
     def forward(self, x: Tensor, choice: BlockChoice, drop: DropConnect | None) -> Tensor:
         width, kernel, expand = choice

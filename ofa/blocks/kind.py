@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ofa.blocks.elastic import DropConnect, Slices
+from ofa.blocks.elastic import DropConnect, ElasticBatchNorm, Slices
 from ofa.blocks.sizes import halve
 
 
@@ -107,6 +107,13 @@ class ElasticBlock(nn.Module):
 
         Returns:
             (N, choice.width, H / stride, W / stride), sizes rounded up.
+        """
+        raise NotImplementedError
+
+    def last_norm(self) -> ElasticBatchNorm | None:
+        """The BatchNorm whose scale of zero turns the block into its shortcut.
+
+        None if some architecture has no shortcut here: a branch of zeros would be a network of zeros there.
         """
         raise NotImplementedError
 

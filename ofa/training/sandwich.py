@@ -4,6 +4,10 @@ On one batch the largest network learns from the labels; the smallest and n rand
 largest's soft predictions. Gradients of all add up for one update of the shared weights. Only the largest is
 regularised: the others have no dropout and no drop-connect, and weight decay acts once per step on every
 weight, which is the L2 penalty of the largest.
+
+`largest_first` delays the sandwich: in the first steps the largest network learns alone, which costs about a
+quarter of a step. Delayed epsilon-shrinking (2024, arXiv:2407.06167) begins to train subnets when the largest
+is half trained; its rules for their learning rates are not here.
 """
 
 from collections.abc import Callable
@@ -19,6 +23,7 @@ from engine.config import Config
 from engine.seed import numpy_generator, torch_generator
 from ofa.space.arch import Arch, largest, smallest
 from ofa.supernet import Regularisation, Supernet
+from ofa.training.conflicts import GradientParts
 from ofa.training.losses import Distillation, SoftCrossEntropy, distil
 from ofa.training.sampling import Sampler, Sampling, Uniform, UniformSampler
 
@@ -30,6 +35,20 @@ class Sandwich(Config):
     sampling: Sampling = Field(Uniform(), description="how the random subnets are drawn")
     distillation: Distillation = Field(
         SoftCrossEntropy(), description="loss by which all other subnets learn from the largest"
+    )
+    largest_first: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of all steps, the first ones, that train the largest network alone",
+    )
+    project_conflicts: bool = Field(
+        False, description="a student's gradient loses what opposes the largest's (NASViT)"
+    )
+    size_power: float = Field(
+        0.0,
+        ge=0,
+        description="p: a student's gradient counts (its MACs / the largest's)^p; 0: all count the same",
     )
     label_smoothing: float = Field(
         0.1, ge=0, lt=1, description="smoothing of the labels that the largest network learns from"
@@ -71,6 +90,7 @@ def sandwich_step(
     config: Sandwich | None = None,
     sampler: Sampler | None = None,
     seeds: Seeds | None = None,
+    parts: GradientParts | None = None,
 ) -> Tensor:
     """Add the gradients of one step to the supernet's; the caller clears them before and updates after.
 
@@ -82,6 +102,7 @@ def sandwich_step(
         config: settings; None: those of BigNAS, `Sandwich()`.
         sampler: draws the random subnets, of `build_sampler(config.sampling, ...)`; None: uniform.
         seeds: None: `Seeds()`.
+        parts: gets the gradient of each network apart, to compare them; None: they are only added.
 
     Returns:
         The losses (1 + students,), detached, on the device: the largest's first, the smallest's last.
@@ -108,18 +129,33 @@ def sandwich_step(
         return label_losses(supernet, archs, x, y, config.label_smoothing)
 
     space, rng = supernet.space, numpy_generator(seeds.subnets, "subnets", step)
+    if config.project_conflicts and parts is None:
+        parts = GradientParts(supernet)
     # 1. the largest learns from the labels; the others learn from its logits of this very pass
     teacher, loss = label_step(supernet, largest(space), x, y, config, (seeds.noise, step))
     losses = [loss]
+    if parts is not None:
+        parts.take()
     # 2. the others learn from the largest
     for arch in [*sampler.draw(rng, config.random, judge), smallest(space)]:
         with autocast(x.device):
             logits = supernet(x, arch)
         # Backward at once, so that only one graph is in memory; gradients add up by themselves.
         loss = distil(config.distillation, logits, teacher)
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss * _weight(supernet, arch, config)).backward()
         losses.append(loss.detach())
+        if parts is not None:
+            parts.take()
+    if parts is not None:
+        parts.put_back(config.project_conflicts)
     return torch.stack(losses)
+
+
+def _weight(supernet: Supernet, arch: Arch, config: Sandwich) -> float:
+    """What the gradient of a student is multiplied by."""
+    if config.size_power == 0:
+        return 1.0
+    return (supernet.cost(arch)[0] / supernet.cost(largest(supernet.space))[0]) ** config.size_power
 
 
 def label_step(

@@ -63,6 +63,26 @@ def test_the_supernet_computes_what_the_extracted_subnet_does(space: Space, trai
             torch.testing.assert_close(extract(net, arch)(x), net(x, arch), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("space", CASES)
+def test_a_last_scale_of_zero_makes_a_block_its_shortcut(space: Space) -> None:
+    net, archs = Supernet(space, 5), archs_of(space, 2)
+    images = [torch.randn(4, 3, arch.resolution, arch.resolution) for arch in archs]
+    with torch.no_grad():
+        before = [net(x, arch) for x, arch in zip(images, archs, strict=True)]
+        for stage in net.stages:
+            for block in stage:
+                norm = block.last_norm()
+                if norm is None:
+                    continue
+                # The branch may be anything: only the shortcut decides what the block computes.
+                for name, weight in block.named_parameters():
+                    if not name.startswith("shortcut") and not any(weight is p for p in norm.parameters()):
+                        weight.normal_()
+        for x, arch, logits in zip(images, archs, before, strict=True):
+            assert torch.equal(net(x, arch), logits)
+            assert not torch.allclose(logits[0], logits[1], rtol=0, atol=1e-4), "a network of zeros"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("space", CASES)
 def test_macs_and_parameters_are_those_of_torchs_counter(space: Space) -> None:

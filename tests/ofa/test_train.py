@@ -24,9 +24,10 @@ from engine.run import read_lines
 from ofa.space.published import find_arch
 from ofa.space.space import Space, load_space
 from ofa.supernet import Supernet
-from ofa.train import Train, Trainer
+from ofa.train import Train
 from ofa.trained import TrainedSupernet
 from ofa.training.sampling import Attentive, UniformSampler
+from ofa.training.trainer import Trainer
 
 Run = Callable[..., int]
 
@@ -71,6 +72,15 @@ def test_the_configuration_of_a_run_replays_it(trained_run: Path, tmp_path: Path
 
 
 @pytest.mark.slow
+def test_the_largest_learns_alone_at_first(train: Run, tmp_path: Path) -> None:
+    assert train(tmp_path / "run", "--sandwich.largest-first", "0.4") == 0
+    points = [p for p in read_lines(tmp_path / "run" / "metrics.jsonl") if "loss" in p]
+    students = {p["step"]: len(p["distillation"]) for p in points}
+    # 33 steps, of which 14 are before 0.4 of them; 11 an epoch, and losses are logged every 10 and then.
+    assert students == {10: 0, 11: 0, 14: 0, 20: 3, 22: 3, 30: 3, 33: 3}
+
+
+@pytest.mark.slow
 def test_another_seed_is_another_run(train: Run, trained_run: Path, tmp_path: Path) -> None:
     train(tmp_path / "run", "--seed", "1")
     assert not same_weights(trained_run, tmp_path / "run")
@@ -82,8 +92,12 @@ def test_another_seed_is_another_run(train: Run, trained_run: Path, tmp_path: Pa
 )  # at once, at an epoch's end (11 steps each), in the middle
 @pytest.mark.parametrize(
     "flags",
-    [(), ("--ema", "0.9", "--data.mixup", "0.2", "--sandwich.dropout", "0.2")],
-    ids=["plain", "ema and mixup"],
+    [
+        (),
+        ("--ema", "0.9", "--data.mixup", "0.2", "--sandwich.dropout", "0.2"),
+        ("--sandwich.largest-first", "0.4"),
+    ],
+    ids=["plain", "ema and mixup", "largest first"],
 )
 def test_resume_is_bit_for_bit(
     train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int, flags: tuple[str, ...]
@@ -400,3 +414,25 @@ def test_damaged_runs_are_one_sentence(trained_run: Path, tmp_path: Path) -> Non
         (copy / name).write_bytes(content)
         with pytest.raises(UserError, match=said):
             TrainedSupernet(copy, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ((), "already holds a finished run"),
+        (("--resume", "--seed", "1"), "was started with seed = 0, not 1"),
+        (("--out", "new", "--init", "nowhere"), "'nowhere' is not a run folder"),
+        (("--out", "new", "--space", "nowhere"), "nowhere"),
+        (("--out", "new", "--arch", "tinyest"), "tinyest"),
+    ],
+    ids=["existing", "seed", "init", "space", "arch"],
+)
+def test_what_is_wrong_without_the_images_is_refused_before_they_are_read(
+    train: Run, trained_run: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], says: str
+) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError("the images are read")
+
+    monkeypatch.setattr("engine.training.load_data", read)
+    with pytest.raises(UserError, match=says):
+        train(trained_run, *flags)

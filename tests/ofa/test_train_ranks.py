@@ -29,8 +29,9 @@ from engine.run import read_json, read_lines
 from ofa.blocks.elastic import join_batch_norms
 from ofa.space.space import Space
 from ofa.supernet import Supernet
-from ofa.train import Train, Trainer
+from ofa.train import Train
 from ofa.training.sandwich import Sandwich, Seeds, sandwich_step
+from ofa.training.trainer import Trainer
 
 Run = Callable[..., list[Any]]
 Weights = dict[str, np.ndarray]

@@ -25,12 +25,13 @@ from ofa.space.arch import largest, smallest
 from ofa.space.space import Space, load_space
 from ofa.subnet import extract
 from ofa.supernet import Supernet
-from ofa.train import Train, Trainer
+from ofa.train import Train
 from ofa.trained import load_network
 from ofa.training.losses import soft_cross_entropy
 from ofa.training.phases import Phase, drawn_resolution, grows, phase_position, shrinking_step
 from ofa.training.sampling import UniformSampler
 from ofa.training.sandwich import Sandwich, Seeds
+from ofa.training.trainer import Trainer
 
 FULL = Phase(name="full", epochs=1, lr=0.1)
 ONLY_LARGEST = Phase(name="largest", epochs=2, lr=0.1, subnets=0, kernel=1, depth=1, expand=1, width=1)
