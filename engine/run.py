@@ -24,6 +24,7 @@ import yaml
 from engine.command.start import as_typed, module_started, started_by_ofa
 from engine.config import Config, read_yaml
 from engine.errors import UserError
+from engine.runs.tracking import Tracker
 
 # Packages whose versions env.json records.
 PACKAGES = ("ofa-toolkit", "torch", "torchvision", "numpy", "scikit-learn", "optuna", "onnx", "onnxruntime")
@@ -32,10 +33,10 @@ NOT_REPLAYED = {"config", "out", "resume", "overwrite"}  # settings that config.
 RUN_FILES = {
     *("config.yaml", "env.json", "metrics.jsonl", "model.json", "weights.safetensors", "teacher.safetensors"),
     *("state.pt", "tensorboard", "DONE", "pairs.jsonl", "selected", "tuned", "optuna.journal", "export"),
-    *("report", "genotype.json", "cell.svg", "cell.png", "alphas.png", "confusion"),
+    *("report", "mlflow.json", "genotype.json", "cell.svg", "cell.png", "alphas.png", "confusion"),
 }
 # Settings that a resumed run may change.
-MAY_DIFFER = {"device", "threads", "tensorboard", "stop_after", "log_conflicts"}
+MAY_DIFFER = {"device", "threads", "tensorboard", "mlflow", "stop_after", "log_conflicts"}
 
 
 @contextlib.contextmanager
@@ -131,7 +132,7 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._board: Any = None
+        self._trackers: Sequence[Tracker] = ()
 
     @property
     def finished(self) -> bool:
@@ -150,20 +151,15 @@ class Run:
             point: the values by name. One of them is `step`; `arch` names the architecture they belong to.
         """
         append_line(self.path / "metrics.jsonl", point)
-        if self._board is not None:
-            # Values of several architectures at one step need curves of their own.
-            prefix = f"{point['arch']}/" if "arch" in point else ""
-            for name, value in point.items():
-                if isinstance(value, float):
-                    self._board.add_scalar(prefix + name, value, point["step"])
+        # Values of several architectures at one step need curves of their own.
+        prefix = f"{point['arch']}/" if "arch" in point else ""
+        curves = {prefix + name: value for name, value in point.items() if isinstance(value, float)}
+        for tracker in self._trackers:
+            tracker.log(curves, point["step"])
 
-    def mirror_to_tensorboard(self, writer: Any) -> None:
-        """Let `log` write TensorBoard events too, in tensorboard/.
-
-        Args:
-            writer: what `tensorboard_writer` returned.
-        """
-        self._board = writer(self.path / "tensorboard")
+    def mirror_to(self, trackers: Sequence[Tracker]) -> None:
+        """Let `log` write to these, too, and `finish` tell them of the end."""
+        self._trackers = trackers
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics logged after `step`: the resumed run logs them again."""
@@ -171,9 +167,11 @@ class Run:
         write_lines(self.path / "metrics.jsonl", [p for p in points if p["step"] <= step])
 
     def finish(self) -> None:
-        """Write DONE."""
+        """Write DONE, and tell the trackers."""
         with atomic(self.path / "DONE") as temporary:
             temporary.write_text("")
+        for tracker in self._trackers:
+            tracker.finish()
 
     @classmethod
     def start(
@@ -294,22 +292,6 @@ class Run:
 
 def _unwritable(path: Path, error: OSError) -> UserError:
     return UserError(f"Run folder '{path}' cannot be written ({error.strerror}); choose another with --out.")
-
-
-def tensorboard_writer() -> Any:
-    """The class that writes TensorBoard events.
-
-    Raises:
-        UserError: the optional package is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError(
-            "TensorBoard is not installed; run pip install 'ofa-toolkit[tensorboard]', or leave out "
-            "--tensorboard."
-        ) from None
-    return SummaryWriter
 
 
 def environment() -> dict[str, Any]:

@@ -24,7 +24,8 @@ from engine.data.sources import DataConfig, load_data
 from engine.errors import UserError
 from engine.loop import EpochLoop
 from engine.optim import SGD
-from engine.run import Run, tensorboard_writer
+from engine.run import Run
+from engine.runs.tracking import check_trackers, open_trackers
 from engine.statistics import Counts
 
 # Settings that are decided when the images are read: see `TrainingCommand.fit_batch`.
@@ -56,6 +57,10 @@ class TrainingCommand(Command):
     )
     tensorboard: bool = Field(
         False, description="write TensorBoard events too (needs the extra of that name)"
+    )
+    mlflow: bool = Field(
+        False,
+        description="log to MLflow too, where MLFLOW_TRACKING_URI says (needs the extra of that name)",
     )
     resume: bool = Field(False, description="continue the run in --out if there is one")
     overwrite: bool = Field(False, description="replace the run in --out if there is one")
@@ -151,14 +156,14 @@ class TrainingCommand(Command):
             UserError: the folder is another run's, or its run has another number of processes.
         """
         # First, so that a package that is missing leaves no new folder behind.
-        writer = tensorboard_writer() if self.tensorboard else None
+        check_trackers(self.tensorboard, self.mlflow)
         run = Run(self.out)
         if ranks.first:
             self._check_ranks(ranks)
             facts = {"rank_seeds": [ranks.seed(self.seed, rank) for rank in range(ranks.size)]}
             run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite, facts=facts)
-            if writer is not None and not run.finished:
-                run.mirror_to_tensorboard(writer)
+            if not run.finished:
+                run.mirror_to(open_trackers(self.out, run.config, self.tensorboard, self.mlflow))
         return run
 
     def introduce(self, data: Data) -> None:

@@ -1,0 +1,300 @@
+"""Train one network alone for a given CPU time, as a user would who has no supernet.
+
+    python benchmarks/alone.py --config ofa/digits --arch selected.json --cpu-seconds 60 --out runs/alone
+    python benchmarks/alone.py --mobilenet 300k --resolution 16 --cpu-seconds 60 --out runs/mobilenet
+
+`benchmarks/worth.py` starts it. With `--arch` the network, its first weights and each step are those of
+`ofa.train --arch`; with `--mobilenet` the network is torchvision's MobileNetV3 (2019, arXiv:1905.02244), its
+width scaled to the MACs. All settings come from the recipe of the supernet. The weights that were best on
+validation images count, and are then measured on test images: result.json in the run folder.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+
+from engine.command.cli import main
+from engine.compute.distributed import Ranks
+from engine.compute.macs import count_macs
+from engine.config import Count
+from engine.data.augment import resize
+from engine.data.dataset import Data
+from engine.errors import UserError
+from engine.optim import build_sgd, clip_gradients, learning_rate, set_learning_rate
+from engine.run import Run, write_json
+from engine.seed import derive
+from engine.training import Training, accuracy
+from ofa.calibration import EVALUATION_BATCH, prepare
+from ofa.space.arch import largest, single_arch_space
+from ofa.space.published import find_arch
+from ofa.space.space import load_space
+from ofa.supernet import Supernet
+from ofa.train import Train
+from ofa.training.sandwich import label_step
+
+EVALUATIONS = 10  # over a training; their CPU time is not taken from the training
+WARMING_STEPS, TIMED_STEPS = 4, 12  # by which the time of an epoch is estimated
+WIDTHS = [round(0.05 * i, 2) for i in range(1, 81)]  # width multipliers that are tried
+NARROW = 0.25
+
+
+class Alone(Train):
+    """Train the architecture of --arch, or a MobileNetV3 of --mobilenet MACs, for --cpu-seconds."""
+
+    config: str | None = "ofa/digits"
+    cpu_seconds: float = Field(gt=0, description="CPU time of the training; it decides the number of epochs")
+    most_epochs: int = Field(300, ge=1, description="train no longer than so many epochs")
+    mobilenet: Count | None = Field(None, description="MACs of a MobileNetV3, which replaces --arch")
+    resolution: int = Field(224, ge=8, description="side of the MobileNetV3's images in pixels")
+
+    @model_validator(mode="after")
+    def _one_network(self) -> Self:
+        if (self.arch is None) == (self.mobilenet is None):
+            raise ValueError("one network is trained; give --arch or --mobilenet")
+        return self
+
+    def train(self, ranks: Ranks, device: torch.device) -> int:
+        """Train, measure, and write result.json."""
+        data = self.load_images(ranks, device)
+        network = self._network(data)
+        if (self.out / "config.yaml").exists():
+            epochs = Run(self.out).config["epochs"]  # a resumed run must not measure its time again
+        else:
+            epoch = seconds_of_an_epoch(self, deepcopy(network), data)
+            epochs = max(1, min(self.most_epochs, int(self.cpu_seconds / epoch)))
+        every = max(1, epochs // EVALUATIONS)
+        config = self.model_copy(update={"epochs": epochs, "evaluate_every": every})
+        run = config.start(ranks)
+        if run.finished:
+            print(f"{run.path} is finished already.")
+            return 0
+        training = AloneTraining(config, run, network, data, ranks)
+        print(f"{epochs} epochs in {self.cpu_seconds:.0f} s of CPU time")
+        return training.run()
+
+    def _network(self, data: Data) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
+            torch.manual_seed(derive(self.seed, "weights"))
+            if self.mobilenet is not None:
+                classes, channels = len(data.classes), data.channels
+                return mobilenet(self.mobilenet, self.resolution, classes, channels, self.sandwich.dropout)
+            assert self.arch is not None
+            space = load_space(self.space or "digits")
+            space = single_arch_space(space, find_arch(space, self.arch))
+            return Supernet(space, len(data.classes), data.channels)
+
+
+class AloneTraining(Training):
+    """The training of one network from labels, which keeps the weights that were best on validation."""
+
+    def __init__(self, config: Alone, run: Run, network: nn.Module, data: Data, ranks: Ranks):
+        super().__init__(config, run, network, data, ranks, config.epochs)
+        self.config = config
+        self.optimizer = build_sgd(config.sgd, network)
+        self.average = None
+        if config.ema is not None:
+            average = get_ema_multi_avg_fn(config.ema)
+            self.average = AveragedModel(network, multi_avg_fn=average)
+        self.best: dict[str, Any] = {"val_accuracy": -1.0, "weights": {}}
+        self.cpu_seconds, self.started = 0.0, 0.0  # of all steps, and since when a step is not counted yet
+        self.restore()
+
+    def update(self, x: Tensor, y: Tensor, /) -> None:
+        """One optimiser step on one batch."""
+        config, sgd = self.config, self.config.sgd
+        warmup = round(sgd.warmup_epochs * self.steps)
+        set_learning_rate(self.optimizer, learning_rate(sgd, self.step, self.total, warmup))
+        self.optimizer.zero_grad()
+        loss = add_gradients(config, self.network, x, y, self.step)
+        clip_gradients(sgd, self.network)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        now = time.process_time()
+        self.cpu_seconds, self.started = self.cpu_seconds + now - self.started, now
+        self.done(loss)
+
+    def begin_epoch(self) -> None:
+        """Evaluations lie between epochs: their time is not counted."""
+        self.started = time.process_time()
+
+    def evaluate(self, epoch: int, last: bool) -> None:
+        """Keep the weights if they are the best so far on validation images."""
+        network = self.network if self.average is None else self.average.module
+        score = self._accuracy(network, "val")
+        self.folder.log(step=self.step, epoch=epoch, arch="alone", val_accuracy=score)
+        # Of equal ones the later, as in ofa.tune.
+        if score >= self.best["val_accuracy"]:
+            self.best = {"val_accuracy": score, "weights": deepcopy(network.state_dict())}
+
+    def _accuracy(self, network: nn.Module, split: Any) -> float:
+        """Accuracy with exact BatchNorm statistics, which ours and MobileNetV3 get from the same images."""
+        images = self.config.calibration_images
+        if isinstance(network, Supernet):
+            arch = largest(network.space)
+            plain, side = prepare(network, arch, self.data, images), arch.resolution
+        else:
+            plain, side = deepcopy(network), self.config.resolution
+            batches = self.data.batches("train", EVALUATION_BATCH, images)
+            update_bn(((resize(x, side), y) for x, y in batches), plain)
+            plain.eval()
+        batches = self.data.batches(split, EVALUATION_BATCH)
+        return accuracy(plain, ((resize(x, side), y) for x, y in batches))
+
+    def finish(self) -> None:
+        """Measure the best weights on test images."""
+        self.network.load_state_dict(self.best["weights"])
+        config = self.config
+        result = {
+            "val_accuracy": self.best["val_accuracy"],
+            "test_accuracy": self._accuracy(self.network, "test"),
+            "macs": network_macs(self.network, self.data.channels, config.resolution),
+            "epochs": self.epochs,
+            "capped": self.epochs == config.most_epochs,
+            "training_cpu_seconds": self.cpu_seconds,
+        }
+        write_json(self.folder.path / "result.json", result)
+        print(result)
+        super().finish()
+
+    def metrics(self, losses: list[float]) -> tuple[dict[str, Any], str]:
+        """The loss."""
+        return {"loss": losses[0]}, f"loss {losses[0]:.3f}"
+
+    def state(self) -> dict[str, Any]:
+        """Beside the usual: the best weights so far and the time."""
+        return super().state() | {"best": self.best, "cpu_seconds": self.cpu_seconds}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """What `state` returned."""
+        super().load(state)
+        self.best, self.cpu_seconds = state["best"], state["cpu_seconds"]
+
+    def checkpoint_objects(self) -> dict[str, Any]:
+        """The average, too, if there is one."""
+        return super().checkpoint_objects() | ({} if self.average is None else {"average": self.average})
+
+    def exported_state_dict(self) -> dict[str, Tensor]:
+        """The best weights so far."""
+        return self.best["weights"] or self.network.state_dict()
+
+    def divergence_hint(self, step: int) -> str:
+        """A lower rate."""
+        return f"a lower --sgd.lr (now {self.config.sgd.lr})"
+
+
+def add_gradients(config: Alone, network: nn.Module, x: Tensor, y: Tensor, step: int) -> Tensor:
+    """Add the gradients of one batch and return its loss (), detached."""
+    if isinstance(network, Supernet):
+        arch = largest(network.space)
+        return label_step(network, arch, x, y, config.sandwich, (config.seed, step))[1]
+    logits = network(resize(x, config.resolution))
+    loss = F.cross_entropy(logits, y, label_smoothing=config.sandwich.label_smoothing)
+    loss.backward()
+    return loss.detach()
+
+
+def seconds_of_an_epoch(config: Alone, network: nn.Module, data: Data) -> float:
+    """CPU seconds of one epoch, from a few steps and the reading of their batches."""
+    network = network.to(memory_format=torch.channels_last)
+    optimizer = build_sgd(config.sgd, network)
+    set_learning_rate(optimizer, 0.0)  # the time is wanted, not what is learned
+    done, started = -WARMING_STEPS, 0.0
+    for epoch in range(WARMING_STEPS + TIMED_STEPS):  # an epoch may have a single batch
+        for x, y in data.train_batches(config.batch_size, epoch):
+            if done == 0:
+                started = time.process_time()
+            optimizer.zero_grad()
+            add_gradients(config, network, x, y, epoch)
+            optimizer.step()
+            done += 1
+            if done == TIMED_STEPS:
+                return (time.process_time() - started) / TIMED_STEPS * data.steps(config.batch_size)
+    raise AssertionError("an epoch has at least one batch")
+
+
+def mobilenet(macs: int, resolution: int, classes: int, channels: int, dropout: float) -> nn.Module:
+    """The MobileNetV3, large or small, of the most MACs up to `macs`.
+
+    The published network is for 224 px, where its five strides leave a map of 7 px. For smaller images the
+    first strides become 1, until the last map has 4 px; or fewer where the network would be too narrow. Of
+    the two families the one counts whose width is nearer to the published one, 1.
+
+    Args:
+        macs: multiply-accumulates of one image.
+        resolution: side of the images in pixels.
+        classes: outputs of the classifier.
+        channels: input channels.
+        dropout: before the classifier.
+
+    Raises:
+        UserError: even the narrowest has more MACs.
+    """
+
+    def build(family: str, last_map: int, width: float) -> nn.Module:
+        make = getattr(torchvision.models, f"mobilenet_v3_{family}")
+        network = make(num_classes=classes, dropout=dropout, width_mult=width)
+        first = network.features[0][0]
+        network.features[0][0] = nn.Conv2d(channels, first.out_channels, 3, 2, 1, bias=False)
+        return _with_last_map(network, resolution, last_map)
+
+    widths = {}
+    for last_map in (4, 2, 1):
+        for family in ("large", "small"):
+            width = _widest(partial(build, family, last_map), macs, channels, resolution)
+            # A network as narrow as a thread is only better than none.
+            if width is not None and (width >= NARROW or last_map == 1):
+                widths[family] = width
+        if widths:
+            break
+    if not widths:
+        raise UserError(
+            f"No MobileNetV3 at {resolution} px has {macs} MACs or fewer; compare with larger budgets."
+        )
+    family = min(widths, key=lambda name: abs(math.log(widths[name])))
+    print(f"mobilenet_v3_{family}, width {widths[family]}, last map at least {last_map} px")
+    return build(family, last_map, widths[family])
+
+
+def _widest(build: Callable[[float], nn.Module], macs: int, channels: int, resolution: int) -> float | None:
+    """The largest width whose network has at most `macs`, by bisection; None if there is none."""
+    fits, too_wide = -1, len(WIDTHS)
+    while too_wide - fits > 1:
+        middle = (fits + too_wide) // 2
+        with torch.device("meta"):  # MACs follow from shapes alone
+            few = network_macs(build(WIDTHS[middle]), channels, resolution) <= macs
+        fits, too_wide = (middle, too_wide) if few else (fits, middle)
+    return WIDTHS[fits] if fits >= 0 else None
+
+
+def _with_last_map(network: nn.Module, resolution: int, last_map: int) -> nn.Module:
+    """Set the first strides to 1 until the last map has at least `last_map` pixels."""
+    strided = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
+    side = resolution / 2 ** len(strided)
+    for layer in strided:
+        if side >= last_map:
+            break
+        layer.stride, side = (1, 1), 2 * side
+    return network
+
+
+def network_macs(network: nn.Module, channels: int, resolution: int) -> int:
+    """Multiply-accumulates of one image of a MobileNetV3, or of the one architecture of a supernet."""
+    if isinstance(network, Supernet):
+        return network.cost(largest(network.space))[0]
+    device = next(network.parameters()).device
+    return count_macs(network, torch.zeros(1, channels, resolution, resolution, device=device))
+
+
+if __name__ == "__main__":
+    main(Alone)
