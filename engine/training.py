@@ -90,8 +90,7 @@ class TrainingCommand(Command):
         Raises:
             UserError: as `start` raises it.
         """
-        if self.tensorboard:
-            tensorboard_writer()
+        check_trackers(self.tensorboard, self.mlflow)
         finished = False
         if ranks.first:
             self._check_ranks(ranks)
