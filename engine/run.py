@@ -33,7 +33,7 @@ NOT_REPLAYED = {"config", "out", "resume", "overwrite"}  # settings that config.
 RUN_FILES = {
     *("config.yaml", "env.json", "metrics.jsonl", "model.json", "weights.safetensors", "teacher.safetensors"),
     *("state.pt", "tensorboard", "DONE", "pairs.jsonl", "selected", "tuned", "optuna.journal", "export"),
-    *("report", "mlflow.json", "genotype.json", "cell.svg", "cell.png", "alphas.png", "confusion"),
+    *("report", "confusion", "mlflow.json", "genotype.json", "cell.svg", "cell.png", "alphas.png"),
 }
 # Settings that a resumed run may change.
 MAY_DIFFER = {"device", "threads", "tensorboard", "mlflow", "stop_after", "log_conflicts"}

@@ -108,23 +108,21 @@ def balanced_accuracy(confusion_KK: Counts) -> float:
 def describe_confusion(confusion_KK: Counts, classes: Sequence[str]) -> str:
     """Accuracy, balanced accuracy and the worst class in one line."""
     images = int(confusion_KK.sum())
-    accuracies_K = class_accuracies(confusion_KK)
-    worst = int(np.nanargmin(accuracies_K))
-    of_worst = format_accuracy(accuracies_K[worst], int(confusion_KK[worst].sum()))
+    name, _, accuracy, _ = next(class_rows(confusion_KK, classes))
     return (
         f"{format_accuracy(overall_accuracy(confusion_KK), images)}; balanced "
-        f"{balanced_accuracy(confusion_KK):.2%}; worst class {classes[worst]} {of_worst}"
+        f"{balanced_accuracy(confusion_KK):.2%}; worst class {name} {accuracy}"
     )
 
 
 def class_rows(confusion_KK: Counts, classes: Sequence[str]) -> Iterator[tuple[str, int, str, str]]:
     """For each class its name, images, accuracy, and the class that it is most often taken for.
 
-    The worst class comes first; classes without images are left out.
+    The worst class comes first, of equal ones that with most images; classes without images are left out.
     """
     accuracies_K = class_accuracies(confusion_KK)
     images_K = confusion_KK.sum(1)
-    for i in np.argsort(accuracies_K, kind="stable"):
+    for i in np.lexsort((-images_K, accuracies_K)):
         if images_K[i] == 0:
             continue
         mistakes_K = confusion_KK[i].copy()

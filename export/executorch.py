@@ -40,6 +40,9 @@ class ExecuTorch(RunCommand):
     arch: str | None = Field(
         None, description="instead: smallest, largest, a JSON file or JSON of an architecture"
     )
+    untuned: bool = Field(
+        False, description="take the supernet's weights even of subnets that ofa.tune tuned"
+    )
     images: int | None = Field(256, ge=2, description="validation images to verify on; none: all")
 
     def execute(self) -> int:
@@ -48,12 +51,12 @@ class ExecuTorch(RunCommand):
             torch.set_num_threads(self.threads)
         target = find_target("executorch")
         find_format(target.format).check_installed()
-        source = open_export_source(self.run, pick_device(self.device), self.data)
+        source = open_export_source(self.run, pick_device(self.device), self.data, self.untuned)
         networks = source.networks(self.selected, self.arch)
         table = Table("file", "size", "torch", "file", "relative error", "verdict")
         failed = 0
         with progress("export", len(networks)) as advance:
-            for name, build in networks:
+            for name, build, _ in networks:
                 job = job_of_run(source, name, build(), None, self.images, 0)
                 path = self.run / "export" / target.file_name(name)
                 written = write_file(job, target, path, ANY_DROP)
@@ -74,6 +77,9 @@ class ExecuTorch(RunCommand):
                 advance(path.name)
         show(table)
         print(f"written to {self.run / 'export'}")
+        for name, _, note in networks:
+            if note:
+                print(f"{name} is {note}; --untuned takes the supernet's weights")
         return 1 if failed else 0
 
 

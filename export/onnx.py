@@ -63,6 +63,9 @@ class Export(RunCommand):
     arch: str | None = Field(
         None, description="instead: smallest, largest, a JSON file or JSON of an architecture"
     )
+    untuned: bool = Field(
+        False, description="take the supernet's weights even of subnets that ofa.tune tuned"
+    )
     target: str = Field(
         "cpu",
         description="one or more, separated by commas, of python -m export.targets, or a YAML file of one",
@@ -101,7 +104,7 @@ class Export(RunCommand):
 
     def _export_classifiers(self, targets: list[Target]) -> int:
         """Write a file of every network for every target."""
-        source = open_export_source(self.run, pick_device(self.device), self.data)
+        source = open_export_source(self.run, pick_device(self.device), self.data, self.untuned)
         networks = source.networks(self.selected, self.arch)
         bake = None
         if self.bake_normalize:
@@ -112,7 +115,7 @@ class Export(RunCommand):
         table = Table("file", "size", "ms here", "top-1 torch", "top-1 file", "same top-1", "dB", "verdict")
         failed = 0
         with progress("export", len(networks) * len(targets)) as advance:
-            for name, build in networks:
+            for name, build, _ in networks:
                 job = job_of_run(source, name, build(), bake, self.images, calibration)
                 # All targets of a network share its job: torch's outputs and, mostly, its exported graph.
                 for target in targets:
@@ -123,6 +126,9 @@ class Export(RunCommand):
                     advance(path.name)
         show(table)
         print(f"written to {self.run / 'export'}")
+        for name, _, note in networks:
+            if note:
+                print(f"{name} is {note}; --untuned takes the supernet's weights")
         print(
             f"top-1 on validation images; ms here: one image with {torch.get_num_threads()} thread(s) of "
             "this CPU"
@@ -137,7 +143,11 @@ class Export(RunCommand):
     def _export_recurrent_cell(self) -> int:
         """Write the step of a recurrent cell, which has one form and so no use for most flags."""
         # Refused instead of ignored: whoever gives such a flag expects an effect.
-        given = [name for name in ("selected", "arch", "bake_normalize", "softmax") if getattr(self, name)]
+        given = [
+            name
+            for name in ("selected", "arch", "untuned", "bake_normalize", "softmax")
+            if getattr(self, name)
+        ]
         if given or self.target != "cpu":
             name = (given or ["target"])[0].replace("_", "-")
             raise UserError(

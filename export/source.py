@@ -21,6 +21,7 @@ from ofa.space.arch import Arch
 from ofa.space.codes import decode, encode
 from ofa.space.published import find_arch
 from ofa.trained import TrainedSupernet
+from ofa.tuned import TunedSubnet, find_tuned, name_of
 from oneshot.trained import TrainedNetwork
 from predictors.accuracy.pairs import read_selected
 
@@ -49,10 +50,17 @@ class SourceNetwork(NamedTuple):
 
 
 class NamedNetwork(NamedTuple):
-    """A network of the run by name. `build` makes it and calibrates its BatchNorm, which takes a while."""
+    """A network of the run by name.
+
+    Args:
+        name: such as its budget.
+        build: makes it and calibrates its BatchNorm, which takes a while.
+        note: how it was tuned; empty if it was not.
+    """
 
     name: str
     build: Callable[[], SourceNetwork]
+    note: str = ""
 
 
 # From the values of the flags --selected and --arch to the networks that they mean.
@@ -97,13 +105,16 @@ class ExportSource(NamedTuple):
         }
 
 
-def open_export_source(run: Path, device: torch.device, images: Path | None = None) -> ExportSource:
+def open_export_source(
+    run: Path, device: torch.device, images: Path | None = None, untuned: bool = False
+) -> ExportSource:
     """Open a finished run.
 
     Args:
         run: its folder.
         device: where BatchNorm is calibrated.
         images: where its data is now, if it was moved.
+        untuned: whether to take the supernet's weights of subnets that ofa.tune tuned, too.
 
     Raises:
         UserError: the run is missing, unfinished or damaged, or its data is.
@@ -118,7 +129,7 @@ def open_export_source(run: Path, device: torch.device, images: Path | None = No
     else:
         trained = TrainedSupernet(run, device, images)
         searchable = trained.model.arch is None
-        networks = _subnets(run, trained) if searchable else _single_arch(run, trained)
+        networks = _subnets(run, trained, untuned) if searchable else _single_arch(run, trained)
     return ExportSource(
         run=run,
         data=trained.data,
@@ -130,16 +141,18 @@ def open_export_source(run: Path, device: torch.device, images: Path | None = No
     )
 
 
-def _subnets(run: Path, trained: TrainedSupernet) -> FindNetworks:
-    """The networks of a supernet: those that selection wrote, or one architecture."""
+def _subnets(run: Path, trained: TrainedSupernet, untuned: bool) -> FindNetworks:
+    """The networks of a supernet: those that selection wrote, or one architecture; tuned where they are."""
+
+    def subnet(name: str, arch: Arch, predicted: float | None = None) -> NamedNetwork:
+        tuned = None if untuned else find_tuned(run, name, arch)
+        return _subnet(trained, name, arch, predicted, tuned)
 
     def networks(selected: str | None, arch: str | None) -> list[NamedNetwork]:
         if arch is not None and selected is not None:
             raise UserError("--arch and --selected both say which subnet; give one of them.")
         if arch is not None:
-            # JSON on the command line has no name; a file gives its own.
-            name = "subnet" if arch.lstrip().startswith("{") else Path(arch).stem
-            return [_subnet(trained, name, find_arch(trained.space, arch))]
+            return [subnet(name_of(arch), find_arch(trained.space, arch))]
         known = dict(read_selected(run))
         if selected is not None and selected not in known:
             raise UserError(f"Run '{run}' has no selected subnet '{selected}'; it has {', '.join(known)}.")
@@ -148,21 +161,31 @@ def _subnets(run: Path, trained: TrainedSupernet) -> FindNetworks:
             if selected in (None, name):
                 # Encoding checks that the architecture is one of this space.
                 checked = decode(trained.space, encode(trained.space, facts.arch))
-                found.append(_subnet(trained, name, checked, facts.predicted_accuracy))
+                found.append(subnet(name, checked, facts.predicted_accuracy))
         return found
 
     return networks
 
 
-def _subnet(trained: TrainedSupernet, name: str, arch: Arch, predicted: float | None = None) -> NamedNetwork:
+def _subnet(
+    trained: TrainedSupernet,
+    name: str,
+    arch: Arch,
+    predicted: float | None = None,
+    tuned: TunedSubnet | None = None,
+) -> NamedNetwork:
     # Built late: a command may name many networks, and has room for one of them at a time.
     def build() -> SourceNetwork:
         architecture = {"kind": "ofa", "space": trained.space.name, "arch": arch.model_dump(mode="json")}
+        facts = tuned.facts if tuned else trained.model.tuned
+        if facts is not None:
+            stated = {"epochs", "teacher", "supernet_sha256"}
+            architecture["tuned"] = facts.model_dump(mode="json", include=stated)
         macs, params = trained.cost(arch)
-        module = _for_export(trained.subnet(arch))
+        module = _for_export(tuned.subnet(trained) if tuned else trained.subnet(arch))
         return SourceNetwork(module, arch.resolution, architecture, macs, params, predicted)
 
-    return NamedNetwork(name, build)
+    return NamedNetwork(name, build, str(tuned or ""))
 
 
 def _single_arch(run: Path, trained: TrainedSupernet) -> FindNetworks:

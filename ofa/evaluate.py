@@ -17,6 +17,7 @@ from engine.statistics import Counts, balanced_accuracy, class_rows, format_accu
 from ofa.space.arch import Arch
 from ofa.space.published import find_arch
 from ofa.trained import RunCommand, TrainedSupernet
+from ofa.tuned import find_tuned, name_of
 
 
 class Evaluate(RunCommand):
@@ -35,6 +36,9 @@ class Evaluate(RunCommand):
             "smallest, largest, published names or JSON files, separated by commas; or JSON; ignored if the "
             "run trained one architecture alone"
         ),
+    )
+    untuned: bool = Field(
+        False, description="take the supernet's weights even of subnets that ofa.tune tuned"
     )
     split: Split = Field("val", description="val, or test for a final report")
     per_class: bool = Field(
@@ -56,9 +60,14 @@ class Evaluate(RunCommand):
         archs = self._archs(trained)
         with progress("evaluate", len(archs)) as advance:
             for name, arch in archs.items():
-                found[name] = trained.confusion(arch, self.split)
+                tuned = None
+                if not (self.untuned or trained.model.arch):
+                    tuned = find_tuned(self.run, name_of(name), arch)
+                subnet = tuned.subnet(trained) if tuned else trained.subnet(arch)
+                found[name] = trained.confusion(subnet, self.split)
                 macs, params = trained.cost(arch)
-                table.add_row(name, format_count(macs), format_count(params), *_cells(found[name], classes))
+                shown = f"{name} ({tuned})" if tuned else name
+                table.add_row(shown, format_count(macs), format_count(params), *_cells(found[name], classes))
                 advance(name)
         Console().print(table)
         count = trained.data.count(self.split)

@@ -200,10 +200,15 @@ class TrainedSupernet:
         """Top-1 accuracy in [0, 1] of the calibrated subnet on a split."""
         return subnet_accuracy(self.subnet(arch), self.data.batches(split, EVALUATION_BATCH))
 
-    def confusion(self, arch: Arch, split: Split) -> Counts:
-        """How many images of each class (row) the calibrated subnet took for each class (column)."""
+    def confusion(self, subnet: Subnet, split: Split) -> Counts:
+        """How many images of each class (row) a subnet of this run took for each class (column).
+
+        Args:
+            subnet: calibrated, in eval mode.
+            split: which images.
+        """
         batches = self.data.batches(split, EVALUATION_BATCH)
-        return subnet_confusion(self.subnet(arch), batches, len(self.model.classes))
+        return subnet_confusion(subnet, batches, len(self.model.classes))
 
     def cost(self, arch: Arch) -> tuple[int, int]:
         """(MACs, parameters) for this run's classes and channels."""

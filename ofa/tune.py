@@ -23,16 +23,18 @@ from engine.errors import UserError
 from engine.loop import EpochLoop
 from engine.model import check_images, write_model
 from engine.optim import SGD, Cosine, build_sgd, clip_gradients, learning_rate, set_learning_rate
+from engine.plot.confusion import write_confusion
 from engine.run import Run
+from engine.statistics import describe_confusion, overall_accuracy
 from engine.training import Training, TrainingCommand
-from ofa.calibration import EVALUATION_BATCH, prepare, subnet_accuracy
+from ofa.calibration import EVALUATION_BATCH, prepare, subnet_confusion
 from ofa.space.arch import Arch, largest
 from ofa.space.published import find_arch
 from ofa.supernet import Supernet
 from ofa.trained import DEFAULT_RUN, SupernetModel, Tuned, load_network, model_of, run_flag
 from ofa.training.teacher import Teacher, find_teacher, largest_teacher
 from ofa.training.tuning import single_network, tune_step
-from ofa.tuned import TUNED, selected_archs, supernet_digest
+from ofa.tuned import TUNED, name_of, selected_archs, supernet_digest
 
 # Data draws an epoch's order and augmentation from its own seed and the number of the epoch. Its seed is that
 # of the validation split, which must stay; so every seed of tuning has epochs of its own, this far apart.
@@ -92,7 +94,7 @@ class Tune(TrainingCommand):
         10, ge=0, description="passes over the training images; 0: only recalibrate BatchNorm"
     )
     sgd: SGD = Field(
-        SGD(lr=0.01, warmup_epochs=0, schedule=Cosine()),
+        SGD(lr=0.01, warmup_epochs=1, schedule=Cosine()),
         description="the optimiser; its rate and decay are by default those of the run, with a cosine to 0",
     )
     teacher: str = Field(
@@ -105,7 +107,7 @@ class Tune(TrainingCommand):
         None, ge=1, description="side of the images of a teacher that is named; none: as its library notes"
     )
     teacher_weight: float = Field(
-        1.0, ge=0, description="weight of the teacher's loss, beside 1 for that of the labels"
+        0.5, ge=0, description="weight of the teacher's loss, beside 1 for that of the labels"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the labels spread over all classes")
     evaluate_every: int = Field(5, ge=1, description="epochs between evaluations on the validation split")
@@ -123,8 +125,7 @@ class Tune(TrainingCommand):
         config = run.config
         base = {name: config[name] for name in FROM_RUN if name in config}
         if "sgd" in base:
-            # A short training without a warm-up: it starts from weights that have learned already.
-            base["sgd"] = base["sgd"] | {"warmup_epochs": 0, "schedule": {"name": "cosine"}}
+            base["sgd"] = base["sgd"] | {"warmup_epochs": 1, "schedule": {"name": "cosine"}}
         if "sandwich" in config:
             base["label_smoothing"] = config["sandwich"]["label_smoothing"]
         base |= {"split_seed": config["seed"], "out": run.path / TUNED}
@@ -137,12 +138,15 @@ class Tune(TrainingCommand):
         # The images are split by the seed of the run: its validation images must stay unseen.
         data = self.model_copy(update={"seed": self.split_seed}).load_images(ranks, device)
         check_images(Run(self.run), model, data)
+        fitted = self.fit_batch(data, ranks)
         teacher = self._teacher(model, supernet, data)
         digest = supernet_digest(self.run)
+        # Of a folder only its name: what is exported goes to others, and names no folders of this machine.
+        teacher_name = "none" if teacher is None else Path(self.teacher).name
         tunings = []
         for name, arch in archs.items():
             # Each folder replays its own subnet, without those that were tuned beside it.
-            config = self.model_copy(update={"out": self.out / name})
+            config = fitted.model_copy(update={"out": self.out / name})
             if self.arch is None:
                 config = config.model_copy(update={"selected": name})
             run = config.start(ranks)
@@ -157,14 +161,14 @@ class Tune(TrainingCommand):
                 space=model.space.name,
                 supernet_sha256=digest,
                 epochs=self.epochs,
-                teacher=self.teacher,
+                teacher=teacher_name,
             )
             described = described.model_copy(update={"tuned": tuned})
             if ranks.first:
                 write_model(run.path / "model.json", described, "subnet")
             tunings.append(Tuning(config, run, network, data, ranks, model.calibration_images))
         if tunings:
-            self.introduce(data)
+            fitted.introduce(data)
             status = TuningTogether(tunings, teacher).run()
             if status:
                 return status
@@ -194,9 +198,7 @@ class Tune(TrainingCommand):
         """The subnets to tune, by the names of their folders."""
         if self.arch is None:
             return selected_archs(self.run, model.space, self.selected)
-        # JSON on the command line has no name; a file gives its own.
-        name = "subnet" if self.arch.lstrip().startswith("{") else Path(self.arch).stem
-        return {name: find_arch(model.space, self.arch)}
+        return {name_of(self.arch): find_arch(model.space, self.arch)}
 
     def _teacher(self, model: SupernetModel, supernet: Supernet, data: Data) -> Teacher | None:
         """Who teaches beside the labels, if anybody does."""
@@ -236,7 +238,8 @@ class Tuning(Training):
             teacher_NK: logits of the teacher; None: labels alone.
         """
         config, sgd = self.config, self.config.sgd
-        warmup = round(sgd.warmup_epochs * self.steps)
+        # No more than a tenth of the training: one epoch of one would never reach the full rate.
+        warmup = min(round(sgd.warmup_epochs * self.steps), self.total // 10)
         set_learning_rate(self.optimizer, learning_rate(sgd, self.step, self.total, warmup))
         self.optimizer.zero_grad()
         losses = tune_step(self.single, x, y, teacher_NK, config.teacher_weight, config.label_smoothing)
@@ -261,7 +264,9 @@ class Tuning(Training):
             return
         arch = largest(self.single.space)
         subnet = prepare(self.single, arch, self.data, self.calibration_images)
-        score = subnet_accuracy(subnet, self.data.batches("val", EVALUATION_BATCH))
+        classes = self.data.classes
+        found = subnet_confusion(subnet, self.data.batches("val", EVALUATION_BATCH), len(classes))
+        score = overall_accuracy(found)
         self.folder.log(step=self.step, epoch=epoch, arch=self.name, val_accuracy=score)
         # Equal ones: the later weights have learned more, and accuracy is coarse on few images.
         if score >= self.best["accuracy"]:
@@ -272,14 +277,19 @@ class Tuning(Training):
                     if name in own:
                         own[name].copy_(tensor)
             weights = {name: tensor.cpu().clone() for name, tensor in self.single.state_dict().items()}
-            self.best = {"accuracy": score, "epochs": epoch + 1, "weights": weights}
+            confusion = torch.from_numpy(found)
+            self.best = {"accuracy": score, "epochs": epoch + 1, "weights": weights, "confusion": confusion}
         if epoch < 0:
             self.untuned = score
         if last:
             macs, _ = self.single.cost(arch)
+            of_best = self.best["confusion"].numpy()
             print(
-                f"  {self.name:9} {format_count(macs):>6} MACs  {self.untuned:.2%} before, "
-                f"{self.best['accuracy']:.2%} after {self.best['epochs']} epochs, on validation"
+                f"  {self.name:9} {format_count(macs):>6} MACs  {self.untuned:.2%} before, after "
+                f"{self.best['epochs']} epochs {describe_confusion(of_best, classes)}, on validation"
+            )
+            write_confusion(
+                self.folder.path / "confusion" / "val", f"{self.name}, validation", of_best, classes
             )
 
     def exported_state_dict(self) -> dict[str, Tensor]:

@@ -53,15 +53,20 @@ def selected_archs(run: Path, space: Space, names: str) -> dict[str, Arch]:
     return found
 
 
+def name_of(arch: str) -> str:
+    """The name of an architecture that a flag gives: that of its file; JSON is called subnet."""
+    return "subnet" if arch.lstrip().startswith("{") else Path(arch).stem
+
+
 class TunedSubnet(NamedTuple):
     """A tuned subnet that fits the run: its folder, and what its model.json says of it."""
 
     path: Path
-    tuned: Tuned
+    facts: Tuned
 
     def __str__(self) -> str:
-        epochs = "epoch" if self.tuned.epochs == 1 else "epochs"
-        return f"tuned for {self.tuned.epochs} {epochs}, teacher {self.tuned.teacher}"
+        epochs = "1 epoch" if self.facts.epochs == 1 else f"{self.facts.epochs} epochs"
+        return f"tuned for {epochs}, teacher: {self.facts.teacher}"
 
     def subnet(self, trained: TrainedSupernet) -> Subnet:
         """The subnet with its tuned weights, calibrated on the images of the run; eval mode."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 from rich.console import Console
 from rich.table import Table
 
@@ -15,12 +15,21 @@ from engine.config import format_count
 from engine.plot.canvas import write_png
 from engine.run import atomic, write_csv, write_json
 from engine.seed import numpy_generator
+from ofa.calibration import EVALUATION_BATCH, subnet_accuracy
 from ofa.space.arch import Arch
 from ofa.space.codes import Codes, decode, encode, sample_codes
 from ofa.trained import RunCommand, TrainedSupernet
+from ofa.tuned import find_tuned
 from predictors.accuracy.cross_validation import CrossValidated, predict_pairs
 from predictors.accuracy.features import features
 from predictors.accuracy.pairs import Pair, read_pairs
+from predictors.reporting.alone import (
+    Worth,
+    compare_with_alone,
+    print_worth,
+    read_alone,
+    worth_as_json,
+)
 from predictors.reporting.figures import pictures
 from predictors.reporting.findings import (
     Comparison,
@@ -62,15 +71,25 @@ class Report(RunCommand):
       python -m predictors.report
       python -m predictors.report --run runs/photos --random 50
       python -m predictors.report --latency-table my-laptop.json
+      python -m predictors.report --alone runs/alone-100k,runs/alone-1M
     """
 
     random: int = Field(20, ge=1, description="random subnets for each budget")
     latency_table: Path | None = Field(
         None, description="file of predictors.measure; none: latency only where predictors.select wrote it"
     )
+    alone: tuple[Path, ...] = Field(
+        (),
+        description="runs of ofa.train --arch, separated by commas, shown beside the same selected subnets",
+    )
     seed: int = Field(
         0, ge=0, description="seed of the random subnets, and of the folds in which the predictor is judged"
     )
+
+    @field_validator("alone", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return value.split(",") if isinstance(value, str) else value
 
     def execute(self) -> int:
         """Measure, then write everything."""
@@ -82,8 +101,11 @@ class Report(RunCommand):
         selected = read_selected_subnets(self.run, space, latency)
         known = read_known_subnets(self.run, space, selected, latency)
         pairs = read_pairs(self.run)
+        alone = read_alone(self.alone, trained, selected)
         judged = self._judge(trained, pairs)
         tested = self._test(trained, selected, latency)
+        tuned = self._test_tuned(trained, selected)
+        comparisons = compare_with_random(selected, tested)
         findings = Findings(
             run=self.run.resolve().name,
             space=space,
@@ -92,11 +114,11 @@ class Report(RunCommand):
             selected=selected,
             known=known,
             tested=tested,
-            comparisons=compare_with_random(selected, tested),
+            comparisons=[c._replace(tuned_accuracy=tuned.get(c.budget)) for c in comparisons],
             judged=judged,
             pairs=len(pairs),
         )
-        self._write(findings)
+        self._write(findings, compare_with_alone(alone, trained))
         return 0
 
     def _judge(self, trained: TrainedSupernet, pairs: Sequence[Pair]) -> CrossValidated | None:
@@ -128,6 +150,16 @@ class Report(RunCommand):
                 advance(f"{kind} {accuracy:.2%}")
         return tested
 
+    def _test_tuned(self, trained: TrainedSupernet, selected: Sequence[SelectedSubnet]) -> dict[str, float]:
+        """Test accuracy by budget of the selected subnets that ofa.tune tuned."""
+        found = {}
+        for chosen in selected:
+            tuned = find_tuned(self.run, chosen.name, chosen.arch)
+            if tuned is not None:
+                batches = trained.data.batches("test", EVALUATION_BATCH)
+                found[chosen.name] = subnet_accuracy(tuned.subnet(trained), batches)
+        return found
+
     def _random_of_same_macs(self, trained: TrainedSupernet, arch: Arch) -> Codes:
         """Different uniform samples within 5% of the MACs of `arch`, without itself.
 
@@ -143,7 +175,7 @@ class Report(RunCommand):
         distance = np.maximum(np.abs(macs / wanted - 1), SAME_MACS)
         return pool[np.argsort(distance, kind="stable")][: self.random]
 
-    def _write(self, findings: Findings) -> None:
+    def _write(self, findings: Findings, worth: Worth | None) -> None:
         folder = self.run / "report"
         drawn = pictures(findings)
         for name, picture in drawn.items():
@@ -151,9 +183,13 @@ class Report(RunCommand):
             write_csv(folder / f"{name}.csv", _columns_in_use(picture.rows), picture.rows)
         comparisons = findings.comparisons
         write_json(folder / "report.json", [comparison._asdict() for comparison in comparisons])
+        if worth is not None:
+            write_json(folder / "alone.json", worth_as_json(worth))
         with atomic(folder / "report.html") as temporary:
-            temporary.write_text(render_page(findings, drawn), encoding="utf-8")
+            temporary.write_text(render_page(findings, drawn, worth), encoding="utf-8")
         _print_comparisons(comparisons)
+        if worth is not None:
+            print_worth(worth)
         print(f"written to {folder}: report.html, report.json, and {', '.join(drawn)} as .png and .csv")
 
 
@@ -163,13 +199,14 @@ def _columns_in_use(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _print_comparisons(comparisons: Sequence[Comparison]) -> None:
-    table = Table("budget", "MACs", "validation", "test", "random", "beats", "within")
+    table = Table("budget", "MACs", "validation", "test", "tuned", "random", "beats", "within")
     for c in comparisons:
         table.add_row(
             c.budget,
             format_count(c.macs),
             f"{c.val_accuracy:.2%}",
             f"{c.test_accuracy:.2%}",
+            "-" if c.tuned_accuracy is None else f"{c.tuned_accuracy:.2%}",
             f"{c.random_median:.2%}",
             f"{c.random_beaten} of {c.random_count}",
             f"{c.random_macs_apart:.0%}",

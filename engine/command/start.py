@@ -20,6 +20,7 @@ COMMANDS = {
     "export": "export.onnx",
     "report": "predictors.report",
     "evaluate": "ofa.evaluate",
+    "runs": "engine.runs",
     "space": "ofa.space",
     "convert": "ofa.convert",
     "measure": "predictors.measure",
@@ -89,4 +90,4 @@ def as_typed(text: str) -> str:
         name = names.get(match[1])
         return match[0] if name is None else f"ofa {name}"
 
-    return re.sub(r"python -m ((?:ofa|predictors|export|oneshot)\.\w+)", typed, text)
+    return re.sub(r"python -m ((?:engine|ofa|predictors|export|oneshot)\.\w+)", typed, text)

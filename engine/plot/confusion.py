@@ -36,7 +36,8 @@ def draw_confusion(title: str, confusion_KK: Counts, classes: Sequence[str]) -> 
         classes: names of the classes, in the order of the labels.
     """
     shown = _worst_classes(confusion_KK)
-    names = [shorten(classes[i], NAME) for i in shown]
+    # Columns have the number of their row: names would not fit above narrow columns.
+    names = [f"{shorten(classes[i], NAME)} · {row}" for row, i in enumerate(shown, start=1)]
     side = min(CELL, max(SMALLEST_CELL, WIDTH / len(shown)))
     margin = max(text_width(name, TEXT) for name in names) + 16
     top = 44.0
@@ -48,9 +49,7 @@ def draw_confusion(title: str, confusion_KK: Counts, classes: Sequence[str]) -> 
     for row, i in enumerate(shown):
         y = top + row * side
         shapes.append(Words(margin - 8, y + side / 2 + 4, names[row], TEXT, "ink", "end"))
-        # Columns have the number of their row: names would not fit above narrow columns.
         shapes.append(Words(margin + (row + 0.5) * side, top - 6, str(row + 1), 9, "quiet", "middle"))
-        shapes.append(Words(margin + len(shown) * side + 5, y + side / 2 + 4, str(row + 1), 9, "quiet"))
         for column, j in enumerate(shown):
             count = int(confusion_KK[i, j])
             hint = f"{classes[i]} taken for {classes[j]}: {count} of {images_K[i]}"
@@ -58,7 +57,7 @@ def draw_confusion(title: str, confusion_KK: Counts, classes: Sequence[str]) -> 
             shapes.append(box(x, y, side, side, _shade(count, int(images_K[i])), "grid", title=hint))
             if count and text_width(str(count), TEXT) < side:
                 shapes.append(Words(x + side / 2, y + side / 2 + 4, str(count), TEXT, "ink", "middle"))
-    width = max(margin + len(shown) * side + 28, text_width(said, TEXT) + 16)
+    width = max(margin + len(shown) * side + 8, text_width(said, TEXT) + 16)
     return Drawing(title, width, top + len(shown) * side + 10, tuple(shapes))
 
 

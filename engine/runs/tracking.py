@@ -35,16 +35,16 @@ class TensorBoardTracker:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter  # `check_trackers` has seen that it is there
 
-        self._writer = SummaryWriter(folder / "tensorboard")  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(folder / "tensorboard")
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Write a point of each curve."""
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, step)
 
     def finish(self) -> None:
         """Write what is still in memory."""
-        self._writer.flush()  # type: ignore[no-untyped-call]
+        self._writer.flush()
 
 
 class MLflowTracker:

@@ -145,7 +145,8 @@ def _accuracy(bundle: Bundle) -> Iterator[str]:
     # The best of many subnets on these images is partly the luckiest one.
     if bundle.selection is not None:
         expected = bundle.selection.predicted_accuracy
-        more = "" if expected is None else f" The predictor expected {_percent(expected)}."
+        before = " before tuning" if "tuned" in bundle.files[0].architecture else ""
+        more = "" if expected is None else f" The predictor expected {_percent(expected)}{before}."
         yield (
             "- Accuracy on the split `val` decided that this network was chosen, which flatters it a little."
             f"{more}"
@@ -182,6 +183,10 @@ def _provenance(bundle: Bundle) -> Iterator[str]:
             limits.append(f"{limit['name']} of at most {format_count(limit['limit'])}{limit['unit']}")
         how = f", with a predictor that learned from {selection.pairs} subnets" if selection.pairs else ""
         yield f"- Chosen for {_list(limits)}{how}."
+    tuned = bundle.files[0].architecture.get("tuned")
+    if tuned is not None:
+        epochs = "1 epoch" if tuned["epochs"] == 1 else f"{tuned['epochs']} epochs"
+        yield f"- Tuned for {epochs} after the supernet's training; teacher: {_plain(tuned['teacher'])}."
     if made.git is not None and made.git["commit"]:
         state = ", with uncommitted changes" if made.git["dirty"] else ""
         yield f"- Source at commit `{made.git['commit']}`{state}."

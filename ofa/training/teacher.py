@@ -5,8 +5,9 @@ A teacher is a function from the run's normalised images to logits. Its soft pre
 """
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
@@ -119,17 +120,17 @@ def _build_module(name: str, classes: int) -> tuple[nn.Module, Preparation]:
         UserError: neither library knows it.
     """
     with torch.random.fork_rng(devices=[]):  # its first weights come from the global generator
-        try:
+        has_timm = find_spec("timm") is not None
+        if has_timm:
             import timm
-        except ImportError:
-            timm = None
-        if timm is not None and timm.is_model(name):
-            module = timm.create_model(name, num_classes=classes)
-            cfg = module.pretrained_cfg
-            return module, Preparation(cfg["input_size"][-1], tuple(cfg["mean"]), tuple(cfg["std"]))
+
+            if timm.is_model(name):
+                module = timm.create_model(name, num_classes=classes)
+                noted: Any = module.pretrained_cfg
+                return module, Preparation(noted["input_size"][-1], tuple(noted["mean"]), tuple(noted["std"]))
         if name in torchvision.models.list_models(module=torchvision.models):
             return torchvision.models.get_model(name, weights=None, num_classes=classes), TORCHVISION
-    missing = "" if timm is not None else " (timm is not installed)"
+    missing = "" if has_timm else " (timm is not installed)"
     raise UserError(
         f"There is no run folder, timm module or torchvision module '{name}'{missing}; give one of these "
         "with --teacher."

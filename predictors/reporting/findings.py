@@ -97,6 +97,8 @@ class Comparison(NamedTuple):
     random_median: of their test accuracies.
     random_beaten: how many of them are worse.
     random_macs_apart: the largest difference of their MACs from its own, as a share of its own.
+    tuned_accuracy: of the selected subnet with the weights of ofa.tune; none if it was not tuned. The others
+        are compared as the supernet gives them.
     """
 
     budget: str
@@ -107,6 +109,7 @@ class Comparison(NamedTuple):
     random_beaten: int
     random_count: int
     random_macs_apart: float
+    tuned_accuracy: float | None = None
 
 
 class Findings(NamedTuple):

@@ -15,6 +15,7 @@ from predictors.accuracy.cross_validation import (
     predictor_quality,
     quality_in_bands,
 )
+from predictors.reporting.alone import Worth, worth_section
 from predictors.reporting.architecture import draw_architecture, shades
 from predictors.reporting.figures import Picture, describe_limits, describe_prediction
 from predictors.reporting.findings import (
@@ -31,12 +32,13 @@ from predictors.search.constraints import format_cost
 MOST_CANDIDATES, MOST_CLASSES = 10, 20  # that are listed
 
 
-def render_page(found: Findings, drawn: Mapping[str, Picture]) -> str:
+def render_page(found: Findings, drawn: Mapping[str, Picture], worth: Worth | None = None) -> str:
     """The page as text.
 
     Args:
         found: what it tells.
         drawn: what `predictors.reporting.figures.pictures` returned for it.
+        worth: the selected subnets beside the same networks trained alone, if some were.
     """
     title = f"Subnets of {found.run}"
     fronts = [_figure(drawn[name]) for name in drawn if name.startswith(("front", "validation"))]
@@ -45,6 +47,7 @@ def render_page(found: Findings, drawn: Mapping[str, Picture]) -> str:
         *_lead(found),
         "<h2>Chosen subnets</h2>",
         *_selected_table(found),
+        *worth_section(worth),
         "<h2>The front</h2>",
         html_grid(fronts),
         "<h2>How far the predictor can be trusted</h2>",
@@ -99,9 +102,17 @@ def _selected_table(found: Findings) -> list[str]:
     heads = ["chosen", "MACs", "params", "predicted", "validation", "test", "random (test)", "beats"]
     if has_latency:
         heads.insert(3, "latency")
+    has_tuned = any(c.tuned_accuracy is not None for c in found.comparisons)
+    if has_tuned:
+        heads.insert(heads.index("random (test)"), "tuned (test)")
     rows = []
     for subnet, comparison in zip(found.selected, found.comparisons, strict=True):
-        rows.append(_selected_row(subnet, comparison, found.images, has_latency))
+        cells = _selected_row(subnet, comparison, found.images, has_latency)
+        if has_tuned:
+            cells.insert(
+                heads.index("tuned (test)"), _tuned_cell(comparison.tuned_accuracy, found.images["test"])
+            )
+        rows.append(cells)
     return [
         html_table(heads, rows),
         small_print(
@@ -109,7 +120,8 @@ def _selected_table(found: Findings) -> list[str]:
             "intervals. That of a prediction is what the predictor said before the subnet was measured; a "
             "dash means that it was known without a predictor: collected, or measured by an earlier search. "
             "That of a measurement comes from the number of images alone. Random: the median of random "
-            "subnets whose MACs differ by no more than it says."
+            "subnets whose MACs differ by no more than it says. Test and random are with the supernet's "
+            "weights, tuned with those of ofa.tune."
         ),
     ]
 
@@ -132,6 +144,11 @@ def _selected_row(
         ms = record.latency_ms
         cells.insert(3, html_cell("–" if ms is None else format_cost("latency", ms)))
     return cells
+
+
+def _tuned_cell(accuracy: float | None, images: int) -> str:
+    """Accuracy with the weights of ofa.tune; a dash if the subnet was not tuned."""
+    return html_cell("–") if accuracy is None else _measured_cell(accuracy, images)
 
 
 def _name_cell(subnet: SelectedSubnet) -> str:

@@ -52,6 +52,9 @@ def test_learns_digits_and_says_what_comes_next(tmp_path: Path, capsys: pytest.C
         and "on test images" in said
     )
     assert said.splitlines()[-1] == f"next: python -m export.onnx --run {tmp_path / 'run'}"
+    assert "; balanced " in said and "; worst class " in said
+    written = {path.name for path in (tmp_path / "run" / "confusion").iterdir()}
+    assert written == {"val.png", "val.csv", "test.png", "test.csv"}
     points = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert points[-1]["test_accuracy"] > 0.5, "ten classes: chance is 0.1"
     assert {"loss", "auxiliary_loss", "lr"} <= points[0].keys()
@@ -122,19 +125,26 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path: Path, monkeypatch: p
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 11
 
 
-def test_mistakes_leave_no_folder(tmp_path: Path) -> None:
+def test_mistakes_leave_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for flags in (
         ("--genotype", "DARTS_V9"),
         ("--genotype", "DARTS_V2_recurrent"),
-        ("--batch-size", "5000"),
         ("--config", "oneshot/nothing"),
     ):
         with pytest.raises(UserError):
             retrain(tmp_path / "run", *flags)
     assert not (tmp_path / "run").exists()
     assert retrain(tmp_path / "run", "--epochs", "1") == 0
-    with pytest.raises(UserError, match="was started with genotype = DARTS_V2, not SNAS"):
-        retrain(tmp_path / "run", "--epochs", "1", "--resume", "--genotype", "SNAS")
+    # What is wrong without the images is said before they are read.
+    monkeypatch.setattr(Retrain, "load_images", None)
+    for flags, said in (
+        (("--resume", "--genotype", "SNAS"), "was started with genotype = DARTS_V2, not SNAS"),
+        (("--resume", "--seed", "1"), "was started with seed = 0, not 1"),
+        ((), "already holds a finished run"),
+    ):
+        with pytest.raises(UserError, match=said):
+            retrain(tmp_path / "run", "--epochs", "1", *flags)
+    assert retrain(tmp_path / "run", "--epochs", "1", "--resume") == 0, "it is finished"
 
 
 def test_a_step_is_the_published_one(tmp_path: Path) -> None:

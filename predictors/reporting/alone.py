@@ -1,0 +1,217 @@
+"""What the supernet was worth: selected subnets beside the same networks trained alone, on test images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+
+from engine.command.table import show
+from engine.config import format_count
+from engine.data.augment import resize
+from engine.errors import UserError
+from engine.plot.canvas import safe
+from engine.run import Run
+from ofa.calibration import EVALUATION_BATCH, prepare
+from ofa.space.arch import Arch, single_arch_space
+from ofa.subnet import Subnet
+from ofa.supernet import Supernet
+from ofa.trained import TrainedSupernet, load_network
+from ofa.tuned import find_tuned
+from predictors.reporting.findings import SelectedSubnet
+from predictors.reporting.html import html_cell, html_table, small_print
+
+
+class AloneNetwork(NamedTuple):
+    """A run that trained one architecture alone, and the selected subnets of that architecture.
+
+    arch: in the space of that single architecture, of which `network` is.
+    """
+
+    name: str
+    network: Supernet
+    arch: Arch
+    images: int
+    epochs: int
+    same: list[SelectedSubnet]
+
+
+class AloneComparison(NamedTuple):
+    """A selected subnet and the same architecture trained alone.
+
+    state: what the subnet's weights are: as taken from the supernet, or tuned.
+    points: subnet minus alone, in points of test accuracy.
+    std: standard error of `points` from the number of test images.
+    """
+
+    budget: str
+    state: str
+    macs: int
+    test_accuracy: float
+    alone: str
+    alone_epochs: int
+    alone_accuracy: float
+    points: float
+    std: float
+
+
+class Worth(NamedTuple):
+    """All such comparisons, and their mean with its standard error, in points."""
+
+    comparisons: list[AloneComparison]
+    points: float
+    std: float
+
+    def sentence(self) -> str:
+        """What the supernet was worth."""
+        count = len(self.comparisons)
+        who = "the chosen subnet is" if count == 1 else f"the {count} chosen subnets are on average"
+        than = "the same network trained alone" if count == 1 else "the same networks trained alone"
+        where = "better" if self.points >= 0 else "worse"
+        said = f"On test images {who} {abs(self.points):.1f} ± {self.std:.1f} points {where} than {than}"
+        # Two standard errors: about one in twenty such differences is larger by chance.
+        if abs(self.points) < 2 * self.std:
+            said += "; so small a difference may be chance"
+        return said + "."
+
+
+def read_alone(
+    paths: Sequence[Path], trained: TrainedSupernet, selected: Sequence[SelectedSubnet]
+) -> list[AloneNetwork]:
+    """Open runs that trained one architecture alone.
+
+    Args:
+        paths: their folders.
+        trained: the supernet, whose images they must have been trained on.
+        selected: what predictors.select selected; each run must have trained one of these architectures.
+
+    Raises:
+        UserError: a folder is no such run.
+    """
+    spaces = {subnet.name: single_arch_space(trained.space, subnet.arch) for subnet in selected}
+    found = []
+    for path in paths:
+        run = Run.open(path, "--alone")
+        model, network = load_network(path)
+        if model.arch is None:
+            raise UserError(
+                f"Run '{path}' is a supernet, not one architecture trained alone; train one with python -m "
+                f"ofa.train --arch {trained.run.path}/selected/{selected[0].name}.json."
+            )
+        ours = trained.model
+        if (model.classes, model.mean, model.std) != (ours.classes, ours.mean, ours.std):
+            raise UserError(
+                f"Run '{path}' was trained on other images than '{trained.run.path}'; train it with the same "
+                f"--data and --seed {trained.seed}."
+            )
+        same = [subnet for subnet in selected if spaces[subnet.name] == model.space]
+        if not same:
+            names = ", ".join(subnet.name for subnet in selected)
+            raise UserError(
+                f"Run '{path}' trained an architecture that is not selected in '{trained.run.path}'; train "
+                f"one of those that are: {names}."
+            )
+        epochs = int(run.config["epochs"])
+        name, images = path.resolve().name, model.calibration_images
+        found.append(AloneNetwork(name, network.to(trained.device), model.arch, images, epochs, same))
+    return found
+
+
+def compare_with_alone(networks: Sequence[AloneNetwork], trained: TrainedSupernet) -> Worth | None:
+    """Measure each network and the selected subnets of its architecture on the same test images.
+
+    A subnet that was tuned is measured with its tuned weights. None without networks.
+    """
+    comparisons, differences = [], []
+    for network in networks:
+        alone = prepare(network.network, network.arch, trained.data, network.images)
+        alone_hits = _hits(alone, trained)
+        for selected in network.same:
+            tuned = find_tuned(trained.run.path, selected.name, selected.arch)
+            subnet = tuned.subnet(trained) if tuned else trained.subnet(selected.arch)
+            hits = _hits(subnet, trained)
+            difference = 100 * (hits - alone_hits)
+            differences.append(difference)
+            comparison = AloneComparison(
+                budget=selected.name,
+                state=str(tuned) if tuned else "as taken from the supernet",
+                macs=selected.record.macs,
+                test_accuracy=float(hits.mean()),
+                alone=network.name,
+                alone_epochs=network.epochs,
+                alone_accuracy=float(alone_hits.mean()),
+                points=float(difference.mean()),
+                std=_standard_error(difference),
+            )
+            comparisons.append(comparison)
+    if not comparisons:
+        return None
+    # Image by image: all networks see the same images, so their errors are not independent of each other.
+    mean_of_image = np.mean(differences, 0)
+    return Worth(comparisons, float(mean_of_image.mean()), _standard_error(mean_of_image))
+
+
+@torch.no_grad()
+def _hits(subnet: Subnet, trained: TrainedSupernet) -> NDArray[np.float64]:
+    """1 for each test image (N,) that the subnet classifies correctly, else 0."""
+    hits = []
+    for x, y in trained.data.batches("test", EVALUATION_BATCH):
+        logits = subnet(resize(x, subnet.arch.resolution))
+        hits.append((logits.argmax(1) == y).cpu().numpy())
+    return np.concatenate(hits).astype(np.float64)
+
+
+def _standard_error(values: NDArray[np.float64]) -> float:
+    return float(values.std() / np.sqrt(len(values)))
+
+
+def print_worth(worth: Worth) -> None:
+    """Print the comparisons as a table, and the sentence."""
+    table = Table("budget", "weights", "MACs", "test", "alone", "epochs", "test of alone", "points")
+    for c in worth.comparisons:
+        table.add_row(
+            c.budget,
+            c.state,
+            format_count(c.macs),
+            f"{c.test_accuracy:.2%}",
+            c.alone,
+            str(c.alone_epochs),
+            f"{c.alone_accuracy:.2%}",
+            f"{c.points:+.1f} ± {c.std:.1f}",
+        )
+    show(table)
+    print(worth.sentence())
+
+
+def worth_section(worth: Worth | None) -> list[str]:
+    """The part of the page about networks trained alone; empty where no run was named."""
+    if worth is None:
+        return []
+    rows = []
+    for c in worth.comparisons:
+        row = [
+            html_cell(c.budget, c.state),
+            html_cell(format_count(c.macs)),
+            html_cell(f"{100 * c.test_accuracy:.1f}%"),
+            html_cell(f"{100 * c.alone_accuracy:.1f}%", f"{c.alone}, {c.alone_epochs} epochs"),
+            html_cell(f"{c.points:+.1f} ± {c.std:.1f}"),
+        ]
+        rows.append(row)
+    return [
+        "<h2>The same networks trained alone</h2>",
+        f"<p>{safe(worth.sentence())}</p>",
+        html_table(["chosen", "MACs", "test", "alone (test)", "points"], rows),
+        small_print(
+            "Trained alone: the same architecture from random weights, without a supernet. ±: the standard "
+            "error that comes from the number of test images; another seed of training differs by more."
+        ),
+    ]
+
+
+def worth_as_json(worth: Worth) -> dict[str, Any]:
+    """The same as data, for alone.json."""
+    rows = [comparison._asdict() for comparison in worth.comparisons]
+    return {"points": worth.points, "std": worth.std, "comparisons": rows}
