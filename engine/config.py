@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
+from annotated_types import Gt
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from engine.errors import UserError, nearest
@@ -58,6 +59,36 @@ def format_count(value: float, digits: int = 3) -> str:
         if rounded >= unit:
             return f"{rounded / unit:.15g}{suffix}"
     return f"{rounded:.15g}"
+
+
+def parse_duration(value: object) -> float:
+    """The seconds that a duration means: `3h50m`, `90m`, `45s`; a bare number is seconds.
+
+    Raises:
+        ValueError: it is not a duration. pydantic makes a validation error of it.
+    """
+    number = r"(\d+\.?\d*|\.\d+)"
+    text = str(value).lower().replace(" ", "")
+    if re.fullmatch(number, text):
+        return float(text)
+    match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?", text)
+    if match is None or not text:
+        raise ValueError(f"{value!r} is not a duration; write it as 3h50m, 90m or 45s")
+    hours, minutes, seconds = match.groups("0")
+    return 3600 * float(hours) + 60 * float(minutes) + float(seconds)
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration), Gt(0)]
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as `3h50m`, `12m` or `45s`: hours and minutes from an hour on, minutes from two minutes on."""
+    if seconds < 120:
+        return f"{seconds:.0f}s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes}m"
+    return f"{minutes // 60}h{minutes % 60:02}m"
 
 
 def find_recipe(name: str) -> Path:

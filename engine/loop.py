@@ -5,20 +5,44 @@ comes from the run's seed and the step, and everything else is in state.pt. Loss
 host reads them every few steps only.
 """
 
+import time
 from collections.abc import Iterator
 from typing import Any, ClassVar, NoReturn
 
 import torch
+from pydantic import Field, PrivateAttr
 from torch import Tensor
 
 from engine.checkpoint import load_state, save_state
+from engine.command.cli import Command
 from engine.command.interrupt import Stop, stop_on_signal, until_stopped
 from engine.command.progress import Advance, progress
 from engine.compute.distributed import ALONE, Ranks
+from engine.config import Duration, format_duration
 from engine.errors import UserError
 from engine.run import Run
 
 LOG_EVERY = 10  # steps; each look at the losses waits for the device
+SHORT = 20.0  # seconds: less than this is not worth a line
+
+
+class LoopCommand(Command):
+    """A command whose work is an `EpochLoop`, which may be told to stop after some time."""
+
+    stop_after: Duration | None = Field(
+        None,
+        description=(
+            "stop after this time, such as 3h50m, with a checkpoint that --resume continues; counted from "
+            "the command's start; none: never"
+        ),
+    )
+    # Made with the settings, so that reading the images counts: who has four hours has them for everything.
+    _started: float = PrivateAttr(default_factory=time.monotonic)
+
+    @property
+    def stop_at(self) -> float | None:
+        """The time of `time.monotonic` at which the loop stops; None: it does not."""
+        return None if self.stop_after is None else self._started + self.stop_after
 
 
 class EpochLoop:
@@ -42,6 +66,11 @@ class EpochLoop:
         self.epoch, self.batches_done = 0, 0  # the current epoch, and its batches that are done
         self.step = 0  # steps done in all epochs
         self.pending: list[Tensor] = []  # losses that the host has not looked at
+        self.stop_at: float | None = None  # time of `time.monotonic`; None: only a signal stops the loop
+        # Step and time at which the measurement of a step's time began; None: it has not begun, or is over.
+        self.measured_from: tuple[int, float] | None = None
+        self.rate_known = False
+        self.loss_shape: torch.Size | None = None  # of the last step's losses
 
     def run(self) -> int:
         """From the current step to the end (returns 0), or to a signal (returns 130)."""
@@ -67,7 +96,13 @@ class EpochLoop:
         batches = until_stopped(self.batches(), stop) if self.ranks.size == 1 else self.batches()
         for first, second in batches:
             self.update(first, second)
-            advance(self.log() if self.step % LOG_EVERY == 0 else "")
+            looks = self.step % LOG_EVERY == 0
+            advance(self.log() if looks else "")
+            # The losses that were just read are those of all steps so far: the device is up to date.
+            if looks:
+                self.estimate_time()
+            if self.stop_at is not None and time.monotonic() >= self.stop_at:
+                stop.time_is_up()
             if self.ranks.any(stop.requested):
                 break
         # Both raise before `save` runs, so that the last checkpoint on disk stays a good one.
@@ -80,10 +115,32 @@ class EpochLoop:
     def done(self, losses: Tensor) -> None:
         """Count a step. Its losses, (L,) or (), averaged over the ranks, are looked at later."""
         # A step may train more networks than the one before: means of other losses go to a line of their own.
-        if self.pending and self.pending[-1].shape != losses.shape:
+        if losses.shape != self.loss_shape:
             self.log()
+            self.loss_shape, self.rate_known, self.measured_from = losses.shape, False, None
         self.pending.append(losses)
         self.batches_done, self.step = self.batches_done + 1, self.step + 1
+
+    def estimate_time(self) -> None:
+        """Print how long the rest will take, once; again where steps begin to do more, or less.
+
+        The first ten steps are not measured, since they also allocate and compile.
+        """
+        if self.rate_known:
+            return
+        now = time.monotonic()
+        if self.measured_from is None:
+            self.measured_from = (self.step, now)
+            return
+        step, began = self.measured_from
+        seconds = (now - began) / (self.step - step)
+        left = seconds * (self.total_steps() - self.step)
+        self.rate_known, self.measured_from = True, None
+        if left >= SHORT:
+            print(
+                f"about {format_duration(left)} left: {self.total_steps() - self.step} steps of "
+                f"{seconds:.2g} s; evaluations come on top"
+            )
 
     def log(self) -> str:
         """Log the means of the losses of all steps since the last call.

@@ -28,7 +28,7 @@ from engine.runs.tracking import Tracker
 
 # Packages whose versions env.json records.
 PACKAGES = ("ofa-toolkit", "torch", "torchvision", "numpy", "scikit-learn", "optuna", "onnx", "onnxruntime")
-NOT_REPLAYED = {"config", "out", "resume", "overwrite"}  # settings that config.yaml leaves out
+NOT_REPLAYED = {"config", "out", "resume", "overwrite", "stop_after"}  # settings that config.yaml leaves out
 # What a run folder may hold, and so what --overwrite may delete.
 RUN_FILES = {
     *("config.yaml", "env.json", "metrics.jsonl", "model.json", "weights.safetensors", "teacher.safetensors"),
@@ -36,7 +36,7 @@ RUN_FILES = {
     *("report", "confusion", "mlflow.json", "genotype.json", "cell.svg", "cell.png", "alphas.png"),
 }
 # Settings that a resumed run may change.
-MAY_DIFFER = {"device", "threads", "tensorboard", "mlflow", "stop_after", "log_conflicts"}
+MAY_DIFFER = {"device", "threads", "tensorboard", "mlflow", "log_conflicts"}
 
 
 @contextlib.contextmanager

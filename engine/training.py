@@ -13,7 +13,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from engine.checkpoint import save_weights
-from engine.command.cli import Command
 from engine.command.launch import started
 from engine.compute.device import use_threads
 from engine.compute.distributed import Ranks, join
@@ -22,7 +21,7 @@ from engine.data.dataset import SPLITS, Batch, Data
 from engine.data.digits import Digits
 from engine.data.sources import DataConfig, load_data
 from engine.errors import UserError
-from engine.loop import EpochLoop
+from engine.loop import EpochLoop, LoopCommand
 from engine.optim import SGD
 from engine.run import Run
 from engine.runs.tracking import check_trackers, open_trackers
@@ -32,7 +31,7 @@ from engine.statistics import Counts
 UNDECIDED = frozenset({"batch_size"})
 
 
-class TrainingCommand(Command):
+class TrainingCommand(LoopCommand):
     """The settings that all trainings have. Each command adds its own settings, a docstring and `train`."""
 
     many_processes: ClassVar[bool] = True
@@ -211,6 +210,7 @@ class Training(EpochLoop):
         self, command: TrainingCommand, run: Run, network: nn.Module, data: Data, ranks: Ranks, epochs: int
     ):
         super().__init__(run, epochs, ranks)
+        self.stop_at = command.stop_at
         self.command, self.data = command, data
         # channels_last is what `engine.compute.fast` works on. In the default layout a step on CPU took 1.4
         # to 2 times as long (benchmarks/records/2026-11-22-epyc-2-cores.md).

@@ -37,7 +37,13 @@ RETRIES = 20  # after so many losses that are not finite, training ends with an 
 
 
 def train_language(
-    run: Run, genotype: Genotype, text: Text, settings: Language, seed: int, device: torch.device
+    run: Run,
+    genotype: Genotype,
+    text: Text,
+    settings: Language,
+    seed: int,
+    device: torch.device,
+    stop_at: float | None = None,
 ) -> int:
     """Train in a run folder that was started, or continue in it.
 
@@ -48,9 +54,10 @@ def train_language(
         settings: of the training.
         seed: of weights, windows and masks.
         device: where to compute.
+        stop_at: time of `time.monotonic` at which training stops with a checkpoint; None: it does not.
 
     Returns:
-        The exit status: 0, or 130 after a signal.
+        The exit status: 0, or 130 after a signal or at `stop_at`.
 
     Raises:
         UserError: the cell is not recurrent, the text is too short, or training diverges again and again.
@@ -60,6 +67,7 @@ def train_language(
             f"A genotype of space '{genotype.space}' is no recurrent cell; text needs one of space '{KIND}'."
         )
     trainer = LanguageTrainer(run, genotype, text, settings, seed, device)
+    trainer.stop_at = stop_at
     size = format_count(count_parameters(trainer.network), 4)
     print(
         f"{size} parameters; {len(text.vocabulary)} words; {len(text.splits['train'])} to train on; device "

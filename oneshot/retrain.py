@@ -172,7 +172,8 @@ class Retrain(TrainingCommand):
             return self.say_finished()
         text = load_text(self.data)
         run = self.start(ranks)
-        return train_language(run, genotype, text, self.language, self.seed, device) or self.say_next()
+        status = train_language(run, genotype, text, self.language, self.seed, device, self.stop_at)
+        return status or self.say_next()
 
 
 class Retraining(Training):

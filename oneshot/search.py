@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from pydantic import Field, model_validator
 
-from engine.command.cli import Command, main
+from engine.command.cli import main
 from engine.command.start import say
 from engine.compute.device import pick_device, use_threads
 from engine.config import Located, merge, models_in, validate
@@ -18,6 +18,7 @@ from engine.data.digits import Digits
 from engine.data.sources import AnyData, load_data
 from engine.data.text import Grammar, TextFolder, load_text
 from engine.errors import UserError
+from engine.loop import LoopCommand
 from engine.run import Run
 from engine.seed import derive
 from engine.training import print_classes
@@ -36,7 +37,7 @@ from oneshot.searcher import Searcher
 from oneshot.spaces.cells import CellSpace, find_space
 
 
-class Search(Command):
+class Search(LoopCommand):
     """Search a cell on images or text with a differentiable method.
 
     oneshot.retrain trains what it finds. Half of the training images train shared weights, the other half the
@@ -212,7 +213,9 @@ class Search(Command):
             dataset=self.dataset,
             table_budget=self.table_budget,
         )
-        return SearchLoop(run, searcher, monitoring).run() or self._say_next()
+        loop = SearchLoop(run, searcher, monitoring)
+        loop.stop_at = self.stop_at
+        return loop.run() or self._say_next()
 
     def _say_next(self) -> int:
         say(f"next: {retrain_command(self.out, self.space, self.data)}")

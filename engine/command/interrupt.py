@@ -25,6 +25,12 @@ class Stop:
 
     requested = False
 
+    def time_is_up(self) -> None:
+        """Request the stop because of `--stop-after`."""
+        if not self.requested and started()[0] == 0:
+            print("the time of --stop-after is over: stopping after this step", file=sys.stderr)
+        self.requested = True
+
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if not self.requested and started()[0] == 0:
             print("\nstopping after this step; what is done is kept", file=sys.stderr)

@@ -22,6 +22,7 @@ from engine.compute.device import autocast
 from engine.config import Config
 from engine.seed import numpy_generator, torch_generator
 from ofa.space.arch import Arch, largest, smallest
+from ofa.space.space import Space
 from ofa.supernet import Regularisation, Supernet
 from ofa.training.conflicts import GradientParts
 from ofa.training.losses import Distillation, SoftCrossEntropy, distil
@@ -116,14 +117,8 @@ def sandwich_step(
         optimizer.step()
     """
     config, seeds = config or Sandwich(), seeds or Seeds()
-    # Tables take seconds to estimate: a sampler that needs them cannot be made in every step.
     if sampler is None:
-        if not isinstance(config.sampling, Uniform):
-            raise ValueError(
-                f"Sampling '{config.sampling.name}' has tables that are made once; pass the sampler that "
-                "build_sampler makes of it."
-            )
-        sampler = UniformSampler(supernet.space)
+        sampler = _sampler_without_tables(config.sampling, supernet.space)
 
     def judge(archs: list[Arch]) -> list[float]:
         return label_losses(supernet, archs, x, y, config.label_smoothing)
@@ -138,12 +133,7 @@ def sandwich_step(
         parts.take()
     # 2. the others learn from the largest
     for arch in [*sampler.draw(rng, config.random, judge), smallest(space)]:
-        with autocast(x.device):
-            logits = supernet(x, arch)
-        # Backward at once, so that only one graph is in memory; gradients add up by themselves.
-        loss = distil(config.distillation, logits, teacher)
-        (loss * _weight(supernet, arch, config)).backward()
-        losses.append(loss.detach())
+        losses.append(_student_step(supernet, arch, x, teacher, config))
         if parts is not None:
             parts.take()
     if parts is not None:
@@ -151,11 +141,28 @@ def sandwich_step(
     return torch.stack(losses)
 
 
-def _weight(supernet: Supernet, arch: Arch, config: Sandwich) -> float:
-    """What the gradient of a student is multiplied by."""
-    if config.size_power == 0:
-        return 1.0
-    return (supernet.cost(arch)[0] / supernet.cost(largest(supernet.space))[0]) ** config.size_power
+def _sampler_without_tables(sampling: Sampling, space: Space) -> Sampler:
+    # Tables take seconds to estimate: a sampler that needs them cannot be made in every step.
+    if not isinstance(sampling, Uniform):
+        raise ValueError(
+            f"Sampling '{sampling.name}' has tables that are made once; pass the sampler that build_sampler "
+            "makes of it."
+        )
+    return UniformSampler(space)
+
+
+def _student_step(supernet: Supernet, arch: Arch, x: Tensor, teacher_NK: Tensor, config: Sandwich) -> Tensor:
+    """Add the gradient of a network that learns from the largest's logits; return its detached loss."""
+    with autocast(x.device):
+        logits = supernet(x, arch)
+    loss = distil(config.distillation, logits, teacher_NK)
+    weighted = loss
+    if config.size_power > 0:
+        share = supernet.cost(arch)[0] / supernet.cost(largest(supernet.space))[0]
+        weighted = loss * share**config.size_power
+    # Backward at once, so that only one graph is in memory; gradients add up by themselves.
+    weighted.backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
 
 
 def label_step(

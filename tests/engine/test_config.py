@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import find_recipe, format_count, merge, parse_count, read_yaml
+from engine.config import (
+    find_recipe,
+    format_count,
+    format_duration,
+    merge,
+    parse_count,
+    parse_duration,
+    read_yaml,
+)
 from engine.errors import UserError
 
 
@@ -57,3 +65,14 @@ def test_broken_yaml(tmp_path: Path, text: str, said: str) -> None:
     path.write_text(text)
     with pytest.raises(UserError, match=said):
         read_yaml(path)
+
+
+def test_durations_are_read_and_written() -> None:
+    for text, seconds in (("3h50m", 13800), ("90m", 5400), ("45s", 45), ("1.5h", 5400), ("2h 5m 1s", 7501)):
+        assert parse_duration(text) == seconds
+    assert parse_duration(12.5) == parse_duration("12.5") == 12.5
+    for text in ("", "soon", "3h50", "5 min", "-3m", "m"):
+        with pytest.raises(ValueError, match="write it as 3h50m"):
+            parse_duration(text)
+    told = [format_duration(seconds) for seconds in (3, 119, 120, 3580, 13800, 14400)]
+    assert told == ["3s", "119s", "2m", "1h00m", "3h50m", "4h00m"]

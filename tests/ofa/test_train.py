@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -436,3 +437,50 @@ def test_what_is_wrong_without_the_images_is_refused_before_they_are_read(
     monkeypatch.setattr("engine.training.load_data", read)
     with pytest.raises(UserError, match=says):
         train(trained_run, *flags)
+
+
+@pytest.mark.slow
+def test_a_run_stops_after_its_time_and_may_be_resumed_with_another(
+    train: Run,
+    trained_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    original = Trainer.update
+
+    def update(self: Trainer, x: torch.Tensor, y: torch.Tensor) -> None:
+        original(self, x, y)
+        if self.step == 14:
+            self.stop_at = 0.0  # long over
+
+    monkeypatch.setattr(Trainer, "update", update)
+    assert train(tmp_path / "run", "--stop-after", "1h") == 130
+    out, err = capsys.readouterr()
+    assert "stopped at step 14 of 33; continue with the same command and --resume" in out
+    assert "the time of --stop-after is over" in err
+    assert "stop_after" not in (tmp_path / "run" / "config.yaml").read_text()
+    monkeypatch.undo()
+    assert train(tmp_path / "run", "--resume", "--stop-after", "2h") == 0
+    assert same_weights(trained_run, tmp_path / "run")
+
+
+def test_the_time_counts_from_the_start_of_the_command() -> None:
+    before = time.monotonic()
+    command = parse(Train, ["--stop-after", "1h"]).model_copy(update={"epochs": 1})
+    assert command.stop_at is not None
+    assert before <= command.stop_at - 3600 <= time.monotonic()
+
+
+def test_the_time_left_is_told_after_twenty_steps_and_when_steps_become_dearer(
+    train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 100.0, 200.0, 500.0])
+    monkeypatch.setattr("engine.loop.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert train(tmp_path / "run", "--epochs", "4", "--sandwich.largest-first", "0.5") == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("about ")]
+    # 44 steps, 22 of the largest alone: looks at 10 and 20, then at 30 and 40.
+    assert told == [
+        "about 4m left: 24 steps of 10 s; evaluations come on top",
+        "about 2m left: 4 steps of 30 s; evaluations come on top",
+    ]
