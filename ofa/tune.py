@@ -22,7 +22,7 @@ from engine.data.dataset import Data
 from engine.errors import UserError
 from engine.loop import EpochLoop
 from engine.model import check_images, write_model
-from engine.optim import SGD, Cosine, build_sgd, clip_gradients, learning_rate, set_learning_rate
+from engine.optim import SGD, build_sgd, clip_gradients, set_learning_rate
 from engine.plot.confusion import write_confusion
 from engine.run import Run
 from engine.statistics import describe_confusion, overall_accuracy
@@ -31,16 +31,21 @@ from ofa.calibration import EVALUATION_BATCH, prepare, subnet_confusion
 from ofa.space.arch import Arch, largest
 from ofa.space.published import find_arch
 from ofa.supernet import Supernet
-from ofa.trained import DEFAULT_RUN, SupernetModel, Tuned, load_network, model_of, run_flag
+from ofa.trained import DEFAULT_RUN, SupernetModel, Tuned, load_network, run_flag
 from ofa.training.teacher import Teacher, find_teacher, largest_teacher
-from ofa.training.tuning import single_network, tune_step
+from ofa.training.tuning import (
+    TEACHER_WEIGHT,
+    TUNING_SGD,
+    single_network,
+    tune_step,
+    tuning_rate,
+    tuning_recipe,
+)
 from ofa.tuned import TUNED, name_of, selected_archs, supernet_digest
 
 # Data draws an epoch's order and augmentation from its own seed and the number of the epoch. Its seed is that
 # of the validation split, which must stay; so every seed of tuning has epochs of its own, this far apart.
 EPOCHS_APART = 1_000_000
-# What a tuning takes from the configuration of its run where neither recipe nor flag says otherwise.
-FROM_RUN = ("data", "batch_size", "sgd", "threads")
 
 
 class Tune(TrainingCommand):
@@ -94,7 +99,7 @@ class Tune(TrainingCommand):
         10, ge=0, description="passes over the training images; 0: only recalibrate BatchNorm"
     )
     sgd: SGD = Field(
-        SGD(lr=0.01, warmup_epochs=1, schedule=Cosine()),
+        TUNING_SGD,
         description="the optimiser; its rate and decay are by default those of the run, with a cosine to 0",
     )
     teacher: str = Field(
@@ -107,7 +112,7 @@ class Tune(TrainingCommand):
         None, ge=1, description="side of the images of a teacher that is named; none: as its library notes"
     )
     teacher_weight: float = Field(
-        0.5, ge=0, description="weight of the teacher's loss, beside 1 for that of the labels"
+        TEACHER_WEIGHT, ge=0, description="weight of the teacher's loss, beside 1 for that of the labels"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the labels spread over all classes")
     evaluate_every: int = Field(5, ge=1, description="epochs between evaluations on the validation split")
@@ -123,11 +128,7 @@ class Tune(TrainingCommand):
         """Lay the values over those of the run that is tuned."""
         run = Run.open(Path(values.get("run", DEFAULT_RUN)))
         config = run.config
-        base = {name: config[name] for name in FROM_RUN if name in config}
-        if "sgd" in base:
-            base["sgd"] = base["sgd"] | {"warmup_epochs": 1, "schedule": {"name": "cosine"}}
-        if "sandwich" in config:
-            base["label_smoothing"] = config["sandwich"]["label_smoothing"]
+        base = tuning_recipe(config)
         base |= {"split_seed": config["seed"], "out": run.path / TUNED}
         return merge(base, values)
 
@@ -140,32 +141,26 @@ class Tune(TrainingCommand):
         check_images(Run(self.run), model, data)
         fitted = self.fit_batch(data, ranks)
         teacher = self._teacher(model, supernet, data)
-        digest = supernet_digest(self.run)
         # Of a folder only its name: what is exported goes to others, and names no folders of this machine.
         teacher_name = "none" if teacher is None else Path(self.teacher).name
+        common = {"space": model.space.name, "epochs": self.epochs, "teacher": teacher_name}
+        common["supernet_sha256"] = supernet_digest(self.run)
         tunings = []
         for name, arch in archs.items():
             # Each folder replays its own subnet, without those that were tuned beside it.
-            config = fitted.model_copy(update={"out": self.out / name})
-            if self.arch is None:
-                config = config.model_copy(update={"selected": name})
+            own = {"out": self.out / name} | ({} if self.arch else {"selected": name})
+            config = fitted.model_copy(update=own)
             run = config.start(ranks)
+            network = single_network(supernet, arch)
+            of_network = {"space": network.space, "arch": largest(network.space)}
+            described = model.model_copy(update=of_network | {"tuned": Tuned(arch=arch, **common)})
+            # Before the next question: a finished subnet of other weights is refused, not left as it is.
+            if ranks.first:
+                write_model(run.path / "model.json", described, "subnet, the supernet")
             # The first rank decides for all, so that none goes on alone.
             if ranks.any(ranks.first and run.finished):
                 print(f"{run.path} is finished already.")
                 continue
-            network = single_network(supernet, arch)
-            described = model_of(network.space, largest(network.space), data, model.calibration_images)
-            tuned = Tuned(
-                arch=arch,
-                space=model.space.name,
-                supernet_sha256=digest,
-                epochs=self.epochs,
-                teacher=teacher_name,
-            )
-            described = described.model_copy(update={"tuned": tuned})
-            if ranks.first:
-                write_model(run.path / "model.json", described, "subnet")
             tunings.append(Tuning(config, run, network, data, ranks, model.calibration_images))
         if tunings:
             fitted.introduce(data)
@@ -238,9 +233,7 @@ class Tuning(Training):
             teacher_NK: logits of the teacher; None: labels alone.
         """
         config, sgd = self.config, self.config.sgd
-        # No more than a tenth of the training: one epoch of one would never reach the full rate.
-        warmup = min(round(sgd.warmup_epochs * self.steps), self.total // 10)
-        set_learning_rate(self.optimizer, learning_rate(sgd, self.step, self.total, warmup))
+        set_learning_rate(self.optimizer, tuning_rate(sgd, self.step, self.steps, self.total))
         self.optimizer.zero_grad()
         losses = tune_step(self.single, x, y, teacher_NK, config.teacher_weight, config.label_smoothing)
         losses = self.ranks.average_gradients(self.single.parameters(), losses)

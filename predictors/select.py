@@ -39,6 +39,7 @@ from predictors.search.constraints import (
 from predictors.search.costs import cost_functions
 from predictors.search.dynamic_programming import LayerCost, layer_costs
 from predictors.search.evaluations import EvaluateFn, Evaluations, Prediction
+from predictors.search.finalists import FINALIST_EPOCHS, tune_finalists
 from predictors.search.predictor_guided import BestProposer, FrontProposer, Proposer, predictor_guided
 from predictors.search.selected import write_front, write_selected
 from predictors.search.study import Study, known_accuracies, open_storage, run_fingerprint
@@ -111,6 +112,11 @@ class Select(RunCommand):
         ge=0,
         description="select the cheapest subnet within so many standard errors of the best; 0: the best",
     )
+    tune_finalists: int = Field(
+        0,
+        ge=0,
+        description="tune so many of the best measured for an epoch, and decide among them by that; 0: none",
+    )
     storage: str | None = Field(
         None,
         description="Optuna storage, a URL or the path of a journal; none: optuna.journal in the run folder",
@@ -176,11 +182,17 @@ class Select(RunCommand):
         facts = {"explore": self.explore, "pairs": len(pairs), "seed": self.seed} | predictor
         folder = self.run / "selected"
         budgets = [objective for objective in objectives if not objective.front]
-        write_selected(budgets, evaluations, costs, facts, self.ties, folder)
+        finalists = {}
+        if self.tune_finalists:
+            finalists = tune_finalists(trained, evaluations, budgets, self.tune_finalists)
+        write_selected(budgets, evaluations, costs, facts, self.ties, folder, finalists)
+        for name, found in finalists.items():
+            tried = [f"{f.candidate.val_accuracy:.2%} -> {f.tuned_accuracy:.2%}" for f in found]
+            print(f"{name}: {FINALIST_EPOCHS} epoch of tuning decided among {', '.join(tried)}")
         for objective in objectives:
             if objective.front:
                 write_front(objective, evaluations, costs, folder)
-        say(f"written to {folder}\nnext: python -m export.onnx{run_flag(self.run)}")
+        say(f"written to {folder}\nnext: python -m ofa.tune{run_flag(self.run)}")
         return 0
 
     def _objectives(self, costs: Mapping[str, ArchCostFn]) -> list[Objective]:

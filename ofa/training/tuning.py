@@ -5,22 +5,62 @@ the statistics of its own batches. Several subnets that are tuned together share
 nothing else: each has an optimiser and a run folder of its own, and ends as if it were tuned alone.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from engine.compute.device import autocast
+from engine.optim import SGD, Cosine, build_sgd, clip_gradients, learning_rate, set_learning_rate
+from ofa.calibration import EVALUATION_BATCH, prepare, subnet_accuracy
 from ofa.space.arch import Arch, largest, single_arch_space
 from ofa.supernet import Supernet
-from ofa.trained import start_from
+from ofa.trained import TrainedSupernet, start_from
 from ofa.training.losses import soft_cross_entropy
+from ofa.training.teacher import largest_teacher
+
+# Of the teacher's loss, beside 1 for that of the labels. On digits 0.5 and 1 were equal, 2 and 4 worse.
+TEACHER_WEIGHT = 0.5
+# Where the run has no recipe of a training, as a converted checkpoint.
+TUNING_SGD = SGD(lr=0.01, warmup_epochs=1, schedule=Cosine())
+
+
+def tuning_recipe(config: dict[str, Any]) -> dict[str, Any]:
+    """What a tuning takes from the config.yaml of its run: images, batch size, rate and decay, smoothing.
+
+    The rate is the supernet's own. A tenth of it, the usual one of fine-tuning, left subnets of digits one to
+    two points worse: its weights are a compromise that a subnet has to leave.
+    """
+    found: dict[str, Any] = {
+        name: config[name] for name in ("data", "batch_size", "threads") if name in config
+    }
+    if "sgd" in config:
+        found["sgd"] = config["sgd"] | TUNING_SGD.model_dump(include={"warmup_epochs", "schedule"})
+    if "sandwich" in config:
+        found["label_smoothing"] = config["sandwich"]["label_smoothing"]
+    return found
+
+
+def tuning_rate(sgd: SGD, step: int, steps: int, total: int) -> float:
+    """The learning rate of a step.
+
+    Args:
+        sgd: the recipe.
+        step: number of the step, from 0.
+        steps: steps in an epoch.
+        total: steps of the whole tuning.
+    """
+    # The warm-up takes no more than a tenth: one epoch of one would never reach the full rate.
+    return learning_rate(sgd, step, total, min(round(sgd.warmup_epochs * steps), total // 10))
 
 
 def single_network(supernet: Supernet, arch: Arch) -> Supernet:
     """A network of `arch` alone, with a copy of the weights that it has in `supernet`."""
     with torch.random.fork_rng(devices=[]):  # its first weights are drawn in vain
         network = Supernet(single_arch_space(supernet.space, arch), supernet.classes, supernet.channels)
-    start_from(network, supernet.cpu(), arch)
+    start_from(network, supernet, arch)
     return network
 
 
@@ -47,3 +87,42 @@ def tune_step(
         losses.append(weight * soft_cross_entropy(logits, teacher_NK))
     torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
     return torch.stack(losses).detach()
+
+
+def tuned_accuracies(
+    trained: TrainedSupernet, archs: Sequence[Arch], epochs: int, advance: Callable[[str], object]
+) -> list[float]:
+    """Validation accuracies in [0, 1] of subnets after a short tuning, whose weights are not kept.
+
+    Args:
+        trained: the run.
+        archs: the subnets; they are tuned together.
+        epochs: passes over the training images.
+        advance: called after each step with a note.
+    """
+    recipe, data = tuning_recipe(trained.run.config), trained.data
+    sgd = SGD.model_validate(recipe.get("sgd", TUNING_SGD))
+    batch_size, smoothing = recipe.get("batch_size", EVALUATION_BATCH), recipe.get("label_smoothing", 0.0)
+    networks = []
+    for arch in archs:
+        network = single_network(trained.supernet, arch).to(data.device)
+        networks.append(network.to(memory_format=torch.channels_last))
+    optimizers = [build_sgd(sgd, network) for network in networks]
+    teacher = largest_teacher(trained.model, trained.supernet, data)
+    steps, step = data.steps(batch_size), 0
+    for epoch in range(epochs):
+        for x, y in data.train_batches(batch_size, epoch):
+            taught = teacher(x)
+            for network, optimizer in zip(networks, optimizers, strict=True):
+                set_learning_rate(optimizer, tuning_rate(sgd, step, steps, epochs * steps))
+                optimizer.zero_grad()
+                tune_step(network, x, y, taught, TEACHER_WEIGHT, smoothing)
+                clip_gradients(sgd, network)
+                optimizer.step()
+            step += 1
+            advance("")
+    found = []
+    for network in networks:
+        subnet = prepare(network, largest(network.space), data, trained.model.calibration_images)
+        found.append(subnet_accuracy(subnet, data.batches("val", EVALUATION_BATCH)))
+    return found

@@ -107,14 +107,14 @@ class Evaluations:
                 "or search without a predictor: --explore coarse-to-fine."
             )
         found = list(self._found.values())
-        return _rows(found), _accuracies(found)
+        return rows_of(found), _accuracies(found)
 
     def under(self, constraints: Sequence[Constraint]) -> list[Candidate]:
         """All subnets that keep every limit, best first; of equally good ones the cheaper one first."""
         if not self._found:
             return []
         found = list(self._found.values())
-        rows, accuracies = _rows(found), _accuracies(found)
+        rows, accuracies = rows_of(found), _accuracies(found)
         # By accuracy, and then by cost: lexsort takes the last key first.
         order = np.lexsort((utilisation(constraints, rows), -accuracies))
         inside = fits(constraints, rows)
@@ -137,19 +137,20 @@ class Evaluations:
         # Otherwise the luckiest measurement would be selected, however much its subnet costs.
         least = best - errors * self.noise(best)
         ties = [c for c in found if c.val_accuracy >= least]
-        return ties[int(utilisation(constraints, _rows(ties)).argmin())]
+        return ties[int(utilisation(constraints, rows_of(ties)).argmin())]
 
     def front(self, costs: Mapping[str, ArchCostFn], constraints: Sequence[Constraint]) -> list[Candidate]:
         """The measured Pareto front of accuracy against `costs` under every limit, cheapest first."""
         found = self.under(constraints)
         if not found:
             return []
-        rows = _rows(found)
+        rows = rows_of(found)
         costs_NK = np.stack([cost(rows) for cost in costs.values()], axis=1)
         return [found[i] for i in pareto_front(_accuracies(found), costs_NK)]
 
 
-def _rows(candidates: Sequence[Candidate]) -> Codes:
+def rows_of(candidates: Sequence[Candidate]) -> Codes:
+    """The codes (N, F) of candidates."""
     return np.stack([c.row for c in candidates])
 
 

@@ -14,6 +14,7 @@ from ofa.space.codes import decode
 from predictors.accuracy.pairs import FRONT
 from predictors.search.constraints import UNITS, ArchCostFn, Objective, format_cost
 from predictors.search.evaluations import Candidate, Evaluations
+from predictors.search.finalists import FINALIST_EPOCHS, Finalist, choose_finalist
 
 # The names of costs in files.
 KEYS = {
@@ -33,6 +34,7 @@ def write_selected(
     facts: Record,
     ties: float,
     folder: Path,
+    finalists: Mapping[str, Sequence[Finalist]],
 ) -> None:
     """Write the selected subnet of each objective with its limits, and print all of them as a table.
 
@@ -45,6 +47,7 @@ def write_selected(
         facts: about the selection, such as its seed; they are written into every file.
         ties: standard errors of accuracy within which the cheapest subnet is selected.
         folder: where to write.
+        finalists: of an objective by its name, where a short tuning decides among them; empty: none does.
 
     Raises:
         UserError: no measured subnet keeps the constraints of an objective.
@@ -53,6 +56,9 @@ def write_selected(
     shown = ["macs", "params"]
     for objective in objectives:
         best = evaluations.choose(objective.constraints, ties)
+        tuned = finalists.get(objective.name, [])
+        if tuned:
+            best = choose_finalist(tuned, objective.constraints, evaluations, ties).candidate
         if best is None:
             limits = " ".join(map(str, objective.constraints))
             raise UserError(
@@ -70,6 +76,8 @@ def write_selected(
             if candidate.source == "select" and candidate is not best:
                 others.append(subnet_record(evaluations, candidate, costs))
         written = record | {"constraints": constraints} | facts | {"candidates": others}
+        if tuned:
+            written["finalists"] = [_finalist_record(evaluations, finalist, costs) for finalist in tuned]
         write_json(folder / f"{objective.name}.json", written)
         selected[objective.name] = record
     if selected:
@@ -123,6 +131,12 @@ def subnet_record(evaluations: Evaluations, candidate: Candidate, costs: Mapping
         "predicted_std": prediction and prediction.predicted_std,
         "interval": prediction and prediction.interval,
     }
+
+
+def _finalist_record(evaluations: Evaluations, finalist: Finalist, costs: Mapping[str, ArchCostFn]) -> Record:
+    """A finalist as JSON data: the measured subnet, and its accuracy after the short tuning."""
+    record = subnet_record(evaluations, finalist.candidate, costs)
+    return record | {"tuned_accuracy": finalist.tuned_accuracy, "tuned_epochs": FINALIST_EPOCHS}
 
 
 def _flat(record: Record) -> Record:

@@ -1,0 +1,227 @@
+"""ofa.tune: its folders are runs, together is as alone, resume is bit for bit, stale weights are not used."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from test_train import same_weights
+from torch import Tensor
+
+from engine.checkpoint import load_weights, save_weights
+from engine.command.cli import parse
+from engine.errors import UserError
+from engine.run import read_json, read_lines
+from ofa.evaluate import Evaluate
+from ofa.space.arch import Arch, largest, smallest
+from ofa.trained import TrainedSupernet
+from ofa.training.teacher import find_teacher
+from ofa.training.tuning import single_network
+from ofa.tune import Tune, Tuning
+from ofa.tuned import find_tuned
+
+CPU = torch.device("cpu")
+
+
+def select_by_hand(run: Path, **archs: Arch) -> None:
+    """Write selected/ as predictors.select does, as far as later stages need it."""
+    for name, arch in archs.items():
+        facts = {"arch": arch.model_dump(mode="json"), "macs": 1, "val_accuracy": 0.5}
+        (run / "selected").mkdir(exist_ok=True)
+        (run / "selected" / f"{name}.json").write_text(json.dumps(facts))
+
+
+@pytest.fixture(scope="module")
+def run(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with two selected subnets."""
+    copy = tmp_path_factory.mktemp("tune") / "run"
+    names = ("selected", "tuned", "export", "report", "pairs.jsonl", "optuna.journal")
+    shutil.copytree(trained_run, copy, ignore=shutil.ignore_patterns(*names))
+    trained = TrainedSupernet(copy, CPU)
+    select_by_hand(copy, small=smallest(trained.space), big=largest(trained.space))
+    return copy
+
+
+def tune(run: Path, *flags: str) -> int:
+    words = ["--run", str(run), "--epochs", "2", "--evaluate-every", "1", "--device", "cpu", *flags]
+    return parse(Tune, words).execute()
+
+
+@pytest.fixture(scope="module")
+def tuned(run: Path) -> Path:
+    assert tune(run) == 0
+    return run
+
+
+def arch_of(run: Path, name: str) -> Arch:
+    return Arch.model_validate(read_json(run / "selected" / f"{name}.json")["arch"])
+
+
+def test_a_tuned_folder_is_a_run_of_one_architecture(tuned: Path) -> None:
+    names = {"config.yaml", "env.json", "metrics.jsonl", "model.json", "weights.safetensors", "DONE"}
+    for name in ("small", "big"):
+        assert names <= {path.name for path in (tuned / "tuned" / name).iterdir()}
+    one = TrainedSupernet(tuned / "tuned" / "small", CPU)
+    whole = TrainedSupernet(tuned, CPU)
+    assert one.model.arch is not None
+    assert one.cost(one.model.arch) == whole.cost(arch_of(tuned, "small"))
+    # The same validation images, and the best of the evaluations was kept.
+    points = read_lines(tuned / "tuned" / "small" / "metrics.jsonl")
+    measured = [point["val_accuracy"] for point in points if "val_accuracy" in point]
+    assert len(measured) == 3
+    assert measured[0] == whole.accuracy(arch_of(tuned, "small"), "val")
+    assert one.accuracy(one.model.arch, "val") == max(measured)
+
+
+def test_settings_come_from_the_run(run: Path) -> None:
+    settings = parse(Tune, ["--run", str(run), "--sgd.momentum", "0.5"])
+    config = TrainedSupernet(run, CPU).run.config
+    assert settings.sgd.lr == config["sgd"]["lr"] and settings.sgd.momentum == 0.5
+    assert settings.sgd.schedule.name == "cosine"
+    assert settings.data.model_dump() == config["data"]
+    assert settings.label_smoothing == config["sandwich"]["label_smoothing"]
+
+
+@pytest.mark.slow
+def test_together_is_as_alone(tuned: Path, tmp_path: Path) -> None:
+    assert tune(tuned, "--selected", "small", "--out", str(tmp_path)) == 0
+    assert same_weights(tmp_path / "small", tuned / "tuned" / "small")
+
+
+@pytest.mark.slow
+def test_another_seed_is_another_tuning_on_the_same_split(tuned: Path, tmp_path: Path) -> None:
+    assert tune(tuned, "--selected", "big", "--seed", "1", "--out", str(tmp_path)) == 0
+    first, second = (read_lines(at / "big" / "metrics.jsonl") for at in (tuned / "tuned", tmp_path))
+    assert first[0] == second[0], "the untuned accuracy, on the same validation images"
+    assert [p["loss"] for p in first if "loss" in p] != [p["loss"] for p in second if "loss" in p]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop_after", [4, 11])  # in the middle of an epoch, and at its end
+def test_resume_is_bit_for_bit(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+) -> None:
+    original = Tuning.learn
+
+    def learn(self: Tuning, x: Tensor, y: Tensor, taught: Tensor | None) -> None:
+        original(self, x, y, taught)
+        if self.step == stop_after and self.name == "big":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Tuning, "learn", learn)
+    assert tune(tuned, "--out", str(tmp_path)) == 130
+    assert not (tmp_path / "big" / "DONE").exists()
+    # As if the process had been killed between two checkpoints: one subnet is behind the other.
+    (tmp_path / "small" / "state.pt").unlink()
+    assert tune(tuned, "--out", str(tmp_path), "--resume") == 0
+    for name in ("small", "big"):
+        assert same_weights(tmp_path / name, tuned / "tuned" / name)
+
+
+def test_no_epochs_only_recalibrate(run: Path, tmp_path: Path) -> None:
+    assert tune(run, "--selected", "small", "--epochs", "0", "--out", str(tmp_path)) == 0
+    one, whole = TrainedSupernet(tmp_path / "small", CPU), TrainedSupernet(run, CPU)
+    assert one.model.arch is not None and one.model.tuned is not None
+    assert one.model.tuned.epochs == 0 and one.model.tuned.teacher == "none"
+    x = torch.randn(4, 1, 12, 12)
+    a, b = one.subnet(one.model.arch), whole.subnet(arch_of(run, "small"))
+    size = one.model.arch.resolution
+    torch.testing.assert_close(a(x[..., :size, :size]), b(x[..., :size, :size]))
+
+
+def test_evaluate_prefers_tuned_weights_and_says_so(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--run", str(tuned), "--arch", str(tuned / "selected" / "small.json")]
+    assert parse(Evaluate, words).execute() == 0
+    assert "tuned" in capsys.readouterr().out
+    assert parse(Evaluate, [*words, "--untuned"]).execute() == 0
+    assert "tuned for" not in capsys.readouterr().out
+
+
+def test_weights_of_another_supernet_or_architecture_are_not_used(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small, big = arch_of(tuned, "small"), arch_of(tuned, "big")
+    found = find_tuned(tuned, "small", small)
+    assert found is not None and "tuned for 2 epochs, teacher: largest" in str(found)
+    assert find_tuned(tuned, "other", small) is None and capsys.readouterr().out == ""
+    assert find_tuned(tuned, "small", big) is None
+    assert "another architecture" in capsys.readouterr().out
+    copy = tmp_path / "run"
+    shutil.copytree(tuned, copy)
+    weights = load_weights(copy / "weights.safetensors")
+    save_weights(copy / "weights.safetensors", {name: 2 * tensor for name, tensor in weights.items()})
+    assert find_tuned(copy, "small", small) is None
+    out = capsys.readouterr().out
+    assert "other weights" in out and "--selected small --overwrite" in out
+
+
+def test_a_finished_tuning_of_another_selection_is_refused(tuned: Path) -> None:
+    before = (tuned / "selected" / "small.json").read_text()
+    select_by_hand(tuned, small=arch_of(tuned, "big"))
+    with pytest.raises(UserError, match=r"subnet, the supernet or the images of run .*--overwrite"):
+        tune(tuned, "--selected", "small", "--resume")
+    (tuned / "selected" / "small.json").write_text(before)
+    assert tune(tuned, "--selected", "small", "--resume") == 0
+
+
+def test_what_cannot_be_tuned_is_said_in_a_sentence(tuned: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="already holds a finished run"):
+        tune(tuned)
+    with pytest.raises(UserError, match="no selected subnet '3M'; it has big, small"):
+        tune(tuned, "--selected", "3M")
+    with pytest.raises(UserError, match="not a supernet"):
+        tune(tuned / "tuned" / "small", "--arch", "largest")
+    with pytest.raises(UserError, match="--teacher-weights"):
+        tune(tuned, "--teacher", "resnet18", "--out", str(tmp_path))
+    with pytest.raises(UserError, match="is not a run folder"):
+        tune(tmp_path)
+
+
+def test_teachers(tuned: Path, tmp_path: Path) -> None:
+    data = TrainedSupernet(tuned, CPU).data
+    x, _ = next(iter(data.batches("val", 4)))
+    for name in ("", "tuned/small"):  # a supernet, and a run of one network
+        assert find_teacher(str(tuned / name), None, None, data)(x).shape == (4, 10)
+    with pytest.raises(UserError, match="leave out --teacher-size"):
+        find_teacher(str(tuned), None, 32, data)
+    path = tmp_path / "teacher.safetensors"
+    module = torchvision.models.get_model("squeezenet1_1", weights=None, num_classes=10).eval()
+    save_weights(path, module.state_dict())
+    teacher = find_teacher("squeezenet1_1", path, 64, data)
+    logits = teacher(x)
+    # By hand: back to pixels, three equal channels, ImageNet's normalisation, the teacher's size.
+    pixels = x * torch.tensor(data.std)[:, None, None] + torch.tensor(data.mean)[:, None, None]
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    rgb = (pixels.expand(-1, 3, -1, -1) - mean[:, None, None]) / std[:, None, None]
+    rgb = torch.nn.functional.interpolate(rgb, size=(64, 64), mode="bicubic")
+    torch.testing.assert_close(logits, module(rgb).detach(), rtol=1e-4, atol=1e-4)
+    assert not logits.requires_grad
+    with pytest.raises(UserError, match="do not fit 'squeezenet1_0' with 10 classes"):
+        find_teacher("squeezenet1_0", path, 64, data)
+    with pytest.raises(UserError, match="no run folder, timm module or torchvision module 'nonsense'"):
+        find_teacher("nonsense", path, None, data)
+
+
+def test_a_network_alone_computes_what_the_supernet_does(trained_run: Path) -> None:
+    trained = TrainedSupernet(trained_run, CPU)
+    arch = smallest(trained.space)
+    network = single_network(trained.supernet, arch)
+    x = torch.randn(4, 1, 8, 8)
+    torch.testing.assert_close(network(x, largest(network.space)), trained.supernet(x, arch))
+
+
+def _tune_as_a_rank(words: list[str]) -> int:
+    return parse(Tune, words).execute()
+
+
+@pytest.mark.slow
+def test_two_ranks_tune_together(run: Path, tmp_path: Path, pair: Any) -> None:
+    words = ["--run", str(run), "--epochs", "1", "--device", "cpu", "--out", str(tmp_path)]
+    assert pair(_tune_as_a_rank, words) == [0, 0]
+    one = TrainedSupernet(tmp_path / "small", CPU)
+    assert one.run.config["ranks"] == 2 and one.run.finished
