@@ -34,7 +34,7 @@ from engine.seed import numpy_generator
 from ofa.space.arch import Arch
 from ofa.trained import TrainedSupernet
 
-ALONE = Path(__file__).with_name("alone.py")
+ALONE = Path(__file__).resolve().with_name("alone.py")
 TABLE = re.compile(r"(<!-- table -->\n).*?(<!-- end of table -->)", re.DOTALL)
 CIFAR = {"cifar3k": 3_000, "cifar10k": 10_000}  # training images
 CIFAR_TEST = 5_000  # test images
@@ -113,11 +113,13 @@ def run_part(folder: Path, name: str, words: Sequence[str]) -> dict[str, Any]:
     if part["status"] == 0:
         return part
     folder.mkdir(parents=True, exist_ok=True)
+    # Of the same clone, wherever the command is started and whatever is installed.
+    environment = os.environ | ONE_THREAD | {"PYTHONPATH": str(ALONE.parents[1])}
     before, started = _children_cpu(), time.monotonic()
     try:
         with (folder / f"{name}.log").open("a") as log:
             done = subprocess.run(
-                [sys.executable, *words], stdout=log, stderr=log, check=False, env=os.environ | ONE_THREAD
+                [sys.executable, *words], stdout=log, stderr=log, check=False, env=environment
             )
         part["status"] = done.returncode
     finally:
