@@ -64,6 +64,8 @@ def describe_counts(classes: Sequence[str], counts_K: Ints) -> str:
         parts = [f"{name} {count}" for name, count in zip(classes, counts_K, strict=True)]
         return f"training images of each class: {', '.join(parts)}"
     low, high = int(counts_K.argmin()), int(counts_K.argmax())
+    if counts_K[low] == counts_K[high]:
+        return f"training images of each class: {counts_K[low]}"
     return (
         f"training images of each class: {counts_K[low]} ({classes[low]}) to {counts_K[high]} "
         f"({classes[high]}), median {np.median(counts_K):g}"

@@ -119,3 +119,5 @@ def test_counts_are_short_and_unequal_ones_are_warned_of() -> None:
     assert "warning" not in describe_balance(list(COUNTS), few, "sampler")
     many = describe_counts([f"class{i}" for i in range(1000)], np.arange(1, 1001))
     assert many == "training images of each class: 1 (class0) to 1000 (class999), median 500.5"
+    same = describe_counts([f"class{i}" for i in range(200)], np.full(200, 3))
+    assert same == "training images of each class: 3"
