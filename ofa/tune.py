@@ -324,6 +324,7 @@ class TuningTogether(EpochLoop):
         self.tunings, self.teacher = tunings, teacher
         self.step, self.epoch, self.batches_done = last.step, last.epoch, last.batches_done
         self.data, self.config = last.data, last.config
+        self.stop_at = last.stop_at
 
     def steps_in(self, epoch: int) -> int:
         """Every epoch has the same number of batches."""

@@ -123,6 +123,13 @@ def test_resume_is_bit_for_bit(
         assert same_weights(tmp_path / name, tuned / "tuned" / name)
 
 
+def test_a_tuning_stops_after_its_time(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("tuned"))
+    assert tune(copy, "--stop-after", "0.001s") == 130  # over before the first step ends
+    assert "stopped at step 1 of" in capsys.readouterr().out
+
+
 def test_no_epochs_only_recalibrate(run: Path, tmp_path: Path) -> None:
     assert tune(run, "--selected", "small", "--epochs", "0", "--out", str(tmp_path)) == 0
     one, whole = TrainedSupernet(tmp_path / "small", CPU), TrainedSupernet(run, CPU)
