@@ -33,33 +33,11 @@ class GradientParts:
         for parameter in self.parameters:
             parameter.grad = None
 
-    def projected(self) -> list[Gradient]:
-        """The parts, without what opposes the largest's gradient in each student's.
-
-        Where the inner product with the largest's gradient g is negative, the component along g goes away:
-        s <- s - (s . g / g . g) g. The idea is NASViT's.
-        """
-        large, *students = self.parts
-        squared = inner_product(large, large).clamp_min(1e-30)
-        projected = [large]
-        for student in students:
-            # 0 where they agree; no look at its value, for which the host would wait for the device.
-            share = inner_product(student, large).clamp_max(0) / squared
-            kept: Gradient = []
-            for own, other in zip(student, large, strict=True):
-                if other is not None:
-                    away = -share * other
-                    own = away if own is None else own + away
-                kept.append(own)
-            projected.append(kept)
-        return projected
-
-    def put_back(self, project: bool = False) -> None:
-        """Give the parameters the sum of all parts; project: of those of `projected`."""
-        parts = self.projected() if project else self.parts
+    def put_back(self) -> None:
+        """Give the parameters the sum of all parts."""
         for i, parameter in enumerate(self.parameters):
             # In this order, as floating point sums depend on it.
-            for part in parts:
+            for part in self.parts:
                 gradient = part[i]
                 if gradient is not None:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient

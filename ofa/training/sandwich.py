@@ -43,14 +43,6 @@ class Sandwich(Config):
         lt=1,
         description="share of all steps, the first ones, that train the largest network alone",
     )
-    project_conflicts: bool = Field(
-        False, description="a student's gradient loses what opposes the largest's (NASViT)"
-    )
-    size_power: float = Field(
-        0.0,
-        ge=0,
-        description="p: a student's gradient counts (its MACs / the largest's)^p; 0: all count the same",
-    )
     label_smoothing: float = Field(
         0.1, ge=0, lt=1, description="smoothing of the labels that the largest network learns from"
     )
@@ -124,8 +116,6 @@ def sandwich_step(
         return label_losses(supernet, archs, x, y, config.label_smoothing)
 
     space, rng = supernet.space, numpy_generator(seeds.subnets, "subnets", step)
-    if config.project_conflicts and parts is None:
-        parts = GradientParts(supernet)
     # 1. the largest learns from the labels; the others learn from its logits of this very pass
     teacher, loss = label_step(supernet, largest(space), x, y, config, (seeds.noise, step))
     losses = [loss]
@@ -137,7 +127,7 @@ def sandwich_step(
         if parts is not None:
             parts.take()
     if parts is not None:
-        parts.put_back(config.project_conflicts)
+        parts.put_back()
     return torch.stack(losses)
 
 
@@ -156,12 +146,8 @@ def _student_step(supernet: Supernet, arch: Arch, x: Tensor, teacher_NK: Tensor,
     with autocast(x.device):
         logits = supernet(x, arch)
     loss = distil(config.distillation, logits, teacher_NK)
-    weighted = loss
-    if config.size_power > 0:
-        share = supernet.cost(arch)[0] / supernet.cost(largest(supernet.space))[0]
-        weighted = loss * share**config.size_power
     # Backward at once, so that only one graph is in memory; gradients add up by themselves.
-    weighted.backward()  # type: ignore[no-untyped-call]
+    loss.backward()  # type: ignore[no-untyped-call]
     return loss.detach()
 
 

@@ -63,7 +63,7 @@ def test_a_loop_of_ones_own_learns(tiny: ofa.Space) -> None:
     supernet = ofa.Supernet(tiny, classes=10, channels=1)
     optimizer = torch.optim.Adam(supernet.parameters(), lr=0.01)
     config, step = ofa.Sandwich(dropout=0, drop_connect=0), 0
-    for epoch in range(3):
+    for epoch in range(6):
         for images, labels in data.train_batches(64, epoch):
             optimizer.zero_grad()
             ofa.sandwich_step(supernet, images, labels, step, config)

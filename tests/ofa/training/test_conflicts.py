@@ -40,28 +40,6 @@ def test_measuring_changes_no_gradient_and_the_cosines_are_of_single_networks(ti
     assert parts.cosines() == {"cosine_smallest_largest": pytest.approx(float(wanted), abs=1e-5)}
 
 
-def test_projected_gradients_no_longer_oppose_the_largests(tiny: Space) -> None:
-    parts = GradientParts(filled(tiny))
-    large, against, along = torch.tensor([3.0, 4.0]), torch.tensor([-5.0, 0.0]), torch.tensor([1.0, -0.5])
-    parts.parts = [[large, None], [against, torch.ones(1)], [along, None]]
-    first, second, third = parts.projected()
-    # s . g = -15 and g . g = 25, so 15 / 25 of g is added.
-    torch.testing.assert_close(second, [torch.tensor([-3.2, 2.4]), torch.ones(1)])
-    assert first[0] is large
-    torch.testing.assert_close(third[0], along)
-
-
-def test_a_step_with_projection_adds_up_projected_gradients(tiny: Space) -> None:
-    net, x, y = filled(tiny), torch.randn(8, 3, 12, 12), torch.arange(8) % 5
-    parts = GradientParts(net)
-    sandwich_step(net, x, y, 3, Sandwich(dropout=0, drop_connect=0), parts=parts)
-    net.zero_grad()
-    sandwich_step(net, x, y, 3, Sandwich(dropout=0, drop_connect=0, project_conflicts=True))
-    for p, *own in zip(net.parameters(), *parts.projected(), strict=True):
-        wanted = sum(part for part in own if part is not None)
-        torch.testing.assert_close(p.grad, wanted)
-
-
 @pytest.mark.slow
 def test_a_run_logs_cosines_and_learns_the_same(
     train: Callable[..., int], trained_run: Path, tmp_path: Path

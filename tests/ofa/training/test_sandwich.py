@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from supernets import filled
 
 from engine.seed import numpy_generator
 from ofa.space.arch import Arch, largest, smallest
 from ofa.space.codes import decode, sample
 from ofa.space.space import Space
 from ofa.supernet import Supernet
-from ofa.training.conflicts import GradientParts
 from ofa.training.losses import AlphaDivergence, alpha_divergence, soft_cross_entropy
 from ofa.training.sampling import Attentive, AttentiveSampler, Judge, Sampler, UniformSampler, build_sampler
 from ofa.training.sandwich import Sandwich, Seeds, label_losses, sandwich_step
@@ -171,19 +169,3 @@ def test_a_step_trains_the_best_or_the_worst_candidates(
             pick = min if mode == "bestup" else max
             assert label_losses(net, [chosen], x, y, 0.1)[0] == pick(losses)
             assert chosen in archs
-
-
-def test_gradients_of_small_students_may_count_less(tiny: Space) -> None:
-    net, (x, y) = filled(tiny), (torch.randn(8, 3, 12, 12), torch.arange(8) % 5)
-    found = []
-    for power in (0.0, 0.5):
-        net.zero_grad()
-        parts = GradientParts(net)
-        config = Sandwich(random=0, dropout=0, drop_connect=0, size_power=power)
-        losses = sandwich_step(net, x, y, 0, config, parts=parts)
-        found.append((losses, parts.parts))
-    (losses, (_, plain)), (same_losses, (_, scaled)) = found
-    assert torch.equal(losses, same_losses), "losses are logged as they are"
-    share = (net.cost(smallest(tiny))[0] / net.cost(largest(tiny))[0]) ** 0.5
-    for one, other in zip(plain, scaled, strict=True):
-        assert one is other is None or torch.allclose(one * share, other, rtol=1e-4, atol=1e-7)
