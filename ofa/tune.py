@@ -96,7 +96,7 @@ class Tune(TrainingCommand):
         description="folder of the tuned subnets; by default tuned/ in the run, where others look for it",
     )
     epochs: int = Field(
-        10, ge=0, description="passes over the training images; 0: only recalibrate BatchNorm"
+        20, ge=0, description="passes over the training images; 0: only recalibrate BatchNorm"
     )
     sgd: SGD = Field(
         TUNING_SGD,
