@@ -95,8 +95,8 @@ class Study:
     def _measure(self, row: Codes, trial: FrozenTrial) -> float:
         accuracy = self.accuracy(row)
         costs = [float(cost(row[None])[0]) for cost in self.objective.front.values()]
-        # The process that claimed the trial may have finished it by now. Optuna skips what was finished when it
-        # looks, and raises if the other process finishes between that look and its own write.
+        # The process that claimed the trial may have finished it by now. Optuna skips what was finished when
+        # it looks, and raises if the other process finishes between that look and its own write.
         with suppress(UpdateFinishedTrialError):
             self.study.tell(trial.number, [accuracy, *costs], skip_if_finished=True)
         return accuracy
