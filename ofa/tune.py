@@ -136,6 +136,8 @@ class Tune(TrainingCommand):
         """Tune as rank `ranks.rank` on `device`; return the exit status."""
         model, supernet = self._open_supernet()
         archs = self._archs(model)
+        for name in archs:
+            self._for(name).finished_before(ranks)  # a folder that cannot be written is refused now
         # The images are split by the seed of the run: its validation images must stay unseen.
         data = self.model_copy(update={"seed": self.split_seed}).load_images(ranks, device)
         check_images(Run(self.run), model, data)
@@ -147,9 +149,7 @@ class Tune(TrainingCommand):
         common["supernet_sha256"] = supernet_digest(self.run)
         tunings = []
         for name, arch in archs.items():
-            # Each folder replays its own subnet, without those that were tuned beside it.
-            own = {"out": self.out / name} | ({} if self.arch else {"selected": name})
-            config = fitted.model_copy(update=own)
+            config = fitted._for(name)
             run = config.start(ranks)
             network = single_network(supernet, arch)
             of_network = {"space": network.space, "arch": largest(network.space)}
@@ -169,6 +169,11 @@ class Tune(TrainingCommand):
                 return status
         say(f"next: python -m export.onnx{run_flag(self.run)}")
         return 0
+
+    def _for(self, name: str) -> "Tune":
+        """These settings for one folder, which replays its own subnet without those tuned beside it."""
+        own = {"out": self.out / name} | ({} if self.arch else {"selected": name})
+        return self.model_copy(update=own)
 
     def _open_supernet(self) -> tuple[SupernetModel, Supernet]:
         """The supernet of the run, on CPU.

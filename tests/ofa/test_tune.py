@@ -176,9 +176,18 @@ def test_a_finished_tuning_of_another_selection_is_refused(tuned: Path) -> None:
     assert tune(tuned, "--selected", "small", "--resume") == 0
 
 
-def test_what_cannot_be_tuned_is_said_in_a_sentence(tuned: Path, tmp_path: Path) -> None:
+def test_a_folder_in_use_is_refused_before_images_are_read(
+    tuned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_data(*_: object) -> None:
+        raise AssertionError("images were read")
+
+    monkeypatch.setattr("engine.training.load_data", load_data)
     with pytest.raises(UserError, match="already holds a finished run"):
         tune(tuned)
+
+
+def test_what_cannot_be_tuned_is_said_in_a_sentence(tuned: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no selected subnet '3M'; it has big, small"):
         tune(tuned, "--selected", "3M")
     with pytest.raises(UserError, match="not a supernet"):
