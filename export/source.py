@@ -183,7 +183,9 @@ def _subnet(
             architecture["tuned"] = facts.model_dump(mode="json", include=stated)
         macs, params = trained.cost(arch)
         module = _for_export(tuned.subnet(trained) if tuned else trained.subnet(arch))
-        return SourceNetwork(module, arch.resolution, architecture, macs, params, predicted)
+        # Selection predicted the subnet as the supernet has it, which a tuned one no longer is.
+        expected = None if tuned else predicted
+        return SourceNetwork(module, arch.resolution, architecture, macs, params, expected)
 
     return NamedNetwork(name, build, str(tuned or ""))
 

@@ -31,7 +31,7 @@ from ofa.calibration import EVALUATION_BATCH, prepare, subnet_confusion
 from ofa.space.arch import Arch, largest
 from ofa.space.published import find_arch
 from ofa.supernet import Supernet
-from ofa.trained import DEFAULT_RUN, SupernetModel, Tuned, load_network, run_flag
+from ofa.trained import DEFAULT_RUN, SupernetModel, Tuned, load_network
 from ofa.training.teacher import Teacher, find_teacher, largest_teacher
 from ofa.training.tuning import (
     TEACHER_WEIGHT,
@@ -41,7 +41,7 @@ from ofa.training.tuning import (
     tuning_rate,
     tuning_recipe,
 )
-from ofa.tuned import TUNED, name_of, selected_archs, supernet_digest
+from ofa.tuned import TUNED, check_split, export_flags, name_of, selected_archs, supernet_digest
 
 # Data draws an epoch's order and augmentation from its own seed and the number of the epoch. Its seed is that
 # of the validation split, which must stay; so every seed of tuning has epochs of its own, this far apart.
@@ -128,16 +128,18 @@ class Tune(TrainingCommand):
         """Lay the values over those of the run that is tuned."""
         run = Run.open(Path(values.get("run", DEFAULT_RUN)))
         config = run.config
-        base = tuning_recipe(config)
-        base |= {"split_seed": config["seed"], "out": run.path / TUNED}
-        return merge(base, values)
+        base = tuning_recipe(config) | {"out": run.path / TUNED}
+        # Last, so that no flag can bring held-out images into the tuning.
+        return merge(base, values) | {"split_seed": config["seed"]}
 
     def train(self, ranks: Ranks, device: torch.device) -> int:
         """Tune as rank `ranks.rank` on `device`; return the exit status."""
         model, supernet = self._open_supernet()
+        check_split(self.run, self.data)
         archs = self._archs(model)
+        # Of all folders, before the images are read: what cannot be written is refused, and nothing is begun.
         for name in archs:
-            self._for(name).finished_before(ranks)  # a folder that cannot be written is refused now
+            self._for(name).finished_before(ranks)
         # The images are split by the seed of the run: its validation images must stay unseen.
         data = self.model_copy(update={"seed": self.split_seed}).load_images(ranks, device)
         check_images(Run(self.run), model, data)
@@ -167,7 +169,7 @@ class Tune(TrainingCommand):
             status = TuningTogether(tunings, teacher).run()
             if status:
                 return status
-        say(f"next: python -m export.onnx{run_flag(self.run)}")
+        say(f"next: python -m export.onnx{export_flags(self.run, self.out, next(iter(archs)), self.arch)}")
         return 0
 
     def _for(self, name: str) -> "Tune":
@@ -283,8 +285,8 @@ class Tuning(Training):
             macs, _ = self.single.cost(arch)
             of_best = self.best["confusion"].numpy()
             print(
-                f"  {self.name:9} {format_count(macs):>6} MACs  {self.untuned:.2%} before, after "
-                f"{self.best['epochs']} epochs {describe_confusion(of_best, classes)}, on validation"
+                f"  {self.name:9} {format_count(macs):>6} MACs  {self.untuned:.2%} before, best after "
+                f"{self.best['epochs']} of {self.epochs} epochs {describe_confusion(of_best, classes)}"
             )
             write_confusion(
                 self.folder.path / "confusion" / "val", f"{self.name}, validation", of_best, classes

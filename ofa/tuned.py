@@ -1,12 +1,14 @@
 """The tuned subnets of a run: `tuned/NAME/`, each a run folder of one architecture."""
 
 import hashlib
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
 from engine.config import validate
+from engine.data.sources import DataConfig
 from engine.errors import UserError
-from engine.run import read_json
+from engine.run import Run, read_json
 from ofa.calibration import prepare
 from ofa.space.arch import Arch
 from ofa.space.published import find_arch
@@ -51,6 +53,40 @@ def selected_archs(run: Path, space: Space, names: str) -> dict[str, Arch]:
             raise UserError(f"Run '{run}' has no selected subnet '{name}'; it has {', '.join(files)}.")
         found[name] = find_arch(space, str(files[name]))
     return found
+
+
+def check_split(run: Path, data: DataConfig) -> None:
+    """Refuse shares of held-out images that are not the run's: some of its test images would be trained on.
+
+    Args:
+        run: the run folder of the supernet.
+        data: the images that are asked for.
+
+    Raises:
+        UserError: a share differs.
+    """
+    trained_on = Run(run).config.get("data", {})
+    for name in ("val", "test"):
+        given, before = getattr(data, name, None), trained_on.get(name)
+        if name in trained_on and given != before:
+            raise UserError(
+                f"Run '{run}' held images out by data.{name} = {before}, and {given} would train on some of "
+                f"them; leave out --data.{name}."
+            )
+
+
+def export_flags(run: Path, out: Path, name: str, arch: str | None) -> str:
+    """The flags by which export finds what was tuned, after a space.
+
+    Args:
+        run: the run folder of the supernet.
+        out: the folder of the tuned subnets.
+        name: of the first of them.
+        arch: what --arch said; None: the subnets are selected ones.
+    """
+    if out.resolve() != (run / TUNED).resolve():
+        return f" --run {out / name}"
+    return run_flag(run) + (f" --arch {shlex.quote(arch)}" if arch else "")
 
 
 def name_of(arch: str) -> str:
@@ -100,9 +136,11 @@ def find_tuned(run: Path, name: str, arch: Arch) -> TunedSubnet | None:
         reason = "started from other weights than the supernet has now"
     if model.tuned is not None and reason is None:
         return TunedSubnet(path, model.tuned)
-    flag = "--resume" if reason == "is not finished" else "--overwrite"
-    print(
-        f"'{path}' {reason}, so '{name}' is taken untuned; tune it with python -m ofa.tune{run_flag(run)} "
-        f"--selected {name} {flag}."
-    )
+    if reason == "is not finished":
+        remedy = "continue with the command that began it and --resume"
+    elif (run / "selected" / f"{name}.json").exists():
+        remedy = f"tune it with python -m ofa.tune{run_flag(run)} --selected {name} --overwrite"
+    else:
+        remedy = f"tune it with python -m ofa.tune{run_flag(run)}, the same --arch and --overwrite"
+    print(f"'{path}' {reason}, so '{name}' is taken untuned; {remedy}.")
     return None

@@ -183,7 +183,7 @@ class Select(RunCommand):
         folder = self.run / "selected"
         budgets = [objective for objective in objectives if not objective.front]
         finalists = {}
-        if self.tune_finalists:
+        if self.tune_finalists and budgets:
             finalists = tune_finalists(trained, evaluations, budgets, self.tune_finalists)
         write_selected(budgets, evaluations, costs, facts, self.ties, folder, finalists)
         for name, found in finalists.items():

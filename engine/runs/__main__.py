@@ -65,17 +65,18 @@ class Runs(Command):
             print("nothing was deleted")
             return 1
         for run in named:
-            # The folder itself is listed by its own name.
-            path = self.folder / run.name if (self.folder / run.name).is_dir() else self.folder
-            left = delete_run(path)
-            print(f"deleted {path}" + (f", but not {', '.join(left)} in it" if left else ""))
+            left = delete_run(run.path)
+            print(f"deleted {run.path}" + (f", but not {', '.join(left)} in it" if left else ""))
         return 0
 
 
 def _agrees(question: str) -> bool:
     if not sys.stdin.isatty():
         raise UserError("Nobody is there to be asked whether to delete; add --yes.")
-    return input(question).strip().lower() in ("y", "yes")
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        return False
 
 
 def _table(runs: list[RunSummary]) -> Table:
@@ -96,7 +97,8 @@ def _table(runs: list[RunSummary]) -> Table:
 
 
 def _json(run: RunSummary) -> dict[str, Any]:
-    return run._asdict() | {"changed": run.changed.isoformat(timespec="seconds")}
+    changed = run.changed.isoformat(timespec="seconds")
+    return run._asdict() | {"path": str(run.path), "changed": changed}
 
 
 def _percent(accuracy: float | None) -> str:

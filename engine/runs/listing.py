@@ -19,6 +19,7 @@ LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 class RunSummary(NamedTuple):
     """A run folder in a few words.
 
+    path: where it is.
     name: its path below the folder that was listed.
     kind: supernet, alone (one architecture), tuned, search, retrained, converted, or run.
     state: finished, epoch x of y, or unfinished.
@@ -30,6 +31,7 @@ class RunSummary(NamedTuple):
     changed: when its metrics, or another of its own files, were last written.
     """
 
+    path: Path
     name: str
     kind: str
     state: str
@@ -68,12 +70,13 @@ def summarise(path: Path, folder: Path) -> RunSummary:
     """What a run folder says of itself. A damaged file is left out, so that one run does not hide all."""
     config = _config(path)
     points = _last_and_accuracies(path / "metrics.jsonl")
-    evaluated = [point for point in points if "val_accuracy" in point]
+    evaluated = [point for point in points if isinstance(point.get("val_accuracy"), float)]
     scores = [point["val_accuracy"] for point in evaluated]
     # Several architectures are evaluated at one step.
-    last = [point["val_accuracy"] for point in evaluated if point["step"] == evaluated[-1]["step"]]
+    last = [point["val_accuracy"] for point in evaluated if point.get("step") == evaluated[-1].get("step")]
     top = [entry.stat(follow_symlinks=False).st_mtime for entry in os.scandir(path) if entry.is_file()]
     return RunSummary(
+        path=path,
         name=path.relative_to(folder).as_posix() if path != folder else path.resolve().name,
         kind=_kind(path, config),
         state=_state(path, config, points),
@@ -127,11 +130,11 @@ def _kind(path: Path, config: dict[str, Any]) -> str:
 def _state(path: Path, config: dict[str, Any], points: list[dict[str, Any]]) -> str:
     if (path / "DONE").exists():
         return "finished"
-    phases = config.get("phases") or ()
-    epochs = sum(phase.get("epochs", 0) for phase in phases) or config.get("epochs")
-    if not points or "epoch" not in points[-1] or not epochs:
+    try:
+        epochs = sum(phase["epochs"] for phase in config.get("phases") or ()) or config["epochs"]
+        return f"epoch {points[-1]['epoch'] + 1} of {epochs}"
+    except (KeyError, IndexError, TypeError):  # it has just begun, or a file is damaged
         return "unfinished"
-    return f"epoch {points[-1]['epoch'] + 1} of {epochs}"
 
 
 def _data(config: dict[str, Any]) -> str:

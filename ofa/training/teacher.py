@@ -37,6 +37,8 @@ class Preparation(NamedTuple):
     std: tuple[float, ...]
 
 
+LONGEST_REASON = 300  # characters of torch's list of tensors that do not fit
+
 # torchvision trains all its classifiers with ImageNet's mean and deviation; most of them take this size.
 TORCHVISION = Preparation(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -102,15 +104,25 @@ def _module_teacher(name: str, weights: Path | None, size: int | None, data: Dat
     try:
         module.load_state_dict(read_checkpoint(weights))
     except RuntimeError as error:
-        # The first line only says which class it is; the second names the tensor.
+        # The first line only says which class it is; the second names tensors, all that are missing.
         reason = " ".join(str(error).split("\n")[1:2]).strip()
+        reason = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ..."
         raise UserError(
             f"Weights '{weights}' do not fit '{name}' with {len(data.classes)} classes: {reason} "
             "Give the weights of a network that was trained on the classes of this run."
         ) from None
     if size is not None:
         prepared = prepared._replace(size=size)
-    return _prepared(module.to(data.device).eval(), prepared, data)
+    teacher = _prepared(module.to(data.device).eval(), prepared, data)
+    # Tried now: some networks take one size only, and what they raise otherwise is their own affair.
+    try:
+        teacher(torch.zeros(1, data.channels, prepared.size, prepared.size, device=data.device))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(
+            f"Teacher '{name}' cannot take images of {prepared.size} pixels with {data.channels} channels "
+            f"({str(error)[:LONGEST_REASON]}); give another --teacher-size."
+        ) from None
+    return teacher
 
 
 def _build_module(name: str, classes: int) -> tuple[nn.Module, Preparation]:

@@ -38,6 +38,9 @@ def tuning_recipe(config: dict[str, Any]) -> dict[str, Any]:
     }
     if "sgd" in config:
         found["sgd"] = config["sgd"] | TUNING_SGD.model_dump(include={"warmup_epochs", "schedule"})
+        # Phases have rates of their own; the last one's is that of the weights as they are.
+        if config.get("phases"):
+            found["sgd"]["lr"] = config["phases"][-1]["lr"]
     if "sandwich" in config:
         found["label_smoothing"] = config["sandwich"]["label_smoothing"]
     return found

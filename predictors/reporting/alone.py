@@ -67,13 +67,13 @@ class Worth(NamedTuple):
 
     def sentence(self) -> str:
         """What the supernet was worth."""
-        count = len(self.comparisons)
+        count = len({comparison.budget for comparison in self.comparisons})
         who = "the chosen subnet is" if count == 1 else f"the {count} chosen subnets are on average"
         than = "the same network trained alone" if count == 1 else "the same networks trained alone"
         where = "better" if self.points >= 0 else "worse"
         said = f"On test images {who} {abs(self.points):.1f} ± {self.std:.1f} points {where} than {than}"
         # Two standard errors: about one in twenty such differences is larger by chance.
-        if abs(self.points) < 2 * self.std:
+        if abs(self.points) <= 2 * self.std:
             said += "; so small a difference may be chance"
         return said + "."
 
@@ -93,13 +93,18 @@ def read_alone(
     """
     spaces = {subnet.name: single_arch_space(trained.space, subnet.arch) for subnet in selected}
     found = []
-    for path in paths:
+    for path in dict.fromkeys(path.resolve() for path in paths):
         run = Run.open(path, "--alone")
         model, network = load_network(path)
         if model.arch is None:
             raise UserError(
                 f"Run '{path}' is a supernet, not one architecture trained alone; train one with python -m "
                 f"ofa.train --arch {trained.run.path}/selected/{selected[0].name}.json."
+            )
+        if model.tuned is not None:
+            raise UserError(
+                f"Run '{path}' was tuned from a supernet, so it is not a network trained alone; name one of "
+                "python -m ofa.train --arch."
             )
         ours = trained.model
         if (model.classes, model.mean, model.std) != (ours.classes, ours.mean, ours.std):

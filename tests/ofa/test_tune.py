@@ -188,6 +188,9 @@ def test_a_folder_in_use_is_refused_before_images_are_read(
 
 
 def test_what_cannot_be_tuned_is_said_in_a_sentence(tuned: Path, tmp_path: Path) -> None:
+    for flags in (("--data.val", "0.1"), ("--data.val", "0.3", "--split-seed", "5")):
+        with pytest.raises(UserError, match="would train on some of them"):
+            tune(tuned, *flags, "--out", str(tmp_path / "other"))
     with pytest.raises(UserError, match="no selected subnet '3M'; it has big, small"):
         tune(tuned, "--selected", "3M")
     with pytest.raises(UserError, match="not a supernet"):
@@ -217,6 +220,8 @@ def test_teachers(tuned: Path, tmp_path: Path) -> None:
     rgb = torch.nn.functional.interpolate(rgb, size=(64, 64), mode="bicubic")
     torch.testing.assert_close(logits, module(rgb).detach(), rtol=1e-4, atol=1e-4)
     assert not logits.requires_grad
+    with pytest.raises(UserError, match=r"cannot take images of 8 pixels.*give another --teacher-size"):
+        find_teacher("squeezenet1_1", path, 8, data)
     with pytest.raises(UserError, match="do not fit 'squeezenet1_0' with 10 classes"):
         find_teacher("squeezenet1_0", path, 64, data)
     with pytest.raises(UserError, match="no run folder, timm module or torchvision module 'nonsense'"):

@@ -65,9 +65,18 @@ def test_a_run_says_what_it_is_and_how_far(runs: Path) -> None:
     assert second.bytes == sum(path.stat().st_size for path in (runs / "second").iterdir())
 
 
-def test_a_damaged_run_hides_no_other(runs: Path) -> None:
-    (runs / "second" / "config.yaml").write_text("{")
-    (runs / "second" / "metrics.jsonl").write_text('{"step": 1, "epoch"')
+@pytest.mark.parametrize(
+    ("config", "metrics"),
+    [
+        ("{", '{"step": 1, "epoch"'),
+        ("{phases: [x], epochs: 4}", '{"step": 1, "epoch": 1}'),
+        ("{epochs: 4}", '{"val_accuracy": 0.5}'),
+        ("{epochs: 4}", '{"val_accuracy": "high", "epoch": "x"}'),
+    ],
+)
+def test_a_damaged_run_hides_no_other(runs: Path, config: str, metrics: str) -> None:
+    (runs / "second" / "config.yaml").write_text(config)
+    (runs / "second" / "metrics.jsonl").write_text(metrics)
     assert {run.name: run.state for run in find_runs(runs)}["second"] == "unfinished"
     assert len(find_runs(runs)) == 2
 
@@ -93,8 +102,20 @@ def test_delete_asks(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("builtins.input", lambda _: "")
     assert command.execute() == 1 and (runs / "photos" / "first").exists()
+
+    def ctrl_d(_: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", ctrl_d)
+    assert command.execute() == 1 and (runs / "photos" / "first").exists()
     monkeypatch.setattr("builtins.input", lambda _: "y")
     assert command.execute() == 0 and not (runs / "photos" / "first").exists()
+
+
+def test_a_run_that_holds_a_folder_of_its_name_is_deleted_itself(runs: Path) -> None:
+    inner = make_run(runs / "second" / "second", "{}", [])
+    assert parse(Runs, ["--folder", str(runs / "second"), "--delete", "second", "--yes"]).execute() == 0
+    assert inner.exists() and not (runs / "second" / "config.yaml").exists()
 
 
 def test_files_of_the_users_own_stay(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,15 +85,18 @@ def test_a_tuned_subnet_is_compared_with_its_tuned_weights(runs: Runs) -> None:
     assert worth is not None and tuned.model.arch is not None
     (found,) = worth.comparisons
     assert found.state.startswith("tuned for 1 epoch")
+    with pytest.raises(ValueError, match="tuned from a supernet, so it is not a network trained alone"):
+        read_alone([run / "tuned" / "60k"], trained, selected)
+    assert len(read_alone([alone, alone], trained, selected)) == 1
     assert found.test_accuracy == pytest.approx(tuned.accuracy(tuned.model.arch, "test"))
 
 
-def comparison(points: float) -> AloneComparison:
-    return AloneComparison("1M", "as taken from the supernet", 1, 0.9, "alone", 3, 0.9, points, 0.5)
+def comparison(points: float, budget: str = "1M") -> AloneComparison:
+    return AloneComparison(budget, "as taken from the supernet", 1, 0.9, "alone", 3, 0.9, points, 0.5)
 
 
 def test_the_sentence() -> None:
-    better = Worth([comparison(2.0), comparison(1.0)], 1.5, 0.4)
+    better = Worth([comparison(2.0), comparison(1.0, "2M")], 1.5, 0.4)
     assert better.sentence() == (
         "On test images the 2 chosen subnets are on average 1.5 ± 0.4 points better than the same networks "
         "trained alone."
