@@ -16,12 +16,13 @@ from torch import Tensor
 from engine.checkpoint import load_weights, save_weights
 from engine.command.cli import parse
 from engine.errors import UserError
+from engine.optim import SGD
 from engine.run import read_json, read_lines
 from ofa.evaluate import Evaluate
 from ofa.space.arch import Arch, largest, smallest
 from ofa.trained import TrainedSupernet
 from ofa.training.teacher import find_teacher
-from ofa.training.tuning import single_network
+from ofa.training.tuning import single_network, tuning_recipe
 from ofa.tune import Tune, Tuning
 from ofa.tuned import find_tuned
 
@@ -185,6 +186,14 @@ def test_a_folder_in_use_is_refused_before_images_are_read(
     monkeypatch.setattr("engine.training.load_data", load_data)
     with pytest.raises(UserError, match="already holds a finished run"):
         tune(tuned)
+
+
+def test_the_rate_is_that_of_the_run_or_of_its_last_phase() -> None:
+    sgd = SGD(lr=0.3, weight_decay=1e-4, warmup_epochs=5).model_dump(mode="json")
+    plain = tuning_recipe({"sgd": sgd, "phases": []})["sgd"]
+    assert (plain["lr"], plain["weight_decay"], plain["schedule"]["name"]) == (0.3, 1e-4, "cosine")
+    phases = [{"name": "largest", "lr": 0.65}, {"name": "expand", "lr": 0.06}]
+    assert tuning_recipe({"sgd": sgd, "phases": phases})["sgd"]["lr"] == 0.06
 
 
 def test_what_cannot_be_tuned_is_said_in_a_sentence(tuned: Path, tmp_path: Path) -> None:
