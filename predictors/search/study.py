@@ -7,6 +7,7 @@ nobody, and a killed process costs one measurement. Optuna's own tools can open 
 
 import fcntl
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,6 +21,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 from engine.errors import UserError
@@ -29,6 +31,7 @@ from predictors.search.constraints import Objective
 from predictors.search.evaluations import Prediction
 
 ROW = "codes"  # the attribute of a trial that holds its row of codes, in hexadecimal
+SQLITE_PATIENCE = 60  # seconds to wait for another process's transaction, which takes milliseconds
 RECORD = b'{"op_code"'  # how a line of Optuna's journal starts
 
 
@@ -201,10 +204,32 @@ def open_storage(address: str) -> BaseStorage:
 def _database(url: str) -> RDBStorage:
     """The database at `url`. It is tried twice: another process may be creating its tables at this moment."""
     try:
-        return RDBStorage(url)
+        storage = RDBStorage(url)
     except (OperationalError, IntegrityError):
         time.sleep(1)
-        return RDBStorage(url)
+        storage = RDBStorage(url)
+    if storage.engine.dialect.name == "sqlite":
+        _lock_before_reading(storage.engine)
+    return storage
+
+
+def _lock_before_reading(engine: Engine) -> None:
+    """Let every transaction of a SQLite engine begin with the lock for writing.
+
+    Optuna claims a trial by SELECT ... FOR UPDATE, which SQLite ignores: two processes could read that a
+    trial waits, and both would claim it.
+    """
+
+    def connect(connection: sqlite3.Connection, _: object) -> None:
+        connection.isolation_level = None  # Python's driver does not begin transactions of its own
+        connection.execute(f"PRAGMA busy_timeout = {1000 * SQLITE_PATIENCE}")
+
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    event.listen(engine, "connect", connect)
+    event.listen(engine, "begin", begin)
+    engine.dispose()  # connections from before know nothing of this
 
 
 class _Lock(JournalFileOpenLock):

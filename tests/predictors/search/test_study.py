@@ -4,8 +4,10 @@ own tools."""
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -157,6 +159,29 @@ def test_a_killed_process_costs_one_measurement(tiny: Space, tmp_path: Path) -> 
     worker.run()
     assert len(worker.measured) == left < 12
     assert {t.state for t in worker.study.study.trials} == {TrialState.COMPLETE}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+def test_of_two_that_claim_at_once_one_gets_it(tiny: Space, tmp_path: Path, kind: str) -> None:
+    address = str(tmp_path / "journal") if kind == "journal" else f"sqlite:///{tmp_path / 'studies.db'}"
+    workers = [Worker(tiny, address), Worker(tiny, address)]
+    rows = sample_codes(tiny, 40, np.random.default_rng(1))
+    workers[0].study._enqueue(list(np.unique(rows, axis=0)), [None] * len(np.unique(rows, axis=0)))
+    trials = workers[0].study.study.trials
+    together = threading.Barrier(2)
+
+    def claims(worker: Worker) -> list[bool]:
+        found = []
+        for trial in trials:
+            together.wait()
+            found.append(worker.study._claim(trial))
+        return found
+
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(claims, workers)
+    assert len(trials) > 30
+    assert [a + b for a, b in zip(first, second, strict=True)] == [1] * len(trials)
 
 
 @pytest.mark.parametrize("kind", ["journal", "sqlite"])
