@@ -35,6 +35,7 @@ RUN_FILES = {
     *("state.pt", "tensorboard", "DONE", "pairs.jsonl", "selected", "tuned", "optuna.journal", "export"),
     *("report", "confusion", "mlflow.json", "genotype.json", "cell.svg", "cell.png", "alphas.png"),
 }
+FRONT = "front.json"  # in selected/: a list of subnets, where the files beside it hold one subnet each
 # Settings that a resumed run may change.
 MAY_DIFFER = {"device", "threads", "tensorboard", "mlflow", "log_conflicts"}
 
@@ -292,6 +293,15 @@ class Run:
 
 def _unwritable(path: Path, error: OSError) -> UserError:
     return UserError(f"Run folder '{path}' cannot be written ({error.strerror}); choose another with --out.")
+
+
+def selected_files(run: Path) -> dict[str, Path]:
+    """The files in selected/ that hold one subnet each, by budget."""
+    found = {}
+    for file in sorted((run / "selected").glob("*.json")):
+        if file.name != FRONT:
+            found[file.stem] = file
+    return found
 
 
 def environment() -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ofa.space.arch import Arch
 from ofa.space.codes import decode, encode
 from ofa.space.published import find_arch
 from ofa.trained import TrainedSupernet
-from ofa.tuned import TunedSubnet, find_tuned, name_of
+from ofa.tuned import TunedSubnet, find_tuned, name_of, tuned_or_taken
 from oneshot.trained import TrainedNetwork
 from predictors.accuracy.pairs import read_selected
 
@@ -182,7 +182,7 @@ def _subnet(
             stated = {"epochs", "teacher", "supernet_sha256"}
             architecture["tuned"] = facts.model_dump(mode="json", include=stated)
         macs, params = trained.cost(arch)
-        module = _for_export(tuned.subnet(trained) if tuned else trained.subnet(arch))
+        module = _for_export(tuned_or_taken(trained, arch, tuned))
         # Selection predicted the subnet as the supernet has it, which a tuned one no longer is.
         expected = None if tuned else predicted
         return SourceNetwork(module, arch.resolution, architecture, macs, params, expected)

@@ -17,7 +17,7 @@ from engine.statistics import Counts, balanced_accuracy, class_rows, format_accu
 from ofa.space.arch import Arch
 from ofa.space.published import find_arch
 from ofa.trained import RunCommand, TrainedSupernet
-from ofa.tuned import find_tuned, name_of
+from ofa.tuned import find_tuned, name_of, tuned_or_taken
 
 
 class Evaluate(RunCommand):
@@ -63,7 +63,7 @@ class Evaluate(RunCommand):
                 tuned = None
                 if not (self.untuned or trained.model.arch):
                     tuned = find_tuned(self.run, name_of(name), arch)
-                subnet = tuned.subnet(trained) if tuned else trained.subnet(arch)
+                subnet = tuned_or_taken(trained, arch, tuned)
                 found[name] = trained.confusion(subnet, self.split)
                 macs, params = trained.cost(arch)
                 shown = f"{name} ({tuned})" if tuned else name

@@ -382,7 +382,7 @@ class TuningTogether(EpochLoop):
             tuning.save()
 
     def finish(self) -> None:
-        """Say how good each subnet is, and write DONE in its folder."""
+        """Write DONE in the folder of each subnet."""
         for tuning in self.tunings:
             tuning.finish()
 

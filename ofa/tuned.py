@@ -8,7 +8,7 @@ from typing import NamedTuple
 from engine.config import validate
 from engine.data.sources import DataConfig
 from engine.errors import UserError
-from engine.run import Run, read_json
+from engine.run import Run, read_json, selected_files
 from ofa.calibration import prepare
 from ofa.space.arch import Arch
 from ofa.space.published import find_arch
@@ -17,7 +17,6 @@ from ofa.subnet import Subnet
 from ofa.trained import SupernetModel, TrainedSupernet, Tuned, load_network, run_flag
 
 TUNED = "tuned"  # the folder in a run folder
-FRONT = "front.json"  # in selected/: a list of subnets without names
 
 
 def supernet_digest(run: Path) -> str:
@@ -37,10 +36,7 @@ def selected_archs(run: Path, space: Space, names: str) -> dict[str, Arch]:
     Raises:
         UserError: nothing is selected, or not what `names` says.
     """
-    files = {}
-    for file in sorted((run / "selected").glob("*.json")):
-        if file.name != FRONT:
-            files[file.stem] = file
+    files = selected_files(run)
     if not files:
         raise UserError(
             f"Run '{run}' has no selected subnet; run python -m predictors.select{run_flag(run)} "
@@ -109,6 +105,11 @@ class TunedSubnet(NamedTuple):
         model, network = load_network(self.path)
         assert model.arch is not None
         return prepare(network.to(trained.device), model.arch, trained.data, model.calibration_images)
+
+
+def tuned_or_taken(trained: TrainedSupernet, arch: Arch, tuned: TunedSubnet | None) -> Subnet:
+    """The tuned subnet, or without one `arch` as the supernet gives it; calibrated, eval mode."""
+    return tuned.subnet(trained) if tuned else trained.subnet(arch)
 
 
 def find_tuned(run: Path, name: str, arch: Arch) -> TunedSubnet | None:

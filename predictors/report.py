@@ -19,7 +19,7 @@ from engine.statistics import Counts, format_accuracy, overall_accuracy
 from ofa.space.arch import Arch
 from ofa.space.codes import Codes, decode, encode, sample_codes
 from ofa.trained import RunCommand, TrainedSupernet
-from ofa.tuned import find_tuned
+from ofa.tuned import find_tuned, tuned_or_taken
 from predictors.accuracy.cross_validation import CrossValidated, predict_pairs
 from predictors.accuracy.features import features
 from predictors.accuracy.pairs import Pair, read_pairs
@@ -159,7 +159,7 @@ class Report(RunCommand):
         confusions, tuned_accuracy = {}, {}
         for chosen in selected:
             tuned = find_tuned(self.run, chosen.name, chosen.arch)
-            subnet = tuned.subnet(trained) if tuned else trained.subnet(chosen.arch)
+            subnet = tuned_or_taken(trained, chosen.arch, tuned)
             confusions[chosen.name] = trained.confusion(subnet, "test")
             if tuned is not None:
                 tuned_accuracy[chosen.name] = overall_accuracy(confusions[chosen.name])

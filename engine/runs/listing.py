@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from engine.run import RUN_FILES
+from engine.run import RUN_FILES, selected_files
 
 # The parser in C reads a config.yaml in a tenth of the time: a second for 1,000 runs.
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -151,7 +151,7 @@ def _holds(path: Path) -> str:
     pairs = path / "pairs.jsonl"
     counts = {
         "pairs": pairs.read_bytes().count(b"\n") if pairs.exists() else 0,
-        "selected": len([file for file in (path / "selected").glob("*.json") if file.name != "front.json"]),
+        "selected": len(selected_files(path)),
         "tuned": len(list((path / "tuned").glob("*/DONE"))),
         "exported": len(list((path / "export").glob("*.onnx"))),
     }

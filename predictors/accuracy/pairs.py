@@ -7,11 +7,10 @@ from pydantic import BaseModel, Field
 
 from engine.config import Config, validate
 from engine.errors import UserError
-from engine.run import read_json, read_lines
+from engine.run import read_json, read_lines, selected_files
 from ofa.space.arch import Arch
 from ofa.trained import run_flag
 
-FRONT = "front.json"  # in selected/; it holds a list of subnets, and the files beside it one subnet each
 Accuracy = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -56,9 +55,8 @@ def read_selected(run: Path) -> list[tuple[str, Selected]]:
         UserError: nothing is selected yet, or a file is damaged.
     """
     found = []
-    for file in (run / "selected").glob("*.json"):
-        if file.name != FRONT:
-            found.append((file.stem, validate(Selected, read_json(file), str(file))))
+    for name, file in selected_files(run).items():
+        found.append((name, validate(Selected, read_json(file), str(file))))
     if not found:
         raise UserError(
             f"Run '{run}' has no selected subnet; run python -m predictors.select{run_flag(run)} "

@@ -20,7 +20,7 @@ from ofa.space.arch import Arch, single_arch_space
 from ofa.subnet import Subnet
 from ofa.supernet import Supernet
 from ofa.trained import TrainedSupernet, load_network
-from ofa.tuned import find_tuned
+from ofa.tuned import find_tuned, tuned_or_taken
 from predictors.reporting.findings import SelectedSubnet
 from predictors.reporting.html import html_cell, html_table, small_print
 
@@ -136,7 +136,7 @@ def compare_with_alone(networks: Sequence[AloneNetwork], trained: TrainedSuperne
         alone_hits = _hits(alone, trained)
         for selected in network.same:
             tuned = find_tuned(trained.run.path, selected.name, selected.arch)
-            subnet = tuned.subnet(trained) if tuned else trained.subnet(selected.arch)
+            subnet = tuned_or_taken(trained, selected.arch, tuned)
             hits = _hits(subnet, trained)
             difference = 100 * (hits - alone_hits)
             differences.append(difference)

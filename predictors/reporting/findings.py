@@ -9,13 +9,13 @@ import numpy as np
 from pydantic import BaseModel
 
 from engine.config import validate
-from engine.run import read_json
+from engine.run import FRONT, read_json
 from engine.statistics import Z_90, Counts
 from ofa.space.arch import Arch, largest, smallest
 from ofa.space.codes import decode, encode
 from ofa.space.space import Space
 from predictors.accuracy.cross_validation import CrossValidated
-from predictors.accuracy.pairs import FRONT, Selected, read_pairs, read_selected
+from predictors.accuracy.pairs import Selected, read_pairs, read_selected
 from predictors.search.constraints import EXACT_DIGITS, FLAGS, ArchCostFn, format_cost
 
 Kind = Literal["selected", "random", "smallest", "largest"]

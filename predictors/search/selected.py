@@ -9,9 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.errors import UserError
-from engine.run import atomic, write_json
+from engine.run import FRONT, atomic, write_json
 from ofa.space.codes import decode
-from predictors.accuracy.pairs import FRONT
 from predictors.search.constraints import UNITS, ArchCostFn, Objective, format_cost
 from predictors.search.evaluations import Candidate, Evaluations
 from predictors.search.finalists import FINALIST_EPOCHS, Finalist, choose_finalist
