@@ -15,10 +15,10 @@ from engine.data.sources import DataConfig, load_data
 from engine.model import write_model
 from engine.run import Run
 from engine.seed import derive
-from ofa.checkpoints import load_mobilenet_v3, load_supernet, read_checkpoint
 from ofa.space.space import Space, load_space
 from ofa.supernet import Supernet
 from ofa.trained import model_of, run_flag
+from ofa.weights.checkpoints import load_mobilenet_v3, load_supernet, read_checkpoint
 
 Kind = Literal[
     "attentive_nas",

@@ -1,6 +1,6 @@
 """What a kind of block is: the functions and modules that every kind must bring, and the data they exchange.
 
-A kind is one file beside this one: its elastic module in the supernet, its plain module in a subnet, its
+A kind is one file in `kinds`: its elastic module in the supernet, its plain module in a subnet, its
 layer spec, its cost, memory and stored numbers, which of its channels sort together, and its names in other
 projects' tables. `ofa.blocks.table` lists the kinds. Nothing in this folder knows `Space`, so that a space
 can ask its kinds whether its choices are possible.

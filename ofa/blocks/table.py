@@ -1,10 +1,10 @@
-"""The kinds of block. A new kind is a file beside this one and a line here."""
+"""The kinds of block. A new kind is a file in `kinds` and a line here."""
 
 from engine.errors import UserError
-from ofa.blocks.bottleneck import BOTTLENECK
-from ofa.blocks.fused import FUSED
-from ofa.blocks.inverted import INVERTED
 from ofa.blocks.kind import BlockKind
+from ofa.blocks.kinds.bottleneck import BOTTLENECK
+from ofa.blocks.kinds.fused import FUSED
+from ofa.blocks.kinds.inverted import INVERTED
 
 # The names that a space's YAML uses.
 BLOCKS: dict[str, BlockKind] = {

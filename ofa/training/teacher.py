@@ -19,11 +19,11 @@ from engine.data.dataset import Data
 from engine.errors import UserError
 from engine.run import Run
 from ofa.calibration import EVALUATION_BATCH, calibrate
-from ofa.checkpoints import read_checkpoint
 from ofa.space.arch import largest
 from ofa.subnet import extract
 from ofa.supernet import Supernet
 from ofa.trained import SupernetModel, load_network
+from ofa.weights.checkpoints import read_checkpoint
 
 # From images (N, C, side, side), normalised as the run's are, to logits (N, K) without a gradient.
 Teacher = Callable[[Tensor], Tensor]

@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 from engine.command.cli import parse
 from engine.errors import UserError
 from export.onnx import Export
-from ofa.checkpoints import load_mobilenet_v3, load_supernet, read_checkpoint, simplified
 from ofa.convert import Convert, space_of
 from ofa.evaluate import Evaluate
 from ofa.space.arch import Arch, largest, smallest
@@ -29,6 +28,7 @@ from ofa.space.space import Space, load_space
 from ofa.supernet import Supernet
 from ofa.train import Train
 from ofa.trained import load_network as load_run
+from ofa.weights.checkpoints import load_mobilenet_v3, load_supernet, read_checkpoint, simplified
 from predictors.collect import Collect
 
 Shapes = dict[str, tuple[int, ...]]

@@ -102,7 +102,9 @@ def test_drop_connect_grows_with_the_block_and_needs_an_identity_shortcut(
 ) -> None:
     space = load_space("digits")
     rates = []
-    monkeypatch.setattr("ofa.blocks.inverted.drop_connect", lambda x, drop: rates.append(drop.rate) or x)
+    monkeypatch.setattr(
+        "ofa.blocks.kinds.inverted.drop_connect", lambda x, drop: rates.append(drop.rate) or x
+    )
     filled(space)(torch.randn(2, 3, 16, 16), largest(space), Regularisation(0.0, 0.4, 0, torch.Generator()))
     # 8 blocks; blocks 2 and 5 carry a stride, block 0 is 16 -> 16 at stride 1 but has rate 0
     assert rates == pytest.approx([0.4 * i / 8 for i in (1, 3, 4, 6, 7)])

@@ -1,0 +1,1 @@
+"""Weights from outside: published supernets and single networks."""
