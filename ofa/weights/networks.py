@@ -3,6 +3,7 @@
 The entries are data: `networks/*.yaml`, one file a family. A file of the user's own may hold one entry more.
 """
 
+import re
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -39,7 +40,9 @@ class Network(Config):
     interpolation: str = "bicubic"
     licence: str = Field("unknown", description="of the weights, as the source says")
     url: str = Field("", description="page of the source")
-    package: str | None = Field(None, description="name on the package index, if a package brings the weights")
+    package: str | None = Field(
+        None, description="name on the package index, if a package brings the weights"
+    )
     module: str | None = Field(None, description="what that package installs")
 
     @property
@@ -86,7 +89,8 @@ def find_networks(source: Source, name: str) -> list[Network]:
 
     Args:
         source: whose networks they are.
-        name: of the network at its source, or of its space; or a YAML file with an entry of the user's own.
+        name: of the network at its source, of the package that brings it, or of its space; or a YAML file
+            with an entry of the user's own.
 
     Returns:
         At least one: the only network of that name, else all of that space.
@@ -95,20 +99,25 @@ def find_networks(source: Source, name: str) -> list[Network]:
         UserError: there is none.
     """
     if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-        return [validate(Network, {"name": path.stem} | read_yaml(path), name)]
+        return [validate(Network, {"name": Path(name).stem} | read_yaml(Path(name)), name)]
     of_source = networks_of(source)
-    named = [network for network in of_source if network.name == name]
-    of_space = [network for network in of_source if network.space == name]
-    if named or of_space:
-        return named or of_space
+    package = _index_name(name)
+    named = [network for network in of_source if network.name == name or network.package == package]
+    found = named or [network for network in of_source if network.space == name]
+    if found:
+        return found
     elsewhere = [network for network in packaged_networks() if network.name == name]
     if elsewhere:
         remedy = f"take {elsewhere[0].flags}."
     elif of_source:
-        known = {network.name for network in of_source}
+        known = {network.package or network.name for network in of_source}
         close = nearest(name, known)
         remedy = close if close.startswith("valid") else f"{close} All are: {', '.join(sorted(known))}."
     else:
         remedy = "give a YAML file that describes it."
     raise UserError(f"There is no network '{name}' of source '{source}'; {remedy}")
+
+
+def _index_name(name: str) -> str:
+    """A package's name as indexes write it: to pip, `a_b`, `A.b` and `a-b` are one package."""
+    return re.sub(r"[-_.]+", "-", name).lower()

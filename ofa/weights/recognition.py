@@ -91,7 +91,9 @@ def recognise(state: State, where: str, source: Source, name: str | None = None)
     """
     library = LIBRARIES.get(next(iter(state)).partition(".")[0], source)
     if library != source and source in LIBRARIES.values():
-        raise UserError(f"{where} names its layers as {library} does, not as {source}; take --from {library}.")
+        raise UserError(
+            f"{where} names its layers as {library} does, not as {source}; take --from {library}."
+        )
     candidates = find_networks(source, name) if name else networks_of(source)
     found = fitting_networks(state, candidates)
     if len(found) == 1:

@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from ofa.weights.checkpoints import load_mobilenet_v3, load_supernet, read_checkpoint, simplified
 from safetensors.torch import save_file
 
 from engine.command.cli import parse
@@ -28,7 +29,6 @@ from ofa.space.space import Space, load_space
 from ofa.supernet import Supernet
 from ofa.train import Train
 from ofa.trained import load_network as load_run
-from ofa.weights.checkpoints import load_mobilenet_v3, load_supernet, read_checkpoint, simplified
 from predictors.collect import Collect
 
 Shapes = dict[str, tuple[int, ...]]
