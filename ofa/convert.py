@@ -75,8 +75,8 @@ class Convert(Command):
         """Read, rename, write."""
         tensors = read_checkpoint(self.file)
         # On CPU: nothing is computed with the images here. They give classes, channels and normalisation.
-        normalised = self.data.normalised(*IMAGENET)
-        data = load_data(normalised, torch.device("cpu"), self.seed)
+        prepared = self.data.prepared_for(IMAGENET)
+        data = load_data(prepared, torch.device("cpu"), self.seed)
         space = space_of(self.source)
         # What the checkpoint has no weights for, such as a new classifier, is drawn from the seed.
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -88,7 +88,7 @@ class Convert(Command):
             else:
                 fresh = load_supernet(supernet, tensors, self.file)
         # Only now: a checkpoint or data that cannot be used leaves no run folder behind.
-        settings = self.model_copy(update={"data": normalised})
+        settings = self.model_copy(update={"data": prepared})
         run = Run.start(self.out, settings, resume=False, overwrite=self.overwrite)
         # One network's weights in a supernet: its other subnets have not learned anything yet.
         pretrained_only = fresh or single_network
