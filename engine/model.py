@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 
 from engine.config import Config, validate
-from engine.data.dataset import Data
+from engine.data.dataset import Data, Preprocessing
 from engine.data.sources import DataConfig, load_data
 from engine.errors import UserError
 from engine.run import Run, read_json, write_json
@@ -44,6 +44,15 @@ class ImageModel(Config):
     def channels(self) -> int:
         """Input channels."""
         return len(self.mean)
+
+    @property
+    def wanted(self) -> Preprocessing:
+        """How a training that starts from these weights prepares its images."""
+        how = self.preprocessing
+        crop_share, resize = how.get("crop_share"), how.get("resize_interpolation")
+        # "bicubic, antialiased" stands there for people, who read it in exported files.
+        interpolation = resize.split(",")[0] if resize else None
+        return Preprocessing(mean=self.mean, std=self.std, crop_share=crop_share, interpolation=interpolation)
 
     def same_images(self, other: "ImageModel | Data") -> bool:
         """Whether these are the same classes and pixels, as far as is known, normalised in the same way."""

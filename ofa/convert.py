@@ -115,12 +115,12 @@ class Convert(Command):
         tensors = read_checkpoint(file)
         recognised = self._recognise(tensors)
         if recognised is None:
-            normalisation, origin = IMAGENET, origin_of(self.source, file)
+            wanted, origin = IMAGENET, origin_of(self.source, file)
         else:
-            network = recognised.network
-            normalisation, origin = (network.mean, network.std), origin_of_network(network, file)
+            wanted = recognised.network.preprocessing
+            origin = origin_of_network(recognised.network, file)
         # On CPU: nothing is computed with the images here. They give classes and channels.
-        settings = self.model_copy(update={"data": self.data.normalised(*normalisation)})
+        settings = self.model_copy(update={"data": self.data.prepared_for(wanted)})
         data = load_data(settings.data, torch.device("cpu"), self.seed)
         loaded = self._load(tensors, recognised, data)
         # Only now: a checkpoint or data that cannot be used leaves no run folder behind.

@@ -79,7 +79,7 @@ class Train(Recipe):
             start, source = open_source(self.init, self.space)
             weights = start.weights
             # Recorded in config.yaml, from where all later stages take it.
-            config = self.model_copy(update={"data": self.data.normalised(start.mean, start.std)})
+            config = self.model_copy(update={"data": self.data.prepared_for(start.wanted)})
         space = source.space if source else load_space(self.space or "digits")
         arch = find_arch(space, self.arch) if self.arch else None
         single_arch = None

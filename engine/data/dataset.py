@@ -29,6 +29,18 @@ Subset = Literal["train", "val", "both"]
 Batch = tuple[Tensor, Tensor]
 
 
+Interpolation = Literal["bicubic", "bilinear"]
+
+
+class Preprocessing(Config):
+    """What weights want of images: the normalisation, and of files the crop that they were evaluated with."""
+
+    mean: tuple[float, ...]
+    std: tuple[PositiveFloat, ...]
+    crop_share: float | None = None
+    interpolation: Interpolation | None = None
+
+
 class ImageSource(Config):
     """The settings that all sources of images share. Each source adds its own and a `name` of its own."""
 
@@ -58,13 +70,14 @@ class ImageSource(Config):
             raise ValueError("mean and std belong together; give one number a channel for each of them")
         return self
 
-    def normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Self:
-        """These settings with the normalisation that weights want, unless the user gave another.
-
-        Args:
-            mean, std: one number for each channel of an image in [0, 1].
-        """
-        return self if self.mean else self.model_copy(update={"mean": mean, "std": std})
+    def prepared_for(self, wanted: Preprocessing) -> Self:
+        """These settings with what weights want of images, unless the user gave something else."""
+        missing = {}
+        for name, value in wanted.model_dump().items():
+            # Only folders have a crop and an interpolation.
+            if name in type(self).model_fields and getattr(self, name) is None:
+                missing[name] = value
+        return self.model_copy(update=missing)
 
     def load(self, device: torch.device, seed: int) -> "Data":
         """Read the images.

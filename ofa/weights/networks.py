@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field
 
 from engine.config import Config, merge, read_yaml, validate
+from engine.data.dataset import Interpolation, Preprocessing
 from engine.errors import UserError, nearest
 from ofa.space.arch import Arch
 from ofa.space.published import find_arch, published
@@ -37,7 +38,7 @@ class Network(Config):
     std: tuple[float, ...] = Field(description="each channel is divided by this after the subtraction")
     size: int = Field(ge=1, description="side of the images in pixels")
     crop: float = Field(0.875, gt=0, description="that side over the image's side before the crop")
-    interpolation: str = "bicubic"
+    interpolation: Interpolation = "bicubic"
     licence: str = Field("unknown", description="of the weights, as the source says")
     url: str = Field("", description="page of the source")
     package: str | None = Field(
@@ -49,6 +50,13 @@ class Network(Config):
     def flags(self) -> str:
         """The flags of `ofa.convert` that mean this network."""
         return f"--from {self.source} --as {self.name}"
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the weights want of images."""
+        return Preprocessing(
+            mean=self.mean, std=self.std, crop_share=self.crop, interpolation=self.interpolation
+        )
 
     def load_space(self) -> Space:
         """The space with the changes of this source."""

@@ -4,11 +4,12 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
+from engine.data.dataset import Preprocessing
 from engine.model import WeightsOrigin
 from ofa.weights.networks import Network
 
 # All of them were trained on ImageNet, with its mean and deviation.
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 class Publisher(NamedTuple):
