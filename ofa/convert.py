@@ -171,7 +171,9 @@ class Convert(Command):
     def _report(self, run: Run, loaded: Loaded, origin: WeightsOrigin) -> None:
         """Print what was converted, and the commands that may follow."""
         supernet, network = loaded.supernet, loaded.network
-        print(f"{origin.name} of {origin.source}, licence of the weights: {origin.licence}")
+        # A package and its network have one name.
+        whose = origin.name if origin.name == origin.source else f"{origin.name} of {origin.source}"
+        print(f"{whose}, licence of the weights: {origin.licence}")
         print(f"space '{supernet.space.name}', {supernet.space.size():.3g} architectures")
         if network is not None:
             name = network.arch_name(supernet.space)

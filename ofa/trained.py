@@ -144,14 +144,14 @@ def open_source(run: Path, space: str | None) -> tuple[SupernetModel, Supernet]:
 def _same_but_for_converted(space: Space, other: Space) -> bool:
     """Whether two spaces hold the same architectures.
 
-    The head's bias and the epsilon of BatchNorm may differ: `ofa.convert` changes them in `ofa_mbv3` for the
-    networks of torchvision and timm.
+    The head's bias, the padding and the epsilon of BatchNorm may differ: `ofa.convert` sets them to what the
+    source of the weights has.
     """
 
     # Both spaces get the same value in these fields, whatever it is.
     def common(which: Space) -> Space:
         head = which.head and which.head.model_copy(update={"bias": False})
-        return which.model_copy(update={"head": head, "bn_eps": 1.0})
+        return which.model_copy(update={"head": head, "padding": "symmetric", "bn_eps": 1.0})
 
     return common(space) == common(other)
 
