@@ -25,6 +25,7 @@ class BlockSettings(NamedTuple):
         bn_eps: epsilon of BatchNorm.
         projected: whether every block has a shortcut, through a 1x1 convolution where widths differ.
         transformed: whether smaller kernels follow from larger ones by learned matrices.
+        pooled: whether a shortcut's stride is an average pool, or else its 1x1 convolution's.
     """
 
     kernels: tuple[int, ...]
@@ -34,6 +35,7 @@ class BlockSettings(NamedTuple):
     bn_eps: float
     projected: bool
     transformed: bool
+    pooled: bool = True
 
 
 class BlockPosition(NamedTuple):
@@ -69,8 +71,9 @@ class BlockSpec(NamedTuple):
         expands: whether the kind's expansion layers are there.
         se: whether there is squeeze-and-excitation.
         act: name of the activation.
-        residual: whether the input is added to the output, after an average pool if there is a stride.
+        residual: whether the input is added to the output.
         projects: whether the added input goes through a 1x1 convolution.
+        strided: whether that convolution has the block's stride; else an average pool has it.
     """
 
     block: str
@@ -85,11 +88,17 @@ class BlockSpec(NamedTuple):
     act: str
     residual: bool
     projects: bool
+    strided: bool = False
 
     @property
     def size_after(self) -> int:
         """Side of the output map."""
         return halve(self.size, self.stride)
+
+    @property
+    def pools(self) -> bool:
+        """Whether the shortcut has an average pool."""
+        return self.residual and self.stride > 1 and not self.strided
 
 
 # A base class rather than a protocol: the supernet takes blocks out of nn.ModuleList, where only a class
@@ -176,10 +185,10 @@ def shortcut_memory(spec: BlockSpec) -> int:
     before, after = spec.inp * spec.size**2, spec.inp * spec.size_after**2
     out = spec.out * spec.size_after**2
     alive = 0
-    if spec.residual and spec.stride > 1:
+    if spec.pools:
         alive = out + before + after  # the pool reads the block's input and writes a smaller map
     if spec.projects:
-        source = after if spec.stride > 1 else before
+        source = after if spec.pools else before
         alive = max(alive, out + source + out)  # the 1x1 convolution writes what is added to the output
     return alive
 
