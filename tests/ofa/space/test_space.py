@@ -228,10 +228,10 @@ def test_bottlenecks_refuse_what_they_have_not() -> None:
         Space.model_validate(space | {"padding": "same"})
 
 
-def test_a_deep_stem_refuses_same_padding() -> None:
+def test_a_stem_with_a_pool_refuses_same_padding() -> None:
     space = load_space("small32").model_dump()
     deep = space["stem"] | {"deep": {"middle": (8,)}}
-    with pytest.raises(ValueError, match=r"stem.deep of space 'small32' knows no padding: same; leave out"):
+    with pytest.raises(ValueError, match=r"stem of space 'small32' has a pool, which knows no padding: same"):
         Space.model_validate(space | {"padding": "same", "stem": deep})
 
 
