@@ -76,9 +76,20 @@ def stem_spec(
         width: output channels.
         middle, residual: `Arch.stem` of a deep stem; 0 in all others.
     """
-    stem, same = space.stem, space.padding == "same"
+    stem, deep = space.stem, space.stem.deep
     return StemSpec(
-        resolution, channels, width, stem.stride, stem.act, bool(stem.deep), middle, residual, same
+        size=resolution,
+        channels=channels,
+        width=width,
+        stride=stem.stride,
+        act=stem.act,
+        deep=deep is not None,
+        middle=middle,
+        plain=deep.plain if deep else 0,
+        residual=residual,
+        kernel=stem.kernel,
+        pool=stem.pool or deep is not None,
+        same=space.padding == "same",
     )
 
 
@@ -101,8 +112,7 @@ def head_spec(head: Head | None, size: int, inp: int, width: int, classes: int) 
 
 def map_sizes(space: Space) -> list[list[int]]:
     """Sides of maps: for each stage that of its input, at last that of the head's, at every resolution."""
-    pool = 2 if space.stem.deep else 1  # a deep stem ends with a max pool of stride 2
-    sizes = [[halve(halve(r, space.stem.stride), pool) for r in space.resolution]]
+    sizes = [[halve(resolution, space.stem.total_stride) for resolution in space.resolution]]
     for stage in space.stages:
         sizes.append([halve(size, stage.stride) for size in sizes[-1]])
     return sizes

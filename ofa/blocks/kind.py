@@ -25,6 +25,7 @@ class BlockSettings(NamedTuple):
         bn_eps: epsilon of BatchNorm.
         projected: whether every block has a shortcut, through a 1x1 convolution where widths differ.
         transformed: whether smaller kernels follow from larger ones by learned matrices.
+        pooled: whether a shortcut's stride is an average pool, or else its 1x1 convolution's.
         same: whether convolutions pad as TensorFlow's 'same' does.
     """
 
@@ -35,6 +36,7 @@ class BlockSettings(NamedTuple):
     bn_eps: float
     projected: bool
     transformed: bool
+    pooled: bool = True
     same: bool = False
 
 
@@ -71,8 +73,9 @@ class BlockSpec(NamedTuple):
         expands: whether the kind's expansion layers are there.
         se: whether there is squeeze-and-excitation.
         act: name of the activation.
-        residual: whether the input is added to the output, after an average pool if there is a stride.
+        residual: whether the input is added to the output.
         projects: whether the added input goes through a 1x1 convolution.
+        strided: whether that convolution has the block's stride; else an average pool has it.
         same: whether the k x k convolution pads as TensorFlow's 'same' where that differs: more zeros right
             and below than left and above.
     """
@@ -89,6 +92,7 @@ class BlockSpec(NamedTuple):
     act: str
     residual: bool
     projects: bool
+    strided: bool = False
     same: bool = False
 
     @property
@@ -102,6 +106,11 @@ class BlockSpec(NamedTuple):
         if self.same:
             return same_padding(self.size, self.kernel, self.stride)
         return self.kernel // 2, self.kernel // 2
+
+    @property
+    def pools(self) -> bool:
+        """Whether the shortcut has an average pool."""
+        return self.residual and self.stride > 1 and not self.strided
 
 
 # A base class rather than a protocol: the supernet takes blocks out of nn.ModuleList, where only a class
@@ -199,10 +208,10 @@ def shortcut_memory(spec: BlockSpec) -> int:
     before, after = spec.inp * spec.size**2, spec.inp * spec.size_after**2
     out = spec.out * spec.size_after**2
     alive = 0
-    if spec.residual and spec.stride > 1:
+    if spec.pools:
         alive = out + before + after  # the pool reads the block's input and writes a smaller map
     if spec.projects:
-        source = after if spec.stride > 1 else before
+        source = after if spec.pools else before
         alive = max(alive, out + source + out)  # the 1x1 convolution writes what is added to the output
     return alive
 

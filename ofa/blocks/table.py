@@ -2,6 +2,7 @@
 
 from engine.errors import UserError
 from ofa.blocks.kind import BlockKind
+from ofa.blocks.kinds.basic import BASIC
 from ofa.blocks.kinds.bottleneck import BOTTLENECK
 from ofa.blocks.kinds.fused import FUSED
 from ofa.blocks.kinds.inverted import INVERTED
@@ -10,6 +11,7 @@ from ofa.blocks.kinds.inverted import INVERTED
 BLOCKS: dict[str, BlockKind] = {
     "inverted": INVERTED,
     "bottleneck": BOTTLENECK,
+    "basic": BASIC,
     "fused": FUSED,
 }
 

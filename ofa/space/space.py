@@ -39,21 +39,35 @@ BLOCKS_EXPLAINED = "; ".join(f"{name}: {kind.description}" for name, kind in BLO
 class Deep(Config):
     """ResNet-D's stem (2018, arXiv:1812.01187).
 
-    A 3 x 3 convolution to `middle`, as many residual 3 x 3 ones as `residual` says, a 3 x 3 one to the stem's
-    width, and a 3 x 3 max pool of stride 2.
+    A 3 x 3 convolution to `middle`, `plain` ordinary and `residual` residual ones of that width, one to the
+    stem's width, all 3 x 3, and a 3 x 3 max pool of stride 2.
     """
 
     middle: Choices
+    plain: int = Field(0, ge=0, description="3x3 convolutions without a shortcut, before the residual ones")
     residual: Choices = (0,)
 
 
 class Stem(Config):
-    """3 x 3 convolution, BatchNorm, activation; or three and more of them, and a pool."""
+    """Convolution, BatchNorm, activation; or several of them; and perhaps a pool."""
 
     width: Choices
     stride: int = Field(2, ge=1)
     act: Act = "swish"
+    kernel: Literal[3, 7] = Field(3, description="7 in ResNet; 3 in every convolution of a deep stem")
+    pool: bool = Field(False, description="a 3x3 max pool of stride 2 at the end; deep stems always have it")
     deep: Deep | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.deep and self.kernel != 3:
+            raise ValueError(f"stem.kernel must be 3 in a deep stem, but is {self.kernel}")
+        return self
+
+    @property
+    def total_stride(self) -> int:
+        """How many times smaller the map after the stem is than the image."""
+        return self.stride * 2 if self.pool or self.deep else self.stride
 
 
 class Stage(Config):
@@ -68,8 +82,8 @@ class Stage(Config):
     kernel: Choices
     expand: Ratios = Field(
         description=(
-            "hidden width over input width, where (1,) means no expansion layer; in a bottleneck, hidden "
-            "width over output width"
+            "hidden width over input width, where (1,) means no expansion layer; in bottleneck and basic, "
+            "hidden width over output width"
         )
     )
     stride: int = Field(1, ge=1)
@@ -78,6 +92,13 @@ class Stage(Config):
     downsample: bool = Field(
         False,
         description="bottleneck: a convolution in the first shortcut even where stride and widths need none",
+    )
+    pooled: bool = Field(
+        True,
+        description=(
+            "bottleneck and basic: a shortcut with a stride is an average pool and a 1x1 convolution "
+            "(ResNet-D), or else that convolution has the stride (ResNet)"
+        ),
     )
 
 
@@ -168,13 +189,14 @@ class Space(Config):
                 )
             if complaint:
                 raise ValueError(f"stages[{i}].{complaint.field} of space '{self.name}' {complaint.sentence}")
-        if self.padding == "same" and self.stem.deep:
+        if self.padding == "same" and (self.stem.deep or self.stem.pool):
             raise ValueError(
-                f"stem.deep of space '{self.name}' knows no padding: same; leave out one of the two"
+                f"stem of space '{self.name}' has a pool, which knows no padding: same; "
+                "leave out one of the two"
             )
         # A pooled shortcut and the strided branch beside it only meet in maps of the same size if every
         # stride divides its map.
-        stride = self.stem.stride * prod(stage.stride for stage in self.stages)
+        stride = self.stem.total_stride * prod(stage.stride for stage in self.stages)
         odd = [resolution for resolution in self.resolution if resolution % stride]
         if self.shortcut == "projected" and odd:
             raise ValueError(
@@ -263,6 +285,7 @@ class Space(Config):
             bn_eps=self.bn_eps,
             projected=self.shortcut == "projected",
             transformed=self.kernels == "transform",
+            pooled=choices.pooled,
             same=self.padding == "same",
         )
 
