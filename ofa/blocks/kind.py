@@ -25,6 +25,10 @@ class BlockSettings(NamedTuple):
         bn_eps: epsilon of BatchNorm.
         projected: whether every block has a shortcut, through a 1x1 convolution where widths differ.
         transformed: whether smaller kernels follow from larger ones by learned matrices.
+        stride: of the stage's first block.
+        start: kernel of the depthwise convolution before the expansion, 0 for none; one entry per block if
+            the kind varies within a stage, else empty.
+        middle: whether there is a depthwise convolution after the expansion; entries as in `start`.
     """
 
     kernels: tuple[int, ...]
@@ -34,6 +38,9 @@ class BlockSettings(NamedTuple):
     bn_eps: float
     projected: bool
     transformed: bool
+    stride: int = 1
+    start: tuple[int, ...] = ()
+    middle: tuple[bool, ...] = ()
 
 
 class BlockPosition(NamedTuple):
@@ -43,11 +50,13 @@ class BlockPosition(NamedTuple):
         inputs: its input channels; in the supernet the widest choice.
         stride: its stride.
         changes: whether its shortcut cannot be the identity in every architecture (`Space.changes_width`).
+        number: its number within the stage, from 0.
     """
 
     inputs: int
     stride: int
     changes: bool
+    number: int = 0
 
 
 class BlockChoice(NamedTuple):
@@ -65,12 +74,13 @@ class BlockSpec(NamedTuple):
         block: name of the kind.
         size: side of the input map.
         inp, hidden, out: channels of the input, inside the block, and of the output.
-        kernel, stride: of the k x k convolution.
+        kernel, stride: of the k x k convolution; kernel is 0 where a universal block has none.
         expands: whether the kind's expansion layers are there.
         se: whether there is squeeze-and-excitation.
         act: name of the activation.
         residual: whether the input is added to the output, after an average pool if there is a stride.
         projects: whether the added input goes through a 1x1 convolution.
+        start: kernel of a universal block's depthwise convolution before the expansion; 0: none.
     """
 
     block: str
@@ -85,6 +95,7 @@ class BlockSpec(NamedTuple):
     act: str
     residual: bool
     projects: bool
+    start: int = 0
 
     @property
     def size_after(self) -> int:
@@ -164,6 +175,8 @@ class BlockKind(NamedTuple):
     describe: Callable[[int, float], str]
     # The block's name in the latency tables of OFA and ProxylessNAS; None if they know no such block.
     published_key: Callable[[BlockSpec], str] | None
+    # Whether each block of a stage is described by itself, in the stage's fields `start` and `middle`.
+    varies: bool = False
 
 
 def activation_entries(act: str) -> int:

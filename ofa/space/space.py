@@ -79,6 +79,20 @@ class Stage(Config):
         False,
         description="bottleneck: a convolution in the first shortcut even where stride and widths need none",
     )
+    start: tuple[Literal[0, 3, 5], ...] = Field(
+        (),
+        description=(
+            "universal: kernel of the depthwise convolution before the expansion, 0 for none; one entry for "
+            "each block of the deepest choice"
+        ),
+    )
+    middle: tuple[bool, ...] = Field(
+        (),
+        description=(
+            "universal: whether there is the depthwise convolution after the expansion, of which `kernel` "
+            "lists the kernels; one entry for each block of the deepest choice"
+        ),
+    )
 
 
 class Head(Config):
@@ -152,7 +166,15 @@ class Space(Config):
                     f"stages[{i}].kernel of space '{self.name}' must list odd kernels, "
                     f"but lists {stage.kernel}"
                 )
-            complaint = block_kind(stage.block).check(self.block_settings(i))
+            kind = block_kind(stage.block)
+            wanted = stage.depth[-1] if kind.varies else 0
+            for field, entries in (("start", stage.start), ("middle", stage.middle)):
+                if len(entries) != wanted:
+                    raise ValueError(
+                        f"stages[{i}].{field} of space '{self.name}' must have {wanted} entries, as many as "
+                        f"blocks of kind '{stage.block}' take, but has {len(entries)}"
+                    )
+            complaint = kind.check(self.block_settings(i))
             if complaint:
                 raise ValueError(f"stages[{i}].{complaint.field} of space '{self.name}' {complaint.sentence}")
         # A pooled shortcut and the strided branch beside it only meet in maps of the same size if every
@@ -191,7 +213,8 @@ class Space(Config):
         columns = [Column("resolution", 0, self.resolution)]
         columns += [Column("width", i, width) for i, width in enumerate(widths)]
         columns += [Column("depth", i, stage.depth) for i, stage in enumerate(self.stages)]
-        columns += [Column("kernel", i, self.stages[s].kernel) for i, s in enumerate(self.slot_stage)]
+        for slot, stage in enumerate(self.slot_stage):
+            columns.append(Column("kernel", slot, self.kernels_of(stage, slot - self.slot(stage, 0))))
         columns += [Column("expand", i, self.stages[s].expand) for i, s in enumerate(self.slot_stage)]
         if self.stem.deep:
             columns += [Column("stem", 0, self.stem.deep.middle), Column("stem", 1, self.stem.deep.residual)]
@@ -221,6 +244,16 @@ class Space(Config):
         """Entry of Arch.kernel and Arch.expand that block `block` of stage `stage` reads."""
         return stage if self.granularity == "stage" else self.slot_stage.index(stage) + block
 
+    def kernels_of(self, stage: int, block: int) -> tuple[int, ...]:
+        """Choices of the entry of Arch.kernel that belongs to a block.
+
+        They are (0,) where none of the blocks that share the entry has a convolution with an elastic kernel.
+        With other choices, several architectures would be the same network.
+        """
+        here = self.stages[stage]
+        readers = here.middle if self.granularity == "stage" else here.middle[block : block + 1]
+        return (0,) if readers and not any(readers) else here.kernel
+
     def widths_before(self, stage: int) -> tuple[int, ...]:
         """Choices of the input width of a stage; after the last stage, of the head's input."""
         return self.stages[stage - 1].width if stage else self.stem.width
@@ -246,12 +279,15 @@ class Space(Config):
             bn_eps=self.bn_eps,
             projected=self.shortcut == "projected",
             transformed=self.kernels == "transform",
+            stride=choices.stride,
+            start=choices.start,
+            middle=choices.middle,
         )
 
     def block_position(self, stage: int, block: int, inputs: int) -> BlockPosition:
         """Where block `block` of stage `stage` stands if it gets `inputs` channels."""
         stride = self.stages[stage].stride if block == 0 else 1
-        return BlockPosition(inputs, stride, self.changes_width(stage, block))
+        return BlockPosition(inputs, stride, self.changes_width(stage, block), block)
 
     def size(self) -> int:
         """Number of different architectures, exactly."""
@@ -260,12 +296,12 @@ class Space(Config):
             total *= len(self.head.width)
         if self.stem.deep:
             total *= len(self.stem.deep.middle) * len(self.stem.deep.residual)
-        for stage in self.stages:
-            block = len(stage.kernel) * len(stage.expand)
+        for i, stage in enumerate(self.stages):
+            choices = [len(self.kernels_of(i, j)) * len(stage.expand) for j in range(stage.depth[-1])]
             if self.granularity == "stage":
-                blocks = len(stage.depth) * block
+                blocks = len(stage.depth) * choices[0]
             else:  # a stage of d blocks chooses d times; choices of inactive blocks make no difference
-                blocks = sum(block**depth for depth in stage.depth)
+                blocks = sum(prod(choices[:depth]) for depth in stage.depth)
             total *= len(stage.width) * blocks
         return total
 
