@@ -48,13 +48,8 @@ def layer_specs(space: Space, arch: Arch, classes: int, channels: int) -> list[L
         classes: outputs of the classifier.
         channels: input channels.
     """
-    stem, at = space.stem, space.resolution.index(arch.resolution)
-    # The numbers of a deep stem; 0 stands for "none" in the specs of all others.
-    middle, residual = arch.stem if stem.deep else (0, 0)
-    width = arch.width[0]
-    layers: list[LayerSpec] = [
-        StemSpec(arch.resolution, channels, width, stem.stride, stem.act, bool(stem.deep), middle, residual)
-    ]
+    at, width = space.resolution.index(arch.resolution), arch.width[0]
+    layers: list[LayerSpec] = [stem_spec(space, arch.resolution, channels, width, *arch.stem)]
     sizes = [size_R[at] for size_R in map_sizes(space)]
     for stage, block, choice in active_blocks(space, arch):
         # Only the first block of a stage has a stride: the others see the map that it leaves.
@@ -64,6 +59,37 @@ def layer_specs(space: Space, arch: Arch, classes: int, channels: int) -> list[L
         layers.append(kind.spec(space.block_settings(stage), position, size, choice))
         width = choice.width
     return [*layers, head_spec(space.head, sizes[-1], width, arch.width[-1], classes)]
+
+
+def stem_spec(
+    space: Space, size: int, channels: int, width: int, middle: int = 0, residual: int = 0
+) -> StemSpec:
+    """The spec of a space's stem.
+
+    Args:
+        space: of the stem.
+        size: side of the image.
+        channels: of the image.
+        width: channels of its output.
+        middle, residual: the choices of a deep stem; 0 in others.
+    """
+    stem = space.stem
+    deep = stem.deep is not None
+    plain = stem.deep.plain if stem.deep else 0
+    return StemSpec(
+        size=size,
+        channels=channels,
+        width=width,
+        stride=stem.stride,
+        act=stem.act,
+        deep=deep,
+        middle=middle,
+        plain=plain,
+        residual=residual,
+        kernel=stem.kernel,
+        pool=stem.pool or deep,
+        same=space.padding == "same",
+    )
 
 
 def head_spec(head: Head | None, size: int, inp: int, width: int, classes: int) -> HeadSpec:
@@ -85,8 +111,7 @@ def head_spec(head: Head | None, size: int, inp: int, width: int, classes: int) 
 
 def map_sizes(space: Space) -> list[list[int]]:
     """Sides of maps: for each stage that of its input, at last that of the head's, at every resolution."""
-    pool = 2 if space.stem.deep else 1  # a deep stem ends with a max pool of stride 2
-    sizes = [[halve(halve(r, space.stem.stride), pool) for r in space.resolution]]
+    sizes = [[halve(resolution, space.stem.total_stride) for resolution in space.resolution]]
     for stage in space.stages:
         sizes.append([halve(size, stage.stride) for size in sizes[-1]])
     return sizes
@@ -172,8 +197,7 @@ def _stem_table(space: Space, channels: int, cost: CostFn, dtype: type) -> CostT
         middles, residuals = stem.deep.middle, stem.deep.residual
 
     def layer(resolution: int, width: int, middle: int, residual: int) -> StemSpec:
-        deep = bool(stem.deep)
-        return StemSpec(resolution, channels, width, stem.stride, stem.act, deep, middle, residual)
+        return stem_spec(space, resolution, channels, width, middle, residual)
 
     return CostTable(
         tuple(columns), _grid(cost, layer, [space.resolution, stem.width, middles, residuals], dtype)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ofa.blocks.elastic import DropConnect, ElasticBatchNorm, Slices
-from ofa.blocks.sizes import halve
+from ofa.blocks.sizes import halve, same_padding
 
 
 class BlockSettings(NamedTuple):
@@ -25,6 +25,8 @@ class BlockSettings(NamedTuple):
         bn_eps: epsilon of BatchNorm.
         projected: whether every block has a shortcut, through a 1x1 convolution where widths differ.
         transformed: whether smaller kernels follow from larger ones by learned matrices.
+        pooled: whether a shortcut's stride is an average pool, or else its 1x1 convolution's.
+        same: whether convolutions pad as TensorFlow's 'same' does.
         stride: of the stage's first block.
         start: kernel of the depthwise convolution before the expansion, 0 for none; one entry per block if
             the kind varies within a stage, else empty.
@@ -38,6 +40,8 @@ class BlockSettings(NamedTuple):
     bn_eps: float
     projected: bool
     transformed: bool
+    pooled: bool = True
+    same: bool = False
     stride: int = 1
     start: tuple[int, ...] = ()
     middle: tuple[bool, ...] = ()
@@ -78,8 +82,11 @@ class BlockSpec(NamedTuple):
         expands: whether the kind's expansion layers are there.
         se: whether there is squeeze-and-excitation.
         act: name of the activation.
-        residual: whether the input is added to the output, after an average pool if there is a stride.
+        residual: whether the input is added to the output.
         projects: whether the added input goes through a 1x1 convolution.
+        strided: whether that convolution has the block's stride; else an average pool has it.
+        same: whether the k x k convolution pads as TensorFlow's 'same' where that differs: more zeros right
+            and below than left and above.
         start: kernel of a universal block's depthwise convolution before the expansion; 0: none.
     """
 
@@ -95,12 +102,26 @@ class BlockSpec(NamedTuple):
     act: str
     residual: bool
     projects: bool
+    strided: bool = False
+    same: bool = False
     start: int = 0
 
     @property
     def size_after(self) -> int:
         """Side of the output map."""
         return halve(self.size, self.stride)
+
+    @property
+    def pads(self) -> tuple[int, int]:
+        """Zeros before and after each axis of the map that the k x k convolution reads."""
+        if self.same:
+            return same_padding(self.size, self.kernel, self.stride)
+        return self.kernel // 2, self.kernel // 2
+
+    @property
+    def pools(self) -> bool:
+        """Whether the shortcut has an average pool."""
+        return self.residual and self.stride > 1 and not self.strided
 
 
 # A base class rather than a protocol: the supernet takes blocks out of nn.ModuleList, where only a class
@@ -175,8 +196,19 @@ class BlockKind(NamedTuple):
     describe: Callable[[int, float], str]
     # The block's name in the latency tables of OFA and ProxylessNAS; None if they know no such block.
     published_key: Callable[[BlockSpec], str] | None
+    # Whether `padding: same` of a space is possible for it.
+    pads_same: bool = False
     # Whether each block of a stage is described by itself, in the stage's fields `start` and `middle`.
     varies: bool = False
+
+
+def differs_from_symmetric(settings: BlockSettings, size: int, kernel: int, stride: int) -> bool:
+    """Whether a block of a space with `padding: same` pads one side more than the other.
+
+    Specs say `same` only then, so that equal layers have equal specs.
+    """
+    before, after = same_padding(size, kernel, stride)
+    return settings.same and before != after
 
 
 def activation_entries(act: str) -> int:
@@ -189,10 +221,10 @@ def shortcut_memory(spec: BlockSpec) -> int:
     before, after = spec.inp * spec.size**2, spec.inp * spec.size_after**2
     out = spec.out * spec.size_after**2
     alive = 0
-    if spec.residual and spec.stride > 1:
+    if spec.pools:
         alive = out + before + after  # the pool reads the block's input and writes a smaller map
     if spec.projects:
-        source = after if spec.stride > 1 else before
+        source = after if spec.pools else before
         alive = max(alive, out + source + out)  # the 1x1 convolution writes what is added to the output
     return alive
 

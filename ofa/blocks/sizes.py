@@ -18,7 +18,7 @@ def hidden_width(width: int, expand: float) -> int:
     """Channels inside a block.
 
     Args:
-        width: the width that is expanded: of a bottleneck its output's, else its input's.
+        width: the width that is expanded: of bottleneck and basic blocks their output's, else its input's.
         expand: how many times as many channels there are inside.
     """
     # Expansion 1 means no expansion layer: the width must stay what it is, divisible or not.
@@ -33,6 +33,22 @@ def squeeze_width(hidden: int) -> int:
 def halve(size: int, stride: int) -> int:
     """Side of the map after a convolution of this stride with 'same' padding."""
     return -(-size // stride)
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Zeros before and after an axis under TensorFlow's 'same' padding.
+
+    At stride 2 on an even map there is one more after it than before it; on an odd map, and at stride 1,
+    there are as many. Smaller kernels that are centres of larger ones see the same pixels in their middle.
+
+    Args:
+        size: of the axis.
+        kernel: odd.
+        stride: of the convolution.
+    """
+    reach = (halve(size, stride) - 1) * stride + kernel
+    total = max(0, reach - size)
+    return total // 2, total - total // 2
 
 
 def chain_memory(maps: Sequence[int], held: int = 0) -> int:

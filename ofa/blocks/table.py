@@ -2,6 +2,7 @@
 
 from engine.errors import UserError
 from ofa.blocks.kind import BlockKind
+from ofa.blocks.kinds.basic import BASIC
 from ofa.blocks.kinds.bottleneck import BOTTLENECK
 from ofa.blocks.kinds.conv import CONV
 from ofa.blocks.kinds.fused import FUSED
@@ -12,6 +13,7 @@ from ofa.blocks.kinds.universal import UNIVERSAL
 BLOCKS: dict[str, BlockKind] = {
     "inverted": INVERTED,
     "bottleneck": BOTTLENECK,
+    "basic": BASIC,
     "fused": FUSED,
     "universal": UNIVERSAL,
     "conv": CONV,

@@ -39,21 +39,35 @@ BLOCKS_EXPLAINED = "; ".join(f"{name}: {kind.description}" for name, kind in BLO
 class Deep(Config):
     """ResNet-D's stem (2018, arXiv:1812.01187).
 
-    A 3 x 3 convolution to `middle`, as many residual 3 x 3 ones as `residual` says, a 3 x 3 one to the stem's
-    width, and a 3 x 3 max pool of stride 2.
+    A 3 x 3 convolution to `middle`, `plain` ordinary and `residual` residual ones of that width, one to the
+    stem's width, all 3 x 3, and a 3 x 3 max pool of stride 2.
     """
 
     middle: Choices
+    plain: int = Field(0, ge=0, description="3x3 convolutions without a shortcut, before the residual ones")
     residual: Choices = (0,)
 
 
 class Stem(Config):
-    """3 x 3 convolution, BatchNorm, activation; or three and more of them, and a pool."""
+    """Convolution, BatchNorm, activation; or several of them; and perhaps a pool."""
 
     width: Choices
     stride: int = Field(2, ge=1)
     act: Act = "swish"
+    kernel: Literal[3, 7] = Field(3, description="7 in ResNet; 3 in every convolution of a deep stem")
+    pool: bool = Field(False, description="a 3x3 max pool of stride 2 at the end; deep stems always have it")
     deep: Deep | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.deep and self.kernel != 3:
+            raise ValueError(f"stem.kernel must be 3 in a deep stem, but is {self.kernel}")
+        return self
+
+    @property
+    def total_stride(self) -> int:
+        """How many times smaller the map after the stem is than the image."""
+        return self.stride * 2 if self.pool or self.deep else self.stride
 
 
 class Stage(Config):
@@ -68,8 +82,8 @@ class Stage(Config):
     kernel: Choices
     expand: Ratios = Field(
         description=(
-            "hidden width over input width, where (1,) means no expansion layer; in a bottleneck, hidden "
-            "width over output width"
+            "hidden width over input width, where (1,) means no expansion layer; in bottleneck and basic, "
+            "hidden width over output width"
         )
     )
     stride: int = Field(1, ge=1)
@@ -91,6 +105,13 @@ class Stage(Config):
         description=(
             "universal: whether there is the depthwise convolution after the expansion, of which `kernel` "
             "lists the kernels; one entry for each block of the deepest choice"
+        ),
+    )
+    pooled: bool = Field(
+        True,
+        description=(
+            "bottleneck and basic: a shortcut with a stride is an average pool and a 1x1 convolution "
+            "(ResNet-D), or else that convolution has the stride (ResNet)"
         ),
     )
 
@@ -143,6 +164,13 @@ class Space(Config):
             "a smaller kernel is the centre of the largest (BigNAS), or that mapped by learned matrices (OFA)"
         ),
     )
+    padding: Literal["symmetric", "same"] = Field(
+        "symmetric",
+        description=(
+            "symmetric: half a kernel of zeros on every side; same (TensorFlow): where the stride is 2 and "
+            "the map's side even, one row and column more right and below than left and above"
+        ),
+    )
     bn_eps: float = Field(1e-5, gt=0, description="BatchNorm's epsilon")
     stem: Stem
     stages: tuple[Stage, ...] = Field(min_length=1)
@@ -159,27 +187,16 @@ class Space(Config):
                     f"{where} of space '{self.name}' must list positive choices in ascending order, "
                     f"but lists {values}"
                 )
-        for i, stage in enumerate(self.stages):
-            # Only odd kernels have a centre, which smaller kernels are, and keep the side of a map.
-            if any(kernel % 2 == 0 for kernel in stage.kernel):
-                raise ValueError(
-                    f"stages[{i}].kernel of space '{self.name}' must list odd kernels, "
-                    f"but lists {stage.kernel}"
-                )
-            kind = block_kind(stage.block)
-            wanted = stage.depth[-1] if kind.varies else 0
-            for field, entries in (("start", stage.start), ("middle", stage.middle)):
-                if len(entries) != wanted:
-                    raise ValueError(
-                        f"stages[{i}].{field} of space '{self.name}' must have {wanted} entries, as many as "
-                        f"blocks of kind '{stage.block}' take, but has {len(entries)}"
-                    )
-            complaint = kind.check(self.block_settings(i))
-            if complaint:
-                raise ValueError(f"stages[{i}].{complaint.field} of space '{self.name}' {complaint.sentence}")
+        for i in range(len(self.stages)):
+            self._check_stage(i)
+        if self.padding == "same" and (self.stem.deep or self.stem.pool):
+            raise ValueError(
+                f"stem of space '{self.name}' has a pool, which knows no padding: same; "
+                "leave out one of the two"
+            )
         # A pooled shortcut and the strided branch beside it only meet in maps of the same size if every
         # stride divides its map.
-        stride = self.stem.stride * prod(stage.stride for stage in self.stages)
+        stride = self.stem.total_stride * prod(stage.stride for stage in self.stages)
         odd = [resolution for resolution in self.resolution if resolution % stride]
         if self.shortcut == "projected" and odd:
             raise ValueError(
@@ -187,6 +204,31 @@ class Space(Config):
                 f"projected shortcuts, but lists {odd[0]}"
             )
         return self
+
+    def _check_stage(self, i: int) -> None:
+        stage = self.stages[i]
+        kind = block_kind(stage.block)
+        # Only odd kernels have a centre, which smaller kernels are, and keep the side of a map.
+        if any(kernel % 2 == 0 for kernel in stage.kernel):
+            raise ValueError(
+                f"stages[{i}].kernel of space '{self.name}' must list odd kernels, but lists {stage.kernel}"
+            )
+        wanted = stage.depth[-1] if kind.varies else 0
+        for field, entries in (("start", stage.start), ("middle", stage.middle)):
+            if len(entries) != wanted:
+                raise ValueError(
+                    f"stages[{i}].{field} of space '{self.name}' must have {wanted} entries, as many as "
+                    f"blocks of kind '{stage.block}' take, but has {len(entries)}"
+                )
+        if self.padding == "same" and not kind.pads_same:
+            capable = ", ".join(name for name, kind in BLOCKS.items() if kind.pads_same)
+            raise ValueError(
+                f"stages[{i}].block of space '{self.name}' is {stage.block}, which knows no padding: "
+                f"same; the kinds that do are {capable}"
+            )
+        complaint = kind.check(self.block_settings(i))
+        if complaint:
+            raise ValueError(f"stages[{i}].{complaint.field} of space '{self.name}' {complaint.sentence}")
 
     def _choice_lists(self) -> Iterator[tuple[str, Sequence[float]]]:
         """Every list of choices under its name in the file."""
@@ -279,6 +321,8 @@ class Space(Config):
             bn_eps=self.bn_eps,
             projected=self.shortcut == "projected",
             transformed=self.kernels == "transform",
+            pooled=choices.pooled,
+            same=self.padding == "same",
             stride=choices.stride,
             start=choices.start,
             middle=choices.middle,

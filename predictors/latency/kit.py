@@ -43,10 +43,21 @@ def structure(layer: LayerSpec) -> str:
     """
     match layer:
         case StemSpec():
-            deep = f"-deep{layer.middle}x{layer.residual}" if layer.deep else ""
-            return f"stem-{layer.channels}-{layer.width}-s{layer.stride}{deep}-{layer.act}"
+            words = ["stem", str(layer.channels), str(layer.width)]
+            if layer.kernel != 3:
+                words.append(f"k{layer.kernel}")
+            words.append(f"s{layer.stride}")
+            if layer.deep:
+                plain = f"p{layer.plain}" if layer.plain else ""
+                words.append(f"deep{layer.middle}x{layer.residual}{plain}")
+            elif layer.pool:
+                words.append("pool")
+            if layer.same:
+                words.append("same")
+            return "-".join([*words, layer.act])
         case BlockSpec():
-            on = [name for name in ("expands", "se", "residual", "projects") if getattr(layer, name)]
+            flags = ("expands", "se", "residual", "projects", "strided", "same")
+            on = [name for name in flags if getattr(layer, name)]
             widths = f"{layer.inp}-{layer.hidden}-{layer.out}"
             kernels = [f"start{layer.start}"] if layer.start else []
             kernels.append(f"k{layer.kernel}")

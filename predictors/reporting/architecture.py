@@ -27,8 +27,7 @@ def draw_architecture(title: str, space: Space, arch: Arch) -> Drawing:
         space: whose deepest stages decide the layout, so that drawings of two subnets can be compared.
         arch: of that space.
     """
-    # A deep stem has a further stride of 2.
-    size = halve(halve(arch.resolution, space.stem.stride), 2 if space.stem.deep else 1)
+    size = halve(arch.resolution, space.stem.total_stride)
     y = 4.0
     stem = _Row("stem", arch.width[0], space.stem.width[-1], size, _stem_text(space, arch))
     shapes = list(_stem_or_head(y, stem))
@@ -72,7 +71,10 @@ class _Row(NamedTuple):
 
 
 def _stem_text(space: Space, arch: Arch) -> str:
-    return f"3×3, middle {arch.stem[0]}, {arch.stem[1]} residual" if space.stem.deep else "3×3"
+    if space.stem.deep:
+        return f"3×3, middle {arch.stem[0]}, {arch.stem[1]} residual"
+    kernel = f"{space.stem.kernel}×{space.stem.kernel}"
+    return f"{kernel}, pool" if space.stem.pool else kernel
 
 
 def _label(y: float, name: str, notes: list[str]) -> Iterator[Shape]:

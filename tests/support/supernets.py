@@ -44,6 +44,11 @@ def inverted_spaces() -> dict[str, Space]:
         "transformed": changed(
             small, granularity="block", kernels="transform", resolution=(16,), bn_eps=1e-3
         ),
+        "same padding": changed(small, padding="same"),
+        "same padding, per block, odd maps": changed(per_block, padding="same", resolution=(12, 13)),
+        "same padding, transformed": changed(
+            small, granularity="block", kernels="transform", padding="same", resolution=(16,)
+        ),
         "wide maps": wide_maps("identity"),
         "wide maps, projected": wide_maps("projected"),
     }
@@ -86,7 +91,37 @@ def bottleneck_space() -> Space:
 
 
 def bottleneck_spaces() -> dict[str, Space]:
-    return {"deep stem, odd maps": bottleneck_space()}
+    odd = bottleneck_space()
+    stem = {"width": (8, 16), "act": "relu", "kernel": 7, "pool": True}
+    return {
+        "deep stem, odd maps": odd,
+        "plain deep stem": changed(odd, stem=odd.stem.model_dump() | {"deep": {"middle": (8,), "plain": 1}}),
+        "7x7 stem, strided shortcuts": changed(odd, stem=stem, stages=unpooled(odd)),
+    }
+
+
+def unpooled(space: Space) -> list[dict[str, Any]]:
+    """The stages of a space with strided convolutions as shortcuts."""
+    return [stage.model_dump() | {"pooled": False} for stage in space.stages]
+
+
+def basic_spaces() -> dict[str, Space]:
+    """Small ResNet-18s, in whose first stage the widths may agree with the stem's."""
+    stage = {"block": "basic", "depth": (1, 2), "kernel": (3,), "expand": (0.5, 1.0, 1.5), "act": "relu"}
+    stages = (
+        {**stage, "width": (8, 16)},
+        {**stage, "width": (16, 32), "stride": 2},
+        {**stage, "width": (24,), "stride": 2, "kernel": (5,), "expand": (1,), "act": "swish"},
+    )
+    stem = {"width": (8, 16), "act": "relu", "kernel": 7, "pool": True}
+    values = {"name": "basic", "resolution": (33, 40), "stem": stem, "stages": stages}
+    per_stage = Space.model_validate(values)
+    narrow = {"width": (8, 16), "stride": 1}
+    return {
+        "per stage, odd maps": per_stage,
+        "per block, strided shortcuts": changed(per_stage, granularity="block", stages=unpooled(per_stage)),
+        "wide maps": changed(per_stage, stem=narrow, resolution=(8, 13)),
+    }
 
 
 def fused_spaces() -> dict[str, Space]:
@@ -105,6 +140,7 @@ def fused_spaces() -> dict[str, Space]:
     return {
         "per stage": per_stage,
         "per block, odd maps": changed(per_stage, granularity="block", resolution=(9, 13)),
+        "same padding": changed(per_stage, padding="same", resolution=(14, 15, 16)),
     }
 
 
@@ -173,6 +209,7 @@ def conv_spaces() -> dict[str, Space]:
 SPACES: dict[str, dict[str, Space]] = {
     "inverted": inverted_spaces(),
     "bottleneck": bottleneck_spaces(),
+    "basic": basic_spaces(),
     "fused": fused_spaces(),
     "universal": universal_spaces(),
     "conv": conv_spaces(),

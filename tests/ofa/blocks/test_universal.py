@@ -44,7 +44,16 @@ def test_it_computes_what_timms_does(row: tuple[int, int, int, int, int, int], t
         )
     )
     settings = BlockSettings(
-        (3, 5), (1, 2, 3, 4, 6), False, "relu", 1e-5, False, False, stride, (0, start), (True, bool(middle))
+        kernels=(3, 5),
+        expands=(1, 2, 3, 4, 6),
+        se=False,
+        act="relu",
+        bn_eps=1e-5,
+        projected=False,
+        transformed=False,
+        stride=stride,
+        start=(0, start),
+        middle=(True, bool(middle)),
     )
     # Second of its stage: the block must read its own entries.
     position = BlockPosition(inp, stride, stride > 1 or inp != out, 1)
