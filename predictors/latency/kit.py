@@ -59,7 +59,9 @@ def structure(layer: LayerSpec) -> str:
             flags = ("expands", "se", "residual", "projects", "strided", "same")
             on = [name for name in flags if getattr(layer, name)]
             widths = f"{layer.inp}-{layer.hidden}-{layer.out}"
-            return "-".join([layer.block, widths, f"k{layer.kernel}", f"s{layer.stride}", *on, layer.act])
+            kernels = [f"start{layer.start}"] if layer.start else []
+            kernels.append(f"k{layer.kernel}")
+            return "-".join([layer.block, widths, *kernels, f"s{layer.stride}", *on, layer.act])
         case HeadSpec():
             words = ["head", str(layer.inp)]
             if layer.wide:
