@@ -25,6 +25,11 @@ def hidden_width(width: int, expand: float) -> int:
     return make_divisible(round(width * expand)) if expand != 1 else width
 
 
+def head_width(width: int, expand: float) -> int:
+    """Channels of the head's convolution before the pool, `expand` times those of the last block."""
+    return round(width * expand)
+
+
 def squeeze_width(hidden: int) -> int:
     """Channels inside squeeze-and-excitation on `hidden` channels."""
     return make_divisible(hidden // 4)
