@@ -48,8 +48,11 @@ def layer_specs(space: Space, arch: Arch, classes: int, channels: int) -> list[L
         classes: outputs of the classifier.
         channels: input channels.
     """
-    at, width = space.resolution.index(arch.resolution), arch.width[0]
-    layers: list[LayerSpec] = [stem_spec(space, arch.resolution, channels, width, *arch.stem)]
+    stem, at = space.stem, space.resolution.index(arch.resolution)
+    # The numbers of a deep stem; 0 stands for "none" in the specs of all others.
+    middle, residual = arch.stem if stem.deep else (0, 0)
+    width = arch.width[0]
+    layers: list[LayerSpec] = [stem_spec(space, arch.resolution, channels, width, middle, residual)]
     sizes = [size_R[at] for size_R in map_sizes(space)]
     for stage, block, choice in active_blocks(space, arch):
         # Only the first block of a stage has a stride: the others see the map that it leaves.
@@ -62,32 +65,30 @@ def layer_specs(space: Space, arch: Arch, classes: int, channels: int) -> list[L
 
 
 def stem_spec(
-    space: Space, size: int, channels: int, width: int, middle: int = 0, residual: int = 0
+    space: Space, resolution: int, channels: int, width: int, middle: int, residual: int
 ) -> StemSpec:
     """The spec of a space's stem.
 
     Args:
         space: of the stem.
-        size: side of the image.
-        channels: of the image.
-        width: channels of its output.
-        middle, residual: the choices of a deep stem; 0 in others.
+        resolution: side of the images.
+        channels: of the images.
+        width: output channels.
+        middle, residual: `Arch.stem` of a deep stem; 0 in all others.
     """
-    stem = space.stem
-    deep = stem.deep is not None
-    plain = stem.deep.plain if stem.deep else 0
+    stem, deep = space.stem, space.stem.deep
     return StemSpec(
-        size=size,
+        size=resolution,
         channels=channels,
         width=width,
         stride=stem.stride,
         act=stem.act,
-        deep=deep,
+        deep=deep is not None,
         middle=middle,
-        plain=plain,
+        plain=deep.plain if deep else 0,
         residual=residual,
         kernel=stem.kernel,
-        pool=stem.pool or deep,
+        pool=stem.pool or deep is not None,
         same=space.padding == "same",
     )
 
