@@ -131,16 +131,28 @@ class Head(Config):
     """What turns the last stage's map into features; a linear classifier follows.
 
     With `expand` (MobileNetV3, AttentiveNAS): 1x1 to expand x last width + BN + act, global pool, 1x1 to
-    `width` + act. Without (MobileNetV2, BigNAS): 1x1 to `width` + BN + act, global pool.
+    `width` + act, with `norm` (MobileNetV4) + BN + act. Without (MobileNetV2, BigNAS): 1x1 to `width` + BN +
+    act, global pool.
     """
 
     width: Choices
-    expand: int | None = Field(None, ge=1)
+    expand: Finite | None = Field(None, ge=1, description="may be a fraction; channels are rounded")
     act: Act = "swish"
+    norm: bool = Field(
+        False, description="whether a BatchNorm follows the 1x1 after the pool, as in MobileNetV4"
+    )
     bias: bool = Field(
         False,
         description="whether the 1x1 after the pool has a bias, as in torchvision's and timm's MobileNetV3",
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.norm and self.expand is None:
+            raise ValueError("head.norm must be false without head.expand: there is no 1x1 after the pool")
+        if self.norm and self.bias:
+            raise ValueError("head.bias must be false with head.norm, which would subtract it again")
+        return self
 
 
 # Here and not beside the codes that it describes, since a space lists its own columns.

@@ -69,7 +69,7 @@ def structure(layer: LayerSpec) -> str:
             if layer.wide:
                 words.append(f"{layer.wide}{layer.act}")
             if layer.width:
-                words.append(f"{layer.width}b" if layer.bias else f"{layer.width}")
+                words.append(f"{layer.width}{'b' * layer.bias}{'n' * layer.norm}")
             return "-".join([*words, str(layer.classes)])
 
 

@@ -156,7 +156,7 @@ def fused_spaces() -> dict[str, Space]:
 
 
 def universal_spaces() -> dict[str, Space]:
-    """Small MobileNetV4s whose blocks have all four variants, also at stride 2 and at expansion 1."""
+    """Small MobileNetV4s with their head and all variants of the block, also at stride 2 and expansion 1."""
     universal = {"block": "universal", "kernel": (3, 5), "act": "relu"}
     both, middle, start, none = (5, True), (0, True), (3, False), (0, False)
     stages = (
@@ -179,7 +179,8 @@ def universal_spaces() -> dict[str, Space]:
         },
     )
     stem = {"width": (8, 16), "stride": 1}
-    values = {"name": "universal", "resolution": (16, 24), "stem": stem, "stages": stages}
+    head = {"width": (96, 128), "expand": 1.75, "norm": True, "act": "relu"}
+    values = {"name": "universal", "resolution": (16, 24), "stem": stem, "stages": stages, "head": head}
     per_stage = Space.model_validate(values)
     per_block = changed(per_stage, granularity="block", resolution=(9, 13))
     return {
