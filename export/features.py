@@ -77,7 +77,12 @@ def check_targets(targets: list[Target]) -> None:
 
 
 def write_features(
-    source: ExportSource, network: NamedNetwork, targets: list[Target], bake: Bake | None, images: int | None
+    source: ExportSource,
+    network: NamedNetwork,
+    targets: list[Target],
+    bake: Bake | None,
+    images: int | None,
+    size: int | None,
 ) -> list[WrittenFeatures]:
     """Write export/features/NAME.onnx with its manifest for each target, where it equals torch.
 
@@ -87,9 +92,10 @@ def write_features(
         targets: the kinds of device; see `check_targets`.
         bake: normalisation to put into the graph, if any.
         images: how many validation images, from the first on, the maps are compared on; None: all.
+        size: side of the input in pixels; None: that of the architecture.
 
     Raises:
-        UserError: the network has no such maps.
+        UserError: the network has no such maps, or none of them fits the size.
     """
     built = network.build()
     subnet = built.module
@@ -102,6 +108,13 @@ def write_features(
         strides = ", ".join(map(str, FEATURE_STRIDES))
         raise UserError(
             f"Network '{network.name}' has no map at a stride of {strides}; leave out --features."
+        )
+    built = built._replace(size=size or built.size)
+    last = max(subnet.feature_channels)
+    if size and size % last:
+        raise UserError(
+            f"Network '{network.name}' gives maps of whole pixels only, and a side of {size} pixels is no "
+            f"multiple of its largest stride {last}; give another --size."
         )
     maps = FeatureMaps(subnet)
     module = PixelClassifier(maps, bake) if bake else maps

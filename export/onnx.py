@@ -93,6 +93,11 @@ class Export(RunCommand):
             "export/features"
         ),
     )
+    size: int | None = Field(
+        None,
+        ge=1,
+        description="with --features: side of the input in pixels; none: as the architecture has it",
+    )
     softmax: bool = Field(False, description="with --bake-normalize: the output is probabilities")
 
     def execute(self) -> int:
@@ -109,6 +114,8 @@ class Export(RunCommand):
             raise UserError(
                 "--softmax goes into the graph with --bake-normalize; add that, or leave out --softmax."
             )
+        if self.size is not None and not self.features:
+            raise UserError("--size is of --features; a classifier takes images of its architecture's size.")
         if self.features:
             return self._export_features(targets)
         return self._export_classifiers(targets)
@@ -163,7 +170,7 @@ class Export(RunCommand):
         failed = 0
         with progress("export", len(networks)) as advance:
             for network in networks:
-                for written in write_features(source, network, targets, bake, self.images):
+                for written in write_features(source, network, targets, bake, self.images, self.size):
                     failed += bool(written.complaint)
                     channels = [f"{stride}: {count}" for stride, count in written.channels.items()]
                     took = "-" if written.milliseconds is None else f"{written.milliseconds:.3g}"
@@ -179,7 +186,7 @@ class Export(RunCommand):
         # Refused instead of ignored: whoever gives such a flag expects an effect.
         given = [
             name
-            for name in ("selected", "arch", "untuned", "bake_normalize", "features", "softmax")
+            for name in ("selected", "arch", "untuned", "bake_normalize", "features", "size", "softmax")
             if getattr(self, name)
         ]
         if given or self.target != "cpu":

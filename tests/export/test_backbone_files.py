@@ -1,8 +1,10 @@
 """A subnet as a backbone: one output for each stride, equal to torch; what makes no sense is refused."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,7 +13,7 @@ import pytest
 import torch
 import yaml
 from supernets import BACKBONE
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.command.cli import parse
 from engine.errors import UserError
@@ -99,6 +101,21 @@ def test_pixels_go_in_where_normalisation_is_in_the_graph(run: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_input_may_be_larger(run: Path) -> None:
+    assert export(run, "--size", "40", "--images", "5") == 0
+    path = run / "export" / "features" / "largest.onnx"
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    x = torch.randn(2, 3, 40, 40)
+    (found,) = session.run(["stride8"], {"image": x.numpy()})
+    trained = TrainedSupernet(run, torch.device("cpu"))
+    with torch.no_grad():
+        wanted = trained.subnet(find_arch(trained.space, "largest")).features(x)[8]
+    assert found.shape == (2, 24, 5, 5)
+    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4 * float(wanted.abs().max()))
+    assert read_manifest(path).preprocessing["resize"] == [40, 40]  # type: ignore[index]
+
+
+@pytest.mark.slow
 def test_a_file_that_differs_is_not_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert export(run) == 0
     original = Subnet.features
@@ -125,6 +142,8 @@ def test_a_file_that_differs_is_not_kept(run: Path, monkeypatch: pytest.MonkeyPa
         (["--target", "cpu-int8"], "target cpu-int8 is int8 as onnx"),
         (["--target", "cpu,fp16"], "target fp16 is float16 as onnx"),
         (["--target", "mobile"], "target mobile is float32 as ort"),
+        (["--size", "20"], "side of 20 pixels is no multiple of its largest stride 8"),
+        (["--no-features", "--size", "24"], "--size is of --features"),
         (["--bake-normalize", "--softmax"], "--softmax is of logits, which --features leaves out"),
     ],
 )
@@ -139,15 +158,17 @@ def test_a_network_without_such_strides_is_refused(trained_run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_detector_on_the_file_trains(run: Path) -> None:
-    """As docs/export.md shows: a head of one's own on the maps of torch, and on those of the file."""
-    subnet = TrainedSupernet(run, torch.device("cpu")).subnet(
-        find_arch(TrainedSupernet(run, torch.device("cpu")).space, "largest")
-    )
-    heads = nn.ModuleDict()
-    for stride, channels in subnet.feature_channels.items():
-        heads[str(stride)] = nn.Conv2d(channels, 5, 1)
-    maps = subnet.features(torch.randn(2, 3, 16, 16))
-    scores = {stride: heads[str(stride)](found) for stride, found in maps.items()}
-    sum(found.square().mean() for found in scores.values()).backward()  # type: ignore[union-attr]
-    assert all(p.grad is not None for p in (*heads.parameters(), *subnet.stem.parameters()))
+def test_the_detector_of_the_documentation_runs(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert export(run, "--images", "5") == 0
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "photos").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(code, names)
+    assert all(float(loss.detach()) > 0 for loss in names["losses"].values())
+    assert all(p.grad is not None for p in names["subnet"].stem.parameters())
+    assert names["scores"].shape == (1, 1, 2, 2)
