@@ -30,11 +30,6 @@ def head_width(width: int, expand: float) -> int:
     return round(width * expand)
 
 
-def squeeze_width(hidden: int) -> int:
-    """Channels inside squeeze-and-excitation on `hidden` channels."""
-    return make_divisible(hidden // 4)
-
-
 def halve(size: int, stride: int) -> int:
     """Side of the map after a convolution of this stride with 'same' padding."""
     return -(-size // stride)

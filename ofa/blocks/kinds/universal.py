@@ -160,7 +160,7 @@ def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: B
         kernel=choice.kernel if settings.middle[position.number] else 0,
         stride=position.stride,
         expands=True,
-        se=False,
+        se=None,
         act=settings.act,
         residual=position.stride == 1 and position.inputs == choice.width,
         projects=False,
