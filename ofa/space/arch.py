@@ -8,7 +8,7 @@ from pydantic import Field
 from engine.config import Config
 from engine.errors import UserError
 from ofa.blocks.kind import BlockChoice
-from ofa.space.space import Column, Deep, Space
+from ofa.space.space import Column, Space
 
 
 class Arch(Config):
@@ -143,7 +143,9 @@ def single_arch_space(space: Space, arch: Arch) -> Space:
             "downsample": space.changes_width(i, block),
         }
         stages.append(stage.model_copy(update=only_choice))
-    deep = Deep(middle=arch.stem[:1], residual=arch.stem[1:]) if space.stem.deep else None
+    deep = space.stem.deep
+    if deep:
+        deep = deep.model_copy(update={"middle": arch.stem[:1], "residual": arch.stem[1:]})
     changes = {
         "resolution": (arch.resolution,),
         "granularity": "stage",
