@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ofa.blocks.elastic import DropConnect, ElasticBatchNorm, Slices
 from ofa.blocks.sizes import halve, same_padding
+from ofa.blocks.squeeze import Squeeze
 
 
 class BlockSettings(NamedTuple):
@@ -20,7 +21,7 @@ class BlockSettings(NamedTuple):
 
     Args:
         kernels, expands: the choices, ascending.
-        se: whether the blocks have squeeze-and-excitation.
+        se: the blocks' squeeze-and-excitation; None: they have none.
         act: name of their activation.
         bn_eps: epsilon of BatchNorm.
         projected: whether every block has a shortcut, through a 1x1 convolution where widths differ.
@@ -31,7 +32,7 @@ class BlockSettings(NamedTuple):
 
     kernels: tuple[int, ...]
     expands: tuple[float, ...]
-    se: bool
+    se: Squeeze | None
     act: str
     bn_eps: float
     projected: bool
@@ -71,7 +72,7 @@ class BlockSpec(NamedTuple):
         inp, hidden, out: channels of the input, inside the block, and of the output.
         kernel, stride: of the k x k convolution.
         expands: whether the kind's expansion layers are there.
-        se: whether there is squeeze-and-excitation.
+        se: its squeeze-and-excitation; None: it has none.
         act: name of the activation.
         residual: whether the input is added to the output.
         projects: whether the added input goes through a 1x1 convolution.
@@ -88,7 +89,7 @@ class BlockSpec(NamedTuple):
     kernel: int
     stride: int
     expands: bool
-    se: bool
+    se: Squeeze | None
     act: str
     residual: bool
     projects: bool
@@ -99,6 +100,11 @@ class BlockSpec(NamedTuple):
     def size_after(self) -> int:
         """Side of the output map."""
         return halve(self.size, self.stride)
+
+    @property
+    def squeeze(self) -> int:
+        """Channels inside squeeze-and-excitation; 0 without it."""
+        return self.se.width(self.inp, self.hidden) if self.se else 0
 
     @property
     def pads(self) -> tuple[int, int]:

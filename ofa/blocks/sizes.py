@@ -25,11 +25,6 @@ def hidden_width(width: int, expand: float) -> int:
     return make_divisible(round(width * expand)) if expand != 1 else width
 
 
-def squeeze_width(hidden: int) -> int:
-    """Channels inside squeeze-and-excitation on `hidden` channels."""
-    return make_divisible(hidden // 4)
-
-
 def halve(size: int, stride: int) -> int:
     """Side of the map after a convolution of this stride with 'same' padding."""
     return -(-size // stride)

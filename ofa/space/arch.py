@@ -144,7 +144,7 @@ def single_arch_space(space: Space, arch: Arch) -> Space:
         }
         stages.append(stage.model_copy(update=only_choice))
     deep = space.stem.deep
-    if deep:
+    if deep is not None:
         deep = deep.model_copy(update={"middle": arch.stem[:1], "residual": arch.stem[1:]})
     changes = {
         "resolution": (arch.resolution,),

@@ -12,12 +12,13 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from engine.config import Config, read_yaml, validate
 from engine.errors import UserError, nearest
 from ofa.blocks.activation import Act
 from ofa.blocks.kind import BlockPosition, BlockSettings
+from ofa.blocks.squeeze import Squeeze
 from ofa.blocks.table import BLOCKS, block_kind
 
 # A code is one byte, and 0 says that a block is inactive: hence at most 255 choices.
@@ -32,6 +33,14 @@ def _known_block(name: str) -> str:
     return name
 
 
+def _squeeze_of(value: object) -> object:
+    """`true` stands for the default settings, `false` for none."""
+    if isinstance(value, bool):
+        return Squeeze() if value else None
+    return value
+
+
+OptionalSqueeze = Annotated[Squeeze | None, BeforeValidator(_squeeze_of)]
 BlockName = Annotated[str, AfterValidator(_known_block)]
 BLOCKS_EXPLAINED = "; ".join(f"{name}: {kind.description}" for name, kind in BLOCKS.items())
 
@@ -87,7 +96,9 @@ class Stage(Config):
         )
     )
     stride: int = Field(1, ge=1)
-    se: bool = False
+    se: OptionalSqueeze = Field(
+        None, description="squeeze-and-excitation: false, true (MobileNetV3's) or its settings"
+    )
     act: Act = "swish"
     downsample: bool = Field(
         False,

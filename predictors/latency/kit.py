@@ -56,8 +56,10 @@ def structure(layer: LayerSpec) -> str:
                 words.append("same")
             return "-".join([*words, layer.act])
         case BlockSpec():
-            flags = ("expands", "se", "residual", "projects", "strided", "same")
-            on = [name for name in flags if getattr(layer, name)]
+            on = ["expands"] if layer.expands else []
+            if layer.se is not None:
+                on.append(layer.se.label)
+            on += [name for name in ("residual", "projects", "strided", "same") if getattr(layer, name)]
             widths = f"{layer.inp}-{layer.hidden}-{layer.out}"
             return "-".join([layer.block, widths, f"k{layer.kernel}", f"s{layer.stride}", *on, layer.act])
         case HeadSpec():

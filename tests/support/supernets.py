@@ -34,6 +34,14 @@ def changed(space: Space, **changes: Any) -> Space:
     return Space.model_validate(space.model_dump() | changes)
 
 
+def with_squeeze(space: Space, **settings: Any) -> Space:
+    """The same space with other squeeze-and-excitation in the stages that have it."""
+    stages = []
+    for stage in space.model_dump()["stages"]:
+        stages.append(stage | {"se": settings} if stage["se"] else stage)
+    return changed(space, stages=tuple(stages))
+
+
 def inverted_spaces() -> dict[str, Space]:
     digits, small = load_space("digits"), load_space("small32")
     per_block = changed(digits, granularity="block", resolution=(9, 13))
@@ -49,6 +57,8 @@ def inverted_spaces() -> dict[str, Space]:
         "same padding, transformed": changed(
             small, granularity="block", kernels="transform", padding="same", resolution=(16,)
         ),
+        "EfficientNet's squeeze": with_squeeze(small, of="input", divisor=1, act="swish", gate="sigmoid"),
+        "squeeze of the hidden width, per block": with_squeeze(per_block, ratio=0.5, divisor=4, act="swish"),
         "wide maps": wide_maps("identity"),
         "wide maps, projected": wide_maps("projected"),
     }
@@ -141,6 +151,7 @@ def fused_spaces() -> dict[str, Space]:
         "per stage": per_stage,
         "per block, odd maps": changed(per_stage, granularity="block", resolution=(9, 13)),
         "same padding": changed(per_stage, padding="same", resolution=(14, 15, 16)),
+        "EfficientNet's squeeze": with_squeeze(per_stage, of="input", divisor=1, act="swish", gate="sigmoid"),
     }
 
 

@@ -123,7 +123,7 @@ def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: B
         kernel=choice.kernel,
         stride=position.stride,
         expands=True,
-        se=False,
+        se=None,
         act=settings.act,
         residual=True,
         projects=_projects(position.stride, position.inputs, choice.width),
