@@ -28,6 +28,10 @@ class BlockSettings(NamedTuple):
         transformed: whether smaller kernels follow from larger ones by learned matrices.
         pooled: whether a shortcut's stride is an average pool, or else its 1x1 convolution's.
         same: whether convolutions pad as TensorFlow's 'same' does.
+        stride: of the stage's first block.
+        start: kernel of the depthwise convolution before the expansion, 0 for none; one entry per block if
+            the kind varies within a stage, else empty.
+        middle: whether there is a depthwise convolution after the expansion; entries as in `start`.
     """
 
     kernels: tuple[int, ...]
@@ -39,6 +43,9 @@ class BlockSettings(NamedTuple):
     transformed: bool
     pooled: bool = True
     same: bool = False
+    stride: int = 1
+    start: tuple[int, ...] = ()
+    middle: tuple[bool, ...] = ()
 
 
 class BlockPosition(NamedTuple):
@@ -48,11 +55,13 @@ class BlockPosition(NamedTuple):
         inputs: its input channels; in the supernet the widest choice.
         stride: its stride.
         changes: whether its shortcut cannot be the identity in every architecture (`Space.changes_width`).
+        number: its number within the stage, from 0.
     """
 
     inputs: int
     stride: int
     changes: bool
+    number: int = 0
 
 
 class BlockChoice(NamedTuple):
@@ -70,7 +79,7 @@ class BlockSpec(NamedTuple):
         block: name of the kind.
         size: side of the input map.
         inp, hidden, out: channels of the input, inside the block, and of the output.
-        kernel, stride: of the k x k convolution.
+        kernel, stride: of the k x k convolution; kernel is 0 where a universal block has none.
         expands: whether the kind's expansion layers are there.
         se: its squeeze-and-excitation; None: it has none.
         act: name of the activation.
@@ -79,6 +88,7 @@ class BlockSpec(NamedTuple):
         strided: whether that convolution has the block's stride; else an average pool has it.
         same: whether the k x k convolution pads as TensorFlow's 'same' where that differs: more zeros right
             and below than left and above.
+        start: kernel of a universal block's depthwise convolution before the expansion; 0: none.
     """
 
     block: str
@@ -95,6 +105,7 @@ class BlockSpec(NamedTuple):
     projects: bool
     strided: bool = False
     same: bool = False
+    start: int = 0
 
     @property
     def size_after(self) -> int:
@@ -193,6 +204,8 @@ class BlockKind(NamedTuple):
     published_key: Callable[[BlockSpec], str] | None
     # Whether `padding: same` of a space is possible for it.
     pads_same: bool = False
+    # Whether each block of a stage is described by itself, in the stage's fields `start` and `middle`.
+    varies: bool = False
 
 
 def differs_from_symmetric(settings: BlockSettings, size: int, kernel: int, stride: int) -> bool:

@@ -141,7 +141,7 @@ def _layers(space: Space) -> Table:
         se = "yes" if stage.se else ""
         table.add_row(f"stage {i}", *choices, str(stage.stride), se, stage.act)
     if space.head:
-        width, expand = _span(space.head.width), str(space.head.expand or "")
+        width, expand = _span(space.head.width), f"{space.head.expand:g}" if space.head.expand else ""
         table.add_row("head", width, "", "", expand, "", "", space.head.act)
     return table
 

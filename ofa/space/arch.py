@@ -136,9 +136,12 @@ def single_arch_space(space: Space, arch: Arch) -> Space:
         only_choice = {
             "width": (choice.width,),
             "depth": (1,),
-            "kernel": (choice.kernel,),
+            # 0 says that the block reads no kernel, and every list of kernels has one.
+            "kernel": (choice.kernel or stage.kernel[0],),
             "expand": (choice.expand,),
             "stride": stage.stride if block == 0 else 1,
+            "start": stage.start[block : block + 1],
+            "middle": stage.middle[block : block + 1],
             # Widths that happen to agree here do not make the shortcut of the supernet's block the identity.
             "downsample": space.changes_width(i, block),
         }

@@ -104,6 +104,20 @@ class Stage(Config):
         False,
         description="bottleneck: a convolution in the first shortcut even where stride and widths need none",
     )
+    start: tuple[Literal[0, 3, 5], ...] = Field(
+        (),
+        description=(
+            "universal: kernel of the depthwise convolution before the expansion, 0 for none; one entry for "
+            "each block of the deepest choice"
+        ),
+    )
+    middle: tuple[bool, ...] = Field(
+        (),
+        description=(
+            "universal: whether there is the depthwise convolution after the expansion, of which `kernel` "
+            "lists the kernels; one entry for each block of the deepest choice"
+        ),
+    )
     pooled: bool = Field(
         True,
         description=(
@@ -117,16 +131,28 @@ class Head(Config):
     """What turns the last stage's map into features; a linear classifier follows.
 
     With `expand` (MobileNetV3, AttentiveNAS): 1x1 to expand x last width + BN + act, global pool, 1x1 to
-    `width` + act. Without (MobileNetV2, BigNAS): 1x1 to `width` + BN + act, global pool.
+    `width` + act, with `norm` (MobileNetV4) + BN + act. Without (MobileNetV2, BigNAS): 1x1 to `width` + BN +
+    act, global pool.
     """
 
     width: Choices
-    expand: int | None = Field(None, ge=1)
+    expand: Finite | None = Field(None, ge=1, description="may be a fraction; channels are rounded")
     act: Act = "swish"
+    norm: bool = Field(
+        False, description="whether a BatchNorm follows the 1x1 after the pool, as in MobileNetV4"
+    )
     bias: bool = Field(
         False,
         description="whether the 1x1 after the pool has a bias, as in torchvision's and timm's MobileNetV3",
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.norm and self.expand is None:
+            raise ValueError("head.norm must be false without head.expand: there is no 1x1 after the pool")
+        if self.norm and self.bias:
+            raise ValueError("head.bias must be false with head.norm, which would subtract it again")
+        return self
 
 
 # Here and not beside the codes that it describes, since a space lists its own columns.
@@ -184,22 +210,8 @@ class Space(Config):
                     f"{where} of space '{self.name}' must list positive choices in ascending order, "
                     f"but lists {values}"
                 )
-        for i, stage in enumerate(self.stages):
-            # Only odd kernels have a centre, which smaller kernels are, and keep the side of a map.
-            if any(kernel % 2 == 0 for kernel in stage.kernel):
-                raise ValueError(
-                    f"stages[{i}].kernel of space '{self.name}' must list odd kernels, "
-                    f"but lists {stage.kernel}"
-                )
-            complaint = block_kind(stage.block).check(self.block_settings(i))
-            if self.padding == "same" and not block_kind(stage.block).pads_same:
-                capable = ", ".join(name for name, kind in BLOCKS.items() if kind.pads_same)
-                raise ValueError(
-                    f"stages[{i}].block of space '{self.name}' is {stage.block}, which knows no padding: "
-                    f"same; the kinds that do are {capable}"
-                )
-            if complaint:
-                raise ValueError(f"stages[{i}].{complaint.field} of space '{self.name}' {complaint.sentence}")
+        for i in range(len(self.stages)):
+            self._check_stage(i)
         if self.padding == "same" and (self.stem.deep or self.stem.pool):
             raise ValueError(
                 f"stem of space '{self.name}' has a pool, which knows no padding: same; "
@@ -215,6 +227,31 @@ class Space(Config):
                 f"projected shortcuts, but lists {odd[0]}"
             )
         return self
+
+    def _check_stage(self, i: int) -> None:
+        stage = self.stages[i]
+        kind = block_kind(stage.block)
+        # Only odd kernels have a centre, which smaller kernels are, and keep the side of a map.
+        if any(kernel % 2 == 0 for kernel in stage.kernel):
+            raise ValueError(
+                f"stages[{i}].kernel of space '{self.name}' must list odd kernels, but lists {stage.kernel}"
+            )
+        wanted = stage.depth[-1] if kind.varies else 0
+        for field, entries in (("start", stage.start), ("middle", stage.middle)):
+            if len(entries) != wanted:
+                raise ValueError(
+                    f"stages[{i}].{field} of space '{self.name}' must have {wanted} entries, as many as "
+                    f"blocks of kind '{stage.block}' take, but has {len(entries)}"
+                )
+        if self.padding == "same" and not kind.pads_same:
+            capable = ", ".join(name for name, kind in BLOCKS.items() if kind.pads_same)
+            raise ValueError(
+                f"stages[{i}].block of space '{self.name}' is {stage.block}, which knows no padding: "
+                f"same; the kinds that do are {capable}"
+            )
+        complaint = kind.check(self.block_settings(i))
+        if complaint:
+            raise ValueError(f"stages[{i}].{complaint.field} of space '{self.name}' {complaint.sentence}")
 
     def _choice_lists(self) -> Iterator[tuple[str, Sequence[float]]]:
         """Every list of choices under its name in the file."""
@@ -241,7 +278,8 @@ class Space(Config):
         columns = [Column("resolution", 0, self.resolution)]
         columns += [Column("width", i, width) for i, width in enumerate(widths)]
         columns += [Column("depth", i, stage.depth) for i, stage in enumerate(self.stages)]
-        columns += [Column("kernel", i, self.stages[s].kernel) for i, s in enumerate(self.slot_stage)]
+        for slot, stage in enumerate(self.slot_stage):
+            columns.append(Column("kernel", slot, self.kernels_of(stage, slot - self.slot(stage, 0))))
         columns += [Column("expand", i, self.stages[s].expand) for i, s in enumerate(self.slot_stage)]
         if self.stem.deep:
             columns += [Column("stem", 0, self.stem.deep.middle), Column("stem", 1, self.stem.deep.residual)]
@@ -271,6 +309,16 @@ class Space(Config):
         """Entry of Arch.kernel and Arch.expand that block `block` of stage `stage` reads."""
         return stage if self.granularity == "stage" else self.slot_stage.index(stage) + block
 
+    def kernels_of(self, stage: int, block: int) -> tuple[int, ...]:
+        """Choices of the entry of Arch.kernel that belongs to a block.
+
+        They are (0,) where none of the blocks that share the entry has a convolution with an elastic kernel.
+        With other choices, several architectures would be the same network.
+        """
+        here = self.stages[stage]
+        readers = here.middle if self.granularity == "stage" else here.middle[block : block + 1]
+        return (0,) if readers and not any(readers) else here.kernel
+
     def widths_before(self, stage: int) -> tuple[int, ...]:
         """Choices of the input width of a stage; after the last stage, of the head's input."""
         return self.stages[stage - 1].width if stage else self.stem.width
@@ -298,12 +346,15 @@ class Space(Config):
             transformed=self.kernels == "transform",
             pooled=choices.pooled,
             same=self.padding == "same",
+            stride=choices.stride,
+            start=choices.start,
+            middle=choices.middle,
         )
 
     def block_position(self, stage: int, block: int, inputs: int) -> BlockPosition:
         """Where block `block` of stage `stage` stands if it gets `inputs` channels."""
         stride = self.stages[stage].stride if block == 0 else 1
-        return BlockPosition(inputs, stride, self.changes_width(stage, block))
+        return BlockPosition(inputs, stride, self.changes_width(stage, block), block)
 
     def size(self) -> int:
         """Number of different architectures, exactly."""
@@ -312,12 +363,12 @@ class Space(Config):
             total *= len(self.head.width)
         if self.stem.deep:
             total *= len(self.stem.deep.middle) * len(self.stem.deep.residual)
-        for stage in self.stages:
-            block = len(stage.kernel) * len(stage.expand)
+        for i, stage in enumerate(self.stages):
+            choices = [len(self.kernels_of(i, j)) * len(stage.expand) for j in range(stage.depth[-1])]
             if self.granularity == "stage":
-                blocks = len(stage.depth) * block
+                blocks = len(stage.depth) * choices[0]
             else:  # a stage of d blocks chooses d times; choices of inactive blocks make no difference
-                blocks = sum(block**depth for depth in stage.depth)
+                blocks = sum(prod(choices[:depth]) for depth in stage.depth)
             total *= len(stage.width) * blocks
         return total
 

@@ -61,13 +61,15 @@ def structure(layer: LayerSpec) -> str:
                 on.append(layer.se.label)
             on += [name for name in ("residual", "projects", "strided", "same") if getattr(layer, name)]
             widths = f"{layer.inp}-{layer.hidden}-{layer.out}"
-            return "-".join([layer.block, widths, f"k{layer.kernel}", f"s{layer.stride}", *on, layer.act])
+            kernels = [f"start{layer.start}"] if layer.start else []
+            kernels.append(f"k{layer.kernel}")
+            return "-".join([layer.block, widths, *kernels, f"s{layer.stride}", *on, layer.act])
         case HeadSpec():
             words = ["head", str(layer.inp)]
             if layer.wide:
                 words.append(f"{layer.wide}{layer.act}")
             if layer.width:
-                words.append(f"{layer.width}b" if layer.bias else f"{layer.width}")
+                words.append(f"{layer.width}{'b' * layer.bias}{'n' * layer.norm}")
             return "-".join([*words, str(layer.classes)])
 
 

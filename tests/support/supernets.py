@@ -155,12 +155,76 @@ def fused_spaces() -> dict[str, Space]:
     }
 
 
+def universal_spaces() -> dict[str, Space]:
+    """Small MobileNetV4s with their head and all variants of the block, also at stride 2 and expansion 1."""
+    universal = {"block": "universal", "kernel": (3, 5), "act": "relu"}
+    both, middle, start, none = (5, True), (0, True), (3, False), (0, False)
+    stages = (
+        {**universal, **variants(middle, both), "width": (24, 32), "depth": (1, 2), "expand": (1,)},
+        {
+            **universal,
+            **variants(both, none, start, middle),
+            "width": (48, 64),
+            "depth": (1, 2, 4),
+            "expand": (2, 3, 4),
+            "stride": 2,
+        },
+        {
+            **universal,
+            **variants(start, none),
+            "width": (64, 96),
+            "depth": (1, 2),
+            "expand": (1, 2, 3),
+            "stride": 2,
+        },
+    )
+    stem = {"width": (8, 16), "stride": 1}
+    head = {"width": (96, 128), "expand": 1.75, "norm": True, "act": "relu"}
+    values = {"name": "universal", "resolution": (16, 24), "stem": stem, "stages": stages, "head": head}
+    per_stage = Space.model_validate(values)
+    per_block = changed(per_stage, granularity="block", resolution=(9, 13))
+    return {
+        "per stage": per_stage,
+        "per block, odd maps": per_block,
+        "transformed": changed(per_block, kernels="transform"),
+    }
+
+
+def variants(*blocks: tuple[int, bool]) -> dict[str, tuple[int | bool, ...]]:
+    """The fields `start` and `middle` of a stage with these blocks."""
+    return {"start": tuple(start for start, _ in blocks), "middle": tuple(middle for _, middle in blocks)}
+
+
+def conv_spaces() -> dict[str, Space]:
+    """Convolutions at both strides, of 1 x 1 too, and inverted bottlenecks behind them."""
+    conv = {"block": "conv", "expand": (1,), "depth": (1, 2), "act": "relu"}
+    stages = (
+        {**conv, "width": (16, 24), "kernel": (3, 5), "stride": 2},
+        {**conv, "width": (32, 48), "kernel": (1, 3), "act": "swish"},
+        {"width": (48, 64), "kernel": (3,), "depth": (1, 2), "expand": (2, 3, 4), "stride": 2},
+        {**conv, "width": (64, 96), "kernel": (1,)},
+    )
+    values = {
+        "name": "conv",
+        "resolution": (16, 24),
+        "stem": {"width": (8, 16), "stride": 1},
+        "stages": stages,
+    }
+    per_stage = Space.model_validate(values)
+    return {
+        "per stage": per_stage,
+        "per block, odd maps": changed(per_stage, granularity="block", resolution=(9, 13)),
+    }
+
+
 # Spaces of every kind of block, on which `tests/contracts/test_blocks.py` holds it to its contract.
 SPACES: dict[str, dict[str, Space]] = {
     "inverted": inverted_spaces(),
     "bottleneck": bottleneck_spaces(),
     "basic": basic_spaces(),
     "fused": fused_spaces(),
+    "universal": universal_spaces(),
+    "conv": conv_spaces(),
 }
 
 

@@ -169,7 +169,7 @@ def _check(settings: BlockSettings) -> Complaint | None:
 
 
 def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: BlockChoice) -> BlockSpec:
-    inp, stride, changes = position
+    inp, stride, changes = position.inputs, position.stride, position.changes
     width, kernel, expand = choice
     identity = stride == 1 and inp == width
     return BlockSpec(
