@@ -76,7 +76,7 @@ def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: B
         kernel=choice.kernel,
         stride=position.stride,
         expands=False,
-        se=False,
+        se=None,
         act=settings.act,
         residual=False,
         projects=False,
