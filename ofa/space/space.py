@@ -125,6 +125,11 @@ class Stage(Config):
             "(ResNet-D), or else that convolution has the stride (ResNet)"
         ),
     )
+    group_width: int | None = Field(
+        None,
+        ge=1,
+        description="bottleneck: channels in each group of the k x k convolution (RegNet); none: one group",
+    )
 
 
 class Head(Config):
@@ -345,6 +350,7 @@ class Space(Config):
             projected=self.shortcut == "projected",
             transformed=self.kernels == "transform",
             pooled=choices.pooled,
+            group=choices.group_width,
             same=self.padding == "same",
             stride=choices.stride,
             start=choices.start,

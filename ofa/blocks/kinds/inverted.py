@@ -146,7 +146,14 @@ class Inverted(nn.Module):
         super().__init__()
         self.expand = ConvBN(spec.inp, spec.hidden, 1, 1, spec.act, eps) if spec.expands else None
         self.depthwise = ConvBN(
-            spec.hidden, spec.hidden, spec.kernel, spec.stride, spec.act, eps, depthwise=True, pads=spec.pads
+            spec.hidden,
+            spec.hidden,
+            spec.kernel,
+            spec.stride,
+            spec.act,
+            eps,
+            groups=spec.hidden,
+            pads=spec.pads,
         )
         self.se = SqueezeExcite(spec.se, spec.hidden, spec.squeeze) if spec.se else None
         self.project = ConvBN(spec.hidden, spec.out, 1, 1, None, eps)
