@@ -14,14 +14,14 @@ from engine.compute.device import pick_device, use_threads
 from engine.config import Config, validate
 from engine.data.dataset import Data, Split
 from engine.errors import UserError
-from engine.model import ImageModel, image_facts, open_images
+from engine.model import ImageModel, WeightsOrigin, image_facts, open_images
 from engine.run import Run, read_json
 from engine.statistics import Counts
 from ofa.calibration import EVALUATION_BATCH, prepare, subnet_accuracy, subnet_confusion
 from ofa.space.arch import Arch, largest
 from ofa.space.codes import Codes
 from ofa.space.space import Space, load_space
-from ofa.subnet import Subnet
+from ofa.subnet import Subnet, extract
 from ofa.supernet import Supernet
 
 DEFAULT_RUN = Path("runs/supernet")
@@ -57,10 +57,23 @@ class SupernetModel(ImageModel):
             "subnets never learned"
         ),
     )
+    converted: Arch | None = Field(
+        None, description="the only architecture that has learned, if the run was converted from one network"
+    )
+
+    def is_converted(self, arch: Arch) -> bool:
+        """Whether `arch` is the network that the run was converted from, at whatever resolution."""
+        same = self.converted and self.converted.model_copy(update={"resolution": arch.resolution})
+        return arch == same
 
 
 def model_of(
-    space: Space, arch: Arch | None, data: Data, calibration_images: int, pretrained_only: bool = False
+    space: Space,
+    arch: Arch | None,
+    data: Data,
+    calibration_images: int,
+    weights: WeightsOrigin | None = None,
+    pretrained_only: bool = False,
 ) -> SupernetModel:
     """What model.json says of a network of `space` for these images.
 
@@ -69,12 +82,14 @@ def model_of(
         arch: the network if the run trains a single architecture, else None.
         data: the images.
         calibration_images: training images for BatchNorm statistics of a subnet.
+        weights: where the first weights come from; None: they were drawn.
         pretrained_only: whether the weights can only start a training.
     """
     return SupernetModel(
         space=space,
         arch=arch,
         calibration_images=calibration_images,
+        weights=weights,
         pretrained_only=pretrained_only,
         **image_facts(data),
     )
@@ -100,8 +115,8 @@ def load_network(path: Path) -> tuple[SupernetModel, Supernet]:
     return model, supernet
 
 
-def open_source(run: Path, space: str | None) -> Supernet:
-    """The supernet of a finished run, to start another training from.
+def open_source(run: Path, space: str | None) -> tuple[SupernetModel, Supernet]:
+    """model.json and the supernet of a finished run, to start another training from.
 
     Args:
         run: folder of that run.
@@ -123,20 +138,20 @@ def open_source(run: Path, space: str | None) -> Supernet:
             f"Run '{run}' is of space '{model.space.name}', not '{space}' as asked for; leave out --space, "
             "or take --config ofa/finetune."
         )
-    return supernet
+    return model, supernet
 
 
 def _same_but_for_converted(space: Space, other: Space) -> bool:
     """Whether two spaces hold the same architectures.
 
-    The head's bias and the epsilon of BatchNorm may differ: `ofa.convert` changes them in `ofa_mbv3` for the
-    networks of torchvision and timm.
+    The head's bias, the padding and the epsilon of BatchNorm may differ: `ofa.convert` sets them to what the
+    source of the weights has.
     """
 
     # Both spaces get the same value in these fields, whatever it is.
     def common(which: Space) -> Space:
         head = which.head and which.head.model_copy(update={"bias": False})
-        return which.model_copy(update={"head": head, "bn_eps": 1.0})
+        return which.model_copy(update={"head": head, "padding": "symmetric", "bn_eps": 1.0})
 
     return common(space) == common(other)
 
@@ -193,7 +208,12 @@ class TrainedSupernet:
         self.seed = self.data.seed
 
     def subnet(self, arch: Arch) -> Subnet:
-        """Extract `arch` and calibrate its BatchNorm on training images, always the same ones; eval mode."""
+        """Extract `arch` and calibrate its BatchNorm on training images, always the same ones; eval mode.
+
+        A converted network keeps the statistics that it came with, and so computes what it always did.
+        """
+        if self.model.is_converted(arch):
+            return extract(self.supernet, arch).eval()
         return prepare(self.supernet, arch, self.data, self.model.calibration_images)
 
     def accuracy(self, arch: Arch, split: Split) -> float:

@@ -103,7 +103,11 @@ class Tune(TrainingCommand):
         description="the optimiser; its rate and decay are by default those of the run, with a cosine to 0",
     )
     teacher: str = Field(
-        "largest", description="largest, none, a run folder, or the name of a timm or torchvision module"
+        "largest",
+        description=(
+            "largest, none, a run folder, or the name of a timm or torchvision module; a converted network "
+            "has no largest teacher"
+        ),
     )
     teacher_weights: Located | None = Field(
         None, description="weights of a teacher that is named: .pth, .pt, .tar or .safetensors"
@@ -181,7 +185,7 @@ class Tune(TrainingCommand):
         """The supernet of the run, on CPU.
 
         Raises:
-            UserError: the run is one architecture, or a start for training.
+            UserError: the run is one architecture.
         """
         model, supernet = load_network(self.run)
         if model.arch is not None:
@@ -189,22 +193,28 @@ class Tune(TrainingCommand):
                 f"Run '{self.run}' is one architecture, not a supernet whose subnets could be tuned; name a "
                 "supernet with --run."
             )
-        if model.pretrained_only:
-            raise UserError(
-                f"Run '{self.run}' is a start for training: python -m ofa.train --config ofa/finetune --init "
-                f"{self.run}."
-            )
         return model, supernet
 
     def _archs(self, model: SupernetModel) -> dict[str, Arch]:
-        """The subnets to tune, by the names of their folders."""
-        if self.arch is None:
-            return selected_archs(self.run, model.space, self.selected)
-        return {name_of(self.arch): find_arch(model.space, self.arch)}
+        """The subnets to tune, by the names of their folders.
+
+        Raises:
+            UserError: the run is a start for training, and one of them is not the network it was converted
+                from.
+        """
+        named = {name_of(self.arch): find_arch(model.space, self.arch)} if self.arch else {}
+        if model.pretrained_only and not (named and all(map(model.is_converted, named.values()))):
+            raise UserError(
+                f"Run '{self.run}' is a start for training: python -m ofa.train --config ofa/finetune --init "
+                f"{self.run}; of a converted network only itself can be tuned, with --arch."
+            )
+        return named or selected_archs(self.run, model.space, self.selected)
 
     def _teacher(self, model: SupernetModel, supernet: Supernet, data: Data) -> Teacher | None:
         """Who teaches beside the labels, if anybody does."""
-        if self.epochs == 0 or self.teacher == "none":
+        # The largest subnet of a converted run has not learned these classes either.
+        untaught = model.pretrained_only and self.teacher == "largest"
+        if self.epochs == 0 or self.teacher == "none" or untaught:
             return None
         if self.teacher == "largest":
             return largest_teacher(model, supernet, data)
