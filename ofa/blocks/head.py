@@ -75,6 +75,7 @@ class PlainHead(nn.Module):
     def __init__(self, spec: HeadSpec, eps: float):
         super().__init__()
         self.conv = ConvBN(spec.inp, spec.wide, 1, 1, spec.act, eps)
+        self.norm = spec.norm
         self.mix: ConvBN | nn.Linear | None = None
         self.act = None
         if spec.norm:

@@ -33,6 +33,7 @@ class BlockSettings(NamedTuple):
         start: kernel of the depthwise convolution before the expansion, 0 for none; one entry per block if
             the kind varies within a stage, else empty.
         middle: whether there is a depthwise convolution after the expansion; entries as in `start`.
+        group: channels in each group of the k x k convolution; None: there is one group.
     """
 
     kernels: tuple[int, ...]
@@ -47,6 +48,7 @@ class BlockSettings(NamedTuple):
     stride: int = 1
     start: tuple[int, ...] = ()
     middle: tuple[bool, ...] = ()
+    group: int | None = None
 
 
 class BlockPosition(NamedTuple):
@@ -90,6 +92,7 @@ class BlockSpec(NamedTuple):
         same: whether the k x k convolution pads as TensorFlow's 'same' where that differs: more zeros right
             and below than left and above.
         start: kernel of a universal block's depthwise convolution before the expansion; 0: none.
+        groups: of a bottleneck's k x k convolution.
     """
 
     block: str
@@ -107,6 +110,7 @@ class BlockSpec(NamedTuple):
     strided: bool = False
     same: bool = False
     start: int = 0
+    groups: int = 1
 
     @property
     def size_after(self) -> int:

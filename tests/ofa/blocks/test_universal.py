@@ -46,7 +46,7 @@ def test_it_computes_what_timms_does(row: tuple[int, int, int, int, int, int], t
     settings = BlockSettings(
         kernels=(3, 5),
         expands=(1, 2, 3, 4, 6),
-        se=False,
+        se=None,
         act="relu",
         bn_eps=1e-5,
         projected=False,
