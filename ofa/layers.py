@@ -21,7 +21,8 @@ from ofa.blocks.stem import StemSpec
 from ofa.blocks.table import block_kind
 from ofa.space.arch import Arch, active_blocks
 from ofa.space.codes import Codes
-from ofa.space.space import Head, Space
+from ofa.space.parts import Head
+from ofa.space.space import Space
 
 LayerSpec = StemSpec | BlockSpec | HeadSpec
 CostFn = Callable[[LayerSpec], Sequence[float]]

@@ -2,6 +2,7 @@
 
 import os
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,19 @@ def test_the_published_network_is_the_largest_where_its_stages_are_uniform(name:
     assert (arch != top) == mixed
     assert (top.width, top.depth) == (arch.width, arch.depth)
     assert (top.kernel != arch.kernel) == name.startswith("mobilenet_v4")
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_block_has_a_shortcut_in_every_architecture_or_in_none(name: str) -> None:
+    space = load_space(name)
+    arch = published(space)[name].arch
+    for i, stage in enumerate(space.stages):
+        # Other kinds have a convolution in the shortcut where widths differ.
+        if stage.stride > 1 or stage.block not in ("inverted", "fused"):
+            continue
+        agrees = arch.width[i] == arch.width[i + 1]
+        for before, width in product(space.widths_before(i), stage.width):
+            assert (before == width) == agrees, f"stage {i}: {before} to {width}"
 
 
 @pytest.mark.parametrize("entry", entries(*FAMILIES, source="timm"))
