@@ -44,7 +44,7 @@ class ElasticPlainConv(ElasticBlock):
         return prefixed("conv", self.conv.slices(inputs, choice.width, choice.kernel))
 
     def map_channels(self) -> tuple[Channels, Channels]:
-        return Channels([], [self.layer.conv.weight]), Channels(written_by(self.layer), [])
+        return Channels([], [self.conv.conv.weight]), Channels(written_by(self.conv), [])
 
     def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
         """Nothing: the only channels are the block's output, whose order is not its own."""
