@@ -32,7 +32,6 @@ from ofa.blocks.kind import (
     ElasticBlock,
     activation_entries,
     describe_kernel_and_expansion,
-    differs_from_symmetric,
 )
 from ofa.blocks.plain import ConvBN
 from ofa.blocks.sizes import chain_memory, hidden_width
@@ -120,7 +119,7 @@ class Fused(nn.Module):
 
     def __init__(self, spec: BlockSpec, eps: float):
         super().__init__()
-        self.conv = ConvBN(spec.inp, spec.hidden, spec.kernel, spec.stride, spec.act, eps, pads=spec.pads)
+        self.conv = ConvBN(spec.inp, spec.hidden, spec.kernel, spec.stride, spec.act, eps, same=spec.same)
         self.se = SqueezeExcite(spec.se, spec.hidden, spec.squeeze) if spec.se else None
         self.project = ConvBN(spec.hidden, spec.out, 1, 1, None, eps) if spec.expands else None
         self.residual = spec.residual
@@ -165,7 +164,7 @@ def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: B
         act=settings.act,
         residual=position.stride == 1 and position.inputs == choice.width,
         projects=False,
-        same=differs_from_symmetric(settings, size, choice.kernel, position.stride),
+        same=settings.same and position.stride > 1,
     )
 
 

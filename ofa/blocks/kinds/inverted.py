@@ -33,7 +33,6 @@ from ofa.blocks.kind import (
     ElasticBlock,
     activation_entries,
     describe_kernel_and_expansion,
-    differs_from_symmetric,
     shortcut_memory,
 )
 from ofa.blocks.plain import ConvBN
@@ -169,7 +168,7 @@ class Inverted(nn.Module):
             spec.act,
             eps,
             groups=spec.hidden,
-            pads=spec.pads,
+            same=spec.same,
         )
         self.se = SqueezeExcite(spec.se, spec.hidden, spec.squeeze) if spec.se else None
         self.project = ConvBN(spec.hidden, spec.out, 1, 1, None, eps)
@@ -215,7 +214,7 @@ def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: B
         act=settings.act,
         residual=settings.projected or identity,
         projects=settings.projected and changes and inp != width,
-        same=differs_from_symmetric(settings, size, kernel, stride),
+        same=settings.same and stride > 1,
     )
 
 
