@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ofa.blocks.elastic import DropConnect, ElasticBatchNorm, Slices
 from ofa.blocks.sizes import halve, same_padding
+from ofa.blocks.sorting import Channels
 from ofa.blocks.squeeze import Squeeze
 
 
@@ -161,6 +162,10 @@ class ElasticBlock(nn.Module):
 
     def slices(self, inputs: int, choice: BlockChoice) -> Slices:
         """The tensors that `choice` uses on `inputs` channels, under the names of the plain module."""
+        raise NotImplementedError
+
+    def map_channels(self) -> tuple[Channels, Channels]:
+        """The tensors that hold the channels of the block's input, and those that hold its output's."""
         raise NotImplementedError
 
     def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:

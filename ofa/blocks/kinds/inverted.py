@@ -38,7 +38,7 @@ from ofa.blocks.kind import (
 )
 from ofa.blocks.plain import ConvBN
 from ofa.blocks.sizes import chain_memory, hidden_width
-from ofa.blocks.sorting import importance_order, permute, sort_inside, written_by
+from ofa.blocks.sorting import Channels, importance_order, permute, sort_inside, written_by
 from ofa.blocks.squeeze import (
     ElasticSqueezeExcite,
     Squeeze,
@@ -123,6 +123,23 @@ class ElasticInverted(ElasticBlock):
             found |= prefixed("shortcut", self.shortcut.slices(inputs, width, 1))
         return found
 
+    def map_channels(self) -> tuple[Channels, Channels]:
+        inputs = Channels([], [])
+        output = Channels(written_by(self.project), [])
+        if self.expand is not None:
+            inputs.readers.append(self.expand.conv.weight)
+        else:
+            # Everything up to the projection works on the channels of the block's input.
+            inputs.writers.extend(written_by(self.depthwise))
+            inputs.readers.append(self.project.conv.weight)
+            if self.se is not None:
+                inputs.writers.extend(self.se.writers())
+                inputs.readers.append(self.se.reduce.weight)
+        if self.shortcut is not None:
+            inputs.readers.append(self.shortcut.weight)
+            output.writers.append(self.shortcut.weight)
+        return inputs, output
+
     def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
         if self.expand is None:
             return  # the depthwise convolution then works on the block's input, whose order is not its own
@@ -133,8 +150,7 @@ class ElasticInverted(ElasticBlock):
         readers: list[Tensor] = [self.project.conv.weight]
         if self.se is not None:
             sort_inside(self.se, {self.se.settings.width(*choice) for choice in choices})
-            assert self.se.restore.bias is not None
-            writers += [self.se.restore.weight, self.se.restore.bias]
+            writers += self.se.writers()
             readers.append(self.se.reduce.weight)
         permute(order, writers, readers)
 
