@@ -135,7 +135,8 @@ def _nearest(state: State, candidates: Sequence[Network]) -> str:
     wanted = [slots_of_network(network) for network in candidates]
     likeness = [layout.likeness(slots) for slots in wanted]
     best = likeness.index(max(likeness))
+    difference = layout.describe_difference(wanted[best])
     return (
-        f"it is most like {candidates[best].name}, but {layout.describe_difference(wanted[best])}; describe a "
-        "network of your own in a YAML file for --as."
+        f"it is most like {candidates[best].name}, but {difference}; describe a network of your own in a YAML "
+        "file for --as."
     )
