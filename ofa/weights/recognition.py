@@ -136,7 +136,5 @@ def _nearest(state: State, candidates: Sequence[Network]) -> str:
     likeness = [layout.likeness(slots) for slots in wanted]
     best = likeness.index(max(likeness))
     difference = layout.describe_difference(wanted[best])
-    return (
-        f"it is most like {candidates[best].name}, but {difference}; describe a network of your own in a YAML "
-        "file for --as."
-    )
+    remedy = "describe a network of your own in a YAML file for --as"
+    return f"it is most like {candidates[best].name}, but {difference}; {remedy}."
