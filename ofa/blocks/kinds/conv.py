@@ -19,6 +19,7 @@ from ofa.blocks.kind import (
     ElasticBlock,
     activation_entries,
     describe_kernel_and_expansion,
+    differs_from_symmetric,
 )
 from ofa.blocks.plain import ConvBN
 from ofa.blocks.sizes import chain_memory
@@ -29,7 +30,7 @@ class ElasticPlainConv(ElasticBlock):
 
     def __init__(self, settings: BlockSettings, position: BlockPosition, width: int):
         super().__init__()
-        conv = ElasticConv(position.inputs, width, settings.kernels[-1], position.stride)
+        conv = ElasticConv(position.inputs, width, settings.kernels[-1], position.stride, settings.same)
         self.conv = ElasticConvBN(conv, settings.act, settings.bn_eps)
 
     def last_norm(self) -> None:
@@ -51,7 +52,7 @@ class PlainConv(nn.Module):
 
     def __init__(self, spec: BlockSpec, eps: float):
         super().__init__()
-        self.conv = ConvBN(spec.inp, spec.out, spec.kernel, spec.stride, spec.act, eps)
+        self.conv = ConvBN(spec.inp, spec.out, spec.kernel, spec.stride, spec.act, eps, pads=spec.pads)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
@@ -87,6 +88,7 @@ def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: B
         act=settings.act,
         residual=False,
         projects=False,
+        same=differs_from_symmetric(settings, size, choice.kernel, position.stride),
     )
 
 
@@ -115,4 +117,5 @@ CONV = BlockKind(
     stored=_stored,
     describe=describe_kernel_and_expansion,
     published_key=None,
+    pads_same=True,
 )

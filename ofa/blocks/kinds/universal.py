@@ -36,9 +36,10 @@ from ofa.blocks.kind import (
     ElasticBlock,
     activation_entries,
     describe_kernel_and_expansion,
+    differs_from_symmetric,
 )
 from ofa.blocks.plain import ConvBN
-from ofa.blocks.sizes import chain_memory, hidden_width
+from ofa.blocks.sizes import chain_memory, hidden_width, same_padding
 from ofa.blocks.sorting import importance_order, permute, written_by
 
 
@@ -57,7 +58,7 @@ class ElasticUniversal(ElasticBlock):
         self.stride = position.stride
         self.start = None
         if start:
-            depthwise = ElasticDepthwise(inputs, start, 1 if has_middle else self.stride)
+            depthwise = ElasticDepthwise(inputs, start, 1 if has_middle else self.stride, settings.same)
             self.start = ElasticConvBN(depthwise, None, eps)
         self.expand = ElasticConvBN(ElasticConv(inputs, hidden), act, eps)
         self.middle = None
@@ -106,8 +107,8 @@ class ElasticUniversal(ElasticBlock):
 
 def _elastic_middle(settings: BlockSettings, hidden: int, stride: int) -> ElasticDepthwise:
     if settings.transformed and len(settings.kernels) > 1:
-        return TransformedDepthwise(hidden, settings.kernels, stride)
-    return ElasticDepthwise(hidden, settings.kernels[-1], stride)
+        return TransformedDepthwise(hidden, settings.kernels, stride, settings.same)
+    return ElasticDepthwise(hidden, settings.kernels[-1], stride, settings.same)
 
 
 class Universal(nn.Module):
@@ -118,12 +119,16 @@ class Universal(nn.Module):
         inp, hidden, act = spec.inp, spec.hidden, spec.act
         self.start = None
         if spec.start:
-            stride = 1 if spec.kernel else spec.stride
-            self.start = ConvBN(inp, inp, spec.start, stride, None, eps, groups=inp)
+            stride, pads = spec.stride, _start_pads(spec)
+            if spec.kernel:
+                stride, pads = 1, None
+            self.start = ConvBN(inp, inp, spec.start, stride, None, eps, groups=inp, pads=pads)
         self.expand = ConvBN(inp, hidden, 1, 1, act, eps)
         self.middle = None
         if spec.kernel:
-            self.middle = ConvBN(hidden, hidden, spec.kernel, spec.stride, act, eps, groups=hidden)
+            self.middle = ConvBN(
+                hidden, hidden, spec.kernel, spec.stride, act, eps, groups=hidden, pads=spec.pads
+            )
         self.project = ConvBN(hidden, spec.out, 1, 1, None, eps)
         self.residual = spec.residual
 
@@ -134,6 +139,11 @@ class Universal(nn.Module):
             y = self.middle(y)
         y = self.project(y)
         return y + x if self.residual else y
+
+
+def _start_pads(spec: BlockSpec) -> tuple[int, int] | None:
+    """Zeros before and after each axis of the map, where the convolution at the start has the stride."""
+    return same_padding(spec.size, spec.start, spec.stride) if spec.same else None
 
 
 def _check(settings: BlockSettings) -> Complaint | None:
@@ -151,20 +161,25 @@ def _check(settings: BlockSettings) -> Complaint | None:
 
 
 def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: BlockChoice) -> BlockSpec:
+    start = settings.start[position.number]
+    kernel = choice.kernel if settings.middle[position.number] else 0
+    # Paddings differ at a stride only, which a block without either convolution has not.
+    strided_kernel = kernel or start or 1
     return BlockSpec(
         block="universal",
         size=size,
         inp=position.inputs,
         hidden=hidden_width(position.inputs, choice.expand),
         out=choice.width,
-        kernel=choice.kernel if settings.middle[position.number] else 0,
+        kernel=kernel,
         stride=position.stride,
         expands=True,
         se=None,
         act=settings.act,
         residual=position.stride == 1 and position.inputs == choice.width,
         projects=False,
-        start=settings.start[position.number],
+        same=differs_from_symmetric(settings, size, strided_kernel, position.stride),
+        start=start,
     )
 
 
@@ -233,5 +248,6 @@ UNIVERSAL = BlockKind(
     stored=_stored,
     describe=_describe,
     published_key=None,
+    pads_same=True,
     varies=True,
 )
