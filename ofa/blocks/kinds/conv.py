@@ -19,10 +19,10 @@ from ofa.blocks.kind import (
     ElasticBlock,
     activation_entries,
     describe_kernel_and_expansion,
-    differs_from_symmetric,
 )
 from ofa.blocks.plain import ConvBN
 from ofa.blocks.sizes import chain_memory
+from ofa.blocks.sorting import Channels, written_by
 
 
 class ElasticPlainConv(ElasticBlock):
@@ -43,6 +43,9 @@ class ElasticPlainConv(ElasticBlock):
     def slices(self, inputs: int, choice: BlockChoice) -> Slices:
         return prefixed("conv", self.conv.slices(inputs, choice.width, choice.kernel))
 
+    def map_channels(self) -> tuple[Channels, Channels]:
+        return Channels([], [self.conv.conv.weight]), Channels(written_by(self.conv), [])
+
     def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
         """Nothing: the only channels are the block's output, whose order is not its own."""
 
@@ -52,7 +55,7 @@ class PlainConv(nn.Module):
 
     def __init__(self, spec: BlockSpec, eps: float):
         super().__init__()
-        self.conv = ConvBN(spec.inp, spec.out, spec.kernel, spec.stride, spec.act, eps, pads=spec.pads)
+        self.conv = ConvBN(spec.inp, spec.out, spec.kernel, spec.stride, spec.act, eps, same=spec.same)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
@@ -88,7 +91,7 @@ def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: B
         act=settings.act,
         residual=False,
         projects=False,
-        same=differs_from_symmetric(settings, size, choice.kernel, position.stride),
+        same=settings.same and position.stride > 1,
     )
 
 

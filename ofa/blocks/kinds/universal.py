@@ -36,11 +36,10 @@ from ofa.blocks.kind import (
     ElasticBlock,
     activation_entries,
     describe_kernel_and_expansion,
-    differs_from_symmetric,
 )
 from ofa.blocks.plain import ConvBN
-from ofa.blocks.sizes import chain_memory, hidden_width, same_padding
-from ofa.blocks.sorting import importance_order, permute, written_by
+from ofa.blocks.sizes import chain_memory, hidden_width
+from ofa.blocks.sorting import Channels, importance_order, permute, written_by
 
 
 class ElasticUniversal(ElasticBlock):
@@ -94,6 +93,11 @@ class ElasticUniversal(ElasticBlock):
             found |= prefixed("middle", self.middle.slices(hidden, hidden, choice.kernel))
         return found | prefixed("project", self.project.slices(hidden, choice.width))
 
+    def map_channels(self) -> tuple[Channels, Channels]:
+        at_input = [] if self.start is None else written_by(self.start)
+        inputs = Channels(at_input, [self.expand.conv.weight])
+        return inputs, Channels(written_by(self.project), [])
+
     def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
         cuts = {hidden_width(width, expand) for width in inputs for expand in expands}
         order = importance_order(self.project.conv.weight, cuts)
@@ -119,15 +123,13 @@ class Universal(nn.Module):
         inp, hidden, act = spec.inp, spec.hidden, spec.act
         self.start = None
         if spec.start:
-            stride, pads = spec.stride, _start_pads(spec)
-            if spec.kernel:
-                stride, pads = 1, None
-            self.start = ConvBN(inp, inp, spec.start, stride, None, eps, groups=inp, pads=pads)
+            stride, same = (1, False) if spec.kernel else (spec.stride, spec.same)
+            self.start = ConvBN(inp, inp, spec.start, stride, None, eps, groups=inp, same=same)
         self.expand = ConvBN(inp, hidden, 1, 1, act, eps)
         self.middle = None
         if spec.kernel:
             self.middle = ConvBN(
-                hidden, hidden, spec.kernel, spec.stride, act, eps, groups=hidden, pads=spec.pads
+                hidden, hidden, spec.kernel, spec.stride, act, eps, groups=hidden, same=spec.same
             )
         self.project = ConvBN(hidden, spec.out, 1, 1, None, eps)
         self.residual = spec.residual
@@ -139,11 +141,6 @@ class Universal(nn.Module):
             y = self.middle(y)
         y = self.project(y)
         return y + x if self.residual else y
-
-
-def _start_pads(spec: BlockSpec) -> tuple[int, int] | None:
-    """Zeros before and after each axis of the map, where the convolution at the start has the stride."""
-    return same_padding(spec.size, spec.start, spec.stride) if spec.same else None
 
 
 def _check(settings: BlockSettings) -> Complaint | None:
@@ -163,8 +160,6 @@ def _check(settings: BlockSettings) -> Complaint | None:
 def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: BlockChoice) -> BlockSpec:
     start = settings.start[position.number]
     kernel = choice.kernel if settings.middle[position.number] else 0
-    # Paddings differ at a stride only, which a block without either convolution has not.
-    strided_kernel = kernel or start or 1
     return BlockSpec(
         block="universal",
         size=size,
@@ -178,7 +173,7 @@ def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: B
         act=settings.act,
         residual=position.stride == 1 and position.inputs == choice.width,
         projects=False,
-        same=differs_from_symmetric(settings, size, strided_kernel, position.stride),
+        same=settings.same and position.stride > 1,
         start=start,
     )
 
