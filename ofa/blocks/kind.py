@@ -206,6 +206,8 @@ class BlockKind(NamedTuple):
     published_key: Callable[[BlockSpec], str] | None
     # Whether `padding: same` of a space is possible for it.
     pads_same: bool = False
+    # Which of `pooled` and `group_width` its stages may have.
+    own_fields: tuple[str, ...] = ()
     # Whether each block of a stage is described by itself, in the stage's fields `start` and `middle`.
     varies: bool = False
 

@@ -176,4 +176,5 @@ BASIC = BlockKind(
     stored=_stored,
     describe=describe_kernel_and_expansion,
     published_key=None,
+    own_fields=("pooled",),
 )

@@ -227,4 +227,5 @@ BOTTLENECK = BlockKind(
     stored=_stored,
     describe=describe_kernel_and_expansion,
     published_key=None,
+    own_fields=("pooled", "group_width"),
 )
