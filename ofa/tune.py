@@ -65,6 +65,7 @@ class Tune(TrainingCommand):
       python -m ofa.tune                                       all subnets that predictors.select chose
       python -m ofa.tune --run runs/photos --selected 12M,30M --epochs 20
       python -m ofa.tune --run runs/photos --arch smallest
+      python -m ofa.tune --run runs/start --arch efficientnet_lite0     a converted network, no teacher
       python -m ofa.tune --run runs/photos --teacher resnet50 --teacher-weights resnet50-photos.safetensors
       torchrun --nproc-per-node 2 -m ofa.tune --run runs/photos     two GPUs, half of each batch on each
     """
@@ -155,7 +156,8 @@ class Tune(TrainingCommand):
             run = config.start(ranks)
             network = single_network(supernet, arch)
             of_network = {"space": network.space, "arch": largest(network.space)}
-            described = model.model_copy(update=of_network | {"tuned": Tuned(arch=arch, **common)})
+            of_network |= {"pretrained_only": False, "tuned": Tuned(arch=arch, **common)}
+            described = model.model_copy(update=of_network)
             # Before the next question: a finished subnet of other weights is refused, not left as it is.
             if ranks.first:
                 write_model(run.path / "model.json", described, "subnet, the supernet")
@@ -181,7 +183,7 @@ class Tune(TrainingCommand):
         """The supernet of the run, on CPU.
 
         Raises:
-            UserError: the run is one architecture, or a start for training.
+            UserError: the run is one architecture, or a converted network and there is no --arch.
         """
         model, supernet = load_network(self.run)
         if model.arch is not None:
@@ -189,10 +191,11 @@ class Tune(TrainingCommand):
                 f"Run '{self.run}' is one architecture, not a supernet whose subnets could be tuned; name a "
                 "supernet with --run."
             )
-        if model.pretrained_only:
+        # Most subnets of a start have learned nothing: the one to tune, the converted network, must be named.
+        if model.pretrained_only and self.arch is None:
             raise UserError(
-                f"Run '{self.run}' is a start for training: python -m ofa.train --config ofa/finetune --init "
-                f"{self.run}."
+                f"Run '{self.run}' is a start for training; name the network to tune with --arch, or train a "
+                f"supernet: python -m ofa.train --config ofa/finetune --init {self.run}."
             )
         return model, supernet
 
@@ -204,7 +207,9 @@ class Tune(TrainingCommand):
 
     def _teacher(self, model: SupernetModel, supernet: Supernet, data: Data) -> Teacher | None:
         """Who teaches beside the labels, if anybody does."""
-        if self.epochs == 0 or self.teacher == "none":
+        # The largest subnet of a start has not learned these classes.
+        untaught = model.pretrained_only and self.teacher == "largest"
+        if self.epochs == 0 or self.teacher == "none" or untaught:
             return None
         if self.teacher == "largest":
             return largest_teacher(model, supernet, data)
