@@ -463,6 +463,6 @@ def test_training_starts_from_a_converted_run(
     theirs, ours = source.slices(smallest(source.space)), alone.slices(largest(alone.space))
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-25)
-    with pytest.raises(UserError, match="is of space 'ofa_mbv3', not 'digits' as asked for"):
+    with pytest.raises(UserError, match="is of space 'ofa_mbv3', whose weights are not those of 'digits'"):
         parse(Train, [*common, *step, "--space", "digits", "--out", str(tmp_path / "other")]).execute()
     assert not (tmp_path / "other").exists()
