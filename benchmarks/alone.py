@@ -69,9 +69,13 @@ class Alone(Train):
 
     def train(self, ranks: Ranks, device: torch.device) -> int:
         """Train, measure, and write result.json."""
-        data = self.load_images(ranks, device)
-        config = self.fit_batch(data, ranks)
-        network = self._network(data)
+        source, config = None, self
+        if self.init:
+            start, source = open_source(self.init, self.space)
+            config = self.model_copy(update={"data": self.data.prepared_for(start.wanted)})
+        data = config.load_images(ranks, device)
+        config = config.fit_batch(data, ranks)
+        network = self._network(data, source)
         if (self.out / "config.yaml").exists():
             epochs = Run(self.out).config["epochs"]  # a resumed run must not measure its time again
         else:
@@ -87,14 +91,13 @@ class Alone(Train):
         print(f"{epochs} epochs in {self.cpu_seconds:.0f} s of CPU time")
         return AloneTraining(config, run, network, data, ranks).run()
 
-    def _network(self, data: Data) -> nn.Module:
+    def _network(self, data: Data, source: Supernet | None) -> nn.Module:
         classes, channels = len(data.classes), data.channels
         if self.mobilenet is not None:
             with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
                 torch.manual_seed(derive(self.seed, "weights"))
                 return mobilenet(self.mobilenet, self.resolution, classes, channels, self.sandwich.dropout)
         assert self.arch is not None
-        source = open_source(self.init, self.space) if self.init else None
         space = source.space if source else load_space(self.space or "digits")
         arch = find_arch(space, self.arch)
         supernet = Supernet(single_arch_space(space, arch), classes, channels)

@@ -7,24 +7,59 @@ import torch
 from pydantic import Field
 
 from engine.config import Config, validate
-from engine.data.dataset import Data
+from engine.data.dataset import Data, Preprocessing
 from engine.data.sources import DataConfig, load_data
 from engine.errors import UserError
 from engine.run import Run, read_json, write_json
 
 
+class WeightsOrigin(Config):
+    """Where weights come from that somebody else trained."""
+
+    name: str = Field(description="what their source calls the network")
+    source: str = Field(description="who published them: a library, a package, a repository")
+    url: str | None = Field(None, description="page of the source")
+    licence: str = Field("unknown", description="of the weights, as the source says")
+    sha256: str | None = Field(None, description="of the file that was converted, in hexadecimal")
+
+
 class ImageModel(Config):
-    """What every kind of model.json says of its images. Each kind adds a description of its network."""
+    """What every kind of model.json says of its images. Each kind adds a description of its network.
+
+    The normalisation belongs to the weights: whoever starts from them takes it from here.
+    """
 
     classes: tuple[str, ...] = Field(description="names of the classes in the order of the logits")
     mean: tuple[float, ...] = Field(description="subtracted from each channel of an image in [0, 1]")
     std: tuple[float, ...] = Field(description="each channel is divided by this after the subtraction")
     preprocessing: dict[str, Any] = Field(description="how an image file becomes a square image")
+    pixels_sha256: str | None = Field(
+        None, description="of the training images, where they are in memory; in hexadecimal"
+    )
+    weights: WeightsOrigin | None = Field(
+        None, description="whose weights the training started from; none: it started from scratch"
+    )
 
     @property
     def channels(self) -> int:
         """Input channels."""
         return len(self.mean)
+
+    @property
+    def wanted(self) -> Preprocessing:
+        """How a training that starts from these weights prepares its images."""
+        how = self.preprocessing
+        crop_share, resize = how.get("crop_share"), how.get("resize_interpolation")
+        # "bicubic, antialiased" stands there for people, who read it in exported files.
+        interpolation = resize.split(",")[0] if resize else None
+        return Preprocessing(mean=self.mean, std=self.std, crop_share=crop_share, interpolation=interpolation)
+
+    def same_images(self, other: "ImageModel | Data") -> bool:
+        """Whether these are the same classes and pixels, as far as is known, normalised in the same way."""
+        normalised = self.mean, self.std
+        same_normalisation = normalised == (tuple(other.mean), tuple(other.std))
+        same_pixels = self.pixels_sha256 == other.pixels_sha256
+        return self.classes == tuple(other.classes) and same_normalisation and same_pixels
 
 
 class DataOfRun(Config):
@@ -45,6 +80,7 @@ def image_facts(data: Data) -> dict[str, Any]:
         "mean": tuple(data.mean),
         "std": tuple(data.std),
         "preprocessing": data.preprocessing(),
+        "pixels_sha256": data.pixels_sha256,
     }
 
 
@@ -97,11 +133,10 @@ def check_images(run: Run, model: ImageModel, data: Data) -> None:
     """Refuse images that are not those of a run.
 
     Raises:
-        UserError: their classes, mean or deviation are not those that `model`, its model.json, names.
+        UserError: their classes, pixels or normalisation are not those that `model`, its model.json, names.
     """
-    # Mean and deviation of in-memory data come from its pixels, so they show changed pixels, too.
-    if (tuple(data.classes), tuple(data.mean), tuple(data.std)) != (model.classes, model.mean, model.std):
+    if not model.same_images(data):
         raise UserError(
-            f"The images of run '{run.path}' are not those it was trained on (classes or pixels changed); "
-            "restore them or train again."
+            f"The images of run '{run.path}' are not those it was trained on (classes, pixels or "
+            "normalisation changed); restore them or train again."
         )

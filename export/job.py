@@ -80,6 +80,7 @@ def job_of_run(
         "classes": list(source.data.classes),
         "preprocessing": source.preparation(network.size) | {"baked": bake is not None},
         "architecture": network.architecture,
+        "weights": source.weights,
         "macs": network.macs,
         "params": network.params,
         "predicted_accuracy": network.predicted,

@@ -49,6 +49,7 @@ class Accuracy(BaseModel):
 class Manifest(BaseModel):
     """One exported file. A later version may write more keys.
 
+    weights says whose weights the training started from: nothing where it started from scratch.
     milliseconds is the time of one image where the file was written. Formats that are no ONNX graph have
     neither opset nor ir_version.
     """
@@ -65,6 +66,7 @@ class Manifest(BaseModel):
     classes: tuple[str, ...] | None
     preprocessing: dict[str, Any] | None
     architecture: dict[str, Any]
+    weights: dict[str, Any] | None = None
     macs: int
     params: int
     accuracy: Accuracy | None

@@ -76,6 +76,7 @@ class ExportSource(NamedTuple):
         seed: of the run.
         config_sha256: of its config.yaml, in hexadecimal.
         preprocessing: the data set's own steps from an image file to pixels.
+        weights: whose weights the training started from, as data; None: it started from scratch.
         networks: finds the networks that the user means.
         searchable: whether it is a supernet, in which predictors.select can search.
     """
@@ -85,6 +86,7 @@ class ExportSource(NamedTuple):
     seed: int
     config_sha256: str
     preprocessing: dict[str, Any]
+    weights: dict[str, Any] | None
     networks: FindNetworks
     searchable: bool
 
@@ -130,12 +132,14 @@ def open_export_source(
         trained = TrainedSupernet(run, device, images)
         searchable = trained.model.arch is None
         networks = _subnets(run, trained, untuned) if searchable else _single_arch(run, trained)
+    weights = trained.model.weights
     return ExportSource(
         run=run,
         data=trained.data,
         seed=int(Run(run).config.get("seed", 0)),
         config_sha256=hashlib.sha256((run / "config.yaml").read_bytes()).hexdigest(),
         preprocessing=dict(trained.model.preprocessing),
+        weights=weights.model_dump(mode="json") if weights else None,
         networks=networks,
         searchable=searchable,
     )

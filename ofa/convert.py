@@ -19,6 +19,7 @@ from ofa.space.space import Space, load_space
 from ofa.supernet import Supernet
 from ofa.trained import model_of, run_flag
 from ofa.weights.checkpoints import load_mobilenet_v3, load_supernet, read_checkpoint
+from ofa.weights.origins import IMAGENET, origin_of
 
 Kind = Literal[
     "attentive_nas",
@@ -74,7 +75,8 @@ class Convert(Command):
         """Read, rename, write."""
         tensors = read_checkpoint(self.file)
         # On CPU: nothing is computed with the images here. They give classes, channels and normalisation.
-        data = load_data(self.data, torch.device("cpu"), self.seed)
+        prepared = self.data.prepared_for(IMAGENET)
+        data = load_data(prepared, torch.device("cpu"), self.seed)
         space = space_of(self.source)
         # What the checkpoint has no weights for, such as a new classifier, is drawn from the seed.
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -86,10 +88,12 @@ class Convert(Command):
             else:
                 fresh = load_supernet(supernet, tensors, self.file)
         # Only now: a checkpoint or data that cannot be used leaves no run folder behind.
-        run = Run.start(self.out, self, resume=False, overwrite=self.overwrite)
+        settings = self.model_copy(update={"data": prepared})
+        run = Run.start(self.out, settings, resume=False, overwrite=self.overwrite)
         # One network's weights in a supernet: its other subnets have not learned anything yet.
         pretrained_only = fresh or single_network
-        model = model_of(space, None, data, self.calibration_images, pretrained_only)
+        origin = origin_of(self.source, self.file)
+        model = model_of(space, None, data, self.calibration_images, origin, pretrained_only)
         write_model(run.path / "model.json", model, "space")
         save_weights(run.path / "weights.safetensors", supernet.state_dict())
         run.finish()

@@ -65,13 +65,21 @@ class Train(Recipe):
     )
     init: Path | None = Field(
         None,
-        description="start from the weights of this run; for another number of classes the classifier is new",
+        description=(
+            "start from the weights of this run, and normalise images as it does; for another number of "
+            "classes the classifier is new"
+        ),
     )
 
     def train(self, ranks: Ranks, device: torch.device) -> int:
         """Train as rank `ranks.rank` on `device`; return the exit status."""
         # Whatever can be refused without the images is refused before they are read, which may take minutes.
-        source = open_source(self.init, self.space) if self.init else None
+        config, source, weights = self, None, None
+        if self.init:
+            start, source = open_source(self.init, self.space)
+            weights = start.weights
+            # Recorded in config.yaml, from where all later stages take it.
+            config = self.model_copy(update={"data": self.data.prepared_for(start.wanted)})
         space = source.space if source else load_space(self.space or "digits")
         arch = find_arch(space, self.arch) if self.arch else None
         single_arch = None
@@ -79,11 +87,11 @@ class Train(Recipe):
             # The same network, but as the only one of a space of its own, in which it is the largest.
             space = single_arch_space(space, arch)
             single_arch = largest(space)
-        if self.finished_before(ranks):
+        if config.finished_before(ranks):
             print(f"{self.out} is finished already.")
             return _next(self.out, single_arch)
-        data = self.load_images(ranks, device)
-        config = self.fit_batch(data, ranks)
+        data = config.load_images(ranks, device)
+        config = config.fit_batch(data, ranks)
         supernet = Supernet(space, len(data.classes), data.channels)
         draws = torch_generator("cpu", self.seed, "weights")
         initialise(supernet, self.initialisation, self.zero_gamma, draws)
@@ -95,7 +103,7 @@ class Train(Recipe):
         run = config.start(ranks)
         _introduce(config, space, data, single_arch)
         if ranks.first:
-            model = model_of(space, single_arch, data, self.calibration_images)
+            model = model_of(space, single_arch, data, self.calibration_images, weights)
             write_model(run.path / "model.json", model, "space")
         trainer = Trainer(config._for_blocks(arch), run, supernet, data, single_arch, sampler, ranks)
         return trainer.run() or _next(run.path, single_arch)

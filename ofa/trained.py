@@ -14,7 +14,7 @@ from engine.compute.device import pick_device, use_threads
 from engine.config import Config, validate
 from engine.data.dataset import Data, Split
 from engine.errors import UserError
-from engine.model import ImageModel, image_facts, open_images
+from engine.model import ImageModel, WeightsOrigin, image_facts, open_images
 from engine.run import Run, read_json
 from engine.statistics import Counts
 from ofa.calibration import EVALUATION_BATCH, prepare, subnet_accuracy, subnet_confusion
@@ -60,7 +60,12 @@ class SupernetModel(ImageModel):
 
 
 def model_of(
-    space: Space, arch: Arch | None, data: Data, calibration_images: int, pretrained_only: bool = False
+    space: Space,
+    arch: Arch | None,
+    data: Data,
+    calibration_images: int,
+    weights: WeightsOrigin | None = None,
+    pretrained_only: bool = False,
 ) -> SupernetModel:
     """What model.json says of a network of `space` for these images.
 
@@ -69,12 +74,14 @@ def model_of(
         arch: the network if the run trains a single architecture, else None.
         data: the images.
         calibration_images: training images for BatchNorm statistics of a subnet.
+        weights: where the first weights come from; None: they were drawn.
         pretrained_only: whether the weights can only start a training.
     """
     return SupernetModel(
         space=space,
         arch=arch,
         calibration_images=calibration_images,
+        weights=weights,
         pretrained_only=pretrained_only,
         **image_facts(data),
     )
@@ -100,8 +107,8 @@ def load_network(path: Path) -> tuple[SupernetModel, Supernet]:
     return model, supernet
 
 
-def open_source(run: Path, space: str | None) -> Supernet:
-    """The supernet of a finished run, to start another training from.
+def open_source(run: Path, space: str | None) -> tuple[SupernetModel, Supernet]:
+    """model.json and the supernet of a finished run, to start another training from.
 
     Args:
         run: folder of that run.
@@ -122,7 +129,7 @@ def open_source(run: Path, space: str | None) -> Supernet:
             "--init."
         )
     if space is None:
-        return supernet
+        return model, supernet
     chosen = _as_converted(load_space(space), model.space)
     # It may choose otherwise, as long as the largest choices, which decide the weights, are the same.
     with torch.device("meta"):
@@ -135,7 +142,7 @@ def open_source(run: Path, space: str | None) -> Supernet:
             f"({different[0]} is the first that differs); give one with the same largest choices, or none."
         )
     asked.load_state_dict(supernet.state_dict(), assign=True)
-    return asked
+    return model, asked
 
 
 def _shapes(supernet: Supernet) -> dict[str, torch.Size]:

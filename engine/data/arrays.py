@@ -1,5 +1,6 @@
 """Small images that fit on the device: one uint8 tensor a split, augmented there in batches."""
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,6 +67,7 @@ class ArrayData(IndexedData):
         # A channel of one colour has no deviation; dividing by it would give infinities.
         std = np.maximum(x_train.std((0, 1, 2)) / 255, 1e-3)
         super().__init__(config, classes, mean.tolist(), std.tolist(), x_train.shape[1], device, seed)
+        self.pixels_sha256 = hashlib.sha256(np.ascontiguousarray(x_train).data).hexdigest()
         self.augment = config
         # Cutout's colour, in pixels: images are augmented as uint8 and normalised afterwards.
         self._fill = (self._mean * 255).round().to(torch.uint8)

@@ -7,12 +7,12 @@ travel as uint8, a quarter of the bytes of float32, and are normalised on the de
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
 from engine.compute.distributed import ALONE, Ranks
@@ -29,6 +29,18 @@ Subset = Literal["train", "val", "both"]
 Batch = tuple[Tensor, Tensor]
 
 
+Interpolation = Literal["bicubic", "bilinear"]
+
+
+class Preprocessing(Config):
+    """What weights want of images: the normalisation, and of files the crop that they were evaluated with."""
+
+    mean: tuple[float, ...]
+    std: tuple[PositiveFloat, ...]
+    crop_share: float | None = None
+    interpolation: Interpolation | None = None
+
+
 class ImageSource(Config):
     """The settings that all sources of images share. Each source adds its own and a `name` of its own."""
 
@@ -41,6 +53,31 @@ class ImageSource(Config):
             "weighs the loss of labels"
         ),
     )
+    mean: tuple[float, ...] | None = Field(
+        None,
+        description=(
+            "subtracted from each channel of an image in [0, 1]; none: as the weights want that training "
+            "starts from, else of the images"
+        ),
+    )
+    std: tuple[PositiveFloat, ...] | None = Field(
+        None, description="each channel is divided by this after the subtraction; none: as for the mean"
+    )
+
+    @model_validator(mode="after")
+    def _check_normalisation(self) -> Self:
+        if len(self.mean or ()) != len(self.std or ()):
+            raise ValueError("mean and std belong together; give one number a channel for each of them")
+        return self
+
+    def prepared_for(self, wanted: Preprocessing) -> Self:
+        """These settings with what weights want of images, unless the user gave something else."""
+        missing = {}
+        for name, value in wanted.model_dump().items():
+            # Only folders have a crop and an interpolation.
+            if name in type(self).model_fields and getattr(self, name) is None:
+                missing[name] = value
+        return self.model_copy(update=missing)
 
     def load(self, device: torch.device, seed: int) -> "Data":
         """Read the images.
@@ -62,13 +99,16 @@ class Data(ABC):
     shards that are read from front to back, derives from this class and writes `train_batches` and `batches`.
 
     Args:
-        config: the settings of the source.
+        config: the settings of the source. Where they have a mean and a deviation, those are used.
         classes: names of the classes, in the order of the labels.
-        mean: mean of each channel of an image in [0, 1], which `normalise` subtracts.
+        mean: of each channel of an image in [0, 1]; `normalise` subtracts it.
         std: what `normalise` divides each channel by.
         size: side of the square images, in pixels.
         device: where batches are delivered.
         seed: decides order, augmentation and the validation split.
+
+    Raises:
+        UserError: the settings have a mean for another number of channels. Grey images pass for three.
     """
 
     def __init__(
@@ -82,8 +122,18 @@ class Data(ABC):
         seed: int,
     ):
         self.config, self.classes, self.size, self.device, self.seed = config, classes, size, device, seed
+        # Weights want the normalisation that they were trained with, whatever the images are.
+        if config.mean and config.std:
+            if len(mean) not in (1, len(config.mean)):
+                raise UserError(
+                    f"The images have {len(mean)} channels, but the weights (or --data.mean) want "
+                    f"{len(config.mean)}; give other images, or train from scratch."
+                )
+            mean, std = list(config.mean), list(config.std)
         self.mean, self.std = mean, std
         self.channels = len(mean)
+        # SHA-256 of the training images, by which changed images are told; None where nobody has read them.
+        self.pixels_sha256: str | None = None
         # Sentences about how the images were read and split, which commands print.
         self.notes: list[str] = []
         self._mean = torch.tensor(mean, device=device)[:, None, None]
@@ -159,7 +209,11 @@ class Data(ABC):
         return images // batch_size
 
     def normalise(self, x_NCHW: Tensor) -> Tensor:
-        """uint8 images as a network takes them: float32, / 255, - mean, / std; channels_last."""
+        """uint8 images as a network takes them: float32, / 255, - mean, / std; channels_last.
+
+        Grey images become three equal channels for weights that want three.
+        """
+        x_NCHW = x_NCHW.expand(-1, self.channels, -1, -1)
         x = x_NCHW.to(memory_format=torch.channels_last).float() / 255
         return (x - self._mean) / self._std
 

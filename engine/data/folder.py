@@ -13,8 +13,19 @@ from torch.utils.data import DataLoader
 
 from engine.config import Located
 from engine.data.balance import Ints
-from engine.data.dataset import SPLITS, Batch, Data, ImageSource, IndexedData, Split, Subset, stream_name
+from engine.data.dataset import (
+    SPLITS,
+    Batch,
+    Data,
+    ImageSource,
+    IndexedData,
+    Interpolation,
+    Split,
+    Subset,
+    stream_name,
+)
 from engine.data.image_files import (
+    CROP_SHARE,
     EXTENSIONS,
     ImageFiles,
     Item,
@@ -23,7 +34,6 @@ from engine.data.image_files import (
     check_image_files,
     collate,
     image_paths,
-    shorter_side,
     start_worker,
 )
 from engine.data.split import describe_hold_out, hold_out
@@ -51,6 +61,18 @@ class ImageFolder(ImageSource):
         0.2, gt=0, lt=1, description="fraction of the images that is held out for test, if there is no train/"
     )
     size: int = Field(224, ge=8, description="side of the square crop in pixels")
+    crop_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description=(
+            "share of an image's shorter side that the centre crop keeps, in evaluation; none: as the "
+            "weights want, else 0.875"
+        ),
+    )
+    interpolation: Interpolation | None = Field(
+        None, description="how images are resized; none: as the weights want, else bicubic"
+    )
     crop_scale: float = Field(
         0.08, gt=0, le=1, description="least share of the image that a random crop covers"
     )
@@ -102,8 +124,18 @@ class FolderData(IndexedData):
         super().__init__(config, classes, IMAGENET_MEAN, IMAGENET_STD, config.size, device, seed)
         self.notes += notes
         self.workers = config.workers
+        self.crop_share: float = config.crop_share or CROP_SHARE
+        self.interpolation: Interpolation = config.interpolation or "bicubic"
+        # The side in pixels to which the shorter side is resized before the centre is cut out.
+        self.shorter = round(config.size / self.crop_share)
         self.transforms = Transforms(
-            config.size, config.crop_scale, config.flip, config.jitter, config.policy
+            config.size,
+            self.shorter,
+            self.interpolation,
+            config.crop_scale,
+            config.flip,
+            config.jitter,
+            config.policy,
         )
         self.cache: dict[tuple[str, bytes], Batch] = {}
 
@@ -118,9 +150,10 @@ class FolderData(IndexedData):
 
     def preprocessing(self) -> dict[str, Any]:
         return {
-            "resize_shorter_side": shorter_side(self.size),
+            "resize_shorter_side": self.shorter,
             "center_crop": self.size,
-            "resize_interpolation": "bicubic, antialiased",
+            "crop_share": self.crop_share,
+            "resize_interpolation": f"{self.interpolation}, antialiased",
         }
 
     def _augmented(

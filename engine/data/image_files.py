@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from engine.command.progress import progress
+from engine.data.dataset import Interpolation
 from engine.errors import UserError
 
-RESIZE_OVER_CROP = 256 / 224  # the usual evaluation on ImageNet: shorter side 256, centre of 224
+CROP_SHARE = 224 / 256  # the usual evaluation on ImageNet: shorter side 256, centre of 224
 CHECK_AT_MOST = 20_000  # files; decoding more of them before training starts would take minutes
 NAMED = 20  # damaged files that an error names
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -27,6 +28,8 @@ class Transforms:
 
     Args:
         size: side of the square crop in pixels.
+        shorter: side in pixels to which `plain` resizes the shorter side before it cuts out the centre.
+        interpolation: of all resizing.
         crop_scale: least share of the image that a random crop covers.
         flip: mirror half of the images.
         jitter: largest change of brightness, contrast, saturation and hue.
@@ -34,14 +37,21 @@ class Transforms:
     """
 
     def __init__(
-        self, size: int, crop_scale: float, flip: bool, jitter: tuple[float, float, float, float], policy: str
+        self,
+        size: int,
+        shorter: int,
+        interpolation: Interpolation,
+        crop_scale: float,
+        flip: bool,
+        jitter: tuple[float, float, float, float],
+        policy: str,
     ):
         # Imported here: torchvision's transforms take a second or two, which other sources need not wait for.
         from torchvision.transforms import InterpolationMode, v2
 
-        bicubic = InterpolationMode.BICUBIC
+        mode = InterpolationMode(interpolation)
         steps: list[Any] = [
-            v2.RandomResizedCrop(size, scale=(crop_scale, 1.0), interpolation=bicubic, antialias=True)
+            v2.RandomResizedCrop(size, scale=(crop_scale, 1.0), interpolation=mode, antialias=True)
         ]
         if flip:
             steps.append(v2.RandomHorizontalFlip())
@@ -50,8 +60,8 @@ class Transforms:
         if policy != "none":
             steps.append({"autoaugment": v2.AutoAugment, "randaugment": v2.RandAugment}[policy]())
         self.augment = v2.Compose([*steps, v2.PILToTensor()])
-        shorter = v2.Resize(shorter_side(size), bicubic, antialias=True)
-        self.plain = v2.Compose([shorter, v2.CenterCrop(size), v2.PILToTensor()])
+        resize = v2.Resize(shorter, mode, antialias=True)
+        self.plain = v2.Compose([resize, v2.CenterCrop(size), v2.PILToTensor()])
 
 
 class ImageFiles(Dataset[tuple[Tensor, int, str]]):
@@ -100,11 +110,6 @@ def damaged_image(path: Path, error: Exception) -> str:
 def _reason(path: Path, error: Exception) -> str:
     """What Pillow says, without the name of the file, which stands before it already."""
     return str(error).splitlines()[0].replace(f" {str(path)!r}", "")
-
-
-def shorter_side(crop: int) -> int:
-    """The side in pixels to which the shorter side of an image is resized before its centre is cropped."""
-    return round(crop * RESIZE_OVER_CROP)
 
 
 def collate(items: list[tuple[Tensor, int, str]]) -> tuple[Tensor | None, Tensor, str]:

@@ -177,6 +177,7 @@ def _provenance(bundle: Bundle) -> Iterator[str]:
         f"- Trained on the images of `{made.data['name']}`{place}, with seed {made.seed}; config.yaml has "
         f"SHA-256 `{made.config_sha256}`."
     )
+    yield _weights(bundle)
     if selection is not None and selection.constraints:
         limits = []
         for limit in selection.constraints:
@@ -195,6 +196,21 @@ def _provenance(bundle: Bundle) -> Iterator[str]:
     yield "- Commands:"
     yield ""
     yield from (f"      {command}" for command in made.commands)
+
+
+def _weights(bundle: Bundle) -> str:
+    """Whose weights the training started from, and what they may be used for."""
+    origin = bundle.files[0].weights
+    if origin is None:
+        return "- The weights are the user's own: the training started from scratch."
+    licence, place = origin["licence"], f" ({origin['url']})" if origin["url"] else ""
+    if licence == "unknown":
+        licence = "unknown: ask the source"
+    file = f" The file that was converted has SHA-256 `{origin['sha256']}`." if origin["sha256"] else ""
+    return (
+        f"- The training started from the weights `{_plain(origin['name'])}` of {_plain(origin['source'])}"
+        f"{_plain(place)}. Their licence: {_plain(licence)}.{file}"
+    )
 
 
 def _versions(versions: dict[str, str]) -> str:

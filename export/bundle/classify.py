@@ -31,11 +31,12 @@ def prepare_image(image: Image.Image, file: dict[str, Any]) -> Any:
     how, wanted, (width, height) = file["preprocessing"], file["input"], image.size
     # 1. The data set's own resize and crop, by Pillow: to `side` x `side` pixels.
     side, short = how.get("center_crop") or how["image_size"], how.get("resize_shorter_side")
-    size = (side, side)
+    size, resample = (side, side), Image.Resampling.BICUBIC
     if short:
+        resample = Image.Resampling[how["resize_interpolation"].split(",")[0].upper()]
         size = (short * width // min(width, height), short * height // min(width, height))
     left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
-    image = image.convert("RGB" if how["channels"] == "RGB" else "L").resize(size, Image.Resampling.BICUBIC)
+    image = image.convert("RGB" if how["channels"] == "RGB" else "L").resize(size, resample)
     pixels = np.asarray(image.crop((left, top, left + side, top + side)), float).reshape(side, side, -1)
     # 2. torch's resize to the network's side, rows first.
     matrix = bicubic(side, how["resize"][0])

@@ -106,11 +106,11 @@ def read_alone(
                 f"Run '{path}' was tuned from a supernet, so it is not a network trained alone; name one of "
                 "python -m ofa.train --arch."
             )
-        ours = trained.model
-        if (model.classes, model.mean, model.std) != (ours.classes, ours.mean, ours.std):
+        if not model.same_images(trained.model):
             raise UserError(
-                f"Run '{path}' was trained on other images than '{trained.run.path}'; train it with the same "
-                f"--data and --seed {trained.seed}."
+                f"Run '{path}' was trained on other images than '{trained.run.path}', or normalised them "
+                f"otherwise; train it with the same --data (also --data.mean and --data.std) and --seed "
+                f"{trained.seed}."
             )
         same = [subnet for subnet in selected if spaces[subnet.name] == model.space]
         if not same:

@@ -498,7 +498,7 @@ def test_a_training_may_choose_otherwise_from_the_weights_it_starts_from(
     stage |= {"depth": [deepest], "expand": stage["expand"][-1:]}
     path = tmp_path / "narrow.yaml"
     path.write_text(yaml.safe_dump(values))
-    narrow = open_source(trained_run, str(path))
+    _, narrow = open_source(trained_run, str(path))
     assert narrow.space == Space.model_validate(values)
     x, arch = torch.randn(2, 1, 16, 16), largest(narrow.space)
     assert torch.equal(narrow(x, arch), source.supernet(x, arch))

@@ -8,13 +8,17 @@ function smooth(x, a) {
   return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
 }
 
-// Pillow's antialiased bicubic weights of each new pixel: where they start in the old line, and whole numbers.
-function pillowWeights(old, size) {
-  const scale = old / size, wide = Math.max(scale, 1), reach = 2 * wide;
+// Pillow's bilinear: a triangle.
+const tent = (x) => Math.max(0, 1 - Math.abs(x));
+
+// Pillow's antialiased weights of each new pixel: where they start in the old line, and whole numbers.
+function pillowWeights(old, size, bilinear) {
+  const scale = old / size, wide = Math.max(scale, 1), reach = (bilinear ? 1 : 2) * wide;
+  const weigh = (x) => (bilinear ? tent(x) : smooth(x, -0.5));
   return Array.from({ length: size }, (_, i) => {
     const center = (i + 0.5) * scale;
     const start = Math.max(0, Math.trunc(center - reach + 0.5)), end = Math.min(old, Math.trunc(center + reach + 0.5));
-    const weights = Array.from({ length: end - start }, (_, k) => smooth((k + start - center + 0.5) * (1 / wide), -0.5));
+    const weights = Array.from({ length: end - start }, (_, k) => weigh((k + start - center + 0.5) * (1 / wide)));
     const total = weights.reduce((sum, w) => sum + w, 0);
     return { start, weights: Float64Array.from(weights, (w) => Math.trunc((w / total) * 2 ** BITS + (w < 0 ? -0.5 : 0.5))) };
   });
@@ -34,13 +38,15 @@ function resizeLines(pixels, lines, [step, stride], weights, out, [outStep, outS
 }
 
 // A channel of width x height resized across, then down, as Pillow does, with whole numbers in between.
-function resizePlane(plane, width, height, across, down) {
+function resizePlane(plane, width, height, across, down, bilinear) {
   let now = plane;
   if (across !== width) {
-    now = resizeLines(now, height, [1, width], pillowWeights(width, across), new Uint8Array(across * height), [1, across]);
+    const weights = pillowWeights(width, across, bilinear);
+    now = resizeLines(now, height, [1, width], weights, new Uint8Array(across * height), [1, across]);
   }
   if (down !== height) {
-    now = resizeLines(now, across, [across, 1], pillowWeights(height, down), new Uint8Array(across * down), [across, 1]);
+    const weights = pillowWeights(height, down, bilinear);
+    now = resizeLines(now, across, [across, 1], weights, new Uint8Array(across * down), [across, 1]);
   }
   return now;
 }
@@ -82,9 +88,10 @@ export function prepare(image, file) {
   const how = file.preprocessing, { width, height, data } = image, wanted = file.input;
   const side = how.center_crop ?? how.image_size, short = how.resize_shorter_side, size = how.resize[0];
   const edge = (length) => (short ? Math.floor((short * length) / Math.min(width, height)) : side);
+  const bilinear = (how.resize_interpolation ?? "").startsWith("bilinear");
   const across = edge(width), down = edge(height), left = round((across - side) / 2), top = round((down - side) / 2);
   const planes = toPlanes(data, width * height, how.channels === "RGB").map((plane, channel) => {
-    const resized = resizePlane(plane, width, height, across, down), square = new Uint8Array(side * side);
+    const resized = resizePlane(plane, width, height, across, down, bilinear), square = new Uint8Array(side * side);
     for (let y = 0; y < side; y++) {
       const from = (y + top) * across + left;
       square.set(resized.subarray(from, from + side), y * side);

@@ -98,11 +98,13 @@ def test_the_browser_prepares_images_number_for_number(server: Server, tmp_path:
     how = {
         "resize_shorter_side": 37,
         "center_crop": 32,
+        "resize_interpolation": "bicubic, antialiased",
         "channels": "RGB",
         "mean": [0.4, 0.5, 0.6],
         "std": [0.2, 0.3, 0.1],
     }
     cases = [how | {"resize": [size] * 2} for size in (32, 40, 21)]
+    cases += [case | {"resize_interpolation": "bilinear, antialiased"} for case in cases]
     cases += [
         {"image_size": 12, "resize": [size] * 2, "channels": "gray", "mean": [0.3], "std": [0.4]}
         for size in (12, 9)
@@ -110,7 +112,8 @@ def test_the_browser_prepares_images_number_for_number(server: Server, tmp_path:
     with Browser(tmp_path / "profile") as browser:
         browser.ask("Page.navigate", url=f"http://127.0.0.1:{server.server_port}/")
         browser.wait("document.documentElement.dataset.ready")
-        for case, size in zip(cases, [(53, 37), (30, 41), (200, 133), (12, 12), (64, 17)], strict=True):
+        rectangles = [(53, 37), (30, 41), (200, 133)]
+        for case, size in zip(cases, [*rectangles * 2, (12, 12), (64, 17)], strict=True):
             image = Image.open(io.BytesIO(picture(*size)))
             for dtype, layout in (("float32", "NCHW"), ("uint8", "NHWC")):
                 file = {"preprocessing": case, "input": {"dtype": dtype, "layout": layout}}
