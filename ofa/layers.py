@@ -52,9 +52,7 @@ def layer_specs(space: Space, arch: Arch, classes: int, channels: int) -> list[L
     # The numbers of a deep stem; 0 stands for "none" in the specs of all others.
     middle, residual = arch.stem if stem.deep else (0, 0)
     width = arch.width[0]
-    layers: list[LayerSpec] = [
-        StemSpec(arch.resolution, channels, width, stem.stride, stem.act, bool(stem.deep), middle, residual)
-    ]
+    layers: list[LayerSpec] = [stem_spec(space, arch.resolution, channels, width, middle, residual)]
     sizes = [size_R[at] for size_R in map_sizes(space)]
     for stage, block, choice in active_blocks(space, arch):
         # Only the first block of a stage has a stride: the others see the map that it leaves.
@@ -64,6 +62,24 @@ def layer_specs(space: Space, arch: Arch, classes: int, channels: int) -> list[L
         layers.append(kind.spec(space.block_settings(stage), position, size, choice))
         width = choice.width
     return [*layers, head_spec(space.head, sizes[-1], width, arch.width[-1], classes)]
+
+
+def stem_spec(
+    space: Space, resolution: int, channels: int, width: int, middle: int, residual: int
+) -> StemSpec:
+    """The spec of a space's stem.
+
+    Args:
+        space: of the stem.
+        resolution: side of the images.
+        channels: of the images.
+        width: output channels.
+        middle, residual: `Arch.stem` of a deep stem; 0 in all others.
+    """
+    stem, same = space.stem, space.padding == "same"
+    return StemSpec(
+        resolution, channels, width, stem.stride, stem.act, bool(stem.deep), middle, residual, same
+    )
 
 
 def head_spec(head: Head | None, size: int, inp: int, width: int, classes: int) -> HeadSpec:
@@ -170,8 +186,7 @@ def _stem_table(space: Space, channels: int, cost: CostFn, dtype: type) -> CostT
         middles, residuals = stem.deep.middle, stem.deep.residual
 
     def layer(resolution: int, width: int, middle: int, residual: int) -> StemSpec:
-        deep = bool(stem.deep)
-        return StemSpec(resolution, channels, width, stem.stride, stem.act, deep, middle, residual)
+        return stem_spec(space, resolution, channels, width, middle, residual)
 
     return CostTable(
         tuple(columns), _grid(cost, layer, [space.resolution, stem.width, middles, residuals], dtype)

@@ -23,37 +23,49 @@ ACTIVATION: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
-    """Depthwise convolution, padded by dilation * (k // 2) on every side.
+def depthwise(
+    x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1, padding: int | None = None
+) -> Tensor:
+    """Depthwise convolution.
 
     Args:
         x: (N, C, H, W).
         weight: (C, 1, k, k), k odd.
         stride: of the output positions.
         dilation: pixels from one weight of a kernel to the next.
+        padding: zeros on every side; None: dilation * (k // 2). With 0 the map has its zeros already, such
+            as those of TensorFlow's 'same'.
 
     Returns:
-        (N, C, H / stride, W / stride), sizes rounded up.
+        (N, C, H / stride, W / stride), sizes rounded up, if the padding is None.
     """
+    if padding is None:
+        padding = dilation * (weight.shape[-1] // 2)
     # The device is asked first: elsewhere than on CPU, looking at `grad_fn` would break a compiled graph.
     if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return torch_depthwise(x, weight, stride, dilation)
+        return torch_depthwise(x, weight, stride, dilation, padding)
     # The gradients below are written for these combinations and for this layout, in which columns are views.
     known = (stride, dilation) in ((1, 1), (2, 1), (1, 2))
+    if padding != dilation * (weight.shape[-1] // 2):
+        known = (stride, dilation, padding) == (2, 1, 0)
     if not known or not x.is_contiguous(memory_format=torch.channels_last):
-        return torch_depthwise(x, weight, stride, dilation)
+        return torch_depthwise(x, weight, stride, dilation, padding)
     # What `norm_act` made can be made again from what its node in the graph keeps.
     maker = x.grad_fn if type(x.grad_fn) is _NormAct._backward_cls else None
     if maker is not None and weight.shape[-1] <= 3:
         # Making an input again in backward costs more than kernels of 3 x 3 gain: they were up to 1.18 times
         # slower than torch.
-        return torch_depthwise(x, weight, stride, dilation)
-    return _Depthwise.apply(x, weight, stride, dilation, maker)
+        return torch_depthwise(x, weight, stride, dilation, padding)
+    return _Depthwise.apply(x, weight, stride, dilation, padding, maker)
 
 
-def torch_depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
+def torch_depthwise(
+    x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1, padding: int | None = None
+) -> Tensor:
     """What `depthwise` computes, by torch alone; differentiable any number of times."""
-    return F.conv2d(x, weight, None, stride, dilation * (weight.shape[-1] // 2), dilation, len(weight))
+    if padding is None:
+        padding = dilation * (weight.shape[-1] // 2)
+    return F.conv2d(x, weight, None, stride, padding, dilation, len(weight))
 
 
 class _Depthwise(torch.autograd.Function):
@@ -67,17 +79,19 @@ class _Depthwise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, dilation: int, maker: Any) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, stride: int, dilation: int, padding: int, maker: Any
+    ) -> Tensor:
         # The weight's gradient needs x itself, the input's its size, which at stride 2 `grad` does not tell.
         needs_x = ctx.needs_input_grad[1] or stride > 1
         kept = [x] if needs_x and not maker else []
         ctx.save_for_backward(weight, *kept)
-        ctx.stride, ctx.dilation, ctx.maker = stride, dilation, maker
-        return torch_depthwise(x, weight, stride, dilation)
+        ctx.stride, ctx.dilation, ctx.padding, ctx.maker = stride, dilation, padding, maker
+        return torch_depthwise(x, weight, stride, dilation, padding)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         weight, *kept = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
         # With a maker x is what was normalised: it has the shape of the input, which is all that the input's
@@ -85,7 +99,7 @@ class _Depthwise(torch.autograd.Function):
         x, *norm = ctx.maker.saved_tensors if ctx.maker else (kept or [grad])
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_x = _input_gradient(grad, x, weight, ctx.stride, ctx.dilation)
+            grad_x = _input_gradient(grad, x, weight, ctx.stride, ctx.dilation, ctx.padding)
         if ctx.needs_input_grad[1]:
             grad_weight = torch.zeros_like(weight)
             # A part at a time: copies of a whole map would be the largest tensors of the step.
@@ -93,29 +107,35 @@ class _Depthwise(torch.autograd.Function):
             for part, grad_part in zip(torch.split(x, images), torch.split(grad, images), strict=True):
                 if norm:
                     part = ACTIVATION[ctx.maker.act](_normalised(part, norm, ctx.maker.eps), inplace=True)
-                grad_weight += _weight_gradient(grad_part, part, weight, ctx.stride, ctx.dilation)
-        return grad_x, grad_weight, None, None, None
+                grad_weight += _weight_gradient(
+                    grad_part, part, weight, ctx.stride, ctx.dilation, ctx.padding
+                )
+        return grad_x, grad_weight, None, None, None, None
 
 
-def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+def _input_gradient(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int, padding: int
+) -> Tensor:
     """Gradient of the input (N, C, H, W)."""
     if stride == 1:
         # It is itself a convolution with the kernels turned, at which oneDNN is faster than at its gradient.
         return torch_depthwise(grad, weight.flip(2, 3), 1, dilation)
-    return _backward(grad, x, weight, stride, [weight.shape[-1] // 2] * 2, [True, False, False])[0]
+    return _backward(grad, x, weight, stride, [padding] * 2, [True, False, False])[0]
 
 
-def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+def _weight_gradient(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int, padding: int
+) -> Tensor:
     """Gradient of the weight (C, 1, k, k)."""
     edge = weight.shape[-1] // 2
     if dilation == 2:
         # Zeros between even and odd pixels are the padding of both, so one dense convolution does all.
-        grad, x = _apart(grad, edge), _apart(x, edge)
+        grad, x, padding = _apart(grad, edge), _apart(x, edge), edge
     # On maps lower than the kernel oneDNN does not take the fast path for columns either: 5 x 5 on a map of
     # 4 x 4 takes 8.6 ms by columns and 2.4 ms by torch.
     if edge > 1 and x.shape[2] >= weight.shape[-1]:
-        return _columns(grad, x, weight, stride)
-    return _backward(grad, x, weight, stride, [edge] * 2, [False, True, False])[1]
+        return _columns(grad, x, weight, stride, padding)
+    return _backward(grad, x, weight, stride, [padding] * 2, [False, True, False])[1]
 
 
 def _backward(
@@ -146,7 +166,7 @@ def _apart(x: Tensor, gap: int) -> Tensor:
     return result
 
 
-def _columns(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+def _columns(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     """Weight gradient (C, 1, k, k), k > 3, put together from columns 0..2, 2..4, ... of the kernel.
 
     Each is the gradient of a kernel 3 wide, for which oneDNN is fast only if its padding is at most 1.
@@ -163,8 +183,9 @@ def _columns(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
     rows = flat[room:].view(count, height, pitch, channels)
     rows[:, :, :width] = grad.permute(0, 2, 3, 1)
     rows[:, :, width:] = flat[:room] = 0
-    edge = kernel // 2 - 1  # what is left of the padding; the convolution adds 1
-    x = F.pad(x, (edge, edge))
+    # The convolution adds at most 1 of the padding, the rest is added here.
+    own = min(padding, 1)
+    x = F.pad(x, (padding - own, padding - own))
     result = torch.empty_like(weight)
     for left in range(0, kernel - 2, 2):
         start = room - left // stride
@@ -172,8 +193,8 @@ def _columns(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
         moved = moved_NHWC.permute(0, 3, 1, 2)
         # A column that two slices share is computed twice, and the later one is kept: both are the same.
         columns = slice(left, left + 3)
-        padding, wanted = [kernel // 2, 1], [False, True, False]
-        result[..., columns] = _backward(moved, x, weight[..., columns], stride, padding, wanted)[1]
+        paddings, wanted = [padding, own], [False, True, False]
+        result[..., columns] = _backward(moved, x, weight[..., columns], stride, paddings, wanted)[1]
     return result
 
 

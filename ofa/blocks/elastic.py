@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from engine.compute.distributed import batch_norm
 from engine.compute.fast import ACTIVATION, depthwise, norm_act
+from ofa.blocks.sizes import same_padding
 
 Slices = dict[str, Tensor]
 
@@ -37,12 +38,26 @@ def draw_as_torch(weight: Tensor, bias: Tensor | None, generator: torch.Generato
         nn.init.uniform_(bias, -bound, bound, generator=generator)
 
 
-class ElasticConv(nn.Module):
-    """k x k convolution without bias whose widths and kernel are chosen at each call."""
+def padded_as_same(x: Tensor, kernel: int, stride: int) -> Tensor | None:
+    """A map with the zeros of 'same' padding around it; None: they are kernel // 2 on every side.
 
-    def __init__(self, inp: int, out: int, kernel: int = 1, stride: int = 1):
+    Args:
+        x: a square map (N, C, H, H).
+        kernel, stride: of the convolution that follows, which pads its input no more.
+    """
+    before, after = same_padding(x.shape[-1], kernel, stride)
+    return F.pad(x, (before, after, before, after)) if before != after else None
+
+
+class ElasticConv(nn.Module):
+    """k x k convolution without bias whose widths and kernel are chosen at each call.
+
+    same: whether it pads as TensorFlow does (`same_padding`), and not kernel // 2 on every side.
+    """
+
+    def __init__(self, inp: int, out: int, kernel: int = 1, stride: int = 1, same: bool = False):
         super().__init__()
-        self.kernel, self.stride = kernel, stride
+        self.kernel, self.stride, self.same = kernel, stride, same
         self.weight = nn.Parameter(torch.empty(out, inp, kernel, kernel))
         # No bias, since a BatchNorm that follows would subtract it again.
         draw_as_torch(self.weight, None)
@@ -52,18 +67,25 @@ class ElasticConv(nn.Module):
         return self.weight[:out, :inp, edge : edge + kernel, edge : edge + kernel]
 
     def forward(self, x: Tensor, out: int, kernel: int) -> Tensor:
-        return F.conv2d(x, self.slice(x.shape[1], out, kernel), None, self.stride, kernel // 2)
+        weight = self.slice(x.shape[1], out, kernel)
+        padded = padded_as_same(x, kernel, self.stride) if self.same else None
+        if padded is not None:
+            return F.conv2d(padded, weight, None, self.stride)
+        return F.conv2d(x, weight, None, self.stride, kernel // 2)
 
     def slices(self, inp: int, out: int, kernel: int) -> Slices:
         return {"weight": self.slice(inp, out, kernel)}
 
 
 class ElasticDepthwise(nn.Module):
-    """Depthwise convolution, as wide as its input, whose smaller kernels are the centre of the largest."""
+    """Depthwise convolution, as wide as its input, whose smaller kernels are the centre of the largest.
 
-    def __init__(self, width: int, kernel: int, stride: int):
+    same: as in `ElasticConv`.
+    """
+
+    def __init__(self, width: int, kernel: int, stride: int, same: bool = False):
         super().__init__()
-        self.kernel, self.stride = kernel, stride
+        self.kernel, self.stride, self.same = kernel, stride, same
         self.weight = nn.Parameter(torch.empty(width, 1, kernel, kernel))
         draw_as_torch(self.weight, None)
 
@@ -73,7 +95,11 @@ class ElasticDepthwise(nn.Module):
 
     def forward(self, x: Tensor, out: int, kernel: int) -> Tensor:
         """out: must be the width of `x`; every convolution takes the same arguments."""
-        return depthwise(x, self.slice(out, kernel), self.stride)
+        weight = self.slice(out, kernel)
+        padded = padded_as_same(x, kernel, self.stride) if self.same else None
+        if padded is not None:
+            return depthwise(padded, weight, self.stride, padding=0)
+        return depthwise(x, weight, self.stride)
 
     def slices(self, inp: int, out: int, kernel: int) -> Slices:
         return {"weight": self.slice(out, kernel)}
@@ -87,9 +113,9 @@ class TransformedDepthwise(ElasticDepthwise):
     (2020, arXiv:1908.09791).
     """
 
-    def __init__(self, width: int, kernels: tuple[int, ...], stride: int):
+    def __init__(self, width: int, kernels: tuple[int, ...], stride: int, same: bool = False):
         """kernels: the choices, ascending."""
-        super().__init__(width, kernels[-1], stride)
+        super().__init__(width, kernels[-1], stride, same)
         self.kernels = kernels
         steps = pairwise(kernels)
         self.matrices = nn.ParameterDict({f"{large}to{small}": torch.eye(small**2) for small, large in steps})

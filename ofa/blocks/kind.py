@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ofa.blocks.elastic import DropConnect, ElasticBatchNorm, Slices
-from ofa.blocks.sizes import halve
+from ofa.blocks.sizes import halve, same_padding
 
 
 class BlockSettings(NamedTuple):
@@ -25,6 +25,7 @@ class BlockSettings(NamedTuple):
         bn_eps: epsilon of BatchNorm.
         projected: whether every block has a shortcut, through a 1x1 convolution where widths differ.
         transformed: whether smaller kernels follow from larger ones by learned matrices.
+        same: whether convolutions pad as TensorFlow's 'same' does.
     """
 
     kernels: tuple[int, ...]
@@ -34,6 +35,7 @@ class BlockSettings(NamedTuple):
     bn_eps: float
     projected: bool
     transformed: bool
+    same: bool = False
 
 
 class BlockPosition(NamedTuple):
@@ -71,6 +73,8 @@ class BlockSpec(NamedTuple):
         act: name of the activation.
         residual: whether the input is added to the output, after an average pool if there is a stride.
         projects: whether the added input goes through a 1x1 convolution.
+        same: whether the k x k convolution pads as TensorFlow's 'same' where that differs: more zeros right
+            and below than left and above.
     """
 
     block: str
@@ -85,11 +89,19 @@ class BlockSpec(NamedTuple):
     act: str
     residual: bool
     projects: bool
+    same: bool = False
 
     @property
     def size_after(self) -> int:
         """Side of the output map."""
         return halve(self.size, self.stride)
+
+    @property
+    def pads(self) -> tuple[int, int]:
+        """Zeros before and after each axis of the map that the k x k convolution reads."""
+        if self.same:
+            return same_padding(self.size, self.kernel, self.stride)
+        return self.kernel // 2, self.kernel // 2
 
 
 # A base class rather than a protocol: the supernet takes blocks out of nn.ModuleList, where only a class
@@ -164,6 +176,17 @@ class BlockKind(NamedTuple):
     describe: Callable[[int, float], str]
     # The block's name in the latency tables of OFA and ProxylessNAS; None if they know no such block.
     published_key: Callable[[BlockSpec], str] | None
+    # Whether `padding: same` of a space is possible for it.
+    pads_same: bool = False
+
+
+def differs_from_symmetric(settings: BlockSettings, size: int, kernel: int, stride: int) -> bool:
+    """Whether a block of a space with `padding: same` pads one side more than the other.
+
+    Specs say `same` only then, so that equal layers have equal specs.
+    """
+    before, after = same_padding(size, kernel, stride)
+    return settings.same and before != after
 
 
 def activation_entries(act: str) -> int:

@@ -35,6 +35,22 @@ def halve(size: int, stride: int) -> int:
     return -(-size // stride)
 
 
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Zeros before and after an axis under TensorFlow's 'same' padding.
+
+    At stride 2 on an even map there is one more after it than before it; on an odd map, and at stride 1,
+    there are as many. Smaller kernels that are centres of larger ones see the same pixels in their middle.
+
+    Args:
+        size: of the axis.
+        kernel: odd.
+        stride: of the convolution.
+    """
+    reach = (halve(size, stride) - 1) * stride + kernel
+    total = max(0, reach - size)
+    return total // 2, total - total // 2
+
+
 def chain_memory(maps: Sequence[int], held: int = 0) -> int:
     """The most numbers alive while layers run one after the other, each from one map to the next.
 

@@ -9,11 +9,14 @@ from torch import Tensor, nn
 from ofa.blocks.elastic import ElasticConv, ElasticConvBN, Slices, prefixed
 from ofa.blocks.kind import activation_entries
 from ofa.blocks.plain import ConvBN
-from ofa.blocks.sizes import chain_memory, halve
+from ofa.blocks.sizes import chain_memory, halve, same_padding
 
 
 class StemSpec(NamedTuple):
-    """The stem on a `size` x `size` image. `middle` and `residual` are 0 unless it is deep."""
+    """The stem on a `size` x `size` image. `middle` and `residual` are 0 unless it is deep.
+
+    same: whether it pads as TensorFlow's 'same' does; a deep stem never does.
+    """
 
     size: int
     channels: int
@@ -23,6 +26,12 @@ class StemSpec(NamedTuple):
     deep: bool
     middle: int
     residual: int
+    same: bool = False
+
+    @property
+    def pads(self) -> tuple[int, int]:
+        """Zeros before and after each axis of the image."""
+        return same_padding(self.size, 3, self.stride) if self.same else (1, 1)
 
     @property
     def widths(self) -> list[int]:
@@ -74,7 +83,7 @@ def elastic_stem(widest: StemSpec, eps: float) -> ElasticConvBN | ElasticDeepSte
     """
     if widest.deep:
         return ElasticDeepStem(widest, eps)
-    conv = ElasticConv(widest.channels, widest.width, 3, widest.stride)
+    conv = ElasticConv(widest.channels, widest.width, 3, widest.stride, widest.same)
     return ElasticConvBN(conv, widest.act, eps)
 
 
@@ -101,7 +110,7 @@ def plain_stem(spec: StemSpec, eps: float) -> ConvBN | DeepStem:
     """The stem of a subnet. eps: epsilon of BatchNorm."""
     if spec.deep:
         return DeepStem(spec, eps)
-    return ConvBN(spec.channels, spec.width, 3, spec.stride, spec.act, eps)
+    return ConvBN(spec.channels, spec.width, 3, spec.stride, spec.act, eps, pads=spec.pads)
 
 
 def cost_of_stem(spec: StemSpec) -> tuple[int, int]:

@@ -129,6 +129,13 @@ class Space(Config):
             "a smaller kernel is the centre of the largest (BigNAS), or that mapped by learned matrices (OFA)"
         ),
     )
+    padding: Literal["symmetric", "same"] = Field(
+        "symmetric",
+        description=(
+            "symmetric: half a kernel of zeros on every side; same (TensorFlow): where the stride is 2 and "
+            "the map's side even, one row and column more right and below than left and above"
+        ),
+    )
     bn_eps: float = Field(1e-5, gt=0, description="BatchNorm's epsilon")
     stem: Stem
     stages: tuple[Stage, ...] = Field(min_length=1)
@@ -153,8 +160,18 @@ class Space(Config):
                     f"but lists {stage.kernel}"
                 )
             complaint = block_kind(stage.block).check(self.block_settings(i))
+            if self.padding == "same" and not block_kind(stage.block).pads_same:
+                capable = ", ".join(name for name, kind in BLOCKS.items() if kind.pads_same)
+                raise ValueError(
+                    f"stages[{i}].block of space '{self.name}' is {stage.block}, which knows no padding: "
+                    f"same; the kinds that do are {capable}"
+                )
             if complaint:
                 raise ValueError(f"stages[{i}].{complaint.field} of space '{self.name}' {complaint.sentence}")
+        if self.padding == "same" and self.stem.deep:
+            raise ValueError(
+                f"stem.deep of space '{self.name}' knows no padding: same; leave out one of the two"
+            )
         # A pooled shortcut and the strided branch beside it only meet in maps of the same size if every
         # stride divides its map.
         stride = self.stem.stride * prod(stage.stride for stage in self.stages)
@@ -246,6 +263,7 @@ class Space(Config):
             bn_eps=self.bn_eps,
             projected=self.shortcut == "projected",
             transformed=self.kernels == "transform",
+            same=self.padding == "same",
         )
 
     def block_position(self, stage: int, block: int, inputs: int) -> BlockPosition:

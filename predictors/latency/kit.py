@@ -44,9 +44,10 @@ def structure(layer: LayerSpec) -> str:
     match layer:
         case StemSpec():
             deep = f"-deep{layer.middle}x{layer.residual}" if layer.deep else ""
-            return f"stem-{layer.channels}-{layer.width}-s{layer.stride}{deep}-{layer.act}"
+            same = "-same" if layer.same else ""
+            return f"stem-{layer.channels}-{layer.width}-s{layer.stride}{deep}{same}-{layer.act}"
         case BlockSpec():
-            on = [name for name in ("expands", "se", "residual", "projects") if getattr(layer, name)]
+            on = [name for name in ("expands", "se", "residual", "projects", "same") if getattr(layer, name)]
             widths = f"{layer.inp}-{layer.hidden}-{layer.out}"
             return "-".join([layer.block, widths, f"k{layer.kernel}", f"s{layer.stride}", *on, layer.act])
         case HeadSpec():

@@ -6,6 +6,7 @@ from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from peak_memory import simulated_peak
@@ -107,6 +108,19 @@ def test_peak_memory_is_that_of_the_traced_network(space: Space) -> None:
 def test_an_exported_file_has_the_predicted_size(space: Space, tmp_path: Path) -> None:
     predicted, size = predicted_and_exported_size(space, tmp_path)
     assert abs(predicted - size) < 0.01 * size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [name for name, kind in BLOCKS.items() if kind.pads_same])
+def test_same_padding_is_part_of_the_exported_convolution(kind: str, tmp_path: Path) -> None:
+    predicted, size = predicted_and_exported_size(SPACES[kind]["same padding"], tmp_path)
+    assert abs(predicted - size) < 0.01 * size
+    graph = onnx.load(tmp_path / "x.onnx").graph
+    assert "Pad" not in {node.op_type for node in graph.node}
+    pads = set()
+    for node in graph.node:
+        pads.update(tuple(a.ints) for a in node.attribute if a.name == "pads")
+    assert (0, 0, 1, 1) in pads
 
 
 @pytest.mark.parametrize("space", CASES)

@@ -44,6 +44,11 @@ def inverted_spaces() -> dict[str, Space]:
         "transformed": changed(
             small, granularity="block", kernels="transform", resolution=(16,), bn_eps=1e-3
         ),
+        "same padding": changed(small, padding="same"),
+        "same padding, per block, odd maps": changed(per_block, padding="same", resolution=(12, 13)),
+        "same padding, transformed": changed(
+            small, granularity="block", kernels="transform", padding="same", resolution=(16,)
+        ),
         "wide maps": wide_maps("identity"),
         "wide maps, projected": wide_maps("projected"),
     }
@@ -105,6 +110,7 @@ def fused_spaces() -> dict[str, Space]:
     return {
         "per stage": per_stage,
         "per block, odd maps": changed(per_stage, granularity="block", resolution=(9, 13)),
+        "same padding": changed(per_stage, padding="same", resolution=(14, 15, 16)),
     }
 
 

@@ -32,6 +32,7 @@ from ofa.blocks.kind import (
     ElasticBlock,
     activation_entries,
     describe_kernel_and_expansion,
+    differs_from_symmetric,
 )
 from ofa.blocks.plain import ConvBN, SqueezeExcite
 from ofa.blocks.sizes import chain_memory, hidden_width, squeeze_width
@@ -50,7 +51,7 @@ class ElasticFused(ElasticBlock):
         act, eps, inputs = settings.act, settings.bn_eps, position.inputs
         self.stride, self.expands = position.stride, settings.expands != (1,)
         hidden = hidden_width(inputs, settings.expands[-1]) if self.expands else width
-        conv = ElasticConv(inputs, hidden, settings.kernels[-1], position.stride)
+        conv = ElasticConv(inputs, hidden, settings.kernels[-1], position.stride, settings.same)
         self.conv = ElasticConvBN(conv, act, eps)
         self.se = ElasticSqueezeExcite(hidden, squeeze_width(hidden)) if settings.se else None
         self.project = ElasticConvBN(ElasticConv(hidden, width), None, eps) if self.expands else None
@@ -107,7 +108,7 @@ class Fused(nn.Module):
 
     def __init__(self, spec: BlockSpec, eps: float):
         super().__init__()
-        self.conv = ConvBN(spec.inp, spec.hidden, spec.kernel, spec.stride, spec.act, eps)
+        self.conv = ConvBN(spec.inp, spec.hidden, spec.kernel, spec.stride, spec.act, eps, pads=spec.pads)
         self.se = SqueezeExcite(spec.hidden) if spec.se else None
         self.project = ConvBN(spec.hidden, spec.out, 1, 1, None, eps) if spec.expands else None
         self.residual = spec.residual
@@ -152,6 +153,7 @@ def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: B
         act=settings.act,
         residual=position.stride == 1 and position.inputs == choice.width,
         projects=False,
+        same=differs_from_symmetric(settings, size, choice.kernel, position.stride),
     )
 
 
@@ -204,4 +206,5 @@ FUSED = BlockKind(
     stored=_stored,
     describe=describe_kernel_and_expansion,
     published_key=None,
+    pads_same=True,
 )

@@ -32,6 +32,7 @@ from ofa.blocks.kind import (
     ElasticBlock,
     activation_entries,
     describe_kernel_and_expansion,
+    differs_from_symmetric,
     shortcut_memory,
 )
 from ofa.blocks.plain import ConvBN, SqueezeExcite
@@ -56,9 +57,10 @@ class ElasticInverted(ElasticBlock):
         if settings.expands != (1,):
             self.expand = ElasticConvBN(ElasticConv(position.inputs, hidden), act, eps)
         if settings.transformed and len(settings.kernels) > 1:
-            depthwise: ElasticDepthwise = TransformedDepthwise(hidden, settings.kernels, self.stride)
+            kernels = settings.kernels
+            depthwise: ElasticDepthwise = TransformedDepthwise(hidden, kernels, self.stride, settings.same)
         else:
-            depthwise = ElasticDepthwise(hidden, settings.kernels[-1], self.stride)
+            depthwise = ElasticDepthwise(hidden, settings.kernels[-1], self.stride, settings.same)
         self.depthwise = ElasticConvBN(depthwise, act, eps)
         self.se = ElasticSqueezeExcite(hidden, squeeze_width(hidden)) if settings.se else None
         self.project = ElasticConvBN(ElasticConv(hidden, width), None, eps)
@@ -132,7 +134,7 @@ class Inverted(nn.Module):
         super().__init__()
         self.expand = ConvBN(spec.inp, spec.hidden, 1, 1, spec.act, eps) if spec.expands else None
         self.depthwise = ConvBN(
-            spec.hidden, spec.hidden, spec.kernel, spec.stride, spec.act, eps, depthwise=True
+            spec.hidden, spec.hidden, spec.kernel, spec.stride, spec.act, eps, depthwise=True, pads=spec.pads
         )
         self.se = SqueezeExcite(spec.hidden) if spec.se else None
         self.project = ConvBN(spec.hidden, spec.out, 1, 1, None, eps)
@@ -178,6 +180,7 @@ def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: B
         act=settings.act,
         residual=settings.projected or identity,
         projects=settings.projected and changes and inp != width,
+        same=differs_from_symmetric(settings, size, kernel, stride),
     )
 
 
@@ -247,4 +250,5 @@ INVERTED = BlockKind(
     stored=_stored,
     describe=describe_kernel_and_expansion,
     published_key=_published_key,
+    pads_same=True,
 )

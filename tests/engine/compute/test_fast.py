@@ -62,6 +62,19 @@ def test_depthwise_is_the_grouped_convolution(
     assert_same(depthwise(x, weight, stride, dilation), plain, (x, wide))
 
 
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(9, 9), (8, 12), (7, 8)])
+def test_depthwise_takes_a_map_that_is_padded_already(
+    kernel: int, stride: int, size: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, *size, dtype=torch.double).to(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(5, 1, kernel, kernel, dtype=torch.double, requires_grad=True)
+    plain = F.conv2d(x, weight, None, stride, groups=5)
+    assert_same(depthwise(x, weight, stride, padding=0), plain, (x, weight))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(9, 9), (4, 7), (1, 1), (2, 3)])

@@ -222,6 +222,17 @@ def test_bottlenecks_refuse_what_they_have_not() -> None:
             Space.model_validate(space | {"stages": (first | change, *others)})
     with pytest.raises(ValueError, match=r"stages\[0\]\.block .* is bottleneck, whose shortcuts are"):
         Space.model_validate(space | {"shortcut": "projected"})
+    with pytest.raises(
+        ValueError, match=r"is bottleneck, which knows no padding: same; .* are inverted, fused"
+    ):
+        Space.model_validate(space | {"padding": "same"})
+
+
+def test_a_deep_stem_refuses_same_padding() -> None:
+    space = load_space("small32").model_dump()
+    deep = space["stem"] | {"deep": {"middle": (8,)}}
+    with pytest.raises(ValueError, match=r"stem.deep of space 'small32' knows no padding: same; leave out"):
+        Space.model_validate(space | {"padding": "same", "stem": deep})
 
 
 def test_single_arch_space_keeps_a_shortcut_that_elastic_widths_need() -> None:
