@@ -152,7 +152,8 @@ def _shapes(supernet: Supernet) -> dict[str, torch.Size]:
 def _as_converted(space: Space, other: Space) -> Space:
     """`space` with what `ofa.convert` changes in a space for the sake of its weights, as `other` has it."""
     head = space.head and other.head and space.head.model_copy(update={"bias": other.head.bias})
-    return space.model_copy(update={"head": head or space.head, "bn_eps": other.bn_eps})
+    converted = {"head": head or space.head, "bn_eps": other.bn_eps, "padding": other.padding}
+    return space.model_copy(update=converted)
 
 
 @torch.no_grad()
