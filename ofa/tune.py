@@ -104,7 +104,8 @@ class Tune(TrainingCommand):
         description="the optimiser; its rate and decay are by default those of the run, with a cosine to 0",
     )
     teacher: str = Field(
-        "largest", description="largest, none, a run folder, or the name of a timm or torchvision module"
+        "largest",
+        description="largest (of a converted network none), none, a run folder, or a timm or torchvision module",
     )
     teacher_weights: Located | None = Field(
         None, description="weights of a teacher that is named: .pth, .pt, .tar or .safetensors"

@@ -203,13 +203,14 @@ def _weights(bundle: Bundle) -> str:
     origin = bundle.files[0].weights
     if origin is None:
         return "- The weights are the user's own: the training started from scratch."
-    licence, place = origin["licence"], f" ({origin['url']})" if origin["url"] else ""
+    licence = origin["licence"]
     if licence == "unknown":
         licence = "unknown: ask the source"
+    page = f" ({_plain(origin['url'])})" if origin["url"] else ""
     file = f" The file that was converted has SHA-256 `{origin['sha256']}`." if origin["sha256"] else ""
     return (
         f"- The training started from the weights `{_plain(origin['name'])}` of {_plain(origin['source'])}"
-        f"{_plain(place)}. Their licence: {_plain(licence)}.{file}"
+        f"{page}. Their licence: {_plain(licence)}.{file}"
     )
 
 

@@ -23,7 +23,7 @@ from ofa.space.arch import largest
 from ofa.subnet import extract
 from ofa.supernet import Supernet
 from ofa.trained import SupernetModel, load_network
-from ofa.weights.checkpoints import read_checkpoint
+from ofa.weights.reading import read_checkpoint
 
 # From images (N, C, side, side), normalised as the run's are, to logits (N, K) without a gradient.
 Teacher = Callable[[Tensor], Tensor]

@@ -1,4 +1,4 @@
-"""Where published supernets come from, under which licence, and how their images are normalised."""
+"""Where weights come from, under which licence, and how their images are normalised."""
 
 import hashlib
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from engine.data.dataset import Preprocessing
 from engine.model import WeightsOrigin
+from ofa.weights.networks import Network
 
 # All of them were trained on ImageNet, with its mean and deviation.
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -30,20 +31,36 @@ PUBLISHERS = {
     "ofa_mbv3_w1.2": OFA,
     "ofa_proxyless": OFA,
     "ofa_resnet50": OFA,
-    "torchvision": Publisher("torchvision", "https://github.com/pytorch/vision", "BSD-3-Clause"),
-    "timm": Publisher("timm", "https://github.com/huggingface/pytorch-image-models", "Apache-2.0"),
 }
 
 
 def origin_of(kind: str, file: Path) -> WeightsOrigin:
-    """Where a converted file comes from.
+    """Where a published supernet comes from.
 
     Args:
         kind: what --from of ofa.convert calls it.
         file: the checkpoint.
     """
     source, url, licence = PUBLISHERS[kind]
-    name = "mobilenet_v3_large" if kind in ("torchvision", "timm") else kind
+    return WeightsOrigin(name=kind, source=source, url=url, licence=licence, sha256=_digest(file))
+
+
+def origin_of_network(network: Network, file: Path) -> WeightsOrigin:
+    """Where the weights of a single network come from.
+
+    Args:
+        network: the entry that describes it.
+        file: its weights.
+    """
+    return WeightsOrigin(
+        name=network.name,
+        source=network.package or network.source,
+        url=network.url or None,
+        licence=network.licence,
+        sha256=_digest(file),
+    )
+
+
+def _digest(file: Path) -> str:
     with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    return WeightsOrigin(name=name, source=source, url=url, licence=licence, sha256=digest)
+        return hashlib.file_digest(opened, "sha256").hexdigest()

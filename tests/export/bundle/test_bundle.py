@@ -19,6 +19,7 @@ from PIL import Image
 from engine.command.cli import parse
 from engine.config import format_count
 from engine.data.augment import resize
+from engine.data.dataset import Interpolation
 from engine.data.folder import ImageFolder
 from engine.data.sources import load_data
 from engine.errors import UserError
@@ -154,12 +155,16 @@ def pictures(folder: Path) -> None:
             image.save(folder / split / label / (f"{i}.jpg" if image.mode == "CMYK" else f"{i}.png"))
 
 
-@pytest.mark.parametrize(("size", "resolution"), [(24, 24), (24, 32), (32, 20)])
-def test_images_of_a_folder_are_prepared_as_training_does(tmp_path: Path, size: int, resolution: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "resolution", "interpolation"),
+    [(24, 24, "bicubic"), (24, 32, "bilinear"), (32, 20, "bicubic")],
+)
+def test_images_of_a_folder_are_prepared_as_training_does(
+    tmp_path: Path, size: int, resolution: int, interpolation: Interpolation
+) -> None:
     pictures(tmp_path)
-    data = load_data(
-        ImageFolder(name="imagefolder", path=tmp_path, size=size, workers=0), torch.device("cpu"), 0
-    )
+    source = ImageFolder(name="imagefolder", path=tmp_path, size=size, workers=0, interpolation=interpolation)
+    data = load_data(source, torch.device("cpu"), 0)
     x = torch.cat([resize(images, resolution) for images, _ in data.batches("test", 4)])
     how: dict[str, Any] = data.preprocessing() | {
         "resize": [resolution] * 2,
@@ -226,6 +231,15 @@ def test_every_number_of_the_card_is_in_the_manifest(bundled_run: Path, name: st
     body = re.sub(r"^\d\. |SHA-256", "", text, flags=re.M)  # steps are numbered
     assert numbers(body) - known == set()
     assert ("predictor expected 50.00%" in text and "macs of at most 60k" in text) == (name == "60k")
+
+
+def test_the_card_says_whose_weights_they_are(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert "The weights are the user's own" in render_card(Bundle.model_validate(manifest))
+    origin = {"name": "net", "source": "a colleague", "url": None, "licence": "unknown", "sha256": None}
+    manifest["files"][0]["weights"] = origin
+    said = "started from the weights `net` of a colleague. Their licence: unknown: ask the source.\n"
+    assert said in render_card(Bundle.model_validate(manifest))
 
 
 OTHER: dict[type, Any] = {

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import timm
 import torch
-import torchvision
-from safetensors.torch import save_file
+from ofa.weights.reading import read_checkpoint
+from ofa.weights.supernets import load_supernet, simplified
 
 from engine.command.cli import parse
 from engine.errors import UserError
 from export.onnx import Export
-from ofa.convert import Convert, space_of
+from ofa.convert import Convert
 from ofa.evaluate import Evaluate
 from ofa.space.arch import Arch, largest, smallest
 from ofa.space.published import find_arch
@@ -28,7 +28,6 @@ from ofa.space.space import Space, load_space
 from ofa.supernet import Supernet
 from ofa.train import Train
 from ofa.trained import load_network as load_run
-from ofa.weights.checkpoints import load_mobilenet_v3, load_supernet, read_checkpoint, simplified
 from predictors.collect import Collect
 
 Shapes = dict[str, tuple[int, ...]]
@@ -360,44 +359,6 @@ def test_files_as_they_are_found(kind: str, tmp_path: Path) -> None:
         assert load_supernet(Supernet(space, 7), good, Path("file")), (
             "another number of classes: the classifier stays"
         )
-
-
-def scrambled(network: torch.nn.Module) -> torch.nn.Module:
-    """No zeros or ones in it, as after training."""
-    torch.manual_seed(0)
-    for name, tensor in network.state_dict().items():
-        if tensor.ndim == 1:
-            tensor.copy_(
-                torch.rand_like(tensor) + 0.5
-                if "var" in name
-                else 0.2 * torch.randn_like(tensor) + ("weight" in name)
-            )
-    return network.eval()
-
-
-@pytest.mark.parametrize("kind", ["torchvision", "timm"])
-def test_the_largest_subnet_computes_what_mobilenet_v3_does(kind: str, tmp_path: Path) -> None:
-    build = (
-        torchvision.models.mobilenet_v3_large
-        if kind == "torchvision"
-        else lambda: timm.create_model("mobilenetv3_large_100")
-    )
-    network = scrambled(build())
-    save_file(network.state_dict(), tmp_path / "network.safetensors")
-    supernet = Supernet(space_of(kind), 1000).eval()  # type: ignore[arg-type]
-    x, space = torch.randn(2, 3, 128, 128), supernet.space
-    with torch.no_grad():
-        load_mobilenet_v3(supernet, read_checkpoint(tmp_path / "network.safetensors"), kind, Path("file"))
-        wanted = network(x)
-        found = supernet(x, largest(space).model_copy(update={"resolution": 128}))
-        assert float((found - wanted).abs().max() / wanted.abs().max()) < 5e-6
-        assert not torch.allclose(supernet(x, smallest(space)), wanted, rtol=0.1)
-        importance = supernet.stages[1][0].project.conv.weight.abs().sum((0, 2, 3))  # type: ignore[index, union-attr]
-        assert (importance.diff() <= 0).all(), "narrower subnets keep the best channels"
-        with pytest.raises(UserError, match="lacks"):
-            load_mobilenet_v3(
-                supernet, torchvision.models.mobilenet_v3_small().state_dict(), kind, Path("file")
-            )
 
 
 @pytest.fixture(scope="module")
