@@ -105,7 +105,7 @@ class Tune(TrainingCommand):
     )
     teacher: str = Field(
         "largest",
-        description="largest (of a converted network none), none, a run folder, or a timm or torchvision module",
+        description="largest (none for a converted network), none, a run folder, a timm or torchvision module",
     )
     teacher_weights: Located | None = Field(
         None, description="weights of a teacher that is named: .pth, .pt, .tar or .safetensors"
