@@ -56,8 +56,8 @@ class Tune(TrainingCommand):
     Subnets that are tuned together share loading, augmentation and the teacher's pass. The weights that are
     best on validation images are kept; --epochs 0 keeps the supernet's and only recalibrates BatchNorm.
 
-    The teacher is the largest subnet of the run, calibrated; or --teacher: another run of ofa.train (its
-    largest subnet, or the one network it trained), none, or a timm or torchvision module by its name, with
+    The teacher is the largest subnet of the run, calibrated (a converted network has none); or --teacher:
+    another run of ofa.train (its largest subnet, or the one network it trained), none, or a timm or torchvision module by its name, with
     --teacher-weights and as many outputs as the run has classes. A module gets the run's images, resized to
     the size and normalised by the mean and deviation that timm notes; torchvision's: 224 pixels, ImageNet's.
 
@@ -104,8 +104,7 @@ class Tune(TrainingCommand):
         description="the optimiser; its rate and decay are by default those of the run, with a cosine to 0",
     )
     teacher: str = Field(
-        "largest",
-        description="largest (none for a converted network), none, a run folder, a timm or torchvision module",
+        "largest", description="largest, none, a run folder, or the name of a timm or torchvision module"
     )
     teacher_weights: Located | None = Field(
         None, description="weights of a teacher that is named: .pth, .pt, .tar or .safetensors"
