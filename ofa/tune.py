@@ -57,9 +57,10 @@ class Tune(TrainingCommand):
     best on validation images are kept; --epochs 0 keeps the supernet's and only recalibrates BatchNorm.
 
     The teacher is the largest subnet of the run, calibrated (a converted network has none); or --teacher:
-    another run of ofa.train (its largest subnet, or the one network it trained), none, or a timm or torchvision module by its name, with
-    --teacher-weights and as many outputs as the run has classes. A module gets the run's images, resized to
-    the size and normalised by the mean and deviation that timm notes; torchvision's: 224 pixels, ImageNet's.
+    another run of ofa.train (its largest subnet, or the one network it trained), none, or a timm or
+    torchvision module by its name, with --teacher-weights and as many outputs as the run has classes. A
+    module gets the run's images, resized to the size and normalised by the mean and deviation that timm
+    notes; torchvision's: 224 pixels, ImageNet's.
 
     examples:
       python -m ofa.tune                                       all subnets that predictors.select chose
