@@ -65,7 +65,6 @@ class Tune(TrainingCommand):
     examples:
       python -m ofa.tune                                       all subnets that predictors.select chose
       python -m ofa.tune --run runs/photos --selected 12M,30M --epochs 20
-      python -m ofa.tune --run runs/photos --arch smallest
       python -m ofa.tune --run runs/start --arch efficientnet_lite0     a converted network, no teacher
       python -m ofa.tune --run runs/photos --teacher resnet50 --teacher-weights resnet50-photos.safetensors
       torchrun --nproc-per-node 2 -m ofa.tune --run runs/photos     two GPUs, half of each batch on each
