@@ -28,13 +28,17 @@ from ofa.weights.reading import State, package_weights, read_checkpoint
 from ofa.weights.recognition import Recognised, recognise
 from ofa.weights.supernets import load_supernet
 
-Supernets = Literal[
+Kind = Literal[
     "attentive_nas",
     "alphanet",
     "ofa_mbv3",
     "ofa_mbv3_w1.2",
     "ofa_proxyless",
     "ofa_resnet50",
+    "timm",
+    "torchvision",
+    "package",
+    "own",
 ]
 SINGLE: tuple[Source, ...] = ("timm", "torchvision", "own")  # sources of files with one network
 
@@ -89,7 +93,7 @@ class Convert(Command):
     file: CliPositionalArg[Path] = Field(
         description="weights: .pth, .pt, .tar or .safetensors; with --from package the name of the package"
     )
-    source: Supernets | Source = Field(alias="from", description="whose weights they are")
+    source: Kind = Field(alias="from", description="whose weights they are")
     network: str | None = Field(
         None,
         alias="as",
@@ -171,7 +175,9 @@ class Convert(Command):
     def _report(self, run: Run, loaded: Loaded, origin: WeightsOrigin) -> None:
         """Print what was converted, and the commands that may follow."""
         supernet, network = loaded.supernet, loaded.network
-        print(f"{origin.name} of {origin.source}, licence of the weights: {origin.licence}")
+        # A package and its network have one name.
+        whose = origin.name if origin.name == origin.source else f"{origin.name} of {origin.source}"
+        print(f"{whose}, licence of the weights: {origin.licence}")
         print(f"space '{supernet.space.name}', {supernet.space.size():.3g} architectures")
         if network is not None:
             name = network.arch_name(supernet.space)
@@ -195,7 +201,7 @@ class Convert(Command):
             say(f"or fine-tune it as it is: python -m ofa.tune{run_flag(run.path)} --arch {name}")
 
 
-def space_of(kind: Supernets) -> Space:
+def space_of(kind: str) -> Space:
     """The space of a published supernet."""
     # AlphaNet trained AttentiveNAS's supernet with another loss.
     return load_space("attentive_nas" if kind == "alphanet" else kind)

@@ -76,9 +76,20 @@ def stem_spec(
         width: output channels.
         middle, residual: `Arch.stem` of a deep stem; 0 in all others.
     """
-    stem, same = space.stem, space.padding == "same"
+    stem, deep = space.stem, space.stem.deep
     return StemSpec(
-        resolution, channels, width, stem.stride, stem.act, bool(stem.deep), middle, residual, same
+        size=resolution,
+        channels=channels,
+        width=width,
+        stride=stem.stride,
+        act=stem.act,
+        deep=deep is not None,
+        middle=middle,
+        plain=deep.plain if deep else 0,
+        residual=residual,
+        kernel=stem.kernel,
+        pool=stem.pool or deep is not None,
+        same=space.padding == "same",
     )
 
 
@@ -101,8 +112,7 @@ def head_spec(head: Head | None, size: int, inp: int, width: int, classes: int) 
 
 def map_sizes(space: Space) -> list[list[int]]:
     """Sides of maps: for each stage that of its input, at last that of the head's, at every resolution."""
-    pool = 2 if space.stem.deep else 1  # a deep stem ends with a max pool of stride 2
-    sizes = [[halve(halve(r, space.stem.stride), pool) for r in space.resolution]]
+    sizes = [[halve(resolution, space.stem.total_stride) for resolution in space.resolution]]
     for stage in space.stages:
         sizes.append([halve(size, stage.stride) for size in sizes[-1]])
     return sizes
@@ -158,7 +168,9 @@ def cost_tables(
     sizes = map_sizes(space)
     for stage in range(len(space.stages)):
         first = _first_block_costs(space, stage, sizes[stage], cost, dtype)
-        later = _later_block_costs(space, stage, sizes[stage + 1], cost, dtype)
+        later = []
+        for block in range(1, space.stages[stage].depth[-1]):
+            later.append(_later_block_costs(space, stage, block, sizes[stage + 1], cost, dtype))
         if space.granularity == "stage":
             yield _stage_table(space, stage, first, later, join)
         else:  # one table for a stage would have a factor of kernels and expansions for each block
@@ -203,25 +215,25 @@ def _first_block_costs(space: Space, stage: int, sizes: Sequence[int], cost: Cos
     def layer(size: int, inp: int, width: int, kernel: int, expand: float) -> BlockSpec:
         return _block_layer(space, stage, 0, inp, size, BlockChoice(width, kernel, expand))
 
-    options = [sizes, space.widths_before(stage), choices.width, choices.kernel, choices.expand]
+    kernels = space.kernels_of(stage, 0)
+    options = [sizes, space.widths_before(stage), choices.width, kernels, choices.expand]
     return _grid(cost, layer, options, dtype)
 
 
 def _later_block_costs(
-    space: Space, stage: int, sizes: Sequence[int], cost: CostFn, dtype: type
-) -> Numbers | None:
-    """(resolution, width, kernel, expand, costs) of every other block of a stage; None if there is none.
+    space: Space, stage: int, block: int, sizes: Sequence[int], cost: CostFn, dtype: type
+) -> Numbers:
+    """(resolution, width, kernel, expand, costs) of another block of a stage.
 
     Its input is as wide as its output.
     """
     choices = space.stages[stage]
-    if choices.depth[-1] == 1:
-        return None
 
     def layer(size: int, width: int, kernel: int, expand: float) -> BlockSpec:
-        return _block_layer(space, stage, 1, width, size, BlockChoice(width, kernel, expand))
+        return _block_layer(space, stage, block, width, size, BlockChoice(width, kernel, expand))
 
-    return _grid(cost, layer, [sizes, choices.width, choices.kernel, choices.expand], dtype)
+    kernels = space.kernels_of(stage, block)
+    return _grid(cost, layer, [sizes, choices.width, kernels, choices.expand], dtype)
 
 
 def _block_layer(space: Space, stage: int, block: int, inp: int, size: int, choice: BlockChoice) -> BlockSpec:
@@ -231,19 +243,14 @@ def _block_layer(space: Space, stage: int, block: int, inp: int, size: int, choi
 
 
 def _stage_table(
-    space: Space, stage: int, first: Numbers, later: Numbers | None, join: np.ufunc
+    space: Space, stage: int, first: Numbers, later: Sequence[Numbers], join: np.ufunc
 ) -> CostTable:
     """One table for all blocks of a stage, whose kernel and expansion are chosen together."""
     at = space.column_index
-    by_depth = []
-    for depth in space.stages[stage].depth:
-        costs = first
-        if depth > 1:
-            assert later is not None
-            # All later blocks of a stage are alike here, so their sum is a product and their maximum is one.
-            rest = (depth - 1) * later if join is np.add else later
-            costs = join(first, rest[:, None])  # the same for every input width of the first block
-        by_depth.append(costs)
+    joined = [first]  # of the first block, of the first two, and so on
+    for costs in later:
+        joined.append(join(joined[-1], costs[:, None]))  # the same for every input width of the first block
+    by_depth = [joined[depth - 1] for depth in space.stages[stage].depth]
     columns = (
         at["resolution", 0],
         at["width", stage],
@@ -255,17 +262,15 @@ def _stage_table(
     return CostTable(columns, np.stack(by_depth, axis=-2))
 
 
-def _block_tables(space: Space, stage: int, first: Numbers, later: Numbers | None) -> Iterator[CostTable]:
+def _block_tables(space: Space, stage: int, first: Numbers, later: Sequence[Numbers]) -> Iterator[CostTable]:
     """One table for each block of a stage; a block costs nothing where the stage is not that deep."""
     at = space.column_index
     depths = space.stages[stage].depth
-    for block in range(depths[-1]):
+    for block, costs in enumerate([first, *later]):
         slot = space.slot(stage, block)
         widths = [at["width", stage], at["width", stage + 1]]
-        costs = first
         if block > 0:  # input and output of later blocks have the stage's width, which is one column
-            assert later is not None
-            widths, costs = widths[1:], later
+            widths = widths[1:]
         by_depth = [costs if depth > block else np.zeros_like(costs) for depth in depths]
         columns = (at["resolution", 0], *widths, at["kernel", slot], at["expand", slot], at["depth", stage])
         yield CostTable(columns, np.stack(by_depth, axis=-2))

@@ -224,34 +224,6 @@ class ElasticLinear(nn.Module):
         return weight if self.bias is None else weight | {"bias": self.bias[:out]}
 
 
-class ElasticSqueezeExcite(nn.Module):
-    """Squeeze-and-excitation (2017, arXiv:1709.01507): pool, reduce, ReLU, restore, hard sigmoid, scale.
-
-    It is as wide as its input; the width inside is chosen at each call.
-    """
-
-    def __init__(self, width: int, squeeze: int):
-        super().__init__()
-        # Plain layers for their initialisation and their names; `forward` uses slices of them.
-        self.reduce = nn.Conv2d(width, squeeze, 1)
-        self.restore = nn.Conv2d(squeeze, width, 1)
-
-    def forward(self, x: Tensor, squeeze: int) -> Tensor:
-        weights = self.slices(x.shape[1], squeeze)
-        gate = x.mean((2, 3), keepdim=True)
-        gate = F.relu(F.conv2d(gate, weights["reduce.weight"], weights["reduce.bias"]))
-        return x * F.hardsigmoid(F.conv2d(gate, weights["restore.weight"], weights["restore.bias"]))
-
-    def slices(self, width: int, squeeze: int) -> Slices:
-        assert self.reduce.bias is not None and self.restore.bias is not None
-        return {
-            "reduce.weight": self.reduce.weight[:squeeze, :width],
-            "reduce.bias": self.reduce.bias[:squeeze],
-            "restore.weight": self.restore.weight[:width, :squeeze],
-            "restore.bias": self.restore.bias[:width],
-        }
-
-
 class DropConnect(NamedTuple):
     """Stochastic depth of one block: the probability that an image's residual branch is dropped."""
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ofa.blocks.elastic import DropConnect, ElasticBatchNorm, Slices
 from ofa.blocks.sizes import halve, same_padding
+from ofa.blocks.squeeze import Squeeze
 
 
 class BlockSettings(NamedTuple):
@@ -20,22 +21,31 @@ class BlockSettings(NamedTuple):
 
     Args:
         kernels, expands: the choices, ascending.
-        se: whether the blocks have squeeze-and-excitation.
+        se: the blocks' squeeze-and-excitation; None: they have none.
         act: name of their activation.
         bn_eps: epsilon of BatchNorm.
         projected: whether every block has a shortcut, through a 1x1 convolution where widths differ.
         transformed: whether smaller kernels follow from larger ones by learned matrices.
+        pooled: whether a shortcut's stride is an average pool, or else its 1x1 convolution's.
         same: whether convolutions pad as TensorFlow's 'same' does.
+        stride: of the stage's first block.
+        start: kernel of the depthwise convolution before the expansion, 0 for none; one entry per block if
+            the kind varies within a stage, else empty.
+        middle: whether there is a depthwise convolution after the expansion; entries as in `start`.
     """
 
     kernels: tuple[int, ...]
     expands: tuple[float, ...]
-    se: bool
+    se: Squeeze | None
     act: str
     bn_eps: float
     projected: bool
     transformed: bool
+    pooled: bool = True
     same: bool = False
+    stride: int = 1
+    start: tuple[int, ...] = ()
+    middle: tuple[bool, ...] = ()
 
 
 class BlockPosition(NamedTuple):
@@ -45,11 +55,13 @@ class BlockPosition(NamedTuple):
         inputs: its input channels; in the supernet the widest choice.
         stride: its stride.
         changes: whether its shortcut cannot be the identity in every architecture (`Space.changes_width`).
+        number: its number within the stage, from 0.
     """
 
     inputs: int
     stride: int
     changes: bool
+    number: int = 0
 
 
 class BlockChoice(NamedTuple):
@@ -67,14 +79,16 @@ class BlockSpec(NamedTuple):
         block: name of the kind.
         size: side of the input map.
         inp, hidden, out: channels of the input, inside the block, and of the output.
-        kernel, stride: of the k x k convolution.
+        kernel, stride: of the k x k convolution; kernel is 0 where a universal block has none.
         expands: whether the kind's expansion layers are there.
-        se: whether there is squeeze-and-excitation.
+        se: its squeeze-and-excitation; None: it has none.
         act: name of the activation.
-        residual: whether the input is added to the output, after an average pool if there is a stride.
+        residual: whether the input is added to the output.
         projects: whether the added input goes through a 1x1 convolution.
+        strided: whether that convolution has the block's stride; else an average pool has it.
         same: whether the k x k convolution pads as TensorFlow's 'same' where that differs: more zeros right
             and below than left and above.
+        start: kernel of a universal block's depthwise convolution before the expansion; 0: none.
     """
 
     block: str
@@ -85,11 +99,13 @@ class BlockSpec(NamedTuple):
     kernel: int
     stride: int
     expands: bool
-    se: bool
+    se: Squeeze | None
     act: str
     residual: bool
     projects: bool
+    strided: bool = False
     same: bool = False
+    start: int = 0
 
     @property
     def size_after(self) -> int:
@@ -97,11 +113,21 @@ class BlockSpec(NamedTuple):
         return halve(self.size, self.stride)
 
     @property
+    def squeeze(self) -> int:
+        """Channels inside squeeze-and-excitation; 0 without it."""
+        return self.se.width(self.inp, self.hidden) if self.se else 0
+
+    @property
     def pads(self) -> tuple[int, int]:
         """Zeros before and after each axis of the map that the k x k convolution reads."""
         if self.same:
             return same_padding(self.size, self.kernel, self.stride)
         return self.kernel // 2, self.kernel // 2
+
+    @property
+    def pools(self) -> bool:
+        """Whether the shortcut has an average pool."""
+        return self.residual and self.stride > 1 and not self.strided
 
 
 # A base class rather than a protocol: the supernet takes blocks out of nn.ModuleList, where only a class
@@ -178,6 +204,8 @@ class BlockKind(NamedTuple):
     published_key: Callable[[BlockSpec], str] | None
     # Whether `padding: same` of a space is possible for it.
     pads_same: bool = False
+    # Whether each block of a stage is described by itself, in the stage's fields `start` and `middle`.
+    varies: bool = False
 
 
 def differs_from_symmetric(settings: BlockSettings, size: int, kernel: int, stride: int) -> bool:
@@ -199,10 +227,10 @@ def shortcut_memory(spec: BlockSpec) -> int:
     before, after = spec.inp * spec.size**2, spec.inp * spec.size_after**2
     out = spec.out * spec.size_after**2
     alive = 0
-    if spec.residual and spec.stride > 1:
+    if spec.pools:
         alive = out + before + after  # the pool reads the block's input and writes a smaller map
     if spec.projects:
-        source = after if spec.stride > 1 else before
+        source = after if spec.pools else before
         alive = max(alive, out + source + out)  # the 1x1 convolution writes what is added to the output
     return alive
 

@@ -1,10 +1,8 @@
 """Plain layers that subnets are made of: nothing here knows about sharing weights."""
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ofa.blocks.activation import ACTIVATION_LAYERS
-from ofa.blocks.sizes import squeeze_width
 
 
 class ConvBN(nn.Sequential):
@@ -37,16 +35,3 @@ class ConvBN(nn.Sequential):
         self.bn = nn.BatchNorm2d(out, eps=eps)
         if act:
             self.act = ACTIVATION_LAYERS[act]()
-
-
-class SqueezeExcite(nn.Module):
-    """Squeeze-and-excitation (2017, arXiv:1709.01507): pool, reduce, ReLU, restore, hard sigmoid, scale."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.reduce = nn.Conv2d(width, squeeze_width(width), 1)
-        self.restore = nn.Conv2d(squeeze_width(width), width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate = torch.relu(self.reduce(x.mean((2, 3), keepdim=True)))
-        return x * nn.functional.hardsigmoid(self.restore(gate))

@@ -18,16 +18,11 @@ def hidden_width(width: int, expand: float) -> int:
     """Channels inside a block.
 
     Args:
-        width: the width that is expanded: of a bottleneck its output's, else its input's.
+        width: the width that is expanded: of bottleneck and basic blocks their output's, else its input's.
         expand: how many times as many channels there are inside.
     """
     # Expansion 1 means no expansion layer: the width must stay what it is, divisible or not.
     return make_divisible(round(width * expand)) if expand != 1 else width
-
-
-def squeeze_width(hidden: int) -> int:
-    """Channels inside squeeze-and-excitation on `hidden` channels."""
-    return make_divisible(hidden // 4)
 
 
 def halve(size: int, stride: int) -> int:

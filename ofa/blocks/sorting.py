@@ -5,8 +5,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ofa.blocks.elastic import ElasticBatchNorm, ElasticConvBN, ElasticSqueezeExcite
-from ofa.blocks.sizes import squeeze_width
+from ofa.blocks.elastic import ElasticBatchNorm, ElasticConvBN
+from ofa.blocks.squeeze import ElasticSqueezeExcite
 
 
 def sort_between(layer: ElasticConvBN, reader: ElasticConvBN, cuts: set[int]) -> None:
@@ -28,11 +28,10 @@ def sort_inside(se: ElasticSqueezeExcite, cuts: set[int]) -> None:
 
     Args:
         se: the layer.
-        cuts: numbers of its input channels that trained architectures use.
+        cuts: numbers of its inner channels that trained architectures use.
     """
     assert se.reduce.bias is not None
-    # How many inner channels are in use follows from the width, so its cuts decide theirs.
-    order = importance_order(se.restore.weight, {squeeze_width(cut) for cut in cuts})
+    order = importance_order(se.restore.weight, cuts)
     permute(order, [se.reduce.weight, se.reduce.bias], [se.restore.weight])
 
 

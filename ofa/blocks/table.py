@@ -2,15 +2,21 @@
 
 from engine.errors import UserError
 from ofa.blocks.kind import BlockKind
+from ofa.blocks.kinds.basic import BASIC
 from ofa.blocks.kinds.bottleneck import BOTTLENECK
+from ofa.blocks.kinds.conv import CONV
 from ofa.blocks.kinds.fused import FUSED
 from ofa.blocks.kinds.inverted import INVERTED
+from ofa.blocks.kinds.universal import UNIVERSAL
 
 # The names that a space's YAML uses.
 BLOCKS: dict[str, BlockKind] = {
     "inverted": INVERTED,
     "bottleneck": BOTTLENECK,
+    "basic": BASIC,
     "fused": FUSED,
+    "universal": UNIVERSAL,
+    "conv": CONV,
 }
 
 

@@ -134,8 +134,8 @@ def _layers(space: Space) -> Table:
     """A row of choices for the stem, each stage and the head."""
     table = Table("layer", "width", "depth", "kernel", "expand", "stride", "SE", "act")
     stem = space.stem
-    depth = f"2 + {_span(stem.deep.residual)}" if stem.deep else ""
-    table.add_row("stem", _span(stem.width), depth, "3", "", str(stem.stride), "", stem.act)
+    depth = f"{2 + stem.deep.plain} + {_span(stem.deep.residual)}" if stem.deep else ""
+    table.add_row("stem", _span(stem.width), depth, str(stem.kernel), "", str(stem.stride), "", stem.act)
     for i, stage in enumerate(space.stages, start=1):
         choices = [_span(values) for values in (stage.width, stage.depth, stage.kernel, stage.expand)]
         se = "yes" if stage.se else ""

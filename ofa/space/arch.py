@@ -8,7 +8,7 @@ from pydantic import Field
 from engine.config import Config
 from engine.errors import UserError
 from ofa.blocks.kind import BlockChoice
-from ofa.space.space import Column, Deep, Space
+from ofa.space.space import Column, Space
 
 
 class Arch(Config):
@@ -136,14 +136,19 @@ def single_arch_space(space: Space, arch: Arch) -> Space:
         only_choice = {
             "width": (choice.width,),
             "depth": (1,),
-            "kernel": (choice.kernel,),
+            # 0 says that the block reads no kernel, and every list of kernels has one.
+            "kernel": (choice.kernel or stage.kernel[0],),
             "expand": (choice.expand,),
             "stride": stage.stride if block == 0 else 1,
+            "start": stage.start[block : block + 1],
+            "middle": stage.middle[block : block + 1],
             # Widths that happen to agree here do not make the shortcut of the supernet's block the identity.
             "downsample": space.changes_width(i, block),
         }
         stages.append(stage.model_copy(update=only_choice))
-    deep = Deep(middle=arch.stem[:1], residual=arch.stem[1:]) if space.stem.deep else None
+    deep = space.stem.deep
+    if deep is not None:
+        deep = deep.model_copy(update={"middle": arch.stem[:1], "residual": arch.stem[1:]})
     changes = {
         "resolution": (arch.resolution,),
         "granularity": "stage",

@@ -12,12 +12,13 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from engine.config import Config, read_yaml, validate
 from engine.errors import UserError, nearest
 from ofa.blocks.activation import Act
 from ofa.blocks.kind import BlockPosition, BlockSettings
+from ofa.blocks.squeeze import Squeeze
 from ofa.blocks.table import BLOCKS, block_kind
 
 # A code is one byte, and 0 says that a block is inactive: hence at most 255 choices.
@@ -32,6 +33,14 @@ def _known_block(name: str) -> str:
     return name
 
 
+def _squeeze_of(value: object) -> object:
+    """`true` stands for the default settings, `false` for none."""
+    if isinstance(value, bool):
+        return Squeeze() if value else None
+    return value
+
+
+OptionalSqueeze = Annotated[Squeeze | None, BeforeValidator(_squeeze_of)]
 BlockName = Annotated[str, AfterValidator(_known_block)]
 BLOCKS_EXPLAINED = "; ".join(f"{name}: {kind.description}" for name, kind in BLOCKS.items())
 
@@ -39,21 +48,35 @@ BLOCKS_EXPLAINED = "; ".join(f"{name}: {kind.description}" for name, kind in BLO
 class Deep(Config):
     """ResNet-D's stem (2018, arXiv:1812.01187).
 
-    A 3 x 3 convolution to `middle`, as many residual 3 x 3 ones as `residual` says, a 3 x 3 one to the stem's
-    width, and a 3 x 3 max pool of stride 2.
+    A 3 x 3 convolution to `middle`, `plain` ordinary and `residual` residual ones of that width, one to the
+    stem's width, all 3 x 3, and a 3 x 3 max pool of stride 2.
     """
 
     middle: Choices
+    plain: int = Field(0, ge=0, description="3x3 convolutions without a shortcut, before the residual ones")
     residual: Choices = (0,)
 
 
 class Stem(Config):
-    """3 x 3 convolution, BatchNorm, activation; or three and more of them, and a pool."""
+    """Convolution, BatchNorm, activation; or several of them; and perhaps a pool."""
 
     width: Choices
     stride: int = Field(2, ge=1)
     act: Act = "swish"
+    kernel: Literal[3, 7] = Field(3, description="7 in ResNet; 3 in every convolution of a deep stem")
+    pool: bool = Field(False, description="a 3x3 max pool of stride 2 at the end; deep stems always have it")
     deep: Deep | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.deep and self.kernel != 3:
+            raise ValueError(f"stem.kernel must be 3 in a deep stem, but is {self.kernel}")
+        return self
+
+    @property
+    def total_stride(self) -> int:
+        """How many times smaller the map after the stem is than the image."""
+        return self.stride * 2 if self.pool or self.deep else self.stride
 
 
 class Stage(Config):
@@ -68,16 +91,39 @@ class Stage(Config):
     kernel: Choices
     expand: Ratios = Field(
         description=(
-            "hidden width over input width, where (1,) means no expansion layer; in a bottleneck, hidden "
-            "width over output width"
+            "hidden width over input width, where (1,) means no expansion layer; in bottleneck and basic, "
+            "hidden width over output width"
         )
     )
     stride: int = Field(1, ge=1)
-    se: bool = False
+    se: OptionalSqueeze = Field(
+        None, description="squeeze-and-excitation: false, true (MobileNetV3's) or its settings"
+    )
     act: Act = "swish"
     downsample: bool = Field(
         False,
         description="bottleneck: a convolution in the first shortcut even where stride and widths need none",
+    )
+    start: tuple[Literal[0, 3, 5], ...] = Field(
+        (),
+        description=(
+            "universal: kernel of the depthwise convolution before the expansion, 0 for none; one entry for "
+            "each block of the deepest choice"
+        ),
+    )
+    middle: tuple[bool, ...] = Field(
+        (),
+        description=(
+            "universal: whether there is the depthwise convolution after the expansion, of which `kernel` "
+            "lists the kernels; one entry for each block of the deepest choice"
+        ),
+    )
+    pooled: bool = Field(
+        True,
+        description=(
+            "bottleneck and basic: a shortcut with a stride is an average pool and a 1x1 convolution "
+            "(ResNet-D), or else that convolution has the stride (ResNet)"
+        ),
     )
 
 
@@ -152,29 +198,16 @@ class Space(Config):
                     f"{where} of space '{self.name}' must list positive choices in ascending order, "
                     f"but lists {values}"
                 )
-        for i, stage in enumerate(self.stages):
-            # Only odd kernels have a centre, which smaller kernels are, and keep the side of a map.
-            if any(kernel % 2 == 0 for kernel in stage.kernel):
-                raise ValueError(
-                    f"stages[{i}].kernel of space '{self.name}' must list odd kernels, "
-                    f"but lists {stage.kernel}"
-                )
-            complaint = block_kind(stage.block).check(self.block_settings(i))
-            if self.padding == "same" and not block_kind(stage.block).pads_same:
-                capable = ", ".join(name for name, kind in BLOCKS.items() if kind.pads_same)
-                raise ValueError(
-                    f"stages[{i}].block of space '{self.name}' is {stage.block}, which knows no padding: "
-                    f"same; the kinds that do are {capable}"
-                )
-            if complaint:
-                raise ValueError(f"stages[{i}].{complaint.field} of space '{self.name}' {complaint.sentence}")
-        if self.padding == "same" and self.stem.deep:
+        for i in range(len(self.stages)):
+            self._check_stage(i)
+        if self.padding == "same" and (self.stem.deep or self.stem.pool):
             raise ValueError(
-                f"stem.deep of space '{self.name}' knows no padding: same; leave out one of the two"
+                f"stem of space '{self.name}' has a pool, which knows no padding: same; "
+                "leave out one of the two"
             )
         # A pooled shortcut and the strided branch beside it only meet in maps of the same size if every
         # stride divides its map.
-        stride = self.stem.stride * prod(stage.stride for stage in self.stages)
+        stride = self.stem.total_stride * prod(stage.stride for stage in self.stages)
         odd = [resolution for resolution in self.resolution if resolution % stride]
         if self.shortcut == "projected" and odd:
             raise ValueError(
@@ -182,6 +215,31 @@ class Space(Config):
                 f"projected shortcuts, but lists {odd[0]}"
             )
         return self
+
+    def _check_stage(self, i: int) -> None:
+        stage = self.stages[i]
+        kind = block_kind(stage.block)
+        # Only odd kernels have a centre, which smaller kernels are, and keep the side of a map.
+        if any(kernel % 2 == 0 for kernel in stage.kernel):
+            raise ValueError(
+                f"stages[{i}].kernel of space '{self.name}' must list odd kernels, but lists {stage.kernel}"
+            )
+        wanted = stage.depth[-1] if kind.varies else 0
+        for field, entries in (("start", stage.start), ("middle", stage.middle)):
+            if len(entries) != wanted:
+                raise ValueError(
+                    f"stages[{i}].{field} of space '{self.name}' must have {wanted} entries, as many as "
+                    f"blocks of kind '{stage.block}' take, but has {len(entries)}"
+                )
+        if self.padding == "same" and not kind.pads_same:
+            capable = ", ".join(name for name, kind in BLOCKS.items() if kind.pads_same)
+            raise ValueError(
+                f"stages[{i}].block of space '{self.name}' is {stage.block}, which knows no padding: "
+                f"same; the kinds that do are {capable}"
+            )
+        complaint = kind.check(self.block_settings(i))
+        if complaint:
+            raise ValueError(f"stages[{i}].{complaint.field} of space '{self.name}' {complaint.sentence}")
 
     def _choice_lists(self) -> Iterator[tuple[str, Sequence[float]]]:
         """Every list of choices under its name in the file."""
@@ -208,7 +266,8 @@ class Space(Config):
         columns = [Column("resolution", 0, self.resolution)]
         columns += [Column("width", i, width) for i, width in enumerate(widths)]
         columns += [Column("depth", i, stage.depth) for i, stage in enumerate(self.stages)]
-        columns += [Column("kernel", i, self.stages[s].kernel) for i, s in enumerate(self.slot_stage)]
+        for slot, stage in enumerate(self.slot_stage):
+            columns.append(Column("kernel", slot, self.kernels_of(stage, slot - self.slot(stage, 0))))
         columns += [Column("expand", i, self.stages[s].expand) for i, s in enumerate(self.slot_stage)]
         if self.stem.deep:
             columns += [Column("stem", 0, self.stem.deep.middle), Column("stem", 1, self.stem.deep.residual)]
@@ -238,6 +297,16 @@ class Space(Config):
         """Entry of Arch.kernel and Arch.expand that block `block` of stage `stage` reads."""
         return stage if self.granularity == "stage" else self.slot_stage.index(stage) + block
 
+    def kernels_of(self, stage: int, block: int) -> tuple[int, ...]:
+        """Choices of the entry of Arch.kernel that belongs to a block.
+
+        They are (0,) where none of the blocks that share the entry has a convolution with an elastic kernel.
+        With other choices, several architectures would be the same network.
+        """
+        here = self.stages[stage]
+        readers = here.middle if self.granularity == "stage" else here.middle[block : block + 1]
+        return (0,) if readers and not any(readers) else here.kernel
+
     def widths_before(self, stage: int) -> tuple[int, ...]:
         """Choices of the input width of a stage; after the last stage, of the head's input."""
         return self.stages[stage - 1].width if stage else self.stem.width
@@ -263,13 +332,17 @@ class Space(Config):
             bn_eps=self.bn_eps,
             projected=self.shortcut == "projected",
             transformed=self.kernels == "transform",
+            pooled=choices.pooled,
             same=self.padding == "same",
+            stride=choices.stride,
+            start=choices.start,
+            middle=choices.middle,
         )
 
     def block_position(self, stage: int, block: int, inputs: int) -> BlockPosition:
         """Where block `block` of stage `stage` stands if it gets `inputs` channels."""
         stride = self.stages[stage].stride if block == 0 else 1
-        return BlockPosition(inputs, stride, self.changes_width(stage, block))
+        return BlockPosition(inputs, stride, self.changes_width(stage, block), block)
 
     def size(self) -> int:
         """Number of different architectures, exactly."""
@@ -278,12 +351,12 @@ class Space(Config):
             total *= len(self.head.width)
         if self.stem.deep:
             total *= len(self.stem.deep.middle) * len(self.stem.deep.residual)
-        for stage in self.stages:
-            block = len(stage.kernel) * len(stage.expand)
+        for i, stage in enumerate(self.stages):
+            choices = [len(self.kernels_of(i, j)) * len(stage.expand) for j in range(stage.depth[-1])]
             if self.granularity == "stage":
-                blocks = len(stage.depth) * block
+                blocks = len(stage.depth) * choices[0]
             else:  # a stage of d blocks chooses d times; choices of inactive blocks make no difference
-                blocks = sum(block**depth for depth in stage.depth)
+                blocks = sum(prod(choices[:depth]) for depth in stage.depth)
             total *= len(stage.width) * blocks
         return total
 

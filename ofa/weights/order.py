@@ -35,6 +35,9 @@ LAYOUTS = (
     ("dw_start", "pw_exp", "dw_mid", "se", "pw_proj"),
     ("conv_reduce", "conv_expand"),
     ("conv_stem", "bn1", "blocks", "conv_head", "bn2", "norm_head", "classifier"),
+    # EfficientNet of the package efficientnet-pytorch.
+    ("_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_se_reduce", "_se_expand", "_project_conv", "_bn2"),
+    ("_conv_stem", "_bn0", "_blocks", "_conv_head", "_bn1", "_fc"),
     # torchvision's and timm's ResNet, and RegNet.
     ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "downsample"),
     ("conv1", "conv2", "se", "conv3", "downsample"),

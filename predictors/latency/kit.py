@@ -43,13 +43,27 @@ def structure(layer: LayerSpec) -> str:
     """
     match layer:
         case StemSpec():
-            deep = f"-deep{layer.middle}x{layer.residual}" if layer.deep else ""
-            same = "-same" if layer.same else ""
-            return f"stem-{layer.channels}-{layer.width}-s{layer.stride}{deep}{same}-{layer.act}"
+            words = ["stem", str(layer.channels), str(layer.width)]
+            if layer.kernel != 3:
+                words.append(f"k{layer.kernel}")
+            words.append(f"s{layer.stride}")
+            if layer.deep:
+                plain = f"p{layer.plain}" if layer.plain else ""
+                words.append(f"deep{layer.middle}x{layer.residual}{plain}")
+            elif layer.pool:
+                words.append("pool")
+            if layer.same:
+                words.append("same")
+            return "-".join([*words, layer.act])
         case BlockSpec():
-            on = [name for name in ("expands", "se", "residual", "projects", "same") if getattr(layer, name)]
+            on = ["expands"] if layer.expands else []
+            if layer.se is not None:
+                on.append(layer.se.label)
+            on += [name for name in ("residual", "projects", "strided", "same") if getattr(layer, name)]
             widths = f"{layer.inp}-{layer.hidden}-{layer.out}"
-            return "-".join([layer.block, widths, f"k{layer.kernel}", f"s{layer.stride}", *on, layer.act])
+            kernels = [f"start{layer.start}"] if layer.start else []
+            kernels.append(f"k{layer.kernel}")
+            return "-".join([layer.block, widths, *kernels, f"s{layer.stride}", *on, layer.act])
         case HeadSpec():
             words = ["head", str(layer.inp)]
             if layer.wide:

@@ -107,6 +107,11 @@ def published_keys(layer: LayerSpec) -> list[str]:
     size = layer.size
     match layer:
         case StemSpec():
+            if layer.kernel != 3 or layer.pool:
+                raise UserError(
+                    "Published latency tables have no stems with a pool or a 7x7 kernel; measure this space "
+                    "instead."
+                )
             out = _map(halve(size, layer.stride), layer.width)
             return [f"Conv-input:{_map(size, layer.channels)}-output:{out}"]
         case BlockSpec():

@@ -27,8 +27,7 @@ def draw_architecture(title: str, space: Space, arch: Arch) -> Drawing:
         space: whose deepest stages decide the layout, so that drawings of two subnets can be compared.
         arch: of that space.
     """
-    # A deep stem has a further stride of 2.
-    size = halve(halve(arch.resolution, space.stem.stride), 2 if space.stem.deep else 1)
+    size = halve(arch.resolution, space.stem.total_stride)
     y = 4.0
     stem = _Row("stem", arch.width[0], space.stem.width[-1], size, _stem_text(space, arch))
     shapes = list(_stem_or_head(y, stem))
@@ -49,13 +48,15 @@ def draw_architecture(title: str, space: Space, arch: Arch) -> Drawing:
 
 def shades(space: Space) -> dict[int, Role]:
     """A shade for each kernel size of the space, darker for larger ones."""
-    kernels = set[int]()
-    for stage in space.stages:
-        kernels.update(stage.kernel)
+    kernels = set[float]()
+    # From the columns, which have a 0 where a block has no convolution with an elastic kernel.
+    for column in space.columns:
+        if column.field == "kernel":
+            kernels.update(column.values)
     found = {}
     for i, kernel in enumerate(sorted(kernels)):
         # The smallest kernel has the first shade and the largest the last, however many there are.
-        found[kernel] = SHADES[round(i * (len(SHADES) - 1) / max(len(kernels) - 1, 1))]
+        found[int(kernel)] = SHADES[round(i * (len(SHADES) - 1) / max(len(kernels) - 1, 1))]
     return found
 
 
@@ -70,7 +71,10 @@ class _Row(NamedTuple):
 
 
 def _stem_text(space: Space, arch: Arch) -> str:
-    return f"3×3, middle {arch.stem[0]}, {arch.stem[1]} residual" if space.stem.deep else "3×3"
+    if space.stem.deep:
+        return f"3×3, middle {arch.stem[0]}, {arch.stem[1]} residual"
+    kernel = f"{space.stem.kernel}×{space.stem.kernel}"
+    return f"{kernel}, pool" if space.stem.pool else kernel
 
 
 def _label(y: float, name: str, notes: list[str]) -> Iterator[Shape]:
@@ -106,8 +110,9 @@ def _blocks(y: float, space: Space, arch: Arch, i: int) -> Iterator[Shape]:
             slot = space.slot(i, block)
             kernel, expand = arch.kernel[slot], arch.expand[slot]
             stride = f", stride {stage.stride}" if block == 0 and stage.stride > 1 else ""
+            kernel_text = f"kernel {kernel}" if kernel else "no elastic kernel"
             title = (
-                f"stage {i + 1}, block {block + 1}: {channels} channels, kernel {kernel}, "
+                f"stage {i + 1}, block {block + 1}: {channels} channels, {kernel_text}, "
                 f"expansion {expand:g}{stride}"
             )
             yield _block_box(x, y, step, channels / widest, shades(space)[kernel], title)

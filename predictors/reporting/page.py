@@ -234,7 +234,8 @@ def _architectures(found: Findings) -> list[str]:
     keys = []
     for kernel, shade in shades(found.space).items():
         swatch = f'<svg class="key" viewBox="0 0 11 9"><path class="f-{shade}" d="M0 0H11V9H0Z"/></svg>'
-        keys.append(f"{swatch}{kernel}×{kernel}")
+        text = f"{kernel}×{kernel}" if kernel else "no elastic kernel"
+        keys.append(f"{swatch}{text}")
     diagrams = [_architecture(found, arch, same) for arch, same in by_arch(found.selected).items()]
     return [
         small_print(

@@ -25,7 +25,7 @@ from ofa.subnet import Subnet
 def test_every_published_subnet_costs_what_was_counted_on_the_reference_code(name: str) -> None:
     space = load_space(name)
     found = published(space)
-    assert len(found) == 15
+    assert found
     for subnet in found.values():
         assert find_arch(space, json.dumps(subnet.arch.model_dump())) == subnet.arch
         assert cost_of(space, subnet.arch, 1000, 3) == (subnet.macs, subnet.params)
@@ -33,6 +33,7 @@ def test_every_published_subnet_costs_what_was_counted_on_the_reference_code(nam
 
 def test_published_extremes() -> None:
     space = load_space("attentive_nas")
+    assert len(published(space)) == 15
     assert (cost_of(space, smallest(space), 1000, 3)[0], cost_of(space, largest(space), 1000, 3)[0]) == (
         203389568,
         1939335808,

@@ -32,15 +32,15 @@ def original(entry: Entry) -> nn.Module:
     """The network as its source defines it, without random layers."""
     if entry["source"] == "torchvision":
         models = pytest.importorskip("torchvision.models")
-        net = models.get_model(entry["name"], dropout=0.0)
+        net = models.get_model(entry["name"])
     else:
         timm = pytest.importorskip("timm")
         # Packages hold tensors of networks that timm defines.
         name = entry["name"] if entry["source"] == "timm" else f"tf_{entry['space']}"
         net = timm.create_model(name)
     for module in net.modules():
-        # Stochastic depth would draw at random in train mode.
-        if type(module).__name__ == "StochasticDepth":
+        # These would draw at random in train mode.
+        if isinstance(module, nn.Dropout) or type(module).__name__ == "StochasticDepth":
             module.p = 0.0
     assert isinstance(net, nn.Module)
     return net

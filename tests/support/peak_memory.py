@@ -10,7 +10,7 @@ from ofa.space.space import Space
 from ofa.subnet import Subnet
 
 IN_PLACE = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU)
-IN_PLACE_FUNCTIONS = {"add", "mul", "relu", "hardsigmoid"}
+IN_PLACE_FUNCTIONS = {"add", "mul", "relu", "silu", "hardsigmoid", "sigmoid"}
 
 
 def simulated_peak(space: Space, arch: Arch, classes: int, channels: int) -> int:

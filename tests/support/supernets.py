@@ -34,6 +34,14 @@ def changed(space: Space, **changes: Any) -> Space:
     return Space.model_validate(space.model_dump() | changes)
 
 
+def with_squeeze(space: Space, **settings: Any) -> Space:
+    """The same space with other squeeze-and-excitation in the stages that have it."""
+    stages = []
+    for stage in space.model_dump()["stages"]:
+        stages.append(stage | {"se": settings} if stage["se"] else stage)
+    return changed(space, stages=tuple(stages))
+
+
 def inverted_spaces() -> dict[str, Space]:
     digits, small = load_space("digits"), load_space("small32")
     per_block = changed(digits, granularity="block", resolution=(9, 13))
@@ -49,6 +57,8 @@ def inverted_spaces() -> dict[str, Space]:
         "same padding, transformed": changed(
             small, granularity="block", kernels="transform", padding="same", resolution=(16,)
         ),
+        "EfficientNet's squeeze": with_squeeze(small, of="input", divisor=1, act="swish", gate="sigmoid"),
+        "squeeze of the hidden width, per block": with_squeeze(per_block, ratio=0.5, divisor=4, act="swish"),
         "wide maps": wide_maps("identity"),
         "wide maps, projected": wide_maps("projected"),
     }
@@ -91,7 +101,37 @@ def bottleneck_space() -> Space:
 
 
 def bottleneck_spaces() -> dict[str, Space]:
-    return {"deep stem, odd maps": bottleneck_space()}
+    odd = bottleneck_space()
+    stem = {"width": (8, 16), "act": "relu", "kernel": 7, "pool": True}
+    return {
+        "deep stem, odd maps": odd,
+        "plain deep stem": changed(odd, stem=odd.stem.model_dump() | {"deep": {"middle": (8,), "plain": 1}}),
+        "7x7 stem, strided shortcuts": changed(odd, stem=stem, stages=unpooled(odd)),
+    }
+
+
+def unpooled(space: Space) -> list[dict[str, Any]]:
+    """The stages of a space with strided convolutions as shortcuts."""
+    return [stage.model_dump() | {"pooled": False} for stage in space.stages]
+
+
+def basic_spaces() -> dict[str, Space]:
+    """Small ResNet-18s, in whose first stage the widths may agree with the stem's."""
+    stage = {"block": "basic", "depth": (1, 2), "kernel": (3,), "expand": (0.5, 1.0, 1.5), "act": "relu"}
+    stages = (
+        {**stage, "width": (8, 16)},
+        {**stage, "width": (16, 32), "stride": 2},
+        {**stage, "width": (24,), "stride": 2, "kernel": (5,), "expand": (1,), "act": "swish"},
+    )
+    stem = {"width": (8, 16), "act": "relu", "kernel": 7, "pool": True}
+    values = {"name": "basic", "resolution": (33, 40), "stem": stem, "stages": stages}
+    per_stage = Space.model_validate(values)
+    narrow = {"width": (8, 16), "stride": 1}
+    return {
+        "per stage, odd maps": per_stage,
+        "per block, strided shortcuts": changed(per_stage, granularity="block", stages=unpooled(per_stage)),
+        "wide maps": changed(per_stage, stem=narrow, resolution=(8, 13)),
+    }
 
 
 def fused_spaces() -> dict[str, Space]:
@@ -111,6 +151,68 @@ def fused_spaces() -> dict[str, Space]:
         "per stage": per_stage,
         "per block, odd maps": changed(per_stage, granularity="block", resolution=(9, 13)),
         "same padding": changed(per_stage, padding="same", resolution=(14, 15, 16)),
+        "EfficientNet's squeeze": with_squeeze(per_stage, of="input", divisor=1, act="swish", gate="sigmoid"),
+    }
+
+
+def universal_spaces() -> dict[str, Space]:
+    """Small MobileNetV4s whose blocks have all four variants, also at stride 2 and at expansion 1."""
+    universal = {"block": "universal", "kernel": (3, 5), "act": "relu"}
+    both, middle, start, none = (5, True), (0, True), (3, False), (0, False)
+    stages = (
+        {**universal, **variants(middle, both), "width": (24, 32), "depth": (1, 2), "expand": (1,)},
+        {
+            **universal,
+            **variants(both, none, start, middle),
+            "width": (48, 64),
+            "depth": (1, 2, 4),
+            "expand": (2, 3, 4),
+            "stride": 2,
+        },
+        {
+            **universal,
+            **variants(start, none),
+            "width": (64, 96),
+            "depth": (1, 2),
+            "expand": (1, 2, 3),
+            "stride": 2,
+        },
+    )
+    stem = {"width": (8, 16), "stride": 1}
+    values = {"name": "universal", "resolution": (16, 24), "stem": stem, "stages": stages}
+    per_stage = Space.model_validate(values)
+    per_block = changed(per_stage, granularity="block", resolution=(9, 13))
+    return {
+        "per stage": per_stage,
+        "per block, odd maps": per_block,
+        "transformed": changed(per_block, kernels="transform"),
+    }
+
+
+def variants(*blocks: tuple[int, bool]) -> dict[str, tuple[int | bool, ...]]:
+    """The fields `start` and `middle` of a stage with these blocks."""
+    return {"start": tuple(start for start, _ in blocks), "middle": tuple(middle for _, middle in blocks)}
+
+
+def conv_spaces() -> dict[str, Space]:
+    """Convolutions at both strides, of 1 x 1 too, and inverted bottlenecks behind them."""
+    conv = {"block": "conv", "expand": (1,), "depth": (1, 2), "act": "relu"}
+    stages = (
+        {**conv, "width": (16, 24), "kernel": (3, 5), "stride": 2},
+        {**conv, "width": (32, 48), "kernel": (1, 3), "act": "swish"},
+        {"width": (48, 64), "kernel": (3,), "depth": (1, 2), "expand": (2, 3, 4), "stride": 2},
+        {**conv, "width": (64, 96), "kernel": (1,)},
+    )
+    values = {
+        "name": "conv",
+        "resolution": (16, 24),
+        "stem": {"width": (8, 16), "stride": 1},
+        "stages": stages,
+    }
+    per_stage = Space.model_validate(values)
+    return {
+        "per stage": per_stage,
+        "per block, odd maps": changed(per_stage, granularity="block", resolution=(9, 13)),
     }
 
 
@@ -118,7 +220,10 @@ def fused_spaces() -> dict[str, Space]:
 SPACES: dict[str, dict[str, Space]] = {
     "inverted": inverted_spaces(),
     "bottleneck": bottleneck_spaces(),
+    "basic": basic_spaces(),
     "fused": fused_spaces(),
+    "universal": universal_spaces(),
+    "conv": conv_spaces(),
 }
 
 

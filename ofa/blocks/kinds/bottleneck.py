@@ -1,13 +1,13 @@
-"""The ResNet-D bottleneck: 1x1, k x k with the stride, 1x1; activation after the sum with the shortcut.
+"""ResNet's bottleneck: 1x1, k x k with the stride, 1x1; activation after the sum with the shortcut.
 
-Sources: ResNet-D (2018, arXiv:1812.01187), elastic as in OFA's ResNet50-D (2020, arXiv:1908.09791). Where
-stride or width change, the shortcut is an average pool, a 1x1 convolution and BatchNorm. The expansion
-multiplies the output width, not the input width.
+Sources: ResNet (2015, arXiv:1512.03385) with the stride in the middle, as torchvision and timm have it, and
+ResNet-D (2018, arXiv:1812.01187), elastic as in OFA's ResNet50-D (2020, arXiv:1908.09791). Where stride or
+width change, the shortcut is that of `ofa.blocks.shortcut`. The expansion multiplies the output width, not
+the input width.
 """
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.compute.fast import ACTIVATION
@@ -35,6 +35,7 @@ from ofa.blocks.kind import (
     shortcut_memory,
 )
 from ofa.blocks.plain import ConvBN
+from ofa.blocks.shortcut import ElasticShortcut, plain_shortcut
 from ofa.blocks.sizes import chain_memory, hidden_width
 from ofa.blocks.sorting import sort_between
 
@@ -46,12 +47,12 @@ class ElasticBottleneck(ElasticBlock):
         super().__init__()
         act, eps, inputs = settings.act, settings.bn_eps, position.inputs
         hidden = hidden_width(width, settings.expands[-1])
-        self.stride, self.act = position.stride, ACTIVATION[act]
+        self.act = ACTIVATION[act]
         self.reduce = ElasticConvBN(ElasticConv(inputs, hidden), act, eps)
         conv = ElasticConv(hidden, hidden, settings.kernels[-1], position.stride)
         self.conv = ElasticConvBN(conv, act, eps)
         self.project = ElasticConvBN(ElasticConv(hidden, width), None, eps)
-        self.shortcut = ElasticConvBN(ElasticConv(inputs, width), None, eps) if position.changes else None
+        self.shortcut = ElasticShortcut(settings, position, width) if position.changes else None
         zero_scale(self.last_norm())
 
     def last_norm(self) -> ElasticBatchNorm:
@@ -62,8 +63,6 @@ class ElasticBottleneck(ElasticBlock):
         y = self.project(self.conv(self.reduce(x, hidden), hidden, choice.kernel), choice.width)
         # As in every kind, drop-connect is only for identity shortcuts.
         if self.shortcut is not None:
-            if self.stride > 1:
-                x = F.avg_pool2d(x, self.stride, ceil_mode=True)
             x = self.shortcut(x, choice.width)
         elif drop is not None:
             y = drop_connect(y, drop)
@@ -93,14 +92,11 @@ class Bottleneck(nn.Module):
         self.reduce = ConvBN(spec.inp, spec.hidden, 1, 1, spec.act, eps)
         self.conv = ConvBN(spec.hidden, spec.hidden, spec.kernel, spec.stride, spec.act, eps)
         self.project = ConvBN(spec.hidden, spec.out, 1, 1, None, eps)
-        self.pool = nn.AvgPool2d(spec.stride, ceil_mode=True) if spec.stride > 1 else None
-        self.shortcut = ConvBN(spec.inp, spec.out, 1, 1, None, eps) if spec.projects else None
+        self.shortcut = plain_shortcut(spec, eps) if spec.projects else None
         self.act = ACTIVATION_LAYERS[spec.act]()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.project(self.conv(self.reduce(x)))
-        if self.pool is not None:
-            x = self.pool(x)
         if self.shortcut is not None:
             x = self.shortcut(x)
         return self.act(y + x)
@@ -129,10 +125,11 @@ def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: B
         kernel=choice.kernel,
         stride=position.stride,
         expands=True,
-        se=False,
+        se=None,
         act=settings.act,
         residual=True,
         projects=position.changes,
+        strided=position.stride > 1 and not settings.pooled,
     )
 
 
@@ -159,11 +156,11 @@ def _stored(spec: BlockSpec) -> tuple[int, int]:
     # A convolution and its tensors are two entries. Three convolutions; an activation after two of them and
     # after the sum; and the sum itself.
     entries = 3 * (2 + activation_entries(spec.act)) + 1
-    return numbers, entries + 2 * spec.projects + (spec.stride > 1)
+    return numbers, entries + 2 * spec.projects + spec.pools
 
 
 BOTTLENECK = BlockKind(
-    description="1x1, k x k, 1x1, activation after the sum (ResNet-D)",
+    description="1x1, k x k, 1x1, activation after the sum (ResNet)",
     check=_check,
     spec=_spec,
     elastic=ElasticBottleneck,

@@ -8,6 +8,7 @@ is the identity, where the stride is 1 and the widths agree. Smaller kernels are
 """
 
 from collections.abc import Sequence
+from itertools import product
 
 from torch import Tensor, nn
 
@@ -16,7 +17,6 @@ from ofa.blocks.elastic import (
     ElasticBatchNorm,
     ElasticConv,
     ElasticConvBN,
-    ElasticSqueezeExcite,
     Slices,
     drop_connect,
     prefixed,
@@ -34,9 +34,10 @@ from ofa.blocks.kind import (
     describe_kernel_and_expansion,
     differs_from_symmetric,
 )
-from ofa.blocks.plain import ConvBN, SqueezeExcite
-from ofa.blocks.sizes import chain_memory, hidden_width, squeeze_width
+from ofa.blocks.plain import ConvBN
+from ofa.blocks.sizes import chain_memory, hidden_width
 from ofa.blocks.sorting import importance_order, permute, sort_inside, written_by
+from ofa.blocks.squeeze import ElasticSqueezeExcite, SqueezeExcite, cost_of_squeeze, entries_of_squeeze
 
 
 class ElasticFused(ElasticBlock):
@@ -53,7 +54,10 @@ class ElasticFused(ElasticBlock):
         hidden = hidden_width(inputs, settings.expands[-1]) if self.expands else width
         conv = ElasticConv(inputs, hidden, settings.kernels[-1], position.stride, settings.same)
         self.conv = ElasticConvBN(conv, act, eps)
-        self.se = ElasticSqueezeExcite(hidden, squeeze_width(hidden)) if settings.se else None
+        self.se = None
+        if settings.se:
+            inner = settings.se.width(inputs, hidden)
+            self.se = ElasticSqueezeExcite(settings.se, hidden, inner)
         self.project = ElasticConvBN(ElasticConv(hidden, width), None, eps) if self.expands else None
         self.always_residual = not position.changes
         zero_scale(self.last_norm())
@@ -66,7 +70,7 @@ class ElasticFused(ElasticBlock):
         hidden = self._hidden(x.shape[1], choice)
         y = self.conv(x, hidden, choice.kernel)
         if self.se is not None:
-            y = self.se(y, squeeze_width(hidden))
+            y = self.se(y, self.se.settings.width(x.shape[1], hidden))
         if self.project is not None:
             y = self.project(y, choice.width)
         if self.stride > 1 or x.shape[1] != choice.width:
@@ -82,7 +86,8 @@ class ElasticFused(ElasticBlock):
         hidden = self._hidden(inputs, choice)
         found = prefixed("conv", self.conv.slices(inputs, hidden, choice.kernel))
         if self.se is not None:
-            found |= prefixed("se", self.se.slices(hidden, squeeze_width(hidden)))
+            inner = self.se.settings.width(inputs, hidden)
+            found |= prefixed("se", self.se.slices(hidden, inner))
         if self.project is not None:
             found |= prefixed("project", self.project.slices(hidden, choice.width))
         return found
@@ -90,13 +95,13 @@ class ElasticFused(ElasticBlock):
     def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
         if self.project is None:
             return  # the only channels are then the block's output, whose order is not its own
-        cuts = {hidden_width(width, expand) for width in inputs for expand in expands}
-        order = importance_order(self.project.conv.weight, cuts)
+        choices = [(width, hidden_width(width, expand)) for width, expand in product(inputs, expands)]
+        order = importance_order(self.project.conv.weight, {hidden for _, hidden in choices})
         writers = written_by(self.conv)
         # Squeeze-and-excitation reads and scales the same channels, so it is reordered with them.
         readers: list[Tensor] = [self.project.conv.weight]
         if self.se is not None:
-            sort_inside(self.se, cuts)
+            sort_inside(self.se, {self.se.settings.width(*choice) for choice in choices})
             assert self.se.restore.bias is not None
             writers += [self.se.restore.weight, self.se.restore.bias]
             readers.append(self.se.reduce.weight)
@@ -109,7 +114,7 @@ class Fused(nn.Module):
     def __init__(self, spec: BlockSpec, eps: float):
         super().__init__()
         self.conv = ConvBN(spec.inp, spec.hidden, spec.kernel, spec.stride, spec.act, eps, pads=spec.pads)
-        self.se = SqueezeExcite(spec.hidden) if spec.se else None
+        self.se = SqueezeExcite(spec.se, spec.hidden, spec.squeeze) if spec.se else None
         self.project = ConvBN(spec.hidden, spec.out, 1, 1, None, eps) if spec.expands else None
         self.residual = spec.residual
 
@@ -165,9 +170,9 @@ def _cost(spec: BlockSpec) -> tuple[int, int]:
         norms += 2 * spec.out
     macs, params = spec.size_after**2 * weights, weights + norms
     if spec.se:
-        squeeze = squeeze_width(spec.hidden)
-        macs += 2 * spec.hidden * squeeze
-        params += 2 * spec.hidden * squeeze + spec.hidden + squeeze
+        more_macs, more_params = cost_of_squeeze(spec.hidden, spec.squeeze)
+        macs += more_macs
+        params += more_params
     return macs, params
 
 
@@ -180,15 +185,14 @@ def _memory(spec: BlockSpec) -> int:
     alive = [chain_memory(maps, held)]
     if spec.se:
         # While it runs: the map that it will scale, its pooled features and its inner ones.
-        alive.append(spec.hidden * after + spec.hidden + squeeze_width(spec.hidden) + held)
+        alive.append(spec.hidden * after + spec.hidden + spec.squeeze + held)
     return max(alive)
 
 
 def _stored(spec: BlockSpec) -> tuple[int, int]:
     # Folding leaves one bias per channel of the two numbers that each BatchNorm has.
     numbers = _cost(spec)[1] - spec.hidden
-    # The 8 of squeeze-and-excitation: the pool, two convolutions of two entries, and three other nodes.
-    entries = 2 + activation_entries(spec.act) + 8 * spec.se + spec.residual
+    entries = 2 + activation_entries(spec.act) + entries_of_squeeze(spec.se) + spec.residual
     if spec.expands:
         numbers -= spec.out
         entries += 2

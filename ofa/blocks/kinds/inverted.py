@@ -5,6 +5,7 @@ arXiv:2003.11142), or pooled and projected ones as in AttentiveNAS (2021, arXiv:
 """
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +16,6 @@ from ofa.blocks.elastic import (
     ElasticConv,
     ElasticConvBN,
     ElasticDepthwise,
-    ElasticSqueezeExcite,
     Slices,
     TransformedDepthwise,
     drop_connect,
@@ -35,9 +35,10 @@ from ofa.blocks.kind import (
     differs_from_symmetric,
     shortcut_memory,
 )
-from ofa.blocks.plain import ConvBN, SqueezeExcite
-from ofa.blocks.sizes import chain_memory, hidden_width, squeeze_width
+from ofa.blocks.plain import ConvBN
+from ofa.blocks.sizes import chain_memory, hidden_width
 from ofa.blocks.sorting import importance_order, permute, sort_inside, written_by
+from ofa.blocks.squeeze import ElasticSqueezeExcite, SqueezeExcite, cost_of_squeeze, entries_of_squeeze
 
 
 class ElasticInverted(ElasticBlock):
@@ -62,7 +63,10 @@ class ElasticInverted(ElasticBlock):
         else:
             depthwise = ElasticDepthwise(hidden, settings.kernels[-1], self.stride, settings.same)
         self.depthwise = ElasticConvBN(depthwise, act, eps)
-        self.se = ElasticSqueezeExcite(hidden, squeeze_width(hidden)) if settings.se else None
+        self.se = None
+        if settings.se:
+            inner = settings.se.width(position.inputs, hidden)
+            self.se = ElasticSqueezeExcite(settings.se, hidden, inner)
         self.project = ElasticConvBN(ElasticConv(hidden, width), None, eps)
         # Where widths are elastic they may agree in one architecture and differ in another: the convolution
         # is there if some architecture needs it, and used by those that do.
@@ -83,7 +87,7 @@ class ElasticInverted(ElasticBlock):
             y = self.expand(y, hidden)
         y = self.depthwise(y, hidden, kernel)
         if self.se is not None:
-            y = self.se(y, squeeze_width(hidden))
+            y = self.se(y, self.se.settings.width(x.shape[1], hidden))
         y = self.project(y, width)
         # Drop-connect acts only where the shortcut is the identity: a dropped image then passes unchanged.
         if self.stride == 1 and x.shape[1] == width:
@@ -105,7 +109,8 @@ class ElasticInverted(ElasticBlock):
             found |= prefixed("expand", self.expand.slices(inputs, hidden))
         found |= prefixed("depthwise", self.depthwise.slices(hidden, hidden, kernel))
         if self.se is not None:
-            found |= prefixed("se", self.se.slices(hidden, squeeze_width(hidden)))
+            inner = self.se.settings.width(inputs, hidden)
+            found |= prefixed("se", self.se.slices(hidden, inner))
         found |= prefixed("project", self.project.slices(hidden, width))
         if self.shortcut is not None and inputs != width:
             found |= prefixed("shortcut", self.shortcut.slices(inputs, width, 1))
@@ -114,13 +119,13 @@ class ElasticInverted(ElasticBlock):
     def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
         if self.expand is None:
             return  # the depthwise convolution then works on the block's input, whose order is not its own
-        cuts = {hidden_width(width, expand) for width in inputs for expand in expands}
-        order = importance_order(self.project.conv.weight, cuts)
+        choices = [(width, hidden_width(width, expand)) for width, expand in product(inputs, expands)]
+        order = importance_order(self.project.conv.weight, {hidden for _, hidden in choices})
         # The depthwise convolution has no input axis: what it writes for a channel belongs to that channel.
         writers = written_by(self.expand) + written_by(self.depthwise)
         readers: list[Tensor] = [self.project.conv.weight]
         if self.se is not None:
-            sort_inside(self.se, cuts)
+            sort_inside(self.se, {self.se.settings.width(*choice) for choice in choices})
             assert self.se.restore.bias is not None
             writers += [self.se.restore.weight, self.se.restore.bias]
             readers.append(self.se.reduce.weight)
@@ -136,7 +141,7 @@ class Inverted(nn.Module):
         self.depthwise = ConvBN(
             spec.hidden, spec.hidden, spec.kernel, spec.stride, spec.act, eps, depthwise=True, pads=spec.pads
         )
-        self.se = SqueezeExcite(spec.hidden) if spec.se else None
+        self.se = SqueezeExcite(spec.se, spec.hidden, spec.squeeze) if spec.se else None
         self.project = ConvBN(spec.hidden, spec.out, 1, 1, None, eps)
         self.residual = spec.residual
         self.pool = nn.AvgPool2d(spec.stride) if spec.residual and spec.stride > 1 else None
@@ -164,7 +169,7 @@ def _check(settings: BlockSettings) -> Complaint | None:
 
 
 def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: BlockChoice) -> BlockSpec:
-    inp, stride, changes = position
+    inp, stride, changes = position.inputs, position.stride, position.changes
     width, kernel, expand = choice
     identity = stride == 1 and inp == width
     return BlockSpec(
@@ -193,9 +198,9 @@ def _cost(spec: BlockSpec) -> tuple[int, int]:
         macs += spec.size**2 * spec.inp * hidden
         params += spec.inp * hidden + 2 * hidden
     if spec.se:
-        squeeze = squeeze_width(hidden)
-        macs += 2 * hidden * squeeze
-        params += 2 * hidden * squeeze + hidden + squeeze
+        more_macs, more_params = cost_of_squeeze(hidden, spec.squeeze)
+        macs += more_macs
+        params += more_params
     if spec.projects:  # this convolution has no BatchNorm
         macs += area * spec.inp * spec.out
         params += spec.inp * spec.out
@@ -212,7 +217,7 @@ def _memory(spec: BlockSpec) -> int:
     alive = [chain_memory(maps, held), shortcut_memory(spec)]
     if spec.se:
         # While it runs: the map that it will scale, its pooled features and its inner ones.
-        alive.append(spec.hidden * after + spec.hidden + squeeze_width(spec.hidden) + held)
+        alive.append(spec.hidden * after + spec.hidden + spec.squeeze + held)
     return max(alive)
 
 
@@ -220,8 +225,7 @@ def _stored(spec: BlockSpec) -> tuple[int, int]:
     layers = 1 + spec.expands  # with an activation; the projection has none
     # Folding leaves one bias per channel of the two numbers that each BatchNorm has.
     numbers = _cost(spec)[1] - layers * spec.hidden - spec.out
-    # The 8 of squeeze-and-excitation: the pool, two convolutions of two entries, and three other nodes.
-    entries = layers * (2 + activation_entries(spec.act)) + 2 + 8 * spec.se + spec.residual
+    entries = layers * (2 + activation_entries(spec.act)) + 2 + entries_of_squeeze(spec.se) + spec.residual
     pools = spec.residual and spec.stride > 1
     return numbers, entries + 2 * spec.projects + pools
 
@@ -235,7 +239,7 @@ def _published_key(spec: BlockSpec) -> str:
         f"expanded_conv-input:{inp}-output:{out}-expand:{spec.hidden}-kernel:{spec.kernel}"
         f"-stride:{spec.stride}-idskip:{int(spec.residual)}"
     )
-    flags = f"-se:{int(spec.se)}-hs:{int(spec.act == 'hard_swish')}"
+    flags = f"-se:{int(spec.se is not None)}-hs:{int(spec.act == 'hard_swish')}"
     return key if flags == "-se:0-hs:0" else key + flags
 
 

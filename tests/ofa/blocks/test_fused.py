@@ -14,7 +14,7 @@ from ofa.space.space import Space
 
 
 def settings(expand: float, kernel: int = 3) -> BlockSettings:
-    return BlockSettings((kernel,), (expand,), False, "swish", 1e-5, False, False)
+    return BlockSettings((kernel,), (expand,), None, "swish", 1e-5, False, False)
 
 
 # Rows of EfficientNetV2-S: expansion, kernel, stride, input, output.

@@ -9,6 +9,7 @@ import timm
 import torch
 import torchvision
 import yaml
+from originals import original, shaken
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -18,12 +19,15 @@ from ofa.convert import Convert
 from ofa.space.arch import largest, smallest
 from ofa.subnet import extract
 from ofa.supernet import Supernet
+from ofa.train import Train
 from ofa.trained import TrainedSupernet
 from ofa.trained import load_network as load_run
 from ofa.tune import Tune
-from ofa.weights.networks import packaged_networks
+from ofa.weights.networks import Network, networks_of, packaged_networks
 from ofa.weights.order import definition_order, load_network
-from ofa.weights.recognition import recognise
+from ofa.weights.reading import read_checkpoint
+from ofa.weights.recognition import fitting_networks, recognise
+from predictors.collect import Collect
 
 # A network of no packaged entry: half of MobileNetV2, in a space that is larger than it everywhere.
 STAGES = (
@@ -68,23 +72,13 @@ def own_network(folder: Path) -> Path:
     return folder / "half.yaml"
 
 
-def shaken(network: nn.Module) -> nn.Module:
-    """The network with no zeros or ones in it, as after training."""
-    torch.manual_seed(0)
-    for name, tensor in network.state_dict().items():
-        if tensor.ndim == 1 and tensor.is_floating_point():
-            positive = "weight" in name or "var" in name
-            nn.init.uniform_(tensor, 0.5, 1.5) if positive else nn.init.normal_(tensor, std=0.1)
-    return network.eval()
-
-
 def relative(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max())
 
 
 @pytest.fixture
 def half() -> nn.Module:
-    return shaken(timm.create_model("mobilenetv2_050", num_classes=12))
+    return shaken(timm.create_model("mobilenetv2_050", num_classes=12)).eval()
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
@@ -178,6 +172,55 @@ def test_only_the_converted_network_is_tuned_and_by_labels_alone(
     assert parse(Tune, [*words, "--arch", str(tmp_path / "arch.json")]).execute() == 0
     tuned = load_run(run / "tuned" / "arch")[0].tuned
     assert tuned is not None and tuned.teacher == "none"
+
+
+@pytest.mark.slow
+def test_training_starts_from_a_converted_network(half: nn.Module, images: Path, tmp_path: Path) -> None:
+    torch.save(half.state_dict(), tmp_path / "half.pth")
+    described = own_network(tmp_path)
+    run = converted(tmp_path / "half.pth", "--from", "own", "--as", str(described), images=images)
+    with pytest.raises(UserError, match="is a start for training"):
+        parse(Collect, ["--run", str(run), "--device", "cpu"]).execute()
+    # A learning rate that moves nothing shows what the training started from.
+    settings = ["--epochs", "1", "--batch-size", "8", "--sgd.lr", "1e-30", "--evaluate-random", "0"]
+    data = ["--data.name", "npz", "--data.path", str(images), "--device", "cpu"]
+    words = ["--init", str(run), "--sandwich.random", "0", "--arch", "smallest", *settings, *data]
+    assert parse(Train, [*words, "--out", str(tmp_path / "alone")]).execute() == 0
+    source, (model, alone) = load_run(run)[1], load_run(tmp_path / "alone")
+    assert (model.mean, model.weights) == ((0.5,) * 3, load_run(run)[0].weights)
+    theirs, ours = source.slices(smallest(source.space)), alone.slices(largest(alone.space))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-25)
+    with pytest.raises(UserError, match="is of space 'half', not 'digits' as asked for"):
+        parse(Train, [*words, "--space", "digits", "--out", str(tmp_path / "other")]).execute()
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "network", packaged_networks(), ids=lambda network: f"{network.source}-{network.name}"
+)
+def test_every_network_is_recognised_and_computes_the_same(network: Network, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = shaken(original(network.model_dump()))
+    # Sorted by name, unlike a state_dict and the files of torch.
+    save_file(theirs.state_dict(), tmp_path / "net.safetensors")
+    state = read_checkpoint(tmp_path / "net.safetensors")
+    assert network in [found.network for found in fitting_networks(state, networks_of(network.source))]
+    found = recognise(state, "File", network.source, network.name)
+    space = network.load_space()
+    arch = network.find_arch(space)
+    supernet = Supernet(space, 1000)
+    assert not load_network(supernet, arch, found.tensors)
+    supernet.double()
+    theirs.double()
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    for training in (False, True):
+        supernet.train(training)
+        with torch.no_grad():
+            wanted = theirs.train(training)(x)
+            for ours in {str(one.width): one for one in (arch, largest(space))}.values():
+                assert relative(extract(supernet, ours)(x), wanted) < 1e-9, (training, ours)
 
 
 def test_definition_order_is_found_again() -> None:

@@ -12,23 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
-from ofa.weights.reading import read_checkpoint
-from ofa.weights.supernets import load_supernet, simplified
 
 from engine.command.cli import parse
 from engine.errors import UserError
 from export.onnx import Export
 from ofa.convert import Convert
 from ofa.evaluate import Evaluate
-from ofa.space.arch import Arch, largest, smallest
+from ofa.space.arch import Arch, smallest
 from ofa.space.published import find_arch
 from ofa.space.space import Space, load_space
 from ofa.supernet import Supernet
-from ofa.train import Train
 from ofa.trained import load_network as load_run
-from predictors.collect import Collect
+from ofa.weights.reading import read_checkpoint
+from ofa.weights.supernets import load_supernet, simplified
 
 Shapes = dict[str, tuple[int, ...]]
 RESIDUAL = {"attentive_nas": 0.35, "ofa_mbv3": 0.75, "ofa_proxyless": 0.8, "ofa_resnet50": 0.4}
@@ -391,39 +388,3 @@ def test_a_converted_run_is_evaluated_and_exported(
     assert parse(Evaluate, ["--run", str(run), "--arch", "smallest", "--device", "cpu"]).execute() == 0
     assert parse(Export, ["--run", str(run), "--arch", "smallest", "--device", "cpu"]).execute() == 0
     assert list((run / "export").glob("*.onnx"))
-
-
-@pytest.mark.slow
-def test_training_starts_from_a_converted_run(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    network = scrambled(timm.create_model("mobilenetv3_large_100"))
-    torch.save(network.state_dict(), tmp_path / "timm.pth")
-    data = ["--data.name", "npz", "--data.path", str(images)]
-    words = [str(tmp_path / "timm.pth"), "--from", "timm", "--out", str(tmp_path / "start"), *data]
-    assert parse(Convert, words).execute() == 0
-    assert "the classifier is new" in capsys.readouterr().out
-    with pytest.raises(UserError, match="is a start for training"):
-        parse(Collect, ["--run", str(tmp_path / "start"), "--device", "cpu"]).execute()
-    # a learning rate that moves nothing shows what the training started from
-    common = [
-        "--init",
-        str(tmp_path / "start"),
-        "--epochs",
-        "1",
-        "--batch-size",
-        "8",
-        "--sgd.lr",
-        "1e-30",
-        "--evaluate-random",
-        "0",
-    ]
-    step = ["--sandwich.random", "0", "--device", "cpu", "--arch", "smallest", *data]
-    assert parse(Train, [*common, *step, "--out", str(tmp_path / "alone")]).execute() == 0
-    source, alone = load_run(tmp_path / "start")[1], load_run(tmp_path / "alone")[1]
-    theirs, ours = source.slices(smallest(source.space)), alone.slices(largest(alone.space))
-    for name, tensor in theirs.items():
-        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-25)
-    with pytest.raises(UserError, match="is of space 'ofa_mbv3', whose weights are not those of 'digits'"):
-        parse(Train, [*common, *step, "--space", "digits", "--out", str(tmp_path / "other")]).execute()
-    assert not (tmp_path / "other").exists()

@@ -1,4 +1,4 @@
-"""EfficientNets and MobileNets are, tensor by tensor in order, what timm and torchvision define."""
+"""EfficientNets, MobileNets and ResNets are, tensor by tensor in order, what timm and torchvision define."""
 
 import os
 from importlib.util import find_spec
@@ -24,7 +24,7 @@ from ofa.space.arch import largest
 from ofa.space.published import published
 from ofa.space.space import load_space
 
-FAMILIES = ("efficientnet",)
+FAMILIES = ("efficientnet", "resnet")
 SPACES = sorted({parameter.values[0]["space"] for parameter in entries(*FAMILIES)})
 
 

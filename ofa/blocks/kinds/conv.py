@@ -1,0 +1,111 @@
+"""One convolution, BatchNorm and activation, without a shortcut.
+
+MobileNetV4 (2024, arXiv:2404.10518) starts with such blocks, of 3 x 3 and of 1 x 1. Smaller kernels are the
+centre of the largest (BigNAS, 2020, arXiv:2003.11142).
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ofa.blocks.elastic import DropConnect, ElasticConv, ElasticConvBN, Slices
+from ofa.blocks.kind import (
+    BlockChoice,
+    BlockKind,
+    BlockPosition,
+    BlockSettings,
+    BlockSpec,
+    Complaint,
+    ElasticBlock,
+    activation_entries,
+    describe_kernel_and_expansion,
+)
+from ofa.blocks.plain import ConvBN
+from ofa.blocks.sizes import chain_memory
+
+
+class ElasticPlainConv(ElasticBlock):
+    """The block in the supernet."""
+
+    def __init__(self, settings: BlockSettings, position: BlockPosition, width: int):
+        super().__init__()
+        conv = ElasticConv(position.inputs, width, settings.kernels[-1], position.stride)
+        self.layer = ElasticConvBN(conv, settings.act, settings.bn_eps)
+
+    def last_norm(self) -> None:
+        """None: the block never has a shortcut."""
+
+    def forward(self, x: Tensor, choice: BlockChoice, drop: DropConnect | None) -> Tensor:
+        # Drop-connect needs a shortcut that an image can take instead.
+        return self.layer(x, choice.width, choice.kernel)
+
+    def slices(self, inputs: int, choice: BlockChoice) -> Slices:
+        return self.layer.slices(inputs, choice.width, choice.kernel)
+
+    def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
+        """Nothing: the only channels are the block's output, whose order is not its own."""
+
+
+def _plain(spec: BlockSpec, eps: float) -> ConvBN:
+    return ConvBN(spec.inp, spec.out, spec.kernel, spec.stride, spec.act, eps)
+
+
+def _check(settings: BlockSettings) -> Complaint | None:
+    if settings.expands != (1,):
+        return Complaint("expand", f"must be [1] in a conv block, which has no expansion: {settings.expands}")
+    if settings.se:
+        return Complaint("se", "must be false in a conv block")
+    if settings.projected:
+        return Complaint("block", "is conv, which has no shortcut; take shortcut: identity")
+    if settings.transformed and len(settings.kernels) > 1:
+        return Complaint(
+            "kernel",
+            f"must be one kernel unless kernels is crop, since learned matrices are for depthwise "
+            f"convolutions: {settings.kernels}",
+        )
+    return None
+
+
+def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: BlockChoice) -> BlockSpec:
+    return BlockSpec(
+        block="conv",
+        size=size,
+        inp=position.inputs,
+        hidden=choice.width,
+        out=choice.width,
+        kernel=choice.kernel,
+        stride=position.stride,
+        expands=False,
+        se=False,
+        act=settings.act,
+        residual=False,
+        projects=False,
+    )
+
+
+def _cost(spec: BlockSpec) -> tuple[int, int]:
+    weights = spec.kernel**2 * spec.inp * spec.out
+    return spec.size_after**2 * weights, weights + 2 * spec.out  # with scale and shift of BatchNorm
+
+
+def _memory(spec: BlockSpec) -> int:
+    return chain_memory([spec.inp * spec.size**2, spec.out * spec.size_after**2])
+
+
+def _stored(spec: BlockSpec) -> tuple[int, int]:
+    # Folding leaves one bias per channel of the two numbers that BatchNorm has.
+    return _cost(spec)[1] - spec.out, 2 + activation_entries(spec.act)
+
+
+CONV = BlockKind(
+    description="k x k convolution, no shortcut",
+    check=_check,
+    spec=_spec,
+    elastic=ElasticPlainConv,
+    plain=_plain,
+    cost=_cost,
+    memory=_memory,
+    stored=_stored,
+    describe=describe_kernel_and_expansion,
+    published_key=None,
+)
