@@ -17,7 +17,7 @@ from engine.checkpoint import load_weights, save_weights
 from engine.command.cli import parse
 from engine.errors import UserError
 from engine.optim import SGD
-from engine.run import Run, read_json, read_lines
+from engine.run import read_json, read_lines
 from ofa.evaluate import Evaluate
 from ofa.space.arch import Arch, largest, smallest
 from ofa.trained import TrainedSupernet
@@ -235,20 +235,6 @@ def test_teachers(tuned: Path, tmp_path: Path) -> None:
         find_teacher("squeezenet1_0", path, 64, data)
     with pytest.raises(UserError, match="no run folder, timm module or torchvision module 'nonsense'"):
         find_teacher("nonsense", path, None, data)
-
-
-def test_a_converted_network_is_tuned_where_it_is_named(run: Path, tmp_path: Path) -> None:
-    start = tmp_path / "start"
-    shutil.copytree(run, start, ignore=shutil.ignore_patterns("tuned"))
-    facts = read_json(start / "model.json") | {"pretrained_only": True}
-    (start / "model.json").write_text(json.dumps(facts))
-    with pytest.raises(UserError, match="name the network to tune with --arch"):
-        tune(start)
-    assert tune(start, "--arch", "largest") == 0
-    found = read_json(start / "tuned" / "largest" / "model.json")
-    assert not found["pretrained_only"]
-    assert found["tuned"]["teacher"] == "none"  # the largest subnet of a start has learned nothing
-    assert Run(start / "tuned" / "largest").finished
 
 
 def test_a_network_alone_computes_what_the_supernet_does(trained_run: Path) -> None:
