@@ -5,7 +5,7 @@ import itertools
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def to_proto(
     example: torch.Tensor,
     *,
     any_batch: bool = True,
-    output: str = "logits",
+    outputs: Sequence[str] = ("logits",),
     opset: int = OPSET,
 ) -> onnx.ModelProto:
     """`module` as an ONNX model, with BatchNorm folded and nothing in it about this machine.
@@ -48,12 +48,12 @@ def to_proto(
         example: an input, such as (N, C, H, W). With `any_batch` it holds two images or more, since torch
             takes an axis of length one for a constant.
         any_batch: whether the first axis is free; else it is as long as that of `example`.
-        output: name of the output; the input is called `image`.
+        outputs: names of the outputs; the input is called `image`.
         opset: 18 or more; below that torch writes 18 and says nothing.
     """
     free = ({0: torch.export.Dim("batch", min=1)},) if any_batch else None
     # The copy that `fold_batch_norm` makes is contiguous too: subnets and their images are channels_last.
-    return traced(fold_batch_norm(module), (example.contiguous(),), ["image"], [output], free, opset)
+    return traced(fold_batch_norm(module), (example.contiguous(),), ["image"], list(outputs), free, opset)
 
 
 def traced(

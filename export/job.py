@@ -75,17 +75,11 @@ def job_of_run(
     calibration = []
     if calibration_images:
         calibration = [inputs(x) for x, _ in source.images("train", network.size, calibration_images)]
-    facts = {
-        "subnet": name,
+    facts = facts_of_run(source, name, network, bake) | {
         "classes": list(source.data.classes),
-        "preprocessing": source.preparation(network.size) | {"baked": bake is not None},
-        "architecture": network.architecture,
-        "weights": source.weights,
         "macs": network.macs,
         "params": network.params,
         "predicted_accuracy": network.predicted,
-        "seed": source.seed,
-        "config_sha256": source.config_sha256,
     }
     return ExportJob(
         module=module,
@@ -99,3 +93,21 @@ def job_of_run(
         facts=facts,
         graphs={},
     )
+
+
+def facts_of_run(
+    source: ExportSource, name: str, network: SourceNetwork, bake: Bake | None
+) -> dict[str, Any]:
+    """The keys of the manifest that say which network of which run it is, and how images are prepared.
+
+    Args:
+        source, name, network, bake: as `job_of_run` takes them.
+    """
+    return {
+        "subnet": name,
+        "preprocessing": source.preparation(network.size) | {"baked": bake is not None},
+        "architecture": network.architecture,
+        "weights": source.weights,
+        "seed": source.seed,
+        "config_sha256": source.config_sha256,
+    }

@@ -26,6 +26,13 @@ class Tensor(BaseModel):
     shape: tuple[int | str, ...]
 
 
+class FeatureMap(Tensor):
+    """A map that a backbone gives: so many times smaller than the image, with so many channels."""
+
+    stride: int
+    channels: int
+
+
 class Accuracy(BaseModel):
     """Top-1 in [0, 1] on some images of a split.
 
@@ -49,6 +56,7 @@ class Accuracy(BaseModel):
 class Manifest(BaseModel):
     """One exported file. A later version may write more keys.
 
+    features are the outputs of a backbone, of which `output` is the last; None for a classifier.
     weights says whose weights the training started from: nothing where it started from scratch.
     milliseconds is the time of one image where the file was written. Formats that are no ONNX graph have
     neither opset nor ir_version.
@@ -63,6 +71,7 @@ class Manifest(BaseModel):
     precision: str
     input: Tensor
     output: Tensor
+    features: tuple[FeatureMap, ...] | None = None
     classes: tuple[str, ...] | None
     preprocessing: dict[str, Any] | None
     architecture: dict[str, Any]

@@ -15,6 +15,7 @@ from engine.compute.device import pick_device
 from engine.errors import UserError
 from engine.statistics import format_accuracy
 from export.bake import Bake, Layout
+from export.features import FOLDER, check_targets, write_features
 from export.formats import find_format
 from export.job import ExportJob, job_of_run
 from export.manifest import Manifest
@@ -41,6 +42,7 @@ class Export(RunCommand):
       python -m export.onnx                              every subnet that predictors.select chose, for CPUs
       python -m export.onnx --selected 600M --target nnapi,cpu-int8
       python -m export.onnx --arch largest --bake-normalize --layout NHWC --softmax
+      python -m export.onnx --features --arch largest    a backbone: outputs stride4, stride8, ...
       python -m export.targets                           what targets there are, and why
     """
 
@@ -84,6 +86,18 @@ class Export(RunCommand):
         "NHWC",
         description="with --bake-normalize: of the pixels, as cameras (NHWC) or torch (NCHW) give them",
     )
+    features: bool = Field(
+        False,
+        description=(
+            "write the maps at strides 4, 8, 16 and 32 instead of logits, for a detector or segmenter, into "
+            "export/features"
+        ),
+    )
+    size: int | None = Field(
+        None,
+        ge=1,
+        description="with --features: side of the input in pixels; none: as the architecture has it",
+    )
     softmax: bool = Field(False, description="with --bake-normalize: the output is probabilities")
 
     def execute(self) -> int:
@@ -100,6 +114,10 @@ class Export(RunCommand):
             raise UserError(
                 "--softmax goes into the graph with --bake-normalize; add that, or leave out --softmax."
             )
+        if self.size is not None and not self.features:
+            raise UserError("--size is of --features; a classifier takes images of its architecture's size.")
+        if self.features:
+            return self._export_features(targets)
         return self._export_classifiers(targets)
 
     def _export_classifiers(self, targets: list[Target]) -> int:
@@ -140,12 +158,35 @@ class Export(RunCommand):
             say(f"next: python -m export.benchmark {first}")
         return 1 if failed else 0
 
+    def _export_features(self, targets: list[Target]) -> int:
+        """Write the maps of every network for every target."""
+        check_targets(targets)
+        if self.softmax:
+            raise UserError("--softmax is of logits, which --features leaves out; give one of them.")
+        source = open_export_source(self.run, pick_device(self.device), self.data, self.untuned)
+        bake = Bake(source.data.mean, source.data.std, self.layout) if self.bake_normalize else None
+        networks = source.networks(self.selected, self.arch)
+        table = Table("file", "channels by stride", "ms here", "difference", "verdict")
+        failed = 0
+        with progress("export", len(networks)) as advance:
+            for network in networks:
+                for written in write_features(source, network, targets, bake, self.images, self.size):
+                    failed += bool(written.complaint)
+                    channels = [f"{stride}: {count}" for stride, count in written.channels.items()]
+                    took = "-" if written.milliseconds is None else f"{written.milliseconds:.3g}"
+                    error, verdict = f"{written.relative_error:.1e}", written.complaint or "equal"
+                    table.add_row(written.path.name, ", ".join(channels), took, error, verdict)
+                advance(network.name)
+        show(table)
+        print(f"written to {self.run / 'export' / FOLDER}; difference: of the largest number of a map")
+        return 1 if failed else 0
+
     def _export_recurrent_cell(self) -> int:
         """Write the step of a recurrent cell, which has one form and so no use for most flags."""
         # Refused instead of ignored: whoever gives such a flag expects an effect.
         given = [
             name
-            for name in ("selected", "arch", "untuned", "bake_normalize", "softmax")
+            for name in ("selected", "arch", "untuned", "bake_normalize", "features", "size", "softmax")
             if getattr(self, name)
         ]
         if given or self.target != "cpu":

@@ -6,18 +6,20 @@ else is the same for both.
 """
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import torch
+from torch import nn
 
 from engine.errors import UserError
 from engine.onnx_file import set_metadata, to_proto
 from engine.run import versions, write_json
 from export.formats import find_format
-from export.formats.format import Format
+from export.formats.format import Array, Format
 from export.graph.checks import check_model
 from export.graph.norms import fold_norms
 from export.graph.operators import plain_operators, to_float16
@@ -183,29 +185,50 @@ def _from_module(job: ExportJob, file_format: Format, file: Path) -> _Candidate:
 
 def _graph(job: ExportJob, target: Target) -> onnx.ModelProto:
     """The module's ONNX graph in the target's form."""
-    any_batch, output = target.batch == "any", _output_name(job)
     # torch's exporter takes most of the time; most targets differ in what is done to its graph afterwards.
     key = target.batch, target.opset
     if key not in job.graphs:
-        example = torch.from_numpy(job.example if any_batch else job.example[:1])
-        try:
-            graph = to_proto(job.module, example, any_batch=any_batch, output=output, opset=target.opset)
-        except torch.onnx.OnnxExporterError as error:
-            reason = str(error.__cause__ or error).strip().splitlines()[0]
-            raise UserError(
-                f"torch cannot export {type(job.module).__name__} as ONNX: {reason}; its forward must not "
-                "depend on the values of the image."
-            ) from None
-        job.graphs[key] = graph
+        job.graphs[key] = traced_graph(job.module, job.example, [_output_name(job)], target)
     # A copy, since the next target starts from the graph as torch wrote it.
     model = onnx.ModelProto()
     model.CopyFrom(job.graphs[key])
+    fit_to_target(model, target)
+    return model
+
+
+def traced_graph(
+    module: nn.Module, example: Array, outputs: Sequence[str], target: Target
+) -> onnx.ModelProto:
+    """The graph as torch writes it, with the batch axis and the opset of the target.
+
+    Args:
+        module: in eval mode.
+        example: two inputs or more.
+        outputs: names of the outputs.
+        target: the kind of device.
+
+    Raises:
+        UserError: torch cannot export the module.
+    """
+    any_batch = target.batch == "any"
+    inputs = torch.from_numpy(example if any_batch else example[:1])
+    try:
+        return to_proto(module, inputs, any_batch=any_batch, outputs=outputs, opset=target.opset)
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise UserError(
+            f"torch cannot export {type(module).__name__} as ONNX: {reason}; its forward must not "
+            "depend on the values of the image."
+        ) from None
+
+
+def fit_to_target(model: onnx.ModelProto, target: Target) -> None:
+    """Bring a graph, in place, into the form of the target: norms folded, file version, operators."""
     fold_norms(model)
     # Runtimes refuse a file version that is newer than they are.
     model.ir_version = min(model.ir_version, target.ir)
     if target.activations == "relu6":
         plain_operators(model)
-    return model
 
 
 def _output_name(job: ExportJob) -> str:

@@ -16,11 +16,15 @@ from ofa.space.arch import Arch, check_arch
 from ofa.space.space import Space
 from ofa.supernet import Supernet
 
+# How many times smaller than the image the maps are that detectors and segmenters build on.
+FEATURE_STRIDES = (4, 8, 16, 32)
+
 
 class Subnet(nn.Module):
     """The network of `arch` as plain layers.
 
-    It takes images (N, channels, r, r), where r is the architecture's resolution, to logits (N, classes).
+    It takes images (N, channels, r, r), where r is the architecture's resolution, to logits (N, classes);
+    `features` takes them to maps. `feature_channels` has the channels of these maps by their strides.
 
     Args:
         space: of the architecture.
@@ -40,15 +44,47 @@ class Subnet(nn.Module):
         self.arch = arch
         self.stem = plain_stem(stem, space.bn_eps)
         self.blocks = nn.Sequential()
+        # By stride: the blocks before its last map, which later maps of the same stride replace.
+        self._feature_depth: dict[int, int] = {}
+        self.feature_channels: dict[int, int] = {}
+        self._note_features(space.stem.total_stride, stem.width)
+        stride = space.stem.total_stride
         for spec in blocks:
             assert isinstance(spec, BlockSpec)
             self.blocks.append(block_kind(spec.block).plain(spec, space.bn_eps))
+            stride *= spec.stride
+            self._note_features(stride, spec.out)
         self.head = PlainHead(head, space.bn_eps) if head.wide else None
         self.classifier = nn.Linear(head.features, classes)
+
+    def _note_features(self, stride: int, channels: int) -> None:
+        """Note the map after the blocks that are there so far."""
+        if stride in FEATURE_STRIDES:
+            self._feature_depth[stride] = len(self.blocks)
+            self.feature_channels[stride] = channels
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(self.stem(x))
         return self.classifier(x.mean((2, 3)) if self.head is None else self.head(x))
+
+    def features(self, x: Tensor) -> dict[int, Tensor]:
+        """The last map at each stride of 4, 8, 16 and 32 that the network has, for a detector or segmenter.
+
+            maps = subnet.features(images)
+            maps[16].shape                  # (N, subnet.feature_channels[16], H / 16, W / 16)
+
+        Args:
+            x: normalised images (N, channels, H, W), also of another size than the architecture's.
+
+        Returns:
+            Maps by stride, the largest map first. The head and the classifier have no part in them.
+        """
+        maps = {}
+        x, done = self.stem(x), 0
+        for stride, depth in self._feature_depth.items():
+            x, done = self.blocks[done:depth](x), depth
+            maps[stride] = x
+        return maps
 
 
 def extract(supernet: Supernet, arch: Arch) -> Subnet:

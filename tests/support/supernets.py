@@ -239,3 +239,17 @@ def predicted_and_exported_size(space: Space, folder: Path) -> tuple[int, int]:
     assert onnx.load(path).metadata_props == []
     predicted = footprints_of(space, encode(space, arch)[None], 10, 3).file[0]
     return int(predicted) - METADATA_BYTES - 10 * CLASS_BYTES, path.stat().st_size
+
+
+# A stem of stride 1, and maps at strides 1, 2, 4 and 8.
+BACKBONE: dict[str, Any] = {
+    "name": "backbone",
+    "resolution": [16],
+    "stem": {"width": [8], "stride": 1, "act": "hard_swish"},
+    "stages": [
+        {"width": [8], "depth": [1], "kernel": [3], "expand": [1], "stride": 2, "act": "relu"},
+        {"width": [8, 16], "depth": [1, 2], "kernel": [3, 5], "expand": [2, 3], "stride": 2, "act": "relu"},
+        {"width": [24], "depth": [1, 2], "kernel": [3], "expand": [2], "stride": 2, "act": "hard_swish"},
+    ],
+    "head": {"width": [32], "expand": 2, "act": "hard_swish"},
+}
