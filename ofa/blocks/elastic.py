@@ -77,6 +77,25 @@ class ElasticConv(nn.Module):
         return {"weight": self.slice(inp, out, kernel)}
 
 
+class ElasticGroupedConv(ElasticConv):
+    """k x k convolution in groups of `group` channels, as wide as its input.
+
+    A narrower one has fewer groups, the first ones.
+    """
+
+    def __init__(self, width: int, group: int, kernel: int, stride: int):
+        super().__init__(group, width, kernel, stride)
+        self.group = group
+
+    def slice(self, inp: int, out: int, kernel: int) -> Tensor:
+        return super().slice(self.group, out, kernel)
+
+    def forward(self, x: Tensor, out: int, kernel: int) -> Tensor:
+        """out: must be the width of `x`, as in `ElasticDepthwise`."""
+        weight = self.slice(out, out, kernel)
+        return F.conv2d(x, weight, None, self.stride, kernel // 2, groups=out // self.group)
+
+
 class ElasticDepthwise(nn.Module):
     """Depthwise convolution, as wide as its input, whose smaller kernels are the centre of the largest.
 

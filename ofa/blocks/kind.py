@@ -32,6 +32,7 @@ class BlockSettings(NamedTuple):
         start: kernel of the depthwise convolution before the expansion, 0 for none; one entry per block if
             the kind varies within a stage, else empty.
         middle: whether there is a depthwise convolution after the expansion; entries as in `start`.
+        group: channels in each group of the k x k convolution; None: there is one group.
     """
 
     kernels: tuple[int, ...]
@@ -46,6 +47,7 @@ class BlockSettings(NamedTuple):
     stride: int = 1
     start: tuple[int, ...] = ()
     middle: tuple[bool, ...] = ()
+    group: int | None = None
 
 
 class BlockPosition(NamedTuple):
@@ -89,6 +91,7 @@ class BlockSpec(NamedTuple):
         same: whether the k x k convolution pads as TensorFlow's 'same' where that differs: more zeros right
             and below than left and above.
         start: kernel of a universal block's depthwise convolution before the expansion; 0: none.
+        groups: of a bottleneck's k x k convolution.
     """
 
     block: str
@@ -106,6 +109,7 @@ class BlockSpec(NamedTuple):
     strided: bool = False
     same: bool = False
     start: int = 0
+    groups: int = 1
 
     @property
     def size_after(self) -> int:

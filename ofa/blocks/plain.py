@@ -19,11 +19,10 @@ class ConvBN(nn.Sequential):
         stride: int,
         act: str | None,
         eps: float,
-        depthwise: bool = False,
+        groups: int = 1,
         pads: tuple[int, int] | None = None,
     ):
         super().__init__()
-        groups = inp if depthwise else 1
         before, after = pads or (kernel // 2, kernel // 2)
         if before != after:
             # torch's convolution pads both sides alike. In an exported file this layer is part of the

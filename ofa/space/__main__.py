@@ -138,10 +138,10 @@ def _layers(space: Space) -> Table:
     table.add_row("stem", _span(stem.width), depth, str(stem.kernel), "", str(stem.stride), "", stem.act)
     for i, stage in enumerate(space.stages, start=1):
         choices = [_span(values) for values in (stage.width, stage.depth, stage.kernel, stage.expand)]
-        se = "yes" if stage.se else ""
+        se = f"{stage.se.ratio:g} of {stage.se.of}" if stage.se else ""
         table.add_row(f"stage {i}", *choices, str(stage.stride), se, stage.act)
     if space.head:
-        width, expand = _span(space.head.width), str(space.head.expand or "")
+        width, expand = _span(space.head.width), f"{space.head.expand:g}" if space.head.expand else ""
         table.add_row("head", width, "", "", expand, "", "", space.head.act)
     return table
 

@@ -60,6 +60,8 @@ def structure(layer: LayerSpec) -> str:
             if layer.se is not None:
                 on.append(layer.se.label)
             on += [name for name in ("residual", "projects", "strided", "same") if getattr(layer, name)]
+            if layer.groups > 1:
+                on.append(f"g{layer.groups}")
             widths = f"{layer.inp}-{layer.hidden}-{layer.out}"
             kernels = [f"start{layer.start}"] if layer.start else []
             kernels.append(f"k{layer.kernel}")
@@ -69,7 +71,7 @@ def structure(layer: LayerSpec) -> str:
             if layer.wide:
                 words.append(f"{layer.wide}{layer.act}")
             if layer.width:
-                words.append(f"{layer.width}b" if layer.bias else f"{layer.width}")
+                words.append(f"{layer.width}{'b' * layer.bias}{'n' * layer.norm}")
             return "-".join([*words, str(layer.classes)])
 
 

@@ -27,7 +27,7 @@ from ofa.cost import (
     stored_of_layer,
 )
 from ofa.layers import LayerSpec, layer_specs
-from ofa.space.arch import Arch, largest, smallest
+from ofa.space.arch import Arch, active_blocks, largest, smallest
 from ofa.space.codes import encode, sample
 from ofa.space.space import Space
 from ofa.subnet import Subnet, extract
@@ -62,6 +62,18 @@ def test_the_supernet_computes_what_the_extracted_subnet_does(space: Space, trai
         x = torch.randn(4, 3, arch.resolution, arch.resolution)
         with torch.no_grad():
             torch.testing.assert_close(extract(net, arch)(x), net(x, arch), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("space", CASES)
+def test_a_block_has_its_tensors_under_the_names_of_the_plain_module(space: Space) -> None:
+    net = Supernet(space, 5)
+    for arch in archs_of(space, 2):
+        width = arch.width[0]
+        for stage, number, choice in active_blocks(space, arch):
+            # Weights of one network are loaded into the shared tensors by these names.
+            block = net.block(stage, number)
+            assert block.slices(width, choice).keys() <= block.state_dict().keys()
+            width = choice.width
 
 
 @pytest.mark.parametrize("space", CASES)

@@ -10,6 +10,7 @@ from itertools import product
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.errors import UserError
 from ofa.blocks.elastic import (
     DropConnect,
     ElasticBatchNorm,
@@ -38,7 +39,13 @@ from ofa.blocks.kind import (
 from ofa.blocks.plain import ConvBN
 from ofa.blocks.sizes import chain_memory, hidden_width
 from ofa.blocks.sorting import importance_order, permute, sort_inside, written_by
-from ofa.blocks.squeeze import ElasticSqueezeExcite, SqueezeExcite, cost_of_squeeze, entries_of_squeeze
+from ofa.blocks.squeeze import (
+    ElasticSqueezeExcite,
+    Squeeze,
+    SqueezeExcite,
+    cost_of_squeeze,
+    entries_of_squeeze,
+)
 
 
 class ElasticInverted(ElasticBlock):
@@ -139,7 +146,14 @@ class Inverted(nn.Module):
         super().__init__()
         self.expand = ConvBN(spec.inp, spec.hidden, 1, 1, spec.act, eps) if spec.expands else None
         self.depthwise = ConvBN(
-            spec.hidden, spec.hidden, spec.kernel, spec.stride, spec.act, eps, depthwise=True, pads=spec.pads
+            spec.hidden,
+            spec.hidden,
+            spec.kernel,
+            spec.stride,
+            spec.act,
+            eps,
+            groups=spec.hidden,
+            pads=spec.pads,
         )
         self.se = SqueezeExcite(spec.se, spec.hidden, spec.squeeze) if spec.se else None
         self.project = ConvBN(spec.hidden, spec.out, 1, 1, None, eps)
@@ -231,6 +245,11 @@ def _stored(spec: BlockSpec) -> tuple[int, int]:
 
 
 def _published_key(spec: BlockSpec) -> str:
+    if spec.se not in (None, Squeeze()):
+        raise UserError(
+            "Published latency tables have no squeeze-and-excitation but that of MobileNetV3 (se: true); "
+            "measure this space instead."
+        )
     inp = f"{spec.size}x{spec.size}x{spec.inp}"
     out = f"{spec.size_after}x{spec.size_after}x{spec.out}"
     # OFA's tables end every name with these flags and ProxylessNAS's end none; who reads a table drops them

@@ -119,11 +119,11 @@ class Universal(nn.Module):
         self.start = None
         if spec.start:
             stride = 1 if spec.kernel else spec.stride
-            self.start = ConvBN(inp, inp, spec.start, stride, None, eps, depthwise=True)
+            self.start = ConvBN(inp, inp, spec.start, stride, None, eps, groups=inp)
         self.expand = ConvBN(inp, hidden, 1, 1, act, eps)
         self.middle = None
         if spec.kernel:
-            self.middle = ConvBN(hidden, hidden, spec.kernel, spec.stride, act, eps, depthwise=True)
+            self.middle = ConvBN(hidden, hidden, spec.kernel, spec.stride, act, eps, groups=hidden)
         self.project = ConvBN(hidden, spec.out, 1, 1, None, eps)
         self.residual = spec.residual
 
@@ -160,7 +160,7 @@ def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: B
         kernel=choice.kernel if settings.middle[position.number] else 0,
         stride=position.stride,
         expands=True,
-        se=False,
+        se=None,
         act=settings.act,
         residual=position.stride == 1 and position.inputs == choice.width,
         projects=False,

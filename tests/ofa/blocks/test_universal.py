@@ -46,7 +46,7 @@ def test_it_computes_what_timms_does(row: tuple[int, int, int, int, int, int], t
     settings = BlockSettings(
         kernels=(3, 5),
         expands=(1, 2, 3, 4, 6),
-        se=False,
+        se=None,
         act="relu",
         bn_eps=1e-5,
         projected=False,
@@ -78,7 +78,7 @@ def test_a_block_without_a_middle_convolution_has_no_kernel_to_choose() -> None:
     assert largest(space).kernel == tuple(5 if has_middle else 0 for has_middle in middle)
     # Every architecture counts once: as many as there are lists of blocks with what each of them can choose.
     stages = 2 * (2 + 2 * 2), 2 * (6 + 6 * 3 + 6 * 3 * 3 * 6), 2 * (3 + 3 * 3)
-    assert space.size() == 2 * 2 * int(np.prod(stages))
+    assert space.size() == 2 * 2 * 2 * int(np.prod(stages))
 
 
 def test_every_block_costs_what_its_own_variant_does() -> None:
