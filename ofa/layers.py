@@ -90,7 +90,7 @@ def stem_spec(
         residual=residual,
         kernel=stem.kernel,
         pool=stem.pool or deep is not None,
-        same=space.padding == "same",
+        same=space.padding == "same" and stem.stride > 1,
     )
 
 

@@ -109,6 +109,14 @@ class Space(Config):
                     f"stages[{i}].{field} of space '{self.name}' must have {wanted} entries, as many as "
                     f"blocks of kind '{stage.block}' take, but has {len(entries)}"
                 )
+        for field in ("pooled", "group_width"):
+            differs = getattr(stage, field) != Stage.model_fields[field].default
+            if differs and field not in kind.own_fields:
+                capable = ", ".join(name for name, kind in BLOCKS.items() if field in kind.own_fields)
+                raise ValueError(
+                    f"stages[{i}].{field} of space '{self.name}' must be left out of {stage.block} blocks; "
+                    f"the kinds that have it are {capable}"
+                )
         if self.padding == "same" and not kind.pads_same:
             capable = ", ".join(name for name, kind in BLOCKS.items() if kind.pads_same)
             raise ValueError(

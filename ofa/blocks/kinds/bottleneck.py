@@ -39,7 +39,7 @@ from ofa.blocks.kind import (
 from ofa.blocks.plain import ConvBN
 from ofa.blocks.shortcut import ElasticShortcut, plain_shortcut
 from ofa.blocks.sizes import chain_memory, hidden_width, make_divisible
-from ofa.blocks.sorting import sort_between
+from ofa.blocks.sorting import Channels, sort_between, written_by
 from ofa.blocks.squeeze import ElasticSqueezeExcite, SqueezeExcite, cost_of_squeeze, entries_of_squeeze
 
 
@@ -91,6 +91,14 @@ class ElasticBottleneck(ElasticBlock):
         if self.shortcut is not None:
             found |= prefixed("shortcut", self.shortcut.slices(inputs, choice.width))
         return found
+
+    def map_channels(self) -> tuple[Channels, Channels]:
+        inputs = Channels([], [self.reduce.conv.weight])
+        output = Channels(written_by(self.project), [])
+        if self.shortcut is not None:
+            inputs.readers.append(self.shortcut.conv.weight)
+            output.writers.extend(written_by(self.shortcut))
+        return inputs, output
 
     def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
         if self.settings.group:
@@ -219,4 +227,5 @@ BOTTLENECK = BlockKind(
     stored=_stored,
     describe=describe_kernel_and_expansion,
     published_key=None,
+    own_fields=("pooled", "group_width"),
 )

@@ -22,6 +22,7 @@ from ofa.blocks.kind import (
 )
 from ofa.blocks.plain import ConvBN
 from ofa.blocks.sizes import chain_memory
+from ofa.blocks.sorting import Channels, written_by
 
 
 class ElasticPlainConv(ElasticBlock):
@@ -41,6 +42,9 @@ class ElasticPlainConv(ElasticBlock):
 
     def slices(self, inputs: int, choice: BlockChoice) -> Slices:
         return prefixed("conv", self.conv.slices(inputs, choice.width, choice.kernel))
+
+    def map_channels(self) -> tuple[Channels, Channels]:
+        return Channels([], [self.conv.conv.weight]), Channels(written_by(self.conv), [])
 
     def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
         """Nothing: the only channels are the block's output, whose order is not its own."""

@@ -39,7 +39,7 @@ from ofa.blocks.kind import (
 )
 from ofa.blocks.plain import ConvBN
 from ofa.blocks.sizes import chain_memory, hidden_width
-from ofa.blocks.sorting import importance_order, permute, written_by
+from ofa.blocks.sorting import Channels, importance_order, permute, written_by
 
 
 class ElasticUniversal(ElasticBlock):
@@ -92,6 +92,11 @@ class ElasticUniversal(ElasticBlock):
         if self.middle is not None:
             found |= prefixed("middle", self.middle.slices(hidden, hidden, choice.kernel))
         return found | prefixed("project", self.project.slices(hidden, choice.width))
+
+    def map_channels(self) -> tuple[Channels, Channels]:
+        at_input = [] if self.start is None else written_by(self.start)
+        inputs = Channels(at_input, [self.expand.conv.weight])
+        return inputs, Channels(written_by(self.project), [])
 
     def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
         cuts = {hidden_width(width, expand) for width in inputs for expand in expands}

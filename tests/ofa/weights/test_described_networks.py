@@ -60,6 +60,37 @@ def efficientnet_b3() -> dict[str, Any]:
     return network("swish", 40, described, 1536)
 
 
+STEM = {"width": (64,), "act": "relu", "kernel": 7, "pool": True}
+
+
+def resnet_18d() -> dict[str, Any]:
+    """The deep stem and the pooled shortcuts of ResNet-D around basic blocks."""
+    rows = [(64, 2, 3, 1, 1), (128, 2, 3, 1, 2), (256, 2, 3, 1, 2), (512, 2, 3, 1, 2)]
+    stem = {"width": (64,), "act": "relu", "deep": {"middle": (32,), "plain": 1}}
+    return {"stem": stem, "stages": stages("relu", *rows, block="basic")}
+
+
+def resnext_50() -> dict[str, Any]:
+    """32 groups in every stage: their width grows with the stage's."""
+    described = []
+    for place, depth in enumerate((3, 4, 6, 3)):
+        stride = 1 if place == 0 else 2
+        fields = {"block": "bottleneck", "pooled": False, "group_width": 4 * 2**place, "expand": (0.5,)}
+        described += stages("relu", (256 * 2**place, depth, 3, 1, stride), **fields)
+    return {"stem": STEM, "stages": described}
+
+
+def wide_resnet_50() -> dict[str, Any]:
+    rows = [(256, 3, 3, 1, 1), (512, 4, 3, 1, 2), (1024, 6, 3, 1, 2), (2048, 3, 3, 1, 2)]
+    return {"stem": STEM, "stages": stages("relu", *rows, block="bottleneck", pooled=False, expand=(0.5,))}
+
+
+def regnet_y_800mf() -> dict[str, Any]:
+    rows = [(64, 1, 3, 1, 2), (128, 3, 3, 1, 2), (320, 8, 3, 1, 2), (768, 2, 3, 1, 2)]
+    fields = {"block": "bottleneck", "pooled": False, "group_width": 16, "se": SQUEEZE}
+    return {"stem": {"width": (32,), "act": "relu"}, "stages": stages("relu", *rows, **fields)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "values"),
@@ -68,6 +99,10 @@ def efficientnet_b3() -> dict[str, Any]:
         ("efficientnet_es", edge_tpu()),
         ("tf_mobilenetv3_large_minimal_100", minimal_v3()),
         ("efficientnet_b3", efficientnet_b3()),
+        ("resnet18d", resnet_18d()),
+        ("resnext50_32x4d", resnext_50()),
+        ("wide_resnet50_2", wide_resnet_50()),
+        ("regnety_008", regnet_y_800mf()),
     ],
 )
 def test_a_described_network_is_the_original(name: str, values: dict[str, Any]) -> None:

@@ -34,14 +34,14 @@ SPACES = sorted({parameter.values[0]["space"] for parameter in entries(*FAMILIES
 def test_logits_are_those_of_the_original(entry: Entry) -> None:
     torch.manual_seed(0)
     theirs = shaken(original(entry))
-    # Sides that leave odd maps as well where padding depends on them.
-    for side in (64, 72):
-        ours = filled_in_order(*space_and_arch(entry, side), tensors_in_order(theirs))
-        x = torch.randn(2, 3, side, side)
-        for training in (False, True):
-            wanted = logits(theirs, x, training)
-            difference = (logits(ours, x, training) - wanted).abs().max()
-            assert difference <= 1e-5 * wanted.abs().max(), (side, training)
+    ours = filled_in_order(*space_and_arch(entry, 64), tensors_in_order(theirs))
+    # Train mode comes last: it moves the stored statistics, and sources differ in how fast.
+    # A side of 72 leaves odd maps, on which padding may depend.
+    for training, height in product((False, True), (64, 72)):
+        x = torch.randn(2, 3, height, 64)
+        wanted = logits(theirs, x, training)
+        difference = (logits(ours, x, training) - wanted).abs().max()
+        assert difference <= 1e-5 * wanted.abs().max(), (height, training)
 
 
 @pytest.mark.parametrize("entry", entries(*FAMILIES, source="package"))
