@@ -123,6 +123,7 @@ class Universal(nn.Module):
         inp, hidden, act = spec.inp, spec.hidden, spec.act
         self.start = None
         if spec.start:
+            # The stride, and with it the padding of TensorFlow, is the middle convolution's if there is one.
             stride, same = (1, False) if spec.kernel else (spec.stride, spec.same)
             self.start = ConvBN(inp, inp, spec.start, stride, None, eps, groups=inp, same=same)
         self.expand = ConvBN(inp, hidden, 1, 1, act, eps)
@@ -158,15 +159,13 @@ def _check(settings: BlockSettings) -> Complaint | None:
 
 
 def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: BlockChoice) -> BlockSpec:
-    start = settings.start[position.number]
-    kernel = choice.kernel if settings.middle[position.number] else 0
     return BlockSpec(
         block="universal",
         size=size,
         inp=position.inputs,
         hidden=hidden_width(position.inputs, choice.expand),
         out=choice.width,
-        kernel=kernel,
+        kernel=choice.kernel if settings.middle[position.number] else 0,
         stride=position.stride,
         expands=True,
         se=None,
@@ -174,7 +173,7 @@ def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: B
         residual=position.stride == 1 and position.inputs == choice.width,
         projects=False,
         same=settings.same and position.stride > 1,
-        start=start,
+        start=settings.start[position.number],
     )
 
 
