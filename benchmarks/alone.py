@@ -3,10 +3,11 @@
     python benchmarks/alone.py --config ofa/digits --arch selected.json --cpu-seconds 60 --out runs/alone
     python benchmarks/alone.py --mobilenet 300k --resolution 16 --cpu-seconds 60 --out runs/mobilenet
 
-`benchmarks/worth.py` starts it. With `--arch` the network, its first weights and each step are those of
-`ofa.train --arch`; with `--mobilenet` the network is torchvision's MobileNetV3 (2019, arXiv:1905.02244), its
-width scaled to the MACs. All settings come from the recipe of the supernet. The weights that were best on
-validation images count, and are then measured on test images: result.json in the run folder.
+`benchmarks/worth.py` starts it. With `--arch` the network, its first weights (those of `--init` if it is
+given) and each step are those of `ofa.train --arch`; with `--mobilenet` the network is torchvision's
+MobileNetV3 (2019, arXiv:1905.02244), its width scaled to the MACs. All settings come from the recipe of the
+supernet. The weights that were best on validation images count, and are then measured on test images:
+result.json in the run folder.
 """
 
 import math
@@ -42,6 +43,7 @@ from ofa.space.published import find_arch
 from ofa.space.space import load_space
 from ofa.supernet import Supernet
 from ofa.train import Train
+from ofa.trained import open_source, start_from
 from ofa.training.sandwich import label_step
 
 EVALUATIONS = 10  # over a training; their CPU time is not taken from the training
@@ -67,9 +69,13 @@ class Alone(Train):
 
     def train(self, ranks: Ranks, device: torch.device) -> int:
         """Train, measure, and write result.json."""
-        data = self.load_images(ranks, device)
-        config = self.fit_batch(data, ranks)
-        network = self._network(data)
+        source, config = None, self
+        if self.init:
+            start, source = open_source(self.init, self.space)
+            config = self.model_copy(update={"data": self.data.prepared_for(start.wanted)})
+        data = config.load_images(ranks, device)
+        config = config.fit_batch(data, ranks)
+        network = self._network(data, source)
         if (self.out / "config.yaml").exists():
             epochs = Run(self.out).config["epochs"]  # a resumed run must not measure its time again
         else:
@@ -85,17 +91,20 @@ class Alone(Train):
         print(f"{epochs} epochs in {self.cpu_seconds:.0f} s of CPU time")
         return AloneTraining(config, run, network, data, ranks).run()
 
-    def _network(self, data: Data) -> nn.Module:
+    def _network(self, data: Data, source: Supernet | None) -> nn.Module:
         classes, channels = len(data.classes), data.channels
         if self.mobilenet is not None:
             with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
                 torch.manual_seed(derive(self.seed, "weights"))
                 return mobilenet(self.mobilenet, self.resolution, classes, channels, self.sandwich.dropout)
         assert self.arch is not None
-        space = load_space(self.space or "digits")
-        supernet = Supernet(single_arch_space(space, find_arch(space, self.arch)), classes, channels)
+        space = source.space if source else load_space(self.space or "digits")
+        arch = find_arch(space, self.arch)
+        supernet = Supernet(single_arch_space(space, arch), classes, channels)
         draws = torch_generator("cpu", self.seed, "weights")
         initialise(supernet, self.initialisation, self.zero_gamma, draws)
+        if source:
+            start_from(supernet, source, arch)
         return supernet
 
 

@@ -4,6 +4,8 @@
     python benchmarks/worth.py --name cifar3k --cifar cifar10.npz --out runs/worth
     python benchmarks/worth.py --name flowers --flowers FOLDER --out runs/worth
     python benchmarks/worth.py --name mine --range 5M,30M --train "--config recipe.yaml --data.path photos"
+    python benchmarks/worth.py --name start --range 31M,126M --original efficientnet_lite0 \
+        --train "--config ofa/finetune --init runs/start --data.path photos"
     python benchmarks/worth.py --out runs/worth --write docs/worth.md --picture docs/worth.svg
 
 The way: train, collect, select K budgets, tune them; docs/worth.md says what is compared, and how. Every part
@@ -32,14 +34,15 @@ from engine.config import format_count, parse_count
 from engine.run import atomic, read_json, write_json
 from engine.seed import numpy_generator
 from ofa.space.arch import Arch
-from ofa.trained import TrainedSupernet
+from ofa.space.published import published
+from ofa.space.space import load_space
+from ofa.trained import TrainedSupernet, load_network
 
 ALONE = Path(__file__).resolve().with_name("alone.py")
 TABLE = re.compile(r"(<!-- table -->\n).*?(<!-- end of table -->)", re.DOTALL)
 CIFAR = {"cifar3k": 3_000, "cifar10k": 10_000}  # training images
 CIFAR_TEST = 5_000  # test images
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-KINDS = ("arch", "mobilenet")  # of networks trained alone
 
 
 class Job(NamedTuple):
@@ -170,26 +173,40 @@ def select_and_tune(run: Path, seed: int, names: list[str], folder: Path, args: 
     return seconds + require(run_part(folder, "tune", words), folder)
 
 
+def networks_alone(folder: Path, budget: str, original: str | None) -> dict[str, list[str]]:
+    """The networks that are trained alone for a budget: by kind, the flags of alone.py that name them."""
+    if original is None:
+        arch = folder / "supernet" / "selected" / f"{budget}.json"
+        resolution = read_json(arch)["arch"]["resolution"]
+        return {
+            "arch": ["--arch", str(arch)],
+            "mobilenet": ["--mobilenet", budget, "--resolution", str(resolution)],
+        }
+    # What a user does who has weights of one network: the same network on smaller images.
+    _, supernet = load_network(folder / "supernet")
+    values = published(load_space(original))[original].arch.model_dump()
+    sizes = []
+    for resolution in supernet.space.resolution:
+        arch_there = Arch.model_validate(values | {"resolution": resolution})
+        if supernet.cost(arch_there)[0] <= parse_count(budget):
+            sizes.append(arch_there)
+    if not sizes:
+        sys.exit(f"'{original}' has more than {budget} MACs at every resolution of the space.")
+    return {"original": ["--arch", sizes[-1].model_dump_json()]}
+
+
 def train_alone(
-    job: Job, seed: int, folder: Path, budget: str, cpu_seconds: float, cap: int
+    job: Job, seed: int, folder: Path, budget: str, cpu_seconds: float, args: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
-    """Train both kinds of networks of a budget, each for `cpu_seconds`; return their results by kind."""
-    arch = folder / "supernet" / "selected" / f"{budget}.json"
-    resolution = read_json(arch)["arch"]["resolution"]
-    networks = {
-        "arch": ["--arch", str(arch)],
-        "mobilenet": ["--mobilenet", budget, "--resolution", str(resolution)],
-    }
+    """Train the networks of a budget, each for `cpu_seconds`; return their results by kind."""
     found = {}
-    for kind in KINDS:
+    for kind, words in networks_alone(folder, budget, args.original).items():
         out = folder / f"{budget}-{kind}"
-        limits = ["--cpu-seconds", f"{cpu_seconds:.1f}", "--most-epochs", str(cap)]
+        limits = ["--cpu-seconds", f"{cpu_seconds:.1f}", "--most-epochs", str(args.alone_cap)]
         fixed = ["--seed", str(seed), "--threads", "1", "--out", str(out), "--resume"]
-        part = run_part(
-            folder, f"alone-{budget}-{kind}", [str(ALONE), *job.words, *networks[kind], *limits, *fixed]
-        )
+        part = run_part(folder, f"alone-{budget}-{kind}", [str(ALONE), *job.words, *words, *limits, *fixed])
         # 2: no MobileNetV3 is so small.
-        if kind == "arch" or part["status"] != 2:
+        if kind != "mobilenet" or part["status"] != 2:
             require(part, folder)
             found[kind] = read_json(out / "result.json")
     return found
@@ -223,7 +240,7 @@ def compare(job: Job, seed: int, count: int, shared: float, folder: Path, args: 
     for i, budget in enumerate(compared):
         left = 2 * (len(compared) - i) * way / count / 60
         print(f"  K={count}: {budget}, at most {left:.0f} CPU minutes left of this K", flush=True)
-        alone = train_alone(job, seed, folder, budget, way / count, args.alone_cap)
+        alone = train_alone(job, seed, folder, budget, way / count, args)
         kind = max(alone, key=lambda name: alone[name]["val_accuracy"])
         measured = test_accuracies(folder / "supernet", budget)
         mine = measured.get("tuned", measured["taken"])
@@ -263,6 +280,11 @@ def flags() -> argparse.ArgumentParser:
     add("--train", default="", help="further flags of ofa.train, in one word")
     add("--select", default="", help="further flags of predictors.select, in one word")
     add("--tune", default="", help="further flags of ofa.tune, in one word")
+    add(
+        "--original",
+        help="with --init among the flags of --train: the family of that start, whose published network "
+        "is tuned alone, at the resolutions that keep the budgets",
+    )
     add("--no-tune", action="store_true", help="take subnets as they are")
     add("--range", help="lowest and highest budget in MACs, such as 5M,30M")
     add("--budgets", default="1,3,6,12", help="numbers of budgets K")

@@ -120,10 +120,13 @@ def open_source(run: Path, space: str | None) -> tuple[SupernetModel, Supernet]:
 
     Args:
         run: folder of that run.
-        space: the name or file of the space that the new training asks for; None if it asks for none.
+        space: the name or file of the space that the new training asks for; None: that of the run.
+
+    Returns:
+        A supernet of the space that is asked for, with the weights of the run.
 
     Raises:
-        UserError: there is no supernet, or it is of another space.
+        UserError: there is no supernet, or its weights are not those of that space.
     """
     Run.open(run, "--init")
     model, supernet = load_network(run)
@@ -133,27 +136,32 @@ def open_source(run: Path, space: str | None) -> tuple[SupernetModel, Supernet]:
             f"Run '{run}' is one architecture trained alone, not a supernet to start from; give another "
             "--init."
         )
-    if space is not None and not _same_but_for_converted(load_space(space), model.space):
+    if space is None:
+        return model, supernet
+    chosen = _as_converted(load_space(space), model.space)
+    # It may choose otherwise, as long as the largest choices, which decide the weights, are the same.
+    with torch.device("meta"):
+        asked = Supernet(chosen, supernet.classes, supernet.channels)
+    given, wanted = _shapes(supernet), _shapes(asked)
+    if given != wanted:
+        different = [name for name in given | wanted if given.get(name) != wanted.get(name)]
         raise UserError(
-            f"Run '{run}' is of space '{model.space.name}', not '{space}' as asked for; leave out --space, "
-            "or take --config ofa/finetune."
+            f"Run '{run}' is of space '{model.space.name}', whose weights are not those of '{space}' "
+            f"({different[0]} is the first that differs); give one with the same largest choices, or none."
         )
-    return model, supernet
+    asked.load_state_dict(supernet.state_dict(), assign=True)
+    return model, asked
 
 
-def _same_but_for_converted(space: Space, other: Space) -> bool:
-    """Whether two spaces hold the same architectures.
+def _shapes(supernet: Supernet) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in supernet.state_dict().items()}
 
-    The head's bias, the padding and the epsilon of BatchNorm may differ: `ofa.convert` sets them to what the
-    source of the weights has.
-    """
 
-    # Both spaces get the same value in these fields, whatever it is.
-    def common(which: Space) -> Space:
-        head = which.head and which.head.model_copy(update={"bias": False})
-        return which.model_copy(update={"head": head, "padding": "symmetric", "bn_eps": 1.0})
-
-    return common(space) == common(other)
+def _as_converted(space: Space, other: Space) -> Space:
+    """`space` with what `ofa.convert` changes in a space for the sake of its weights, as `other` has it."""
+    head = space.head and other.head and space.head.model_copy(update={"bias": other.head.bias})
+    converted = {"head": head or space.head, "bn_eps": other.bn_eps, "padding": other.padding}
+    return space.model_copy(update=converted)
 
 
 @torch.no_grad()

@@ -56,15 +56,16 @@ class Tune(TrainingCommand):
     Subnets that are tuned together share loading, augmentation and the teacher's pass. The weights that are
     best on validation images are kept; --epochs 0 keeps the supernet's and only recalibrates BatchNorm.
 
-    The teacher is the largest subnet of the run, calibrated; or --teacher: another run of ofa.train (its
-    largest subnet, or the one network it trained), none, or a timm or torchvision module by its name, with
-    --teacher-weights and as many outputs as the run has classes. A module gets the run's images, resized to
-    the size and normalised by the mean and deviation that timm notes; torchvision's: 224 pixels, ImageNet's.
+    The teacher is the largest subnet of the run, calibrated (a converted network has none); or --teacher:
+    another run of ofa.train (its largest subnet, or the one network it trained), none, or a timm or
+    torchvision module by its name, with --teacher-weights and as many outputs as the run has classes. A
+    module gets the run's images, resized to the size and normalised by the mean and deviation that timm
+    notes; torchvision's: 224 pixels, ImageNet's.
 
     examples:
       python -m ofa.tune                                       all subnets that predictors.select chose
       python -m ofa.tune --run runs/photos --selected 12M,30M --epochs 20
-      python -m ofa.tune --run runs/photos --arch smallest
+      python -m ofa.tune --run runs/start --arch efficientnet_lite0     a converted network, no teacher
       python -m ofa.tune --run runs/photos --teacher resnet50 --teacher-weights resnet50-photos.safetensors
       torchrun --nproc-per-node 2 -m ofa.tune --run runs/photos     two GPUs, half of each batch on each
     """
@@ -103,11 +104,7 @@ class Tune(TrainingCommand):
         description="the optimiser; its rate and decay are by default those of the run, with a cosine to 0",
     )
     teacher: str = Field(
-        "largest",
-        description=(
-            "largest, none, a run folder, or the name of a timm or torchvision module; a converted network "
-            "has no largest teacher"
-        ),
+        "largest", description="largest, none, a run folder, or the name of a timm or torchvision module"
     )
     teacher_weights: Located | None = Field(
         None, description="weights of a teacher that is named: .pth, .pt, .tar or .safetensors"
@@ -159,7 +156,8 @@ class Tune(TrainingCommand):
             run = config.start(ranks)
             network = single_network(supernet, arch)
             of_network = {"space": network.space, "arch": largest(network.space)}
-            described = model.model_copy(update=of_network | {"tuned": Tuned(arch=arch, **common)})
+            of_network |= {"pretrained_only": False, "tuned": Tuned(arch=arch, **common)}
+            described = model.model_copy(update=of_network)
             # Before the next question: a finished subnet of other weights is refused, not left as it is.
             if ranks.first:
                 write_model(run.path / "model.json", described, "subnet, the supernet")
@@ -185,7 +183,7 @@ class Tune(TrainingCommand):
         """The supernet of the run, on CPU.
 
         Raises:
-            UserError: the run is one architecture.
+            UserError: the run is one architecture, or a converted network and there is no --arch.
         """
         model, supernet = load_network(self.run)
         if model.arch is not None:
@@ -193,26 +191,23 @@ class Tune(TrainingCommand):
                 f"Run '{self.run}' is one architecture, not a supernet whose subnets could be tuned; name a "
                 "supernet with --run."
             )
+        # Most subnets of a start have learned nothing: the one to tune, the converted network, must be named.
+        if model.pretrained_only and self.arch is None:
+            raise UserError(
+                f"Run '{self.run}' is a start for training; name the network to tune with --arch, or train a "
+                f"supernet: python -m ofa.train --config ofa/finetune --init {self.run}."
+            )
         return model, supernet
 
     def _archs(self, model: SupernetModel) -> dict[str, Arch]:
-        """The subnets to tune, by the names of their folders.
-
-        Raises:
-            UserError: the run is a start for training, and one of them is not the network it was converted
-                from.
-        """
-        named = {name_of(self.arch): find_arch(model.space, self.arch)} if self.arch else {}
-        if model.pretrained_only and not (named and all(map(model.is_converted, named.values()))):
-            raise UserError(
-                f"Run '{self.run}' is a start for training: python -m ofa.train --config ofa/finetune --init "
-                f"{self.run}; of a converted network only itself can be tuned, with --arch."
-            )
-        return named or selected_archs(self.run, model.space, self.selected)
+        """The subnets to tune, by the names of their folders."""
+        if self.arch is None:
+            return selected_archs(self.run, model.space, self.selected)
+        return {name_of(self.arch): find_arch(model.space, self.arch)}
 
     def _teacher(self, model: SupernetModel, supernet: Supernet, data: Data) -> Teacher | None:
         """Who teaches beside the labels, if anybody does."""
-        # The largest subnet of a converted run has not learned these classes either.
+        # The largest subnet of a start has not learned these classes.
         untaught = model.pretrained_only and self.teacher == "largest"
         if self.epochs == 0 or self.teacher == "none" or untaught:
             return None

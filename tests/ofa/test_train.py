@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from engine.checkpoint import load_weights
 from engine.command.cli import parse
@@ -22,11 +23,12 @@ from engine.data.sources import load_data
 from engine.errors import UserError, WorkerDied
 from engine.run import Run as RunFolder
 from engine.run import read_lines
+from ofa.space.arch import largest
 from ofa.space.published import find_arch
 from ofa.space.space import Space, load_space
 from ofa.supernet import Supernet
 from ofa.train import Train
-from ofa.trained import TrainedSupernet
+from ofa.trained import TrainedSupernet, open_source
 from ofa.training.sampling import Attentive, UniformSampler
 from ofa.training.trainer import Trainer
 
@@ -484,3 +486,23 @@ def test_the_time_left_is_told_after_twenty_steps_and_when_steps_become_dearer(
         "about 4m left: 24 steps of 10 s; evaluations come on top",
         "about 2m left: 4 steps of 30 s; evaluations come on top",
     ]
+
+
+def test_a_training_may_choose_otherwise_from_the_weights_it_starts_from(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    source = TrainedSupernet(trained_run, torch.device("cpu"))
+    values = source.space.model_dump(mode="json")
+    values["resolution"], stage = values["resolution"][-1:], values["stages"][1]
+    deepest = stage["depth"][-1]
+    stage |= {"depth": [deepest], "expand": stage["expand"][-1:]}
+    path = tmp_path / "narrow.yaml"
+    path.write_text(yaml.safe_dump(values))
+    _, narrow = open_source(trained_run, str(path))
+    assert narrow.space == Space.model_validate(values)
+    x, arch = torch.randn(2, 1, 16, 16), largest(narrow.space)
+    assert torch.equal(narrow(x, arch), source.supernet(x, arch))
+    stage["depth"] = [deepest + 1]
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=r"\(stages.1.* is the first that differs\); give one with"):
+        open_source(trained_run, str(path))

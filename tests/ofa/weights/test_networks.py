@@ -159,19 +159,19 @@ def test_another_number_of_classes_gets_a_new_classifier(
     assert load_run(run)[1].classifier.weight.shape[0] == 12
 
 
-def test_only_the_converted_network_is_tuned_and_by_labels_alone(
+def test_a_converted_network_is_tuned_where_it_is_named_and_by_labels_alone(
     half: nn.Module, images: Path, tmp_path: Path
 ) -> None:
     torch.save(half.state_dict(), tmp_path / "half.pth")
     described = own_network(tmp_path)
     run = converted(tmp_path / "half.pth", "--from", "own", "--as", str(described), images=images)
     words = ["--run", str(run), "--epochs", "1", "--batch-size", "16", "--device", "cpu"]
-    for other in ([], ["--arch", "smallest"]):
-        with pytest.raises(UserError, match=r"is a start for training.* only itself can be tuned"):
-            parse(Tune, [*words, *other]).execute()
+    with pytest.raises(UserError, match="name the network to tune with --arch"):
+        parse(Tune, words).execute()
     assert parse(Tune, [*words, "--arch", str(tmp_path / "arch.json")]).execute() == 0
-    tuned = load_run(run / "tuned" / "arch")[0].tuned
-    assert tuned is not None and tuned.teacher == "none"
+    model = load_run(run / "tuned" / "arch")[0]
+    assert model.tuned is not None and model.tuned.teacher == "none"
+    assert not model.pretrained_only
 
 
 @pytest.mark.slow
@@ -191,7 +191,7 @@ def test_training_starts_from_a_converted_network(half: nn.Module, images: Path,
     theirs, ours = source.slices(smallest(source.space)), alone.slices(largest(alone.space))
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-25)
-    with pytest.raises(UserError, match="is of space 'half', not 'digits' as asked for"):
+    with pytest.raises(UserError, match="is of space 'half', whose weights are not those of 'digits'"):
         parse(Train, [*words, "--space", "digits", "--out", str(tmp_path / "other")]).execute()
     assert not (tmp_path / "other").exists()
 
