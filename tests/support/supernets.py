@@ -201,6 +201,7 @@ def universal_spaces() -> dict[str, Space]:
         "per stage": per_stage,
         "per block, odd maps": per_block,
         "transformed": changed(per_block, kernels="transform"),
+        "same padding": changed(per_stage, padding="same", resolution=(14, 15, 16)),
     }
 
 
@@ -228,6 +229,7 @@ def conv_spaces() -> dict[str, Space]:
     return {
         "per stage": per_stage,
         "per block, odd maps": changed(per_stage, granularity="block", resolution=(9, 13)),
+        "same padding": changed(per_stage, padding="same", resolution=(14, 15, 16)),
     }
 
 

@@ -30,7 +30,7 @@ class ElasticPlainConv(ElasticBlock):
 
     def __init__(self, settings: BlockSettings, position: BlockPosition, width: int):
         super().__init__()
-        conv = ElasticConv(position.inputs, width, settings.kernels[-1], position.stride)
+        conv = ElasticConv(position.inputs, width, settings.kernels[-1], position.stride, settings.same)
         self.conv = ElasticConvBN(conv, settings.act, settings.bn_eps)
 
     def last_norm(self) -> None:
@@ -55,7 +55,7 @@ class PlainConv(nn.Module):
 
     def __init__(self, spec: BlockSpec, eps: float):
         super().__init__()
-        self.conv = ConvBN(spec.inp, spec.out, spec.kernel, spec.stride, spec.act, eps)
+        self.conv = ConvBN(spec.inp, spec.out, spec.kernel, spec.stride, spec.act, eps, same=spec.same)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
@@ -91,6 +91,7 @@ def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: B
         act=settings.act,
         residual=False,
         projects=False,
+        same=settings.same and position.stride > 1,
     )
 
 
@@ -119,4 +120,5 @@ CONV = BlockKind(
     stored=_stored,
     describe=describe_kernel_and_expansion,
     published_key=None,
+    pads_same=True,
 )

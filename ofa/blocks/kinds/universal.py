@@ -57,7 +57,7 @@ class ElasticUniversal(ElasticBlock):
         self.stride = position.stride
         self.start = None
         if start:
-            depthwise = ElasticDepthwise(inputs, start, 1 if has_middle else self.stride)
+            depthwise = ElasticDepthwise(inputs, start, 1 if has_middle else self.stride, settings.same)
             self.start = ElasticConvBN(depthwise, None, eps)
         self.expand = ElasticConvBN(ElasticConv(inputs, hidden), act, eps)
         self.middle = None
@@ -111,8 +111,8 @@ class ElasticUniversal(ElasticBlock):
 
 def _elastic_middle(settings: BlockSettings, hidden: int, stride: int) -> ElasticDepthwise:
     if settings.transformed and len(settings.kernels) > 1:
-        return TransformedDepthwise(hidden, settings.kernels, stride)
-    return ElasticDepthwise(hidden, settings.kernels[-1], stride)
+        return TransformedDepthwise(hidden, settings.kernels, stride, settings.same)
+    return ElasticDepthwise(hidden, settings.kernels[-1], stride, settings.same)
 
 
 class Universal(nn.Module):
@@ -123,12 +123,15 @@ class Universal(nn.Module):
         inp, hidden, act = spec.inp, spec.hidden, spec.act
         self.start = None
         if spec.start:
-            stride = 1 if spec.kernel else spec.stride
-            self.start = ConvBN(inp, inp, spec.start, stride, None, eps, groups=inp)
+            # The stride, and with it the padding of TensorFlow, is the middle convolution's if there is one.
+            stride, same = (1, False) if spec.kernel else (spec.stride, spec.same)
+            self.start = ConvBN(inp, inp, spec.start, stride, None, eps, groups=inp, same=same)
         self.expand = ConvBN(inp, hidden, 1, 1, act, eps)
         self.middle = None
         if spec.kernel:
-            self.middle = ConvBN(hidden, hidden, spec.kernel, spec.stride, act, eps, groups=hidden)
+            self.middle = ConvBN(
+                hidden, hidden, spec.kernel, spec.stride, act, eps, groups=hidden, same=spec.same
+            )
         self.project = ConvBN(hidden, spec.out, 1, 1, None, eps)
         self.residual = spec.residual
 
@@ -169,6 +172,7 @@ def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: B
         act=settings.act,
         residual=position.stride == 1 and position.inputs == choice.width,
         projects=False,
+        same=settings.same and position.stride > 1,
         start=settings.start[position.number],
     )
 
@@ -238,5 +242,6 @@ UNIVERSAL = BlockKind(
     stored=_stored,
     describe=_describe,
     published_key=None,
+    pads_same=True,
     varies=True,
 )
