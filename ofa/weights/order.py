@@ -149,7 +149,7 @@ def _natural(name: str) -> list[tuple[str, int]]:
 
 
 @torch.no_grad()
-def load_network(supernet: Supernet, arch: Arch, tensors: Sequence[Tensor]) -> bool:
+def load_in_order(supernet: Supernet, arch: Arch, tensors: Sequence[Tensor]) -> bool:
     """Put a trained network into a supernet, in place, as one of its architectures.
 
     That architecture then computes the same as the network, and so does the largest one: its kernels,
