@@ -15,7 +15,6 @@ from ofa.weights.reading import State
 ANY_CLASSES = 1000  # the number of classes is not compared
 # Whose names a file has, by the first layer's; networks that both libraries name alike are not here.
 LIBRARIES = {"conv_stem": "timm", "features": "torchvision", "layers": "torchvision"}
-LEAST_LIKENESS = 0.6  # of kinds of tensors; transformers reach 0.5, and naming a network would mislead
 
 
 class Recognised(NamedTuple):
@@ -41,16 +40,12 @@ class Layout:
                 return [self.state[slot.name] for slot in slots]
         return None
 
-    def likeness(self, wanted: Sequence[Slot]) -> tuple[float, float]:
-        """The share of tensors that both networks have, whatever their order; 1: all of them.
-
-        Returns:
-            The share without regard to numbers of channels, and with it.
-        """
+    def likeness(self, wanted: Sequence[Slot]) -> float:
+        """How many tensors both networks have, whatever their order: 2 if all, 0 if none."""
         found = self.orders[0]
+        # A wider network has the same kinds of tensors, but few of the same shape.
         kinds = _common([_kind(slot) for slot in found], [_kind(slot) for slot in wanted])
-        same = _common([slot[1:] for slot in found], [slot[1:] for slot in wanted])
-        return kinds, same
+        return kinds + _common([slot[1:] for slot in found], [slot[1:] for slot in wanted])
 
     def describe_difference(self, wanted: Sequence[Slot]) -> str:
         """The first tensor that differs, in whichever order agrees for longer."""
@@ -136,12 +131,10 @@ def recognise(state: State, where: str, source: Source, name: str | None = None)
 
 def _nearest(state: State, candidates: Sequence[Network]) -> str:
     """The end of a sentence: the candidate most like these tensors, and the first that differs."""
-    layout, best = Layout(state), (LEAST_LIKENESS, 0.0)
-    said = f"it is not like any of {', '.join(network.name for network in candidates)}"
-    for network in candidates:
-        wanted = slots_of_network(network)
-        likeness = layout.likeness(wanted)
-        if sum(likeness) > sum(best) and likeness[0] >= LEAST_LIKENESS:
-            best = likeness
-            said = f"it is most like {network.name}, but {layout.describe_difference(wanted)}"
-    return f"{said}; describe a network of your own in a YAML file for --as."
+    layout = Layout(state)
+    wanted = [slots_of_network(network) for network in candidates]
+    likeness = [layout.likeness(slots) for slots in wanted]
+    best = likeness.index(max(likeness))
+    difference = layout.describe_difference(wanted[best])
+    remedy = "describe a network of your own in a YAML file for --as"
+    return f"it is most like {candidates[best].name}, but {difference}; {remedy}."
