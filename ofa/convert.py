@@ -194,7 +194,9 @@ class Convert(Command):
         if not loaded.only_starts:
             say(f"next: python -m predictors.collect{run_flag(run.path)}")
             return
-        images = f" --data.path {self.data.path}" if isinstance(self.data, ImageFolder) else ""
+        images = ""
+        if isinstance(self.data, ImageFolder):
+            images = f" --data.path {self.data.path} --data.size {self.data.size}"
         train = f"python -m ofa.train --config ofa/finetune --init {run.path}{images} --out runs/finetuned"
         say(f"next: {train}")
         if network is not None:
