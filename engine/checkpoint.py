@@ -1,5 +1,6 @@
 """Weights as safetensors (nothing runs when they are loaded) and resume state as one atomic file."""
 
+import hashlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine.errors import UserError
-from engine.run import atomic
+from engine.run import WEIGHTS
+from engine.runs.writing import atomic
 
 
 def save_weights(path: Path, state: dict[str, Tensor]) -> None:
@@ -46,6 +48,37 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"Weights '{path}' cannot be loaded ({error}); train again or copy the file again."
         ) from None
+
+
+def weights_digest(run: Path) -> str:
+    """SHA-256 of the weights of a run, in hexadecimal: by it later stages say which weights they are of.
+
+    Raises:
+        UserError: the run has no weights.
+    """
+    try:
+        with (run / WEIGHTS).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"Weights '{run / WEIGHTS}' cannot be read ({error.strerror}); train again or copy the run again."
+        ) from None
+
+
+def check_digest(run: Path, stated: str, what: str, remedy: str) -> None:
+    """Refuse what later stages made of other weights than the run has now.
+
+    Args:
+        run: the run folder.
+        stated: the digest that the file names; empty if it names none, such as a file made by hand.
+        what: the file, as the subject of the sentence.
+        remedy: what to do, for the end of the sentence.
+
+    Raises:
+        UserError: the run has other weights.
+    """
+    if stated and stated != weights_digest(run):
+        raise UserError(f"{what} is of other weights than run '{run}' has now; {remedy}.")
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

@@ -204,6 +204,8 @@ class EpochLoop:
         """Write state.pt, which `--resume` reads. The first rank writes it for all ranks."""
         if self.ranks.first:
             position = {"step": self.step, "epoch": self.epoch, "batches_done": self.batches_done}
+            # Not the step: at one step a point may be logged before its checkpoint, or after.
+            position["points"] = self.folder.points_logged()
             save_state(self.folder.path / "state.pt", position | self.state())
 
     def restore(self) -> None:
@@ -212,20 +214,20 @@ class EpochLoop:
         Raises:
             UserError: it is of another run, or other ranks do not see it.
         """
-        path = self.folder.path / "state.pt"
+        path, points = self.folder.path / "state.pt", 0
         if path.exists():
             state = load_state(path)
             try:
                 self.load(state)
                 self.step, self.epoch = int(state["step"]), int(state["epoch"])
-                self.batches_done = int(state["batches_done"])
+                self.batches_done, points = int(state["batches_done"]), int(state["points"])
             except (KeyError, RuntimeError, ValueError, TypeError):  # what loading another run's state raises
                 raise UserError(
                     f"Resume state '{path}' is not of this run; start again with --overwrite."
                 ) from None
             print(f"resumed {self.resumed_place()}")
         if self.ranks.first:
-            self.folder.forget_after(self.step)  # logged by a process that was killed before its checkpoint
+            self.folder.forget_after(points)  # logged by a process that was killed before its checkpoint
         # Ranks of different steps would wait for each other's gradients, or mix up different weights.
         if self.ranks.total([self.step]) != [self.step * self.ranks.size]:
             raise UserError(
