@@ -1,7 +1,9 @@
 """Weights as safetensors (nothing runs when they are loaded) and resume state as one atomic file."""
 
 import hashlib
+import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,37 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
                 f"Resume state '{path}' cannot be written ({reason}); free some space. The last checkpoint "
                 "stays."
             ) from None
+
+
+def keep_checkpoint(run: Path, epoch: int, keep: int, best: bool) -> None:
+    """Keep state.pt and the weights under names of their own in checkpoints/, beside the last few.
+
+    Args:
+        run: the run folder, whose checkpoint was just written.
+        epoch: how many epochs are done.
+        keep: how many such checkpoints stay.
+        best: whether no epoch before was better.
+    """
+    folder = run / "checkpoints"
+    names = [f"epoch-{epoch:04}"] + ["best"] * best
+    for name in names:
+        for file, suffix in ((run / "state.pt", ".pt"), (run / WEIGHTS, ".safetensors")):
+            if file.exists():
+                _link(file, folder / f"{name}{suffix}")
+    for suffix in (".pt", ".safetensors"):
+        for old in sorted(folder.glob(f"epoch-*{suffix}"))[:-keep]:
+            old.unlink()
+
+
+def _link(file: Path, name: Path) -> None:
+    """Give a file a second name; a copy where the file system has no links."""
+    # A link costs no space and no time: both names are of the same bytes, which are never changed in place.
+    with atomic(name) as temporary:
+        temporary.unlink()
+        try:
+            os.link(file, temporary)
+        except OSError:
+            shutil.copyfile(file, temporary)
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -244,7 +244,7 @@ class Training(EpochLoop):
         self, command: TrainingCommand, run: Run, network: nn.Module, data: Data, ranks: Ranks, epochs: int
     ):
         super().__init__(run, epochs, ranks)
-        self.stop_at = command.stop_at
+        self.saving = command.saving
         self.command, self.data = command, data
         # channels_last is what `engine.compute.fast` works on. In the default layout a step on CPU took 1.4
         # to 2 times as long (benchmarks/records/2026-11-22-epyc-2-cores.md).

@@ -219,7 +219,7 @@ class Search(LoopCommand):
             table_budget=self.table_budget,
         )
         loop = SearchLoop(run, searcher, monitoring)
-        loop.stop_at = self.stop_at
+        loop.saving = self.saving
         return loop.run() or self._say_next()
 
     def _say_next(self) -> int:

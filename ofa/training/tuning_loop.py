@@ -95,7 +95,7 @@ class Tuning(Training):
         subnet = prepare(self.single, arch, self.data, self.calibration_images)
         classes = self.data.classes
         found = subnet_confusion(subnet, self.data.batches("val", EVALUATION_BATCH), len(classes))
-        score = overall_accuracy(found)
+        score = self.score = overall_accuracy(found)
         self.folder.log(step=self.step, epoch=epoch, arch=self.name, val_accuracy=score)
         # Equal ones: the later weights have learned more, and accuracy is coarse on few images.
         if score >= self.best["accuracy"]:
@@ -160,7 +160,7 @@ class TuningTogether(EpochLoop):
         self.tunings, self.teacher = tunings, teacher
         self.step, self.epoch, self.batches_done = last.step, last.epoch, last.batches_done
         self.data, self.config = last.data, last.config
-        self.stop_at = last.stop_at
+        self.saving = last.saving
 
     def steps_in(self, epoch: int) -> int:
         """Every epoch has the same number of batches."""
@@ -209,6 +209,11 @@ class TuningTogether(EpochLoop):
         """A checkpoint of each subnet in its own folder."""
         for tuning in self.tunings:
             tuning.save()
+
+    def keep_checkpoint(self) -> None:
+        """Each subnet keeps its own."""
+        for tuning in self.tunings:
+            tuning.keep_checkpoint()
 
     def finish(self) -> None:
         """Write DONE in the folder of each subnet."""
