@@ -148,13 +148,24 @@ def undisturbed(name: str, job: Job, out: Path) -> Undisturbed:
     """Run a job without a kill, or find what it left."""
     folder, note = out / "undisturbed" / name, out / "undisturbed" / f"{name}.json"
     if not note.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(out / "base" / job.base, folder)
+        work = fresh_folder(job, out)
         started = time.monotonic()
-        status, events, opens = run_child(folder, job.command, [*job.words, *job.first])
-        assert status == 0, f"'{name}' ended with {status}: see {out}/undisturbed/log.txt"
-        note.write_text(json.dumps([time.monotonic() - started, events, opens]))
+        status, events, opens = run_child(work, job.command, [*job.words, *job.first])
+        seconds = time.monotonic() - started
+        assert status == 0, f"'{name}' ended with {status}: see {work.parent}/log.txt"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(exist_ok=True)
+        work.rename(folder)
+        note.write_text(json.dumps([seconds, events, opens]))
     return Undisturbed(folder, *json.loads(note.read_text()))
+
+
+def fresh_folder(job: Job, out: Path) -> Path:
+    """What a job starts from, always in the same place: some paths get into config.yaml."""
+    folder = out / "attempt" / "work"
+    shutil.rmtree(out / "attempt", ignore_errors=True)
+    shutil.copytree(out / "base" / job.base, folder)
+    return folder
 
 
 def draw_kill(rng: random.Random, known: Undisturbed) -> Kill:
@@ -169,9 +180,7 @@ def draw_kill(rng: random.Random, known: Undisturbed) -> Kill:
 def attempt(name: str, job: Job, known: Undisturbed, seed: int, out: Path) -> dict[str, Any]:
     """Kill a job once or twice, let it run to its end, and compare."""
     rng = random.Random(f"{seed} {name}")
-    folder = out / "attempt" / "work"
-    shutil.rmtree(out / "attempt", ignore_errors=True)
-    shutil.copytree(out / "base" / job.base, folder)
+    folder = fresh_folder(job, out)
     first, again = [*job.words, *job.first], [*job.words, *job.resume]
     kills: list[str] = []
     statuses: list[int] = []

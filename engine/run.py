@@ -291,7 +291,7 @@ class Run:
                 new += f", where --init {self.path} starts from these weights"
             raise UserError(
                 f"Run '{self.path}' was started with {name} = {before.get(name)}, not {value}; resume it "
-                f"with the same configuration, or {new}."
+                f"with the same configuration, replace it with --overwrite, or {new}."
             )
 
     @classmethod

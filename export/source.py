@@ -193,8 +193,9 @@ def _subnet(
         if facts is not None:
             stated = {"epochs", "teacher", "supernet_sha256"}
             architecture["tuned"] = facts.model_dump(mode="json", include=stated)
-        if tuned is not None:
-            architecture["tuned"]["weights_sha256"] = weights_digest(tuned.path)
+            architecture["tuned"]["weights_sha256"] = weights_digest(
+                tuned.path if tuned else trained.run.path
+            )
         macs, params = trained.cost(arch)
         module = _for_export(tuned_or_taken(trained, arch, tuned))
         # Selection predicted the subnet as the supernet has it, which a tuned one no longer is.

@@ -133,9 +133,8 @@ class Convert(Command):
         data = load_data(settings.data, torch.device("cpu"), self.seed)
         loaded = self._load(tensors, recognised, data)
         # Only now: a checkpoint or data that cannot be used leaves no run folder behind.
-        # A conversion that was killed is simply done again.
-        again = not (self.overwrite or Run(self.out).finished)
-        run = Run.start(self.out, settings, resume=again, overwrite=self.overwrite)
+        # The same conversion is simply done again: one that was killed may have come to any point.
+        run = Run.start(self.out, settings, resume=not self.overwrite, overwrite=self.overwrite)
         self._write(run, loaded, data, origin)
         self._report(run, loaded, origin)
         return 0

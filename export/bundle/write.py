@@ -90,8 +90,11 @@ def gather(run: Run, name: str, paths: list[Path]) -> Bundle:
     classes, sha256 = first.classes, digest(run.path / "config.yaml")
     # Files of an earlier training have the same names, but other weights than the card would describe.
     weights = weights_digest(run.path)
-    wanted = classes, first.architecture, weights
-    alike = all((f.classes, f.architecture, f.weights_sha256) == wanted for f in files)
+    wanted = classes, first.architecture, sha256, weights
+    alike = True
+    for file in files:
+        of_file = file.classes, file.architecture, getattr(file, "config_sha256", ""), file.weights_sha256
+        alike = alike and of_file == wanted
     if classes is None or not (alike and _is_tuned_as_now(run.path / "tuned" / name, first)):
         raise UserError(
             f"The files of '{name}' in {paths[0].parent} are not of this run's network; write them again "
@@ -124,7 +127,7 @@ def gather(run: Run, name: str, paths: list[Path]) -> Bundle:
 def _is_tuned_as_now(folder: Path, file: Manifest) -> bool:
     """Whether the weights that a tuned network was exported with are those in the folder of its tuning."""
     stated = file.architecture.get("tuned", {}).get("weights_sha256")
-    return stated is None or (Run(folder).finished and stated == weights_digest(folder))
+    return stated is None or not Run(folder).finished or stated == weights_digest(folder)
 
 
 def _plainness(file: Manifest) -> tuple[int, bool, int]:
@@ -156,7 +159,8 @@ def _selection_of(path: Path, file: Manifest) -> Selection | None:
     if not path.is_file():
         return None
     facts: dict[str, Any] = read_json(path)
-    if (facts["arch"], facts.get("weights_sha256")) != (file.architecture.get("arch"), file.weights_sha256):
+    same_weights = facts.get("weights_sha256", file.weights_sha256) == file.weights_sha256
+    if facts["arch"] != file.architecture.get("arch") or not same_weights:
         return None
     return Selection(
         constraints=tuple(facts.get("constraints", ())),

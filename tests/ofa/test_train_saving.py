@@ -18,6 +18,8 @@ from engine.runs.lock import write_lock
 from ofa.training.trainer import Trainer
 
 Run = Callable[..., int]
+# Python 3.12 warns of a fork where threads run; the children here only write files, or train with one thread.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
 def kill_after(step: int, command: Callable[[], object]) -> None:

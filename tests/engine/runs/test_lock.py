@@ -17,6 +17,9 @@ from engine.errors import UserError
 from engine.run import Run
 from engine.runs.lock import LOCK, write_lock
 
+# Python 3.12 warns of a fork where threads run; the children here only write files, or train with one thread.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
 HOLD = """
 import os, signal, sys
 from pathlib import Path
