@@ -106,7 +106,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
             ) from None
 
 
-def keep_checkpoint(run: Path, epoch: int, keep: int, best: bool) -> None:
+def keep_checkpoint(run: Path, epoch: int, keep: int, best: bool, resumed: bool) -> None:
     """Keep state.pt and the weights under names of their own in checkpoints/, beside the last few.
 
     Args:
@@ -114,16 +114,21 @@ def keep_checkpoint(run: Path, epoch: int, keep: int, best: bool) -> None:
         epoch: how many epochs are done.
         keep: how many such checkpoints stay.
         best: whether no epoch before was better.
+        resumed: whether to do nothing if it was kept before the process was killed.
     """
-    folder = run / "checkpoints"
-    names = [f"epoch-{epoch:04}"] + ["best"] * best
-    for name in names:
-        for file, suffix in ((run / "state.pt", ".pt"), (run / WEIGHTS, ".safetensors")):
+    folder, last = run / "checkpoints", f"epoch-{epoch:04}"
+    # Whether a kill came too early shows in the name that is given last. By the next start the weights may be
+    # those of a later epoch already, whose state was not written.
+    if resumed and (folder / f"{last}.pt").exists():
+        return
+    for suffix in (".pt", ".safetensors"):
+        others = [path for path in sorted(folder.glob(f"epoch-*{suffix}")) if path.stem != last]
+        for old in others[: max(len(others) - keep + 1, 0)]:
+            old.unlink()
+    for name in ["best"] * best + [last]:
+        for file, suffix in ((run / WEIGHTS, ".safetensors"), (run / "state.pt", ".pt")):
             if file.exists():
                 _link(file, folder / f"{name}{suffix}")
-    for suffix in (".pt", ".safetensors"):
-        for old in sorted(folder.glob(f"epoch-*{suffix}"))[:-keep]:
-            old.unlink()
 
 
 def _link(file: Path, name: Path) -> None:

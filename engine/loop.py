@@ -106,8 +106,8 @@ class EpochLoop:
     def run(self) -> int:
         """From the current step to the end (returns 0), or to a signal (returns 130)."""
         with stop_on_signal() as stop, progress(self.verb, self.total_steps(), self.step) as advance:
-            # A process that was killed between these two wrote its last checkpoint, but did not keep it.
-            self.keep_checkpoint()
+            # A process that was killed in between wrote its last checkpoint, but did not keep it.
+            self.keep_checkpoint(resumed=True)
             while self.epoch < self.epochs and not self.ends_early():
                 self.run_epoch(stop, advance)
                 # Also in the middle of an epoch, after a signal: `batches_done` says where to continue.
@@ -242,7 +242,11 @@ class EpochLoop:
     def save(self) -> None:
         """Write state.pt, which `--resume` reads. The first rank writes it for all ranks."""
         if self.ranks.first:
-            position = {"step": self.step, "epoch": self.epoch, "batches_done": self.batches_done}
+            position: dict[str, Any] = {
+                "step": self.step,
+                "epoch": self.epoch,
+                "batches_done": self.batches_done,
+            }
             # Not the step: at one step a point may be logged before its checkpoint, or after.
             position["points"] = self.folder.points_logged()
             position |= {"score": self.score, "best_score": self.best_score}
@@ -257,12 +261,16 @@ class EpochLoop:
             self.save()
             self.saved_at = time.monotonic()
 
-    def keep_checkpoint(self) -> None:
-        """Keep the checkpoint of an epoch's end under a name of its own, if more than one is to stay."""
+    def keep_checkpoint(self, resumed: bool = False) -> None:
+        """Keep the checkpoint of an epoch's end under a name of its own, if more than one is to stay.
+
+        Args:
+            resumed: whether the checkpoint was there before: then it may have been kept already.
+        """
         at_end = self.step and self.batches_done == 0
         if at_end and self.ranks.first and self.saving.keep > 1:
             best = self.score is not None and self.score == self.best_score
-            keep_checkpoint(self.folder.path, self.epoch, self.saving.keep, best)
+            keep_checkpoint(self.folder.path, self.epoch, self.saving.keep, best, resumed)
 
     def restore(self) -> None:
         """Continue from state.pt, if the run has one.

@@ -210,10 +210,10 @@ class TuningTogether(EpochLoop):
         for tuning in self.tunings:
             tuning.save()
 
-    def keep_checkpoint(self) -> None:
+    def keep_checkpoint(self, resumed: bool = False) -> None:
         """Each subnet keeps its own."""
         for tuning in self.tunings:
-            tuning.keep_checkpoint()
+            tuning.keep_checkpoint(resumed)
 
     def finish(self) -> None:
         """Write DONE in the folder of each subnet."""
