@@ -7,7 +7,7 @@ host reads them every few steps only.
 
 import time
 from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from pydantic import Field, PrivateAttr
@@ -21,22 +21,10 @@ from engine.compute.distributed import ALONE, Ranks
 from engine.config import Duration, format_duration
 from engine.errors import UserError
 from engine.run import Run
+from engine.saving import LastSave, Saving
 
 LOG_EVERY = 10  # steps; each look at the losses waits for the device
 SHORT = 20.0  # seconds: less than this is not worth a line
-
-
-class Saving(NamedTuple):
-    """When a loop saves and stops.
-
-    stop_at: the time of `time.monotonic` at which it stops; None: only a signal stops it.
-    every: seconds between checkpoints in an epoch that takes longer.
-    keep: how many checkpoints of ends of epochs stay.
-    """
-
-    stop_at: float | None = None
-    every: float = 900.0
-    keep: int = 1
 
 
 class LoopCommand(Command):
@@ -93,7 +81,7 @@ class EpochLoop:
         self.step = 0  # steps done in all epochs
         self.pending: list[Tensor] = []  # losses that the host has not looked at
         self.saving = Saving()
-        self.saved_at = time.monotonic()
+        self.last_save = LastSave()
         self.score: float | None = (
             None  # of the epoch that ended, if it was evaluated; a higher one is better
         )
@@ -112,7 +100,7 @@ class EpochLoop:
                 self.run_epoch(stop, advance)
                 # Also in the middle of an epoch, after a signal: `batches_done` says where to continue.
                 self.save()
-                self.saved_at = time.monotonic()
+                self.last_save.now()
                 self.keep_checkpoint()
                 # Every rank asks, since a signal may have reached one of them only.
                 stopped = self.ranks.any(stop.requested)
@@ -137,7 +125,7 @@ class EpochLoop:
             if looks:
                 self.estimate_time()
                 self.save_in_epoch()
-            if self.saving.stop_at is not None and time.monotonic() >= self.saving.stop_at:
+            if self.saving.time_is_over():
                 stop.time_is_up()
             if self.ranks.any(stop.requested):
                 break
@@ -255,11 +243,11 @@ class EpochLoop:
     def save_in_epoch(self) -> None:
         """Save if the last checkpoint is too long ago; the losses were just looked at."""
         # Where nothing is left of the epoch, what ends it saves anyway.
-        late = time.monotonic() - self.saved_at >= self.saving.every
+        late = self.last_save.seconds_ago() >= self.saving.every
         if late and self.batches_done < self.steps_in(self.epoch):
             self.check_finite()
             self.save()
-            self.saved_at = time.monotonic()
+            self.last_save.now()
 
     def keep_checkpoint(self, resumed: bool = False) -> None:
         """Keep the checkpoint of an epoch's end under a name of its own, if more than one is to stay.

@@ -23,9 +23,10 @@ from engine.compute.macs import count_parameters
 from engine.config import format_count
 from engine.data.text import Text, columns, window, windows
 from engine.errors import UserError
-from engine.loop import EpochLoop, Saving
+from engine.loop import EpochLoop
 from engine.optim import set_learning_rate
 from engine.run import Run, write_json
+from engine.saving import Saving
 from engine.seed import derive, numpy_generator, torch_generator
 from oneshot.language import Language, LanguageModel, cross_entropy, load_best_weights
 from oneshot.networks.language_loss import perplexity, slowness, text_loss

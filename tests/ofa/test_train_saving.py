@@ -92,14 +92,14 @@ def test_a_finished_run_gets_more_epochs(
     assert train(out, "--sgd.warmup-epochs", "0", "--epochs", "1") == 0
     with pytest.raises(UserError, match=rf"seed = 0, not 1.*--init {out} starts from these weights"):
         train(out, "--sgd.warmup-epochs", "0", "--epochs", "2", "--seed", "1", "--resume")
-    assert train(out, "--sgd.warmup-epochs", "0", "--epochs", "2", "--resume") == 0
+    assert train(out, "--sgd.warmup-epochs", "0", "--epochs", "3", "--resume") == 0
     assert (
-        "epochs = 2 instead of 1: learning rates are now those of the longer run" in capsys.readouterr().out
+        "epochs = 3 instead of 1: learning rates are now those of the longer run" in capsys.readouterr().out
     )
     rates = [(point["step"], point["lr"]) for point in read_lines(out / "metrics.jsonl") if "loss" in point]
-    assert [step for step, _ in rates] == [10, 11, 20, 22]
-    assert rates[2][1] > rates[1][1], "from the second epoch on it is the schedule of two epochs"
-    assert train(out, "--sgd.warmup-epochs", "0", "--epochs", "2", "--resume") == 0
+    assert [step for step, _ in rates] == [10, 11, 20, 22, 30, 33]
+    assert rates[2][1] > rates[1][1], "from the second epoch on it is the schedule of three epochs"
+    assert train(out, "--sgd.warmup-epochs", "0", "--epochs", "3", "--resume") == 0
     assert "finished already" in capsys.readouterr().out
 
 
