@@ -124,7 +124,7 @@ class Run:
         """Whether the run reached its end: DONE is written last, and what it names is there."""
         try:
             results = (self.path / "DONE").read_text(encoding="utf-8").split()
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             return False
         # Without its result a run is not finished, whatever else lies in the folder.
         return all((self.path / name).is_file() for name in results or [WEIGHTS])

@@ -23,6 +23,7 @@ from engine.runs.aside import recover
 from engine.runs.writing import remove_leftovers
 
 LOCK = ".lock"
+DEEPEST = 2  # levels of folders in a run: RUN/tuned/NAME, RUN/export/NAME
 LONGEST = 200  # characters of a command line in a sentence
 WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 _held: set[int] = set()  # descriptors of the locks of this process
@@ -52,6 +53,28 @@ def write_lock(folder: Path, shared: bool = False) -> Iterator[None]:
     Raises:
         UserError: another process writes there, or the folder cannot be written.
     """
+    around = run_around(folder.resolve().parent)
+    if around is not None:
+        # A run inside another one, such as a tuned subnet: nobody may replace that one in the meantime.
+        with write_lock(around, shared=True), _lock(folder, shared):
+            yield
+    else:
+        with _lock(folder, shared):
+            yield
+
+
+def run_around(path: Path) -> Path | None:
+    """The run folder that `path` is or lies in, such as that of a file in its export/; None: there is none."""
+    for folder in (path, *path.parents[:DEEPEST]):
+        # config.yaml alone may be anybody's.
+        if (folder / "config.yaml").exists() and (folder / "env.json").exists():
+            return folder
+    return None
+
+
+@contextlib.contextmanager
+def _lock(folder: Path, shared: bool) -> Iterator[None]:
+    """The lock of one folder while the block runs."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +98,7 @@ def _open(folder: Path, shared: bool) -> int:
     """The descriptor of the lock, which this process now holds."""
     path = folder / LOCK
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             # The holder before may have removed the file since it was opened: then this is a lock on nothing.
             if _take(handle, shared, folder):
@@ -98,14 +121,14 @@ def _take(handle: int, shared: bool, folder: Path) -> bool:
         # Alone if possible, also to share: only then nothing unfinished can be of a living process.
         alone = _is_free(handle, fcntl.LOCK_EX)
         if not alone and not (shared and _is_free(handle, fcntl.LOCK_SH)):
-            raise UserError(_who_writes(path, folder))
+            raise UserError(_who_writes(handle, folder))
         if not _is_at(handle, path):
             return False
         if alone:
             recover(folder)
             remove_leftovers(folder, RUN_FILES)
             if shared and not _is_free(handle, fcntl.LOCK_SH):
-                raise UserError(_who_writes(path, folder))
+                raise UserError(_who_writes(handle, folder))
     except OSError as error:
         if error.errno not in WITHOUT_LOCKS:
             raise
@@ -143,10 +166,10 @@ def _write_who(handle: int) -> None:
     os.pwrite(handle, (json.dumps(who) + "\n").encode(), 0)
 
 
-def _who_writes(path: Path, folder: Path) -> str:
+def _who_writes(handle: int, folder: Path) -> str:
     """The sentence about the process that holds the lock."""
     try:
-        who = json.loads(path.read_text(encoding="utf-8"))
+        who = json.loads(os.pread(handle, 10_000, 0))
         since = datetime.fromisoformat(who["since"])
         command = " ".join(who["command"].split())[:LONGEST]
         found = f"process {who['pid']} on {who['host']} ({command}, since {since:%Y-%m-%d %H:%M})"

@@ -16,7 +16,7 @@ from engine.command.table import show
 from engine.errors import UserError
 from engine.onnx_timing import AT_LEAST
 from engine.run import write_csv
-from engine.runs.lock import write_lock
+from engine.runs.lock import run_around, write_lock
 from export.benchmark.baselines import BASELINES, write_baseline
 from export.benchmark.measure import (
     DEFAULT_ROUNDS,
@@ -74,9 +74,7 @@ class Benchmark(Command):
         if len(set(self.files)) < len(self.files) or not self.files:
             raise UserError("Name one model file or more, each once.")
         folder = self.out or self.files[0].parent
-        # Files of a run lie in export/ of its folder.
-        in_run = (folder.parent / "config.yaml").exists()
-        with write_lock(folder.parent if in_run else folder):
+        with write_lock(run_around(folder.resolve()) or folder):
             return self._benchmark()
 
     def _benchmark(self) -> int:

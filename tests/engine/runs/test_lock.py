@@ -66,6 +66,25 @@ def test_who_shares_works_together(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_in_a_run_keeps_the_outer_one_from_being_replaced(tmp_path: Path) -> None:
+    for name in ("config.yaml", "env.json"):
+        (tmp_path / name).write_text("")
+    refused = pytest.raises(UserError, match="is being written by")
+    with holder(tmp_path / "tuned" / "1M"), refused, write_lock(tmp_path):
+        pass
+    with holder(tmp_path / "tuned" / "1M"), write_lock(tmp_path / "tuned" / "2M"):
+        pass
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK).symlink_to(tmp_path / "mine.txt")
+    with pytest.raises(UserError, match="cannot be written"), write_lock(tmp_path / "run"):
+        pass
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
 def test_a_killed_writer_frees_the_folder_also_if_its_worker_lives_on(tmp_path: Path) -> None:
     with holder(tmp_path, "fork") as process:
         process.send_signal(signal.SIGKILL)
