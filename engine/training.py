@@ -159,6 +159,8 @@ class TrainingCommand(LoopCommand):
         if ranks.first:
             self._check_ranks(ranks)
             facts = {"rank_seeds": [ranks.seed(self.seed, rank) for rank in range(ranks.size)]}
+            # torch adds up in another order with another number, so a replay may then differ in the last bit.
+            facts["threads"] = torch.get_num_threads()
             run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite, facts=facts)
             if not run.finished:
                 run.mirror_to(open_trackers(self.out, run.config, self.tensorboard, self.mlflow))
