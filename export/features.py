@@ -176,8 +176,8 @@ def _write(work: _Work, target: Target, path: Path) -> WrittenFeatures:
             took = milliseconds(file, work.example)
             parity = {"relative_error": dict(zip(names, errors, strict=True)), "images": compared}
             facts = _facts(work, target, model, path.name) | {"parity": parity}
-            # The metadata is known only now. It changes nothing that is computed, and has no time in it, since
-            # exporting twice shall give the same bytes.
+            # The metadata is known only now. It changes nothing that is computed. No time is in it: then
+            # exporting twice gives the same bytes.
             set_metadata(model, {key: value for key, value in facts.items() if value is not None})
             onnx.save(model, file)
             facts["milliseconds"] = round(took, 4)

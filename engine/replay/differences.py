@@ -87,7 +87,7 @@ def lines_difference(before: list[dict[str, Any]], now: list[dict[str, Any]]) ->
 
 
 def weights_difference(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> str:
-    """Half a sentence on the first tensor that differs, and how many do; empty if all are equal bit for bit."""
+    """Half a sentence on the first tensor that differs, how many do; empty if all bits are the same."""
     if before.keys() != now.keys():
         name = min(before.keys() ^ now.keys())
         return f"only one of both has the tensor {name}"
