@@ -1,5 +1,6 @@
 """Turn trained weights of others into a run folder that every later command takes."""
 
+import shlex
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -194,8 +195,9 @@ class Convert(Command):
         if not loaded.only_starts:
             say(f"next: python -m predictors.collect{run_flag(run.path)}")
             return
-        images = f" --data.path {self.data.path}" if isinstance(self.data, ImageFolder) else ""
-        train = f"python -m ofa.train --config ofa/finetune --init {run.path}{images} --out runs/finetuned"
+        images = ["--data.path", str(self.data.path)] if isinstance(self.data, ImageFolder) else []
+        words = ["--config", "ofa/finetune", "--init", str(run.path), *images, "--out", "runs/finetuned"]
+        train = f"python -m ofa.train {shlex.join(words)}"
         say(f"next: {train}")
         if network is not None:
             say(f"or fine-tune it as it is: python -m ofa.tune{run_flag(run.path)} --arch {name}")
