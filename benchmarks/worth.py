@@ -31,7 +31,8 @@ import torch
 from worth_table import draw, read_results, table
 
 from engine.config import format_count, parse_count
-from engine.run import atomic, read_json, write_json
+from engine.run import read_json, write_json
+from engine.runs.writing import atomic
 from engine.seed import numpy_generator
 from ofa.space.arch import Arch
 from ofa.space.published import published

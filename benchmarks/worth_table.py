@@ -8,7 +8,8 @@ import numpy as np
 
 from engine.plot.canvas import side_by_side, to_svg, write_png
 from engine.plot.chart import Axis, Point, Series, draw_chart
-from engine.run import atomic, read_json
+from engine.run import read_json
+from engine.runs.writing import atomic
 
 
 class Line(NamedTuple):

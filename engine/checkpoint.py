@@ -1,6 +1,9 @@
 """Weights as safetensors (nothing runs when they are loaded) and resume state as one atomic file."""
 
+import hashlib
+import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine.errors import UserError
-from engine.run import atomic
+from engine.run import WEIGHTS
+from engine.runs.writing import atomic
 
 
 def save_weights(path: Path, state: dict[str, Tensor]) -> None:
@@ -48,6 +52,37 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
+def weights_digest(run: Path) -> str:
+    """SHA-256 of the weights of a run, in hexadecimal: by it later stages say which weights they are of.
+
+    Raises:
+        UserError: the run has no weights.
+    """
+    try:
+        with (run / WEIGHTS).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"Weights '{run / WEIGHTS}' cannot be read ({error.strerror}); train again or copy the run again."
+        ) from None
+
+
+def check_digest(run: Path, stated: str, what: str, remedy: str) -> None:
+    """Refuse what later stages made of other weights than the run has now.
+
+    Args:
+        run: the run folder.
+        stated: the digest that the file names; empty if it names none, such as a file made by hand.
+        what: the file, as the subject of the sentence.
+        remedy: what to do, for the end of the sentence.
+
+    Raises:
+        UserError: the run has other weights.
+    """
+    if stated and stated != weights_digest(run):
+        raise UserError(f"{what} is of other weights than run '{run}' has now; {remedy}.")
+
+
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write everything that a resumed run needs.
 
@@ -69,6 +104,37 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
                 f"Resume state '{path}' cannot be written ({reason}); free some space. The last checkpoint "
                 "stays."
             ) from None
+
+
+def keep_checkpoint(run: Path, epoch: int, keep: int, best: bool) -> None:
+    """Keep state.pt and the weights under names of their own in checkpoints/, beside the last few.
+
+    Args:
+        run: the run folder, whose checkpoint was just written.
+        epoch: how many epochs are done.
+        keep: how many such checkpoints stay.
+        best: whether no epoch before was better.
+    """
+    folder = run / "checkpoints"
+    names = [f"epoch-{epoch:04}"] + ["best"] * best
+    for name in names:
+        for file, suffix in ((run / "state.pt", ".pt"), (run / WEIGHTS, ".safetensors")):
+            if file.exists():
+                _link(file, folder / f"{name}{suffix}")
+    for suffix in (".pt", ".safetensors"):
+        for old in sorted(folder.glob(f"epoch-*{suffix}"))[:-keep]:
+            old.unlink()
+
+
+def _link(file: Path, name: Path) -> None:
+    """Give a file a second name; a copy where the file system has no links."""
+    # A link costs no space and no time: both names are of the same bytes, which are never changed in place.
+    with atomic(name) as temporary:
+        temporary.unlink()
+        try:
+            os.link(file, temporary)
+        except OSError:
+            shutil.copyfile(file, temporary)
 
 
 def load_state(path: Path) -> dict[str, Any]:

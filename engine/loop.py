@@ -7,13 +7,13 @@ host reads them every few steps only.
 
 import time
 from collections.abc import Iterator
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
-from engine.checkpoint import load_state, save_state
+from engine.checkpoint import keep_checkpoint, load_state, save_state
 from engine.command.cli import Command
 from engine.command.interrupt import Stop, stop_on_signal, until_stopped
 from engine.command.progress import Advance, progress
@@ -26,6 +26,19 @@ LOG_EVERY = 10  # steps; each look at the losses waits for the device
 SHORT = 20.0  # seconds: less than this is not worth a line
 
 
+class Saving(NamedTuple):
+    """When a loop saves and stops.
+
+    stop_at: the time of `time.monotonic` at which it stops; None: only a signal stops it.
+    every: seconds between checkpoints in an epoch that takes longer.
+    keep: how many checkpoints of ends of epochs stay.
+    """
+
+    stop_at: float | None = None
+    every: float = 900.0
+    keep: int = 1
+
+
 class LoopCommand(Command):
     """A command whose work is an `EpochLoop`, which may be told to stop after some time."""
 
@@ -36,13 +49,26 @@ class LoopCommand(Command):
             "the command's start; none: never"
         ),
     )
+    checkpoint_every: Duration = Field(
+        "15m",
+        validate_default=True,
+        description="a checkpoint after this time, too, and not only at the end of each epoch: 15m, 1h",
+    )
+    keep: int = Field(
+        1,
+        ge=1,
+        description=(
+            "checkpoints of ends of epochs to keep; if more than 1, they and the best one are in checkpoints/"
+        ),
+    )
     # Made with the settings, so that reading the images counts: who has four hours has them for everything.
     _started: float = PrivateAttr(default_factory=time.monotonic)
 
     @property
-    def stop_at(self) -> float | None:
-        """The time of `time.monotonic` at which the loop stops; None: it does not."""
-        return None if self.stop_after is None else self._started + self.stop_after
+    def saving(self) -> Saving:
+        """When the loop saves and stops."""
+        stop_at = None if self.stop_after is None else self._started + self.stop_after
+        return Saving(stop_at, self.checkpoint_every, self.keep)
 
 
 class EpochLoop:
@@ -66,7 +92,12 @@ class EpochLoop:
         self.epoch, self.batches_done = 0, 0  # the current epoch, and its batches that are done
         self.step = 0  # steps done in all epochs
         self.pending: list[Tensor] = []  # losses that the host has not looked at
-        self.stop_at: float | None = None  # time of `time.monotonic`; None: only a signal stops the loop
+        self.saving = Saving()
+        self.saved_at = time.monotonic()
+        self.score: float | None = (
+            None  # of the epoch that ended, if it was evaluated; a higher one is better
+        )
+        self.best_score: float | None = None
         # Step and time at which the measurement of a step's time began; None: it has not begun, or is over.
         self.measured_from: tuple[int, float] | None = None
         self.rate_known = False
@@ -75,10 +106,14 @@ class EpochLoop:
     def run(self) -> int:
         """From the current step to the end (returns 0), or to a signal (returns 130)."""
         with stop_on_signal() as stop, progress(self.verb, self.total_steps(), self.step) as advance:
+            # A process that was killed between these two wrote its last checkpoint, but did not keep it.
+            self.keep_checkpoint()
             while self.epoch < self.epochs and not self.ends_early():
                 self.run_epoch(stop, advance)
                 # Also in the middle of an epoch, after a signal: `batches_done` says where to continue.
                 self.save()
+                self.saved_at = time.monotonic()
+                self.keep_checkpoint()
                 # Every rank asks, since a signal may have reached one of them only.
                 stopped = self.ranks.any(stop.requested)
                 if stopped and (self.epoch < self.epochs or self.ends_take_long):
@@ -101,7 +136,8 @@ class EpochLoop:
             # The losses that were just read are those of all steps so far: the device is up to date.
             if looks:
                 self.estimate_time()
-            if self.stop_at is not None and time.monotonic() >= self.stop_at:
+                self.save_in_epoch()
+            if self.saving.stop_at is not None and time.monotonic() >= self.saving.stop_at:
                 stop.time_is_up()
             if self.ranks.any(stop.requested):
                 break
@@ -197,14 +233,36 @@ class EpochLoop:
 
     def end_epoch(self) -> None:
         """Run what comes after the last batch of an epoch; then the next epoch becomes the current one."""
+        self.score = None
         self.after_epoch()
+        if self.score is not None and (self.best_score is None or self.score >= self.best_score):
+            self.best_score = self.score
         self.epoch, self.batches_done = self.epoch + 1, 0
 
     def save(self) -> None:
         """Write state.pt, which `--resume` reads. The first rank writes it for all ranks."""
         if self.ranks.first:
             position = {"step": self.step, "epoch": self.epoch, "batches_done": self.batches_done}
+            # Not the step: at one step a point may be logged before its checkpoint, or after.
+            position["points"] = self.folder.points_logged()
+            position |= {"score": self.score, "best_score": self.best_score}
             save_state(self.folder.path / "state.pt", position | self.state())
+
+    def save_in_epoch(self) -> None:
+        """Save if the last checkpoint is too long ago; the losses were just looked at."""
+        # Where nothing is left of the epoch, what ends it saves anyway.
+        late = time.monotonic() - self.saved_at >= self.saving.every
+        if late and self.batches_done < self.steps_in(self.epoch):
+            self.check_finite()
+            self.save()
+            self.saved_at = time.monotonic()
+
+    def keep_checkpoint(self) -> None:
+        """Keep the checkpoint of an epoch's end under a name of its own, if more than one is to stay."""
+        at_end = self.step and self.batches_done == 0
+        if at_end and self.ranks.first and self.saving.keep > 1:
+            best = self.score is not None and self.score == self.best_score
+            keep_checkpoint(self.folder.path, self.epoch, self.saving.keep, best)
 
     def restore(self) -> None:
         """Continue from state.pt, if the run has one.
@@ -212,20 +270,21 @@ class EpochLoop:
         Raises:
             UserError: it is of another run, or other ranks do not see it.
         """
-        path = self.folder.path / "state.pt"
+        path, points = self.folder.path / "state.pt", 0
         if path.exists():
             state = load_state(path)
             try:
                 self.load(state)
                 self.step, self.epoch = int(state["step"]), int(state["epoch"])
-                self.batches_done = int(state["batches_done"])
+                self.batches_done, points = int(state["batches_done"]), int(state["points"])
+                self.score, self.best_score = state["score"], state["best_score"]
             except (KeyError, RuntimeError, ValueError, TypeError):  # what loading another run's state raises
                 raise UserError(
                     f"Resume state '{path}' is not of this run; start again with --overwrite."
                 ) from None
             print(f"resumed {self.resumed_place()}")
         if self.ranks.first:
-            self.folder.forget_after(self.step)  # logged by a process that was killed before its checkpoint
+            self.folder.forget_after(points)  # logged by a process that was killed before its checkpoint
         # Ranks of different steps would wait for each other's gradients, or mix up different weights.
         if self.ranks.total([self.step]) != [self.step * self.ranks.size]:
             raise UserError(

@@ -1,30 +1,29 @@
 """Run folders, by which stages hand results to each other.
 
-Every file is written to a temporary name and then renamed, so that a reader never meets half a file. Only
-lines that are appended to a JSONL file go there directly.
+Every file is written to a temporary name and then renamed (`engine.runs.writing`), so that a reader never
+meets half a file. Only lines that are appended to a JSONL file go there directly. Whoever writes holds the
+lock of the folder (`engine.runs.lock`).
 """
 
 import contextlib
 import csv
 import json
-import os
 import platform
-import shlex
 import shutil
 import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from engine.command.start import as_typed, module_started, started_by_ofa
+from engine.command.start import command_line
 from engine.config import Config, read_yaml
 from engine.errors import UserError
+from engine.runs.aside import replace_run
 from engine.runs.tracking import Tracker
+from engine.runs.writing import atomic, sync, work_folder
 
 # Packages whose versions env.json records.
 PACKAGES = ("ofa-toolkit", "torch", "torchvision", "numpy", "scikit-learn", "optuna", "onnx", "onnxruntime")
@@ -34,27 +33,12 @@ RUN_FILES = {
     *("config.yaml", "env.json", "metrics.jsonl", "model.json", "weights.safetensors", "teacher.safetensors"),
     *("state.pt", "tensorboard", "DONE", "pairs.jsonl", "selected", "tuned", "optuna.journal", "export"),
     *("report", "confusion", "mlflow.json", "genotype.json", "cell.svg", "cell.png", "alphas.png"),
+    "checkpoints",
 }
 FRONT = "front.json"  # in selected/: a list of subnets, where the files beside it hold one subnet each
 # Settings that a resumed run may change.
-MAY_DIFFER = {"device", "threads", "tensorboard", "mlflow", "log_conflicts"}
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes `path` if the block succeeds and vanishes if it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, since no file can be renamed into another file system. `Run.start` ignores names
-    # with a dot, so what a killed process left here is in nobody's way.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)  # mkstemp lets nobody but the owner read the file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+MAY_DIFFER = {"device", "threads", "tensorboard", "mlflow", "log_conflicts", "keep", "checkpoint_every"}
+WEIGHTS = "weights.safetensors"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -137,8 +121,13 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run reached its end: DONE is written last."""
-        return (self.path / "DONE").exists()
+        """Whether the run reached its end: DONE is written last, and what it names is there."""
+        try:
+            results = (self.path / "DONE").read_text(encoding="utf-8").split()
+        except OSError:
+            return False
+        # Without its result a run is not finished, whatever else lies in the folder.
+        return all((self.path / name).is_file() for name in results or [WEIGHTS])
 
     @property
     def config(self) -> dict[str, Any]:
@@ -162,23 +151,39 @@ class Run:
         """Let `log` write to these, too, and `finish` tell them of the end."""
         self._trackers = trackers
 
-    def forget_after(self, step: int) -> None:
-        """Drop the metrics logged after `step`: the resumed run logs them again."""
-        points = read_lines(self.path / "metrics.jsonl")
-        write_lines(self.path / "metrics.jsonl", [p for p in points if p["step"] <= step])
+    def points_logged(self) -> int:
+        """How many points metrics.jsonl has; a checkpoint that counts them outlives none of them."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return 0
+        sync(path)
+        return path.read_bytes().count(b"\n")
 
-    def finish(self) -> None:
-        """Write DONE, and tell the trackers."""
+    def forget_after(self, points: int) -> None:
+        """Drop all metrics but the first `points`: the resumed run logs them again."""
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            write_lines(path, read_lines(path)[:points])
+
+    def finish(self, result: str = WEIGHTS) -> None:
+        """Write DONE, which names the file that the run was for, and tell the trackers."""
         with atomic(self.path / "DONE") as temporary:
-            temporary.write_text("")
+            temporary.write_text(result + "\n")
         for tracker in self._trackers:
             tracker.finish()
 
     @classmethod
     def start(
-        cls, path: Path, config: Config, *, resume: bool, overwrite: bool, facts: dict[str, Any] | None = None
+        cls,
+        path: Path,
+        config: Config,
+        *,
+        resume: bool,
+        overwrite: bool,
+        facts: dict[str, Any] | None = None,
+        may_grow: frozenset[str] = frozenset(),
     ) -> "Run":
-        """Create the folder, or continue in it.
+        """Create the folder, or continue in it. The caller holds its lock.
 
         Args:
             path: the folder.
@@ -186,6 +191,7 @@ class Run:
             resume: continue the run that is there, if there is one.
             overwrite: replace the run that is there, if there is one.
             facts: what env.json says beside the environment.
+            may_grow: settings that may be larger than those of a run that is continued.
 
         Raises:
             UserError: the folder holds something already and neither flag allows that, its configuration
@@ -193,30 +199,48 @@ class Run:
         """
         run = cls(path)
         found = run._found()
-        if run.check(config, resume=resume, overwrite=overwrite):
-            return run
-        values = config.model_dump(mode="json", exclude=NOT_REPLAYED)
+        continues = run.check(config, resume=resume, overwrite=overwrite, may_grow=may_grow)
+        config_text = yaml.safe_dump(config.model_dump(mode="json", exclude=NOT_REPLAYED), sort_keys=False)
         try:
-            for name in found & RUN_FILES:  # nothing else is ours to delete
-                if (path / name).is_dir():
-                    shutil.rmtree(path / name)
-                else:
-                    (path / name).unlink()
-            # Before everything else: with config.yaml in it the folder is a run, which can be continued.
-            with atomic(path / "config.yaml") as temporary:
-                temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-            write_json(path / "env.json", environment() | (facts or {}))
+            if not continues:
+                with work_folder(path) as new:
+                    (new / "config.yaml").write_text(config_text, encoding="utf-8")
+                    write_json(new / "env.json", environment() | (facts or {}))
+                    replace_run(path, found & RUN_FILES, new)
+                return run
+            if run.grown(config, may_grow):
+                # First: as soon as more is asked for, the run is not finished.
+                (path / "DONE").unlink(missing_ok=True)
+                with atomic(path / "config.yaml") as temporary:
+                    temporary.write_text(config_text, encoding="utf-8")
+            if "env.json" not in found:
+                write_json(path / "env.json", environment() | (facts or {}))
         except OSError as error:
             raise _unwritable(path, error) from None
         return run
 
+    def grown(self, config: Config, may_grow: frozenset[str]) -> dict[str, Any]:
+        """The settings among `may_grow` that `config` makes larger, with their values before."""
+        grown = {}
+        for name, value in config.model_dump(mode="json", include=set(may_grow)).items():
+            before = self.config.get(name)
+            if isinstance(before, int) and value > before:
+                grown[name] = before
+        return grown
+
     def check(
-        self, config: Config, *, resume: bool, overwrite: bool, undecided: frozenset[str] = frozenset()
+        self,
+        config: Config,
+        *,
+        resume: bool,
+        overwrite: bool,
+        undecided: frozenset[str] = frozenset(),
+        may_grow: frozenset[str] = frozenset(),
     ) -> bool:
         """Refuse what `start` would refuse, but write nothing: a command asks before it reads its data.
 
         Args:
-            config, resume, overwrite: as `start` takes them.
+            config, resume, overwrite, may_grow: as `start` takes them.
             undecided: settings whose values are known only when the data is read; they are not compared.
 
         Returns:
@@ -238,7 +262,15 @@ class Run:
             )
         if "config.yaml" not in found or overwrite:
             return False
-        self._check_same(config.model_dump(mode="json", exclude=NOT_REPLAYED | undecided), resume)
+        if not resume:
+            state = (
+                "a finished run; add" if self.finished else "an unfinished run; add --resume to continue it,"
+            )
+            raise UserError(
+                f"Folder '{self.path}' already holds {state} --overwrite to replace it, or choose another "
+                "with --out."
+            )
+        self._check_same(config, undecided | frozenset(self.grown(config, may_grow)))
         return True
 
     def _found(self) -> set[str]:
@@ -248,22 +280,19 @@ class Run:
         except OSError as error:
             raise _unwritable(self.path, error) from None
 
-    def _check_same(self, values: dict[str, Any], resume: bool) -> None:
-        if not resume:
-            state = (
-                "a finished run; add" if self.finished else "an unfinished run; add --resume to continue it,"
-            )
+    def _check_same(self, config: Config, free: frozenset[str]) -> None:
+        """Refuse settings that are not those of the run, those in `free` excepted."""
+        before = self.config
+        for name, value in config.model_dump(mode="json", exclude=NOT_REPLAYED | free).items():
+            if name in MAY_DIFFER or before.get(name) == value:
+                continue
+            new = "choose another folder with --out"
+            if "init" in type(config).model_fields:
+                new += f", where --init {self.path} starts from these weights"
             raise UserError(
-                f"Folder '{self.path}' already holds {state} --overwrite to replace it, or choose another "
-                "with --out."
+                f"Run '{self.path}' was started with {name} = {before.get(name)}, not {value}; resume it "
+                f"with the same configuration, replace it with --overwrite, or {new}."
             )
-        for name, value in values.items():
-            before = self.config.get(name)
-            if name not in MAY_DIFFER and before != value:
-                raise UserError(
-                    f"Run '{self.path}' was started with {name} = {before}, not {value}; resume it with the "
-                    "same configuration, or choose another folder with --out."
-                )
 
     @classmethod
     def open(cls, path: Path, flag: str = "--run", command: str = "ofa.train") -> "Run":
@@ -309,21 +338,13 @@ def environment() -> dict[str, Any]:
     import torch  # here, since commands that start no run must not wait for it
 
     return {
-        "command": _command(),
+        "command": command_line(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": versions(),
         "git": _git_state(),
     }
-
-
-def _command() -> str:
-    """The command line, as it can be typed again."""
-    if started_by_ofa():
-        # argv[0] is `ofa train` there (`engine.command.app`): two words that shlex.join would quote as one.
-        return as_typed(f"python -m {module_started()} {shlex.join(sys.argv[1:])}".rstrip())
-    return shlex.join(["python", *sys.orig_argv[1:]])
 
 
 def versions() -> dict[str, str]:
@@ -342,8 +363,9 @@ def _git_state() -> dict[str, Any] | None:
         return None
 
     def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, check=False
-        ).stdout.strip()
+        # Without locks: `git status` would refresh the index, and if it were killed in that, the user's clone
+        # would keep an index.lock and refuse every commit.
+        line = ["git", "--no-optional-locks", "-C", str(root), *words]
+        return subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip()
 
     return {"commit": git("rev-parse", "HEAD") or None, "dirty": bool(git("status", "--porcelain"))}

@@ -5,6 +5,7 @@ These are their settings, their start by one or several processes, their loop (a
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -23,7 +24,8 @@ from engine.data.sources import DataConfig, load_data
 from engine.errors import UserError
 from engine.loop import EpochLoop, LoopCommand
 from engine.optim import SGD
-from engine.run import Run
+from engine.run import WEIGHTS, Run
+from engine.runs.lock import write_lock
 from engine.runs.tracking import check_trackers, open_trackers
 from engine.statistics import Counts
 
@@ -72,10 +74,19 @@ class TrainingCommand(LoopCommand):
                 f"This run is trained by {self.ranks} processes, but {size} started; start it with torchrun "
                 f"--nproc-per-node {self.ranks} -m {self.module}, or give --ranks {size} and another --out."
             )
-        with join(self.device) as (ranks, device):
+        # The first rank is the one that writes.
+        with join(self.device) as (ranks, device), self.write_lock() if ranks.first else nullcontext():
             use_threads(self.threads)
             # config.yaml then records the number, without which the run cannot be continued or replayed.
             return self.model_copy(update={"ranks": size}).train(ranks, device)
+
+    def write_lock(self) -> AbstractContextManager[None]:
+        """The lock of the folder that the command writes."""
+        return write_lock(self.out)
+
+    def may_grow(self) -> frozenset[str]:
+        """Settings that `--resume` may raise: a run of 40 epochs, finished or not, becomes one of 80."""
+        return frozenset({"epochs"})
 
     def train(self, ranks: Ranks, device: torch.device) -> int:
         """Train as rank `ranks.rank` on `device`; return the exit status."""
@@ -94,8 +105,14 @@ class TrainingCommand(LoopCommand):
         if ranks.first:
             self._check_ranks(ranks)
             run = Run(self.out)
-            continues = run.check(self, resume=self.resume, overwrite=self.overwrite, undecided=UNDECIDED)
-            finished = continues and run.finished
+            continues = run.check(
+                self,
+                resume=self.resume,
+                overwrite=self.overwrite,
+                undecided=UNDECIDED,
+                may_grow=self.may_grow(),
+            )
+            finished = continues and run.finished and not run.grown(self, self.may_grow())
         # The first rank decides for all, so that none goes on alone.
         return ranks.any(finished)
 
@@ -161,10 +178,27 @@ class TrainingCommand(LoopCommand):
             facts = {"rank_seeds": [ranks.seed(self.seed, rank) for rank in range(ranks.size)]}
             # torch adds up in another order with another number, so a replay may then differ in the last bit.
             facts["threads"] = torch.get_num_threads()
-            run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite, facts=facts)
+            if self.resume and (self.out / "config.yaml").exists():
+                self._say_grown(run)
+            run = Run.start(
+                self.out,
+                self,
+                resume=self.resume,
+                overwrite=self.overwrite,
+                facts=facts,
+                may_grow=self.may_grow(),
+            )
             if not run.finished:
                 run.mirror_to(open_trackers(self.out, run.config, self.tensorboard, self.mlflow))
         return run
+
+    def _say_grown(self, run: Run) -> None:
+        """Print what more epochs mean, if there are to be more."""
+        for name, before in run.grown(self, self.may_grow()).items():
+            print(
+                f"{name} = {getattr(self, name)} instead of {before}: learning rates are now those of the "
+                f"longer run, so they rise again; what later stages wrote in '{self.out}' is outdated"
+            )
 
     def introduce(self, data: Data) -> None:
         """Print which images are used, how many of each class, and where."""
@@ -212,7 +246,7 @@ class Training(EpochLoop):
         self, command: TrainingCommand, run: Run, network: nn.Module, data: Data, ranks: Ranks, epochs: int
     ):
         super().__init__(run, epochs, ranks)
-        self.stop_at = command.stop_at
+        self.saving = command.saving
         self.command, self.data = command, data
         # channels_last is what `engine.compute.fast` works on. In the default layout a step on CPU took 1.4
         # to 2 times as long (benchmarks/records/2026-11-22-epyc-2-cores.md).
@@ -268,7 +302,7 @@ class Training(EpochLoop):
     def save(self) -> None:
         """Checkpoint: weights.safetensors to use, state.pt to resume."""
         if self.ranks.first:
-            save_weights(self.folder.path / "weights.safetensors", self.exported_state_dict())
+            save_weights(self.folder.path / WEIGHTS, self.exported_state_dict())
         super().save()
 
     def state(self) -> dict[str, Any]:
@@ -281,8 +315,11 @@ class Training(EpochLoop):
             part.load_state_dict(state[name])
 
     def finish(self) -> None:
-        """The weights are saved already."""
+        """The weights are saved already, unless somebody removed the file of a finished run."""
         if self.ranks.first:
+            weights = self.folder.path / WEIGHTS
+            if not weights.exists():
+                save_weights(weights, self.exported_state_dict())
             self.folder.finish()
 
 

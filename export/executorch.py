@@ -17,7 +17,7 @@ from export.formats import find_format
 from export.job import job_of_run
 from export.pipeline import write_file
 from export.source import open_export_source
-from export.targets import find_target
+from export.targets import Target, find_target
 from ofa.trained import RunCommand
 
 # No limit on lost accuracy: logits that are equal within the tolerance decide as torch does, except in a tie,
@@ -51,6 +51,11 @@ class ExecuTorch(RunCommand):
             torch.set_num_threads(self.threads)
         target = find_target("executorch")
         find_format(target.format).check_installed()
+        with self.write_lock():
+            return self._export(target)
+
+    def _export(self, target: Target) -> int:
+        """Write the files of the run's networks."""
         source = open_export_source(self.run, pick_device(self.device), self.data, self.untuned)
         networks = source.networks(self.selected, self.arch)
         table = Table("file", "size", "torch", "file", "relative error", "verdict")

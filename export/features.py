@@ -1,6 +1,5 @@
 """Write a subnet as the backbone of a detector or segmenter: the maps at its strides instead of logits."""
 
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from engine.compute.macs import count_macs, count_parameters
 from engine.errors import UserError
 from engine.onnx_file import set_metadata
 from engine.run import versions, write_json
+from engine.runs.writing import publish, work_folder
 from export.bake import Bake, PixelClassifier
 from export.formats.format import Array
 from export.formats.onnx import open_onnxruntime
@@ -163,8 +163,8 @@ def _write(work: _Work, target: Target, path: Path) -> WrittenFeatures:
     complaint = check_model(model, path.name, count_parameters(work.subnet))
     error, took = float("nan"), None
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-        file = Path(folder) / path.name
+    with work_folder(path.parent) as folder:
+        file = folder / path.name
         if not complaint:
             onnx.save(model, file)
             errors, compared = _compare(work, file, names)
@@ -182,7 +182,7 @@ def _write(work: _Work, target: Target, path: Path) -> WrittenFeatures:
             onnx.save(model, file)
             facts["milliseconds"] = round(took, 4)
             facts |= {"bytes": file.stat().st_size, "sha256": digest(file)}
-            file.replace(path)
+            publish(file, path)
             write_json(manifest_path(path), facts)
         else:
             # Nobody should take an older file for the one that failed.

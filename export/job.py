@@ -110,4 +110,5 @@ def facts_of_run(
         "weights": source.weights,
         "seed": source.seed,
         "config_sha256": source.config_sha256,
+        "weights_sha256": source.weights_sha256,
     }

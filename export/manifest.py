@@ -58,6 +58,7 @@ class Manifest(BaseModel):
 
     features are the outputs of a backbone, of which `output` is the last; None for a classifier.
     weights says whose weights the training started from: nothing where it started from scratch.
+    weights_sha256 is that of the run's weights.safetensors; None for a module that comes from no run.
     milliseconds is the time of one image where the file was written. Formats that are no ONNX graph have
     neither opset nor ir_version.
     """
@@ -76,6 +77,7 @@ class Manifest(BaseModel):
     preprocessing: dict[str, Any] | None
     architecture: dict[str, Any]
     weights: dict[str, Any] | None = None
+    weights_sha256: str | None = None
     macs: int
     params: int
     accuracy: Accuracy | None

@@ -109,6 +109,11 @@ class Export(RunCommand):
         for target in targets:
             # A missing runtime is reported before anything is calibrated for a file.
             find_format(target.format).check_installed()
+        with self.write_lock():
+            return self._export(targets)
+
+    def _export(self, targets: list[Target]) -> int:
+        """Write what the run holds, by its kind."""
         if is_language(self.run):
             return self._export_recurrent_cell()
         if self.softmax and not self.bake_normalize:

@@ -5,7 +5,6 @@ are written from the ONNX graph, others from the torch module; each kind has one
 else is the same for both.
 """
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from torch import nn
 from engine.errors import UserError
 from engine.onnx_file import set_metadata, to_proto
 from engine.run import versions, write_json
+from engine.runs.writing import publish, work_folder
 from export.formats import find_format
 from export.formats.format import Array, Format
 from export.graph.checks import check_model
@@ -116,8 +116,8 @@ def _remove(file_format: Format, path: Path) -> None:
 def _prove(job: ExportJob, target: Target, file_format: Format, path: Path, max_drop: float) -> Written:
     """Write the file in a temporary folder, compare it, and move it to its place if it passes."""
     # In the same folder, since a rename within one file system is a single step.
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as name:
-        file = Path(name) / path.name
+    with work_folder(path.parent) as work:
+        file = work / path.name
         if file_format.written_from == "graph":
             candidate = _from_graph(job, target, file_format, file, max_drop)
         else:
@@ -137,8 +137,8 @@ def _prove(job: ExportJob, target: Target, file_format: Format, path: Path, max_
         facts |= {"bytes": file.stat().st_size, "sha256": digest(file)}
         # The manifest comes last: until then the old one, if any, says that the file is not the verified one.
         for new, place in zip(file_format.side_files(file), file_format.side_files(path), strict=True):
-            new.replace(place)
-        file.replace(path)
+            publish(new, place)
+        publish(file, path)
         write_json(manifest_path(path), facts)
     return Written(Manifest.model_validate(facts), parity, "")
 

@@ -5,7 +5,6 @@ is zeros before the first word. Outputs are `logits` (1, B, V) for the word that
 `hidden`. The file is compared on validation text, step after step, before it gets its name.
 """
 
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,12 +13,14 @@ import onnx
 import torch
 from pydantic import Field
 
+from engine.checkpoint import weights_digest
 from engine.config import Config, Located, validate
 from engine.data.sources import AnyData
 from engine.data.text import Grammar, TextFolder, load_text
 from engine.errors import UserError
 from engine.onnx_file import set_metadata, traced
 from engine.run import Run, read_json, versions, write_json
+from engine.runs.writing import atomic, publish, work_folder
 from export.formats.onnx import open_onnxruntime
 from export.manifest import digest
 from export.verify import TOLERANCE
@@ -71,6 +72,7 @@ def export_step(run: Path, moved: Located | None = None) -> WrittenStep:
     path = run / "export" / "cell.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {
+        "weights_sha256": weights_digest(run),
         "genotype": trained.model.genotype.model_dump(mode="json"),
         "hidden": trained.model.hidden,
         "words": len(trained.model.vocabulary),
@@ -81,13 +83,14 @@ def export_step(run: Path, moved: Located | None = None) -> WrittenStep:
         "versions": versions(),
     }
     complaint = ""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-        candidate = Path(folder) / path.name
+    with work_folder(path.parent) as folder:
+        candidate = folder / path.name
         _write_step(trained, candidate, facts)
         error, same = _compare_step(trained, candidate, words_SB)
         if error <= TOLERANCE and same:
-            candidate.replace(path)
-            path.with_suffix(".txt").write_text("\n".join(trained.model.vocabulary) + "\n", encoding="utf-8")
+            publish(candidate, path)
+            with atomic(path.with_suffix(".txt")) as words:
+                words.write_text("\n".join(trained.model.vocabulary) + "\n", encoding="utf-8")
             compared = {"relative_error": error, "words": words_SB.numel()}
             write_json(path.with_suffix(".json"), facts | {"parity": compared, "sha256": digest(path)})
         else:

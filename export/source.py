@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from engine.checkpoint import weights_digest
 from engine.data.augment import resize
 from engine.data.dataset import Batch, Data, Split
 from engine.errors import UserError
@@ -75,6 +76,7 @@ class ExportSource(NamedTuple):
         data: what it was trained on.
         seed: of the run.
         config_sha256: of its config.yaml, in hexadecimal.
+        weights_sha256: of its weights.safetensors, in hexadecimal.
         preprocessing: the data set's own steps from an image file to pixels.
         weights: whose weights the training started from, as data; None: it started from scratch.
         networks: finds the networks that the user means.
@@ -85,6 +87,7 @@ class ExportSource(NamedTuple):
     data: Data
     seed: int
     config_sha256: str
+    weights_sha256: str
     preprocessing: dict[str, Any]
     weights: dict[str, Any] | None
     networks: FindNetworks
@@ -138,6 +141,7 @@ def open_export_source(
         data=trained.data,
         seed=int(Run(run).config.get("seed", 0)),
         config_sha256=hashlib.sha256((run / "config.yaml").read_bytes()).hexdigest(),
+        weights_sha256=weights_digest(run),
         preprocessing=dict(trained.model.preprocessing),
         weights=weights.model_dump(mode="json") if weights else None,
         networks=networks,
@@ -180,11 +184,18 @@ def _subnet(
 ) -> NamedNetwork:
     # Built late: a command may name many networks, and has room for one of them at a time.
     def build() -> SourceNetwork:
-        architecture = {"kind": "ofa", "space": trained.space.name, "arch": arch.model_dump(mode="json")}
+        architecture: dict[str, Any] = {
+            "kind": "ofa",
+            "space": trained.space.name,
+            "arch": arch.model_dump(mode="json"),
+        }
         facts = tuned.facts if tuned else trained.model.tuned
         if facts is not None:
             stated = {"epochs", "teacher", "supernet_sha256"}
             architecture["tuned"] = facts.model_dump(mode="json", include=stated)
+            architecture["tuned"]["weights_sha256"] = weights_digest(
+                tuned.path if tuned else trained.run.path
+            )
         macs, params = trained.cost(arch)
         module = _for_export(tuned_or_taken(trained, arch, tuned))
         # Selection predicted the subnet as the supernet has it, which a tuned one no longer is.

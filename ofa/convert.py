@@ -18,6 +18,7 @@ from engine.data.sources import DataConfig, load_data
 from engine.errors import UserError
 from engine.model import WeightsOrigin, write_model
 from engine.run import Run
+from engine.runs.lock import write_lock
 from engine.seed import derive
 from ofa.space.space import Space, load_space
 from ofa.supernet import Supernet
@@ -116,6 +117,10 @@ class Convert(Command):
 
     def execute(self) -> int:
         """Read, recognise, load, write."""
+        with write_lock(self.out):
+            return self._convert()
+
+    def _convert(self) -> int:
         file = package_weights(str(self.file)) if self.source == "package" else self.file
         tensors = read_checkpoint(file)
         recognised = self._recognise(tensors)
@@ -129,7 +134,8 @@ class Convert(Command):
         data = load_data(settings.data, torch.device("cpu"), self.seed)
         loaded = self._load(tensors, recognised, data)
         # Only now: a checkpoint or data that cannot be used leaves no run folder behind.
-        run = Run.start(self.out, settings, resume=False, overwrite=self.overwrite)
+        # The same conversion is simply done again: one that was killed may have come to any point.
+        run = Run.start(self.out, settings, resume=not self.overwrite, overwrite=self.overwrite)
         self._write(run, loaded, data, origin)
         self._report(run, loaded, origin)
         return 0

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from pydantic import Field
@@ -51,6 +52,11 @@ class Evaluate(RunCommand):
 
     def execute(self) -> int:
         """Measure each and print a table."""
+        # Only --per-class writes into the folder.
+        with self.write_lock() if self.per_class else nullcontext():
+            return self._evaluate()
+
+    def _evaluate(self) -> int:
         trained = self.open()
         # Among them which folder a split is, where its name is another.
         for note in trained.data.notes:

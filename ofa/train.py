@@ -108,6 +108,10 @@ class Train(Recipe):
         trainer = Trainer(config._for_blocks(arch), run, supernet, data, single_arch, sampler, ranks)
         return trainer.run() or _next(run.path, single_arch)
 
+    def may_grow(self) -> frozenset[str]:
+        """The epochs, unless the phases have epochs of their own."""
+        return frozenset() if self.phases else super().may_grow()
+
     def _for_blocks(self, arch: Arch | None) -> "Train":
         """This configuration for the space that is trained.
 

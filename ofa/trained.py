@@ -1,6 +1,7 @@
 """What a finished supernet run gives to later stages: space, weights, data and measured subnets."""
 
 import shlex
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ from engine.data.dataset import Data, Split
 from engine.errors import UserError
 from engine.model import ImageModel, WeightsOrigin, image_facts, open_images
 from engine.run import Run, read_json
+from engine.runs.lock import write_lock
 from engine.statistics import Counts
 from ofa.calibration import EVALUATION_BATCH, prepare, subnet_accuracy, subnet_confusion
 from ofa.space.arch import Arch, largest
@@ -259,6 +261,18 @@ class RunCommand(Command):
     threads: int | None = Field(
         None, ge=1, description="CPU threads; none: torch decides. Tiny networks are fastest with 1"
     )
+
+    def write_lock(self, shared: bool = False) -> AbstractContextManager[None]:
+        """The lock of the run's folder, for commands that write into it.
+
+        Args:
+            shared: as `engine.runs.lock.write_lock` takes it.
+
+        Raises:
+            UserError: there is no finished run, or another process writes there.
+        """
+        Run.open(self.run)  # first, so that a folder that is no run stays as it is
+        return write_lock(self.run, shared)
 
     def open(self) -> TrainedSupernet:
         """Open the run with its supernet, or with the one network that it trained."""

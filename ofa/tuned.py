@@ -1,10 +1,10 @@
 """The tuned subnets of a run: `tuned/NAME/`, each a run folder of one architecture."""
 
-import hashlib
 import shlex
 from pathlib import Path
 from typing import NamedTuple
 
+from engine.checkpoint import check_digest, weights_digest
 from engine.config import validate
 from engine.data.sources import DataConfig
 from engine.errors import UserError
@@ -17,12 +17,6 @@ from ofa.subnet import Subnet
 from ofa.trained import SupernetModel, TrainedSupernet, Tuned, load_network, run_flag
 
 TUNED = "tuned"  # the folder in a run folder
-
-
-def supernet_digest(run: Path) -> str:
-    """SHA-256 of the weights of a run, in hexadecimal."""
-    with (run / "weights.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def selected_archs(run: Path, space: Space, names: str) -> dict[str, Arch]:
@@ -47,6 +41,10 @@ def selected_archs(run: Path, space: Space, names: str) -> dict[str, Arch]:
     for name in wanted:
         if name not in files:
             raise UserError(f"Run '{run}' has no selected subnet '{name}'; it has {', '.join(files)}.")
+        stated = read_json(files[name])
+        remedy = f"select again with python -m predictors.select{run_flag(run)}"
+        digest = stated.get("weights_sha256", "") if isinstance(stated, dict) else ""
+        check_digest(run, digest, str(files[name]), remedy)
         found[name] = find_arch(space, str(files[name]))
     return found
 
@@ -129,11 +127,11 @@ def find_tuned(run: Path, name: str, arch: Arch) -> TunedSubnet | None:
     reason = None
     if model.tuned is None:
         reason = "is not of ofa.tune"
-    elif not (path / "DONE").exists():
+    elif not Run(path).finished:
         reason = "is not finished"
     elif model.tuned.arch != arch:
         reason = f"is of another architecture than '{name}' has now"
-    elif model.tuned.supernet_sha256 != supernet_digest(run):
+    elif model.tuned.supernet_sha256 != weights_digest(run):
         reason = "started from other weights than the supernet has now"
     if model.tuned is not None and reason is None:
         return TunedSubnet(path, model.tuned)

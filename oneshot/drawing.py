@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, FancyBboxPatch
 
-from engine.run import atomic
+from engine.runs.writing import atomic
 from oneshot.spaces.cells import CellSpace, find_space
 from oneshot.spaces.genotype import Cell, Genotype
 

@@ -23,7 +23,7 @@ from engine.compute.macs import count_parameters
 from engine.config import format_count
 from engine.data.text import Text, columns, window, windows
 from engine.errors import UserError
-from engine.loop import EpochLoop
+from engine.loop import EpochLoop, Saving
 from engine.optim import set_learning_rate
 from engine.run import Run, write_json
 from engine.seed import derive, numpy_generator, torch_generator
@@ -43,7 +43,7 @@ def train_language(
     settings: Language,
     seed: int,
     device: torch.device,
-    stop_at: float | None = None,
+    saving: Saving | None = None,
 ) -> int:
     """Train in a run folder that was started, or continue in it.
 
@@ -54,10 +54,10 @@ def train_language(
         settings: of the training.
         seed: of weights, windows and masks.
         device: where to compute.
-        stop_at: time of `time.monotonic` at which training stops with a checkpoint; None: it does not.
+        saving: when it saves and stops; None: as by default.
 
     Returns:
-        The exit status: 0, or 130 after a signal or at `stop_at`.
+        The exit status: 0, or 130 after a signal or when its time is over.
 
     Raises:
         UserError: the cell is not recurrent, the text is too short, or training diverges again and again.
@@ -67,7 +67,7 @@ def train_language(
             f"A genotype of space '{genotype.space}' is no recurrent cell; text needs one of space '{KIND}'."
         )
     trainer = LanguageTrainer(run, genotype, text, settings, seed, device)
-    trainer.stop_at = stop_at
+    trainer.saving = saving or trainer.saving
     size = format_count(count_parameters(trainer.network), 4)
     print(
         f"{size} parameters; {len(text.vocabulary)} words; {len(text.splits['train'])} to train on; device "
@@ -188,7 +188,7 @@ class LanguageTrainer(EpochLoop):
         loss = cross_entropy(self.weights, self.words["val"], settings.val_batch, settings.bptt)
         if not math.isfinite(loss):
             raise NotFiniteError
-        averaged = self.average is not None
+        averaged, self.score = self.average is not None, -loss
         self.folder.log(step=self.step, epoch=self.epoch, val_perplexity=perplexity(loss), averaged=averaged)
         # The file holds the best weights; those in state.pt are the latest.
         if loss < min(losses, default=math.inf):

@@ -173,7 +173,7 @@ class Retrain(TrainingCommand):
             return self.say_finished()
         text = load_text(self.data)
         run = self.start(ranks)
-        status = train_language(run, genotype, text, self.language, self.seed, device, self.stop_at)
+        status = train_language(run, genotype, text, self.language, self.seed, device, self.saving)
         return status or self.say_next()
 
 
@@ -272,6 +272,7 @@ class Retraining(Training):
                 path = self.folder.path / "confusion" / split
                 write_confusion(path, f"{name} images", confusion_KK, classes)
         self.network.train()
+        self.score = point["val_accuracy"]
         self.folder.log(step=self.step, epoch=epoch, **point)
         if last:
             print("\n".join(said))

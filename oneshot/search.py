@@ -20,6 +20,7 @@ from engine.data.text import Grammar, TextFolder, load_text
 from engine.errors import UserError
 from engine.loop import LoopCommand
 from engine.run import Run
+from engine.runs.lock import write_lock
 from engine.seed import derive
 from engine.training import print_classes
 from oneshot.axes.operation_costs import operation_costs
@@ -185,6 +186,10 @@ class Search(LoopCommand):
 
     def execute(self) -> int:
         """Search and write what was found."""
+        with write_lock(self.out):
+            return self._search()
+
+    def _search(self) -> int:
         use_threads(self.threads)
         space = find_space(self.space)
         method = self._method_with_penalties()
@@ -215,7 +220,7 @@ class Search(LoopCommand):
             table_budget=self.table_budget,
         )
         loop = SearchLoop(run, searcher, monitoring)
-        loop.stop_at = self.stop_at
+        loop.saving = self.saving
         return loop.run() or self._say_next()
 
     def _say_next(self) -> int:

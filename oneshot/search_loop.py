@@ -174,7 +174,7 @@ class SearchLoop(EpochLoop):
                 genotype, monitoring.table, monitoring.dataset, monitoring.table_budget, state.seed
             )
         # DONE comes last: a search that is killed before writes its findings again.
-        self.folder.finish()
+        self.folder.finish("genotype.json")
         print(f"written to {path}: genotype.json, cell.svg, cell.png")
 
     def resumed_place(self) -> str:

@@ -7,12 +7,14 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
+from engine.checkpoint import weights_digest
 from engine.command.cli import main
 from engine.command.interrupt import stop_on_signal
 from engine.command.progress import progress
 from engine.command.start import say
 from engine.config import format_count
 from engine.run import append_line, write_lines
+from engine.runs.writing import sync
 from engine.seed import numpy_generator
 from engine.statistics import format_accuracy
 from ofa.space.arch import largest, smallest
@@ -61,11 +63,19 @@ class Collect(RunCommand):
         0, ge=0, description="rounds that choose subnets by what was measured before them; 0: none"
     )
     seed: int = Field(0, ge=0, description="seed of the architectures that are drawn")
+    overwrite: bool = Field(False, description="measure anew, without the pairs that are there")
 
     def execute(self) -> int:
         """Measure the subnets that are missing."""
+        with self.write_lock():
+            return self._collect()
+
+    def _collect(self) -> int:
         trained = self.open_supernet()
-        path, pairs = pairs_path(self.run), read_pairs(self.run)
+        path = pairs_path(self.run)
+        if self.overwrite:
+            path.unlink(missing_ok=True)
+        pairs, digest = read_pairs(self.run), weights_digest(self.run)
         # Written again, so that a last line that a kill left half-written is gone before others follow it.
         write_lines(path, [pair.model_dump(mode="json") for pair in pairs])
         rows = to_measure(trained.space, trained.macs, pairs, self.count, self.rounds, self.seed)
@@ -76,9 +86,16 @@ class Collect(RunCommand):
                     break
                 arch = decode(trained.space, row)
                 macs, params = trained.cost(arch)
-                pair = Pair(arch=arch, val_accuracy=trained.accuracy(arch, "val"), macs=macs, params=params)
+                pair = Pair(
+                    arch=arch,
+                    val_accuracy=trained.accuracy(arch, "val"),
+                    macs=macs,
+                    params=params,
+                    weights_sha256=digest,
+                )
                 # At once: what is measured is kept, however this ends.
                 append_line(path, pair.model_dump(mode="json"))
+                sync(path)
                 pairs.append(pair)
                 advance(format_accuracy(pair.val_accuracy, images))
         print(f"{len(pairs)} measured subnets in {path}")

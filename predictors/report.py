@@ -9,11 +9,13 @@ from pydantic import Field, field_validator
 from rich.console import Console
 from rich.table import Table
 
+from engine.checkpoint import weights_digest
 from engine.command.cli import main
 from engine.command.progress import progress
 from engine.config import format_count
 from engine.plot.canvas import write_png
-from engine.run import atomic, write_csv, write_json
+from engine.run import write_csv, write_json
+from engine.runs.writing import atomic
 from engine.seed import numpy_generator
 from engine.statistics import Counts, format_accuracy, overall_accuracy
 from ofa.space.arch import Arch
@@ -94,6 +96,10 @@ class Report(RunCommand):
 
     def execute(self) -> int:
         """Measure, then write everything."""
+        with self.write_lock():
+            return self._report()
+
+    def _report(self) -> int:
         trained = self.open_supernet()
         space, model = trained.space, trained.model
         costs = cost_functions(space, len(model.classes), model.channels, self.latency_table)
@@ -119,6 +125,7 @@ class Report(RunCommand):
             judged=judged,
             pairs=len(pairs),
             confusions=confusions,
+            weights_sha256=weights_digest(self.run),
         )
         self._write(findings, compare_with_alone(alone, trained))
         return 0
@@ -187,9 +194,10 @@ class Report(RunCommand):
             write_png(picture.drawing, folder / f"{name}.png")
             write_csv(folder / f"{name}.csv", _columns_in_use(picture.rows), picture.rows)
         comparisons = findings.comparisons
-        write_json(folder / "report.json", [comparison._asdict() for comparison in comparisons])
+        weights = {"weights_sha256": findings.weights_sha256}
+        write_json(folder / "report.json", [comparison._asdict() | weights for comparison in comparisons])
         if worth is not None:
-            write_json(folder / "alone.json", worth_as_json(worth))
+            write_json(folder / "alone.json", worth_as_json(worth) | weights)
         with atomic(folder / "report.html") as temporary:
             temporary.write_text(render_page(findings, drawn, worth), encoding="utf-8")
         _print_comparisons(comparisons, findings.images)

@@ -9,6 +9,7 @@ import numpy as np
 import optuna
 from pydantic import Field, field_validator, model_validator
 
+from engine.checkpoint import weights_digest
 from engine.command.cli import main
 from engine.command.progress import Advance, progress
 from engine.command.start import say
@@ -150,6 +151,11 @@ class Select(RunCommand):
 
     def execute(self) -> int:
         """Explore and measure, then write selected/."""
+        # The study protects itself: processes that share it may work together.
+        with self.write_lock(shared=True):
+            return self._select()
+
+    def _select(self) -> int:
         # Optuna reports every trial, which the progress bar does already. Its verbosity is one for the whole
         # process, so only the command may change it, and nothing that a library user calls.
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -180,18 +186,20 @@ class Select(RunCommand):
         for row, accuracy in known_accuracies(storage, prefix, space).items():
             evaluations.add(np.frombuffer(row, np.uint8), accuracy, "select")
         facts = {"explore": self.explore, "pairs": len(pairs), "seed": self.seed} | predictor
+        digest = weights_digest(self.run)
         folder = self.run / "selected"
         budgets = [objective for objective in objectives if not objective.front]
         finalists = {}
         if self.tune_finalists and budgets:
             finalists = tune_finalists(trained, evaluations, budgets, self.tune_finalists)
+        facts = {"weights_sha256": digest} | facts
         write_selected(budgets, evaluations, costs, facts, self.ties, folder, finalists)
         for name, found in finalists.items():
             tried = [f"{f.candidate.val_accuracy:.2%} -> {f.tuned_accuracy:.2%}" for f in found]
             print(f"{name}: {FINALIST_EPOCHS} epoch of tuning decided among {', '.join(tried)}")
         for objective in objectives:
             if objective.front:
-                write_front(objective, evaluations, costs, folder)
+                write_front(objective, evaluations, costs, folder, digest)
         say(f"written to {folder}\nnext: python -m ofa.tune{run_flag(self.run)}")
         return 0
 

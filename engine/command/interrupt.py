@@ -1,5 +1,10 @@
-"""Ctrl-C and SIGTERM as a request to stop after the current step, so that nothing is lost or half-written."""
+"""Signals as a request to stop after the current step, so that nothing is lost or half-written.
 
+They are Ctrl-C (SIGINT), SIGTERM, and SIGHUP, which a process gets when its terminal is gone, as when an ssh
+connection breaks.
+"""
+
+import os
 import signal
 import sys
 import threading
@@ -25,6 +30,10 @@ class Stop:
 
     requested = False
 
+    def __init__(self) -> None:
+        # Looked up now: once a terminal is gone nothing tells that it was one.
+        self.terminals = [stream for stream in (1, 2) if os.isatty(stream)]
+
     def time_is_up(self) -> None:
         """Request the stop because of `--stop-after`."""
         if not self.requested and started()[0] == 0:
@@ -32,6 +41,12 @@ class Stop:
         self.requested = True
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            # Every print to a terminal that is gone would raise an error, before anything was saved.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for stream in self.terminals:
+                os.dup2(nowhere, stream)
+            os.close(nowhere)
         if not self.requested and started()[0] == 0:
             print("\nstopping after this step; what is done is kept", file=sys.stderr)
         self.requested = True
@@ -39,12 +54,17 @@ class Stop:
 
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """While the block runs, SIGINT and SIGTERM only set `requested` of the yielded `Stop`.
+    """While the block runs, SIGINT, SIGTERM and SIGHUP only set `requested` of the yielded `Stop`.
+
+    Where SIGHUP is ignored, as under nohup, it stays ignored.
 
     It works in the main thread only, since Python lets no other thread set signal handlers.
     """
     stop = Stop()
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         with _dead_workers_wait_for_the_next_batch():
             yield stop

@@ -6,6 +6,7 @@ that is stored beside this file, so that help does not wait for torch.
 
 import os
 import re
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -75,6 +76,14 @@ def started_by_ofa() -> bool:
     """Whether this process is the console command `ofa`."""
     # By its number: a process that this one starts inherits the variable, but is started in another way.
     return os.environ.get("OFA_COMMAND") == str(os.getpid())
+
+
+def command_line() -> str:
+    """The command line of this process, as it can be typed again."""
+    if started_by_ofa():
+        # argv[0] is `ofa train` there (`engine.command.app`): two words that shlex.join would quote as one.
+        return as_typed(f"python -m {module_started()} {shlex.join(sys.argv[1:])}".rstrip())
+    return shlex.join(["python", *sys.orig_argv[1:]])
 
 
 def as_typed(text: str) -> str:

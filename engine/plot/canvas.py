@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Polygon
 
-from engine.run import atomic
+from engine.runs.writing import atomic
 
 Shade = Literal["shade1", "shade2", "shade3", "shade4"]
 Role = Literal["ink", "quiet", "grid", "paper", "panel", "known", "random", "chosen", "extreme"] | Shade

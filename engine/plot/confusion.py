@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.plot.canvas import Drawing, Role, Shape, Words, box, shorten, text_width, write_png
-from engine.run import atomic
+from engine.runs.writing import atomic
 from engine.statistics import Counts
 
 # Pixels.

@@ -12,6 +12,7 @@ from engine.command.cli import Command, main
 from engine.command.table import show
 from engine.errors import UserError, nearest
 from engine.runs.listing import RunSummary, delete_run, find_runs
+from engine.runs.lock import write_lock
 
 
 class Runs(Command):
@@ -65,7 +66,8 @@ class Runs(Command):
             print("nothing was deleted")
             return 1
         for run in named:
-            left = delete_run(run.path)
+            with write_lock(run.path):
+                left = delete_run(run.path)
             print(f"deleted {run.path}" + (f", but not {', '.join(left)} in it" if left else ""))
         return 0
 

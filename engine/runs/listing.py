@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from engine.run import RUN_FILES, selected_files
+from engine.run import RUN_FILES, Run, selected_files
+from engine.runs.lock import LOCK
 
 # The parser in C reads a config.yaml in a tenth of the time: a second for 1,000 runs.
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -129,7 +130,7 @@ def kind_of(path: Path, config: dict[str, Any]) -> str:
 
 
 def _state(path: Path, config: dict[str, Any], points: list[dict[str, Any]]) -> str:
-    if (path / "DONE").exists():
+    if Run(path).finished:
         return "finished"
     try:
         epochs = sum(phase["epochs"] for phase in config.get("phases") or ()) or config["epochs"]
@@ -184,7 +185,8 @@ def delete_run(path: Path) -> list[str]:
             shutil.rmtree(entry)
         else:
             entry.unlink()
-    left = sorted(entry.name for entry in path.iterdir())
+    left = sorted(entry.name for entry in path.iterdir() if entry.name != LOCK)
     if not left:
+        (path / LOCK).unlink(missing_ok=True)
         path.rmdir()
     return left

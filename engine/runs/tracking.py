@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from engine.errors import UserError
+from engine.runs.writing import atomic
 
 EXPERIMENT = "ofa-toolkit"  # of MLflow, unless MLFLOW_EXPERIMENT_NAME says otherwise
 LONGEST_PARAMETER = 6000  # characters that MLflow stores of a setting
@@ -75,7 +76,8 @@ class MLflowTracker:
                 self._client = mlflow.MlflowClient(where)
                 self._run = self._new_run(folder.resolve().name, config)
                 found = {"run_id": self._run, "tracking_uri": where}
-                note.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+                with atomic(note) as temporary:
+                    temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         except (MlflowException, ValueError, KeyError) as error:
             raise UserError(
                 f"MLflow cannot be used ({error}); check MLFLOW_TRACKING_URI, delete {note} to begin a new "

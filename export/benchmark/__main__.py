@@ -17,6 +17,7 @@ from engine.command.table import show
 from engine.errors import UserError
 from engine.onnx_timing import AT_LEAST
 from engine.run import write_csv
+from engine.runs.lock import write_lock
 from export.benchmark.baselines import BASELINES, write_baseline
 from export.benchmark.measure import (
     DEFAULT_ROUNDS,
@@ -73,6 +74,13 @@ class Benchmark(Command):
         """Look into every file, time them, show and write the result."""
         if len(set(self.files)) < len(self.files) or not self.files:
             raise UserError("Name one model file or more, each once.")
+        folder = self.out or self.files[0].parent
+        # Files of a run lie in export/ of its folder.
+        in_run = (folder.parent / "config.yaml").exists()
+        with write_lock(folder.parent if in_run else folder):
+            return self._benchmark()
+
+    def _benchmark(self) -> int:
         # The networks to compare with are written into this folder, and timed before it is removed.
         with tempfile.TemporaryDirectory() as folder:
             files = self._open()

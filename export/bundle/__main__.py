@@ -11,6 +11,7 @@ from engine.command.cli import Command, main
 from engine.command.start import say
 from engine.errors import UserError
 from engine.run import Run
+from engine.runs.lock import write_lock
 from export.bundle.write import write_bundle
 from export.manifest import exported_files, read_manifest
 from ofa.trained import DEFAULT_RUN
@@ -36,6 +37,11 @@ class MakeBundle(Command):
 
     def execute(self) -> int:
         """Write the folders."""
+        Run.open(self.run)
+        with write_lock(self.run):
+            return self._bundle()
+
+    def _bundle(self) -> int:
         run = Run.open(self.run)
         networks: dict[str, list[Path]] = {}
         for path in exported_files(self.run / "export"):

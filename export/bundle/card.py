@@ -175,7 +175,7 @@ def _provenance(bundle: Bundle) -> Iterator[str]:
     place = f" in a folder called `{made.data['path']}`" if made.data.get("path") else ""
     yield (
         f"- Trained on the images of `{made.data['name']}`{place}, with seed {made.seed}; config.yaml has "
-        f"SHA-256 `{made.config_sha256}`."
+        f"SHA-256 `{made.config_sha256}`, that of its weights `{made.weights_sha256}`."
     )
     yield _weights(bundle)
     if selection is not None and selection.constraints:

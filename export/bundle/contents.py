@@ -22,6 +22,7 @@ class Provenance(BaseModel):
         data: name of the data set, and the name of its folder if it is one.
         seed: the seed of the training.
         config_sha256: SHA-256 of its config.yaml, in hexadecimal.
+        weights_sha256: SHA-256 of its weights.safetensors, in hexadecimal.
         versions: packages with which the network was trained.
         git: commit of the source at that time, and whether it was changed.
     """
@@ -32,6 +33,7 @@ class Provenance(BaseModel):
     data: dict[str, Any]
     seed: int
     config_sha256: str
+    weights_sha256: str
     versions: dict[str, str]
     git: dict[str, Any] | None
 

@@ -5,14 +5,15 @@ import os
 import shlex
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from engine.checkpoint import weights_digest
 from engine.errors import UserError
 from engine.run import Run, read_json, versions, write_json
+from engine.runs.writing import publish_folder, work_folder
 from export.bundle import classify
 from export.bundle.card import render_card
 from export.bundle.contents import (
@@ -54,15 +55,12 @@ def write_bundle(run: Run, name: str, paths: list[Path]) -> Path:
     folder = paths[0].parent / name
     if folder.exists() and not (folder / MANIFEST).is_file():
         raise UserError(f"'{folder}' is there and is no bundle; rename or remove it.")
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".bundle-") as work:
-        new = Path(work) / "new"
+    with work_folder(folder.parent) as work:
+        new = work / "new"
         new.mkdir()
         _fill(new, gather(run, name, paths), paths)
         read_bundle(new)  # a bundle that cannot be read must not replace one that can
-        # A folder cannot be replaced by a rename while it holds files, so the old one moves out of the way.
-        if folder.exists():
-            folder.replace(Path(work) / "old")
-        new.replace(folder)
+        publish_folder(new, folder)
     return folder
 
 
@@ -91,9 +89,13 @@ def gather(run: Run, name: str, paths: list[Path]) -> Bundle:
     first, config, env = files[0], run.config, read_json(run.path / "env.json")
     classes, sha256 = first.classes, digest(run.path / "config.yaml")
     # Files of an earlier training have the same names, but other weights than the card would describe.
-    wanted = classes, first.architecture, sha256
-    alike = all((f.classes, f.architecture, getattr(f, "config_sha256", "")) == wanted for f in files)
-    if classes is None or not alike:
+    weights = weights_digest(run.path)
+    wanted = classes, first.architecture, sha256, weights
+    alike = True
+    for file in files:
+        of_file = file.classes, file.architecture, getattr(file, "config_sha256", ""), file.weights_sha256
+        alike = alike and of_file == wanted
+    if classes is None or not (alike and _is_tuned_as_now(run.path / "tuned" / name, first)):
         raise UserError(
             f"The files of '{name}' in {paths[0].parent} are not of this run's network; write them again "
             "with export.onnx."
@@ -107,6 +109,7 @@ def gather(run: Run, name: str, paths: list[Path]) -> Bundle:
         data=data,
         seed=config["seed"],
         config_sha256=sha256,
+        weights_sha256=weights,
         versions=env["versions"],
         git=env["git"],
     )
@@ -119,6 +122,12 @@ def gather(run: Run, name: str, paths: list[Path]) -> Bundle:
         benchmark=_timings_of(paths[0].parent / "benchmark.csv", files),
         versions=versions(),
     )
+
+
+def _is_tuned_as_now(folder: Path, file: Manifest) -> bool:
+    """Whether the weights that a tuned network was exported with are those in the folder of its tuning."""
+    stated = file.architecture.get("tuned", {}).get("weights_sha256")
+    return stated is None or not Run(folder).finished or stated == weights_digest(folder)
 
 
 def _plainness(file: Manifest) -> tuple[int, bool, int]:
@@ -150,7 +159,8 @@ def _selection_of(path: Path, file: Manifest) -> Selection | None:
     if not path.is_file():
         return None
     facts: dict[str, Any] = read_json(path)
-    if facts["arch"] != file.architecture.get("arch"):
+    same_weights = facts.get("weights_sha256", file.weights_sha256) == file.weights_sha256
+    if facts["arch"] != file.architecture.get("arch") or not same_weights:
         return None
     return Selection(
         constraints=tuple(facts.get("constraints", ())),

@@ -14,7 +14,7 @@ from engine.command.cli import Command, main
 from engine.command.progress import progress
 from engine.config import format_count
 from engine.errors import UserError
-from engine.run import atomic
+from engine.runs.writing import atomic
 from engine.seed import numpy_generator
 from ofa.cost import cost_of
 from ofa.space.arch import Arch, largest, smallest

@@ -167,6 +167,7 @@ class Trainer(Training):
             subnet = prepare(self.weights, list(archs.values())[i], data, images)
             scores[i] = subnet_accuracy(subnet, data.batches("val", EVALUATION_BATCH))
         scores = self.ranks.total(scores)
+        self.score = sum(scores) / len(scores)
         if not self.ranks.first:
             return
         for (name, arch), score in zip(archs.items(), scores, strict=True):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import UserError
-from engine.run import atomic
+from engine.runs.writing import atomic
 from oneshot.nasbench201.codes import (
     CELLS,
     all_codes,

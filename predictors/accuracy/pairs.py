@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
+from engine.checkpoint import check_digest
 from engine.config import Config, validate
 from engine.errors import UserError
 from engine.run import read_json, read_lines, selected_files
@@ -21,6 +22,7 @@ class Pair(Config):
     val_accuracy: Accuracy
     macs: int
     params: int
+    weights_sha256: str = Field("", description="of the supernet's weights.safetensors; empty: not known")
 
 
 class Selected(BaseModel):
@@ -31,6 +33,8 @@ class Selected(BaseModel):
     macs: int
     predicted_accuracy: float | None = None
     val_accuracy: Accuracy
+    # Empty of the candidates in a file, which are of the same weights as the selected subnet.
+    weights_sha256: str = ""
 
 
 def pairs_path(run: Path) -> Path:
@@ -39,30 +43,58 @@ def pairs_path(run: Path) -> Path:
 
 
 def read_pairs(run: Path) -> list[Pair]:
-    """The pairs of a run; an empty list if nothing was collected yet.
+    """The pairs of a run, each architecture once; an empty list if nothing was collected yet.
+
+    Of lines about the same architecture the first counts.
 
     Raises:
-        UserError: a line is damaged.
+        UserError: a line is damaged, or of other weights than the run has now.
     """
     path = pairs_path(run)
-    return [validate(Pair, row, f"{path}, line {i}") for i, row in enumerate(read_lines(path), start=1)]
+    found: dict[Arch, Pair] = {}
+    digest = ""
+    for i, row in enumerate(read_lines(path), start=1):
+        pair = validate(Pair, row, f"{path}, line {i}")
+        # Once for all pairs: to read large weights takes a second.
+        if pair.weights_sha256 != digest:
+            remedy = f"measure again with python -m predictors.collect{run_flag(run)} --overwrite"
+            check_digest(run, pair.weights_sha256, f"{path}, line {i}", remedy)
+            digest = pair.weights_sha256
+        found.setdefault(pair.arch, pair)
+    return list(found.values())
 
 
 def read_selected(run: Path) -> list[tuple[str, Selected]]:
     """The subnets that predictors.select selected in a run, as (budget, subnet), fewest MACs first.
 
     Raises:
-        UserError: nothing is selected yet, or a file is damaged.
+        UserError: nothing is selected yet, or a file is damaged, or of other weights than the run has now.
     """
     found = []
     for name, file in selected_files(run).items():
-        found.append((name, validate(Selected, read_json(file), str(file))))
+        subnet = validate(Selected, read_json(file), str(file))
+        check_selected(run, file, subnet.weights_sha256)
+        found.append((name, subnet))
     if not found:
         raise UserError(
             f"Run '{run}' has no selected subnet; run python -m predictors.select{run_flag(run)} "
             "--flops 600M first."
         )
     return sorted(found, key=_macs_and_name)
+
+
+def check_selected(run: Path, file: Path, stated: str) -> None:
+    """Refuse a file of selected/ that is of other weights than the run has now.
+
+    Args:
+        run: the run folder.
+        file: the file.
+        stated: the digest in it.
+
+    Raises:
+        UserError: it is.
+    """
+    check_digest(run, stated, str(file), f"select again with python -m predictors.select{run_flag(run)}")
 
 
 def _macs_and_name(selected: tuple[str, Selected]) -> tuple[int, str]:

@@ -19,7 +19,8 @@ from torch import nn
 from engine import onnx_timing as bench
 from engine.errors import UserError
 from engine.onnx_file import write_onnx
-from engine.run import atomic, read_json, write_json
+from engine.run import read_json, write_json
+from engine.runs.writing import atomic
 from engine.seed import numpy_generator
 from ofa.blocks.head import HeadAndClassifier, HeadSpec
 from ofa.blocks.kind import BlockSpec

@@ -15,7 +15,7 @@ from ofa.space.arch import Arch, largest, smallest
 from ofa.space.codes import decode, encode
 from ofa.space.space import Space
 from predictors.accuracy.cross_validation import CrossValidated
-from predictors.accuracy.pairs import Selected, read_pairs, read_selected
+from predictors.accuracy.pairs import Selected, check_selected, read_pairs, read_selected
 from predictors.search.constraints import EXACT_DIGITS, FLAGS, ArchCostFn, format_cost
 
 Kind = Literal["selected", "random", "smallest", "largest"]
@@ -120,6 +120,7 @@ class Findings(NamedTuple):
     judged: collected pairs predicted from each other; none if they are too few.
     pairs: how many pairs were collected.
     confusions: of the selected subnets on test images (K, K) by budget, as `engine.training.confusion` says.
+    weights_sha256: of the supernet.
     """
 
     run: str
@@ -133,6 +134,7 @@ class Findings(NamedTuple):
     judged: CrossValidated | None
     pairs: int
     confusions: dict[str, Counts]
+    weights_sha256: str
 
 
 def read_selected_subnets(run: Path, space: Space, latency: ArchCostFn | None) -> list[SelectedSubnet]:
@@ -183,6 +185,8 @@ def read_known_subnets(
     path = run / "selected" / FRONT
     rows = read_json(path) if path.exists() else []
     front = [validate(SubnetRecord, row, f"{path}, subnet {i}") for i, row in enumerate(rows, start=1)]
+    for record in front:
+        check_selected(run, path, record.weights_sha256)
     found: dict[bytes, KnownSubnet] = {}
 
     # A subnet may be selected, a candidate and collected at once. The kind that is added first stays, so the

@@ -61,7 +61,7 @@ def render_page(found: Findings, drawn: Mapping[str, Picture], worth: Worth | No
         *_architectures(found),
         small_print(
             f"The same as pictures and tables, beside this page: {safe(', '.join(drawn))}, each as .png and "
-            ".csv; report.json."
+            f".csv; report.json. All of the weights with SHA-256 {found.weights_sha256}."
         ),
     ]
     head = (

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.errors import UserError
-from engine.run import FRONT, atomic, write_json
+from engine.run import FRONT, write_json
+from engine.runs.writing import atomic
 from ofa.space.codes import decode
 from predictors.search.constraints import UNITS, ArchCostFn, Objective, format_cost
 from predictors.search.evaluations import Candidate, Evaluations
@@ -84,7 +85,11 @@ def write_selected(
 
 
 def write_front(
-    objective: Objective, evaluations: Evaluations, costs: Mapping[str, ArchCostFn], folder: Path
+    objective: Objective,
+    evaluations: Evaluations,
+    costs: Mapping[str, ArchCostFn],
+    folder: Path,
+    digest: str,
 ) -> None:
     """Write the measured front of an objective as front.json and front.csv, and print it.
 
@@ -93,10 +98,11 @@ def write_front(
         evaluations: everything measured.
         costs: every known cost; all of them are written.
         folder: where to write.
+        digest: of the weights, which every point names.
     """
     front = []
     for candidate in evaluations.front(objective.front, objective.constraints):
-        front.append(subnet_record(evaluations, candidate, costs))
+        front.append(subnet_record(evaluations, candidate, costs) | {"weights_sha256": digest})
     path = folder / FRONT
     write_json(path, front)
     rows = [_flat(record) for record in front]
@@ -142,7 +148,7 @@ def _flat(record: Record) -> Record:
     """One line of a CSV file: numbers, then the architecture, whose lists are joined by dashes."""
     # Predictions and intervals are in the JSON file only.
     row = {}
-    for name in (*KEYS.values(), "val_accuracy", "source"):
+    for name in (*KEYS.values(), "val_accuracy", "source", "weights_sha256"):
         if name in record:
             row[name] = record[name]
     for name, value in record["arch"].items():

@@ -23,7 +23,8 @@ from ofa.space.arch import Arch, largest, smallest
 from ofa.trained import TrainedSupernet
 from ofa.training.teacher import find_teacher
 from ofa.training.tuning import single_network, tuning_recipe
-from ofa.tune import Tune, Tuning
+from ofa.training.tuning_loop import Tuning
+from ofa.tune import Tune
 from ofa.tuned import find_tuned
 
 CPU = torch.device("cpu")

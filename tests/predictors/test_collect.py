@@ -1,11 +1,15 @@
 """Collecting in rounds, on a trained run."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from engine.checkpoint import weights_digest
 from engine.command.cli import parse
+from engine.errors import UserError
+from engine.runs.lock import write_lock
 from ofa.cost import costs_of
 from ofa.space.codes import decode
 from ofa.space.space import Space
@@ -69,3 +73,24 @@ def test_rounds_end_with_all_of_a_small_space(tiny: Space) -> None:
     for row in to_measure(tiny, lambda rows: costs_of(tiny, rows, 10, 1).macs, pairs, tiny.size() + 10, 2, 0):
         pairs.append(Pair(arch=decode(tiny, row), val_accuracy=row.sum() / 255, macs=1, params=1))
     assert len({pair.arch for pair in pairs}) == len(pairs) == tiny.size()
+
+
+def test_pairs_are_of_the_weights_and_of_one_writer(fresh: Path) -> None:
+    collect(fresh, 2, 0)
+    path = pairs_path(fresh)
+    assert {pair.weights_sha256 for pair in read_pairs(fresh)} == {weights_digest(fresh)}
+    written = path.read_text()
+    with write_lock(fresh), pytest.raises(UserError, match="is being written by process"):
+        collect(fresh, 3, 0)
+    # Twice the same architecture, as two writers on a file system without locks would leave it.
+    path.write_text(written + written)
+    assert len(read_pairs(fresh)) == 2
+    collect(fresh, 2, 0)
+    assert path.read_text() == written
+    # Pairs that were copied from another run.
+    first = json.loads(written.splitlines()[0]) | {"weights_sha256": "0" * 64}
+    path.write_text(json.dumps(first) + "\n")
+    with pytest.raises(UserError, match=r"line 1 is of other weights .*\.collect --run .* --overwrite"):
+        collect(fresh, 3, 0)
+    assert parse(Collect, ["--run", str(fresh), "--count", "2", "--overwrite"]).execute() == 0
+    assert path.read_text() == written

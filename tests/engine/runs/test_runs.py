@@ -19,6 +19,7 @@ def make_run(path: Path, config: str, points: list[dict[str, object]], done: boo
     write_json(path / "env.json", {})
     (path / "metrics.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
     if done:
+        (path / "weights.safetensors").touch()
         (path / "DONE").touch()
     return path
 

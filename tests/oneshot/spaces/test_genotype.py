@@ -90,7 +90,7 @@ def test_the_folder_of_a_finished_search(tmp_path: Path) -> None:
     write_json(tmp_path / "genotype.json", find_genotype("PDARTS").model_dump(mode="json"))
     with pytest.raises(UserError, match="is not finished"):
         find_genotype(str(tmp_path))
-    (tmp_path / "DONE").touch()
+    (tmp_path / "DONE").write_text("genotype.json\n")
     assert find_genotype(str(tmp_path)) == find_genotype("PDARTS")
 
 

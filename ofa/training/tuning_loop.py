@@ -1,0 +1,225 @@
+"""The loop that tunes one subnet or several in one pass over the data; `ofa.tune` is the command."""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from engine.compute.distributed import Ranks
+from engine.config import format_count
+from engine.data.dataset import Data
+from engine.loop import EpochLoop
+from engine.optim import SGD, build_sgd, clip_gradients, set_learning_rate
+from engine.plot.confusion import write_confusion
+from engine.run import Run
+from engine.statistics import describe_confusion, overall_accuracy
+from engine.training import Training, TrainingCommand
+from ofa.calibration import EVALUATION_BATCH, prepare, subnet_confusion
+from ofa.space.arch import largest
+from ofa.supernet import Supernet
+from ofa.training.teacher import Teacher
+from ofa.training.tuning import TEACHER_WEIGHT, TUNING_SGD, tune_step, tuning_rate
+
+# Data draws an epoch's order and augmentation from its own seed and the number of the epoch. Its seed is that
+# of the validation split, which must stay; so every seed of tuning has epochs of its own, this far apart.
+EPOCHS_APART = 1_000_000
+
+
+class TuningSettings(TrainingCommand):
+    """What decides how a subnet learns while it is tuned."""
+
+    sgd: SGD = Field(
+        TUNING_SGD,
+        description="the optimiser; its rate and decay are by default those of the run, with a cosine to 0",
+    )
+    teacher_weight: float = Field(
+        TEACHER_WEIGHT, ge=0, description="weight of the teacher's loss, beside 1 for that of the labels"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the labels spread over all classes")
+
+
+class Tuning(Training):
+    """One subnet that is tuned: its weights, its optimiser, its best checkpoint and its run folder."""
+
+    def __init__(
+        self,
+        config: TuningSettings,
+        run: Run,
+        network: Supernet,
+        data: Data,
+        ranks: Ranks,
+        calibration_images: int,
+    ):
+        super().__init__(config, run, network, data, ranks, config.epochs)
+        self.config, self.name, self.single = config, run.path.name, network
+        self.calibration_images = calibration_images
+        self.optimizer = build_sgd(config.sgd, network)
+        self.untuned = 0.0  # accuracy of the subnet as the supernet gave it
+        self.best: dict[str, Any] = {"accuracy": -1.0, "epochs": 0, "weights": {}}
+        self.restore()  # last, since it fills what is made above
+
+    def learn(self, x: Tensor, y: Tensor, teacher_NK: Tensor | None) -> None:
+        """One optimiser step on one batch.
+
+        Args:
+            x: this rank's images (N, C, side, side).
+            y: classes (N,) or class probabilities (N, K).
+            teacher_NK: logits of the teacher; None: labels alone.
+        """
+        config, sgd = self.config, self.config.sgd
+        set_learning_rate(self.optimizer, tuning_rate(sgd, self.step, self.steps, self.total))
+        self.optimizer.zero_grad()
+        losses = tune_step(self.single, x, y, teacher_NK, config.teacher_weight, config.label_smoothing)
+        losses = self.ranks.average_gradients(self.single.parameters(), losses)
+        clip_gradients(sgd, self.single)
+        self.optimizer.step()
+        self.done(losses)
+
+    def metrics(self, losses: list[float]) -> tuple[dict[str, Any], str]:
+        """The loss of the labels, then that of the teacher."""
+        point = dict(zip(("loss", "distillation"), losses, strict=False))
+        return point, f"{self.name} {losses[0]:.3f}"
+
+    def evaluate(self, epoch: int, last: bool) -> None:
+        """Validation accuracy of the calibrated network; the best weights so far are kept.
+
+        Args:
+            epoch: the epoch that ended, from 0; -1 before the first.
+            last: whether it was the last one; then the result is also printed.
+        """
+        if not self.ranks.first:
+            return
+        arch = largest(self.single.space)
+        subnet = prepare(self.single, arch, self.data, self.calibration_images)
+        classes = self.data.classes
+        found = subnet_confusion(subnet, self.data.batches("val", EVALUATION_BATCH), len(classes))
+        score = self.score = overall_accuracy(found)
+        self.folder.log(step=self.step, epoch=epoch, arch=self.name, val_accuracy=score)
+        # Equal ones: the later weights have learned more, and accuracy is coarse on few images.
+        if score >= self.best["accuracy"]:
+            # What the subnet's layers hold, its own BatchNorm statistics among it, under the network's names.
+            own = self.single.slices(arch)
+            with torch.no_grad():
+                for name, tensor in subnet.state_dict().items():
+                    if name in own:
+                        own[name].copy_(tensor)
+            weights = {name: tensor.cpu().clone() for name, tensor in self.single.state_dict().items()}
+            confusion = torch.from_numpy(found)
+            self.best = {"accuracy": score, "epochs": epoch + 1, "weights": weights, "confusion": confusion}
+        if epoch < 0:
+            self.untuned = score
+        if last:
+            macs, _ = self.single.cost(arch)
+            of_best = self.best["confusion"].numpy()
+            print(
+                f"  {self.name:9} {format_count(macs):>6} MACs  {self.untuned:.2%} before, best after "
+                f"{self.best['epochs']} of {self.epochs} epochs {describe_confusion(of_best, classes)}"
+            )
+            write_confusion(
+                self.folder.path / "confusion" / "val", f"{self.name}, validation", of_best, classes
+            )
+
+    def exported_state_dict(self) -> dict[str, Tensor]:
+        """The best weights so far."""
+        weights: dict[str, Tensor] = self.best["weights"]
+        return weights
+
+    def state(self) -> dict[str, Any]:
+        """Network and optimiser, and the best weights so far."""
+        return super().state() | {"best": self.best, "untuned": self.untuned}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` returned."""
+        super().load(state)
+        self.best, self.untuned = state["best"], float(state["untuned"])
+
+    def divergence_hint(self, step: int) -> str:
+        """A lower rate."""
+        return f"a lower --sgd.lr (now {self.config.sgd.lr})"
+
+
+class TuningTogether(EpochLoop):
+    """Several subnets that are tuned in one pass over the data, and with one pass of their teacher.
+
+    Nothing goes from one to another, so it does not matter which subnets are together: each ends with the
+    same weights as alone. A process that is killed while it writes checkpoints leaves some a few steps ahead;
+    those wait for the others.
+
+    Args:
+        tunings: one or more.
+        teacher: their teacher; None: labels alone.
+    """
+
+    verb: ClassVar[str] = "tune"
+
+    def __init__(self, tunings: list[Tuning], teacher: Teacher | None):
+        last = min(tunings, key=_steps_done)
+        super().__init__(last.folder, last.epochs, last.ranks)
+        self.tunings, self.teacher = tunings, teacher
+        self.step, self.epoch, self.batches_done = last.step, last.epoch, last.batches_done
+        self.data, self.config = last.data, last.config
+        self.saving = last.saving
+
+    def steps_in(self, epoch: int) -> int:
+        """Every epoch has the same number of batches."""
+        return self.tunings[0].steps
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's share of the images and labels that remain of the epoch."""
+        epoch = self.epoch + EPOCHS_APART * self.config.seed
+        return self.data.train_batches(
+            self.config.batch_size, epoch, skip=self.batches_done, ranks=self.ranks
+        )
+
+    def run(self) -> int:
+        """Measure each subnet as it is, then train: untuned weights are kept if nothing is better."""
+        for tuning in self.tunings:
+            if not tuning.best["weights"]:
+                tuning.evaluate(-1, self.epochs == 0)
+                tuning.save()
+        return super().run()
+
+    def update(self, x: Tensor, y: Tensor) -> None:
+        """One step of every subnet on one batch."""
+        taught = self.teacher(x) if self.teacher else None
+        for tuning in self.tunings:
+            if tuning.step == self.step:
+                tuning.learn(x, y, taught)
+        self.batches_done, self.step = self.batches_done + 1, self.step + 1
+
+    def log(self) -> str:
+        """Each subnet logs its own losses."""
+        return "  ".join([tuning.log() for tuning in self.tunings])
+
+    def check_finite(self) -> None:
+        """Refuse weights of any subnet that are not finite."""
+        for tuning in self.tunings:
+            tuning.check_finite()
+
+    def end_epoch(self) -> None:
+        """Each subnet that is at this epoch evaluates, if its time has come."""
+        for tuning in self.tunings:
+            if tuning.epoch == self.epoch:
+                tuning.end_epoch()
+        super().end_epoch()
+
+    def save(self) -> None:
+        """A checkpoint of each subnet in its own folder."""
+        for tuning in self.tunings:
+            tuning.save()
+
+    def keep_checkpoint(self) -> None:
+        """Each subnet keeps its own."""
+        for tuning in self.tunings:
+            tuning.keep_checkpoint()
+
+    def finish(self) -> None:
+        """Write DONE in the folder of each subnet."""
+        for tuning in self.tunings:
+            tuning.finish()
+
+
+def _steps_done(tuning: Tuning) -> int:
+    return tuning.step
