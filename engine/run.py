@@ -37,7 +37,8 @@ RUN_FILES = {
 }
 FRONT = "front.json"  # in selected/: a list of subnets, where the files beside it hold one subnet each
 # Settings that a resumed run may change.
-MAY_DIFFER = {"device", "threads", "tensorboard", "mlflow", "log_conflicts", "keep", "checkpoint_every"}
+MAY_DIFFER = {"device", "threads", "tensorboard", "mlflow", "log_conflicts"}
+MAY_DIFFER |= {"keep", "checkpoint_every", "on_divergence"}
 WEIGHTS = "weights.safetensors"
 
 

@@ -33,7 +33,7 @@ def _lasting(stream: TextIO | None, tell: Callable[[], None]) -> TextIO:
     if not isinstance(stream, io.TextIOWrapper):
         return stream
     stream.flush()
-    raw = _Lasting(stream.fileno(), tell)
+    raw = _Lasting(stream, tell)
     # A question mark for a letter that the terminal's encoding lacks is better than no line. UTF-8 has all
     # letters; what it cannot write is half of a pair, out of a file name that is no UTF-8.
     utf_8 = codecs.lookup(stream.encoding).name == "utf-8"
@@ -47,15 +47,15 @@ def _lasting(stream: TextIO | None, tell: Callable[[], None]) -> TextIO:
 
 
 class _Lasting(io.RawIOBase):
-    """Bytes to a file descriptor; from its first error on they are dropped.
+    """Bytes to the file of a stream; from its first error on they are dropped.
 
     Args:
-        file: the descriptor, which stays open.
+        stream: it is kept, since with it its file would be closed.
         tell: called once, at the first error.
     """
 
-    def __init__(self, file: int, tell: Callable[[], None]) -> None:
-        self._file, self._tell = file, tell
+    def __init__(self, stream: TextIO, tell: Callable[[], None]) -> None:
+        self._stream, self._file, self._tell = stream, stream.fileno(), tell
         self._gone = False
 
     def writable(self) -> bool:
