@@ -152,7 +152,7 @@ def test_a_place_that_takes_no_files(tiny_yaml: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
-def test_a_file_that_cannot_be_replaced(
+def test_a_file_that_cannot_be_replaced_and_a_clock_that_runs_backwards(
     train: Starts,
     trained_run: Path,
     tiny_yaml: Path,
@@ -161,8 +161,14 @@ def test_a_file_that_cannot_be_replaced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """state.pt becomes a folder in the second epoch; once it is gone the run goes on from the start."""
-    out = tmp_path / "run"
-    original = Trainer.update
+    out, original = tmp_path / "run", Trainer.update
+    began, calls = time.time(), [0]
+
+    def backwards() -> float:
+        calls[0] += 1
+        return began - 3600 * calls[0]
+
+    monkeypatch.setattr(time, "time", backwards)
 
     def update(self: Trainer, x: torch.Tensor, y: torch.Tensor) -> None:
         original(self, x, y)
@@ -178,21 +184,6 @@ def test_a_file_that_cannot_be_replaced(
     (out / "state.pt").rmdir()
     assert train(out, "--resume") == 0
     assert same_weights(out, trained_run)
-
-
-@pytest.mark.slow
-def test_a_clock_that_runs_backwards(
-    train: Starts, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    began, calls = time.time(), [0]
-
-    def backwards() -> float:
-        calls[0] += 1
-        return began - 3600 * calls[0]
-
-    monkeypatch.setattr(time, "time", backwards)
-    assert train(tmp_path / "run") == 0
-    assert same_weights(tmp_path / "run", trained_run)
 
 
 @pytest.mark.slow
