@@ -15,6 +15,10 @@ class WorkerDied(UserError):
     """A worker process that prepares images ended before its work was done."""
 
 
+class Diverged(UserError):
+    """A loss or a weight of a training is no longer finite."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """The end of a sentence about an unknown `word`: the choice most like it, or else all choices."""
     known = sorted(choices)

@@ -1,5 +1,6 @@
 """Turn trained weights of others into a run folder that every later command takes."""
 
+import shlex
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -200,10 +201,11 @@ class Convert(Command):
         if not loaded.only_starts:
             say(f"next: python -m predictors.collect{run_flag(run.path)}")
             return
-        images = ""
+        images = []
         if isinstance(self.data, ImageFolder):
-            images = f" --data.path {self.data.path} --data.size {self.data.size}"
-        train = f"python -m ofa.train --config ofa/finetune --init {run.path}{images} --out runs/finetuned"
+            images = ["--data.path", str(self.data.path), "--data.size", str(self.data.size)]
+        words = ["--config", "ofa/finetune", "--init", str(run.path), *images, "--out", "runs/finetuned"]
+        train = f"python -m ofa.train {shlex.join(words)}"
         say(f"next: {train}")
         if network is not None:
             say(f"or fine-tune it as it is: python -m ofa.tune{run_flag(run.path)} --arch {name}")

@@ -1,5 +1,6 @@
 """Measure how long architectures take on a device, and keep it as a latency table for predictors.select."""
 
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -274,7 +275,8 @@ def _print_quality(table: LatencyTable, space: Space) -> None:
 
 def _write(table: LatencyTable, out: Path) -> int:
     write_json(out, table.model_dump(mode="json"))
-    say(f"written to {out}\nnext: python -m predictors.select --latency 10ms --latency-table {out}")
+    print(f"written to {out}")
+    say(f"next: python -m predictors.select --latency 10ms --latency-table {shlex.quote(str(out))}")
     return 0
 
 

@@ -215,8 +215,8 @@ class FolderData(IndexedData):
             if "DataLoader worker" not in str(error):
                 raise
             raise WorkerDied(
-                f"A process that decodes images died ({str(error).splitlines()[0]}); run the same command "
-                "again."
+                f"A process that decodes images died ({str(error).splitlines()[0]}), maybe without memory; "
+                "use fewer --data.workers, and run the same command again, a training with --resume."
             ) from None
 
 

@@ -79,7 +79,7 @@ def summarise(path: Path, folder: Path) -> RunSummary:
     return RunSummary(
         path=path,
         name=path.relative_to(folder).as_posix() if path != folder else path.resolve().name,
-        kind=_kind(path, config),
+        kind=kind_of(path, config),
         state=_state(path, config, points),
         data=_data(config),
         best=max(scores, default=None),
@@ -116,7 +116,8 @@ def _last_and_accuracies(path: Path) -> list[dict[str, Any]]:
     return points
 
 
-def _kind(path: Path, config: dict[str, Any]) -> str:
+def kind_of(path: Path, config: dict[str, Any]) -> str:
+    """What a run is, by the settings that only its command has; `RunSummary` lists the kinds."""
     if "method" in config:
         return "search"
     if "genotype" in config:
