@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from engine.errors import UserError
+from engine.errors import UserError, shortened
 from engine.run import atomic
 
 
@@ -38,14 +38,37 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file by name, on CPU.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is missing or damaged, or its weights are NaN, infinite or all zero.
     """
     try:
-        return load_file(path)
+        weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"Weights '{path}' cannot be loaded ({error}); train again or copy the file again."
         ) from None
+    _check_weights(path, weights)
+    return weights
+
+
+def _check_weights(path: Path, weights: dict[str, Tensor]) -> None:
+    """Refuse weights with which every image gets the same answer, or none.
+
+    Raises:
+        UserError: a weight is NaN or infinite, or all of them are zero.
+    """
+    matrices = []
+    for name, tensor in weights.items():
+        if tensor.is_floating_point():
+            if not bool(tensor.isfinite().all()):
+                raise UserError(
+                    f"Weights '{path}' hold NaN or infinity, first in {shortened(name)}; train again, or "
+                    "copy the file again."
+                )
+            # Biases and BatchNorm are zero in networks that are in order; all convolutions never are.
+            if tensor.ndim > 1:
+                matrices.append(tensor)
+    if matrices and not any(bool(tensor.any()) for tensor in matrices):
+        raise UserError(f"Weights '{path}' are all zero; train again, or copy the file again.")
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

@@ -250,7 +250,7 @@ def _explain(error: ValidationError, model: type[BaseModel], has_flags: bool) ->
     unknown = [complaint for complaint in complaints if complaint["type"] == "extra_forbidden"]
     first = (unknown or complaints)[0]
     path, siblings = _locate(model, first["loc"])
-    where = ".".join(path)
+    where = shortened(".".join(path))
     # pydantic puts these words before the text of a ValueError that a validator of ours raised.
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
     match first["type"]:

@@ -7,6 +7,7 @@ lines that are appended to a JSONL file go there directly.
 import contextlib
 import csv
 import json
+import math
 import os
 import platform
 import shlex
@@ -165,7 +166,7 @@ class Run:
     def forget_after(self, step: int) -> None:
         """Drop the metrics logged after `step`: the resumed run logs them again."""
         points = read_lines(self.path / "metrics.jsonl")
-        write_lines(self.path / "metrics.jsonl", [p for p in points if p["step"] <= step])
+        write_lines(self.path / "metrics.jsonl", [p for p in points if _step_of(p) <= step])
 
     def finish(self) -> None:
         """Write DONE, and tell the trackers."""
@@ -289,6 +290,12 @@ class Run:
                 f"{path}/config.yaml --out {path} --resume."
             )
         return run
+
+
+def _step_of(point: dict[str, Any]) -> float:
+    """The step of a point of metrics.jsonl; infinite, so that the point is dropped, if it has none."""
+    step = point.get("step")
+    return step if isinstance(step, int | float) else math.inf
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from engine.config import validate
 from engine.errors import UserError
+from engine.outside.names import ClassNames, PlainName
 from engine.run import read_json
 from export.formats import format_of, is_model_file
 
@@ -65,14 +66,14 @@ class Manifest(BaseModel):
     # Later versions, and `facts` of export.to_onnx, add keys; bundles carry all of them on.
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    file: str
-    subnet: str
+    file: PlainName
+    subnet: PlainName
     target: str
     precision: str
     input: Tensor
     output: Tensor
     features: tuple[FeatureMap, ...] | None = None
-    classes: tuple[str, ...] | None
+    classes: ClassNames | None
     preprocessing: dict[str, Any] | None
     architecture: dict[str, Any]
     weights: dict[str, Any] | None = None
@@ -102,9 +103,10 @@ def is_manifest(path: Path) -> bool:
     """Whether a JSON file is a manifest, of whatever version."""
     try:
         # Three keys that every version wrote. Another program may have written a .json beside its model.
-        return {"file", "target", "subnet"} <= set(read_json(path))
-    except (UserError, TypeError):
+        values = read_json(path)
+    except UserError:
         return False
+    return isinstance(values, dict) and {"file", "target", "subnet"} <= values.keys()
 
 
 def digest(path: Path) -> str:

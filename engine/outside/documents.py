@@ -44,11 +44,12 @@ def read_text(path: Path, most_bytes: int) -> str:
     except ValueError:  # a NUL character in the name
         raise UserError(f"{str(path)!r} is not the name of a file.") from None
     if len(content) > most_bytes:
-        raise UserError(f"{path} has more than {most_bytes // 1000**2} MB, the most that is read.")
+        raise UserError(f"{path} cannot be read: it has more than {most_bytes // 1000**2} MB.")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}).") from None
+        reason = f"{error.reason} at byte {error.start}"
+        raise UserError(f"{path} cannot be read: it is not text in UTF-8 ({reason}).") from None
 
 
 class DocumentError(ValueError):
@@ -101,7 +102,7 @@ def _whole_number(text: str) -> int:
 def _check_values(value: Any) -> None:
     """Refuse values that are nested too deep, or texts with half a character."""
     level = [value]
-    for _ in range(MOST_DEPTH + 1):
+    for _ in range(MOST_DEPTH):
         inner: list[Any] = []
         for one in level:
             if isinstance(one, dict):

@@ -181,16 +181,16 @@ def _provenance(bundle: Bundle) -> Iterator[str]:
     if selection is not None and selection.constraints:
         limits = []
         for limit in selection.constraints:
-            limits.append(f"{limit['name']} of at most {format_count(limit['limit'])}{limit['unit']}")
+            limits.append(f"{limit.name} of at most {format_count(limit.limit)}{limit.unit}")
         how = f", with a predictor that learned from {selection.pairs} subnets" if selection.pairs else ""
         yield f"- Chosen for {_list(limits)}{how}."
     tuned = bundle.files[0].architecture.get("tuned")
     if tuned is not None:
         epochs = "1 epoch" if tuned["epochs"] == 1 else f"{tuned['epochs']} epochs"
         yield f"- Tuned for {epochs} after the supernet's training; teacher: {_plain(tuned['teacher'])}."
-    if made.git is not None and made.git["commit"]:
-        state = ", with uncommitted changes" if made.git["dirty"] else ""
-        yield f"- Source at commit `{made.git['commit']}`{state}."
+    if made.git is not None and made.git.commit:
+        state = ", with uncommitted changes" if made.git.dirty else ""
+        yield f"- Source at commit `{made.git.commit}`{state}."
     yield f"- Trained with {_versions(made.versions)}."
     yield f"- Bundled with {_versions(bundle.versions)}."
     yield "- Commands:"

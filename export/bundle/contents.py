@@ -1,17 +1,26 @@
 """What is in a bundle, as data: the manifest.json of the folder."""
 
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeFloat
 
 from engine.config import validate
 from engine.errors import UserError
+from engine.outside.names import ClassNames, PlainName, inside
 from engine.run import read_json
 from export.manifest import Manifest, digest
 
 # classify.py and the demo page read these by name.
 MANIFEST, LABELS, CARD, EXAMPLE = "manifest.json", "labels.txt", "model_card.md", "classify.py"
+
+
+class GitState(BaseModel):
+    """The state of the source that a command ran from: its commit, and whether it was changed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    commit: str | None
+    dirty: bool
 
 
 class Provenance(BaseModel):
@@ -29,11 +38,50 @@ class Provenance(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     commands: tuple[str, ...]
-    data: dict[str, Any]
+    data: dict[str, str]
     seed: int
     config_sha256: str
     versions: dict[str, str]
-    git: dict[str, Any] | None
+    git: GitState | None
+
+
+class Environment(BaseModel):
+    """The part of a run's env.json that a bundle tells on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    command: str | None = None
+    versions: dict[str, str]
+    git: GitState | None
+
+
+class DataSource(BaseModel):
+    """Name and place of a run's images."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    path: str | None = None
+
+
+class TrainedOn(BaseModel):
+    """The part of a run's config.yaml that a bundle tells on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    data: DataSource
+    seed: int
+
+
+class Limit(BaseModel):
+    """A limit that a subnet was selected for. value: what the subnet has."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    limit: FiniteFloat
+    value: FiniteFloat
+    unit: str
 
 
 class Selection(BaseModel):
@@ -47,9 +95,9 @@ class Selection(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    constraints: tuple[dict[str, Any], ...]
+    constraints: tuple[Limit, ...]
     pairs: int | None
-    predicted_accuracy: float | None
+    predicted_accuracy: FiniteFloat | None
 
 
 class FileTiming(BaseModel):
@@ -60,9 +108,9 @@ class FileTiming(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    wall_p50: float
-    wall_p90: float
-    noise: float
+    wall_p50: NonNegativeFloat
+    wall_p90: NonNegativeFloat
+    noise: NonNegativeFloat
     threads: int
     runtime: str
     machine: str
@@ -76,14 +124,14 @@ class Bundle(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    subnet: str
-    classes: tuple[str, ...]
+    subnet: PlainName
+    classes: ClassNames
     files: tuple[Manifest, ...]
     provenance: Provenance
     selection: Selection | None
-    benchmark: dict[str, FileTiming]
+    benchmark: dict[PlainName, FileTiming]
     versions: dict[str, str]
-    sha256: dict[str, str] = {}
+    sha256: dict[PlainName, str] = {}
 
 
 def read_bundle(folder: Path) -> Bundle:
@@ -99,11 +147,18 @@ def read_bundle(folder: Path) -> Bundle:
     bundle = validate(Bundle, read_json(folder / MANIFEST), str(folder / MANIFEST))
     for name, expected in bundle.sha256.items():
         # A manifest from elsewhere must not make anybody read files outside of its folder.
-        if Path(name).name != name or not (folder / name).is_file():
+        if not inside(folder, name).is_file():
             raise UserError(f"Bundle '{folder}' lacks '{name}'; copy the whole folder again.")
         if digest(folder / name) != expected:
             raise UserError(
                 f"'{folder / name}' is not what was bundled (SHA-256 differs); copy it again, or bundle "
                 "again."
+            )
+    # What is not hashed could be anything, and the demo serves and runs every file of the list.
+    for file in bundle.files:
+        if file.file not in bundle.sha256:
+            raise UserError(
+                f"'{folder / MANIFEST}' has no SHA-256 of '{file.file}', so nobody can tell whether it is "
+                "what was bundled; bundle again."
             )
     return bundle

@@ -138,7 +138,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         # The size is checked before the body is read, so that nobody can fill the memory.
         size = self.headers.get("Content-Length", "")
-        if not size.isdigit() or int(size) > MOST_BYTES:
+        # Digits of other scripts, such as ², are digits for Python and no numbers.
+        is_number = size.isascii() and size.isdigit() and len(size) <= len(str(MOST_BYTES))
+        if not is_number or int(size) > MOST_BYTES:
             self.close_connection = True  # the body is not read
             self._json(
                 {"error": f"The image must have no more than {MOST_BYTES // 1000**2} MB."},

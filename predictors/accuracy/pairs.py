@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, PositiveInt
 
 from engine.config import Config, validate
 from engine.errors import UserError
@@ -19,8 +19,8 @@ class Pair(Config):
 
     arch: Arch
     val_accuracy: Accuracy
-    macs: int
-    params: int
+    macs: PositiveInt
+    params: PositiveInt
 
 
 class Selected(BaseModel):
@@ -28,7 +28,7 @@ class Selected(BaseModel):
 
     # BaseModel instead of Config, which would refuse the other fields of the file.
     arch: Arch
-    macs: int
+    macs: PositiveInt
     predicted_accuracy: float | None = None
     val_accuracy: Accuracy
 
