@@ -1,6 +1,5 @@
 """Weights as safetensors (nothing runs when they are loaded) and resume state as one atomic file."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +103,11 @@ def load_state(path: Path) -> dict[str, Any]:
         # On CPU: `load_state_dict` brings tensors to their device, and Adam wants its step counts on the CPU.
         # With weights_only no code in the file runs.
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:
+        # torch's reader has no common class of errors: a damaged file makes it raise whatever it meets.
         raise UserError(
             f"Resume state '{path}' cannot be loaded ({type(error).__name__}); start again with --overwrite."
         ) from None
-    assert isinstance(state, dict)
+    if not isinstance(state, dict):
+        raise UserError(f"Resume state '{path}' holds no state; start again with --overwrite.")
     return state

@@ -5,15 +5,17 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt
 
 from engine.config import validate
 from engine.errors import UserError
 from engine.outside.names import ClassNames, PlainName
 from engine.run import read_json
 from export.formats import format_of, is_model_file
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Tensor(BaseModel):
@@ -47,10 +49,10 @@ class Accuracy(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    predicted: float | None = None
-    torch: float
-    file: float
-    images: int
+    predicted: Share | None = None
+    torch: Share
+    file: Share
+    images: PositiveInt
     split: str = "val"
 
 
@@ -77,12 +79,12 @@ class Manifest(BaseModel):
     preprocessing: dict[str, Any] | None
     architecture: dict[str, Any]
     weights: dict[str, Any] | None = None
-    macs: int
-    params: int
+    macs: PositiveInt
+    params: PositiveInt
     accuracy: Accuracy | None
     parity: dict[str, Any]
     quantization: dict[str, Any] | None
-    milliseconds: float
+    milliseconds: FiniteFloat
     opset: int | None
     ir_version: int | None
     bytes: int

@@ -1,8 +1,17 @@
 """What is in a bundle, as data: the manifest.json of the folder."""
 
 from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeFloat
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeFloat,
+    PositiveFloat,
+    model_validator,
+)
 
 from engine.config import validate
 from engine.errors import UserError
@@ -100,6 +109,35 @@ class Selection(BaseModel):
     predicted_accuracy: FiniteFloat | None
 
 
+Side = Annotated[int, Field(ge=1, le=8192)]  # of an image in pixels: memory is taken for so many
+
+
+class Preparation(BaseModel):
+    """What classify.py and the demo page read of a file's `preprocessing`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    image_size: Side | None = None
+    center_crop: Side | None = None
+    resize_shorter_side: Side | None = None
+    resize_interpolation: str = "bicubic"
+    resize: tuple[Side, Side]
+    channels: Literal["RGB", "gray"]
+    mean: tuple[FiniteFloat, ...]
+    std: tuple[PositiveFloat, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.center_crop is None and self.image_size is None:
+            raise ValueError("the preprocessing has neither center_crop nor image_size")
+        channels = 3 if self.channels == "RGB" else 1
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise ValueError(f"mean and std must have a number for each of {channels} channels")
+        if self.resize_interpolation.split(",")[0] not in ("bicubic", "bilinear"):
+            raise ValueError("resize_interpolation must be bicubic or bilinear")
+        return self
+
+
 class FileTiming(BaseModel):
     """What export.benchmark measured of a file: milliseconds of one image in wall time, and on what.
 
@@ -132,6 +170,15 @@ class Bundle(BaseModel):
     benchmark: dict[PlainName, FileTiming]
     versions: dict[str, str]
     sha256: dict[PlainName, str] = {}
+
+    @model_validator(mode="after")
+    def _can_be_prepared(self) -> Self:
+        for file in self.files:
+            # Not in `Manifest`: files that are no part of a bundle may be prepared in any way.
+            Preparation.model_validate(file.preprocessing or {})
+            if file.classes != self.classes:
+                raise ValueError(f"'{file.file}' has other classes than the bundle")
+        return self
 
 
 def read_bundle(folder: Path) -> Bundle:

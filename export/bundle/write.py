@@ -118,6 +118,22 @@ def gather(run: Run, name: str, paths: list[Path]) -> Bundle:
         versions=env.versions,
         git=env.git,
     )
+    try:
+        return _described(run, name, paths, files, provenance)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UserError(
+            f"The manifests beside '{paths[0]}' make no bundle ({shortened(reason)}); export again with "
+            "python -m export.onnx."
+        ) from None
+
+
+def _described(
+    run: Run, name: str, paths: list[Path], files: list[Manifest], provenance: Provenance
+) -> Bundle:
+    """The bundle of these files."""
+    first, classes = files[0], files[0].classes
+    assert classes is not None, "`gather` has refused that"
     return Bundle(
         subnet=name,
         classes=classes,

@@ -46,7 +46,7 @@ def test_no_program_in_a_state_runs(tmp_path: Path) -> None:
     torch.save({"step": Program(place)}, path)
     with pytest.raises(UserError, match="cannot be loaded"):
         load_state(path)
-    path.write_bytes(pickle.dumps(Program(place)))
+    path.write_bytes(pickle.dumps(Program(place), protocol=2))
     with pytest.raises(UserError, match="cannot be loaded"):
         load_state(path)
     assert not place.exists()
