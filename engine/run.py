@@ -21,6 +21,7 @@ import yaml
 from engine.command.start import command_line
 from engine.config import Config, read_yaml
 from engine.errors import UserError
+from engine.outside.documents import MOST_JSON_BYTES, DocumentError, parse_json, read_text
 from engine.runs.aside import replace_run
 from engine.runs.tracking import Tracker
 from engine.runs.writing import atomic, sync, work_folder
@@ -52,13 +53,12 @@ def read_json(path: Path) -> Any:
     """The value in a JSON file.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is missing, damaged or beyond a limit.
     """
+    text = read_text(path, MOST_JSON_BYTES)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
+        return parse_json(text)
+    except DocumentError as error:
         raise UserError(
             f"{path} is not valid JSON ({error}); write it again with the command that made it."
         ) from None
@@ -77,8 +77,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     # Up to the last line break: what stands after it was never written to its end.
     for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = parse_json(line)
+        except DocumentError:
             row = None
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number} is not a JSON object; remove the line.")
@@ -324,7 +324,7 @@ class Run:
 
 def _by_dotted_names(values: dict[str, Any], section: str = "") -> dict[str, Any]:
     """Settings by the names of their flags: `data.path` for `path` in the section `data`."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
             found |= _by_dotted_names(value, f"{section}{name}.")

@@ -90,6 +90,10 @@ def module_of(command: type[Command]) -> str:
 
 def _given(command: type[Command], argv: list[str]) -> dict[str, Any]:
     """The values that the flags give, section by section."""
+    for word in argv:
+        # The bytes of a word that is no UTF-8 come as halves of characters, which no later step can take.
+        if not word.isascii() and any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise UserError(f"{word!a} on the command line is not text in UTF-8; type or rename it.")
     settings = SettingsConfigDict(
         cli_prog_name=f"python -m {module_of(command)}",
         cli_kebab_case=True,

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from engine.command.cli import Command, main
 from engine.command.progress import progress
+from engine.command.table import plain_console
 from engine.config import format_count
 from engine.errors import UserError
 from engine.runs.writing import atomic
@@ -55,7 +56,7 @@ class Describe(Command, extra="ignore"):  # it takes a recipe of ofa.train, whic
 
     def execute(self) -> int:
         """Print everything; write the picture if asked."""
-        space, console = load_space(self.space), Console()
+        space, console = load_space(self.space), plain_console()
         # Before the draws, which take time.
         if self.picture and self.picture.suffix not in PICTURES:
             raise UserError(f"Picture '{self.picture}' must end in {', '.join(PICTURES)}.")
