@@ -58,7 +58,7 @@ def from_module(module: nn.Module, classes: int | None = None, network: str | No
     found = fitting_networks(state, candidates)
     if not found:
         # The same question once more, for its error: which network it is like.
-        found = [recognise(state, f"Module {type(module).__name__}", source or "timm", network)]
+        found = [recognise(state, f"Module {type(module).__name__}", source, network)]
     best = _most_alike(module, found)
     space = best.network.load_space()
     arch = best.network.find_arch(space)

@@ -75,6 +75,9 @@ def test_what_fits_none_says_what_it_is_most_like_and_where_it_differs() -> None
     longer = state_of("resnet18") | {"neck.weight": torch.zeros(3)}
     with pytest.raises(UserError, match=r"resnet18, but it has neck.weight \(3,\) after the 102 tensors"):
         recognise(longer, "File", "timm")
+    # Nobody's: no source claims it, and no flag of ofa.convert helps.
+    with pytest.raises(UserError, match=r"File fits no known network: it is most like resnet18, but"):
+        recognise(longer, "File", "own")
     with pytest.raises(UserError, match=r"but tensor 1 is cls_token \(1, 1, 192\) where"):
         recognise(state_of("vit_tiny_patch16_224"), "File", "timm")
 
@@ -143,6 +146,9 @@ def test_a_module_that_computes_something_else_is_refused() -> None:
     module.relu = nn.SiLU()
     with pytest.raises(UserError, match=r"has the tensors of --from torchvision .* but its logits differ"):
         ofa.from_module(module)
+    small = nn.ModuleDict({"features": nn.Conv2d(3, 8, 3), "classifier": nn.Linear(8, 3)})
+    with pytest.raises(UserError, match="Module ModuleDict fits no known network: it is most like"):
+        ofa.from_module(small)
     with pytest.raises(UserError, match="ReLU has no weights"):
         ofa.from_module(nn.ReLU())
     with pytest.raises(UserError, match=r"Module VisionTransformer fits no network of timm"):
