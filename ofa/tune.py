@@ -155,7 +155,9 @@ class Tune(TrainingCommand):
             config = fitted._for(name)
             run = config.start(ranks)
             network = single_network(supernet, arch)
-            of_network = {"space": network.space, "arch": largest(network.space), "pretrained_only": False}
+            of_network = {"space": network.space, "arch": largest(network.space)}
+            # Of the run: the network has learned these classes now, with statistics of its own.
+            of_network |= {"pretrained_only": False, "converted": None}
             described = model.model_copy(update=of_network | {"tuned": Tuned(arch=arch, **common)})
             # Before the next question: a finished subnet of other weights is refused, not left as it is.
             if ranks.first:
