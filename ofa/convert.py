@@ -57,7 +57,7 @@ class Loaded(NamedTuple):
     network: Network | None
 
     @property
-    def only_starts(self) -> bool:
+    def pretrained_only(self) -> bool:
         """Whether nothing but a training or a tuning can follow."""
         return self.fresh or self.network is not None
 
@@ -165,7 +165,7 @@ class Convert(Command):
     def _write(self, run: Run, loaded: Loaded, data: Data, origin: WeightsOrigin) -> None:
         """Write model.json and the weights, and finish the run."""
         space, network = loaded.supernet.space, loaded.network
-        model = model_of(space, None, data, self.calibration_images, origin, loaded.only_starts)
+        model = model_of(space, None, data, self.calibration_images, origin, loaded.pretrained_only)
         if network is not None:
             model = model.model_copy(update={"converted": network.find_arch(space)})
         write_model(run.path / "model.json", model, "space")
@@ -191,14 +191,22 @@ class Convert(Command):
             )
         else:
             print(f"the classifier of {supernet.classes} classes is kept")
-        if not loaded.only_starts:
+        if not loaded.pretrained_only:
             say(f"next: python -m predictors.collect{run_flag(run.path)}")
             return
-        images = f" --data.path {self.data.path}" if isinstance(self.data, ImageFolder) else ""
+        images = _image_flags(self.data)
         train = f"python -m ofa.train --config ofa/finetune --init {run.path}{images} --out runs/finetuned"
         say(f"next: {train}")
         if network is not None:
             say(f"or fine-tune it as it is: python -m ofa.tune{run_flag(run.path)} --arch {name}")
+
+
+def _image_flags(data: DataConfig) -> str:
+    """The flags by which ofa.train finds the same images with recipe ofa/finetune, after a space."""
+    name = "" if isinstance(data, ImageFolder) else f" --data.name {data.name}"
+    # Embedded images have no path.
+    path = getattr(data, "path", None)
+    return f"{name} --data.path {path}" if path else name
 
 
 def space_of(kind: str) -> Space:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from engine.command.cli import parse
 from engine.errors import UserError
+from export.source import open_export_source
 from ofa.convert import Convert
 from ofa.space.arch import largest, smallest
 from ofa.subnet import extract
@@ -136,6 +137,8 @@ def test_a_network_of_ones_own_becomes_a_run(
     assert "half of own, licence of the weights: mine" in said
     assert "the classifier of 12 classes is kept" in said
     assert f"python -m ofa.tune --run {run} --arch" in said
+    assert f"--init {run} --data.name npz --data.path {images} --out" in said
+    assert not open_export_source(run, torch.device("cpu")).searchable, "predictors.report would refuse it"
     model, supernet = load_run(run)
     assert (model.mean, model.std) == ((0.5,) * 3, (0.25,) * 3)
     assert model.weights is not None and (model.weights.name, model.weights.licence) == ("half", "mine")
@@ -171,7 +174,7 @@ def test_a_converted_network_is_tuned_where_it_is_named_and_by_labels_alone(
     assert parse(Tune, [*words, "--arch", str(tmp_path / "arch.json")]).execute() == 0
     model = load_run(run / "tuned" / "arch")[0]
     assert model.tuned is not None and model.tuned.teacher == "none"
-    assert not model.pretrained_only
+    assert not model.pretrained_only and model.converted is None
 
 
 @pytest.mark.slow
