@@ -131,6 +131,7 @@ def test_live_modules_of_equal_tensors_are_told_apart_by_their_logits() -> None:
         module.pretrained_cfg = module.default_cfg = {}
         found = ofa.from_module(nn.Sequential(module)).network
         assert found.load_space() == find_networks("timm", name)[0].load_space()
+        assert found.licence == "unknown", "whose weights they are is not known"
 
 
 def test_a_live_module_of_timm_says_what_its_weights_want() -> None:
@@ -159,6 +160,11 @@ def test_a_file_of_the_users_own_is_checked(tmp_path: Path) -> None:
     (tmp_path / "net.yaml").write_text(yaml.safe_dump({"space": "resnet18", "mean": [0.5], "colour": "red"}))
     with pytest.raises(UserError, match=r"net.yaml.*colour"):
         find_networks("own", str(tmp_path / "net.yaml"))
+    for wrong in ({"std": [0.5, 0.5]}, {"std": [0.0]}, {"std": [0.5], "crop": 1.2}):
+        values = {"space": "resnet18", "mean": [0.5], "size": 64} | wrong
+        (tmp_path / "net.yaml").write_text(yaml.safe_dump(values))
+        with pytest.raises(UserError, match=r"net.yaml"):
+            find_networks("own", str(tmp_path / "net.yaml"))
     with pytest.raises(UserError, match="no network 'mine' of source 'own'; give a YAML file"):
         find_networks("own", "mine")
 
