@@ -116,9 +116,7 @@ def test_changed_pixels_are_found_although_the_weights_give_the_mean(train: Trai
         TrainedSupernet(tmp_path / "run", torch.device("cpu"))
 
 
-def test_runs_of_earlier_versions_which_note_no_digest_open(
-    grown: Path, tmp_path: Path
-) -> None:
+def test_runs_of_earlier_versions_which_note_no_digest_open(grown: Path, tmp_path: Path) -> None:
     run = shutil.copytree(grown, tmp_path / "run")
     model = read_json(run / "model.json")
     del model["pixels_sha256"]
