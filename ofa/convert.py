@@ -184,6 +184,14 @@ class Convert(Command):
             macs, params = supernet.cost(network.find_arch(supernet.space))
             cost = f"{format_count(macs)} MACs, {format_count(params)} parameters"
             print(f"the network is its architecture '{name}', {cost}; no smaller one has been trained")
+            # Libraries have several files of one network, under other licences and for other images.
+            if network.source in ("timm", "torchvision"):
+                mean, std = (",".join(map(str, values)) for values in (network.mean, network.std))
+                print(
+                    f"licence, mean {mean} and deviation {std} are those of {network.source}'s default "
+                    "weights; where the file holds others, ask for their licence, and give --data.mean and "
+                    "--data.std"
+                )
         if loaded.fresh:
             print(
                 "the classifier is new: the checkpoint has one for another number of classes than the "

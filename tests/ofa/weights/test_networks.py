@@ -151,6 +151,17 @@ def test_a_network_of_ones_own_becomes_a_run(
         assert relative(trained.subnet(model.converted)(x), half(x)) < 1e-5
 
 
+def test_what_a_library_says_of_its_default_weights_is_named_as_such(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = timm.create_model("mobilenetv3_small_100", num_classes=12)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    name = ["--from", "timm", "--as", "mobilenetv3_small_100"]
+    converted(tmp_path / "net.pth", *name, images=images)
+    said = capsys.readouterr().out
+    assert "mean 0.485,0.456,0.406 and deviation 0.229,0.224,0.225 are those of timm's default" in said
+
+
 def test_another_number_of_classes_gets_a_new_classifier(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
