@@ -156,8 +156,7 @@ class Tune(TrainingCommand):
             run = config.start(ranks)
             network = single_network(supernet, arch)
             of_network = {"space": network.space, "arch": largest(network.space)}
-            # Of the run: the network has learned these classes now, with statistics of its own.
-            of_network |= {"pretrained_only": False, "converted": None}
+            of_network |= {"pretrained_only": False, "converted": None}  # it has learned these classes
             described = model.model_copy(update=of_network | {"tuned": Tuned(arch=arch, **common)})
             # Before the next question: a finished subnet of other weights is refused, not left as it is.
             if ranks.first:
