@@ -80,7 +80,7 @@ class ExportSource(NamedTuple):
         preprocessing: the data set's own steps from an image file to pixels.
         weights: whose weights the training started from, as data; None: it started from scratch.
         networks: finds the networks that the user means.
-        searchable: whether it is a supernet, in which predictors.select can search.
+        searchable: whether it is a trained supernet, in which predictors.select can search.
     """
 
     run: Path
@@ -128,13 +128,15 @@ def open_export_source(
     # Both kinds of runs have a model.json; only a retrained network has a genotype in it.
     retrained = "genotype" in read_json(run / "model.json")
     trained: TrainedSupernet | TrainedNetwork
+    searchable = False
     if retrained:
         trained = TrainedNetwork(run, device, images)
-        networks, searchable = _genotype(run, trained), False
+        networks = _genotype(run, trained)
     else:
         trained = TrainedSupernet(run, device, images)
-        searchable = trained.model.arch is None
-        networks = _subnets(run, trained, untuned) if searchable else _single_arch(run, trained)
+        is_supernet = trained.model.arch is None
+        networks = _subnets(run, trained, untuned) if is_supernet else _single_arch(run, trained)
+        searchable = is_supernet and not trained.model.pretrained_only
     weights = trained.model.weights
     return ExportSource(
         run=run,

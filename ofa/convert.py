@@ -59,7 +59,7 @@ class Loaded(NamedTuple):
     network: Network | None
 
     @property
-    def only_starts(self) -> bool:
+    def pretrained_only(self) -> bool:
         """Whether nothing but a training or a tuning can follow."""
         return self.fresh or self.network is not None
 
@@ -172,7 +172,7 @@ class Convert(Command):
     def _write(self, run: Run, loaded: Loaded, data: Data, origin: WeightsOrigin) -> None:
         """Write model.json and the weights, and finish the run."""
         space, network = loaded.supernet.space, loaded.network
-        model = model_of(space, None, data, self.calibration_images, origin, loaded.only_starts)
+        model = model_of(space, None, data, self.calibration_images, origin, loaded.pretrained_only)
         if network is not None:
             model = model.model_copy(update={"converted": network.find_arch(space)})
         write_model(run.path / "model.json", model, "space")
@@ -191,6 +191,14 @@ class Convert(Command):
             macs, params = supernet.cost(network.find_arch(supernet.space))
             cost = f"{format_count(macs)} MACs, {format_count(params)} parameters"
             print(f"the network is its architecture '{name}', {cost}; no smaller one has been trained")
+            # Libraries have several files of one network, under other licences and for other images.
+            if network.source in ("timm", "torchvision"):
+                mean, std = (",".join(map(str, values)) for values in (network.mean, network.std))
+                print(
+                    f"licence, mean {mean} and deviation {std} are those of {network.source}'s default "
+                    "weights; where the file holds others, ask for their licence, and give --data.mean and "
+                    "--data.std"
+                )
         if loaded.fresh:
             print(
                 "the classifier is new: the checkpoint has one for another number of classes than the "
@@ -198,17 +206,25 @@ class Convert(Command):
             )
         else:
             print(f"the classifier of {supernet.classes} classes is kept")
-        if not loaded.only_starts:
+        if not loaded.pretrained_only:
             say(f"next: python -m predictors.collect{run_flag(run.path)}")
             return
-        images = []
-        if isinstance(self.data, ImageFolder):
-            images = ["--data.path", str(self.data.path), "--data.size", str(self.data.size)]
-        words = ["--config", "ofa/finetune", "--init", str(run.path), *images, "--out", "runs/finetuned"]
-        train = f"python -m ofa.train {shlex.join(words)}"
+        words = ["--config", "ofa/finetune", "--init", str(run.path), *_image_flags(self.data)]
+        train = f"python -m ofa.train {shlex.join([*words, '--out', 'runs/finetuned'])}"
         say(f"next: {train}")
         if network is not None:
             say(f"or fine-tune it as it is: python -m ofa.tune{run_flag(run.path)} --arch {name}")
+
+
+def _image_flags(data: DataConfig) -> list[str]:
+    """The flags by which ofa.train finds the same images with recipe ofa/finetune."""
+    flags = [] if isinstance(data, ImageFolder) else ["--data.name", data.name]
+    # Embedded images have no path, and those that fit into memory no size.
+    for field in ("path", "size"):
+        value = getattr(data, field, None)
+        if value is not None:
+            flags += [f"--data.{field}", str(value)]
+    return flags
 
 
 def space_of(kind: str) -> Space:

@@ -48,7 +48,7 @@ def from_module(module: nn.Module, classes: int | None = None, network: str | No
 
     Example:
         supernet, arch, network = ofa.from_module(timm.create_model("mobilenetv2_100", pretrained=True))
-        subnet = ofa.extract(supernet, arch)
+        subnet = ofa.extract(supernet.eval(), arch)  # calibrated already: it is the module
     """
     state = {name: tensor.detach().float().cpu() for name, tensor in module.state_dict().items()}
     source, settings = _source(module), _settings(module)
@@ -58,13 +58,13 @@ def from_module(module: nn.Module, classes: int | None = None, network: str | No
     found = fitting_networks(state, candidates)
     if not found:
         # The same question once more, for its error: which network it is like.
-        found = [recognise(state, f"Module {type(module).__name__}", source or "timm", network)]
+        found = [recognise(state, f"Module {type(module).__name__}", source, network)]
     best = _most_alike(module, found)
     space = best.network.load_space()
     arch = best.network.find_arch(space)
     supernet = Supernet(space, classes or len(best.tensors[-1]))
     load_in_order(supernet, arch, best.tensors)
-    return FromModule(supernet, arch, _described(best.network, settings))
+    return FromModule(supernet, arch, _described(best.network, source, settings))
 
 
 def _source(module: nn.Module) -> Source | None:
@@ -125,9 +125,12 @@ def _most_alike(module: nn.Module, found: list[Recognised]) -> Recognised:
     return best
 
 
-def _described(network: Network, settings: dict[str, Any]) -> Network:
+def _described(network: Network, source: Source | None, settings: dict[str, Any]) -> Network:
     """The entry with what a module itself says of its weights, which may not be those of the entry."""
     said: dict[str, Any] = {}
+    # Of somebody's own class only the layers are known to be those of a library, not the weights.
+    if source is None and network.source != "own":
+        said = {"licence": "unknown", "url": ""}
     for field in ("mean", "std"):
         if field in settings:
             said[field] = tuple(settings[field])

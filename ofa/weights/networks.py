@@ -7,10 +7,10 @@ import re
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field
+from pydantic import Field, PositiveFloat, model_validator
 
 from engine.config import Config, merge, read_yaml, validate
 from engine.data.dataset import Interpolation, Preprocessing
@@ -35,9 +35,11 @@ class Network(Config):
     )
     changes: dict[str, Any] = Field({}, description="fields of the space that differ at this source")
     mean: tuple[float, ...] = Field(description="subtracted from each channel of an image in [0, 1]")
-    std: tuple[float, ...] = Field(description="each channel is divided by this after the subtraction")
+    std: tuple[PositiveFloat, ...] = Field(
+        description="each channel is divided by this after the subtraction"
+    )
     size: int = Field(ge=1, description="side of the images in pixels")
-    crop: float = Field(0.875, gt=0, description="that side over the image's side before the crop")
+    crop: float = Field(0.875, gt=0, le=1, description="that side over the image's side before the crop")
     interpolation: Interpolation = "bicubic"
     licence: str = Field("unknown", description="of the weights, as the source says")
     url: str = Field("", description="page of the source")
@@ -45,6 +47,12 @@ class Network(Config):
         None, description="name on the package index, if a package brings the weights"
     )
     module: str | None = Field(None, description="what that package installs")
+
+    @model_validator(mode="after")
+    def _check_normalisation(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError("mean and std must have as many numbers, one for each channel")
+        return self
 
     @property
     def flags(self) -> str:

@@ -26,9 +26,7 @@ def read_checkpoint(path: Path) -> State:
     Raises:
         UserError: the file cannot be read so, or holds no tensors.
     """
-    if path.suffix == ".safetensors":
-        return load_weights(path)
-    content = _load(path)
+    content: Any = load_weights(path) if path.suffix == ".safetensors" else _load(path)
     while isinstance(content, dict):
         inner = [place for place in PLACES if isinstance(content.get(place), dict)]
         if not inner:

@@ -97,36 +97,45 @@ def fitting_networks(state: State, candidates: Sequence[Network]) -> list[Recogn
     return found
 
 
-def recognise(state: State, where: str, source: Source, name: str | None = None) -> Recognised:
+def recognise(state: State, where: str, source: Source | None, name: str | None = None) -> Recognised:
     """The network of a source that weights belong to.
 
     Args:
         state: the tensors by name, in the order of the file.
         where: what they are, for error sentences, such as `Checkpoint 'net.pth'`.
-        source: whose network it is.
+        source: whose network it is; None: unknown, so that it may be any.
         name: of the network, of its space, or a YAML file; None: it is found by the tensors.
 
     Raises:
         UserError: no network or several fit; the sentence names them, or else the one most like it.
     """
     library = LIBRARIES.get(next(iter(state)).partition(".")[0], source)
-    if library != source and source in LIBRARIES.values():
+    if source in LIBRARIES.values() and library != source:
         raise UserError(
             f"{where} names its layers as {library} does, not as {source}; take --from {library}."
         )
-    candidates = find_networks(source, name) if name else networks_of(source)
+    known = networks_of(source) if source else list(packaged_networks())
+    candidates = find_networks(source or "timm", name) if name else known
     found = fitting_networks(state, candidates)
     if len(found) == 1:
         return found[0]
     if found:
         names = ", ".join(one.network.name for one in found)
         raise UserError(f"{where} fits several networks of {source}: {names}; name one with --as.")
-    wrong = f"{where} is not {source}'s '{name}'" if name else f"{where} fits no network of {source}"
+    wrong = _complaint(where, source, name)
     others = fitting_networks(state, packaged_networks())
     if others:
         remedies = " or ".join(one.network.flags for one in others)
         raise UserError(f"{wrong}: it has all tensors of another; take {remedies}.")
-    raise UserError(f"{wrong}: {_nearest(state, candidates)}")
+    # There are no packaged networks of the user's own: any other may be like it.
+    raise UserError(f"{wrong}: {_nearest(state, candidates or packaged_networks())}")
+
+
+def _complaint(where: str, source: Source | None, name: str | None) -> str:
+    """The begin of a sentence: which network these tensors are not."""
+    if source in (None, "own"):
+        return f"{where} is not the network of '{name}'" if name else f"{where} fits no known network"
+    return f"{where} is not {source}'s '{name}'" if name else f"{where} fits no network of {source}"
 
 
 def _nearest(state: State, candidates: Sequence[Network]) -> str:

@@ -116,6 +116,14 @@ def test_changed_pixels_are_found_although_the_weights_give_the_mean(train: Trai
         TrainedSupernet(tmp_path / "run", torch.device("cpu"))
 
 
+def test_runs_of_earlier_versions_which_note_no_digest_open(grown: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(grown, tmp_path / "run")
+    model = read_json(run / "model.json")
+    del model["pixels_sha256"]
+    write_json(run / "model.json", model)
+    assert TrainedSupernet(run, torch.device("cpu")).model.pixels_sha256 is None
+
+
 @pytest.mark.parametrize(
     ("kind", "licence"),
     [("attentive_nas", "CC BY-NC 4.0"), ("alphanet", "CC BY-NC 4.0"), ("ofa_resnet50", "MIT")],

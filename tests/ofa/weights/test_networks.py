@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from engine.command.cli import parse
 from engine.errors import UserError
+from export.source import open_export_source
 from ofa.convert import Convert
 from ofa.space.arch import largest, smallest
 from ofa.subnet import extract
@@ -136,6 +137,8 @@ def test_a_network_of_ones_own_becomes_a_run(
     assert "half of own, licence of the weights: mine" in said
     assert "the classifier of 12 classes is kept" in said
     assert f"python -m ofa.tune --run {run} --arch" in said
+    assert f"--init {run} --data.name npz --data.path {images} --out" in said
+    assert not open_export_source(run, torch.device("cpu")).searchable, "predictors.report would refuse it"
     model, supernet = load_run(run)
     assert (model.mean, model.std) == ((0.5,) * 3, (0.25,) * 3)
     assert model.weights is not None and (model.weights.name, model.weights.licence) == ("half", "mine")
@@ -146,6 +149,17 @@ def test_a_network_of_ones_own_becomes_a_run(
         # What evaluate and export take is the network as it came, not calibrated anew.
         trained = TrainedSupernet(run, torch.device("cpu"))
         assert relative(trained.subnet(model.converted)(x), half(x)) < 1e-5
+
+
+def test_what_a_library_says_of_its_default_weights_is_named_as_such(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = timm.create_model("mobilenetv3_small_100", num_classes=12)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    name = ["--from", "timm", "--as", "mobilenetv3_small_100"]
+    converted(tmp_path / "net.pth", *name, images=images)
+    said = capsys.readouterr().out
+    assert "mean 0.485,0.456,0.406 and deviation 0.229,0.224,0.225 are those of timm's default" in said
 
 
 def test_another_number_of_classes_gets_a_new_classifier(
@@ -171,7 +185,7 @@ def test_a_converted_network_is_tuned_where_it_is_named_and_by_labels_alone(
     assert parse(Tune, [*words, "--arch", str(tmp_path / "arch.json")]).execute() == 0
     model = load_run(run / "tuned" / "arch")[0]
     assert model.tuned is not None and model.tuned.teacher == "none"
-    assert not model.pretrained_only
+    assert not model.pretrained_only and model.converted is None
 
 
 @pytest.mark.slow

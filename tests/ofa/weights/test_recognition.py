@@ -75,6 +75,9 @@ def test_what_fits_none_says_what_it_is_most_like_and_where_it_differs() -> None
     longer = state_of("resnet18") | {"neck.weight": torch.zeros(3)}
     with pytest.raises(UserError, match=r"resnet18, but it has neck.weight \(3,\) after the 102 tensors"):
         recognise(longer, "File", "timm")
+    # Nobody's: no source claims it, and no flag of ofa.convert helps.
+    with pytest.raises(UserError, match=r"File fits no known network: it is most like resnet18, but"):
+        recognise(longer, "File", "own")
     with pytest.raises(UserError, match=r"but tensor 1 is cls_token \(1, 1, 192\) where"):
         recognise(state_of("vit_tiny_patch16_224"), "File", "timm")
 
@@ -128,6 +131,7 @@ def test_live_modules_of_equal_tensors_are_told_apart_by_their_logits() -> None:
         module.pretrained_cfg = module.default_cfg = {}
         found = ofa.from_module(nn.Sequential(module)).network
         assert found.load_space() == find_networks("timm", name)[0].load_space()
+        assert found.licence == "unknown", "whose weights they are is not known"
 
 
 def test_a_live_module_of_timm_says_what_its_weights_want() -> None:
@@ -143,6 +147,9 @@ def test_a_module_that_computes_something_else_is_refused() -> None:
     module.relu = nn.SiLU()
     with pytest.raises(UserError, match=r"has the tensors of --from torchvision .* but its logits differ"):
         ofa.from_module(module)
+    small = nn.ModuleDict({"features": nn.Conv2d(3, 8, 3), "classifier": nn.Linear(8, 3)})
+    with pytest.raises(UserError, match="Module ModuleDict fits no known network: it is most like"):
+        ofa.from_module(small)
     with pytest.raises(UserError, match="ReLU has no weights"):
         ofa.from_module(nn.ReLU())
     with pytest.raises(UserError, match=r"Module VisionTransformer fits no network of timm"):
@@ -153,6 +160,11 @@ def test_a_file_of_the_users_own_is_checked(tmp_path: Path) -> None:
     (tmp_path / "net.yaml").write_text(yaml.safe_dump({"space": "resnet18", "mean": [0.5], "colour": "red"}))
     with pytest.raises(UserError, match=r"net.yaml.*colour"):
         find_networks("own", str(tmp_path / "net.yaml"))
+    for wrong in ({"std": [0.5, 0.5]}, {"std": [0.0]}, {"std": [0.5], "crop": 1.2}):
+        values = {"space": "resnet18", "mean": [0.5], "size": 64} | wrong
+        (tmp_path / "net.yaml").write_text(yaml.safe_dump(values))
+        with pytest.raises(UserError, match=r"net.yaml"):
+            find_networks("own", str(tmp_path / "net.yaml"))
     with pytest.raises(UserError, match="no network 'mine' of source 'own'; give a YAML file"):
         find_networks("own", "mine")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from engine.command.cli import parse
 from engine.errors import UserError
@@ -319,11 +320,15 @@ def test_files_that_are_no_checkpoints_are_one_sentence(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "empty.pth")
     torch.save({"a.weight": torch.tensor([1.0, math.nan])}, tmp_path / "nan.pth")
     torch.save({"state_dict": torch.nn.Linear(2, 2)}, tmp_path / "code.pth")
+    save_file({}, tmp_path / "empty.safetensors")
+    save_file({"module.a.weight": torch.tensor([1.0, math.nan])}, tmp_path / "nan.safetensors")
     for name, said in (
         ("text.pth", "cannot be loaded as weights"),
         ("code.pth", "holds more than tensors, and loading that could run code"),
         ("nan.pth", "is damaged: a.weight is not finite"),
         ("empty.pth", "holds no named tensors"),
+        ("nan.safetensors", "is damaged: a.weight is not finite"),
+        ("empty.safetensors", "holds no named tensors"),
         ("none.pth", "cannot be read: No such file"),
     ):
         with pytest.raises(UserError, match=said):
