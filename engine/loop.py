@@ -21,7 +21,7 @@ from engine.compute.distributed import ALONE, Ranks
 from engine.config import Duration, format_duration
 from engine.errors import UserError
 from engine.run import Run
-from engine.saving import LastSave, Saving
+from engine.runs.saving import LastSave, Saving
 
 LOG_EVERY = 10  # steps; each look at the losses waits for the device
 SHORT = 20.0  # seconds: less than this is not worth a line
