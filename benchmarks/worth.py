@@ -50,12 +50,12 @@ class Job(NamedTuple):
     """A data set and how its supernet is trained.
 
     words: flags of ofa.train.
-    budgets: the lowest and the highest budget, in MACs.
+    budgets: the lowest and the highest budget, in MACs; those between them count where as many are compared.
     """
 
     name: str
     words: list[str]
-    budgets: tuple[int, int]
+    budgets: tuple[int, ...]
 
 
 PRESETS = {
@@ -101,8 +101,13 @@ def cifar_subset(source: Path, count: int, out: Path) -> Path:
 
 
 def budgets_of(job: Job, count: int) -> list[str]:
-    """So many budgets, evenly spread on a logarithmic scale; a single one lies in the middle."""
-    low, high = job.budgets
+    """So many budgets, evenly spread on a logarithmic scale; a single one lies in the middle.
+
+    Where the job names as many, it is those.
+    """
+    if len(job.budgets) == count:
+        return [format_count(budget, 2) for budget in job.budgets]
+    low, high = job.budgets[0], job.budgets[-1]
     shares = np.linspace(0, 1, count) if count > 1 else [0.5]
     return [format_count(low * (high / low) ** share, 2) for share in shares]
 
@@ -287,7 +292,7 @@ def flags() -> argparse.ArgumentParser:
         "is tuned alone, at the resolutions that keep the budgets",
     )
     add("--no-tune", action="store_true", help="take subnets as they are")
-    add("--range", help="lowest and highest budget in MACs, such as 5M,30M")
+    add("--range", help="lowest and highest budget in MACs, such as 5M,30M; or all")
     add("--budgets", default="1,3,6,12", help="numbers of budgets K")
     add("--compared", type=int, help="compare at most so many budgets of each K; none: all")
     add("--count", type=int, default=200, help="subnets to collect")

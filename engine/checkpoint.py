@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from engine.errors import UserError
+from engine.errors import UserError, shortened
 from engine.run import WEIGHTS
 from engine.runs.writing import atomic
 
@@ -42,14 +41,37 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file by name, on CPU.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is missing or damaged, or its weights are NaN, infinite or all zero.
     """
     try:
-        return load_file(path)
+        weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"Weights '{path}' cannot be loaded ({error}); train again or copy the file again."
         ) from None
+    _check_weights(path, weights)
+    return weights
+
+
+def _check_weights(path: Path, weights: dict[str, Tensor]) -> None:
+    """Refuse weights with which every image gets the same answer, or none.
+
+    Raises:
+        UserError: a weight is NaN or infinite, or all of them are zero.
+    """
+    matrices = []
+    for name, tensor in weights.items():
+        if tensor.is_floating_point():
+            if not bool(tensor.isfinite().all()):
+                raise UserError(
+                    f"Weights '{path}' hold NaN or infinity, first in {shortened(name)}; train again, or "
+                    "copy the file again."
+                )
+            # Biases and BatchNorm are zero in networks that are in order; all convolutions never are.
+            if tensor.ndim > 1:
+                matrices.append(tensor)
+    if matrices and not any(bool(tensor.any()) for tensor in matrices):
+        raise UserError(f"Weights '{path}' are all zero; train again, or copy the file again.")
 
 
 def weights_digest(run: Path) -> str:
@@ -152,9 +174,11 @@ def load_state(path: Path) -> dict[str, Any]:
         # On CPU: `load_state_dict` brings tensors to their device, and Adam wants its step counts on the CPU.
         # With weights_only no code in the file runs.
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:
+        # torch's reader has no common class of errors: a damaged file makes it raise whatever it meets.
         raise UserError(
             f"Resume state '{path}' cannot be loaded ({type(error).__name__}); start again with --overwrite."
         ) from None
-    assert isinstance(state, dict)
+    if not isinstance(state, dict):
+        raise UserError(f"Resume state '{path}' holds no state; start again with --overwrite.")
     return state

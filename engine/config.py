@@ -5,23 +5,29 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
-import yaml
 from annotated_types import Gt
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from engine.errors import UserError, nearest
+from engine.errors import MOST_OF_A_VALUE, UserError, nearest, shortened
+from engine.outside.documents import MOST_YAML_BYTES, DocumentError, parse_yaml, read_text
+from engine.outside.names import expanded
 
+MOST_SHOWN = 1000  # entries of a list or mapping that a message writes out, before it shortens them
+MOST_COUNT = 1e18  # the arrays that counts are compared with hold 64-bit numbers
 SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 class Config(BaseModel):
-    """Base of everything that crosses a stage: unknown keys are refused and values never change."""
+    """Base of everything that crosses a stage: unknown keys are refused and values never change.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    No number is nan or infinite: every comparison with nan is false, so that no limit would hold.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _located(path: Path) -> Path:
-    return path.expanduser().absolute()
+    return expanded(path).absolute()
 
 
 # A path that is stored absolute: a run's config.yaml is read by commands that start in other folders.
@@ -36,11 +42,24 @@ def parse_count(value: object) -> int:
     Raises:
         ValueError: it is not a count. pydantic makes a validation error of it.
     """
-    match = re.fullmatch(r"\s*(\d+\.?\d*(?:e\+?\d+)?|\.\d+)\s*([kmgt]?)\s*", str(value).lower())
+    text = _as_text(value)
+    match = re.fullmatch(r"\s*(\d+\.?\d*(?:e\+?\d+)?|\.\d+)\s*([kmgt]?)\s*", text.lower(), re.ASCII)
     if match is None:
-        raise ValueError(f"{value!r} is not a count; write it as 600M, 0.6G, 600e6 or 600000000")
+        raise ValueError(
+            f"{shortened(repr(text))} is not a count; write it as 600M, 0.6G, 600e6 or 600000000"
+        )
+    count = float(match[1]) * SUFFIX[match[2]]
+    if not count < MOST_COUNT:
+        raise ValueError(f"{shortened(repr(text))} is too large for a count, which ends at {MOST_COUNT:.0e}")
     # Rounded, not cut: the product may fall short of a whole number, as 0.57 * 100 does (56.99999999999999).
-    return round(float(match[1]) * SUFFIX[match[2]])
+    return round(count)
+
+
+def _as_text(value: object) -> str:
+    try:
+        return str(value)
+    except ValueError:  # Python writes out no whole number of more than 4,300 digits
+        raise ValueError("the number has thousands of digits") from None
 
 
 Count = Annotated[int, BeforeValidator(parse_count)]
@@ -68,12 +87,12 @@ def parse_duration(value: object) -> float:
         ValueError: it is not a duration. pydantic makes a validation error of it.
     """
     number = r"(\d+\.?\d*|\.\d+)"
-    text = str(value).lower().replace(" ", "")
-    if re.fullmatch(number, text):
+    text = _as_text(value).lower().replace(" ", "")
+    if re.fullmatch(number, text, re.ASCII):
         return float(text)
-    match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?", text)
+    match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?", text, re.ASCII)
     if match is None or not text:
-        raise ValueError(f"{value!r} is not a duration; write it as 3h50m, 90m or 45s")
+        raise ValueError(f"{shortened(repr(text))} is not a duration; write it as 3h50m, 90m or 45s")
     hours, minutes, seconds = match.groups("0")
     return 3600 * float(hours) + 60 * float(minutes) + float(seconds)
 
@@ -115,15 +134,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        UserError: the file cannot be read, is not YAML, or is not a mapping.
+        UserError: the file cannot be read, is not YAML, is beyond a limit, or is not a mapping.
     """
+    text = read_text(path, MOST_YAML_BYTES)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        # The text of a YAML error has several lines; an error of ours has one.
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+        values = parse_yaml(text)
+    except DocumentError as error:
+        raise UserError(f"{path} is not valid YAML: {error}.") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold 'name: value' lines, but holds {type(values).__name__}.")
     return values
@@ -233,7 +250,7 @@ def _explain(error: ValidationError, model: type[BaseModel], has_flags: bool) ->
     unknown = [complaint for complaint in complaints if complaint["type"] == "extra_forbidden"]
     first = (unknown or complaints)[0]
     path, siblings = _locate(model, first["loc"])
-    where = ".".join(path)
+    where = shortened(".".join(path))
     # pydantic puts these words before the text of a ValueError that a validator of ours raised.
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
     match first["type"]:
@@ -249,7 +266,19 @@ def _explain(error: ValidationError, model: type[BaseModel], has_flags: bool) ->
             return path, f"there is no {where} '{tag}'; {nearest(tag, known)}"
         case "value_error":
             return path, f"{where}: {message}." if where else f"{message}."
-    return path, f"'{where}' = {first['input']!r} is not valid: {message[0].lower()}{message[1:]}."
+    return path, f"'{where}' = {_shown(first['input'])} is not valid: {message[0].lower()}{message[1:]}."
+
+
+def _shown(value: Any) -> str:
+    """A value in a message. It may be a large part of a file, so it is not written out before it is cut."""
+    if isinstance(value, dict | list | tuple) and len(value) > MOST_SHOWN:
+        return f"a {type(value).__name__} of {len(value):,}"
+    if isinstance(value, str):
+        value = value[: 2 * MOST_OF_A_VALUE]
+    try:
+        return shortened(repr(value))
+    except ValueError:  # a number of more digits than Python writes out
+        return "a number of thousands of digits"
 
 
 def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:

@@ -19,10 +19,11 @@ from engine.command.interrupt import Stop, stop_on_signal, until_stopped
 from engine.command.progress import Advance, progress
 from engine.compute.distributed import ALONE, Ranks
 from engine.config import Duration, format_duration
-from engine.errors import UserError
+from engine.errors import Diverged, UserError
 from engine.run import Run
 from engine.runs.saving import LastSave, Saving
 
+SMALLEST_SCALE = 1 / 32  # of the learning rate: what diverges with that has another reason
 LOG_EVERY = 10  # steps; each look at the losses waits for the device
 SHORT = 20.0  # seconds: less than this is not worth a line
 
@@ -86,6 +87,8 @@ class EpochLoop:
             None  # of the epoch that ended, if it was evaluated; a higher one is better
         )
         self.best_score: float | None = None
+        self.rolls_back = False  # whether a divergence lowers the learning rate instead of ending the run
+        self.rate_scale = 1.0  # by which the learning rate is multiplied, where a child's `update` does so
         # Step and time at which the measurement of a step's time began; None: it has not begun, or is over.
         self.measured_from: tuple[int, float] | None = None
         self.rate_known = False
@@ -97,7 +100,11 @@ class EpochLoop:
             # A process that was killed in between wrote its last checkpoint, but did not keep it.
             self.keep_checkpoint(resumed=True)
             while self.epoch < self.epochs and not self.ends_early():
-                self.run_epoch(stop, advance)
+                try:
+                    self.run_epoch(stop, advance)
+                except Diverged as error:
+                    self.roll_back(error)
+                    continue
                 # Also in the middle of an epoch, after a signal: `batches_done` says where to continue.
                 self.save()
                 self.last_save.now()
@@ -212,12 +219,31 @@ class EpochLoop:
             step: the step, from 0.
 
         Raises:
-            UserError: always.
+            Diverged: always.
         """
-        raise UserError(
+        raise Diverged(
             f"The {what} not finite at step {step} (epoch {self.epoch + 1}); start again with "
             f"{self.divergence_hint(step)}. The last good checkpoint, if any, stays in '{self.folder.path}'."
         )
+
+    def roll_back(self, error: Diverged) -> None:
+        """Go back to the last checkpoint and continue with half the learning rate.
+
+        Raises:
+            Diverged: `error`, if that is not wanted, there is no checkpoint, or lower rates did not help.
+        """
+        scale = self.rate_scale / 2
+        if not self.rolls_back or scale < SMALLEST_SCALE or not (self.folder.path / "state.pt").exists():
+            raise error
+        self.pending = []
+        self.restore()
+        self.rate_scale = scale
+        what = str(error).split(";")[0]
+        print(f"{what}: back at step {self.step}, with the learning rate times {scale:g} from here on")
+        if self.ranks.first:
+            self.folder.log(step=self.step, epoch=self.epoch, rate_scale=scale, rollback=what)
+        # So that a resumed run does not try the higher rate again.
+        self.save()
 
     def end_epoch(self) -> None:
         """Run what comes after the last batch of an epoch; then the next epoch becomes the current one."""
@@ -237,7 +263,7 @@ class EpochLoop:
             }
             # Not the step: at one step a point may be logged before its checkpoint, or after.
             position["points"] = self.folder.points_logged()
-            position |= {"score": self.score, "best_score": self.best_score}
+            position |= {"score": self.score, "best_score": self.best_score, "rate_scale": self.rate_scale}
             save_state(self.folder.path / "state.pt", position | self.state())
 
     def save_in_epoch(self) -> None:
@@ -274,6 +300,7 @@ class EpochLoop:
                 self.step, self.epoch = int(state["step"]), int(state["epoch"])
                 self.batches_done, points = int(state["batches_done"]), int(state["points"])
                 self.score, self.best_score = state["score"], state["best_score"]
+                self.rate_scale = float(state["rate_scale"])
             except (KeyError, RuntimeError, ValueError, TypeError):  # what loading another run's state raises
                 raise UserError(
                     f"Resume state '{path}' is not of this run; start again with --overwrite."

@@ -10,6 +10,7 @@ from engine.config import Config, validate
 from engine.data.dataset import Data, Preprocessing
 from engine.data.sources import DataConfig, load_data
 from engine.errors import UserError
+from engine.outside.names import ClassNames
 from engine.run import Run, read_json, write_json
 
 
@@ -29,7 +30,7 @@ class ImageModel(Config):
     The normalisation belongs to the weights: whoever starts from them takes it from here.
     """
 
-    classes: tuple[str, ...] = Field(description="names of the classes in the order of the logits")
+    classes: ClassNames = Field(description="names of the classes in the order of the logits")
     mean: tuple[float, ...] = Field(description="subtracted from each channel of an image in [0, 1]")
     std: tuple[float, ...] = Field(description="each channel is divided by this after the subtraction")
     preprocessing: dict[str, Any] = Field(description="how an image file becomes a square image")

@@ -21,6 +21,7 @@ import yaml
 from engine.command.start import command_line
 from engine.config import Config, read_yaml
 from engine.errors import UserError
+from engine.outside.documents import MOST_JSON_BYTES, DocumentError, parse_json, read_text
 from engine.runs.aside import replace_run
 from engine.runs.tracking import Tracker
 from engine.runs.writing import atomic, sync, work_folder
@@ -37,7 +38,8 @@ RUN_FILES = {
 }
 FRONT = "front.json"  # in selected/: a list of subnets, where the files beside it hold one subnet each
 # Settings that a resumed run may change.
-MAY_DIFFER = {"device", "threads", "tensorboard", "mlflow", "log_conflicts", "keep", "checkpoint_every"}
+MAY_DIFFER = {"device", "threads", "tensorboard", "mlflow", "log_conflicts"}
+MAY_DIFFER |= {"keep", "checkpoint_every", "on_divergence", "data.workers"}
 WEIGHTS = "weights.safetensors"
 
 
@@ -51,13 +53,12 @@ def read_json(path: Path) -> Any:
     """The value in a JSON file.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is missing, damaged or beyond a limit.
     """
+    text = read_text(path, MOST_JSON_BYTES)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
+        return parse_json(text)
+    except DocumentError as error:
         raise UserError(
             f"{path} is not valid JSON ({error}); write it again with the command that made it."
         ) from None
@@ -76,8 +77,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     # Up to the last line break: what stands after it was never written to its end.
     for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = parse_json(line)
+        except DocumentError:
             row = None
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number} is not a JSON object; remove the line.")
@@ -282,8 +283,9 @@ class Run:
 
     def _check_same(self, config: Config, free: frozenset[str]) -> None:
         """Refuse settings that are not those of the run, those in `free` excepted."""
-        before = self.config
-        for name, value in config.model_dump(mode="json", exclude=NOT_REPLAYED | free).items():
+        before = _by_dotted_names(self.config)
+        now = _by_dotted_names(config.model_dump(mode="json", exclude=NOT_REPLAYED | free))
+        for name, value in now.items():
             if name in MAY_DIFFER or before.get(name) == value:
                 continue
             new = "choose another folder with --out"
@@ -318,6 +320,17 @@ class Run:
                 f"{path}/config.yaml --out {path} --resume."
             )
         return run
+
+
+def _by_dotted_names(values: dict[str, Any], section: str = "") -> dict[str, Any]:
+    """Settings by the names of their flags: `data.path` for `path` in the section `data`."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= _by_dotted_names(value, f"{section}{name}.")
+        else:
+            found[section + name] = value
+    return found
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:
@@ -363,8 +376,9 @@ def _git_state() -> dict[str, Any] | None:
         return None
 
     def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, check=False
-        ).stdout.strip()
+        # Without locks: `git status` would refresh the index, and if it were killed in that, the user's clone
+        # would keep an index.lock and refuse every commit.
+        line = ["git", "--no-optional-locks", "-C", str(root), *words]
+        return subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip()
 
     return {"commit": git("rev-parse", "HEAD") or None, "dirty": bool(git("status", "--porcelain"))}

@@ -175,7 +175,11 @@ class TrainingCommand(LoopCommand):
         run = Run(self.out)
         if ranks.first:
             self._check_ranks(ranks)
-            facts = {"rank_seeds": [ranks.seed(self.seed, rank) for rank in range(ranks.size)]}
+            facts: dict[str, Any] = {
+                "rank_seeds": [ranks.seed(self.seed, rank) for rank in range(ranks.size)]
+            }
+            # torch adds up in another order with another number, so a replay may then differ in the last bit.
+            facts["threads"] = torch.get_num_threads()
             if self.resume and (self.out / "config.yaml").exists():
                 self._say_grown(run)
             run = Run.start(

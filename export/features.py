@@ -176,10 +176,11 @@ def _write(work: _Work, target: Target, path: Path) -> WrittenFeatures:
             took = milliseconds(file, work.example)
             parity = {"relative_error": dict(zip(names, errors, strict=True)), "images": compared}
             facts = _facts(work, target, model, path.name) | {"parity": parity}
-            facts["milliseconds"] = round(took, 4)
-            # The metadata is known only now. It changes nothing that is computed.
+            # The metadata is known only now. It changes nothing that is computed. No time is in it: then
+            # exporting twice gives the same bytes.
             set_metadata(model, {key: value for key, value in facts.items() if value is not None})
             onnx.save(model, file)
+            facts["milliseconds"] = round(took, 4)
             facts |= {"bytes": file.stat().st_size, "sha256": digest(file)}
             publish(file, path)
             write_json(manifest_path(path), facts)

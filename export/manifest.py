@@ -5,14 +5,17 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt
 
 from engine.config import validate
 from engine.errors import UserError
+from engine.outside.names import ClassNames, PlainName
 from engine.run import read_json
 from export.formats import format_of, is_model_file
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Tensor(BaseModel):
@@ -46,10 +49,10 @@ class Accuracy(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    predicted: float | None = None
-    torch: float
-    file: float
-    images: int
+    predicted: Share | None = None
+    torch: Share
+    file: Share
+    images: PositiveInt
     split: str = "val"
 
 
@@ -66,24 +69,24 @@ class Manifest(BaseModel):
     # Later versions, and `facts` of export.to_onnx, add keys; bundles carry all of them on.
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    file: str
-    subnet: str
+    file: PlainName
+    subnet: PlainName
     target: str
     precision: str
     input: Tensor
     output: Tensor
     features: tuple[FeatureMap, ...] | None = None
-    classes: tuple[str, ...] | None
+    classes: ClassNames | None
     preprocessing: dict[str, Any] | None
     architecture: dict[str, Any]
     weights: dict[str, Any] | None = None
     weights_sha256: str | None = None
-    macs: int
-    params: int
+    macs: PositiveInt
+    params: PositiveInt
     accuracy: Accuracy | None
     parity: dict[str, Any]
     quantization: dict[str, Any] | None
-    milliseconds: float
+    milliseconds: FiniteFloat
     opset: int | None
     ir_version: int | None
     bytes: int
@@ -104,9 +107,10 @@ def is_manifest(path: Path) -> bool:
     """Whether a JSON file is a manifest, of whatever version."""
     try:
         # Three keys that every version wrote. Another program may have written a .json beside its model.
-        return {"file", "target", "subnet"} <= set(read_json(path))
-    except (UserError, TypeError):
+        values = read_json(path)
+    except UserError:
         return False
+    return isinstance(values, dict) and {"file", "target", "subnet"} <= values.keys()
 
 
 def digest(path: Path) -> str:

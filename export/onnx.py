@@ -1,5 +1,6 @@
 """Write selected networks as files for devices, each proved equal to torch before it gets its name."""
 
+import shlex
 from pathlib import Path
 from typing import ClassVar
 
@@ -160,7 +161,7 @@ class Export(RunCommand):
             say(f"next: python -m predictors.report{run_flag(self.run)}")
         else:
             first = self.run / "export" / targets[0].file_name(networks[0].name)
-            say(f"next: python -m export.benchmark {first}")
+            say(f"next: python -m export.benchmark {shlex.quote(str(first))}")
         return 1 if failed else 0
 
     def _export_features(self, targets: list[Target]) -> int:

@@ -128,10 +128,12 @@ def _prove(job: ExportJob, target: Target, file_format: Format, path: Path, max_
             complaint = _lost(job, parity, max_drop)
         if parity is None or complaint:
             return Written(None, parity, complaint)
-        # Timed last: a file that fails is not worth the time.
-        facts = _facts(job, target, path.name, candidate, parity, milliseconds(file, job.example))
+        facts = _facts(job, target, path.name, candidate, parity)
         if candidate.model is not None:
             _embed(facts, candidate.model, job, file_format, file)
+        # Timed last, as a file that fails is not worth the time. The time is not in the file's own metadata,
+        # since exporting twice shall give the same bytes.
+        facts["milliseconds"] = round(milliseconds(file, job.example), 4)
         facts |= {"bytes": file.stat().st_size, "sha256": digest(file)}
         # The manifest comes last: until then the old one, if any, says that the file is not the verified one.
         for new, place in zip(file_format.side_files(file), file_format.side_files(path), strict=True):
@@ -249,9 +251,9 @@ def _embed(
 
 
 def _facts(
-    job: ExportJob, target: Target, name: str, candidate: _Candidate, parity: Parity, took: float
+    job: ExportJob, target: Target, name: str, candidate: _Candidate, parity: Parity
 ) -> dict[str, Any]:
-    """The manifest of one file, without its size and hash. took: milliseconds of one image."""
+    """The manifest of one file, without its time, size and hash."""
     reference, model, quantized = job.reference, candidate.model, candidate.quantized
     batch = "batch" if target.batch == "any" else 1
     image = {
@@ -298,7 +300,6 @@ def _facts(
         # The sizes of the batches that were compared: one image, and several.
         "parity": parity._asdict() | {"batches": [1, len(next(iter(reference.batches()))[0])]},
         "quantization": quantization,
-        "milliseconds": round(took, 4),
         "opset": opset,
         "ir_version": None if model is None else model.ir_version,
         "versions": {file_format.package: file_format.version()} | versions(),

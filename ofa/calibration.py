@@ -47,7 +47,8 @@ def calibrate(subnet: Subnet, batches: Iterable[Batch]) -> Subnet:
 
     Args:
         subnet: what `ofa.subnet.extract` returned.
-        batches: pairs of images (N, C, side, side) and labels, which are not used. At least one.
+        batches: pairs of images (N, C, side, side) and labels, which are not used. At least one. If the head
+            has a BatchNorm, batches of one image are left out.
 
     Returns:
         The same module.
@@ -61,6 +62,9 @@ def calibrate(subnet: Subnet, batches: Iterable[Batch]) -> Subnet:
     subnet.train()
     with _momentum(pools, 1.0):  # after each batch the buffers hold that batch's own statistics
         for x, _ in batches:
+            # Behind the pool one image is one value a channel, which has no variance.
+            if len(x) == 1 and subnet.head is not None and subnet.head.norm:
+                continue
             subnet(resize(x, subnet.arch.resolution))
     for hook in hooks:
         hook.remove()

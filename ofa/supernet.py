@@ -80,7 +80,9 @@ class Supernet(nn.Module):
                 blocks.append(kind.elastic(settings, space.block_position(i, j, width), stage.width[-1]))
                 width = stage.width[-1]
             self.stages.append(blocks)
-        self.head = ElasticHead(head, space.bn_eps) if head.wide else None
+        self.head = None
+        if space.head:
+            self.head = ElasticHead(head, space.head.expand, space.bn_eps)
         self.classifier = ElasticLinear(head.features, classes, bias=True)
 
     def forward(self, x_NCHW: Tensor, arch: Arch, regularise: Regularisation | None = None) -> Tensor:

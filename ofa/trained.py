@@ -1,5 +1,6 @@
 """What a finished supernet run gives to later stages: space, weights, data and measured subnets."""
 
+import shlex
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
@@ -31,7 +32,7 @@ DEFAULT_RUN = Path("runs/supernet")
 
 def run_flag(path: Path) -> str:
     """The flag by which a later command finds this run, after a space; empty for the default folder."""
-    return "" if path == DEFAULT_RUN else f" --run {path}"
+    return "" if path == DEFAULT_RUN else f" --run {shlex.quote(str(path))}"
 
 
 class Tuned(Config):

@@ -79,7 +79,7 @@ def export_flags(run: Path, out: Path, name: str, arch: str | None) -> str:
         arch: what --arch said; None: the subnets are selected ones.
     """
     if out.resolve() != (run / TUNED).resolve():
-        return f" --run {out / name}"
+        return f" --run {shlex.quote(str(out / name))}"
     return run_flag(run) + (f" --arch {shlex.quote(arch)}" if arch else "")
 
 

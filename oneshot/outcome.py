@@ -4,9 +4,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table as Grid
 
+from engine.command.table import plain_console
 from engine.compute.macs import count_parameters
 from engine.config import format_count
 from engine.data.folder import ImageFolder
@@ -45,7 +45,7 @@ def print_genotype(genotype: Genotype) -> None:
     for kind, cell in genotype.cells.items():
         for node, edges in enumerate(cell.nodes, start=space.inputs):
             grid.add_row(kind, str(node), ", ".join(f"{name} {source}" for name, source in edges))
-    Console().print(grid)
+    plain_console().print(grid)
     # Costs are known for networks of images only.
     if space.name == "recurrent":
         return
@@ -67,7 +67,7 @@ def print_comparison(
     grid = Grid(f"true accuracy on {dataset}, %", "")
     for name, value in lines.items():
         grid.add_row(name.replace("_", " "), f"{value:.2f}")
-    Console().print(grid)
+    plain_console().print(grid)
 
 
 def retrain_command(path: Path, space: str, data: AnyData) -> str:

@@ -6,6 +6,7 @@ epoch, a few training images are held out for validation, and the last, incomple
 out.
 """
 
+import shlex
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -154,7 +155,7 @@ class Retrain(TrainingCommand):
 
     def say_next(self) -> int:
         """Print the command that comes after a retraining."""
-        say(f"next: python -m export.onnx --run {self.out}")
+        say(f"next: python -m export.onnx --run {shlex.quote(str(self.out))}")
         return 0
 
     def train_on_text(self, genotype: Genotype, ranks: Ranks, device: torch.device) -> int:

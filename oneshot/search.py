@@ -209,7 +209,8 @@ class Search(LoopCommand):
         costs = operation_costs(method.penalties, space, device)
         objective = self._objective(space, method, device)
         searcher = Searcher(method, space, objective, self.seed, self.epochs or method.epochs, costs)
-        run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite)
+        facts = {"threads": torch.get_num_threads()}
+        run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite, facts=facts)
         monitoring = Monitoring(
             evaluate_images=self.evaluate_images,
             watch_every=self.watch_every,

@@ -1,5 +1,6 @@
 """Measure how long architectures take on a device, and keep it as a latency table for predictors.select."""
 
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,12 +8,12 @@ from typing import ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 from pydantic import Field
-from rich.console import Console
 from rich.table import Table
 
 from engine.command.cli import Command, main
 from engine.command.progress import progress
 from engine.command.start import say
+from engine.command.table import plain_console
 from engine.config import validate
 from engine.errors import UserError
 from engine.onnx_timing import bench, finished
@@ -269,12 +270,13 @@ def _print_quality(table: LatencyTable, space: Space) -> None:
             shown.add_row(level, f"{quality.error:.1%}", f"{quality.tau:.3f}")
     if shown.row_count:
         print(f"predicted from the others, {len(table.networks)} whole networks:")
-        Console().print(shown)
+        plain_console().print(shown)
 
 
 def _write(table: LatencyTable, out: Path) -> int:
     write_json(out, table.model_dump(mode="json"))
-    say(f"written to {out}\nnext: python -m predictors.select --latency 10ms --latency-table {out}")
+    print(f"written to {out}")
+    say(f"next: python -m predictors.select --latency 10ms --latency-table {shlex.quote(str(out))}")
     return 0
 
 

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import Field, field_validator
-from rich.console import Console
 from rich.table import Table
 
 from engine.checkpoint import weights_digest
 from engine.command.cli import main
 from engine.command.progress import progress
+from engine.command.table import plain_console
 from engine.config import format_count
 from engine.plot.canvas import write_png
 from engine.run import write_csv, write_json
@@ -224,7 +224,7 @@ def _print_comparisons(comparisons: Sequence[Comparison], images: Mapping[str, i
             f"{c.random_beaten} of {c.random_count}",
             f"{c.random_macs_apart:.0%}",
         )
-    Console().print(table)
+    plain_console().print(table)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """A configuration class becomes a command: an entry module ends with one line, such as `main(Train)`."""
 
 import json
-import os
 import re
 import signal
 import sys
@@ -15,6 +14,7 @@ from engine.command import help as pages
 from engine.command.flags import flag_name, flag_names, named_sections
 from engine.command.interrupt import interrupt_once
 from engine.command.launch import complain, only_the_first_prints, started
+from engine.command.outputs import outlive_readers
 from engine.command.start import HELP, as_typed, module_started
 from engine.compute.memory import keep_freed_memory
 from engine.config import Config, merge, over_defaults, read_recipe, validate
@@ -90,6 +90,10 @@ def module_of(command: type[Command]) -> str:
 
 def _given(command: type[Command], argv: list[str]) -> dict[str, Any]:
     """The values that the flags give, section by section."""
+    for word in argv:
+        # The bytes of a word that is no UTF-8 come as halves of characters, which no later step can take.
+        if not word.isascii() and any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise UserError(f"{word!a} on the command line is not text in UTF-8; type or rename it.")
     settings = SettingsConfigDict(
         cli_prog_name=f"python -m {module_of(command)}",
         cli_kebab_case=True,
@@ -167,6 +171,9 @@ def main(command: type[Command], argv: list[str] | None = None) -> NoReturn:
     """
     before = signal.signal(signal.SIGINT, interrupt_once)
     keep_freed_memory()
+    if argv is None:
+        outlive_readers()
+    settings: Command | None = None
     try:
         with only_the_first_prints():
             settings = parse(command, sys.argv[1:] if argv is None else argv)
@@ -179,18 +186,12 @@ def main(command: type[Command], argv: list[str] | None = None) -> NoReturn:
         sys.stdout.flush()
     except UserError as error:
         status = _complain(str(error))
-    except BrokenPipeError:
-        # The reader of our output, such as `head`, has gone. Python would complain once more when it flushes
-        # at exit, so the output goes nowhere from here on; 141 is what a shell reports for SIGPIPE.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 141
     except OSError as error:
         status = _complain(f"{error.filename or 'input/output'}: {error.strerror or error}.")
-    except RuntimeError as error:
-        # By its name, since this module must not import torch: commands that need none start in an instant.
-        if type(error).__name__ != "OutOfMemoryError":
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
             raise
-        status = _complain("The device ran out of memory; use a smaller --batch-size or a smaller space.")
+        status = _complain(_about_memory(settings))
     except KeyboardInterrupt:
         status = 130  # what a shell reports for SIGINT
         if started()[0] == 0:
@@ -199,6 +200,25 @@ def main(command: type[Command], argv: list[str] | None = None) -> NoReturn:
     # handler comes back.
     signal.signal(signal.SIGINT, signal.SIG_IGN if argv is None else before)
     sys.exit(status)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory of a device or of the host ran out."""
+    # By names and texts, since this module must not import torch: most commands start in an instant without.
+    # For the host's memory torch has no class, only the text of its allocator.
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "DefaultCPUAllocator" in str(error)
+
+
+def _about_memory(settings: Command | None) -> str:
+    batch = getattr(settings, "batch_size", None)
+    if batch is None:
+        return "Memory ran out; end other programs, or use fewer or smaller images."
+    half = max(2, batch // 2)
+    return (
+        f"Memory ran out with batches of {batch} images; lower --batch-size, such as to {half}, choose a "
+        "smaller space, or give the process more memory. What was saved stays."
+    )
 
 
 def _complain(sentence: str) -> int:

@@ -39,7 +39,7 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
         done: steps that were made before, by an interrupted process.
     """
     # stderr, so that the results of a command can be redirected without its progress.
-    console = Console(stderr=True, quiet=started()[0] > 0)
+    console = Console(stderr=True, quiet=started()[0] > 0, markup=False, emoji=False)
     bar = _bar(console, what, total, done) if console.is_terminal else _lines(console, what, total, done)
     with bar as advance:
         yield advance
@@ -49,13 +49,13 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
 def _bar(console: Console, what: str, total: int, done: int) -> Iterator[Advance]:
     started, first = time.monotonic(), done
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     # On a terminal prints appear above the bar; output that the user redirected must stay where it goes.
     with Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty()) as bars:

@@ -22,6 +22,7 @@ COMMANDS = {
     "report": "predictors.report",
     "evaluate": "ofa.evaluate",
     "runs": "engine.runs",
+    "replay": "engine.replay",
     "space": "ofa.space",
     "convert": "ofa.convert",
     "measure": "predictors.measure",

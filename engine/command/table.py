@@ -11,7 +11,12 @@ def show(table: Table) -> None:
     for column in table.columns:
         column.overflow = "fold"  # rich would end a long cell with an ellipsis
     table.columns[0].no_wrap = True  # names stay in one piece, to be copied
-    console = Console()
+    console = plain_console()
     if not console.is_terminal:
-        console = Console(width=WIDE)
+        console = plain_console(WIDE)
     console.print(table)
+
+
+def plain_console(width: int | None = None) -> Console:
+    """A console that prints names as they are: `[/b]` or `:cat:` in the name of a class is no command."""
+    return Console(width=width, markup=False, emoji=False, highlight=False)

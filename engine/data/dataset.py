@@ -20,6 +20,7 @@ from engine.config import Config
 from engine.data.augment import mixup
 from engine.data.balance import Balance, Ints, balanced_order, class_weights
 from engine.errors import UserError
+from engine.outside.names import check_class_names
 from engine.seed import numpy_generator
 
 Split = Literal["train", "val", "test"]
@@ -108,7 +109,8 @@ class Data(ABC):
         seed: decides order, augmentation and the validation split.
 
     Raises:
-        UserError: the settings have a mean for another number of channels. Grey images pass for three.
+        UserError: a class has no name or that of another, or the settings have a mean for another number of
+            channels. Grey images pass for three.
     """
 
     def __init__(
@@ -121,6 +123,10 @@ class Data(ABC):
         device: torch.device,
         seed: int,
     ):
+        try:
+            check_class_names(tuple(classes))
+        except ValueError as error:
+            raise UserError(f"The images cannot be used: {error}.") from None
         self.config, self.classes, self.size, self.device, self.seed = config, classes, size, device, seed
         # Weights want the normalisation that they were trained with, whatever the images are.
         if config.mean and config.std:

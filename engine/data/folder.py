@@ -28,12 +28,12 @@ from engine.data.image_files import (
     CROP_SHARE,
     EXTENSIONS,
     ImageFiles,
+    ImageListing,
     Item,
     Listing,
     Transforms,
     check_image_files,
     collate,
-    image_paths,
     start_worker,
 )
 from engine.data.split import describe_hold_out, hold_out
@@ -42,6 +42,7 @@ from engine.seed import derive, numpy_generator
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 CACHE_BYTES = 2 * 1024**3  # most bytes of decoded pixels that are kept on the device, for each set of images
+NAMED = 5  # classes that a note names
 HELD = ("val", "test")  # folders that may stand beside train/
 Share = Annotated[float, Field(ge=0, le=1)]
 Hue = Annotated[float, Field(ge=0, le=0.5)]
@@ -103,10 +104,12 @@ class FolderData(IndexedData):
 
     def __init__(self, config: ImageFolder, device: torch.device, seed: int):
         notes: list[str] = []
+        images = ImageListing()
         if any((config.path / name).is_dir() for name in SPLITS):
-            classes, train, held = _read_splits(config.path, notes)
+            classes, train, held = _read_splits(config.path, images, notes)
         else:
-            classes, train, held = _split_flat(config, notes)
+            classes, train, held = _split_flat(config, images, notes)
+        notes += images.notes()
         if config.name == "imagenet" and len(classes) != 1000:
             raise UserError(
                 f"'{config.path}' has {len(classes)} classes where ImageNet has 1000; use --data.name "
@@ -215,8 +218,8 @@ class FolderData(IndexedData):
             if "DataLoader worker" not in str(error):
                 raise
             raise WorkerDied(
-                f"A process that decodes images died ({str(error).splitlines()[0]}); run the same command "
-                "again."
+                f"A process that decodes images died ({str(error).splitlines()[0]}), maybe without memory; "
+                "use fewer --data.workers, and run the same command again, a training with --resume."
             ) from None
 
 
@@ -237,15 +240,17 @@ def _by_value(name: str) -> tuple[int, str]:
     return int(name), name
 
 
-def _read_splits(root: Path, notes: list[str]) -> tuple[list[str], Listing, dict[str, Listing]]:
+def _read_splits(
+    root: Path, images: ImageListing, notes: list[str]
+) -> tuple[list[str], Listing, dict[str, Listing]]:
     """The classes, the training images, and those of `test` and perhaps `val`, as the folders divide them."""
     classes, train = _listing(
-        root / "train", "pass --data.path with a folder that holds train/ and val/ or test/"
+        root / "train", images, "pass --data.path with a folder that holds train/ and val/ or test/"
     )
     held: dict[str, Listing] = {}
     for name in HELD:  # a folder of data has one of them or both
         if (root / name).is_dir():
-            held[name] = _held_listing(root, name, classes)
+            held[name] = _held_listing(root, name, classes, images, notes)
     if not held:
         raise UserError(
             f"Data folder '{root}' has neither val/ nor test/; add one beside train/, with a folder for each "
@@ -262,10 +267,14 @@ def _read_splits(root: Path, notes: list[str]) -> tuple[list[str], Listing, dict
     return classes, train, held
 
 
-def _split_flat(config: ImageFolder, notes: list[str]) -> tuple[list[str], Listing, dict[str, Listing]]:
+def _split_flat(
+    config: ImageFolder, images: ImageListing, notes: list[str]
+) -> tuple[list[str], Listing, dict[str, Listing]]:
     """The classes, and the images of class folders without test images, and those test images."""
     root = config.path
-    classes, files = _listing(root, "pass --data.path with a folder that holds a folder for each class")
+    classes, files = _listing(
+        root, images, "pass --data.path with a folder that holds a folder for each class"
+    )
     # Not by the seed of the run: results of different seeds are compared on the same test images.
     rng = np.random.default_rng(derive(0, "folder test split"))
     notes.append(
@@ -291,7 +300,7 @@ def _hold_out(
     return [files[i] for i in kept], [files[i] for i in out]
 
 
-def _listing(folder: Path, remedy: str) -> tuple[list[str], Listing]:
+def _listing(folder: Path, images: ImageListing, remedy: str) -> tuple[list[str], Listing]:
     """The classes in a folder and its files with their class index, both in order."""
     if not folder.is_dir():
         raise UserError(f"Data folder '{folder}' does not exist; {remedy}.")
@@ -299,25 +308,39 @@ def _listing(folder: Path, remedy: str) -> tuple[list[str], Listing]:
     files: Listing = []
     empty: list[str] = []
     for label, name in enumerate(classes):
-        images = image_paths(folder / name)
-        files.extend((path, label) for path in images)
-        if not images:
+        paths = images.list_images(folder / name)
+        files.extend((path, label) for path in paths)
+        if not paths:
             empty.append(name)
     if not files:
         raise UserError(
             f"Data folder '{folder}' has no images; it must hold a folder for each class with "
-            f"{', '.join(EXTENSIONS)} files."
+            f"{', '.join(EXTENSIONS)} files{_left_out(images, folder)}."
         )
     if len(classes) < 2:
         raise UserError(
             f"Data folder '{folder}' has only one class, '{classes[0]}'; a classifier needs two or more."
         )
     if empty:
-        raise UserError(f"Class folder '{folder / empty[0]}' has no images; add some or remove the folder.")
+        first = folder / empty[0]
+        raise UserError(
+            f"Class folder '{first}' has no images{_left_out(images, first)}; add some or remove the folder."
+        )
     return classes, files
 
 
-def _held_listing(root: Path, split: str, classes: list[str]) -> Listing:
+def _left_out(images: ImageListing, folder: Path) -> str:
+    """Half a sentence on the files of a folder that were left out; empty if none was."""
+    for reason, paths in images.skipped.items():
+        inside = [path for path in paths if path.is_relative_to(folder)]
+        if inside:
+            return f" ({len(inside)} files are left out, such as '{inside[0].name}': {reason})"
+    return ""
+
+
+def _held_listing(
+    root: Path, split: str, classes: list[str], images: ImageListing, notes: list[str]
+) -> Listing:
     """The files of val/ or test/, with the class index that train/ gives them.
 
     The split may lack classes of train/, but has no others.
@@ -331,8 +354,18 @@ def _held_listing(root: Path, split: str, classes: list[str]) -> Listing:
             "images of it or remove it."
         )
     files: Listing = []
+    labels = {name: label for label, name in enumerate(classes)}
+    missing = [name for name in classes if name not in names]
     for name in names:
-        files.extend((path, classes.index(name)) for path in image_paths(folder / name))
+        paths = images.list_images(folder / name)
+        files.extend((path, labels[name]) for path in paths)
+        if not paths:
+            missing.append(name)
+    # Accuracy there says nothing about these classes.
+    if missing and files:
+        named = ", ".join(f"'{name}'" for name in missing[:NAMED])
+        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+        notes.append(f"'{folder}' has no images of {named}{more}")
     if not files:
         raise UserError(
             f"Data folder '{folder}' has no images; it must hold a folder for each class, or be removed."

@@ -5,8 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, features
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -18,6 +19,22 @@ CROP_SHARE = 224 / 256  # the usual evaluation on ImageNet: shorter side 256, ce
 CHECK_AT_MOST = 20_000  # files; decoding more of them before training starts would take minutes
 NAMED = 20  # damaged files that an error names
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# Pillow reads AVIF where it was built with the library for it.
+if features.check("avif"):
+    EXTENSIONS += (".avif",)
+# Images that phones and cameras write, and others that Pillow cannot read or that are no photographs.
+NOT_READ = (".heic", ".heif", ".avif", ".jxl", ".gif", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw")
+LONGEST = 100  # times the shorter side; the widest panoramas have 20
+ORIENTATION = 274  # the EXIF tag that says how to turn the stored pixels
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 DAMAGED = (OSError, ValueError, Image.DecompressionBombError)  # what Pillow raises for files it cannot use
 Item = tuple[int, int | None]  # index of a file, and the seed of its augmentation or None for none
 Listing = list[tuple[Path, int]]  # image files, each with the index of its class
@@ -90,16 +107,45 @@ class ImageFiles(Dataset[tuple[Tensor, int, str]]):
 
 
 def open_image(path: Path) -> Image.Image:
-    """Decode an image file to RGB.
+    """Decode an image file to RGB, turned as it is to be seen.
 
     Raises:
-        OSError, ValueError, DecompressionBombError: the file is damaged, or not an image of 8 bits a channel.
+        OSError, ValueError, DecompressionBombError: the file is damaged, is not an image of 8 or 16 bits a
+            channel, or is far longer than wide.
     """
     with Image.open(path) as image:
-        # Pillow would clip 16-bit and float pixels at 255 without a word, so that most become white.
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"its pixels are {image.mode}, not 8 bits a channel")
-        return image.convert("RGB")
+        return upright(image).convert("RGB")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image as it is to be seen, with 8 bits a channel.
+
+    classify.py of a bundle, which stands alone, has a copy of this function.
+
+    Raises:
+        ValueError: its pixels are of another kind, or it is far longer than wide.
+    """
+    # Resized by its shorter side, a line of pixels would become an image of gigabytes.
+    if max(image.size) > LONGEST * min(image.size):
+        raise ValueError(f"its sides are {image.width} x {image.height} pixels, which is too long and narrow")
+    turn = TURNS.get(_orientation(image))
+    turned = image if turn is None else image.transpose(turn)
+    # Pillow would clip pixels of 16 bits at 255, so that most become white. The upper 8 bits are what it
+    # keeps of colour images of 16 bits, too.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return Image.fromarray((np.asarray(turned) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"its pixels are {image.mode}, not 8 or 16 bits a channel")
+    return turned
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """How the camera says that the image lies; None if it says nothing that can be read."""
+    try:
+        return image.getexif().get(ORIENTATION)
+    except Exception:
+        # Pillow has no common class for what a damaged note raises. The pixels beside it are in order.
+        return None
 
 
 def damaged_image(path: Path, error: Exception) -> str:
@@ -129,14 +175,48 @@ def start_worker(_: int) -> None:
     torch.set_num_threads(1)  # workers are processes, one for a core; threads in each would be in their way
 
 
-def image_paths(folder: Path) -> list[Path]:
-    """The image files in a folder and the folders in it, in sorted order."""
-    found = []
-    for path in folder.rglob("*"):
-        # Names that begin with a dot are other systems' notes beside an image, such as ._cat.jpg.
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file():
-            found.append(path)
-    return sorted(found)
+class ImageListing:
+    """Lists the image files of folders, and counts what it leaves out, by kind.
+
+    skipped: the files that were left out, by the kind and the reason, as in a sentence.
+    """
+
+    def __init__(self) -> None:
+        self.skipped: dict[str, list[Path]] = {}
+
+    def list_images(self, folder: Path) -> list[Path]:
+        """The image files in a folder and the folders in it, in sorted order."""
+        found = []
+        for path in sorted(folder.rglob("*")):
+            if not path.is_file():
+                continue
+            reason = reason_to_skip(path)
+            if reason is None:
+                found.append(path)
+            else:
+                self.skipped.setdefault(reason, []).append(path)
+        return found
+
+    def notes(self) -> list[str]:
+        """A sentence about each kind of files that were left out."""
+        found = []
+        for reason, paths in self.skipped.items():
+            number = "1 file is" if len(paths) == 1 else f"{len(paths)} files are"
+            found.append(f"{number} left out, such as '{paths[0]}': {reason}")
+        return found
+
+
+def reason_to_skip(path: Path) -> str | None:
+    """Why a file of a data folder is no image that is read; None if it is one."""
+    suffix = path.suffix.lower()
+    # Other systems' notes beside an image, such as ._cat.jpg.
+    if path.name.startswith("."):
+        return "a name that begins with a dot hides a file"
+    if suffix in EXTENSIONS:
+        return None
+    if suffix in NOT_READ:
+        return f"{suffix} images cannot be read here; convert them to .jpg or .png"
+    return f"a name that ends in '{suffix}' is not that of an image" if suffix else "the name has no ending"
 
 
 def check_image_files(paths: list[Path]) -> None:

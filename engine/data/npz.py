@@ -1,10 +1,11 @@
 """Images and labels in one .npz file, as NumPy's `savez` writes it."""
 
+import math
+import zipfile
 import zlib
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any, Literal
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,14 @@ from pydantic import Field
 
 from engine.config import Located
 from engine.data.arrays import Arrays, ArraySource
-from engine.errors import UserError
+from engine.errors import UserError, shortened
 
+# Versions of the header of an array; later ones are for names that no array here has.
+READ_HEADER = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+NEEDED = ("x_train", "y_train", "x_test", "y_test")
 # Everything that NumPy raises for files that are no archive, are truncated, or hold objects.
 UNREADABLE = (
     OSError,
@@ -22,7 +29,9 @@ UNREADABLE = (
     AttributeError,
     TypeError,
     NotImplementedError,
-    BadZipFile,
+    zipfile.BadZipFile,
+    RuntimeError,  # an encrypted member
+    MemoryError,
     zlib.error,
     TokenError,
 )
@@ -81,19 +90,49 @@ def _members(path: Path) -> dict[str, NDArray[Any]]:
         UserError: the file cannot be read, or one of the four arrays that a data set needs is missing.
     """
     try:
-        # allow_pickle=False: a file from somebody else must not run code.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as members:
-            found = {name: members[name] for name in members.files}
+        with path.open("rb") as file, zipfile.ZipFile(file) as members:
+            names = [name.removesuffix(".npy") for name in members.namelist()]
+            found = {}
+            for name in (*NEEDED, "classes"):
+                # Others are not read: they may hold anything, and of any size.
+                if name in names:
+                    found[name] = _member(members, f"{name}.npy")
     except UNREADABLE as error:
         raise UserError(
-            f"Data file '{path}' cannot be read as .npz ({error}); pass --data.path with one that holds "
-            "x_train y_train x_test y_test."
+            f"Data file '{path}' cannot be read as .npz ({shortened(str(error))}); pass --data.path with one "
+            "that holds x_train y_train x_test y_test."
         ) from None
-    missing = {"x_train", "y_train", "x_test", "y_test"} - found.keys()
+    missing = set(NEEDED) - found.keys()
     if missing:
-        holds = ", ".join(found) or "nothing"
+        holds = shortened(", ".join(names)) or "nothing"
         raise UserError(f"Data file '{path}' lacks {', '.join(sorted(missing))}; it holds {holds}.")
     return found
+
+
+def _member(members: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """An array of the archive, if the archive has as many bytes of it as the array's header claims.
+
+    Raises:
+        ValueError: it has more or fewer, or the array holds objects, which are pickled.
+    """
+    info = members.getinfo(name)
+    with members.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in READ_HEADER:
+            raise ValueError(f"{name} has the version {version}, which is not known")
+        shape, in_columns, dtype = READ_HEADER[version](file)
+        # A pickle may run any program: a file from somebody else must not.
+        if dtype.hasobject:
+            raise ValueError(f"{name} holds Python objects")
+        claimed = math.prod(shape) * dtype.itemsize
+        # NumPy would take the memory for what the header claims, and read afterwards. The size in the
+        # archive's directory may be false as well, so what counts is what can be read.
+        content = bytearray(file.read(min(claimed, info.file_size) + 1))
+    if len(content) != claimed:
+        raise ValueError(f"{name} claims {claimed:,} bytes, but has others")
+    if not claimed:
+        return np.zeros(shape, dtype)
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if in_columns else "C")
 
 
 def _images(
@@ -101,7 +140,13 @@ def _images(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Checked images as (N, H, W, C) beside their labels (N,)."""
     x = x[..., None] if x.ndim == 3 else x
-    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] not in (1, 3) or x.shape[1] != x.shape[2]:
+    if (
+        x.dtype != np.uint8
+        or x.ndim != 4
+        or x.shape[3] not in (1, 3)
+        or x.shape[1] != x.shape[2]
+        or not x.shape[1]
+    ):
         raise UserError(
             f"Data file '{path}': x_{split} must be square uint8 images (N, H, W) or (N, H, W, 1 or 3), but "
             f"is {x.dtype} {x.shape}."

@@ -1,6 +1,5 @@
 """Run folders as a list: what each is, how far it is, how good, how large; and how one is deleted."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,13 +7,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from engine.config import read_yaml
+from engine.errors import UserError
+from engine.outside.documents import DocumentError, parse_json
 from engine.run import RUN_FILES, Run, selected_files
 from engine.runs.lock import LOCK
-
-# The parser in C reads a config.yaml in a tenth of the time: a second for 1,000 runs.
-LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class RunSummary(NamedTuple):
@@ -79,7 +76,7 @@ def summarise(path: Path, folder: Path) -> RunSummary:
     return RunSummary(
         path=path,
         name=path.relative_to(folder).as_posix() if path != folder else path.resolve().name,
-        kind=_kind(path, config),
+        kind=kind_of(path, config),
         state=_state(path, config, points),
         data=_data(config),
         best=max(scores, default=None),
@@ -92,10 +89,9 @@ def summarise(path: Path, folder: Path) -> RunSummary:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        found = yaml.load((path / "config.yaml").read_text(encoding="utf-8"), Loader=LOADER)
-    except (OSError, ValueError, yaml.YAMLError):
-        found = None
-    return found if isinstance(found, dict) else {}
+        return read_yaml(path / "config.yaml")
+    except UserError:
+        return {}
 
 
 def _last_and_accuracies(path: Path) -> list[dict[str, Any]]:
@@ -108,15 +104,16 @@ def _last_and_accuracies(path: Path) -> list[dict[str, Any]]:
     points = []
     for line in wanted:
         try:
-            point = json.loads(line)
-        except ValueError:  # a killed process left half a line
+            point = parse_json(line)
+        except DocumentError:  # a killed process left half a line
             continue
         if isinstance(point, dict):
             points.append(point)
     return points
 
 
-def _kind(path: Path, config: dict[str, Any]) -> str:
+def kind_of(path: Path, config: dict[str, Any]) -> str:
+    """What a run is, by the settings that only its command has; `RunSummary` lists the kinds."""
     if "method" in config:
         return "search"
     if "genotype" in config:
@@ -144,7 +141,7 @@ def _data(config: dict[str, Any]) -> str:
         return str(data)
     name = str(data.get("name", ""))
     place = data.get("path")
-    return f"{name} {Path(place).name}" if place else name
+    return f"{name} {Path(str(place)).name}" if place else name
 
 
 def _holds(path: Path) -> str:

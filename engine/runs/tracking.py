@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from engine.errors import UserError
+from engine.outside.documents import MOST_JSON_BYTES, parse_json, read_text
 from engine.runs.writing import atomic
 
 EXPERIMENT = "ofa-toolkit"  # of MLflow, unless MLFLOW_EXPERIMENT_NAME says otherwise
@@ -67,7 +68,7 @@ class MLflowTracker:
         note = folder / "mlflow.json"
         try:
             if note.exists():
-                found = json.loads(note.read_text(encoding="utf-8"))
+                found = parse_json(read_text(note, MOST_JSON_BYTES))
                 self._client = mlflow.MlflowClient(found["tracking_uri"])
                 self._run = str(found["run_id"])
                 self._client.update_run(self._run, status="RUNNING")
@@ -78,7 +79,7 @@ class MLflowTracker:
                 found = {"run_id": self._run, "tracking_uri": where}
                 with atomic(note) as temporary:
                     temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        except (MlflowException, ValueError, KeyError) as error:
+        except (MlflowException, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"MLflow cannot be used ({error}); check MLFLOW_TRACKING_URI, delete {note} to begin a new "
                 "run of MLflow, or leave out --mlflow."

@@ -1,6 +1,7 @@
 """Measure exported files on this machine: latency with its noise, memory, size, operators, and what phones
 might take of them."""
 
+import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -140,7 +141,7 @@ class Benchmark(Command):
             )
         # What comes next depends on where the files lie: in a bundle, in a run, or anywhere.
         if (place / MANIFEST).exists():
-            say(f"next: python -m export.demo {place}")
+            say(f"next: python -m export.demo {shlex.quote(str(place))}")
         elif (place.parent / "model.json").exists():
             say(f"next: python -m export.bundle{run_flag(place.parent)}")
         else:

@@ -1,6 +1,5 @@
 """What is measured of a set of model files: rounds of timings, their percentiles, and how far they agree."""
 
-import json
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,12 +9,12 @@ import numpy as np
 
 from engine.errors import UserError
 from engine.onnx_timing import DIFFERENCE_AT_MOST, halves_of, time_runs
-from engine.run import read_json
+from engine.outside.documents import DocumentError, parse_json
 from engine.seed import numpy_generator
 from export.benchmark.partitions import PROVIDERS, Estimate, estimate_partitions
 from export.benchmark.probe import Probe, probe_file
 from export.formats import format_of
-from export.manifest import manifest_path, read_manifest
+from export.manifest import is_manifest, manifest_path, read_manifest
 
 FEWEST_FOR_P99 = 100  # of fewer runs, the 99th percentile would be the slowest one
 DEFAULT_ROUNDS = 14  # each has at least 8 runs, together enough for the 99th percentile
@@ -87,7 +86,7 @@ def open_model_file(name: str, path: Path, threads: int) -> ModelFile:
     file_format.check_installed()
     beside, manifest = manifest_path(path), {}
     # A JSON file of that name may be somebody else's.
-    if beside.is_file() and "sha256" in read_json(beside):
+    if beside.is_file() and is_manifest(beside):
         manifest = read_manifest(path).model_dump(mode="json")
     # Another process opens the file first: a damaged file can take a process down.
     probe = probe_file(path, threads)
@@ -110,8 +109,8 @@ def _values(metadata: dict[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, text in metadata.items():
         try:
-            values[key] = json.loads(text)
-        except ValueError:
+            values[key] = parse_json(text)
+        except DocumentError:
             values[key] = text
     return values
 

@@ -13,13 +13,18 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import NamedTuple
 
+from engine.errors import shortened
+from engine.outside.documents import DocumentError, parse_json
 from export.formats import format_of
 from export.formats.format import OperatorTime
 from export.formats.onnx import plain_reason
 
+PROBE_SECONDS = 60  # for opening a file and some 20 runs of one image
 RUNS = 10  # after the first ones, a session has taken all the memory that it needs
 
 
@@ -52,15 +57,40 @@ def probe_file(path: Path, threads: int) -> Probe | str:
     given = os.environ.get("PYTHONPATH")
     places = os.pathsep.join([root, given] if given else [root])
     words = [sys.executable, "-P", "-m", "export.benchmark.probe", str(path), str(threads)]
-    done = subprocess.run(
-        words, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": places}
-    )
+    # The probe watches this pipe. Its other end is here, so it closes whichever way this process ends.
+    watched, held = os.pipe()
+    try:
+        done = subprocess.run(
+            words,
+            stdin=watched,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            env=os.environ | {"PYTHONPATH": places},
+            timeout=PROBE_SECONDS,
+        )
+    except subprocess.TimeoutExpired:  # `run` has killed it
+        return f"it gave no answer in {PROBE_SECONDS} seconds; its graph may hold an endless loop"
+    finally:
+        os.close(watched)
+        os.close(held)
     # Runtimes may print before the last line, and there is none if the file took the process down.
     try:
-        found = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
+        found = parse_json(done.stdout.splitlines()[-1])
+    except (IndexError, DocumentError):
         return f"its runtime ended with status {done.returncode}"
-    return str(found["error"]) if "error" in found else Probe(**found)
+    return shortened(str(found["error"]), 300) if "error" in found else Probe(**found)
+
+
+def end_with_parent() -> None:
+    """End this process as soon as the one that started it has ended, whatever a runtime is doing here."""
+
+    def watch() -> None:
+        os.read(0, 1)  # returns when the other end of the pipe closes: nothing is ever written to it
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def look_into(path: Path, threads: int) -> Probe:
@@ -74,8 +104,12 @@ def look_into(path: Path, threads: int) -> Probe:
     file_format.import_runtime()
     before = resident("VmRSS")
     model = file_format.load(path, threads)
+    start = time.monotonic()
     for _ in range(RUNS):
         first = model.run()
+        # A slow file has shown its memory after the first runs, and must not use up the probe's time.
+        if time.monotonic() - start > PROBE_SECONDS / 6:
+            break
     if first.ndim != 2:
         raise ValueError(f"its output has shape {first.shape}, which is not one number for each class")
     # The peak is read before the profile, which opens the file a second time.
@@ -99,6 +133,7 @@ def resident(field: str) -> int:
 
 def main() -> None:
     """Print the answer about the file that the command line names."""
+    end_with_parent()
     try:
         answer = look_into(Path(sys.argv[1]), int(sys.argv[2]))._asdict()
     except Exception as error:

@@ -2,6 +2,7 @@
 manifest and model card."""
 
 import os
+import shlex
 from pathlib import Path
 
 from pydantic import Field
@@ -53,7 +54,8 @@ class MakeBundle(Command):
         for name in names:
             folder = write_bundle(run, name, networks[name])
             print(f"{folder}: {', '.join(sorted(os.listdir(folder)))}")
-        say(f"next: python -m export.demo {self.run / 'export' / names[0]}")
+        first = self.run / "export" / names[0]
+        say(f"next: python -m export.demo {shlex.quote(str(first))}")
         return 0
 
 

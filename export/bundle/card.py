@@ -1,6 +1,8 @@
 """The model card of a bundle: a function of its manifest, against which every sentence can be checked."""
 
+import html
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ MOST_CLASSES = 50  # more fill the page; labels.txt has them all
 
 def render_card(bundle: Bundle) -> str:
     """The card, in Markdown."""
-    targets = list(dict.fromkeys(f"`{file.target}`" for file in bundle.files))
+    targets = list(dict.fromkeys(_code(file.target) for file in bundle.files))
     count = len(bundle.classes)
     sections = {
         "Intended input": _input(bundle),
@@ -31,7 +33,7 @@ def render_card(bundle: Bundle) -> str:
         f"# {_plain(bundle.subnet)}",
         "",
         f"A network that says which of {count} classes an image shows, for {_list(targets)}.",
-        f"Every number on this page is in `{MANIFEST}`, or computed from numbers there.",
+        f"Every number on this page is in {_code(MANIFEST)}, or computed from numbers there.",
         "",
         _example(bundle),
     ]
@@ -47,18 +49,30 @@ def _example(bundle: Bundle) -> str:
         if format_of(Path(file.file)).in_example:
             return (
                 f"    python {EXAMPLE} IMAGE            needs onnxruntime, numpy and pillow; classifies with "
-                f"`{file.file}`"
+                f"{_code(file.file)}"
             )
     runtimes = list(dict.fromkeys(format_of(Path(file.file)).runtime for file in bundle.files))
     return (
-        f"The files run in {_list(runtimes)}. `{EXAMPLE}` shows how to prepare an image, and runs none of "
-        "them."
+        f"The files run in {_list(runtimes)}. {_code(EXAMPLE)} shows how to prepare an image, and runs none "
+        "of them."
     )
 
 
-def _plain(text: str) -> str:
-    """Text that neither ends a line nor a cell of a table."""
-    return " ".join(text.split()).replace("|", "\\|").replace("`", "'")
+# What Markdown or HTML would read as something else than text: marks, links, tags, cells and code.
+MARKS = re.compile(r"([\\`*_\[\]|~#!])")
+
+
+def _plain(text: object) -> str:
+    """Text that shows as it is: it ends no line and no cell, and is neither markup nor a tag nor a link."""
+    # Names come from files of anybody, and what shows a card in a browser may keep HTML that stands in it.
+    one_line = html.escape(" ".join(str(text).split()), quote=False)
+    return MARKS.sub(r"\\\1", one_line)
+
+
+def _code(text: str) -> str:
+    """Text as code, in which nothing but its own end is read as markup."""
+    # A bar would end the cell of a table, also inside of code.
+    return "`" + " ".join(str(text).split()).replace("`", "'").replace("|", "\\|") + "`"
 
 
 def _list(words: list[str]) -> str:
@@ -76,7 +90,7 @@ def _input(bundle: Bundle) -> Iterator[str]:
         key = json.dumps([file.preprocessing, file.input.model_dump()])
         alike.setdefault(key, []).append(file)
     for files in alike.values():
-        first, names = files[0], _list([f"`{file.file}`" for file in files])
+        first, names = files[0], _list([_code(file.file) for file in files])
         how = first.preprocessing or {}
         colour = "RGB" if how["channels"] == "RGB" else "gray"
         yield f"For {names}: one {colour} image of a class below."
@@ -88,22 +102,21 @@ def _input(bundle: Bundle) -> Iterator[str]:
             meaning = "probabilities"
         yield f"The output is {_tensor(first.output)}: {meaning}."
         yield ""
-    yield f"`{EXAMPLE}` does exactly this."
+    yield f"{_code(EXAMPLE)} does exactly this."
 
 
 def _steps(how: dict[str, Any], file: Manifest) -> Iterator[str]:
     """What to do with an image file, one step a sentence, until it is the input."""
     side, size = how.get("center_crop") or how["image_size"], how["resize"][0]
     if "center_crop" in how:
-        yield (
-            f"Resize the shorter side to {how['resize_shorter_side']} pixels ({how['resize_interpolation']})."
-        )
+        interpolation = _plain(how["resize_interpolation"])
+        yield f"Resize the shorter side to {how['resize_shorter_side']} pixels ({interpolation})."
         yield f"Cut out the middle, {side} x {side} pixels."
     else:
         yield f"Resize an image of another size to {side} x {side} pixels."
     # The network's side may be another than that of its data: subnets of a supernet differ in resolution.
     if side != size:
-        yield f"Resize to {size} x {size} pixels ({how['interpolation']})."
+        yield f"Resize to {size} x {size} pixels ({_plain(how['interpolation'])})."
     if file.input.dtype == "uint8":
         yield "Round to whole numbers from 0 to 255; the graph does the rest."
     else:
@@ -113,34 +126,37 @@ def _steps(how: dict[str, Any], file: Manifest) -> Iterator[str]:
 
 
 def _tensor(tensor: Tensor) -> str:
-    return f"`{tensor.name}`, {tensor.dtype}, {tensor.layout}, {' x '.join(map(str, tensor.shape))}"
+    shape = " x ".join(map(str, tensor.shape))
+    return f"{_code(tensor.name)}, {_plain(tensor.dtype)}, {_plain(tensor.layout)}, {_plain(shape)}"
 
 
 def _classes(bundle: Bundle) -> Iterator[str]:
     shown = ", ".join(_plain(name) for name in bundle.classes[:MOST_CLASSES])
     rest = len(bundle.classes) - MOST_CLASSES
     more = f", and {rest} more" if rest > 0 else ""
-    yield f"{len(bundle.classes)}, in the order of the outputs, one a line in `{LABELS}`: {shown}{more}."
+    where = f"in the order of the outputs, one a line in {_code(LABELS)}"
+    yield f"{len(bundle.classes)}, {where}: {shown}{more}."
 
 
 def _files(bundle: Bundle) -> Iterator[str]:
     yield "| file | target | precision | bytes | SHA-256 |"
     yield "|---|---|---|---|---|"
     for file in bundle.files:
-        yield f"| `{file.file}` | {file.target} | {file.precision} | {file.bytes} | `{file.sha256}` |"
+        made_for = f"{_plain(file.target)} | {_plain(file.precision)}"
+        yield f"| {_code(file.file)} | {made_for} | {file.bytes} | {_code(file.sha256)} |"
 
 
 def _accuracy(bundle: Bundle) -> Iterator[str]:
     for file in bundle.files:
         if file.accuracy is None:
-            yield f"- `{file.file}`: not known."
+            yield f"- {_code(file.file)}: not known."
             continue
         said, (low, high) = file.accuracy, wilson_interval(file.accuracy.file, file.accuracy.images)
         yield (
-            f"- `{file.file}` is right on {_percent(said.file)} of {said.images} images of the split "
-            f"`{said.split}`; the torch model that it was made from on {_percent(said.torch)}. Both give the "
-            f"same class for {_percent(file.parity['same_top1'])} of them. On other images of the same kind, "
-            f"{_percent(low)} to {_percent(high)} are to be expected (90% interval of Wilson)."
+            f"- {_code(file.file)} is right on {_percent(said.file)} of {said.images} images of the split "
+            f"{_code(said.split)}; the torch model that it was made from on {_percent(said.torch)}. Both "
+            f"give the same class for {_percent(file.parity['same_top1'])} of them. On other images of the "
+            f"same kind, {_percent(low)} to {_percent(high)} are to be expected (90% interval of Wilson)."
         )
     # The best of many subnets on these images is partly the luckiest one.
     if bundle.selection is not None:
@@ -162,9 +178,10 @@ def _cost(bundle: Bundle) -> Iterator[str]:
     for name, timing in bundle.benchmark.items():
         plural = "s" if timing.threads > 1 else ""
         yield (
-            f"- `{name}` takes {timing.wall_p50:.3g} ms for an image, and 90% of the runs take no more than "
-            f"{timing.wall_p90:.3g} ms, with {timing.threads} thread{plural} of {timing.runtime} on "
-            f"{timing.machine}; two halves of the rounds differ by {_percent(timing.noise)}."
+            f"- {_code(name)} takes {timing.wall_p50:.3g} ms for an image, and 90% of the runs take no more "
+            f"than {timing.wall_p90:.3g} ms, with {timing.threads} thread{plural} of "
+            f"{_plain(timing.runtime)} on {_plain(timing.machine)}; two halves of the rounds differ by "
+            f"{_percent(timing.noise)}."
         )
     if not bundle.benchmark:
         yield "- `python -m export.benchmark` has not measured these files, so no speed is promised."
@@ -172,30 +189,30 @@ def _cost(bundle: Bundle) -> Iterator[str]:
 
 def _provenance(bundle: Bundle) -> Iterator[str]:
     made, selection = bundle.provenance, bundle.selection
-    place = f" in a folder called `{made.data['path']}`" if made.data.get("path") else ""
+    place = f" in a folder called {_code(made.data['path'])}" if made.data.get("path") else ""
     yield (
-        f"- Trained on the images of `{made.data['name']}`{place}, with seed {made.seed}; config.yaml has "
-        f"SHA-256 `{made.config_sha256}`, that of its weights `{made.weights_sha256}`."
+        f"- Trained on the images of {_code(made.data['name'])}{place}, with seed {made.seed}; config.yaml "
+        f"has SHA-256 {_code(made.config_sha256)}, that of its weights {_code(made.weights_sha256)}."
     )
     yield _weights(bundle)
     if selection is not None and selection.constraints:
         limits = []
         for limit in selection.constraints:
-            limits.append(f"{limit['name']} of at most {format_count(limit['limit'])}{limit['unit']}")
+            limits.append(f"{limit.name} of at most {format_count(limit.limit)}{limit.unit}")
         how = f", with a predictor that learned from {selection.pairs} subnets" if selection.pairs else ""
         yield f"- Chosen for {_list(limits)}{how}."
     tuned = bundle.files[0].architecture.get("tuned")
     if tuned is not None:
-        epochs = "1 epoch" if tuned["epochs"] == 1 else f"{tuned['epochs']} epochs"
+        epochs = "1 epoch" if tuned["epochs"] == 1 else f"{_plain(tuned['epochs'])} epochs"
         yield f"- Tuned for {epochs} after the supernet's training; teacher: {_plain(tuned['teacher'])}."
-    if made.git is not None and made.git["commit"]:
-        state = ", with uncommitted changes" if made.git["dirty"] else ""
-        yield f"- Source at commit `{made.git['commit']}`{state}."
+    if made.git is not None and made.git.commit:
+        state = ", with uncommitted changes" if made.git.dirty else ""
+        yield f"- Source at commit {_code(made.git.commit)}{state}."
     yield f"- Trained with {_versions(made.versions)}."
     yield f"- Bundled with {_versions(bundle.versions)}."
     yield "- Commands:"
     yield ""
-    yield from (f"      {command}" for command in made.commands)
+    yield from (f"      {' '.join(command.split())}" for command in made.commands)
 
 
 def _weights(bundle: Bundle) -> str:
@@ -207,22 +224,22 @@ def _weights(bundle: Bundle) -> str:
     if licence == "unknown":
         licence = "unknown: ask the source"
     page = f" ({_plain(origin['url'])})" if origin["url"] else ""
-    file = f" The file that was converted has SHA-256 `{origin['sha256']}`." if origin["sha256"] else ""
+    file = f" The file that was converted has SHA-256 {_code(origin['sha256'])}." if origin["sha256"] else ""
     return (
-        f"- The training started from the weights `{_plain(origin['name'])}` of {_plain(origin['source'])}"
+        f"- The training started from the weights {_code(origin['name'])} of {_plain(origin['source'])}"
         f"{page}. Their licence: {_plain(licence)}.{file}"
     )
 
 
 def _versions(versions: dict[str, str]) -> str:
-    return _list([f"{name} {version}" for name, version in versions.items()])
+    return _list([_plain(f"{name} {version}") for name, version in versions.items()])
 
 
 def _limits(bundle: Bundle) -> Iterator[str]:
     how = bundle.files[0].preprocessing or {}
     splits = {file.accuracy.split for file in bundle.files if file.accuracy is not None}
     yield f"- It answers with one of its {len(bundle.classes)} classes whatever the image shows."
-    yield f"- Nothing is known about images from elsewhere than `{bundle.provenance.data['name']}`."
+    yield f"- Nothing is known about images from elsewhere than {_code(bundle.provenance.data['name'])}."
     # Only where it is true of all files.
     if splits == {"val"}:
         yield "- No test images were looked at for the accuracies above."
@@ -232,7 +249,7 @@ def _limits(bundle: Bundle) -> Iterator[str]:
         if file.quantization is not None:
             kept, layers = len(file.quantization["float_layers"]), file.quantization["layers"]
             yield (
-                f"- `{file.file}` computes in 8 bits, whose ranges come from "
-                f"{file.quantization['calibration_images']} images; {kept} of {layers} layers stayed in "
-                "float32."
+                f"- {_code(file.file)} computes in 8 bits, whose ranges come from "
+                f"{_plain(file.quantization['calibration_images'])} images; {kept} of {_plain(layers)} "
+                "layers stayed in float32."
             )

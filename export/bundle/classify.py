@@ -1,6 +1,7 @@
 """Classify an image with a model file beside this one: python classify.py IMAGE [MODEL]. Needs onnxruntime,
 numpy and pillow only."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -12,6 +13,35 @@ import onnxruntime as ort
 from PIL import Image
 
 SUFFIXES = (".onnx", ".ort")  # what onnxruntime reads
+LONGEST = 100  # times the shorter side: a line of pixels, resized, would fill the memory
+# Phones store pictures as the sensor lay, and in a tag of EXIF how to turn them.
+ORIENTATION = 274
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image as it is to be seen, with 8 bits a channel; the same as in training."""
+    if max(image.size) > LONGEST * min(image.size):
+        raise ValueError(f"its sides are {image.width} x {image.height} pixels, which is too long and narrow")
+    turn = None
+    # Pillow has no common class for what a damaged tag raises. The pixels beside it are in order.
+    with contextlib.suppress(Exception):
+        turn = TURNS.get(image.getexif().get(ORIENTATION))
+    turned = image if turn is None else image.transpose(turn)
+    # Pillow would clip pixels of 16 bits at 255, so that most become white.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return Image.fromarray((np.asarray(turned) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"its pixels are {image.mode}, not 8 or 16 bits a channel")
+    return turned
 
 
 def bicubic(old: int, new: int) -> Any:
@@ -28,6 +58,7 @@ def bicubic(old: int, new: int) -> Any:
 
 def prepare_image(image: Image.Image, file: dict[str, Any]) -> Any:
     """The input of a file that manifest.json describes: (1, C, H, W) or (1, H, W, C)."""
+    image = upright(image)
     how, wanted, (width, height) = file["preprocessing"], file["input"], image.size
     # 1. The data set's own resize and crop, by Pillow: to `side` x `side` pixels.
     side, short = how.get("center_crop") or how["image_size"], how.get("resize_shorter_side")
@@ -73,7 +104,10 @@ def main(folder: Path, image: str, names: list[str]) -> None:
     def run(x: Any) -> Any:
         return session.run([file["output"]["name"]], {file["input"]["name"]: x})[0]
 
-    shares = classify(Image.open(image), file, run)
+    try:
+        shares = classify(Image.open(image), file, run)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        sys.exit(f"'{image}' cannot be classified: {error}")
     for i in np.argsort(-shares)[:5]:
         print(f"{shares[i]:7.2%}  {file['classes'][i]}")
 

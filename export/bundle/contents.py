@@ -1,17 +1,35 @@
 """What is in a bundle, as data: the manifest.json of the folder."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeFloat,
+    PositiveFloat,
+    model_validator,
+)
 
 from engine.config import validate
 from engine.errors import UserError
+from engine.outside.names import ClassNames, PlainName, inside
 from engine.run import read_json
 from export.manifest import Manifest, digest
 
 # classify.py and the demo page read these by name.
 MANIFEST, LABELS, CARD, EXAMPLE = "manifest.json", "labels.txt", "model_card.md", "classify.py"
+
+
+class GitState(BaseModel):
+    """The state of the source that a command ran from: its commit, and whether it was changed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    commit: str | None
+    dirty: bool
 
 
 class Provenance(BaseModel):
@@ -30,12 +48,51 @@ class Provenance(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     commands: tuple[str, ...]
-    data: dict[str, Any]
+    data: dict[str, str]
     seed: int
     config_sha256: str
     weights_sha256: str
     versions: dict[str, str]
-    git: dict[str, Any] | None
+    git: GitState | None
+
+
+class Environment(BaseModel):
+    """The part of a run's env.json that a bundle tells on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    command: str | None = None
+    versions: dict[str, str]
+    git: GitState | None
+
+
+class DataSource(BaseModel):
+    """Name and place of a run's images."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    path: str | None = None
+
+
+class TrainedOn(BaseModel):
+    """The part of a run's config.yaml that a bundle tells on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    data: DataSource
+    seed: int
+
+
+class Limit(BaseModel):
+    """A limit that a subnet was selected for. value: what the subnet has."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    limit: FiniteFloat
+    value: FiniteFloat
+    unit: str
 
 
 class Selection(BaseModel):
@@ -49,9 +106,38 @@ class Selection(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    constraints: tuple[dict[str, Any], ...]
+    constraints: tuple[Limit, ...]
     pairs: int | None
-    predicted_accuracy: float | None
+    predicted_accuracy: FiniteFloat | None
+
+
+Side = Annotated[int, Field(ge=1, le=8192)]  # of an image in pixels: memory is taken for so many
+
+
+class Preparation(BaseModel):
+    """What classify.py and the demo page read of a file's `preprocessing`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    image_size: Side | None = None
+    center_crop: Side | None = None
+    resize_shorter_side: Side | None = None
+    resize_interpolation: str = "bicubic"
+    resize: tuple[Side, Side]
+    channels: Literal["RGB", "gray"]
+    mean: tuple[FiniteFloat, ...]
+    std: tuple[PositiveFloat, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.center_crop is None and self.image_size is None:
+            raise ValueError("the preprocessing has neither center_crop nor image_size")
+        channels = 3 if self.channels == "RGB" else 1
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise ValueError(f"mean and std must have a number for each of {channels} channels")
+        if self.resize_interpolation.split(",")[0] not in ("bicubic", "bilinear"):
+            raise ValueError("resize_interpolation must be bicubic or bilinear")
+        return self
 
 
 class FileTiming(BaseModel):
@@ -62,9 +148,9 @@ class FileTiming(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    wall_p50: float
-    wall_p90: float
-    noise: float
+    wall_p50: NonNegativeFloat
+    wall_p90: NonNegativeFloat
+    noise: NonNegativeFloat
     threads: int
     runtime: str
     machine: str
@@ -78,14 +164,23 @@ class Bundle(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    subnet: str
-    classes: tuple[str, ...]
+    subnet: PlainName
+    classes: ClassNames
     files: tuple[Manifest, ...]
     provenance: Provenance
     selection: Selection | None
-    benchmark: dict[str, FileTiming]
+    benchmark: dict[PlainName, FileTiming]
     versions: dict[str, str]
-    sha256: dict[str, str] = {}
+    sha256: dict[PlainName, str] = {}
+
+    @model_validator(mode="after")
+    def _can_be_prepared(self) -> Self:
+        for file in self.files:
+            # Not in `Manifest`: files that are no part of a bundle may be prepared in any way.
+            Preparation.model_validate(file.preprocessing or {})
+            if file.classes != self.classes:
+                raise ValueError(f"'{file.file}' has other classes than the bundle")
+        return self
 
 
 def read_bundle(folder: Path) -> Bundle:
@@ -101,11 +196,18 @@ def read_bundle(folder: Path) -> Bundle:
     bundle = validate(Bundle, read_json(folder / MANIFEST), str(folder / MANIFEST))
     for name, expected in bundle.sha256.items():
         # A manifest from elsewhere must not make anybody read files outside of its folder.
-        if Path(name).name != name or not (folder / name).is_file():
+        if not inside(folder, name).is_file():
             raise UserError(f"Bundle '{folder}' lacks '{name}'; copy the whole folder again.")
         if digest(folder / name) != expected:
             raise UserError(
                 f"'{folder / name}' is not what was bundled (SHA-256 differs); copy it again, or bundle "
                 "again."
+            )
+    # What is not hashed could be anything, and the demo serves and runs every file of the list.
+    for file in bundle.files:
+        if file.file not in bundle.sha256:
+            raise UserError(
+                f"'{folder / MANIFEST}' has no SHA-256 of '{file.file}', so nobody can tell whether it is "
+                "what was bundled; bundle again."
             )
     return bundle

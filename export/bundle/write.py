@@ -6,12 +6,13 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from engine.checkpoint import weights_digest
-from engine.errors import UserError
+from engine.config import validate
+from engine.errors import UserError, shortened
+from engine.outside.names import inside
 from engine.run import Run, read_json, versions, write_json
 from engine.runs.writing import publish_folder, work_folder
 from export.bundle import classify
@@ -22,9 +23,11 @@ from export.bundle.contents import (
     LABELS,
     MANIFEST,
     Bundle,
+    Environment,
     FileTiming,
     Provenance,
     Selection,
+    TrainedOn,
     read_bundle,
 )
 from export.formats import FORMATS, format_of
@@ -47,12 +50,7 @@ def write_bundle(run: Run, name: str, paths: list[Path]) -> Path:
     Raises:
         UserError: something else is there, or the files are of different trainings.
     """
-    if Path(name).name != name:
-        raise UserError(
-            f"A manifest beside '{paths[0]}' calls its network '{name}', which is no plain name; export it "
-            "again."
-        )
-    folder = paths[0].parent / name
+    folder = inside(paths[0].parent, name)
     if folder.exists() and not (folder / MANIFEST).is_file():
         raise UserError(f"'{folder}' is there and is no bundle; rename or remove it.")
     with work_folder(folder.parent) as work:
@@ -73,7 +71,15 @@ def _fill(folder: Path, bundle: Bundle, paths: list[Path]) -> None:
                 shutil.copyfile(beside, folder / beside.name)
     shutil.copyfile(classify.__file__, folder / EXAMPLE)
     (folder / LABELS).write_text("".join(f"{name}\n" for name in bundle.classes), encoding="utf-8")
-    (folder / CARD).write_text(render_card(bundle), encoding="utf-8")
+    try:
+        card = render_card(bundle)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        # The parts of a manifest that are free in form were written by export.onnx, or by somebody else.
+        raise UserError(
+            f"A manifest beside '{paths[0]}' lacks what the model card says, or holds something else there "
+            f"({shortened(repr(error))}); export again with python -m export.onnx."
+        ) from None
+    (folder / CARD).write_text(card, encoding="utf-8")
     hashes = {path.name: digest(path) for path in sorted(folder.iterdir())}
     write_json(folder / MANIFEST, bundle.model_copy(update={"sha256": hashes}).model_dump(mode="json"))
 
@@ -86,8 +92,10 @@ def gather(run: Run, name: str, paths: list[Path]) -> Bundle:
     """
     files = [read_manifest(path) for path in paths]
     files.sort(key=_plainness)
-    first, config, env = files[0], run.config, read_json(run.path / "env.json")
-    classes, sha256 = first.classes, digest(run.path / "config.yaml")
+    env_path, config_path = run.path / "env.json", run.path / "config.yaml"
+    first, env = files[0], validate(Environment, read_json(env_path), str(env_path))
+    config = validate(TrainedOn, run.config, str(config_path))
+    classes, sha256 = first.classes, digest(config_path)
     # Files of an earlier training have the same names, but other weights than the card would describe.
     weights = weights_digest(run.path)
     wanted = classes, first.architecture, sha256, weights
@@ -100,19 +108,35 @@ def gather(run: Run, name: str, paths: list[Path]) -> Bundle:
             f"The files of '{name}' in {paths[0].parent} are not of this run's network; write them again "
             "with export.onnx."
         )
-    data = {key: config["data"][key] for key in ("name", "path") if config["data"].get(key)}
+    data = {"name": config.data.name}
     # Only the name of the folder: a bundle goes to others, and does not name folders of this machine.
-    if "path" in data:
-        data["path"] = Path(data["path"]).name
+    if config.data.path:
+        data["path"] = Path(config.data.path).name
     provenance = Provenance(
         commands=_commands(env, files),
         data=data,
-        seed=config["seed"],
+        seed=config.seed,
         config_sha256=sha256,
         weights_sha256=weights,
-        versions=env["versions"],
-        git=env["git"],
+        versions=env.versions,
+        git=env.git,
     )
+    try:
+        return _described(run, name, paths, files, provenance)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UserError(
+            f"The manifests beside '{paths[0]}' make no bundle ({shortened(reason)}); export again with "
+            "python -m export.onnx."
+        ) from None
+
+
+def _described(
+    run: Run, name: str, paths: list[Path], files: list[Manifest], provenance: Provenance
+) -> Bundle:
+    """The bundle of these files."""
+    first, classes = files[0], files[0].classes
+    assert classes is not None, "`gather` has refused that"
     return Bundle(
         subnet=name,
         classes=classes,
@@ -135,20 +159,24 @@ def _plainness(file: Manifest) -> tuple[int, bool, int]:
     return FORMATS.index(format_of(Path(file.file))), file.precision != "float32", len(file.file)
 
 
-def _commands(env: dict[str, Any], files: list[Manifest]) -> tuple[str, ...]:
+def _commands(env: Environment, files: list[Manifest]) -> tuple[str, ...]:
     """The commands that led to the bundle, each once, in order."""
-    commands = [env.get("command")]
+    commands = [env.command]
     commands += [getattr(file, "command", None) for file in files]
     # orig_argv, since sys.argv has lost "-m export.bundle".
     commands.append(shlex.join(["python", *sys.orig_argv[1:]]))
-    found = [portable(command) for command in commands if command]
+    found = [portable(command) for command in commands if isinstance(command, str) and command]
     return tuple(dict.fromkeys(found))
 
 
 def portable(command: str) -> str:
     """A command without the folders of this machine: of an absolute path its last part is left."""
     words = []
-    for word in shlex.split(command):
+    try:
+        parts = shlex.split(command)
+    except ValueError:  # an open quotation mark: no shell would take it, and nobody knows where words end
+        return ""
+    for word in parts:
         flag, equals, value = word.rpartition("=")
         words.append(flag + equals + (Path(value).name if os.path.isabs(value) else value))
     return shlex.join(words)
@@ -158,15 +186,16 @@ def _selection_of(path: Path, file: Manifest) -> Selection | None:
     """What selection said of this architecture; none if it selected another one since, or none."""
     if not path.is_file():
         return None
-    facts: dict[str, Any] = read_json(path)
+    facts = read_json(path)
+    if not isinstance(facts, dict) or "arch" not in facts:
+        raise UserError(f"{path} holds no selected subnet; run python -m predictors.select again.")
     same_weights = facts.get("weights_sha256", file.weights_sha256) == file.weights_sha256
     if facts["arch"] != file.architecture.get("arch") or not same_weights:
         return None
-    return Selection(
-        constraints=tuple(facts.get("constraints", ())),
-        pairs=facts.get("pairs"),
-        predicted_accuracy=facts.get("predicted_accuracy"),
-    )
+    values = {"constraints": (), "pairs": None, "predicted_accuracy": None}
+    for key in values.keys() & facts.keys():
+        values[key] = facts[key]
+    return validate(Selection, values, str(path))
 
 
 def _timings_of(path: Path, files: list[Manifest]) -> dict[str, FileTiming]:
@@ -177,9 +206,13 @@ def _timings_of(path: Path, files: list[Manifest]) -> dict[str, FileTiming]:
     """
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as table:
-        # The size tells a file from an older one of the same name.
-        rows = {(row.get("file"), row.get("bytes")): row for row in csv.DictReader(table)}
+    damaged = UserError(f"{path} is damaged; write it again with python -m export.benchmark, or remove it.")
+    try:
+        with path.open(newline="", encoding="utf-8") as table:
+            # The size tells a file from an older one of the same name.
+            rows = {(row.get("file"), row.get("bytes")): row for row in csv.DictReader(table)}
+    except (UnicodeDecodeError, csv.Error):
+        raise damaged from None
     found = {}
     for file in files:
         row = rows.get((file.file, str(file.bytes)))
@@ -190,7 +223,5 @@ def _timings_of(path: Path, files: list[Manifest]) -> dict[str, FileTiming]:
                 {key: row.get(key) for key in FileTiming.model_fields}
             )
         except ValidationError:
-            raise UserError(
-                f"{path} is damaged; write it again with python -m export.benchmark, or remove it."
-            ) from None
+            raise damaged from None
     return found

@@ -10,7 +10,7 @@ from pydantic_settings import CliPositionalArg
 from engine.command.cli import Command, main
 from engine.command.start import say
 from engine.errors import UserError
-from export.demo.server import open_server
+from export.demo.server import LOOPBACK, open_server
 from export.demo.vendor import VERSION, vendor
 
 
@@ -18,7 +18,8 @@ class Demo(Command):
     """Serve a page, to this machine only, where an image dropped in is classified by the files of a bundle.
 
     The browser does it with onnxruntime-web, once that was fetched by --vendor (an npm package; npm must be
-    installed); the image then does not leave the page. Otherwise this server does. Ctrl-C ends it.
+    installed); the image then does not leave the page. Otherwise this server does. With --host a phone in the
+    same network can use the page, too, by an address that holds a random word. Ctrl-C ends it.
 
     examples:
       python -m export.bundle --run runs/photos
@@ -29,7 +30,14 @@ class Demo(Command):
     folder: CliPositionalArg[Path | None] = Field(
         None, description="a bundle: a folder that python -m export.bundle wrote"
     )
-    port: int = Field(8000, ge=0, le=65535, description="where to listen on 127.0.0.1; 0: any that is free")
+    port: int = Field(8000, ge=0, le=65535, description="where to listen; 0: any that is free")
+    host: str = Field(
+        LOOPBACK,
+        description=(
+            "address to listen on; another than 127.0.0.1, such as this machine's own in the network or "
+            "0.0.0.0, lets a phone use the page"
+        ),
+    )
     vendor: bool = Field(
         False, description=f"first fetch onnxruntime-web {VERSION} with npm into this user's cache"
     )
@@ -49,13 +57,18 @@ class Demo(Command):
                 "Name a bundle to serve, such as runs/supernet/export/600M; python -m export.bundle writes "
                 "them."
             )
-        with open_server(self.folder, self.port) as server:
+        with open_server(self.folder, self.port, host=self.host) as server:
             how = "by this server (python -m export.demo --vendor: in the browser)"
             if server.runtime and server.in_browser():
                 how = "in the browser"
-            print(
-                f"http://127.0.0.1:{server.server_port}/ classifies images {how}; Ctrl-C ends it", flush=True
-            )
+            address = f"http://{self.host}:{server.server_port}/"
+            if server.token:
+                address += f"{server.token}/"
+                print(
+                    "warning: everybody in the network who learns this address can use the page, and what is "
+                    "sent can be read on the way"
+                )
+            print(f"{address} classifies images {how}; Ctrl-C ends it", flush=True)
             # Ctrl-C is how a server is ended, so it is no failure.
             with contextlib.suppress(KeyboardInterrupt):
                 server.serve_forever()

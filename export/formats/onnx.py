@@ -1,6 +1,5 @@
 """ONNX files (.onnx), which onnxruntime runs: the format that every other one is compared with."""
 
-import json
 import re
 import statistics
 import tempfile
@@ -13,6 +12,7 @@ import onnxruntime as ort
 
 from engine.errors import UserError
 from engine.onnx_timing import bound_run, open_session, random_input
+from engine.outside.documents import parse_json
 from export.formats.format import Array, Format, LoadedModel, OperatorTime, Run
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class OnnxFormat(Format):
             feed = {session.get_inputs()[0].name: random_input(session, shape)}
             for _ in range(PROFILED_RUNS):
                 session.run(None, feed)
-            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+            events = parse_json(Path(session.end_profiling()).read_bytes())
         # The median over the runs of each node; the first runs are slower.
         times: dict[tuple[str, str], list[float]] = {}
         for event in events:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from engine.compute.distributed import batch_norm
 from engine.compute.fast import ACTIVATION, depthwise, norm_act
-from ofa.blocks.sizes import same_padding
+from ofa.blocks.plain import padded_as_same
 
 Slices = dict[str, Tensor]
 
@@ -38,26 +38,16 @@ def draw_as_torch(weight: Tensor, bias: Tensor | None, generator: torch.Generato
         nn.init.uniform_(bias, -bound, bound, generator=generator)
 
 
-def padded_as_same(x: Tensor, kernel: int, stride: int) -> Tensor | None:
-    """A map with the zeros of 'same' padding around it; None: they are kernel // 2 on every side.
-
-    Args:
-        x: a square map (N, C, H, H).
-        kernel, stride: of the convolution that follows, which pads its input no more.
-    """
-    before, after = same_padding(x.shape[-1], kernel, stride)
-    return F.pad(x, (before, after, before, after)) if before != after else None
-
-
 class ElasticConv(nn.Module):
     """k x k convolution without bias whose widths and kernel are chosen at each call.
 
-    same: whether it pads as TensorFlow does (`same_padding`), and not kernel // 2 on every side.
+    same: whether it pads as TensorFlow does where it has a stride (`padded_as_same`), and not kernel // 2 on
+        every side. At stride 1 both are the same.
     """
 
     def __init__(self, inp: int, out: int, kernel: int = 1, stride: int = 1, same: bool = False):
         super().__init__()
-        self.kernel, self.stride, self.same = kernel, stride, same
+        self.kernel, self.stride, self.same = kernel, stride, same and stride > 1
         self.weight = nn.Parameter(torch.empty(out, inp, kernel, kernel))
         # No bias, since a BatchNorm that follows would subtract it again.
         draw_as_torch(self.weight, None)
@@ -68,13 +58,31 @@ class ElasticConv(nn.Module):
 
     def forward(self, x: Tensor, out: int, kernel: int) -> Tensor:
         weight = self.slice(x.shape[1], out, kernel)
-        padded = padded_as_same(x, kernel, self.stride) if self.same else None
-        if padded is not None:
-            return F.conv2d(padded, weight, None, self.stride)
+        if self.same:
+            return F.conv2d(padded_as_same(x, kernel, self.stride), weight, None, self.stride)
         return F.conv2d(x, weight, None, self.stride, kernel // 2)
 
     def slices(self, inp: int, out: int, kernel: int) -> Slices:
         return {"weight": self.slice(inp, out, kernel)}
+
+
+class ElasticGroupedConv(ElasticConv):
+    """k x k convolution in groups of `group` channels, as wide as its input.
+
+    A narrower one has fewer groups, the first ones.
+    """
+
+    def __init__(self, width: int, group: int, kernel: int, stride: int):
+        super().__init__(group, width, kernel, stride)
+        self.group = group
+
+    def slice(self, inp: int, out: int, kernel: int) -> Tensor:
+        return super().slice(self.group, out, kernel)
+
+    def forward(self, x: Tensor, out: int, kernel: int) -> Tensor:
+        """out: must be the width of `x`, as in `ElasticDepthwise`."""
+        weight = self.slice(out, out, kernel)
+        return F.conv2d(x, weight, None, self.stride, kernel // 2, groups=out // self.group)
 
 
 class ElasticDepthwise(nn.Module):
@@ -85,7 +93,7 @@ class ElasticDepthwise(nn.Module):
 
     def __init__(self, width: int, kernel: int, stride: int, same: bool = False):
         super().__init__()
-        self.kernel, self.stride, self.same = kernel, stride, same
+        self.kernel, self.stride, self.same = kernel, stride, same and stride > 1
         self.weight = nn.Parameter(torch.empty(width, 1, kernel, kernel))
         draw_as_torch(self.weight, None)
 
@@ -96,9 +104,8 @@ class ElasticDepthwise(nn.Module):
     def forward(self, x: Tensor, out: int, kernel: int) -> Tensor:
         """out: must be the width of `x`; every convolution takes the same arguments."""
         weight = self.slice(out, kernel)
-        padded = padded_as_same(x, kernel, self.stride) if self.same else None
-        if padded is not None:
-            return depthwise(padded, weight, self.stride, padding=0)
+        if self.same:
+            return depthwise(padded_as_same(x, kernel, self.stride), weight, self.stride, padding=0)
         return depthwise(x, weight, self.stride)
 
     def slices(self, inp: int, out: int, kernel: int) -> Slices:

@@ -9,14 +9,15 @@ from ofa.blocks.activation import ACTIVATION_LAYERS
 from ofa.blocks.elastic import ElasticConv, ElasticConvBN, ElasticLinear, Slices, prefixed
 from ofa.blocks.kind import activation_entries
 from ofa.blocks.plain import ConvBN
-from ofa.blocks.sizes import chain_memory
+from ofa.blocks.sizes import chain_memory, head_width
 
 
 class HeadSpec(NamedTuple):
     """What follows the last block on a `size` x `size` map of `inp` channels.
 
     [1x1 convolution to `wide`,] global pool, [linear layer to `width`,] classifier. `wide` is 0 without the
-    first of these layers, `width` is 0 without the second; `bias` is of the second.
+    first of these layers, `width` is 0 without the second; `bias` is of the second, and `norm` says whether a
+    BatchNorm follows it.
     """
 
     size: int
@@ -26,6 +27,7 @@ class HeadSpec(NamedTuple):
     bias: bool
     act: str
     classes: int
+    norm: bool = False
 
     @property
     def features(self) -> int:
@@ -36,22 +38,33 @@ class HeadSpec(NamedTuple):
 class ElasticHead(nn.Module):
     """The head in the supernet: from the last map to features (N, width)."""
 
-    def __init__(self, widest: HeadSpec, eps: float):
+    def __init__(self, widest: HeadSpec, expand: float | None, eps: float):
         super().__init__()
-        self.ratio = widest.wide // widest.inp if widest.width else None
+        self.expand = expand
         self.conv = ElasticConvBN(ElasticConv(widest.inp, widest.wide), widest.act, eps)
-        self.mix = ElasticLinear(widest.wide, widest.width, widest.bias) if widest.width else None
+        self.mix: ElasticLinear | ElasticConvBN | None = None
+        if widest.norm:
+            self.mix = ElasticConvBN(ElasticConv(widest.wide, widest.width), widest.act, eps)
+        elif widest.width:
+            self.mix = ElasticLinear(widest.wide, widest.width, widest.bias)
         self.act = ACTIVATION[widest.act]
 
     def forward(self, x: Tensor, width: int) -> Tensor:
-        # In MobileNetV3 the convolution is a multiple of the last stage wide, and `width` is of the layer
-        # after it. MobileNetV2 has no such layer: there `width` is of the convolution.
-        wide = self.ratio * x.shape[1] if self.ratio else width
-        features = self.conv(x, wide).mean((2, 3))
+        x = self.conv(x, self._wide(x.shape[1], width))
+        if isinstance(self.mix, ElasticConvBN):
+            # A pooled map of 1 x 1, so that the layer is a convolution as any other before a BatchNorm: what
+            # folds or calibrates those knows this one, too.
+            return self.mix(x.mean((2, 3), keepdim=True), width).flatten(1)
+        features = x.mean((2, 3))
         return features if self.mix is None else self.act(self.mix(features, width))
 
+    def _wide(self, inputs: int, width: int) -> int:
+        # In MobileNetV3 the convolution is a multiple of the last stage wide, and `width` is of the layer
+        # after it. MobileNetV2 has no such layer: there `width` is of the convolution.
+        return width if self.expand is None else head_width(inputs, self.expand)
+
     def slices(self, inputs: int, width: int) -> Slices:
-        wide = self.ratio * inputs if self.ratio else width
+        wide = self._wide(inputs, width)
         found = prefixed("conv", self.conv.slices(inputs, wide))
         return found if self.mix is None else found | prefixed("mix", self.mix.slices(wide, width))
 
@@ -62,11 +75,20 @@ class PlainHead(nn.Module):
     def __init__(self, spec: HeadSpec, eps: float):
         super().__init__()
         self.conv = ConvBN(spec.inp, spec.wide, 1, 1, spec.act, eps)
-        self.mix = nn.Linear(spec.wide, spec.width, bias=spec.bias) if spec.width else None
-        self.act = ACTIVATION_LAYERS[spec.act]() if spec.width else None
+        self.norm = spec.norm
+        self.mix: ConvBN | nn.Linear | None = None
+        self.act = None
+        if spec.norm:
+            self.mix = ConvBN(spec.wide, spec.width, 1, 1, spec.act, eps)
+        elif spec.width:
+            self.mix = nn.Linear(spec.wide, spec.width, bias=spec.bias)
+            self.act = ACTIVATION_LAYERS[spec.act]()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x).mean((2, 3))
+        x = self.conv(x)
+        if isinstance(self.mix, ConvBN):
+            return self.mix(x.mean((2, 3), keepdim=True)).flatten(1)
+        x = x.mean((2, 3))
         return x if self.mix is None or self.act is None else self.act(self.mix(x))
 
 
@@ -93,6 +115,8 @@ def cost_of_head(spec: HeadSpec) -> tuple[int, int]:
     if spec.width:
         macs += spec.wide * spec.width
         params += (spec.wide + spec.bias) * spec.width
+    if spec.norm:
+        params += 2 * spec.width
     return macs + spec.features * spec.classes, params + (spec.features + 1) * spec.classes
 
 
@@ -117,4 +141,8 @@ def stored_of_head(spec: HeadSpec) -> tuple[int, int]:
     if spec.width:
         entries += layer
     # Folding leaves one bias per channel of the two numbers that BatchNorm has.
-    return cost_of_head(spec)[1] - spec.wide, entries
+    numbers = cost_of_head(spec)[1] - spec.wide
+    if spec.norm:
+        numbers -= spec.width
+        entries += 1  # the 1 x 1 map becomes features
+    return numbers, entries

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ofa.blocks.elastic import DropConnect, ElasticBatchNorm, Slices
-from ofa.blocks.sizes import halve, same_padding
+from ofa.blocks.sizes import halve
+from ofa.blocks.sorting import Channels
 from ofa.blocks.squeeze import Squeeze
 
 
@@ -32,6 +33,7 @@ class BlockSettings(NamedTuple):
         start: kernel of the depthwise convolution before the expansion, 0 for none; one entry per block if
             the kind varies within a stage, else empty.
         middle: whether there is a depthwise convolution after the expansion; entries as in `start`.
+        group: channels in each group of the k x k convolution; None: there is one group.
     """
 
     kernels: tuple[int, ...]
@@ -46,6 +48,7 @@ class BlockSettings(NamedTuple):
     stride: int = 1
     start: tuple[int, ...] = ()
     middle: tuple[bool, ...] = ()
+    group: int | None = None
 
 
 class BlockPosition(NamedTuple):
@@ -86,9 +89,10 @@ class BlockSpec(NamedTuple):
         residual: whether the input is added to the output.
         projects: whether the added input goes through a 1x1 convolution.
         strided: whether that convolution has the block's stride; else an average pool has it.
-        same: whether the k x k convolution pads as TensorFlow's 'same' where that differs: more zeros right
-            and below than left and above.
+        same: whether the strided convolution pads as TensorFlow's 'same' does; False at stride 1, where that
+            makes no difference.
         start: kernel of a universal block's depthwise convolution before the expansion; 0: none.
+        groups: of a bottleneck's k x k convolution.
     """
 
     block: str
@@ -106,6 +110,7 @@ class BlockSpec(NamedTuple):
     strided: bool = False
     same: bool = False
     start: int = 0
+    groups: int = 1
 
     @property
     def size_after(self) -> int:
@@ -116,13 +121,6 @@ class BlockSpec(NamedTuple):
     def squeeze(self) -> int:
         """Channels inside squeeze-and-excitation; 0 without it."""
         return self.se.width(self.inp, self.hidden) if self.se else 0
-
-    @property
-    def pads(self) -> tuple[int, int]:
-        """Zeros before and after each axis of the map that the k x k convolution reads."""
-        if self.same:
-            return same_padding(self.size, self.kernel, self.stride)
-        return self.kernel // 2, self.kernel // 2
 
     @property
     def pools(self) -> bool:
@@ -157,6 +155,10 @@ class ElasticBlock(nn.Module):
 
     def slices(self, inputs: int, choice: BlockChoice) -> Slices:
         """The tensors that `choice` uses on `inputs` channels, under the names of the plain module."""
+        raise NotImplementedError
+
+    def map_channels(self) -> tuple[Channels, Channels]:
+        """The tensors that hold the channels of the block's input, and those that hold its output's."""
         raise NotImplementedError
 
     def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
@@ -204,17 +206,10 @@ class BlockKind(NamedTuple):
     published_key: Callable[[BlockSpec], str] | None
     # Whether `padding: same` of a space is possible for it.
     pads_same: bool = False
+    # Which of `pooled` and `group_width` its stages may have.
+    own_fields: tuple[str, ...] = ()
     # Whether each block of a stage is described by itself, in the stage's fields `start` and `middle`.
     varies: bool = False
-
-
-def differs_from_symmetric(settings: BlockSettings, size: int, kernel: int, stride: int) -> bool:
-    """Whether a block of a space with `padding: same` pads one side more than the other.
-
-    Specs say `same` only then, so that equal layers have equal specs.
-    """
-    before, after = same_padding(size, kernel, stride)
-    return settings.same and before != after
 
 
 def activation_entries(act: str) -> int:

@@ -1,14 +1,43 @@
 """Plain layers that subnets are made of: nothing here knows about sharing weights."""
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ofa.blocks.activation import ACTIVATION_LAYERS
+from ofa.blocks.sizes import same_padding
+
+
+def padded_as_same(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """A map with the zeros of TensorFlow's 'same' padding around it.
+
+    Args:
+        x: the map (N, C, H, W).
+        kernel, stride: of the convolution that follows, which pads its input no more.
+    """
+    top, bottom = same_padding(x.shape[-2], kernel, stride)
+    left, right = same_padding(x.shape[-1], kernel, stride)
+    return F.pad(x, (left, right, top, bottom))
+
+
+class SamePad(nn.Module):
+    """Zeros as `padded_as_same` puts them.
+
+    How many there are depends on the map and not on the side for which the network was made, so that a
+    backbone is right at every size. In an exported file they are part of the convolution that follows.
+    """
+
+    def __init__(self, kernel: int, stride: int):
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return padded_as_same(x, self.kernel, self.stride)
 
 
 class ConvBN(nn.Sequential):
     """Convolution without bias, BatchNorm, activation (none if `act` is None).
 
-    pads: zeros before and after each axis of the map; None: kernel // 2.
+    same: whether it pads as TensorFlow does; else by kernel // 2 on every side.
     """
 
     def __init__(
@@ -19,19 +48,15 @@ class ConvBN(nn.Sequential):
         stride: int,
         act: str | None,
         eps: float,
-        depthwise: bool = False,
-        pads: tuple[int, int] | None = None,
+        groups: int = 1,
+        same: bool = False,
     ):
         super().__init__()
-        groups = inp if depthwise else 1
-        before, after = pads or (kernel // 2, kernel // 2)
-        if before != after:
-            # torch's convolution pads both sides alike. In an exported file this layer is part of the
-            # convolution after it.
-            self.pad = nn.ZeroPad2d((before, after, before, after))
-            before = 0
+        if same:
+            self.pad = SamePad(kernel, stride)
+        padding = 0 if same else kernel // 2
         # No bias: BatchNorm subtracts it again. The names are those of `ofa.blocks.elastic.ElasticConvBN`.
-        self.conv = nn.Conv2d(inp, out, kernel, stride, before, groups=groups, bias=False)
+        self.conv = nn.Conv2d(inp, out, kernel, stride, padding, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(out, eps=eps)
         if act:
             self.act = ACTIVATION_LAYERS[act]()

@@ -25,6 +25,11 @@ def hidden_width(width: int, expand: float) -> int:
     return make_divisible(round(width * expand)) if expand != 1 else width
 
 
+def head_width(width: int, expand: float) -> int:
+    """Channels of the head's convolution before the pool, `expand` times those of the last block."""
+    return round(width * expand)
+
+
 def halve(size: int, stride: int) -> int:
     """Side of the map after a convolution of this stride with 'same' padding."""
     return -(-size // stride)

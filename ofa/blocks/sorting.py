@@ -1,12 +1,38 @@
 """Order the channels between two layers by importance, without changing what the layers compute together."""
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ofa.blocks.elastic import ElasticBatchNorm, ElasticConvBN
 from ofa.blocks.squeeze import ElasticSqueezeExcite
+
+
+class Channels(NamedTuple):
+    """The tensors that hold the channels of one map: all of them change if the map's channels change places.
+
+    Args:
+        writers: those whose axis 0 are the channels.
+        readers: those whose axis 1 are the channels.
+    """
+
+    writers: list[Tensor]
+    readers: list[Tensor]
+
+    def joined(self, other: "Channels") -> "Channels":
+        """The same for two maps whose channels must keep the same order, since one is added to the other."""
+        return Channels(self.writers + other.writers, self.readers + other.readers)
+
+    def importance(self) -> Tensor:
+        """How much the readers make of each channel."""
+        return torch.stack([_read_norm(reader) for reader in self.readers]).sum(0)
+
+
+def _read_norm(weight: Tensor) -> Tensor:
+    """The L1 norm (I,) of what a layer with this weight (O, I, ...) reads from each channel."""
+    return weight.abs().transpose(0, 1).flatten(1).sum(1)
 
 
 def sort_between(layer: ElasticConvBN, reader: ElasticConvBN, cuts: set[int]) -> None:
@@ -53,7 +79,7 @@ def importance_order(following: Tensor, cuts: set[int]) -> Tensor:
         (I,) the old place of the channel at each new place.
     """
     # Importance as in OFA: how much the next layer makes of a channel.
-    importance = following.abs().sum((0, 2, 3))
+    importance = _read_norm(following)
     edges = sorted({0, len(importance), *cuts})
     # Stable: channels of equal importance keep their order, so that sorting twice is sorting once.
     groups = [a + importance[a:b].argsort(descending=True, stable=True) for a, b in pairwise(edges)]

@@ -71,6 +71,11 @@ class ElasticSqueezeExcite(nn.Module):
         y = F.conv2d(y, weights["restore.weight"], weights["restore.bias"])
         return x * GATES[self.settings.gate](y)
 
+    def writers(self) -> list[Tensor]:
+        """The tensors whose axis 0 are the channels that it scales."""
+        assert self.restore.bias is not None
+        return [self.restore.weight, self.restore.bias]
+
     def slices(self, hidden: int, inner: int) -> Slices:
         assert self.reduce.bias is not None and self.restore.bias is not None
         return {

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ofa.blocks.elastic import ElasticConv, ElasticConvBN, Slices, prefixed
 from ofa.blocks.kind import activation_entries
 from ofa.blocks.plain import ConvBN
-from ofa.blocks.sizes import chain_memory, halve, same_padding
+from ofa.blocks.sizes import chain_memory, halve
 
 
 class StemSpec(NamedTuple):
@@ -25,7 +25,7 @@ class StemSpec(NamedTuple):
         middle: width between the first and the last convolution of a deep stem; 0 in others.
         plain, residual: number of convolutions without and with a shortcut between these two.
         pool: whether a max pool of stride 2 follows, as in every deep stem.
-        same: whether it pads as TensorFlow's 'same' does, which a deep stem never does.
+        same: whether its stride pads as TensorFlow's 'same' does, which a stem with a pool never does.
     """
 
     size: int
@@ -40,13 +40,6 @@ class StemSpec(NamedTuple):
     kernel: int
     pool: bool
     same: bool = False
-
-    @property
-    def pads(self) -> tuple[int, int]:
-        """Zeros before and after each axis of the image."""
-        if self.same:
-            return same_padding(self.size, self.kernel, self.stride)
-        return self.kernel // 2, self.kernel // 2
 
     @property
     def widths(self) -> list[int]:
@@ -145,7 +138,7 @@ def plain_stem(spec: StemSpec, eps: float) -> ConvBN | DeepStem:
     """The stem of a subnet. eps: epsilon of BatchNorm."""
     if spec.deep:
         return DeepStem(spec, eps)
-    stem = ConvBN(spec.channels, spec.width, spec.kernel, spec.stride, spec.act, eps, pads=spec.pads)
+    stem = ConvBN(spec.channels, spec.width, spec.kernel, spec.stride, spec.act, eps, same=spec.same)
     if spec.pool:
         stem.pool = nn.MaxPool2d(3, 2, 1)  # the last layer of the sequence
     return stem

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from engine.command.cli import Command, main
 from engine.command.progress import progress
+from engine.command.table import plain_console
 from engine.config import format_count
 from engine.errors import UserError
 from engine.runs.writing import atomic
@@ -55,7 +56,7 @@ class Describe(Command, extra="ignore"):  # it takes a recipe of ofa.train, whic
 
     def execute(self) -> int:
         """Print everything; write the picture if asked."""
-        space, console = load_space(self.space), Console()
+        space, console = load_space(self.space), plain_console()
         # Before the draws, which take time.
         if self.picture and self.picture.suffix not in PICTURES:
             raise UserError(f"Picture '{self.picture}' must end in {', '.join(PICTURES)}.")
@@ -138,10 +139,10 @@ def _layers(space: Space) -> Table:
     table.add_row("stem", _span(stem.width), depth, str(stem.kernel), "", str(stem.stride), "", stem.act)
     for i, stage in enumerate(space.stages, start=1):
         choices = [_span(values) for values in (stage.width, stage.depth, stage.kernel, stage.expand)]
-        se = "yes" if stage.se else ""
+        se = f"{stage.se.ratio:g} of {stage.se.of}" if stage.se else ""
         table.add_row(f"stage {i}", *choices, str(stage.stride), se, stage.act)
     if space.head:
-        width, expand = _span(space.head.width), str(space.head.expand or "")
+        width, expand = _span(space.head.width), f"{space.head.expand:g}" if space.head.expand else ""
         table.add_row("head", width, "", "", expand, "", "", space.head.act)
     return table
 

@@ -1,12 +1,13 @@
 """Architectures by name: the extremes, subnets that papers published, files and JSON."""
 
-import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from engine.config import Config, read_yaml, validate
-from engine.errors import UserError
+from engine.errors import UserError, shortened
+from engine.outside.documents import DocumentError, parse_json
+from engine.outside.names import is_plain_name
 from engine.run import read_json
 from ofa.space.arch import Arch, largest, smallest
 from ofa.space.codes import decode, encode
@@ -25,6 +26,9 @@ class Published(Config):
 def published(space: Space) -> dict[str, Published]:
     """Published subnets of a packaged space by name; empty for other spaces."""
     # By the name of the space: a space of the user's own with that name must have these architectures, too.
+    # The name may come from a file, so it must not lead to another folder.
+    if not is_plain_name(space.name):
+        return {}
     path = Path(str(files("ofa.space"))) / "archs" / f"{space.name}.yaml"
     if not path.is_file():
         return {}
@@ -66,10 +70,12 @@ def _read_arch(space: Space, name: str, named: list[str]) -> Arch:
             "or JSON."
         )
     try:
-        values: Any = json.loads(name) if is_json else read_json(Path(name))
-    except ValueError as error:
-        raise UserError(f"Architecture '{name}' is not valid JSON ({error}).") from None
+        values: Any = parse_json(name) if is_json else read_json(Path(name))
+    except DocumentError as error:
+        raise UserError(f"Architecture '{shortened(name)}' is not valid JSON ({error}).") from None
     if not isinstance(values, dict):
-        raise UserError(f"'{name}' holds no single architecture, but a JSON {type(values).__name__}.")
+        raise UserError(
+            f"'{shortened(name)}' holds no single architecture, but a JSON {type(values).__name__}."
+        )
     # Files of predictors.select and lines of pairs.jsonl hold the architecture among other things.
-    return validate(Arch, values.get("arch", values), f"architecture '{name}'")
+    return validate(Arch, values.get("arch", values), f"architecture '{shortened(name)}'")

@@ -1,6 +1,6 @@
 """The settings of a supernet's training, which a YAML recipe holds."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -45,6 +45,13 @@ class Recipe(TrainingCommand):
         gt=0,
         lt=1,
         description="decay a step of a running average of the weights, which is then evaluated and saved",
+    )
+    on_divergence: Literal["stop", "rollback"] = Field(
+        "stop",
+        description=(
+            "if a loss or weight is not finite: stop, or go back to the last checkpoint (rollback) and go on "
+            "with half the learning rate, at most five times"
+        ),
     )
     evaluate_random: int = Field(
         2, ge=0, description="fixed random subnets evaluated beside the smallest and the largest"

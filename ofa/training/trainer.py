@@ -59,6 +59,7 @@ class Trainer(Training):
         # A single process keeps the layers that save memory: there is nothing to join.
         if config.sync_bn and ranks.size > 1:
             join_batch_norms(supernet)
+        self.rolls_back = config.on_divergence == "rollback"
         self.restore()  # last, since it fills what is made above
 
     def phase_at(self, step: int) -> Phase | None:
@@ -114,7 +115,8 @@ class Trainer(Training):
             _, start, end = phase_position(self.config.phases, self.steps, self.step)
             sgd = sgd.model_copy(update={"lr": phase.lr, "warmup_epochs": phase.warmup_epochs})
         warmup = round(sgd.warmup_epochs * self.steps)
-        set_learning_rate(self.optimizer, learning_rate(sgd, self.step - start, end - start, warmup))
+        rate = learning_rate(sgd, self.step - start, end - start, warmup)
+        set_learning_rate(self.optimizer, rate * self.rate_scale)
 
     def _add_gradients(self, x: Tensor, y: Tensor) -> Tensor:
         """Add one step's gradients by the kind of training that this run is, and return its losses (L,)."""

@@ -11,7 +11,7 @@ from ofa.space.arch import Arch
 from ofa.subnet import extract
 from ofa.supernet import Supernet
 from ofa.weights.networks import Network, Source, find_networks, networks_of, packaged_networks
-from ofa.weights.order import load_network
+from ofa.weights.order import load_in_order
 from ofa.weights.recognition import Recognised, fitting_networks, recognise
 
 SIDE = 64  # of the images that are compared: even, so that both kinds of padding differ at every stride
@@ -63,7 +63,7 @@ def from_module(module: nn.Module, classes: int | None = None, network: str | No
     space = best.network.load_space()
     arch = best.network.find_arch(space)
     supernet = Supernet(space, classes or len(best.tensors[-1]))
-    load_network(supernet, arch, best.tensors)
+    load_in_order(supernet, arch, best.tensors)
     return FromModule(supernet, arch, _described(best.network, settings))
 
 
@@ -109,7 +109,7 @@ def _most_alike(module: nn.Module, found: list[Recognised]) -> Recognised:
         space = one.network.load_space()
         arch = one.network.find_arch(space)
         supernet = Supernet(space, len(one.tensors[-1])).eval()
-        load_network(supernet, arch, one.tensors)
+        load_in_order(supernet, arch, one.tensors)
         # The extracted subnet takes images of any side, the supernet resizes them.
         logits = extract(supernet, arch)(images)
         apart = float((logits - wanted).abs().max() / wanted.abs().max())

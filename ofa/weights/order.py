@@ -12,12 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ofa.space.arch import Arch, active_blocks
+from ofa.space.arch import Arch, active_blocks, largest
 from ofa.space.space import Space
 from ofa.subnet import Subnet
 from ofa.supernet import Supernet
 from ofa.training.phases import LARGEST, sort_channels
 from ofa.weights.reading import State
+from ofa.weights.widths import sort_widths
 
 COUNTER = "num_batches_tracked"  # of batches that a BatchNorm saw in training, which no inference reads
 CLASSIFIER = 2  # tensors of the classifier, which are the last ones: weight and bias
@@ -83,20 +84,10 @@ def slots_of(state: State, names: Iterable[str]) -> list[Slot]:
 
 
 def slots_of_arch(space: Space, arch: Arch, classes: int, channels: int = 3) -> list[Slot]:
-    """The places of the tensors of an architecture, by the names that they have in the supernet."""
+    """The places of the tensors of an architecture, by the names that they have in a subnet."""
     with torch.device("meta"):
         state = Subnet(space, arch, classes, channels).state_dict()
-    blocks = [(stage, number) for stage, number, _ in active_blocks(space, arch)]
-
-    # A subnet numbers its blocks through; the supernet numbers them within each stage.
-    def in_supernet(match: re.Match[str]) -> str:
-        stage, number = blocks[int(match[1])]
-        return f"stages.{stage}.{number}."
-
-    slots = []
-    for slot in slots_of(state, state):
-        slots.append(slot._replace(name=re.sub(r"^blocks\.(\d+)\.", in_supernet, slot.name)))
-    return slots
+    return slots_of(state, state)
 
 
 def first_difference(found: Sequence[Slot], wanted: Sequence[Slot]) -> int | None:
@@ -158,7 +149,7 @@ def _natural(name: str) -> list[tuple[str, int]]:
 
 
 @torch.no_grad()
-def load_network(supernet: Supernet, arch: Arch, tensors: Sequence[Tensor]) -> bool:
+def load_in_order(supernet: Supernet, arch: Arch, tensors: Sequence[Tensor]) -> bool:
     """Put a trained network into a supernet, in place, as one of its architectures.
 
     That architecture then computes the same as the network, and so does the largest one: its kernels,
@@ -175,16 +166,36 @@ def load_network(supernet: Supernet, arch: Arch, tensors: Sequence[Tensor]) -> b
     """
     slots = slots_of_arch(supernet.space, arch, supernet.classes, supernet.channels)
     fresh = len(tensors[-1]) != supernet.classes
-    state = supernet.state_dict()
     if fresh:
         slots = slots[:-CLASSIFIER]
+    targets = _whole_tensors(supernet, arch)
     for slot, tensor in zip(slots, tensors, strict=False):
-        target = state[slot.name]
+        target = targets[slot.name]
         missing_axes = (1,) * (target.ndim - len(slot.shape))  # of a 1x1 convolution
         embed(target, tensor.reshape(slot.shape + missing_axes))
     # Only the largest subnet and the network must stay what they are: no other has been trained.
     sort_channels(supernet, LARGEST)
+    sort_widths(supernet, tensors[-CLASSIFIER])
     return fresh
+
+
+def _whole_tensors(supernet: Supernet, arch: Arch) -> dict[str, Tensor]:
+    """The supernet's tensors, whole, by the names that they have in the subnet of `arch`."""
+    space = supernet.space
+    # A subnet numbers its blocks through, and the largest one has more of them.
+    places = [(stage, block) for stage, block, _ in active_blocks(space, largest(space))]
+    numbers = {}
+    for number, (stage, block, _) in enumerate(active_blocks(space, arch)):
+        numbers[stage, block] = number
+    found = {}
+    # The slices of the largest architecture are the tensors themselves.
+    for name, tensor in supernet.slices(largest(space)).items():
+        match = re.match(r"blocks\.(\d+)\.(.*)", name)
+        if match is None:
+            found[name] = tensor
+        elif places[int(match[1])] in numbers:
+            found[f"blocks.{numbers[places[int(match[1])]]}.{match[2]}"] = tensor
+    return found
 
 
 def embed(target: Tensor, source: Tensor) -> None:

@@ -1,7 +1,8 @@
 """Find out which network weights belong to, by the roles and shapes of their tensors in order."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 from torch import Tensor
@@ -14,7 +15,6 @@ from ofa.weights.reading import State
 ANY_CLASSES = 1000  # the number of classes is not compared
 # Whose names a file has, by the first layer's; networks that both libraries name alike are not here.
 LIBRARIES = {"conv_stem": "timm", "features": "torchvision", "layers": "torchvision"}
-LEAST_LIKENESS = 0.5  # below it, half of all tensors differ, and naming a network would mislead
 
 
 class Recognised(NamedTuple):
@@ -41,10 +41,11 @@ class Layout:
         return None
 
     def likeness(self, wanted: Sequence[Slot]) -> float:
-        """The share of tensors that both networks have, whatever their order; 1: all of them."""
-        found = Counter((slot.role, slot.shape) for slot in self.orders[0])
-        other = Counter((slot.role, slot.shape) for slot in wanted)
-        return 2 * (found & other).total() / (found.total() + other.total())
+        """How many tensors both networks have, whatever their order: 2 if all, 0 if none."""
+        found = self.orders[0]
+        # A wider network has the same kinds of tensors, but few of the same shape.
+        kinds = _common([_kind(slot) for slot in found], [_kind(slot) for slot in wanted])
+        return kinds + _common([slot[1:] for slot in found], [slot[1:] for slot in wanted])
 
     def describe_difference(self, wanted: Sequence[Slot]) -> str:
         """The first tensor that differs, in whichever order agrees for longer."""
@@ -61,8 +62,27 @@ class Layout:
         return f"tensor {place + 1} is {slots[place]} where {wanted[place]} is wanted"
 
 
+def _kind(slot: Slot) -> tuple[str, int, tuple[int, ...]]:
+    """What a tensor is, whatever the number of channels: its role, its axes and its kernel."""
+    return slot.role, len(slot.shape), slot.shape[2:]
+
+
+def _common(found: Iterable[object], wanted: Iterable[object]) -> float:
+    """The share of things that are in both."""
+    ours, theirs = Counter(found), Counter(wanted)
+    return 2 * (ours & theirs).total() / (ours.total() + theirs.total())
+
+
 def slots_of_network(network: Network) -> list[Slot]:
     """The places of a network's tensors."""
+    return _slots_of_entry(network.model_dump_json())
+
+
+# Cached, since reading a space and listing its tensors takes a tenth of a second, and every file is compared
+# with all networks. By the text of the entry: its `changes` are a dict, which no cache can look up.
+@cache
+def _slots_of_entry(entry: str) -> list[Slot]:
+    network = Network.model_validate_json(entry)
     space = network.load_space()
     return slots_of_arch(space, network.find_arch(space), ANY_CLASSES)
 
@@ -111,12 +131,10 @@ def recognise(state: State, where: str, source: Source, name: str | None = None)
 
 def _nearest(state: State, candidates: Sequence[Network]) -> str:
     """The end of a sentence: the candidate most like these tensors, and the first that differs."""
-    layout, best = Layout(state), LEAST_LIKENESS
-    said = f"it is not even half like any of {', '.join(network.name for network in candidates)}"
-    for network in candidates:
-        wanted = slots_of_network(network)
-        likeness = layout.likeness(wanted)
-        if likeness >= best:
-            best = likeness
-            said = f"it is most like {network.name}, but {layout.describe_difference(wanted)}"
-    return f"{said}; describe a network of your own in a YAML file for --as."
+    layout = Layout(state)
+    wanted = [slots_of_network(network) for network in candidates]
+    likeness = [layout.likeness(slots) for slots in wanted]
+    best = likeness.index(max(likeness))
+    difference = layout.describe_difference(wanted[best])
+    remedy = "describe a network of your own in a YAML file for --as"
+    return f"it is most like {candidates[best].name}, but {difference}; {remedy}."

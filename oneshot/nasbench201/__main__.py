@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
-from rich.console import Console
 from rich.table import Table as Grid
 
 from engine.command.cli import Command, main
 from engine.command.start import say
+from engine.command.table import plain_console
 from engine.errors import UserError
 from oneshot.nasbench201.baselines import COUNTS, RUNS, baselines, sees
 from oneshot.nasbench201.codes import CELLS, all_costs, encode_cell, find_cell, index_of, to_string
@@ -57,7 +57,7 @@ class Compare(Command):
             table.write(self.save)
             print(f"written to {self.save}")
         grid = _look_up(table, self.cell) if self.cell else self._compare(table, seen)
-        Console().print(grid)
+        plain_console().print(grid)
         say(
             "next: python -m oneshot.search --method darts --space nasbench201 --table "
             f"{self.save or self.table}"

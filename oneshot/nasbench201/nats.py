@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.command.progress import progress
-from engine.errors import UserError
+from engine.errors import UserError, shortened
 
+MOST_BYTES = 8 * 1000**3  # of one unpacked file; the archive in one file has 2 GB
 ARCHIVE = ".pickle.pbz2"
 # The only classes that a file may name; none of them runs a program when it is built.
 HARMLESS = {
@@ -66,9 +67,11 @@ def read_nats(path: Path, epochs: Literal[12, 200]) -> tuple[list[str], dict[str
                 for column, (training, evaluated) in SETS.items():
                     columns[column].append(_mean_accuracy(trainings[str(epochs)], training, evaluated))
                 advance("")
-    except (KeyError, TypeError, ZeroDivisionError) as error:
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(
-            f"{path} is not laid out as an archive of NATS-Bench's topology space ({error!r})."
+            f"{path} is not laid out as an archive of NATS-Bench's topology space ({shortened(repr(error))})."
         ) from None
     return cells, columns
 
@@ -82,12 +85,27 @@ def _mean_accuracy(training: Any, dataset: str, evaluated: str) -> float:
 
 def _load(path: Path) -> Any:
     try:
-        return _Plain(io.BytesIO(bz2.decompress(path.read_bytes()))).load()
+        with bz2.open(path) as file:
+            # A few bytes of an archive can stand for any number of zeros.
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ValueError(f"it unpacks to more than {MOST_BYTES // 1000**3} GB")
+        return _Plain(io.BytesIO(content)).load()
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds more than plain data ({error}), so it is not read; export a CSV from it instead."
         ) from None
-    except (OSError, EOFError, ValueError, IndexError, AttributeError) as error:
-        raise UserError(
-            f"{path} cannot be read as a file of NATS-Bench: {getattr(error, 'strerror', None) or error}."
-        ) from None
+    # Everything that a damaged pickle makes Python raise, from a missing mark to a list as the key of a dict.
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        RuntimeError,
+        MemoryError,
+        OverflowError,
+    ) as error:
+        reason = getattr(error, "strerror", None) or shortened(str(error))
+        raise UserError(f"{path} cannot be read as a file of NATS-Bench: {reason}.") from None

@@ -6,16 +6,16 @@ leaves nodes without edges out of the output; GDAS's (operation, input, weight);
 """
 
 import ast
-import json
+from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from engine.config import validate
-from engine.errors import UserError, nearest
+from engine.errors import UserError, nearest, shortened
+from engine.outside.documents import DocumentError, parse_json, parse_yaml, read_text
+from engine.outside.names import expanded
 from engine.run import Run, read_json
 from oneshot.spaces.genotype import Genotype
 from oneshot.spaces.nasbench201_string import genotype_of_string
@@ -28,6 +28,8 @@ RENAMED = {  # what PR-DARTS and GDAS call operations of DARTS
     "conv_1x7_7x1": "conv_7x1_1x7",
 }
 EDGES_A_NODE = {"normal": 2, "reduce": 2, "recurrent": 1}  # of a flat list
+MOST_STATES = 1000  # of a cell; published ones have 6 to 12
+MOST_BYTES = 64 * 1000**2  # of a log, in which the genotype of every epoch may stand
 FLAT = ("normal", "normal_concat", "reduce", "reduce_concat")
 FLAT_RECURRENT = ("recurrent", "concat")
 
@@ -35,7 +37,7 @@ FLAT_RECURRENT = ("recurrent", "concat")
 @cache
 def published_genotypes() -> dict[str, dict[str, Any]]:
     """The packaged cells by name, in the flat form, each with its source."""
-    found = yaml.safe_load(files("oneshot.spaces").joinpath("genotypes.yaml").read_text(encoding="utf-8"))
+    found = parse_yaml(files("oneshot.spaces").joinpath("genotypes.yaml").read_text(encoding="utf-8"))
     assert isinstance(found, dict)
     return found
 
@@ -63,40 +65,42 @@ def find_genotype(text: str) -> Genotype:
         return _genotype(_from_python(text, "inline text"), "inline text")
     if text.startswith("|"):
         return genotype_of_string(text)
-    path = Path(text).expanduser()
-    if path.is_dir():
+    path = expanded(Path(text))
+    if _is_there(path.is_dir):
         run = Run.open(path, "--genotype", "oneshot.search")
         return _genotype(read_json(run.path / "genotype.json"), str(path))
-    if path.is_file():
+    if _is_there(path.is_file):
         return _from_file(path)
     raise UserError(
-        f"There is no genotype '{text}': it is no file, no folder of a search, no JSON and no published "
-        f"name; {nearest(text, published_genotypes())}"
+        f"There is no genotype '{shortened(text)}': it is no file, no folder of a search, no JSON and no "
+        f"published name; {nearest(text, published_genotypes())}"
     )
 
 
-def _from_file(path: Path) -> Genotype:
+def _is_there(question: Callable[[], bool]) -> bool:
     try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Genotype file '{path}' cannot be read ({error}).") from None
+        return question()
+    except (OSError, ValueError):  # a text that is too long for a name, or has a NUL character
+        return False
+
+
+def _from_file(path: Path) -> Genotype:
+    content = read_text(path, MOST_BYTES)
     if "Genotype(" in content:
         return _genotype(_from_python(content, str(path)), str(path))
     if content.lstrip().startswith("{"):
         return _from_json(content, str(path))
     try:
-        values = yaml.safe_load(content)
-    except yaml.YAMLError as error:
-        raise UserError(
-            f"Genotype file '{path}' is neither JSON nor YAML ({' '.join(str(error).split())})."
-        ) from None
+        values = parse_yaml(content)
+    except DocumentError as error:
+        raise UserError(f"Genotype file '{path}' is neither JSON nor YAML ({error}).") from None
     return _genotype(values, str(path))
 
 
 def _from_json(text: str, source: str) -> Genotype:
     try:
-        values = json.loads(text)
-    except ValueError as error:
+        values = parse_json(text)
+    except DocumentError as error:
         raise UserError(f"{source}: the genotype is not valid JSON ({error}).") from None
     return _genotype(values, source)
 
@@ -115,7 +119,8 @@ def _from_python(text: str, source: str) -> dict[str, Any]:
         for argument in call.keywords:
             values[str(argument.arg)] = _literal(argument.value)
         return values
-    except (SyntaxError, ValueError, TypeError):
+    # The last two: too many brackets in each other.
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         raise UserError(
             f"{source}: '{text[start : start + 40]}...' cannot be read; it must be "
             "Genotype(normal=[('sep_conv_3x3', 1), ...], normal_concat=range(2, 6), reduce=..., "
@@ -137,7 +142,11 @@ def _literal(node: ast.expr) -> Any:
     """The value of a literal, of `range(...)` or of `list(...)`; nothing is executed."""
     match node:
         case ast.Call(func=ast.Name(id="range"), args=args):
-            return list(range(*[_literal(arg) for arg in args]))
+            states = range(*[_literal(arg) for arg in args])
+            # The text decides how long the list is, so it is compared before it is made.
+            if len(states) > MOST_STATES:
+                raise ValueError(f"a range of {len(states)} states")
+            return list(states)
         case ast.Call(func=ast.Name(id="list"), args=args):
             return list(*[_literal(arg) for arg in args])
     return ast.literal_eval(node)
@@ -173,6 +182,10 @@ def _flat_cell(kind: str, entries: Any, output: Any, source: str) -> dict[str, A
         "or of [operation, node, input], and its output a list of states."
     )
     if not isinstance(entries, list | tuple) or not isinstance(output, list | tuple) or not entries:
+        raise wrong
+    # A list is made for each state, so what the text says of their number is compared first.
+    states = [*output, *(entry[1] for entry in entries if _is(entry, str, int, int))]
+    if not all(type(state) is int and 0 <= state <= MOST_STATES for state in states):
         raise wrong
     if all(_is_list_of_edges(entry) for entry in entries):
         grouped = [list(node) for node in entries]  # already a list for each node

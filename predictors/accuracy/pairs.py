@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, PositiveInt
 
 from engine.checkpoint import check_digest
 from engine.config import Config, validate
@@ -20,8 +20,8 @@ class Pair(Config):
 
     arch: Arch
     val_accuracy: Accuracy
-    macs: int
-    params: int
+    macs: PositiveInt
+    params: PositiveInt
     weights_sha256: str = Field("", description="of the supernet's weights.safetensors; empty: not known")
 
 
@@ -30,7 +30,7 @@ class Selected(BaseModel):
 
     # BaseModel instead of Config, which would refuse the other fields of the file.
     arch: Arch
-    macs: int
+    macs: PositiveInt
     predicted_accuracy: float | None = None
     val_accuracy: Accuracy
     # Empty of the candidates in a file, which are of the same weights as the selected subnet.

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 from scipy.stats import kendalltau
 from sklearn.model_selection import KFold
 
+from engine.command.table import plain_console
 from engine.seed import derive, numpy_generator
 from engine.statistics import Floats, conformal_quantile, tau_in_bands
 from predictors.accuracy.models import PredictorChoice, PredictorName, make_predictor
@@ -163,4 +163,4 @@ def print_candidates(qualities: list[CandidateQuality], pairs: int) -> None:
             f"{100 * quality.typical_miss:.2f}%",
             f"{quality.seconds:.1f}",
         )
-    Console().print(table)
+    plain_console().print(table)

@@ -54,13 +54,17 @@ def structure(layer: LayerSpec) -> str:
             elif layer.pool:
                 words.append("pool")
             if layer.same:
-                words.append("same")
+                words.append(_same_padding(layer))
             return "-".join([*words, layer.act])
         case BlockSpec():
             on = ["expands"] if layer.expands else []
             if layer.se is not None:
                 on.append(layer.se.label)
-            on += [name for name in ("residual", "projects", "strided", "same") if getattr(layer, name)]
+            on += [name for name in ("residual", "projects", "strided") if getattr(layer, name)]
+            if layer.same:
+                on.append(_same_padding(layer))
+            if layer.groups > 1:
+                on.append(f"g{layer.groups}")
             widths = f"{layer.inp}-{layer.hidden}-{layer.out}"
             kernels = [f"start{layer.start}"] if layer.start else []
             kernels.append(f"k{layer.kernel}")
@@ -70,8 +74,13 @@ def structure(layer: LayerSpec) -> str:
             if layer.wide:
                 words.append(f"{layer.wide}{layer.act}")
             if layer.width:
-                words.append(f"{layer.width}b" if layer.bias else f"{layer.width}")
+                words.append(f"{layer.width}{'b' * layer.bias}{'n' * layer.norm}")
             return "-".join([*words, str(layer.classes)])
+
+
+def _same_padding(layer: StemSpec | BlockSpec) -> str:
+    """A word for TensorFlow's padding: the zeros in a file are those for one remainder of the map's side."""
+    return f"same{layer.size % layer.stride}"
 
 
 def layer_name(layer: LayerSpec) -> str:

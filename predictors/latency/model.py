@@ -31,7 +31,13 @@ from ofa.layers import CostTable, LayerSpec, cost_tables, total
 from ofa.space.codes import Codes, sample_codes
 from ofa.space.space import Space
 from predictors.latency.kit import structure
-from predictors.latency.table import LatencyTable, networks_of, read_table, space_fingerprint
+from predictors.latency.table import (
+    LatencyTable,
+    check_networks,
+    networks_of,
+    read_table,
+    space_fingerprint,
+)
 
 # How many whole networks a model needs.
 AFFINE_AT_LEAST, RESIDUAL_AT_LEAST = 10, 30
@@ -109,6 +115,7 @@ def load_latency(path: Path, space: Space, classes: int, channels: int) -> Laten
             f"{path} is for {table.classes} classes and {table.channels} input channels, not for {classes} "
             f"and {channels}; measure again with python -m predictors.measure --run."
         )
+    check_networks(table, space, str(path))
     return LatencyModel(table, space)
 
 

@@ -2,17 +2,18 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from engine.config import Config, validate
-from engine.errors import UserError
+from engine.errors import UserError, shortened
 from engine.run import read_json
 from engine.statistics import Floats
-from ofa.space.codes import Codes
+from ofa.space.codes import Codes, canonical
 from ofa.space.space import Space
 
 VERSION = 1  # of the file; another one cannot be read
@@ -34,7 +35,7 @@ class Noise(Config):
 class TimedNetwork(Config):
     """A measured architecture: its row of codes in hexadecimal, and milliseconds."""
 
-    codes: str
+    codes: str = Field(pattern="^([0-9a-f]{2})+$", max_length=10_000)
     ms: float = Field(gt=0)
 
 
@@ -57,9 +58,9 @@ class LatencyTable(Config):
     fingerprint: str
     classes: int
     channels: int
-    resolutions: tuple[int, ...]
+    resolutions: tuple[int, ...] = Field(min_length=1)
     noise: Noise
-    blocks: dict[str, dict[int, float]] = Field({})
+    blocks: dict[str, dict[int, PositiveFloat]] = Field({})
     networks: tuple[TimedNetwork, ...] = ()
     others: tuple["LatencyTable", ...] = ()
 
@@ -92,3 +93,33 @@ def networks_of(table: LatencyTable) -> tuple[Codes, Floats]:
     """The measured networks as rows of codes (N, F) and milliseconds (N,)."""
     codes = [np.frombuffer(bytes.fromhex(network.codes), np.uint8) for network in table.networks]
     return np.array(codes, np.uint8), np.array([network.ms for network in table.networks])
+
+
+def row_of_codes(text: str, space: Space) -> Codes | None:
+    """The row of codes (F,) that a text writes in hexadecimal; None if no architecture of `space` has it."""
+    if re.fullmatch("([0-9a-f]{2})+", text) is None:
+        return None
+    row = np.frombuffer(bytes.fromhex(text), np.uint8)
+    if len(row) != len(space.columns) or (row > np.array(space.cardinalities)).any():
+        return None
+    # Depths come before the blocks that they switch on, and no depth is 0.
+    always = [i for i, column in enumerate(space.columns) if column.field not in ("kernel", "expand")]
+    if not row[always].all() or not np.array_equal(canonical(space, row[None])[0], row):
+        return None
+    return row
+
+
+def check_networks(table: LatencyTable, space: Space, source: str) -> None:
+    """Refuse a table with a network that is not of `space`, also among the tables of other devices.
+
+    Raises:
+        UserError: there is one.
+    """
+    for number, network in enumerate(table.networks, start=1):
+        if row_of_codes(network.codes, space) is None:
+            raise UserError(
+                f"{source}: the codes of network {number}, {shortened(network.codes)}, are of no "
+                f"architecture of space '{space.name}'; measure again with python -m predictors.measure."
+            )
+    for other in table.others:
+        check_networks(other, space, source)

@@ -2,18 +2,19 @@
 
 import csv
 import math
+import re
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from engine.errors import UserError
+from engine.errors import UserError, shortened
 from engine.onnx_timing import DIFFERENCE_AT_MOST, halves_of
 from ofa.blocks.stem import StemSpec
 from ofa.space.space import Space
 from predictors.latency.kit import OVERHEAD, distinct_layers, layer_name, structure
-from predictors.latency.table import LatencyTable, Noise, TimedNetwork, space_fingerprint
+from predictors.latency.table import LatencyTable, Noise, TimedNetwork, row_of_codes, space_fingerprint
 
 Clock = Literal["cpu", "wall"]
 Rounds = Mapping[int, float]  # milliseconds of an item by round
@@ -48,7 +49,7 @@ def read_timings(path: Path, clock: Clock | None = None) -> Timings:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     if not rows:
         raise UserError(f"{path} holds no timings; run bench.py of the kit on the device.")
@@ -64,7 +65,8 @@ def read_timings(path: Path, clock: Clock | None = None) -> Timings:
         clock = "cpu" if "cpu_p20" in columns and threads == "1" else "wall"
     for column in ("name", "round", f"{clock}_p20"):
         if column not in columns:
-            raise UserError(f"{path} lacks the column {column}; its columns are {', '.join(columns)}.")
+            known = shortened(", ".join(map(str, columns)))
+            raise UserError(f"{path} lacks the column {column}; its columns are {known}.")
     found: dict[str, dict[int, float]] = {}
     # Line 1 of the file names the columns.
     for line, row in enumerate(rows, start=2):
@@ -72,12 +74,16 @@ def read_timings(path: Path, clock: Clock | None = None) -> Timings:
             ms, turn = float(row[f"{clock}_p20"]), int(row["round"])
         except (TypeError, ValueError):
             ms, turn = math.nan, 0  # the sentence below names the line
-        if not (0 < ms < math.inf):
+        if not (0 < ms < math.inf) or not row["name"]:
             raise UserError(
-                f"{path}, line {line}: round and {clock}_p20 must be numbers, and more than 0 ms; remove "
-                "the line."
+                f"{path}, line {line}: round and {clock}_p20 must be numbers, and more than 0 ms, of an item "
+                "that is named; remove the line."
             )
         found.setdefault(row["name"], {})[turn] = ms
+    if re.fullmatch("[0-9]{0,4}", threads) is None:
+        raise UserError(
+            f"{path}: threads = {shortened(threads)} is not a number of threads; repair the column."
+        )
     return Timings(found, clock, int(threads or 1), runtime or "unknown", machine)
 
 
@@ -208,13 +214,12 @@ def _refuse_strange_items(timings: Timings, layers: set[str], space: Space, clas
     wrong: list[str] = []
     for name in timings.ms:
         if name.startswith("net-"):
-            # Two hexadecimal digits for each column.
-            if len(name) != len("net-") + 2 * len(space.columns):
+            if row_of_codes(name.removeprefix("net-"), space) is None:
                 wrong.append(name)
         elif name not in layers and name != OVERHEAD:
             strange.append(name)
     if strange or wrong:
         raise UserError(
             f"The timings have items that space '{space.name}' with {classes} classes does not have, such as "
-            f"{min(strange or wrong)}; name the space, or the run, that the kit was made for."
+            f"{shortened(min(strange or wrong))}; name the space, or the run, that the kit was made for."
         )

@@ -7,7 +7,8 @@ from engine.plot.canvas import Drawing, Outline, Role, Shape, Words, box, text_w
 from ofa.blocks.sizes import halve
 from ofa.blocks.table import block_kind
 from ofa.space.arch import Arch
-from ofa.space.space import Space, Stage
+from ofa.space.parts import Stage
+from ofa.space.space import Space
 
 # Pixels.
 WIDTH, LABEL, ROW, GAP = 420.0, 126.0, 40.0, 4.0

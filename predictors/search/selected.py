@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from engine.command.table import plain_console
 from engine.errors import UserError
 from engine.run import FRONT, write_json
 from engine.runs.writing import atomic
@@ -169,7 +169,7 @@ def _print_subnets(title: str, subnets: Mapping[str, Record], costs: Sequence[st
             str(record["arch"]["resolution"]),
             "-".join(map(str, record["arch"]["depth"])),
         )
-    Console().print(table)
+    plain_console().print(table)
 
 
 def _predicted_cell(record: Record) -> str:

@@ -27,12 +27,13 @@ from ofa.cost import (
     stored_of_layer,
 )
 from ofa.layers import LayerSpec, layer_specs
-from ofa.space.arch import Arch, largest, smallest
+from ofa.space.arch import Arch, active_blocks, largest, smallest
 from ofa.space.codes import encode, sample
 from ofa.space.space import Space
 from ofa.subnet import Subnet, extract
 from ofa.supernet import Supernet
 from ofa.training.phases import Phase, sort_channels
+from ofa.weights.widths import sort_widths
 from predictors.latency.kit import distinct_layers, layer_module, structure
 from predictors.latency.published import published_keys
 
@@ -62,6 +63,18 @@ def test_the_supernet_computes_what_the_extracted_subnet_does(space: Space, trai
         x = torch.randn(4, 3, arch.resolution, arch.resolution)
         with torch.no_grad():
             torch.testing.assert_close(extract(net, arch)(x), net(x, arch), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("space", CASES)
+def test_a_block_has_its_tensors_under_the_names_of_the_plain_module(space: Space) -> None:
+    net = Supernet(space, 5)
+    for arch in archs_of(space, 2):
+        width = arch.width[0]
+        for stage, number, choice in active_blocks(space, arch):
+            # Weights of one network are loaded into the shared tensors by these names.
+            block = net.block(stage, number)
+            assert block.slices(width, choice).keys() <= block.state_dict().keys()
+            width = choice.width
 
 
 @pytest.mark.parametrize("space", CASES)
@@ -145,6 +158,23 @@ def test_sorting_changes_no_trained_function_and_sorts(space: Space, expand: int
             importance = weight.abs().sum((0, 2, 3))
             for a, b in pairwise([0, *cuts, len(importance)]):
                 assert (importance[a:b].diff() <= 0).all()
+
+
+@pytest.mark.parametrize("space", CASES)
+def test_sorting_widths_changes_no_function_of_the_widest_and_sorts(space: Space) -> None:
+    net = filled(space).double().eval()
+    x = torch.randn(2, 3, space.resolution[0], space.resolution[0], dtype=torch.float64)
+    widest = [largest(space), smallest(space).model_copy(update={"width": largest(space).width})]
+    elastic = any(column.field == "width" and len(column.values) > 1 for column in space.columns)
+    with torch.no_grad():
+        wanted, narrow = [net(x, arch) for arch in widest], net(x, smallest(space))
+        sort_widths(net, net.classifier.weight.clone())
+        for arch, logits in zip(widest, wanted, strict=True):
+            torch.testing.assert_close(net(x, arch), logits, rtol=1e-9, atol=1e-9)
+        if elastic:
+            assert not torch.allclose(net(x, smallest(space)), narrow, rtol=1e-3), "nothing moved"
+    if space.head is not None:
+        assert (net.classifier.weight.abs().sum(0).diff() <= 0).all()
 
 
 def sorted_readers(net: Supernet) -> Iterator[tuple[Tensor, list[int]]]:

@@ -77,6 +77,26 @@ def test_start_resume_overwrite(tmp_path: Path) -> None:
         start(path, Settings(epochs=2))
 
 
+class Images(Config):
+    """Settings of pretended images."""
+
+    path: str = "photos"
+    workers: int = 2
+
+
+class OfImages(Settings):
+    """Settings with a section."""
+
+    data: Images = Images()
+
+
+def test_another_machine_may_decode_with_other_workers_but_not_other_images(tmp_path: Path) -> None:
+    start(tmp_path / "run", OfImages())
+    start(tmp_path / "run", OfImages(data=Images(workers=8)), resume=True)
+    with pytest.raises(UserError, match=r"was started with data\.path = photos, not others; resume"):
+        start(tmp_path / "run", OfImages(data=Images(path="others")), resume=True)
+
+
 def test_a_folder_of_something_else_is_never_touched(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="holds files that are not a run"):

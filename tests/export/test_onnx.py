@@ -60,6 +60,22 @@ def test_nothing_else_is_left_in_the_folder_and_no_path_of_this_machine(
         )
 
 
+@pytest.mark.slow
+def test_exporting_twice_gives_the_same_bytes(trained_run: Path, tmp_path: Path) -> None:
+    folders = []
+    for name in ("first", "second"):
+        shutil.copytree(trained_run, tmp_path / name)
+        flags = ("--run", str(tmp_path / name), "--arch", "smallest", "--target", "cpu,cpu-int8")
+        assert parse(Export, list(flags)).execute() == 0
+        folders.append(tmp_path / name / "export")
+    for name in ("smallest.onnx", "smallest.cpu-int8.onnx"):
+        first, second = (folder / name for folder in folders)
+        assert first.read_bytes() == second.read_bytes()
+        before, now = read_manifest(first).model_dump(), read_manifest(second).model_dump()
+        # The time is measured anew each time; it stands beside the file only.
+        assert before | {"milliseconds": 0} == now | {"milliseconds": 0}
+
+
 def test_metadata_is_enough_to_run_it_without_us(exported: Path, trained_run: Path) -> None:
     """onnxruntime and the file's own description classify raw test images as well as torch does."""
     session = ort.InferenceSession(str(exported / "largest.onnx"), providers=["CPUExecutionProvider"])

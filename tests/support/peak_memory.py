@@ -5,6 +5,7 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from ofa.blocks.plain import SamePad
 from ofa.space.arch import Arch
 from ofa.space.space import Space
 from ofa.subnet import Subnet
@@ -13,16 +14,22 @@ IN_PLACE = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU)
 IN_PLACE_FUNCTIONS = {"add", "mul", "relu", "silu", "hardsigmoid", "sigmoid"}
 
 
+class Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        # Its zeros depend on the size of a map, which a trace does not know.
+        return isinstance(m, SamePad) or super().is_leaf_module(m, module_qualified_name)
+
+
 def simulated_peak(space: Space, arch: Arch, classes: int, channels: int) -> int:
     """Bytes alive at the worst moment; elementwise nodes overwrite the first input that dies."""
     with torch.device("meta"):
         net = Subnet(space, arch, classes, channels).eval()
         image = torch.empty(1, channels, arch.resolution, arch.resolution)
-    graph = fx.symbolic_trace(net)
+    graph = fx.GraphModule(net, Tracer().trace(net))
     ShapeProp(graph).propagate(image)
     modules = dict(graph.named_modules())
     for node in graph.graph.nodes:
-        if isinstance(modules.get(str(node.target)), nn.ZeroPad2d):
+        if isinstance(modules.get(str(node.target)), SamePad):
             # An exported file has these zeros in the convolution after them, and no map of its own for them.
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)

@@ -107,7 +107,21 @@ def bottleneck_spaces() -> dict[str, Space]:
         "deep stem, odd maps": odd,
         "plain deep stem": changed(odd, stem=odd.stem.model_dump() | {"deep": {"middle": (8,), "plain": 1}}),
         "7x7 stem, strided shortcuts": changed(odd, stem=stem, stages=unpooled(odd)),
+        "groups": regnet_space(),
     }
+
+
+def regnet_space() -> Space:
+    """A small RegNet: groups of 8 channels, also where the output widths are no whole groups."""
+    stage = {"block": "bottleneck", "depth": (1, 2), "kernel": (3,), "expand": (1,), "group_width": 8}
+    squeeze = {"of": "input", "divisor": 1, "gate": "sigmoid"}
+    stages = (
+        {**stage, "width": (16, 24), "stride": 2, "pooled": False, "act": "relu"},
+        {**stage, "width": (20, 40), "stride": 2, "se": squeeze},
+    )
+    stem = {"width": (8, 16), "stride": 1}
+    values = {"name": "regnet", "resolution": (17, 24), "stem": stem, "stages": stages}
+    return Space.model_validate(values)
 
 
 def unpooled(space: Space) -> list[dict[str, Any]]:
@@ -156,7 +170,7 @@ def fused_spaces() -> dict[str, Space]:
 
 
 def universal_spaces() -> dict[str, Space]:
-    """Small MobileNetV4s whose blocks have all four variants, also at stride 2 and at expansion 1."""
+    """Small MobileNetV4s with their head and all variants of the block, also at stride 2 and expansion 1."""
     universal = {"block": "universal", "kernel": (3, 5), "act": "relu"}
     both, middle, start, none = (5, True), (0, True), (3, False), (0, False)
     stages = (
@@ -179,13 +193,15 @@ def universal_spaces() -> dict[str, Space]:
         },
     )
     stem = {"width": (8, 16), "stride": 1}
-    values = {"name": "universal", "resolution": (16, 24), "stem": stem, "stages": stages}
+    head = {"width": (96, 128), "expand": 1.75, "norm": True, "act": "relu"}
+    values = {"name": "universal", "resolution": (16, 24), "stem": stem, "stages": stages, "head": head}
     per_stage = Space.model_validate(values)
     per_block = changed(per_stage, granularity="block", resolution=(9, 13))
     return {
         "per stage": per_stage,
         "per block, odd maps": per_block,
         "transformed": changed(per_block, kernels="transform"),
+        "same padding": changed(per_stage, padding="same", resolution=(14, 15, 16)),
     }
 
 
@@ -213,6 +229,7 @@ def conv_spaces() -> dict[str, Space]:
     return {
         "per stage": per_stage,
         "per block, odd maps": changed(per_stage, granularity="block", resolution=(9, 13)),
+        "same padding": changed(per_stage, padding="same", resolution=(14, 15, 16)),
     }
 
 

@@ -37,7 +37,7 @@ from ofa.blocks.kind import (
 from ofa.blocks.plain import ConvBN
 from ofa.blocks.shortcut import ElasticShortcut, plain_shortcut
 from ofa.blocks.sizes import chain_memory, hidden_width
-from ofa.blocks.sorting import sort_between
+from ofa.blocks.sorting import Channels, sort_between, written_by
 
 
 class ElasticBasic(ElasticBlock):
@@ -73,6 +73,14 @@ class ElasticBasic(ElasticBlock):
         if self.shortcut is not None and _projects(self.stride, inputs, choice.width):
             found |= prefixed("shortcut", self.shortcut.slices(inputs, choice.width))
         return found
+
+    def map_channels(self) -> tuple[Channels, Channels]:
+        inputs = Channels([], [self.conv.conv.weight])
+        output = Channels(written_by(self.project), [])
+        if self.shortcut is not None:
+            inputs.readers.append(self.shortcut.conv.weight)
+            output.writers.extend(written_by(self.shortcut))
+        return inputs, output
 
     def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
         cuts = {hidden_width(width, expand) for width in outputs for expand in expands}
@@ -168,4 +176,5 @@ BASIC = BlockKind(
     stored=_stored,
     describe=describe_kernel_and_expansion,
     published_key=None,
+    own_fields=("pooled",),
 )

@@ -6,9 +6,9 @@ centre of the largest (BigNAS, 2020, arXiv:2003.11142).
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from ofa.blocks.elastic import DropConnect, ElasticConv, ElasticConvBN, Slices
+from ofa.blocks.elastic import DropConnect, ElasticConv, ElasticConvBN, Slices, prefixed
 from ofa.blocks.kind import (
     BlockChoice,
     BlockKind,
@@ -22,6 +22,7 @@ from ofa.blocks.kind import (
 )
 from ofa.blocks.plain import ConvBN
 from ofa.blocks.sizes import chain_memory
+from ofa.blocks.sorting import Channels, written_by
 
 
 class ElasticPlainConv(ElasticBlock):
@@ -29,25 +30,35 @@ class ElasticPlainConv(ElasticBlock):
 
     def __init__(self, settings: BlockSettings, position: BlockPosition, width: int):
         super().__init__()
-        conv = ElasticConv(position.inputs, width, settings.kernels[-1], position.stride)
-        self.layer = ElasticConvBN(conv, settings.act, settings.bn_eps)
+        conv = ElasticConv(position.inputs, width, settings.kernels[-1], position.stride, settings.same)
+        self.conv = ElasticConvBN(conv, settings.act, settings.bn_eps)
 
     def last_norm(self) -> None:
         """None: the block never has a shortcut."""
 
     def forward(self, x: Tensor, choice: BlockChoice, drop: DropConnect | None) -> Tensor:
         # Drop-connect needs a shortcut that an image can take instead.
-        return self.layer(x, choice.width, choice.kernel)
+        return self.conv(x, choice.width, choice.kernel)
 
     def slices(self, inputs: int, choice: BlockChoice) -> Slices:
-        return self.layer.slices(inputs, choice.width, choice.kernel)
+        return prefixed("conv", self.conv.slices(inputs, choice.width, choice.kernel))
+
+    def map_channels(self) -> tuple[Channels, Channels]:
+        return Channels([], [self.conv.conv.weight]), Channels(written_by(self.conv), [])
 
     def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
         """Nothing: the only channels are the block's output, whose order is not its own."""
 
 
-def _plain(spec: BlockSpec, eps: float) -> ConvBN:
-    return ConvBN(spec.inp, spec.out, spec.kernel, spec.stride, spec.act, eps)
+class PlainConv(nn.Module):
+    """The block as plain layers."""
+
+    def __init__(self, spec: BlockSpec, eps: float):
+        super().__init__()
+        self.conv = ConvBN(spec.inp, spec.out, spec.kernel, spec.stride, spec.act, eps, same=spec.same)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
 
 
 def _check(settings: BlockSettings) -> Complaint | None:
@@ -76,10 +87,11 @@ def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: B
         kernel=choice.kernel,
         stride=position.stride,
         expands=False,
-        se=False,
+        se=None,
         act=settings.act,
         residual=False,
         projects=False,
+        same=settings.same and position.stride > 1,
     )
 
 
@@ -102,10 +114,11 @@ CONV = BlockKind(
     check=_check,
     spec=_spec,
     elastic=ElasticPlainConv,
-    plain=_plain,
+    plain=PlainConv,
     cost=_cost,
     memory=_memory,
     stored=_stored,
     describe=describe_kernel_and_expansion,
     published_key=None,
+    pads_same=True,
 )

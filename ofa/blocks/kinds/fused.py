@@ -32,11 +32,10 @@ from ofa.blocks.kind import (
     ElasticBlock,
     activation_entries,
     describe_kernel_and_expansion,
-    differs_from_symmetric,
 )
 from ofa.blocks.plain import ConvBN
 from ofa.blocks.sizes import chain_memory, hidden_width
-from ofa.blocks.sorting import importance_order, permute, sort_inside, written_by
+from ofa.blocks.sorting import Channels, importance_order, permute, sort_inside, written_by
 from ofa.blocks.squeeze import ElasticSqueezeExcite, SqueezeExcite, cost_of_squeeze, entries_of_squeeze
 
 
@@ -92,6 +91,14 @@ class ElasticFused(ElasticBlock):
             found |= prefixed("project", self.project.slices(hidden, choice.width))
         return found
 
+    def map_channels(self) -> tuple[Channels, Channels]:
+        inputs = Channels([], [self.conv.conv.weight])
+        output = Channels(written_by(self.project or self.conv), [])
+        if self.project is None and self.se is not None:
+            output.writers.extend(self.se.writers())
+            output.readers.append(self.se.reduce.weight)
+        return inputs, output
+
     def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
         if self.project is None:
             return  # the only channels are then the block's output, whose order is not its own
@@ -102,8 +109,7 @@ class ElasticFused(ElasticBlock):
         readers: list[Tensor] = [self.project.conv.weight]
         if self.se is not None:
             sort_inside(self.se, {self.se.settings.width(*choice) for choice in choices})
-            assert self.se.restore.bias is not None
-            writers += [self.se.restore.weight, self.se.restore.bias]
+            writers += self.se.writers()
             readers.append(self.se.reduce.weight)
         permute(order, writers, readers)
 
@@ -113,7 +119,7 @@ class Fused(nn.Module):
 
     def __init__(self, spec: BlockSpec, eps: float):
         super().__init__()
-        self.conv = ConvBN(spec.inp, spec.hidden, spec.kernel, spec.stride, spec.act, eps, pads=spec.pads)
+        self.conv = ConvBN(spec.inp, spec.hidden, spec.kernel, spec.stride, spec.act, eps, same=spec.same)
         self.se = SqueezeExcite(spec.se, spec.hidden, spec.squeeze) if spec.se else None
         self.project = ConvBN(spec.hidden, spec.out, 1, 1, None, eps) if spec.expands else None
         self.residual = spec.residual
@@ -158,7 +164,7 @@ def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: B
         act=settings.act,
         residual=position.stride == 1 and position.inputs == choice.width,
         projects=False,
-        same=differs_from_symmetric(settings, size, choice.kernel, position.stride),
+        same=settings.same and position.stride > 1,
     )
 
 

@@ -10,6 +10,7 @@ from itertools import product
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.errors import UserError
 from ofa.blocks.elastic import (
     DropConnect,
     ElasticBatchNorm,
@@ -32,13 +33,18 @@ from ofa.blocks.kind import (
     ElasticBlock,
     activation_entries,
     describe_kernel_and_expansion,
-    differs_from_symmetric,
     shortcut_memory,
 )
 from ofa.blocks.plain import ConvBN
 from ofa.blocks.sizes import chain_memory, hidden_width
-from ofa.blocks.sorting import importance_order, permute, sort_inside, written_by
-from ofa.blocks.squeeze import ElasticSqueezeExcite, SqueezeExcite, cost_of_squeeze, entries_of_squeeze
+from ofa.blocks.sorting import Channels, importance_order, permute, sort_inside, written_by
+from ofa.blocks.squeeze import (
+    ElasticSqueezeExcite,
+    Squeeze,
+    SqueezeExcite,
+    cost_of_squeeze,
+    entries_of_squeeze,
+)
 
 
 class ElasticInverted(ElasticBlock):
@@ -116,6 +122,23 @@ class ElasticInverted(ElasticBlock):
             found |= prefixed("shortcut", self.shortcut.slices(inputs, width, 1))
         return found
 
+    def map_channels(self) -> tuple[Channels, Channels]:
+        inputs = Channels([], [])
+        output = Channels(written_by(self.project), [])
+        if self.expand is not None:
+            inputs.readers.append(self.expand.conv.weight)
+        else:
+            # Everything up to the projection works on the channels of the block's input.
+            inputs.writers.extend(written_by(self.depthwise))
+            inputs.readers.append(self.project.conv.weight)
+            if self.se is not None:
+                inputs.writers.extend(self.se.writers())
+                inputs.readers.append(self.se.reduce.weight)
+        if self.shortcut is not None:
+            inputs.readers.append(self.shortcut.weight)
+            output.writers.append(self.shortcut.weight)
+        return inputs, output
+
     def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
         if self.expand is None:
             return  # the depthwise convolution then works on the block's input, whose order is not its own
@@ -126,8 +149,7 @@ class ElasticInverted(ElasticBlock):
         readers: list[Tensor] = [self.project.conv.weight]
         if self.se is not None:
             sort_inside(self.se, {self.se.settings.width(*choice) for choice in choices})
-            assert self.se.restore.bias is not None
-            writers += [self.se.restore.weight, self.se.restore.bias]
+            writers += self.se.writers()
             readers.append(self.se.reduce.weight)
         permute(order, writers, readers)
 
@@ -139,7 +161,14 @@ class Inverted(nn.Module):
         super().__init__()
         self.expand = ConvBN(spec.inp, spec.hidden, 1, 1, spec.act, eps) if spec.expands else None
         self.depthwise = ConvBN(
-            spec.hidden, spec.hidden, spec.kernel, spec.stride, spec.act, eps, depthwise=True, pads=spec.pads
+            spec.hidden,
+            spec.hidden,
+            spec.kernel,
+            spec.stride,
+            spec.act,
+            eps,
+            groups=spec.hidden,
+            same=spec.same,
         )
         self.se = SqueezeExcite(spec.se, spec.hidden, spec.squeeze) if spec.se else None
         self.project = ConvBN(spec.hidden, spec.out, 1, 1, None, eps)
@@ -185,7 +214,7 @@ def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: B
         act=settings.act,
         residual=settings.projected or identity,
         projects=settings.projected and changes and inp != width,
-        same=differs_from_symmetric(settings, size, kernel, stride),
+        same=settings.same and stride > 1,
     )
 
 
@@ -231,6 +260,11 @@ def _stored(spec: BlockSpec) -> tuple[int, int]:
 
 
 def _published_key(spec: BlockSpec) -> str:
+    if spec.se not in (None, Squeeze()):
+        raise UserError(
+            "Published latency tables have no squeeze-and-excitation but that of MobileNetV3 (se: true); "
+            "measure this space instead."
+        )
     inp = f"{spec.size}x{spec.size}x{spec.inp}"
     out = f"{spec.size_after}x{spec.size_after}x{spec.out}"
     # OFA's tables end every name with these flags and ProxylessNAS's end none; who reads a table drops them

@@ -39,7 +39,7 @@ from ofa.blocks.kind import (
 )
 from ofa.blocks.plain import ConvBN
 from ofa.blocks.sizes import chain_memory, hidden_width
-from ofa.blocks.sorting import importance_order, permute, written_by
+from ofa.blocks.sorting import Channels, importance_order, permute, written_by
 
 
 class ElasticUniversal(ElasticBlock):
@@ -57,7 +57,7 @@ class ElasticUniversal(ElasticBlock):
         self.stride = position.stride
         self.start = None
         if start:
-            depthwise = ElasticDepthwise(inputs, start, 1 if has_middle else self.stride)
+            depthwise = ElasticDepthwise(inputs, start, 1 if has_middle else self.stride, settings.same)
             self.start = ElasticConvBN(depthwise, None, eps)
         self.expand = ElasticConvBN(ElasticConv(inputs, hidden), act, eps)
         self.middle = None
@@ -93,6 +93,11 @@ class ElasticUniversal(ElasticBlock):
             found |= prefixed("middle", self.middle.slices(hidden, hidden, choice.kernel))
         return found | prefixed("project", self.project.slices(hidden, choice.width))
 
+    def map_channels(self) -> tuple[Channels, Channels]:
+        at_input = [] if self.start is None else written_by(self.start)
+        inputs = Channels(at_input, [self.expand.conv.weight])
+        return inputs, Channels(written_by(self.project), [])
+
     def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
         cuts = {hidden_width(width, expand) for width in inputs for expand in expands}
         order = importance_order(self.project.conv.weight, cuts)
@@ -106,8 +111,8 @@ class ElasticUniversal(ElasticBlock):
 
 def _elastic_middle(settings: BlockSettings, hidden: int, stride: int) -> ElasticDepthwise:
     if settings.transformed and len(settings.kernels) > 1:
-        return TransformedDepthwise(hidden, settings.kernels, stride)
-    return ElasticDepthwise(hidden, settings.kernels[-1], stride)
+        return TransformedDepthwise(hidden, settings.kernels, stride, settings.same)
+    return ElasticDepthwise(hidden, settings.kernels[-1], stride, settings.same)
 
 
 class Universal(nn.Module):
@@ -118,12 +123,15 @@ class Universal(nn.Module):
         inp, hidden, act = spec.inp, spec.hidden, spec.act
         self.start = None
         if spec.start:
-            stride = 1 if spec.kernel else spec.stride
-            self.start = ConvBN(inp, inp, spec.start, stride, None, eps, depthwise=True)
+            # The stride, and with it the padding of TensorFlow, is the middle convolution's if there is one.
+            stride, same = (1, False) if spec.kernel else (spec.stride, spec.same)
+            self.start = ConvBN(inp, inp, spec.start, stride, None, eps, groups=inp, same=same)
         self.expand = ConvBN(inp, hidden, 1, 1, act, eps)
         self.middle = None
         if spec.kernel:
-            self.middle = ConvBN(hidden, hidden, spec.kernel, spec.stride, act, eps, depthwise=True)
+            self.middle = ConvBN(
+                hidden, hidden, spec.kernel, spec.stride, act, eps, groups=hidden, same=spec.same
+            )
         self.project = ConvBN(hidden, spec.out, 1, 1, None, eps)
         self.residual = spec.residual
 
@@ -160,10 +168,11 @@ def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: B
         kernel=choice.kernel if settings.middle[position.number] else 0,
         stride=position.stride,
         expands=True,
-        se=False,
+        se=None,
         act=settings.act,
         residual=position.stride == 1 and position.inputs == choice.width,
         projects=False,
+        same=settings.same and position.stride > 1,
         start=settings.start[position.number],
     )
 
@@ -233,5 +242,6 @@ UNIVERSAL = BlockKind(
     stored=_stored,
     describe=_describe,
     published_key=None,
+    pads_same=True,
     varies=True,
 )

@@ -323,14 +323,6 @@ def test_file_that_breaks_later_is_one_sentence(tmp_path: Path, workers: int) ->
         epoch(data, 0)
 
 
-def test_sixteen_bit_images_are_refused_rather_than_clipped(tmp_path: Path) -> None:
-    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(
-        write_folder(tmp_path) / "train" / "cat" / "x.png"
-    )
-    with pytest.raises(UserError, match=r"x\.png' cannot be used \(its pixels are I;16"):
-        folder(tmp_path)
-
-
 def test_batch_larger_than_the_data(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="A batch of 64 images is more than the 16 training images"):
         folder(write_folder(tmp_path)).steps(64)
@@ -375,4 +367,5 @@ def test_reading_a_folder_leaves_the_signals_of_the_process_alone(tmp_path: Path
 
 
 def test_the_files_of_a_folder_are_those_that_torchvision_reads() -> None:
-    assert EXTENSIONS == IMG_EXTENSIONS
+    # AVIF, which torchvision passes over, is read where Pillow can.
+    assert set(EXTENSIONS) - {".avif"} == set(IMG_EXTENSIONS)

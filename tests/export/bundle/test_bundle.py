@@ -1,6 +1,7 @@
 """A bundle needs nothing else, prepares images as training did, is found damaged, and says nothing that its
 manifest does not."""
 
+import html
 import itertools
 import json
 import re
@@ -242,6 +243,47 @@ def test_the_card_says_whose_weights_they_are(bundle: Path) -> None:
     assert said in render_card(Bundle.model_validate(manifest))
 
 
+HOSTILE = (
+    *(
+        "<script>alert(1)</script>",
+        "[a](javascript:alert(1))",
+        "![a](x)",
+        "a|b",
+        "`a`",
+        "**a**",
+        "_a_",
+        "&lt;",
+    ),
+    *("<img src=x onerror=alert(1)>", "a\\", "~~a~~", "# a", "[/b]", "$x^"),
+)
+
+
+def test_the_card_shows_names_as_they_are(bundle: Path) -> None:
+    """Neither as HTML nor as Markdown: what is left of it when both were read is the name."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    plain = render_card(Bundle.model_validate(manifest))
+    manifest["classes"] = HOSTILE
+    for file in manifest["files"]:
+        file["classes"] = HOSTILE
+        file["weights"] = {
+            "name": "`<script>`",
+            "source": HOSTILE[1],
+            "url": HOSTILE[0],
+            "licence": HOSTILE[2],
+            "sha256": None,
+        }
+    manifest["provenance"]["versions"] = {"<script>": "[a](javascript:b)"}
+    card = render_card(Bundle.model_validate(manifest))
+    outside_of_code = re.sub(r"`[^`\n]*`|^    .*$", "", card, flags=re.M)
+    assert "<" not in outside_of_code
+    # Every mark of Markdown in a name stands behind a backslash.
+    shown = next(line for line in card.splitlines() if "one a line in" in line)
+    assert re.search(r"(?<!\\)[\[\]*~]|(?<!\\)!\[", shown) is None
+    read = html.unescape(re.sub(r"\\([\\`*_\[\]|~#!])", r"\1", shown))
+    assert read.split(": ", 1)[1] == ", ".join(HOSTILE) + "."
+    assert card.count("\n| ") == plain.count("\n| ")
+
+
 OTHER: dict[type, Any] = {
     bool: lambda b: not b,
     str: lambda s: s + "x",
@@ -302,7 +344,16 @@ def test_a_manifest_cannot_name_files_outside_of_its_folder(copy: Path) -> None:
     path = copy / "export" / "60k" / "manifest.json"
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(manifest | {"sha256": manifest["sha256"] | {"../60k.onnx": "0"}}))
-    with pytest.raises(UserError, match=r"lacks '\.\./60k\.onnx'"):
+    with pytest.raises(UserError, match=r"'\.\./60k\.onnx' is not the plain name"):
+        read_bundle(path.parent)
+    # The demo serves the files of this list, and hands them to a runtime.
+    first = manifest["files"][0] | {"file": "/../../etc/passwd"}
+    path.write_text(json.dumps(manifest | {"files": [first]}))
+    with pytest.raises(UserError, match=r"/etc/passwd' is not the plain name"):
+        read_bundle(path.parent)
+    first = manifest["files"][0] | {"file": "other.onnx"}
+    path.write_text(json.dumps(manifest | {"files": [first]}))
+    with pytest.raises(UserError, match=r"no SHA-256 of 'other\.onnx'"):
         read_bundle(path.parent)
 
 

@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 import shutil
+import socket
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from browser import Browser
-from PIL import Image
+from PIL import Image, ImageOps
 
 from engine.command.cli import parse
 from engine.errors import UserError
@@ -187,6 +188,17 @@ def test_bad_requests_are_sentences(server: Server) -> None:
         status, sentence = error("POST", "/classify?file=60k.onnx", bad)
         assert status == 400 and sentence.startswith("The file is no image that can be read")
     assert error("POST", "/elsewhere", good)[0] == 404
+    for strange in ("²", "-1", "+5", "1_0", "0x10", "9" * 5000, "", " ", "٣"):
+        # http.client sends no such header by itself.
+        with socket.create_connection(("127.0.0.1", server.server_port), timeout=30) as line:
+            head = "POST /classify?file=60k.onnx HTTP/1.1\r\nHost: localhost:1\r\n"
+            head += f"Content-Length: {strange}\r\n\r\n"
+            line.sendall(head.encode())
+            assert line.recv(9999).startswith(b"HTTP/1.1 413 "), strange
+    narrow = io.BytesIO()
+    Image.new("RGB", (1, 20_000)).save(narrow, "PNG")
+    status, sentence = error("POST", "/classify?file=60k.onnx", narrow.getvalue())
+    assert status == 400 and "too long and narrow" in sentence
     too_much = {"Content-Length": str(MOST_BYTES + 1)}
     assert error("POST", "/classify?file=60k.onnx", None, **too_much) == (
         413,
@@ -197,6 +209,38 @@ def test_bad_requests_are_sentences(server: Server) -> None:
         "This page is served to its own machine only.",
     )
     assert ask(server, "GET", "/")[0] == 200, "it is still there"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_server_turns_images_upright(server: Server, orientation: int) -> None:
+    image, exif, file = Image.open(io.BytesIO(picture(24, 16))), Image.Exif(), io.BytesIO()
+    exif[274] = orientation
+    image.save(file, "PNG", exif=exif)
+    upright = io.BytesIO()
+    ImageOps.exif_transpose(Image.open(file)).save(upright, "PNG", exif=b"")
+    found = server.classify("60k.onnx", file.getvalue())
+    np.testing.assert_allclose(found, server.classify("60k.onnx", upright.getvalue()), atol=1e-6)
+
+
+def test_others_in_the_network_need_the_token(bundled_run: Path) -> None:
+    """Any other address than that of this machine alone; here one that stands for all."""
+    for server in serving(open_server(bundled_run / "export" / "60k", 0, host="0.0.0.0")):
+        assert len(server.token) > 20
+        for path in ("/", "/manifest.json", "/x/manifest.json", f"/{server.token}", f"/{server.token}x/"):
+            assert ask(server, "GET", path)[0] == 403
+            assert ask(server, "GET", path, Host="localhost:1")[0] == 403
+        assert ask(server, "POST", "/classify?file=60k.onnx", picture(9, 9))[0] == 403
+        start = f"/{server.token}/"
+        assert b"Drop an image here" in ask(server, "GET", start, Host="192.168.1.7:8000")[1]
+        assert json.loads(ask(server, "GET", f"{start}manifest.json")[1])["subnet"] == "60k"
+        assert ask(server, "POST", f"{start}classify?file=60k.onnx", picture(9, 9))[0] == 200
+        for path in ("../60k.json", "..%2f60k.json", "/etc/passwd", f"{server.token}/manifest.json"):
+            assert ask(server, "GET", start + path)[0] == 404
+    assert parse(Demo, ["x"]).host == "127.0.0.1"
+
+
+def test_only_this_machine_reaches_the_page(server: Server) -> None:
+    assert server.server_address[0] == "127.0.0.1" and server.token == ""
 
 
 def test_the_commands_mistakes_are_sentences(bundled_run: Path, server: Server, tmp_path: Path) -> None:

@@ -34,35 +34,48 @@ from ofa.space.space import Space
     ],
     ids=str,
 )
+@pytest.mark.parametrize("same", [False, True], ids=["symmetric", "same"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_it_computes_what_timms_does(row: tuple[int, int, int, int, int, int], training: bool) -> None:
+def test_it_computes_what_timms_does(
+    row: tuple[int, int, int, int, int, int], training: bool, same: bool
+) -> None:
     start, middle, stride, expand, inp, out = row
+    # Only on even maps do the two paddings differ.
+    size = 14 if same else 13
     torch.manual_seed(0)
     theirs = shaken(
         UniversalInvertedResidual(
-            inp, out, start, middle, stride=stride, exp_ratio=expand, layer_scale_init_value=None
+            inp,
+            out,
+            start,
+            middle,
+            stride=stride,
+            exp_ratio=expand,
+            layer_scale_init_value=None,
+            pad_type="same" if same else "",
         )
     )
     settings = BlockSettings(
         kernels=(3, 5),
         expands=(1, 2, 3, 4, 6),
-        se=False,
+        se=None,
         act="relu",
         bn_eps=1e-5,
         projected=False,
         transformed=False,
+        same=same,
         stride=stride,
         start=(0, start),
         middle=(True, bool(middle)),
     )
     # Second of its stage: the block must read its own entries.
     position = BlockPosition(inp, stride, stride > 1 or inp != out, 1)
-    spec = UNIVERSAL.spec(settings, position, 13, BlockChoice(out, middle or 3, expand))
+    spec = UNIVERSAL.spec(settings, position, size, BlockChoice(out, middle or 3, expand))
     ours = Universal(spec, 1e-5)
     names = [name for name in ours.state_dict() if not name.endswith("tracked")]
     tensors = [tensor for name, tensor in theirs.state_dict().items() if not name.endswith("tracked")]
     ours.load_state_dict(dict(zip(names, tensors, strict=True)), strict=False)
-    x = torch.randn(4, inp, 13, 13)
+    x = torch.randn(4, inp, size, size)
     with torch.no_grad():
         torch.testing.assert_close(ours.train(training)(x), theirs.train(training)(x), rtol=1e-5, atol=1e-5)
     parameters = sum(p.numel() for p in theirs.parameters())
@@ -78,7 +91,7 @@ def test_a_block_without_a_middle_convolution_has_no_kernel_to_choose() -> None:
     assert largest(space).kernel == tuple(5 if has_middle else 0 for has_middle in middle)
     # Every architecture counts once: as many as there are lists of blocks with what each of them can choose.
     stages = 2 * (2 + 2 * 2), 2 * (6 + 6 * 3 + 6 * 3 * 3 * 6), 2 * (3 + 3 * 3)
-    assert space.size() == 2 * 2 * int(np.prod(stages))
+    assert space.size() == 2 * 2 * 2 * int(np.prod(stages))
 
 
 def test_every_block_costs_what_its_own_variant_does() -> None:

@@ -209,6 +209,12 @@ def test_bottlenecks_refuse_what_they_have_not() -> None:
     for change, said in (
         ({"kernel": (3, 5)}, r"stages\[0\]\.kernel .* must be one kernel, since bottlenecks take no more"),
         ({"se": True}, r"stages\[0\]\.se .* must be false, since bottlenecks have no squeeze"),
+        ({"group_width": 8}, r"stages\[0\]\.expand .* must be one choice where there is a group_width"),
+        (
+            {"block": "basic", "group_width": 8},
+            r"group_width .* must be left out of basic blocks; .* bottleneck",
+        ),
+        ({"block": "inverted", "pooled": False}, r"pooled .* out of inverted blocks; .* bottleneck, basic"),
     ):
         with pytest.raises(ValueError, match=said):
             Space.model_validate(space | {"stages": (first | change, *others)})

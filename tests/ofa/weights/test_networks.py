@@ -24,7 +24,7 @@ from ofa.trained import TrainedSupernet
 from ofa.trained import load_network as load_run
 from ofa.tune import Tune
 from ofa.weights.networks import Network, networks_of, packaged_networks
-from ofa.weights.order import definition_order, load_network
+from ofa.weights.order import definition_order, load_in_order
 from ofa.weights.reading import read_checkpoint
 from ofa.weights.recognition import fitting_networks, recognise
 from predictors.collect import Collect
@@ -89,7 +89,7 @@ def test_the_network_and_the_largest_compute_the_same(
     space = found.network.load_space()
     arch = found.network.find_arch(space)
     supernet = Supernet(space, 12)
-    assert not load_network(supernet, arch, found.tensors)
+    assert not load_in_order(supernet, arch, found.tensors)
     # float64, since BatchNorm of few values amplifies rounding in train mode.
     supernet.double().train(training)
     half.double().train(training)
@@ -211,7 +211,7 @@ def test_every_network_is_recognised_and_computes_the_same(network: Network, tmp
     space = network.load_space()
     arch = network.find_arch(space)
     supernet = Supernet(space, 1000)
-    assert not load_network(supernet, arch, found.tensors)
+    assert not load_in_order(supernet, arch, found.tensors)
     supernet.double()
     theirs.double()
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)

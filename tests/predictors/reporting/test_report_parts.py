@@ -41,6 +41,8 @@ def test_diagrams_show_every_block_of_every_space(name: str) -> None:
             kernels = [arch.kernel[space.slot(i, block)] for block in range(depth)]
             assert [b.fill for b in mine] == [shades(space)[k] for k in kernels]
             assert all(f" {arch.width[i + 1]} channels" in b.title for b in mine)
+            for block, kernel in zip(mine, kernels, strict=True):
+                assert (f"kernel {kernel}," if kernel else "no elastic kernel,") in block.title
         assert (encode(space, arch) == encode(space, largest(space))).all() or any(
             s.dashed for s in drawing.shapes if isinstance(s, Outline)
         )

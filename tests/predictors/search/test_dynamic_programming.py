@@ -87,7 +87,7 @@ def test_nothing_above_the_limit_and_the_same_front_below() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["digits", "bignas", "attentive_nas", "ofa_mbv3", "ofa_proxyless", "ofa_resnet50"]
+    "name", ["digits", "bignas", "attentive_nas", "ofa_mbv3", "ofa_proxyless", "ofa_resnet50", "resnet18"]
 )
 def test_no_sample_beats_the_front_in_packaged_spaces(name: str) -> None:
     space = load_space(name)

@@ -1,0 +1,1 @@
+"""What comes from outside: documents that are read within limits, and names that stay in their folder."""
