@@ -21,7 +21,7 @@ from engine.compute.distributed import ALONE, Ranks
 from engine.config import Duration, format_duration
 from engine.errors import Diverged, UserError
 from engine.run import Run
-from engine.saving import LastSave, Saving
+from engine.runs.saving import LastSave, Saving
 
 SMALLEST_SCALE = 1 / 32  # of the learning rate: what diverges with that has another reason
 LOG_EVERY = 10  # steps; each look at the losses waits for the device

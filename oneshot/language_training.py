@@ -26,7 +26,7 @@ from engine.errors import UserError
 from engine.loop import EpochLoop
 from engine.optim import set_learning_rate
 from engine.run import Run, write_json
-from engine.saving import Saving
+from engine.runs.saving import Saving
 from engine.seed import derive, numpy_generator, torch_generator
 from oneshot.language import Language, LanguageModel, cross_entropy, load_best_weights
 from oneshot.networks.language_loss import perplexity, slowness, text_loss

@@ -64,7 +64,7 @@ def write_lock(folder: Path, shared: bool = False) -> Iterator[None]:
 
 
 def run_around(path: Path) -> Path | None:
-    """The run folder that `path` is or lies in, such as that of a file in its export/; else None."""
+    """The run folder that `path` is or lies in, such as RUN for RUN/export; None: there is none."""
     for folder in (path, *path.parents[:DEEPEST]):
         # config.yaml alone may be anybody's.
         if (folder / "config.yaml").exists() and (folder / "env.json").exists():

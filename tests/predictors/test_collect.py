@@ -2,18 +2,25 @@
 
 import json
 import shutil
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from engine.checkpoint import weights_digest
 from engine.command.cli import parse
 from engine.errors import UserError
+from engine.run import write_json
 from engine.runs.lock import write_lock
 from ofa.cost import costs_of
+from ofa.space.arch import smallest
 from ofa.space.codes import decode
 from ofa.space.space import Space
-from predictors.accuracy.pairs import Pair, pairs_path, read_pairs
+from ofa.trained import TrainedSupernet
+from ofa.tuned import selected_archs
+from predictors.accuracy.pairs import Pair, pairs_path, read_pairs, read_selected
 from predictors.collect import Collect, round_ends, to_measure
 
 
@@ -94,3 +101,16 @@ def test_pairs_are_of_the_weights_and_of_one_writer(fresh: Path) -> None:
         collect(fresh, 3, 0)
     assert parse(Collect, ["--run", str(fresh), "--count", "2", "--overwrite"]).execute() == 0
     assert path.read_text() == written
+
+
+def test_selected_subnets_are_of_the_weights(fresh: Path) -> None:
+    space = TrainedSupernet(fresh, torch.device("cpu")).space
+    facts = {"arch": smallest(space).model_dump(mode="json"), "macs": 1, "val_accuracy": 0.5}
+    for digest, said in (
+        (weights_digest(fresh), None),
+        ("0" * 64, r"1M.json is of other weights .*\.select"),
+    ):
+        write_json(fresh / "selected" / "1M.json", facts | {"weights_sha256": digest})
+        for read in (partial(read_selected, fresh), partial(selected_archs, fresh, space, "all")):
+            with pytest.raises(UserError, match=said) if said else nullcontext():
+                read()

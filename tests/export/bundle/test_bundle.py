@@ -379,6 +379,11 @@ def test_what_does_not_belong_together_is_refused(copy: Path) -> None:
     export, run = copy / "export", Run.open(copy)
     with pytest.raises(UserError, match="are not of this run's network"):
         gather(run, "60k", [export / "60k.onnx", export / "largest.onnx"])
+    weights = (copy / "weights.safetensors").read_bytes()
+    (copy / "weights.safetensors").write_bytes(weights[:-1] + b"x")
+    with pytest.raises(UserError, match="are not of this run's network"):
+        gather(run, "60k", [export / "60k.onnx"])
+    (copy / "weights.safetensors").write_bytes(weights)
     (copy / "config.yaml").write_text((copy / "config.yaml").read_text() + "\n")
     with pytest.raises(UserError, match="are not of this run's network"):
         gather(run, "60k", [export / "60k.onnx"])
