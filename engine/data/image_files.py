@@ -128,6 +128,7 @@ def upright(image: Image.Image) -> Image.Image:
     # Resized by its shorter side, a line of pixels would become an image of gigabytes.
     if max(image.size) > LONGEST * min(image.size):
         raise ValueError(f"its sides are {image.width} x {image.height} pixels, which is too long and narrow")
+    image.load()  # of TIFF files Pillow turns the pixels itself when it reads them, and drops the tag
     turn = TURNS.get(_orientation(image))
     turned = image if turn is None else image.transpose(turn)
     # Pillow would clip pixels of 16 bits at 255, so that most become white. The upper 8 bits are what it
