@@ -35,7 +35,7 @@ def upright(image: Image.Image) -> Image.Image:
     turn = None
     # Pillow has no common class for what a damaged tag raises. The pixels beside it are in order.
     with contextlib.suppress(Exception):
-        turn = TURNS.get(image.getexif().get(ORIENTATION))
+        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
     turned = image if turn is None else image.transpose(turn)
     # Pillow would clip pixels of 16 bits at 255, so that most become white.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
