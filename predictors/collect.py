@@ -22,7 +22,7 @@ from ofa.space.codes import Codes, decode, encode, sample_codes
 from ofa.space.space import Space
 from ofa.trained import RunCommand, run_flag
 from predictors.accuracy.acquisition import propose
-from predictors.accuracy.pairs import Pair, pairs_path, read_pairs
+from predictors.accuracy.pairs import Pair, check_pairs, pairs_path, read_pairs
 from predictors.search.constraints import ArchCostFn
 
 POOL = 100_000  # random architectures from which those to measure are taken
@@ -76,6 +76,7 @@ class Collect(RunCommand):
         if self.overwrite:
             path.unlink(missing_ok=True)
         pairs, digest = read_pairs(self.run), weights_digest(self.run)
+        check_pairs(pairs, trained)
         # Written again, so that a last line that a kill left half-written is gone before others follow it.
         write_lines(path, [pair.model_dump(mode="json") for pair in pairs])
         rows = to_measure(trained.space, trained.macs, pairs, self.count, self.rounds, self.seed)

@@ -24,7 +24,7 @@ from ofa.trained import RunCommand, TrainedSupernet
 from ofa.tuned import find_tuned, tuned_or_taken
 from predictors.accuracy.cross_validation import CrossValidated, predict_pairs
 from predictors.accuracy.features import features
-from predictors.accuracy.pairs import Pair, read_pairs
+from predictors.accuracy.pairs import Pair, check_pairs, read_pairs
 from predictors.reporting.alone import (
     Worth,
     compare_with_alone,
@@ -108,6 +108,7 @@ class Report(RunCommand):
         selected = read_selected_subnets(self.run, space, latency)
         known = read_known_subnets(self.run, space, selected, latency)
         pairs = read_pairs(self.run)
+        check_pairs(pairs, trained)
         alone = read_alone(self.alone, trained, selected)
         judged = self._judge(trained, pairs)
         tested = self._test(trained, selected, latency)

@@ -21,7 +21,7 @@ from ofa.space.codes import Codes, decode, encode
 from ofa.trained import RunCommand, TrainedSupernet, run_flag
 from predictors.accuracy.features import features
 from predictors.accuracy.models import PredictorChoice, make_predictor
-from predictors.accuracy.pairs import read_pairs
+from predictors.accuracy.pairs import check_pairs, read_pairs
 from predictors.accuracy.validation import compare_candidates, print_candidates
 from predictors.search.best import nearest_feasible
 from predictors.search.coarse_to_fine import coarse_to_fine
@@ -166,6 +166,7 @@ class Select(RunCommand):
         for objective in objectives:
             self._check_limits(trained, objective.constraints)
         pairs = read_pairs(self.run)
+        check_pairs(pairs, trained)
         evaluations = Evaluations(space, trained.data.count("val"), pairs)
         storage = open_storage(self.storage or str(self.run / "optuna.journal"))
         # The storage may be shared with other runs: accuracies of other weights must not be mixed with these.

@@ -18,7 +18,7 @@ from engine.errors import UserError
 CROP_SHARE = 224 / 256  # the usual evaluation on ImageNet: shorter side 256, centre of 224
 CHECK_AT_MOST = 20_000  # files; decoding more of them before training starts would take minutes
 NAMED = 20  # damaged files that an error names
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+EXTENSIONS: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # Pillow reads AVIF where it was built with the library for it.
 if features.check("avif"):
     EXTENSIONS += (".avif",)
@@ -128,6 +128,7 @@ def upright(image: Image.Image) -> Image.Image:
     # Resized by its shorter side, a line of pixels would become an image of gigabytes.
     if max(image.size) > LONGEST * min(image.size):
         raise ValueError(f"its sides are {image.width} x {image.height} pixels, which is too long and narrow")
+    image.load()  # of TIFF files Pillow turns the pixels itself when it reads them, and drops the tag
     turn = TURNS.get(_orientation(image))
     turned = image if turn is None else image.transpose(turn)
     # Pillow would clip pixels of 16 bits at 255, so that most become white. The upper 8 bits are what it
@@ -139,13 +140,13 @@ def upright(image: Image.Image) -> Image.Image:
     return turned
 
 
-def _orientation(image: Image.Image) -> int | None:
-    """How the camera says that the image lies; None if it says nothing that can be read."""
+def _orientation(image: Image.Image) -> int:
+    """How the camera says that the image lies; 1, upright, if it says nothing that can be read."""
     try:
-        return image.getexif().get(ORIENTATION)
+        return image.getexif().get(ORIENTATION, 1)
     except Exception:
         # Pillow has no common class for what a damaged note raises. The pixels beside it are in order.
-        return None
+        return 1
 
 
 def damaged_image(path: Path, error: Exception) -> str:

@@ -31,10 +31,11 @@ def upright(image: Image.Image) -> Image.Image:
     """The image as it is to be seen, with 8 bits a channel; the same as in training."""
     if max(image.size) > LONGEST * min(image.size):
         raise ValueError(f"its sides are {image.width} x {image.height} pixels, which is too long and narrow")
+    image.load()  # of TIFF files Pillow turns the pixels itself when it reads them, and drops the tag
     turn = None
     # Pillow has no common class for what a damaged tag raises. The pixels beside it are in order.
     with contextlib.suppress(Exception):
-        turn = TURNS.get(image.getexif().get(ORIENTATION))
+        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
     turned = image if turn is None else image.transpose(turn)
     # Pillow would clip pixels of 16 bits at 255, so that most become white.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):

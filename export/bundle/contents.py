@@ -178,8 +178,6 @@ class Bundle(BaseModel):
         for file in self.files:
             # Not in `Manifest`: files that are no part of a bundle may be prepared in any way.
             Preparation.model_validate(file.preprocessing or {})
-            if file.classes != self.classes:
-                raise ValueError(f"'{file.file}' has other classes than the bundle")
         return self
 
 
@@ -209,5 +207,10 @@ def read_bundle(folder: Path) -> Bundle:
             raise UserError(
                 f"'{folder / MANIFEST}' has no SHA-256 of '{file.file}', so nobody can tell whether it is "
                 "what was bundled; bundle again."
+            )
+        # classify.py shows the names of the file, and the page those of the bundle.
+        if file.classes != bundle.classes:
+            raise UserError(
+                f"'{folder / MANIFEST}' gives '{file.file}' other classes than the bundle; bundle again."
             )
     return bundle

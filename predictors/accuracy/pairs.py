@@ -1,8 +1,10 @@
 """What stage 2 keeps in a run folder: measured subnets (pairs.jsonl) and selected ones (selected/)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 from pydantic import BaseModel, Field, PositiveInt
 
 from engine.checkpoint import check_digest
@@ -10,7 +12,8 @@ from engine.config import Config, validate
 from engine.errors import UserError
 from engine.run import read_json, read_lines, selected_files
 from ofa.space.arch import Arch
-from ofa.trained import run_flag
+from ofa.space.codes import encode
+from ofa.trained import TrainedSupernet, run_flag
 
 Accuracy = Annotated[float, Field(ge=0, le=1)]
 
@@ -62,6 +65,29 @@ def read_pairs(run: Path) -> list[Pair]:
             digest = pair.weights_sha256
         found.setdefault(pair.arch, pair)
     return list(found.values())
+
+
+def check_pairs(pairs: Sequence[Pair], trained: TrainedSupernet) -> None:
+    """Refuse pairs that are not of this supernet: another space, or other MACs than an architecture has.
+
+    Raises:
+        UserError: there is one; the sentence names its line.
+    """
+    if not pairs:
+        return
+    path, rows = pairs_path(trained.run.path), []
+    for line, pair in enumerate(pairs, start=1):
+        try:
+            rows.append(encode(trained.space, pair.arch))
+        except UserError as error:
+            raise UserError(f"{path}, line {line}: {error} Remove the line, or collect again.") from None
+    macs_N = trained.macs(np.stack(rows))
+    for line, (pair, macs) in enumerate(zip(pairs, macs_N.tolist(), strict=True), start=1):
+        if pair.macs != macs:
+            raise UserError(
+                f"{path}, line {line}: macs = {pair.macs}, but this architecture has {macs}; remove the "
+                "line, or collect again."
+            )
 
 
 def read_selected(run: Path) -> list[tuple[str, Selected]]:

@@ -1,6 +1,7 @@
 """What a report is made of: diagrams of every packaged space, and checked intervals of predictions."""
 
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from scipy.stats import kendalltau
 from shapes import sticking_out
 
 import ofa.space.space
-from engine.plot.canvas import Outline
+from engine.plot.canvas import Outline, to_svg, write_png
 from engine.statistics import tau_in_bands
 from ofa.space.arch import largest, smallest
 from ofa.space.codes import decode, encode, sample_codes, thermometer
@@ -20,6 +21,7 @@ from predictors.accuracy.cross_validation import (
     quality_in_bands,
 )
 from predictors.reporting.architecture import draw_architecture, shades
+from predictors.reporting.classes import class_pictures, class_table
 
 SPACES = sorted(path.stem for path in (Path(ofa.space.space.__file__).parent / "spaces").glob("*.yaml"))
 
@@ -85,3 +87,18 @@ def test_bands_and_near_pairs() -> None:
     assert np.isnan(tau_in_bands(judged.measured, judged.predicted, macs))
     assert tau_in_bands(measured, measured, macs) == 1 and tau_in_bands(measured, -measured, macs) == -1
     assert quality_in_bands(CrossValidated(*(values[:20] for values in judged))) == []
+
+
+def test_hostile_class_names_are_text_in_page_and_picture(tmp_path: Path) -> None:
+    names = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "&lt;", "$x^", "[/b]", "\\frac"]
+    confusions = {"<b>": np.arange(36).reshape(6, 6)}
+    page = "".join(class_table(confusions, names))
+    # As XML, since everything that is not escaped would be an element or an error there.
+    cells = [text for text in ElementTree.fromstring(f"<div>{page}</div>").itertext()]
+    assert set(names) <= set(cells) and "<b>" in cells
+    for picture in class_pictures(confusions, names).values():
+        found = ElementTree.fromstring(to_svg(picture.drawing))
+        assert not [e for e in found.iter() if e.tag.rpartition("}")[2] in ("script", "img", "b")]
+        assert all(not key.startswith("on") for e in found.iter() for key in e.attrib)
+        write_png(picture.drawing, tmp_path / "a.png")  # no formula either, where it is drawn
+        assert (tmp_path / "a.png").stat().st_size > 1000
