@@ -31,6 +31,8 @@ from engine.statistics import Counts
 
 # Settings that are decided when the images are read: see `TrainingCommand.fit_batch`.
 UNDECIDED = frozenset({"batch_size"})
+# In counts of pairs of classes: 8 GB, twice for a moment. ImageNet-21k has 21,841.
+MOST_CLASSES = 22_000
 
 
 class TrainingCommand(LoopCommand):
@@ -354,7 +356,15 @@ def confusion(network: Callable[[Tensor], Tensor], batches: Iterable[Batch], cla
 
     Returns:
         Counts (K, K).
+
+    Raises:
+        UserError: the counts of so many classes would not fit into memory.
     """
+    if classes > MOST_CLASSES:
+        raise UserError(
+            f"Which of {classes} classes are mixed up takes {classes**2 * 16 / 1e9:.0f} GB to count; at most "
+            f"{MOST_CLASSES} can be. Training, collecting, selecting and exporting count nothing."
+        )
     total = None
     for x, y in batches:
         # One number for each pair of classes, so that one count serves all; it stays on the device.
