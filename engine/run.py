@@ -315,10 +315,11 @@ class Run:
                 f"another with {flag}."
             )
         if not run.finished:
-            raise UserError(
-                f"Run '{path}' is not finished; continue it with python -m {command} --config "
-                f"{path}/config.yaml --out {path} --resume."
-            )
+            again = f"continue it with python -m {command} --config {path}/config.yaml --out {path} --resume"
+            # Only a conversion has a file that it starts from. It has no --resume.
+            if "file" in run.config:
+                again = "give the command of ofa.convert that began it again"
+            raise UserError(f"Run '{path}' is not finished; {again}.")
         return run
 
 

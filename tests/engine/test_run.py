@@ -1,5 +1,7 @@
 """Run folders: nothing half-written, nothing overwritten unasked."""
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from engine.checkpoint import load_state, load_weights, save_state, save_weights
 from engine.config import Config
 from engine.errors import UserError
-from engine.run import Run, append_line, environment, read_json, read_lines
+from engine.run import Run, append_line, environment, read_json, read_lines, write_json
 from engine.runs.writing import atomic
 
 
@@ -36,6 +38,37 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
+def test_new_files_have_the_permissions_that_the_umask_gives(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        save_weights(tmp_path / "w", {"w": torch.zeros(1)})
+        save_state(tmp_path / "s", {"step": 1})
+        write_json(tmp_path / "j", {})
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "wsj"] == [mode] * 3
+
+
+def test_a_file_is_on_the_disk_before_its_name_and_its_name_before_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    replace = Path.replace
+
+    def fsync(handle: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+
+    def rename(self: Path, target: Path) -> Path:
+        done.append("rename")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", rename)
+    save_state(tmp_path / "s", {"step": 1})
+    assert done == ["file", "rename", "folder"]
 
 
 def test_a_half_written_last_line_is_dropped(tmp_path: Path) -> None:
