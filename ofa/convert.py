@@ -103,6 +103,9 @@ class Convert(Command):
             "name of the network at its source, or a YAML file that describes it; none: it is recognised"
         ),
     )
+    licence: str | None = Field(
+        None, description="of the weights in the file; none: as far as the source's name for them tells"
+    )
     out: Path = Field(Path("runs/converted"), description="run folder to write")
     data: DataConfig = Field(
         ImageFolder(name="imagefolder", path=Path("data/images"), size=224), description="the images"
@@ -129,6 +132,8 @@ class Convert(Command):
         else:
             wanted = recognised.network.preprocessing
             origin = origin_of_network(recognised.network, file)
+        if self.licence is not None:
+            origin = origin.model_copy(update={"licence": self.licence})
         # On CPU: nothing is computed with the images here. They give classes and channels.
         settings = self.model_copy(update={"data": self.data.prepared_for(wanted)})
         data = load_data(settings.data, torch.device("cpu"), self.seed)
@@ -196,8 +201,7 @@ class Convert(Command):
                 mean, std = (",".join(map(str, values)) for values in (network.mean, network.std))
                 print(
                     f"licence, mean {mean} and deviation {std} are those of {network.source}'s default "
-                    "weights; where the file holds others, ask for their licence, and give --data.mean and "
-                    "--data.std"
+                    "weights; where the file holds others, give --licence, --data.mean and --data.std"
                 )
         if loaded.fresh:
             print(

@@ -52,11 +52,15 @@ def origin_of_network(network: Network, file: Path) -> WeightsOrigin:
         network: the entry that describes it.
         file: its weights.
     """
+    licence = network.licence
+    # Libraries have several files of one network, some under other licences; a package has one.
+    if network.source in ("timm", "torchvision") and licence != "unknown":
+        licence += f", if these are {network.source}'s default weights of that name"
     return WeightsOrigin(
         name=network.name,
         source=network.package or network.source,
         url=network.url or None,
-        licence=network.licence,
+        licence=licence,
         sha256=_digest(file),
     )
 

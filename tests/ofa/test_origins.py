@@ -20,7 +20,8 @@ from export.onnx import Export
 from ofa.evaluate import Evaluate
 from ofa.trained import TrainedSupernet
 from ofa.tune import Tune
-from ofa.weights.origins import origin_of
+from ofa.weights.networks import find_networks
+from ofa.weights.origins import origin_of, origin_of_network
 
 Train = Callable[..., int]
 MEAN, STD = [0.5, 0.4, 0.3], [0.25, 0.5, 0.5]
@@ -135,3 +136,14 @@ def test_published_supernets_have_the_licence_of_their_source(
     origin = origin_of(kind, tmp_path / "file.pth")
     assert origin.licence == licence and origin.url is not None
     assert origin.sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_file_of_a_library_need_not_be_its_default_weights(tmp_path: Path) -> None:
+    file = tmp_path / "net.pth"
+    file.write_bytes(b"")
+    (network,) = find_networks("timm", "resnet18")
+    assert origin_of_network(network, file).licence == (
+        "Apache-2.0, if these are timm's default weights of that name"
+    )
+    (network,) = find_networks("torchvision", "resnet18")
+    assert origin_of_network(network, file).licence == "unknown"
