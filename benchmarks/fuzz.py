@@ -69,8 +69,8 @@ def fuzz_apart(name: str, seconds: int) -> bool:
             os._exit(0)
         os.waitpid(child, 0)
         lines = (work / "log").read_text(encoding="utf-8", errors="replace").splitlines()
-        # libFuzzer writes `Done 1234 runs in 5 second(s)` if it came to its end. The status of the process says
-        # nothing: threads of the libraries, which a fork does not have, make it fail when it exits.
+        # libFuzzer writes `Done 1234 runs in 5 second(s)` if it came to its end. The status of the process
+        # says nothing: threads of the libraries, which a fork does not have, make it fail when it exits.
         runs = next((line for line in lines if line.startswith("Done ")), None)
         print(f"{name}: {runs or 'FOUND'}", flush=True)
         if runs is None:
