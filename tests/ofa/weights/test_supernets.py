@@ -327,7 +327,7 @@ def test_files_that_are_no_checkpoints_are_one_sentence(tmp_path: Path) -> None:
         ("code.pth", "holds more than tensors, and loading that could run code"),
         ("nan.pth", "is damaged: a.weight is not finite"),
         ("empty.pth", "holds no named tensors"),
-        ("nan.safetensors", "is damaged: a.weight is not finite"),
+        ("nan.safetensors", "hold NaN or infinity, first in module.a.weight"),
         ("empty.safetensors", "holds no named tensors"),
         ("none.pth", "cannot be read: No such file"),
     ):
