@@ -106,7 +106,7 @@ def test_what_cannot_be_run_again_is_one_sentence(trained_run: Path, tmp_path: P
         parse(Replay, [str(trained_run), "--out", str(trained_run)]).execute()
     converted = tmp_path / "converted"
     converted.mkdir()
-    for name in ("config.yaml", "model.json", "DONE"):
+    for name in ("config.yaml", "model.json", "weights.safetensors", "DONE"):
         (converted / name).write_text("file: x.pth\n")
     with pytest.raises(UserError, match="not the folder of a training or a search"):
         parse(Replay, [str(converted)]).execute()
