@@ -128,7 +128,7 @@ def _be_the_command(
     status = 99
     try:
         os.chdir(folder)
-        log = os.open(folder.parent / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        log = os.open(folder.parent / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(log, 1)
         os.dup2(log, 2)
         events = Events(folder, kill)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,20 +90,24 @@ def weights_digest(run: Path) -> str:
         ) from None
 
 
-def check_digest(run: Path, stated: str, what: str, remedy: str) -> None:
+def check_digests(run: Path, stated: Mapping[str, str], remedy: str) -> None:
     """Refuse what later stages made of other weights than the run has now.
 
     Args:
         run: the run folder.
-        stated: the digest that the file names; empty if it names none, such as a file made by hand.
-        what: the file, as the subject of the sentence.
+        stated: the digest that each file names, by what the sentence calls the file; empty if it names none,
+            such as a file made by hand.
         remedy: what to do, for the end of the sentence.
 
     Raises:
-        UserError: the run has other weights.
+        UserError: one is of other weights.
     """
-    if stated and stated != weights_digest(run):
-        raise UserError(f"{what} is of other weights than run '{run}' has now; {remedy}.")
+    named = set(stated.values()) - {""}
+    # The weights are read once for all files, since that takes a second if they are large.
+    others = named - {weights_digest(run)} if named else set()
+    for what, digest in stated.items():
+        if digest in others:
+            raise UserError(f"{what} is of other weights than run '{run}' has now; {remedy}.")
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

@@ -255,8 +255,8 @@ class Run:
         found = self._found()
         # A folder of the user's own is refused, since --overwrite would delete files in it. In a run folder
         # the user may keep files of their own.
-        strange = {name for name in found - RUN_FILES if not name.startswith(".")}
-        if strange and not {"config.yaml", "env.json"} <= found:
+        strange = foreign_names(found)
+        if strange:
             raise UserError(
                 f"Folder '{self.path}' holds files that are not a run, such as {min(strange)}; choose "
                 "another with --out."
@@ -336,6 +336,13 @@ def _by_dotted_names(values: dict[str, Any], section: str = "") -> dict[str, Any
 
 def _unwritable(path: Path, error: OSError) -> UserError:
     return UserError(f"Run folder '{path}' cannot be written ({error.strerror}); choose another with --out.")
+
+
+def foreign_names(found: set[str]) -> set[str]:
+    """The names in a folder that show that it is no run folder; none where it is one, or may become one."""
+    if {"config.yaml", "env.json"} <= found:
+        return set()
+    return {name for name in found - RUN_FILES if not name.startswith(".")}
 
 
 def selected_files(run: Path) -> dict[str, Path]:

@@ -159,7 +159,7 @@ class Tune(TuningSettings):
             config = fitted._for(name)
             run = config.start(ranks)
             network = single_network(supernet, arch)
-            of_network = {"space": network.space, "arch": largest(network.space)}
+            of_network: dict[str, Any] = {"space": network.space, "arch": largest(network.space)}
             of_network |= {"pretrained_only": False, "converted": None}  # it has learned these classes
             described = model.model_copy(update=of_network | {"tuned": Tuned(arch=arch, **common)})
             # Before the next question: a finished subnet of other weights is refused, not left as it is.

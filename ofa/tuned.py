@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.checkpoint import check_digest, weights_digest
+from engine.checkpoint import check_digests, weights_digest
 from engine.config import validate
 from engine.data.sources import DataConfig
 from engine.errors import UserError
@@ -37,16 +37,19 @@ def selected_archs(run: Path, space: Space, names: str) -> dict[str, Arch]:
             "--flops 600M first, or name an architecture with --arch."
         )
     wanted = list(files) if names == "all" else [name.strip() for name in names.split(",")]
-    found = {}
+    found, stated = {}, {}
     for name in wanted:
         if name not in files:
             raise UserError(f"Run '{run}' has no selected subnet '{name}'; it has {', '.join(files)}.")
-        stated = read_json(files[name])
-        remedy = f"select again with python -m predictors.select{run_flag(run)}"
-        digest = stated.get("weights_sha256", "") if isinstance(stated, dict) else ""
-        check_digest(run, digest, str(files[name]), remedy)
         found[name] = find_arch(space, str(files[name]))
+        stated[str(files[name])] = str(read_json(files[name]).get("weights_sha256", ""))
+    check_digests(run, stated, select_again(run))
     return found
+
+
+def select_again(run: Path) -> str:
+    """The end of a sentence about a selected subnet that is of other weights than the run has."""
+    return f"select again with python -m predictors.select{run_flag(run)}"
 
 
 def check_split(run: Path, data: DataConfig) -> None:

@@ -148,6 +148,10 @@ class Retrain(TrainingCommand):
         training.introduce()
         return training.run() or config.say_next()
 
+    def may_grow(self) -> frozenset[str]:
+        """The epochs; the training on text has epochs of its own."""
+        return frozenset() if isinstance(self.data, Grammar | TextFolder) else super().may_grow()
+
     def say_finished(self) -> int:
         """Say that there is nothing left to train."""
         print(f"{self.out} is finished already.")

@@ -4,6 +4,7 @@ The limits are far above what the toolkit writes. What is over them, or is damag
 `UserError` of one sentence: never in an error of the parser, an endless loop or a full memory.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -125,10 +126,15 @@ class _PlainLoader(BASE):  # type: ignore[misc]
     """YAML with the values that JSON has. The Python loader is the base where the C library is missing."""
 
 
-_PlainLoader.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in resolvers if tag in PLAIN_TAGS or tag == MERGE]
-    for letter, resolvers in BASE.yaml_implicit_resolvers.items()
-}
+def _plain_resolvers() -> dict[str, list[tuple[str, Any]]]:
+    """What YAML reads without quotation marks, by the first letter: all but dates."""
+    kept = {}
+    for letter, resolvers in BASE.yaml_implicit_resolvers.items():
+        kept[letter] = [resolver for resolver in resolvers if resolver[0] in {*PLAIN_TAGS, MERGE}]
+    return kept
+
+
+_PlainLoader.yaml_implicit_resolvers = _plain_resolvers()
 
 
 def parse_yaml(text: str) -> Any:
@@ -184,7 +190,7 @@ def _count_nodes(node: yaml.Node, depth: int, counts: dict[int, int]) -> int:
     inner = list(node.value)
     if isinstance(node, yaml.MappingNode):
         _refuse_duplicates(node)
-        inner = [part for pair in node.value for part in pair]
+        inner = list(itertools.chain.from_iterable(node.value))  # keys and values by turns
     total = 1 + sum(_count_nodes(part, depth + 1, counts) for part in inner)
     if total > MOST_NODES:
         raise DocumentError(f"its aliases make more than {MOST_NODES:,} values of it")

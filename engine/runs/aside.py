@@ -9,8 +9,8 @@ from pathlib import Path
 
 from engine.runs.writing import publish, remove, sync
 
-REPLACING = ".replacing"  # holds what is to be put back if nothing follows
-REPLACED = ".replaced"  # holds what is no longer wanted
+REPLACING = ".run-to-put-back"  # holds what is to be put back if nothing follows
+REPLACED = ".run-to-remove"  # holds what is no longer wanted
 
 
 def replace_run(folder: Path, old: Set[str], new: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from engine.command.start import command_line
 from engine.errors import UserError
-from engine.run import RUN_FILES
+from engine.run import RUN_FILES, foreign_names
 from engine.runs.aside import recover
 from engine.runs.writing import remove_leftovers
 
@@ -126,7 +126,9 @@ def _take(handle: int, shared: bool, folder: Path) -> bool:
             return False
         if alone:
             recover(folder)
-            remove_leftovers(folder, RUN_FILES)
+            # --out may name a folder of the user's own by mistake, which stays as it is.
+            if not foreign_names({entry.name for entry in folder.iterdir()}):
+                remove_leftovers(folder, RUN_FILES)
             if shared and not _is_free(handle, fcntl.LOCK_SH):
                 raise UserError(_who_writes(handle, folder))
     except OSError as error:

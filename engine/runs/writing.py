@@ -17,7 +17,7 @@ from pathlib import Path
 
 # The names that this module gives to what is not finished yet. No user's file is called so.
 PART = re.compile(r"\.(.+\.)?[a-z0-9_]{8}\.part")
-OLD = re.compile(r"\.(.+)\.old")
+OLD = re.compile(r"\.(.+)\.old\.part")
 
 
 @contextlib.contextmanager
@@ -69,7 +69,7 @@ def publish_folder(new: Path, path: Path) -> None:
     sync(new)
     # A folder cannot be replaced by a rename while it holds files, so the old one moves out of the way. If
     # the process is killed between the two renames, `remove_leftovers` brings the old one back.
-    old = path.with_name(f".{path.name}.old")
+    old = path.with_name(f".{path.name}.old.part")
     if path.exists():
         shutil.rmtree(old, ignore_errors=True)
         path.replace(old)

@@ -7,13 +7,14 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, Field, PositiveInt
 
-from engine.checkpoint import check_digest
+from engine.checkpoint import check_digests
 from engine.config import Config, validate
 from engine.errors import UserError
 from engine.run import read_json, read_lines, selected_files
 from ofa.space.arch import Arch
 from ofa.space.codes import encode
 from ofa.trained import TrainedSupernet, run_flag
+from ofa.tuned import select_again
 
 Accuracy = Annotated[float, Field(ge=0, le=1)]
 
@@ -55,15 +56,13 @@ def read_pairs(run: Path) -> list[Pair]:
     """
     path = pairs_path(run)
     found: dict[Arch, Pair] = {}
-    digest = ""
+    stated: dict[str, str] = {}
     for i, row in enumerate(read_lines(path), start=1):
         pair = validate(Pair, row, f"{path}, line {i}")
-        # Once for all pairs: to read large weights takes a second.
-        if pair.weights_sha256 != digest:
-            remedy = f"measure again with python -m predictors.collect{run_flag(run)} --overwrite"
-            check_digest(run, pair.weights_sha256, f"{path}, line {i}", remedy)
-            digest = pair.weights_sha256
+        stated[f"{path}, line {i}"] = pair.weights_sha256
         found.setdefault(pair.arch, pair)
+    again = f"measure again with python -m predictors.collect{run_flag(run)} --overwrite"
+    check_digests(run, stated, again)
     return list(found.values())
 
 
@@ -96,31 +95,18 @@ def read_selected(run: Path) -> list[tuple[str, Selected]]:
     Raises:
         UserError: nothing is selected yet, or a file is damaged, or of other weights than the run has now.
     """
-    found = []
+    found, stated = [], {}
     for name, file in selected_files(run).items():
         subnet = validate(Selected, read_json(file), str(file))
-        check_selected(run, file, subnet.weights_sha256)
         found.append((name, subnet))
+        stated[str(file)] = subnet.weights_sha256
+    check_digests(run, stated, select_again(run))
     if not found:
         raise UserError(
             f"Run '{run}' has no selected subnet; run python -m predictors.select{run_flag(run)} "
             "--flops 600M first."
         )
     return sorted(found, key=_macs_and_name)
-
-
-def check_selected(run: Path, file: Path, stated: str) -> None:
-    """Refuse a file of selected/ that is of other weights than the run has now.
-
-    Args:
-        run: the run folder.
-        file: the file.
-        stated: the digest in it.
-
-    Raises:
-        UserError: it is.
-    """
-    check_digest(run, stated, str(file), f"select again with python -m predictors.select{run_flag(run)}")
 
 
 def _macs_and_name(selected: tuple[str, Selected]) -> tuple[int, str]:

@@ -8,14 +8,16 @@ from typing import Literal, NamedTuple
 import numpy as np
 from pydantic import BaseModel
 
+from engine.checkpoint import check_digests
 from engine.config import validate
 from engine.run import FRONT, read_json
 from engine.statistics import Z_90, Counts
 from ofa.space.arch import Arch, largest, smallest
 from ofa.space.codes import decode, encode
 from ofa.space.space import Space
+from ofa.tuned import select_again
 from predictors.accuracy.cross_validation import CrossValidated
-from predictors.accuracy.pairs import Selected, check_selected, read_pairs, read_selected
+from predictors.accuracy.pairs import Selected, read_pairs, read_selected
 from predictors.search.constraints import EXACT_DIGITS, FLAGS, ArchCostFn, format_cost
 
 Kind = Literal["selected", "random", "smallest", "largest"]
@@ -185,8 +187,8 @@ def read_known_subnets(
     path = run / "selected" / FRONT
     rows = read_json(path) if path.exists() else []
     front = [validate(SubnetRecord, row, f"{path}, subnet {i}") for i, row in enumerate(rows, start=1)]
-    for record in front:
-        check_selected(run, path, record.weights_sha256)
+    stated = {f"{path}, subnet {i}": record.weights_sha256 for i, record in enumerate(front, start=1)}
+    check_digests(run, stated, select_again(run))
     found: dict[bytes, KnownSubnet] = {}
 
     # A subnet may be selected, a candidate and collected at once. The kind that is added first stays, so the

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
+from engine.command.table import show
 from engine.errors import UserError
 from engine.outside.names import check_class_names, expanded, inside, is_plain_name
 
@@ -66,3 +68,11 @@ def test_users_that_do_not_exist() -> None:
     with pytest.raises(UserError, match="nosuchuser"):
         expanded(Path("~nosuchuser/x"))
     assert expanded(Path("~/x")) == Path.home() / "x"
+
+
+def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("class", "[b]")
+    table.add_row("[/b]", ":cat: [red]x")
+    show(table)
+    printed = capsys.readouterr().out
+    assert "[/b]" in printed and ":cat: [red]x" in printed and "[b]" in printed

@@ -15,6 +15,7 @@ import pytest
 from engine.config import Config
 from engine.errors import UserError
 from engine.run import Run
+from engine.runs.aside import REPLACING
 from engine.runs.lock import LOCK, write_lock
 
 # Python 3.12 warns of a fork where threads run; the children here only write files, or train with one thread.
@@ -115,20 +116,29 @@ def test_the_next_writer_removes_what_killed_ones_left(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
     # The bundle that was to be replaced when the process was killed, and one that was replaced.
-    for name in (".1M.old", ".2M.old", "2M"):
+    for name in (".1M.old.part", ".2M.old.part", "2M"):
         (tmp_path / "export" / name).mkdir()
         (tmp_path / "export" / name / "manifest.json").write_text(name)
     with write_lock(tmp_path):
         pass
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {".notes.part", "selected/1M.json", "export/1M/manifest.json", "export/2M/manifest.json"}
-    assert (tmp_path / "export" / "1M" / "manifest.json").read_text() == ".1M.old"
+    assert (tmp_path / "export" / "1M" / "manifest.json").read_text() == ".1M.old.part"
 
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asking git takes a second."""
     monkeypatch.setattr("engine.run.environment", dict)
+
+
+def test_a_folder_of_the_users_own_is_not_tidied_up(tmp_path: Path) -> None:
+    for name in ("thesis.tex", ".draft.0a1b2c3d.part", ".thesis.old.part"):
+        (tmp_path / name).write_text("years of work")
+    before = snapshot(tmp_path)
+    with write_lock(tmp_path):
+        pass
+    assert snapshot(tmp_path) == before
 
 
 class Settings(Config):
@@ -193,7 +203,7 @@ def test_an_overwrite_that_cannot_finish_leaves_the_old_run(
     before, rename = snapshot(run.path), Path.rename
 
     def refuse(self: Path, target: Path) -> Path:
-        if self.name == "env.json" and target.parent.name == ".replacing":
+        if self.name == "env.json" and target.parent.name == REPLACING:
             raise OSError(16, "Device or resource busy")
         return rename(self, target)
 

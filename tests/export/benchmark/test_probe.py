@@ -6,12 +6,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from engine.errors import UserError
 from export.benchmark import probe
 from export.benchmark.probe import probe_file
+from export.formats.onnx import open_onnxruntime
 
 
 def write_endless(path: Path) -> None:
@@ -33,6 +36,36 @@ def write_endless(path: Path) -> None:
     true = helper.make_tensor("true", condition, [], [True])
     graph = helper.make_graph(nodes, "endless", inputs, outputs, [true])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+
+
+@pytest.mark.parametrize("place", ["../secret.bin", "/etc/hostname", "sub/../../secret.bin"])
+def test_weights_outside_of_the_folder_are_refused(tmp_path: Path, place: str) -> None:
+    """A model file may name other files that hold its weights; they must lie beside it."""
+    folder = tmp_path / "model"
+    (folder / "sub").mkdir(parents=True)
+    (tmp_path / "secret.bin").write_bytes(np.ones((3, 3), np.float32).tobytes())
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [3, 3], np.ones(9, np.float32).tobytes(), raw=True)
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", place), ("offset", "0"), ("length", "36")):
+        weight.external_data.add(key=key, value=value)
+    info = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "w"], ["y"]),
+    ]
+    inputs = [info("x", TensorProto.FLOAT, ["batch", 3, 8, 8])]
+    outputs = [info("y", TensorProto.FLOAT, ["batch", 3])]
+    graph = helper.make_graph(nodes, "outside", inputs, outputs, [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    path = folder / "a.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(UserError, match="is not a model that onnxruntime can run"):
+        open_onnxruntime(path)
+    assert isinstance(probe_file(path, 1), str)
+    with pytest.raises(Exception, match=r"(?i)external|outside|escape|path"):
+        onnx.load(path)
 
 
 @pytest.mark.slow

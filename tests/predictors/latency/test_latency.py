@@ -33,7 +33,14 @@ from predictors.latency.kit import (
     structure,
 )
 from predictors.latency.model import LatencyModel, load_latency
-from predictors.latency.table import LatencyTable, Noise, TimedNetwork, networks_of, space_fingerprint
+from predictors.latency.table import (
+    LatencyTable,
+    Noise,
+    TimedNetwork,
+    networks_of,
+    row_of_codes,
+    space_fingerprint,
+)
 from predictors.latency.timings import build_table, noise_complaint, noise_of, read_timings
 from predictors.measure import Measure, spread_networks
 
@@ -397,3 +404,28 @@ def test_transfer_from_other_devices(nas_data: Path) -> None:
             model = LatencyModel(table_of(name, space, codes[few], latency[name][few], others), space)
             taus.append(kendalltau(model.predict(codes[held]), latency[name][held]).statistic)
         assert np.mean(taus) > wanted
+
+
+@pytest.mark.parametrize("codes", ["ff", "zz", "0", "", "010", "00" * 20, "ff" * 13, "01"])
+def test_codes_of_no_architecture_are_refused(codes: str, tiny: Space, tmp_path: Path) -> None:
+    """In a table of this device, in one of another device, and in timings."""
+    rows = np.unique(sample_codes(tiny, 3, np.random.default_rng(0)), axis=0)
+    table = made_up(tiny, rows, np.ones(len(rows)), made_up_blocks(tiny, np.random.default_rng(0)))
+    good = table.model_dump(mode="json")
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(good))
+    assert load_latency(path, tiny, table.classes, table.channels)
+    bad = good | {"networks": [*good["networks"], {"codes": codes, "ms": 1.0}]}
+    for values in (bad, good | {"others": [bad]}):
+        path.write_text(json.dumps(values))
+        with pytest.raises(UserError, match="codes"):
+            load_latency(path, tiny, table.classes, table.channels)
+    (tmp_path / "a.csv").write_text(f"name,round,wall_p20\nnet-{codes},0,1\n")
+    with pytest.raises(UserError, match="such as net-"):
+        build_table(read_timings(tmp_path / "a.csv"), "phone", tiny, 10, 3)
+
+
+def test_rows_of_codes_are_those_of_the_space(tiny: Space) -> None:
+    for row in sample_codes(tiny, 200, np.random.default_rng(0)):
+        found = row_of_codes(row.tobytes().hex(), tiny)
+        assert found is not None and np.array_equal(found, row)
