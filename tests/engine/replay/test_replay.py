@@ -107,6 +107,6 @@ def test_what_cannot_be_run_again_is_one_sentence(trained_run: Path, tmp_path: P
     converted = tmp_path / "converted"
     converted.mkdir()
     for name in ("config.yaml", "model.json", "weights.safetensors", "DONE"):
-        (converted / name).write_text("file: x.pth\n")
+        (converted / name).write_text("" if name == "DONE" else "file: x.pth\n")
     with pytest.raises(UserError, match="not the folder of a training or a search"):
         parse(Replay, [str(converted)]).execute()
