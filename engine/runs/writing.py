@@ -15,8 +15,9 @@ import tempfile
 from collections.abc import Iterator, Set
 from pathlib import Path
 
-# The names that this module gives to what is not finished yet. No user's file is called so.
-PART = re.compile(r"\.(.+\.)?[a-z0-9_]{8}\.part")
+# The names that this module gives to what is not finished yet, and safetensors in turn (.tmpaB3dE9). No
+# user's file in a run folder is called so.
+PART = re.compile(r"\.(.+\.)?[a-z0-9_]{8}\.part|\.tmp[A-Za-z0-9]{6}")
 OLD = re.compile(r"\.(.+)\.old\.part")
 
 

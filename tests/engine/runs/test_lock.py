@@ -109,6 +109,7 @@ def test_a_file_system_without_locks_is_said(
 def test_the_next_writer_removes_what_killed_ones_left(tmp_path: Path) -> None:
     for name in (
         ".state.pt.0a1b2c3d.part",
+        ".tmph3PAoR",
         "export/.0a1b2c_d.part/x.onnx",
         ".notes.part",
         "selected/1M.json",
