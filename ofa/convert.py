@@ -196,6 +196,8 @@ class Convert(Command):
             macs, params = supernet.cost(network.find_arch(supernet.space))
             cost = f"{format_count(macs)} MACs, {format_count(params)} parameters"
             print(f"the network is its architecture '{name}', {cost}; no smaller one has been trained")
+            if isinstance(self.data, ImageFolder) and self.data.size != network.size:
+                print(f"its weights are for images of {network.size} px; these have {self.data.size}")
             # Libraries have several files of one network, under other licences and for other images.
             if network.source in ("timm", "torchvision"):
                 mean, std = (",".join(map(str, values)) for values in (network.mean, network.std))

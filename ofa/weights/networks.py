@@ -115,7 +115,7 @@ def find_networks(source: Source, name: str) -> list[Network]:
         UserError: there is none.
     """
     if name.endswith((".yaml", ".yml")):
-        return [validate(Network, {"name": Path(name).stem} | read_yaml(Path(name)), name)]
+        return [_own_network(Path(name))]
     of_source = networks_of(source)
     package = _index_name(name)
     named = [network for network in of_source if network.name == name or network.package == package]
@@ -132,6 +132,16 @@ def find_networks(source: Source, name: str) -> list[Network]:
     else:
         remedy = "give a YAML file that describes it."
     raise UserError(f"There is no network '{name}' of source '{source}'; {remedy}")
+
+
+def _own_network(path: Path) -> Network:
+    """The entry in a file of the user's own, whose space and architecture may be files beside it."""
+    values = {"name": path.stem} | read_yaml(path)
+    for field in ("space", "arch"):
+        beside = path.parent / str(values.get(field, ""))
+        if beside.is_file():
+            values[field] = str(beside)
+    return validate(Network, values, str(path))
 
 
 def _index_name(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,10 @@ def own_network(folder: Path) -> Path:
     }
     (folder / "space.yaml").write_text(yaml.safe_dump(own_space()))
     (folder / "arch.json").write_text(str(arch).replace("'", '"'))
-    entry = {"space": str(folder / "space.yaml"), "arch": str(folder / "arch.json")}
+    entry: dict[str, Any] = {
+        "space": "space.yaml",
+        "arch": "arch.json",
+    }  # beside it, wherever the command runs
     entry |= {"mean": [0.5] * 3, "std": [0.25] * 3, "size": 64, "licence": "mine"}
     (folder / "half.yaml").write_text(yaml.safe_dump(entry))
     return folder / "half.yaml"
