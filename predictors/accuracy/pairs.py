@@ -70,21 +70,21 @@ def check_pairs(pairs: Sequence[Pair], trained: TrainedSupernet) -> None:
     """Refuse pairs that are not of this supernet: another space, or other MACs than an architecture has.
 
     Raises:
-        UserError: there is one; the sentence names its line.
+        UserError: there is one; the sentence says which, without lines of an architecture that came before.
     """
     if not pairs:
         return
     path, rows = pairs_path(trained.run.path), []
-    for line, pair in enumerate(pairs, start=1):
+    for number, pair in enumerate(pairs, start=1):
         try:
             rows.append(encode(trained.space, pair.arch))
         except UserError as error:
-            raise UserError(f"{path}, line {line}: {error} Remove the line, or collect again.") from None
+            raise UserError(f"{path}, pair {number}: {error} Remove its line, or collect again.") from None
     macs_N = trained.macs(np.stack(rows))
-    for line, (pair, macs) in enumerate(zip(pairs, macs_N.tolist(), strict=True), start=1):
+    for number, (pair, macs) in enumerate(zip(pairs, macs_N.tolist(), strict=True), start=1):
         if pair.macs != macs:
             raise UserError(
-                f"{path}, line {line}: macs = {pair.macs}, but this architecture has {macs}; remove the "
+                f"{path}, pair {number}: macs = {pair.macs}, but this architecture has {macs}; remove its "
                 "line, or collect again."
             )
 
