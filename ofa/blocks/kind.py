@@ -11,7 +11,13 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ofa.blocks.elastic import DropConnect, ElasticBatchNorm, Slices
+from ofa.blocks.elastic import (
+    DropConnect,
+    ElasticBatchNorm,
+    ElasticDepthwise,
+    Slices,
+    TransformedDepthwise,
+)
 from ofa.blocks.sizes import halve
 from ofa.blocks.sorting import Channels
 from ofa.blocks.squeeze import Squeeze
@@ -210,6 +216,13 @@ class BlockKind(NamedTuple):
     own_fields: tuple[str, ...] = ()
     # Whether each block of a stage is described by itself, in the stage's fields `start` and `middle`.
     varies: bool = False
+
+
+def elastic_depthwise(settings: BlockSettings, width: int, stride: int) -> ElasticDepthwise:
+    """The depthwise convolution of a block whose kernel is elastic; `width`: its channels."""
+    if settings.transformed and len(settings.kernels) > 1:
+        return TransformedDepthwise(width, settings.kernels, stride, settings.same)
+    return ElasticDepthwise(width, settings.kernels[-1], stride, settings.same)
 
 
 def activation_entries(act: str) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ofa.blocks.elastic import ElasticConv, ElasticConvBN
 from ofa.blocks.kind import BlockPosition, BlockSettings, BlockSpec
 from ofa.blocks.plain import ConvBN
+from ofa.blocks.sorting import Channels, written_by
 
 
 class ElasticShortcut(ElasticConvBN):
@@ -27,6 +28,18 @@ class ElasticShortcut(ElasticConvBN):
         if self.pool_stride > 1:
             x = F.avg_pool2d(x, self.pool_stride, ceil_mode=True)
         return super().forward(x, out, kernel)
+
+
+def channels_beside(
+    first: ElasticConvBN, project: ElasticConvBN, shortcut: ElasticShortcut | None
+) -> tuple[Channels, Channels]:
+    """The input and output channels of a block whose branch goes from `first` to `project`."""
+    inputs = Channels([], [first.conv.weight])
+    output = Channels(written_by(project), [])
+    if shortcut is not None:
+        inputs.readers.append(shortcut.conv.weight)
+        output.writers.extend(written_by(shortcut))
+    return inputs, output
 
 
 def plain_shortcut(spec: BlockSpec, eps: float) -> nn.Sequential:

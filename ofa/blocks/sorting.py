@@ -1,12 +1,14 @@
 """Order the channels between two layers by importance, without changing what the layers compute together."""
 
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ofa.blocks.elastic import ElasticBatchNorm, ElasticConvBN
+from ofa.blocks.sizes import hidden_width
 from ofa.blocks.squeeze import ElasticSqueezeExcite
 
 
@@ -47,6 +49,31 @@ def sort_between(layer: ElasticConvBN, reader: ElasticConvBN, cuts: set[int]) ->
     """
     order = importance_order(reader.conv.weight, cuts)
     permute(order, written_by(layer), [reader.conv.weight])
+
+
+def sort_hidden(
+    writers: list[Tensor],
+    project: ElasticConvBN,
+    se: ElasticSqueezeExcite | None,
+    inputs: Sequence[int],
+    expands: Sequence[float],
+) -> None:
+    """Sort the hidden channels of an inverted bottleneck, by what its projection makes of them.
+
+    Args:
+        writers: the tensors that write them, without those of `se`.
+        project: reads them.
+        se: reads and scales the same channels, so it is reordered with them; None: there is none.
+        inputs, expands: choices of the block's input width and expansion in trained architectures.
+    """
+    choices = [(width, hidden_width(width, expand)) for width, expand in product(inputs, expands)]
+    order = importance_order(project.conv.weight, {hidden for _, hidden in choices})
+    readers: list[Tensor] = [project.conv.weight]
+    if se is not None:
+        sort_inside(se, {se.settings.width(*choice) for choice in choices})
+        writers = writers + se.writers()
+        readers.append(se.reduce.weight)
+    permute(order, writers, readers)
 
 
 def sort_inside(se: ElasticSqueezeExcite, cuts: set[int]) -> None:

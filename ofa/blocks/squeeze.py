@@ -53,18 +53,20 @@ class Squeeze(Config):
 class ElasticSqueezeExcite(nn.Module):
     """Squeeze-and-excitation in the supernet.
 
-    It is as wide as the map that it gets; the width inside is chosen at each call.
+    It is as wide as the map that it gets; the width inside follows from that and from the block's input.
     """
 
-    def __init__(self, settings: Squeeze, hidden: int, inner: int):
+    def __init__(self, settings: Squeeze, inputs: int, hidden: int):
         super().__init__()
         self.settings = settings
+        inner = settings.width(inputs, hidden)
         # Plain layers for their initialisation and their names; `forward` uses slices of them.
         self.reduce = nn.Conv2d(hidden, inner, 1)
         self.restore = nn.Conv2d(inner, hidden, 1)
 
-    def forward(self, x: Tensor, inner: int) -> Tensor:
-        weights = self.slices(x.shape[1], inner)
+    def forward(self, x: Tensor, inputs: int) -> Tensor:
+        """inputs: channels of the block's input."""
+        weights = self.slices(inputs, x.shape[1])
         y = x.mean((2, 3), keepdim=True)
         y = F.conv2d(y, weights["reduce.weight"], weights["reduce.bias"])
         y = ACTIVATION[self.settings.act](y)
@@ -76,7 +78,8 @@ class ElasticSqueezeExcite(nn.Module):
         assert self.restore.bias is not None
         return [self.restore.weight, self.restore.bias]
 
-    def slices(self, hidden: int, inner: int) -> Slices:
+    def slices(self, inputs: int, hidden: int) -> Slices:
+        inner = self.settings.width(inputs, hidden)
         assert self.reduce.bias is not None and self.restore.bias is not None
         return {
             "reduce.weight": self.reduce.weight[:inner, :hidden],
@@ -104,6 +107,11 @@ def cost_of_squeeze(hidden: int, inner: int) -> tuple[int, int]:
     """(MACs, parameters) for a map of `hidden` channels and `inner` ones inside."""
     weights = 2 * hidden * inner
     return weights, weights + hidden + inner
+
+
+def memory_of_squeeze(area: int, hidden: int, inner: int) -> int:
+    """The most numbers alive while it runs: the map that it scales, its pooled features and inner ones."""
+    return hidden * area + hidden + inner
 
 
 def entries_of_squeeze(settings: Squeeze | None) -> int:

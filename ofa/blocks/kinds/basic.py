@@ -35,9 +35,9 @@ from ofa.blocks.kind import (
     shortcut_memory,
 )
 from ofa.blocks.plain import ConvBN
-from ofa.blocks.shortcut import ElasticShortcut, plain_shortcut
+from ofa.blocks.shortcut import ElasticShortcut, channels_beside, plain_shortcut
 from ofa.blocks.sizes import chain_memory, hidden_width
-from ofa.blocks.sorting import Channels, sort_between, written_by
+from ofa.blocks.sorting import Channels, sort_between
 
 
 class ElasticBasic(ElasticBlock):
@@ -75,12 +75,7 @@ class ElasticBasic(ElasticBlock):
         return found
 
     def map_channels(self) -> tuple[Channels, Channels]:
-        inputs = Channels([], [self.conv.conv.weight])
-        output = Channels(written_by(self.project), [])
-        if self.shortcut is not None:
-            inputs.readers.append(self.shortcut.conv.weight)
-            output.writers.extend(written_by(self.shortcut))
-        return inputs, output
+        return channels_beside(self.conv, self.project, self.shortcut)
 
     def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
         cuts = {hidden_width(width, expand) for width in outputs for expand in expands}

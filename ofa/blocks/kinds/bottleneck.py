@@ -37,10 +37,16 @@ from ofa.blocks.kind import (
     shortcut_memory,
 )
 from ofa.blocks.plain import ConvBN
-from ofa.blocks.shortcut import ElasticShortcut, plain_shortcut
+from ofa.blocks.shortcut import ElasticShortcut, channels_beside, plain_shortcut
 from ofa.blocks.sizes import chain_memory, hidden_width, make_divisible
-from ofa.blocks.sorting import Channels, sort_between, written_by
-from ofa.blocks.squeeze import ElasticSqueezeExcite, SqueezeExcite, cost_of_squeeze, entries_of_squeeze
+from ofa.blocks.sorting import Channels, sort_between
+from ofa.blocks.squeeze import (
+    ElasticSqueezeExcite,
+    SqueezeExcite,
+    cost_of_squeeze,
+    entries_of_squeeze,
+    memory_of_squeeze,
+)
 
 
 class ElasticBottleneck(ElasticBlock):
@@ -60,7 +66,7 @@ class ElasticBottleneck(ElasticBlock):
         self.conv = ElasticConvBN(conv, act, eps)
         self.se = None
         if settings.se:
-            self.se = ElasticSqueezeExcite(settings.se, hidden, settings.se.width(inputs, hidden))
+            self.se = ElasticSqueezeExcite(settings.se, inputs, hidden)
         self.project = ElasticConvBN(ElasticConv(hidden, width), None, eps)
         self.shortcut = ElasticShortcut(settings, position, width) if position.changes else None
         zero_scale(self.last_norm())
@@ -72,7 +78,7 @@ class ElasticBottleneck(ElasticBlock):
         hidden = _hidden(self.settings, choice.width, choice.expand)
         y = self.conv(self.reduce(x, hidden), hidden, choice.kernel)
         if self.se is not None:
-            y = self.se(y, self.se.settings.width(x.shape[1], hidden))
+            y = self.se(y, x.shape[1])
         y = self.project(y, choice.width)
         # As in every kind, drop-connect is only for identity shortcuts.
         if self.shortcut is not None:
@@ -86,19 +92,14 @@ class ElasticBottleneck(ElasticBlock):
         found = prefixed("reduce", self.reduce.slices(inputs, hidden))
         found |= prefixed("conv", self.conv.slices(hidden, hidden, choice.kernel))
         if self.se is not None:
-            found |= prefixed("se", self.se.slices(hidden, self.se.settings.width(inputs, hidden)))
+            found |= prefixed("se", self.se.slices(inputs, hidden))
         found |= prefixed("project", self.project.slices(hidden, choice.width))
         if self.shortcut is not None:
             found |= prefixed("shortcut", self.shortcut.slices(inputs, choice.width))
         return found
 
     def map_channels(self) -> tuple[Channels, Channels]:
-        inputs = Channels([], [self.reduce.conv.weight])
-        output = Channels(written_by(self.project), [])
-        if self.shortcut is not None:
-            inputs.readers.append(self.shortcut.conv.weight)
-            output.writers.extend(written_by(self.shortcut))
-        return inputs, output
+        return channels_beside(self.reduce, self.project, self.shortcut)
 
     def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
         if self.settings.group:
@@ -202,8 +203,7 @@ def _memory(spec: BlockSpec) -> int:
     # The input is held to the end: every bottleneck has a shortcut.
     alive = [chain_memory(maps, held=spec.inp * before), shortcut_memory(spec)]
     if spec.se:
-        # While it runs: the map that it will scale, its pooled features and its inner ones.
-        alive.append(spec.hidden * after + spec.hidden + spec.squeeze + spec.inp * before)
+        alive.append(memory_of_squeeze(after, spec.hidden, spec.squeeze) + spec.inp * before)
     return max(alive)
 
 

@@ -8,7 +8,6 @@ is the identity, where the stride is 1 and the widths agree. Smaller kernels are
 """
 
 from collections.abc import Sequence
-from itertools import product
 
 from torch import Tensor, nn
 
@@ -35,8 +34,14 @@ from ofa.blocks.kind import (
 )
 from ofa.blocks.plain import ConvBN
 from ofa.blocks.sizes import chain_memory, hidden_width
-from ofa.blocks.sorting import Channels, importance_order, permute, sort_inside, written_by
-from ofa.blocks.squeeze import ElasticSqueezeExcite, SqueezeExcite, cost_of_squeeze, entries_of_squeeze
+from ofa.blocks.sorting import Channels, sort_hidden, written_by
+from ofa.blocks.squeeze import (
+    ElasticSqueezeExcite,
+    SqueezeExcite,
+    cost_of_squeeze,
+    entries_of_squeeze,
+    memory_of_squeeze,
+)
 
 
 class ElasticFused(ElasticBlock):
@@ -55,8 +60,7 @@ class ElasticFused(ElasticBlock):
         self.conv = ElasticConvBN(conv, act, eps)
         self.se = None
         if settings.se:
-            inner = settings.se.width(inputs, hidden)
-            self.se = ElasticSqueezeExcite(settings.se, hidden, inner)
+            self.se = ElasticSqueezeExcite(settings.se, inputs, hidden)
         self.project = ElasticConvBN(ElasticConv(hidden, width), None, eps) if self.expands else None
         self.always_residual = not position.changes
         zero_scale(self.last_norm())
@@ -69,7 +73,7 @@ class ElasticFused(ElasticBlock):
         hidden = self._hidden(x.shape[1], choice)
         y = self.conv(x, hidden, choice.kernel)
         if self.se is not None:
-            y = self.se(y, self.se.settings.width(x.shape[1], hidden))
+            y = self.se(y, x.shape[1])
         if self.project is not None:
             y = self.project(y, choice.width)
         if self.stride > 1 or x.shape[1] != choice.width:
@@ -85,8 +89,7 @@ class ElasticFused(ElasticBlock):
         hidden = self._hidden(inputs, choice)
         found = prefixed("conv", self.conv.slices(inputs, hidden, choice.kernel))
         if self.se is not None:
-            inner = self.se.settings.width(inputs, hidden)
-            found |= prefixed("se", self.se.slices(hidden, inner))
+            found |= prefixed("se", self.se.slices(inputs, hidden))
         if self.project is not None:
             found |= prefixed("project", self.project.slices(hidden, choice.width))
         return found
@@ -102,16 +105,7 @@ class ElasticFused(ElasticBlock):
     def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
         if self.project is None:
             return  # the only channels are then the block's output, whose order is not its own
-        choices = [(width, hidden_width(width, expand)) for width, expand in product(inputs, expands)]
-        order = importance_order(self.project.conv.weight, {hidden for _, hidden in choices})
-        writers = written_by(self.conv)
-        # Squeeze-and-excitation reads and scales the same channels, so it is reordered with them.
-        readers: list[Tensor] = [self.project.conv.weight]
-        if self.se is not None:
-            sort_inside(self.se, {self.se.settings.width(*choice) for choice in choices})
-            writers += self.se.writers()
-            readers.append(self.se.reduce.weight)
-        permute(order, writers, readers)
+        sort_hidden(written_by(self.conv), self.project, self.se, inputs, expands)
 
 
 class Fused(nn.Module):
@@ -190,8 +184,7 @@ def _memory(spec: BlockSpec) -> int:
     held = before if spec.residual else 0
     alive = [chain_memory(maps, held)]
     if spec.se:
-        # While it runs: the map that it will scale, its pooled features and its inner ones.
-        alive.append(spec.hidden * after + spec.hidden + spec.squeeze + held)
+        alive.append(memory_of_squeeze(after, spec.hidden, spec.squeeze) + held)
     return max(alive)
 
 

@@ -5,7 +5,6 @@ arXiv:2003.11142), or pooled and projected ones as in AttentiveNAS (2021, arXiv:
 """
 
 from collections.abc import Sequence
-from itertools import product
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,9 +15,7 @@ from ofa.blocks.elastic import (
     ElasticBatchNorm,
     ElasticConv,
     ElasticConvBN,
-    ElasticDepthwise,
     Slices,
-    TransformedDepthwise,
     drop_connect,
     prefixed,
     zero_scale,
@@ -33,17 +30,19 @@ from ofa.blocks.kind import (
     ElasticBlock,
     activation_entries,
     describe_kernel_and_expansion,
+    elastic_depthwise,
     shortcut_memory,
 )
 from ofa.blocks.plain import ConvBN
 from ofa.blocks.sizes import chain_memory, hidden_width
-from ofa.blocks.sorting import Channels, importance_order, permute, sort_inside, written_by
+from ofa.blocks.sorting import Channels, sort_hidden, written_by
 from ofa.blocks.squeeze import (
     ElasticSqueezeExcite,
     Squeeze,
     SqueezeExcite,
     cost_of_squeeze,
     entries_of_squeeze,
+    memory_of_squeeze,
 )
 
 
@@ -63,16 +62,10 @@ class ElasticInverted(ElasticBlock):
         # `_check` keeps a space from mixing expansion 1 with others: either all architectures expand or none.
         if settings.expands != (1,):
             self.expand = ElasticConvBN(ElasticConv(position.inputs, hidden), act, eps)
-        if settings.transformed and len(settings.kernels) > 1:
-            kernels = settings.kernels
-            depthwise: ElasticDepthwise = TransformedDepthwise(hidden, kernels, self.stride, settings.same)
-        else:
-            depthwise = ElasticDepthwise(hidden, settings.kernels[-1], self.stride, settings.same)
-        self.depthwise = ElasticConvBN(depthwise, act, eps)
+        self.depthwise = ElasticConvBN(elastic_depthwise(settings, hidden, self.stride), act, eps)
         self.se = None
         if settings.se:
-            inner = settings.se.width(position.inputs, hidden)
-            self.se = ElasticSqueezeExcite(settings.se, hidden, inner)
+            self.se = ElasticSqueezeExcite(settings.se, position.inputs, hidden)
         self.project = ElasticConvBN(ElasticConv(hidden, width), None, eps)
         # Where widths are elastic they may agree in one architecture and differ in another: the convolution
         # is there if some architecture needs it, and used by those that do.
@@ -93,7 +86,7 @@ class ElasticInverted(ElasticBlock):
             y = self.expand(y, hidden)
         y = self.depthwise(y, hidden, kernel)
         if self.se is not None:
-            y = self.se(y, self.se.settings.width(x.shape[1], hidden))
+            y = self.se(y, x.shape[1])
         y = self.project(y, width)
         # Drop-connect acts only where the shortcut is the identity: a dropped image then passes unchanged.
         if self.stride == 1 and x.shape[1] == width:
@@ -115,8 +108,7 @@ class ElasticInverted(ElasticBlock):
             found |= prefixed("expand", self.expand.slices(inputs, hidden))
         found |= prefixed("depthwise", self.depthwise.slices(hidden, hidden, kernel))
         if self.se is not None:
-            inner = self.se.settings.width(inputs, hidden)
-            found |= prefixed("se", self.se.slices(hidden, inner))
+            found |= prefixed("se", self.se.slices(inputs, hidden))
         found |= prefixed("project", self.project.slices(hidden, width))
         if self.shortcut is not None and inputs != width:
             found |= prefixed("shortcut", self.shortcut.slices(inputs, width, 1))
@@ -142,16 +134,9 @@ class ElasticInverted(ElasticBlock):
     def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
         if self.expand is None:
             return  # the depthwise convolution then works on the block's input, whose order is not its own
-        choices = [(width, hidden_width(width, expand)) for width, expand in product(inputs, expands)]
-        order = importance_order(self.project.conv.weight, {hidden for _, hidden in choices})
         # The depthwise convolution has no input axis: what it writes for a channel belongs to that channel.
         writers = written_by(self.expand) + written_by(self.depthwise)
-        readers: list[Tensor] = [self.project.conv.weight]
-        if self.se is not None:
-            sort_inside(self.se, {self.se.settings.width(*choice) for choice in choices})
-            writers += self.se.writers()
-            readers.append(self.se.reduce.weight)
-        permute(order, writers, readers)
+        sort_hidden(writers, self.project, self.se, inputs, expands)
 
 
 class Inverted(nn.Module):
@@ -245,8 +230,7 @@ def _memory(spec: BlockSpec) -> int:
     held = spec.inp * before if spec.residual else 0
     alive = [chain_memory(maps, held), shortcut_memory(spec)]
     if spec.se:
-        # While it runs: the map that it will scale, its pooled features and its inner ones.
-        alive.append(spec.hidden * after + spec.hidden + spec.squeeze + held)
+        alive.append(memory_of_squeeze(after, spec.hidden, spec.squeeze) + held)
     return max(alive)
 
 

@@ -21,7 +21,6 @@ from ofa.blocks.elastic import (
     ElasticConvBN,
     ElasticDepthwise,
     Slices,
-    TransformedDepthwise,
     drop_connect,
     prefixed,
     zero_scale,
@@ -36,10 +35,11 @@ from ofa.blocks.kind import (
     ElasticBlock,
     activation_entries,
     describe_kernel_and_expansion,
+    elastic_depthwise,
 )
 from ofa.blocks.plain import ConvBN
 from ofa.blocks.sizes import chain_memory, hidden_width
-from ofa.blocks.sorting import Channels, importance_order, permute, written_by
+from ofa.blocks.sorting import Channels, sort_hidden, written_by
 
 
 class ElasticUniversal(ElasticBlock):
@@ -62,7 +62,7 @@ class ElasticUniversal(ElasticBlock):
         self.expand = ElasticConvBN(ElasticConv(inputs, hidden), act, eps)
         self.middle = None
         if has_middle:
-            self.middle = ElasticConvBN(_elastic_middle(settings, hidden, self.stride), act, eps)
+            self.middle = ElasticConvBN(elastic_depthwise(settings, hidden, self.stride), act, eps)
         self.project = ElasticConvBN(ElasticConv(hidden, width), None, eps)
         self.always_residual = not position.changes
         zero_scale(self.last_norm())
@@ -99,20 +99,12 @@ class ElasticUniversal(ElasticBlock):
         return inputs, Channels(written_by(self.project), [])
 
     def sort_channels(self, inputs: Sequence[int], outputs: Sequence[int], expands: Sequence[float]) -> None:
-        cuts = {hidden_width(width, expand) for width in inputs for expand in expands}
-        order = importance_order(self.project.conv.weight, cuts)
         writers = written_by(self.expand)
         # A depthwise convolution has no input axis: what it writes for a channel belongs to that channel. The
         # one at the start works on the block's input, whose order is not its own.
         if self.middle is not None:
             writers += written_by(self.middle)
-        permute(order, writers, [self.project.conv.weight])
-
-
-def _elastic_middle(settings: BlockSettings, hidden: int, stride: int) -> ElasticDepthwise:
-    if settings.transformed and len(settings.kernels) > 1:
-        return TransformedDepthwise(hidden, settings.kernels, stride, settings.same)
-    return ElasticDepthwise(hidden, settings.kernels[-1], stride, settings.same)
+        sort_hidden(writers, self.project, None, inputs, expands)
 
 
 class Universal(nn.Module):
@@ -216,9 +208,7 @@ def _memory(spec: BlockSpec) -> int:
 def _stored(spec: BlockSpec) -> tuple[int, int]:
     # Folding leaves one bias per channel of the two numbers that each BatchNorm has.
     numbers = _cost(spec)[1] - _norm_channels(spec)
-    active = 2 + activation_entries(
-        spec.act
-    )  # a convolution with an activation; the start and the end have none
+    active = 2 + activation_entries(spec.act)  # of a convolution; the start and the end have no activation
     entries = active + 2 + spec.residual
     if spec.start:
         entries += 2
