@@ -1,6 +1,5 @@
 """Weights as safetensors (nothing runs when they are loaded) and resume state as one atomic file."""
 
-import hashlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine.errors import UserError, shortened
-from engine.run import WEIGHTS
+from engine.run import WEIGHTS, digest
 from engine.runs.writing import atomic
 
 
@@ -82,8 +81,7 @@ def weights_digest(run: Path) -> str:
         UserError: the run has no weights.
     """
     try:
-        with (run / WEIGHTS).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest(run / WEIGHTS)
     except OSError as error:
         raise UserError(
             f"Weights '{run / WEIGHTS}' cannot be read ({error.strerror}); train again or copy the run again."
@@ -105,8 +103,8 @@ def check_digests(run: Path, stated: Mapping[str, str], remedy: str) -> None:
     named = set(stated.values()) - {""}
     # The weights are read once for all files, since that takes a second if they are large.
     others = named - {weights_digest(run)} if named else set()
-    for what, digest in stated.items():
-        if digest in others:
+    for what, named_digest in stated.items():
+        if named_digest in others:
             raise UserError(f"{what} is of other weights than run '{run}' has now; {remedy}.")
 
 

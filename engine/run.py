@@ -7,6 +7,7 @@ lock of the folder (`engine.runs.lock`).
 
 import contextlib
 import csv
+import hashlib
 import json
 import platform
 import shutil
@@ -23,7 +24,7 @@ from engine.config import Config, read_yaml
 from engine.errors import UserError
 from engine.outside.documents import MOST_JSON_BYTES, DocumentError, parse_json, read_text
 from engine.runs.aside import replace_run
-from engine.runs.tracking import Tracker
+from engine.runs.tracking import Tracker, flat
 from engine.runs.writing import atomic, sync, work_folder
 
 # Packages whose versions env.json records.
@@ -283,8 +284,8 @@ class Run:
 
     def _check_same(self, config: Config, free: frozenset[str]) -> None:
         """Refuse settings that are not those of the run, those in `free` excepted."""
-        before = _by_dotted_names(self.config)
-        now = _by_dotted_names(config.model_dump(mode="json", exclude=NOT_REPLAYED | free))
+        before = flat(self.config)
+        now = flat(config.model_dump(mode="json", exclude=NOT_REPLAYED | free))
         for name, value in now.items():
             if name in MAY_DIFFER or before.get(name) == value:
                 continue
@@ -323,15 +324,10 @@ class Run:
         return run
 
 
-def _by_dotted_names(values: dict[str, Any], section: str = "") -> dict[str, Any]:
-    """Settings by the names of their flags: `data.path` for `path` in the section `data`."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            found |= _by_dotted_names(value, f"{section}{name}.")
-        else:
-            found[section + name] = value
-    return found
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from engine.compute.macs import count_macs, count_parameters
 from engine.errors import UserError
 from engine.onnx_file import set_metadata
-from engine.run import versions, write_json
+from engine.run import digest, versions, write_json
 from engine.runs.writing import publish, work_folder
 from export.bake import Bake, PixelClassifier
 from export.formats.format import Array
 from export.formats.onnx import open_onnxruntime
 from export.graph.checks import check_model
 from export.job import facts_of_run
-from export.manifest import digest, manifest_path
+from export.manifest import manifest_path
 from export.pipeline import fit_to_target, traced_graph
 from export.source import ExportSource, NamedNetwork
 from export.targets import Target

@@ -3,7 +3,6 @@
 `docs/export.md` lists the keys.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt
 from engine.config import validate
 from engine.errors import UserError
 from engine.outside.names import ClassNames, PlainName
-from engine.run import read_json
+from engine.run import digest, read_json
 from export.formats import format_of, is_model_file
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -111,12 +110,6 @@ def is_manifest(path: Path) -> bool:
     except UserError:
         return False
     return isinstance(values, dict) and {"file", "target", "subnet"} <= values.keys()
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_manifest(path: Path | str, check: bool = True) -> Manifest:

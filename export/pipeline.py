@@ -16,7 +16,7 @@ from torch import nn
 
 from engine.errors import UserError
 from engine.onnx_file import set_metadata, to_proto
-from engine.run import versions, write_json
+from engine.run import digest, versions, write_json
 from engine.runs.writing import publish, work_folder
 from export.formats import find_format
 from export.formats.format import Array, Format
@@ -25,7 +25,7 @@ from export.graph.norms import fold_norms
 from export.graph.operators import plain_operators, to_float16
 from export.graph.quantize import ROUNDING, Quantized, quantize
 from export.job import ExportJob
-from export.manifest import Manifest, digest, is_manifest, manifest_path
+from export.manifest import Manifest, is_manifest, manifest_path
 from export.targets import Target
 from export.verify import Parity, compare_file, milliseconds
 

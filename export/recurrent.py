@@ -19,10 +19,9 @@ from engine.data.sources import AnyData
 from engine.data.text import Grammar, TextFolder, load_text
 from engine.errors import UserError
 from engine.onnx_file import set_metadata, traced
-from engine.run import Run, read_json, versions, write_json
+from engine.run import Run, digest, read_json, versions, write_json
 from engine.runs.writing import atomic, publish, work_folder
 from export.formats.onnx import open_onnxruntime
-from export.manifest import digest
 from export.verify import TOLERANCE
 from oneshot.language import TrainedLanguage, load_language
 from oneshot.networks.recurrent import step_module

@@ -4,7 +4,6 @@ model.json says which kind a run is: one with a genotype was made by `oneshot.re
 `ofa.train`.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from engine.checkpoint import weights_digest
 from engine.data.augment import resize
 from engine.data.dataset import Batch, Data, Split
 from engine.errors import UserError
-from engine.run import Run, read_json
+from engine.run import Run, digest, read_json
 from ofa.calibration import EVALUATION_BATCH
 from ofa.space.arch import Arch
 from ofa.space.codes import decode, encode
@@ -142,7 +141,7 @@ def open_export_source(
         run=run,
         data=trained.data,
         seed=int(Run(run).config.get("seed", 0)),
-        config_sha256=hashlib.sha256((run / "config.yaml").read_bytes()).hexdigest(),
+        config_sha256=digest(run / "config.yaml"),
         weights_sha256=weights_digest(run),
         preprocessing=dict(trained.model.preprocessing),
         weights=weights.model_dump(mode="json") if weights else None,

@@ -16,8 +16,8 @@ from pydantic import (
 from engine.config import validate
 from engine.errors import UserError
 from engine.outside.names import ClassNames, PlainName, inside
-from engine.run import read_json
-from export.manifest import Manifest, digest
+from engine.run import digest, read_json
+from export.manifest import Manifest
 
 # classify.py and the demo page read these by name.
 MANIFEST, LABELS, CARD, EXAMPLE = "manifest.json", "labels.txt", "model_card.md", "classify.py"

@@ -13,7 +13,7 @@ from engine.checkpoint import weights_digest
 from engine.config import validate
 from engine.errors import UserError, shortened
 from engine.outside.names import inside
-from engine.run import Run, read_json, versions, write_json
+from engine.run import Run, digest, read_json, versions, write_json
 from engine.runs.writing import publish_folder, work_folder
 from export.bundle import classify
 from export.bundle.card import render_card
@@ -31,7 +31,7 @@ from export.bundle.contents import (
     read_bundle,
 )
 from export.formats import FORMATS, format_of
-from export.manifest import Manifest, digest, read_manifest
+from export.manifest import Manifest, read_manifest
 
 
 def write_bundle(run: Run, name: str, paths: list[Path]) -> Path:

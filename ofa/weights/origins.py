@@ -1,11 +1,11 @@
 """Where weights come from, under which licence, and how their images are normalised."""
 
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
 from engine.data.dataset import Preprocessing
 from engine.model import WeightsOrigin
+from engine.run import digest
 from ofa.weights.networks import Network
 
 # All of them were trained on ImageNet, with its mean and deviation.
@@ -42,7 +42,7 @@ def origin_of(kind: str, file: Path) -> WeightsOrigin:
         file: the checkpoint.
     """
     source, url, licence = PUBLISHERS[kind]
-    return WeightsOrigin(name=kind, source=source, url=url, licence=licence, sha256=_digest(file))
+    return WeightsOrigin(name=kind, source=source, url=url, licence=licence, sha256=digest(file))
 
 
 def origin_of_network(network: Network, file: Path) -> WeightsOrigin:
@@ -61,10 +61,5 @@ def origin_of_network(network: Network, file: Path) -> WeightsOrigin:
         source=network.package or network.source,
         url=network.url or None,
         licence=licence,
-        sha256=_digest(file),
+        sha256=digest(file),
     )
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from engine.command.cli import parse
 from engine.errors import UserError
+from engine.run import digest
 from export import features
-from export.manifest import digest, read_manifest
+from export.manifest import read_manifest
 from export.onnx import Export
 from ofa.space.published import find_arch
 from ofa.subnet import Subnet

@@ -15,9 +15,10 @@ from torch import nn
 
 from engine.command.cli import parse
 from engine.errors import UserError
+from engine.run import digest
 from export import pipeline
 from export.formats.onnx import open_onnxruntime
-from export.manifest import digest, read_manifest
+from export.manifest import read_manifest
 from export.onnx import Export
 from export.verify import Parity
 from ofa.cost import footprints_of

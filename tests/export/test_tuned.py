@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from engine.command.cli import parse
-from export.manifest import digest, read_manifest
+from engine.run import digest
+from export.manifest import read_manifest
 from export.onnx import Export
 from ofa.space.arch import smallest
 from ofa.trained import TrainedSupernet
