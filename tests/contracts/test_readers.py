@@ -11,7 +11,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from readers import EXPECTED, READERS, SEEDS, seed_of
+from readers import LONGEST_SENTENCE, READERS, SEEDS, said_of, seed_of
 
 from engine.config import format_count, parse_count, parse_duration
 from engine.errors import UserError, printable, shortened
@@ -50,18 +50,9 @@ FOUND: list[tuple[str, bytes]] = [
 
 
 def check(name: str, content: bytes, folder: Path) -> None:
-    reader = READERS[name]
-    path = folder / reader.name
-    path.write_bytes(content)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's and torch's, about files that are damaged
-        try:
-            reader.read(path)
-        except EXPECTED as error:
-            message = str(error)
-        else:
-            return
-    assert len(message) < 7000
+        assert len(said_of(name, content, folder)) < LONGEST_SENTENCE
 
 
 @pytest.mark.parametrize("name", READERS)

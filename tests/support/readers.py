@@ -44,6 +44,7 @@ from predictors.latency.table import LatencyTable, Noise, TimedNetwork, space_fi
 from predictors.latency.timings import build_table, read_timings
 
 EXPECTED = (UserError, *DAMAGED)
+LONGEST_SENTENCE = 7000  # characters
 DARTS = "Genotype(normal=[('sep_conv_3x3', 0), ('skip_connect', 1)], normal_concat=range(2, 3), "
 DARTS += "reduce=[('max_pool_3x3', 0), ('none', 1)], reduce_concat=[2])"
 HOW = {"resize_shorter_side": 18, "center_crop": 16, "resize_interpolation": "bicubic", "resize": [12, 12]}
@@ -253,3 +254,15 @@ SEEDS: dict[str, Callable[[], bytes]] = {
 def seed_of(name: str) -> bytes:
     """Bytes that a reader takes."""
     return READERS[name].seed or SEEDS[name]()
+
+
+def said_of(name: str, content: bytes, folder: Path) -> str:
+    """What a reader says of a file with this content; empty if it takes it. Another error is a fault."""
+    reader = READERS[name]
+    path = folder / reader.name
+    path.write_bytes(content)
+    try:
+        reader.read(path)
+    except EXPECTED as error:
+        return str(error)
+    return ""
