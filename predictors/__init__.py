@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from predictors.search.constraints import Constraint
     from predictors.search.costs import cost_functions
     from predictors.search.dynamic_programming import additive_fronts, layer_costs
-    from predictors.search.evaluations import Evaluations
     from predictors.search.front import find_front
+    from predictors.selection.evaluations import Evaluations
 
 __all__ = [
     "Constraint",
@@ -63,7 +63,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "Constraint": "predictors.search.constraints",
-        "Evaluations": "predictors.search.evaluations",
+        "Evaluations": "predictors.selection.evaluations",
         "GaussianProcess": "predictors.accuracy.gaussian_process",
         "Pair": "predictors.accuracy.pairs",
         "additive_fronts": "predictors.search.dynamic_programming",

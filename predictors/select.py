@@ -24,7 +24,6 @@ from predictors.accuracy.models import PredictorChoice, make_predictor
 from predictors.accuracy.pairs import check_pairs, read_pairs
 from predictors.accuracy.validation import compare_candidates, print_candidates
 from predictors.search.best import nearest_feasible
-from predictors.search.coarse_to_fine import coarse_to_fine
 from predictors.search.constraints import (
     EXACT_DIGITS,
     UNITS,
@@ -39,11 +38,12 @@ from predictors.search.constraints import (
 )
 from predictors.search.costs import cost_functions
 from predictors.search.dynamic_programming import LayerCost, layer_costs
-from predictors.search.evaluations import EvaluateFn, Evaluations, Prediction
-from predictors.search.finalists import FINALIST_EPOCHS, tune_finalists
-from predictors.search.predictor_guided import BestProposer, FrontProposer, Proposer, predictor_guided
-from predictors.search.selected import write_front, write_selected
-from predictors.search.study import Study, known_accuracies, open_storage, run_fingerprint
+from predictors.selection.coarse_to_fine import coarse_to_fine
+from predictors.selection.evaluations import EvaluateFn, Evaluations, Prediction
+from predictors.selection.finalists import FINALIST_EPOCHS, tune_finalists
+from predictors.selection.predictor_guided import BestProposer, FrontProposer, Proposer, predictor_guided
+from predictors.selection.selected import write_front, write_selected
+from predictors.selection.study import Study, known_accuracies, open_storage, run_fingerprint
 
 
 class Select(RunCommand):

@@ -1,1 +1,1 @@
-"""Search of a space: constraints, costs, and how candidates are proposed, measured and selected."""
+"""Searches over architectures: the highest score under limits, and whole fronts."""

@@ -28,7 +28,7 @@ from engine.errors import UserError
 from ofa.space.codes import Codes
 from ofa.space.space import Space
 from predictors.search.constraints import Objective
-from predictors.search.evaluations import Prediction
+from predictors.selection.evaluations import Prediction
 
 ROW = "codes"  # the attribute of a trial that holds its row of codes, in hexadecimal
 SQLITE_PATIENCE = 60  # seconds to wait for another process's transaction, which takes milliseconds

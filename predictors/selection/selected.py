@@ -13,8 +13,8 @@ from engine.run import FRONT, write_json
 from engine.runs.writing import atomic
 from ofa.space.codes import decode
 from predictors.search.constraints import UNITS, ArchCostFn, Objective, format_cost
-from predictors.search.evaluations import Candidate, Evaluations
-from predictors.search.finalists import FINALIST_EPOCHS, Finalist, choose_finalist
+from predictors.selection.evaluations import Candidate, Evaluations
+from predictors.selection.finalists import FINALIST_EPOCHS, Finalist, choose_finalist
 
 # The names of costs in files.
 KEYS = {

@@ -11,7 +11,7 @@ from ofa.space.codes import decode
 from ofa.trained import TrainedSupernet
 from ofa.training.tuning import tuned_accuracies
 from predictors.search.constraints import Constraint, Objective, utilisation
-from predictors.search.evaluations import Candidate, Evaluations, rows_of
+from predictors.selection.evaluations import Candidate, Evaluations, rows_of
 
 FINALIST_EPOCHS = 1  # passes over the training images
 

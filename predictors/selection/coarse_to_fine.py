@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ofa.space.codes import Codes, canonical, mutate
 from ofa.space.space import Space
 from predictors.search.constraints import Constraint, fits, utilisation
-from predictors.search.evaluations import EvaluateFn, Evaluations
+from predictors.selection.evaluations import EvaluateFn, Evaluations
 
 LEVELS = 5  # of a field in the grid, which would be too large otherwise
 # How the fine half mutates; compared with other values in docs/log.md.

@@ -13,8 +13,8 @@ from predictors.accuracy.validation import CandidateQuality
 from predictors.search.best import find_best
 from predictors.search.constraints import ArchCostFn, Constraint, ScoreFn
 from predictors.search.dynamic_programming import LayerCost, additive_fronts
-from predictors.search.evaluations import EvaluateFn, Evaluations, Prediction
 from predictors.search.front import find_front, widest_gains
+from predictors.selection.evaluations import EvaluateFn, Evaluations, Prediction
 
 PER_ROUND = 5  # the ten best predictions in one go were worse than random subnets (docs/log.md)
 

@@ -16,8 +16,8 @@ from predictors.accuracy.pairs import Pair
 from predictors.accuracy.validation import CandidateQuality
 from predictors.search.constraints import Constraint, ScoreFn
 from predictors.search.dynamic_programming import layer_costs
-from predictors.search.evaluations import Evaluations, Prediction
-from predictors.search.predictor_guided import BestProposer, FrontProposer, Proposer, predictor_guided
+from predictors.selection.evaluations import Evaluations, Prediction
+from predictors.selection.predictor_guided import BestProposer, FrontProposer, Proposer, predictor_guided
 
 BUDGETS = (200_000_000, 300_000_000)
 COUNT = 12

@@ -13,7 +13,7 @@ from ofa.space.codes import Codes, decode, encode, sample_codes
 from ofa.space.space import Space
 from predictors.accuracy.pairs import Pair
 from predictors.search.constraints import Constraint
-from predictors.search.evaluations import Candidate, Evaluations, Prediction
+from predictors.selection.evaluations import Candidate, Evaluations, Prediction
 
 IMAGES = 200
 

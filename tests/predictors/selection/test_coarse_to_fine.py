@@ -13,9 +13,9 @@ from ofa.space.space import Space, load_space
 from predictors.accuracy.features import features
 from predictors.accuracy.gaussian_process import GaussianProcess
 from predictors.accuracy.pairs import Pair
-from predictors.search.coarse_to_fine import LEVELS, coarse, coarse_grid, coarse_to_fine, edge
 from predictors.search.constraints import Constraint
-from predictors.search.evaluations import Evaluations
+from predictors.selection.coarse_to_fine import LEVELS, coarse, coarse_grid, coarse_to_fine, edge
+from predictors.selection.evaluations import Evaluations
 
 
 class Oracle:

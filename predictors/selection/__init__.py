@@ -1,0 +1,1 @@
+"""Which subnets are measured, and which one of them is chosen."""
