@@ -2,37 +2,52 @@
 
 What is to be measured is enqueued in bulk. A process claims a trial before it measures, so no two do the same
 work. When nothing is unclaimed, it measures what others claimed and have not finished. So it waits for
-nobody, and a killed process costs one measurement. Optuna's own tools can open the study.
+nobody, and a killed process costs one measurement. Optuna's own tools can open the study, and what they add
+to it counts.
 """
 
-import fcntl
-import os
-import sqlite3
-import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Connection, Engine, event
-from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 from engine.errors import UserError
+from engine.seed import numpy_generator
 from ofa.space.codes import Codes
 from ofa.space.space import Space
-from predictors.search.constraints import Objective
+from predictors.search.constraints import ArchCostFn, Objective
+from predictors.search.optuna_space import codes_from_params, distributions
 from predictors.selection.evaluations import Prediction
+from predictors.selection.storage import SharedStorage, patiently
+from predictors.selection.trials import (
+    ADDED,
+    PAIRS,
+    REASON,
+    ROW,
+    SELECT,
+    SOURCE,
+    describe,
+    is_known,
+    new_trials,
+    row_of,
+)
 
-ROW = "codes"  # the attribute of a trial that holds its row of codes, in hexadecimal
-SQLITE_PATIENCE = 60  # seconds to wait for another process's transaction, which takes milliseconds
-RECORD = b'{"op_code"'  # how a line of Optuna's journal starts
+# Collected pairs that become trials. Every process reads all trials of a study that it opens, and of a space
+# of 45 choices that takes 2.7 ms for each in a database.
+MOST_PAIRS = 2_000
+UNFINISHED = (TrialState.WAITING, TrialState.RUNNING)
+AccuracyFn = Callable[[Codes], float]  # measures an encoded architecture, in [0, 1]
+NoteFn = Callable[[float], None]  # is called with every accuracy as soon as it is known
 
 
 class Study:
@@ -44,27 +59,94 @@ class Study:
             have the same prefix, by which `known_accuracies` finds them.
         space: of the architectures.
         objective: what is to be found.
-        accuracy: measures an encoded architecture, in [0, 1].
+        accuracy: measures an encoded architecture.
+        costs: every known cost by the name of its attribute; each trial has them.
+        facts: attributes of the study, such as the name of the run.
     """
 
     def __init__(
         self,
-        storage: BaseStorage,
+        storage: SharedStorage,
         name: str,
         space: Space,
         objective: Objective,
-        accuracy: Callable[[Codes], float],
+        accuracy: AccuracyFn,
+        costs: Mapping[str, ArchCostFn] | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
-        self.storage, self.space, self.objective, self.accuracy = storage, space, objective, accuracy
+        self.shared, self.storage = storage, storage.optuna
+        self.name, self.space, self.objective, self.accuracy = name, space, objective, accuracy
+        self.costs: Mapping[str, ArchCostFn] = costs or {}
+        self._rows: dict[int, Codes | None] = {}  # of finished trials, by number: they do not change
         # Optuna optimises values and keeps constraints apart; a front has its costs as further values.
         directions = [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * len(objective.front)]
-        self.study = optuna.create_study(
-            storage=storage, study_name=name, directions=directions, load_if_exists=True
+        create = partial(
+            optuna.create_study,
+            storage=self.storage,
+            study_name=name,
+            directions=directions,
+            load_if_exists=True,
         )
-        self.id = storage.get_study_id_from_name(name)
+        limits = {c.name: c.limit for c in objective.constraints}
+        with storage.exclusive():
+            self.study = patiently(create)
+            self.id = patiently(self.storage.get_study_id_from_name, name)
+            self._describe({"space": space.name, "limits": limits} | dict(facts or {}))
+
+    def _describe(self, facts: Mapping[str, Any]) -> None:
+        """Write what the study is about, and the names of its values, unless they are there."""
+        known = patiently(self.storage.get_study_user_attrs, self.id)
+        for key, value in facts.items():
+            if known.get(key) != value:
+                patiently(self.storage.set_study_user_attr, self.id, key, value)
+        names = ["val_accuracy", *self.objective.front]
+        if self.study.metric_names != names:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                patiently(self.study.set_metric_names, names)
+
+    def add_pairs(self, rows: Sequence[Codes], accuracies: Sequence[float]) -> None:
+        """Make finished trials of collected pairs, each once, and at most of the first 2,000.
+
+        Args:
+            rows: encoded architectures.
+            accuracies: of each.
+        """
+        with self.shared.exclusive():
+            known = self._trials()
+            fresh = {}
+            for row, accuracy in zip(rows[:MOST_PAIRS], accuracies, strict=False):
+                if row.tobytes() not in known:
+                    fresh[row.tobytes()] = row, accuracy
+            trials = self._new_trials([row for row, _ in fresh.values()])
+            for trial, (row, accuracy) in zip(trials, fresh.values(), strict=True):
+                describe(trial, PAIRS, None)
+                trial.state, trial.values = TrialState.COMPLETE, self._values(row, accuracy)
+                trial.datetime_start = trial.datetime_complete = datetime.now()
+            patiently(self.shared.insert, self.id, trials)
+
+    def added(self, note: NoteFn) -> dict[bytes, float]:
+        """Accuracies of what a notebook has added with Optuna; what it has enqueued is measured now.
+
+        Enqueued parameters that mean no architecture of the space become failed trials with a reason.
+
+        Returns:
+            Accuracy by the bytes of the row of codes, in the order in which they were added.
+        """
+        with self.shared.exclusive():
+            for trial in self._all():
+                if trial.state == TrialState.WAITING and ROW not in trial.user_attrs:
+                    self._take_up(trial)
+        rows: dict[bytes, Codes] = {}
+        for row, trial in self._with_rows():
+            if trial.user_attrs.get(SOURCE, ADDED) == ADDED:
+                rows[row.tobytes()] = row
+        accuracies = self.measure(list(rows.values()), [None] * len(rows), note)
+        self._finish_duplicates()
+        return dict(zip(rows, accuracies, strict=True))
 
     def measure(
-        self, rows: Sequence[Codes], predictions: Sequence[Prediction | None], note: Callable[[float], None]
+        self, rows: Sequence[Codes], predictions: Sequence[Prediction | None], note: NoteFn
     ) -> list[float]:
         """Accuracies of architectures, in their order.
 
@@ -84,96 +166,174 @@ class Study:
                 if row.tobytes() in found:
                     continue
                 # Read anew for each row: other processes finish trials in the meantime.
-                trial = self._trials()[row.tobytes().hex()]
-                if trial.state == TrialState.COMPLETE:
+                trial = self._trials()[row.tobytes()]
+                if is_known(trial):
                     accuracy = float(trial.values[0])
                 elif measures_claimed or self._claim(trial):
-                    accuracy = self._measure(row, trial)
+                    accuracy = self._finish(trial, row, self.accuracy(row))
                 else:
                     continue
                 found[row.tobytes()] = accuracy
                 note(accuracy)
         return [found[row.tobytes()] for row in rows]
 
-    def _measure(self, row: Codes, trial: FrozenTrial) -> float:
-        accuracy = self.accuracy(row)
-        costs = [float(cost(row[None])[0]) for cost in self.objective.front.values()]
-        # The process that claimed the trial may have finished it by now. Optuna skips what was finished when
-        # it looks, and raises if the other process finishes between that look and its own write.
-        with suppress(UpdateFinishedTrialError):
-            self.study.tell(trial.number, [accuracy, *costs], skip_if_finished=True)
-        return accuracy
+    def finish(self, note: NoteFn) -> dict[bytes, float]:
+        """Measure what killed processes have left, so that no trial of a selection stays unfinished.
 
-    def _trials(self) -> dict[str, FrozenTrial]:
-        """The trials by architecture.
-
-        Two processes may have enqueued the same architecture at the same moment. Of two such trials, this is
-        the finished one, or the earlier one if neither or both are finished.
+        Returns:
+            All accuracies of the study by the bytes of the row of codes, in the order of its trials.
         """
-        trials = self.storage.get_all_trials(self.id, deepcopy=False)
-        # The last one of each architecture stays in the dictionary.
-        trials = sorted(trials, key=_finished_then_earliest)
-        return {trial.user_attrs[ROW]: trial for trial in trials if ROW in trial.user_attrs}
+        self.added(note)
+        left = [self._row(trial) for trial in self._trials().values() if not is_known(trial)]
+        rows = [row for row in left if row is not None]
+        self.measure(rows, [None] * len(rows), note)
+        self._finish_duplicates()
+        return {row: float(trial.values[0]) for row, trial in self._trials().items() if is_known(trial)}
+
+    def _all(self) -> list[FrozenTrial]:
+        return patiently(self.storage.get_all_trials, self.id, False)
+
+    def _with_rows(self) -> list[tuple[Codes, FrozenTrial]]:
+        """The trials that count, in their order: those with an accuracy, and those that are to get one.
+
+        A trial that some other program is running, without `ROW`, is that program's affair.
+        """
+        found = []
+        for trial in self._all():
+            if is_known(trial) or (trial.state in UNFINISHED and ROW in trial.user_attrs):
+                row = self._row(trial)
+                if row is not None:
+                    found.append((row, trial))
+        return found
+
+    def _trials(self) -> dict[bytes, FrozenTrial]:
+        """The trials that count, by the bytes of the row of codes.
+
+        Of two trials of the same architecture, which other programs may add, this is the one with an
+        accuracy, or the earlier one if neither or both have one.
+        """
+        found: dict[bytes, FrozenTrial] = {}
+        for row, trial in self._with_rows():
+            before = found.setdefault(row.tobytes(), trial)
+            if is_known(trial) and not is_known(before):
+                found[row.tobytes()] = trial
+        return found
+
+    def _row(self, trial: FrozenTrial) -> Codes | None:
+        if trial.number not in self._rows:
+            row = row_of(trial, self.space)
+            if not trial.state.is_finished():
+                return row
+            self._rows[trial.number] = row
+        return self._rows[trial.number]
 
     def _enqueue(self, rows: Sequence[Codes], predictions: Sequence[Prediction | None]) -> None:
         known = self._trials()
-        fresh = []
-        for row, prediction in zip(rows, predictions, strict=True):
-            if row.tobytes().hex() not in known:
-                fresh.append(self._waiting_trial(row, prediction))
-        self.study.add_trials(fresh)
+        if all(row.tobytes() in known for row in rows):
+            return
+        # Looked at again under the lock: otherwise two processes could enqueue the same architecture.
+        with self.shared.exclusive():
+            known = self._trials()
+            fresh = {}
+            for row, prediction in zip(rows, predictions, strict=True):
+                if row.tobytes() not in known:
+                    fresh[row.tobytes()] = row, prediction
+            trials = self._new_trials([row for row, _ in fresh.values()])
+            for trial, (_, prediction) in zip(trials, fresh.values(), strict=True):
+                describe(trial, SELECT, prediction)
+            patiently(self.shared.insert, self.id, trials)
 
-    def _waiting_trial(self, row: Codes, prediction: Prediction | None) -> FrozenTrial:
-        params: dict[str, float] = {}
-        distributions: dict[str, BaseDistribution] = {}
-        for column, code in zip(self.space.columns, row, strict=True):
-            if code:  # a block that is not there has no parameters
-                name = f"{column.field}[{column.position}]"
-                params[name] = column.values[code - 1]
-                distributions[name] = CategoricalDistribution(column.values)
-        constraints = {}  # violated where positive, as Optuna wants it
-        for c in self.objective.constraints:
-            constraints[c.name] = float(c.cost(row[None])[0] - c.limit)
-        predicted = prediction._asdict() if prediction else {}
-        return optuna.create_trial(
-            state=TrialState.WAITING,
-            params=params,
-            distributions=distributions,
-            user_attrs={ROW: row.tobytes().hex()} | predicted,
-            constraints=constraints,
-        )
+    def _new_trials(self, rows: Sequence[Codes]) -> list[FrozenTrial]:
+        constraints = self.objective.constraints
+        return new_trials(self.space, rows, distributions(self.space), constraints, self.costs)
+
+    def _take_up(self, trial: FrozenTrial) -> None:
+        """Give an enqueued trial the parameters and attributes that select's own trials have."""
+        # Optuna keeps what was enqueued apart from parameters until a sampler asks for them.
+        params = trial.system_attrs.get("fixed_params", {}) | trial.params
+        # What was left open is drawn; every process draws the same.
+        drawn = numpy_generator(trial.number, "enqueued").integers(1, self.space.cardinalities + 1)
+        number = self._id_of(trial)
+        # Another process may finish the trial in the meantime, and needs nothing of this any more.
+        with suppress(UpdateFinishedTrialError):
+            try:
+                row = codes_from_params(self.space, params, drawn.astype(np.uint8))
+            except UserError as error:
+                print(f"study {self.name}: enqueued trial {trial.number} fails: {error}")
+                patiently(self.storage.set_trial_user_attr, number, REASON, str(error))
+                patiently(self.storage.set_trial_state_values, number, TrialState.FAIL)
+                return
+            new = describe(self._new_trials([row])[0], ADDED, None)
+            for name, value in new.params.items():
+                if name not in trial.params:
+                    choices = new.distributions[name]
+                    # Optuna refuses it if the study has other choices of this name, from another program.
+                    with suppress(ValueError):
+                        internal = choices.to_internal_repr(value)
+                        patiently(self.storage.set_trial_param, number, name, internal, choices)
+            for key, value in new.system_attrs.items():
+                patiently(self.storage.set_trial_system_attr, number, key, value)
+            # The row comes last: a trial that has one is taken up.
+            for key in sorted(new.user_attrs, key=_row_last):
+                patiently(self.storage.set_trial_user_attr, number, key, new.user_attrs[key])
 
     def _claim(self, trial: FrozenTrial) -> bool:
         """Whether this process is now the one that measures the trial."""
         try:
             # Optuna returns False if another process measures the trial, and raises if one has finished it.
-            number = self.storage.get_trial_id_from_study_id_trial_number(self.id, trial.number)
-            return self.storage.set_trial_state_values(number, TrialState.RUNNING)
+            claim = self.storage.set_trial_state_values
+            return patiently(claim, self._id_of(trial), TrialState.RUNNING)
         except UpdateFinishedTrialError:
             return False
 
+    def _finish(self, trial: FrozenTrial, row: Codes, accuracy: float) -> float:
+        """Write an accuracy into a trial.
 
-def _finished_then_earliest(trial: FrozenTrial) -> tuple[bool, int]:
-    return trial.state == TrialState.COMPLETE, -trial.number
+        Returns:
+            What the trial has in the end. All processes go on with that, so that they choose the same.
+        """
+        number = self._id_of(trial)
+        # The process that claimed the trial may have finished it by now.
+        with suppress(UpdateFinishedTrialError):
+            values = self._values(row, accuracy)
+            patiently(self.storage.set_trial_state_values, number, TrialState.COMPLETE, values)
+        finished = patiently(self.storage.get_trial, number)
+        return float(finished.values[0]) if is_known(finished) else accuracy
+
+    def _finish_duplicates(self) -> None:
+        """Give trials of architectures that are known by another trial the accuracy of that."""
+        known = self._trials()
+        for row, trial in self._with_rows():
+            if not is_known(trial) and is_known(known[row.tobytes()]):
+                self._finish(trial, row, float(known[row.tobytes()].values[0]))
+
+    def _values(self, row: Codes, accuracy: float) -> list[float]:
+        return [accuracy, *[float(cost(row[None])[0]) for cost in self.objective.front.values()]]
+
+    def _id_of(self, trial: FrozenTrial) -> int:
+        find = self.storage.get_trial_id_from_study_id_trial_number
+        return patiently(find, self.id, trial.number)
 
 
-def known_accuracies(storage: BaseStorage, prefix: str, space: Space) -> dict[bytes, float]:
+def _row_last(key: str) -> bool:
+    return key == ROW
+
+
+def known_accuracies(storage: SharedStorage, prefix: str, space: Space) -> dict[bytes, float]:
     """What all studies whose names start with `prefix` have measured.
 
     Returns:
         Accuracy in [0, 1] by the bytes of the row of codes.
     """
     found: dict[bytes, float] = {}
-    for summary in optuna.get_all_study_summaries(storage):
-        if not summary.study_name.startswith(prefix):
+    for study in patiently(storage.optuna.get_all_studies):
+        if not study.study_name.startswith(prefix):
             continue
-        study = storage.get_study_id_from_name(summary.study_name)
-        trials = storage.get_all_trials(study, deepcopy=False, states=(TrialState.COMPLETE,))
-        for trial in trials:
-            # Somebody may have added trials of their own with Optuna's tools.
-            row = trial.user_attrs.get(ROW, "")
-            if len(row) == 2 * len(space.columns):
-                found[bytes.fromhex(row)] = trial.values[0]
+        number = patiently(storage.optuna.get_study_id_from_name, study.study_name)
+        for trial in patiently(storage.optuna.get_all_trials, number, False):
+            row = row_of(trial, space) if is_known(trial) else None
+            if row is not None:
+                found[row.tobytes()] = float(trial.values[0])
     return found
 
 
@@ -183,77 +343,3 @@ def run_fingerprint(run: Path) -> str:
     for name in ("model.json", "weights.safetensors"):
         digest.update((run / name).read_bytes())
     return digest.hexdigest()
-
-
-def open_storage(address: str) -> BaseStorage:
-    """A database by URL (`sqlite:///studies.db`), or a journal by path.
-
-    Raises:
-        UserError: it is damaged or cannot be reached.
-    """
-    try:
-        if "://" in address:
-            return _database(address)
-        return JournalStorage(JournalFileBackend(address, _Lock(address)))
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"The journal of studies '{address}' is damaged; delete it.") from None
-    except (ImportError, SQLAlchemyError) as error:
-        raise UserError(f"The storage '{address}' cannot be opened: {str(error).splitlines()[0]}") from None
-
-
-def _database(url: str) -> RDBStorage:
-    """The database at `url`. It is tried twice: another process may be creating its tables at this moment."""
-    try:
-        storage = RDBStorage(url)
-    except (OperationalError, IntegrityError):
-        time.sleep(1)
-        storage = RDBStorage(url)
-    if storage.engine.dialect.name == "sqlite":
-        _lock_before_reading(storage.engine)
-    return storage
-
-
-def _lock_before_reading(engine: Engine) -> None:
-    """Let every transaction of a SQLite engine begin with the lock for writing.
-
-    Optuna claims a trial by SELECT ... FOR UPDATE, which SQLite ignores: two processes could read that a
-    trial waits, and both would claim it.
-    """
-
-    def connect(connection: sqlite3.Connection, _: object) -> None:
-        connection.isolation_level = None  # Python's driver does not begin transactions of its own
-        connection.execute(f"PRAGMA busy_timeout = {1000 * SQLITE_PATIENCE}")
-
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    event.listen(engine, "connect", connect)
-    event.listen(engine, "begin", begin)
-    engine.dispose()  # connections from before know nothing of this
-
-
-class _Lock(JournalFileOpenLock):
-    """A lock of the operating system on the journal, which ends with its process.
-
-    Optuna's own locks are files: a killed process leaves them behind, and others wait for them. The process
-    that acquires this lock also removes the half line that a killed writer may have left.
-    """
-
-    def __init__(self, journal: str) -> None:
-        self.journal = Path(journal)
-
-    def acquire(self) -> bool:
-        self.handle = os.open(self.journal, os.O_RDWR)
-        fcntl.flock(self.handle, fcntl.LOCK_EX)
-        size = os.fstat(self.handle).st_size
-        # What follows the last line break is a torn record, if it starts as a record does. Anything else is
-        # damage: it stays as it is, and `open_storage` reports it. The last MiB is enough to look at, since a
-        # record is much shorter.
-        tail = os.pread(self.handle, 2**20, max(0, size - 2**20))
-        torn = tail[tail.rfind(b"\n") + 1 :]
-        if torn and RECORD.startswith(torn[: len(RECORD)]):
-            os.ftruncate(self.handle, size - len(torn))
-        return True
-
-    def release(self) -> None:
-        os.close(self.handle)
