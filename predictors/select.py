@@ -13,7 +13,7 @@ from engine.checkpoint import weights_digest
 from engine.command.cli import main
 from engine.command.progress import Advance, progress
 from engine.command.start import say
-from engine.config import Count, format_count
+from engine.config import format_count
 from engine.errors import UserError, nearest
 from engine.seed import numpy_generator
 from ofa.space.arch import largest, smallest
@@ -28,6 +28,7 @@ from predictors.search.constraints import (
     EXACT_DIGITS,
     UNITS,
     ArchCostFn,
+    Budget,
     Bytes,
     Constraint,
     Milliseconds,
@@ -86,7 +87,7 @@ class Select(RunCommand):
         "--threads",
     )
 
-    flops: tuple[Count, ...] = Field(
+    flops: tuple[Budget, ...] = Field(
         (), description="at most so many MACs, or several budgets separated by commas"
     )
     latency: Milliseconds | None = Field(
@@ -97,7 +98,7 @@ class Select(RunCommand):
     )
     size: Bytes | None = Field(None, description="at most so large a file: 20MB, 64MiB")
     memory: Bytes | None = Field(None, description="at most so much memory for activations: 64MB")
-    params: Count | None = Field(None, description="at most so many parameters: 6M")
+    params: Budget | None = Field(None, description="at most so many parameters: 6M")
     front: tuple[str, ...] = Field(
         (), description="write the front of accuracy against these: macs, latency, size, memory, params"
     )
