@@ -95,6 +95,10 @@ class Study:
                 note(accuracy)
         return [found[row.tobytes()] for row in rows]
 
+    def known(self) -> dict[bytes, float]:
+        """Accuracy in [0, 1] of every finished trial of this study, by the bytes of the row of codes."""
+        return _finished(self.storage, self.id, self.space)
+
     def _measure(self, row: Codes, trial: FrozenTrial) -> float:
         accuracy = self.accuracy(row)
         costs = [float(cost(row[None])[0]) for cost in self.objective.front.values()]
@@ -165,15 +169,19 @@ def known_accuracies(storage: BaseStorage, prefix: str, space: Space) -> dict[by
     """
     found: dict[bytes, float] = {}
     for summary in optuna.get_all_study_summaries(storage):
-        if not summary.study_name.startswith(prefix):
-            continue
-        study = storage.get_study_id_from_name(summary.study_name)
-        trials = storage.get_all_trials(study, deepcopy=False, states=(TrialState.COMPLETE,))
-        for trial in trials:
-            # Somebody may have added trials of their own with Optuna's tools.
-            row = trial.user_attrs.get(ROW, "")
-            if len(row) == 2 * len(space.columns):
-                found[bytes.fromhex(row)] = trial.values[0]
+        if summary.study_name.startswith(prefix):
+            study = storage.get_study_id_from_name(summary.study_name)
+            found |= _finished(storage, study, space)
+    return found
+
+
+def _finished(storage: BaseStorage, study: int, space: Space) -> dict[bytes, float]:
+    found: dict[bytes, float] = {}
+    for trial in storage.get_all_trials(study, deepcopy=False, states=(TrialState.COMPLETE,)):
+        # Somebody may have added trials of their own with Optuna's tools.
+        row = trial.user_attrs.get(ROW, "")
+        if len(row) == 2 * len(space.columns):
+            found[bytes.fromhex(row)] = trial.values[0]
     return found
 
 
