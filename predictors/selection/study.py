@@ -25,7 +25,7 @@ from engine.errors import UserError
 from engine.seed import numpy_generator
 from ofa.space.codes import Codes
 from ofa.space.space import Space
-from predictors.search.constraints import ArchCostFn, Objective
+from predictors.search.constraints import ArchCostFn, Objective, format_limit
 from predictors.search.optuna_space import codes_from_params, distributions
 from predictors.selection.evaluations import Prediction
 from predictors.selection.storage import SharedStorage, patiently
@@ -87,7 +87,7 @@ class Study:
             directions=directions,
             load_if_exists=True,
         )
-        limits = {c.name: c.limit for c in objective.constraints}
+        limits = {c.name: format_limit(c.name, c.limit) for c in objective.constraints}
         with storage.exclusive():
             self.study = patiently(create)
             self.id = patiently(self.storage.get_study_id_from_name, name)
@@ -177,18 +177,17 @@ class Study:
                 note(accuracy)
         return [found[row.tobytes()] for row in rows]
 
-    def finish(self, note: NoteFn) -> dict[bytes, float]:
-        """Measure what killed processes have left, so that no trial of a selection stays unfinished.
+    def known(self) -> dict[bytes, float]:
+        """All accuracies of the study by the bytes of the row of codes, in the order of its trials."""
+        return {row: float(trial.values[0]) for row, trial in self._trials().items() if is_known(trial)}
 
-        Returns:
-            All accuracies of the study by the bytes of the row of codes, in the order of its trials.
-        """
-        self.added(note)
+    def finish(self) -> None:
+        """Measure what killed processes have left, so that no trial of a selection stays unfinished."""
+        self.added(_no_note)
         left = [self._row(trial) for trial in self._trials().values() if not is_known(trial)]
         rows = [row for row in left if row is not None]
-        self.measure(rows, [None] * len(rows), note)
+        self.measure(rows, [None] * len(rows), _no_note)
         self._finish_duplicates()
-        return {row: float(trial.values[0]) for row, trial in self._trials().items() if is_known(trial)}
 
     def _all(self) -> list[FrozenTrial]:
         return patiently(self.storage.get_all_trials, self.id, False)
@@ -313,6 +312,10 @@ class Study:
     def _id_of(self, trial: FrozenTrial) -> int:
         find = self.storage.get_trial_id_from_study_id_trial_number
         return patiently(find, self.id, trial.number)
+
+
+def _no_note(accuracy: float) -> None:
+    """Nobody is told."""
 
 
 def _row_last(key: str) -> bool:

@@ -42,7 +42,9 @@ def new_trials(
         return []
     codes_NF = np.stack(rows)
     costs_N = {name: cost(codes_NF) for name, cost in costs.items()}
-    violations_N = {c.name: np.asarray(c.cost(codes_NF), np.float64) - c.limit for c in constraints}
+    violations_N = {}
+    for c in constraints:
+        violations_N[c.name] = np.nan_to_num(np.asarray(c.cost(codes_NF), np.float64) - c.limit)
     trials = []
     for i, row in enumerate(rows):
         params = params_from_codes(space, row)
@@ -50,9 +52,12 @@ def new_trials(
             state=TrialState.WAITING,
             params=params,
             distributions={name: distributions[name] for name in params},
-            user_attrs={name: cost[i].item() for name, cost in costs_N.items()},
             constraints={name: float(violation[i]) for name, violation in violations_N.items()},
         )
+        for name, cost in costs_N.items():
+            # A latency that a table does not know is infinite, which is no JSON for a dashboard.
+            if np.isfinite(cost[i]):
+                trial.set_user_attr(name, cost[i].item())
         trial.set_user_attr(ROW, row.tobytes().hex())
         trials.append(trial)
     return trials

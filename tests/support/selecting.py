@@ -59,7 +59,8 @@ def main(space_file: str, address: str, out: str) -> None:
         assert study.measure(part, [Prediction(0.5, 0.1)] * len(part), heard.append) == list(
             map(accuracy_of, part)
         )
-    known = study.finish(heard.append)
+    study.finish()
+    known = study.known()
     best = max(known, key=lambda row: known[row])
     Path(out).write_text(json.dumps({"choice": best.hex(), "known": len(known), "measured": measured}))
 

@@ -15,8 +15,7 @@ import selecting
 from optuna.trial import TrialState
 from servers import server
 
-from predictors.selection import database
-from predictors.selection.storage import open_storage, without_password
+from predictors.selection.storage import open_storage
 
 KINDS = ["journal", "sqlite", "postgresql", "mysql", "redis"]
 
