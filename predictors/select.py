@@ -47,8 +47,8 @@ from predictors.selection.exploration import (
 )
 from predictors.selection.finalists import FINALIST_EPOCHS, tune_finalists
 from predictors.selection.selected import KEYS, Explored, print_trust, write_front, write_selected
-from predictors.selection.storage import open_storage
-from predictors.selection.study import Study, known_accuracies, run_fingerprint
+from predictors.studies.storage import open_storage
+from predictors.studies.study import Study, known_accuracies, run_fingerprint
 
 
 class Select(RunCommand):

@@ -2,8 +2,8 @@
 
     python selecting.py SPACE ADDRESS OUT
 
-It makes trials of 20 pairs, takes up what was enqueued, and measures 12 subnets in three rounds; a measurement
-takes 50 ms. OUT gets the number of measurements and the choice.
+It makes trials of 20 pairs, takes up what was enqueued, and measures 12 subnets in three rounds; each
+measurement takes 50 ms. OUT gets what was measured and the choice.
 """
 
 import json
@@ -18,8 +18,8 @@ from ofa.space.codes import Codes, sample_codes
 from ofa.space.space import load_space
 from predictors.search.constraints import Constraint, Objective
 from predictors.selection.evaluations import Prediction
-from predictors.selection.storage import open_storage
-from predictors.selection.study import Study
+from predictors.studies.storage import open_storage
+from predictors.studies.study import Study
 
 PAIRS, CANDIDATES, ROUND = 20, 12, 4
 NAME = "tiny-1"

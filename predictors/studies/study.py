@@ -28,8 +28,8 @@ from ofa.space.space import Space
 from predictors.search.constraints import ArchCostFn, Objective, format_limit
 from predictors.search.optuna_space import codes_from_params, distributions
 from predictors.selection.evaluations import Prediction
-from predictors.selection.storage import SharedStorage, patiently
-from predictors.selection.trials import (
+from predictors.studies.storage import SharedStorage, patiently
+from predictors.studies.trials import (
     ADDED,
     PAIRS,
     REASON,

@@ -24,7 +24,7 @@ from ofa.space.codes import Codes, sample_codes
 from ofa.space.space import Space
 from predictors.search.constraints import Constraint, Objective
 from predictors.selection.evaluations import Prediction
-from predictors.selection.study import Study, known_accuracies, open_storage
+from predictors.studies.study import Study, known_accuracies, open_storage
 
 
 def macs_of(space: Space, rows: Codes) -> np.ndarray:

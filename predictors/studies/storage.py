@@ -16,8 +16,8 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
 from engine.errors import UserError
-from predictors.selection.database import database_url, insert_trials, open_database
-from predictors.selection.journal import JournalLock, SharedJournal
+from predictors.studies.database import database_url, insert_trials, open_database
+from predictors.studies.journal import JournalLock, SharedJournal
 
 T = TypeVar("T")
 REDIS = "journal+redis://"

@@ -1,4 +1,4 @@
-"""Four processes on one storage, of which one is killed: on files, and on servers where they are installed."""
+"""Four processes on one storage, one of them killed: on files, and on servers where they are installed."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import selecting
 from optuna.trial import TrialState
 from servers import server
 
-from predictors.selection.storage import open_storage
+from predictors.studies.storage import open_storage
 
 KINDS = ["journal", "sqlite", "postgresql", "mysql", "redis"]
 
