@@ -48,7 +48,8 @@ class SharedJournal(BaseJournalBackend):
             yield
         finally:
             records, self._held = self._held, None
-            self.backend.append_logs(records)
+            if records:
+                self.backend.append_logs(records)
 
 
 class JournalLock(JournalFileOpenLock):

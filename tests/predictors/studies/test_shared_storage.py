@@ -65,3 +65,57 @@ def test_of_four_processes_one_is_killed_and_nothing_is_lost(
     assert len(opened.trials) == len(accuracies) == len(rows), "each architecture is one trial"
     assert accuracies == {row.tobytes().hex(): selecting.accuracy_of(row) for row in rows}
     assert [t.number for t in opened.trials] == list(range(len(rows)))
+
+
+@pytest.mark.slow
+def test_two_processes_open_an_empty_database_at_once(tmp_path: Path) -> None:
+    program = "import sys; from predictors.studies.storage import open_storage; open_storage(sys.argv[1])"
+    with server("postgresql") as address:
+        words = [sys.executable, "-c", program, address]
+        processes = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+        assert [process.returncode for process in processes] == [0] * 3, errors
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        (
+            "postgresql://me:topsecret@127.0.0.1:1/studies",
+            "'postgresql://me:...@127.0.0.1:1/studies' cannot be",
+        ),
+        ("mysql://me:topsecret@127.0.0.1:1/studies", "'mysql://me:...@127.0.0.1:1/studies' cannot be opened"),
+        ("journal+redis://:topsecret@127.0.0.1:1", "'journal.redis://:...@127.0.0.1:1' cannot be opened"),
+        ("redis://:topsecret@127.0.0.1:1", "write journal.redis://... instead"),
+        ("sqlite:////", "is a folder; name a file in it"),
+        ("sqlite:////no/folder/studies.db", "there is no folder '/no/folder'"),
+        ("nosuch://me:topsecret@db", "cannot be opened: Can't load plugin"),
+        ("https://", "cannot be opened"),
+        ("/", "cannot be opened: .*Is a directory"),
+        ("/no/folder/journal", "cannot be opened: .*No such file"),
+    ],
+)
+def test_what_is_no_storage_is_refused_without_its_password(
+    address: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "OPENINGS", 1)  # a server that is not there is not waited for
+    with pytest.raises(UserError, match=sentence) as raised:
+        open_storage(address)
+    assert "topsecret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mysql"])
+def test_the_extra_with_the_driver_is_named(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "find_spec", no_package)
+    with pytest.raises(UserError, match=rf"pip install 'ofa-toolkit\[{kind}\]'"):
+        open_storage(f"{kind}://me:topsecret@db/studies")
+
+
+def no_package(name: str) -> None:
+    """No package is installed."""
+
+
+def test_passwords_are_masked() -> None:
+    masked = without_password("postgresql://me:a@b:c@db:5432/studies")
+    assert masked == "postgresql://me:***@db:5432/studies"
+    assert without_password("sqlite:///a:b@c.db") == "sqlite:///a:b@c.db"
