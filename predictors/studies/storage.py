@@ -65,8 +65,8 @@ def open_storage(address: str) -> SharedStorage:
         if "://" in address:
             raise UserError(f"The storage '{shown}' cannot be opened: it is no URL of a database.") from None
         raise UserError(
-            f"The journal of studies '{shown}' is damaged; delete it, or name another file if it is no journal "
-            "(a database is a URL: sqlite:///studies.db)."
+            f"The journal of studies '{shown}' is damaged; delete it, or name another file if it is "
+            "no journal (a database is a URL: sqlite:///studies.db)."
         ) from None
     except (ImportError, OSError, RuntimeError, SQLAlchemyError, StorageInternalError) as error:
         raise UserError(f"The storage '{shown}' cannot be opened: {_reason(error, address)}") from None

@@ -208,13 +208,13 @@ class Study:
     def _trials(self) -> dict[bytes, FrozenTrial]:
         """The trials that count, by the bytes of the row of codes.
 
-        Of two trials of the same architecture, which other programs may add, this is the one with an
-        accuracy, or the earlier one if neither or both have one.
+        Of two trials of the same architecture, which other programs may add, this is the one that had an
+        accuracy first, or the first one if neither has one.
         """
         found: dict[bytes, FrozenTrial] = {}
         for row, trial in self._with_rows():
             before = found.setdefault(row.tobytes(), trial)
-            if is_known(trial) and not is_known(before):
+            if is_known(trial) and (not is_known(before) or _was_first(trial, before)):
                 found[row.tobytes()] = trial
         return found
 
@@ -316,6 +316,13 @@ class Study:
 
 def _no_note(accuracy: float) -> None:
     """Nobody is told."""
+
+
+def _was_first(trial: FrozenTrial, other: FrozenTrial) -> bool:
+    """Whether a finished trial was finished before another one."""
+    if trial.datetime_complete is None or other.datetime_complete is None:
+        return False
+    return trial.datetime_complete < other.datetime_complete
 
 
 def _row_last(key: str) -> bool:

@@ -78,7 +78,7 @@ def test_a_limit_may_be_reached_and_not_passed(tiny: Space, everything: Codes) -
 
 @pytest.mark.parametrize("wrong", ["-5M", "0", "inf", "nan", "1e30", "0.2", "5Q"])
 def test_what_is_no_budget_is_refused(wrong: str) -> None:
-    with pytest.raises(ValueError, match="is not a count|is too large|is no budget"):
+    with pytest.raises(ValueError, match=r"is not a count|is too large|is no budget"):
         parse_budget(wrong)
 
 

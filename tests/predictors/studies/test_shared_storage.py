@@ -15,7 +15,9 @@ import selecting
 from optuna.trial import TrialState
 from servers import server
 
-from predictors.studies.storage import open_storage
+from engine.errors import UserError
+from predictors.studies import database
+from predictors.studies.storage import open_storage, without_password
 
 KINDS = ["journal", "sqlite", "postgresql", "mysql", "redis"]
 
