@@ -89,7 +89,9 @@ def _journal(journal: SharedJournal) -> SharedStorage:
 def _redis_journal(address: str) -> SharedStorage:
     """The journal in Redis at `journal+redis://host:6379/0`."""
     if not find_spec("redis"):
-        raise UserError(f"A storage {REDIS} needs a package that is not installed: pip install redis.")
+        raise UserError(
+            f"A storage {REDIS} needs a package that is not installed: pip install 'ofa-toolkit[redis]'."
+        )
     import redis
 
     url = address.removeprefix("journal+")
