@@ -79,7 +79,8 @@ def _mysql(folder: Path, port: int, account: str | None) -> tuple[list[str], str
     make, serve = _program("mariadb-install-db"), _program("mariadbd")
     setup = folder / "setup.sql"
     setup.write_text(
-        "CREATE DATABASE studies; CREATE USER tester@'127.0.0.1' IDENTIFIED BY 'secret';\n"
+        "CREATE DATABASE studies;\n"
+        "CREATE USER tester@'127.0.0.1' IDENTIFIED BY 'secret';\n"
         "GRANT ALL ON studies.* TO tester@'127.0.0.1';\n"
     )
     _run(
