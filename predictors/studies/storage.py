@@ -72,6 +72,20 @@ def open_storage(address: str) -> SharedStorage:
         raise UserError(f"The storage '{shown}' cannot be opened: {_reason(error, address)}") from None
 
 
+def open_studies(address: str) -> BaseStorage:
+    """The storage of predictors.select for Optuna's functions, with the locks that select itself uses.
+
+        study = optuna.load_study(study_name="digits-1a2b3c4d-600M", storage=open_studies("optuna.journal"))
+
+    Args:
+        address: what --storage names, or the `optuna.journal` of a run.
+
+    Raises:
+        UserError: as `open_storage` does.
+    """
+    return open_storage(address).optuna
+
+
 def _journal(journal: SharedJournal) -> SharedStorage:
     storage = JournalStorage(journal)
 
