@@ -1,4 +1,4 @@
-"""Intervals that learn from the misses of the predictions before: coverage where the predictor is too hopeful."""
+"""Intervals that learn from the misses of the predictions before: coverage of a too hopeful predictor."""
 
 import numpy as np
 import pytest
