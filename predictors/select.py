@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -12,7 +13,6 @@ from engine.checkpoint import weights_digest
 from engine.command.cli import main
 from engine.command.progress import Advance, progress
 from engine.command.start import say
-from engine.config import Count, format_count
 from engine.errors import UserError, nearest
 from engine.seed import numpy_generator
 from ofa.space.arch import largest, smallest
@@ -25,17 +25,19 @@ from predictors.search.constraints import (
     EXACT_DIGITS,
     UNITS,
     ArchCostFn,
+    Budget,
     Bytes,
     Constraint,
     Milliseconds,
     Objective,
     fits,
     format_cost,
+    format_limit,
     round_up,
 )
 from predictors.search.costs import cost_functions
 from predictors.search.dynamic_programming import LayerCost, layer_costs
-from predictors.selection.evaluations import EvaluateFn, Evaluations, Prediction
+from predictors.selection.evaluations import EvaluateFn, Evaluations
 from predictors.selection.exploration import (
     Guide,
     estimate_all,
@@ -44,8 +46,9 @@ from predictors.selection.exploration import (
     make_guide,
 )
 from predictors.selection.finalists import FINALIST_EPOCHS, tune_finalists
-from predictors.selection.selected import Explored, print_trust, write_front, write_selected
-from predictors.selection.study import Study, known_accuracies, open_storage, run_fingerprint
+from predictors.selection.selected import KEYS, Explored, print_trust, write_front, write_selected
+from predictors.studies.storage import open_storage
+from predictors.studies.study import Study, known_accuracies, run_fingerprint
 
 
 class Select(RunCommand):
@@ -90,7 +93,7 @@ class Select(RunCommand):
         "--threads",
     )
 
-    flops: tuple[Count, ...] = Field(
+    flops: tuple[Budget, ...] = Field(
         (), description="at most so many MACs, or several budgets separated by commas"
     )
     latency: Milliseconds | None = Field(
@@ -101,7 +104,7 @@ class Select(RunCommand):
     )
     size: Bytes | None = Field(None, description="at most so large a file: 20MB, 64MiB")
     memory: Bytes | None = Field(None, description="at most so much memory for activations: 64MB")
-    params: Count | None = Field(None, description="at most so many parameters: 6M")
+    params: Budget | None = Field(None, description="at most so many parameters: 6M")
     front: tuple[str, ...] = Field(
         (), description="write the front of accuracy against these: macs, latency, size, memory, params"
     )
@@ -142,6 +145,11 @@ class Select(RunCommand):
         for name in self.front:
             if name not in UNITS:
                 raise ValueError(f"--front has no cost '{name}'; {nearest(name, UNITS)}")
+            if self.front.count(name) > 1:
+                raise ValueError(f"--front names '{name}' twice; name each cost once")
+        for budget in self.flops:
+            if self.flops.count(budget) > 1:
+                raise ValueError(f"--flops has the budget {format_limit('macs', budget)} twice; give it once")
         if not self.front and not any((self.flops, self.latency, self.size, self.memory, self.params)):
             raise ValueError(
                 "nothing says what to select; give a limit such as --flops 600M, or --front macs"
@@ -179,12 +187,21 @@ class Select(RunCommand):
         # The storage may be shared with other runs: accuracies of other weights must not be mixed with these.
         prefix = f"{space.name}-{run_fingerprint(self.run)}-"
         measure = partial(_accuracy, trained, known_accuracies(storage, prefix, space))
+        codes = [encode(space, pair.arch) for pair in pairs]
+        accuracies = [pair.val_accuracy for pair in pairs]
+        attributes = {KEYS[name]: cost for name, cost in costs.items()}
+        about = {"run": self.run.name, "fingerprint": run_fingerprint(self.run), "images": known().images}
         explored: list[Explored] = []
         with progress("measure candidates", self.measure * len(objectives)) as advance:
+            note = partial(_note, advance)
             for objective in objectives:
-                study = Study(storage, prefix + objective.name, space, objective, measure)
-                evaluate = partial(_evaluate, study, advance)
-                explored.append(self._explore(trained, objective, guide, known(), evaluate, study))
+                name = prefix + self._study_name(objective)
+                study = Study(storage, name, space, objective, measure, attributes, about)
+                study.add_pairs(codes, accuracies)
+                evaluations = known()
+                evaluations.add_measured(study.added(note))
+                evaluate = partial(study.measure, note=note)
+                explored.append(self._explore(trained, objective, guide, evaluations, evaluate, study))
         facts: dict[str, Any] = {"weights_sha256": weights_digest(self.run), "explore": self.explore}
         facts |= {"pairs": len(pairs), "seed": self.seed}
         if guide:
@@ -207,12 +224,14 @@ class Select(RunCommand):
         """Explore one objective, which nothing but its own study and the collected pairs teaches."""
         if guide is None:
             explore_coarse_to_fine(evaluations, objective, self.measure, self.seed, evaluate)
+            study.finish()
             estimates = estimate_all(evaluations, study.known(), None, self.seed)
             return Explored(objective, evaluations, estimates, None)
         sums = self._sums(trained)
         intervals = explore_by_predictions(
             evaluations, objective, guide, sums, self.measure, self.seed, evaluate
         )
+        study.finish()
         estimates = estimate_all(evaluations, study.known(), guide.quality.member, self.seed)
         return Explored(objective, evaluations, estimates, intervals.own_quality())
 
@@ -258,8 +277,19 @@ class Select(RunCommand):
             objectives.append(Objective(name, tuple(loosest), {name: costs[name] for name in self.front}))
         return objectives
 
+    def _study_name(self, objective: Objective) -> str:
+        """The name of an objective's study: every study has its own limits, and one device."""
+        name = objective.name
+        if objective.front:
+            # The file of a front has no limits in its name, since a run has one.
+            name = "-".join([name, *[Objective.best([c]).name for c in objective.constraints]])
+        if self.latency_table is None or not (self.latency or "latency" in self.front):
+            return name
+        table = blake2b(self.latency_table.read_bytes(), digest_size=4)
+        return f"{name}-{self.latency_table.stem}-{table.hexdigest()}"
+
     def _check_limits(self, trained: TrainedSupernet, constraints: tuple[Constraint, ...]) -> None:
-        """Print a warning if a budget of MACs is above the largest subnet.
+        """Print a warning if a limit is above the largest subnet.
 
         Raises:
             UserError: no subnet keeps all limits. The error names the nearest limits that a subnet keeps.
@@ -267,11 +297,11 @@ class Select(RunCommand):
         space = trained.space
         least, most = encode(space, smallest(space))[None], encode(space, largest(space))[None]
         for c in constraints:
-            if c.name == "macs" and c.cost(most)[0] < c.limit:
-                most_macs = format_count(c.cost(most)[0])
+            cost = c.cost(most)[0]
+            if cost < c.limit:
                 print(
-                    f"budget {format_count(c.limit)} is above the largest subnet ({most_macs} MACs): "
-                    "choosing the best of all"
+                    f"budget {format_limit(c.name, c.limit)} is above the largest subnet "
+                    f"({c.flag} {format_cost(c.name, cost)}): it excludes none"
                 )
         # Usually the smallest subnet keeps all limits, and nothing has to be searched.
         if fits(constraints, least)[0]:
@@ -309,10 +339,8 @@ def _accuracy(trained: TrainedSupernet, known: dict[bytes, float], row: Codes) -
     return accuracy
 
 
-def _evaluate(
-    study: Study, advance: Advance, rows: Sequence[Codes], predictions: Sequence[Prediction | None]
-) -> list[float]:
-    return study.measure(rows, predictions, lambda accuracy: advance(f"{accuracy:.2%}"))
+def _note(advance: Advance, accuracy: float) -> None:
+    advance(f"{accuracy:.2%}")
 
 
 if __name__ == "__main__":

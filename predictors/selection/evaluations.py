@@ -1,6 +1,6 @@
 """Accuracies of subnets on the validation images: collected ones, and those that a search asked for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -71,6 +71,11 @@ class Evaluations:
     ) -> None:
         """Keep an accuracy, unless the subnet is known."""
         self._found.setdefault(row.tobytes(), Candidate(row, accuracy, source, prediction))
+
+    def add_measured(self, accuracies: Mapping[bytes, float]) -> None:
+        """Keep the accuracies of a study, by the bytes of the row of codes; what is known stays as it is."""
+        for row, accuracy in accuracies.items():
+            self.add(np.frombuffer(row, np.uint8), accuracy, "select")
 
     def measure(
         self,

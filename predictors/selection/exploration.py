@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import NamedTuple
 
-import numpy as np
-
 from engine.seed import numpy_generator
 from predictors.accuracy.features import features
 from predictors.accuracy.models import PredictorChoice, PredictorName, make_predictor
@@ -107,6 +105,5 @@ def estimate_all(
         member: the predictor; None: the favourite for so many subnets.
         seed: of the predictor.
     """
-    for row, accuracy in measured.items():
-        evaluations.add(np.frombuffer(row, np.uint8), accuracy, "select")
+    evaluations.add_measured(measured)
     return estimate(evaluations, member or candidates("auto", len(evaluations))[0], seed)
