@@ -25,10 +25,11 @@ from predictors.selection.predictor_guided import BestProposer, FrontProposer, P
 
 
 class Guide(NamedTuple):
-    """What guides a search: a predictor that learned from the collected pairs, and how good it is."""
+    """What guides a search: a predictor that learned from so many collected pairs, and how good it is."""
 
     predictor: Predictor
     quality: CandidateQuality
+    pairs: int
 
 
 def make_guide(choice: PredictorChoice, evaluations: Evaluations, macs: ArchCostFn, seed: int) -> Guide:
@@ -47,7 +48,7 @@ def make_guide(choice: PredictorChoice, evaluations: Evaluations, macs: ArchCost
     X = features(evaluations.space, codes)
     qualities = compare_candidates(choice, X, y, macs(codes), seed)
     print_candidates(qualities, y)
-    return Guide(make_predictor(qualities[0].member).fit(X, y, seed), qualities[0])
+    return Guide(make_predictor(qualities[0].member).fit(X, y, seed), qualities[0], len(y))
 
 
 def explore_by_predictions(
@@ -62,7 +63,7 @@ def explore_by_predictions(
     """Measure the subnets that a copy of the predictor proposes for one objective; see `predictor_guided`.
 
     Args:
-        evaluations: the collected pairs; what is measured is added to them.
+        evaluations: the collected pairs, and what others added to the study; what is measured is added.
         objective: what is to be found.
         guide: the predictor, which stays as it is.
         sums: costs as sums over layers.
@@ -81,6 +82,9 @@ def explore_by_predictions(
     intervals = Intervals(guide.quality)
     additive = numpy_generator(seed, "additive", objective.name)
     predictor = deepcopy(guide.predictor)
+    if len(evaluations) > guide.pairs:  # a notebook has added trials to the study
+        codes, y = evaluations.training_set()
+        predictor.update(features(evaluations.space, codes), y)
     predictor_guided(evaluations, predictor, intervals, sums, propose, evaluate, count, additive)
     return intervals
 
