@@ -1,6 +1,7 @@
 """What selection writes and prints: selected/<name>.json for each objective, a front as JSON and CSV."""
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from predictors.selection.finalists import FINALIST_EPOCHS, Finalist, choose_fin
 KEYS = {
     "macs": "macs",
     "latency": "latency_ms",
+    "latency_bound": "latency_bound_ms",
+    "latency_p90": "latency_p90_ms",
+    "latency_measured": "latency_measured_ms",
     "size": "size_bytes",
     "memory": "memory_bytes",
     "params": "params",
@@ -67,7 +71,7 @@ def write_selected(
         record = subnet_record(evaluations, best, costs)
         constraints = []
         for c in objective.constraints:
-            value = record[KEYS[c.name]]
+            value = c.cost(best.row[None])[0].item()
             constraints.append({"name": c.name, "limit": c.limit, "value": value, "unit": UNITS[c.name]})
             shown.append(c.name)
         # Collected subnets are in pairs.jsonl; here are only those that selection measured.
@@ -126,7 +130,9 @@ def subnet_record(evaluations: Evaluations, candidate: Candidate, costs: Mapping
     """
     record: Record = {"arch": decode(evaluations.space, candidate.row).model_dump(mode="json")}
     for name, cost in costs.items():
-        record[KEYS[name]] = cost(candidate.row[None])[0].item()
+        value = cost(candidate.row[None])[0].item()
+        # Infinite is what is not known: a resolution that a latency table does not cover.
+        record[KEYS[name]] = value if math.isfinite(value) else None
     prediction = candidate.prediction
     return record | {
         "val_accuracy": candidate.val_accuracy,
@@ -163,13 +169,25 @@ def _print_subnets(title: str, subnets: Mapping[str, Record], costs: Sequence[st
     for name, record in subnets.items():
         table.add_row(
             name,
-            *[format_cost(cost, record[KEYS[cost]]) for cost in costs],
+            *[_cost_cell(cost, record) for cost in costs],
             _predicted_cell(record),
             f"{100 * record['val_accuracy']:.1f} ± {100 * record['val_std']:.1f}%",
             str(record["arch"]["resolution"]),
             "-".join(map(str, record["arch"]["depth"])),
         )
     plain_console().print(table)
+
+
+def _cost_cell(name: str, record: Record) -> str:
+    """A cost; latency with the bound that is compared with limits, and what was timed on this machine."""
+    text = format_cost(name, record[KEYS[name]])
+    if name != "latency":
+        return text
+    bound, timed = record.get("latency_bound_ms"), record.get("latency_measured_ms")
+    more = [f"at most {bound:.3g}"] if bound else []
+    if timed:
+        more.append(f"timed {timed:.3g}")
+    return f"{text} ({', '.join(more)})" if more else text
 
 
 def _predicted_cell(record: Record) -> str:
