@@ -20,9 +20,12 @@ from ofa.space.codes import Codes, decode, encode
 from ofa.trained import RunCommand, TrainedSupernet, run_flag
 from predictors.accuracy.models import PredictorChoice
 from predictors.accuracy.pairs import check_pairs, read_pairs
+from predictors.latency.here import is_of_this_machine, time_architecture
+from predictors.latency.model import LatencyModel, load_latency
 from predictors.search.best import nearest_feasible
 from predictors.search.constraints import (
     EXACT_DIGITS,
+    NO_LIMIT,
     UNITS,
     ArchCostFn,
     Budget,
@@ -39,6 +42,7 @@ from predictors.search.costs import cost_functions
 from predictors.search.dynamic_programming import LayerCost, layer_costs
 from predictors.selection.evaluations import EvaluateFn, Evaluations
 from predictors.selection.exploration import (
+    Explored,
     Guide,
     estimate_all,
     explore_by_predictions,
@@ -46,7 +50,8 @@ from predictors.selection.exploration import (
     make_guide,
 )
 from predictors.selection.finalists import FINALIST_EPOCHS, tune_finalists
-from predictors.selection.selected import KEYS, Explored, print_trust, write_front, write_selected
+from predictors.selection.selected import KEYS, print_trust, write_front, write_selected
+from predictors.selection.timed import Stopwatch, keep_timed_limits
 from predictors.studies.storage import open_storage
 from predictors.studies.study import Study, known_accuracies, run_fingerprint
 
@@ -97,10 +102,14 @@ class Select(RunCommand):
         (), description="at most so many MACs, or several budgets separated by commas"
     )
     latency: Milliseconds | None = Field(
-        None, description="at most so long for one image: 15ms, 0.015s; needs --latency-table"
+        None,
+        description="at most so long for the median run of one image: 15ms, 0.015s; needs --latency-table",
     )
     latency_table: Path | None = Field(
         None, description="latency of a device, a file that predictors.measure wrote"
+    )
+    verify_latency: bool = Field(
+        True, description="time the selected subnets if the table is of this machine"
     )
     size: Bytes | None = Field(None, description="at most so large a file: 20MB, 64MiB")
     memory: Bytes | None = Field(None, description="at most so much memory for activations: 64MB")
@@ -173,10 +182,11 @@ class Select(RunCommand):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         trained = self.open_supernet()
         space, model = trained.space, trained.model
-        costs = cost_functions(space, len(model.classes), model.channels, self.latency_table)
+        latency = self._latency_model(trained)
+        costs = cost_functions(space, len(model.classes), model.channels, latency)
         objectives = self._objectives(costs)
         for objective in objectives:
-            self._check_limits(trained, objective.constraints)
+            self._check_limits(trained, objective.constraints, latency)
         pairs = read_pairs(self.run)
         check_pairs(pairs, trained)
         known = partial(Evaluations, space, trained.data.count("val"), pairs)
@@ -206,6 +216,10 @@ class Select(RunCommand):
         facts |= {"pairs": len(pairs), "seed": self.seed}
         if guide:
             facts["predictor"] = guide.quality.facts()
+        if latency is not None and self.latency and self.verify_latency and is_of_this_machine(latency.table):
+            stopwatch = Stopwatch(partial(time_architecture, space, table=latency.table))
+            costs["latency_measured"] = stopwatch.known
+            explored = keep_timed_limits(explored, stopwatch, self.tune_finalists, self.ties)
         self._write(trained, explored, costs, facts)
         if guide:
             print_trust(guide.quality, explored)
@@ -263,7 +277,13 @@ class Select(RunCommand):
     def _objectives(self, costs: Mapping[str, ArchCostFn]) -> list[Objective]:
         """What to find: the best subnet for each budget, and the front."""
         limits = {"latency": self.latency, "size": self.size, "memory": self.memory, "params": self.params}
-        others = [Constraint(name, limit, costs[name]) for name, limit in limits.items() if limit is not None]
+        others = []
+        for name, limit in limits.items():
+            # What is limited is what nine of ten subnets keep, and not the mere prediction.
+            cost = costs.get(f"{name}_bound", costs.get(name))
+            if limit is not None:
+                assert cost is not None, name
+                others.append(Constraint(name, limit, cost))
         # The other limits hold for each budget of MACs, or stand alone.
         budgets = [[Constraint("macs", budget, costs["macs"]), *others] for budget in self.flops]
         if not budgets:
@@ -273,6 +293,9 @@ class Select(RunCommand):
             # One front covers all budgets. They differ in their first limit only, that of MACs, and the
             # largest one counts.
             loosest = max(budgets, key=_limits)
+            if "latency" in self.front and self.latency is None:
+                # Where the table knows nothing latency is infinite, and no point of a front.
+                loosest = [*loosest, Constraint("latency", NO_LIMIT, costs["latency"])]
             name = "-".join(["front", *self.front])
             objectives.append(Objective(name, tuple(loosest), {name: costs[name] for name in self.front}))
         return objectives
@@ -288,14 +311,32 @@ class Select(RunCommand):
         table = blake2b(self.latency_table.read_bytes(), digest_size=4)
         return f"{name}-{self.latency_table.stem}-{table.hexdigest()}"
 
-    def _check_limits(self, trained: TrainedSupernet, constraints: tuple[Constraint, ...]) -> None:
+    def _latency_model(self, trained: TrainedSupernet) -> LatencyModel | None:
+        """The model of --latency-table; what a user has to know of it is printed if latency counts."""
+        if self.latency_table is None:
+            return None
+        classes, channels = len(trained.model.classes), trained.model.channels
+        latency = load_latency(self.latency_table, trained.space, classes, channels)
+        if self.latency is not None or "latency" in self.front:
+            for note in latency.notes():
+                print(note)
+        return latency
+
+    def _check_limits(
+        self, trained: TrainedSupernet, constraints: tuple[Constraint, ...], latency: LatencyModel | None
+    ) -> None:
         """Print a warning if a limit is above the largest subnet.
 
         Raises:
             UserError: no subnet keeps all limits. The error names the nearest limits that a subnet keeps.
         """
         space = trained.space
-        least, most = encode(space, smallest(space))[None], encode(space, largest(space))[None]
+        small, large = smallest(space), largest(space)
+        if latency is not None and any(c.name == "latency" for c in constraints):
+            # Only resolutions that the table covers are searched.
+            small = small.model_copy(update={"resolution": latency.resolutions[0]})
+            large = large.model_copy(update={"resolution": latency.resolutions[-1]})
+        least, most = encode(space, small)[None], encode(space, large)[None]
         for c in constraints:
             cost = c.cost(most)[0]
             if cost < c.limit:
@@ -306,13 +347,16 @@ class Select(RunCommand):
         # Usually the smallest subnet keeps all limits, and nothing has to be searched.
         if fits(constraints, least)[0]:
             return
-        relaxed = nearest_feasible(space, constraints, numpy_generator(self.seed, "feasible"), least)
+        # Latency comes first: where it is infinite, the least of another cost would be of no use.
+        ordered = sorted(constraints, key=_is_not_latency)
+        relaxed = nearest_feasible(space, ordered, numpy_generator(self.seed, "feasible"), least)
         if relaxed:
             needed = []
             for c, value in relaxed:
                 needed.append(f"{c.flag} {format_cost(c.name, round_up(c.name, value), EXACT_DIGITS)}")
+            stated = " ".join(str(c) for c in constraints if c.limit < NO_LIMIT)
             raise UserError(
-                f"No subnet of space '{space.name}' keeps {' '.join(map(str, constraints))}; the nearest "
+                f"No subnet of space '{space.name}' keeps {stated}; the nearest "
                 f"that one keeps is {' and '.join(needed)}."
             )
 
@@ -324,6 +368,10 @@ class Select(RunCommand):
         if self.params or self.size or {"params", "size"} & set(self.front):
             return [found["macs"], found["params"]]
         return [found["macs"]]
+
+
+def _is_not_latency(constraint: Constraint) -> bool:
+    return constraint.name != "latency"
 
 
 def _limits(constraints: Sequence[Constraint]) -> list[float]:
