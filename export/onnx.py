@@ -133,11 +133,11 @@ class Export(RunCommand):
         bake = None
         if self.bake_normalize:
             bake = Bake(source.data.mean, source.data.std, self.layout, self.softmax)
-        quantised = any(target.precision == "int8" for target in targets)
+        quantised = any(target.is_quantized for target in targets)
         # Reading training images takes a while, so only where a target needs them.
         calibration = self.calibration_images if quantised else 0
         table = Table("file", "size", "ms here", "top-1 torch", "top-1 file", "same top-1", "dB", "verdict")
-        failed = 0
+        failed, notes = 0, []
         with progress("export", len(networks) * len(targets)) as advance:
             for name, build, _ in networks:
                 job = job_of_run(source, name, build(), bake, self.images, calibration)
@@ -147,8 +147,12 @@ class Export(RunCommand):
                     written = write_file(job, target, path, self.max_drop)
                     failed += bool(written.complaint)
                     table.add_row(*_row(path, job, written))
+                    if note := _gate_note(written):
+                        notes.append(f"{path.name}: {note}; see --images and --calibration-images")
                     advance(path.name)
         show(table)
+        for note in notes:
+            print(note)
         print(f"written to {self.run / 'export'}")
         for name, _, note in networks:
             if note:
@@ -230,12 +234,20 @@ def _row(path: Path, job: ExportJob, written: Written) -> list[str]:
     return [path.name, size, took, torch_accuracy, *numbers, _verdict(manifest)]
 
 
+def _gate_note(written: Written) -> str:
+    """What the images could not tell about a quantised file; empty if there is nothing to say."""
+    if written.manifest is None or written.manifest.quantization is None:
+        return ""
+    note: str = written.manifest.quantization["note"]
+    return note
+
+
 def _verdict(manifest: Manifest) -> str:
     """The verdict on a file that passed: equal to torch, or in which precision it is."""
     if manifest.quantization is None:
         return "equal" if manifest.precision == "float32" else manifest.precision
     kept, layers = len(manifest.quantization["float_layers"]), manifest.quantization["layers"]
-    return f"int8, {kept} of {layers} layers in float32" if kept else "int8"
+    return f"{manifest.precision}, {kept} of {layers} layers in float32" if kept else manifest.precision
 
 
 if __name__ == "__main__":

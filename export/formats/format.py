@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 Array = NDArray[Any]
-Precision = Literal["float32", "float16", "int8"]
+# a16w8: activations of 16 bits, weights of 8.
+Precision = Literal["float32", "float16", "int8", "a16w8"]
 Run = Callable[[Array], Array]  # inputs (N, ...) as the file takes them -> outputs (N, K)
 OperatorTime = tuple[str, int, float]  # operator, executed nodes, microseconds of one run
 
