@@ -137,7 +137,9 @@ class Export(RunCommand):
         # Reading training images takes a while, so only where a target needs them.
         calibration = self.calibration_images if quantised else 0
         table = Table("file", "size", "ms here", "top-1 torch", "top-1 file", "same top-1", "dB", "verdict")
-        failed, notes = 0, []
+        failed = 0
+        notes: list[str] = []
+        kept: list[Path] = []  # the files that passed
         with progress("export", len(networks) * len(targets)) as advance:
             for name, build, _ in networks:
                 job = job_of_run(source, name, build(), bake, self.images, calibration)
@@ -146,6 +148,7 @@ class Export(RunCommand):
                     path = self.run / "export" / target.file_name(name)
                     written = write_file(job, target, path, self.max_drop)
                     failed += bool(written.complaint)
+                    kept += [] if written.complaint else [path]
                     table.add_row(*_row(path, job, written))
                     if note := _gate_note(written):
                         notes.append(f"{path.name}: {note}; see --images and --calibration-images")
@@ -161,11 +164,11 @@ class Export(RunCommand):
             f"top-1 on validation images; ms here: one image with {torch.get_num_threads()} thread(s) of "
             "this CPU"
         )
-        if source.searchable:
+        if self.arch is None and source.searchable:
+            # Networks that selection chose, which is what the report is about.
             say(f"next: python -m predictors.report{run_flag(self.run)}")
-        else:
-            first = self.run / "export" / targets[0].file_name(networks[0].name)
-            say(f"next: python -m export.benchmark {shlex.quote(str(first))}")
+        elif kept:
+            say(f"next: python -m export.benchmark {shlex.quote(str(kept[0]))}")
         return 1 if failed else 0
 
     def _export_features(self, targets: list[Target]) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from numpy.typing import NDArray
 
+from engine.command.install import install_command
 from engine.errors import UserError
 
 # Imported for their types only: the process that measures the memory of a file must hold neither.
@@ -69,7 +70,8 @@ class Runtime(ABC):
             UserError: it is not.
         """
         if not self.installed():
-            raise UserError(f"{self.runtime} is not installed; run pip install 'ofa-toolkit[{self.extra}]'.")
+            assert self.extra is not None, "a runtime without an extra is always installed"
+            raise UserError(f"{self.runtime} is not installed; run {install_command(self.extra)}.")
 
     @abstractmethod
     def open(self, path: Path, exact: bool = True) -> Run:

@@ -103,7 +103,7 @@ def _pool(graph: onnx.GraphProto, node: NodeProto) -> list[NodeProto]:
 
 
 def drop_unused_domains(model: onnx.ModelProto) -> None:
-    """Remove, in place, the sets of operators that no node is of; a runtime without one might refuse the file."""
+    """Remove, in place, the operator sets that no node is of: a runtime without one might refuse the file."""
     used = {"", *(node.domain for node in model.graph.node)}
     kept = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]
