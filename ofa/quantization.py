@@ -73,7 +73,8 @@ class RoundedNetwork:
     """
 
     def __init__(self, network: Supernet, ranges: Ranges):
-        self.network, self.ranges, self.arch = network, ranges, largest(network.space)
+        self.network, self.ranges = network, ranges
+        self.space, self.arch = network.space, largest(network.space)
         with torch.device("meta"):
             self.plain = Subnet(network.space, self.arch, network.classes, network.channels)
 

@@ -1,13 +1,14 @@
 """A network computed as its 8-bit file will, in torch: every tensor rounded to 256 levels and back.
 
-It follows what `export.graph.quantize` writes: weights signed, symmetric, with one scale a channel; activations
-unsigned, with one range a tensor; what one integer kernel computes (convolution, BatchNorm, ReLU) is rounded
-once, at its end. Rounding passes gradients on as if it were not there (straight-through estimator: "Quantization
-and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", 2017, arXiv:1712.05877).
+It follows what `export.graph.quantize` writes: weights signed, symmetric, with one scale a channel;
+activations unsigned, with one range a tensor; what one integer kernel computes (convolution, BatchNorm, ReLU)
+is rounded once, at its end. Rounding passes gradients on as if it were not there (straight-through estimator:
+"Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", 2017,
+arXiv:1712.05877).
 
-It works on what a network calls and not on its modules, so weights keep their names and no copy of the network
-is made. torch's own tools for this (pt2e, now in torchao) trace a network into another module with other
-parameters, from which neither a checkpoint nor `engine.onnx_file` could go on.
+It works on what a network calls and not on its modules, so weights keep their names and no copy of the
+network is made. torch's own tools for this (pt2e, now in torchao) trace a network into another module with
+other parameters, from which neither a checkpoint nor `engine.onnx_file` could go on.
 """
 
 from collections.abc import Callable
@@ -125,7 +126,10 @@ class FakeQuantize(TorchFunctionMode):
 
 
 def round_activation(x: Tensor, least: Tensor, most: Tensor) -> Tensor:
-    """x in 256 levels from `least` to `most`, one of which is zero; gradients pass where x is between them."""
+    """x in 256 levels from `least` to `most`, one of which is zero.
+
+    Gradients pass where x is between them.
+    """
     scale = ((most - least) / 255).clamp(min=torch.finfo(torch.float32).tiny)
     zero = (-least / scale).round().clamp(0, 255).to(torch.int32)
     # The kernel exists in float32 only; under autocast x may be of 16 bits.
