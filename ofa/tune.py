@@ -41,7 +41,7 @@ class Tune(TuningSettings):
     Subnets that are tuned together share loading, augmentation and the teacher's pass. The weights that are
     best on validation images are kept; --epochs 0 keeps the supernet's and only recalibrates BatchNorm.
     --qat int8 trains for an 8-bit file: weights and activations are rounded as the file will round them, in
-    training and in every validation.
+    the second half of the steps and in every validation.
 
     The teacher is the largest subnet of the run, calibrated (a converted network has none); or --teacher:
     another run of ofa.train (its largest subnet, or the one network it trained), none, or a timm or
@@ -116,11 +116,6 @@ class Tune(TuningSettings):
 
     def train(self, ranks: Ranks, device: torch.device) -> int:
         """Tune as rank `ranks.rank` on `device`; return the exit status."""
-        if self.qat and ranks.size > 1:
-            raise UserError(
-                f"--qat {self.qat} trains in one process, since the ranges of its activations follow the "
-                "images that it sees; start it without torchrun, or leave out --qat."
-            )
         model, supernet = self._open_supernet()
         check_split(self.run, self.data)
         archs = self._archs(model)

@@ -8,7 +8,6 @@ from pydantic import Field
 from torch import Tensor
 
 from engine.compute.distributed import Ranks
-from engine.compute.fake_quantize import Ranges
 from engine.config import format_count
 from engine.data.dataset import Data
 from engine.loop import EpochLoop
@@ -64,12 +63,19 @@ class Tuning(Training):
         super().__init__(config, run, network, data, ranks, config.epochs)
         self.config, self.name, self.single = config, run.path.name, network
         self.calibration_images = calibration_images
-        self.ranges: Ranges = {}  # of the activations, while they are rounded
-        self.learner = RoundedNetwork(network, self.ranges) if config.qat else network
+        self.rounded = RoundedNetwork(network) if config.qat else None
         self.optimizer = build_sgd(config.sgd, network)
         self.untuned = 0.0  # accuracy of the subnet as the supernet gave it
         self.best: dict[str, Any] = {"accuracy": -1.0, "epochs": 0, "weights": {}}
         self.restore()  # last, since it fills what is made above
+
+    @property
+    def learner(self) -> Supernet | RoundedNetwork:
+        """What learns in the next step: the network, or for 8 bits from half of the steps on one that rounds."""
+        # At the high rates of the first half weights move by more than a level, and rounding is only noise.
+        if self.rounded is None or 2 * self.step < self.total:
+            return self.single
+        return self.rounded
 
     def learn(self, x: Tensor, y: Tensor, teacher_NK: Tensor | None) -> None:
         """One optimiser step on one batch.
@@ -143,15 +149,13 @@ class Tuning(Training):
         return weights
 
     def state(self) -> dict[str, Any]:
-        """Network and optimiser, the best weights so far, and the ranges of rounded activations."""
-        return super().state() | {"best": self.best, "untuned": self.untuned, "ranges": self.ranges}
+        """Network and optimiser, and the best weights so far."""
+        return super().state() | {"best": self.best, "untuned": self.untuned}
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from what `state` returned."""
         super().load(state)
         self.best, self.untuned = state["best"], float(state["untuned"])
-        for place, (least, most) in state["ranges"].items():
-            self.ranges[place] = least.to(self.data.device), most.to(self.data.device)
 
     def divergence_hint(self, step: int) -> str:
         """A lower rate."""
