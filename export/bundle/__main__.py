@@ -20,7 +20,7 @@ from ofa.trained import DEFAULT_RUN
 class MakeBundle(Command):
     """Make a folder of every exported network that needs nothing else.
 
-    It is export/NAME/ with the model files, labels.txt, manifest.json, model_card.md and classify.py.
+    It is export/NAME/ with the model files, labels.txt, manifest.json, README.md and classify.py.
     classify.py runs the files with nothing but onnxruntime, numpy and pillow: python classify.py IMAGE. The
     model card says what the manifest says, in sentences. Times of python -m export.benchmark, where it was
     run before, are included.

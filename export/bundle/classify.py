@@ -95,7 +95,7 @@ def main(folder: Path, image: str, names: list[str]) -> None:
     files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
     known = {file["file"]: file for file in files if Path(file["file"]).suffix in SUFFIXES}
     if not known:
-        sys.exit("onnxruntime does not run a file of this folder; model_card.md says what does.")
+        sys.exit("onnxruntime does not run a file of this folder; README.md says what does.")
     name = names[0] if names else next(iter(known))
     if name not in known:
         sys.exit(f"onnxruntime does not run '{name}'; it runs: {', '.join(known)}.")
