@@ -50,7 +50,7 @@ class ExecuTorch(RunCommand):
         if self.threads:
             torch.set_num_threads(self.threads)
         target = find_target("executorch")
-        find_format(target.format).check_installed()
+        find_format(target.format).check_installed(to_write=True)
         with self.write_lock():
             return self._export(target)
 

@@ -19,7 +19,8 @@ class Target(Config):
     """How to write a file for one kind of device. A YAML file with these fields is a target, too."""
 
     name: str = Field(
-        pattern=r"^[\w-]+$", description="as in --target; part of the file's name, but for cpu and executorch"
+        pattern=r"^[\w-]+$",
+        description="as in --target; part of the file's name, unless it is cpu or the format's",
     )
     runs_on: str = Field(description="what runs the file")
     batch: Literal["any", "one"] = Field(
@@ -53,9 +54,12 @@ class Target(Config):
     format: str = Field(
         "onnx",
         description=(
-            "onnx; ort: flat, optimised for ARM, with the list of operators that it needs; executorch: a "
-            "program for torch's own runtime"
+            "onnx; ort: flat, optimised for ARM, with the list of operators that it needs; qnn: compiled for "
+            "one Snapdragon; litert, ncnn, mnn, executorch: for the runtimes of these names"
         ),
+    )
+    chip: str | None = Field(
+        None, description="of format qnn: the Snapdragon that the file is compiled for; none: SM8650"
     )
     # Two fields of the ONNX graph; a format that is written from the torch module has no use for them.
     opset: int = Field(18, ge=18, le=22, description="below 18 torch's exporter writes 18 without an error")
@@ -75,6 +79,9 @@ class Target(Config):
             )
         if self.sums == "this-cpu" and self.precision != "int8":
             raise ValueError("sums: this-cpu is about 8-bit products; say precision: int8, or leave out sums")
+        if self.chip is not None and self.chip not in known.chips:
+            chips = ", ".join(known.chips) or "none"
+            raise ValueError(f"format {known.name} is not compiled for '{self.chip}'; valid are: {chips}")
         if known.one_image and self.batch != "one":
             raise ValueError(f"format {known.name} takes one image at a time; say batch: one")
         if known.written_from == "module" and self.activations != "native":
@@ -96,6 +103,34 @@ class Target(Config):
         own_manifest = known.manifest_suffix != ".json"
         plain = self.name == "cpu" or (own_manifest and self.name == known.name)
         return f"{subnet}{known.suffix}" if plain else f"{subnet}.{self.name}{known.suffix}"
+
+
+# Snapdragons whose NPU has a program of its own, with the names that phones are sold under.
+_SNAPDRAGONS = {
+    "SM8550": "Snapdragon 8 Gen 2",
+    "SM8650": "Snapdragon 8 Gen 3",
+    "SM8750": "Snapdragon 8 Elite",
+    "SM8850": "Snapdragon 8 Elite Gen 5",
+}
+
+
+def _compiled_for(chip: str) -> "Target":
+    """The target of files that are compiled for a Snapdragon."""
+    return Target(
+        name=f"qnn-{chip.lower()}",
+        runs_on=f"the NPU of {_SNAPDRAGONS[chip]}, through onnxruntime",
+        batch="one",
+        precision="int8",
+        quantized_operators="all",
+        format="qnn",
+        chip=chip,
+        why=(
+            "As qnn, but compiled: the app starts at once, since nothing is compiled on the phone.",
+            "A file is for one chip, and the manifest says whether the whole graph is on its NPU.",
+            "It is compared with torch on an emulator of that NPU, which computes as the phone does.",
+            "Needs the extra qnn where it is written.",
+        ),
+    )
 
 
 # In the order in which the table shows them; the reference comes first.
@@ -184,6 +219,7 @@ TARGETS = (
             "Opset 21, since below it 16-bit integers are no ONNX, but an extension of onnxruntime's.",
         ),
     ),
+    *(_compiled_for(chip) for chip in _SNAPDRAGONS),
     Target(
         name="xnnpack",
         runs_on="XNNPACK through onnxruntime on ARM and in browsers",
@@ -223,6 +259,64 @@ TARGETS = (
         why=(
             "Half the bytes; input and output stay float32, so nothing changes for the program around it.",
             "CPUs mostly convert back to float32 in front of every node: for them this saves size only.",
+        ),
+    ),
+    Target(
+        name="litert",
+        runs_on="LiteRT on Android, iOS and Linux boards",
+        batch="one",
+        format="litert",
+        why=(
+            "Google's runtime for phones, which followed TensorFlow Lite and NNAPI; it runs the same file on "
+            "CPU and GPU.",
+            "It is written from the torch module, so no conversion from ONNX turns axes to and fro.",
+            "Needs the extra litert where it is written.",
+        ),
+    ),
+    Target(
+        name="litert-int8",
+        runs_on="LiteRT on CPUs of Android, iOS and Linux boards, 8 bits",
+        batch="one",
+        precision="int8",
+        format="litert",
+        why=(
+            "A quarter of the weights' bytes. HardSwish stays in float32: XNNPACK, with which LiteRT runs on "
+            "CPUs, has no integer kernel for it and would hand each to a slow one.",
+            "Input and output stay float32. Needs the extra litert where it is written.",
+        ),
+    ),
+    Target(
+        name="litert-npu",
+        runs_on="NPUs and Coral through LiteRT",
+        batch="one",
+        precision="int8",
+        quantized_operators="all",
+        format="litert",
+        why=(
+            "As litert-int8, with every operator in integers, since an NPU computes nothing else.",
+            "Input and output stay float32. Needs the extra litert where it is written.",
+        ),
+    ),
+    Target(
+        name="ncnn",
+        runs_on="ncnn on ARM CPUs and Vulkan",
+        batch="one",
+        format="ncnn",
+        why=(
+            "A runtime without dependencies, of half a megabyte, and fast on ARM; .param and .bin belong "
+            "together.",
+            "Input and output are in0 and out0, as pnnx names them.",
+            "Needs the extra ncnn where it is written.",
+        ),
+    ),
+    Target(
+        name="mnn",
+        runs_on="MNN on ARM CPUs, OpenCL, Vulkan and Metal",
+        batch="one",
+        format="mnn",
+        why=(
+            "One small runtime for Android and iOS, CPU and GPU.",
+            "Converted from the ONNX graph. Needs the extra mnn where it is written.",
         ),
     ),
     Target(
