@@ -70,7 +70,7 @@ def to_onnx(
         )
     known = {"subnet": path.stem} | (facts or {})
     x_NCHW = _images_to_try(module, images, example)
-    job = _job_of_module(module, x_NCHW, labels, classes, bake, known)
+    job = job_of_module(module, x_NCHW, labels, classes, bake, known)
     if images is None:
         job = job._replace(calibration=[])  # ranges of random numbers would say nothing about images
     written = write_file(job, target, path, max_drop)
@@ -113,7 +113,7 @@ def verify_file(
     return compare_file(reference_outputs(whole, _batches(inputs, labels)), Path(path))
 
 
-def _job_of_module(
+def job_of_module(
     module: nn.Module,
     x_NCHW: Tensor,
     labels: Tensor | None,

@@ -49,7 +49,8 @@ def _example(bundle: Bundle) -> str:
         if format_of(Path(file.file)).in_example:
             return (
                 f"    python {EXAMPLE} IMAGE            needs onnxruntime, numpy and pillow; classifies with "
-                f"{_code(file.file)}"
+                f"{_code(file.file)}\n"
+                f"    python {EXAMPLE} --check          proves this copy: the same numbers from the samples"
             )
     runtimes = list(dict.fromkeys(format_of(Path(file.file)).runtime for file in bundle.files))
     return (

@@ -68,6 +68,9 @@ def test_what_is_in_it(bundle: Path, bundled_run: Path) -> None:
         "labels.txt",
         "manifest.json",
         "model_card.md",
+        *(f"sample{i}.{'jpg' if i <= 2 else 'png'}" for i in range(1, 9)),
+        "samples.bin",
+        "samples.json",
     ]
     for name in files:
         assert (bundle / name).read_bytes() == (bundled_run / "export" / name).read_bytes()
