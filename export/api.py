@@ -1,7 +1,8 @@
 """Export from Python: any torch image classifier (torchvision's, timm's, yours) as a verified file."""
 
 import copy
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from engine.compute.macs import count_macs, count_parameters
 from engine.errors import UserError
 from export.bake import Bake, PixelClassifier
 from export.formats.format import Array
+from export.graph.gate import split_images
 from export.job import ExportJob
 from export.manifest import Manifest
 from export.pipeline import check_path, write_file
@@ -31,6 +33,7 @@ def to_onnx(
     example: Tensor | None = None,
     images: Tensor | None = None,
     labels: Tensor | None = None,
+    calibration: Tensor | None = None,
     classes: Sequence[str] | None = None,
     bake: Bake | None = None,
     max_drop: float = 0.5,
@@ -46,9 +49,11 @@ def to_onnx(
         target: a name of `python -m export.targets`, or a Target.
         example: one image or more (N, C, H, W), from which the size is taken. Without it, the size is that
             of `images`, or the one that timm notes on its models, or 3 x 224 x 224.
-        images: normalised images (N, C, H, W) to verify on, and for int8 to calibrate on. Without them,
-            random numbers are compared, which int8 does not allow.
+        images: normalised images (N, C, H, W) to verify on. Without them, random numbers are compared, which
+            a quantised file does not allow.
         labels: classes (N,) of the images; without them, agreeing with torch counts as accuracy.
+        calibration: other normalised images, which give the ranges of a quantised file. Without them, up to
+            half of `images` do, at most 256, and the rest judge the file: no image does both.
         classes: names of the outputs.
         bake: put normalisation, and softmax, into the graph; the file then takes uint8 pixels.
         max_drop: points of top-1 that the file may lose on `images`.
@@ -64,18 +69,27 @@ def to_onnx(
     # Mistakes in the call are reported first, before anything takes time.
     check_path(path, target)
     check_module(module)
-    if images is None and target.precision == "int8":
+    if images is None and target.is_quantized:
         raise UserError(
             f"Target {target.name} is quantised; give images to calibrate and to verify with (images=)."
         )
     known = {"subnet": path.stem} | (facts or {})
     x_NCHW = _images_to_try(module, images, example)
+    if target.is_quantized and calibration is None:
+        _check_count(x_NCHW, labels)
+        split = split_images(len(x_NCHW))
+        x_NCHW, calibration = x_NCHW[split.judges], x_NCHW[split.calibration]
+        labels = None if labels is None else labels[split.judges]
     job = job_of_module(module, x_NCHW, labels, classes, bake, known)
-    if images is None:
-        job = job._replace(calibration=[])  # ranges of random numbers would say nothing about images
+    if target.is_quantized and calibration is not None:
+        ranges = _inputs(calibration.detach().cpu().float(), bake)
+        job = job._replace(calibration=[batch for batch, _ in _batches(ranges, None)()])
     written = write_file(job, target, path, max_drop)
     if written.manifest is None:
         raise UserError(f"'{path}' is not written: it {written.complaint}.")
+    facts_of_8_bits = written.manifest.quantization or {}
+    if facts_of_8_bits.get("note"):
+        warnings.warn(f"{path.name}: {facts_of_8_bits['note']}.", stacklevel=2)
     return written.manifest
 
 
@@ -106,7 +120,7 @@ def verify_file(
             installed.
     """
     x_NCHW = images.detach().cpu().float()
-    inputs = (bake.pixels(x_NCHW) if bake else x_NCHW).contiguous().numpy()
+    inputs = _inputs(x_NCHW, bake)
     check_module(module)
     network = copy.deepcopy(module).cpu()  # the caller's may be on a GPU, and stays there
     whole = (PixelClassifier(network, bake) if bake else network).eval()
@@ -126,8 +140,7 @@ def job_of_module(
     Raises:
         UserError: there are not as many labels as images, or not as many classes as outputs.
     """
-    # With normalisation in the graph the file takes pixels, so the images are turned back into pixels.
-    inputs = (bake.pixels(x_NCHW) if bake else x_NCHW).contiguous().numpy()
+    inputs = _inputs(x_NCHW, bake)
     batches = _batches(inputs, labels)
     network = copy.deepcopy(module).cpu()  # the caller's may be on a GPU, and stays there
     whole = (PixelClassifier(network, bake) if bake else network).eval()
@@ -147,7 +160,7 @@ def job_of_module(
         # Two images: torch's exporter takes an axis of length one for a constant.
         example=np.concatenate([inputs[:1], inputs[:1]]),
         reference=reference,
-        calibration=[batch for batch, _ in batches()],
+        calibration=[],
         layout=bake.layout if bake else "NCHW",
         probabilities=bool(bake and bake.softmax),
         # The running statistics of BatchNorm are buffers, which become constants of the graph too.
@@ -166,14 +179,25 @@ def _images_to_try(module: nn.Module, images: Tensor | None, example: Tensor | N
     return torch.randn(4, *_input_size(module), generator=torch.Generator().manual_seed(0))
 
 
+def _inputs(x_NCHW: Tensor, bake: Bake | None) -> Array:
+    """Normalised images as the file takes them."""
+    # With normalisation in the graph the file takes pixels, so the images are turned back into pixels.
+    return (bake.pixels(x_NCHW) if bake else x_NCHW).contiguous().numpy()
+
+
+def _check_count(inputs: Sized, labels: Tensor | None) -> None:
+    """Raise UserError if there are not as many labels as inputs."""
+    if labels is not None and len(labels) != len(inputs):
+        raise UserError(f"There are {len(inputs)} images but {len(labels)} labels; they must be as many.")
+
+
 def _batches(inputs: Array, labels: Tensor | None) -> Batches:
     """Batches of inputs (N, ...) with their classes (N,), for a `Reference`.
 
     Raises:
         UserError: there are not as many labels as inputs.
     """
-    if labels is not None and len(labels) != len(inputs):
-        raise UserError(f"There are {len(inputs)} images but {len(labels)} labels; they must be as many.")
+    _check_count(inputs, labels)
     y = None if labels is None else labels.cpu().numpy()
 
     def batches() -> Iterator[tuple[Array, Array | None]]:

@@ -133,11 +133,13 @@ class Export(RunCommand):
         bake = None
         if self.bake_normalize:
             bake = Bake(source.data.mean, source.data.std, self.layout, self.softmax)
-        quantised = any(target.precision == "int8" for target in targets)
+        quantised = any(target.is_quantized for target in targets)
         # Reading training images takes a while, so only where a target needs them.
         calibration = self.calibration_images if quantised else 0
         table = Table("file", "size", "ms here", "top-1 torch", "top-1 file", "same top-1", "dB", "verdict")
         failed = 0
+        notes: list[str] = []
+        kept: list[Path] = []  # the files that passed
         with progress("export", len(networks) * len(targets)) as advance:
             for name, build, _ in networks:
                 job = job_of_run(source, name, build(), bake, self.images, calibration)
@@ -146,9 +148,14 @@ class Export(RunCommand):
                     path = self.run / "export" / target.file_name(name)
                     written = write_file(job, target, path, self.max_drop)
                     failed += bool(written.complaint)
+                    kept += [] if written.complaint else [path]
                     table.add_row(*_row(path, job, written))
+                    if note := _gate_note(written):
+                        notes.append(f"{path.name}: {note}; see --images and --calibration-images")
                     advance(path.name)
         show(table)
+        for note in notes:
+            print(note)
         print(f"written to {self.run / 'export'}")
         for name, _, note in networks:
             if note:
@@ -157,11 +164,11 @@ class Export(RunCommand):
             f"top-1 on validation images; ms here: one image with {torch.get_num_threads()} thread(s) of "
             "this CPU"
         )
-        if source.searchable:
+        if self.arch is None and source.searchable:
+            # Networks that selection chose, which is what the report is about.
             say(f"next: python -m predictors.report{run_flag(self.run)}")
-        else:
-            first = self.run / "export" / targets[0].file_name(networks[0].name)
-            say(f"next: python -m export.benchmark {shlex.quote(str(first))}")
+        elif kept:
+            say(f"next: python -m export.benchmark {shlex.quote(str(kept[0]))}")
         return 1 if failed else 0
 
     def _export_features(self, targets: list[Target]) -> int:
@@ -230,12 +237,20 @@ def _row(path: Path, job: ExportJob, written: Written) -> list[str]:
     return [path.name, size, took, torch_accuracy, *numbers, _verdict(manifest)]
 
 
+def _gate_note(written: Written) -> str:
+    """What the images could not tell about a quantised file; empty if there is nothing to say."""
+    if written.manifest is None or written.manifest.quantization is None:
+        return ""
+    note: str = written.manifest.quantization["note"]
+    return note
+
+
 def _verdict(manifest: Manifest) -> str:
     """The verdict on a file that passed: equal to torch, or in which precision it is."""
     if manifest.quantization is None:
         return "equal" if manifest.precision == "float32" else manifest.precision
     kept, layers = len(manifest.quantization["float_layers"]), manifest.quantization["layers"]
-    return f"int8, {kept} of {layers} layers in float32" if kept else "int8"
+    return f"{manifest.precision}, {kept} of {layers} layers in float32" if kept else manifest.precision
 
 
 if __name__ == "__main__":

@@ -18,12 +18,14 @@ from engine.errors import UserError
 from engine.onnx_file import set_metadata, to_proto
 from engine.run import digest, versions, write_json
 from engine.runs.writing import publish, work_folder
+from engine.statistics import paired_drop_interval
 from export.formats import find_format
 from export.formats.format import Array, Format
 from export.graph.checks import check_model
+from export.graph.gate import gate_note
 from export.graph.norms import fold_norms
-from export.graph.operators import plain_operators, to_float16
-from export.graph.quantize import ROUNDING, Quantized, quantize
+from export.graph.operators import drop_unused_domains, plain_operators, to_float16
+from export.graph.quantize import ROUNDING, Quantized, Scheme, quantize
 from export.job import ExportJob
 from export.manifest import Manifest, is_manifest, manifest_path
 from export.targets import Target
@@ -162,19 +164,25 @@ def _from_graph(
     quantized = None
     if target.precision == "float16":
         model = to_float16(model)
-    elif target.precision == "int8":
+    elif target.is_quantized:
         if not job.calibration:
             raise UserError(
                 f"Target {target.name} is quantised, for which it needs images to calibrate with; give some."
             )
         work = file.parent / "int8.onnx"
-        quantized = quantize(model, work, job.calibration, job.reference, max_drop)
+        scheme = Scheme(
+            activation_bits=16 if target.precision == "a16w8" else 8,
+            every_operator=target.quantized_operators == "all",
+            exact=target.sums == "exact",
+        )
+        quantized = quantize(model, work, job.calibration, job.reference, max_drop, scheme)
         if quantized.complaint:
             return _Candidate(quantized.parity, quantized.complaint)
         model = onnx.load(work)
+    drop_unused_domains(model)
     file_format.write_graph(model, file)
     # An 8-bit graph was compared as .onnx; this is the file itself, which another tool may have written.
-    parity = compare_file(job.reference, file)
+    parity = compare_file(job.reference, file, exact=target.sums == "exact")
     return _Candidate(parity, parity.complaint(target.precision), model, quantized)
 
 
@@ -283,11 +291,16 @@ def _facts(
         opset = next(entry.version for entry in model.opset_import if entry.domain == "")
     quantization = None
     if quantized is not None:
+        calibration_images = sum(len(batch) for batch in job.calibration)
+        interval = paired_drop_interval(parity.lost, parity.gained, parity.images)
         quantization = {
             "float_layers": list(quantized.float_layers),
             "layers": quantized.layers,
-            "calibration_images": sum(len(batch) for batch in job.calibration),
+            "calibration_images": calibration_images,
             "drop": quantized.drop,
+            "drop_interval": [round(100 * share, 2) for share in interval],
+            "sums": target.sums,
+            "note": gate_note(parity.images, calibration_images),
         }
     return {
         "file": name,

@@ -32,7 +32,24 @@ class Target(Config):
             "GlobalAveragePool"
         ),
     )
-    precision: Precision = "float32"
+    precision: Precision = Field(
+        "float32",
+        description="a16w8: activations of 16 bits and weights of 8, for networks that 8 bits hurt",
+    )
+    quantized_operators: Literal["cpu", "all"] = Field(
+        "cpu",
+        description=(
+            "of int8: cpu: those that onnxruntime has integer kernels for; all: HardSwish and the like too, "
+            "as NPUs want it"
+        ),
+    )
+    sums: Literal["exact", "this-cpu"] = Field(
+        "exact",
+        description=(
+            "exact: 8-bit products are summed without saturation while the file is verified; this-cpu: as "
+            "programs on the machine that exports sum them"
+        ),
+    )
     format: str = Field(
         "onnx",
         description=(
@@ -56,6 +73,8 @@ class Target(Config):
             raise ValueError(
                 f"format {known.name} cannot be {self.precision}; valid are: {', '.join(known.precisions)}"
             )
+        if self.sums == "this-cpu" and self.precision != "int8":
+            raise ValueError("sums: this-cpu is about 8-bit products; say precision: int8, or leave out sums")
         if known.one_image and self.batch != "one":
             raise ValueError(f"format {known.name} takes one image at a time; say batch: one")
         if known.written_from == "module" and self.activations != "native":
@@ -64,6 +83,11 @@ class Target(Config):
                 "activations"
             )
         return self
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether its files hold integers, whose ranges are calibrated on images."""
+        return self.precision in ("int8", "a16w8")
 
     def file_name(self, subnet: str) -> str:
         """The name of a subnet's file: `600M.onnx` (cpu), `600M.pte` (executorch), else `600M.nnapi.onnx`."""
@@ -92,8 +116,22 @@ TARGETS = (
             "A quarter of the weights' bytes; integer kernels for convolutions and sums.",
             "On x86 float32 kernels are so good that int8 may save size only: the table of export.onnx says "
             "what it is here.",
-            "Without VNNI (before 2019), x86 may saturate when it adds 8-bit products: accuracy is then to "
-            "be measured on that machine.",
+            "It is verified in exact sums, as ARM and VNNI compute them. VNNI came to Intel from 2019 on and "
+            "to AMD with Zen 4 in 2022; virtual machines may mask it.",
+            "Without it x86 saturates sums of 8-bit products, unless a program sets "
+            "session.x64quantprecision to 1: for such a machine there is this-cpu-int8.",
+        ),
+    ),
+    Target(
+        name="this-cpu-int8",
+        runs_on="onnxruntime on CPUs like the one that exports",
+        precision="int8",
+        sums="this-cpu",
+        why=(
+            "8-bit products are summed as this CPU does it fastest while the file is verified, so that its "
+            "accuracy is that of programs here.",
+            "Without VNNI these sums saturate and more layers stay in float32. For other devices take "
+            "cpu-int8.",
         ),
     ),
     Target(
@@ -102,6 +140,8 @@ TARGETS = (
         batch="one",
         activations="relu6",
         why=(
+            "Android 15 deprecated NNAPI: take this for phones that are in the field, and qnn or cpu-int8 "
+            "for new ones.",
             "NNAPI takes no free axis: with one, not a node is handed over.",
             "It has no HardSigmoid, of which HardSwish consists: each splits the graph; as clip and multiply "
             "it stays one part.",
@@ -113,21 +153,35 @@ TARGETS = (
         batch="one",
         activations="relu6",
         why=(
-            "CoreML refuses free axes; the neural engine computes in float16 whatever the file says.",
-            "The NeuralNetwork format lacks HardSigmoid and ReduceMean, which MLProgram has: written so, the "
-            "file is one part in both.",
+            "CoreML takes free axes by now, but the neural engine wants fixed shapes, and computes in "
+            "float16 whatever the file says.",
+            "Older runtimes lack HardSigmoid and ReduceMean in the NeuralNetwork format: as clip, multiply "
+            "and pool the file is one part in every version of both formats.",
         ),
     ),
     Target(
         name="qnn",
         runs_on="Qualcomm's NPU (HTP) through onnxruntime",
         batch="one",
-        activations="relu6",
         precision="int8",
+        quantized_operators="all",
         why=(
             "The NPU runs quantised graphs with fixed shapes.",
-            "The quantiser leaves HardSwish in float32, which would leave the NPU after every layer; add, "
-            "clip and multiply it quantises.",
+            "Every operator is quantised, HardSwish as one node: QNN's compiler takes it, and three nodes in "
+            "its place have three more tensors to round.",
+        ),
+    ),
+    Target(
+        name="qnn-a16w8",
+        runs_on="Qualcomm's NPU (HTP) through onnxruntime, 16-bit activations",
+        batch="one",
+        precision="a16w8",
+        quantized_operators="all",
+        opset=21,
+        why=(
+            "For networks that 8 bits hurt, as MobileNetV3: 16 bits for activations cost the NPU time, and "
+            "hardly any accuracy.",
+            "Opset 21, since below it 16-bit integers are no ONNX, but an extension of onnxruntime's.",
         ),
     ),
     Target(
@@ -156,6 +210,8 @@ TARGETS = (
         format="ort",
         why=(
             "A minimal build reads only this format; it is optimised already, so it starts faster.",
+            "Such a build is your own: the prebuilt onnxruntime-mobile ended with 1.18, and "
+            "onnxruntime-android reads .onnx.",
             "NAME.required_operators.config beside it goes to onnxruntime's build script, which leaves out "
             "every other operator.",
         ),

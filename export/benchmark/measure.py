@@ -46,6 +46,12 @@ class ModelFile(NamedTuple):
         return self._number("accuracy", "file")
 
     @property
+    def images(self) -> int | None:
+        """On how many images its accuracy was measured, as the file says itself."""
+        count = self._number("accuracy", "images")
+        return None if count is None else int(count)
+
+    @property
     def macs(self) -> float | None:
         """Multiply-accumulates of one image, as the file says itself."""
         return self._number("macs")
@@ -113,6 +119,22 @@ def _values(metadata: dict[str, str]) -> dict[str, Any]:
         except DocumentError:
             values[key] = text
     return values
+
+
+def comparison_complaint(files: Sequence[ModelFile]) -> str:
+    """Why the accuracies of these files must not be compared, as a sentence; empty if they may be."""
+    counts = {file.images for file in files if file.accuracy is not None}
+    if len(counts) <= 1:
+        return ""
+    shown = ", ".join("unknown" if count is None else str(count) for count in sorted(counts, key=_count))
+    return (
+        f"the accuracies were measured on different numbers of images ({shown}), so they cannot be compared; "
+        "export with the same --images"
+    )
+
+
+def _count(images: int | None) -> int:
+    return images or 0
 
 
 class Timing(NamedTuple):
@@ -192,6 +214,7 @@ def row_of(file: ModelFile, timing: Timing, threads: int) -> dict[str, Any]:
         "bytes": file.path.stat().st_size,
         "input": "x".join(map(str, file.probe.shape)),
         "val_accuracy": file.accuracy,
+        "val_images": file.images,
         "macs": file.macs,
         "memory": file.probe.memory or None,
         "memory_added": file.probe.added or None,

@@ -20,7 +20,7 @@ from ofa.trained import DEFAULT_RUN
 class MakeBundle(Command):
     """Make a folder of every exported network that needs nothing else.
 
-    It is export/NAME/ with the model files, labels.txt, manifest.json, model_card.md, classify.py and 8 image
+    It is export/NAME/ with the model files, labels.txt, manifest.json, README.md, classify.py and 8 image
     samples. classify.py runs the files with nothing but onnxruntime, numpy and pillow: python classify.py
     IMAGE. With --check it proves a copy on any machine: it prepares the samples again, and compares every
     step and the outputs with what is bundled. The model card says what the manifest says, in sentences. Times

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import format_count
+from engine.model import forbids_commerce
 from engine.statistics import wilson_interval
 from export.bundle.contents import EXAMPLE, LABELS, MANIFEST, Bundle
+from export.bundle.hub import card_head
 from export.formats import format_of
 from export.manifest import Manifest, Tensor
 
@@ -30,7 +32,7 @@ def render_card(bundle: Bundle) -> str:
         "Limits": _limits(bundle),
     }
     lines = [
-        f"# {_plain(bundle.subnet)}",
+        card_head(bundle) + f"# {_plain(bundle.subnet)}",
         "",
         f"A network that says which of {count} classes an image shows, for {_list(targets)}.",
         f"Every number on this page is in {_code(MANIFEST)}, or computed from numbers there.",
@@ -114,7 +116,7 @@ def _steps(how: dict[str, Any], file: Manifest) -> Iterator[str]:
         yield f"Resize the shorter side to {how['resize_shorter_side']} pixels ({interpolation})."
         yield f"Cut out the middle, {side} x {side} pixels."
     else:
-        yield f"Resize an image of another size to {side} x {side} pixels."
+        yield f"Resize an image of another size to {side} x {side} pixels (bicubic, antialiased)."
     # The network's side may be another than that of its data: subnets of a supernet differ in resolution.
     if side != size:
         yield f"Resize to {size} x {size} pixels ({_plain(how['interpolation'])})."
@@ -226,9 +228,11 @@ def _weights(bundle: Bundle) -> str:
         licence = "unknown: ask the source"
     page = f" ({_plain(origin['url'])})" if origin["url"] else ""
     file = f" The file that was converted has SHA-256 {_code(origin['sha256'])}." if origin["sha256"] else ""
+    # The licence of weights holds for what is trained from them, tuned and quantised copies included.
+    terms = " It forbids commercial use, of this network too." if forbids_commerce(licence) else ""
     return (
         f"- The training started from the weights {_code(origin['name'])} of {_plain(origin['source'])}"
-        f"{page}. Their licence: {_plain(licence)}.{file}"
+        f"{page}. Their licence: {_plain(licence)}.{terms}{file}"
     )
 
 

@@ -239,7 +239,7 @@ def read_files(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, LookupError, TypeError) as error:
         sys.exit(f"manifest.json beside classify.py is missing or damaged ({error}); copy the folder again.")
     if not known:
-        sys.exit("onnxruntime does not run a file of this folder; model_card.md says what does.")
+        sys.exit("onnxruntime does not run a file of this folder; README.md says what does.")
     return known
 
 

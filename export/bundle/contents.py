@@ -19,8 +19,8 @@ from engine.outside.names import ClassNames, PlainName, inside
 from engine.run import digest, read_json
 from export.manifest import Manifest
 
-# classify.py and the demo page read these by name.
-MANIFEST, LABELS, CARD, EXAMPLE = "manifest.json", "labels.txt", "model_card.md", "classify.py"
+# classify.py and the demo page read these by name. The card is README.md since model hubs show that.
+MANIFEST, LABELS, CARD, EXAMPLE = "manifest.json", "labels.txt", "README.md", "classify.py"
 
 
 class GitState(BaseModel):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from numpy.typing import NDArray
 
+from engine.command.install import install_command
 from engine.errors import UserError
 
 # Imported for their types only: the process that measures the memory of a file must hold neither.
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 Array = NDArray[Any]
-Precision = Literal["float32", "float16", "int8"]
+# a16w8: activations of 16 bits, weights of 8.
+Precision = Literal["float32", "float16", "int8", "a16w8"]
 Run = Callable[[Array], Array]  # inputs (N, ...) as the file takes them -> outputs (N, K)
 OperatorTime = tuple[str, int, float]  # operator, executed nodes, microseconds of one run
 
@@ -68,7 +70,8 @@ class Runtime(ABC):
             UserError: it is not.
         """
         if not self.installed():
-            raise UserError(f"{self.runtime} is not installed; run pip install 'ofa-toolkit[{self.extra}]'.")
+            assert self.extra is not None, "a runtime without an extra is always installed"
+            raise UserError(f"{self.runtime} is not installed; run {install_command(self.extra)}.")
 
     @abstractmethod
     def open(self, path: Path, exact: bool = True) -> Run:

@@ -32,7 +32,7 @@ class OnnxFormat(Format):
     runtime = "onnxruntime"
     package = "onnxruntime"
     written_from = "graph"
-    precisions = ("float32", "float16", "int8")
+    precisions = ("float32", "float16", "int8", "a16w8")
     in_example = True
     in_browser = True
 

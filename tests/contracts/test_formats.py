@@ -208,10 +208,10 @@ def test_a_bundle_holds_all_that_belongs_to_it(
     folder = write_bundle(Run.open(run), "small", [path])
     names = {path.name, *(beside.name for beside in member.side_files(path))}
     assert {p.name for p in folder.iterdir()} == names | {
-        *("classify.py", "labels.txt", "manifest.json", "model_card.md")
+        *("classify.py", "labels.txt", "manifest.json", "README.md")
     }
     assert read_bundle(folder).files[0].file == path.name
-    assert f"`{path.name}`" in (folder / "model_card.md").read_text()
+    assert f"`{path.name}`" in (folder / "README.md").read_text()
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7), dtype=np.uint8))
     image.save(tmp_path / "x.png")
     words = [sys.executable, str(folder / "classify.py"), str(tmp_path / "x.png")]

@@ -147,13 +147,18 @@ def test_pixels_in_and_probabilities_out(trained_run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_failure_leaves_no_file_and_exits_1(trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_no_file_and_exits_1(
+    trained_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["--run", str(trained_run), "--arch", "smallest", "--images", "64"]
     assert parse(Export, words).execute() == 0
     path = trained_run / "export" / "smallest.onnx"
     assert path.exists()
-    monkeypatch.setattr(pipeline, "compare_file", lambda *_: Parity(0.5, 1.0, 0.5, 0.5, 8))
+    # Nothing was selected, so that the report would refuse.
+    assert f"next: python -m export.benchmark {path}" in capsys.readouterr().out
+    monkeypatch.setattr(pipeline, "compare_file", lambda *_, **__: Parity(0.5, 1.0, 0.5, 0.5, 8))
     assert parse(Export, words).execute() == 1
+    assert "next:" not in capsys.readouterr().out
     assert not list(path.parent.glob("smallest*"))
     assert not list(path.parent.glob(".export*"))
 

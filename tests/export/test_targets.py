@@ -35,6 +35,8 @@ def test_files_are_as_their_targets_say(exported: Path) -> None:
         assert (manifest.opset, manifest.ir_version <= target.ir) == (target.opset, True)
         if target.format == "onnx":
             model = onnx.load(path)
+            domains = {entry.domain for entry in model.opset_import}
+            assert domains == {node.domain for node in model.graph.node}, "and none that nobody needs"
             kinds = {node.op_type for node in model.graph.node}
             types = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 4}
             assert target.activations == "native" or not kinds & {"HardSwish", "HardSigmoid", "ReduceMean"}
