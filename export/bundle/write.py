@@ -30,6 +30,7 @@ from export.bundle.contents import (
     TrainedOn,
     read_bundle,
 )
+from export.bundle.languages import write_snippets
 from export.bundle.samples import write_samples
 from export.formats import FORMATS, format_of
 from export.manifest import Manifest, read_manifest
@@ -73,6 +74,7 @@ def _fill(folder: Path, bundle: Bundle, paths: list[Path], samples: Path | None)
             if beside.exists():
                 shutil.copyfile(beside, folder / beside.name)
     write_samples(folder, list(bundle.files), samples)
+    write_snippets(folder, list(bundle.files))
     shutil.copyfile(classify.__file__, folder / EXAMPLE)
     (folder / LABELS).write_text("".join(f"{name}\n" for name in bundle.classes), encoding="utf-8")
     try:

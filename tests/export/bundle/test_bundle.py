@@ -65,6 +65,8 @@ def test_what_is_in_it(bundle: Path, bundled_run: Path) -> None:
     files = ["60k.mobile.ort", "60k.mobile.required_operators.config", "60k.onnx"]
     assert sorted(p.name for p in bundle.iterdir()) == [
         *files,
+        "Prepare.kt",
+        "Prepare.swift",
         "README.md",
         "classify.py",
         "labels.txt",

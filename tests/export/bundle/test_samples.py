@@ -14,9 +14,12 @@ from PIL import Image
 
 from engine.errors import UserError
 from engine.run import Run
+from export.bundle.classify import prepare_image
 from export.bundle.contents import read_bundle
+from export.bundle.languages import write_snippets
 from export.bundle.samples import write_samples
 from export.bundle.write import write_bundle
+from export.manifest import Manifest
 
 
 @pytest.fixture
@@ -181,3 +184,65 @@ def test_an_image_of_16_bits_is_classified_as_that_of_8(folder: Path, tmp_path: 
     Image.fromarray(gray).save(tmp_path / "8.png")
     Image.fromarray(gray.astype(np.uint16) * 257).save(tmp_path / "16.png")
     assert run(folder, str(tmp_path / "8.png")).stdout == run(folder, str(tmp_path / "16.png")).stdout != ""
+
+
+KOTLIN_CHECK = """
+import java.io.File
+import javax.imageio.ImageIO
+
+fun main(args: Array<String>) {
+    for (name in args) {
+        val image = ImageIO.read(File(name))
+        val argb = image.getRGB(0, 0, image.width, image.height, null, 0, image.width)
+        val decoded = Prepare.decode(image.width, image.height, argb)
+        val input = Prepare.normalise(Prepare.crop(Prepare.resize(decoded)))
+        println(input.joinToString(" "))
+    }
+}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("kotlinc") is None, reason="kotlinc is not installed")
+@pytest.mark.parametrize(
+    ("crop", "size", "channels", "wanted"),
+    [
+        (
+            {"resize_shorter_side": 37, "center_crop": 32, "resize_interpolation": "bilinear"},
+            24,
+            3,
+            {"dtype": "uint8", "layout": "NHWC"},
+        ),
+        (
+            {"resize_shorter_side": 27, "center_crop": 24, "resize_interpolation": "bicubic"},
+            40,
+            3,
+            {"dtype": "float32", "layout": "NCHW"},
+        ),
+    ],
+)
+def test_kotlin_prepares_images_as_python_does(
+    bundled_run: Path, tmp_path: Path, crop: dict[str, Any], size: int, channels: int, wanted: dict[str, Any]
+) -> None:
+    facts = read_bundle(bundled_run / "export" / "60k").files[0].model_dump(mode="json")
+    numbers = {"mean": [0.4, 0.5, 0.6][:channels], "std": [0.2, 0.3, 0.1][:channels]}
+    facts["preprocessing"] = (
+        crop | numbers | {"resize": [size, size], "channels": {1: "gray", 3: "RGB"}[channels]}
+    )
+    facts["input"] |= wanted
+    write_snippets(tmp_path, [Manifest.model_validate(facts)])
+    (tmp_path / "Check.kt").write_text(KOTLIN_CHECK)
+    images = []
+    for i, shape in enumerate([(53, 37, 3), (30, 41, 3), (9, 200, 3)]):
+        pixels = np.random.default_rng(i).integers(0, 256, shape, dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        images.append(str(tmp_path / f"{i}.png"))
+    sources = [str(tmp_path / "Prepare.kt"), str(tmp_path / "Check.kt")]
+    subprocess.run(["kotlinc", *sources, "-d", str(tmp_path / "out")], check=True, capture_output=True)
+    command = ["kotlin", "-cp", str(tmp_path / "out"), "CheckKt", *images]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    for path, line in zip(images, lines, strict=True):
+        with Image.open(path) as image:
+            ready = prepare_image(image, facts)
+        found = np.array([float(word) for word in line.split()]).reshape(ready.shape)
+        np.testing.assert_allclose(found, ready, atol=1e-5 if wanted["dtype"] == "float32" else 0)
