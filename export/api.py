@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from engine.compute.macs import count_macs, count_parameters
 from engine.errors import UserError
-from export.bake import Bake, PixelClassifier
+from export.bake import Bake, CenterCrop, PixelClassifier
 from export.formats.format import Array
 from export.graph.gate import split_images
 from export.job import ExportJob
@@ -55,7 +55,8 @@ def to_onnx(
         calibration: other normalised images, which give the ranges of a quantised file. Without them, up to
             half of `images` do, at most 256, and the rest judge the file: no image does both.
         classes: names of the outputs.
-        bake: put normalisation, and softmax, into the graph; the file then takes uint8 pixels.
+        bake: put normalisation, softmax, and what makes an image of any size one of the network's into the
+            graph; the file then takes uint8 pixels.
         max_drop: points of top-1 that the file may lose on `images`.
         facts: more keys for the manifest and the file's metadata.
 
@@ -80,7 +81,7 @@ def to_onnx(
         split = split_images(len(x_NCHW))
         x_NCHW, calibration = x_NCHW[split.judges], x_NCHW[split.calibration]
         labels = None if labels is None else labels[split.judges]
-    job = _job_of_module(module, x_NCHW, labels, classes, bake, known)
+    job = job_of_module(module, x_NCHW, labels, classes, bake, known)
     if target.is_quantized and calibration is not None:
         ranges = _inputs(calibration.detach().cpu().float(), bake)
         job = job._replace(calibration=[batch for batch, _ in _batches(ranges, None)()])
@@ -127,7 +128,7 @@ def verify_file(
     return compare_file(reference_outputs(whole, _batches(inputs, labels)), Path(path))
 
 
-def _job_of_module(
+def job_of_module(
     module: nn.Module,
     x_NCHW: Tensor,
     labels: Tensor | None,
@@ -140,6 +141,8 @@ def _job_of_module(
     Raises:
         UserError: there are not as many labels as images, or not as many classes as outputs.
     """
+    if bake is not None and bake.crop is not None:
+        _check_crop(x_NCHW, bake, bake.crop)
     inputs = _inputs(x_NCHW, bake)
     batches = _batches(inputs, labels)
     network = copy.deepcopy(module).cpu()  # the caller's may be on a GPU, and stays there
@@ -167,6 +170,7 @@ def _job_of_module(
         parameters=count_parameters(network) + sum(buffer.numel() for buffer in network.buffers()),
         facts=facts | known,
         graphs={},
+        crop=bake.crop if bake else None,
     )
 
 
@@ -183,6 +187,17 @@ def _inputs(x_NCHW: Tensor, bake: Bake | None) -> Array:
     """Normalised images as the file takes them."""
     # With normalisation in the graph the file takes pixels, so the images are turned back into pixels.
     return (bake.pixels(x_NCHW) if bake else x_NCHW).contiguous().numpy()
+
+
+def _check_crop(x_NCHW: Tensor, bake: Bake, crop: CenterCrop) -> None:
+    """Raise UserError if images are not what a baked crop makes of an image."""
+    sides = tuple(x_NCHW.shape[2:])
+    if sides != (crop.side, crop.side) or bake.layout != "NHWC" or x_NCHW.shape[1] not in (1, 3):
+        raise UserError(
+            f"The crop gives gray or colour images of {crop.side} x {crop.side} pixels in the layout NHWC, "
+            f"but the network's have {sides[0]} x {sides[1]} pixels and {x_NCHW.shape[1]} channels, and the "
+            f"layout is {bake.layout}; give CenterCrop the network's side."
+        )
 
 
 def _check_count(inputs: Sized, labels: Tensor | None) -> None:
@@ -217,7 +232,9 @@ def _preparation(x_NCHW: Tensor, bake: Bake | None) -> dict[str, Any]:
     }
     if bake is None:
         return known | {"baked": False}
-    return known | {"scale": "divide by 255", "mean": list(bake.mean), "std": list(bake.std), "baked": True}
+    own = bake.crop.facts() if bake.crop else {}
+    scale = {"scale": "divide by 255", "mean": list(bake.mean), "std": list(bake.std)}
+    return known | own | scale | {"baked": bake.step}
 
 
 def _input_size(module: nn.Module) -> tuple[int, ...]:

@@ -19,12 +19,19 @@ from engine.onnx_file import set_metadata, to_proto
 from engine.run import digest, versions, write_json
 from engine.runs.writing import publish, work_folder
 from engine.statistics import paired_drop_interval
+from export.bake import CenterCrop
 from export.formats import find_format
 from export.formats.format import Array, Format, Quantization
 from export.graph.checks import check_model
 from export.graph.gate import gate_note
 from export.graph.norms import fold_norms
 from export.graph.operators import drop_unused_domains, plain_operators, to_float16
+from export.graph.preparation import (
+    check_behind_preparation,
+    check_preparation,
+    crops_to_try,
+    put_in_front,
+)
 from export.graph.quantize import ROUNDING, Quantized, Scheme, quantize
 from export.job import ExportJob
 from export.manifest import Manifest, is_manifest, manifest_path
@@ -76,6 +83,11 @@ def write_file(job: ExportJob, target: Target, path: Path, max_drop: float) -> W
     """
     file_format = check_path(path, target)
     file_format.check_installed(to_write=True)
+    if job.crop is not None and not file_format.in_example:
+        raise UserError(
+            f"Target {target.name} cannot take images of any size, which --bake preprocessing asks for; bake "
+            "normalize for it."
+        )
     # "model.json" beside "model.onnx" may be a file of the user that has nothing to do with it.
     manifest = manifest_path(path)
     if manifest.exists() and not is_manifest(manifest):
@@ -182,7 +194,28 @@ def _from_graph(
     file_format.write_graph(model, file, target.chip)
     # An 8-bit graph was compared as .onnx; this is the file itself, which another tool may have written.
     parity = compare_file(job.reference, file, exact=target.sums == "exact")
-    return _Candidate(parity, parity.complaint(target.precision), model, quantized)
+    complaint = parity.complaint(target.precision)
+    if job.crop is not None and not complaint:
+        complaint = _put_preparation_in_front(model, target, file, job.crop)
+    return _Candidate(parity, complaint, model, quantized)
+
+
+def _put_preparation_in_front(model: onnx.ModelProto, target: Target, file: Path, crop: CenterCrop) -> str:
+    """Write a file again with resize and crop in it; returns half a sentence on what is wrong, or nothing.
+
+    The preparation is compared with Pillow's, and the whole file with the network that was compared before.
+    """
+    file_format = find_format(target.format)
+    channels = model.graph.input[0].type.tensor_type.shape.dim[3].dim_value
+    opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+    complaint = check_preparation(crop, channels, opset)
+    if complaint:
+        return complaint
+    network = file_format.open(file)
+    wanted = [network(pixels) for pixels in crops_to_try(crop, channels, opset)]
+    put_in_front(model, crop, channels)
+    file_format.write_graph(model, file, target.chip)
+    return check_behind_preparation(file_format.open(file), wanted, crop, channels)
 
 
 def _from_module(job: ExportJob, target: Target, file_format: Format, file: Path) -> _Candidate:
@@ -284,12 +317,16 @@ def _embed(facts: dict[str, Any], model: onnx.ModelProto, job: ExportJob, target
 def _facts(job: ExportJob, target: Target, name: str, candidate: _Candidate) -> dict[str, Any]:
     """The manifest of one file, without its time, size and hash."""
     reference, model, parity = job.reference, candidate.model, candidate.parity
-    batch = "batch" if target.batch == "any" else 1
+    # Images of different sizes cannot be given together.
+    batch = "batch" if target.batch == "any" and job.crop is None else 1
+    sides = list(job.example.shape[1:])
+    if job.crop is not None:
+        sides = ["height", "width", sides[-1]]
     image = {
         "name": "image",
         "dtype": "uint8" if job.example.dtype == np.uint8 else "float32",
         "layout": job.layout,
-        "shape": [batch, *job.example.shape[1:]],
+        "shape": [batch, *sides],
     }
     output = {
         "name": _output_name(job),
