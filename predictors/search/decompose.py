@@ -1,8 +1,8 @@
 """A cost of architectures, taken apart into tables of its groups of layers by asking it.
 
-MACs, parameters, the size of a file and most latencies are sums over layers, and memory is a maximum. A search
-knows them as functions only. A few thousand architectures, which differ from the first one in the choices of one
-group of layers, show whether a function is of this form, and are its tables if so.
+MACs, parameters, the size of a file and most latencies are sums over layers, and memory is a maximum. A
+search knows them as functions only. Some thousand architectures, which differ from the first one in the
+choices of one group of layers, show whether a function is of this form, and are its tables if so.
 """
 
 from collections.abc import Sequence
