@@ -112,15 +112,23 @@ def additive_optimum(
         limits: what `additive_limits` returns.
     """
     steps = _steps(space, gains, groups, limits)
-    prices, known = _prices(steps, len(space.resolution), len(limits.costs))
-    completions, _ = _best_completions(steps, prices)
-    search = _Search(space, steps, prices, completions, _least_costs(steps, len(limits.costs)))
+    resolutions, kinds = len(space.resolution), len(limits.costs)
+    least = _least_costs(steps, kinds)
+    unknown = np.full(resolutions, -np.inf)
+    prices, known = _prices(steps, np.zeros((resolutions, kinds)), unknown)
+    search = _Search(space, steps, prices, _best_completions(steps, prices)[0], least)
     rows, scores, is_proven = search.run(known - EPSILON, SPARE)
+    # Good networks are known now, which tell how far the prices have to go.
+    known = unknown.copy()
+    np.maximum.at(known, rows[:, RESOLUTION].astype(np.intp) - 1, scores)
+    prices, _ = _prices(steps, prices, known)
+    search = _Search(space, steps, prices, _best_completions(steps, prices)[0], least)
     for width in WIDTHS:
         # Nothing below the best known network can be the optimum, at whatever resolution.
-        floor = np.full(len(known), scores.max(initial=-np.inf) - EPSILON)
+        floor = np.full(resolutions, scores.max(initial=-np.inf) - EPSILON)
         found, found_scores, is_proven = search.run(floor, width)
-        rows, scores = np.concatenate([found, rows]), np.concatenate([found_scores, scores])
+        better = found_scores > scores.max(initial=-np.inf)
+        rows, scores = np.concatenate([rows, found[better]]), np.concatenate([scores, found_scores[better]])
         if is_proven:
             break
     # `return_index` finds the first place of each row, and by these places the order is that of the scores.
@@ -185,11 +193,20 @@ def _best_completions(steps: Sequence[Step], prices: Floats) -> tuple[list[Float
     return completions[::-1], cost
 
 
-def _prices(steps: Sequence[Step], resolutions: int, kinds: int) -> tuple[Floats, Floats]:
-    """Prices (resolutions, K) of low bounds, by Polyak's subgradient steps; known scores (resolutions,)."""
-    prices = np.zeros((resolutions, kinds))
+def _prices(steps: Sequence[Step], prices: Floats, known: Floats) -> tuple[Floats, Floats]:
+    """Prices of low bounds, by Polyak's subgradient steps.
+
+    Args:
+        steps: of the groups of layers.
+        prices: (resolutions, K) to start from.
+        known: (resolutions,) scores of networks that keep the limits; minus infinity where none is known.
+
+    Returns:
+        Prices (resolutions, K), and the scores that are known now.
+    """
+    resolutions, kinds = prices.shape
     best_prices, least_bound = prices, np.full(resolutions, np.inf)
-    known, step_size, since = np.full(resolutions, -np.inf), np.ones(resolutions), np.zeros(resolutions)
+    step_size, since = np.ones(resolutions), np.zeros(resolutions)
     spread = sum(float(np.ptp(step.gain[np.isfinite(step.gain)])) for step in steps)
     for _ in range(PRICE_STEPS if kinds else 1):
         completions, cost = _best_completions(steps, prices)
