@@ -39,7 +39,6 @@ from predictors.search.constraints import (
     round_up,
 )
 from predictors.search.costs import cost_functions
-from predictors.search.dynamic_programming import LayerCost, layer_costs
 from predictors.selection.evaluations import EvaluateFn, Evaluations
 from predictors.selection.exploration import (
     Explored,
@@ -241,10 +240,7 @@ class Select(RunCommand):
             study.finish()
             estimates = estimate_all(evaluations, study.known(), None, self.seed)
             return Explored(objective, evaluations, estimates, None)
-        sums = self._sums(trained)
-        intervals = explore_by_predictions(
-            evaluations, objective, guide, sums, self.measure, self.seed, evaluate
-        )
+        intervals = explore_by_predictions(evaluations, objective, guide, self.measure, self.seed, evaluate)
         study.finish()
         estimates = estimate_all(evaluations, study.known(), guide.quality.member, self.seed)
         return Explored(objective, evaluations, estimates, intervals.own_quality())
@@ -359,15 +355,6 @@ class Select(RunCommand):
                 f"No subnet of space '{space.name}' keeps {stated}; the nearest "
                 f"that one keeps is {' and '.join(needed)}."
             )
-
-    def _sums(self, trained: TrainedSupernet) -> list[list[LayerCost]]:
-        """The costs, as sums over layers, from whose exact fronts searches start."""
-        found = layer_costs(trained.space, len(trained.model.classes), trained.model.channels)
-        # Each further cost takes another dynamic programme, so parameters only where they or the size of the
-        # file are limited or traded.
-        if self.params or self.size or {"params", "size"} & set(self.front):
-            return [found["macs"], found["params"]]
-        return [found["macs"]]
 
 
 def _is_not_latency(constraint: Constraint) -> bool:

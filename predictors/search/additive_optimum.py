@@ -1,13 +1,15 @@
 """The exact optimum of an additive score under any number of additive limits.
 
-A Lagrangian bound prices every cost: what a network scores, minus its costs times their prices, plus the limits
-times the prices, is never below the score of a network that keeps the limits. With the right prices it is close
-to the optimum, within a few hundredths of the spread of the scores. It is a sum over groups of layers, so
-dynamic programming knows the best bound of every beginning of a network. Beginnings are then continued group
-after group, and those are dropped whose bound is below the score of a known network. Few are left. Where more
-are left than the search wants to hold, the highest bounds stay, and the search says that nothing is proven.
+A Lagrangian bound prices every cost. What a network scores, minus its costs times their prices, plus the
+limits times the prices, is never below the score of a network that keeps the limits. With the right prices
+the highest bound is close to the optimum. It is a sum over groups of layers, so dynamic programming knows the
+best bound of every beginning of a network. Beginnings are continued group after group, and those are dropped
+whose bound is below the score of a known network. Few are left. Where more are left than the search wants to
+hold, the highest bounds stay, and the result is not proven.
 
-Prices are those of each resolution on its own: at every other resolution other limits bind.
+Each resolution has its own prices, because other limits bind at every resolution. HiGHS (scipy.optimize.milp)
+finds the same optima and takes about as long for one resolution as this search for all
+(benchmarks/additive_optimum.py).
 """
 
 from collections.abc import Sequence
@@ -110,15 +112,23 @@ def additive_optimum(
         limits: what `additive_limits` returns.
     """
     steps = _steps(space, gains, groups, limits)
-    prices, known = _prices(steps, len(space.resolution), len(limits.costs))
-    completions, _ = _best_completions(steps, prices)
-    search = _Search(space, steps, prices, completions, _least_costs(steps, len(limits.costs)))
+    resolutions, kinds = len(space.resolution), len(limits.costs)
+    least = _least_costs(steps, kinds)
+    unknown = np.full(resolutions, -np.inf)
+    prices, known = _prices(steps, np.zeros((resolutions, kinds)), unknown)
+    search = _Search(space, steps, prices, _best_completions(steps, prices)[0], least)
     rows, scores, is_proven = search.run(known - EPSILON, SPARE)
+    # Good networks are known now, which tell how far the prices have to go.
+    known = unknown.copy()
+    np.maximum.at(known, rows[:, RESOLUTION].astype(np.intp) - 1, scores)
+    prices, _ = _prices(steps, prices, known)
+    search = _Search(space, steps, prices, _best_completions(steps, prices)[0], least)
     for width in WIDTHS:
         # Nothing below the best known network can be the optimum, at whatever resolution.
-        floor = np.full(len(known), scores.max(initial=-np.inf) - EPSILON)
+        floor = np.full(resolutions, scores.max(initial=-np.inf) - EPSILON)
         found, found_scores, is_proven = search.run(floor, width)
-        rows, scores = np.concatenate([found, rows]), np.concatenate([found_scores, scores])
+        better = found_scores > scores.max(initial=-np.inf)
+        rows, scores = np.concatenate([rows, found[better]]), np.concatenate([scores, found_scores[better]])
         if is_proven:
             break
     # `return_index` finds the first place of each row, and by these places the order is that of the scores.
@@ -130,7 +140,7 @@ def additive_optimum(
 def _steps(space: Space, gains: Sequence[Floats], groups: Sequence[LayerCost], limits: Limits) -> list[Step]:
     steps = []
     for i, new in enumerate(first_read(groups)):
-        # The resolution counts as chosen before the first group, so that every resolution is a search of its own.
+        # The resolution counts as chosen before the first group: every resolution is a search of its own.
         new = [c for c in new if c != RESOLUTION]
         before, after = _read_on_both_sides(groups, i), _read_on_both_sides(groups, i + 1)
         rows = np.zeros((len(options_of(space, before)), len(space.columns)), np.uint8)
@@ -147,6 +157,9 @@ def _steps(space: Space, gains: Sequence[Floats], groups: Sequence[LayerCost], l
         cost = np.zeros((*place.shape, len(limits.costs)))
         for k, parts in enumerate(limits.costs):
             cost[..., k] = parts[i].cost.ravel()[place]
+        # An infinite cost is of a resolution that a latency table does not cover.
+        is_unknown = ~np.isfinite(cost).all(axis=2)
+        gain[is_unknown], cost[is_unknown] = -np.inf, 0.0
         if limits.forbidden:
             gain[limits.forbidden[i].ravel()[place]] = -np.inf
         leaves = np.zeros(place.shape, np.intp)
@@ -183,11 +196,20 @@ def _best_completions(steps: Sequence[Step], prices: Floats) -> tuple[list[Float
     return completions[::-1], cost
 
 
-def _prices(steps: Sequence[Step], resolutions: int, kinds: int) -> tuple[Floats, Floats]:
-    """Prices (resolutions, K) of low bounds, by Polyak's subgradient steps; known scores (resolutions,)."""
-    prices = np.zeros((resolutions, kinds))
+def _prices(steps: Sequence[Step], prices: Floats, known: Floats) -> tuple[Floats, Floats]:
+    """Prices of low bounds, by Polyak's subgradient steps.
+
+    Args:
+        steps: of the groups of layers.
+        prices: (resolutions, K) to start from.
+        known: (resolutions,) scores of networks that keep the limits; minus infinity where none is known.
+
+    Returns:
+        Prices (resolutions, K), and the scores that are known now.
+    """
+    resolutions, kinds = prices.shape
     best_prices, least_bound = prices, np.full(resolutions, np.inf)
-    known, step_size, since = np.full(resolutions, -np.inf), np.ones(resolutions), np.zeros(resolutions)
+    step_size, since = np.ones(resolutions), np.zeros(resolutions)
     spread = sum(float(np.ptp(step.gain[np.isfinite(step.gain)])) for step in steps)
     for _ in range(PRICE_STEPS if kinds else 1):
         completions, cost = _best_completions(steps, prices)

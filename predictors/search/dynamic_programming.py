@@ -83,7 +83,11 @@ def fit_additive(
         For each part the terms (options,), one for each combination of the choices that it owns.
     """
     rows = sample_codes(space, SAMPLES, rng)
-    y = score(rows)
+    return fit_additive_to(space, rows, score(rows), parts)
+
+
+def fit_additive_to(space: Space, rows: Codes, y: Floats, parts: Sequence[LayerCost]) -> list[Floats]:
+    """Fit the scores `y` (N,) of architectures `rows` (N, F) as `fit_additive` does."""
     blocks = []
     for new in first_read(parts):
         # The number of the combination that each row has, in the order of `options_of`.

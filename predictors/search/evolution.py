@@ -62,7 +62,7 @@ def evolve(
         rng: of the search.
         start: encoded architectures (N, F) of the first generation.
         settings: of the evolution.
-        columns: columns whose choices keep a share of the parents each, such as `global_columns`. Without any,
+        columns: columns whose choices keep a share of the parents each, such as `global_columns`; with none,
             the parents are the best.
 
     Returns:
