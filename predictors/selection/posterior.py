@@ -21,6 +21,7 @@ from predictors.accuracy.models import PredictorName
 from predictors.accuracy.validation import predict_from_other_folds, predictive_std
 from predictors.search.constraints import ArchCostFn, Constraint, fits, utilisation
 from predictors.selection.evaluations import FEWEST_TO_LEARN_FROM, Candidate, Evaluations, rows_of
+from predictors.selection.intervals import BIAS_PATIENCE
 
 FOLDS = 20  # so that a subnet is predicted from nearly all others, also from those near it
 MANY_PAIRS, FOLDS_OF_MANY = 1_000, 5  # of so many a fifth is hardly missed, and each fold takes seconds
@@ -73,6 +74,9 @@ def estimate(evaluations: Evaluations, member: PredictorName, seed: int) -> list
     X = features(evaluations.space, rows_of(candidates))
     folds = min(FOLDS, len(y)) if len(y) < MANY_PAIRS else FOLDS_OF_MANY
     mean, std, _ = predict_from_other_folds(member, X, y, seed, folds, refit=False)
+    # A search finds subnets of which the predictor is too hopeful, also after it has learned from the others.
+    own = np.array([candidate.source == "select" for candidate in candidates])
+    mean[own] += np.sum((y - mean)[own]) / (np.count_nonzero(own) + BIAS_PATIENCE)
     misses = np.abs(y - mean)
     std = predictive_std(std, float(np.median(misses)))
     # Variances as they turned out to be: the predictor's own may all be too small or too large.
