@@ -205,7 +205,10 @@ def test_published_table_of_a_phone(nas_data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lacks resolution 128"):
         model.predict(encode(space, smallest(space))[None])
     words[1] = "ofa_mbv3"
-    with pytest.raises(UserError, match="has no resolution at which space 'ofa_mbv3' is complete"):
+    sentence = (
+        "has no resolution at which space 'ofa_mbv3' is complete.*; it is a table for --space ofa_mbv3_w1.2"
+    )
+    with pytest.raises(UserError, match=sentence):
         parse(Measure, words).execute()
 
 
