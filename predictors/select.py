@@ -13,16 +13,17 @@ from engine.checkpoint import weights_digest
 from engine.command.cli import main
 from engine.command.progress import Advance, progress
 from engine.command.start import say
-from engine.errors import UserError, nearest
+from engine.errors import nearest
 from engine.seed import numpy_generator
-from ofa.space.arch import largest, smallest
 from ofa.space.codes import Codes, decode, encode
+from ofa.space.space import Space
 from ofa.trained import RunCommand, TrainedSupernet, run_flag
 from predictors.accuracy.models import PredictorChoice
 from predictors.accuracy.pairs import check_pairs, read_pairs
-from predictors.search.best import nearest_feasible
+from predictors.latency.here import is_of_this_machine, time_architecture
+from predictors.latency.model import LatencyModel, load_latency
 from predictors.search.constraints import (
-    EXACT_DIGITS,
+    NO_LIMIT,
     UNITS,
     ArchCostFn,
     Budget,
@@ -30,15 +31,14 @@ from predictors.search.constraints import (
     Constraint,
     Milliseconds,
     Objective,
-    fits,
-    format_cost,
     format_limit,
-    round_up,
 )
 from predictors.search.costs import cost_functions
 from predictors.search.dynamic_programming import LayerCost, layer_costs
+from predictors.search.limits import check_limits
 from predictors.selection.evaluations import EvaluateFn, Evaluations
 from predictors.selection.exploration import (
+    Explored,
     Guide,
     estimate_all,
     explore_by_predictions,
@@ -46,7 +46,8 @@ from predictors.selection.exploration import (
     make_guide,
 )
 from predictors.selection.finalists import FINALIST_EPOCHS, tune_finalists
-from predictors.selection.selected import KEYS, Explored, print_trust, write_front, write_selected
+from predictors.selection.selected import KEYS, print_trust, write_front, write_selected
+from predictors.selection.timed import Stopwatch, keep_timed_limits
 from predictors.studies.storage import open_storage
 from predictors.studies.study import Study, known_accuracies, run_fingerprint
 
@@ -97,10 +98,14 @@ class Select(RunCommand):
         (), description="at most so many MACs, or several budgets separated by commas"
     )
     latency: Milliseconds | None = Field(
-        None, description="at most so long for one image: 15ms, 0.015s; needs --latency-table"
+        None,
+        description="at most so long for the median run of one image: 15ms, 0.015s; needs --latency-table",
     )
     latency_table: Path | None = Field(
         None, description="latency of a device, a file that predictors.measure wrote"
+    )
+    verify_latency: bool = Field(
+        True, description="time the selected subnets if the table is of this machine"
     )
     size: Bytes | None = Field(None, description="at most so large a file: 20MB, 64MiB")
     memory: Bytes | None = Field(None, description="at most so much memory for activations: 64MB")
@@ -173,10 +178,10 @@ class Select(RunCommand):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         trained = self.open_supernet()
         space, model = trained.space, trained.model
-        costs = cost_functions(space, len(model.classes), model.channels, self.latency_table)
+        latency = self._latency_model(trained)
+        costs = cost_functions(space, len(model.classes), model.channels, latency)
         objectives = self._objectives(costs)
-        for objective in objectives:
-            self._check_limits(trained, objective.constraints)
+        self._check_limits(space, objectives, latency)
         pairs = read_pairs(self.run)
         check_pairs(pairs, trained)
         known = partial(Evaluations, space, trained.data.count("val"), pairs)
@@ -206,6 +211,10 @@ class Select(RunCommand):
         facts |= {"pairs": len(pairs), "seed": self.seed}
         if guide:
             facts["predictor"] = guide.quality.facts()
+        if latency is not None and self.latency and self.verify_latency and is_of_this_machine(latency.table):
+            stopwatch = Stopwatch(partial(time_architecture, space, table=latency.table))
+            costs["latency_measured"] = stopwatch.known
+            explored = keep_timed_limits(explored, stopwatch, self.tune_finalists, self.ties)
         self._write(trained, explored, costs, facts)
         if guide:
             print_trust(guide.quality, explored)
@@ -263,7 +272,13 @@ class Select(RunCommand):
     def _objectives(self, costs: Mapping[str, ArchCostFn]) -> list[Objective]:
         """What to find: the best subnet for each budget, and the front."""
         limits = {"latency": self.latency, "size": self.size, "memory": self.memory, "params": self.params}
-        others = [Constraint(name, limit, costs[name]) for name, limit in limits.items() if limit is not None]
+        others = []
+        for name, limit in limits.items():
+            # What is limited is what nine of ten subnets keep, and not the mere prediction.
+            cost = costs.get(f"{name}_bound", costs.get(name))
+            if limit is not None:
+                assert cost is not None, name
+                others.append(Constraint(name, limit, cost))
         # The other limits hold for each budget of MACs, or stand alone.
         budgets = [[Constraint("macs", budget, costs["macs"]), *others] for budget in self.flops]
         if not budgets:
@@ -273,6 +288,9 @@ class Select(RunCommand):
             # One front covers all budgets. They differ in their first limit only, that of MACs, and the
             # largest one counts.
             loosest = max(budgets, key=_limits)
+            if "latency" in self.front and self.latency is None:
+                # Where the table knows nothing latency is infinite, and no point of a front.
+                loosest = [*loosest, Constraint("latency", NO_LIMIT, costs["latency"])]
             name = "-".join(["front", *self.front])
             objectives.append(Objective(name, tuple(loosest), {name: costs[name] for name in self.front}))
         return objectives
@@ -282,39 +300,37 @@ class Select(RunCommand):
         name = objective.name
         if objective.front:
             # The file of a front has no limits in its name, since a run has one.
-            name = "-".join([name, *[Objective.best([c]).name for c in objective.constraints]])
+            limits = [c for c in objective.constraints if c.limit < NO_LIMIT]
+            name = "-".join([name, *[Objective.best([c]).name for c in limits]])
         if self.latency_table is None or not (self.latency or "latency" in self.front):
             return name
         table = blake2b(self.latency_table.read_bytes(), digest_size=4)
         return f"{name}-{self.latency_table.stem}-{table.hexdigest()}"
 
-    def _check_limits(self, trained: TrainedSupernet, constraints: tuple[Constraint, ...]) -> None:
-        """Print a warning if a limit is above the largest subnet.
+    def _latency_model(self, trained: TrainedSupernet) -> LatencyModel | None:
+        """The model of --latency-table; what a user has to know of it is printed if latency counts."""
+        if self.latency_table is None:
+            return None
+        classes, channels = len(trained.model.classes), trained.model.channels
+        latency = load_latency(self.latency_table, trained.space, classes, channels)
+        if self.latency is not None or "latency" in self.front:
+            for note in latency.notes():
+                print(note)
+        return latency
 
-        Raises:
-            UserError: no subnet keeps all limits. The error names the nearest limits that a subnet keeps.
-        """
-        space = trained.space
-        least, most = encode(space, smallest(space))[None], encode(space, largest(space))[None]
-        for c in constraints:
-            cost = c.cost(most)[0]
-            if cost < c.limit:
-                print(
-                    f"budget {format_limit(c.name, c.limit)} is above the largest subnet "
-                    f"({c.flag} {format_cost(c.name, cost)}): it excludes none"
-                )
-        # Usually the smallest subnet keeps all limits, and nothing has to be searched.
-        if fits(constraints, least)[0]:
-            return
-        relaxed = nearest_feasible(space, constraints, numpy_generator(self.seed, "feasible"), least)
-        if relaxed:
-            needed = []
-            for c, value in relaxed:
-                needed.append(f"{c.flag} {format_cost(c.name, round_up(c.name, value), EXACT_DIGITS)}")
-            raise UserError(
-                f"No subnet of space '{space.name}' keeps {' '.join(map(str, constraints))}; the nearest "
-                f"that one keeps is {' and '.join(needed)}."
-            )
+    def _check_limits(
+        self, space: Space, objectives: Sequence[Objective], latency: LatencyModel | None
+    ) -> None:
+        """Refuse limits that no subnet keeps, and say once which are above the largest subnet."""
+        sentences: list[str] = []
+        for objective in objectives:
+            resolutions = space.resolution
+            if latency is not None and any(c.name == "latency" for c in objective.constraints):
+                resolutions = latency.resolutions  # only those that the table covers are searched
+            rng = numpy_generator(self.seed, "feasible")
+            sentences += check_limits(space, objective.constraints, resolutions, rng)
+        for sentence in dict.fromkeys(sentences):
+            print(sentence)
 
     def _sums(self, trained: TrainedSupernet) -> list[list[LayerCost]]:
         """The costs, as sums over layers, from whose exact fronts searches start."""

@@ -1,6 +1,7 @@
 """What a device allows and what is wanted: costs with limits, as people write them, and objectives."""
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Annotated, NamedTuple
@@ -20,6 +21,7 @@ ArchCostFn = Callable[[Codes], Floats | NDArray[np.int64]]  # encoded architectu
 UNITS = {"macs": "", "latency": "ms", "size": "B", "memory": "B", "params": ""}
 # The papers say FLOPs and count multiply-accumulates.
 FLAGS = {"macs": "--flops"} | {name: f"--{name}" for name in UNITS if name != "macs"}
+NO_LIMIT = sys.float_info.max  # every cost keeps it that is finite, and so known
 EXACT_DIGITS = 15  # a float64 keeps so many: a limit is printed as it was typed
 MILLISECOND_DIGITS = (
     12  # significant ones that a limit keeps: 0.0151s is 15.1ms, and not 15.100000000000001ms

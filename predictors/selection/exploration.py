@@ -19,16 +19,36 @@ from predictors.search.constraints import ArchCostFn, Objective
 from predictors.search.dynamic_programming import LayerCost
 from predictors.selection.coarse_to_fine import coarse_to_fine
 from predictors.selection.evaluations import EvaluateFn, Evaluations
-from predictors.selection.intervals import Intervals
-from predictors.selection.posterior import Estimate, estimate
+from predictors.selection.intervals import Intervals, OwnQuality
+from predictors.selection.posterior import Estimate, estimate, under
 from predictors.selection.predictor_guided import BestProposer, FrontProposer, Proposer, predictor_guided
 
 
 class Guide(NamedTuple):
-    """What guides a search: a predictor that learned from the collected pairs, and how good it is."""
+    """What guides a search: a predictor that learned from so many collected pairs, and how good it is."""
 
     predictor: Predictor
     quality: CandidateQuality
+    pairs: int
+
+
+class Explored(NamedTuple):
+    """Everything that one objective's exploration found.
+
+    objective: what was to be found.
+    evaluations: the collected pairs and what its own study measured.
+    estimates: of all these subnets.
+    own: how good the predictions of its candidates were; None where nothing was predicted.
+    """
+
+    objective: Objective
+    evaluations: Evaluations
+    estimates: Sequence[Estimate]
+    own: OwnQuality | None
+
+    def best(self, count: int) -> list[Estimate]:
+        """The `count` subnets under the limits to expect most of."""
+        return under(self.estimates, self.objective.constraints)[:count]
 
 
 def make_guide(choice: PredictorChoice, evaluations: Evaluations, macs: ArchCostFn, seed: int) -> Guide:
@@ -47,7 +67,7 @@ def make_guide(choice: PredictorChoice, evaluations: Evaluations, macs: ArchCost
     X = features(evaluations.space, codes)
     qualities = compare_candidates(choice, X, y, macs(codes), seed)
     print_candidates(qualities, y)
-    return Guide(make_predictor(qualities[0].member).fit(X, y, seed), qualities[0])
+    return Guide(make_predictor(qualities[0].member).fit(X, y, seed), qualities[0], len(y))
 
 
 def explore_by_predictions(
@@ -62,7 +82,7 @@ def explore_by_predictions(
     """Measure the subnets that a copy of the predictor proposes for one objective; see `predictor_guided`.
 
     Args:
-        evaluations: the collected pairs; what is measured is added to them.
+        evaluations: the collected pairs, and what others added to the study; what is measured is added.
         objective: what is to be found.
         guide: the predictor, which stays as it is.
         sums: costs as sums over layers.
@@ -81,6 +101,9 @@ def explore_by_predictions(
     intervals = Intervals(guide.quality)
     additive = numpy_generator(seed, "additive", objective.name)
     predictor = deepcopy(guide.predictor)
+    if len(evaluations) > guide.pairs:  # a notebook has added trials to the study
+        codes, y = evaluations.training_set()
+        predictor.update(features(evaluations.space, codes), y)
     predictor_guided(evaluations, predictor, intervals, sums, propose, evaluate, count, additive)
     return intervals
 

@@ -4,7 +4,9 @@ Cross-validation measures how far off a predictor is for subnets that are drawn 
 looks for subnets that differ from them, and finds those of which the predictor is too hopeful. So each
 measured prediction moves and widens the intervals of the next ones. The width is a weighted conformal
 quantile (Barber et al., Conformal prediction beyond exchangeability, 2023, arXiv:2202.13415): misses of the
-search's own predictions have weight 1 each, those of cross-validation share a fixed weight.
+search's own predictions have weight 1 each, those of cross-validation share a fixed weight. These are also
+scaled by how much larger or smaller the own misses are: a standard deviation is known after a few misses,
+their 90% quantile only after many.
 """
 
 from collections.abc import Sequence
@@ -14,12 +16,13 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from engine.statistics import Floats, conformal_quantile
+from predictors.accuracy.predictor import LEAST_STD
 from predictors.accuracy.validation import CandidateQuality, predictive_std
 from predictors.selection.evaluations import Prediction
 
 # All misses of cross-validation together weigh as much as so many own predictions. With less weight the first
-# intervals would rest on a handful of misses, with more they would learn too late.
-CROSS_VALIDATION_WEIGHT = 20.0
+# intervals would rest on a handful of misses, with more they would learn too late (docs/log.md).
+CROSS_VALIDATION_WEIGHT = 10.0
 # Half of the mean miss counts as a bias after so many own predictions: the mean of few of them is luck.
 BIAS_PATIENCE = 5.0
 FEWEST_TO_JUDGE = 10  # own predictions: fewer say nothing about a tau or about a share of 90%
@@ -98,9 +101,12 @@ class Intervals:
         """(bias, half of an interval), in predictive standard deviations."""
         misses, known = np.array(self._misses), self.quality.ratios
         bias = float(misses.sum()) / (len(misses) + BIAS_PATIENCE)
-        ratios = np.concatenate([np.abs(misses - bias), known])
+        own = np.abs(misses - bias)
+        variance = np.mean(known**2) + LEAST_STD**2
+        scaled = (np.sum(own**2) / variance + CROSS_VALIDATION_WEIGHT) / (len(own) + CROSS_VALIDATION_WEIGHT)
+        ratios = np.concatenate([own, known * np.sqrt(scaled)])
         shares = np.full(len(known), CROSS_VALIDATION_WEIGHT / len(known))
-        return bias, conformal_quantile(ratios, np.concatenate([np.ones(len(misses)), shares]))
+        return bias, conformal_quantile(ratios, np.concatenate([np.ones(len(own)), shares]))
 
     def own_quality(self) -> OwnQuality:
         """How good the measured predictions were."""

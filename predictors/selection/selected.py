@@ -1,9 +1,10 @@
 """What selection writes and prints: selected/<name>.json for each objective, a front as JSON and CSV."""
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.table import Table
 
@@ -16,38 +17,22 @@ from predictors.accuracy.validation import CandidateQuality, format_tau
 from predictors.search.constraints import UNITS, ArchCostFn, Objective, format_cost
 from predictors.selection.budgets import budget_sentences, format_expected, half_budget, half_sentence
 from predictors.selection.evaluations import FEWEST_TO_LEARN_FROM, Evaluations
+from predictors.selection.exploration import Explored
 from predictors.selection.finalists import FINALIST_EPOCHS, Finalist, choose_finalist
-from predictors.selection.intervals import OwnQuality
 from predictors.selection.posterior import Estimate, choose, front, under
 
 # The names of costs in files.
 KEYS = {
     "macs": "macs",
     "latency": "latency_ms",
+    "latency_bound": "latency_bound_ms",
+    "latency_p90": "latency_p90_ms",
+    "latency_measured": "latency_measured_ms",
     "size": "size_bytes",
     "memory": "memory_bytes",
     "params": "params",
 }
 Record = dict[str, Any]
-
-
-class Explored(NamedTuple):
-    """Everything that one objective's exploration found.
-
-    objective: what was to be found.
-    evaluations: the collected pairs and what its own study measured.
-    estimates: of all these subnets.
-    own: how good the predictions of its candidates were; None where nothing was predicted.
-    """
-
-    objective: Objective
-    evaluations: Evaluations
-    estimates: Sequence[Estimate]
-    own: OwnQuality | None
-
-    def best(self, count: int) -> list[Estimate]:
-        """The `count` subnets under the limits to expect most of."""
-        return under(self.estimates, self.objective.constraints)[:count]
 
 
 def write_selected(
@@ -90,7 +75,7 @@ def write_selected(
         record = subnet_record(found.evaluations, best, costs)
         constraints = []
         for c in objective.constraints:
-            value = record[KEYS[c.name]]
+            value = c.cost(best.candidate.row[None])[0].item()
             constraints.append({"name": c.name, "limit": c.limit, "value": value, "unit": UNITS[c.name]})
             shown.append(c.name)
         half = half_budget(found.estimates, objective.constraints)
@@ -161,7 +146,9 @@ def subnet_record(evaluations: Evaluations, found: Estimate, costs: Mapping[str,
     candidate = found.candidate
     record: Record = {"arch": decode(evaluations.space, candidate.row).model_dump(mode="json")}
     for name, cost in costs.items():
-        record[KEYS[name]] = cost(candidate.row[None])[0].item()
+        value = cost(candidate.row[None])[0].item()
+        # Infinite is what is not known: a resolution that a latency table does not cover.
+        record[KEYS[name]] = value if math.isfinite(value) else None
     prediction = candidate.prediction
     return record | {
         "expected_accuracy": found.accuracy,
@@ -200,13 +187,25 @@ def _print_subnets(title: str, subnets: Mapping[str, Record], costs: Sequence[st
     for name, record in subnets.items():
         table.add_row(
             name,
-            *[format_cost(cost, record[KEYS[cost]]) for cost in costs],
+            *[_cost_cell(cost, record) for cost in costs],
             format_expected(record["expected_accuracy"], record["expected_interval"]),
             f"{100 * record['val_accuracy']:.1f} ± {100 * record['val_std']:.1f}%",
             str(record["arch"]["resolution"]),
             "-".join(map(str, record["arch"]["depth"])),
         )
     plain_console().print(table)
+
+
+def _cost_cell(name: str, record: Record) -> str:
+    """A cost; latency with the bound that is compared with limits, and what was timed on this machine."""
+    text = format_cost(name, record[KEYS[name]])
+    if name != "latency":
+        return text
+    bound, timed = record.get("latency_bound_ms"), record.get("latency_measured_ms")
+    more = [f"at most {bound:.3g}"] if bound else []
+    if timed:
+        more.append(f"timed {timed:.3g}")
+    return f"{text} ({', '.join(more)})" if more else text
 
 
 def print_trust(quality: CandidateQuality, explored: Sequence[Explored]) -> None:

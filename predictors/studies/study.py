@@ -25,7 +25,7 @@ from engine.errors import UserError
 from engine.seed import numpy_generator
 from ofa.space.codes import Codes
 from ofa.space.space import Space
-from predictors.search.constraints import ArchCostFn, Objective, format_limit
+from predictors.search.constraints import NO_LIMIT, ArchCostFn, Objective, format_limit
 from predictors.search.optuna_space import codes_from_params, distributions
 from predictors.selection.evaluations import Prediction
 from predictors.studies.storage import SharedStorage, patiently
@@ -87,7 +87,7 @@ class Study:
             directions=directions,
             load_if_exists=True,
         )
-        limits = {c.name: format_limit(c.name, c.limit) for c in objective.constraints}
+        limits = {c.name: format_limit(c.name, c.limit) for c in objective.constraints if c.limit < NO_LIMIT}
         with storage.exclusive():
             self.study = patiently(create)
             self.id = patiently(self.storage.get_study_id_from_name, name)
@@ -123,6 +123,8 @@ class Study:
                 describe(trial, PAIRS, None)
                 trial.state, trial.values = TrialState.COMPLETE, self._values(row, accuracy)
                 trial.datetime_start = trial.datetime_complete = datetime.now()
+            if trials and len(rows) > MOST_PAIRS:
+                print(f"study {self.name}: the first {MOST_PAIRS:,} of {len(rows):,} pairs are trials")
             patiently(self.shared.insert, self.id, trials)
 
     def added(self, note: NoteFn) -> dict[bytes, float]:

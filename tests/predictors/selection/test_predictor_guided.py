@@ -113,3 +113,28 @@ def test_ends_when_everything_found_is_known(tiny: Space) -> None:
     guided(1_000, np.random.default_rng(0))
     assert len(rounds) == 2
     assert len(evaluations) == 13
+
+
+def test_some_candidates_lie_below_the_limit(tiny: Space) -> None:
+    """Three of five under the limit, the others under half of it, then 0.7: what less costs is measured."""
+    budget = 90_000
+
+    def macs(rows: Codes) -> np.ndarray:
+        return costs_of(tiny, rows, 10, 1).macs
+
+    def score(rows: Codes) -> np.ndarray:
+        return macs(rows).astype(float)
+
+    evaluations = Evaluations(tiny, 100, [])
+    propose = BestProposer([Constraint("macs", budget, macs)], np.random.default_rng(0))
+    seeds = sample_codes(tiny, 10, np.random.default_rng(0))
+    for share in (0.5, 0.7, 0.5):
+        rows = propose(evaluations, score, seeds)[:5]
+        assert len(np.unique(rows, axis=0)) == 5
+        used = macs(rows) / budget
+        assert (used[:3] > 0.8).all() and (used[:3] <= 1).all()
+        assert (used[3:] > 0.8 * share).all() and (used[3:] <= share).all()
+        for row in rows:
+            evaluations.add(row, 0.5, "select")
+    too_small = BestProposer([Constraint("macs", macs(rows).min() / 4, macs)], np.random.default_rng(0))
+    assert len(too_small(evaluations, score, seeds)) == 0
