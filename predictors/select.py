@@ -71,7 +71,7 @@ class Select(RunCommand):
 
     Measurements are trials of an Optuna study in the run folder, or in --storage, where several processes and
     machines share them: the same command chooses the same again without measuring anything, and continues
-    after an interruption. The test images are not touched.
+    after an interruption. Trials that you add with Optuna count. The test images are not touched.
 
     examples:
       python -m predictors.select --flops 600M
@@ -132,7 +132,8 @@ class Select(RunCommand):
     )
     storage: str | None = Field(
         None,
-        description="Optuna storage, a URL or the path of a journal; none: optuna.journal in the run folder",
+        description="Optuna storage: the path of a journal, or a URL (sqlite:///studies.db, postgresql://, "
+        "mysql://, journal+redis://); none: optuna.journal in the run folder",
     )
     seed: int = Field(0, ge=0, description="seed of the search")
 
