@@ -179,6 +179,7 @@ class Select(RunCommand):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         trained = self.open_supernet()
         space, model = trained.space, trained.model
+        storage = open_storage(self.storage or str(self.run / "optuna.journal"))
         latency = self._latency_model(trained)
         costs = cost_functions(space, len(model.classes), model.channels, latency)
         objectives = self._objectives(costs)
@@ -189,7 +190,6 @@ class Select(RunCommand):
         guide = None
         if self.explore == "search":
             guide = make_guide(self.predictor, known(), costs["macs"], self.seed)
-        storage = open_storage(self.storage or str(self.run / "optuna.journal"))
         # The storage may be shared with other runs: accuracies of other weights must not be mixed with these.
         prefix = f"{space.name}-{run_fingerprint(self.run)}-"
         measure = partial(_accuracy, trained, known_accuracies(storage, prefix, space))

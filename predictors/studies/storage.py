@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
@@ -55,6 +56,8 @@ def open_storage(address: str) -> SharedStorage:
         if "://" in address:
             storage, exclusive = open_database(database_url(address))
             return SharedStorage(get_storage(storage), exclusive, partial(insert_trials, storage.engine))
+        if Path(address).exists() and not Path(address).is_file():
+            raise UserError(f"The storage '{shown}' is no file; name a file for the journal of studies.")
         lock = JournalLock(address)
         journal = SharedJournal(JournalFileBackend(address, lock), lock.held)
         with lock.held():  # it fails here, and not after minutes, if nothing can be written
@@ -147,7 +150,8 @@ def without_password(address: str) -> str:
 
 def _reason(error: BaseException, address: str) -> str:
     """The first line of an error, without the password of the address."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    lines = text.strip().splitlines() or [type(error).__name__]
     password = re.search(r"://[^:/@]*:(.*)@", address)
     if password and password[1]:
         return lines[0].replace(password[1], "***")
