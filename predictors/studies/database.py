@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from engine.errors import UserError
+from predictors.studies.patience import patiently
 
 SQLITE_PATIENCE = 60  # seconds to wait for another process's transaction, which takes milliseconds
 LOCK_PATIENCE = 600  # seconds to wait while another process adds its trials
@@ -119,9 +120,10 @@ def _folder_lock(folder: Path) -> Iterator[None]:
 def _server_lock(url: URL, kind: str) -> Iterator[None]:
     """A lock that the server releases when the connection ends, so that no killed process keeps it."""
     engine = sqlalchemy.create_engine(url, poolclass=NullPool)
-    with engine.connect() as connection:
+    with patiently(engine.connect) as connection:
         if kind == "postgresql":
             # Of a transaction, not of the session: poolers such as PgBouncer share sessions.
+            connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_PATIENCE}s'"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": LOCK_NUMBER})
         else:
             query = text("SELECT GET_LOCK(:name, :seconds)")

@@ -28,7 +28,8 @@ from ofa.space.space import Space
 from predictors.search.constraints import NO_LIMIT, ArchCostFn, Objective, format_limit
 from predictors.search.optuna_space import codes_from_params, distributions
 from predictors.selection.evaluations import Prediction
-from predictors.studies.storage import SharedStorage, patiently
+from predictors.studies.patience import patiently
+from predictors.studies.storage import SharedStorage
 from predictors.studies.trials import (
     ADDED,
     PAIRS,
@@ -167,7 +168,9 @@ class Study:
             for row in rows:
                 if row.tobytes() in found:
                     continue
-                # Read anew for each row: other processes finish trials in the meantime.
+                # Read anew for each row: other processes finish trials in the meantime, and somebody may
+                # fail one by hand, which is enqueued again.
+                self._enqueue([row], [None])
                 trial = self._trials()[row.tobytes()]
                 if is_known(trial):
                     accuracy = float(trial.values[0])
