@@ -1,11 +1,12 @@
 """Measurements as trials of an Optuna study, which several processes or machines may share.
 
 What is to be measured is enqueued in bulk. A process claims a trial before it measures, so no two do the same
-work. When nothing is unclaimed, it measures what others claimed and have not finished. So it waits for
-nobody, and a killed process costs one measurement. Optuna's own tools can open the study, and what they add
-to it counts.
+work. When nothing is unclaimed, it waits for others for twice as long as its own measurements take, and then
+measures what they claimed and have not finished. So a killed process costs one measurement. Optuna's own
+tools can open the study, and what they add to it counts.
 """
 
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -46,6 +47,7 @@ from predictors.studies.trials import (
 # Collected pairs that become trials. Every process reads all trials of a study that it opens, and of a space
 # of 45 choices that takes 2.7 ms for each in a database.
 MOST_PAIRS = 2_000
+FIRST_PATIENCE = 1.0  # seconds to wait for others by a process that has measured nothing itself
 UNFINISHED = (TrialState.WAITING, TrialState.RUNNING)
 AccuracyFn = Callable[[Codes], float]  # measures an encoded architecture, in [0, 1]
 NoteFn = Callable[[float], None]  # is called with every accuracy as soon as it is known
@@ -78,6 +80,7 @@ class Study:
         self.shared, self.storage = storage, storage.optuna
         self.name, self.space, self.objective, self.accuracy = name, space, objective, accuracy
         self.costs: Mapping[str, ArchCostFn] = costs or {}
+        self._longest = 0.0  # seconds that a measurement of this process has taken
         self._rows: dict[int, Codes | None] = {}  # of finished trials, by number: they do not change
         # Optuna optimises values and keeps constraints apart; a front has its costs as further values.
         directions = [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * len(objective.front)]
@@ -165,6 +168,8 @@ class Study:
         found: dict[bytes, float] = {}
         # First what is finished or still free. Only then what another process claimed: it may have died.
         for measures_claimed in (False, True):
+            if measures_claimed:
+                self._wait_for_others({row.tobytes() for row in rows} - found.keys())
             for row in rows:
                 if row.tobytes() in found:
                     continue
@@ -175,7 +180,7 @@ class Study:
                 if is_known(trial):
                     accuracy = float(trial.values[0])
                 elif measures_claimed or self._claim(trial):
-                    accuracy = self._finish(trial, row, self.accuracy(row))
+                    accuracy = self._finish(trial, row, self._measured(row))
                 else:
                     continue
                 found[row.tobytes()] = accuracy
@@ -185,6 +190,25 @@ class Study:
     def known(self) -> dict[bytes, float]:
         """All accuracies of the study by the bytes of the row of codes, in the order of its trials."""
         return {row: float(trial.values[0]) for row, trial in self._trials().items() if is_known(trial)}
+
+    def _measured(self, row: Codes) -> float:
+        start = time.monotonic()
+        accuracy = self.accuracy(row)
+        self._longest = max(self._longest, time.monotonic() - start)
+        return accuracy
+
+    def _wait_for_others(self, rows: set[bytes]) -> None:
+        """Wait until other processes have measured `rows`, or are likely to be dead.
+
+        Nobody knows who is alive: heartbeats would need a thread, and clocks of machines differ.
+        """
+        patience = 2 * self._longest or FIRST_PATIENCE
+        end = time.monotonic() + patience
+        while rows and time.monotonic() < end:
+            known = self.known()
+            rows = {row for row in rows if row not in known}
+            if rows:
+                time.sleep(min(patience / 10, 1.0))
 
     def finish(self) -> None:
         """Measure what killed processes have left, so that no trial of a selection stays unfinished."""
