@@ -34,7 +34,6 @@ from predictors.search.constraints import (
     format_limit,
 )
 from predictors.search.costs import cost_functions
-from predictors.search.dynamic_programming import LayerCost, layer_costs
 from predictors.search.limits import check_limits
 from predictors.selection.evaluations import EvaluateFn, Evaluations
 from predictors.selection.exploration import (
@@ -237,10 +236,7 @@ class Select(RunCommand):
             study.finish()
             estimates = estimate_all(evaluations, study.known(), None, self.seed)
             return Explored(objective, evaluations, estimates, None)
-        sums = self._sums(trained)
-        intervals = explore_by_predictions(
-            evaluations, objective, guide, sums, self.measure, self.seed, evaluate
-        )
+        intervals = explore_by_predictions(evaluations, objective, guide, self.measure, self.seed, evaluate)
         study.finish()
         estimates = estimate_all(evaluations, study.known(), guide.quality.member, self.seed)
         return Explored(objective, evaluations, estimates, intervals.own_quality())
@@ -332,15 +328,6 @@ class Select(RunCommand):
             sentences += check_limits(space, objective.constraints, resolutions, rng)
         for sentence in dict.fromkeys(sentences):
             print(sentence)
-
-    def _sums(self, trained: TrainedSupernet) -> list[list[LayerCost]]:
-        """The costs, as sums over layers, from whose exact fronts searches start."""
-        found = layer_costs(trained.space, len(trained.model.classes), trained.model.channels)
-        # Each further cost takes another dynamic programme, so parameters only where they or the size of the
-        # file are limited or traded.
-        if self.params or self.size or {"params", "size"} & set(self.front):
-            return [found["macs"], found["params"]]
-        return [found["macs"]]
 
 
 def _limits(constraints: Sequence[Constraint]) -> list[float]:
