@@ -13,18 +13,16 @@ from engine.checkpoint import weights_digest
 from engine.command.cli import main
 from engine.command.progress import Advance, progress
 from engine.command.start import say
-from engine.errors import UserError, nearest
+from engine.errors import nearest
 from engine.seed import numpy_generator
-from ofa.space.arch import largest, smallest
 from ofa.space.codes import Codes, decode, encode
+from ofa.space.space import Space
 from ofa.trained import RunCommand, TrainedSupernet, run_flag
 from predictors.accuracy.models import PredictorChoice
 from predictors.accuracy.pairs import check_pairs, read_pairs
 from predictors.latency.here import is_of_this_machine, time_architecture
 from predictors.latency.model import LatencyModel, load_latency
-from predictors.search.best import nearest_feasible
 from predictors.search.constraints import (
-    EXACT_DIGITS,
     NO_LIMIT,
     UNITS,
     ArchCostFn,
@@ -33,12 +31,10 @@ from predictors.search.constraints import (
     Constraint,
     Milliseconds,
     Objective,
-    fits,
-    format_cost,
     format_limit,
-    round_up,
 )
 from predictors.search.costs import cost_functions
+from predictors.search.limits import check_limits
 from predictors.selection.evaluations import EvaluateFn, Evaluations
 from predictors.selection.exploration import (
     Explored,
@@ -74,7 +70,7 @@ class Select(RunCommand):
 
     Measurements are trials of an Optuna study in the run folder, or in --storage, where several processes and
     machines share them: the same command chooses the same again without measuring anything, and continues
-    after an interruption. The test images are not touched.
+    after an interruption. Trials that you add with Optuna count. The test images are not touched.
 
     examples:
       python -m predictors.select --flops 600M
@@ -135,7 +131,8 @@ class Select(RunCommand):
     )
     storage: str | None = Field(
         None,
-        description="Optuna storage, a URL or the path of a journal; none: optuna.journal in the run folder",
+        description="Optuna storage: the path of a journal, or a URL (sqlite:///studies.db, postgresql://, "
+        "mysql://, journal+redis://); none: optuna.journal in the run folder",
     )
     seed: int = Field(0, ge=0, description="seed of the search")
 
@@ -181,18 +178,17 @@ class Select(RunCommand):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         trained = self.open_supernet()
         space, model = trained.space, trained.model
+        storage = open_storage(self.storage or str(self.run / "optuna.journal"))
         latency = self._latency_model(trained)
         costs = cost_functions(space, len(model.classes), model.channels, latency)
         objectives = self._objectives(costs)
-        for objective in objectives:
-            self._check_limits(trained, objective.constraints, latency)
+        self._check_limits(space, objectives, latency)
         pairs = read_pairs(self.run)
         check_pairs(pairs, trained)
         known = partial(Evaluations, space, trained.data.count("val"), pairs)
         guide = None
         if self.explore == "search":
             guide = make_guide(self.predictor, known(), costs["macs"], self.seed)
-        storage = open_storage(self.storage or str(self.run / "optuna.journal"))
         # The storage may be shared with other runs: accuracies of other weights must not be mixed with these.
         prefix = f"{space.name}-{run_fingerprint(self.run)}-"
         measure = partial(_accuracy, trained, known_accuracies(storage, prefix, space))
@@ -301,7 +297,8 @@ class Select(RunCommand):
         name = objective.name
         if objective.front:
             # The file of a front has no limits in its name, since a run has one.
-            name = "-".join([name, *[Objective.best([c]).name for c in objective.constraints]])
+            limits = [c for c in objective.constraints if c.limit < NO_LIMIT]
+            name = "-".join([name, *[Objective.best([c]).name for c in limits]])
         if self.latency_table is None or not (self.latency or "latency" in self.front):
             return name
         table = blake2b(self.latency_table.read_bytes(), digest_size=4)
@@ -319,46 +316,18 @@ class Select(RunCommand):
         return latency
 
     def _check_limits(
-        self, trained: TrainedSupernet, constraints: tuple[Constraint, ...], latency: LatencyModel | None
+        self, space: Space, objectives: Sequence[Objective], latency: LatencyModel | None
     ) -> None:
-        """Print a warning if a limit is above the largest subnet.
-
-        Raises:
-            UserError: no subnet keeps all limits. The error names the nearest limits that a subnet keeps.
-        """
-        space = trained.space
-        small, large = smallest(space), largest(space)
-        if latency is not None and any(c.name == "latency" for c in constraints):
-            # Only resolutions that the table covers are searched.
-            small = small.model_copy(update={"resolution": latency.resolutions[0]})
-            large = large.model_copy(update={"resolution": latency.resolutions[-1]})
-        least, most = encode(space, small)[None], encode(space, large)[None]
-        for c in constraints:
-            cost = c.cost(most)[0]
-            if cost < c.limit:
-                print(
-                    f"budget {format_limit(c.name, c.limit)} is above the largest subnet "
-                    f"({c.flag} {format_cost(c.name, cost)}): it excludes none"
-                )
-        # Usually the smallest subnet keeps all limits, and nothing has to be searched.
-        if fits(constraints, least)[0]:
-            return
-        # Latency comes first: where it is infinite, the least of another cost would be of no use.
-        ordered = sorted(constraints, key=_is_not_latency)
-        relaxed = nearest_feasible(space, ordered, numpy_generator(self.seed, "feasible"), least)
-        if relaxed:
-            needed = []
-            for c, value in relaxed:
-                needed.append(f"{c.flag} {format_cost(c.name, round_up(c.name, value), EXACT_DIGITS)}")
-            stated = " ".join(str(c) for c in constraints if c.limit < NO_LIMIT)
-            raise UserError(
-                f"No subnet of space '{space.name}' keeps {stated}; the nearest "
-                f"that one keeps is {' and '.join(needed)}."
-            )
-
-
-def _is_not_latency(constraint: Constraint) -> bool:
-    return constraint.name != "latency"
+        """Refuse limits that no subnet keeps, and say once which are above the largest subnet."""
+        sentences: list[str] = []
+        for objective in objectives:
+            resolutions = space.resolution
+            if latency is not None and any(c.name == "latency" for c in objective.constraints):
+                resolutions = latency.resolutions  # only those that the table covers are searched
+            rng = numpy_generator(self.seed, "feasible")
+            sentences += check_limits(space, objective.constraints, resolutions, rng)
+        for sentence in dict.fromkeys(sentences):
+            print(sentence)
 
 
 def _limits(constraints: Sequence[Constraint]) -> list[float]:

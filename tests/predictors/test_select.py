@@ -342,6 +342,17 @@ def test_latency_of_a_device(collected: Path, monkeypatch: pytest.MonkeyPatch, t
         (["--latency", "15 minutes"], "'15 minutes' is not a latency; write it as 15ms"),
         (["--size", "20ms"], "'20ms' is not a number of bytes; write it as 20MB"),
         (["--flops", "many"], "'many' is not a count"),
+        (["--flops", "-5M"], "'-5M' is not a count"),
+        (["--flops", "0"], "0 is no budget: nothing costs less than 1"),
+        (["--flops", "1e30"], "is too large for a count"),
+        (["--flops", "inf"], "--flops 'inf' cannot be read; it is meant to be: at most so many MACs"),
+        (["--flops", "nan"], "--flops 'nan' cannot be read"),
+        (["--flops", "1M,1000k"], "--flops has the budget 1M twice; give it once"),
+        (["--front", "macs,params,macs"], "--front names 'macs' twice; name each cost once"),
+        (["--params", "-1"], "'-1' is not a count"),
+        (["--size", "-1MB"], "'-1MB' is not a number of bytes"),
+        (["--memory", "1e305GB"], "'1e305GB' is not a number of bytes"),
+        (["--latency", "-inf"], "'-inf' is not a latency"),
     ],
 )
 def test_mistakes_are_one_sentence(flags: list[str], said: str) -> None:

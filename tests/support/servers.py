@@ -3,6 +3,7 @@
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -40,7 +41,8 @@ def server(kind: str) -> Iterator[str]:
                 _wait(port, process, Path(folder) / "log")
                 yield address
             finally:
-                process.terminate()
+                # SIGINT: at SIGTERM PostgreSQL waits for its clients, of which this process is one.
+                process.send_signal(signal.SIGINT if kind == "postgresql" else signal.SIGTERM)
                 process.wait()
 
 
