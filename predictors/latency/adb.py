@@ -20,6 +20,7 @@ import re
 import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 PHONE = "/data/local/tmp/latency-kit"  # where adb may write and the phone may run programs
 COLUMNS = ["name", "round", "runs", "wall_p50", "wall_p90", "threads", "runtime", "machine"]
@@ -41,7 +42,7 @@ class Visit:
         self.last_line = ""
 
 
-def command(item: dict, runs: int, threads: int) -> str:
+def command(item: dict[str, Any], runs: int, threads: int) -> str:
     """The line of a shell script that times an item.
 
     The benchmark makes up an input (-I), whose free dimensions are 1, such as the batch, unless -f says

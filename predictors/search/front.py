@@ -109,6 +109,9 @@ def _best_of_cells(pool: Pool, costs: Sequence[ArchCostFn]) -> Pool:
     each = round(CELLS ** (1 / len(costs)))
     for cost in costs:
         level = np.log(cost(pool.rows))
+        # A cost that is not known is infinite, and keeps no limit: it may stand in the dearest cell.
+        known = level[np.isfinite(level)]
+        level = np.minimum(level, known.max()) if len(known) else np.zeros(len(level))
         share = each * (level - level.min()) / max(np.ptp(level), 1e-12)
         cells = cells * each + np.minimum(share, each - 1).astype(np.int64)
     # By cell, and within a cell the best one first: np.unique returns the first of each. Where no

@@ -7,7 +7,11 @@ import numpy as np
 
 from engine.statistics import Floats
 from ofa.space.codes import Codes
+from predictors.latency.here import time_architecture
+from predictors.latency.model import LatencyModel
 from predictors.search.constraints import ArchCostFn, Constraint, Objective, format_cost
+from predictors.selection.posterior import Estimate, choose, under
+from predictors.selection.selected import Explored
 
 TRIES = 3  # how often a subnet over the limit makes way for the next best one
 
@@ -36,6 +40,47 @@ class Stopwatch:
     def known(self, codes_NF: Codes) -> Floats:
         """(N,) the milliseconds of those that were timed; infinite for the others."""
         return np.array([self._known.get(row.tobytes(), np.inf) for row in codes_NF])
+
+
+def keep_timed_limits(
+    explored: Sequence[Explored],
+    latency: LatencyModel,
+    costs: dict[str, ArchCostFn],
+    ties: float,
+    finalists: int,
+) -> list[Explored]:
+    """Time what would be selected for each budget on this machine, and print where it is over the limit.
+
+    Args:
+        explored: what was found for each budget, all with a limit of latency.
+        latency: of this machine.
+        costs: every known cost; they get the timings as "latency_measured".
+        ties: as in `write_selected`.
+        finalists: how many of the best a short tuning will decide among, which are all timed; 0: none.
+
+    Returns:
+        The same, where no subnet keeps the limit any more that was timed above it.
+    """
+    stopwatch = Stopwatch(partial(time_architecture, latency.space, table=latency.table))
+    costs["latency_measured"] = stopwatch.known
+    kept = []
+    for found in explored:
+        contenders = partial(_contenders, found.estimates, ties, finalists)
+        objective, sentence = keep_timed_limit(found.objective, contenders, stopwatch)
+        if sentence:
+            print(sentence)
+        kept.append(found._replace(objective=objective))
+    return kept
+
+
+def _contenders(
+    estimates: Sequence[Estimate], ties: float, finalists: int, constraints: Sequence[Constraint]
+) -> list[Codes]:
+    """The rows of codes that a selection from these estimates rests on."""
+    if finalists:
+        return [e.candidate.row for e in under(estimates, constraints)[:finalists]]
+    best = choose(estimates, constraints, ties)
+    return [] if best is None else [best.candidate.row]
 
 
 def keep_timed_limit(
