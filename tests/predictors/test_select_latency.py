@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_latency import made_up, made_up_blocks
+from made_up_latency import partial_device, written_table
 
 from engine.command.cli import parse
 from engine.errors import UserError
 from engine.onnx_timing import machine_name, runtime_name
 from ofa.layers import layer_specs
 from ofa.space.arch import largest
-from ofa.space.codes import Codes, encode, sample_codes
+from ofa.space.codes import Codes, encode
 from ofa.space.space import Space
 from predictors.collect import Collect
 from predictors.latency.here import is_of_this_machine, time_architecture
@@ -30,32 +30,6 @@ def collected(trained_run: Path) -> Path:
     return trained_run
 
 
-def device(space: Space, networks: int = 0, classes: int = 10, **facts: object) -> LatencyTable:
-    """A device that takes 0.01 ms for a layer and 0.001 ms for each pixel of a side. It knows 12 px only."""
-    part = Space.model_validate(space.model_dump() | {"resolution": (12,)})
-    blocks = {}
-    for name, sizes in made_up_blocks(part, np.random.default_rng(0), classes).items():
-        blocks[name] = {size: 0.01 + 0.001 * size for size in sizes}
-    codes = sample_codes(space, networks, np.random.default_rng(0))
-    codes[:, 0] = 2
-    table = made_up(space, codes, np.ones(networks), blocks)
-    table = table.model_copy(update={"resolutions": (12,), "classes": classes} | facts)
-    if networks:
-        ms = LatencyModel(table.model_copy(update={"networks": ()}), space).predict(codes)
-        # Nine networks of ten take 5% more than the sum of their blocks, and one takes 20% more.
-        late = np.where(np.arange(networks) % 10, 1.05, 1.2)
-        timed_networks = made_up(space, codes, ms * late, {}).networks
-        timed_networks = tuple(n.model_copy(update={"p90_ms": 1.5 * n.ms}) for n in timed_networks)
-        table = table.model_copy(update={"networks": timed_networks})
-    return table
-
-
-def written(table: LatencyTable, folder: Path) -> str:
-    path = folder / "device.json"
-    path.write_text(json.dumps(table.model_dump(mode="json")))
-    return str(path)
-
-
 def select(run: Path, *flags: str) -> int:
     return parse(Select, ["--run", str(run), "--measure", "4", *flags]).execute()
 
@@ -64,10 +38,10 @@ def test_a_table_of_some_resolutions_restricts_the_search(
     collected: Path, tiny: Space, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every select ended in `lacks resolution 8` until now."""
-    table = written(device(tiny), tmp_path)
-    middle = float(LatencyModel(device(tiny), tiny).predict(encode(tiny, largest(tiny))[None])[0])
+    table = written_table(partial_device(tiny), tmp_path)
+    middle = float(LatencyModel(partial_device(tiny), tiny).predict(encode(tiny, largest(tiny))[None])[0])
     limit = f"{0.9 * middle:.4f}ms"
-    assert select(collected, "--latency", limit, "--front", "latency", "--latency-table", table) == 0
+    assert select(collected, "--latency", limit, "--front", "macs,latency", "--latency-table", table) == 0
     said = capsys.readouterr().out
     assert "latency table made up covers 12 px: only these are searched\n" in said
     assert "made up has 0 whole networks, and a margin needs 10: predicted latencies are compared" in said
@@ -89,7 +63,7 @@ def test_a_table_of_some_resolutions_restricts_the_search(
 def test_latency_that_is_not_limited_is_null_where_it_is_not_known(
     collected: Path, tiny: Space, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = written(device(tiny), tmp_path)
+    table = written_table(partial_device(tiny), tmp_path)
     assert select(collected, "--flops", "60k", "--latency-table", table) == 0
     assert "only these are searched" not in capsys.readouterr().out
     text = (collected / "selected" / "60k.json").read_text()
@@ -102,12 +76,12 @@ def test_latency_that_is_not_limited_is_null_where_it_is_not_known(
 def test_limits_are_compared_with_a_bound_and_files_say_both(
     collected: Path, tiny: Space, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = device(tiny, networks=20)
+    table = partial_device(tiny, networks=20)
     model = LatencyModel(table, tiny)
     assert model.margin is not None and model.margin > 0
     limit = float(model.bound(encode(tiny, largest(tiny).model_copy(update={"resolution": 12}))[None])[0])
     name = f"{0.9 * limit:.3f}ms"
-    assert select(collected, "--latency", name, "--latency-table", written(table, tmp_path)) == 0
+    assert select(collected, "--latency", name, "--latency-table", written_table(table, tmp_path)) == 0
     assert f"9 of 10 subnets take at most {model.margin:.1%} more than predicted" in capsys.readouterr().out
     (path,) = (p for p in (collected / "selected").glob("*ms.json") if p.stem == name)
     chosen = json.loads(path.read_text())
@@ -131,8 +105,8 @@ def test_selected_subnets_are_timed_where_the_table_is_of_this_machine(
         return 11.0 if len(set(asked)) == 1 else 9.0
 
     monkeypatch.setattr(timed, "time_architecture", time)
-    here = device(tiny, machine=machine_name(), runtime=runtime_name())
-    table = written(here, tmp_path)
+    here = partial_device(tiny, machine=machine_name(), runtime=runtime_name())
+    table = written_table(here, tmp_path)
     flags = ["--latency", "10ms", "--latency-table", table]
     assert select(collected, *flags, "--no-verify-latency") == 0
     assert not asked
@@ -146,7 +120,7 @@ def test_selected_subnets_are_timed_where_the_table_is_of_this_machine(
     assert chosen["arch"] != without["arch"] and len(set(asked)) == 2
     assert chosen["latency_measured_ms"] == 9.0
     assert "timed 9)" in said
-    other = written(device(tiny, machine="another"), tmp_path)
+    other = written_table(partial_device(tiny, machine="another"), tmp_path)
     assert select(collected, "--latency", "10ms", "--latency-table", other) == 0
     assert len(set(asked)) == 2
 
@@ -191,7 +165,7 @@ def test_where_no_other_subnet_is_left_the_choice_stays() -> None:
 
 
 def test_an_architecture_is_timed_as_the_kit_does(tiny: Space) -> None:
-    here = device(tiny, machine=machine_name(), runtime=runtime_name())
+    here = partial_device(tiny, machine=machine_name(), runtime=runtime_name())
     assert is_of_this_machine(here)
     assert not is_of_this_machine(here.model_copy(update={"machine": ""}))
     assert not is_of_this_machine(here.model_copy(update={"runtime": "onnxruntime 0.1"}))
