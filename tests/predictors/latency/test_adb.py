@@ -1,6 +1,6 @@
 """The script that times a kit on an Android phone, with a made-up adb and benchmark.
 
-What the benchmark prints is the format of onnxruntime 1.23, and that of 1.4.
+What the benchmark prints is what onnxruntime's prints: today, and in old versions.
 """
 
 import ast
