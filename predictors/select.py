@@ -245,8 +245,9 @@ class Select(RunCommand):
         self,
         trained: TrainedSupernet,
         explored: Sequence[Explored],
-        costs: Mapping[str, ArchCostFn],
+        costs: dict[str, ArchCostFn],
         facts: dict[str, Any],
+        latency: LatencyModel | None,
     ) -> None:
         """Decide, write selected/ and print what was found."""
         folder = self.run / "selected"
@@ -314,6 +315,19 @@ class Select(RunCommand):
             for note in latency.notes():
                 print(note)
         return latency
+
+    def _study_name(self, objective: Objective) -> str:
+        """The name of an objective's study: every study has its own limits, and one device."""
+        name = objective.name
+        if objective.front:
+            # The file of a front has no limits in its name, since a run has one.
+            name = "-".join(
+                [name, *[Objective.best([c]).name for c in objective.constraints if c.limit < NO_LIMIT]]
+            )
+        if self.latency_table is None or not (self.latency or "latency" in self.front):
+            return name
+        table = blake2b(self.latency_table.read_bytes(), digest_size=4)
+        return f"{name}-{self.latency_table.stem}-{table.hexdigest()}"
 
     def _check_limits(
         self, space: Space, objectives: Sequence[Objective], latency: LatencyModel | None

@@ -20,14 +20,10 @@ from engine.run import read_lines
 from ofa.cost import costs_of
 from ofa.space.arch import Arch, largest, smallest
 from ofa.space.codes import sample_codes
-from ofa.space.space import Space
 from ofa.trained import TrainedSupernet
-from predictors import select as select_module
 from predictors.accuracy.pairs import read_pairs, read_selected
 from predictors.collect import Collect, schedule
 from predictors.report import Report
-from predictors.search import costs
-from predictors.search.constraints import ArchCostFn
 from predictors.select import Select
 
 
@@ -307,29 +303,6 @@ def test_limits_of_any_kind_together(collected: Path) -> None:
         arch = Arch.model_validate(chosen["arch"])
         assert (chosen["macs"], chosen["params"]) == trained.cost(arch)
         assert name in dict(read_selected(collected))
-
-
-def test_latency_of_a_device(collected: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A table of a device whose milliseconds are parameters / 1000; predictors.measure has its own tests."""
-    real = costs.cost_functions
-
-    def with_latency(space: Space, classes: int, channels: int, table: Path | None) -> dict[str, ArchCostFn]:
-        known = real(space, classes, channels, None)
-        return known | ({} if table is None else {"latency": lambda rows: known["params"](rows) / 1000})
-
-    monkeypatch.setattr(select_module, "cost_functions", with_latency)
-    assert (
-        select(collected, "--latency", "5ms", "--latency-table", "device.json", "--front", "macs,latency")
-        == 0
-    )
-    chosen = json.loads((collected / "selected" / "5ms.json").read_text())
-    assert chosen["latency_ms"] == chosen["params"] / 1000 <= 5
-    front = json.loads((collected / "selected" / "front.json").read_text())
-    assert all(point["latency_ms"] <= 5 for point in front)
-    with pytest.raises(
-        UserError, match=r"keeps --latency 0.5ms; the nearest that one keeps is --latency \d+\.\d+ms"
-    ):
-        select(collected, "--latency", "0.5ms", "--latency-table", "device.json")
 
 
 @pytest.mark.parametrize(
