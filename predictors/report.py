@@ -92,7 +92,7 @@ class Report(RunCommand):
     )
     alone: tuple[Path, ...] = Field(
         (),
-        description="more runs of ofa.train --arch, separated by commas, to compare the selected subnets with",
+        description="more runs of ofa.train --arch, separated by commas, to compare selected subnets with",
     )
     seed: int = Field(
         0, ge=0, description="seed of the random subnets, and of the folds in which the predictor is judged"

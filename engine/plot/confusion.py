@@ -16,6 +16,7 @@ TEXT, SMALL = 11.5, 10.0
 TOP, LINE = 44.0, 16.0  # above the squares; from one line of text above them to the next
 TWO_LINES = 24.0  # the height of a row in which a name may have two lines
 DRAWN = 40  # classes in a picture; more would be smaller than a letter
+SHORT = 2  # characters of names that fit above columns
 NAME, HALF_NAME = 30, 18  # characters of a name on one line, and of each line where it has two
 # Shares of a class's images, from which on a cell has the shade. Mistakes of 1 in 20 are to be seen.
 SHADES: tuple[tuple[float, Role], ...] = (
@@ -43,8 +44,12 @@ def draw_confusion(
     """
     shown = _worst_classes(confusion_KK, most)
     side = min(CELL, max(SMALLEST_CELL, room / len(shown)))
-    # Columns have the number of their row: names would not fit above narrow columns.
-    names = [_name_lines(classes[i], row, side) for row, i in enumerate(shown, start=1)]
+    # Columns have short names, such as digits, or else the number of their row: others would not fit.
+    heads = [classes[i] for i in shown]
+    names = [[name] for name in heads]
+    if max(map(len, heads)) > SHORT:
+        heads = [str(row) for row in range(1, len(shown) + 1)]
+        names = [_name_lines(classes[i], head, side) for head, i in zip(heads, shown, strict=True)]
     margin = 16 + max(text_width(line, TEXT) for lines in names for line in lines)
     width = margin + len(shown) * side + 8
     notes = ["rows: true class; columns: what the network said"]
@@ -59,8 +64,7 @@ def draw_confusion(
     for row, i in enumerate(shown):
         y = top + row * side
         shapes += _row_name(names[row], margin - 8, y + side / 2)
-        column_number = Words(margin + (row + 0.5) * side, top - 6, str(row + 1), SMALL, "quiet", "middle")
-        shapes.append(column_number)
+        shapes.append(Words(margin + (row + 0.5) * side, top - 6, heads[row], SMALL, "quiet", "middle"))
         for column, j in enumerate(shown):
             count = int(confusion_KK[i, j])
             hint = f"{classes[i]} taken for {classes[j]}: {count} of {images_K[i]}"
@@ -71,13 +75,13 @@ def draw_confusion(
     return Drawing(title, width, top + len(shown) * side + 10, tuple(shapes))
 
 
-def _name_lines(name: str, row: int, side: float) -> list[str]:
+def _name_lines(name: str, number: str, side: float) -> list[str]:
     """The name of a row with its number: on two lines if it is long and the row has room for them."""
     if len(name) > HALF_NAME and side >= TWO_LINES:
         lines = wrap_text(name, HALF_NAME, 2)
     else:
         lines = wrap_text(name, NAME, 1)
-    return [*lines[:-1], f"{lines[-1]} · {row}"]
+    return [*lines[:-1], f"{lines[-1]} · {number}"]
 
 
 def _row_name(lines: Sequence[str], right: float, middle: float) -> list[Shape]:

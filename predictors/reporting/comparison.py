@@ -113,6 +113,8 @@ def lead_sentence(comparisons: Sequence[Comparison]) -> str:
         which = "the chosen subnet is"
     elif len(gains) == len(selected):
         which = f"the {len(gains)} chosen subnets are on average"
+    elif len(gains) == 1:
+        which = f"one of the {len(selected)} chosen subnets is"
     else:
         which = f"{len(gains)} of the {len(selected)} chosen subnets are on average"
     where = "above" if gain >= 0 else "below"
@@ -135,8 +137,8 @@ def headline(
     """
     beside = []
     if c.random_beaten is None:
-        others = "no other subnet has" if c.random_count == 0 else f"only {c.random_count} others have"
-        beside.append(f"{others} its MACs within {SAME_MACS:.0%}, too few to compare with")
+        number = c.random_count or "none"
+        beside.append(f"too few others have its MACs within {SAME_MACS:.0%} to compare with ({number})")
     else:
         beside.append(f"better than {c.random_beaten} of {c.random_count} random subnets of the same size")
     beside.append(_beside_largest(c))
@@ -161,7 +163,7 @@ def headline(
 
 
 def _beside_largest(c: Comparison) -> str:
-    if c.share_of_largest == 1:
+    if c.share_of_largest == 1 and c.below_std == 0:
         return "this is the largest subnet"
     macs = f"{format_share(c.share_of_largest)} of its MACs"
     error = f" ±{c.below_std:.1f}"

@@ -16,6 +16,7 @@ from engine.run import read_json
 from ofa.space.arch import Arch
 from ofa.space.codes import encode
 from ofa.space.space import Space
+from predictors.reporting.html import DASH, html_cell, html_table, measured_cell, notes
 
 BENCHMARK = "benchmark.csv"  # of export.benchmark, beside the files
 
@@ -185,3 +186,35 @@ def format_milliseconds(milliseconds: float) -> str:
 def files_of(files: Sequence[ExportedFile], budget: str) -> list[ExportedFile]:
     """The files of one selected subnet."""
     return [file for file in files if file.budget == budget]
+
+
+def exported_section(files: Sequence[ExportedFile]) -> list[str]:
+    """The part of the page about exported files; empty without any."""
+    if not files:
+        return []
+    rows = []
+    for file in files:
+        accuracy = DASH
+        if file.val_accuracy is not None and file.images:
+            accuracy = measured_cell(file.val_accuracy, file.images)
+        here = DASH if file.milliseconds is None else html_cell(format_milliseconds(file.milliseconds))
+        timed = DASH
+        if file.p50_ms is not None:
+            tail = [] if file.p90_ms is None else [f"p90 {format_milliseconds(file.p90_ms)}"]
+            tail += [] if file.threads is None else [f"threads: {file.threads}"]
+            timed = html_cell(format_milliseconds(file.p50_ms), *tail)
+        target = f"{file.target}, {file.precision}" if file.precision else file.target
+        size = html_cell(format_megabytes(file.bytes))
+        rows.append([html_cell(file.file, target), html_cell(file.budget), size, accuracy, here, timed])
+    heads = ["file", "subnet", "size", "validation", "ms at export", "ms in benchmark"]
+    if not any(file.p50_ms is not None for file in files):
+        heads, rows = heads[:-1], [row[:-1] for row in rows]
+    return [
+        "<h2>Exported files</h2>",
+        html_table(heads, rows),
+        notes(
+            "Files that export.onnx wrote and compared with torch. Validation: accuracy of the file itself. "
+            "Times are of one image: at export on the machine that exported, in benchmark the median of "
+            "export.benchmark’s last run."
+        ),
+    ]

@@ -211,8 +211,8 @@ def describe_half(record: SelectedRecord) -> str:
         return "It keeps half of its limits already"
     less = 100 * (record.expected_accuracy - half.expected_accuracy)
     return (
-        f"Half of the budget would give {_percent(half.expected_accuracy)} with {format_count(half.macs)} MACs "
-        f"(expected on validation images, {less:.1f} points less)"
+        f"Half of the budget would give {_percent(half.expected_accuracy)} with {format_count(half.macs)} "
+        f"MACs (expected on validation images, {less:.1f} points less)"
     )
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from engine.plot.canvas import safe
+from engine.statistics import wilson_interval
 
 CSS = """
 *{box-sizing:border-box}
@@ -23,15 +24,13 @@ figcaption{margin-top:.4rem}
 .grid>*{min-width:0}
 figure{margin:0}
 svg{display:block;width:100%;height:auto;font-family:inherit}
-.budgets{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr));gap:12px;
-margin:1rem 0;padding:0;list-style:none}
-.budgets li{background:var(--panel);border-left:3px solid var(--chosen);padding:.6rem .8rem}
+.budgets{display:flex;flex-wrap:wrap;gap:12px;margin:1rem 0;padding:0;list-style:none}
+.budgets li{flex:1 1 19rem;background:var(--panel);border-left:3px solid var(--chosen);padding:.6rem .8rem}
 .wide{container-type:inline-size;margin:.8rem 0}
 table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
 th,td{padding:.38rem .8rem .38rem 0;text-align:right;border-bottom:1px solid var(--grid);vertical-align:top}
 th:last-child,td:last-child{padding-right:0}
 td{white-space:nowrap}
-td.text{white-space:normal}
 th{color:var(--quiet);font-weight:500;overflow-wrap:break-word}
 th[scope=row]{text-align:left;color:var(--ink);font-weight:600;overflow-wrap:anywhere}
 thead th{vertical-align:bottom}
@@ -40,7 +39,7 @@ small{display:block;font-weight:400;color:var(--quiet);font-size:.84em}
 code{font:.92em ui-monospace,SFMono-Regular,Menlo,"DejaVu Sans Mono",monospace}
 .key{display:inline-block;width:1.1em;height:.9em;margin:0 .35em 0 .9em;vertical-align:-.08em}
 summary{cursor:pointer;color:var(--quiet);font-size:.9rem;margin-top:.4rem}
-@media(min-width:820px){.two,.three{grid-template-columns:repeat(2,minmax(0,1fr))}
+@media(min-width:700px){.two,.three{grid-template-columns:repeat(2,minmax(0,1fr))}
 .one{max-width:620px}}
 @media(min-width:1080px){.three{grid-template-columns:repeat(3,minmax(0,1fr))}}
 @media(max-width:520px){main{padding:16px 14px 48px}h1{font-size:1.4rem}table{font-size:.84rem}
@@ -53,20 +52,29 @@ STACKED = """table,tbody,tr,td{display:block}thead{display:none}
 tr{display:grid;grid-template-columns:repeat(auto-fill,minmax(8.4rem,1fr));gap:.1rem .8rem;padding:.5rem 0;
 border-bottom:1px solid var(--grid)}
 th,td{padding:0;border:0;text-align:left;white-space:normal}th[scope=row]{display:block;grid-column:1/-1}
-td::before{content:attr(data-name);display:block;color:var(--quiet);font-size:.84em}
+td.none{display:none}td::before{content:attr(data-name);display:block;color:var(--quiet);font-size:.84em}
 """
-CHARACTER = 7.6  # pixels of a character of a table, about
+CHARACTER = 8.2  # pixels of a character of a table, about
 GAP = 13  # pixels between two columns
 # Widths of the container in pixels from which on a table is not stacked; a table takes the first that it
 # fits. The last is wider than any container: such a table is always stacked.
 WIDTHS = (350, 500, 680, 860, 1040, 99_999)
 MOST_NAME = 24  # characters of a row's name that are kept in one line if that is possible
+DASH = "–"  # the cell of what is not known
 
 
 def html_cell(text: str, *small: str) -> str:
     """A cell of a table: a line of text, and lines in small print under it."""
     lines = [f"<small>{safe(line)}</small>" for line in small]
     return safe(text) + "".join(lines)
+
+
+def measured_cell(accuracy: float | None, images: int) -> str:
+    """Accuracy with its 90% interval; a dash where it was not measured."""
+    if accuracy is None:
+        return DASH
+    low, high = wilson_interval(accuracy, images)
+    return html_cell(f"{100 * accuracy:.1f}%", f"{100 * low:.1f} to {100 * high:.1f}")
 
 
 def html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -86,7 +94,9 @@ def html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _table_row(heads: Sequence[str], cells: Sequence[str]) -> str:
     row = f'<th role="rowheader" scope="row">{cells[0]}</th>'
     for head, cell in zip(heads[1:], cells[1:], strict=True):
-        row += f'<td role="cell" data-name="{safe(head)}">{cell}</td>'
+        # A row that is stacked leaves out what is not known.
+        look = ' class="none"' if cell == DASH else ""
+        row += f'<td role="cell"{look} data-name="{safe(head)}">{cell}</td>'
     return f'<tr role="row">{row}</tr>'
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from engine.config import format_count
 from engine.plot.canvas import colors_css, safe, to_svg
-from engine.statistics import similar_macs, tau_in_bands, wilson_interval
+from engine.statistics import similar_macs, tau_in_bands
 from ofa.space.arch import Arch
 from predictors.accuracy.cross_validation import (
     CrossValidated,
@@ -19,18 +19,21 @@ from predictors.reporting.alone import Worth, worth_section
 from predictors.reporting.architecture import draw_architecture, shades
 from predictors.reporting.classes import class_table
 from predictors.reporting.comparison import Comparison, headline, lead_sentence
-from predictors.reporting.exported import ExportedFile, files_of, format_megabytes, format_milliseconds
+from predictors.reporting.exported import exported_section, files_of
 from predictors.reporting.figures import Picture, describe_half, describe_limits, describe_prediction
 from predictors.reporting.findings import Findings, SelectedRecord, SelectedSubnet, SubnetRecord, by_arch
 from predictors.reporting.html import (
     CSS,
+    DASH,
     html_cell,
     html_grid,
     html_table,
+    measured_cell,
     notes,
     small_print,
     stacked_css,
 )
+from predictors.reporting.rivals import FEWEST_RIVALS, SAME_MACS
 from predictors.search.constraints import format_cost
 
 MOST_CANDIDATES, MOST_CLASSES = 10, 20  # that are listed
@@ -45,18 +48,21 @@ def render_page(found: Findings, drawn: Mapping[str, Picture], worth: Worth | No
         worth: the selected subnets beside the same networks trained alone, if some were.
     """
     title = f"Subnets of {found.run}"
-    said = headlines(found, worth)
+    selected = [c.budget for c in found.comparisons if c.is_selected]
+    said = []
+    for budget, sentence in zip(selected, headlines(found, worth), strict=True):
+        said.append(f"<li><strong>{safe(budget)}</strong>{safe(sentence[len(budget) :])}</li>")
     fronts = [_figure(drawn[name]) for name in drawn if name.startswith(("front", "validation"))]
     confusions = [_figure(drawn[name]) for name in drawn if name.startswith("confusion")]
     parts = [
         f"<h1>{safe(title)}</h1>",
         f'<p class="lead">{safe(lead_sentence(found.comparisons))}</p>',
-        '<ul class="budgets">' + "".join(f"<li>{safe(sentence)}</li>" for sentence in said) + "</ul>",
+        '<ul class="budgets">' + "".join(said) + "</ul>",
         _about(found),
         "<h2>Chosen subnets</h2>",
         *_selected_table(found),
         *worth_section(worth),
-        *_exported_section(found.exported),
+        *exported_section(found.exported),
         "<h2>Class by class</h2>",
         *class_table(found.confusions, found.classes),
         html_grid(confusions),
@@ -106,8 +112,8 @@ def _about(found: Findings) -> str:
         f"One supernet holds {many} architectures (space “{safe(found.space.name)}”). Accuracy is top-1, for "
         f"{len(found.classes)} classes ({safe(classes)}). {found.images['val']} validation images decided "
         f"what was chosen; {found.images['test']} test images were looked at for this report only. FLOPs "
-        "here means multiply-accumulates (MACs) of one image: 600M is 600 million. ± is one standard error, from "
-        "the number of images alone."
+        "here means multiply-accumulates (MACs) of one image: 600M is 600 million. ± is one standard error, "
+        "from the number of images alone."
     )
 
 
@@ -117,37 +123,36 @@ def _selected_table(found: Findings) -> list[str]:
     for c in found.comparisons:
         rows.append(_subnet_row(c, records.get(c.budget) if c.is_selected else None, found.images))
     # Without a device there is no column of dashes; nor without tuned weights or expected accuracies.
-    shown = [name for name in rows[0] if any(row[name] != html_cell("–") for row in rows)]
+    shown = [name for name in rows[0] if any(row[name] != DASH for row in rows)]
+    expected = "Expected is what prediction and measurement say together. " if "expected" in shown else ""
     return [
         html_table(shown, [[row[name] for name in shown] for row in rows]),
         notes(
             "In order of budget, between the smallest and the largest subnet of the supernet. In small "
-            "print: the limits, the search and when the file was written; 90% intervals. Predicted is what the "
-            "predictor said before the subnet was measured; a dash means that it was known without a "
-            "predictor: collected, or measured by an earlier search. Expected, where it stands, is what "
-            "prediction and measurement say together. The interval of a measurement comes from the number of "
-            "images alone. Random: the median of random subnets whose MACs are within 5%; a dash where the "
-            "space has fewer than 5 of them. Test and random are with the supernet’s weights, tuned with "
-            "those of ofa.tune."
+            "print: the limits, the search and when the file was written; 90% intervals. Predicted is what "
+            "the predictor said before the subnet was measured; a dash means that it was known without a "
+            f"predictor: collected, or measured by an earlier search. {expected}The interval of "
+            "a measurement comes from the number of images alone. Random: the median of random subnets whose "
+            f"MACs are within {SAME_MACS:.0%}; a dash where the space has fewer than {FEWEST_RIVALS} of "
+            "them. Test and random are with the supernet’s weights, tuned with those of ofa.tune."
         ),
     ]
 
 
 def _subnet_row(c: Comparison, subnet: SelectedSubnet | None, images: Mapping[str, int]) -> dict[str, str]:
     """The cells of a subnet by the heads of their columns."""
-    dash = html_cell("–")
     row = {
         "subnet": html_cell(c.budget) if subnet is None else _name_cell(subnet),
         "MACs": html_cell(format_count(c.macs)),
         "params": html_cell(format_count(c.params)),
-        "latency": dash if c.latency_ms is None else _latency_cell(c.latency_ms, subnet),
-        "predicted": dash if subnet is None else _predicted_cell(subnet.record),
-        "expected": dash,
-        "validation": _measured_cell(c.val_accuracy, images["val"]),
-        "test": _measured_cell(c.test_accuracy, images["test"]),
-        "tuned (test)": _measured_cell(c.tuned_accuracy, images["test"]),
-        "random (test)": dash,
-        "beats": dash,
+        "latency": DASH if c.latency_ms is None else _latency_cell(c.latency_ms, subnet),
+        "predicted": DASH if subnet is None else _predicted_cell(subnet.record),
+        "expected": DASH,
+        "validation": measured_cell(c.val_accuracy, images["val"]),
+        "test": measured_cell(c.test_accuracy, images["test"]),
+        "tuned (test)": measured_cell(c.tuned_accuracy, images["test"]),
+        "random (test)": DASH,
+        "beats": DASH,
     }
     if c.expected_accuracy is not None:
         interval = []
@@ -170,39 +175,6 @@ def _latency_cell(predicted_ms: float, subnet: SelectedSubnet | None) -> str:
     return html_cell(format_cost("latency", predicted_ms), *small)
 
 
-def _exported_section(files: Sequence[ExportedFile]) -> list[str]:
-    """The part of the page about exported files; empty without any."""
-    if not files:
-        return []
-    dash = html_cell("–")
-    rows = []
-    for file in files:
-        accuracy = dash
-        if file.val_accuracy is not None and file.images:
-            accuracy = _measured_cell(file.val_accuracy, file.images)
-        here = dash if file.milliseconds is None else html_cell(format_milliseconds(file.milliseconds))
-        timed = dash
-        if file.p50_ms is not None:
-            tail = [] if file.p90_ms is None else [f"p90 {format_milliseconds(file.p90_ms)}"]
-            tail += [] if file.threads is None else [f"threads: {file.threads}"]
-            timed = html_cell(format_milliseconds(file.p50_ms), *tail)
-        target = f"{file.target}, {file.precision}" if file.precision else file.target
-        size = html_cell(format_megabytes(file.bytes))
-        rows.append([html_cell(file.file, target), html_cell(file.budget), size, accuracy, here, timed])
-    heads = ["file", "subnet", "size", "validation", "ms at export", "ms in benchmark"]
-    if not any(file.p50_ms is not None for file in files):
-        heads, rows = heads[:-1], [row[:-1] for row in rows]
-    return [
-        "<h2>Exported files</h2>",
-        html_table(heads, rows),
-        notes(
-            "Files that export.onnx wrote and compared with torch. Validation: accuracy of the file itself. "
-            "Times are of one image: at export on the machine that exported, in benchmark the median of "
-            "export.benchmark’s last run."
-        ),
-    ]
-
-
 def _name_cell(subnet: SelectedSubnet) -> str:
     """The name, and in small print the limits, and how and when the subnet was selected."""
     record = subnet.record
@@ -222,14 +194,6 @@ def _predicted_cell(record: SelectedRecord) -> str:
     if not interval:
         return html_cell(predicted)
     return html_cell(predicted, f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}")
-
-
-def _measured_cell(accuracy: float | None, images: int) -> str:
-    """Accuracy with its 90% interval; a dash where it was not measured."""
-    if accuracy is None:
-        return html_cell("–")
-    low, high = wilson_interval(accuracy, images)
-    return html_cell(f"{100 * accuracy:.1f}%", f"{100 * low:.1f} to {100 * high:.1f}")
 
 
 def _predictor_section(found: Findings, picture: Picture | None) -> list[str]:
@@ -328,7 +292,7 @@ def _candidate_row(record: SubnetRecord, images: int) -> list[str]:
     return [
         html_cell(format_count(record.macs)),
         html_cell(predicted),
-        _measured_cell(record.val_accuracy, images),
+        measured_cell(record.val_accuracy, images),
     ]
 
 
