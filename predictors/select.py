@@ -182,8 +182,8 @@ class Select(RunCommand):
         if self.precision != "float32" and self.explore == "search" and not pairs:
             raise UserError(
                 f"No subnet of run '{self.run}' is measured in {self.precision}, from which a predictor "
-                f"could learn; run python -m predictors.collect{run_flag(self.run)} --precision {self.precision} "
-                "first, or search without a predictor: --explore coarse-to-fine."
+                f"could learn; run python -m predictors.collect{run_flag(self.run)} --precision "
+                f"{self.precision} first, or search without a predictor: --explore coarse-to-fine."
             )
         evaluations = Evaluations(space, trained.data.count("val"), pairs)
         storage = open_storage(self.storage or str(self.run / "optuna.journal"))
