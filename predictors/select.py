@@ -13,11 +13,11 @@ from engine.checkpoint import weights_digest
 from engine.command.cli import main
 from engine.command.progress import Advance, progress
 from engine.command.start import say
-from engine.errors import nearest
+from engine.errors import UserError, nearest
 from engine.seed import numpy_generator
 from ofa.space.codes import Codes, decode, encode
 from ofa.space.space import Space
-from ofa.trained import RunCommand, TrainedSupernet, run_flag
+from ofa.trained import EvaluationPrecision, RunCommand, TrainedSupernet, run_flag
 from predictors.accuracy.models import PredictorChoice
 from predictors.accuracy.pairs import check_pairs, read_pairs
 from predictors.latency.here import is_of_this_machine, time_architecture
@@ -129,6 +129,13 @@ class Select(RunCommand):
         ge=0,
         description="tune so many of the best expected for an epoch, and decide among them by that; 0: none",
     )
+    precision: EvaluationPrecision = Field(
+        "float32",
+        description=(
+            "int8: candidates are measured as 8-bit files compute; the pairs are those of predictors.collect "
+            "--precision int8"
+        ),
+    )
     storage: str | None = Field(
         None,
         description="Optuna storage: the path of a journal, or a URL (sqlite:///studies.db, postgresql://, "
@@ -159,6 +166,11 @@ class Select(RunCommand):
             raise ValueError(
                 "nothing says what to select; give a limit such as --flops 600M, or --front macs"
             )
+        if self.tune_finalists and self.precision != "float32":
+            raise ValueError(
+                f"--tune-finalists decides by accuracies in float32, not in {self.precision}; leave it out, "
+                "and tune what is selected with ofa.tune --qat int8"
+            )
         if (self.latency or "latency" in self.front) and self.latency_table is None:
             raise ValueError(
                 "latency is of a device; name its table with --latency-table (python -m predictors.measure "
@@ -183,15 +195,23 @@ class Select(RunCommand):
         costs = cost_functions(space, len(model.classes), model.channels, latency)
         objectives = self._objectives(costs)
         self._check_limits(space, objectives, latency)
-        pairs = read_pairs(self.run)
-        check_pairs(pairs, trained)
+        pairs = read_pairs(self.run, self.precision)
+        check_pairs(pairs, trained, self.precision)
+        if self.precision != "float32" and self.explore == "search" and not pairs:
+            raise UserError(
+                f"No subnet of run '{self.run}' is measured in {self.precision}, from which a predictor "
+                f"could learn; run python -m predictors.collect{run_flag(self.run)} --precision "
+                f"{self.precision} first, or search without a predictor: --explore coarse-to-fine."
+            )
         known = partial(Evaluations, space, trained.data.count("val"), pairs)
         guide = None
         if self.explore == "search":
             guide = make_guide(self.predictor, known(), costs["macs"], self.seed)
-        # The storage may be shared with other runs: accuracies of other weights must not be mixed with these.
-        prefix = f"{space.name}-{run_fingerprint(self.run)}-"
-        measure = partial(_accuracy, trained, known_accuracies(storage, prefix, space))
+        # The storage may be shared with other runs: accuracies of other weights, or of another precision,
+        # must not be mixed with these. No prefix is the start of another one.
+        kind = "" if self.precision == "float32" else f"{self.precision}-"
+        prefix = f"{space.name}-{kind}{run_fingerprint(self.run)}-"
+        measure = partial(_accuracy, trained, self.precision, known_accuracies(storage, prefix, space))
         codes = [encode(space, pair.arch) for pair in pairs]
         accuracies = [pair.val_accuracy for pair in pairs]
         attributes = {KEYS[name]: cost for name, cost in costs.items()}
@@ -207,7 +227,8 @@ class Select(RunCommand):
                 evaluations.add_measured(study.added(note))
                 evaluate = partial(study.measure, note=note)
                 explored.append(self._explore(trained, objective, guide, evaluations, evaluate, study))
-        facts: dict[str, Any] = {"weights_sha256": weights_digest(self.run), "explore": self.explore}
+        facts: dict[str, Any] = {"weights_sha256": weights_digest(self.run), "precision": self.precision}
+        facts |= {"explore": self.explore}
         facts |= {"pairs": len(pairs), "seed": self.seed}
         if guide:
             facts["predictor"] = guide.quality.facts()
@@ -245,9 +266,8 @@ class Select(RunCommand):
         self,
         trained: TrainedSupernet,
         explored: Sequence[Explored],
-        costs: dict[str, ArchCostFn],
+        costs: Mapping[str, ArchCostFn],
         facts: dict[str, Any],
-        latency: LatencyModel | None,
     ) -> None:
         """Decide, write selected/ and print what was found."""
         folder = self.run / "selected"
@@ -316,19 +336,6 @@ class Select(RunCommand):
                 print(note)
         return latency
 
-    def _study_name(self, objective: Objective) -> str:
-        """The name of an objective's study: every study has its own limits, and one device."""
-        name = objective.name
-        if objective.front:
-            # The file of a front has no limits in its name, since a run has one.
-            name = "-".join(
-                [name, *[Objective.best([c]).name for c in objective.constraints if c.limit < NO_LIMIT]]
-            )
-        if self.latency_table is None or not (self.latency or "latency" in self.front):
-            return name
-        table = blake2b(self.latency_table.read_bytes(), digest_size=4)
-        return f"{name}-{self.latency_table.stem}-{table.hexdigest()}"
-
     def _check_limits(
         self, space: Space, objectives: Sequence[Objective], latency: LatencyModel | None
     ) -> None:
@@ -348,12 +355,13 @@ def _limits(constraints: Sequence[Constraint]) -> list[float]:
     return [c.limit for c in constraints]
 
 
-def _accuracy(trained: TrainedSupernet, known: dict[bytes, float], row: Codes) -> float:
+def _accuracy(
+    trained: TrainedSupernet, precision: EvaluationPrecision, known: Mapping[bytes, float], row: Codes
+) -> float:
     """Validation accuracy of an encoded architecture, measured only if no study has measured it yet."""
     accuracy = known.get(row.tobytes())
     if accuracy is None:
-        accuracy = trained.accuracy(decode(trained.space, row), "val")
-        known[row.tobytes()] = accuracy
+        accuracy = trained.accuracy(decode(trained.space, row), "val", precision)
     return accuracy
 
 

@@ -71,7 +71,7 @@ class Tuning(Training):
 
     @property
     def learner(self) -> Supernet | RoundedNetwork:
-        """What learns in the next step: the network, or for 8 bits from half of the steps on one that rounds."""
+        """What learns in the next step: the network; for 8 bits, after half of the steps, one that rounds."""
         # At the high rates of the first half weights move by more than a level, and rounding is only noise.
         if self.rounded is None or 2 * self.step < self.total:
             return self.single

@@ -7,8 +7,6 @@ import numpy as np
 
 from engine.statistics import Floats
 from ofa.space.codes import Codes
-from predictors.latency.here import time_architecture
-from predictors.latency.model import LatencyModel
 from predictors.search.constraints import ArchCostFn, Constraint, Objective, format_cost
 from predictors.selection.exploration import Explored
 from predictors.selection.posterior import Estimate, choose, under
