@@ -55,7 +55,8 @@ class Target(Config):
         "onnx",
         description=(
             "onnx; ort: flat, optimised for ARM, with the list of operators that it needs; qnn: compiled for "
-            "one Snapdragon; litert, ncnn, mnn, executorch: for the runtimes of these names"
+            "one Snapdragon; litert, mlpackage, ncnn, mnn, "
+            "executorch: for the runtimes of these names"
         ),
     )
     chip: str | None = Field(
@@ -295,6 +296,20 @@ TARGETS = (
         why=(
             "As litert-int8, with every operator in integers, since an NPU computes nothing else.",
             "Input and output stay float32. Needs the extra litert where it is written.",
+        ),
+    ),
+    Target(
+        name="mlpackage",
+        runs_on="Core ML on iOS 16, macOS 13 and later",
+        batch="one",
+        precision="float16",
+        format="mlpackage",
+        why=(
+            "Apple's own form: Xcode makes a class of it, and no runtime goes into the app.",
+            "Float16, in which the neural engine computes whatever the file says.",
+            "Core ML predicts on macOS only: elsewhere the file is written and looked through, but not run, "
+            "and its manifest and card say so.",
+            "Needs the extra coreml where it is written.",
         ),
     ),
     Target(

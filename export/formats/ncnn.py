@@ -70,6 +70,10 @@ class NcnnFormat(Format):
         for other in path.parent.glob("source*"):  # pnnx's own formats, and Python code that runs them
             other.unlink()
 
+    def facts(self, path: Path) -> dict[str, Any]:
+        """`names_in_file`, since `input` and `output` in the manifest have the graph's."""
+        return {"names_in_file": {"input": INPUT, "output": OUTPUT}}
+
     def open(self, path: Path, exact: bool = True) -> Run:
         """The file in ncnn on this CPU, one image at a time.
 
