@@ -165,7 +165,9 @@ def _damage(content: bytes) -> str:
     counts = lines[1].split() if len(lines) > 1 else []
     if not lines or lines[0].strip() != MAGIC or len(counts) != 2 or not counts[0].isdigit():
         return "it does not begin as a .param file"
-    if len(lines) != 2 + int(counts[0]) or not content.endswith(b"\n"):
+    if not content.endswith(b"\n"):
+        return "it ends within a line"
+    if len(lines) != 2 + int(counts[0]):
         return f"it has {len(lines) - 2} of {counts[0]} layers"
     return ""
 

@@ -349,7 +349,7 @@ def test_another_runtime_of_a_known_format_equals_torch(
 def test_what_is_not_in_the_table_is_refused_with_what_is(tmp_path: Path) -> None:
     *suffixes, last = [re.escape(member.suffix) for member in FORMATS]
     with pytest.raises(UserError, match=rf"its name must end in {', '.join(suffixes)} or {last}\.$"):
-        format_of(tmp_path / "x.tflite")
+        format_of(tmp_path / "x.npw")
     names = ", ".join(sorted(member.name for member in FORMATS))
     with pytest.raises(UserError, match=f"There is no format 'xyz'; valid are: {names}"):
         find_format("xyz")
