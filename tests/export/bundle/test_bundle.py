@@ -65,10 +65,10 @@ def test_what_is_in_it(bundle: Path, bundled_run: Path) -> None:
     files = ["60k.mobile.ort", "60k.mobile.required_operators.config", "60k.onnx"]
     assert sorted(p.name for p in bundle.iterdir()) == [
         *files,
+        "README.md",
         "classify.py",
         "labels.txt",
         "manifest.json",
-        "README.md",
     ]
     for name in files:
         assert (bundle / name).read_bytes() == (bundled_run / "export" / name).read_bytes()
