@@ -28,7 +28,7 @@ from export.graph.operators import drop_unused_domains, plain_operators, to_floa
 from export.graph.quantize import ROUNDING, Quantized, Scheme, quantize
 from export.job import ExportJob
 from export.manifest import Manifest, is_manifest, manifest_path
-from export.targets import Target
+from export.targets.target import Target
 from export.verify import Parity, compare_file, milliseconds
 
 

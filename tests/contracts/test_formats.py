@@ -36,7 +36,7 @@ from export.job import ExportJob, job_of_run
 from export.manifest import exported_files, manifest_path, read_manifest
 from export.pipeline import write_file
 from export.source import SourceNetwork, open_export_source
-from export.targets import Target
+from export.targets.target import Target
 from export.verify import TOLERANCE, compare_file
 
 

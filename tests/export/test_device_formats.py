@@ -13,7 +13,8 @@ from export.formats.mnn import _with_fixed_name
 from export.formats.ncnn import _damage, _image_shape, _with_shape
 from export.formats.qnn import CHIP_IN_FILE, CHIPS
 from export.manifest import Compiled, manifest_path, read_manifest
-from export.targets import TARGETS, Target, find_target
+from export.targets import TARGETS, find_target
+from export.targets.target import Target
 
 PARAM = "7767517\n2 2\nInput in0 0 1 in0\nConvolution conv_0 1 1 in0 out0 0=4\n"
 
