@@ -17,7 +17,8 @@ from export.formats import find_format
 from export.job import job_of_run
 from export.pipeline import write_file
 from export.source import open_export_source
-from export.targets import Target, find_target
+from export.targets import find_target
+from export.targets.target import Target
 from ofa.trained import RunCommand
 
 # No limit on lost accuracy: logits that are equal within the tolerance decide as torch does, except in a tie,

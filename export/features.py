@@ -23,7 +23,7 @@ from export.job import facts_of_run
 from export.manifest import manifest_path
 from export.pipeline import fit_to_target, traced_graph
 from export.source import ExportSource, NamedNetwork
-from export.targets import Target
+from export.targets.target import Target
 from export.verify import TOLERANCE, check_module, milliseconds
 from ofa.subnet import FEATURE_STRIDES, Subnet
 

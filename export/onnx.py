@@ -23,7 +23,8 @@ from export.manifest import Manifest
 from export.pipeline import Written, write_file
 from export.recurrent import export_step, is_language
 from export.source import open_export_source
-from export.targets import Target, find_targets
+from export.targets import find_targets
+from export.targets.target import Target
 from ofa.trained import RunCommand, run_flag
 
 

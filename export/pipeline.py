@@ -35,7 +35,7 @@ from export.graph.preparation import (
 from export.graph.quantize import ROUNDING, Quantized, Scheme, quantize
 from export.job import ExportJob
 from export.manifest import Manifest, is_manifest, manifest_path
-from export.targets import Target
+from export.targets.target import Target
 from export.verify import Parity, compare_file, milliseconds
 
 

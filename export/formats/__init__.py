@@ -9,6 +9,7 @@ from engine.errors import UserError, nearest
 from export.formats.executorch import ExecuTorchFormat
 from export.formats.format import Format, Runtime
 from export.formats.litert import LiteRtFormat
+from export.formats.mlpackage import MlPackageFormat
 from export.formats.mnn import MnnFormat
 from export.formats.ncnn import NcnnFormat
 from export.formats.onnx import OnnxFormat
@@ -22,6 +23,7 @@ FORMATS: list[Format] = [
     OrtFormat(),
     QnnFormat(),
     LiteRtFormat(),
+    MlPackageFormat(),
     NcnnFormat(),
     MnnFormat(),
     ExecuTorchFormat(),

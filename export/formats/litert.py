@@ -88,6 +88,11 @@ class LiteRtFormat(Format):
             work.quantize(ranges.get_model_qsvs()).export_model(str(path), overwrite=True)
         in_float.unlink()
 
+    def facts(self, path: Path) -> dict[str, Any]:
+        """`names_in_file`, of its one signature, since `input` and `output` in the manifest are ours."""
+        names = _interpreter(path, 1).get_signature_list()[SIGNATURE]
+        return {"names_in_file": {"input": names["inputs"][0], "output": names["outputs"][0]}}
+
     def open(self, path: Path, exact: bool = True) -> Run:
         """The file in LiteRT's interpreter on this CPU, one image at a time."""
         import torch

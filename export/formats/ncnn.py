@@ -70,6 +70,10 @@ class NcnnFormat(Format):
         for other in path.parent.glob("source*"):  # pnnx's own formats, and Python code that runs them
             other.unlink()
 
+    def facts(self, path: Path) -> dict[str, Any]:
+        """`names_in_file`, since `input` and `output` in the manifest have the graph's."""
+        return {"names_in_file": {"input": INPUT, "output": OUTPUT}}
+
     def open(self, path: Path, exact: bool = True) -> Run:
         """The file in ncnn on this CPU, one image at a time.
 
@@ -161,7 +165,9 @@ def _damage(content: bytes) -> str:
     counts = lines[1].split() if len(lines) > 1 else []
     if not lines or lines[0].strip() != MAGIC or len(counts) != 2 or not counts[0].isdigit():
         return "it does not begin as a .param file"
-    if len(lines) != 2 + int(counts[0]) or not content.endswith(b"\n"):
+    if not content.endswith(b"\n"):
+        return "it ends within a line"
+    if len(lines) != 2 + int(counts[0]):
         return f"it has {len(lines) - 2} of {counts[0]} layers"
     return ""
 

@@ -2,7 +2,7 @@
 
 A `.qnn` file is an ONNX file whose graph is an `EPContext` node with the NPU's program in it; onnxruntime
 with its QNN provider reads it under any name. It is for one chip. The same package compiles on Linux for x86
-and emulates the NPU's arithmetic there, so that the file is compared with torch as the phone will compute it;
+and emulates the NPU's arithmetic there, so that the file is compared with torch in that arithmetic;
 only its time tells nothing.
 
 Needs `pip install 'ofa-toolkit[qnn]'`.
