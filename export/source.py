@@ -201,7 +201,7 @@ def _subnet(
         }
         facts = tuned.facts if tuned else trained.model.tuned
         if facts is not None:
-            stated = {"epochs", "teacher", "supernet_sha256"}
+            stated = {"epochs", "teacher", "qat", "supernet_sha256"}
             architecture["tuned"] = facts.model_dump(mode="json", include=stated)
             architecture["tuned"]["weights_sha256"] = weights_digest(
                 tuned.path if tuned else trained.run.path

@@ -69,11 +69,11 @@ class RoundedNetwork:
 
     Args:
         network: of `ofa.training.tuning.single_network`.
-        ranges: of the activations, which follow the batches; kept in checkpoints.
     """
 
-    def __init__(self, network: Supernet, ranges: Ranges):
-        self.network, self.ranges, self.arch = network, ranges, largest(network.space)
+    def __init__(self, network: Supernet):
+        self.network = network
+        self.space, self.arch = network.space, largest(network.space)
         with torch.device("meta"):
             self.plain = Subnet(network.space, self.arch, network.classes, network.channels)
 
@@ -83,6 +83,6 @@ class RoundedNetwork:
         weights = self.network.slices(arch)
         self.plain.train(self.network.training)
         x = resize(x, arch.resolution)
-        with FakeQuantize(self.ranges, "follow"):
+        with FakeQuantize(Ranges(), "batch"):
             logits: Tensor = functional_call(self.plain, weights, (x,))
         return logits

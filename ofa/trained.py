@@ -43,6 +43,7 @@ class Tuned(Config):
     supernet_sha256: str = Field(description="of the supernet's weights.safetensors, in hexadecimal")
     epochs: int = Field(description="passes over the training images; 0: only BatchNorm was recalibrated")
     teacher: str = Field(description="who taught beside the labels")
+    qat: Literal["int8"] | None = Field(None, description="what it was rounded to while it was trained")
 
 
 class SupernetModel(ImageModel):

@@ -1,13 +1,14 @@
 """A network computed as its 8-bit file will, in torch: every tensor rounded to 256 levels and back.
 
-It follows what `export.graph.quantize` writes: weights signed, symmetric, with one scale a channel; activations
-unsigned, with one range a tensor; what one integer kernel computes (convolution, BatchNorm, ReLU) is rounded
-once, at its end. Rounding passes gradients on as if it were not there (straight-through estimator: "Quantization
-and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", 2017, arXiv:1712.05877).
+It follows what `export.graph.quantize` writes: weights signed, symmetric, with one scale a channel;
+activations unsigned, with one range a tensor; what one integer kernel computes (convolution, BatchNorm, ReLU)
+is rounded once, at its end. Rounding passes gradients on as if it were not there (straight-through estimator:
+"Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", 2017,
+arXiv:1712.05877).
 
-It works on what a network calls and not on its modules, so weights keep their names and no copy of the network
-is made. torch's own tools for this (pt2e, now in torchao) trace a network into another module with other
-parameters, from which neither a checkpoint nor `engine.onnx_file` could go on.
+It works on what a network calls and not on its modules, so weights keep their names and no copy of the
+network is made. torch's own tools for this (pt2e, now in torchao) trace a network into another module with
+other parameters, from which neither a checkpoint nor `engine.onnx_file` could go on.
 """
 
 from collections.abc import Callable
@@ -18,15 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-# How far a range follows each batch while a network learns; the usual 1% would take hundreds of steps to
-# forget the first batch, and a tuning has few of them.
-FOLLOW = 0.05
 WEIGHTED = {torch.conv2d, F.conv2d, F.linear}
 NORMS = {F.batch_norm, torch.batch_norm}
 # A ReLU is part of the kernel before it: its output's range says all.
 CLIPS = {F.relu, torch.relu, Tensor.relu, F.relu6, F.hardtanh}
 OTHERS = {
-    *(F.hardswish, F.hardsigmoid, F.silu, torch.sigmoid, Tensor.sigmoid, F.avg_pool2d, F.max_pool2d),
+    *(F.hardswish, F.hardsigmoid, torch.sigmoid, Tensor.sigmoid, F.avg_pool2d, F.max_pool2d),
     *(torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__),
     *(torch.mul, Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__imul__, Tensor.__rmul__),
     *(torch.mean, Tensor.mean, torch.cat, F.adaptive_avg_pool2d),
@@ -54,10 +52,11 @@ class FakeQuantize(TorchFunctionMode):
     Args:
         ranges: of the activations; it is filled in place.
         learn: "widen": nothing is rounded, and the ranges grow to hold all that is seen, as a calibration of
-            onnxruntime; "follow": they follow each batch, for training; None: they stay.
+            onnxruntime; "batch": they are those of this batch, for training, as BatchNorm takes its
+            statistics; None: they stay.
     """
 
-    def __init__(self, ranges: Ranges, learn: Literal["widen", "follow"] | None = None):
+    def __init__(self, ranges: Ranges, learn: Literal["widen", "batch"] | None = None):
         super().__init__()
         self.ranges, self.learn, self.calls = ranges, learn, 0
         # What made a tensor, by its identity; the tensor is kept alive, so that none is taken for another.
@@ -74,6 +73,9 @@ class FakeQuantize(TorchFunctionMode):
                 _, place, maker = self.made[id(args[0])]
                 self.made[id(out)] = out, place, maker
             return out
+        if func is F.silu:  # in a file, a sigmoid and a product
+            gate = self.__torch_function__(torch.sigmoid, types, args[:1])
+            return self.__torch_function__(torch.mul, types, (args[0], gate))
         if func not in COMPUTED:
             return func(*args, **kwargs)
         place, self.calls = self.calls, self.calls + 1
@@ -113,19 +115,19 @@ class FakeQuantize(TorchFunctionMode):
         return self.rounded[place]
 
     def _see(self, x: Tensor, place: int) -> None:
-        """Let the range of a tensor grow or follow; zero is always in it, since padding is zero."""
+        """Let the range of a tensor grow, or take this batch's; zero is always in it, as padding is zero."""
         least, most = x.amin().clamp(max=0).float(), x.amax().clamp(min=0).float()
-        if place in self.ranges:
+        if self.learn == "widen" and place in self.ranges:
             before = self.ranges[place]
-            if self.learn == "widen":
-                least, most = torch.minimum(before[0], least), torch.maximum(before[1], most)
-            else:
-                least, most = before[0].lerp(least, FOLLOW), before[1].lerp(most, FOLLOW)
+            least, most = torch.minimum(before[0], least), torch.maximum(before[1], most)
         self.ranges[place] = least, most
 
 
 def round_activation(x: Tensor, least: Tensor, most: Tensor) -> Tensor:
-    """x in 256 levels from `least` to `most`, one of which is zero; gradients pass where x is between them."""
+    """x in 256 levels from `least` to `most`, one of which is zero.
+
+    Gradients pass where x is between them.
+    """
     scale = ((most - least) / 255).clamp(min=torch.finfo(torch.float32).tiny)
     zero = (-least / scale).round().clamp(0, 255).to(torch.int32)
     # The kernel exists in float32 only; under autocast x may be of 16 bits.

@@ -58,7 +58,10 @@ def _licence(bundle: Bundle) -> dict[str, Any]:
     if name in LICENCES:
         return {"license": LICENCES[name]}
     own = {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", name).strip("-") or "other"}
-    return own | ({"license_link": origin["url"]} if origin["url"] else {})
+    # It comes from a file of anybody, and some viewers show the head as HTML.
+    if origin["url"] and re.fullmatch(r"https?://[^\s<>\"'`]+", origin["url"]):
+        own["license_link"] = origin["url"]
+    return own
 
 
 def _results(bundle: Bundle) -> list[dict[str, Any]]:
