@@ -33,7 +33,17 @@ NOT_REPLAYED = {"config", "out", "resume", "overwrite", "stop_after"}  # setting
 # What a run folder may hold, and so what --overwrite may delete.
 RUN_FILES = {
     *("config.yaml", "env.json", "metrics.jsonl", "model.json", "weights.safetensors", "teacher.safetensors"),
-    *("state.pt", "tensorboard", "DONE", "pairs.jsonl", "selected", "tuned", "optuna.journal", "export"),
+    *(
+        "state.pt",
+        "tensorboard",
+        "DONE",
+        "pairs.jsonl",
+        "pairs.int8.jsonl",
+        "selected",
+        "tuned",
+        "optuna.journal",
+        "export",
+    ),
     *("report", "confusion", "mlflow.json", "genotype.json", "cell.svg", "cell.png", "alphas.png"),
     "checkpoints",
 }

@@ -79,10 +79,7 @@ def to_onnx(
     known = {"subnet": path.stem} | (facts or {})
     x_NCHW = _images_to_try(module, images, example)
     if target.is_quantized and calibration is None:
-        _check_count(x_NCHW, labels)
-        split = split_images(len(x_NCHW))
-        x_NCHW, calibration = x_NCHW[split.judges], x_NCHW[split.calibration]
-        labels = None if labels is None else labels[split.judges]
+        x_NCHW, labels, calibration = _set_aside(x_NCHW, labels)
     job = job_of_module(module, x_NCHW, labels, classes, bake, known)
     if target.is_quantized and calibration is not None:
         ranges = _inputs(calibration.detach().cpu().float(), bake)
@@ -90,9 +87,9 @@ def to_onnx(
     written = write_file(job, target, path, max_drop)
     if written.manifest is None:
         raise UserError(f"'{path}' is not written: it {written.complaint}.")
-    facts_of_8_bits = written.manifest.quantization or {}
-    if facts_of_8_bits.get("note"):
-        warnings.warn(f"{path.name}: {facts_of_8_bits['note']}.", stacklevel=2)
+    note = (written.manifest.quantization or {}).get("note")
+    if note:
+        warnings.warn(f"{path.name}: {note}.", stacklevel=2)
     return written.manifest
 
 
@@ -206,6 +203,14 @@ def _check_crop(x_NCHW: Tensor, bake: Bake, crop: CenterCrop) -> None:
             f"but the network's have {sides[0]} x {sides[1]} pixels and {x_NCHW.shape[1]} channels, and the "
             f"layout is {bake.layout}; give CenterCrop the network's side."
         )
+
+
+def _set_aside(x_NCHW: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+    """(images that judge a quantised file, their labels, images that give its ranges)."""
+    _check_count(x_NCHW, labels)
+    split = split_images(len(x_NCHW))
+    kept = None if labels is None else labels[split.judges]
+    return x_NCHW[split.judges], kept, x_NCHW[split.calibration]
 
 
 def _check_count(inputs: Sized, labels: Tensor | None) -> None:

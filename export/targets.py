@@ -155,8 +155,8 @@ TARGETS = (
         why=(
             "CoreML takes free axes by now, but the neural engine wants fixed shapes, and computes in "
             "float16 whatever the file says.",
-            "Older runtimes lack HardSigmoid and ReduceMean in the NeuralNetwork format: as clip, multiply "
-            "and pool the file is one part in every version of both formats.",
+            "Both its formats have ReduceMean and, since spring 2026, HardSigmoid: written as clip, multiply "
+            "and pool, the file is one part in older runtimes too.",
         ),
     ),
     Target(

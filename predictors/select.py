@@ -18,7 +18,7 @@ from engine.errors import UserError, nearest
 from engine.seed import numpy_generator
 from ofa.space.arch import largest, smallest
 from ofa.space.codes import Codes, decode, encode
-from ofa.trained import RunCommand, TrainedSupernet, run_flag
+from ofa.trained import EvaluationPrecision, RunCommand, TrainedSupernet, run_flag
 from predictors.accuracy.features import features
 from predictors.accuracy.models import PredictorChoice, make_predictor
 from predictors.accuracy.pairs import check_pairs, read_pairs
@@ -118,6 +118,13 @@ class Select(RunCommand):
         ge=0,
         description="tune so many of the best measured for an epoch, and decide among them by that; 0: none",
     )
+    precision: EvaluationPrecision = Field(
+        "float32",
+        description=(
+            "int8: candidates are measured as 8-bit files compute; the pairs are those of predictors.collect "
+            "--precision int8"
+        ),
+    )
     storage: str | None = Field(
         None,
         description="Optuna storage, a URL or the path of a journal; none: optuna.journal in the run folder",
@@ -142,6 +149,11 @@ class Select(RunCommand):
             raise ValueError(
                 "nothing says what to select; give a limit such as --flops 600M, or --front macs"
             )
+        if self.tune_finalists and self.precision != "float32":
+            raise ValueError(
+                f"--tune-finalists decides by accuracies in float32, not in {self.precision}; leave it out, "
+                "and tune what is selected with ofa.tune --qat int8"
+            )
         if (self.latency or "latency" in self.front) and self.latency_table is None:
             raise ValueError(
                 "latency is of a device; name its table with --latency-table (python -m predictors.measure "
@@ -165,13 +177,21 @@ class Select(RunCommand):
         objectives = self._objectives(costs)
         for objective in objectives:
             self._check_limits(trained, objective.constraints)
-        pairs = read_pairs(self.run)
-        check_pairs(pairs, trained)
+        pairs = read_pairs(self.run, self.precision)
+        check_pairs(pairs, trained, self.precision)
+        if self.precision != "float32" and self.explore == "search" and not pairs:
+            raise UserError(
+                f"No subnet of run '{self.run}' is measured in {self.precision}, from which a predictor "
+                f"could learn; run python -m predictors.collect{run_flag(self.run)} --precision "
+                f"{self.precision} first, or search without a predictor: --explore coarse-to-fine."
+            )
         evaluations = Evaluations(space, trained.data.count("val"), pairs)
         storage = open_storage(self.storage or str(self.run / "optuna.journal"))
-        # The storage may be shared with other runs: accuracies of other weights must not be mixed with these.
-        prefix = f"{space.name}-{run_fingerprint(self.run)}-"
-        measure = partial(_accuracy, trained, known_accuracies(storage, prefix, space))
+        # The storage may be shared with other runs: accuracies of other weights, or of another precision,
+        # must not be mixed with these. No prefix is the start of another one.
+        kind = "" if self.precision == "float32" else f"{self.precision}-"
+        prefix = f"{space.name}-{kind}{run_fingerprint(self.run)}-"
+        measure = partial(_accuracy, trained, self.precision, known_accuracies(storage, prefix, space))
         with progress("measure candidates", self.measure * len(objectives)) as advance:
             todo: list[tuple[Objective, EvaluateFn]] = []
             for objective in objectives:
@@ -193,7 +213,7 @@ class Select(RunCommand):
         finalists = {}
         if self.tune_finalists and budgets:
             finalists = tune_finalists(trained, evaluations, budgets, self.tune_finalists)
-        facts = {"weights_sha256": digest} | facts
+        facts = {"weights_sha256": digest, "precision": self.precision} | facts
         write_selected(budgets, evaluations, costs, facts, self.ties, folder, finalists)
         for name, found in finalists.items():
             tried = [f"{f.candidate.val_accuracy:.2%} -> {f.tuned_accuracy:.2%}" for f in found]
@@ -301,11 +321,13 @@ def _limits(constraints: Sequence[Constraint]) -> list[float]:
     return [c.limit for c in constraints]
 
 
-def _accuracy(trained: TrainedSupernet, known: Mapping[bytes, float], row: Codes) -> float:
+def _accuracy(
+    trained: TrainedSupernet, precision: EvaluationPrecision, known: Mapping[bytes, float], row: Codes
+) -> float:
     """Validation accuracy of an encoded architecture, measured only if no study has measured it yet."""
     accuracy = known.get(row.tobytes())
     if accuracy is None:
-        accuracy = trained.accuracy(decode(trained.space, row), "val")
+        accuracy = trained.accuracy(decode(trained.space, row), "val", precision)
     return accuracy
 
 
