@@ -17,7 +17,7 @@ from export.formats.format import Array
 from export.graph.gate import split_images
 from export.job import ExportJob
 from export.manifest import Manifest
-from export.pipeline import check_path, write_file
+from export.pipeline import check_folder, check_path, write_file
 from export.targets import find_target
 from export.targets.target import Target
 from export.verify import Batches, Parity, check_module, compare_file, reference_outputs
@@ -45,7 +45,8 @@ def to_onnx(
         export.to_onnx(timm.create_model("mobilenetv3_small_100").eval(), "small.onnx")
 
     Args:
-        module: a classifier in eval mode, float32: (N, C, H, W) to logits (N, K). It is not changed.
+        module: a classifier in eval mode: (N, C, H, W) to logits (N, K). It is not changed. One in float16 is
+            computed in float32, as the file is.
         path: the file; its name must end as the target's files do (.onnx, .ort or .pte).
         target: a name of `python -m export.targets`, or a Target.
         example: one image or more (N, C, H, W), from which the size is taken. Without it, the size is that
@@ -71,6 +72,7 @@ def to_onnx(
     # Mistakes in the call are reported first, before anything takes time.
     check_path(path, target)
     check_module(module)
+    check_folder(path)
     if images is None and target.is_quantized:
         raise UserError(
             f"Target {target.name} is quantised; give images to calibrate and to verify with (images=)."
@@ -121,7 +123,7 @@ def verify_file(
     x_NCHW = images.detach().cpu().float()
     inputs = _inputs(x_NCHW, bake)
     check_module(module)
-    network = copy.deepcopy(module).cpu()  # the caller's may be on a GPU, and stays there
+    network = _own_copy(module)
     whole = (PixelClassifier(network, bake) if bake else network).eval()
     return compare_file(reference_outputs(whole, _batches(inputs, labels)), Path(path))
 
@@ -143,7 +145,7 @@ def job_of_module(
         _check_crop(x_NCHW, bake, bake.crop)
     inputs = _inputs(x_NCHW, bake)
     batches = _batches(inputs, labels)
-    network = copy.deepcopy(module).cpu()  # the caller's may be on a GPU, and stays there
+    network = _own_copy(module)
     whole = (PixelClassifier(network, bake) if bake else network).eval()
     reference = reference_outputs(whole, batches)
     outputs = reference.output_NK.shape[1]
@@ -164,12 +166,18 @@ def job_of_module(
         calibration=[],
         layout=bake.layout if bake else "NCHW",
         probabilities=bool(bake and bake.softmax),
-        # The running statistics of BatchNorm are buffers, which become constants of the graph too.
-        parameters=count_parameters(network) + sum(buffer.numel() for buffer in network.buffers()),
+        # A network of anybody may compute tables of positions, which become constants of its graph.
+        parameters=None,
         facts=facts | known,
         graphs={},
         crop=bake.crop if bake else None,
     )
+
+
+def _own_copy(module: nn.Module) -> nn.Module:
+    """A copy on CPU in float32, in which every number of float16 and bfloat16 is exact."""
+    # The caller's may be on a GPU, and stays there.
+    return copy.deepcopy(module).cpu().float()
 
 
 def _images_to_try(module: nn.Module, images: Tensor | None, example: Tensor | None) -> Tensor:

@@ -160,7 +160,7 @@ def _write(work: _Work, target: Target, path: Path) -> WrittenFeatures:
     names = [f"stride{stride}" for stride in channels]
     model = traced_graph(work.module, work.example, names, target)
     fit_to_target(model, target)
-    complaint = check_model(model, path.name, count_parameters(work.subnet))
+    complaint = check_model(model, count_parameters(work.subnet))
     error, took = float("nan"), None
     path.parent.mkdir(parents=True, exist_ok=True)
     with work_folder(path.parent) as folder:

@@ -26,7 +26,7 @@ class ExportJob(NamedTuple):
         calibration: batches of inputs from which 8-bit ranges are taken.
         layout: of the input.
         probabilities: whether the module ends with softmax.
-        parameters: numbers that the network has; a file with more is refused.
+        parameters: numbers that the network has; a file with more is refused. None: any number is allowed.
         facts: the keys of the manifest that do not depend on the target.
         graphs: what torch exported so far, by batch and opset, since targets share it.
         crop: resize and crop to put in front of the graph, which makes what the module takes of an image of
@@ -39,7 +39,7 @@ class ExportJob(NamedTuple):
     calibration: Sequence[Array]
     layout: Layout
     probabilities: bool
-    parameters: int
+    parameters: int | None
     facts: dict[str, Any]
     graphs: "dict[tuple[str, int], onnx.ModelProto]"
     crop: CenterCrop | None = None

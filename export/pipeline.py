@@ -22,6 +22,7 @@ from engine.statistics import paired_drop_interval
 from export.bake import CenterCrop
 from export.formats import find_format
 from export.formats.format import Array, Format, Quantization
+from export.formats.onnx import first_line
 from export.graph.checks import check_model
 from export.graph.gate import gate_note
 from export.graph.norms import fold_norms
@@ -95,15 +96,34 @@ def write_file(job: ExportJob, target: Target, path: Path, max_drop: float) -> W
             f"'{manifest}' is not a manifest of ours, and would be replaced by one; choose another name than "
             f"{path.name}."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         written = _prove(job, target, file_format, path, max_drop)
     except UserError:
         _remove(file_format, path)
         raise
+    except OSError as error:
+        raise cannot_write(path, error) from None
     if written.manifest is None:
         _remove(file_format, path)
     return written
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """The error about a file whose folder takes none."""
+    return UserError(f"'{path}' cannot be written ({error.strerror or error}); choose another folder.")
+
+
+def check_folder(path: Path) -> None:
+    """Make the folder of a file, and see whether it takes files.
+
+    Raises:
+        UserError: it does not.
+    """
+    try:
+        with work_folder(path.parent):
+            pass
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 def check_path(path: Path, target: Target) -> Format:
@@ -172,7 +192,7 @@ def _from_graph(
 ) -> _Candidate:
     """Write and compare a file of a format that is written from the ONNX graph."""
     model = _graph(job, target)
-    complaint = check_model(model, file.name, job.parameters)
+    complaint = check_model(model, job.parameters)
     if complaint:
         return _Candidate(None, complaint)
     quantized = None
@@ -186,7 +206,16 @@ def _from_graph(
             every_operator=target.quantized_operators == "all",
             exact=target.sums == "exact",
         )
-        quantized = quantize(model, work, job.calibration, job.reference, max_drop, scheme)
+        try:
+            quantized = quantize(model, work, job.calibration, job.reference, max_drop, scheme)
+        except UserError:
+            raise
+        except Exception as error:
+            # onnxruntime's quantiser raises errors of many kinds for graphs that it does not know.
+            raise UserError(
+                f"onnxruntime cannot quantise {type(job.module).__name__}: {first_line(error)}; choose a "
+                "target in float32."
+            ) from None
         if quantized.complaint:
             return _Candidate(quantized.parity, quantized.complaint)
         model = onnx.load(work)
@@ -280,13 +309,21 @@ def traced_graph(
     any_batch = target.batch == "any"
     inputs = torch.from_numpy(example if any_batch else example[:1])
     try:
-        return to_proto(module, inputs, any_batch=any_batch, outputs=outputs, opset=target.opset)
+        model = to_proto(module, inputs, any_batch=any_batch, outputs=outputs, opset=target.opset)
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise UserError(
             f"torch cannot export {type(module).__name__} as ONNX: {reason}; its forward must not "
             "depend on the values of the image."
         ) from None
+    # torch fixes an axis without an error where the code makes a Python number of its length.
+    if any_batch and not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+        raise UserError(
+            f"{type(module).__name__} uses the number of images as a Python number, so its file would take "
+            f"{len(example)} at a time; keep x.shape[0] as it is in forward, without int() or a loop over "
+            "images, or choose a target with batch: one, such as web."
+        )
+    return model
 
 
 def fit_to_target(model: onnx.ModelProto, target: Target) -> None:

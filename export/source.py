@@ -13,7 +13,7 @@ from torch import nn
 
 from engine.checkpoint import weights_digest
 from engine.data.augment import resize
-from engine.data.dataset import Batch, Data, Split
+from engine.data.dataset import Batch, Data, Interpolation, Split
 from engine.errors import UserError
 from engine.run import Run, digest, read_json
 from export.bake import CenterCrop
@@ -103,7 +103,8 @@ class ExportSource(NamedTuple):
         how = self.preprocessing
         if "center_crop" not in how:
             return CenterCrop(how["image_size"])
-        interpolation = "bilinear" if how["resize_interpolation"].startswith("bilinear") else "bicubic"
+        is_bilinear = how["resize_interpolation"].startswith("bilinear")
+        interpolation: Interpolation = "bilinear" if is_bilinear else "bicubic"
         return CenterCrop(how["center_crop"], how["resize_shorter_side"], interpolation)
 
     def preparation(self, size: int) -> dict[str, Any]:

@@ -155,10 +155,17 @@ def open_model(folder: Path, file: dict[str, Any]) -> Callable[[Any], Any]:
     options.log_severity_level = 4  # what goes wrong is said in one sentence
     # Without this, x86 CPUs that have no VNNI saturate sums of 8-bit products; no other device does.
     options.add_session_config_entry("session.x64quantprecision", "1")
-    try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors have no common class below Exception
-        reason = str(error).splitlines()[0]
+    session = None
+    reason = ""
+    for level in (ort.GraphOptimizationLevel.ORT_ENABLE_ALL, ort.GraphOptimizationLevel.ORT_DISABLE_ALL):
+        # Some versions refuse exact sums of some 8-bit networks. Unoptimised they compute in float32.
+        options.graph_optimization_level = level
+        try:
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            break
+        except Exception as error:  # onnxruntime's errors have no common class below Exception
+            reason = reason or str(error).splitlines()[0]
+    if session is None:
         sys.exit(f"'{path.name}' is missing, damaged or not for this onnxruntime; copy it again ({reason}).")
 
     def run(x: Any) -> Any:

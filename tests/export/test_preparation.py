@@ -1,5 +1,6 @@
 """Files with the whole preparation in them take an image of any size, and prepare it as training did."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -82,18 +83,19 @@ def test_what_does_not_fit_is_a_sentence(network: nn.Module, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_the_resize_to_a_subnets_side_goes_into_the_file(trained_run: Path, tmp_path: Path) -> None:
     """A file of a run does the data set's resize and the network's, and classifies as torch does."""
-    words = ["--run", str(trained_run), "--arch", "smallest", "--images", "30", "--bake", "preprocessing"]
-    export_folder = trained_run / "export"
+    # A copy: other tests read the files of this run.
+    run = Path(shutil.copytree(trained_run, tmp_path / "run", ignore=shutil.ignore_patterns("export")))
+    words = ["--run", str(run), "--arch", "largest", "--images", "30", "--bake", "preprocessing"]
+    path = run / "export" / "largest.onnx"
     assert parse(Export, words).execute() == 0
-    manifest = export.read_manifest(export_folder / "smallest.onnx")
-    how = manifest.model_dump(mode="json")
-    side, size = how["preprocessing"]["image_size"], how["preprocessing"]["resize"][0]
-    assert size != side, "otherwise this test shows nothing"
+    manifest, content = export.read_manifest(path), path.read_bytes()
+    how = manifest.preprocessing or {}
+    side = how["image_size"]
+    assert how["resize"] != [side, side], "otherwise this test shows nothing"
     assert manifest.accuracy is not None and manifest.accuracy.file == manifest.accuracy.torch
     assert manifest.parity["relative_error"] < 1e-4
-    session = ort.InferenceSession(str(export_folder / "smallest.onnx"))
-    plain = export.read_manifest(export_folder / "smallest.onnx")
-    assert plain.input.shape == (1, "height", "width", 1)
+    assert manifest.input.shape == (1, "height", "width", 1)
+    session = ort.InferenceSession(content)
     for height, width in ((side, side), (3 * side, 2 * side), (side // 2, side)):
         pixels = np.random.default_rng(0).integers(0, 256, (1, height, width, 1), dtype=np.uint8)
         assert np.isfinite(session.run(None, {"image": pixels})[0]).all()
