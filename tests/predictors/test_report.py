@@ -10,8 +10,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from made_up_latency import partial_device, written_table
 from browser import Browser
+from made_up_latency import partial_device, written_table
 
 from engine.command.cli import parse
 from engine.plot.canvas import safe
@@ -245,7 +245,8 @@ LOOK = """(() => {
     if (box.width < 300 || box.height < 100 || marks.length < 10) found.push("small: " + svg.ariaLabel);
     for (const mark of marks) {
       const m = mark.getBoundingClientRect();
-      if (m.left < box.left - 1 || m.right > box.right + 1 || m.top < box.top - 1 || m.bottom > box.bottom + 1)
+      const wide = m.left < box.left - 1 || m.right > box.right + 1;
+      if (wide || m.top < box.top - 1 || m.bottom > box.bottom + 1)
         found.push("sticks out of " + svg.ariaLabel + ": " + mark.textContent);
       if (mark.tagName == "text" && m.height < 9) found.push("tiny: " + mark.textContent);
     }
