@@ -226,7 +226,8 @@ def _prices(steps: Sequence[Step], prices: Floats, known: Floats) -> tuple[Float
         since = np.where(since == 5, 0, since)
         # Polyak's step is the distance to the known score along the slope of the bound, which is 1 - cost.
         slope = 1 - cost
-        distance = np.where(np.isfinite(known), bound - known, spread)
+        distance = np.full(resolutions, spread)
+        np.subtract(bound, known, out=distance, where=np.isfinite(known))
         length = step_size * np.maximum(distance, EPSILON) / np.maximum((slope**2).sum(axis=1), EPSILON)
         prices = np.maximum(prices - length[:, None] * slope, 0)
     return best_prices, known
