@@ -16,8 +16,8 @@ from predictors.search.dynamic_programming import fit_additive, fit_additive_to
 from predictors.search.evolution import OURS, evolve, global_columns, start_rows
 from predictors.search.pool import Pool, scored, unseen
 
-# Additive fits near the best. Without them 2 of 24 searches ended 0.02 points lower; two fits near all parents
-# instead of three near the best ended 0.01 points lower in 5 of 10.
+# Additive fits near the best. Without them 2 of 24 searches ended 0.02 points lower. Two near all parents,
+# instead of three near the best, ended up to 0.012 points lower.
 REFITS = 3
 REFIT_PARENTS = 32
 REFIT_SAMPLES = 1_500  # some times the terms of the fit, of which `ofa_mbv3` has 300
@@ -55,11 +55,8 @@ def find_best(
         Different architectures (M, F), best first; M is 0 if none was found that keeps the constraints.
     """
     additive = additive or score
-    limits, groups, columns = (
-        additive_limits(space, constraints),
-        groups_of_layers(space),
-        global_columns(space),
-    )
+    limits, groups = additive_limits(space, constraints), groups_of_layers(space)
+    columns = global_columns(space)
     gains = fit_additive(space, additive, groups, rng)
     start = [start_rows(space, OURS.initial, rng), additive_optimum(space, gains, groups, limits).rows]
     if seeds is not None:
