@@ -33,7 +33,7 @@ from predictors.latency.timings import build_table, noise_complaint, read_timing
 
 RESOLUTIONS = 5  # at most so many, unless --resolutions names them; latency in between is interpolated
 # For the estimate of the duration that is printed at the start.
-SECONDS_PER_STRUCTURE = 1.0  # to export one ONNX file
+SECONDS_PER_STRUCTURE = 0.02  # to write one ONNX file
 SECONDS_PER_SESSION = 0.02  # to open one
 
 

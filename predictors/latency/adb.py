@@ -3,8 +3,9 @@
 This file stands alone: it needs Python 3.8 and adb on the computer, and nothing on the phone. Kits for
 devices hold a copy of it:
 
-    python adb.py --binary onnxruntime_perf_test     in the folder of manifest.json; writes latency.csv there,
-    or continues that file
+    python adb.py --binary onnxruntime_perf_test --library libonnxruntime.so
+
+in the folder of manifest.json; it writes latency.csv there, or continues that file.
 
 A round is one script that visits all items in a new random order, so that adb starts once for each round.
 Every visit is a process and a session of its own, for the reasons that bench.py gives.
@@ -20,6 +21,7 @@ import re
 import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 PHONE = "/data/local/tmp/latency-kit"  # where adb may write and the phone may run programs
 COLUMNS = ["name", "round", "runs", "wall_p50", "wall_p90", "threads", "runtime", "machine"]
@@ -28,7 +30,7 @@ RUNTIME = "onnxruntime_perf_test"
 FIRST, AT_LEAST, AT_MOST = 20, 10, 200
 # The line that the script prints before each item.
 ITEM = re.compile(r"item (\d+)$")
-# Versions before 1.5 say `P50 Latency is 0.0123sec`.
+# Old versions say `P50 Latency is 0.0123sec`.
 LATENCY = re.compile(r"P(50|90) Latency(?:: | is )([0-9.e+-]+) ?s")
 
 
@@ -41,7 +43,7 @@ class Visit:
         self.last_line = ""
 
 
-def command(item: dict, runs: int, threads: int) -> str:
+def command(item: dict[str, Any], runs: int, threads: int) -> str:
     """The line of a shell script that times an item.
 
     The benchmark makes up an input (-I), whose free dimensions are 1, such as the batch, unless -f says

@@ -85,7 +85,7 @@ class _GraphWriter:
         match step.target:
             case "mean":
                 axes = self._constant(step.name + ".axes", np.array(step.args[1], np.int64))
-                keep = int(step.kwargs.get("keepdim", False))
+                keep = int(bool(step.kwargs.get("keepdim")))
                 return self._operator("ReduceMean", [*inputs, axes], step.name, keepdims=keep)
             case "flatten":
                 shape = self._constant(step.name + ".shape", np.array([0, -1], np.int64))

@@ -12,16 +12,16 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from made_up_latency import made_up, made_up_blocks
 from scipy.stats import kendalltau
 
 from engine.command.cli import parse
 from engine.errors import UserError
 from engine.onnx_file import write_onnx
 from engine.onnx_timing import time_item
-from engine.statistics import Floats
 from ofa.layers import layer_specs
 from ofa.space.arch import largest, smallest
-from ofa.space.codes import Codes, decode, encode, sample_codes
+from ofa.space.codes import decode, encode, sample_codes
 from ofa.space.space import Space, load_space
 from ofa.subnet import Subnet
 from predictors.latency.kit import (
@@ -35,40 +35,11 @@ from predictors.latency.kit import (
 from predictors.latency.model import LatencyModel, cross_validated, load_latency
 from predictors.latency.table import (
     LatencyTable,
-    Noise,
-    TimedNetwork,
     networks_of,
     row_of_codes,
-    space_fingerprint,
 )
 from predictors.latency.timings import build_table, noise_complaint, noise_of, read_timings
 from predictors.measure import Measure, spread_networks
-
-
-def made_up(space: Space, codes: Codes, ms: Floats, blocks: dict[str, dict[int, float]]) -> LatencyTable:
-    return LatencyTable(
-        device="made up",
-        runtime="none",
-        threads=1,
-        clock="cpu",
-        space=space.name,
-        fingerprint=space_fingerprint(space),
-        classes=5,
-        channels=1,
-        resolutions=space.resolution,
-        noise=Noise(rounds=2, reliability=1, relative=0),
-        blocks=blocks,
-        networks=tuple(
-            TimedNetwork(codes=row.tobytes().hex(), ms=float(y)) for row, y in zip(codes, ms, strict=True)
-        ),
-    )
-
-
-def made_up_blocks(space: Space, rng: np.random.Generator) -> dict[str, dict[int, float]]:
-    blocks: dict[str, dict[int, float]] = {}
-    for piece in distinct_layers(space, 5, 1):
-        blocks.setdefault(structure(piece), {})[piece.size] = float(rng.uniform(0.1, 1)) * piece.size**2 / 64
-    return blocks
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +230,10 @@ def test_published_table_of_a_phone(nas_data: Path, tmp_path: Path) -> None:
     assert model.predict(encode(space, smallest(space))[None]) == np.inf
     assert model.notes()[0] == "latency table note10 covers 160 to 224 px: only these are searched"
     words[1] = "ofa_mbv3"
-    with pytest.raises(UserError, match="has no resolution at which space 'ofa_mbv3' is complete"):
+    sentence = (
+        "has no resolution at which space 'ofa_mbv3' is complete.*; it is a table for --space ofa_mbv3_w1.2"
+    )
+    with pytest.raises(UserError, match=sentence):
         parse(Measure, words).execute()
 
 
