@@ -97,7 +97,7 @@ def write_selected(
     if not selected:
         return
     _print_subnets("budget", records, shown)
-    if len(explored[0].estimates) < FEWEST_TO_LEARN_FROM:
+    if any(len(found.estimates) < FEWEST_TO_LEARN_FROM for found in explored):
         print("Too few subnets are measured to learn from: the expected accuracies are the measured ones.")
     for found, (objective, best) in zip(explored, selected, strict=True):
         half = half_budget(found.estimates, objective.constraints)
