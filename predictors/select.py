@@ -20,7 +20,7 @@ from ofa.space.codes import Codes, decode, encode
 from ofa.trained import RunCommand, TrainedSupernet, run_flag
 from predictors.accuracy.models import PredictorChoice
 from predictors.accuracy.pairs import check_pairs, read_pairs
-from predictors.latency.here import is_of_this_machine
+from predictors.latency.here import is_of_this_machine, time_architecture
 from predictors.latency.model import LatencyModel, load_latency
 from predictors.search.best import nearest_feasible
 from predictors.search.constraints import (
@@ -42,6 +42,7 @@ from predictors.search.costs import cost_functions
 from predictors.search.dynamic_programming import LayerCost, layer_costs
 from predictors.selection.evaluations import EvaluateFn, Evaluations
 from predictors.selection.exploration import (
+    Explored,
     Guide,
     estimate_all,
     explore_by_predictions,
@@ -49,8 +50,8 @@ from predictors.selection.exploration import (
     make_guide,
 )
 from predictors.selection.finalists import FINALIST_EPOCHS, tune_finalists
-from predictors.selection.selected import KEYS, Explored, print_trust, write_front, write_selected
-from predictors.selection.timed import keep_timed_limits
+from predictors.selection.selected import KEYS, print_trust, write_front, write_selected
+from predictors.selection.timed import Stopwatch, keep_timed_limits
 from predictors.studies.storage import open_storage
 from predictors.studies.study import Study, known_accuracies, run_fingerprint
 
@@ -215,7 +216,11 @@ class Select(RunCommand):
         facts |= {"pairs": len(pairs), "seed": self.seed}
         if guide:
             facts["predictor"] = guide.quality.facts()
-        self._write(trained, explored, costs, facts, latency)
+        if latency is not None and self.latency and self.verify_latency and is_of_this_machine(latency.table):
+            stopwatch = Stopwatch(partial(time_architecture, space, table=latency.table))
+            costs["latency_measured"] = stopwatch.known
+            explored = keep_timed_limits(explored, stopwatch, self.tune_finalists, self.ties)
+        self._write(trained, explored, costs, facts)
         if guide:
             print_trust(guide.quality, explored)
         say(f"written to {self.run / 'selected'}\nnext: python -m ofa.tune{run_flag(self.run)}")
@@ -248,16 +253,13 @@ class Select(RunCommand):
         self,
         trained: TrainedSupernet,
         explored: Sequence[Explored],
-        costs: dict[str, ArchCostFn],
+        costs: Mapping[str, ArchCostFn],
         facts: dict[str, Any],
-        latency: LatencyModel | None,
     ) -> None:
         """Decide, write selected/ and print what was found."""
         folder = self.run / "selected"
         budgets = [found for found in explored if not found.objective.front]
         finalists = {}
-        if latency is not None and self.latency and self.verify_latency and is_of_this_machine(latency.table):
-            budgets = keep_timed_limits(budgets, latency, costs, self.ties, self.tune_finalists)
         if self.tune_finalists and budgets:
             best = {found.objective.name: found.best(self.tune_finalists) for found in budgets}
             finalists = tune_finalists(trained, best)
@@ -298,6 +300,18 @@ class Select(RunCommand):
             objectives.append(Objective(name, tuple(loosest), {name: costs[name] for name in self.front}))
         return objectives
 
+    def _study_name(self, objective: Objective) -> str:
+        """The name of an objective's study: every study has its own limits, and one device."""
+        name = objective.name
+        if objective.front:
+            # The file of a front has no limits in its name, since a run has one.
+            stated = [c for c in objective.constraints if c.limit < NO_LIMIT]
+            name = "-".join([name, *[Objective.best([c]).name for c in stated]])
+        if self.latency_table is None or not (self.latency or "latency" in self.front):
+            return name
+        table = blake2b(self.latency_table.read_bytes(), digest_size=4)
+        return f"{name}-{self.latency_table.stem}-{table.hexdigest()}"
+
     def _latency_model(self, trained: TrainedSupernet) -> LatencyModel | None:
         """The model of --latency-table; what a user has to know of it is printed if latency counts."""
         if self.latency_table is None:
@@ -308,19 +322,6 @@ class Select(RunCommand):
             for note in latency.notes():
                 print(note)
         return latency
-
-    def _study_name(self, objective: Objective) -> str:
-        """The name of an objective's study: every study has its own limits, and one device."""
-        name = objective.name
-        if objective.front:
-            # The file of a front has no limits in its name, since a run has one.
-            name = "-".join(
-                [name, *[Objective.best([c]).name for c in objective.constraints if c.limit < NO_LIMIT]]
-            )
-        if self.latency_table is None or not (self.latency or "latency" in self.front):
-            return name
-        table = blake2b(self.latency_table.read_bytes(), digest_size=4)
-        return f"{name}-{self.latency_table.stem}-{table.hexdigest()}"
 
     def _check_limits(
         self, trained: TrainedSupernet, constraints: tuple[Constraint, ...], latency: LatencyModel | None

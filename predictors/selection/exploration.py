@@ -19,8 +19,8 @@ from predictors.search.constraints import ArchCostFn, Objective
 from predictors.search.dynamic_programming import LayerCost
 from predictors.selection.coarse_to_fine import coarse_to_fine
 from predictors.selection.evaluations import EvaluateFn, Evaluations
-from predictors.selection.intervals import Intervals
-from predictors.selection.posterior import Estimate, estimate
+from predictors.selection.intervals import Intervals, OwnQuality
+from predictors.selection.posterior import Estimate, estimate, under
 from predictors.selection.predictor_guided import BestProposer, FrontProposer, Proposer, predictor_guided
 
 
@@ -30,6 +30,25 @@ class Guide(NamedTuple):
     predictor: Predictor
     quality: CandidateQuality
     pairs: int
+
+
+class Explored(NamedTuple):
+    """Everything that one objective's exploration found.
+
+    objective: what was to be found.
+    evaluations: the collected pairs and what its own study measured.
+    estimates: of all these subnets.
+    own: how good the predictions of its candidates were; None where nothing was predicted.
+    """
+
+    objective: Objective
+    evaluations: Evaluations
+    estimates: Sequence[Estimate]
+    own: OwnQuality | None
+
+    def best(self, count: int) -> list[Estimate]:
+        """The `count` subnets under the limits to expect most of."""
+        return under(self.estimates, self.objective.constraints)[:count]
 
 
 def make_guide(choice: PredictorChoice, evaluations: Evaluations, macs: ArchCostFn, seed: int) -> Guide:

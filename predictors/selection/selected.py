@@ -4,7 +4,7 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.table import Table
 
@@ -17,8 +17,8 @@ from predictors.accuracy.validation import CandidateQuality, format_tau
 from predictors.search.constraints import UNITS, ArchCostFn, Objective, format_cost
 from predictors.selection.budgets import budget_sentences, format_expected, half_budget, half_sentence
 from predictors.selection.evaluations import FEWEST_TO_LEARN_FROM, Evaluations
+from predictors.selection.exploration import Explored
 from predictors.selection.finalists import FINALIST_EPOCHS, Finalist, choose_finalist
-from predictors.selection.intervals import OwnQuality
 from predictors.selection.posterior import Estimate, choose, front, under
 
 # The names of costs in files.
@@ -33,25 +33,6 @@ KEYS = {
     "params": "params",
 }
 Record = dict[str, Any]
-
-
-class Explored(NamedTuple):
-    """Everything that one objective's exploration found.
-
-    objective: what was to be found.
-    evaluations: the collected pairs and what its own study measured.
-    estimates: of all these subnets.
-    own: how good the predictions of its candidates were; None where nothing was predicted.
-    """
-
-    objective: Objective
-    evaluations: Evaluations
-    estimates: Sequence[Estimate]
-    own: OwnQuality | None
-
-    def best(self, count: int) -> list[Estimate]:
-        """The `count` subnets under the limits to expect most of."""
-        return under(self.estimates, self.objective.constraints)[:count]
 
 
 def write_selected(

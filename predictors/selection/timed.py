@@ -7,11 +7,9 @@ import numpy as np
 
 from engine.statistics import Floats
 from ofa.space.codes import Codes
-from predictors.latency.here import time_architecture
-from predictors.latency.model import LatencyModel
 from predictors.search.constraints import ArchCostFn, Constraint, Objective, format_cost
+from predictors.selection.exploration import Explored
 from predictors.selection.posterior import Estimate, choose, under
-from predictors.selection.selected import Explored
 
 TRIES = 3  # how often a subnet over the limit makes way for the next best one
 
@@ -43,44 +41,37 @@ class Stopwatch:
 
 
 def keep_timed_limits(
-    explored: Sequence[Explored],
-    latency: LatencyModel,
-    costs: dict[str, ArchCostFn],
-    ties: float,
-    finalists: int,
+    explored: Sequence[Explored], stopwatch: Stopwatch, finalists: int, ties: float
 ) -> list[Explored]:
-    """Time what would be selected for each budget on this machine, and print where it is over the limit.
+    """Time what would be selected for each budget, print what is over the limit, and leave it out.
 
     Args:
-        explored: what was found for each budget, all with a limit of latency.
-        latency: of this machine.
-        costs: every known cost; they get the timings as "latency_measured".
-        ties: as in `write_selected`.
-        finalists: how many of the best a short tuning will decide among, which are all timed; 0: none.
-
-    Returns:
-        The same, where no subnet keeps the limit any more that was timed above it.
+        explored: the objectives; fronts stay as they are.
+        stopwatch: times subnets.
+        finalists: so many are tuned for each budget, and all of them are timed; 0: the selected one is.
+        ties: as in `predictors.selection.posterior.choose`.
     """
-    stopwatch = Stopwatch(partial(time_architecture, latency.space, table=latency.table))
-    costs["latency_measured"] = stopwatch.known
     kept = []
     for found in explored:
-        contenders = partial(_contenders, found.estimates, ties, finalists)
+        if found.objective.front:
+            kept.append(found)
+            continue
+        contenders = partial(_contenders, found.estimates, finalists, ties)
         objective, sentence = keep_timed_limit(found.objective, contenders, stopwatch)
+        kept.append(found._replace(objective=objective))
         if sentence:
             print(sentence)
-        kept.append(found._replace(objective=objective))
     return kept
 
 
 def _contenders(
-    estimates: Sequence[Estimate], ties: float, finalists: int, constraints: Sequence[Constraint]
+    estimates: Sequence[Estimate], finalists: int, ties: float, constraints: Sequence[Constraint]
 ) -> list[Codes]:
-    """The rows of codes that a selection from these estimates rests on."""
-    if finalists:
-        return [e.candidate.row for e in under(estimates, constraints)[:finalists]]
     best = choose(estimates, constraints, ties)
-    return [] if best is None else [best.candidate.row]
+    found = under(estimates, constraints)[:finalists]
+    if not finalists and best:
+        found = [best]
+    return [estimate.candidate.row for estimate in found]
 
 
 def keep_timed_limit(
