@@ -16,12 +16,10 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 import ofa
-from predictors import Constraint, codes_from_params, distributions, set_constraints
+from predictors import Constraint, codes_from_params, distributions, open_studies, set_constraints
 
 SPACE = ofa.load_space("digits")
 
@@ -78,7 +76,7 @@ def search() -> None:
 
 def enqueue(journal: str, name: str) -> None:
     """Propose ten architectures to a study of predictors.select."""
-    study = optuna.load_study(study_name=name, storage=JournalStorage(JournalFileBackend(journal)))
+    study = optuna.load_study(study_name=name, storage=open_studies(journal))
     # A copy: whoever asks a study for a trial has to measure it, and here select is to do that.
     copy = optuna.create_study(directions=study.directions, sampler=OneChange(seed=len(study.trials)))
     copy.add_trials(study.get_trials(states=(TrialState.COMPLETE,)))

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         suggest,
     )
     from predictors.selection.evaluations import Evaluations
+    from predictors.studies.storage import open_studies
 
 __all__ = [
     "Constraint",
@@ -66,6 +67,7 @@ __all__ = [
     "layer_costs",
     "load_latency",
     "make_predictor",
+    "open_studies",
     "params_from_codes",
     "pareto_front",
     "read_pairs",
@@ -91,6 +93,7 @@ __getattr__ = lazy_names(
         "layer_costs": "predictors.search.dynamic_programming",
         "load_latency": "predictors.latency.model",
         "make_predictor": "predictors.accuracy.models",
+        "open_studies": "predictors.studies.storage",
         "params_from_codes": "predictors.search.optuna_space",
         "pareto_front": "engine.statistics",
         "read_pairs": "predictors.accuracy.pairs",

@@ -15,16 +15,14 @@ from engine.command.progress import Advance, progress
 from engine.command.start import say
 from engine.errors import UserError, nearest
 from engine.seed import numpy_generator
-from ofa.space.arch import largest, smallest
 from ofa.space.codes import Codes, decode, encode
-from ofa.trained import RunCommand, TrainedSupernet, run_flag
+from ofa.space.space import Space
+from ofa.trained import EvaluationPrecision, RunCommand, TrainedSupernet, run_flag
 from predictors.accuracy.models import PredictorChoice
 from predictors.accuracy.pairs import check_pairs, read_pairs
 from predictors.latency.here import is_of_this_machine, time_architecture
 from predictors.latency.model import LatencyModel, load_latency
-from predictors.search.best import nearest_feasible
 from predictors.search.constraints import (
-    EXACT_DIGITS,
     NO_LIMIT,
     UNITS,
     ArchCostFn,
@@ -33,13 +31,10 @@ from predictors.search.constraints import (
     Constraint,
     Milliseconds,
     Objective,
-    fits,
-    format_cost,
     format_limit,
-    round_up,
 )
 from predictors.search.costs import cost_functions
-from predictors.search.dynamic_programming import LayerCost, layer_costs
+from predictors.search.limits import check_limits
 from predictors.selection.evaluations import EvaluateFn, Evaluations
 from predictors.selection.exploration import (
     Explored,
@@ -75,7 +70,7 @@ class Select(RunCommand):
 
     Measurements are trials of an Optuna study in the run folder, or in --storage, where several processes and
     machines share them: the same command chooses the same again without measuring anything, and continues
-    after an interruption. The test images are not touched.
+    after an interruption. Trials that you add with Optuna count. The test images are not touched.
 
     examples:
       python -m predictors.select --flops 600M
@@ -134,9 +129,17 @@ class Select(RunCommand):
         ge=0,
         description="tune so many of the best expected for an epoch, and decide among them by that; 0: none",
     )
+    precision: EvaluationPrecision = Field(
+        "float32",
+        description=(
+            "int8: candidates are measured as 8-bit files compute; the pairs are those of predictors.collect "
+            "--precision int8"
+        ),
+    )
     storage: str | None = Field(
         None,
-        description="Optuna storage, a URL or the path of a journal; none: optuna.journal in the run folder",
+        description="Optuna storage: the path of a journal, or a URL (sqlite:///studies.db, postgresql://, "
+        "mysql://, journal+redis://); none: optuna.journal in the run folder",
     )
     seed: int = Field(0, ge=0, description="seed of the search")
 
@@ -163,6 +166,11 @@ class Select(RunCommand):
             raise ValueError(
                 "nothing says what to select; give a limit such as --flops 600M, or --front macs"
             )
+        if self.tune_finalists and self.precision != "float32":
+            raise ValueError(
+                f"--tune-finalists decides by accuracies in float32, not in {self.precision}; leave it out, "
+                "and tune what is selected with ofa.tune --qat int8"
+            )
         if (self.latency or "latency" in self.front) and self.latency_table is None:
             raise ValueError(
                 "latency is of a device; name its table with --latency-table (python -m predictors.measure "
@@ -182,21 +190,28 @@ class Select(RunCommand):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         trained = self.open_supernet()
         space, model = trained.space, trained.model
+        storage = open_storage(self.storage or str(self.run / "optuna.journal"))
         latency = self._latency_model(trained)
         costs = cost_functions(space, len(model.classes), model.channels, latency)
         objectives = self._objectives(costs)
-        for objective in objectives:
-            self._check_limits(trained, objective.constraints, latency)
-        pairs = read_pairs(self.run)
-        check_pairs(pairs, trained)
+        self._check_limits(space, objectives, latency)
+        pairs = read_pairs(self.run, self.precision)
+        check_pairs(pairs, trained, self.precision)
+        if self.precision != "float32" and self.explore == "search" and not pairs:
+            raise UserError(
+                f"No subnet of run '{self.run}' is measured in {self.precision}, from which a predictor "
+                f"could learn; run python -m predictors.collect{run_flag(self.run)} --precision "
+                f"{self.precision} first, or search without a predictor: --explore coarse-to-fine."
+            )
         known = partial(Evaluations, space, trained.data.count("val"), pairs)
         guide = None
         if self.explore == "search":
             guide = make_guide(self.predictor, known(), costs["macs"], self.seed)
-        storage = open_storage(self.storage or str(self.run / "optuna.journal"))
-        # The storage may be shared with other runs: accuracies of other weights must not be mixed with these.
-        prefix = f"{space.name}-{run_fingerprint(self.run)}-"
-        measure = partial(_accuracy, trained, known_accuracies(storage, prefix, space))
+        # The storage may be shared with other runs: accuracies of other weights, or of another precision,
+        # must not be mixed with these. No prefix is the start of another one.
+        kind = "" if self.precision == "float32" else f"{self.precision}-"
+        prefix = f"{space.name}-{kind}{run_fingerprint(self.run)}-"
+        measure = partial(_accuracy, trained, self.precision, known_accuracies(storage, prefix, space))
         codes = [encode(space, pair.arch) for pair in pairs]
         accuracies = [pair.val_accuracy for pair in pairs]
         attributes = {KEYS[name]: cost for name, cost in costs.items()}
@@ -212,7 +227,8 @@ class Select(RunCommand):
                 evaluations.add_measured(study.added(note))
                 evaluate = partial(study.measure, note=note)
                 explored.append(self._explore(trained, objective, guide, evaluations, evaluate, study))
-        facts: dict[str, Any] = {"weights_sha256": weights_digest(self.run), "explore": self.explore}
+        facts: dict[str, Any] = {"weights_sha256": weights_digest(self.run), "precision": self.precision}
+        facts |= {"explore": self.explore}
         facts |= {"pairs": len(pairs), "seed": self.seed}
         if guide:
             facts["predictor"] = guide.quality.facts()
@@ -241,10 +257,7 @@ class Select(RunCommand):
             study.finish()
             estimates = estimate_all(evaluations, study.known(), None, self.seed)
             return Explored(objective, evaluations, estimates, None)
-        sums = self._sums(trained)
-        intervals = explore_by_predictions(
-            evaluations, objective, guide, sums, self.measure, self.seed, evaluate
-        )
+        intervals = explore_by_predictions(evaluations, objective, guide, self.measure, self.seed, evaluate)
         study.finish()
         estimates = estimate_all(evaluations, study.known(), guide.quality.member, self.seed)
         return Explored(objective, evaluations, estimates, intervals.own_quality())
@@ -305,8 +318,8 @@ class Select(RunCommand):
         name = objective.name
         if objective.front:
             # The file of a front has no limits in its name, since a run has one.
-            stated = [c for c in objective.constraints if c.limit < NO_LIMIT]
-            name = "-".join([name, *[Objective.best([c]).name for c in stated]])
+            limits = [c for c in objective.constraints if c.limit < NO_LIMIT]
+            name = "-".join([name, *[Objective.best([c]).name for c in limits]])
         if self.latency_table is None or not (self.latency or "latency" in self.front):
             return name
         table = blake2b(self.latency_table.read_bytes(), digest_size=4)
@@ -324,67 +337,31 @@ class Select(RunCommand):
         return latency
 
     def _check_limits(
-        self, trained: TrainedSupernet, constraints: tuple[Constraint, ...], latency: LatencyModel | None
+        self, space: Space, objectives: Sequence[Objective], latency: LatencyModel | None
     ) -> None:
-        """Print a warning if a limit is above the largest subnet.
-
-        Raises:
-            UserError: no subnet keeps all limits. The error names the nearest limits that a subnet keeps.
-        """
-        space = trained.space
-        small, large = smallest(space), largest(space)
-        if latency is not None and any(c.name == "latency" for c in constraints):
-            # Only resolutions that the table covers are searched.
-            small = small.model_copy(update={"resolution": latency.resolutions[0]})
-            large = large.model_copy(update={"resolution": latency.resolutions[-1]})
-        least, most = encode(space, small)[None], encode(space, large)[None]
-        for c in constraints:
-            cost = c.cost(most)[0]
-            if cost < c.limit < NO_LIMIT:
-                print(
-                    f"budget {format_limit(c.name, c.limit)} is above the largest subnet "
-                    f"({c.flag} {format_cost(c.name, cost)}): it excludes none"
-                )
-        # Usually the smallest subnet keeps all limits, and nothing has to be searched.
-        if fits(constraints, least)[0]:
-            return
-        # Latency comes first: where it is infinite, the least of another cost would be of no use.
-        ordered = sorted(constraints, key=_is_not_latency)
-        relaxed = nearest_feasible(space, ordered, numpy_generator(self.seed, "feasible"), least)
-        if relaxed:
-            needed = []
-            for c, value in relaxed:
-                needed.append(f"{c.flag} {format_cost(c.name, round_up(c.name, value), EXACT_DIGITS)}")
-            stated = " ".join(str(c) for c in constraints if c.limit < NO_LIMIT)
-            raise UserError(
-                f"No subnet of space '{space.name}' keeps {stated}; the nearest "
-                f"that one keeps is {' and '.join(needed)}."
-            )
-
-    def _sums(self, trained: TrainedSupernet) -> list[list[LayerCost]]:
-        """The costs, as sums over layers, from whose exact fronts searches start."""
-        found = layer_costs(trained.space, len(trained.model.classes), trained.model.channels)
-        # Each further cost takes another dynamic programme, so parameters only where they or the size of the
-        # file are limited or traded.
-        if self.params or self.size or {"params", "size"} & set(self.front):
-            return [found["macs"], found["params"]]
-        return [found["macs"]]
-
-
-def _is_not_latency(constraint: Constraint) -> bool:
-    return constraint.name != "latency"
+        """Refuse limits that no subnet keeps, and say once which are above the largest subnet."""
+        sentences: list[str] = []
+        for objective in objectives:
+            resolutions = space.resolution
+            if latency is not None and any(c.name == "latency" for c in objective.constraints):
+                resolutions = latency.resolutions  # only those that the table covers are searched
+            rng = numpy_generator(self.seed, "feasible")
+            sentences += check_limits(space, objective.constraints, resolutions, rng)
+        for sentence in dict.fromkeys(sentences):
+            print(sentence)
 
 
 def _limits(constraints: Sequence[Constraint]) -> list[float]:
     return [c.limit for c in constraints]
 
 
-def _accuracy(trained: TrainedSupernet, known: dict[bytes, float], row: Codes) -> float:
+def _accuracy(
+    trained: TrainedSupernet, precision: EvaluationPrecision, known: Mapping[bytes, float], row: Codes
+) -> float:
     """Validation accuracy of an encoded architecture, measured only if no study has measured it yet."""
     accuracy = known.get(row.tobytes())
     if accuracy is None:
-        accuracy = trained.accuracy(decode(trained.space, row), "val")
-        known[row.tobytes()] = accuracy
+        accuracy = trained.accuracy(decode(trained.space, row), "val", precision)
     return accuracy
 
 

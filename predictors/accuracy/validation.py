@@ -167,7 +167,7 @@ def widening_by_other_folds(ratios_N: Floats, fold_N: NDArray[np.int64]) -> Floa
 
 
 def predict_from_other_folds(
-    name: PredictorName, X: Features, y: Floats, seed: int, folds: int
+    name: PredictorName, X: Features, y: Floats, seed: int, folds: int, refit: bool = True
 ) -> tuple[Floats, Floats, NDArray[np.int64]]:
     """Predict every pair from the pairs of the other folds.
 
@@ -177,15 +177,23 @@ def predict_from_other_folds(
         y: measured accuracies (N,).
         seed: of the folds and of the predictor.
         folds: how many folds.
+        refit: whether each fold finds its own hyper-parameters. Without, all have those of all pairs: much
+            faster, and a few numbers tell hardly anything of one pair.
 
     Returns:
         (mean, standard deviation, fold), (N,) each.
     """
+    predictor = make_predictor(name)
+    if not refit:
+        predictor.fit(X, y, seed)
     mean, std, fold = np.empty_like(y), np.empty_like(y), np.empty(len(y), np.int64)
     # scikit-learn takes seeds of 32 bits.
     splits = KFold(folds, shuffle=True, random_state=derive(seed, "folds") % 2**32).split(X)
     for i, (train, held_out) in enumerate(splits):
-        predictor = make_predictor(name).fit(X[train], y[train], seed)
+        if refit:
+            predictor.fit(X[train], y[train], seed)
+        else:
+            predictor.update(X[train], y[train])
         mean[held_out], std[held_out] = predictor.predict(X[held_out])
         fold[held_out] = i
     return mean, std, fold

@@ -183,6 +183,9 @@ def _steps(space: Space, gains: Sequence[Floats], groups: Sequence[LayerCost], l
         cost = np.zeros((*place.shape, len(limits.costs)))
         for k, parts in enumerate(limits.costs):
             cost[..., k] = parts[i].cost.ravel()[place]
+        # An infinite cost is of a resolution that a latency table does not cover.
+        is_unknown = ~np.isfinite(cost).all(axis=2)
+        gain[is_unknown], cost[is_unknown] = -np.inf, 0.0
         if limits.forbidden:
             gain[limits.forbidden[i].ravel()[place]] = -np.inf
         leaves = np.zeros(place.shape, np.intp)

@@ -53,19 +53,26 @@ def decompose(space: Space, cost: ArchCostFn) -> Decomposed | None:
 
     Args:
         space: of the architectures.
-        cost: of encoded architectures; it is asked for some ten thousand of them.
+        cost: of encoded architectures; it is asked for some ten thousand of them. It may be infinite.
     """
     groups = groups_of_layers(space)
     probes = [_costs_of_group(space, cost, group.columns) for group in groups]
     rows = sample_codes(space, CHECKED, np.random.default_rng(0))
     truth = np.asarray(cost(rows), np.float64)
+    finite = np.isfinite(truth)
+    if not finite.any():
+        return None
+    rows, truth = rows[finite], truth[finite]
     allowed = ROUNDING * np.abs(truth).max()
     # A group's own choices are those that no group before it reads. What the choices shared with those before
     # add is counted there already, so it is subtracted here.
     summed = [probes[0]]
     for part, own in zip(probes[1:], first_read(probes)[1:], strict=True):
         at_first = tuple(slice(0, 1) if c in own else slice(None) for c in part.columns)
-        summed.append(part._replace(cost=part.cost - part.cost[at_first]))
+        with np.errstate(invalid="ignore"):
+            more = part.cost - part.cost[at_first]
+        # Where a latency is infinite, at a resolution that its table does not cover, the first group says so.
+        summed.append(part._replace(cost=np.where(np.isnan(more), 0.0, more)))
     if np.abs(_entries(space, summed, rows).sum(axis=0) - truth).max() <= allowed:
         return Decomposed(False, tuple(summed))
     # All other layers are the smallest where one group is asked, so they hide nothing of it in a maximum.

@@ -16,7 +16,6 @@ from predictors.accuracy.models import PredictorChoice, PredictorName, make_pred
 from predictors.accuracy.predictor import Predictor
 from predictors.accuracy.validation import CandidateQuality, candidates, compare_candidates, print_candidates
 from predictors.search.constraints import ArchCostFn, Objective
-from predictors.search.dynamic_programming import LayerCost
 from predictors.selection.coarse_to_fine import coarse_to_fine
 from predictors.selection.evaluations import EvaluateFn, Evaluations
 from predictors.selection.intervals import Intervals, OwnQuality
@@ -74,7 +73,6 @@ def explore_by_predictions(
     evaluations: Evaluations,
     objective: Objective,
     guide: Guide,
-    sums: Sequence[Sequence[LayerCost]],
     count: int,
     seed: int,
     evaluate: EvaluateFn,
@@ -85,7 +83,6 @@ def explore_by_predictions(
         evaluations: the collected pairs, and what others added to the study; what is measured is added.
         objective: what is to be found.
         guide: the predictor, which stays as it is.
-        sums: costs as sums over layers.
         count: how many subnets to measure.
         seed: of the search.
         evaluate: measures subnets.
@@ -99,12 +96,11 @@ def explore_by_predictions(
     if objective.front:
         propose = FrontProposer(list(objective.front.values()), objective.constraints, rng)
     intervals = Intervals(guide.quality)
-    additive = numpy_generator(seed, "additive", objective.name)
     predictor = deepcopy(guide.predictor)
     if len(evaluations) > guide.pairs:  # a notebook has added trials to the study
         codes, y = evaluations.training_set()
         predictor.update(features(evaluations.space, codes), y)
-    predictor_guided(evaluations, predictor, intervals, sums, propose, evaluate, count, additive)
+    predictor_guided(evaluations, predictor, intervals, propose, evaluate, count)
     return intervals
 
 

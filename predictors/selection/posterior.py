@@ -21,10 +21,14 @@ from predictors.accuracy.models import PredictorName
 from predictors.accuracy.validation import predict_from_other_folds, predictive_std
 from predictors.search.constraints import ArchCostFn, Constraint, fits, utilisation
 from predictors.selection.evaluations import FEWEST_TO_LEARN_FROM, Candidate, Evaluations, rows_of
+from predictors.selection.intervals import BIAS_PATIENCE
 
-FOLDS = 10  # a subnet is predicted from nine tenths of the others
-# A measurement counts at least this much beside its prediction, however well the predictor does elsewhere.
-LEAST_SHARE = 0.2
+FOLDS = 20  # so that a subnet is predicted from nearly all others, also from those near it
+MANY_PAIRS, FOLDS_OF_MANY = 1_000, 5  # of so many a fifth is hardly missed, and each fold takes seconds
+# A measurement counts at least this much beside its prediction, however well the predictor does elsewhere:
+# the variance about predictions does not tell luck from what is special about a subnet. With less, intervals
+# were too narrow in simulations, and with more the choice was worse (docs/log.md).
+LEAST_SHARE = 0.35
 DIGITS = (
     6  # of an accuracy: expected accuracies that agree in so many are equal, and the cheaper one is better
 )
@@ -68,7 +72,11 @@ def estimate(evaluations: Evaluations, member: PredictorName, seed: int) -> list
         return [_as_measured(candidate, evaluations) for candidate in candidates]
     y = np.array([candidate.val_accuracy for candidate in candidates])
     X = features(evaluations.space, rows_of(candidates))
-    mean, std, _ = predict_from_other_folds(member, X, y, seed, FOLDS)
+    folds = min(FOLDS, len(y)) if len(y) < MANY_PAIRS else FOLDS_OF_MANY
+    mean, std, _ = predict_from_other_folds(member, X, y, seed, folds, refit=False)
+    # A search finds subnets of which the predictor is too hopeful, also after it has learned from the others.
+    own = np.array([candidate.source == "select" for candidate in candidates])
+    mean[own] += np.sum((y - mean)[own]) / (np.count_nonzero(own) + BIAS_PATIENCE)
     misses = np.abs(y - mean)
     std = predictive_std(std, float(np.median(misses)))
     # Variances as they turned out to be: the predictor's own may all be too small or too large.

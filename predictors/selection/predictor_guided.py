@@ -12,7 +12,6 @@ from predictors.accuracy.features import features
 from predictors.accuracy.predictor import Predictor
 from predictors.search.best import find_best
 from predictors.search.constraints import ArchCostFn, Constraint, ScoreFn
-from predictors.search.dynamic_programming import LayerCost, additive_fronts
 from predictors.search.front import find_front, widest_gains
 from predictors.selection.evaluations import EvaluateFn, Evaluations
 from predictors.selection.intervals import Intervals
@@ -25,13 +24,13 @@ SHARES_BELOW = (0.5, 0.7)  # of all limits together, in turn
 class Proposer(Protocol):
     """Says what to measure for one objective."""
 
-    def __call__(self, evaluations: Evaluations, score: ScoreFn, seeds: Codes) -> Codes:
+    def __call__(self, evaluations: Evaluations, score: ScoreFn, additive: ScoreFn) -> Codes:
         """Encoded architectures (M, F), the one to measure first at the top; some may be measured already.
 
         Args:
             evaluations: what is measured.
             score: predicted accuracy of encoded architectures.
-            seeds: encoded architectures (N, F) to start a search from.
+            additive: a function that grows with the score, and in which the effects of choices add up better.
         """
         ...
 
@@ -52,22 +51,27 @@ class BestProposer:
         self.constraints, self.rng = constraints, rng
         self.shares = cycle(SHARES_BELOW)
 
-    def __call__(self, evaluations: Evaluations, score: ScoreFn, seeds: Codes) -> Codes:
+    def __call__(self, evaluations: Evaluations, score: ScoreFn, additive: ScoreFn) -> Codes:
         share = next(self.shares)
         below = [c._replace(limit=share * c.limit) for c in self.constraints]
-        at_limit = self._fresh(evaluations, score, self.constraints, seeds)
-        cheaper = self._fresh(evaluations, score, below, seeds)
+        at_limit = self._fresh(evaluations, score, additive, self.constraints)
+        cheaper = self._fresh(evaluations, score, additive, below)
         # Where nothing is as cheap, or everything so cheap is known, the others at the limit follow.
         first = at_limit[:PER_ROUND_AT_LIMIT]
         rest = [*cheaper[: PER_ROUND - PER_ROUND_AT_LIMIT], *at_limit[PER_ROUND_AT_LIMIT:]]
         # A subnet may be the best under the limits and under a share of them.
         different = {row.tobytes(): row for row in [*first, *rest]}
-        return np.array(list(different.values()), np.uint8).reshape(-1, seeds.shape[1])
+        return np.array(list(different.values()), np.uint8).reshape(-1, len(evaluations.space.columns))
 
     def _fresh(
-        self, evaluations: Evaluations, score: ScoreFn, constraints: Sequence[Constraint], seeds: Codes
+        self,
+        evaluations: Evaluations,
+        score: ScoreFn,
+        additive: ScoreFn,
+        constraints: Sequence[Constraint],
     ) -> list[Codes]:
-        found = find_best(evaluations.space, score, constraints, self.rng, seeds)
+        known, _ = evaluations.training_set()
+        found = find_best(evaluations.space, score, constraints, self.rng, known, additive)
         # More are never measured in a round, also where one appears in both searches.
         return [row for row in found if row not in evaluations][: 2 * PER_ROUND]
 
@@ -79,13 +83,14 @@ class FrontProposer(NamedTuple):
     constraints: Sequence[Constraint]
     rng: np.random.Generator
 
-    def __call__(self, evaluations: Evaluations, score: ScoreFn, seeds: Codes) -> Codes:
-        front = find_front(evaluations.space, score, self.costs, self.constraints, self.rng, seeds)
+    def __call__(self, evaluations: Evaluations, score: ScoreFn, additive: ScoreFn) -> Codes:
+        known, y = evaluations.training_set()
+        space = evaluations.space
+        front = find_front(space, score, self.costs, self.constraints, self.rng, known, additive=additive)
         unmeasured = [row for row in front if row not in evaluations]
         if not unmeasured:
             return front[:0]
         rows = np.stack(unmeasured)
-        known, y = evaluations.training_set()
         widest = widest_gains(score(rows), self._costs_of(rows), y, self._costs_of(known), PER_ROUND)
         return rows[widest]
 
@@ -97,28 +102,23 @@ def predictor_guided(
     evaluations: Evaluations,
     predictor: Predictor,
     intervals: Intervals,
-    sums: Sequence[Sequence[LayerCost]],
     propose: Proposer,
     evaluate: EvaluateFn,
     count: int,
-    rng: np.random.Generator,
 ) -> None:
     """Measure at most `count` subnets, and let the fitted `predictor` learn from them.
 
     A search over predictions finds the subnets of which the predictor is too hopeful. So the predictor learns
-    from five measured subnets before it is searched again, and so do its intervals. Every search starts from
-    the fronts of an additive predictor and from what is measured. The rounds end early when nothing new is
-    proposed.
+    from five measured subnets before it is searched again, and so do its intervals. The rounds end early when
+    nothing new is proposed.
 
     Args:
         evaluations: what is measured; new measurements are added to it.
         predictor: fitted to all that is measured.
         intervals: of the predictor.
-        sums: costs as sums over layers; the search starts from a front against each of them.
         propose: proposes subnets.
         evaluate: measures them.
         count: how many subnets to measure.
-        rng: of the additive predictor.
     """
     space = evaluations.space
 
@@ -126,13 +126,11 @@ def predictor_guided(
         return predictor.mean(features(space, rows))
 
     def learned(rows: Codes) -> Floats:
-        # On the scale of the predictor effects add up: with ridge regression the additive front is exact.
+        # On the scale of the predictor effects add up: with ridge regression the search is exact.
         return predictor.scale_.to(score(rows))
 
     for start in range(0, count, PER_ROUND):
-        known, _ = evaluations.training_set()
-        seeds = np.concatenate([additive_fronts(space, learned, sums, rng), known])
-        proposed = propose(evaluations, score, seeds)
+        proposed = propose(evaluations, score, learned)
         fresh = [row for row in proposed if row not in evaluations]
         fresh = fresh[: min(PER_ROUND, count - start)]
         # All that a search finds is known: without new pairs the next round would find the same.

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy
 from optuna.distributions import distribution_to_json
@@ -22,6 +23,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from engine.errors import UserError
+from predictors.studies.patience import patiently
 
 SQLITE_PATIENCE = 60  # seconds to wait for another process's transaction, which takes milliseconds
 LOCK_PATIENCE = 600  # seconds to wait while another process adds its trials
@@ -118,9 +120,10 @@ def _folder_lock(folder: Path) -> Iterator[None]:
 def _server_lock(url: URL, kind: str) -> Iterator[None]:
     """A lock that the server releases when the connection ends, so that no killed process keeps it."""
     engine = sqlalchemy.create_engine(url, poolclass=NullPool)
-    with engine.connect() as connection:
+    with patiently(engine.connect) as connection:
         if kind == "postgresql":
             # Of a transaction, not of the session: poolers such as PgBouncer share sessions.
+            connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_PATIENCE}s'"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": LOCK_NUMBER})
         else:
             query = text("SELECT GET_LOCK(:name, :seconds)")
@@ -159,27 +162,33 @@ def insert_trials(engine: Engine, study: int, trials: Sequence[FrozenTrial]) -> 
         # Under this lock Optuna numbers its own new trials too.
         models.StudyModel.find_or_raise_by_id(study, session, for_update=True)
         known = session.query(models.TrialModel).filter(models.TrialModel.study_id == study).count()
+        rows = []
         for number, trial in enumerate(trials, start=known):
-            session.add(_trial_row(study, number, trial))
+            row = models.TrialModel(study_id=study, number=number, state=trial.state)
+            row.datetime_start, row.datetime_complete = trial.datetime_start, trial.datetime_complete
+            rows.append(row)
+        session.add_all(rows)
+        session.flush()  # now they have ids, ascending as the numbers are
+        parts: dict[type[models.BaseModel], list[dict[str, Any]]] = {}
+        for row, trial in zip(rows, trials, strict=True):
+            for table, columns in _parts(trial):
+                parts.setdefault(table, []).append({"trial_id": row.trial_id} | columns)
+        for table, lines in parts.items():
+            session.execute(sqlalchemy.insert(table), lines)
 
 
-def _trial_row(study: int, number: int, trial: FrozenTrial) -> models.TrialModel:
-    """A trial with its values, parameters and attributes, as the tables have it."""
-    row = models.TrialModel(study_id=study, number=number, state=trial.state)
-    row.datetime_start, row.datetime_complete = trial.datetime_start, trial.datetime_complete
+def _parts(trial: FrozenTrial) -> Iterator[tuple[type[models.BaseModel], dict[str, Any]]]:
+    """The values, parameters and attributes of a trial: a table, and the columns of a line in it."""
     for objective, value in enumerate(trial.values or ()):
         stored, value_type = models.TrialValueModel.value_to_stored_repr(value)
-        models.TrialValueModel(trial=row, objective=objective, value=stored, value_type=value_type)
-    for name, value in trial.params.items():
+        yield models.TrialValueModel, {"objective": objective, "value": stored, "value_type": value_type}
+    for name, param in trial.params.items():
         distribution = trial.distributions[name]
-        models.TrialParamModel(
-            trial=row,
-            param_name=name,
-            param_value=distribution.to_internal_repr(value),
-            distribution_json=distribution_to_json(distribution),
-        )
+        stored = distribution.to_internal_repr(param)
+        written = distribution_to_json(distribution)
+        columns = {"param_name": name, "param_value": stored, "distribution_json": written}
+        yield models.TrialParamModel, columns
     for key, value in trial.user_attrs.items():
-        models.TrialUserAttributeModel(trial=row, key=key, value_json=json.dumps(value))
+        yield models.TrialUserAttributeModel, {"key": key, "value_json": json.dumps(value)}
     for key, value in trial.system_attrs.items():
-        models.TrialSystemAttributeModel(trial=row, key=key, value_json=json.dumps(value))
-    return row
+        yield models.TrialSystemAttributeModel, {"key": key, "value_json": json.dumps(value)}

@@ -1,13 +1,13 @@
 """Where the trials of studies are: a journal in a file or in Redis, or a database, shared by processes."""
 
 import re
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, get_storage
@@ -18,11 +18,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from engine.errors import UserError
 from predictors.studies.database import database_url, insert_trials, open_database
 from predictors.studies.journal import JournalLock, SharedJournal
+from predictors.studies.patience import StorageFails
 
-T = TypeVar("T")
 REDIS = "journal+redis://"
 REDIS_LOCK_SECONDS = 60  # after which the lock of a killed process ends; adding trials takes less
-TRIES = 6  # of what a database refuses because two transactions met
 
 
 class SharedStorage(NamedTuple):
@@ -55,10 +54,14 @@ def open_storage(address: str) -> SharedStorage:
         if "://" in address:
             storage, exclusive = open_database(database_url(address))
             return SharedStorage(get_storage(storage), exclusive, partial(insert_trials, storage.engine))
+        if Path(address).exists() and not Path(address).is_file():
+            raise UserError(f"The storage '{shown}' is no file; name a file for the journal of studies.")
         lock = JournalLock(address)
         journal = SharedJournal(JournalFileBackend(address, lock), lock.held)
         with lock.held():  # it fails here, and not after minutes, if nothing can be written
             return _journal(journal)
+    except StorageFails as error:
+        raise UserError(f"The storage '{shown}' cannot be opened: {_reason(error, address)}") from None
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, AssertionError):
@@ -70,6 +73,20 @@ def open_storage(address: str) -> SharedStorage:
         ) from None
     except (ImportError, OSError, RuntimeError, SQLAlchemyError, StorageInternalError) as error:
         raise UserError(f"The storage '{shown}' cannot be opened: {_reason(error, address)}") from None
+
+
+def open_studies(address: str) -> BaseStorage:
+    """The storage of predictors.select for Optuna's functions, with the locks that select itself uses.
+
+        study = optuna.load_study(study_name="digits-1a2b3c4d-600M", storage=open_studies("optuna.journal"))
+
+    Args:
+        address: what --storage names, or the `optuna.journal` of a run.
+
+    Raises:
+        UserError: as `open_storage` does.
+    """
+    return open_storage(address).optuna
 
 
 def _journal(journal: SharedJournal) -> SharedStorage:
@@ -108,33 +125,20 @@ def _redis_journal(address: str) -> SharedStorage:
         raise UserError(f"The storage '{shown}' cannot be opened: {_reason(error, address)}") from None
 
 
-def patiently(action: Callable[..., T], *args: Any) -> T:
-    """What `action(*args)` returns, tried again if a database ended it because two transactions met.
-
-    Raises:
-        UserError: it fails every time; the sentence has the reason of the database.
-    """
-    for attempt in range(1, TRIES + 1):
-        try:
-            return action(*args)
-        except (StorageInternalError, SQLAlchemyError) as error:
-            # The first line of what the driver said; Optuna's own sentence names no reason.
-            cause = error.__cause__ or error
-            if attempt == TRIES:
-                raise UserError(f"The storage of studies fails: {_reason(cause, '')}") from None
-            time.sleep(0.05 * 2**attempt)
-    raise AssertionError("the last try has returned or raised")
-
-
 def without_password(address: str) -> str:
     """`postgresql://me:***@host/studies`: a URL as it may be printed."""
-    return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", address)
+    address = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", address)
+    return re.sub(r"([?&]\w*pass\w*)=[^&]*", r"\1=***", address)
 
 
 def _reason(error: BaseException, address: str) -> str:
-    """The first line of an error, without the password of the address."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    password = re.search(r"://[^:/@]*:(.*)@", address)
-    if password and password[1]:
-        return lines[0].replace(password[1], "***")
-    return lines[0]
+    """The first line of an error, without the passwords of the address."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    if isinstance(error, StorageFails):
+        text = error.reason
+    reason = (text.strip().splitlines() or [type(error).__name__])[0]
+    for secret in re.findall(r"://[^:/@]*:(.+)@|[?&]\w*pass\w*=([^&]+)", address):
+        reason = reason.replace(secret[0] or secret[1], "***")
+    return reason

@@ -1,11 +1,12 @@
 """Measurements as trials of an Optuna study, which several processes or machines may share.
 
 What is to be measured is enqueued in bulk. A process claims a trial before it measures, so no two do the same
-work. When nothing is unclaimed, it measures what others claimed and have not finished. So it waits for
-nobody, and a killed process costs one measurement. Optuna's own tools can open the study, and what they add
-to it counts.
+work. When nothing is unclaimed, it waits for others for twice as long as its own measurements take, and then
+measures what they claimed and have not finished. So a killed process costs one measurement. Optuna's own
+tools can open the study, and what they add to it counts.
 """
 
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -25,10 +26,11 @@ from engine.errors import UserError
 from engine.seed import numpy_generator
 from ofa.space.codes import Codes
 from ofa.space.space import Space
-from predictors.search.constraints import ArchCostFn, Objective, format_limit
+from predictors.search.constraints import NO_LIMIT, ArchCostFn, Objective, format_limit
 from predictors.search.optuna_space import codes_from_params, distributions
 from predictors.selection.evaluations import Prediction
-from predictors.studies.storage import SharedStorage, patiently
+from predictors.studies.patience import patiently
+from predictors.studies.storage import SharedStorage
 from predictors.studies.trials import (
     ADDED,
     PAIRS,
@@ -45,6 +47,7 @@ from predictors.studies.trials import (
 # Collected pairs that become trials. Every process reads all trials of a study that it opens, and of a space
 # of 45 choices that takes 2.7 ms for each in a database.
 MOST_PAIRS = 2_000
+FIRST_PATIENCE = 1.0  # seconds to wait for others by a process that has measured nothing itself
 UNFINISHED = (TrialState.WAITING, TrialState.RUNNING)
 AccuracyFn = Callable[[Codes], float]  # measures an encoded architecture, in [0, 1]
 NoteFn = Callable[[float], None]  # is called with every accuracy as soon as it is known
@@ -77,6 +80,7 @@ class Study:
         self.shared, self.storage = storage, storage.optuna
         self.name, self.space, self.objective, self.accuracy = name, space, objective, accuracy
         self.costs: Mapping[str, ArchCostFn] = costs or {}
+        self._longest = 0.0  # seconds that a measurement of this process has taken
         self._rows: dict[int, Codes | None] = {}  # of finished trials, by number: they do not change
         # Optuna optimises values and keeps constraints apart; a front has its costs as further values.
         directions = [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * len(objective.front)]
@@ -87,7 +91,7 @@ class Study:
             directions=directions,
             load_if_exists=True,
         )
-        limits = {c.name: format_limit(c.name, c.limit) for c in objective.constraints}
+        limits = {c.name: format_limit(c.name, c.limit) for c in objective.constraints if c.limit < NO_LIMIT}
         with storage.exclusive():
             self.study = patiently(create)
             self.id = patiently(self.storage.get_study_id_from_name, name)
@@ -123,6 +127,8 @@ class Study:
                 describe(trial, PAIRS, None)
                 trial.state, trial.values = TrialState.COMPLETE, self._values(row, accuracy)
                 trial.datetime_start = trial.datetime_complete = datetime.now()
+            if trials and len(rows) > MOST_PAIRS:
+                print(f"study {self.name}: the first {MOST_PAIRS:,} of {len(rows):,} pairs are trials")
             patiently(self.shared.insert, self.id, trials)
 
     def added(self, note: NoteFn) -> dict[bytes, float]:
@@ -162,15 +168,19 @@ class Study:
         found: dict[bytes, float] = {}
         # First what is finished or still free. Only then what another process claimed: it may have died.
         for measures_claimed in (False, True):
+            if measures_claimed:
+                self._wait_for_others({row.tobytes() for row in rows} - found.keys())
             for row in rows:
                 if row.tobytes() in found:
                     continue
-                # Read anew for each row: other processes finish trials in the meantime.
+                # Read anew for each row: other processes finish trials in the meantime, and somebody may
+                # fail one by hand, which is enqueued again.
+                self._enqueue([row], [None])
                 trial = self._trials()[row.tobytes()]
                 if is_known(trial):
                     accuracy = float(trial.values[0])
                 elif measures_claimed or self._claim(trial):
-                    accuracy = self._finish(trial, row, self.accuracy(row))
+                    accuracy = self._finish(trial, row, self._measured(row))
                 else:
                     continue
                 found[row.tobytes()] = accuracy
@@ -180,6 +190,25 @@ class Study:
     def known(self) -> dict[bytes, float]:
         """All accuracies of the study by the bytes of the row of codes, in the order of its trials."""
         return {row: float(trial.values[0]) for row, trial in self._trials().items() if is_known(trial)}
+
+    def _measured(self, row: Codes) -> float:
+        start = time.monotonic()
+        accuracy = self.accuracy(row)
+        self._longest = max(self._longest, time.monotonic() - start)
+        return accuracy
+
+    def _wait_for_others(self, rows: set[bytes]) -> None:
+        """Wait until other processes have measured `rows`, or are likely to be dead.
+
+        Nobody knows who is alive: heartbeats would need a thread, and clocks of machines differ.
+        """
+        patience = 2 * self._longest or FIRST_PATIENCE
+        end = time.monotonic() + patience
+        while rows and time.monotonic() < end:
+            known = self.known()
+            rows = {row for row in rows if row not in known}
+            if rows:
+                time.sleep(min(patience / 10, 1.0))
 
     def finish(self) -> None:
         """Measure what killed processes have left, so that no trial of a selection stays unfinished."""

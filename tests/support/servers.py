@@ -3,6 +3,7 @@
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -40,7 +41,8 @@ def server(kind: str) -> Iterator[str]:
                 _wait(port, process, Path(folder) / "log")
                 yield address
             finally:
-                process.terminate()
+                # SIGINT: at SIGTERM PostgreSQL waits for its clients, of which this process is one.
+                process.send_signal(signal.SIGINT if kind == "postgresql" else signal.SIGTERM)
                 process.wait()
 
 
@@ -79,7 +81,8 @@ def _mysql(folder: Path, port: int, account: str | None) -> tuple[list[str], str
     make, serve = _program("mariadb-install-db"), _program("mariadbd")
     setup = folder / "setup.sql"
     setup.write_text(
-        "CREATE DATABASE studies; CREATE USER tester@'127.0.0.1' IDENTIFIED BY 'secret';\n"
+        "CREATE DATABASE studies;\n"
+        "CREATE USER tester@'127.0.0.1' IDENTIFIED BY 'secret';\n"
         "GRANT ALL ON studies.* TO tester@'127.0.0.1';\n"
     )
     _run(

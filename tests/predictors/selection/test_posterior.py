@@ -130,7 +130,8 @@ def test_expectations_beat_the_highest_measurement(tiny: Space, common: float) -
     X = features(tiny, rows)
     limits = at_most(tiny, float(np.median(macs_of(tiny, rows))))
     gained: dict[str, list[float]] = {"raw": [], "tie": [], "expected": []}
-    errors, inside = [], []
+    errors: dict[str, list[float]] = {"raw": [], "expected": []}
+    inside = []
     for repetition in range(REPETITIONS):
         rng = np.random.default_rng(repetition)
         truth = X @ np.abs(rng.normal(0, 1, X.shape[1]))
@@ -151,9 +152,10 @@ def test_expectations_beat_the_highest_measurement(tiny: Space, common: float) -
         for name, candidate in (("raw", best[0]), ("tie", cheapest), ("expected", chosen.candidate)):
             gained[name].append(truth_of[candidate.row.tobytes()])
         expected_of = truth_of[chosen.candidate.row.tobytes()]
-        errors.append(chosen.accuracy - expected_of)
+        errors["expected"].append(chosen.accuracy - expected_of)
+        errors["raw"].append(best[0].val_accuracy - truth_of[best[0].row.tobytes()])
         inside.append(chosen.interval[0] <= expected_of <= chosen.interval[1])
     means = {name: np.mean(values) for name, values in gained.items()}
     assert means["expected"] > means["raw"] + 0.001 and means["expected"] > means["tie"] + 0.003
-    assert abs(np.mean(errors)) < 0.003
-    assert 0.85 <= np.mean(inside) <= 0.99
+    assert abs(np.mean(errors["expected"])) < min(0.25 * np.mean(errors["raw"]), 0.004)
+    assert 0.85 <= np.mean(inside) <= 0.95

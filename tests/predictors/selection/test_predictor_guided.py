@@ -15,7 +15,6 @@ from predictors.accuracy.gaussian_process import GaussianProcess
 from predictors.accuracy.pairs import Pair
 from predictors.accuracy.validation import CandidateQuality
 from predictors.search.constraints import Constraint, ScoreFn
-from predictors.search.dynamic_programming import layer_costs
 from predictors.selection.evaluations import Evaluations, Prediction
 from predictors.selection.intervals import Intervals
 from predictors.selection.predictor_guided import BestProposer, FrontProposer, Proposer, predictor_guided
@@ -73,16 +72,7 @@ def test_finds_better_subnets_than_it_knew(
     asked.clear()
     for propose in way(space):
         predictor = GaussianProcess().fit(features(space, rows), learnt, 0)
-        predictor_guided(
-            evaluations,
-            predictor,
-            Intervals(QUALITY),
-            list(layer_costs(space, 1000, 3).values()),
-            propose,
-            evaluate,
-            COUNT,
-            np.random.default_rng(0),
-        )
+        predictor_guided(evaluations, predictor, Intervals(QUALITY), propose, evaluate, COUNT)
     assert len(set(asked)) == len(asked) == COUNT * len(BUDGETS)
     for limit, before in zip(limits, known, strict=True):
         found = evaluations.under(limit)[0]
@@ -95,8 +85,8 @@ def test_ends_when_everything_found_is_known(tiny: Space) -> None:
     rows = np.unique(sample_codes(tiny, 100, np.random.default_rng(0)), axis=0)
     rounds: list[int] = []
 
-    def propose(evaluations: Evaluations, score: ScoreFn, seeds: Codes) -> Codes:
-        rounds.append(len(seeds))
+    def propose(evaluations: Evaluations, score: ScoreFn, additive: ScoreFn) -> Codes:
+        rounds.append(len(evaluations))
         return rows[:13]
 
     def evaluate(rows: Sequence[Codes], predictions: Sequence[Prediction | None]) -> list[float]:
@@ -108,9 +98,7 @@ def test_ends_when_everything_found_is_known(tiny: Space) -> None:
     evaluations = Evaluations(tiny, 100, pairs)
     codes, y = evaluations.training_set()
     predictor = GaussianProcess().fit(features(tiny, codes), y, 0)
-    parts = list(layer_costs(tiny, 10, 1).values())
-    guided = partial(predictor_guided, evaluations, predictor, Intervals(QUALITY), parts, propose, evaluate)
-    guided(1_000, np.random.default_rng(0))
+    predictor_guided(evaluations, predictor, Intervals(QUALITY), propose, evaluate, 1_000)
     assert len(rounds) == 2
     assert len(evaluations) == 13
 
@@ -126,10 +114,12 @@ def test_some_candidates_lie_below_the_limit(tiny: Space) -> None:
         return macs(rows).astype(float)
 
     evaluations = Evaluations(tiny, 100, [])
+    for row in sample_codes(tiny, 60, np.random.default_rng(0)):
+        if macs(row[None])[0] > budget:
+            evaluations.add(row, 0.5, "pairs")
     propose = BestProposer([Constraint("macs", budget, macs)], np.random.default_rng(0))
-    seeds = sample_codes(tiny, 10, np.random.default_rng(0))
     for share in (0.5, 0.7, 0.5):
-        rows = propose(evaluations, score, seeds)[:5]
+        rows = propose(evaluations, score, score)[:5]
         assert len(np.unique(rows, axis=0)) == 5
         used = macs(rows) / budget
         assert (used[:3] > 0.8).all() and (used[:3] <= 1).all()
@@ -137,4 +127,4 @@ def test_some_candidates_lie_below_the_limit(tiny: Space) -> None:
         for row in rows:
             evaluations.add(row, 0.5, "select")
     too_small = BestProposer([Constraint("macs", macs(rows).min() / 4, macs)], np.random.default_rng(0))
-    assert len(too_small(evaluations, score, seeds)) == 0
+    assert len(too_small(evaluations, score, score)) == 0

@@ -25,7 +25,8 @@ from ofa.space.space import Space
 from predictors.search.constraints import Constraint, Objective
 from predictors.search.optuna_space import distributions, parameter_name, params_from_codes
 from predictors.selection.evaluations import Prediction
-from predictors.studies.study import Study, known_accuracies, open_storage
+from predictors.studies.storage import open_storage
+from predictors.studies.study import Study, known_accuracies
 
 
 def macs_of(space: Space, rows: Codes) -> np.ndarray:
