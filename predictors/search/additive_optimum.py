@@ -7,9 +7,9 @@ best bound of every beginning of a network. Beginnings are continued group after
 whose bound is below the score of a known network. Few are left. Where more are left than the search wants to
 hold, the highest bounds stay, and the result is not proven.
 
-Each resolution has its own prices, because other limits bind at every resolution. HiGHS (scipy.optimize.milp)
-finds the same optima and takes about as long for one resolution as this search for all
-(benchmarks/additive_optimum.py).
+Each resolution has its own prices, because other limits bind at every resolution. A mixed-integer solver
+(HiGHS, in scipy.optimize.milp) finds the same optima, but needs a problem for each resolution, and has
+tolerances (benchmarks/exact_optimum.py).
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ from predictors.search.dynamic_programming import (
 
 Indices = NDArray[np.intp]
 RESOLUTION = 0  # the column of the resolution, which every group of layers reads
-PRICE_STEPS = 200  # of the prices: with 100, two limits that both bind left 10 times more beginnings
+PRICE_STEPS = 200  # twice; every set of limits of benchmarks/exact_optimum.py is proven with them
 WIDTHS = (1_000, 10_000, 100_000)  # beginnings that are held: more only where fewer prove nothing
 SPARE = 64  # beginnings at each resolution of which the best network is found, without proof
 EPSILON = 1e-9  # rounding of sums
@@ -252,9 +252,8 @@ def _prices(steps: Sequence[Step], prices: Floats, known: Floats) -> tuple[Float
         since = np.where(since == 5, 0, since)
         # Polyak's step is the distance to the known score along the slope of the bound, which is 1 - cost.
         slope = 1 - cost
-        # Both are minus infinity where everything is forbidden.
-        is_known = np.isfinite(known)
-        distance = np.where(is_known, bound, spread) - np.where(is_known, known, 0)
+        distance = np.full(resolutions, spread)
+        np.subtract(bound, known, out=distance, where=np.isfinite(known))
         length = step_size * np.maximum(distance, EPSILON) / np.maximum((slope**2).sum(axis=1), EPSILON)
         prices = np.maximum(prices - length[:, None] * slope, 0)
     return best_prices, known

@@ -16,7 +16,7 @@ from predictors.search.dynamic_programming import fit_additive, fit_additive_to
 from predictors.search.evolution import OURS, evolve, global_columns, start_rows
 from predictors.search.pool import Pool, scored, unseen
 
-# Additive fits near the best. Without them one search in six ended 0.02 points lower (docs/log.md).
+# Additive fits near the best. Without them 2 of 24 searches ended 0.02 points lower, with them none.
 REFITS = 2
 REFIT_SAMPLES = 1_500  # some times the terms of the fit, of which `ofa_mbv3` has 300
 REFIT_MUTATION = 0.15  # of each choice: with fewer changes the fit does not see every choice
