@@ -22,7 +22,12 @@ from engine.statistics import Floats
 from ofa.space.codes import Codes
 from ofa.space.space import Space
 from predictors.search.constraints import Constraint
-from predictors.search.decompose import decompose
+from predictors.search.decompose import (
+    at_known_resolutions,
+    decompose,
+    groups_of_layers,
+    known_resolutions,
+)
 from predictors.search.dynamic_programming import (
     LayerCost,
     asleep_rows,
@@ -88,16 +93,37 @@ def additive_limits(space: Space, constraints: Sequence[Constraint]) -> Limits:
     costs: list[list[LayerCost]] = []
     forbidden: list[NDArray[np.bool_]] = []
     for constraint in constraints:
-        found = decompose(space, constraint.cost)
+        cost, known = constraint.cost, known_resolutions(space, constraint.cost)
+        if not known.all():
+            forbidden = _either(forbidden, _of_resolutions(space, ~known))
+            if not known.any():
+                continue
+            cost = at_known_resolutions(space, cost, known)
+        found = decompose(space, cost)
         if found is None:
             continue
         if not found.is_maximum:
             costs.append([part._replace(cost=part.cost / constraint.limit) for part in found.parts])
             continue
         # A maximum keeps the limit where every entry does.
-        above = [part.cost > constraint.limit for part in found.parts]
-        forbidden = [a | b for a, b in zip(forbidden, above, strict=True)] if forbidden else above
+        forbidden = _either(forbidden, [part.cost > constraint.limit for part in found.parts])
     return Limits(costs, forbidden)
+
+
+def _either(first: list[NDArray[np.bool_]], second: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
+    """What one of two lists of forbidden entries forbids; an empty list forbids nothing."""
+    return [a | b for a, b in zip(first, second, strict=True)] if first else second
+
+
+def _of_resolutions(space: Space, resolutions: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    """The entries of these resolutions, as forbidden ones."""
+    found = []
+    for part in groups_of_layers(space):
+        entries = np.zeros(part.cost.shape, np.bool_)
+        # Every group of layers reads the resolution, in its first column.
+        entries[resolutions] = True
+        found.append(entries)
+    return found
 
 
 def additive_optimum(

@@ -10,8 +10,8 @@ from ofa.space.codes import Codes, mutate
 from ofa.space.space import Space
 from predictors.search.additive_optimum import additive_limits, additive_optimum
 from predictors.search.choice_pairs import improve_pairs
-from predictors.search.constraints import ArchCostFn, Constraint, ScoreFn
-from predictors.search.decompose import groups_of_layers
+from predictors.search.constraints import NO_LIMIT, ArchCostFn, Constraint, ScoreFn
+from predictors.search.decompose import at_known_resolutions, groups_of_layers, known_resolutions
 from predictors.search.dynamic_programming import fit_additive, fit_additive_to
 from predictors.search.evolution import OURS, evolve, global_columns, start_rows
 from predictors.search.pool import Pool, scored, unseen
@@ -99,7 +99,13 @@ def nearest_feasible(
     relaxed: list[tuple[Constraint, float]] = []
     held: list[Constraint] = []  # those before, relaxed where they had to be: some architecture keeps them
     for constraint in constraints:
-        cheapest = find_best(space, partial(_cheapness, constraint.cost), held, rng, known)
+        cost, limits = constraint.cost, held
+        is_known = known_resolutions(space, cost)
+        if not is_known.all():
+            # The search fits a sum to what it minimises, which has to be finite everywhere.
+            cost = at_known_resolutions(space, cost, is_known)
+            limits = [*held, constraint._replace(limit=NO_LIMIT)]
+        cheapest = find_best(space, partial(_cheapness, cost), limits, rng, known)
         least = float(constraint.cost(cheapest[:1])[0])
         if least > constraint.limit:
             relaxed.append((constraint, least))
