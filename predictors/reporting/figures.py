@@ -1,6 +1,6 @@
 """The pictures of a report, each with the table behind it and a sentence on how to read it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +20,7 @@ from predictors.reporting.findings import (
     SelectedSubnet,
     TestedSubnet,
     by_arch,
+    short_names,
 )
 from predictors.search.constraints import format_cost
 
@@ -84,8 +85,10 @@ def test_picture(found: Findings, cost: CostKey) -> Picture:
     tested = [t for t in found.tested if getattr(t, cost) is not None]
     points: dict[str, list[Point]] = {"selected": [], "random": [], "extreme": []}
     # By cost: the line through the selected ones goes from left to right.
+    short = short_names(found.selected)
     for t in sorted(tested, key=attrgetter(cost, "test_accuracy")):
-        points[_look(t.kind)].append(_tested_point(t, cost, images))
+        labels = {"selected": short.get(t.budget, ""), "random": ""}
+        points[_look(t.kind)].append(_tested_point(t, cost, images, labels.get(t.kind, t.kind)))
     # From back to front: stars, which the report is about, are never hidden.
     looks = [
         Series("random of the same MACs", "disc", "random", 3.2, points["random"]),
@@ -102,7 +105,8 @@ def test_picture(found: Findings, cost: CostKey) -> Picture:
         "The bar on a star is a 90% interval (Wilson): where its accuracy on other images of the same kind "
         "may be. All subnets see the same images, so two of them differ more surely than two bars suggest."
     )
-    return Picture(drawing, [t._asdict() for t in tested], caption + AS_FAR_AS_KNOWN[cost])
+    caption += _about_labels(short) + AS_FAR_AS_KNOWN[cost]
+    return Picture(drawing, [t._asdict() for t in tested], caption)
 
 
 def validation_picture(found: Findings, cost: CostKey) -> Picture:
@@ -111,8 +115,12 @@ def validation_picture(found: Findings, cost: CostKey) -> Picture:
     known = [k for k in found.known if getattr(k, cost) is not None]
     known.sort(key=attrgetter(cost))
     points: dict[str, list[Point]] = {"selected": [], "candidate": [], "collected": [], "extreme": []}
+    short, same = short_names(found.selected), by_arch(found.selected)
     for k in known:
-        points[_look(k.kind)].append(_known_point(k, cost, images))
+        label = k.name
+        if k.kind == "selected":
+            label = ", ".join(short[s.name] for s in same[k.arch])
+        points[_look(k.kind)].append(_known_point(k, cost, images, label))
     costs = [float(getattr(k, cost)) for k in known]
     looks = [
         Series("collected", "disc", "known", 3, points["collected"]),
@@ -130,7 +138,17 @@ def validation_picture(found: Findings, cost: CostKey) -> Picture:
         "lie a little below it, since the best of many measurements was lucky too: the choice weighs each "
         "measurement by how uncertain it is. Bars are 90% intervals (Wilson). Expect less on test images."
     )
-    return Picture(drawing, [_known_row(k) for k in known], caption + AS_FAR_AS_KNOWN[cost])
+    caption += _about_labels(short) + AS_FAR_AS_KNOWN[cost]
+    return Picture(drawing, [_known_row(k) for k in known], caption)
+
+
+def _about_labels(short: Mapping[str, str]) -> str:
+    """What the labels leave out of the names, if anything."""
+    for name, label in short.items():
+        if name != label:
+            left_out = [word for word in name.split("-") if word not in label.split("-")]
+            return f" All chosen subnets also keep {', '.join(left_out)}."
+    return ""
 
 
 def _look(kind: str) -> str:
@@ -237,21 +255,20 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}%"
 
 
-def _tested_point(t: TestedSubnet, cost: CostKey, images: int) -> Point:
+def _tested_point(t: TestedSubnet, cost: CostKey, images: int, label: str) -> Point:
     low, high = wilson_interval(t.test_accuracy, images)
     title = (
         f"{t.budget or t.kind} ({t.kind}): {format_count(t.macs)} MACs, test {_percent(t.test_accuracy)}, "
         f"90% interval {100 * low:.1f} to {100 * high:.1f}%"
     )
     interval = (low, high) if t.kind == "selected" else None
-    labels = {"selected": t.budget, "random": ""}
-    return Point(getattr(t, cost), t.test_accuracy, interval, labels.get(t.kind, t.kind), title)
+    return Point(getattr(t, cost), t.test_accuracy, interval, label, title)
 
 
-def _known_point(k: KnownSubnet, cost: CostKey, images: int) -> Point:
+def _known_point(k: KnownSubnet, cost: CostKey, images: int, label: str) -> Point:
     interval = wilson_interval(k.val_accuracy, images) if k.kind == "selected" else None
     title = f"{k.name or k.kind}: {format_count(k.macs)} MACs, validation {_percent(k.val_accuracy)}"
-    return Point(getattr(k, cost), k.val_accuracy, interval, k.name, title)
+    return Point(getattr(k, cost), k.val_accuracy, interval, label, title)
 
 
 def _known_row(k: KnownSubnet) -> dict[str, Any]:

@@ -240,6 +240,22 @@ def by_arch(selected: Sequence[SelectedSubnet]) -> dict[Arch, list[SelectedSubne
     return found
 
 
+def short_names(selected: Sequence[SelectedSubnet]) -> dict[str, str]:
+    """The names of selected subnets without the limits that all of them have, for places with little room.
+
+    `100k-15ms-size20MB` and `1M-15ms-size20MB` become `100k` and `1M`. Names of which nothing would be left,
+    or that would be equal, stay as they are.
+    """
+    limits = {s.name: s.name.split("-") for s in selected}
+    shared = set.intersection(*map(set, limits.values())) if len(limits) > 1 else set()
+    short = {}
+    for name, words in limits.items():
+        short[name] = "-".join(word for word in words if word not in shared)
+    if not all(short.values()) or len(set(short.values())) < len(short):
+        return {name: name for name in limits}
+    return short
+
+
 def compare_subnets(
     space: Space,
     selected: Sequence[SelectedSubnet],

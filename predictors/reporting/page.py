@@ -21,7 +21,14 @@ from predictors.reporting.classes import class_table
 from predictors.reporting.comparison import Comparison, headline, lead_sentence
 from predictors.reporting.exported import exported_section, files_of
 from predictors.reporting.figures import Picture, describe_half, describe_limits, describe_prediction
-from predictors.reporting.findings import Findings, SelectedRecord, SelectedSubnet, SubnetRecord, by_arch
+from predictors.reporting.findings import (
+    Findings,
+    SelectedRecord,
+    SelectedSubnet,
+    SubnetRecord,
+    by_arch,
+    short_names,
+)
 from predictors.reporting.html import (
     CSS,
     DASH,
@@ -48,6 +55,7 @@ def render_page(found: Findings, drawn: Mapping[str, Picture], worth: Worth | No
         worth: the selected subnets beside the same networks trained alone, if some were.
     """
     title = f"Subnets of {found.run}"
+    short = short_names(found.selected)
     selected = [c.budget for c in found.comparisons if c.is_selected]
     said = []
     for budget, sentence in zip(selected, headlines(found, worth), strict=True):
@@ -64,7 +72,7 @@ def render_page(found: Findings, drawn: Mapping[str, Picture], worth: Worth | No
         *worth_section(worth),
         *exported_section(found.exported),
         "<h2>Class by class</h2>",
-        *class_table(found.confusions, found.classes),
+        *class_table({short[budget]: counts for budget, counts in found.confusions.items()}, found.classes),
         html_grid(confusions),
         "<h2>The front</h2>",
         html_grid(fronts),

@@ -249,7 +249,8 @@ LOOK = """(() => {
     if (box.width < 300 || box.height < 100 || marks.length < 10) found.push("small: " + svg.ariaLabel);
     for (const mark of marks) {
       const m = mark.getBoundingClientRect();
-      if (m.left < box.left - 1 || m.right > box.right + 1 || m.top < box.top - 1 || m.bottom > box.bottom + 1)
+      const across = m.left < box.left - 1 || m.right > box.right + 1;
+      if (across || m.top < box.top - 1 || m.bottom > box.bottom + 1)
         found.push("sticks out of " + svg.ariaLabel + ": " + mark.textContent);
       if (mark.tagName == "text" && m.height < 9) found.push("tiny: " + mark.textContent);
     }
