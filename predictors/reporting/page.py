@@ -43,7 +43,7 @@ from predictors.reporting.html import (
 from predictors.reporting.rivals import FEWEST_RIVALS, SAME_MACS
 from predictors.search.constraints import format_cost
 
-MOST_CANDIDATES, MOST_CLASSES = 10, 20  # that are listed
+MOST_CANDIDATES, MOST_CLASSES = 10, 10  # that are listed
 
 
 def render_page(found: Findings, drawn: Mapping[str, Picture], worth: Worth | None = None) -> str:
@@ -61,6 +61,7 @@ def render_page(found: Findings, drawn: Mapping[str, Picture], worth: Worth | No
     for budget, sentence in zip(selected, headlines(found, worth), strict=True):
         said.append(f"<li><strong>{safe(budget)}</strong>{safe(sentence[len(budget) :])}</li>")
     fronts = [_figure(drawn[name]) for name in drawn if name.startswith(("front", "validation"))]
+    by_class = {short[budget]: counts for budget, counts in found.confusions.items()}
     confusions = [_figure(drawn[name]) for name in drawn if name.startswith("confusion")]
     parts = [
         f"<h1>{safe(title)}</h1>",
@@ -72,8 +73,7 @@ def render_page(found: Findings, drawn: Mapping[str, Picture], worth: Worth | No
         *worth_section(worth),
         *exported_section(found.exported),
         "<h2>Class by class</h2>",
-        *class_table({short[budget]: counts for budget, counts in found.confusions.items()}, found.classes),
-        html_grid(confusions),
+        *_class_section(class_table(by_class, found.classes), confusions),
         "<h2>The front</h2>",
         html_grid(fronts),
         "<h2>How far the predictor can be trusted</h2>",
@@ -252,6 +252,13 @@ def _band_row(low: int, high: int, quality: PredictorQuality) -> list[str]:
     ]
 
 
+def _class_section(table: Sequence[str], confusions: Sequence[str]) -> list[str]:
+    """Accuracy by class, and which classes are mixed up: a single picture stands beside the table."""
+    if len(confusions) == 1:
+        return [html_grid(["<div>" + "\n".join(table) + "</div>", *confusions])]
+    return [*table, html_grid(confusions)]
+
+
 def _architectures(found: Findings) -> list[str]:
     keys = []
     for kernel, shade in shades(found.space).items():
@@ -259,16 +266,16 @@ def _architectures(found: Findings) -> list[str]:
         text = f"{kernel}×{kernel}" if kernel else "no elastic kernel"
         keys.append(f"{swatch}{text}")
     diagrams = [_architecture(found, arch, same) for arch, same in by_arch(found.selected).items()]
-    return [
-        notes(
-            "From the image above to the classes below, one row for each stage; blocks from left to right. A "
-            "block says its kernel and its expansion (e4: four times the channels inside). Taller: more "
-            "channels; dashed: what the supernet has and this subnet leaves out. ch: output channels; then "
-            "the size of the map that leaves the stage; SE: squeeze-and-excitation. "
-            f"Kernel:{''.join(keys)}"
-        ),
-        html_grid(diagrams),
-    ]
+    legend = (
+        "From the image above to the classes below, one row for each stage; blocks from left to right. A "
+        "block says its kernel and its expansion (e4: four times the channels inside). Taller: more "
+        "channels; dashed: what the supernet has and this subnet leaves out. ch: output channels; then "
+        "the size of the map that leaves the stage; SE: squeeze-and-excitation. "
+        f"Kernel:{''.join(keys)}"
+    )
+    if len(diagrams) == 1:
+        return [html_grid([*diagrams, f"<div>{small_print(legend)}</div>"])]
+    return [notes(legend), html_grid(diagrams)]
 
 
 def _architecture(found: Findings, arch: Arch, same: Sequence[SelectedSubnet]) -> str:
