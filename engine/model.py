@@ -1,5 +1,6 @@
 """model.json, which says what the weights of a run belong to; and the run's images, for later stages."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ class WeightsOrigin(Config):
     url: str | None = Field(None, description="page of the source")
     licence: str = Field("unknown", description="of the weights, as the source says")
     sha256: str | None = Field(None, description="of the file that was converted, in hexadecimal")
+
+
+def forbids_commerce(licence: str) -> bool:
+    """Whether a licence, by its name, forbids commercial use, as CC BY-NC does."""
+    return re.search(r"\bNC\b|non-?commercial", licence, re.IGNORECASE) is not None
 
 
 class ImageModel(Config):

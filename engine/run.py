@@ -33,7 +33,17 @@ NOT_REPLAYED = {"config", "out", "resume", "overwrite", "stop_after"}  # setting
 # What a run folder may hold, and so what --overwrite may delete.
 RUN_FILES = {
     *("config.yaml", "env.json", "metrics.jsonl", "model.json", "weights.safetensors", "teacher.safetensors"),
-    *("state.pt", "tensorboard", "DONE", "pairs.jsonl", "selected", "tuned", "optuna.journal", "export"),
+    *(
+        "state.pt",
+        "tensorboard",
+        "DONE",
+        "pairs.jsonl",
+        "pairs.int8.jsonl",
+        "selected",
+        "tuned",
+        "optuna.journal",
+        "export",
+    ),
     *("report", "confusion", "mlflow.json", "genotype.json", "cell.svg", "cell.png", "alphas.png"),
     "checkpoints",
 }
@@ -324,10 +334,14 @@ class Run:
         return run
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def digest(*paths: Path) -> str:
+    """SHA-256 of a file, or of several one after the other, in hexadecimal."""
+    found = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                found.update(block)
+    return found.hexdigest()
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:

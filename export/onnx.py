@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -23,7 +23,8 @@ from export.manifest import Manifest
 from export.pipeline import Written, write_file
 from export.recurrent import export_step, is_language
 from export.source import open_export_source
-from export.targets import Target, find_targets
+from export.targets import find_targets
+from export.targets.target import Target
 from ofa.trained import RunCommand, run_flag
 
 
@@ -42,7 +43,8 @@ class Export(RunCommand):
     examples:
       python -m export.onnx                              every subnet that predictors.select chose, for CPUs
       python -m export.onnx --selected 600M --target nnapi,cpu-int8
-      python -m export.onnx --arch largest --bake-normalize --layout NHWC --softmax
+      python -m export.onnx --arch largest --bake normalize --layout NHWC --softmax
+      python -m export.onnx --bake preprocessing         the file takes decoded images of any size
       python -m export.onnx --features --arch largest    a backbone: outputs stride4, stride8, ...
       python -m export.targets                           what targets there are, and why
     """
@@ -54,7 +56,7 @@ class Export(RunCommand):
         "--target",
         "--images",
         "--max-drop",
-        "--bake-normalize",
+        "--bake",
         "--softmax",
         "--layout",
         "--threads",
@@ -80,12 +82,17 @@ class Export(RunCommand):
     calibration_images: int = Field(
         256, ge=1, description="training images whose ranges decide the 8-bit scales"
     )
-    bake_normalize: bool = Field(
-        False, description="put normalisation into the graph: the file takes uint8 pixels of the right size"
+    bake: Literal["normalize", "preprocessing"] | None = Field(
+        None,
+        description=(
+            "what to put into the graph. normalize: the file takes uint8 pixels of the right size; "
+            "preprocessing: resize and crop too, so it takes one decoded image (1, height, width, C) of any "
+            "size"
+        ),
     )
     layout: Layout = Field(
         "NHWC",
-        description="with --bake-normalize: of the pixels, as cameras (NHWC) or torch (NCHW) give them",
+        description="with --bake normalize: of the pixels, as cameras (NHWC) or torch (NCHW) give them",
     )
     features: bool = Field(
         False,
@@ -99,7 +106,7 @@ class Export(RunCommand):
         ge=1,
         description="with --features: side of the input in pixels; none: as the architecture has it",
     )
-    softmax: bool = Field(False, description="with --bake-normalize: the output is probabilities")
+    softmax: bool = Field(False, description="with --bake: the output is probabilities")
 
     def execute(self) -> int:
         """Write every file, print the table, and return the exit status."""
@@ -108,7 +115,7 @@ class Export(RunCommand):
         targets = find_targets(self.target)
         for target in targets:
             # A missing runtime is reported before anything is calibrated for a file.
-            find_format(target.format).check_installed()
+            find_format(target.format).check_installed(to_write=True)
         with self.write_lock():
             return self._export(targets)
 
@@ -116,9 +123,14 @@ class Export(RunCommand):
         """Write what the run holds, by its kind."""
         if is_language(self.run):
             return self._export_recurrent_cell()
-        if self.softmax and not self.bake_normalize:
+        if self.softmax and self.bake is None:
             raise UserError(
-                "--softmax goes into the graph with --bake-normalize; add that, or leave out --softmax."
+                "--softmax goes into the graph with --bake normalize; add that, or leave out --softmax."
+            )
+        if self.bake == "preprocessing" and (self.features or self.layout != "NHWC"):
+            raise UserError(
+                "--bake preprocessing is of classifiers that take images as cameras give them (NHWC); with "
+                "--features or --layout NCHW, use --bake normalize."
             )
         if self.size is not None and not self.features:
             raise UserError("--size is of --features; a classifier takes images of its architecture's size.")
@@ -131,13 +143,16 @@ class Export(RunCommand):
         source = open_export_source(self.run, pick_device(self.device), self.data, self.untuned)
         networks = source.networks(self.selected, self.arch)
         bake = None
-        if self.bake_normalize:
-            bake = Bake(source.data.mean, source.data.std, self.layout, self.softmax)
-        quantised = any(target.precision == "int8" for target in targets)
+        if self.bake is not None:
+            crop = source.center_crop() if self.bake == "preprocessing" else None
+            bake = Bake(source.data.mean, source.data.std, self.layout, self.softmax, crop)
+        quantised = any(target.is_quantized for target in targets)
         # Reading training images takes a while, so only where a target needs them.
         calibration = self.calibration_images if quantised else 0
         table = Table("file", "size", "ms here", "top-1 torch", "top-1 file", "same top-1", "dB", "verdict")
         failed = 0
+        notes: list[str] = []
+        kept: list[Path] = []  # the files that passed
         with progress("export", len(networks) * len(targets)) as advance:
             for name, build, _ in networks:
                 job = job_of_run(source, name, build(), bake, self.images, calibration)
@@ -146,9 +161,14 @@ class Export(RunCommand):
                     path = self.run / "export" / target.file_name(name)
                     written = write_file(job, target, path, self.max_drop)
                     failed += bool(written.complaint)
+                    kept += [] if written.complaint else [path]
                     table.add_row(*_row(path, job, written))
+                    if note := _gate_note(written):
+                        notes.append(f"{path.name}: {note}; see --images and --calibration-images")
                     advance(path.name)
         show(table)
+        for note in notes:
+            print(note)
         print(f"written to {self.run / 'export'}")
         for name, _, note in networks:
             if note:
@@ -157,11 +177,11 @@ class Export(RunCommand):
             f"top-1 on validation images; ms here: one image with {torch.get_num_threads()} thread(s) of "
             "this CPU"
         )
-        if source.searchable:
+        if self.arch is None and source.searchable:
+            # Networks that selection chose, which is what the report is about.
             say(f"next: python -m predictors.report{run_flag(self.run)}")
-        else:
-            first = self.run / "export" / targets[0].file_name(networks[0].name)
-            say(f"next: python -m export.benchmark {shlex.quote(str(first))}")
+        elif kept:
+            say(f"next: python -m export.benchmark {shlex.quote(str(kept[0]))}")
         return 1 if failed else 0
 
     def _export_features(self, targets: list[Target]) -> int:
@@ -170,7 +190,7 @@ class Export(RunCommand):
         if self.softmax:
             raise UserError("--softmax is of logits, which --features leaves out; give one of them.")
         source = open_export_source(self.run, pick_device(self.device), self.data, self.untuned)
-        bake = Bake(source.data.mean, source.data.std, self.layout) if self.bake_normalize else None
+        bake = Bake(source.data.mean, source.data.std, self.layout) if self.bake else None
         networks = source.networks(self.selected, self.arch)
         table = Table("file", "channels by stride", "ms here", "difference", "verdict")
         failed = 0
@@ -192,7 +212,7 @@ class Export(RunCommand):
         # Refused instead of ignored: whoever gives such a flag expects an effect.
         given = [
             name
-            for name in ("selected", "arch", "untuned", "bake_normalize", "features", "size", "softmax")
+            for name in ("selected", "arch", "untuned", "bake", "features", "size", "softmax")
             if getattr(self, name)
         ]
         if given or self.target != "cpu":
@@ -226,16 +246,29 @@ def _row(path: Path, job: ExportJob, written: Written) -> list[str]:
     manifest = written.manifest
     if manifest is None:
         return [path.name, "-", "-", torch_accuracy, *numbers, written.complaint]
-    size, took = f"{manifest.bytes / 1e6:.2f} MB", f"{manifest.milliseconds:.3g}"
+    size = f"{manifest.bytes / 1e6:.2f} MB"
+    took = "-" if manifest.milliseconds is None else f"{manifest.milliseconds:.3g}"
     return [path.name, size, took, torch_accuracy, *numbers, _verdict(manifest)]
 
 
+def _gate_note(written: Written) -> str:
+    """What the images could not tell about a quantised file; empty if there is nothing to say."""
+    if written.manifest is None or written.manifest.quantization is None:
+        return ""
+    note: str = written.manifest.quantization["note"]
+    return note
+
+
 def _verdict(manifest: Manifest) -> str:
-    """The verdict on a file that passed: equal to torch, or in which precision it is."""
+    """The verdict on a file that passed: equal to torch, or in which precision it is, and for which chip."""
+    if manifest.not_run is not None:
+        return f"{manifest.precision}, not run here"
+    if manifest.compiled is not None:
+        return f"{manifest.precision}, {manifest.compiled}"
     if manifest.quantization is None:
         return "equal" if manifest.precision == "float32" else manifest.precision
     kept, layers = len(manifest.quantization["float_layers"]), manifest.quantization["layers"]
-    return f"int8, {kept} of {layers} layers in float32" if kept else "int8"
+    return f"{manifest.precision}, {kept} of {layers} layers in float32" if kept else manifest.precision
 
 
 if __name__ == "__main__":

@@ -53,6 +53,8 @@ class Parity(NamedTuple):
             tolerance, count as the same.
         accuracy: top-1 of the file, in [0, 1].
         images: how many images were compared.
+        lost: images that the module classifies rightly and the file does not.
+        gained: images that the file classifies rightly and the module does not.
     """
 
     relative_error: float
@@ -60,6 +62,8 @@ class Parity(NamedTuple):
     same_top1: float
     accuracy: float
     images: int
+    lost: int = 0
+    gained: int = 0
 
     def complaint(self, precision: str) -> str:
         """Half a sentence on what is wrong with a file of this precision; empty if nothing is.
@@ -146,13 +150,19 @@ def check_module(module: nn.Module) -> None:
             )
 
 
-def compare_file(reference: Reference, path: Path) -> Parity:
-    """Compare a file with the module on all images of `reference`, in an exact session of its runtime.
+def compare_file(reference: Reference, path: Path, exact: bool = True) -> Parity:
+    """Compare a file with the module on all images of `reference`.
+
+    Args:
+        reference: the images and the outputs of the module.
+        path: the file.
+        exact: sum 8-bit products exactly, as every device does but some x86 CPUs, so that the result is the
+            file's and not this machine's. False: as a program on this CPU would.
 
     Raises:
         UserError: the file cannot be run on them.
     """
-    return parity_of(reference, format_of(path).open(path))
+    return parity_of(reference, format_of(path).open(path, exact))
 
 
 def parity_of(reference: Reference, run: Run) -> Parity:
@@ -182,13 +192,17 @@ def parity_of(reference: Reference, run: Run) -> Parity:
     # tie.
     decided = np.take_along_axis(wanted, got.argmax(1)[:, None], 1)[:, 0]
     same = decided >= wanted.max(1) - TOLERANCE * scale
+    right_N = got[1:].argmax(1) == reference.labels_N
+    module_right_N = reference.output_NK.argmax(1) == reference.labels_N
     return Parity(
         # Outputs that are all 0 have no scale: any difference from them counts as 1.
         relative_error=float(difference / scale) if scale > 0 else float(difference > 0),
         snr_db=snr_db,
         same_top1=float(same[1:].mean()),
-        accuracy=float((got[1:].argmax(1) == reference.labels_N).mean()),
+        accuracy=float(right_N.mean()),
         images=len(reference.output_NK),
+        lost=int((module_right_N & ~right_N).sum()),
+        gained=int((right_N & ~module_right_N).sum()),
     )
 
 

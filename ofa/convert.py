@@ -16,7 +16,7 @@ from engine.data.dataset import Data
 from engine.data.folder import ImageFolder
 from engine.data.sources import DataConfig, load_data
 from engine.errors import UserError
-from engine.model import WeightsOrigin, write_model
+from engine.model import WeightsOrigin, forbids_commerce, write_model
 from engine.run import Run
 from engine.runs.lock import write_lock
 from engine.seed import derive
@@ -189,7 +189,8 @@ class Convert(Command):
         supernet, network = loaded.supernet, loaded.network
         # A package and its network have one name.
         whose = origin.name if origin.name == origin.source else f"{origin.name} of {origin.source}"
-        print(f"{whose}, licence of the weights: {origin.licence}")
+        terms = ", which forbids commercial use" if forbids_commerce(origin.licence) else ""
+        print(f"{whose}, licence of the weights: {origin.licence}{terms}")
         print(f"space '{supernet.space.name}', {supernet.space.size():.3g} architectures")
         if network is not None:
             name = network.arch_name(supernet.space)

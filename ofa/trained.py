@@ -21,6 +21,7 @@ from engine.run import Run, read_json
 from engine.runs.lock import write_lock
 from engine.statistics import Counts
 from ofa.calibration import EVALUATION_BATCH, prepare, subnet_accuracy, subnet_confusion
+from ofa.quantization import int8_accuracy
 from ofa.space.arch import Arch, largest
 from ofa.space.codes import Codes
 from ofa.space.space import Space, load_space
@@ -28,6 +29,7 @@ from ofa.subnet import Subnet, extract
 from ofa.supernet import Supernet
 
 DEFAULT_RUN = Path("runs/supernet")
+EvaluationPrecision = Literal["float32", "int8"]  # in which subnets of a run are measured
 
 
 def run_flag(path: Path) -> str:
@@ -43,6 +45,7 @@ class Tuned(Config):
     supernet_sha256: str = Field(description="of the supernet's weights.safetensors, in hexadecimal")
     epochs: int = Field(description="passes over the training images; 0: only BatchNorm was recalibrated")
     teacher: str = Field(description="who taught beside the labels")
+    qat: Literal["int8"] | None = Field(None, description="what it was rounded to while it was trained")
 
 
 class SupernetModel(ImageModel):
@@ -227,9 +230,18 @@ class TrainedSupernet:
             return extract(self.supernet, arch).eval()
         return prepare(self.supernet, arch, self.data, self.model.calibration_images)
 
-    def accuracy(self, arch: Arch, split: Split) -> float:
-        """Top-1 accuracy in [0, 1] of the calibrated subnet on a split."""
-        return subnet_accuracy(self.subnet(arch), self.data.batches(split, EVALUATION_BATCH))
+    def accuracy(self, arch: Arch, split: Split, precision: EvaluationPrecision = "float32") -> float:
+        """Top-1 accuracy in [0, 1] of the calibrated subnet on a split.
+
+        Args:
+            arch: the subnet.
+            split: which images.
+            precision: int8: every tensor is rounded as an 8-bit file rounds it.
+        """
+        subnet, batches = self.subnet(arch), self.data.batches(split, EVALUATION_BATCH)
+        if precision == "int8":
+            return int8_accuracy(subnet, self.data, batches)
+        return subnet_accuracy(subnet, batches)
 
     def confusion(self, subnet: Subnet, split: Split) -> Counts:
         """How many images of each class (row) a subnet of this run took for each class (column).

@@ -40,6 +40,8 @@ class Tune(TuningSettings):
     becomes a run folder of its own, RUN/tuned/BUDGET, whose weights export, evaluate and report prefer.
     Subnets that are tuned together share loading, augmentation and the teacher's pass. The weights that are
     best on validation images are kept; --epochs 0 keeps the supernet's and only recalibrates BatchNorm.
+    --qat int8 trains for an 8-bit file: weights and activations are rounded as the file will round them, in
+    the second half of the steps and in every validation.
 
     The teacher is the largest subnet of the run, calibrated (a converted network has none); or --teacher:
     another run of ofa.train (its largest subnet, or the one network it trained), none, or a timm or
@@ -50,6 +52,7 @@ class Tune(TuningSettings):
     examples:
       python -m ofa.tune                                       all subnets that predictors.select chose
       python -m ofa.tune --run runs/photos --selected 12M,30M --epochs 20
+      python -m ofa.tune --selected 12M --qat int8              for export.onnx --target cpu-int8 or qnn
       python -m ofa.tune --run runs/start --arch efficientnet_lite0     a converted network, no teacher
       python -m ofa.tune --run runs/photos --teacher resnet50 --teacher-weights resnet50-photos.safetensors
       torchrun --nproc-per-node 2 -m ofa.tune --run runs/photos     two GPUs, half of each batch on each
@@ -62,6 +65,7 @@ class Tune(TuningSettings):
         "--epochs",
         "--teacher",
         "--teacher-weights",
+        "--qat",
         "--sgd.lr",
         "--seed",
         "--device",
@@ -152,7 +156,7 @@ class Tune(TuningSettings):
         teacher = self._teacher(model, supernet, data)
         # Of a folder only its name: what is exported goes to others, and names no folders of this machine.
         teacher_name = "none" if teacher is None else Path(self.teacher).name
-        common = {"space": model.space.name, "epochs": self.epochs, "teacher": teacher_name}
+        common = {"space": model.space.name, "epochs": self.epochs, "teacher": teacher_name, "qat": self.qat}
         common["supernet_sha256"] = weights_digest(self.run)
         tunings = []
         for name, arch in archs.items():

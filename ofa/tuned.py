@@ -99,7 +99,8 @@ class TunedSubnet(NamedTuple):
 
     def __str__(self) -> str:
         epochs = "1 epoch" if self.facts.epochs == 1 else f"{self.facts.epochs} epochs"
-        return f"tuned for {epochs}, teacher: {self.facts.teacher}"
+        rounded = f", rounded to {self.facts.qat}" if self.facts.qat else ""
+        return f"tuned for {epochs}{rounded}, teacher: {self.facts.teacher}"
 
     def subnet(self, trained: TrainedSupernet) -> Subnet:
         """The subnet with its tuned weights, calibrated on the images of the run; eval mode."""

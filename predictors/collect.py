@@ -20,7 +20,7 @@ from engine.statistics import format_accuracy
 from ofa.space.arch import largest, smallest
 from ofa.space.codes import Codes, decode, encode, sample_codes
 from ofa.space.space import Space
-from ofa.trained import RunCommand, run_flag
+from ofa.trained import EvaluationPrecision, RunCommand, run_flag
 from predictors.accuracy.acquisition import propose
 from predictors.accuracy.pairs import Pair, check_pairs, pairs_path, read_pairs
 from predictors.search.constraints import ArchCostFn
@@ -62,6 +62,10 @@ class Collect(RunCommand):
     rounds: int = Field(
         0, ge=0, description="rounds that choose subnets by what was measured before them; 0: none"
     )
+    precision: EvaluationPrecision = Field(
+        "float32",
+        description="int8: subnets are measured as 8-bit files compute, for select --precision int8",
+    )
     seed: int = Field(0, ge=0, description="seed of the architectures that are drawn")
     overwrite: bool = Field(False, description="measure anew, without the pairs that are there")
 
@@ -72,11 +76,11 @@ class Collect(RunCommand):
 
     def _collect(self) -> int:
         trained = self.open_supernet()
-        path = pairs_path(self.run)
+        path = pairs_path(self.run, self.precision)
         if self.overwrite:
             path.unlink(missing_ok=True)
-        pairs, digest = read_pairs(self.run), weights_digest(self.run)
-        check_pairs(pairs, trained)
+        pairs, digest = read_pairs(self.run, self.precision), weights_digest(self.run)
+        check_pairs(pairs, trained, self.precision)
         # Written again, so that a last line that a kill left half-written is gone before others follow it.
         write_lines(path, [pair.model_dump(mode="json") for pair in pairs])
         rows = to_measure(trained.space, trained.macs, pairs, self.count, self.rounds, self.seed)
@@ -89,7 +93,7 @@ class Collect(RunCommand):
                 macs, params = trained.cost(arch)
                 pair = Pair(
                     arch=arch,
-                    val_accuracy=trained.accuracy(arch, "val"),
+                    val_accuracy=trained.accuracy(arch, "val", self.precision),
                     macs=macs,
                     params=params,
                     weights_sha256=digest,
@@ -105,7 +109,8 @@ class Collect(RunCommand):
             return 130  # the exit status that shells give to an interrupted program
         # The next command takes an example of a budget: the middle of what was measured.
         middle = format_count(float(np.median([pair.macs for pair in pairs])), digits=2)
-        say(f"next: python -m predictors.select{run_flag(self.run)} --flops {middle}")
+        precision = "" if self.precision == "float32" else f" --precision {self.precision}"
+        say(f"next: python -m predictors.select{run_flag(self.run)} --flops {middle}{precision}")
         return 0
 
 

@@ -26,6 +26,7 @@ from ofa.tuned import find_tuned, tuned_or_taken
 from predictors.accuracy.cross_validation import CrossValidated, predict_pairs
 from predictors.accuracy.features import features
 from predictors.accuracy.pairs import Pair, check_pairs, read_pairs
+from predictors.latency.model import load_latency
 from predictors.reporting.alone import (
     AloneNetwork,
     Worth,
@@ -48,13 +49,13 @@ from predictors.reporting.findings import (
     TestedSubnet,
     compare_subnets,
     extremes,
+    known_latencies,
     read_known_subnets,
     read_selected_subnets,
 )
 from predictors.reporting.page import headlines, render_page
 from predictors.reporting.rivals import random_rivals
 from predictors.search.constraints import ArchCostFn
-from predictors.search.costs import cost_functions
 
 
 class ToTest(NamedTuple):
@@ -111,8 +112,9 @@ class Report(RunCommand):
     def _report(self) -> int:
         trained = self.open_supernet()
         space, model = trained.space, trained.model
-        costs = cost_functions(space, len(model.classes), model.channels, self.latency_table)
-        latency = costs.get("latency")
+        latency = None
+        if self.latency_table is not None:
+            latency = load_latency(self.latency_table, space, len(model.classes), model.channels).predict
         # Everything is read before anything is measured: a damaged file costs no time.
         selected = read_selected_subnets(self.run, space, latency)
         known = read_known_subnets(self.run, space, selected, latency)
@@ -190,7 +192,7 @@ class Report(RunCommand):
                     hits[kind, budget] = hits_N
                 if latency is not None:
                     # The table of this command counts more than the one that selection had.
-                    ms = float(latency(encode(trained.space, arch)[None])[0])
+                    (ms,) = known_latencies(latency, encode(trained.space, arch)[None])
                 macs, params = trained.cost(arch)
                 tested.append(TestedSubnet(budget, kind, macs, params, accuracy, ms))
                 advance(f"{kind} {accuracy:.2%}")

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from engine.command.install import install_command
 from engine.errors import UserError
 from engine.outside.documents import MOST_JSON_BYTES, parse_json, read_text
 from engine.runs.writing import atomic
@@ -149,7 +150,7 @@ def check_trackers(tensorboard: bool, mlflow: bool) -> None:
 
 
 def _missing(name: str, extra: str) -> str:
-    return f"{name} is not installed; run pip install 'ofa-toolkit[{extra}]', or leave out --{extra}."
+    return f"{name} is not installed; run {install_command(extra)}, or leave out --{extra}."
 
 
 def open_trackers(folder: Path, config: Mapping[str, Any], tensorboard: bool, mlflow: bool) -> list[Tracker]:

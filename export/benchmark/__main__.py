@@ -25,6 +25,7 @@ from export.benchmark.measure import (
     FEWEST_FOR_P99,
     ModelFile,
     Timing,
+    comparison_complaint,
     open_model_file,
     row_of,
     time_files,
@@ -131,7 +132,11 @@ class Benchmark(Command):
         folder = self.out or place
         write_csv(folder / "benchmark.csv", list(rows[0]), rows)
         write_operators(folder / "operators.csv", files)
-        if any(file.accuracy is not None for file in files):
+        complaint = comparison_complaint(files)
+        if complaint:
+            (folder / "benchmark.png").unlink(missing_ok=True)  # an older one would show other files
+            print(f"written to {folder}: benchmark.csv, operators.csv; no picture: {complaint}")
+        elif any(file.accuracy is not None for file in files):
             draw_benchmark(files, timings, folder / "benchmark.png")
             print(f"written to {folder}: benchmark.csv, operators.csv, benchmark.png")
         else:

@@ -46,6 +46,12 @@ class ModelFile(NamedTuple):
         return self._number("accuracy", "file")
 
     @property
+    def images(self) -> int | None:
+        """On how many images its accuracy was measured, as the file says itself."""
+        count = self._number("accuracy", "images")
+        return None if count is None else int(count)
+
+    @property
     def macs(self) -> float | None:
         """Multiply-accumulates of one image, as the file says itself."""
         return self._number("macs")
@@ -84,6 +90,8 @@ def open_model_file(name: str, path: Path, threads: int) -> ModelFile:
             "folder."
         )
     file_format.check_installed()
+    if reason := file_format.not_timed_here():
+        raise UserError(f"Model file '{path}' cannot be timed on this machine: {reason}; leave it out.")
     beside, manifest = manifest_path(path), {}
     # A JSON file of that name may be somebody else's.
     if beside.is_file() and is_manifest(beside):
@@ -113,6 +121,22 @@ def _values(metadata: dict[str, str]) -> dict[str, Any]:
         except DocumentError:
             values[key] = text
     return values
+
+
+def comparison_complaint(files: Sequence[ModelFile]) -> str:
+    """Why the accuracies of these files must not be compared, as a sentence; empty if they may be."""
+    counts = {file.images for file in files if file.accuracy is not None}
+    if len(counts) <= 1:
+        return ""
+    shown = ", ".join("unknown" if count is None else str(count) for count in sorted(counts, key=_count))
+    return (
+        f"the accuracies were measured on different numbers of images ({shown}), so they cannot be compared; "
+        "export with the same --images"
+    )
+
+
+def _count(images: int | None) -> int:
+    return images or 0
 
 
 class Timing(NamedTuple):
@@ -189,9 +213,10 @@ def row_of(file: ModelFile, timing: Timing, threads: int) -> dict[str, Any]:
     operators = file.probe.operators
     row: dict[str, Any] = {
         "file": file.name,
-        "bytes": file.path.stat().st_size,
+        "bytes": sum(part.stat().st_size for part in format_of(file.path).parts(file.path)),
         "input": "x".join(map(str, file.probe.shape)),
         "val_accuracy": file.accuracy,
+        "val_images": file.images,
         "macs": file.macs,
         "memory": file.probe.memory or None,
         "memory_added": file.probe.added or None,

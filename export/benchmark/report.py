@@ -10,7 +10,7 @@ from engine.config import format_count
 from engine.plot.canvas import Role, write_png
 from engine.plot.chart import Axis, Point, Series, draw_chart
 from engine.run import write_csv
-from export.benchmark.measure import ModelFile, Timing
+from export.benchmark.measure import ModelFile, Timing, comparison_complaint
 
 # More would make a table or a picture that nobody reads.
 MOST_OPERATORS = 2  # in a line of the table
@@ -24,10 +24,14 @@ def latency_table(
 ) -> Table:
     """The table of what a file costs: time, memory and size, with its accuracy."""
     table = Table("file", "p50 ms", "p90", "p99", "CPU ms", "noise", "memory", "size", "top-1")
+    mixed = bool(comparison_complaint(files))
     for file, timing, row in zip(files, timings, rows, strict=True):
         times = [_or_dash(row[f"wall_p{q}"], "{:.3g}") for q in (50, 90, 99)]
         sizes = [f"{format_count(row[key])}B" if row[key] else "-" for key in ("memory_added", "bytes")]
         accuracy = _or_dash(file.accuracy, "{:.1%}")
+        # Accuracies that cannot be compared say on how many images they are.
+        if mixed and file.accuracy is not None:
+            accuracy += f" of {file.images or '?'}"
         table.add_row(file.name, *times, f"{timing.cpu_p50:.3g}", f"{timing.noise:.0%}", *sizes, accuracy)
     return table
 

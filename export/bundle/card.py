@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import format_count
+from engine.model import forbids_commerce
 from engine.statistics import wilson_interval
 from export.bundle.contents import EXAMPLE, LABELS, MANIFEST, Bundle
+from export.bundle.hub import card_head
 from export.formats import format_of
 from export.manifest import Manifest, Tensor
 
@@ -30,7 +32,7 @@ def render_card(bundle: Bundle) -> str:
         "Limits": _limits(bundle),
     }
     lines = [
-        f"# {_plain(bundle.subnet)}",
+        card_head(bundle) + f"# {_plain(bundle.subnet)}",
         "",
         f"A network that says which of {count} classes an image shows, for {_list(targets)}.",
         f"Every number on this page is in {_code(MANIFEST)}, or computed from numbers there.",
@@ -49,7 +51,8 @@ def _example(bundle: Bundle) -> str:
         if format_of(Path(file.file)).in_example:
             return (
                 f"    python {EXAMPLE} IMAGE            needs onnxruntime, numpy and pillow; classifies with "
-                f"{_code(file.file)}"
+                f"{_code(file.file)}\n"
+                f"    python {EXAMPLE} --check          proves this copy: the same numbers from the samples"
             )
     runtimes = list(dict.fromkeys(format_of(Path(file.file)).runtime for file in bundle.files))
     return (
@@ -107,13 +110,17 @@ def _input(bundle: Bundle) -> Iterator[str]:
 
 def _steps(how: dict[str, Any], file: Manifest) -> Iterator[str]:
     """What to do with an image file, one step a sentence, until it is the input."""
+    if how.get("baked") == "preprocessing":
+        yield "Decode it to 8 bits a channel, turned as its EXIF orientation says."
+        yield f"Give it, whatever its size, as {_tensor(file.input)}; the graph does the rest."
+        return
     side, size = how.get("center_crop") or how["image_size"], how["resize"][0]
     if "center_crop" in how:
         interpolation = _plain(how["resize_interpolation"])
         yield f"Resize the shorter side to {how['resize_shorter_side']} pixels ({interpolation})."
         yield f"Cut out the middle, {side} x {side} pixels."
     else:
-        yield f"Resize an image of another size to {side} x {side} pixels."
+        yield f"Resize an image of another size to {side} x {side} pixels (bicubic, antialiased)."
     # The network's side may be another than that of its data: subnets of a supernet differ in resolution.
     if side != size:
         yield f"Resize to {size} x {size} pixels ({_plain(how['interpolation'])})."
@@ -144,11 +151,24 @@ def _files(bundle: Bundle) -> Iterator[str]:
     for file in bundle.files:
         made_for = f"{_plain(file.target)} | {_plain(file.precision)}"
         yield f"| {_code(file.file)} | {made_for} | {file.bytes} | {_code(file.sha256)} |"
+    for file in bundle.files:
+        if file.compiled is not None:
+            yield ""
+            yield (
+                f"{_code(file.file)} is compiled: {_plain(str(file.compiled))}. Its accuracy is that of an "
+                "emulator of the NPU."
+            )
 
 
 def _accuracy(bundle: Bundle) -> Iterator[str]:
     for file in bundle.files:
-        if file.accuracy is None:
+        if file.not_run is not None:
+            yield (
+                f"- {_code(file.file)} was not run where it was written ({_plain(file.not_run)}): nothing "
+                "of it is verified but its graph, shapes and precision."
+            )
+            continue
+        if file.accuracy is None or file.parity is None:
             yield f"- {_code(file.file)}: not known."
             continue
         said, (low, high) = file.accuracy, wilson_interval(file.accuracy.file, file.accuracy.images)
@@ -225,9 +245,11 @@ def _weights(bundle: Bundle) -> str:
         licence = "unknown: ask the source"
     page = f" ({_plain(origin['url'])})" if origin["url"] else ""
     file = f" The file that was converted has SHA-256 {_code(origin['sha256'])}." if origin["sha256"] else ""
+    # The licence of weights holds for what is trained from them, tuned and quantised copies included.
+    terms = " It forbids commercial use, of this network too." if forbids_commerce(licence) else ""
     return (
         f"- The training started from the weights {_code(origin['name'])} of {_plain(origin['source'])}"
-        f"{page}. Their licence: {_plain(licence)}.{file}"
+        f"{page}. Their licence: {_plain(licence)}.{terms}{file}"
     )
 
 

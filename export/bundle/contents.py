@@ -19,8 +19,8 @@ from engine.outside.names import ClassNames, PlainName, inside
 from engine.run import digest, read_json
 from export.manifest import Manifest
 
-# classify.py and the demo page read these by name.
-MANIFEST, LABELS, CARD, EXAMPLE = "manifest.json", "labels.txt", "model_card.md", "classify.py"
+# classify.py and the demo page read these by name. The card is README.md since model hubs show that.
+MANIFEST, LABELS, CARD, EXAMPLE = "manifest.json", "labels.txt", "README.md", "classify.py"
 
 
 class GitState(BaseModel):
@@ -178,6 +178,9 @@ class Bundle(BaseModel):
         for file in self.files:
             # Not in `Manifest`: files that are no part of a bundle may be prepared in any way.
             Preparation.model_validate(file.preprocessing or {})
+            kind = file.input.dtype, file.input.layout
+            if kind[0] not in ("float32", "uint8") or kind[1] not in ("NCHW", "NHWC"):
+                raise ValueError(f"nobody can prepare an input of the kind {kind[0]}, {kind[1]}")
         return self
 
 

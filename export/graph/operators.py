@@ -102,6 +102,14 @@ def _pool(graph: onnx.GraphProto, node: NodeProto) -> list[NodeProto]:
     ]
 
 
+def drop_unused_domains(model: onnx.ModelProto) -> None:
+    """Remove, in place, the operator sets that no node is of: a runtime without one might refuse the file."""
+    used = {"", *(node.domain for node in model.graph.node)}
+    kept = [entry for entry in model.opset_import if entry.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+
+
 def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     """Weights and arithmetic in float16; inputs and outputs keep their types."""
     from onnxruntime.transformers.float16 import convert_float_to_float16

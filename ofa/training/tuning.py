@@ -15,6 +15,7 @@ from torch import Tensor
 from engine.compute.device import autocast
 from engine.optim import SGD, Cosine, build_sgd, clip_gradients, learning_rate, set_learning_rate
 from ofa.calibration import EVALUATION_BATCH, prepare, subnet_accuracy
+from ofa.quantization import RoundedNetwork
 from ofa.space.arch import Arch, largest, single_arch_space
 from ofa.supernet import Supernet
 from ofa.trained import TrainedSupernet, start_from
@@ -68,7 +69,7 @@ def single_network(supernet: Supernet, arch: Arch) -> Supernet:
 
 
 def tune_step(
-    network: Supernet,
+    network: Supernet | RoundedNetwork,
     x: Tensor,
     y: Tensor,
     teacher_NK: Tensor | None,
@@ -78,7 +79,7 @@ def tune_step(
     """Add the gradients of one step of a network that learns from labels and from a teacher.
 
     Args:
-        network: of `single_network`, in train mode.
+        network: of `single_network`, in train mode; or such a one that rounds to 8 bits.
         x: square images (N, C, side, side).
         y: classes (N,) or class probabilities (N, K).
         teacher_NK: logits of the teacher for these images; None: labels alone.

@@ -1,7 +1,7 @@
 """The loop that tunes one subnet or several in one pass over the data; `ofa.tune` is the command."""
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -17,6 +17,7 @@ from engine.run import Run
 from engine.statistics import describe_confusion, overall_accuracy
 from engine.training import Training, TrainingCommand
 from ofa.calibration import EVALUATION_BATCH, prepare, subnet_confusion
+from ofa.quantization import RoundedNetwork, int8_confusion
 from ofa.space.arch import largest
 from ofa.supernet import Supernet
 from ofa.training.teacher import Teacher
@@ -38,6 +39,13 @@ class TuningSettings(TrainingCommand):
         TEACHER_WEIGHT, ge=0, description="weight of the teacher's loss, beside 1 for that of the labels"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the labels spread over all classes")
+    qat: Literal["int8"] | None = Field(
+        None,
+        description=(
+            "int8: train with weights and activations rounded to 8 bits, for an 8-bit file that loses less, "
+            "and keep the weights that are best in 8 bits"
+        ),
+    )
 
 
 class Tuning(Training):
@@ -55,10 +63,19 @@ class Tuning(Training):
         super().__init__(config, run, network, data, ranks, config.epochs)
         self.config, self.name, self.single = config, run.path.name, network
         self.calibration_images = calibration_images
+        self.rounded = RoundedNetwork(network) if config.qat else None
         self.optimizer = build_sgd(config.sgd, network)
         self.untuned = 0.0  # accuracy of the subnet as the supernet gave it
         self.best: dict[str, Any] = {"accuracy": -1.0, "epochs": 0, "weights": {}}
         self.restore()  # last, since it fills what is made above
+
+    @property
+    def learner(self) -> Supernet | RoundedNetwork:
+        """What learns in the next step: the network; for 8 bits, after half of the steps, one that rounds."""
+        # At the high rates of the first half weights move by more than a level, and rounding is only noise.
+        if self.rounded is None or 2 * self.step < self.total:
+            return self.single
+        return self.rounded
 
     def learn(self, x: Tensor, y: Tensor, teacher_NK: Tensor | None) -> None:
         """One optimiser step on one batch.
@@ -71,7 +88,7 @@ class Tuning(Training):
         config, sgd = self.config, self.config.sgd
         set_learning_rate(self.optimizer, tuning_rate(sgd, self.step, self.steps, self.total))
         self.optimizer.zero_grad()
-        losses = tune_step(self.single, x, y, teacher_NK, config.teacher_weight, config.label_smoothing)
+        losses = tune_step(self.learner, x, y, teacher_NK, config.teacher_weight, config.label_smoothing)
         losses = self.ranks.average_gradients(self.single.parameters(), losses)
         clip_gradients(sgd, self.single)
         self.optimizer.step()
@@ -94,7 +111,12 @@ class Tuning(Training):
         arch = largest(self.single.space)
         subnet = prepare(self.single, arch, self.data, self.calibration_images)
         classes = self.data.classes
-        found = subnet_confusion(subnet, self.data.batches("val", EVALUATION_BATCH), len(classes))
+        batches = self.data.batches("val", EVALUATION_BATCH)
+        # What is trained for 8 bits is judged in 8 bits: its best weights need not be the best in float32.
+        if self.config.qat:
+            found = int8_confusion(subnet, self.data, batches, len(classes))
+        else:
+            found = subnet_confusion(subnet, batches, len(classes))
         score = self.score = overall_accuracy(found)
         self.folder.log(step=self.step, epoch=epoch, arch=self.name, val_accuracy=score)
         # Equal ones: the later weights have learned more, and accuracy is coarse on few images.

@@ -13,7 +13,7 @@ from engine.errors import UserError
 from engine.run import read_json, read_lines, selected_files
 from ofa.space.arch import Arch
 from ofa.space.codes import encode
-from ofa.trained import TrainedSupernet, run_flag
+from ofa.trained import EvaluationPrecision, TrainedSupernet, run_flag
 from ofa.tuned import select_again
 
 Accuracy = Annotated[float, Field(ge=0, le=1)]
@@ -41,40 +41,52 @@ class Selected(BaseModel):
     weights_sha256: str = ""
 
 
-def pairs_path(run: Path) -> Path:
-    """Where a run keeps its pairs."""
-    return run / "pairs.jsonl"
+def pairs_path(run: Path, precision: EvaluationPrecision = "float32") -> Path:
+    """Where a run keeps its pairs; those of each precision in a file of their own, so that none are mixed."""
+    return run / ("pairs.jsonl" if precision == "float32" else f"pairs.{precision}.jsonl")
 
 
-def read_pairs(run: Path) -> list[Pair]:
+def read_pairs(run: Path, precision: EvaluationPrecision = "float32") -> list[Pair]:
     """The pairs of a run, each architecture once; an empty list if nothing was collected yet.
 
     Of lines about the same architecture the first counts.
 
+    Args:
+        run: the run folder.
+        precision: in which they were measured.
+
     Raises:
         UserError: a line is damaged, or of other weights than the run has now.
     """
-    path = pairs_path(run)
+    path = pairs_path(run, precision)
     found: dict[Arch, Pair] = {}
     stated: dict[str, str] = {}
     for i, row in enumerate(read_lines(path), start=1):
         pair = validate(Pair, row, f"{path}, line {i}")
         stated[f"{path}, line {i}"] = pair.weights_sha256
         found.setdefault(pair.arch, pair)
-    again = f"measure again with python -m predictors.collect{run_flag(run)} --overwrite"
+    more = "" if precision == "float32" else f" --precision {precision}"
+    again = f"measure again with python -m predictors.collect{run_flag(run)}{more} --overwrite"
     check_digests(run, stated, again)
     return list(found.values())
 
 
-def check_pairs(pairs: Sequence[Pair], trained: TrainedSupernet) -> None:
+def check_pairs(
+    pairs: Sequence[Pair], trained: TrainedSupernet, precision: EvaluationPrecision = "float32"
+) -> None:
     """Refuse pairs that are not of this supernet: another space, or other MACs than an architecture has.
+
+    Args:
+        pairs: what `read_pairs` returned.
+        trained: the run.
+        precision: in which they were measured, which tells their file.
 
     Raises:
         UserError: there is one; the sentence says which, without lines of an architecture that came before.
     """
     if not pairs:
         return
-    path, rows = pairs_path(trained.run.path), []
+    path, rows = pairs_path(trained.run.path, precision), []
     for number, pair in enumerate(pairs, start=1):
         try:
             rows.append(encode(trained.space, pair.arch))

@@ -13,7 +13,7 @@ from engine.config import validate
 from engine.run import FRONT, read_json
 from engine.statistics import Z_90, Counts, Floats
 from ofa.space.arch import Arch, largest, smallest
-from ofa.space.codes import decode, encode
+from ofa.space.codes import Codes, decode, encode
 from ofa.space.space import Space
 from ofa.tuned import select_again
 from predictors.accuracy.cross_validation import CrossValidated
@@ -158,7 +158,8 @@ def read_selected_subnets(run: Path, space: Space, latency: ArchCostFn | None) -
         written = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
         row = encode(space, record.arch)
         if latency is not None:
-            record = record.model_copy(update={"latency_ms": float(latency(row[None])[0])})
+            (ms,) = known_latencies(latency, row[None])
+            record = record.model_copy(update={"latency_ms": ms})
         found.append(SelectedSubnet(name, record, decode(space, row), written))
     return sorted(found, key=_budget_order)
 
@@ -218,9 +219,14 @@ def read_known_subnets(
             found[key] = found[key]._replace(kind=kind, name=kind)
     subnets = list(found.values())
     if latency is not None:
-        times = latency(np.stack([np.frombuffer(row, np.uint8) for row in found]))
-        subnets = [s._replace(latency_ms=float(t)) for s, t in zip(subnets, times, strict=True)]
+        times = known_latencies(latency, np.stack([np.frombuffer(row, np.uint8) for row in found]))
+        subnets = [s._replace(latency_ms=t) for s, t in zip(subnets, times, strict=True)]
     return sorted(subnets, key=_macs)
+
+
+def known_latencies(latency: ArchCostFn, codes_NF: Codes) -> list[float | None]:
+    """Milliseconds of encoded architectures; None at resolutions that the latency table does not cover."""
+    return [float(ms) if np.isfinite(ms) else None for ms in latency(codes_NF)]
 
 
 def _macs(subnet: KnownSubnet) -> int:

@@ -58,7 +58,10 @@ def test_timm_in_8_bits_and_with_pixels_in(images: torch.Tensor, tmp_path: Path)
     torch.manual_seed(0)
     net = shaken(timm.create_model("mobilenetv3_small_050", num_classes=7))
     bake = export.Bake((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "NHWC", softmax=True)
-    manifest = export.to_onnx(net, tmp_path / "timm.onnx", "cpu-int8", images=images, bake=bake, max_drop=100)
+    with pytest.warns(UserWarning, match="with 4 images to judge it"):
+        manifest = export.to_onnx(
+            net, tmp_path / "timm.onnx", "cpu-int8", images=images, bake=bake, max_drop=100
+        )
     assert (manifest.precision, manifest.input.dtype) == ("int8", "uint8")
     assert manifest.output.name == "probabilities"
     assert manifest.bytes < 4 * manifest.params / 2

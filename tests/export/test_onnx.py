@@ -128,7 +128,7 @@ def test_pixels_in_and_probabilities_out(trained_run: Path) -> None:
     """With the normalisation in the graph, raw uint8 images of the right size are all it needs."""
     for layout in ("NHWC", "NCHW"):
         network = ["--run", str(trained_run), "--arch", "smallest"]
-        words = [*network, "--bake-normalize", "--layout", layout, "--softmax"]
+        words = [*network, "--bake", "normalize", "--layout", layout, "--softmax"]
         assert parse(Export, words).execute() == 0
         path = trained_run / "export" / "smallest.onnx"
         manifest = read_manifest(path)
@@ -147,13 +147,18 @@ def test_pixels_in_and_probabilities_out(trained_run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_failure_leaves_no_file_and_exits_1(trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_no_file_and_exits_1(
+    trained_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["--run", str(trained_run), "--arch", "smallest", "--images", "64"]
     assert parse(Export, words).execute() == 0
     path = trained_run / "export" / "smallest.onnx"
     assert path.exists()
-    monkeypatch.setattr(pipeline, "compare_file", lambda *_: Parity(0.5, 1.0, 0.5, 0.5, 8))
+    # Nothing was selected, so that the report would refuse.
+    assert f"next: python -m export.benchmark {path}" in capsys.readouterr().out
+    monkeypatch.setattr(pipeline, "compare_file", lambda *_, **__: Parity(0.5, 1.0, 0.5, 0.5, 8))
     assert parse(Export, words).execute() == 1
+    assert "next:" not in capsys.readouterr().out
     assert not list(path.parent.glob("smallest*"))
     assert not list(path.parent.glob(".export*"))
 
@@ -193,7 +198,9 @@ def test_selected_subnets(trained_run: Path, tmp_path: Path, capsys: pytest.Capt
 
 def test_what_does_not_go_together_is_one_sentence(trained_run: Path) -> None:
     for words, sentence in (
-        (["--softmax"], "with --bake-normalize"),
+        (["--softmax"], "with --bake normalize"),
+        (["--bake", "preprocessing", "--features"], "of classifiers that take images as cameras give them"),
+        (["--bake", "preprocessing", "--layout", "NCHW"], "of classifiers that take images as cameras"),
         (["--target", "nnap"], "did you mean 'nnapi'"),
         (["--target", ","], "names no target"),
     ):

@@ -17,7 +17,9 @@ from export.graph.checks import names_this_machine
 from export.graph.norms import fold_norms
 from export.graph.operators import plain_operators
 from export.manifest import exported_files, manifest_path, read_manifest
-from export.targets import TARGETS, ShowTargets, Target, find_target, find_targets
+from export.targets import TARGETS, find_target, find_targets
+from export.targets.__main__ import ShowTargets
+from export.targets.target import Target
 from ofa.space.space import load_space
 
 
@@ -35,6 +37,8 @@ def test_files_are_as_their_targets_say(exported: Path) -> None:
         assert (manifest.opset, manifest.ir_version <= target.ir) == (target.opset, True)
         if target.format == "onnx":
             model = onnx.load(path)
+            domains = {entry.domain for entry in model.opset_import}
+            assert domains == {node.domain for node in model.graph.node}, "and none that nobody needs"
             kinds = {node.op_type for node in model.graph.node}
             types = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 4}
             assert target.activations == "native" or not kinds & {"HardSwish", "HardSigmoid", "ReduceMean"}

@@ -97,10 +97,11 @@ def test_a_tuned_subnet_its_file_and_its_bundle_name_the_source(grown: Path, tmp
     assert parse(MakeBundle, ["--run", str(run)]).execute() == 0
     bundle = json.loads((run / "export" / "smallest" / "manifest.json").read_text())
     assert bundle["files"][0]["weights"] == WANTED["weights"]
-    card = (run / "export" / "smallest" / "model_card.md").read_text()
+    card = (run / "export" / "smallest" / "README.md").read_text()
     assert (
         "started from the weights `tf_efficientnet_lite0` of timm (https://example.org/weights). Their "
-        f"licence: CC BY-NC 4.0. The file that was converted has SHA-256 `{ORIGIN.sha256}`."
+        "licence: CC BY-NC 4.0. It forbids commercial use, of this network too. "
+        f"The file that was converted has SHA-256 `{ORIGIN.sha256}`."
     ) in card
 
 

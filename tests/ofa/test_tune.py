@@ -19,13 +19,14 @@ from engine.errors import UserError
 from engine.optim import SGD
 from engine.run import read_json, read_lines
 from ofa.evaluate import Evaluate
+from ofa.quantization import int8_accuracy
 from ofa.space.arch import Arch, largest, smallest
 from ofa.trained import TrainedSupernet
 from ofa.training.teacher import find_teacher
 from ofa.training.tuning import single_network, tuning_recipe
 from ofa.training.tuning_loop import Tuning
 from ofa.tune import Tune
-from ofa.tuned import find_tuned
+from ofa.tuned import TunedSubnet, find_tuned
 
 CPU = torch.device("cpu")
 
@@ -101,6 +102,33 @@ def test_another_seed_is_another_tuning_on_the_same_split(tuned: Path, tmp_path:
     first, second = (read_lines(at / "big" / "metrics.jsonl") for at in (tuned / "tuned", tmp_path))
     assert first[0] == second[0], "the untuned accuracy, on the same validation images"
     assert [p["loss"] for p in first if "loss" in p] != [p["loss"] for p in second if "loss" in p]
+
+
+@pytest.mark.slow
+def test_tuning_for_8_bits_keeps_what_is_best_in_8_bits_and_resumes(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--selected", "big", "--qat", "int8"]
+    assert tune(run, *words, "--out", str(tmp_path / "whole")) == 0
+    one = TrainedSupernet(tmp_path / "whole" / "big", CPU)
+    assert one.model.arch is not None and one.model.tuned is not None and one.model.tuned.qat == "int8"
+    points = read_lines(tmp_path / "whole" / "big" / "metrics.jsonl")
+    measured = [point["val_accuracy"] for point in points if "val_accuracy" in point]
+    rounded = int8_accuracy(one.subnet(one.model.arch), one.data, one.data.batches("val", 64))
+    assert rounded == max(measured), "measured in 8 bits, as the file will compute"
+    assert "rounded to int8" in str(TunedSubnet(tmp_path, one.model.tuned))
+    original = Tuning.learn
+
+    def learn(self: Tuning, x: Tensor, y: Tensor, taught: Tensor | None) -> None:
+        original(self, x, y, taught)
+        if self.step == 7:  # where it rounds already
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Tuning, "learn", learn)
+    assert tune(run, *words, "--out", str(tmp_path / "parts")) == 130
+    monkeypatch.undo()
+    assert tune(run, *words, "--out", str(tmp_path / "parts"), "--resume") == 0
+    assert same_weights(tmp_path / "parts" / "big", tmp_path / "whole" / "big")
 
 
 @pytest.mark.slow

@@ -11,16 +11,16 @@ from xml.etree import ElementTree
 
 import pytest
 from browser import Browser
+from made_up_latency import partial_device, written_table
 
 from engine.command.cli import parse
 from engine.plot.canvas import safe
-from ofa.space.arch import Arch
+from ofa.space.arch import Arch, largest
+from ofa.space.codes import encode
 from ofa.space.space import Space
-from predictors import report as report_module
 from predictors.collect import Collect
+from predictors.latency.model import LatencyModel
 from predictors.report import Report
-from predictors.search.constraints import ArchCostFn
-from predictors.search.costs import cost_functions
 from predictors.select import Select
 
 HOSTILE = '<script>alert("1")</script> & $x^2$'
@@ -160,25 +160,21 @@ def test_tables_and_pictures_lie_beside_the_page(run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_latency_of_a_device_adds_pictures(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A table of a device whose milliseconds are parameters / 1000; predictors.measure has its own tests."""
-
-    def with_latency(space: Space, classes: int, channels: int, table: Path | None) -> dict[str, ArchCostFn]:
-        known = cost_functions(space, classes, channels, None)
-        return known if table is None else known | {"latency": lambda rows: known["params"](rows) / 1000}
-
-    monkeypatch.setattr(report_module, "cost_functions", with_latency)
+def test_latency_of_a_device_adds_pictures(run: Path, tiny: Space, tmp_path: Path) -> None:
+    """The table knows one of two resolutions: subnets of the other have no latency, and no point."""
+    table = partial_device(tiny)
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    assert (
-        parse(Report, ["--run", str(copy), "--random", "1", "--latency-table", "device.json"]).execute() == 0
-    )
+    words = ["--run", str(copy), "--random", "1", "--latency-table", written_table(table, tmp_path)]
+    assert parse(Report, words).execute() == 0
     page = (copy / "report" / "report.html").read_text(encoding="utf-8")
     assert "Test accuracy against latency" in page and "Validation accuracy against latency" in page
-    for row in rows(copy / "report" / "front_latency.csv"):
-        assert float(row["latency_ms"]) == int(row["params"]) / 1000
+    latency = LatencyModel(table, tiny)
+    known = latency.predict(encode(tiny, largest(tiny))[None])[0]
+    found = {row["kind"]: row["latency_ms"] for row in rows(copy / "report" / "front_latency.csv")}
+    assert float(found["largest"]) == pytest.approx(known)
+    assert not found.get("smallest")
+    assert "inf" not in (copy / "report" / "validation_latency.csv").read_text()
 
 
 @pytest.mark.slow
@@ -249,8 +245,8 @@ LOOK = """(() => {
     if (box.width < 300 || box.height < 100 || marks.length < 10) found.push("small: " + svg.ariaLabel);
     for (const mark of marks) {
       const m = mark.getBoundingClientRect();
-      const across = m.left < box.left - 1 || m.right > box.right + 1;
-      if (across || m.top < box.top - 1 || m.bottom > box.bottom + 1)
+      const wide = m.left < box.left - 1 || m.right > box.right + 1;
+      if (wide || m.top < box.top - 1 || m.bottom > box.bottom + 1)
         found.push("sticks out of " + svg.ariaLabel + ": " + mark.textContent);
       if (mark.tagName == "text" && m.height < 9) found.push("tiny: " + mark.textContent);
     }

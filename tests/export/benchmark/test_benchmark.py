@@ -17,7 +17,7 @@ from torch import nn
 import export.benchmark.__main__ as module
 from engine.command.cli import parse
 from engine.errors import UserError
-from engine.onnx_file import write_onnx
+from engine.onnx_file import set_metadata, write_onnx
 from export.benchmark.__main__ import Benchmark
 from export.benchmark.measure import Timing, open_model_file, timing_complaint
 from export.benchmark.partitions import estimate_partitions
@@ -184,6 +184,26 @@ def test_the_checker_sees_what_splits_a_graph(folder: Path) -> None:
     )
     assert (relu6.partitions, relu6.share, relu6.left, relu6.verdict) == (1, 1.0, (), "yes")
     assert swish.partitions > 1 and swish.left == ("HardSwish",) and swish.share < 1
+
+
+def test_accuracies_of_different_images_are_not_compared(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(folder / "relu6.onnx")
+    for images in (500, 64):
+        set_metadata(model, {"accuracy": {"file": 0.5, "torch": 0.5, "images": images}})
+        onnx.save(model, tmp_path / f"{images}.onnx")
+    files = [tmp_path / "500.onnx", tmp_path / "64.onnx"]
+    monkeypatch.setattr(module, "time_files", lambda *_: [Timing({0: [1.0], 1: [1.0]}, {0: [1.0]})] * 2)
+    assert run(*files) == 0
+    said = capsys.readouterr().out
+    assert "measured on different numbers of images (64, 500), so they cannot be compared" in said
+    assert "50.0% of 500" in said and "50.0% of 64" in said
+    assert not (tmp_path / "benchmark.png").exists()
+    assert [row["val_images"] for row in rows(tmp_path / "benchmark.csv")] == ["500", "64"]
+    monkeypatch.setattr(module, "time_files", lambda *_: [Timing({0: [1.0], 1: [1.0]}, {0: [1.0]})])
+    assert run(files[0]) == 0
+    assert (tmp_path / "benchmark.png").exists() and "of 500" not in capsys.readouterr().out
 
 
 def test_percentiles_and_noise_of_known_timings() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from engine.command.cli import parse
@@ -64,10 +65,15 @@ def test_what_is_in_it(bundle: Path, bundled_run: Path) -> None:
     files = ["60k.mobile.ort", "60k.mobile.required_operators.config", "60k.onnx"]
     assert sorted(p.name for p in bundle.iterdir()) == [
         *files,
+        "Prepare.kt",
+        "Prepare.swift",
+        "README.md",
         "classify.py",
         "labels.txt",
         "manifest.json",
-        "model_card.md",
+        *(f"sample{i}.{'jpg' if i <= 2 else 'png'}" for i in range(1, 9)),
+        "samples.bin",
+        "samples.json",
     ]
     for name in files:
         assert (bundle / name).read_bytes() == (bundled_run / "export" / name).read_bytes()
@@ -217,7 +223,7 @@ def test_every_number_of_the_card_is_in_the_manifest(bundled_run: Path, name: st
     """As it stands there, rounded, as a percentage, as a count, or as an interval of Wilson."""
     folder = bundled_run / "export" / name
     text, manifest = (
-        (folder / "model_card.md").read_text(),
+        (folder / "README.md").read_text(),
         json.loads((folder / "manifest.json").read_text()),
     )
     assert text == render_card(Bundle.model_validate(manifest))
@@ -232,6 +238,50 @@ def test_every_number_of_the_card_is_in_the_manifest(bundled_run: Path, name: st
     body = re.sub(r"^\d\. |SHA-256", "", text, flags=re.M)  # steps are numbered
     assert numbers(body) - known == set()
     assert ("predictor expected 50.00%" in text and "macs of at most 60k" in text) == (name == "60k")
+
+
+def test_a_hub_reads_the_head_of_the_card(bundle: Path) -> None:
+    """By the hub's own package; a bundle is a folder to push, whose README.md is the card."""
+    hub = pytest.importorskip("huggingface_hub")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    card = hub.ModelCard((bundle / "README.md").read_text(), ignore_metadata_errors=False)
+    facts = card.data
+    assert (facts.library_name, facts.pipeline_tag, facts.license) == (
+        "onnx",
+        "image-classification",
+        "unknown",
+    )
+    assert facts.metrics == ["accuracy"] and {"onnx", "ort", "float32"} <= set(facts.tags)
+    assert facts.model_name == "60k"
+    for result, file in zip(facts.eval_results, manifest["files"], strict=True):
+        assert (result.task_type, result.dataset_name) == ("image-classification", "digits")
+        assert (result.dataset_split, result.metric_type) == ("val", "accuracy")
+        assert result.metric_value == file["accuracy"]["file"]
+        assert result.metric_name == f"top-1 of {file['file']} on 40 images"
+    assert set(facts.to_dict()) <= {
+        *("license", "license_name", "license_link", "library_name", "pipeline_tag", "tags", "metrics"),
+        "model-index",
+    }
+
+
+@pytest.mark.parametrize(
+    ("licence", "wanted"),
+    [
+        ("CC BY-NC 4.0", {"license": "cc-by-nc-4.0"}),
+        ("Apache 2.0, if these are timm's default weights of that name", {"license": "apache-2.0"}),
+        ("MIT", {"license": "mit"}),
+        ("unknown", {"license": "unknown"}),
+        ("Apple ASCL", {"license": "other", "license_name": "apple-ascl", "license_link": "https://a.org"}),
+    ],
+)
+def test_the_head_has_the_licence_of_the_weights(bundle: Path, licence: str, wanted: dict[str, str]) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    origin = {"name": "net", "source": "x", "url": "https://a.org", "licence": licence, "sha256": None}
+    manifest["files"][0]["weights"] = origin
+    text = render_card(Bundle.model_validate(manifest))
+    head = yaml.safe_load(text.split("---\n")[1])
+    assert {key: value for key, value in head.items() if key.startswith("license")} == wanted
+    assert ("It forbids commercial use, of this network too." in text) == ("NC" in licence)
 
 
 def test_the_card_says_whose_weights_they_are(bundle: Path) -> None:
@@ -361,14 +411,14 @@ def test_bundling_again_replaces_in_one_step_and_a_failure_changes_nothing(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copy / "export" / "60k"
-    (folder / "model_card.md").write_text("old")
+    (folder / "README.md").write_text("old")
     monkeypatch.setattr("export.bundle.write.render_card", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         parse(MakeBundle, ["--run", str(copy), "--selected", "60k"]).execute()
-    assert (folder / "model_card.md").read_text() == "old"
+    assert (folder / "README.md").read_text() == "old"
     monkeypatch.undo()
     assert parse(MakeBundle, ["--run", str(copy), "--selected", "60k"]).execute() == 0
-    assert (folder / "model_card.md").read_text().startswith("# 60k")
+    assert "\n# 60k\n" in (folder / "README.md").read_text()
     assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]
 
 

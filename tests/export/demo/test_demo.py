@@ -164,7 +164,7 @@ def test_what_is_served_and_what_is_not(server: Server) -> None:
     assert json.loads(ask(server, "GET", "/manifest.json")[1])["subnet"] == "60k"
     assert ask(server, "GET", "/60k.onnx")[1] == (server.folder / "60k.onnx").read_bytes()
     for path in (
-        "/model_card.md",
+        "/README.md",
         "/../60k.json",
         "/..%2f60k.json",
         "/vendor/ort.wasm.bundle.min.mjs",
