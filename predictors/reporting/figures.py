@@ -23,6 +23,7 @@ from predictors.reporting.findings import (
     short_names,
 )
 from predictors.search.constraints import format_cost
+from predictors.selection.budgets import points
 
 CostKey = Literal["macs", "latency_ms"]
 MOST_WHISKERS = 80  # more would hide the dots
@@ -83,18 +84,18 @@ def test_picture(found: Findings, cost: CostKey) -> Picture:
     """Selected and random subnets on test images."""
     images = found.images["test"]
     tested = [t for t in found.tested if getattr(t, cost) is not None]
-    points: dict[str, list[Point]] = {"selected": [], "random": [], "extreme": []}
+    marks: dict[str, list[Point]] = {"selected": [], "random": [], "extreme": []}
     # By cost: the line through the selected ones goes from left to right.
     short = short_names(found.selected)
     for t in sorted(tested, key=attrgetter(cost, "test_accuracy")):
         labels = {"selected": short.get(t.budget, ""), "random": ""}
-        points[_look(t.kind)].append(_tested_point(t, cost, images, labels.get(t.kind, t.kind)))
+        marks[_look(t.kind)].append(_tested_point(t, cost, images, labels.get(t.kind, t.kind)))
     # From back to front: stars, which the report is about, are never hidden.
     looks = [
-        Series("random of the same MACs", "disc", "random", 3.2, points["random"]),
-        Series(f"chosen, by {NAMES[cost]}", "line", "chosen", 1.2, points["selected"]),
-        Series("smallest and largest", "triangle", "extreme", 7, points["extreme"]),
-        Series("chosen", "star", "chosen", 9, points["selected"]),
+        Series("random of the same MACs", "disc", "random", 3.2, marks["random"]),
+        Series(f"chosen, by {NAMES[cost]}", "line", "chosen", 1.2, marks["selected"]),
+        Series("smallest and largest", "triangle", "extreme", 7, marks["extreme"]),
+        Series("chosen", "star", "chosen", 9, marks["selected"]),
     ]
     title = f"Test accuracy against {NAMES[cost]}"
     drawing = draw_chart(title, AXES[cost], _accuracy_axis(f"top-1 accuracy on {images} test images"), looks)
@@ -114,20 +115,20 @@ def validation_picture(found: Findings, cost: CostKey) -> Picture:
     images = found.images["val"]
     known = [k for k in found.known if getattr(k, cost) is not None]
     known.sort(key=attrgetter(cost))
-    points: dict[str, list[Point]] = {"selected": [], "candidate": [], "collected": [], "extreme": []}
+    marks: dict[str, list[Point]] = {"selected": [], "candidate": [], "collected": [], "extreme": []}
     short, same = short_names(found.selected), by_arch(found.selected)
     for k in known:
         label = k.name
         if k.kind == "selected":
             label = ", ".join(short[s.name] for s in same[k.arch])
-        points[_look(k.kind)].append(_known_point(k, cost, images, label))
+        marks[_look(k.kind)].append(_known_point(k, cost, images, label))
     costs = [float(getattr(k, cost)) for k in known]
     looks = [
-        Series("collected", "disc", "known", 3, points["collected"]),
-        Series("measured by the search", "disc", "random", 3, points["candidate"]),
+        Series("collected", "disc", "known", 3, marks["collected"]),
+        Series("measured by the search", "disc", "random", 3, marks["candidate"]),
         Series("front", "line", "ink", 1.3, _front_of(costs, known)),
-        Series("smallest and largest", "triangle", "extreme", 7, points["extreme"]),
-        Series("chosen", "star", "chosen", 9, points["selected"]),
+        Series("smallest and largest", "triangle", "extreme", 7, marks["extreme"]),
+        Series("chosen", "star", "chosen", 9, marks["selected"]),
     ]
     title = f"Validation accuracy against {NAMES[cost]}"
     accuracy = _accuracy_axis(f"top-1 accuracy on {images} validation images")
@@ -227,10 +228,10 @@ def describe_half(record: SelectedRecord) -> str:
         return ""
     if half.macs == record.macs:
         return "It keeps half of its limits already"
-    less = 100 * (record.expected_accuracy - half.expected_accuracy)
+    less = points(record.expected_accuracy, half.expected_accuracy)
     return (
         f"Half of the budget would give {_percent(half.expected_accuracy)} with {format_count(half.macs)} "
-        f"MACs (expected on validation images, {less:.1f} points less)"
+        f"MACs (expected on validation images, {less} less)"
     )
 
 

@@ -64,6 +64,21 @@ class LimitRecord(BaseModel):
         return f"{FLAGS[self.name]} {format_cost(self.name, self.limit, EXACT_DIGITS)}"
 
 
+class ProposedRecord(BaseModel):
+    """How good the predictions were of what a search proposed and then measured; none where it was too few.
+
+    predictions: how many.
+    tau: Kendall's tau-b of predicted and measured accuracies.
+    coverage: share of the measurements that are inside the intervals.
+    hopeful: mean of predicted - measured, in accuracy.
+    """
+
+    predictions: int
+    tau: float | None = None
+    coverage: float | None = None
+    hopeful: float | None = None
+
+
 class SelectedRecord(SubnetRecord):
     """A file of selected/: the subnet, how it was selected, and the other candidates, best first.
 
@@ -76,6 +91,7 @@ class SelectedRecord(SubnetRecord):
     pairs: int | None = None
     seed: int | None = None
     half: SubnetRecord | None = None
+    predicted_candidates: ProposedRecord | None = None
     candidates: tuple[SubnetRecord, ...] = ()
 
 

@@ -234,7 +234,36 @@ def _predictor_section(found: Findings, picture: Picture | None) -> list[str]:
             html_table(heads, [_band_row(*band) for band in bands]),
             small_print("Typical miss: the median of |predicted − measured|, in points of accuracy."),
         ]
+    parts += _proposed_table(found)
     return [html_grid([_figure(picture), "<div>" + "\n".join(parts) + "</div>"])]
+
+
+def _proposed_table(found: Findings) -> list[str]:
+    """How good the predictions were where they were used: on what each search proposed."""
+    rows = []
+    for subnet in found.selected:
+        quality = subnet.record.predicted_candidates
+        if quality is None or quality.coverage is None:
+            continue
+        hopeful = "–" if quality.hopeful is None else f"{100 * quality.hopeful:+.2f}"
+        row = [
+            html_cell(subnet.name),
+            html_cell(str(quality.predictions)),
+            html_cell("–" if quality.tau is None else _number(quality.tau)),
+            html_cell(hopeful),
+            html_cell(f"{quality.coverage:.0%}"),
+        ]
+        rows.append(row)
+    if not rows:
+        return []
+    return [
+        "<h3>On what each search proposed</h3>",
+        html_table(["search for", "subnets", "tau", "too hopeful by", "inside 90%"], rows),
+        small_print(
+            "Such subnets are better than collected ones and much alike, so the predictor ranks them worse. "
+            "Too hopeful by: the mean of predicted − measured, in points of accuracy."
+        ),
+    ]
 
 
 def _tau_row(name: str, pairs: CrossValidated) -> list[str]:
