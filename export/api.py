@@ -83,8 +83,7 @@ def to_onnx(
     written = write_file(job, target, path, max_drop)
     if written.manifest is None:
         raise UserError(f"'{path}' is not written: it {written.complaint}.")
-    note = (written.manifest.quantization or {}).get("note")
-    if note:
+    if note := (written.manifest.quantization or {}).get("note"):
         warnings.warn(f"{path.name}: {note}.", stacklevel=2)
     return written.manifest
 
