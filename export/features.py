@@ -23,7 +23,7 @@ from export.job import facts_of_run
 from export.manifest import manifest_path
 from export.pipeline import fit_to_target, traced_graph
 from export.source import ExportSource, NamedNetwork
-from export.targets import Target
+from export.targets.target import Target
 from export.verify import TOLERANCE, check_module, milliseconds
 from ofa.subnet import FEATURE_STRIDES, Subnet
 
@@ -160,7 +160,7 @@ def _write(work: _Work, target: Target, path: Path) -> WrittenFeatures:
     names = [f"stride{stride}" for stride in channels]
     model = traced_graph(work.module, work.example, names, target)
     fit_to_target(model, target)
-    complaint = check_model(model, path.name, count_parameters(work.subnet))
+    complaint = check_model(model, count_parameters(work.subnet))
     error, took = float("nan"), None
     path.parent.mkdir(parents=True, exist_ok=True)
     with work_folder(path.parent) as folder:

@@ -51,7 +51,8 @@ def _example(bundle: Bundle) -> str:
         if format_of(Path(file.file)).in_example:
             return (
                 f"    python {EXAMPLE} IMAGE            needs onnxruntime, numpy and pillow; classifies with "
-                f"{_code(file.file)}"
+                f"{_code(file.file)}\n"
+                f"    python {EXAMPLE} --check          proves this copy: the same numbers from the samples"
             )
     runtimes = list(dict.fromkeys(format_of(Path(file.file)).runtime for file in bundle.files))
     return (
@@ -109,6 +110,10 @@ def _input(bundle: Bundle) -> Iterator[str]:
 
 def _steps(how: dict[str, Any], file: Manifest) -> Iterator[str]:
     """What to do with an image file, one step a sentence, until it is the input."""
+    if how.get("baked") == "preprocessing":
+        yield "Decode it to 8 bits a channel, turned as its EXIF orientation says."
+        yield f"Give it, whatever its size, as {_tensor(file.input)}; the graph does the rest."
+        return
     side, size = how.get("center_crop") or how["image_size"], how["resize"][0]
     if "center_crop" in how:
         interpolation = _plain(how["resize_interpolation"])
@@ -146,11 +151,24 @@ def _files(bundle: Bundle) -> Iterator[str]:
     for file in bundle.files:
         made_for = f"{_plain(file.target)} | {_plain(file.precision)}"
         yield f"| {_code(file.file)} | {made_for} | {file.bytes} | {_code(file.sha256)} |"
+    for file in bundle.files:
+        if file.compiled is not None:
+            yield ""
+            yield (
+                f"{_code(file.file)} is compiled: {_plain(str(file.compiled))}. Its accuracy is that of an "
+                "emulator of the NPU."
+            )
 
 
 def _accuracy(bundle: Bundle) -> Iterator[str]:
     for file in bundle.files:
-        if file.accuracy is None:
+        if file.not_run is not None:
+            yield (
+                f"- {_code(file.file)} was not run where it was written ({_plain(file.not_run)}): nothing "
+                "of it is verified but its graph, shapes and precision."
+            )
+            continue
+        if file.accuracy is None or file.parity is None:
             yield f"- {_code(file.file)}: not known."
             continue
         said, (low, high) = file.accuracy, wilson_interval(file.accuracy.file, file.accuracy.images)

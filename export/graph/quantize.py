@@ -100,7 +100,12 @@ def quantize(
     with silent():
         # Shapes only. onnxruntime's optimiser would write HardSwish as HardSigmoid and Mul, whose product of
         # two rounded tensors is worse, and would import every domain of operators that it knows.
-        quant_pre_process(model, str(prepared), skip_optimization=True)
+        try:
+            quant_pre_process(model, str(prepared), skip_optimization=True)
+        except Exception:
+            # onnxruntime's own inference of shapes fails on some means over axes that depend on shapes, with
+            # errors of many kinds. ONNX's inference, which follows it, knows enough for convolutions.
+            quant_pre_process(model, str(prepared), skip_optimization=True, skip_symbolic_shape=True)
     quantizer = _Quantizer(prepared, out, calibration, scheme)
     layers = quantizer.layers
     ranked: list[str] = []  # filled when 8 bits everywhere turn out not to hold
