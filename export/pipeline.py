@@ -1,6 +1,6 @@
 """From a torch module to a file for one target, which gets its name only after it was compared with torch.
 
-`export.to_onnx`, `python -m export.onnx` and `python -m export.executorch` share this module. Some formats
+`export.to_onnx` and `python -m export.onnx` share this module. Some formats
 are written from the ONNX graph, others from the torch module; each kind has one function here, and everything
 else is the same for both.
 """
