@@ -17,7 +17,7 @@ from engine.errors import UserError
 from engine.statistics import format_accuracy
 from export.bake import Bake, Layout
 from export.features import FOLDER, check_targets, write_features
-from export.formats import find_format
+from export.formats import find_format, format_of
 from export.job import ExportJob, job_of_run
 from export.manifest import Manifest
 from export.pipeline import Written, write_file
@@ -168,11 +168,12 @@ class Export(RunCommand):
             f"top-1 on validation images; ms here: one image with {torch.get_num_threads()} thread(s) of "
             "this CPU"
         )
+        timed = [path for path in kept if not format_of(path).not_timed_here()]
         if self.arch is None and source.searchable:
             # Networks that selection chose, which is what the report is about.
             say(f"next: python -m predictors.report{run_flag(self.run)}")
-        elif kept:
-            say(f"next: python -m export.benchmark {shlex.quote(str(kept[0]))}")
+        elif timed:
+            say(f"next: python -m export.benchmark {shlex.quote(str(timed[0]))}")
         return 1 if failed else 0
 
     def _export_features(self, targets: list[Target]) -> int:

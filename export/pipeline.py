@@ -135,6 +135,7 @@ def _prove(job: ExportJob, target: Target, file_format: Format, path: Path, max_
             _embed(facts, candidate.model, job, target, file)
         # Timed last, as a file that fails is not worth the time. The time is not in the file's own metadata,
         # since exporting twice shall give the same bytes.
+        facts["milliseconds"] = None
         if not file_format.not_timed_here():
             facts["milliseconds"] = round(milliseconds(file, job.example), 4)
         parts = file_format.parts(file)

@@ -94,6 +94,10 @@ class QnnFormat(Format):
         """Never: an emulator's time and memory are not the NPU's."""
         raise ValueError(self.not_timed_here())
 
+    def versions(self) -> dict[str, str]:
+        """The provider's version and onnxruntime's."""
+        return super().versions() | {"onnxruntime": ort.__version__}
+
     def not_timed_here(self) -> str:
         """The chip is emulated."""
         return "an emulator of the NPU runs it here, whose time and memory are not the phone's"
