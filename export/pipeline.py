@@ -329,11 +329,8 @@ def _embed(
     assert np.array_equal(after, before), "metadata changed what the file computes"
 
 
-def _facts(
-    job: ExportJob, target: Target, name: str, candidate: _Candidate, parity: Parity
-) -> dict[str, Any]:
-    """The manifest of one file, without its time, size and hash."""
-    reference, model, quantized = job.reference, candidate.model, candidate.quantized
+def _input_and_output(job: ExportJob, target: Target) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The manifest's description of what the file takes and gives."""
     # Images of different sizes cannot be given together.
     batch = "batch" if target.batch == "any" and job.crop is None else 1
     sides = list(job.example.shape[1:])
@@ -349,8 +346,17 @@ def _facts(
         "name": _output_name(job),
         "dtype": "float32",
         "layout": "NC",
-        "shape": [batch, reference.output_NK.shape[1]],
+        "shape": [batch, job.reference.output_NK.shape[1]],
     }
+    return image, output
+
+
+def _facts(
+    job: ExportJob, target: Target, name: str, candidate: _Candidate, parity: Parity
+) -> dict[str, Any]:
+    """The manifest of one file, without its time, size and hash."""
+    reference, model, quantized = job.reference, candidate.model, candidate.quantized
+    image, output = _input_and_output(job, target)
     file_format = find_format(target.format)
     known = dict(job.facts)
     # What selection expected belongs to the accuracies, where the reader compares them.
