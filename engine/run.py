@@ -334,10 +334,14 @@ class Run:
         return run
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def digest(*paths: Path) -> str:
+    """SHA-256 of a file, or of several one after the other, in hexadecimal."""
+    found = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                found.update(block)
+    return found.hexdigest()
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:

@@ -18,7 +18,8 @@ from export.graph.gate import split_images
 from export.job import ExportJob
 from export.manifest import Manifest
 from export.pipeline import check_folder, check_path, write_file
-from export.targets import Target, find_target
+from export.targets import find_target
+from export.targets.target import Target
 from export.verify import Batches, Parity, check_module, compare_file, reference_outputs
 
 # Images that are compared at once: a file with a free batch axis must be right for more than one image.

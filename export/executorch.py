@@ -17,7 +17,8 @@ from export.formats import find_format
 from export.job import job_of_run
 from export.pipeline import write_file
 from export.source import open_export_source
-from export.targets import Target, find_target
+from export.targets import find_target
+from export.targets.target import Target
 from ofa.trained import RunCommand
 
 # No limit on lost accuracy: logits that are equal within the tolerance decide as torch does, except in a tie,
@@ -50,7 +51,7 @@ class ExecuTorch(RunCommand):
         if self.threads:
             torch.set_num_threads(self.threads)
         target = find_target("executorch")
-        find_format(target.format).check_installed()
+        find_format(target.format).check_installed(to_write=True)
         with self.write_lock():
             return self._export(target)
 

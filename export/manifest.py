@@ -55,14 +55,40 @@ class Accuracy(BaseModel):
     split: str = "val"
 
 
+class Compiled(BaseModel):
+    """What a compiler for an NPU made of the graph.
+
+    Args:
+        chip, npu: what the file is for, as the compiler wrote it into the file; None if it did not.
+        contexts: programs for the NPU. The whole graph is on it if this is 1 and nothing is `outside`.
+        outside: operators of the nodes that stayed with onnxruntime's CPU provider.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    chip: str | None
+    npu: str | None
+    contexts: int
+    outside: tuple[str, ...]
+
+    def __str__(self) -> str:
+        made_for = f"for {self.chip or 'an unknown chip'} ({self.npu or 'unknown NPU'})"
+        if self.contexts == 1 and not self.outside:
+            return f"one context {made_for}"
+        kinds = ", ".join(sorted(set(self.outside)))
+        rest = f", {len(self.outside)} nodes outside ({kinds})" if self.outside else ""
+        return f"{self.contexts} contexts{rest} {made_for}"
+
+
 class Manifest(BaseModel):
     """One exported file. A later version may write more keys.
 
     features are the outputs of a backbone, of which `output` is the last; None for a classifier.
     weights says whose weights the training started from: nothing where it started from scratch.
     weights_sha256 is that of the run's weights.safetensors; None for a module that comes from no run.
-    milliseconds is the time of one image where the file was written. Formats that are no ONNX graph have
-    neither opset nor ir_version.
+    milliseconds is the time of one image where the file was written; None where that tells nothing of the
+    device. Formats that are no ONNX graph have neither opset nor ir_version. not_run says why the file was
+    not run where it was written: then nothing was compared, and parity is None.
     """
 
     # Later versions, and `facts` of export.to_onnx, add keys; bundles carry all of them on.
@@ -83,9 +109,11 @@ class Manifest(BaseModel):
     macs: PositiveInt
     params: PositiveInt
     accuracy: Accuracy | None
-    parity: dict[str, Any]
+    parity: dict[str, Any] | None
+    not_run: str | None = None
+    compiled: Compiled | None = None
     quantization: dict[str, Any] | None
-    milliseconds: FiniteFloat
+    milliseconds: FiniteFloat | None = None
     opset: int | None
     ir_version: int | None
     bytes: int
@@ -134,14 +162,18 @@ def read_manifest(path: Path | str, check: bool = True) -> Manifest:
     manifest = validate(Manifest, read_json(beside), str(beside))
     if not check:
         return manifest
-    size = path.stat().st_size
+    parts = format_of(path).parts(path)
+    for part in parts:
+        if not part.is_file():
+            raise UserError(f"'{path}' has no '{part.name}' beside it, which is a part of it; copy that too.")
+    size = sum(part.stat().st_size for part in parts)
     # The size is compared first: it is known at once, and tells the usual damage, a copy that was cut off.
     if size != manifest.bytes:
         raise UserError(
             f"'{path}' has {size} bytes, but {manifest.bytes} were verified; it is truncated or changed: "
             "copy it again."
         )
-    if digest(path) != manifest.sha256:
+    if digest(*parts) != manifest.sha256:
         raise UserError(
             f"'{path}' is not, byte for byte, the file that was verified (SHA-256 differs); copy it or "
             "export it again."

@@ -23,7 +23,8 @@ from export.manifest import Manifest
 from export.pipeline import Written, write_file
 from export.recurrent import export_step, is_language
 from export.source import open_export_source
-from export.targets import Target, find_targets
+from export.targets import find_targets
+from export.targets.target import Target
 from ofa.trained import RunCommand, run_flag
 
 
@@ -114,7 +115,7 @@ class Export(RunCommand):
         targets = find_targets(self.target)
         for target in targets:
             # A missing runtime is reported before anything is calibrated for a file.
-            find_format(target.format).check_installed()
+            find_format(target.format).check_installed(to_write=True)
         with self.write_lock():
             return self._export(targets)
 
@@ -245,7 +246,8 @@ def _row(path: Path, job: ExportJob, written: Written) -> list[str]:
     manifest = written.manifest
     if manifest is None:
         return [path.name, "-", "-", torch_accuracy, *numbers, written.complaint]
-    size, took = f"{manifest.bytes / 1e6:.2f} MB", f"{manifest.milliseconds:.3g}"
+    size = f"{manifest.bytes / 1e6:.2f} MB"
+    took = "-" if manifest.milliseconds is None else f"{manifest.milliseconds:.3g}"
     return [path.name, size, took, torch_accuracy, *numbers, _verdict(manifest)]
 
 
@@ -258,7 +260,11 @@ def _gate_note(written: Written) -> str:
 
 
 def _verdict(manifest: Manifest) -> str:
-    """The verdict on a file that passed: equal to torch, or in which precision it is."""
+    """The verdict on a file that passed: equal to torch, or in which precision it is, and for which chip."""
+    if manifest.not_run is not None:
+        return f"{manifest.precision}, not run here"
+    if manifest.compiled is not None:
+        return f"{manifest.precision}, {manifest.compiled}"
     if manifest.quantization is None:
         return "equal" if manifest.precision == "float32" else manifest.precision
     kept, layers = len(manifest.quantization["float_layers"]), manifest.quantization["layers"]

@@ -5,28 +5,24 @@ are written from the ONNX graph, others from the torch module; each kind has one
 else is the same for both.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-import torch
-from torch import nn
 
 from engine.errors import UserError
-from engine.onnx_file import set_metadata, to_proto
+from engine.onnx_file import set_metadata
 from engine.run import digest, versions, write_json
 from engine.runs.writing import publish, work_folder
 from engine.statistics import paired_drop_interval
 from export.bake import CenterCrop
 from export.formats import find_format
-from export.formats.format import Array, Format
+from export.formats.format import Format, Quantization
 from export.formats.onnx import first_line
 from export.graph.checks import check_model
 from export.graph.gate import gate_note
-from export.graph.norms import fold_norms
-from export.graph.operators import drop_unused_domains, plain_operators, to_float16
+from export.graph.operators import drop_unused_domains, to_float16
 from export.graph.preparation import (
     check_behind_preparation,
     check_preparation,
@@ -34,9 +30,10 @@ from export.graph.preparation import (
     put_in_front,
 )
 from export.graph.quantize import ROUNDING, Quantized, Scheme, quantize
+from export.graph.tracing import fit_to_target, traced_graph
 from export.job import ExportJob
 from export.manifest import Manifest, is_manifest, manifest_path
-from export.targets import Target
+from export.targets.target import Target
 from export.verify import Parity, compare_file, milliseconds
 
 
@@ -45,7 +42,7 @@ class Written(NamedTuple):
 
     Args:
         manifest: what its manifest says; None if the file failed and was not kept.
-        parity: how far it was from torch; None if it was refused before it was run.
+        parity: how far it was from torch; None if it was refused before it was run, or cannot be run here.
         complaint: half a sentence on what is wrong; empty if the file was kept.
     """
 
@@ -57,7 +54,7 @@ class Written(NamedTuple):
 class _Candidate(NamedTuple):
     """A file under a temporary name, before anybody decides about it.
 
-    parity: how far it is from torch; None if it was refused before it was run.
+    parity: how far it is from torch; None if it was refused before it was run, or cannot be run here.
     complaint: what is wrong with it; may be empty.
     model: its graph, if it was written from one.
     quantized: what became of its quantisation, if it is an 8-bit file.
@@ -83,7 +80,7 @@ def write_file(job: ExportJob, target: Target, path: Path, max_drop: float) -> W
             one for this target.
     """
     file_format = check_path(path, target)
-    file_format.check_installed()
+    file_format.check_installed(to_write=True)
     if job.crop is not None and not file_format.in_example:
         raise UserError(
             f"Target {target.name} cannot take images of any size, which --bake preprocessing asks for; bake "
@@ -133,7 +130,7 @@ def check_path(path: Path, target: Target) -> Format:
         UserError: the path does not end as the names of its files do.
     """
     file_format = find_format(target.format)
-    if path.suffix != file_format.suffix:
+    if not file_format.has(path):
         raise UserError(f"Target {target.name} writes {file_format.suffix} files; name '{path}' so.")
     return file_format
 
@@ -156,19 +153,21 @@ def _prove(job: ExportJob, target: Target, file_format: Format, path: Path, max_
             candidate = _from_graph(job, target, file_format, file, max_drop)
         else:
             assert file_format.written_from == "module"
-            candidate = _from_module(job, file_format, file)
+            candidate = _from_module(job, target, file_format, file)
         parity, complaint = candidate.parity, candidate.complaint
         if parity is not None and not complaint:
             complaint = _lost(job, parity, max_drop)
-        if parity is None or complaint:
+        if complaint:
             return Written(None, parity, complaint)
-        facts = _facts(job, target, path.name, candidate, parity)
+        facts = _facts(job, target, path.name, candidate) | file_format.facts(file)
         if candidate.model is not None:
-            _embed(facts, candidate.model, job, file_format, file)
+            _embed(facts, candidate.model, job, target, file)
         # Timed last, as a file that fails is not worth the time. The time is not in the file's own metadata,
         # since exporting twice shall give the same bytes.
-        facts["milliseconds"] = round(milliseconds(file, job.example), 4)
-        facts |= {"bytes": file.stat().st_size, "sha256": digest(file)}
+        if not file_format.not_timed_here():
+            facts["milliseconds"] = round(milliseconds(file, job.example), 4)
+        parts = file_format.parts(file)
+        facts |= {"bytes": sum(part.stat().st_size for part in parts), "sha256": digest(*parts)}
         # The manifest comes last: until then the old one, if any, says that the file is not the verified one.
         for new, place in zip(file_format.side_files(file), file_format.side_files(path), strict=True):
             publish(new, place)
@@ -197,10 +196,7 @@ def _from_graph(
     if target.precision == "float16":
         model = to_float16(model)
     elif target.is_quantized:
-        if not job.calibration:
-            raise UserError(
-                f"Target {target.name} is quantised, for which it needs images to calibrate with; give some."
-            )
+        _check_calibration(job, target)
         work = file.parent / "int8.onnx"
         scheme = Scheme(
             activation_bits=16 if target.precision == "a16w8" else 8,
@@ -221,22 +217,21 @@ def _from_graph(
             return _Candidate(quantized.parity, quantized.complaint)
         model = onnx.load(work)
     drop_unused_domains(model)
-    file_format.write_graph(model, file)
+    file_format.write_graph(model, file, target.chip)
     # An 8-bit graph was compared as .onnx; this is the file itself, which another tool may have written.
     parity = compare_file(job.reference, file, exact=target.sums == "exact")
     complaint = parity.complaint(target.precision)
     if job.crop is not None and not complaint:
-        complaint = _put_preparation_in_front(model, file_format, file, job.crop)
+        complaint = _put_preparation_in_front(model, target, file, job.crop)
     return _Candidate(parity, complaint, model, quantized)
 
 
-def _put_preparation_in_front(
-    model: onnx.ModelProto, file_format: Format, file: Path, crop: CenterCrop
-) -> str:
+def _put_preparation_in_front(model: onnx.ModelProto, target: Target, file: Path, crop: CenterCrop) -> str:
     """Write a file again with resize and crop in it; returns half a sentence on what is wrong, or nothing.
 
     The preparation is compared with Pillow's, and the whole file with the network that was compared before.
     """
+    file_format = find_format(target.format)
     channels = model.graph.input[0].type.tensor_type.shape.dim[3].dim_value
     opset = next(entry.version for entry in model.opset_import if entry.domain == "")
     complaint = check_preparation(crop, channels, opset)
@@ -245,15 +240,40 @@ def _put_preparation_in_front(
     network = file_format.open(file)
     wanted = [network(pixels) for pixels in crops_to_try(crop, channels, opset)]
     put_in_front(model, crop, channels)
-    file_format.write_graph(model, file)
+    file_format.write_graph(model, file, target.chip)
     return check_behind_preparation(file_format.open(file), wanted, crop, channels)
 
 
-def _from_module(job: ExportJob, file_format: Format, file: Path) -> _Candidate:
+def _from_module(job: ExportJob, target: Target, file_format: Format, file: Path) -> _Candidate:
     """Write and compare a file of a format that is written from the torch module."""
-    file_format.write_module(job.module, job.example[:1], file)
+    if target.is_quantized:
+        _check_calibration(job, target)
+        bits = 16 if target.precision == "a16w8" else 8
+        scheme = Quantization(bits, target.quantized_operators == "all")
+        file_format.write_quantized(job.module, job.calibration, file, scheme)
+    else:
+        file_format.write_module(job.module, job.example[:1], file, target.precision)
+    if file_format.not_run_here():
+        return _Candidate(None, "")
     parity = compare_file(job.reference, file)
-    return _Candidate(parity, parity.complaint("float32"))
+    quantized = None
+    if target.is_quantized:
+        layers = sum(isinstance(part, nn.Conv2d | nn.Linear) for part in job.module.modules())
+        drop = 100 * (job.reference.accuracy - parity.accuracy)
+        quantized = Quantized(parity, drop, layers, (), "")
+    return _Candidate(parity, parity.complaint(target.precision), quantized=quantized)
+
+
+def _check_calibration(job: ExportJob, target: Target) -> None:
+    """Refuse a quantised target where there are no images.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not job.calibration:
+        raise UserError(
+            f"Target {target.name} is quantised, for which it needs images to calibrate with; give some."
+        )
 
 
 def _graph(job: ExportJob, target: Target) -> onnx.ModelProto:
@@ -269,62 +289,18 @@ def _graph(job: ExportJob, target: Target) -> onnx.ModelProto:
     return model
 
 
-def traced_graph(
-    module: nn.Module, example: Array, outputs: Sequence[str], target: Target
-) -> onnx.ModelProto:
-    """The graph as torch writes it, with the batch axis and the opset of the target.
-
-    Args:
-        module: in eval mode.
-        example: two inputs or more.
-        outputs: names of the outputs.
-        target: the kind of device.
-
-    Raises:
-        UserError: torch cannot export the module.
-    """
-    any_batch = target.batch == "any"
-    inputs = torch.from_numpy(example if any_batch else example[:1])
-    try:
-        model = to_proto(module, inputs, any_batch=any_batch, outputs=outputs, opset=target.opset)
-    except torch.onnx.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise UserError(
-            f"torch cannot export {type(module).__name__} as ONNX: {reason}; its forward must not "
-            "depend on the values of the image."
-        ) from None
-    # torch fixes an axis without an error where the code makes a Python number of its length.
-    if any_batch and not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
-        raise UserError(
-            f"{type(module).__name__} uses the number of images as a Python number, so its file would take "
-            f"{len(example)} at a time; keep x.shape[0] as it is in forward, without int() or a loop over "
-            "images, or choose a target with batch: one, such as web."
-        )
-    return model
-
-
-def fit_to_target(model: onnx.ModelProto, target: Target) -> None:
-    """Bring a graph, in place, into the form of the target: norms folded, file version, operators."""
-    fold_norms(model)
-    # Runtimes refuse a file version that is newer than they are.
-    model.ir_version = min(model.ir_version, target.ir)
-    if target.activations == "relu6":
-        plain_operators(model)
-
-
 def _output_name(job: ExportJob) -> str:
     return "probabilities" if job.probabilities else "logits"
 
 
-def _embed(
-    facts: dict[str, Any], model: onnx.ModelProto, job: ExportJob, file_format: Format, file: Path
-) -> None:
+def _embed(facts: dict[str, Any], model: onnx.ModelProto, job: ExportJob, target: Target, file: Path) -> None:
     """Write the file again with the facts as metadata, and make sure that it computes the same."""
+    file_format = find_format(target.format)
     # The metadata holds the accuracy, which is known only after the file was run, so it is written twice.
     images = next(iter(job.reference.batches()))[0]
     before = file_format.open(file)(images)
     set_metadata(model, {key: value for key, value in facts.items() if value is not None})
-    file_format.write_graph(model, file)
+    file_format.write_graph(model, file, target.chip)
     after = file_format.open(file)(images)
     assert np.array_equal(after, before), "metadata changed what the file computes"
 
@@ -351,38 +327,29 @@ def _input_and_output(job: ExportJob, target: Target) -> tuple[dict[str, Any], d
     return image, output
 
 
-def _facts(
-    job: ExportJob, target: Target, name: str, candidate: _Candidate, parity: Parity
-) -> dict[str, Any]:
+def _facts(job: ExportJob, target: Target, name: str, candidate: _Candidate) -> dict[str, Any]:
     """The manifest of one file, without its time, size and hash."""
-    reference, model, quantized = job.reference, candidate.model, candidate.quantized
+    reference, model, parity = job.reference, candidate.model, candidate.parity
     image, output = _input_and_output(job, target)
     file_format = find_format(target.format)
     known = dict(job.facts)
     # What selection expected belongs to the accuracies, where the reader compares them.
-    accuracy = {
-        "predicted": known.pop("predicted_accuracy", None),
-        "torch": reference.accuracy,
-        "file": parity.accuracy,
-        "images": parity.images,
-        "split": "val",
-    }
+    predicted = known.pop("predicted_accuracy", None)
+    accuracy = compared = None
+    if parity is not None:
+        # The sizes of the batches that were compared: one image, and several.
+        compared = parity._asdict() | {"batches": [1, len(next(iter(reference.batches()))[0])]}
+    if parity is not None and reference.labelled:
+        accuracy = {
+            "predicted": predicted,
+            "torch": reference.accuracy,
+            "file": parity.accuracy,
+            "images": parity.images,
+            "split": "val",
+        }
     opset = None
     if model is not None:
         opset = next(entry.version for entry in model.opset_import if entry.domain == "")
-    quantization = None
-    if quantized is not None:
-        calibration_images = sum(len(batch) for batch in job.calibration)
-        interval = paired_drop_interval(parity.lost, parity.gained, parity.images)
-        quantization = {
-            "float_layers": list(quantized.float_layers),
-            "layers": quantized.layers,
-            "calibration_images": calibration_images,
-            "drop": quantized.drop,
-            "drop_interval": [round(100 * share, 2) for share in interval],
-            "sums": target.sums,
-            "note": gate_note(parity.images, calibration_images),
-        }
     return {
         "file": name,
         "target": target.name,
@@ -390,11 +357,29 @@ def _facts(
         "input": image,
         "output": output,
         **known,
-        "accuracy": accuracy if reference.labelled else None,
-        # The sizes of the batches that were compared: one image, and several.
-        "parity": parity._asdict() | {"batches": [1, len(next(iter(reference.batches()))[0])]},
-        "quantization": quantization,
+        "accuracy": accuracy,
+        "parity": compared,
+        "not_run": file_format.not_run_here() or None,
+        "quantization": _quantization(job, target, candidate),
         "opset": opset,
         "ir_version": None if model is None else model.ir_version,
-        "versions": {file_format.package: file_format.version()} | versions(),
+        "versions": file_format.versions() | versions(),
+    }
+
+
+def _quantization(job: ExportJob, target: Target, candidate: _Candidate) -> dict[str, Any] | None:
+    """What the manifest says of a quantised file."""
+    parity, quantized = candidate.parity, candidate.quantized
+    if quantized is None or parity is None:
+        return None
+    calibration_images = sum(len(batch) for batch in job.calibration)
+    interval = paired_drop_interval(parity.lost, parity.gained, parity.images)
+    return {
+        "float_layers": list(quantized.float_layers),
+        "layers": quantized.layers,
+        "calibration_images": calibration_images,
+        "drop": quantized.drop,
+        "drop_interval": [round(100 * share, 2) for share in interval],
+        "sums": target.sums,
+        "note": gate_note(parity.images, calibration_images),
     }

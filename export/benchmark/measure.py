@@ -90,6 +90,8 @@ def open_model_file(name: str, path: Path, threads: int) -> ModelFile:
             "folder."
         )
     file_format.check_installed()
+    if reason := file_format.not_timed_here():
+        raise UserError(f"Model file '{path}' cannot be timed on this machine: {reason}; leave it out.")
     beside, manifest = manifest_path(path), {}
     # A JSON file of that name may be somebody else's.
     if beside.is_file() and is_manifest(beside):
@@ -211,7 +213,7 @@ def row_of(file: ModelFile, timing: Timing, threads: int) -> dict[str, Any]:
     operators = file.probe.operators
     row: dict[str, Any] = {
         "file": file.name,
-        "bytes": file.path.stat().st_size,
+        "bytes": sum(part.stat().st_size for part in format_of(file.path).parts(file.path)),
         "input": "x".join(map(str, file.probe.shape)),
         "val_accuracy": file.accuracy,
         "val_images": file.images,

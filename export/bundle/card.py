@@ -151,11 +151,24 @@ def _files(bundle: Bundle) -> Iterator[str]:
     for file in bundle.files:
         made_for = f"{_plain(file.target)} | {_plain(file.precision)}"
         yield f"| {_code(file.file)} | {made_for} | {file.bytes} | {_code(file.sha256)} |"
+    for file in bundle.files:
+        if file.compiled is not None:
+            yield ""
+            yield (
+                f"{_code(file.file)} is compiled: {_plain(str(file.compiled))}. Its accuracy is that of an "
+                "emulator of the NPU."
+            )
 
 
 def _accuracy(bundle: Bundle) -> Iterator[str]:
     for file in bundle.files:
-        if file.accuracy is None:
+        if file.not_run is not None:
+            yield (
+                f"- {_code(file.file)} was not run where it was written ({_plain(file.not_run)}): nothing "
+                "of it is verified but its graph, shapes and precision."
+            )
+            continue
+        if file.accuracy is None or file.parity is None:
             yield f"- {_code(file.file)}: not known."
             continue
         said, (low, high) = file.accuracy, wilson_interval(file.accuracy.file, file.accuracy.images)

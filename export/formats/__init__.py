@@ -8,14 +8,24 @@ from pathlib import Path
 from engine.errors import UserError, nearest
 from export.formats.executorch import ExecuTorchFormat
 from export.formats.format import Format, Runtime
+from export.formats.litert import LiteRtFormat
+from export.formats.mlpackage import MlPackageFormat
+from export.formats.mnn import MnnFormat
+from export.formats.ncnn import NcnnFormat
 from export.formats.onnx import OnnxFormat
 from export.formats.openvino import OpenVinoRuntime
 from export.formats.ort import OrtFormat
+from export.formats.qnn import QnnFormat
 
 # The plainest first: bundles list their files in this order, and examples take the first.
 FORMATS: list[Format] = [
     OnnxFormat(),
     OrtFormat(),
+    QnnFormat(),
+    LiteRtFormat(),
+    MlPackageFormat(),
+    NcnnFormat(),
+    MnnFormat(),
     ExecuTorchFormat(),
 ]
 # Runtimes that have no format of their own and read files of one above.
@@ -41,7 +51,7 @@ def format_of(path: Path) -> Format:
         UserError: its name ends in none of the known ways.
     """
     for member in FORMATS:
-        if member.suffix == path.suffix:
+        if member.has(path):
             return member
     # No format is assumed for other names: such a file would fail somewhere in a runtime.
     raise UserError(f"'{path}' is not a model file: its name must end in {known_suffixes()}.")
@@ -49,7 +59,7 @@ def format_of(path: Path) -> Format:
 
 def is_model_file(path: Path) -> bool:
     """Whether a file's name ends as that of a known format."""
-    return any(member.suffix == path.suffix for member in FORMATS)
+    return any(member.has(path) for member in FORMATS)
 
 
 def known_suffixes() -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.errors import UserError
-from export.formats.format import Array, Format, LoadedModel, Run
+from export.formats.format import Array, Format, LoadedModel, Precision, Run
 from export.formats.onnx import damaged, first_line
 from export.formats.silence import silent
 
@@ -32,7 +32,7 @@ class ExecuTorchFormat(Format):
     manifest_suffix = ".executorch.json"
     _resets = 0  # how often the threads of this process were replaced
 
-    def write_module(self, module: "nn.Module", example: Array, path: Path) -> None:
+    def write_module(self, module: "nn.Module", example: Array, path: Path, precision: Precision) -> None:
         """The module for one image, given to XNNPACK wherever that can take it."""
         # Imported here, since the process that measures memory reads this file and must not hold torch.
         import torch

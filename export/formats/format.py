@@ -3,7 +3,7 @@
 import importlib.metadata
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -38,6 +38,18 @@ class LoadedModel(NamedTuple):
     run: Callable[[], Array]
 
 
+class Quantization(NamedTuple):
+    """How a format that is written from the module quantises.
+
+    Args:
+        activation_bits: 8 or 16.
+        every_operator: also those that CPUs have no integer kernel for, as NPUs want it.
+    """
+
+    activation_bits: int
+    every_operator: bool
+
+
 class Runtime(ABC):
     """A program that runs model files.
 
@@ -45,11 +57,13 @@ class Runtime(ABC):
         runtime: its name in sentences.
         package: its distribution, which is also the module to import.
         extra: the extra of ofa-toolkit that installs it; none if the toolkit needs it anyway.
+        writers: further modules of that extra, without which files can be run but not written.
     """
 
     runtime: ClassVar[str]
     package: ClassVar[str]
     extra: ClassVar[str | None] = None
+    writers: ClassVar[tuple[str, ...]] = ()
 
     def installed(self) -> bool:
         """Whether the runtime can be imported here."""
@@ -58,13 +72,17 @@ class Runtime(ABC):
 
     def version(self) -> str:
         """The installed version; empty if the package says none."""
-        try:
-            return importlib.metadata.version(self.package)
-        except importlib.metadata.PackageNotFoundError:
-            return ""
+        return _version(self.package)
 
-    def check_installed(self) -> None:
+    def versions(self) -> dict[str, str]:
+        """The versions of what writes and runs its files, by package."""
+        return {self.package: self.version()} | {name: _version(name) for name in self.writers}
+
+    def check_installed(self, to_write: bool = False) -> None:
         """Do nothing if the runtime is installed.
+
+        Args:
+            to_write: also ask for what writes its files.
 
         Raises:
             UserError: it is not.
@@ -72,6 +90,13 @@ class Runtime(ABC):
         if not self.installed():
             assert self.extra is not None, "a runtime without an extra is always installed"
             raise UserError(f"{self.runtime} is not installed; run {install_command(self.extra)}.")
+        for module in self.writers if to_write else ():
+            if importlib.util.find_spec(module) is None:
+                assert self.extra is not None, "what the toolkit needs anyway is always installed"
+                raise UserError(
+                    f"{module} is not installed, which writes files for {self.runtime}; run "
+                    f"{install_command(self.extra)}."
+                )
 
     @abstractmethod
     def open(self, path: Path, exact: bool = True) -> Run:
@@ -91,15 +116,19 @@ class Format(Runtime):
     """A kind of model file: how it is written, run and measured. One file of this package defines one.
 
     A format defines `open` and `load`, and either `write_graph` or `write_module`, as `written_from` says.
-    The other methods have defaults that suit a runtime without profiler.
+    A format that is written from the module and has 8-bit files defines `write_quantized` too. The other
+    methods have defaults that suit a runtime without profiler, which runs here.
 
     Attributes:
         name: as in the field `format` of a target.
-        suffix: how the names of its files end.
+        suffix: how the names of its files end; may have two dots.
         written_from: "graph": the target's ONNX graph; "module": the torch module itself.
         precisions: those that a target may ask for.
         one_image: whether a file takes one image at a time, so that a target must say `batch: one`.
         side_suffixes: files that belong to a model file and have its name with these endings.
+        part_suffixes: those of them that hold a part of the model; the manifest's size and SHA-256 cover
+            them.
+        chips: the names that a target may give as `chip`, if a file is for one chip.
         manifest_suffix: how the manifest's name ends.
         in_example: whether the bundle's classify.py, which has only onnxruntime, runs its files.
         in_browser: whether onnxruntime-web runs its files.
@@ -111,18 +140,58 @@ class Format(Runtime):
     precisions: ClassVar[tuple[Precision, ...]] = ("float32",)
     one_image: ClassVar[bool] = False
     side_suffixes: ClassVar[tuple[str, ...]] = ()
+    part_suffixes: ClassVar[tuple[str, ...]] = ()
+    chips: ClassVar[tuple[str, ...]] = ()
     manifest_suffix: ClassVar[str] = ".json"
     in_example: ClassVar[bool] = False
     in_browser: ClassVar[bool] = False
 
     # Not abstract: a format is written from one of the two, and `written_from` says from which.
-    def write_graph(self, model: "onnx.ModelProto", path: Path) -> None:
-        """Write an ONNX model, and the side files beside it."""
+    def write_graph(self, model: "onnx.ModelProto", path: Path, chip: str | None = None) -> None:
+        """Write an ONNX model, and the side files beside it.
+
+        Args:
+            model: in the precision of the target.
+            path: the file, in a folder for temporary files.
+            chip: one of `chips`, if the format has some; none: the first.
+        """
         raise NotImplementedError
 
-    def write_module(self, module: "nn.Module", example: Array, path: Path) -> None:
-        """Write a torch module (eval mode, CPU, float32) that takes inputs like `example` (1, ...)."""
+    def write_module(self, module: "nn.Module", example: Array, path: Path, precision: Precision) -> None:
+        """Write a torch module (eval mode, CPU, float32) that takes inputs like `example` (1, ...).
+
+        Args:
+            module: the network.
+            example: one input.
+            path: the file, in a folder for temporary files.
+            precision: float32 or float16, if the format has it.
+        """
         raise NotImplementedError
+
+    def write_quantized(
+        self, module: "nn.Module", calibration: Sequence[Array], path: Path, scheme: "Quantization"
+    ) -> None:
+        """Write a torch module with 8-bit weights and integer activations, every layer of it.
+
+        Args:
+            module: as in `write_module`.
+            calibration: batches of inputs (N, ...), from which the ranges are taken.
+            path: the file, in a folder for temporary files.
+            scheme: which integers.
+        """
+        raise NotImplementedError
+
+    def facts(self, path: Path) -> dict[str, Any]:
+        """Further keys of the manifest, which only this format can tell of a file."""
+        return {}
+
+    def not_run_here(self) -> str:
+        """Why no file can be run on this machine, as a clause; empty if they can."""
+        return ""
+
+    def not_timed_here(self) -> str:
+        """Why the time of a file on this machine tells nothing, as a clause; empty if it does."""
+        return self.not_run_here()
 
     def import_runtime(self) -> None:
         """Import what runs the files, so that memory taken afterwards is that of a file."""
@@ -147,10 +216,30 @@ class Format(Runtime):
         """The ONNX graph in a file; none if the file holds none."""
         return None
 
+    def has(self, path: Path) -> bool:
+        """Whether a file's name ends as those of this format."""
+        return path.name.endswith(self.suffix)
+
     def manifest_path(self, path: Path) -> Path:
         """Where the manifest of a model file is."""
-        return path.with_suffix(self.manifest_suffix)
+        return self._beside(path, self.manifest_suffix)
 
     def side_files(self, path: Path) -> list[Path]:
         """What belongs to a model file beside its manifest, whether it is there or not."""
-        return [path.with_suffix(suffix) for suffix in self.side_suffixes]
+        return [self._beside(path, suffix) for suffix in self.side_suffixes]
+
+    def parts(self, path: Path) -> list[Path]:
+        """The files that hold the model: the model file itself first."""
+        return [path, *(self._beside(path, suffix) for suffix in self.part_suffixes)]
+
+    def _beside(self, path: Path, suffix: str) -> Path:
+        """The file of the same name with another ending."""
+        # Not with_suffix, which replaces the last part only of an ending with two dots.
+        return path.with_name(path.name.removesuffix(self.suffix) + suffix)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

@@ -41,7 +41,7 @@ class OnnxFormat(Format):
         # Builds for other devices, such as onnxruntime-gpu, are distributions of another name.
         return ort.__version__
 
-    def write_graph(self, model: "onnx.ModelProto", path: Path) -> None:
+    def write_graph(self, model: "onnx.ModelProto", path: Path, chip: str | None = None) -> None:
         """Save the graph as it is."""
         # Imported here, since the process that measures memory must not hold onnx.
         import onnx

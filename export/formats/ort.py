@@ -20,7 +20,7 @@ class OrtFormat(OnnxFormat):
     manifest_suffix = ".ort.json"
     side_suffixes = (OPERATORS,)
 
-    def write_graph(self, model: "onnx.ModelProto", path: Path) -> None:
+    def write_graph(self, model: "onnx.ModelProto", path: Path, chip: str | None = None) -> None:
         """Convert the graph with onnxruntime's tool; `path`'s folder must be a temporary one.
 
         The tool takes a file and writes files that are named after it, so these are renamed.

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 
@@ -21,3 +23,19 @@ def silent() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextlib.contextmanager
+def silent_native() -> Iterator[None]:
+    """Suppress also what libraries write past Python to the process's outputs."""
+    with silent(), open(os.devnull, "w") as nowhere:
+        sys.stderr.flush()
+        before = [os.dup(1), os.dup(2)]
+        try:
+            for number in (1, 2):
+                os.dup2(nowhere.fileno(), number)
+            yield
+        finally:
+            for number, old in enumerate(before, 1):
+                os.dup2(old, number)
+                os.close(old)

@@ -13,7 +13,14 @@ from engine.statistics import pareto_front, wilson_interval
 from ofa.space.arch import Arch
 from predictors.accuracy.cross_validation import CrossValidated
 from predictors.reporting.architecture import draw_architecture
-from predictors.reporting.findings import Findings, KnownSubnet, SelectedSubnet, TestedSubnet, by_arch
+from predictors.reporting.findings import (
+    Findings,
+    KnownSubnet,
+    SelectedRecord,
+    SelectedSubnet,
+    TestedSubnet,
+    by_arch,
+)
 from predictors.search.constraints import format_cost
 
 CostKey = Literal["macs", "latency_ms"]
@@ -88,11 +95,10 @@ def test_picture(found: Findings, cost: CostKey) -> Picture:
     ]
     title = f"Test accuracy against {NAMES[cost]}"
     drawing = draw_chart(title, AXES[cost], _accuracy_axis(f"top-1 accuracy on {images} test images"), looks)
-    randoms = max(c.random_count for c in found.comparisons)
     caption = (
         f"Accuracy on the {images} test images, which had no part in training or in choosing. Each star is a "
-        f"chosen subnet; the dots near it are {randoms} random subnets of the same supernet and about the "
-        "same MACs: what a choice without a search would give. A star above its dots was worth the search. "
+        "chosen subnet; the dots near it are random subnets of the same supernet whose MACs are within 5%: "
+        "what a choice without a search would give. A star above its dots was worth the search. "
         "The bar on a star is a 90% interval (Wilson): where its accuracy on other images of the same kind "
         "may be. All subnets see the same images, so two of them differ more surely than two bars suggest."
     )
@@ -121,9 +127,8 @@ def validation_picture(found: Findings, cost: CostKey) -> Picture:
     caption = (
         f"What the choice was made from: {len(known)} subnets measured on the {images} validation images. "
         f"The line is the front: the best accuracy measured at no higher {NAMES[cost]}. A chosen subnet may "
-        "lie a little below it: of all subnets within one standard error of the best under its limits, the "
-        "cheapest is taken. Bars are 90% intervals (Wilson). The best of many measurements was lucky, too, "
-        "so expect less on test images."
+        "lie a little below it, since the best of many measurements was lucky too: the choice weighs each "
+        "measurement by how uncertain it is. Bars are 90% intervals (Wilson). Expect less on test images."
     )
     return Picture(drawing, [_known_row(k) for k in known], caption + AS_FAR_AS_KNOWN[cost])
 
@@ -195,6 +200,20 @@ def _judged_rows(judged: CrossValidated) -> list[dict[str, Any]]:
 def describe_limits(subnet: SelectedSubnet) -> str:
     """The limits as flags; an empty text if the file has none."""
     return " ".join(map(str, subnet.record.constraints))
+
+
+def describe_half(record: SelectedRecord) -> str:
+    """What half of the budget would give, in a sentence without its full stop; empty if no file says it."""
+    half = record.half
+    if half is None or half.expected_accuracy is None or record.expected_accuracy is None:
+        return ""
+    if half.macs == record.macs:
+        return "It keeps half of its limits already"
+    less = 100 * (record.expected_accuracy - half.expected_accuracy)
+    return (
+        f"Half of the budget would give {_percent(half.expected_accuracy)} with {format_count(half.macs)} "
+        f"MACs (expected on validation images, {less:.1f} points less)"
+    )
 
 
 def describe_prediction(predicted: float | None, interval: tuple[float, float] | None) -> str:

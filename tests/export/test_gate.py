@@ -22,7 +22,8 @@ from export import pipeline
 from export.formats import onnx as onnx_format
 from export.formats.onnx import open_onnxruntime, run_session
 from export.graph.gate import gate_note, split_images
-from export.targets import Target, find_target
+from export.targets import find_target
+from export.targets.target import Target
 
 IMAGES = torch.randn(220, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 PRECISE = "session.x64quantprecision"

@@ -17,7 +17,9 @@ from export.graph.checks import names_this_machine
 from export.graph.norms import fold_norms
 from export.graph.operators import plain_operators
 from export.manifest import exported_files, manifest_path, read_manifest
-from export.targets import TARGETS, ShowTargets, Target, find_target, find_targets
+from export.targets import TARGETS, find_target, find_targets
+from export.targets.__main__ import ShowTargets
+from export.targets.target import Target
 from ofa.space.space import load_space
 
 
