@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
+from torch import nn
 
 from engine.errors import UserError
 from engine.onnx_file import set_metadata
