@@ -69,14 +69,7 @@ def to_onnx(
     path = Path(path)
     if isinstance(target, str):
         target = find_target(target)
-    # Mistakes in the call are reported first, before anything takes time.
-    check_path(path, target)
-    check_module(module)
-    check_folder(path)
-    if images is None and target.is_quantized:
-        raise UserError(
-            f"Target {target.name} is quantised; give images to calibrate and to verify with (images=)."
-        )
+    _check_call(module, path, target, images)
     known = {"subnet": path.stem} | (facts or {})
     x_NCHW = _images_to_try(module, images, example)
     if target.is_quantized and calibration is None:
@@ -90,6 +83,17 @@ def to_onnx(
     if note := (written.manifest.quantization or {}).get("note"):
         warnings.warn(f"{path.name}: {note}.", stacklevel=2)
     return written.manifest
+
+
+def _check_call(module: nn.Module, path: Path, target: Target, images: Tensor | None) -> None:
+    """Report mistakes in a call of `to_onnx`, before anything takes time."""
+    check_path(path, target)
+    check_module(module)
+    check_folder(path)
+    if images is None and target.is_quantized:
+        raise UserError(
+            f"Target {target.name} is quantised; give images to calibrate and to verify with (images=)."
+        )
 
 
 def verify_file(
