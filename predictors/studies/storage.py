@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
 from engine.command.install import install_command
+from engine.command.start import without_password
 from engine.errors import UserError
 from predictors.studies.database import database_url, insert_trials, open_database
 from predictors.studies.journal import JournalLock, SharedJournal
@@ -131,12 +132,6 @@ def _redis_journal(address: str) -> SharedStorage:
         warnings.simplefilter("ignore", ExperimentalWarning)
         backend = JournalRedisBackend(url, prefix="ofa-toolkit")
     return patiently(_journal, SharedJournal(backend, exclusive))
-
-
-def without_password(address: str) -> str:
-    """`postgresql://me:***@host/studies`: a URL as it may be printed."""
-    address = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", address)
-    return re.sub(r"([?&]\w*pass\w*)=[^&]*", r"\1=***", address)
 
 
 def _reason(error: BaseException, address: str) -> str:
