@@ -190,7 +190,7 @@ def format_limit(name: str, limit: float) -> str:
     """
     unit = UNITS[name]
     if unit == "ms":
-        return f"{limit!r}".removesuffix(".0") + unit
+        return repr(float(limit)).removesuffix(".0") + unit
     # Decimal units first: of equally short ones they are what people type.
     written = [_in_unit(limit, *_decimal_unit(limit)) + unit]
     if unit == "B":
@@ -209,7 +209,8 @@ def _decimal_unit(value: float) -> tuple[str, int]:
 
 def _in_unit(value: float, suffix: str, size: int) -> str:
     """All digits of a value in a unit, without an exponent."""
-    digits = f"{Decimal(value) / size:f}"
+    # By way of str, since Decimal takes no integer of NumPy.
+    digits = f"{Decimal(str(value)) / size:f}"
     if "." in digits:
         digits = digits.rstrip("0").rstrip(".")
     return digits + suffix

@@ -100,7 +100,7 @@ def _exclusive(url: URL) -> AbstractContextManager[None]:
         return _folder_lock(Path(url.database).parent)
     if kind in DRIVERS:
         return _server_lock(url, kind)
-    return nullcontext()
+    return nullcontext()  # of other servers we know no lock: what Optuna does has to be enough
 
 
 @contextmanager
