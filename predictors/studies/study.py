@@ -48,7 +48,9 @@ from predictors.studies.trials import (
 # Collected pairs that become trials. Every process reads all trials of a study that it opens, and of a space
 # of 45 choices that takes 2.7 ms for each in a database.
 MOST_PAIRS = 2_000
-FIRST_PATIENCE = 1.0  # seconds to wait for others by a process that has measured nothing itself
+# Seconds to wait for others at least: a process may have measured nothing itself, or only looked up what
+# another study knew, which takes no time.
+LEAST_PATIENCE = 1.0
 UNFINISHED = (TrialState.WAITING, TrialState.RUNNING)
 AccuracyFn = Callable[[Codes], float]  # measures an encoded architecture, in [0, 1]
 NoteFn = Callable[[float], None]  # is called with every accuracy as soon as it is known
@@ -202,7 +204,7 @@ class Study:
 
         Nobody knows who is alive: heartbeats would need a thread, and clocks of machines differ.
         """
-        patience = 2 * self._longest or FIRST_PATIENCE
+        patience = max(LEAST_PATIENCE, 2 * self._longest)
         end = time.monotonic() + patience
         while rows and time.monotonic() < end:
             known = self.known()

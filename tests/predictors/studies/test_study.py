@@ -217,6 +217,18 @@ def test_nothing_that_a_killed_process_left_stays_unfinished(tiny: Space, tmp_pa
     assert {t.state for t in worker.study.study.trials} == {TrialState.COMPLETE}
 
 
+def test_a_process_that_measures_in_no_time_waits_for_others(tiny: Space, tmp_path: Path) -> None:
+    other, worker = Worker(tiny, str(tmp_path / "journal")), Worker(tiny, str(tmp_path / "journal"))
+    row = other.rows[0]
+    trial = other.study._enqueue(other.rows, [None] * 12)[row.tobytes()]
+    assert other.study._claim(trial)
+    later = threading.Timer(0.5, other.study._finish, (trial, row, float(row.sum()) / 100))
+    later.start()
+    worker.run()
+    later.join()
+    assert len(worker.measured) == 11 and row.tobytes() not in worker.measured
+
+
 def share(space: Space, address: str, slow: float, ready: Event, out: str) -> None:
     """What the other process does."""
     worker = Worker(space, address, slow=slow)
