@@ -34,7 +34,9 @@ def half_sentence(objective: Objective, best: Estimate, half: Estimate | None) -
         value = float(c.cost(half.candidate.row[None])[0])
         phrases.append(PHRASES[c.name].format(format_cost(c.name, value)))
     given = f"{name}: half of it would give {format_expected(half.accuracy, half.interval)}"
-    return f"{given} with {' and '.join(phrases)}, {points(best.accuracy, half.accuracy)} less."
+    less = points(best.accuracy, half.accuracy)
+    end = "no less" if less == "0 points" else f"{less} less"
+    return f"{given} with {' and '.join(phrases)}, {end}."
 
 
 def budget_sentences(selected: Sequence[tuple[Objective, Estimate]], macs: ArchCostFn) -> list[str]:
@@ -51,10 +53,11 @@ def budget_sentences(selected: Sequence[tuple[Objective, Estimate]], macs: ArchC
     by_macs = sorted(selected, key=lambda pair: _macs(pair[1], macs))
     for (small, cheaper), (large, dearer) in pairwise(by_macs):
         more_macs = _more(_macs(dearer, macs) / _macs(cheaper, macs))
+        gain = points(dearer.accuracy, cheaper.accuracy)
         if dearer.accuracy > cheaper.accuracy and more_macs:
             sentences.append(
                 f"{large.name} gives {dearer.accuracy:.1%}, {small.name} {cheaper.accuracy:.1%}: "
-                f"{points(dearer.accuracy, cheaper.accuracy)} for {more_macs}."
+                f"{gain} for {more_macs}."
             )
     for objective, own in selected:
         better, name = own, objective.name
