@@ -52,6 +52,9 @@ def budget_sentences(selected: Sequence[tuple[Objective, Estimate]], macs: ArchC
     sentences = []
     by_macs = sorted(selected, key=lambda pair: _macs(pair[1], macs))
     for (small, cheaper), (large, dearer) in pairwise(by_macs):
+        if _same(cheaper, dearer):
+            sentences.append(f"{small.name} and {large.name} select the same subnet.")
+            continue
         more_macs = _more(_macs(dearer, macs) / _macs(cheaper, macs))
         gain = points(dearer.accuracy, cheaper.accuracy)
         if dearer.accuracy > cheaper.accuracy and more_macs:
@@ -63,7 +66,11 @@ def budget_sentences(selected: Sequence[tuple[Objective, Estimate]], macs: ArchC
         better, name = own, objective.name
         for other, estimate in selected:
             gains = round(estimate.accuracy - better.accuracy, DIGITS) > 0
-            if gains and fits(objective.constraints, estimate.candidate.row[None])[0]:
+            if (
+                gains
+                and not _same(estimate, own)
+                and fits(objective.constraints, estimate.candidate.row[None])[0]
+            ):
                 better, name = estimate, other.name
         if better is not own:
             sentences.append(
@@ -93,6 +100,10 @@ def _more(ratio: float) -> str:
         return f"{float(f'{ratio:.2g}'):g} times the MACs"
     percent = round(100 * (ratio - 1))
     return f"{percent}% more MACs" if percent > 0 else ""
+
+
+def _same(one: Estimate, other: Estimate) -> bool:
+    return one.candidate.row.tobytes() == other.candidate.row.tobytes()
 
 
 def _macs(estimate: Estimate, macs: ArchCostFn) -> float:
