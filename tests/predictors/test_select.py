@@ -23,6 +23,7 @@ from ofa.cost import costs_of
 from ofa.space.arch import Arch, largest, smallest
 from ofa.space.codes import sample_codes
 from ofa.trained import TrainedSupernet
+from predictors import open_studies
 from predictors.accuracy.pairs import read_pairs, read_selected
 from predictors.collect import Collect, schedule
 from predictors.report import Report
