@@ -1,32 +1,29 @@
 """From a torch module to a file for one target, which gets its name only after it was compared with torch.
 
-`export.to_onnx`, `python -m export.onnx` and `python -m export.executorch` share this module. Some formats
+`export.to_onnx` and `python -m export.onnx` share this module. Some formats
 are written from the ONNX graph, others from the torch module; each kind has one function here, and everything
 else is the same for both.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-import torch
 from torch import nn
 
 from engine.errors import UserError
-from engine.onnx_file import set_metadata, to_proto
+from engine.onnx_file import set_metadata
 from engine.run import digest, versions, write_json
 from engine.runs.writing import publish, work_folder
 from engine.statistics import paired_drop_interval
 from export.bake import CenterCrop
 from export.formats import find_format
-from export.formats.format import Array, Format, Quantization
+from export.formats.format import Format, Quantization
 from export.formats.onnx import first_line
 from export.graph.checks import check_model
 from export.graph.gate import gate_note
-from export.graph.norms import fold_norms
-from export.graph.operators import drop_unused_domains, plain_operators, to_float16
+from export.graph.operators import drop_unused_domains, to_float16
 from export.graph.preparation import (
     check_behind_preparation,
     check_preparation,
@@ -34,6 +31,7 @@ from export.graph.preparation import (
     put_in_front,
 )
 from export.graph.quantize import ROUNDING, Quantized, Scheme, quantize
+from export.graph.tracing import fit_to_target, traced_graph
 from export.job import ExportJob
 from export.manifest import Manifest, is_manifest, manifest_path
 from export.targets.target import Target
@@ -167,6 +165,7 @@ def _prove(job: ExportJob, target: Target, file_format: Format, path: Path, max_
             _embed(facts, candidate.model, job, target, file)
         # Timed last, as a file that fails is not worth the time. The time is not in the file's own metadata,
         # since exporting twice shall give the same bytes.
+        facts["milliseconds"] = None
         if not file_format.not_timed_here():
             facts["milliseconds"] = round(milliseconds(file, job.example), 4)
         parts = file_format.parts(file)
@@ -292,49 +291,6 @@ def _graph(job: ExportJob, target: Target) -> onnx.ModelProto:
     return model
 
 
-def traced_graph(
-    module: nn.Module, example: Array, outputs: Sequence[str], target: Target
-) -> onnx.ModelProto:
-    """The graph as torch writes it, with the batch axis and the opset of the target.
-
-    Args:
-        module: in eval mode.
-        example: two inputs or more.
-        outputs: names of the outputs.
-        target: the kind of device.
-
-    Raises:
-        UserError: torch cannot export the module.
-    """
-    any_batch = target.batch == "any"
-    inputs = torch.from_numpy(example if any_batch else example[:1])
-    try:
-        model = to_proto(module, inputs, any_batch=any_batch, outputs=outputs, opset=target.opset)
-    except torch.onnx.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise UserError(
-            f"torch cannot export {type(module).__name__} as ONNX: {reason}; its forward must not "
-            "depend on the values of the image."
-        ) from None
-    # torch fixes an axis without an error where the code makes a Python number of its length.
-    if any_batch and not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
-        raise UserError(
-            f"{type(module).__name__} uses the number of images as a Python number, so its file would take "
-            f"{len(example)} at a time; keep x.shape[0] as it is in forward, without int() or a loop over "
-            "images, or choose a target with batch: one, such as web."
-        )
-    return model
-
-
-def fit_to_target(model: onnx.ModelProto, target: Target) -> None:
-    """Bring a graph, in place, into the form of the target: norms folded, file version, operators."""
-    fold_norms(model)
-    # Runtimes refuse a file version that is newer than they are.
-    model.ir_version = min(model.ir_version, target.ir)
-    if target.activations == "relu6":
-        plain_operators(model)
-
-
 def _output_name(job: ExportJob) -> str:
     return "probabilities" if job.probabilities else "logits"
 
@@ -351,9 +307,8 @@ def _embed(facts: dict[str, Any], model: onnx.ModelProto, job: ExportJob, target
     assert np.array_equal(after, before), "metadata changed what the file computes"
 
 
-def _facts(job: ExportJob, target: Target, name: str, candidate: _Candidate) -> dict[str, Any]:
-    """The manifest of one file, without its time, size and hash."""
-    reference, model, parity = job.reference, candidate.model, candidate.parity
+def _input_and_output(job: ExportJob, target: Target) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The manifest's description of what the file takes and gives."""
     # Images of different sizes cannot be given together.
     batch = "batch" if target.batch == "any" and job.crop is None else 1
     sides = list(job.example.shape[1:])
@@ -369,8 +324,15 @@ def _facts(job: ExportJob, target: Target, name: str, candidate: _Candidate) -> 
         "name": _output_name(job),
         "dtype": "float32",
         "layout": "NC",
-        "shape": [batch, reference.output_NK.shape[1]],
+        "shape": [batch, job.reference.output_NK.shape[1]],
     }
+    return image, output
+
+
+def _facts(job: ExportJob, target: Target, name: str, candidate: _Candidate) -> dict[str, Any]:
+    """The manifest of one file, without its time, size and hash."""
+    reference, model, parity = job.reference, candidate.model, candidate.parity
+    image, output = _input_and_output(job, target)
     file_format = find_format(target.format)
     known = dict(job.facts)
     # What selection expected belongs to the accuracies, where the reader compares them.

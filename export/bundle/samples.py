@@ -77,6 +77,12 @@ class _Data:
 
 def _describe(folder: Path, file: Manifest, names: list[str], data: _Data) -> dict[str, Any]:
     """What becomes of each sample on its way through a file."""
+    kind = file.input.dtype, file.input.layout
+    if kind[0] not in ("float32", "uint8") or kind[1] not in ("NCHW", "NHWC"):
+        raise UserError(
+            f"'{file.file}' takes an input of the kind {kind[0]}, {kind[1]}, which classify.py cannot "
+            "prepare; export it again."
+        )
     run = format_of(Path(file.file)).open(folder / file.file)
     facts = file.model_dump(mode="json")
     steps = steps_of(facts)
