@@ -299,13 +299,8 @@ def compare_subnets(
         tuned: test accuracy of the selected subnets that were tuned, by budget.
         asked: how many random subnets were asked for. Where that is less than 5, so many are enough.
     """
-    subnets: dict[tuple[Kind, str], TestedSubnet] = {}
-    rivals: dict[str, list[tuple[int, float]]] = {}
-    for t in tested:
-        if t.kind == "random":
-            rivals.setdefault(t.budget, []).append((t.macs, t.test_accuracy))
-        else:
-            subnets[t.kind, t.budget] = t
+    subnets = {(t.kind, t.budget): t for t in tested if t.kind != "random"}
+    rivals = _rivals_by_budget(tested)
     most_hits, most_macs = hits["largest", ""], subnets["largest", ""].macs
 
     def compare(subnet: TestedSubnet, record: SubnetRecord | None, val_accuracy: float | None) -> Comparison:
@@ -342,3 +337,12 @@ def compare_subnets(
     lowest = compare(subnets["smallest", ""], None, known_accuracies.get(ends["smallest"]))
     highest = compare(subnets["largest", ""], None, known_accuracies.get(ends["largest"]))
     return [lowest, *found, highest]
+
+
+def _rivals_by_budget(tested: Sequence[TestedSubnet]) -> dict[str, list[tuple[int, float]]]:
+    """MACs and test accuracies of the random subnets beside each selected one."""
+    rivals: dict[str, list[tuple[int, float]]] = {}
+    for t in tested:
+        if t.kind == "random":
+            rivals.setdefault(t.budget, []).append((t.macs, t.test_accuracy))
+    return rivals
