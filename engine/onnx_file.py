@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -129,12 +130,14 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter, whose log gives advice about itself that a user cannot act on."""
+    """Silence the exporter, whose log and warnings give advice about itself that a user cannot act on."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logger.setLevel(before)
 

@@ -157,19 +157,24 @@ def class_rows(confusion_KK: Counts, classes: Sequence[str]) -> Iterator[tuple[s
         yield classes[i], int(images_K[i]), format_accuracy(accuracies_K[i], int(images_K[i])), taken_for
 
 
-def conformal_quantile(ratios_N: Floats) -> float:
+def conformal_quantile(ratios_N: Floats, weights_N: Floats | None = None) -> float:
     """The value under which 90% of new ratios stay, if they are drawn like these.
 
     Split conformal prediction (Lei et al., Distribution-free predictive inference for regression, 2018,
-    arXiv:1604.04173).
+    arXiv:1604.04173); with weights, its weighted form (Barber et al., Conformal prediction beyond
+    exchangeability, 2023, arXiv:2202.13415).
 
     Args:
         ratios_N: sizes of errors, such as |measured - predicted| / standard deviation; at least one. Where
             they are too few for 90%, the largest is returned.
+        weights_N: how much each counts, where 1 is a ratio that is drawn like the new one; None: 1 each.
     """
-    # One more than N: the new ratio is as likely to take any of the N + 1 ranks.
-    rank = min(len(ratios_N), int(np.ceil(COVERAGE * (len(ratios_N) + 1))))
-    return float(np.sort(ratios_N)[rank - 1])
+    order = np.argsort(ratios_N)
+    weights_N = np.ones(len(ratios_N)) if weights_N is None else weights_N[order]
+    # The new ratio has weight 1 and may be larger than all others. 1e-9: sums of weights are rounded.
+    reached = np.cumsum(weights_N) >= COVERAGE * (weights_N.sum() + 1) - 1e-9
+    rank = int(np.argmax(reached)) if reached.any() else len(ratios_N) - 1
+    return float(ratios_N[order[rank]])
 
 
 def similar_macs(macs_N: NDArray[Any]) -> float:

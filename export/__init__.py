@@ -21,7 +21,7 @@ from engine.lazy import lazy_names
 
 if TYPE_CHECKING:
     from export.api import to_onnx, verify_file
-    from export.bake import Bake
+    from export.bake import Bake, CenterCrop
     from export.benchmark.measure import benchmark_files
     from export.bundle.write import write_bundle
     from export.manifest import Manifest, read_manifest
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bake",
+    "CenterCrop",
     "Manifest",
     "Parity",
     "benchmark_files",
@@ -46,6 +47,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "Bake": "export.bake",
+        "CenterCrop": "export.bake",
         "Manifest": "export.manifest",
         "Parity": "export.verify",
         "benchmark_files": "export.benchmark.measure",

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from engine.compute.macs import count_macs, count_parameters
 from engine.errors import UserError
-from export.bake import Bake, PixelClassifier
+from export.bake import Bake, CenterCrop, PixelClassifier
 from export.formats.format import Array
 from export.graph.gate import split_images
 from export.job import ExportJob
 from export.manifest import Manifest
-from export.pipeline import check_path, write_file
+from export.pipeline import check_folder, check_path, write_file
 from export.targets import find_target
 from export.targets.target import Target
 from export.verify import Batches, Parity, check_module, compare_file, reference_outputs
@@ -45,7 +45,8 @@ def to_onnx(
         export.to_onnx(timm.create_model("mobilenetv3_small_100").eval(), "small.onnx")
 
     Args:
-        module: a classifier in eval mode, float32: (N, C, H, W) to logits (N, K). It is not changed.
+        module: a classifier in eval mode: (N, C, H, W) to logits (N, K). It is not changed. One in float16 is
+            computed in float32, as the file is.
         path: the file; its name must end as the target's files do (.onnx, .ort or .pte).
         target: a name of `python -m export.targets`, or a Target.
         example: one image or more (N, C, H, W), from which the size is taken. Without it, the size is that
@@ -56,7 +57,8 @@ def to_onnx(
         calibration: other normalised images, which give the ranges of a quantised file. Without them, up to
             half of `images` do, at most 256, and the rest judge the file: no image does both.
         classes: names of the outputs.
-        bake: put normalisation, and softmax, into the graph; the file then takes uint8 pixels.
+        bake: put normalisation, softmax, and what makes an image of any size one of the network's into the
+            graph; the file then takes uint8 pixels.
         max_drop: points of top-1 that the file may lose on `images`.
         facts: more keys for the manifest and the file's metadata.
 
@@ -67,28 +69,31 @@ def to_onnx(
     path = Path(path)
     if isinstance(target, str):
         target = find_target(target)
-    # Mistakes in the call are reported first, before anything takes time.
-    check_path(path, target)
-    check_module(module)
-    if images is None and target.is_quantized:
-        raise UserError(
-            f"Target {target.name} is quantised; give images to calibrate and to verify with (images=)."
-        )
+    _check_call(module, path, target, images)
     known = {"subnet": path.stem} | (facts or {})
     x_NCHW = _images_to_try(module, images, example)
     if target.is_quantized and calibration is None:
         x_NCHW, labels, calibration = _set_aside(x_NCHW, labels)
-    job = _job_of_module(module, x_NCHW, labels, classes, bake, known)
+    job = job_of_module(module, x_NCHW, labels, classes, bake, known)
     if target.is_quantized and calibration is not None:
-        ranges = _inputs(calibration.detach().cpu().float(), bake)
-        job = job._replace(calibration=[batch for batch, _ in _batches(ranges, None)()])
+        job = job._replace(calibration=_ranges(calibration, bake))
     written = write_file(job, target, path, max_drop)
     if written.manifest is None:
         raise UserError(f"'{path}' is not written: it {written.complaint}.")
-    note = (written.manifest.quantization or {}).get("note")
-    if note:
+    if note := (written.manifest.quantization or {}).get("note"):
         warnings.warn(f"{path.name}: {note}.", stacklevel=2)
     return written.manifest
+
+
+def _check_call(module: nn.Module, path: Path, target: Target, images: Tensor | None) -> None:
+    """Report mistakes in a call of `to_onnx`, before anything takes time."""
+    check_path(path, target)
+    check_module(module)
+    check_folder(path)
+    if images is None and target.is_quantized:
+        raise UserError(
+            f"Target {target.name} is quantised; give images to calibrate and to verify with (images=)."
+        )
 
 
 def verify_file(
@@ -120,12 +125,12 @@ def verify_file(
     x_NCHW = images.detach().cpu().float()
     inputs = _inputs(x_NCHW, bake)
     check_module(module)
-    network = copy.deepcopy(module).cpu()  # the caller's may be on a GPU, and stays there
+    network = _own_copy(module)
     whole = (PixelClassifier(network, bake) if bake else network).eval()
     return compare_file(reference_outputs(whole, _batches(inputs, labels)), Path(path))
 
 
-def _job_of_module(
+def job_of_module(
     module: nn.Module,
     x_NCHW: Tensor,
     labels: Tensor | None,
@@ -138,9 +143,11 @@ def _job_of_module(
     Raises:
         UserError: there are not as many labels as images, or not as many classes as outputs.
     """
+    if bake is not None and bake.crop is not None:
+        _check_crop(x_NCHW, bake, bake.crop)
     inputs = _inputs(x_NCHW, bake)
     batches = _batches(inputs, labels)
-    network = copy.deepcopy(module).cpu()  # the caller's may be on a GPU, and stays there
+    network = _own_copy(module)
     whole = (PixelClassifier(network, bake) if bake else network).eval()
     reference = reference_outputs(whole, batches)
     outputs = reference.output_NK.shape[1]
@@ -161,11 +168,18 @@ def _job_of_module(
         calibration=[],
         layout=bake.layout if bake else "NCHW",
         probabilities=bool(bake and bake.softmax),
-        # The running statistics of BatchNorm are buffers, which become constants of the graph too.
-        parameters=count_parameters(network) + sum(buffer.numel() for buffer in network.buffers()),
+        # A network of anybody may compute tables of positions, which become constants of its graph.
+        parameters=None,
         facts=facts | known,
         graphs={},
+        crop=bake.crop if bake else None,
     )
+
+
+def _own_copy(module: nn.Module) -> nn.Module:
+    """A copy on CPU in float32, in which every number of float16 and bfloat16 is exact."""
+    # The caller's may be on a GPU, and stays there.
+    return copy.deepcopy(module).cpu().float()
 
 
 def _images_to_try(module: nn.Module, images: Tensor | None, example: Tensor | None) -> Tensor:
@@ -183,12 +197,29 @@ def _inputs(x_NCHW: Tensor, bake: Bake | None) -> Array:
     return (bake.pixels(x_NCHW) if bake else x_NCHW).contiguous().numpy()
 
 
+def _check_crop(x_NCHW: Tensor, bake: Bake, crop: CenterCrop) -> None:
+    """Raise UserError if images are not what a baked crop makes of an image."""
+    sides = tuple(x_NCHW.shape[2:])
+    if sides != (crop.side, crop.side) or bake.layout != "NHWC" or x_NCHW.shape[1] not in (1, 3):
+        raise UserError(
+            f"The crop gives gray or colour images of {crop.side} x {crop.side} pixels in the layout NHWC, "
+            f"but the network's have {sides[0]} x {sides[1]} pixels and {x_NCHW.shape[1]} channels, and the "
+            f"layout is {bake.layout}; give CenterCrop the network's side."
+        )
+
+
 def _set_aside(x_NCHW: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
     """(images that judge a quantised file, their labels, images that give its ranges)."""
     _check_count(x_NCHW, labels)
     split = split_images(len(x_NCHW))
     kept = None if labels is None else labels[split.judges]
     return x_NCHW[split.judges], kept, x_NCHW[split.calibration]
+
+
+def _ranges(calibration: Tensor, bake: Bake | None) -> list[Array]:
+    """Batches of the images that give the ranges of a quantised file, as the file takes them."""
+    inputs = _inputs(calibration.detach().cpu().float(), bake)
+    return [batch for batch, _ in _batches(inputs, None)()]
 
 
 def _check_count(inputs: Sized, labels: Tensor | None) -> None:
@@ -223,7 +254,9 @@ def _preparation(x_NCHW: Tensor, bake: Bake | None) -> dict[str, Any]:
     }
     if bake is None:
         return known | {"baked": False}
-    return known | {"scale": "divide by 255", "mean": list(bake.mean), "std": list(bake.std), "baked": True}
+    own = bake.crop.facts() if bake.crop else {}
+    scale = {"scale": "divide by 255", "mean": list(bake.mean), "std": list(bake.std)}
+    return known | own | scale | {"baked": bake.step}
 
 
 def _input_size(module: nn.Module) -> tuple[int, ...]:

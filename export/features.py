@@ -19,9 +19,9 @@ from export.bake import Bake, PixelClassifier
 from export.formats.format import Array
 from export.formats.onnx import open_onnxruntime
 from export.graph.checks import check_model
+from export.graph.tracing import fit_to_target, traced_graph
 from export.job import facts_of_run
 from export.manifest import manifest_path
-from export.pipeline import fit_to_target, traced_graph
 from export.source import ExportSource, NamedNetwork
 from export.targets.target import Target
 from export.verify import TOLERANCE, check_module, milliseconds
@@ -160,7 +160,7 @@ def _write(work: _Work, target: Target, path: Path) -> WrittenFeatures:
     names = [f"stride{stride}" for stride in channels]
     model = traced_graph(work.module, work.example, names, target)
     fit_to_target(model, target)
-    complaint = check_model(model, path.name, count_parameters(work.subnet))
+    complaint = check_model(model, count_parameters(work.subnet))
     error, took = float("nan"), None
     path.parent.mkdir(parents=True, exist_ok=True)
     with work_folder(path.parent) as folder:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from export.bake import Bake, Layout, PixelClassifier
+from export.bake import Bake, CenterCrop, Layout, PixelClassifier
 from export.formats.format import Array
 from export.source import ExportSource, SourceNetwork
 from export.verify import Reference, reference_outputs
@@ -26,9 +26,11 @@ class ExportJob(NamedTuple):
         calibration: batches of inputs from which 8-bit ranges are taken.
         layout: of the input.
         probabilities: whether the module ends with softmax.
-        parameters: numbers that the network has; a file with more is refused.
+        parameters: numbers that the network has; a file with more is refused. None: any number is allowed.
         facts: the keys of the manifest that do not depend on the target.
         graphs: what torch exported so far, by batch and opset, since targets share it.
+        crop: resize and crop to put in front of the graph, which makes what the module takes of an image of
+            any size; none: nothing.
     """
 
     module: nn.Module
@@ -37,9 +39,10 @@ class ExportJob(NamedTuple):
     calibration: Sequence[Array]
     layout: Layout
     probabilities: bool
-    parameters: int
+    parameters: int | None
     facts: dict[str, Any]
     graphs: "dict[tuple[str, int], onnx.ModelProto]"
+    crop: CenterCrop | None = None
 
 
 def job_of_run(
@@ -61,20 +64,23 @@ def job_of_run(
         calibration_images: training images for 8 bits; 0 if no target needs them.
     """
 
+    # With the resize in the graph, the file takes what the data set gives, and resizes it itself.
+    side = bake.crop.side if bake and bake.crop else network.size
+
     def inputs(x: torch.Tensor) -> Array:
         return (bake.pixels(x) if bake else x).numpy()
 
     def batches() -> Iterator[tuple[Array, Array | None]]:
-        for x, y in source.images("val", network.size, images):
+        for x, y in source.images("val", side, images):
             yield inputs(x), y.numpy()
 
-    module = PixelClassifier(network.module, bake) if bake else network.module
+    module = PixelClassifier(network.module, bake, network.size) if bake else network.module
     # A real image, since the latency of a file is measured with it, too.
     image = next(iter(batches()))[0][:1]
     # Training images: the validation images are to judge the result, so they must not shape it.
     calibration = []
     if calibration_images:
-        calibration = [inputs(x) for x, _ in source.images("train", network.size, calibration_images)]
+        calibration = [inputs(x) for x, _ in source.images("train", side, calibration_images)]
     facts = facts_of_run(source, name, network, bake) | {
         "classes": list(source.data.classes),
         "macs": network.macs,
@@ -92,6 +98,7 @@ def job_of_run(
         parameters=network.params,  # before BatchNorm is folded
         facts=facts,
         graphs={},
+        crop=bake.crop if bake else None,
     )
 
 
@@ -105,7 +112,7 @@ def facts_of_run(
     """
     return {
         "subnet": name,
-        "preprocessing": source.preparation(network.size) | {"baked": bake is not None},
+        "preprocessing": source.preparation(network.size) | {"baked": bake.step if bake else False},
         "architecture": network.architecture,
         "weights": source.weights,
         "seed": source.seed,

@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -45,7 +45,8 @@ class Export(RunCommand):
     examples:
       python -m export.onnx                              every subnet that predictors.select chose, for CPUs
       python -m export.onnx --selected 600M --target nnapi,cpu-int8
-      python -m export.onnx --arch largest --bake-normalize --layout NHWC --softmax
+      python -m export.onnx --arch largest --bake normalize --layout NHWC --softmax
+      python -m export.onnx --bake preprocessing         the file takes decoded images of any size
       python -m export.onnx --features --arch largest    a backbone: outputs stride4, stride8, ...
       python -m export.onnx --selected 600M --target litert,mlpackage,qnn-sm8650
       python -m export.targets                           what targets there are, and why
@@ -58,7 +59,7 @@ class Export(RunCommand):
         "--target",
         "--images",
         "--max-drop",
-        "--bake-normalize",
+        "--bake",
         "--softmax",
         "--layout",
         "--threads",
@@ -84,12 +85,17 @@ class Export(RunCommand):
     calibration_images: int = Field(
         256, ge=1, description="training images whose ranges decide the 8-bit scales"
     )
-    bake_normalize: bool = Field(
-        False, description="put normalisation into the graph: the file takes uint8 pixels of the right size"
+    bake: Literal["normalize", "preprocessing"] | None = Field(
+        None,
+        description=(
+            "what to put into the graph. normalize: the file takes uint8 pixels of the right size; "
+            "preprocessing: resize and crop too, so it takes one decoded image (1, height, width, C) of any "
+            "size"
+        ),
     )
     layout: Layout = Field(
         "NHWC",
-        description="with --bake-normalize: of the pixels, as cameras (NHWC) or torch (NCHW) give them",
+        description="with --bake normalize: of the pixels, as cameras (NHWC) or torch (NCHW) give them",
     )
     features: bool = Field(
         False,
@@ -103,7 +109,7 @@ class Export(RunCommand):
         ge=1,
         description="with --features: side of the input in pixels; none: as the architecture has it",
     )
-    softmax: bool = Field(False, description="with --bake-normalize: the output is probabilities")
+    softmax: bool = Field(False, description="with --bake: the output is probabilities")
 
     def execute(self) -> int:
         """Write every file, print the table, and return the exit status."""
@@ -120,9 +126,14 @@ class Export(RunCommand):
         """Write what the run holds, by its kind."""
         if is_language(self.run):
             return self._export_recurrent_cell()
-        if self.softmax and not self.bake_normalize:
+        if self.softmax and self.bake is None:
             raise UserError(
-                "--softmax goes into the graph with --bake-normalize; add that, or leave out --softmax."
+                "--softmax goes into the graph with --bake normalize; add that, or leave out --softmax."
+            )
+        if self.bake == "preprocessing" and (self.features or self.layout != "NHWC"):
+            raise UserError(
+                "--bake preprocessing is of classifiers that take images as cameras give them (NHWC); with "
+                "--features or --layout NCHW, use --bake normalize."
             )
         if self.size is not None and not self.features:
             raise UserError("--size is of --features; a classifier takes images of its architecture's size.")
@@ -135,8 +146,9 @@ class Export(RunCommand):
         source = open_export_source(self.run, pick_device(self.device), self.data, self.untuned)
         networks = source.networks(self.selected, self.arch)
         bake = None
-        if self.bake_normalize:
-            bake = Bake(source.data.mean, source.data.std, self.layout, self.softmax)
+        if self.bake is not None:
+            crop = source.center_crop() if self.bake == "preprocessing" else None
+            bake = Bake(source.data.mean, source.data.std, self.layout, self.softmax, crop)
         quantised = any(target.is_quantized for target in targets)
         # Reading training images takes a while, so only where a target needs them.
         calibration = self.calibration_images if quantised else 0
@@ -182,7 +194,7 @@ class Export(RunCommand):
         if self.softmax:
             raise UserError("--softmax is of logits, which --features leaves out; give one of them.")
         source = open_export_source(self.run, pick_device(self.device), self.data, self.untuned)
-        bake = Bake(source.data.mean, source.data.std, self.layout) if self.bake_normalize else None
+        bake = Bake(source.data.mean, source.data.std, self.layout) if self.bake else None
         networks = source.networks(self.selected, self.arch)
         table = Table("file", "channels by stride", "ms here", "difference", "verdict")
         failed = 0
@@ -204,7 +216,7 @@ class Export(RunCommand):
         # Refused instead of ignored: whoever gives such a flag expects an effect.
         given = [
             name
-            for name in ("selected", "arch", "untuned", "bake_normalize", "features", "size", "softmax")
+            for name in ("selected", "arch", "untuned", "bake", "features", "size", "softmax")
             if getattr(self, name)
         ]
         if given or self.target != "cpu":

@@ -5,27 +5,33 @@ are written from the ONNX graph, others from the torch module; each kind has one
 else is the same for both.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-import torch
 from torch import nn
 
 from engine.errors import UserError
-from engine.onnx_file import set_metadata, to_proto
+from engine.onnx_file import set_metadata
 from engine.run import digest, versions, write_json
 from engine.runs.writing import publish, work_folder
 from engine.statistics import paired_drop_interval
+from export.bake import CenterCrop
 from export.formats import find_format
-from export.formats.format import Array, Format, Quantization
+from export.formats.format import Format, Quantization
+from export.formats.onnx import first_line
 from export.graph.checks import check_model
 from export.graph.gate import gate_note
-from export.graph.norms import fold_norms
-from export.graph.operators import drop_unused_domains, plain_operators, to_float16
+from export.graph.operators import drop_unused_domains, to_float16
+from export.graph.preparation import (
+    check_behind_preparation,
+    check_preparation,
+    crops_to_try,
+    put_in_front,
+)
 from export.graph.quantize import ROUNDING, Quantized, Scheme, quantize
+from export.graph.tracing import fit_to_target, traced_graph
 from export.job import ExportJob
 from export.manifest import Manifest, is_manifest, manifest_path
 from export.targets.target import Target
@@ -76,6 +82,11 @@ def write_file(job: ExportJob, target: Target, path: Path, max_drop: float) -> W
     """
     file_format = check_path(path, target)
     file_format.check_installed(to_write=True)
+    if job.crop is not None and not file_format.in_example:
+        raise UserError(
+            f"Target {target.name} cannot take images of any size, which --bake preprocessing asks for; bake "
+            "normalize for it."
+        )
     # "model.json" beside "model.onnx" may be a file of the user that has nothing to do with it.
     manifest = manifest_path(path)
     if manifest.exists() and not is_manifest(manifest):
@@ -83,15 +94,34 @@ def write_file(job: ExportJob, target: Target, path: Path, max_drop: float) -> W
             f"'{manifest}' is not a manifest of ours, and would be replaced by one; choose another name than "
             f"{path.name}."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         written = _prove(job, target, file_format, path, max_drop)
     except UserError:
         _remove(file_format, path)
         raise
+    except OSError as error:
+        raise cannot_write(path, error) from None
     if written.manifest is None:
         _remove(file_format, path)
     return written
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """The error about a file whose folder takes none."""
+    return UserError(f"'{path}' cannot be written ({error.strerror or error}); choose another folder.")
+
+
+def check_folder(path: Path) -> None:
+    """Make the folder of a file, and see whether it takes files.
+
+    Raises:
+        UserError: it does not.
+    """
+    try:
+        with work_folder(path.parent):
+            pass
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 def check_path(path: Path, target: Target) -> Format:
@@ -161,7 +191,7 @@ def _from_graph(
 ) -> _Candidate:
     """Write and compare a file of a format that is written from the ONNX graph."""
     model = _graph(job, target)
-    complaint = check_model(model, file.name, job.parameters)
+    complaint = check_model(model, job.parameters)
     if complaint:
         return _Candidate(None, complaint)
     quantized = None
@@ -175,7 +205,16 @@ def _from_graph(
             every_operator=target.quantized_operators == "all",
             exact=target.sums == "exact",
         )
-        quantized = quantize(model, work, job.calibration, job.reference, max_drop, scheme)
+        try:
+            quantized = quantize(model, work, job.calibration, job.reference, max_drop, scheme)
+        except UserError:
+            raise
+        except Exception as error:
+            # onnxruntime's quantiser raises errors of many kinds for graphs that it does not know.
+            raise UserError(
+                f"onnxruntime cannot quantise {type(job.module).__name__}: {first_line(error)}; choose a "
+                "target in float32."
+            ) from None
         if quantized.complaint:
             return _Candidate(quantized.parity, quantized.complaint)
         model = onnx.load(work)
@@ -183,7 +222,28 @@ def _from_graph(
     file_format.write_graph(model, file, target.chip)
     # An 8-bit graph was compared as .onnx; this is the file itself, which another tool may have written.
     parity = compare_file(job.reference, file, exact=target.sums == "exact")
-    return _Candidate(parity, parity.complaint(target.precision), model, quantized)
+    complaint = parity.complaint(target.precision)
+    if job.crop is not None and not complaint:
+        complaint = _put_preparation_in_front(model, target, file, job.crop)
+    return _Candidate(parity, complaint, model, quantized)
+
+
+def _put_preparation_in_front(model: onnx.ModelProto, target: Target, file: Path, crop: CenterCrop) -> str:
+    """Write a file again with resize and crop in it; returns half a sentence on what is wrong, or nothing.
+
+    The preparation is compared with Pillow's, and the whole file with the network that was compared before.
+    """
+    file_format = find_format(target.format)
+    channels = model.graph.input[0].type.tensor_type.shape.dim[3].dim_value
+    opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+    complaint = check_preparation(crop, channels, opset)
+    if complaint:
+        return complaint
+    network = file_format.open(file)
+    wanted = [network(pixels) for pixels in crops_to_try(crop, channels, opset)]
+    put_in_front(model, crop, channels)
+    file_format.write_graph(model, file, target.chip)
+    return check_behind_preparation(file_format.open(file), wanted, crop, channels)
 
 
 def _from_module(job: ExportJob, target: Target, file_format: Format, file: Path) -> _Candidate:
@@ -231,41 +291,6 @@ def _graph(job: ExportJob, target: Target) -> onnx.ModelProto:
     return model
 
 
-def traced_graph(
-    module: nn.Module, example: Array, outputs: Sequence[str], target: Target
-) -> onnx.ModelProto:
-    """The graph as torch writes it, with the batch axis and the opset of the target.
-
-    Args:
-        module: in eval mode.
-        example: two inputs or more.
-        outputs: names of the outputs.
-        target: the kind of device.
-
-    Raises:
-        UserError: torch cannot export the module.
-    """
-    any_batch = target.batch == "any"
-    inputs = torch.from_numpy(example if any_batch else example[:1])
-    try:
-        return to_proto(module, inputs, any_batch=any_batch, outputs=outputs, opset=target.opset)
-    except torch.onnx.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise UserError(
-            f"torch cannot export {type(module).__name__} as ONNX: {reason}; its forward must not "
-            "depend on the values of the image."
-        ) from None
-
-
-def fit_to_target(model: onnx.ModelProto, target: Target) -> None:
-    """Bring a graph, in place, into the form of the target: norms folded, file version, operators."""
-    fold_norms(model)
-    # Runtimes refuse a file version that is newer than they are.
-    model.ir_version = min(model.ir_version, target.ir)
-    if target.activations == "relu6":
-        plain_operators(model)
-
-
 def _output_name(job: ExportJob) -> str:
     return "probabilities" if job.probabilities else "logits"
 
@@ -282,22 +307,32 @@ def _embed(facts: dict[str, Any], model: onnx.ModelProto, job: ExportJob, target
     assert np.array_equal(after, before), "metadata changed what the file computes"
 
 
-def _facts(job: ExportJob, target: Target, name: str, candidate: _Candidate) -> dict[str, Any]:
-    """The manifest of one file, without its time, size and hash."""
-    reference, model, parity = job.reference, candidate.model, candidate.parity
-    batch = "batch" if target.batch == "any" else 1
+def _input_and_output(job: ExportJob, target: Target) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The manifest's description of what the file takes and gives."""
+    # Images of different sizes cannot be given together.
+    batch = "batch" if target.batch == "any" and job.crop is None else 1
+    sides = list(job.example.shape[1:])
+    if job.crop is not None:
+        sides = ["height", "width", sides[-1]]
     image = {
         "name": "image",
         "dtype": "uint8" if job.example.dtype == np.uint8 else "float32",
         "layout": job.layout,
-        "shape": [batch, *job.example.shape[1:]],
+        "shape": [batch, *sides],
     }
     output = {
         "name": _output_name(job),
         "dtype": "float32",
         "layout": "NC",
-        "shape": [batch, reference.output_NK.shape[1]],
+        "shape": [batch, job.reference.output_NK.shape[1]],
     }
+    return image, output
+
+
+def _facts(job: ExportJob, target: Target, name: str, candidate: _Candidate) -> dict[str, Any]:
+    """The manifest of one file, without its time, size and hash."""
+    reference, model, parity = job.reference, candidate.model, candidate.parity
+    image, output = _input_and_output(job, target)
     file_format = find_format(target.format)
     known = dict(job.facts)
     # What selection expected belongs to the accuracies, where the reader compares them.

@@ -13,9 +13,10 @@ from torch import nn
 
 from engine.checkpoint import weights_digest
 from engine.data.augment import resize
-from engine.data.dataset import Batch, Data, Split
+from engine.data.dataset import Batch, Data, Interpolation, Split
 from engine.errors import UserError
 from engine.run import Run, digest, read_json
+from export.bake import CenterCrop
 from ofa.calibration import EVALUATION_BATCH
 from ofa.space.arch import Arch
 from ofa.space.codes import decode, encode
@@ -96,6 +97,15 @@ class ExportSource(NamedTuple):
         """Normalised images (N, C, size, size) on CPU and their classes (N,), always in the same order."""
         for x, y in self.data.batches(split, EVALUATION_BATCH, limit):
             yield resize(x.cpu(), size).contiguous(), y.cpu()
+
+    def center_crop(self) -> CenterCrop:
+        """The data set's own resize and crop."""
+        how = self.preprocessing
+        if "center_crop" not in how:
+            return CenterCrop(how["image_size"])
+        is_bilinear = how["resize_interpolation"].startswith("bilinear")
+        interpolation: Interpolation = "bilinear" if is_bilinear else "bicubic"
+        return CenterCrop(how["center_crop"], how["resize_shorter_side"], interpolation)
 
     def preparation(self, size: int) -> dict[str, Any]:
         """How a device turns an image file into the network's input of `size` pixels, step by step."""

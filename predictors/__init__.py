@@ -20,6 +20,9 @@ From measured accuracies to the best architecture of at most 300k MACs:
 
     best = find_best(space, score, [Constraint("macs", 300_000, macs)], rng, seeds=codes)
     print(ofa.decode(space, best[0]))
+
+With Optuna's samplers, or one of your own, instead of `find_best`: `distributions`, `suggest`,
+`set_constraints`, `codes_from_params` (examples/optuna_tpe.py, examples/optuna_sampler.py).
 """
 
 from typing import TYPE_CHECKING
@@ -39,7 +42,15 @@ if TYPE_CHECKING:
     from predictors.search.costs import cost_functions
     from predictors.search.dynamic_programming import additive_fronts, layer_costs
     from predictors.search.front import find_front
+    from predictors.search.optuna_space import (
+        codes_from_params,
+        distributions,
+        params_from_codes,
+        set_constraints,
+        suggest,
+    )
     from predictors.selection.evaluations import Evaluations
+    from predictors.studies.storage import open_studies
 
 __all__ = [
     "Constraint",
@@ -47,15 +58,21 @@ __all__ = [
     "GaussianProcess",
     "Pair",
     "additive_fronts",
+    "codes_from_params",
     "cost_functions",
+    "distributions",
     "features",
     "find_best",
     "find_front",
     "layer_costs",
     "load_latency",
     "make_predictor",
+    "open_studies",
+    "params_from_codes",
     "pareto_front",
     "read_pairs",
+    "set_constraints",
+    "suggest",
 ]
 
 # On first use, so that `import predictors` imports neither torch nor scikit-learn nor Optuna.
@@ -67,15 +84,21 @@ __getattr__ = lazy_names(
         "GaussianProcess": "predictors.accuracy.gaussian_process",
         "Pair": "predictors.accuracy.pairs",
         "additive_fronts": "predictors.search.dynamic_programming",
+        "codes_from_params": "predictors.search.optuna_space",
         "cost_functions": "predictors.search.costs",
+        "distributions": "predictors.search.optuna_space",
         "features": "predictors.accuracy.features",
         "find_best": "predictors.search.best",
         "find_front": "predictors.search.front",
         "layer_costs": "predictors.search.dynamic_programming",
         "load_latency": "predictors.latency.model",
         "make_predictor": "predictors.accuracy.models",
+        "open_studies": "predictors.studies.storage",
+        "params_from_codes": "predictors.search.optuna_space",
         "pareto_front": "engine.statistics",
         "read_pairs": "predictors.accuracy.pairs",
+        "set_constraints": "predictors.search.optuna_space",
+        "suggest": "predictors.search.optuna_space",
     },
 )
 

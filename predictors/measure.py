@@ -24,15 +24,16 @@ from ofa.layers import LayerSpec
 from ofa.space.codes import Codes, sample_codes
 from ofa.space.space import Space, load_space
 from ofa.trained import SupernetModel
+from predictors.latency.additive import Level
 from predictors.latency.kit import distinct_layers, export_kit, layer_name, structure
-from predictors.latency.model import Level, cross_validate_latency
+from predictors.latency.model import LatencyModel, cross_validated
 from predictors.latency.published import read_published
 from predictors.latency.table import LatencyTable, Noise, read_table
 from predictors.latency.timings import build_table, noise_complaint, read_timings
 
 RESOLUTIONS = 5  # at most so many, unless --resolutions names them; latency in between is interpolated
 # For the estimate of the duration that is printed at the start.
-SECONDS_PER_STRUCTURE = 1.0  # to export one ONNX file
+SECONDS_PER_STRUCTURE = 0.02  # to write one ONNX file
 SECONDS_PER_SESSION = 0.02  # to open one
 
 
@@ -89,7 +90,9 @@ class Measure(Command):
     )
     blocks: bool = Field(True, description="time every block")
     whole: int = Field(
-        12, ge=0, description="whole networks to time; 10 correct the sum of blocks, 30 and more refine it"
+        20,
+        ge=0,
+        description="whole networks to time; 10 correct the sum of blocks and give a margin, 30 refine it",
     )
     like: str = Field(
         "",
@@ -134,6 +137,7 @@ class Measure(Command):
         if self.import_yaml:
             paths = tuple(Path(word) for word in self.import_yaml.split(","))
             table = read_published(paths, self.device_name, subject.space, subject.channels)
+            _print_quality(table, subject.space)
             return _write(table, out)
         if self.import_kit is not None:
             return self._build(subject, self.device_name, self.import_kit, out)
@@ -262,15 +266,17 @@ def _print_noises(noises: dict[str, Noise]) -> None:
 
 
 def _print_quality(table: LatencyTable, space: Space) -> None:
-    """Print how well each model predicts networks that it did not see, if there are enough of them."""
+    """Print how well each model predicts networks that it did not see, and what limits will compare."""
     shown = Table("model", "error", "Kendall tau")
     for level in get_args(Level):
-        quality = cross_validate_latency(table, space, level)
+        quality = cross_validated(table, space, level)
         if quality is not None:
             shown.add_row(level, f"{quality.error:.1%}", f"{quality.tau:.3f}")
     if shown.row_count:
         print(f"predicted from the others, {len(table.networks)} whole networks:")
         plain_console().print(shown)
+    for note in LatencyModel(table, space).notes():
+        print(note)
 
 
 def _write(table: LatencyTable, out: Path) -> int:

@@ -11,46 +11,51 @@ from rich.table import Table
 from engine.checkpoint import weights_digest
 from engine.command.cli import main
 from engine.command.progress import progress
-from engine.command.table import plain_console
+from engine.command.table import show
 from engine.config import format_count
+from engine.errors import UserError
 from engine.plot.canvas import write_png
 from engine.run import write_csv, write_json
 from engine.runs.writing import atomic
 from engine.seed import numpy_generator
 from engine.statistics import Counts, format_accuracy, overall_accuracy
 from ofa.space.arch import Arch
-from ofa.space.codes import Codes, decode, encode, sample_codes
+from ofa.space.codes import decode, encode
 from ofa.trained import RunCommand, TrainedSupernet
 from ofa.tuned import find_tuned, tuned_or_taken
 from predictors.accuracy.cross_validation import CrossValidated, predict_pairs
 from predictors.accuracy.features import features
 from predictors.accuracy.pairs import Pair, check_pairs, read_pairs
+from predictors.latency.model import load_latency
 from predictors.reporting.alone import (
+    AloneNetwork,
     Worth,
     compare_with_alone,
+    find_alone,
     print_worth,
     read_alone,
+    test_hits,
     worth_as_json,
 )
 from predictors.reporting.classes import class_pictures
+from predictors.reporting.comparison import Comparison
+from predictors.reporting.exported import read_exported
 from predictors.reporting.figures import pictures
 from predictors.reporting.findings import (
-    Comparison,
     Findings,
+    Hits,
     Kind,
     SelectedSubnet,
     TestedSubnet,
-    compare_with_random,
+    compare_subnets,
     extremes,
+    known_latencies,
     read_known_subnets,
     read_selected_subnets,
 )
-from predictors.reporting.page import render_page
+from predictors.reporting.page import headlines, render_page
+from predictors.reporting.rivals import random_rivals
 from predictors.search.constraints import ArchCostFn
-from predictors.search.costs import cost_functions
-
-POOL = 200_000  # random architectures from which those of the same MACs are taken
-SAME_MACS = 0.05  # a difference of so much, as a share, counts as the same MACs
 
 
 class ToTest(NamedTuple):
@@ -65,10 +70,15 @@ class ToTest(NamedTuple):
 class Report(RunCommand):
     """Compare every selected subnet on the test images with random ones of the same MACs.
 
-    The same MACs: within 5%, or the nearest ones. Writes report/report.html, a page that needs nothing else:
-    accuracy against MACs and latency, the chosen subnets, how far the predictor can be trusted, and the
-    architectures; and the same as PNG, CSV and JSON beside it. Prints the comparison. Besides ofa.evaluate
-    --split test, this is the only command that looks at the test images.
+    The same MACs: within 5%; where the space has fewer than 5 such subnets, nothing is compared. Writes
+    report/report.html, a page that needs nothing else: a sentence for each budget, the chosen subnets between
+    the smallest and the largest, exported files with size and time, accuracy class by class, accuracy against
+    MACs and latency, how far the predictor can be trusted, and the architectures; and the same as PNG, CSV
+    and JSON beside it. Prints the comparison and the sentences. Besides ofa.evaluate --split test, this is
+    the only command that looks at the test images.
+
+    Finished runs in the folder beside the run that trained a chosen architecture alone, on the same images,
+    are compared with it, as those of --alone are.
 
     examples:
       python -m predictors.report
@@ -83,7 +93,7 @@ class Report(RunCommand):
     )
     alone: tuple[Path, ...] = Field(
         (),
-        description="runs of ofa.train --arch, separated by commas, shown beside the same selected subnets",
+        description="more runs of ofa.train --arch, separated by commas, to compare selected subnets with",
     )
     seed: int = Field(
         0, ge=0, description="seed of the random subnets, and of the folds in which the predictor is judged"
@@ -102,18 +112,20 @@ class Report(RunCommand):
     def _report(self) -> int:
         trained = self.open_supernet()
         space, model = trained.space, trained.model
-        costs = cost_functions(space, len(model.classes), model.channels, self.latency_table)
-        latency = costs.get("latency")
+        latency = None
+        if self.latency_table is not None:
+            latency = load_latency(self.latency_table, space, len(model.classes), model.channels).predict
         # Everything is read before anything is measured: a damaged file costs no time.
         selected = read_selected_subnets(self.run, space, latency)
         known = read_known_subnets(self.run, space, selected, latency)
         pairs = read_pairs(self.run)
         check_pairs(pairs, trained)
-        alone = read_alone(self.alone, trained, selected)
+        digest = weights_digest(self.run)
+        exported = read_exported(self.run, space, {s.name: s.arch for s in selected}, digest)
+        alone = self._alone(trained, selected)
         judged = self._judge(trained, pairs)
-        tested = self._test(trained, selected, latency)
+        tested, hits = self._test(trained, selected, latency)
         confusions, tuned = self._test_by_class(trained, selected)
-        comparisons = compare_with_random(selected, tested)
         findings = Findings(
             run=self.run.resolve().name,
             space=space,
@@ -122,14 +134,30 @@ class Report(RunCommand):
             selected=selected,
             known=known,
             tested=tested,
-            comparisons=[c._replace(tuned_accuracy=tuned.get(c.budget)) for c in comparisons],
+            comparisons=compare_subnets(space, selected, known, tested, hits, tuned),
+            exported=exported,
             judged=judged,
             pairs=len(pairs),
             confusions=confusions,
-            weights_sha256=weights_digest(self.run),
+            weights_sha256=digest,
         )
         self._write(findings, compare_with_alone(alone, trained))
         return 0
+
+    def _alone(self, trained: TrainedSupernet, selected: Sequence[SelectedSubnet]) -> list[AloneNetwork]:
+        """The networks trained alone: those of --alone, and those beside the run."""
+        named = read_alone(self.alone, trained, selected)
+        found = []
+        for path in find_alone(trained, selected):
+            if path in [other.resolve() for other in self.alone]:
+                continue
+            # Nobody named this run, so damaged weights are no reason to stop.
+            try:
+                found += read_alone([path], trained, selected)
+                print(f"'{path}' trained a chosen architecture alone: the report compares the two.")
+            except UserError as error:
+                print(f"'{path}' is left out: {error}")
+        return named + found
 
     def _judge(self, trained: TrainedSupernet, pairs: Sequence[Pair]) -> CrossValidated | None:
         """The collected pairs, each predicted from the others; None if they are too few."""
@@ -141,24 +169,34 @@ class Report(RunCommand):
 
     def _test(
         self, trained: TrainedSupernet, selected: Sequence[SelectedSubnet], latency: ArchCostFn | None
-    ) -> list[TestedSubnet]:
-        """The smallest and the largest subnet, then each selected one with the random ones of its size."""
+    ) -> tuple[list[TestedSubnet], Hits]:
+        """The smallest and the largest subnet, then each selected one with the random ones of its size.
+
+        Returns:
+            All of them; and which test images the ends and the selected ones classified correctly.
+        """
         todo = [ToTest("", kind, arch) for kind, arch in extremes(trained.space).items()]
         for subnet in selected:
             todo.append(ToTest(subnet.name, "selected", subnet.arch, subnet.record.latency_ms))
-            for row in self._random_of_same_macs(trained, subnet.arch):
-                todo.append(ToTest(subnet.name, "random", decode(trained.space, row)))
-        tested = []
+            row = encode(trained.space, subnet.arch)
+            rng = numpy_generator(self.seed, "same macs", trained.cost(subnet.arch)[0])
+            for other in random_rivals(trained.space, trained.macs, row, self.random, rng):
+                todo.append(ToTest(subnet.name, "random", decode(trained.space, other)))
+        tested: list[TestedSubnet] = []
+        hits: Hits = {}
         with progress("measure on test images", len(todo)) as advance:
             for budget, kind, arch, ms in todo:
-                accuracy = trained.accuracy(arch, "test")
+                hits_N = test_hits(trained.subnet(arch), trained)
+                accuracy = float(hits_N.mean())
+                if kind != "random":
+                    hits[kind, budget] = hits_N
                 if latency is not None:
                     # The table of this command counts more than the one that selection had.
-                    ms = float(latency(encode(trained.space, arch)[None])[0])
+                    (ms,) = known_latencies(latency, encode(trained.space, arch)[None])
                 macs, params = trained.cost(arch)
                 tested.append(TestedSubnet(budget, kind, macs, params, accuracy, ms))
                 advance(f"{kind} {accuracy:.2%}")
-        return tested
+        return tested, hits
 
     def _test_by_class(
         self, trained: TrainedSupernet, selected: Sequence[SelectedSubnet]
@@ -173,38 +211,32 @@ class Report(RunCommand):
                 tuned_accuracy[chosen.name] = overall_accuracy(confusions[chosen.name])
         return confusions, tuned_accuracy
 
-    def _random_of_same_macs(self, trained: TrainedSupernet, arch: Arch) -> Codes:
-        """Different uniform samples within 5% of the MACs of `arch`, without itself.
-
-        There are `self.random` of them: where too few are within 5%, the nearest others.
-        """
-        wanted = trained.cost(arch)[0]
-        rng = numpy_generator(self.seed, "same macs", wanted)
-        # Shuffled again, since np.unique sorts: otherwise the first of the pool would all be small.
-        pool = rng.permutation(np.unique(sample_codes(trained.space, POOL, rng), axis=0))
-        pool = pool[(pool != encode(trained.space, arch)).any(1)]
-        macs = trained.macs(pool)
-        # All within 5% are equally near, so the stable sort leaves them in random order.
-        distance = np.maximum(np.abs(macs / wanted - 1), SAME_MACS)
-        return pool[np.argsort(distance, kind="stable")][: self.random]
-
     def _write(self, findings: Findings, worth: Worth | None) -> None:
         folder = self.run / "report"
         drawn = pictures(findings) | class_pictures(findings.confusions, findings.classes)
         for name, picture in drawn.items():
             write_png(picture.drawing, folder / f"{name}.png")
             write_csv(folder / f"{name}.csv", _columns_in_use(picture.rows), picture.rows)
-        comparisons = findings.comparisons
+        rows = [comparison._asdict() for comparison in findings.comparisons]
+        sentences = headlines(findings, worth)
         weights = {"weights_sha256": findings.weights_sha256}
-        write_json(folder / "report.json", [comparison._asdict() | weights for comparison in comparisons])
+        exported = [file._asdict() for file in findings.exported]
+        report = {"images": findings.images, "headlines": sentences, "subnets": rows, "exported": exported}
+        write_json(folder / "report.json", weights | report)
+        write_csv(folder / "report.csv", _columns_in_use(rows), rows)
         if worth is not None:
             write_json(folder / "alone.json", worth_as_json(worth) | weights)
         with atomic(folder / "report.html") as temporary:
             temporary.write_text(render_page(findings, drawn, worth), encoding="utf-8")
-        _print_comparisons(comparisons, findings.images)
+        _print_comparisons(findings.comparisons, findings.images)
         if worth is not None:
             print_worth(worth)
-        print(f"written to {folder}: report.html, report.json, and {', '.join(drawn)} as .png and .csv")
+        for sentence in sentences:
+            print(sentence)
+        print(
+            f"written to {folder}: report.html, report.json, report.csv, and {', '.join(drawn)} as .png and "
+            ".csv"
+        )
 
 
 def _columns_in_use(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -213,19 +245,25 @@ def _columns_in_use(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _print_comparisons(comparisons: Sequence[Comparison], images: Mapping[str, int]) -> None:
-    table = Table("budget", "MACs", "validation", "test", "tuned", "random", "beats", "within")
+    table = Table("budget", "MACs", "validation", "test", "tuned", "random", "beats")
     for c in comparisons:
+        median, beats = "-", "-"
+        if c.random_median is not None:
+            median, beats = f"{c.random_median:.2%}", f"{c.random_beaten} of {c.random_count}"
         table.add_row(
             c.budget,
             format_count(c.macs),
-            format_accuracy(c.val_accuracy, images["val"]),
-            format_accuracy(c.test_accuracy, images["test"]),
-            "-" if c.tuned_accuracy is None else format_accuracy(c.tuned_accuracy, images["test"]),
-            f"{c.random_median:.2%}",
-            f"{c.random_beaten} of {c.random_count}",
-            f"{c.random_macs_apart:.0%}",
+            _accuracy_cell(c.val_accuracy, images["val"]),
+            _accuracy_cell(c.test_accuracy, images["test"]),
+            _accuracy_cell(c.tuned_accuracy, images["test"]),
+            median,
+            beats,
         )
-    plain_console().print(table)
+    show(table)
+
+
+def _accuracy_cell(accuracy: float | None, images: int) -> str:
+    return "-" if accuracy is None else format_accuracy(accuracy, images)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-import numpy as np
 import optuna
 from pydantic import Field, field_validator, model_validator
 
@@ -13,37 +13,42 @@ from engine.checkpoint import weights_digest
 from engine.command.cli import main
 from engine.command.progress import Advance, progress
 from engine.command.start import say
-from engine.config import Count, format_count
 from engine.errors import UserError, nearest
 from engine.seed import numpy_generator
-from ofa.space.arch import largest, smallest
 from ofa.space.codes import Codes, decode, encode
+from ofa.space.space import Space
 from ofa.trained import EvaluationPrecision, RunCommand, TrainedSupernet, run_flag
-from predictors.accuracy.features import features
-from predictors.accuracy.models import PredictorChoice, make_predictor
+from predictors.accuracy.models import PredictorChoice
 from predictors.accuracy.pairs import check_pairs, read_pairs
-from predictors.accuracy.validation import compare_candidates, print_candidates
-from predictors.search.best import nearest_feasible
+from predictors.latency.here import is_of_this_machine, time_architecture
+from predictors.latency.model import LatencyModel, load_latency
 from predictors.search.constraints import (
-    EXACT_DIGITS,
+    NO_LIMIT,
     UNITS,
     ArchCostFn,
+    Budget,
     Bytes,
     Constraint,
     Milliseconds,
     Objective,
-    fits,
-    format_cost,
-    round_up,
+    format_limit,
 )
 from predictors.search.costs import cost_functions
-from predictors.search.dynamic_programming import LayerCost, layer_costs
-from predictors.selection.coarse_to_fine import coarse_to_fine
-from predictors.selection.evaluations import EvaluateFn, Evaluations, Prediction
+from predictors.search.limits import check_limits
+from predictors.selection.evaluations import EvaluateFn, Evaluations
+from predictors.selection.exploration import (
+    Explored,
+    Guide,
+    estimate_all,
+    explore_by_predictions,
+    explore_coarse_to_fine,
+    make_guide,
+)
 from predictors.selection.finalists import FINALIST_EPOCHS, tune_finalists
-from predictors.selection.predictor_guided import BestProposer, FrontProposer, Proposer, predictor_guided
-from predictors.selection.selected import write_front, write_selected
-from predictors.selection.study import Study, known_accuracies, open_storage, run_fingerprint
+from predictors.selection.selected import KEYS, print_trust, write_front, write_selected
+from predictors.selection.timed import Stopwatch, keep_timed_limits
+from predictors.studies.storage import open_storage
+from predictors.studies.study import Study, known_accuracies, run_fingerprint
 
 
 class Select(RunCommand):
@@ -58,12 +63,14 @@ class Select(RunCommand):
     --explore search finds the highest predicted accuracy; coarse-to-fine (BigNAS) predicts nothing and needs
     no collected pairs: it measures a coarse grid, up to half of --measure, and then mutants of the best.
 
-    Accuracies are those of validation images. All known subnets compete, collected ones and those measured
-    now: of the subnets within one standard error of the best accuracy (--ties), the cheapest is selected.
+    Accuracies are those of validation images. Collected subnets and those measured for this budget compete.
+    Selected is the one with the highest expected accuracy: its measurement and what a predictor says that
+    learned from the others, each by its precision. No choice depends on other budgets of the command. The
+    command also says what half of each budget would give, and how good its predictions were.
 
     Measurements are trials of an Optuna study in the run folder, or in --storage, where several processes and
     machines share them: the same command chooses the same again without measuring anything, and continues
-    after an interruption. The test images are not touched.
+    after an interruption. Trials that you add with Optuna count. The test images are not touched.
 
     examples:
       python -m predictors.select --flops 600M
@@ -86,18 +93,22 @@ class Select(RunCommand):
         "--threads",
     )
 
-    flops: tuple[Count, ...] = Field(
+    flops: tuple[Budget, ...] = Field(
         (), description="at most so many MACs, or several budgets separated by commas"
     )
     latency: Milliseconds | None = Field(
-        None, description="at most so long for one image: 15ms, 0.015s; needs --latency-table"
+        None,
+        description="at most so long for the median run of one image: 15ms, 0.015s; needs --latency-table",
     )
     latency_table: Path | None = Field(
         None, description="latency of a device, a file that predictors.measure wrote"
     )
+    verify_latency: bool = Field(
+        True, description="time the selected subnets if the table is of this machine"
+    )
     size: Bytes | None = Field(None, description="at most so large a file: 20MB, 64MiB")
     memory: Bytes | None = Field(None, description="at most so much memory for activations: 64MB")
-    params: Count | None = Field(None, description="at most so many parameters: 6M")
+    params: Budget | None = Field(None, description="at most so many parameters: 6M")
     front: tuple[str, ...] = Field(
         (), description="write the front of accuracy against these: macs, latency, size, memory, params"
     )
@@ -109,14 +120,14 @@ class Select(RunCommand):
     )
     measure: int = Field(20, ge=1, description="subnets to measure for each budget and for the front")
     ties: float = Field(
-        1.0,
+        0.0,
         ge=0,
         description="select the cheapest subnet within so many standard errors of the best; 0: the best",
     )
     tune_finalists: int = Field(
         0,
         ge=0,
-        description="tune so many of the best measured for an epoch, and decide among them by that; 0: none",
+        description="tune so many of the best expected for an epoch, and decide among them by that; 0: none",
     )
     precision: EvaluationPrecision = Field(
         "float32",
@@ -127,7 +138,8 @@ class Select(RunCommand):
     )
     storage: str | None = Field(
         None,
-        description="Optuna storage, a URL or the path of a journal; none: optuna.journal in the run folder",
+        description="Optuna storage: the path of a journal, or a URL (sqlite:///studies.db, postgresql://, "
+        "mysql://, journal+redis://); none: optuna.journal in the run folder",
     )
     seed: int = Field(0, ge=0, description="seed of the search")
 
@@ -145,6 +157,11 @@ class Select(RunCommand):
         for name in self.front:
             if name not in UNITS:
                 raise ValueError(f"--front has no cost '{name}'; {nearest(name, UNITS)}")
+            if self.front.count(name) > 1:
+                raise ValueError(f"--front names '{name}' twice; name each cost once")
+        for budget in self.flops:
+            if self.flops.count(budget) > 1:
+                raise ValueError(f"--flops has the budget {format_limit('macs', budget)} twice; give it once")
         if not self.front and not any((self.flops, self.latency, self.size, self.memory, self.params)):
             raise ValueError(
                 "nothing says what to select; give a limit such as --flops 600M, or --front macs"
@@ -173,10 +190,11 @@ class Select(RunCommand):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         trained = self.open_supernet()
         space, model = trained.space, trained.model
-        costs = cost_functions(space, len(model.classes), model.channels, self.latency_table)
+        storage = open_storage(self.storage or str(self.run / "optuna.journal"))
+        latency = self._latency_model(trained)
+        costs = cost_functions(space, len(model.classes), model.channels, latency)
         objectives = self._objectives(costs)
-        for objective in objectives:
-            self._check_limits(trained, objective.constraints)
+        self._check_limits(space, objectives, latency)
         pairs = read_pairs(self.run, self.precision)
         check_pairs(pairs, trained, self.precision)
         if self.precision != "float32" and self.explore == "search" and not pairs:
@@ -185,49 +203,101 @@ class Select(RunCommand):
                 f"could learn; run python -m predictors.collect{run_flag(self.run)} --precision "
                 f"{self.precision} first, or search without a predictor: --explore coarse-to-fine."
             )
-        evaluations = Evaluations(space, trained.data.count("val"), pairs)
-        storage = open_storage(self.storage or str(self.run / "optuna.journal"))
+        known = partial(Evaluations, space, trained.data.count("val"), pairs)
+        guide = None
+        if self.explore == "search":
+            guide = make_guide(self.predictor, known(), costs["macs"], self.seed)
         # The storage may be shared with other runs: accuracies of other weights, or of another precision,
         # must not be mixed with these. No prefix is the start of another one.
         kind = "" if self.precision == "float32" else f"{self.precision}-"
         prefix = f"{space.name}-{kind}{run_fingerprint(self.run)}-"
         measure = partial(_accuracy, trained, self.precision, known_accuracies(storage, prefix, space))
+        codes = [encode(space, pair.arch) for pair in pairs]
+        accuracies = [pair.val_accuracy for pair in pairs]
+        attributes = {KEYS[name]: cost for name, cost in costs.items()}
+        about = {"run": self.run.name, "fingerprint": run_fingerprint(self.run), "images": known().images}
+        about |= {"precision": self.precision}
+        explored: list[Explored] = []
         with progress("measure candidates", self.measure * len(objectives)) as advance:
-            todo: list[tuple[Objective, EvaluateFn]] = []
+            note = partial(_note, advance)
             for objective in objectives:
-                study = Study(storage, prefix + objective.name, space, objective, measure)
-                todo.append((objective, partial(_evaluate, study, advance)))
-            predictor: dict[str, Any] = {}
-            if self.explore == "coarse-to-fine":
-                self._explore_coarse_to_fine(evaluations, todo)
-            else:
-                sums = self._sums(trained)
-                predictor = self._explore_predictions(evaluations, todo, sums, costs["macs"])
-        # What other commands and processes have measured counts too.
-        for row, accuracy in known_accuracies(storage, prefix, space).items():
-            evaluations.add(np.frombuffer(row, np.uint8), accuracy, "select")
-        facts = {"explore": self.explore, "pairs": len(pairs), "seed": self.seed} | predictor
-        digest = weights_digest(self.run)
+                name = prefix + self._study_name(objective)
+                study = Study(storage, name, space, objective, measure, attributes, about)
+                study.add_pairs(codes, accuracies)
+                evaluations = known()
+                evaluations.add_measured(study.added(note))
+                evaluate = partial(study.measure, note=note)
+                explored.append(self._explore(trained, objective, guide, evaluations, evaluate, study))
+        facts: dict[str, Any] = {"weights_sha256": weights_digest(self.run), "precision": self.precision}
+        facts |= {"explore": self.explore}
+        facts |= {"pairs": len(pairs), "seed": self.seed}
+        if guide:
+            facts["predictor"] = guide.quality.facts()
+        if latency is not None and self.latency and self.verify_latency and is_of_this_machine(latency.table):
+            stopwatch = Stopwatch(partial(time_architecture, space, table=latency.table))
+            costs["latency_measured"] = stopwatch.known
+            explored = keep_timed_limits(explored, stopwatch, self.tune_finalists, self.ties)
+        self._write(trained, explored, costs, facts)
+        if guide:
+            print_trust(guide.quality, explored)
+        say(f"written to {self.run / 'selected'}\nnext: python -m ofa.tune{run_flag(self.run)}")
+        return 0
+
+    def _explore(
+        self,
+        trained: TrainedSupernet,
+        objective: Objective,
+        guide: Guide | None,
+        evaluations: Evaluations,
+        evaluate: EvaluateFn,
+        study: Study,
+    ) -> Explored:
+        """Explore one objective, which nothing but its own study and the collected pairs teaches."""
+        if guide is None:
+            explore_coarse_to_fine(evaluations, objective, self.measure, self.seed, evaluate)
+            study.finish()
+            estimates = estimate_all(evaluations, study.known(), None, self.seed)
+            return Explored(objective, evaluations, estimates, None)
+        intervals = explore_by_predictions(evaluations, objective, guide, self.measure, self.seed, evaluate)
+        study.finish()
+        estimates = estimate_all(evaluations, study.known(), guide.quality.member, self.seed)
+        return Explored(objective, evaluations, estimates, intervals.own_quality())
+
+    def _write(
+        self,
+        trained: TrainedSupernet,
+        explored: Sequence[Explored],
+        costs: Mapping[str, ArchCostFn],
+        facts: dict[str, Any],
+    ) -> None:
+        """Decide, write selected/ and print what was found."""
         folder = self.run / "selected"
-        budgets = [objective for objective in objectives if not objective.front]
+        budgets = [found for found in explored if not found.objective.front]
         finalists = {}
         if self.tune_finalists and budgets:
-            finalists = tune_finalists(trained, evaluations, budgets, self.tune_finalists)
-        facts = {"weights_sha256": digest, "precision": self.precision} | facts
-        write_selected(budgets, evaluations, costs, facts, self.ties, folder, finalists)
-        for name, found in finalists.items():
-            tried = [f"{f.candidate.val_accuracy:.2%} -> {f.tuned_accuracy:.2%}" for f in found]
+            best = {found.objective.name: found.best(self.tune_finalists) for found in budgets}
+            finalists = tune_finalists(trained, best)
+        write_selected(budgets, costs, facts, self.ties, folder, finalists)
+        for name, tuned in finalists.items():
+            tried = []
+            for finalist in tuned:
+                before = finalist.estimate.candidate.val_accuracy
+                tried.append(f"{before:.2%} -> {finalist.tuned_accuracy:.2%}")
             print(f"{name}: {FINALIST_EPOCHS} epoch of tuning decided among {', '.join(tried)}")
-        for objective in objectives:
-            if objective.front:
-                write_front(objective, evaluations, costs, folder, digest)
-        say(f"written to {folder}\nnext: python -m ofa.tune{run_flag(self.run)}")
-        return 0
+        for found in explored:
+            if found.objective.front:
+                write_front(found, costs, folder, facts["weights_sha256"])
 
     def _objectives(self, costs: Mapping[str, ArchCostFn]) -> list[Objective]:
         """What to find: the best subnet for each budget, and the front."""
         limits = {"latency": self.latency, "size": self.size, "memory": self.memory, "params": self.params}
-        others = [Constraint(name, limit, costs[name]) for name, limit in limits.items() if limit is not None]
+        others = []
+        for name, limit in limits.items():
+            # What is limited is what nine of ten subnets keep, and not the mere prediction.
+            cost = costs.get(f"{name}_bound", costs.get(name))
+            if limit is not None:
+                assert cost is not None, name
+                others.append(Constraint(name, limit, cost))
         # The other limits hold for each budget of MACs, or stand alone.
         budgets = [[Constraint("macs", budget, costs["macs"]), *others] for budget in self.flops]
         if not budgets:
@@ -237,84 +307,49 @@ class Select(RunCommand):
             # One front covers all budgets. They differ in their first limit only, that of MACs, and the
             # largest one counts.
             loosest = max(budgets, key=_limits)
+            if "latency" in self.front and self.latency is None:
+                # Where the table knows nothing latency is infinite, and no point of a front.
+                loosest = [*loosest, Constraint("latency", NO_LIMIT, costs["latency"])]
             name = "-".join(["front", *self.front])
             objectives.append(Objective(name, tuple(loosest), {name: costs[name] for name in self.front}))
         return objectives
 
-    def _check_limits(self, trained: TrainedSupernet, constraints: tuple[Constraint, ...]) -> None:
-        """Print a warning if a budget of MACs is above the largest subnet.
-
-        Raises:
-            UserError: no subnet keeps all limits. The error names the nearest limits that a subnet keeps.
-        """
-        space = trained.space
-        least, most = encode(space, smallest(space))[None], encode(space, largest(space))[None]
-        for c in constraints:
-            if c.name == "macs" and c.cost(most)[0] < c.limit:
-                most_macs = format_count(c.cost(most)[0])
-                print(
-                    f"budget {format_count(c.limit)} is above the largest subnet ({most_macs} MACs): "
-                    "choosing the best of all"
-                )
-        # Usually the smallest subnet keeps all limits, and nothing has to be searched.
-        if fits(constraints, least)[0]:
-            return
-        relaxed = nearest_feasible(space, constraints, numpy_generator(self.seed, "feasible"), least)
-        if relaxed:
-            needed = []
-            for c, value in relaxed:
-                needed.append(f"{c.flag} {format_cost(c.name, round_up(c.name, value), EXACT_DIGITS)}")
-            raise UserError(
-                f"No subnet of space '{space.name}' keeps {' '.join(map(str, constraints))}; the nearest "
-                f"that one keeps is {' and '.join(needed)}."
-            )
-
-    def _explore_coarse_to_fine(
-        self, evaluations: Evaluations, todo: Sequence[tuple[Objective, EvaluateFn]]
-    ) -> None:
-        for objective, evaluate in todo:
-            rng = numpy_generator(self.seed, "coarse to fine", objective.name)
-            coarse_to_fine(evaluations, objective.constraints, self.measure, rng, evaluate)
-
-    def _explore_predictions(
-        self,
-        evaluations: Evaluations,
-        todo: Sequence[tuple[Objective, EvaluateFn]],
-        sums: Sequence[Sequence[LayerCost]],
-        macs: ArchCostFn,
-    ) -> dict[str, Any]:
-        """Explore with the predictor that cross-validation prefers.
-
-        Returns:
-            What the selected/ files say of this predictor: its name and its quality in cross-validation.
-        """
-        codes, y = evaluations.training_set()
-        X = features(evaluations.space, codes)
-        qualities = compare_candidates(self.predictor, X, y, macs(codes), self.seed)
-        print_candidates(qualities, len(y))
-        quality = qualities[0]
-        predictor = make_predictor(quality.member).fit(X, y, self.seed)
-        proposers = [(self._proposer(objective), evaluate) for objective, evaluate in todo]
-        rng = numpy_generator(self.seed, "additive")
-        predictor_guided(evaluations, predictor, quality, sums, proposers, self.measure, rng)
-        facts = quality._asdict()
-        del facts["seconds"]  # the same command has to write the same file again
-        return {"predictor": facts}
-
-    def _proposer(self, objective: Objective) -> Proposer:
-        rng = numpy_generator(self.seed, "search", objective.name)
+    def _study_name(self, objective: Objective) -> str:
+        """The name of an objective's study: every study has its own limits, and one device."""
+        name = objective.name
         if objective.front:
-            return FrontProposer(list(objective.front.values()), objective.constraints, rng)
-        return BestProposer(objective.constraints, rng)
+            # The file of a front has no limits in its name, since a run has one.
+            limits = [c for c in objective.constraints if c.limit < NO_LIMIT]
+            name = "-".join([name, *[Objective.best([c]).name for c in limits]])
+        if self.latency_table is None or not (self.latency or "latency" in self.front):
+            return name
+        table = blake2b(self.latency_table.read_bytes(), digest_size=4)
+        return f"{name}-{self.latency_table.stem}-{table.hexdigest()}"
 
-    def _sums(self, trained: TrainedSupernet) -> list[list[LayerCost]]:
-        """The costs, as sums over layers, from whose exact fronts searches start."""
-        found = layer_costs(trained.space, len(trained.model.classes), trained.model.channels)
-        # Each further cost takes another dynamic programme, so parameters only where they or the size of the
-        # file are limited or traded.
-        if self.params or self.size or {"params", "size"} & set(self.front):
-            return [found["macs"], found["params"]]
-        return [found["macs"]]
+    def _latency_model(self, trained: TrainedSupernet) -> LatencyModel | None:
+        """The model of --latency-table; what a user has to know of it is printed if latency counts."""
+        if self.latency_table is None:
+            return None
+        classes, channels = len(trained.model.classes), trained.model.channels
+        latency = load_latency(self.latency_table, trained.space, classes, channels)
+        if self.latency is not None or "latency" in self.front:
+            for note in latency.notes():
+                print(note)
+        return latency
+
+    def _check_limits(
+        self, space: Space, objectives: Sequence[Objective], latency: LatencyModel | None
+    ) -> None:
+        """Refuse limits that no subnet keeps, and say once which are above the largest subnet."""
+        sentences: list[str] = []
+        for objective in objectives:
+            resolutions = space.resolution
+            if latency is not None and any(c.name == "latency" for c in objective.constraints):
+                resolutions = latency.resolutions  # only those that the table covers are searched
+            rng = numpy_generator(self.seed, "feasible")
+            sentences += check_limits(space, objective.constraints, resolutions, rng)
+        for sentence in dict.fromkeys(sentences):
+            print(sentence)
 
 
 def _limits(constraints: Sequence[Constraint]) -> list[float]:
@@ -331,10 +366,8 @@ def _accuracy(
     return accuracy
 
 
-def _evaluate(
-    study: Study, advance: Advance, rows: Sequence[Codes], predictions: Sequence[Prediction | None]
-) -> list[float]:
-    return study.measure(rows, predictions, lambda accuracy: advance(f"{accuracy:.2%}"))
+def _note(advance: Advance, accuracy: float) -> None:
+    advance(f"{accuracy:.2%}")
 
 
 if __name__ == "__main__":

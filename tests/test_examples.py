@@ -1,6 +1,8 @@
-"""The notebook runs from top to bottom and leaves the file that it promises."""
+"""The notebook runs from top to bottom and leaves the file that it promises; the scripts find a subnet."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -25,3 +27,13 @@ def test_the_notebook_ends_with_a_verified_file(tmp_path: Path) -> None:
     macs, best = re.findall(r"([\d,]+) MACs: ([\d.]+)%", printed)[0]
     assert int(macs.replace(",", "")) <= 300_000
     assert float(best) > 80
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["optuna_tpe.py", "optuna_sampler.py"])
+def test_a_sampler_finds_an_architecture_under_the_limit(name: str) -> None:
+    words = [sys.executable, "-W", "error", str(NOTEBOOK.parent / name)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = re.match(r"([\d,]+) MACs: 0\.(\d+)\nresolution=", done.stdout)
+    assert found and 200_000 < int(found[1].replace(",", "")) <= 300_000

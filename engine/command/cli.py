@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 from inspect import cleandoc
+from itertools import pairwise
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 from pydantic import Field
@@ -18,7 +19,7 @@ from engine.command.outputs import outlive_readers
 from engine.command.start import HELP, as_typed, module_started
 from engine.compute.memory import keep_freed_memory
 from engine.config import Config, merge, over_defaults, read_recipe, validate
-from engine.errors import UserError, nearest
+from engine.errors import UserError, nearest, shortened
 
 
 class Command(Config):
@@ -108,9 +109,9 @@ def _given(command: type[Command], argv: list[str]) -> dict[str, Any]:
     parser_class = type(command.__name__, (BaseSettings, command), body)
     try:
         source = CliSettingsSource[Any](parser_class, cli_parse_args=False)
-        return dict(source(args=_by_names(command, argv))())
+        return dict(source(args=_negative_values(_by_names(command, argv)))())
     except SettingsError as error:
-        raise UserError(_unknown_flag(command, str(error))) from None
+        raise UserError(_unknown_flag(command, argv, str(error))) from None
 
 
 def _by_names(command: type[Command], argv: list[str]) -> list[str]:
@@ -147,13 +148,30 @@ def _by_names(command: type[Command], argv: list[str]) -> list[str]:
     return spelled
 
 
-def _unknown_flag(command: type[Command], message: str) -> str:
+def _negative_values(words: list[str]) -> list[str]:
+    """The words with `--flops -5M` as `--flops=-5M`: argparse takes -5M for a flag, and does not say why."""
+    joined: list[str] = []
+    for word in words:
+        if re.match(r"-[\d.]|-inf|-nan", word) and joined and re.fullmatch(r"--[^=]+", joined[-1]):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _unknown_flag(command: type[Command], argv: list[str], message: str) -> str:
     """A sentence for the user from `message`, in which argparse complains about the command line."""
     unknown = re.search(r"unrecognized arguments: (.*)", message)
     if unknown is None:
         field = re.search(r'parsing value for field "(\w+)"', message)
-        reason = f"--{field[1]} cannot be read" if field else message.removeprefix("error parsing CLI: ")
-        return f"{reason}; --help-all explains every flag."
+        if field is None:
+            reason = message.removeprefix("error parsing CLI: ")
+            return f"{reason}; --help-all explains every flag."
+        flag = flag_name(field[1])
+        values = [shortened(repr(value)) for name, value in pairwise(argv) if name == flag]
+        given = f"{flag} {values[0]}" if values else flag
+        meant = command.model_fields[field[1]].description
+        return f"{given} cannot be read; it is meant to be: {meant}; --help-all explains every flag."
     flag = unknown[1].split()[0]
     known = [flag_name(name) for name in flag_names(command)]
     return f"'{flag}' is not a flag of this command; {nearest(flag, known)} --help-all explains each."

@@ -23,24 +23,26 @@ Role = Literal["ink", "quiet", "grid", "paper", "panel", "known", "random", "cho
 NOT_XML = r"[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 Anchor = Literal["start", "middle", "end"]
 XY = tuple[float, float]
-COLORS: dict[Role, tuple[str, str]] = {  # on light and on dark paper
+# On light and on dark paper. The contrast of texts is 4.5 at least, that of marks 3 (WCAG 2, level AA).
+COLORS: dict[Role, tuple[str, str]] = {
     "ink": ("#1b1f24", "#e8eaed"),
     "quiet": ("#56606b", "#a6afb9"),
     "grid": ("#e1e5ea", "#343a42"),
     "paper": ("#ffffff", "#14171b"),
     "panel": ("#f5f7f9", "#1c2026"),
-    "known": ("#aab3bd", "#65707b"),
+    "known": ("#808a95", "#6b7681"),
     "random": ("#2f74d0", "#6ea8f7"),
     "chosen": ("#cf3517", "#ff7d5f"),
     "extreme": ("#7547b3", "#b997ec"),
-    "shade1": ("#d8ece8", "#1e433e"),
-    "shade2": ("#a5d5cc", "#255c54"),
-    "shade3": ("#6dbbae", "#2c756a"),
-    "shade4": ("#46a394", "#338c7f"),
+    "shade1": ("#d8ece8", "#1c3733"),
+    "shade2": ("#a5d5cc", "#204942"),
+    "shade3": ("#6dbbae", "#265e55"),
+    "shade4": ("#46a394", "#2c756a"),
 }
 # Of a PNG, which has DPI / UNITS_PER_INCH = 2 dots for each pixel of a drawing.
 UNITS_PER_INCH, DPI = 100, 200
 TITLE = 30  # height of the line with the title of a drawing
+TITLE_STEP, TITLE_LINES = 18, 4  # from one line of a long title to the next; the most lines
 ALIGNMENT = {"start": "left", "middle": "center", "end": "right"}  # matplotlib's words for anchors
 
 
@@ -115,15 +117,45 @@ def shorten(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def wrap_text(text: str, most: int, lines: int) -> list[str]:
+    """A text on several lines, so that a long name is not cut.
+
+    Lines end after a space or a hyphen where the text has any, else within a word.
+
+    Args:
+        text: what is written.
+        most: characters of a line.
+        lines: how many lines there may be; what has no room ends in an ellipsis.
+    """
+    # Pieces keep the space or hyphen at their end: together they are the text.
+    found = [""]
+    for piece in re.findall(r"[^ -]*[ -]?", text):
+        if len(found[-1]) + len(piece.rstrip()) > most and found[-1]:
+            found.append("")
+        rest = found.pop() + piece
+        while len(rest.rstrip()) > most:
+            found.append(rest[:most])
+            rest = rest[most:]
+        found.append(rest)
+    if len(found) > lines:
+        found[lines - 1 :] = [shorten("".join(found[lines - 1 :]), most)]
+    return [line.rstrip() for line in found]
+
+
 def side_by_side(title: str, drawings: Sequence[Drawing], columns: int) -> Drawing:
     """Drawings in rows of `columns`, each under its title."""
-    width, height = max(d.width for d in drawings), max(d.height for d in drawings) + TITLE
+    width = max(d.width for d in drawings)
     longest = int(width / text_width("0", 14)) - 2
+    titles = [wrap_text(drawing.title, longest, TITLE_LINES) for drawing in drawings]
+    # All titles have the room of the longest, so that the drawings of a row stand side by side.
+    top = TITLE + TITLE_STEP * (max(map(len, titles)) - 1)
+    height = max(d.height for d in drawings) + top
     shapes: list[Shape] = []
     for i, drawing in enumerate(drawings):
         x, y = width * (i % columns), height * (i // columns)
-        shapes.append(Words(x + 8, y + TITLE - 8, shorten(drawing.title, longest), 14, bold=True))
-        shapes += [_moved(shape, x, y + TITLE) for shape in drawing.shapes]
+        for number, line in enumerate(titles[i]):
+            shapes.append(Words(x + 8, y + TITLE - 8 + TITLE_STEP * number, line, 14, bold=True))
+        shapes += [_moved(shape, x, y + top) for shape in drawing.shapes]
     rows = -(-len(drawings) // columns)
     return Drawing(title, width * min(columns, len(drawings)), height * rows, tuple(shapes))
 
@@ -183,14 +215,17 @@ def _svg(shape: Shape) -> str:
 
 def write_png(drawing: Drawing, path: Path) -> None:
     """The drawing under its title, in the colours of light paper."""
-    size = (drawing.width / UNITS_PER_INCH, (drawing.height + TITLE) / UNITS_PER_INCH)
+    longest = int((drawing.width - 16) / text_width("0", 15))
+    lines = wrap_text(drawing.title, max(longest, 1), TITLE_LINES)
+    top = TITLE + TITLE_STEP * (len(lines) - 1)
+    size = (drawing.width / UNITS_PER_INCH, (drawing.height + top) / UNITS_PER_INCH)
     # A figure of its own instead of pyplot's: nothing global is changed, and no window is opened.
     figure = Figure(figsize=size, facecolor=_color("paper"))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, drawing.width), ylim=(drawing.height, -TITLE))
+    axes.set(xlim=(0, drawing.width), ylim=(drawing.height, -top))
     axes.set_axis_off()
-    title = Words(8, -10, drawing.title, 15, bold=True)
-    for order, shape in enumerate((title, *drawing.shapes)):
+    title = [Words(8, TITLE - 10 - top + TITLE_STEP * i, line, 15, bold=True) for i, line in enumerate(lines)]
+    for order, shape in enumerate((*title, *drawing.shapes)):
         _draw(axes, shape, order)
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=DPI, format="png")

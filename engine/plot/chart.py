@@ -168,8 +168,10 @@ def _axes(across: _Scale, up: _Scale, frame: Box) -> Iterator[Shape]:
         # The line of a tick stays where its text has no room.
         half = text_width(text, SMALL) / 2
         if x - half > end_of_last + 4:
-            end_of_last = x + half
-            yield Words(x, frame.y1 + 16, text, SMALL, "quiet", "middle")
+            # The last text may be wider than the margin: then it stands a little further left.
+            middle = min(x, WIDTH - 2 - half)
+            end_of_last = middle + half
+            yield Words(middle, frame.y1 + 16, text, SMALL, "quiet", "middle")
     yield Words((frame.x0 + frame.x1) / 2, frame.y1 + 36, across.axis.label, TEXT, "quiet", "middle")
 
 

@@ -7,10 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.plot.canvas import XY, Outline, Role, Shape, Words, shorten, text_width
+from engine.plot.canvas import XY, Outline, Role, Shape, Words, text_width, wrap_text
 
 SIZE = 11.5  # of the text, in pixels
-LONGEST = 20  # characters; longer labels are cut
+LONGEST, LINES = 20, 6  # characters of a line, and lines of a label; longer ones are cut
+LINE = SIZE + 3  # height of a line
 LINE_STEP = 6  # pixels between the points that stand for a line
 # Where a label may stand: on rings around its point. Lengths are pixels.
 NEAREST = 12  # distance of the first ring, which is clear of the largest mark
@@ -60,16 +61,20 @@ def place_labels(labels: Sequence[Label], spots: Sequence[XY], frame: Box) -> li
     obstacles = list(spots)
     shapes: list[Shape] = []
     for label in labels:
-        text = shorten(label.text, LONGEST)
+        lines = wrap_text(label.text, LONGEST, LINES)
+        widest = max(text_width(line, SIZE) for line in lines)
+        size = (widest, LINE * len(lines))
         others = [other.point for other in labels if other.point != label.point]
-        place = _best_place(text, label.point, taken, np.array(obstacles), others, frame)
+        place = _best_place(size, label.point, taken, np.array(obstacles), others, frame)
         taken.append(place)
         leader = _leader(label.point, place)
         if leader:
             shapes.append(Outline((label.point, leader[-1]), line="quiet", width=0.8))
             obstacles += leader
         middle = (place.x0 + place.x1) / 2
-        shapes.append(Words(middle, place.y1 - 3, text, SIZE, label.role, "middle", bold=True))
+        for number, line in enumerate(lines, start=1):
+            baseline = place.y0 + LINE * number - 3
+            shapes.append(Words(middle, baseline, line, SIZE, label.role, "middle", bold=True))
     return shapes
 
 
@@ -82,15 +87,17 @@ def points_along(start: XY, end: XY) -> Iterator[XY]:
 
 
 def _best_place(
-    text: str,
+    size: XY,
     point: XY,
     taken: Sequence[Box],
     obstacles_N2: NDArray[np.float64],
     others: Sequence[XY],
     frame: Box,
 ) -> Box:
-    """The least bad of 24 x 16 places around the point; of equally bad ones the first, the nearest above."""
-    size = (text_width(text, SIZE), SIZE + 3)
+    """The least bad of 24 x 16 places around the point; of equally bad ones the first, the nearest above.
+
+    size: width and height of the label, in pixels.
+    """
     places = []
     for ring in range(RINGS):
         for turn in range(TURNS):

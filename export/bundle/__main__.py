@@ -20,10 +20,11 @@ from ofa.trained import DEFAULT_RUN
 class MakeBundle(Command):
     """Make a folder of every exported network that needs nothing else.
 
-    It is export/NAME/ with the model files, labels.txt, manifest.json, README.md and classify.py.
-    classify.py runs the files with nothing but onnxruntime, numpy and pillow: python classify.py IMAGE. The
-    model card says what the manifest says, in sentences. Times of python -m export.benchmark, where it was
-    run before, are included.
+    It is export/NAME/ with the model files, labels.txt, manifest.json, README.md, classify.py and 8 image
+    samples. classify.py runs the files with nothing but onnxruntime, numpy and pillow: python classify.py
+    IMAGE. With --check it proves a copy on any machine: it prepares the samples again, and compares every
+    step and the outputs with what is bundled. The model card says what the manifest says, in sentences. Times
+    of python -m export.benchmark, where it was run before, are included.
 
     examples:
       python -m export.bundle                        every network in runs/supernet/export
@@ -33,6 +34,10 @@ class MakeBundle(Command):
     run: Path = Field(DEFAULT_RUN, description="folder of a finished run with exported files")
     selected: str | None = Field(
         None, description="only this budget, or whatever the file is called; none: all"
+    )
+
+    samples: Path | None = Field(
+        None, description="folder whose first 8 images become the samples; none: images are drawn"
     )
 
     def execute(self) -> int:
@@ -52,7 +57,7 @@ class MakeBundle(Command):
             )
         names = [self.selected] if self.selected is not None else list(networks)
         for name in names:
-            folder = write_bundle(run, name, networks[name])
+            folder = write_bundle(run, name, networks[name], self.samples)
             print(f"{folder}: {', '.join(sorted(os.listdir(folder)))}")
         first = self.run / "export" / names[0]
         say(f"next: python -m export.demo {shlex.quote(str(first))}")

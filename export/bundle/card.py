@@ -51,7 +51,8 @@ def _example(bundle: Bundle) -> str:
         if format_of(Path(file.file)).in_example:
             return (
                 f"    python {EXAMPLE} IMAGE            needs onnxruntime, numpy and pillow; classifies with "
-                f"{_code(file.file)}"
+                f"{_code(file.file)}\n"
+                f"    python {EXAMPLE} --check          proves this copy: the same numbers from the samples"
             )
     runtimes = list(dict.fromkeys(format_of(Path(file.file)).runtime for file in bundle.files))
     return (
@@ -109,6 +110,10 @@ def _input(bundle: Bundle) -> Iterator[str]:
 
 def _steps(how: dict[str, Any], file: Manifest) -> Iterator[str]:
     """What to do with an image file, one step a sentence, until it is the input."""
+    if how.get("baked") == "preprocessing":
+        yield "Decode it to 8 bits a channel, turned as its EXIF orientation says."
+        yield f"Give it, whatever its size, as {_tensor(file.input)}; the graph does the rest."
+        return
     side, size = how.get("center_crop") or how["image_size"], how["resize"][0]
     if "center_crop" in how:
         interpolation = _plain(how["resize_interpolation"])

@@ -1,18 +1,30 @@
-"""Classify an image with a model file beside this one: python classify.py IMAGE [MODEL]. Needs onnxruntime,
-numpy and pillow only."""
+"""Classify an image with a model file beside this one, or check a copy of this folder.
+
+    python classify.py IMAGE [MODEL]
+    python classify.py --check [MODEL ...]
+
+Needs onnxruntime, numpy and pillow only. --check prepares the samples of this folder again, runs the models
+on them, and names the first step whose numbers are not those that were bundled.
+"""
 
 import contextlib
+import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime as ort
-from PIL import Image
+try:
+    import numpy as np
+    import onnxruntime as ort
+    from PIL import Image, UnidentifiedImageError
+except ImportError as missing:
+    sys.exit(f"{missing}; python -m pip install onnxruntime numpy pillow")
 
+SAMPLES = "samples.json"
 SUFFIXES = (".onnx", ".ort")  # what onnxruntime reads
+HEIF = (".heic", ".heif", ".avif")  # what phones write and Pillow does not read without more packages
 LONGEST = 100  # times the shorter side: a line of pixels, resized, would fill the memory
 # Phones store pictures as the sensor lay, and in a tag of EXIF how to turn them.
 ORIENTATION = 274
@@ -57,28 +69,75 @@ def bicubic(old: int, new: int) -> Any:
     return matrix
 
 
-def prepare_image(image: Image.Image, file: dict[str, Any]) -> Any:
-    """The input of a file that manifest.json describes: (1, C, H, W) or (1, H, W, C)."""
-    image = upright(image)
-    how, wanted, (width, height) = file["preprocessing"], file["input"], image.size
-    # 1. The data set's own resize and crop, by Pillow: to `side` x `side` pixels.
-    side, short = how.get("center_crop") or how["image_size"], how.get("resize_shorter_side")
-    size, resample = (side, side), Image.Resampling.BICUBIC
-    if short:
-        resample = Image.Resampling[how["resize_interpolation"].split(",")[0].upper()]
-        size = (short * width // min(width, height), short * height // min(width, height))
-    left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
-    image = image.convert("RGB" if how["channels"] == "RGB" else "L").resize(size, resample)
-    pixels = np.asarray(image.crop((left, top, left + side, top + side)), float).reshape(side, side, -1)
-    # 2. torch's resize to the network's side, rows first.
-    matrix = bicubic(side, how["resize"][0])
-    x = matrix @ np.tensordot(matrix, pixels, 1)
-    # 3. Numbers as the file takes them.
-    pixels = x.round().clip(0, 255)
-    x = pixels if wanted["dtype"] == "uint8" else (x / 255 - how["mean"]) / how["std"]
+def as_image(pixels: Any) -> Image.Image:
+    """Pixels (H, W, 3) as a colour image, (H, W, 1) as a gray one."""
+    return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
+
+
+def as_pixels(image: Image.Image) -> Any:
+    """The pixels (H, W, C) of an image of 8 bits."""
+    return np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def decode(image: Image.Image, file: dict[str, Any]) -> Any:
+    """Step 1: pixels (H, W, C) of 8 bits, turned as the image is to be seen; C is 3, or 1 for gray."""
+    return as_pixels(upright(image).convert("RGB" if file["preprocessing"]["channels"] == "RGB" else "L"))
+
+
+def resize(pixels: Any, file: dict[str, Any]) -> Any:
+    """Step 2: the data set's own resize, by Pillow, antialiased: pixels (h, w, C) of 8 bits."""
+    how, image = file["preprocessing"], as_image(pixels)
+    short, shorter = how.get("resize_shorter_side"), min(image.size)
+    if not short:
+        side = how.get("center_crop") or how["image_size"]
+        return as_pixels(image.resize((side, side), Image.Resampling.BICUBIC))
+    resample = Image.Resampling[how["resize_interpolation"].split(",")[0].upper()]
+    size = (short * image.width // shorter, short * image.height // shorter)
+    return as_pixels(image.resize(size, resample))
+
+
+def crop(pixels: Any, file: dict[str, Any]) -> Any:
+    """Step 3: the middle, as large as the data set's images: pixels (side, side, C) of 8 bits."""
+    how, image = file["preprocessing"], as_image(pixels)
+    side = how.get("center_crop") or how["image_size"]
+    left, top = round((image.width - side) / 2), round((image.height - side) / 2)
+    return as_pixels(image.crop((left, top, left + side, top + side)))
+
+
+def normalise(pixels: Any, file: dict[str, Any]) -> Any:
+    """Step 4: numbers as the file takes them, at the network's side: (1, C, H, W) or (1, H, W, C)."""
+    how, wanted, x = file["preprocessing"], file["input"], pixels.astype(float)
+    # torch's resize to the network's side, rows first.
+    if how["resize"][0] != len(pixels):
+        matrix = bicubic(len(pixels), how["resize"][0])
+        x = matrix @ np.tensordot(matrix, x, 1)
+    x = x.round().clip(0, 255) if wanted["dtype"] == "uint8" else (x / 255 - how["mean"]) / how["std"]
     if wanted["layout"] == "NCHW":
         x = x.transpose(2, 0, 1)
     return np.ascontiguousarray(x, wanted["dtype"])[None]
+
+
+def whole(pixels: Any, file: dict[str, Any]) -> Any:
+    """The decoded image as the input (1, H, W, C) of a file that does all other steps itself."""
+    return np.ascontiguousarray(pixels, file["input"]["dtype"])[None]
+
+
+Step = Callable[[Any, dict[str, Any]], Any]
+
+
+def steps_of(file: dict[str, Any]) -> dict[str, Step]:
+    """What becomes of an image until it is the input of a file, by name and in order."""
+    if file["preprocessing"].get("baked") == "preprocessing":
+        return {"decode": decode, "batch": whole}
+    return {"decode": decode, "resize": resize, "crop": crop, "normalise": normalise}
+
+
+def prepare_image(image: Image.Image, file: dict[str, Any]) -> Any:
+    """The input of a file that manifest.json describes: (1, C, H, W) or (1, H, W, C)."""
+    x: Any = image
+    for step in steps_of(file).values():
+        x = step(x, file)
+    return x
 
 
 def classify(image: Image.Image, file: dict[str, Any], run: Callable[[Any], Any]) -> Any:
@@ -90,30 +149,135 @@ def classify(image: Image.Image, file: dict[str, Any], run: Callable[[Any], Any]
     return powers / powers.sum()
 
 
-def main(folder: Path, image: str, names: list[str]) -> None:
-    """Print the five likeliest classes."""
-    files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
-    known = {file["file"]: file for file in files if Path(file["file"]).suffix in SUFFIXES}
-    if not known:
-        sys.exit("onnxruntime does not run a file of this folder; README.md says what does.")
-    name = names[0] if names else next(iter(known))
-    if name not in known:
-        sys.exit(f"onnxruntime does not run '{name}'; it runs: {', '.join(known)}.")
-    file = known[name]
-    session = ort.InferenceSession(str(folder / name), providers=["CPUExecutionProvider"])
+def open_model(folder: Path, file: dict[str, Any]) -> Callable[[Any], Any]:
+    """A function from the input of a model file to its output."""
+    path, options = folder / file["file"], ort.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is said in one sentence
+    # Without this, x86 CPUs that have no VNNI saturate sums of 8-bit products; no other device does.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = None
+    reason = ""
+    for level in (ort.GraphOptimizationLevel.ORT_ENABLE_ALL, ort.GraphOptimizationLevel.ORT_DISABLE_ALL):
+        # Some versions refuse exact sums of some 8-bit networks. Unoptimised they compute in float32.
+        options.graph_optimization_level = level
+        try:
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            break
+        except Exception as error:  # onnxruntime's errors have no common class below Exception
+            reason = reason or str(error).splitlines()[0]
+    if session is None:
+        sys.exit(f"'{path.name}' is missing, damaged or not for this onnxruntime; copy it again ({reason}).")
 
     def run(x: Any) -> Any:
         return session.run([file["output"]["name"]], {file["input"]["name"]: x})[0]
 
+    return run
+
+
+def open_image(path: Path) -> Image.Image:
+    """An image file, read whole. What is wrong with it ends the program with a sentence."""
     try:
-        shares = classify(Image.open(image), file, run)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        sys.exit(f"'{image}' cannot be classified: {error}")
+        image = Image.open(path)
+        image.load()
+        return image
+    except FileNotFoundError:
+        sys.exit(f"There is no image '{path}'.")
+    except UnidentifiedImageError:
+        more = "; phones write such files, so save it as JPEG" if path.suffix.lower() in HEIF else ""
+        sys.exit(f"'{path}' is no image that Pillow can read{more}.")
+    except Exception as error:  # damaged files raise errors of many kinds, SyntaxError among them
+        sys.exit(f"'{path}' cannot be classified: {error}")
+
+
+def difference(found: Any, wanted: Any) -> float:
+    """The largest difference of two arrays; infinite where their shapes differ or a number is none."""
+    if found.shape != wanted.shape:
+        return float("inf")
+    largest = float(np.abs(found.astype(float) - wanted.astype(float)).max())
+    return largest if largest == largest else float("inf")
+
+
+def differences(
+    folder: Path, file: dict[str, Any], run: Callable[[Any], Any]
+) -> Iterator[tuple[str, str, float, float]]:
+    """(image, step, difference, what is allowed) of every sample and step.
+
+    Every step starts from the bundled result of the one before, so that the first that differs is the one to
+    look into. Differences of the output are shares of its largest number.
+    """
+    known = json.loads((folder / SAMPLES).read_text(encoding="utf-8"))
+    content, allowed = (folder / known["data"]).read_bytes(), known["files"][file["file"]]["tolerance"]
+
+    def bundled(where: dict[str, Any]) -> Any:
+        count = int(np.prod(where["shape"]))
+        return np.frombuffer(content, where["dtype"], count, where["offset"]).reshape(where["shape"])
+
+    for name, tensors in zip(known["images"], known["files"][file["file"]]["samples"], strict=True):
+        x: Any = open_image(folder / name)
+        for step, compute in steps_of(file).items():
+            wanted = bundled(tensors[step])
+            yield name, step, difference(compute(x, file), wanted), allowed[step]
+            x = wanted
+        wanted = bundled(tensors["output"])
+        yield name, "output", difference(run(x), wanted) / float(np.abs(wanted).max()), allowed["output"]
+
+
+def check(folder: Path, file: dict[str, Any]) -> bool:
+    """Whether a model file and the preparation of its images compute what was bundled; prints it."""
+    name, path = file["file"], folder / file["file"]
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != file["sha256"]:
+        print(f"{name}: is missing, or is not the file that was bundled (SHA-256 differs); copy it again.")
+        return False
+    largest: dict[str, float] = {}
+    for image, step, found, allowed in differences(folder, file, open_model(folder, file)):
+        if found > allowed:
+            print(f"{name}: {image} differs first at {step}: by {found:.3g}, where {allowed:g} is allowed.")
+            return False
+        largest[step] = max(found, largest.get(step, 0.0))
+    print(f"{name}: as bundled; largest differences: {', '.join(f'{k} {v:.2g}' for k, v in largest.items())}")
+    return True
+
+
+def read_files(folder: Path) -> dict[str, Any]:
+    """The model files of the folder that onnxruntime runs, by name, as manifest.json describes them."""
+    try:
+        files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
+        known = {file["file"]: file for file in files if Path(file["file"]).suffix in SUFFIXES}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        sys.exit(f"manifest.json beside classify.py is missing or damaged ({error}); copy the folder again.")
+    if not known:
+        sys.exit("onnxruntime does not run a file of this folder; README.md says what does.")
+    return known
+
+
+def main(folder: Path, words: list[str]) -> None:
+    """Print the five likeliest classes of an image, or what the check found."""
+    known, checking = read_files(folder), words[0] == "--check"
+    names = words[1:] or (list(known) if checking else [next(iter(known))])
+    for name in names:
+        if name not in known:
+            sys.exit(f"onnxruntime does not run '{name}'; it runs: {', '.join(known)}.")
+    if checking:
+        try:
+            good = [check(folder, known[name]) for name in names]
+        except (OSError, ValueError, LookupError) as error:
+            sys.exit(f"{SAMPLES} is missing or damaged ({error}); copy the folder again.")
+        sys.exit(0 if all(good) else 1)
+    image, file = Path(words[0]), known[names[0]]
+    picture = open_image(image)
+    try:
+        shares = classify(picture, file, open_model(folder, file))
+    except Exception as error:  # of Pillow, for pixels of unknown kinds, or of onnxruntime
+        sys.exit(f"'{image}' cannot be classified: {str(error).splitlines()[0]}")
     for i in np.argsort(-shares)[:5]:
         print(f"{shares[i]:7.2%}  {file['classes'][i]}")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3):
+    if (
+        len(sys.argv) < 2
+        or (len(sys.argv) > 3 and sys.argv[1] != "--check")
+        or sys.argv[1] in ("-h", "--help")
+    ):
         sys.exit(__doc__)
-    main(Path(__file__).resolve().parent, sys.argv[1], sys.argv[2:])
+    main(Path(__file__).resolve().parent, sys.argv[1:])

@@ -30,11 +30,13 @@ from export.bundle.contents import (
     TrainedOn,
     read_bundle,
 )
+from export.bundle.languages import write_snippets
+from export.bundle.samples import write_samples
 from export.formats import FORMATS, format_of
 from export.manifest import Manifest, read_manifest
 
 
-def write_bundle(run: Run, name: str, paths: list[Path]) -> Path:
+def write_bundle(run: Run, name: str, paths: list[Path], samples: Path | None = None) -> Path:
     """Write folder `name` beside the files, in one step. A bundle that is there already is replaced.
 
         export.write_bundle(Run.open(Path("runs/photos")), "600M", [Path("runs/photos/export/600M.onnx")])
@@ -43,12 +45,14 @@ def write_bundle(run: Run, name: str, paths: list[Path]) -> Path:
         run: the finished run that the files come from.
         name: of the network.
         paths: its model files, all in one folder.
+        samples: a folder of images to take as samples; none: they are drawn.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: something else is there, or the files are of different trainings.
+        UserError: something else is there, the files are of different trainings, or `samples` is no folder of
+            enough images.
     """
     folder = inside(paths[0].parent, name)
     if folder.exists() and not (folder / MANIFEST).is_file():
@@ -56,19 +60,21 @@ def write_bundle(run: Run, name: str, paths: list[Path]) -> Path:
     with work_folder(folder.parent) as work:
         new = work / "new"
         new.mkdir()
-        _fill(new, gather(run, name, paths), paths)
+        _fill(new, gather(run, name, paths), paths, samples)
         read_bundle(new)  # a bundle that cannot be read must not replace one that can
         publish_folder(new, folder)
     return folder
 
 
-def _fill(folder: Path, bundle: Bundle, paths: list[Path]) -> None:
+def _fill(folder: Path, bundle: Bundle, paths: list[Path], samples: Path | None) -> None:
     """Write all files of a bundle; the manifest is the last, since it has the hashes of the others."""
     for path in paths:
         shutil.copyfile(path, folder / path.name)
         for beside in format_of(path).side_files(path):
             if beside.exists():
                 shutil.copyfile(beside, folder / beside.name)
+    write_samples(folder, list(bundle.files), samples)
+    write_snippets(folder, list(bundle.files))
     shutil.copyfile(classify.__file__, folder / EXAMPLE)
     (folder / LABELS).write_text("".join(f"{name}\n" for name in bundle.classes), encoding="utf-8")
     try:

@@ -17,6 +17,7 @@ class OrtFormat(OnnxFormat):
 
     name = "ort"
     suffix = ".ort"
+    manifest_suffix = ".ort.json"
     side_suffixes = (OPERATORS,)
 
     def write_graph(self, model: "onnx.ModelProto", path: Path, chip: str | None = None) -> None:

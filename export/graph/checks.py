@@ -11,31 +11,31 @@ from export.formats.onnx import first_line
 MORE_NUMBERS, MORE_SHARE = 1000, 1.05
 
 
-def check_model(model: onnx.ModelProto, name: str, parameters: int) -> str:
-    """Check a graph; returns a sentence on what is wrong, or an empty text.
+def check_model(model: onnx.ModelProto, parameters: int | None) -> str:
+    """Check a graph; returns half a sentence on what is wrong, or an empty text.
 
     A graph must be valid ONNX, hold no BatchNorm and no layer in training mode, name no path of this machine,
     and store no more than the network's own weights.
 
     Args:
         model: the graph.
-        name: of its file, for the sentence.
-        parameters: how many numbers the network has in its parameters and buffers.
+        parameters: how many numbers the network has in its parameters and buffers; None if a graph may store
+            more, since the network computes tables in its forward, which become constants.
     """
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        return f"{name} is not valid ONNX: {first_line(error)}."
+        return f"is not valid ONNX: {first_line(error)}"
     stored = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
-    if stored > parameters * MORE_SHARE + MORE_NUMBERS:
-        return f"{name} stores {stored} numbers, but the network has only {parameters} parameters."
+    if parameters is not None and stored > parameters * MORE_SHARE + MORE_NUMBERS:
+        return f"stores {stored} numbers, but the network has only {parameters} parameters"
     for node in model.graph.node:
         if any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute):
-            return f"{name} has layers in training mode."
+            return "has layers in training mode"
         if node.op_type == "BatchNormalization":
-            return f"{name} still has BatchNormalization nodes; they should be folded."
+            return "still has BatchNormalization nodes; they should be folded"
     if names_this_machine(model):
-        return f"{name} names files of this machine."
+        return "names files of this machine"
     return ""
 
 

@@ -22,6 +22,7 @@ def fold_norms(model: onnx.ModelProto) -> None:
     if all(node.op_type != "BatchNormalization" for node in graph.node):
         return
     values = {tensor.name: tensor for tensor in graph.initializer}
+    ranks = _ranks(model)
     makers = {node.output[0]: node for node in graph.node}
     uses = Counter(name for node in graph.node for name in node.input)
     nodes: list[NodeProto] = []
@@ -34,7 +35,7 @@ def fold_norms(model: onnx.ModelProto) -> None:
         joined = makers.get(node.input[0])
         convs = _joined_convs(joined, makers, uses)
         if joined is None or not convs:
-            nodes += _arithmetic(graph, node, scale, shift)
+            nodes += _arithmetic(graph, node, scale, shift, ranks.get(node.input[0], 4))
             continue
         # Each convolution makes some of the channels, in the order of the concatenation.
         for conv in convs:
@@ -93,11 +94,23 @@ def _scale_conv(
     conv.input[:] = [conv.input[0], scaled, _constant(graph, f"{conv.output[0]}_bias", bias * scale + shift)]
 
 
-def _arithmetic(graph: onnx.GraphProto, node: NodeProto, scale: Array, shift: Array) -> list[NodeProto]:
-    """The norm of maps (N, C, H, W) as a multiplication and an addition."""
-    out, shape = node.output[0], (-1, 1, 1)  # one number for each channel of a map
-    factor = _constant(graph, f"{out}_scale", scale.reshape(shape))
-    term = _constant(graph, f"{out}_shift", shift.reshape(shape))
+def _ranks(model: onnx.ModelProto) -> dict[str, int]:
+    """How many axes each value of the graph has, as far as it is known."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    known = [value for value in (*graph.value_info, *graph.input) if value.type.tensor_type.HasField("shape")]
+    return {value.name: len(value.type.tensor_type.shape.dim) for value in known}
+
+
+def _arithmetic(
+    graph: onnx.GraphProto, node: NodeProto, scale: Array, shift: Array, rank: int
+) -> list[NodeProto]:
+    """The norm of values (N, C, ...) with `rank` axes as a multiplication and an addition."""
+    # One number for each channel. Values (N, C) have no axes behind it: with more axes here, they would get
+    # them.
+    out, shape = node.output[0], (-1, *[1] * (rank - 2))
+    # Not "_scale": so onnxruntime's quantiser calls a number of its own.
+    factor = _constant(graph, f"{out}_norm_factor", scale.reshape(shape))
+    term = _constant(graph, f"{out}_norm_term", shift.reshape(shape))
     return [make("Mul", [node.input[0], factor], f"{out}_scaled"), make("Add", [f"{out}_scaled", term], out)]
 
 

@@ -10,7 +10,7 @@ on how this machine's CPU sums 8-bit products. A target that is this CPU asks fo
 
 For an NPU every operator is quantised, as onnxruntime's configuration for Qualcomm's does it: the default
 list leaves out HardSwish and HardSigmoid, and an NPU would hand these back to the CPU. Written as add, clip
-and multiply they had three more tensors to round, which cost digits 2.4 points. With 16 bits for activations
+and multiply they are three nodes with three more tensors to round, for nothing. With 16 bits for activations
 the same configuration serves, since it knows what the NPU wants of them.
 """
 
@@ -96,11 +96,7 @@ def quantize(
         What was written. If its `complaint` is not empty, the accuracy is not held: do not use `out`.
     """
     pool_globally(model)  # a mean over a map would stay in float32 between 8-bit layers
-    prepared = out.with_suffix(".prepared.onnx")
-    with silent():
-        # Shapes only. onnxruntime's optimiser would write HardSwish as HardSigmoid and Mul, whose product of
-        # two rounded tensors is worse, and would import every domain of operators that it knows.
-        quant_pre_process(model, str(prepared), skip_optimization=True)
+    prepared = _with_shapes(model, out)
     quantizer = _Quantizer(prepared, out, calibration, scheme)
     layers = quantizer.layers
     ranked: list[str] = []  # filled when 8 bits everywhere turn out not to hold
@@ -130,6 +126,21 @@ def quantize(
         f"{len(layers)} layers in float32 (limit {max_drop:g})"
     )
     return Quantized(parity, drop, len(layers), tuple(ranked[:best]), complaint)
+
+
+def _with_shapes(model: onnx.ModelProto, out: Path) -> Path:
+    """Write the model beside `out` with the shape of every value, which the quantiser asks for."""
+    prepared = out.with_suffix(".prepared.onnx")
+    with silent():
+        # Shapes only. onnxruntime's optimiser would write HardSwish as HardSigmoid and Mul, whose product of
+        # two rounded tensors is worse, and would import every domain of operators that it knows.
+        try:
+            quant_pre_process(model, str(prepared), skip_optimization=True)
+        except Exception:
+            # onnxruntime's own inference of shapes fails on some means over axes that depend on shapes, with
+            # errors of many kinds. ONNX's inference, which follows it, knows enough for convolutions.
+            quant_pre_process(model, str(prepared), skip_optimization=True, skip_symbolic_shape=True)
+    return prepared
 
 
 def fewest(holds: Callable[[int], bool], most: int) -> int:

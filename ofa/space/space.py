@@ -257,12 +257,20 @@ def load_space(name: str) -> Space:
     Raises:
         UserError: there is none, or it is not valid.
     """
-    folder = Path(str(files("ofa.space"))) / "spaces"
-    path = Path(name) if Path(name).is_file() else folder / f"{name}.yaml"
+    path = Path(name) if Path(name).is_file() else _packaged() / f"{name}.yaml"
     if not path.is_file():
-        known = [p.stem for p in folder.glob("*.yaml")]
+        known = packaged_spaces()
         raise UserError(
             f"There is no space '{name}', neither as a file nor as a packaged one; {nearest(name, known)}"
         )
     # A file that gives no name is named like the file.
     return validate(Space, {"name": path.stem} | read_yaml(path), str(path))
+
+
+def packaged_spaces() -> list[str]:
+    """The names of the packaged spaces, in alphabetical order."""
+    return sorted(path.stem for path in _packaged().glob("*.yaml"))
+
+
+def _packaged() -> Path:
+    return Path(str(files("ofa.space"))) / "spaces"

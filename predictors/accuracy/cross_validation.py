@@ -10,9 +10,14 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
 from engine.seed import numpy_generator
-from engine.statistics import Floats, conformal_quantile
+from engine.statistics import Floats
 from predictors.accuracy.predictor import Features
-from predictors.accuracy.validation import candidates, predict_from_other_folds, predictive_std
+from predictors.accuracy.validation import (
+    candidates,
+    predict_from_other_folds,
+    predictive_std,
+    widening_by_other_folds,
+)
 
 FOLDS = 5
 FEWEST_PAIRS = 20  # fewer are not judged
@@ -81,13 +86,8 @@ def predict_pairs(X: Features, y: Floats, macs: NDArray[np.int64], seed: int) ->
     favourite = candidates("auto", len(y))[0]
     mean, std, fold = predict_from_other_folds(favourite, X, y, seed, FOLDS)
     misses = np.abs(y - mean)
-    total_std = predictive_std(std, float(np.median(misses))) + 1e-9  # never 0, by which ratios are divided
-    ratios = misses / total_std
-    # The misses of the other folds decide the width: a pair has no part in the width of its own interval.
-    half = np.empty_like(y)
-    for i in range(FOLDS):
-        half[fold == i] = conformal_quantile(ratios[fold != i])
-    half *= total_std
+    total_std = predictive_std(std, float(np.median(misses)))
+    half = widening_by_other_folds(misses / total_std, fold) * total_std
     return CrossValidated(y, mean, np.maximum(mean - half, 0), np.minimum(mean + half, 1), macs)
 
 

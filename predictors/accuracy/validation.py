@@ -13,7 +13,7 @@ from engine.command.table import plain_console
 from engine.seed import derive, numpy_generator
 from engine.statistics import Floats, conformal_quantile, tau_in_bands
 from predictors.accuracy.models import PredictorChoice, PredictorName, make_predictor
-from predictors.accuracy.predictor import Features
+from predictors.accuracy.predictor import LEAST_STD, Features
 
 MANY_FOLDS_BELOW = 100  # below so many pairs 10 folds, which leave more of the few pairs to learn from
 MOST_PAIRS = 500  # in cross-validation, so that it takes seconds at any size
@@ -28,6 +28,8 @@ class CandidateQuality(NamedTuple):
     tau_in_bands: the same among subnets of similar MACs.
     typical_miss: median of |measured - predicted|, in accuracy.
     widening: half of a 90% interval, in units of `predictive_std`.
+    coverage: share of the measurements in intervals that the other folds decided.
+    ratios: |measured - predicted| in units of `predictive_std`, of each of the N pairs.
     seconds: CPU time of the cross-validation.
     """
 
@@ -36,7 +38,18 @@ class CandidateQuality(NamedTuple):
     tau_in_bands: float
     typical_miss: float
     widening: float
+    coverage: float
+    ratios: Floats
     seconds: float
+
+    def facts(self) -> dict[str, Any]:
+        """What selected/*.json says of the predictor. Where subnets cannot be ranked, tau is None."""
+        # No seconds: the same command has to write the same file again.
+        facts = {name: getattr(self, name) for name in ("member", "tau", "tau_in_bands", "typical_miss")}
+        for name in ("tau", "tau_in_bands"):
+            if np.isnan(facts[name]):
+                facts[name] = None
+        return facts | {"widening": self.widening, "coverage": self.coverage}
 
     def half_width(self, std: Floats) -> Floats:
         """Half of the 90% interval around predictions with these standard deviations, (N,)."""
@@ -48,7 +61,8 @@ def predictive_std(std: Floats, typical_miss: float) -> Floats:
 
     A predictor that learned from few pairs can be too sure of itself; the typical miss bounds it from below.
     """
-    return np.sqrt(std**2 + typical_miss**2)
+    # LEAST_STD: misses are divided by this, and where all subnets measured alike there are none.
+    return np.sqrt(std**2 + typical_miss**2 + LEAST_STD**2)
 
 
 def candidates(choice: PredictorChoice, pairs: int) -> tuple[PredictorName, ...]:
@@ -120,17 +134,40 @@ def cross_validate(
     # CPU time hardly sees other programs on the machine.
     started = time.process_time()
     folds = 10 if len(y) < MANY_FOLDS_BELOW else 5
-    mean, std, _ = predict_from_other_folds(name, X, y, seed, folds)
+    mean, std, fold = predict_from_other_folds(name, X, y, seed, folds)
     misses = np.abs(y - mean)
     typical_miss = float(np.median(misses))
-    widening = conformal_quantile(misses / predictive_std(std, typical_miss))
-    seconds = time.process_time() - started
-    tau = float(kendalltau(y, mean).statistic)
-    return CandidateQuality(name, tau, tau_in_bands(y, mean, macs), typical_miss, widening, seconds)
+    ratios = misses / predictive_std(std, typical_miss)
+    return CandidateQuality(
+        name,
+        tau=float(kendalltau(y, mean).statistic),
+        tau_in_bands=tau_in_bands(y, mean, macs),
+        typical_miss=typical_miss,
+        widening=conformal_quantile(ratios),
+        coverage=float(np.mean(ratios <= widening_by_other_folds(ratios, fold))),
+        ratios=ratios,
+        seconds=time.process_time() - started,
+    )
+
+
+def widening_by_other_folds(ratios_N: Floats, fold_N: NDArray[np.int64]) -> Floats:
+    """(N,) half of the interval of each pair, in units of `predictive_std`.
+
+    The misses of the other folds decide it: a pair has no part in the width of its own interval, so the share
+    of pairs inside is a check and not a definition.
+
+    Args:
+        ratios_N: |measured - predicted| in units of `predictive_std`.
+        fold_N: the fold of each pair.
+    """
+    widening_N = np.empty_like(ratios_N)
+    for fold in np.unique(fold_N):
+        widening_N[fold_N == fold] = conformal_quantile(ratios_N[fold_N != fold])
+    return widening_N
 
 
 def predict_from_other_folds(
-    name: PredictorName, X: Features, y: Floats, seed: int, folds: int
+    name: PredictorName, X: Features, y: Floats, seed: int, folds: int, refit: bool = True
 ) -> tuple[Floats, Floats, NDArray[np.int64]]:
     """Predict every pair from the pairs of the other folds.
 
@@ -140,30 +177,51 @@ def predict_from_other_folds(
         y: measured accuracies (N,).
         seed: of the folds and of the predictor.
         folds: how many folds.
+        refit: whether each fold finds its own hyper-parameters. Without, all have those of all pairs: much
+            faster, and a few numbers tell hardly anything of one pair.
 
     Returns:
         (mean, standard deviation, fold), (N,) each.
     """
+    predictor = make_predictor(name)
+    if not refit:
+        predictor.fit(X, y, seed)
     mean, std, fold = np.empty_like(y), np.empty_like(y), np.empty(len(y), np.int64)
     # scikit-learn takes seeds of 32 bits.
     splits = KFold(folds, shuffle=True, random_state=derive(seed, "folds") % 2**32).split(X)
     for i, (train, held_out) in enumerate(splits):
-        predictor = make_predictor(name).fit(X[train], y[train], seed)
+        if refit:
+            predictor.fit(X[train], y[train], seed)
+        else:
+            predictor.update(X[train], y[train])
         mean[held_out], std[held_out] = predictor.predict(X[held_out])
         fold[held_out] = i
     return mean, std, fold
 
 
-def print_candidates(qualities: list[CandidateQuality], pairs: int) -> None:
-    """Print the qualities as a table, in which the first predictor is the one that is taken."""
-    print(f"accuracy predictor, cross-validated on {min(pairs, MOST_PAIRS)} of {pairs} measured subnets:")
+def print_candidates(qualities: list[CandidateQuality], y: Floats) -> None:
+    """Print the qualities as a table, in which the first predictor is the one that is taken.
+
+    Args:
+        qualities: what `compare_candidates` returns.
+        y: the measured accuracies (N,).
+    """
+    if np.ptp(y) == 0:
+        print(f"All {len(y)} subnets measured alike: {y[0]:.2%}. No predictor can rank them.")
+        return
+    print(f"accuracy predictor, cross-validated on {min(len(y), MOST_PAIRS)} of {len(y)} measured subnets:")
     table = Table("predictor", "Kendall tau", "at similar MACs", "typical miss", "seconds")
     for i, quality in enumerate(qualities):
         table.add_row(
             f"{quality.member} (chosen)" if i == 0 else quality.member,
-            f"{quality.tau:.3f}",
-            f"{quality.tau_in_bands:.3f}",
+            format_tau(quality.tau),
+            format_tau(quality.tau_in_bands),
             f"{100 * quality.typical_miss:.2f}%",
             f"{quality.seconds:.1f}",
         )
     plain_console().print(table)
+
+
+def format_tau(tau: float | None) -> str:
+    """Kendall's tau with three digits; a dash where there was nothing to rank."""
+    return "-" if tau is None or np.isnan(tau) else f"{tau:.3f}"

@@ -12,15 +12,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from onnx import TensorProto, helper
 from torch import nn
 
 from engine import onnx_timing as bench
 from engine.errors import UserError
-from engine.onnx_file import write_onnx
 from engine.run import read_json, write_json
-from engine.runs.writing import atomic
 from engine.seed import numpy_generator
 from ofa.blocks.head import HeadAndClassifier, HeadSpec
 from ofa.blocks.kind import BlockSpec
@@ -29,6 +26,8 @@ from ofa.blocks.table import block_kind
 from ofa.layers import LayerSpec, cost_tables, layer_specs
 from ofa.space.codes import Codes, decode
 from ofa.space.space import Space
+from predictors.latency import adb
+from predictors.latency.graph import layer_graph
 
 WEIGHTS = "weights.bin"
 OVERHEAD = "overhead"  # the item that does almost nothing: what a run of a session costs by itself
@@ -127,7 +126,7 @@ def export_kit(
     folder: Path,
     advance: Callable[[str], None],
 ) -> None:
-    """Write the ONNX files, manifest.json and bench.py; layers that an earlier, interrupted call wrote stay.
+    """Write the ONNX files, manifest.json and the scripts that time them.
 
     Args:
         space: of the layers and networks.
@@ -155,23 +154,23 @@ def export_kit(
     needed = {structure(layer): layer for layer in layers}
     for parts in networks.values():
         needed.update({structure(layer): layer for layer in parts})
-    for name, layer in needed.items():
-        file = folder / f"{name}.onnx"
-        if not file.exists():
-            export_layer(space, layer, file)
-        advance(name)
+    models: dict[str, onnx.ModelProto] = {}
     # All models share one file of weights, each of them reads it from its start, so it is as long as the
     # longest of them needs.
     bytes_of_weights = []
-    for name in needed:
-        model = onnx.load(folder / f"{name}.onnx", load_external_data=False)
-        bytes_of_weights.append(_lay_out_weights(model))
+    for name, layer in needed.items():
+        models[name] = layer_model(space, layer)
+        bytes_of_weights.append(_lay_out_weights(models[name]))
+        onnx.save(models[name], folder / f"{name}.onnx")
+        advance(name)
     for name, parts in networks.items():
-        files = [folder / f"{structure(layer)}.onnx" for layer in parts]
-        bytes_of_weights.append(join_layers(files, folder / f"{name}.onnx"))
+        whole = join_models([models[structure(layer)] for layer in parts])
+        bytes_of_weights.append(_lay_out_weights(whole))
+        onnx.save(whole, folder / f"{name}.onnx")
     _write_weights(folder / WEIGHTS, max(bytes_of_weights))
     _write_overhead(folder / f"{OVERHEAD}.onnx")
     shutil.copyfile(bench.__file__, folder / "bench.py")
+    shutil.copyfile(adb.__file__, folder / "adb.py")
     # The manifest comes last: bench.py starts with it, so the files that it lists are complete.
     write_json(path, manifest)
 
@@ -210,22 +209,22 @@ def _write_overhead(path: Path) -> None:
     onnx.save(model, path)
 
 
-def export_layer(space: Space, layer: LayerSpec, path: Path) -> None:
-    """The layer with an open batch and side; its weights refer to the file of random numbers beside it."""
-    module = layer_module(space, layer).eval()
-    # A batch of two: the exporter would take a batch of one for the only size.
-    example = torch.zeros(2, _input_channels(layer), layer.size, layer.size)
-    # A file under its own name is complete: an interrupted export continues after it.
-    with atomic(path) as temporary:
-        write_onnx(module, example, temporary, {})
-        model = onnx.load(temporary)
-        del model.graph.value_info[:]  # it holds sizes of the example
-        for side in model.graph.input[0].type.tensor_type.shape.dim[2:]:
-            side.dim_param = "side"
-        for place, axis in enumerate(model.graph.output[0].type.tensor_type.shape.dim[2:]):
-            axis.dim_param = f"out{place}"
-        _lay_out_weights(model)
-        onnx.save(model, temporary)
+def layer_model(space: Space, layer: LayerSpec) -> onnx.ModelProto:
+    """The layer with an open batch and side, whose weights have no values yet."""
+    return layer_graph(layer_module(space, layer), _input_channels(layer), layer.size)
+
+
+def write_network(space: Space, layers: Sequence[LayerSpec], path: Path) -> None:
+    """Write one architecture as a model of its own, with its random weights in a file beside it.
+
+    Args:
+        space: of the layers.
+        layers: the architecture as `layer_specs` lists it.
+        path: the model file.
+    """
+    whole = join_models([layer_model(space, layer) for layer in layers])
+    _write_weights(path.with_name(WEIGHTS), _lay_out_weights(whole))
+    onnx.save(whole, path)
 
 
 def _lay_out_weights(model: onnx.ModelProto) -> int:
@@ -249,22 +248,17 @@ def _lay_out_weights(model: onnx.ModelProto) -> int:
     return offset
 
 
-def join_layers(files: Sequence[Path], path: Path) -> int:
-    """Write one model that runs the models of `files` one after the other.
-
-    Returns:
-        How many bytes of the file of random numbers it reads.
-    """
-    whole: onnx.ModelProto | None = None
-    for i, file in enumerate(files):
-        model = onnx.load(file, load_external_data=False)
-        # The same names occur in every file, so each gets a prefix of its own.
+def join_models(models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
+    """One model that runs these models one after the other. Its weights have places of their own later."""
+    whole = onnx.ModelProto()
+    for i, model in enumerate(models):
+        # The same names occur in every model, so each gets a prefix of its own.
         model = onnx.compose.add_prefix(model, f"{i}/", rename_inputs=True)
         # The free axes keep the names that bench.py pins.
         for edge in (model.graph.input[0], model.graph.output[0]):
             for axis in edge.type.tensor_type.shape.dim:
                 axis.dim_param = axis.dim_param.split("/")[-1]
-        if whole is None:
+        if i == 0:
             whole = model
             continue
         # The input of this model becomes the output of those before it.
@@ -274,8 +268,4 @@ def join_layers(files: Sequence[Path], path: Path) -> int:
         whole.graph.node.extend(model.graph.node)
         whole.graph.initializer.extend(model.graph.initializer)
         whole.graph.output[0].CopyFrom(model.graph.output[0])
-    assert whole is not None
-    # Anew: by itself each layer starts at the first byte, but in a network no two layers share weights.
-    size = _lay_out_weights(whole)
-    onnx.save(whole, path)
-    return size
+    return whole

@@ -6,6 +6,7 @@ The projects are Once-for-all (2020, arXiv:1908.09791) and ProxylessNAS (2019, a
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ofa.blocks.sizes import halve
 from ofa.blocks.stem import StemSpec
 from ofa.blocks.table import block_kind
 from ofa.layers import LayerSpec
-from ofa.space.space import Space
+from ofa.space.space import Space, load_space, packaged_spaces
 from predictors.latency.kit import distinct_layers, structure
 from predictors.latency.table import LatencyTable, Noise, space_fingerprint
 
@@ -45,22 +46,13 @@ def read_published(paths: tuple[Path, ...], device: str, space: Space, channels:
         for key, entry in read_yaml(path).items():
             # Without the suffix that only OFA writes: a layer that has neither is the same in both tables.
             known[re.sub(r"-se:0-hs:0$", "", key)] = _mean(entry, f"{path}, {key}")
-    blocks: dict[str, dict[int, float]] = {}
-    lacking: dict[int, str] = {}
-    for layer in distinct_layers(space, PUBLISHED_CLASSES, channels):
-        keys = published_keys(layer)
-        # Where a table has no AvgPool2D, it is part of Logits and costs nothing here.
-        absent = [key for key in keys if key not in known and not key.startswith("AvgPool2D")]
-        if absent:
-            lacking[layer.size] = absent[0]
-        else:
-            blocks.setdefault(structure(layer), {})[layer.size] = sum(known.get(key, 0.0) for key in keys)
+    blocks, lacking = _published_blocks(known, space, channels)
     resolutions = [r for r in space.resolution if _is_complete(blocks, space, r, channels)]
     if not resolutions:
         example = lacking[max(lacking)]  # of the layer with the largest map
         raise UserError(
             f"{paths[0]} has no resolution at which space '{space.name}' is complete; it lacks, for example, "
-            f"{example}."
+            f"{example}{_others(known, space, channels)}."
         )
     return LatencyTable(
         device=device,
@@ -75,6 +67,43 @@ def read_published(paths: tuple[Path, ...], device: str, space: Space, channels:
         noise=Noise(rounds=1, reliability=None, relative=None),
         blocks=blocks,
     )
+
+
+def _published_blocks(
+    known: Mapping[str, float], space: Space, channels: int
+) -> tuple[dict[str, dict[int, float]], dict[int, str]]:
+    """The layers of a space that published entries are known of.
+
+    Returns:
+        Milliseconds by structure and by the side of the input map; by the side of the map an entry that is
+        missing there.
+    """
+    blocks: dict[str, dict[int, float]] = {}
+    lacking: dict[int, str] = {}
+    for layer in distinct_layers(space, PUBLISHED_CLASSES, channels):
+        keys = published_keys(layer)
+        # Where a table has no AvgPool2D, it is part of Logits and costs nothing here.
+        absent = [key for key in keys if key not in known and not key.startswith("AvgPool2D")]
+        if absent:
+            lacking[layer.size] = absent[0]
+        else:
+            blocks.setdefault(structure(layer), {})[layer.size] = sum(known.get(key, 0.0) for key in keys)
+    return blocks, lacking
+
+
+def _others(known: Mapping[str, float], space: Space, channels: int) -> str:
+    """The end of a sentence that names the packaged spaces that a table is for, such as another width."""
+    fitting = []
+    for name in packaged_spaces():
+        other = load_space(name)
+        if name == space.name:
+            continue
+        # Of most spaces no published table knows the kinds of block.
+        with suppress(UserError):
+            blocks, _ = _published_blocks(known, other, channels)
+            if any(_is_complete(blocks, other, r, channels) for r in other.resolution):
+                fitting.append(f"--space {name}")
+    return f"; it is a table for {' or '.join(fitting)}" if fitting else ""
 
 
 def _is_complete(

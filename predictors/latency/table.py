@@ -16,7 +16,7 @@ from engine.statistics import Floats
 from ofa.space.codes import Codes, canonical
 from ofa.space.space import Space
 
-VERSION = 1  # of the file; another one cannot be read
+VERSION = 2  # of the file; another one cannot be read
 
 
 class Noise(Config):
@@ -33,20 +33,25 @@ class Noise(Config):
 
 
 class TimedNetwork(Config):
-    """A measured architecture: its row of codes in hexadecimal, and milliseconds."""
+    """A measured architecture: its row of codes in hexadecimal, and milliseconds.
+
+    ms: of the median run.
+    p90_ms: that nine of ten runs stay under, if it was measured.
+    """
 
     codes: str = Field(pattern="^([0-9a-f]{2})+$", max_length=10_000)
     ms: float = Field(gt=0)
+    p90_ms: float | None = Field(None, gt=0)
 
 
 class LatencyTable(Config):
-    """What was measured on a device. Milliseconds, batch 1 unless `batch` says otherwise.
+    """What was measured on a device. Milliseconds of the median run, batch 1 unless `batch` says otherwise.
 
     blocks: milliseconds by structure (`predictors.latency.kit.structure`) and by the side of the input map.
     others: tables of other devices. Networks of this device are predicted from them if it has no blocks.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     device: str
     runtime: str
     machine: str = ""
@@ -77,7 +82,7 @@ def read_table(path: Path) -> LatencyTable:
     if version != VERSION:
         raise UserError(
             f"{path} is not a latency table of version {VERSION}: its version is {version}; "
-            "write it again with python -m predictors.measure of this installation."
+            "measure again with python -m predictors.measure of this installation."
         )
     return validate(LatencyTable, values, str(path))
 

@@ -3,7 +3,7 @@
 import csv
 import math
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -23,9 +23,14 @@ LEAST_MS = 1e-6  # of a block that was timed no slower than the overhead: a late
 
 
 class Timings(NamedTuple):
-    """Milliseconds by item name and round, and what the CSV says about how they were taken."""
+    """Milliseconds by item name and round, and what the CSV says about how they were taken.
+
+    ms: the median run of each visit.
+    p90: the 90th percentile of its runs; empty if the CSV does not have it.
+    """
 
     ms: dict[str, dict[int, float]]
+    p90: dict[str, dict[int, float]]
     clock: Clock
     threads: int
     runtime: str
@@ -33,9 +38,10 @@ class Timings(NamedTuple):
 
 
 def read_timings(path: Path, clock: Clock | None = None) -> Timings:
-    """The 20th percentiles in a CSV with columns name, round and wall_p20.
+    """The medians in a CSV with columns name, round and wall_p50, and the 90th percentiles if there are any.
 
-    It may also have the columns cpu_p20, threads, runtime and machine, if the runner could tell.
+    It may also have the columns wall_p90, cpu_p50, cpu_p90, threads, runtime and machine, if the runner could
+    tell.
 
     Args:
         path: the CSV.
@@ -46,13 +52,7 @@ def read_timings(path: Path, clock: Clock | None = None) -> Timings:
         UserError: the file cannot be read, a column or number is missing, or rows were taken in different
             ways.
     """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    if not rows:
-        raise UserError(f"{path} holds no timings; run bench.py of the kit on the device.")
+    rows = _read_rows(path)
     columns = rows[0].keys()
     ways = {(row.get("threads") or "", row.get("runtime") or "", row.get("machine") or "") for row in rows}
     if len(ways) > 1:
@@ -62,34 +62,52 @@ def read_timings(path: Path, clock: Clock | None = None) -> Timings:
     threads, runtime, machine = ways.pop()
     if clock is None:
         # CPU time hardly sees other programs; with several threads it is not the time that one waits.
-        clock = "cpu" if "cpu_p20" in columns and threads == "1" else "wall"
-    for column in ("name", "round", f"{clock}_p20"):
+        clock = "cpu" if "cpu_p50" in columns and threads == "1" else "wall"
+    for column in ("name", "round", f"{clock}_p50"):
         if column not in columns:
             known = shortened(", ".join(map(str, columns)))
             raise UserError(f"{path} lacks the column {column}; its columns are {known}.")
-    found: dict[str, dict[int, float]] = {}
-    # Line 1 of the file names the columns.
-    for line, row in enumerate(rows, start=2):
-        try:
-            ms, turn = float(row[f"{clock}_p20"]), int(row["round"])
-        except (TypeError, ValueError):
-            ms, turn = math.nan, 0  # the sentence below names the line
-        if not (0 < ms < math.inf) or not row["name"]:
-            raise UserError(
-                f"{path}, line {line}: round and {clock}_p20 must be numbers, and more than 0 ms, of an item "
-                "that is named; remove the line."
-            )
-        found.setdefault(row["name"], {})[turn] = ms
     if re.fullmatch("[0-9]{0,4}", threads) is None:
         raise UserError(
             f"{path}: threads = {shortened(threads)} is not a number of threads; repair the column."
         )
-    return Timings(found, clock, int(threads or 1), runtime or "unknown", machine)
+    ms = _by_item(rows, f"{clock}_p50", path)
+    p90 = _by_item(rows, f"{clock}_p90", path) if f"{clock}_p90" in columns else {}
+    return Timings(ms, p90, clock, int(threads or 1), runtime or "unknown", machine)
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    if not rows:
+        raise UserError(f"{path} holds no timings; run bench.py of the kit on the device.")
+    return rows
+
+
+def _by_item(rows: Sequence[Mapping[str, str]], column: str, path: Path) -> dict[str, dict[int, float]]:
+    """The numbers of one column by item name and round."""
+    found: dict[str, dict[int, float]] = {}
+    # Line 1 of the file names the columns.
+    for line, row in enumerate(rows, start=2):
+        try:
+            ms, turn = float(row[column]), int(row["round"])
+        except (TypeError, ValueError):
+            ms, turn = math.nan, 0  # the sentence below names the line
+        if not (0 < ms < math.inf) or not row["name"]:
+            raise UserError(
+                f"{path}, line {line}: round and {column} must be numbers, and more than 0 ms, of an item "
+                "that is named; remove the line."
+            )
+        found.setdefault(row["name"], {})[turn] = ms
+    return found
 
 
 def value_of(rounds: Rounds) -> float:
-    """One number for an item: the 20th percentile of its rounds, since whatever disturbs makes it slower."""
-    return float(np.percentile(list(rounds.values()), 20))
+    """One number for an item: the median of its rounds, since the median run is what selection limits."""
+    return float(np.median(list(rounds.values())))
 
 
 def noise_of(items: Iterable[Rounds]) -> Noise:
@@ -161,7 +179,8 @@ def build_table(
     networks = []
     for name, measured in network_ms.items():
         codes = name.removeprefix("net-")
-        networks.append(TimedNetwork(codes=codes, ms=value_of(measured)))
+        slow = value_of(timings.p90[name]) if timings.p90 else None
+        networks.append(TimedNetwork(codes=codes, ms=value_of(measured), p90_ms=slow))
         # The first code of a row is that of the resolution.
         resolutions.add(space.resolution[int(codes[:2], 16) - 1])
     noises = _noises(layer_ms, network_ms)

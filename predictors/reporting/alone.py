@@ -10,17 +10,18 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from engine.command.table import show
-from engine.config import format_count
+from engine.config import format_count, validate
 from engine.data.augment import resize
 from engine.errors import UserError
 from engine.plot.canvas import safe
-from engine.run import Run
+from engine.run import Run, read_json
 from ofa.calibration import EVALUATION_BATCH, prepare
 from ofa.space.arch import Arch, single_arch_space
 from ofa.subnet import Subnet
 from ofa.supernet import Supernet
-from ofa.trained import TrainedSupernet, load_network
+from ofa.trained import SupernetModel, TrainedSupernet, load_network
 from ofa.tuned import find_tuned, tuned_or_taken
+from predictors.reporting.comparison import points_apart
 from predictors.reporting.findings import SelectedSubnet
 from predictors.reporting.html import html_cell, html_table, small_print
 
@@ -57,6 +58,15 @@ class AloneComparison(NamedTuple):
     points: float
     std: float
 
+    def clause(self) -> str:
+        """The comparison in the middle of a sentence about the subnet."""
+        where = "better" if self.points >= 0 else "worse"
+        epochs = count_epochs(self.alone_epochs)
+        return (
+            f"{abs(self.points):.1f} ±{self.std:.1f} points {where} than the same network trained alone for "
+            f"{epochs} ({self.alone})"
+        )
+
 
 class Worth(NamedTuple):
     """All such comparisons, and their mean with its standard error, in points."""
@@ -77,6 +87,50 @@ class Worth(NamedTuple):
             said += "; so small a difference may be chance"
         return said + "."
 
+    def of_budget(self, budget: str) -> str:
+        """A sentence about one subnet, without its full stop; empty if its network was not trained alone."""
+        clauses = [c.clause() for c in self.comparisons if c.budget == budget]
+        return f"It is {', and '.join(clauses)}" if clauses else ""
+
+
+def count_epochs(epochs: int) -> str:
+    """`1 epoch`, `2 epochs`."""
+    return "1 epoch" if epochs == 1 else f"{epochs} epochs"
+
+
+def find_alone(trained: TrainedSupernet, selected: Sequence[SelectedSubnet]) -> list[Path]:
+    """Finished runs beside this one that trained a selected architecture alone, on the same images.
+
+    Beside: in the folder that holds the folder of the run. What is damaged or does not fit is passed over,
+    since nobody named it.
+    """
+    run = trained.run.path.resolve()
+    found = []
+    try:
+        beside = sorted(run.parent.iterdir())
+    except OSError:
+        # A folder may be closed to this user although the run inside it is open.
+        return []
+    for path in beside:
+        # Most folders are told by their few files; the weights are read only of those that fit.
+        if path == run or path.is_symlink() or not Run(path).finished or not (path / "model.json").is_file():
+            continue
+        try:
+            model = validate(SupernetModel, read_json(path / "model.json"), str(path / "model.json"))
+        except UserError:
+            continue
+        is_alone = model.arch is not None and model.tuned is None
+        if is_alone and model.same_images(trained.model) and _same_network(model, trained, selected):
+            found.append(path)
+    return found
+
+
+def _same_network(
+    model: SupernetModel, trained: TrainedSupernet, selected: Sequence[SelectedSubnet]
+) -> list[SelectedSubnet]:
+    """The selected subnets whose architecture a run trained alone."""
+    return [s for s in selected if single_arch_space(trained.space, s.arch) == model.space]
+
 
 def read_alone(
     paths: Sequence[Path], trained: TrainedSupernet, selected: Sequence[SelectedSubnet]
@@ -91,7 +145,6 @@ def read_alone(
     Raises:
         UserError: a folder is no such run.
     """
-    spaces = {subnet.name: single_arch_space(trained.space, subnet.arch) for subnet in selected}
     found = []
     for path in dict.fromkeys(path.resolve() for path in paths):
         run = Run.open(path, "--alone")
@@ -112,7 +165,7 @@ def read_alone(
                 f"otherwise; train it with the same --data (also --data.mean and --data.std) and --seed "
                 f"{trained.seed}."
             )
-        same = [subnet for subnet in selected if spaces[subnet.name] == model.space]
+        same = _same_network(model, trained, selected)
         if not same:
             names = ", ".join(subnet.name for subnet in selected)
             raise UserError(
@@ -133,13 +186,13 @@ def compare_with_alone(networks: Sequence[AloneNetwork], trained: TrainedSuperne
     comparisons, differences = [], []
     for network in networks:
         alone = prepare(network.network, network.arch, trained.data, network.images)
-        alone_hits = _hits(alone, trained)
+        alone_hits = test_hits(alone, trained)
         for selected in network.same:
             tuned = find_tuned(trained.run.path, selected.name, selected.arch)
             subnet = tuned_or_taken(trained, selected.arch, tuned)
-            hits = _hits(subnet, trained)
-            difference = 100 * (hits - alone_hits)
-            differences.append(difference)
+            hits = test_hits(subnet, trained)
+            points, std = points_apart(hits, alone_hits)
+            differences.append(hits - alone_hits)
             comparison = AloneComparison(
                 budget=selected.name,
                 state=str(tuned) if tuned else "as taken from the supernet",
@@ -148,29 +201,24 @@ def compare_with_alone(networks: Sequence[AloneNetwork], trained: TrainedSuperne
                 alone=network.name,
                 alone_epochs=network.epochs,
                 alone_accuracy=float(alone_hits.mean()),
-                points=float(difference.mean()),
-                std=_standard_error(difference),
+                points=points,
+                std=std,
             )
             comparisons.append(comparison)
     if not comparisons:
         return None
     # Image by image: all networks see the same images, so their errors are not independent of each other.
-    mean_of_image = np.mean(differences, 0)
-    return Worth(comparisons, float(mean_of_image.mean()), _standard_error(mean_of_image))
+    return Worth(comparisons, *points_apart(np.mean(differences, 0), np.zeros(len(differences[0]))))
 
 
 @torch.no_grad()
-def _hits(subnet: Subnet, trained: TrainedSupernet) -> NDArray[np.float64]:
+def test_hits(subnet: Subnet, trained: TrainedSupernet) -> NDArray[np.float64]:
     """1 for each test image (N,) that the subnet classifies correctly, else 0."""
     hits = []
     for x, y in trained.data.batches("test", EVALUATION_BATCH):
         logits = subnet(resize(x, subnet.arch.resolution))
         hits.append((logits.argmax(1) == y).cpu().numpy())
     return np.concatenate(hits).astype(np.float64)
-
-
-def _standard_error(values: NDArray[np.float64]) -> float:
-    return float(values.std() / np.sqrt(len(values)))
 
 
 def print_worth(worth: Worth) -> None:
@@ -192,7 +240,7 @@ def print_worth(worth: Worth) -> None:
 
 
 def worth_section(worth: Worth | None) -> list[str]:
-    """The part of the page about networks trained alone; empty where no run was named."""
+    """The part of the page about networks trained alone; empty where there is no such run."""
     if worth is None:
         return []
     rows = []
@@ -201,8 +249,8 @@ def worth_section(worth: Worth | None) -> list[str]:
             html_cell(c.budget, c.state),
             html_cell(format_count(c.macs)),
             html_cell(f"{100 * c.test_accuracy:.1f}%"),
-            html_cell(f"{100 * c.alone_accuracy:.1f}%", f"{c.alone}, {c.alone_epochs} epochs"),
-            html_cell(f"{c.points:+.1f} ± {c.std:.1f}"),
+            html_cell(f"{100 * c.alone_accuracy:.1f}%", f"{c.alone}, {count_epochs(c.alone_epochs)}"),
+            html_cell(f"{c.points:+.1f} ±{c.std:.1f}"),
         ]
         rows.append(row)
     return [

@@ -10,6 +10,9 @@ from predictors.reporting.figures import Picture
 from predictors.reporting.html import html_cell, html_table, small_print
 
 MOST_ROWS = 20  # classes in the table of the page
+MOST_PAIRS = 3  # mistakes that a caption names
+# Classes in a picture, and pixels for their squares: so few that their names can be read on a phone.
+DRAWN, ROOM = 10, 300.0
 
 
 def class_pictures(confusions: Mapping[str, Counts], classes: Sequence[str]) -> dict[str, Picture]:
@@ -20,14 +23,42 @@ def class_pictures(confusions: Mapping[str, Counts], classes: Sequence[str]) -> 
         classes: names of the classes.
     """
     drawn = {}
+    columns = _column_names(classes)
     for budget, confusion_KK in confusions.items():
         rows = []
         for name, counts_K in zip(classes, confusion_KK.tolist(), strict=True):
-            rows.append({"true class": name} | dict(zip(classes, counts_K, strict=True)))
-        caption = "Darker: a larger share of the images of a class. The diagonal was right."
-        drawing = draw_confusion(f"Which class {budget} takes for which", confusion_KK, classes)
+            rows.append({"true class": name} | dict(zip(columns, counts_K, strict=True)))
+        title = f"Which class {budget} takes for which"
+        drawing = draw_confusion(title, confusion_KK, classes, most=DRAWN, room=ROOM)
+        caption = f"{_worst_pairs(confusion_KK, classes)} Darker: a larger share of the images of a class."
+        if len(classes) > DRAWN:
+            caption += f" All {len(classes)} classes are in confusion_{budget}.csv."
         drawn[f"confusion_{budget}"] = Picture(drawing, rows, caption)
     return drawn
+
+
+def _column_names(classes: Sequence[str]) -> list[str]:
+    """Different names for the columns: two classes of an .npz file may have the same name."""
+    names = []
+    for label, name in enumerate(classes):
+        names.append(name if classes.count(name) == 1 else f"{name} ({label})")
+    return names
+
+
+def _worst_pairs(confusion_KK: Counts, classes: Sequence[str]) -> str:
+    """The most frequent mistakes in a sentence."""
+    mistakes_KK = confusion_KK - np.diag(np.diag(confusion_KK))
+    images_K = confusion_KK.sum(1)
+    worst = []
+    for _ in range(MOST_PAIRS):
+        # The largest again and again: to sort a table of classes times classes would take too much memory.
+        i, j = divmod(int(mistakes_KK.argmax()), len(classes))
+        if mistakes_KK[i, j]:
+            worst.append(f"{classes[i]} for {classes[j]} ({mistakes_KK[i, j]} of {images_K[i]} images)")
+        mistakes_KK[i, j] = 0
+    if not worst:
+        return "It takes no image for another class."
+    return f"Most often it takes {', '.join(worst)}."
 
 
 def class_table(confusions: Mapping[str, Counts], classes: Sequence[str]) -> list[str]:

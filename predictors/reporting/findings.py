@@ -1,6 +1,6 @@
 """What a report tells, as data: selected subnets, and all that was measured on validation and test images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,24 +11,37 @@ from pydantic import BaseModel
 from engine.checkpoint import check_digests
 from engine.config import validate
 from engine.run import FRONT, read_json
-from engine.statistics import Z_90, Counts
+from engine.statistics import Z_90, Counts, Floats
 from ofa.space.arch import Arch, largest, smallest
-from ofa.space.codes import decode, encode
+from ofa.space.codes import Codes, decode, encode
 from ofa.space.space import Space
 from ofa.tuned import select_again
 from predictors.accuracy.cross_validation import CrossValidated
 from predictors.accuracy.pairs import Selected, read_pairs, read_selected
+from predictors.reporting.comparison import Comparison, compare_with_rivals, points_apart
+from predictors.reporting.exported import ExportedFile
 from predictors.search.constraints import EXACT_DIGITS, FLAGS, ArchCostFn, format_cost
 
 Kind = Literal["selected", "random", "smallest", "largest"]
+# Which test images a subnet classified correctly, 1 or 0 (N,), by its kind and its budget.
+Hits = dict[tuple[Kind, str], Floats]
 KnownKind = Literal["selected", "candidate", "collected", "smallest", "largest"]
 
 
 class SubnetRecord(Selected):
-    """A subnet as predictors.select wrote it. latency_ms: only if it had a latency table."""
+    """A subnet as predictors.select wrote it.
+
+    latency_*: only if it had a latency table: the predicted median, what nine of ten subnets stay below, and
+    the median that was timed on this machine.
+    expected_*: what the predictor and the measurements say together, with its 90% interval.
+    """
 
     params: int | None = None
     latency_ms: float | None = None
+    latency_bound_ms: float | None = None
+    latency_measured_ms: float | None = None
+    expected_accuracy: float | None = None
+    expected_interval: tuple[float, float] | None = None
     predicted_std: float | None = None
     interval: tuple[float, float] | None = None
 
@@ -51,14 +64,34 @@ class LimitRecord(BaseModel):
         return f"{FLAGS[self.name]} {format_cost(self.name, self.limit, EXACT_DIGITS)}"
 
 
+class ProposedRecord(BaseModel):
+    """How good the predictions were of what a search proposed and then measured; none where it was too few.
+
+    predictions: how many.
+    tau: Kendall's tau-b of predicted and measured accuracies.
+    coverage: share of the measurements that are inside the intervals.
+    hopeful: mean of predicted - measured, in accuracy.
+    """
+
+    predictions: int
+    tau: float | None = None
+    coverage: float | None = None
+    hopeful: float | None = None
+
+
 class SelectedRecord(SubnetRecord):
-    """A file of selected/: the subnet, how it was selected, and the other candidates, best first."""
+    """A file of selected/: the subnet, how it was selected, and the other candidates, best first.
+
+    half: the best measured subnet within half of the limits, if there is one.
+    """
 
     # Defaults, since a file may hold no more than a subnet and its accuracy.
     constraints: tuple[LimitRecord, ...] = ()
     explore: str = ""
     pairs: int | None = None
     seed: int | None = None
+    half: SubnetRecord | None = None
+    predicted_candidates: ProposedRecord | None = None
     candidates: tuple[SubnetRecord, ...] = ()
 
 
@@ -93,32 +126,13 @@ class TestedSubnet(NamedTuple):
     latency_ms: float | None
 
 
-class Comparison(NamedTuple):
-    """A selected subnet against random subnets of its size, on test images.
-
-    random_median: of their test accuracies.
-    random_beaten: how many of them are worse.
-    random_macs_apart: the largest difference of their MACs from its own, as a share of its own.
-    tuned_accuracy: of the selected subnet with the weights of ofa.tune; none if it was not tuned. The others
-        are compared as the supernet gives them.
-    """
-
-    budget: str
-    macs: int
-    val_accuracy: float
-    test_accuracy: float
-    random_median: float
-    random_beaten: int
-    random_count: int
-    random_macs_apart: float
-    tuned_accuracy: float | None = None
-
-
 class Findings(NamedTuple):
     """Everything that a report shows.
 
     run: the name of its folder.
     images: how many there are by split, "val" and "test".
+    comparisons: the smallest subnet, the selected ones in order of budget, the largest subnet.
+    exported: files of the selected subnets.
     judged: collected pairs predicted from each other; none if they are too few.
     pairs: how many pairs were collected.
     confusions: of the selected subnets on test images (K, K) by budget, as `engine.training.confusion` says.
@@ -133,6 +147,7 @@ class Findings(NamedTuple):
     known: list[KnownSubnet]
     tested: list[TestedSubnet]
     comparisons: list[Comparison]
+    exported: list[ExportedFile]
     judged: CrossValidated | None
     pairs: int
     confusions: dict[str, Counts]
@@ -159,7 +174,8 @@ def read_selected_subnets(run: Path, space: Space, latency: ArchCostFn | None) -
         written = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
         row = encode(space, record.arch)
         if latency is not None:
-            record = record.model_copy(update={"latency_ms": float(latency(row[None])[0])})
+            (ms,) = known_latencies(latency, row[None])
+            record = record.model_copy(update={"latency_ms": ms})
         found.append(SelectedSubnet(name, record, decode(space, row), written))
     return sorted(found, key=_budget_order)
 
@@ -219,9 +235,14 @@ def read_known_subnets(
             found[key] = found[key]._replace(kind=kind, name=kind)
     subnets = list(found.values())
     if latency is not None:
-        times = latency(np.stack([np.frombuffer(row, np.uint8) for row in found]))
-        subnets = [s._replace(latency_ms=float(t)) for s, t in zip(subnets, times, strict=True)]
+        times = known_latencies(latency, np.stack([np.frombuffer(row, np.uint8) for row in found]))
+        subnets = [s._replace(latency_ms=t) for s, t in zip(subnets, times, strict=True)]
     return sorted(subnets, key=_macs)
+
+
+def known_latencies(latency: ArchCostFn, codes_NF: Codes) -> list[float | None]:
+    """Milliseconds of encoded architectures; None at resolutions that the latency table does not cover."""
+    return [float(ms) if np.isfinite(ms) else None for ms in latency(codes_NF)]
 
 
 def _macs(subnet: KnownSubnet) -> int:
@@ -241,26 +262,79 @@ def by_arch(selected: Sequence[SelectedSubnet]) -> dict[Arch, list[SelectedSubne
     return found
 
 
-def compare_with_random(
-    selected: Sequence[SelectedSubnet], tested: Sequence[TestedSubnet]
+def short_names(selected: Sequence[SelectedSubnet]) -> dict[str, str]:
+    """The names of selected subnets without the limits that all of them have, for places with little room.
+
+    `100k-15ms-size20MB` and `1M-15ms-size20MB` become `100k` and `1M`. Names of which nothing would be left,
+    or that would be equal, stay as they are.
+    """
+    limits = {s.name: s.name.split("-") for s in selected}
+    shared = set.intersection(*map(set, limits.values())) if len(limits) > 1 else set()
+    short = {}
+    for name, words in limits.items():
+        short[name] = "-".join(word for word in words if word not in shared)
+    if not all(short.values()) or len(set(short.values())) < len(short):
+        return {name: name for name in limits}
+    return short
+
+
+def compare_subnets(
+    space: Space,
+    selected: Sequence[SelectedSubnet],
+    known: Sequence[KnownSubnet],
+    tested: Sequence[TestedSubnet],
+    hits: Hits,
+    tuned: Mapping[str, float],
 ) -> list[Comparison]:
-    """Every selected subnet against the random subnets that were tested beside it."""
-    found = []
-    for subnet in selected:
-        beside = [t for t in tested if t.budget == subnet.name]
-        mine = next(t for t in beside if t.kind == "selected")
-        others = [t for t in beside if t.kind == "random"]
-        accuracies = np.array([t.test_accuracy for t in others])
-        macs = np.array([t.macs for t in others])
-        comparison = Comparison(
-            budget=subnet.name,
-            macs=mine.macs,
-            val_accuracy=subnet.record.val_accuracy,
-            test_accuracy=mine.test_accuracy,
-            random_median=float(np.median(accuracies)),
-            random_beaten=int((accuracies < mine.test_accuracy).sum()),
-            random_count=len(others),
-            random_macs_apart=float(np.abs(macs / mine.macs - 1).max()),
+    """The smallest subnet, the selected ones, and the largest, each beside what was tested of its size.
+
+    Args:
+        space: of the run.
+        selected: in order of budget.
+        known: all that was measured on validation images.
+        tested: all that was measured on test images.
+        hits: of all of these but the random ones.
+        tuned: test accuracy of the selected subnets that were tuned, by budget.
+    """
+    subnets: dict[tuple[Kind, str], TestedSubnet] = {}
+    rivals: dict[str, list[tuple[int, float]]] = {}
+    for t in tested:
+        if t.kind == "random":
+            rivals.setdefault(t.budget, []).append((t.macs, t.test_accuracy))
+        else:
+            subnets[t.kind, t.budget] = t
+    most_hits, most_macs = hits["largest", ""], subnets["largest", ""].macs
+
+    def compare(subnet: TestedSubnet, record: SubnetRecord | None, val_accuracy: float | None) -> Comparison:
+        random = compare_with_rivals(subnet.macs, subnet.test_accuracy, rivals.get(subnet.budget, []))
+        below, below_std = points_apart(most_hits, hits[subnet.kind, subnet.budget])
+        low, high = (record.expected_interval if record else None) or (None, None)
+        return Comparison(
+            budget=subnet.budget or subnet.kind,
+            kind=subnet.kind,
+            macs=subnet.macs,
+            params=subnet.params,
+            latency_ms=subnet.latency_ms,
+            expected_accuracy=record.expected_accuracy if record else None,
+            expected_low=low,
+            expected_high=high,
+            val_accuracy=val_accuracy,
+            test_accuracy=subnet.test_accuracy,
+            tuned_accuracy=tuned.get(subnet.budget),
+            random_count=random.others,
+            random_median=random.median,
+            random_beaten=random.beaten,
+            random_macs_apart=random.macs_apart,
+            below_largest=below,
+            below_std=below_std,
+            share_of_largest=subnet.macs / most_macs,
         )
-        found.append(comparison)
-    return found
+
+    found = []
+    for s in selected:
+        found.append(compare(subnets["selected", s.name], s.record, s.record.val_accuracy))
+    known_accuracies = {subnet.arch: subnet.val_accuracy for subnet in known}
+    ends = extremes(space)
+    lowest = compare(subnets["smallest", ""], None, known_accuracies.get(ends["smallest"]))
+    highest = compare(subnets["largest", ""], None, known_accuracies.get(ends["largest"]))
+    return [lowest, *found, highest]

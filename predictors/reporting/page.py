@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from engine.config import format_count
 from engine.plot.canvas import colors_css, safe, to_svg
-from engine.statistics import similar_macs, tau_in_bands, wilson_interval
+from engine.statistics import similar_macs, tau_in_bands
 from ofa.space.arch import Arch
 from predictors.accuracy.cross_validation import (
     CrossValidated,
@@ -18,19 +18,32 @@ from predictors.accuracy.cross_validation import (
 from predictors.reporting.alone import Worth, worth_section
 from predictors.reporting.architecture import draw_architecture, shades
 from predictors.reporting.classes import class_table
-from predictors.reporting.figures import Picture, describe_limits, describe_prediction
+from predictors.reporting.comparison import Comparison, headline, lead_sentence
+from predictors.reporting.exported import exported_section, files_of
+from predictors.reporting.figures import Picture, describe_half, describe_limits, describe_prediction
 from predictors.reporting.findings import (
-    Comparison,
     Findings,
     SelectedRecord,
     SelectedSubnet,
     SubnetRecord,
     by_arch,
+    short_names,
 )
-from predictors.reporting.html import CSS, html_cell, html_grid, html_table, small_print
+from predictors.reporting.html import (
+    CSS,
+    DASH,
+    html_cell,
+    html_grid,
+    html_table,
+    measured_cell,
+    notes,
+    small_print,
+    stacked_css,
+)
+from predictors.reporting.rivals import FEWEST_RIVALS, SAME_MACS
 from predictors.search.constraints import format_cost
 
-MOST_CANDIDATES, MOST_CLASSES = 10, 20  # that are listed
+MOST_CANDIDATES, MOST_CLASSES = 10, 10  # that are listed
 
 
 def render_page(found: Findings, drawn: Mapping[str, Picture], worth: Worth | None = None) -> str:
@@ -42,31 +55,39 @@ def render_page(found: Findings, drawn: Mapping[str, Picture], worth: Worth | No
         worth: the selected subnets beside the same networks trained alone, if some were.
     """
     title = f"Subnets of {found.run}"
+    short = short_names(found.selected)
+    selected = [c.budget for c in found.comparisons if c.is_selected]
+    said = []
+    for budget, sentence in zip(selected, headlines(found, worth), strict=True):
+        said.append(f"<li><strong>{safe(budget)}</strong>{safe(sentence[len(budget) :])}</li>")
     fronts = [_figure(drawn[name]) for name in drawn if name.startswith(("front", "validation"))]
+    by_class = {short[budget]: counts for budget, counts in found.confusions.items()}
     confusions = [_figure(drawn[name]) for name in drawn if name.startswith("confusion")]
     parts = [
         f"<h1>{safe(title)}</h1>",
-        *_lead(found),
+        f'<p class="lead">{safe(lead_sentence(found.comparisons))}</p>',
+        '<ul class="budgets">' + "".join(said) + "</ul>",
+        _about(found),
         "<h2>Chosen subnets</h2>",
         *_selected_table(found),
         *worth_section(worth),
+        *exported_section(found.exported),
         "<h2>Class by class</h2>",
-        *class_table(found.confusions, found.classes),
-        html_grid(confusions),
+        *_class_section(class_table(by_class, found.classes), confusions),
         "<h2>The front</h2>",
         html_grid(fronts),
         "<h2>How far the predictor can be trusted</h2>",
         *_predictor_section(found, drawn.get("predictor")),
         "<h2>Architectures</h2>",
         *_architectures(found),
-        small_print(
+        notes(
             f"The same as pictures and tables, beside this page: {safe(', '.join(drawn))}, each as .png and "
-            f".csv; report.json. All of the weights with SHA-256 {found.weights_sha256}."
+            f".csv; report.json and report.csv. All of the weights with SHA-256 {found.weights_sha256}."
         ),
     ]
     head = (
         '<meta charset="utf-8"/><meta name="viewport" content="width=device-width,initial-scale=1"/>'
-        f"<title>{safe(title)}</title><style>{colors_css()}{CSS}</style>"
+        f"<title>{safe(title)}</title><style>{colors_css()}{CSS}{stacked_css()}</style>"
     )
     body = "\n".join(parts)
     return (
@@ -74,86 +95,92 @@ def render_page(found: Findings, drawn: Mapping[str, Picture], worth: Worth | No
     )
 
 
-def _lead(found: Findings) -> list[str]:
-    """What the selection was worth, in one sentence, and what the figures mean."""
-    # In points of accuracy, on average over the selected subnets.
-    gains = [100 * (c.test_accuracy - c.random_median) for c in found.comparisons]
-    gain = sum(gains) / len(gains)
-    beaten = sum(c.random_beaten for c in found.comparisons)
-    count = sum(c.random_count for c in found.comparisons)
-    which = "the chosen subnet is" if len(gains) == 1 else f"the {len(gains)} chosen subnets are on average"
-    where = "above" if gain >= 0 else "below"
+def headlines(found: Findings, worth: Worth | None) -> list[str]:
+    """A sentence or two about each selected subnet, which the command prints too."""
+    records = {subnet.name: subnet.record for subnet in found.selected}
+    sentences = []
+    for c in found.comparisons:
+        if c.is_selected:
+            extra = [worth.of_budget(c.budget)] if worth else []
+            extra.append(describe_half(records[c.budget]))
+            files = files_of(found.exported, c.budget)
+            sentences.append(headline(c, found.images, files, [text for text in extra if text]))
+    return sentences
+
+
+def _about(found: Findings) -> str:
+    """What the figures mean."""
     classes = ", ".join(found.classes[:MOST_CLASSES])
     if len(found.classes) > MOST_CLASSES:
         classes += ", …"
     size = found.space.size()
     # Large numbers of architectures only as a power of ten.
     many = f"{size:,}" if size < 10**9 else f"about 10<sup>{len(str(size)) - 1}</sup>"
-    return [
-        f'<p class="lead">On test images, {which} {abs(gain):.1f} points {where} the median random subnet of '
-        f"the same size, and better than {beaten} of {count}.</p>",
-        small_print(
-            f"One supernet holds {many} architectures (space “{safe(found.space.name)}”). Accuracy is top-1, "
-            f"for {len(found.classes)} classes ({safe(classes)}). {found.images['val']} validation images "
-            f"decided what was chosen; {found.images['test']} test images were looked at for this report "
-            "only. FLOPs here means multiply-accumulates (MACs) of one image: 600M is 600 million."
-        ),
-    ]
+    return notes(
+        f"One supernet holds {many} architectures (space “{safe(found.space.name)}”). Accuracy is top-1, for "
+        f"{len(found.classes)} classes ({safe(classes)}). {found.images['val']} validation images decided "
+        f"what was chosen; {found.images['test']} test images were looked at for this report only. FLOPs "
+        "here means multiply-accumulates (MACs) of one image: 600M is 600 million. ± is one standard error, "
+        "from the number of images alone."
+    )
 
 
 def _selected_table(found: Findings) -> list[str]:
-    has_latency = any(s.record.latency_ms is not None for s in found.selected)
-    # Without a device there is no column of dashes.
-    heads = ["chosen", "MACs", "params", "predicted", "validation", "test", "random (test)", "beats"]
-    if has_latency:
-        heads.insert(3, "latency")
-    has_tuned = any(c.tuned_accuracy is not None for c in found.comparisons)
-    if has_tuned:
-        heads.insert(heads.index("random (test)"), "tuned (test)")
+    records = {subnet.name: subnet for subnet in found.selected}
     rows = []
-    for subnet, comparison in zip(found.selected, found.comparisons, strict=True):
-        cells = _selected_row(subnet, comparison, found.images, has_latency)
-        if has_tuned:
-            cells.insert(
-                heads.index("tuned (test)"), _tuned_cell(comparison.tuned_accuracy, found.images["test"])
-            )
-        rows.append(cells)
+    for c in found.comparisons:
+        rows.append(_subnet_row(c, records.get(c.budget) if c.is_selected else None, found.images))
+    # Without a device there is no column of dashes; nor without tuned weights or expected accuracies.
+    shown = [name for name in rows[0] if any(row[name] != DASH for row in rows)]
+    expected = "Expected is what prediction and measurement say together. " if "expected" in shown else ""
     return [
-        html_table(heads, rows),
-        small_print(
-            "In order of budget. In small print: the limits, the search and when the file was written; 90% "
-            "intervals. That of a prediction is what the predictor said before the subnet was measured; a "
-            "dash means that it was known without a predictor: collected, or measured by an earlier search. "
-            "That of a measurement comes from the number of images alone. Random: the median of random "
-            "subnets whose MACs differ by no more than it says. Test and random are with the supernet's "
-            "weights, tuned with those of ofa.tune."
+        html_table(shown, [[row[name] for name in shown] for row in rows]),
+        notes(
+            "In order of budget, between the smallest and the largest subnet of the supernet. In small "
+            "print: the limits, the search and when the file was written; 90% intervals. Predicted is what "
+            "the predictor said before the subnet was measured; a dash means that it was known without a "
+            f"predictor: collected, or measured by an earlier search. {expected}The interval of "
+            "a measurement comes from the number of images alone. Random: the median of random subnets whose "
+            f"MACs are within {SAME_MACS:.0%}; a dash where the space has fewer than {FEWEST_RIVALS} of "
+            "them. Test and random are with the supernet’s weights, tuned with those of ofa.tune."
         ),
     ]
 
 
-def _selected_row(
-    subnet: SelectedSubnet, comparison: Comparison, images: Mapping[str, int], has_latency: bool
-) -> list[str]:
-    record = subnet.record
-    cells = [
-        _name_cell(subnet),
-        html_cell(format_count(record.macs)),
-        html_cell("–" if record.params is None else format_count(record.params)),
-        _predicted_cell(record),
-        _measured_cell(record.val_accuracy, images["val"]),
-        _measured_cell(comparison.test_accuracy, images["test"]),
-        html_cell(f"{100 * comparison.random_median:.1f}%", f"within {comparison.random_macs_apart:.0%}"),
-        html_cell(f"{comparison.random_beaten} of {comparison.random_count}"),
-    ]
-    if has_latency:
-        ms = record.latency_ms
-        cells.insert(3, html_cell("–" if ms is None else format_cost("latency", ms)))
-    return cells
+def _subnet_row(c: Comparison, subnet: SelectedSubnet | None, images: Mapping[str, int]) -> dict[str, str]:
+    """The cells of a subnet by the heads of their columns."""
+    row = {
+        "subnet": html_cell(c.budget) if subnet is None else _name_cell(subnet),
+        "MACs": html_cell(format_count(c.macs)),
+        "params": html_cell(format_count(c.params)),
+        "latency": DASH if c.latency_ms is None else _latency_cell(c.latency_ms, subnet),
+        "predicted": DASH if subnet is None else _predicted_cell(subnet.record),
+        "expected": DASH,
+        "validation": measured_cell(c.val_accuracy, images["val"]),
+        "test": measured_cell(c.test_accuracy, images["test"]),
+        "tuned (test)": measured_cell(c.tuned_accuracy, images["test"]),
+        "random (test)": DASH,
+        "beats": DASH,
+    }
+    if c.expected_accuracy is not None:
+        interval = []
+        if c.expected_low is not None and c.expected_high is not None:
+            interval.append(f"{100 * c.expected_low:.1f} to {100 * c.expected_high:.1f}")
+        row["expected"] = html_cell(f"{100 * c.expected_accuracy:.1f}%", *interval)
+    if c.random_median is not None:
+        row["random (test)"] = html_cell(f"{100 * c.random_median:.1f}%")
+        row["beats"] = html_cell(f"{c.random_beaten} of {c.random_count}")
+    return row
 
 
-def _tuned_cell(accuracy: float | None, images: int) -> str:
-    """Accuracy with the weights of ofa.tune; a dash if the subnet was not tuned."""
-    return html_cell("–") if accuracy is None else _measured_cell(accuracy, images)
+def _latency_cell(predicted_ms: float, subnet: SelectedSubnet | None) -> str:
+    """The predicted latency, and under it what most subnets stay below, and what was timed."""
+    small = []
+    if subnet is not None and subnet.record.latency_bound_ms is not None:
+        small.append(f"90% below {format_cost('latency', subnet.record.latency_bound_ms)}")
+    if subnet is not None and subnet.record.latency_measured_ms is not None:
+        small.append(f"timed {format_cost('latency', subnet.record.latency_measured_ms)}")
+    return html_cell(format_cost("latency", predicted_ms), *small)
 
 
 def _name_cell(subnet: SelectedSubnet) -> str:
@@ -175,11 +202,6 @@ def _predicted_cell(record: SelectedRecord) -> str:
     if not interval:
         return html_cell(predicted)
     return html_cell(predicted, f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}")
-
-
-def _measured_cell(accuracy: float, images: int) -> str:
-    low, high = wilson_interval(accuracy, images)
-    return html_cell(f"{100 * accuracy:.1f}%", f"{100 * low:.1f} to {100 * high:.1f}")
 
 
 def _predictor_section(found: Findings, picture: Picture | None) -> list[str]:
@@ -212,7 +234,36 @@ def _predictor_section(found: Findings, picture: Picture | None) -> list[str]:
             html_table(heads, [_band_row(*band) for band in bands]),
             small_print("Typical miss: the median of |predicted − measured|, in points of accuracy."),
         ]
+    parts += _proposed_table(found)
     return [html_grid([_figure(picture), "<div>" + "\n".join(parts) + "</div>"])]
+
+
+def _proposed_table(found: Findings) -> list[str]:
+    """How good the predictions were where they were used: on what each search proposed."""
+    rows = []
+    for subnet in found.selected:
+        quality = subnet.record.predicted_candidates
+        if quality is None or quality.coverage is None:
+            continue
+        hopeful = "–" if quality.hopeful is None else f"{100 * quality.hopeful:+.2f}"
+        row = [
+            html_cell(subnet.name),
+            html_cell(str(quality.predictions)),
+            html_cell("–" if quality.tau is None else _number(quality.tau)),
+            html_cell(hopeful),
+            html_cell(f"{quality.coverage:.0%}"),
+        ]
+        rows.append(row)
+    if not rows:
+        return []
+    return [
+        "<h3>On what each search proposed</h3>",
+        html_table(["search for", "subnets", "tau", "too hopeful by", "inside 90%"], rows),
+        small_print(
+            "Such subnets are better than collected ones and much alike, so the predictor ranks them worse. "
+            "Too hopeful by: the mean of predicted − measured, in points of accuracy."
+        ),
+    ]
 
 
 def _tau_row(name: str, pairs: CrossValidated) -> list[str]:
@@ -230,6 +281,13 @@ def _band_row(low: int, high: int, quality: PredictorQuality) -> list[str]:
     ]
 
 
+def _class_section(table: Sequence[str], confusions: Sequence[str]) -> list[str]:
+    """Accuracy by class, and which classes are mixed up: a single picture stands beside the table."""
+    if len(confusions) == 1:
+        return [html_grid(["<div>" + "\n".join(table) + "</div>", *confusions])]
+    return [*table, html_grid(confusions)]
+
+
 def _architectures(found: Findings) -> list[str]:
     keys = []
     for kernel, shade in shades(found.space).items():
@@ -237,16 +295,16 @@ def _architectures(found: Findings) -> list[str]:
         text = f"{kernel}×{kernel}" if kernel else "no elastic kernel"
         keys.append(f"{swatch}{text}")
     diagrams = [_architecture(found, arch, same) for arch, same in by_arch(found.selected).items()]
-    return [
-        small_print(
-            "From the image above to the classes below, one row for each stage; blocks from left to right. A "
-            "block says its kernel and its expansion (e4: four times the channels inside). Taller: more "
-            "channels; dashed: what the supernet has and this subnet leaves out. ch: output channels; then "
-            "the size of the map that leaves the stage; SE: squeeze-and-excitation. "
-            f"Kernel:{''.join(keys)}"
-        ),
-        html_grid(diagrams),
-    ]
+    legend = (
+        "From the image above to the classes below, one row for each stage; blocks from left to right. A "
+        "block says its kernel and its expansion (e4: four times the channels inside). Taller: more "
+        "channels; dashed: what the supernet has and this subnet leaves out. ch: output channels; then "
+        "the size of the map that leaves the stage; SE: squeeze-and-excitation. "
+        f"Kernel:{''.join(keys)}"
+    )
+    if len(diagrams) == 1:
+        return [html_grid([*diagrams, f"<div>{small_print(legend)}</div>"])]
+    return [notes(legend), html_grid(diagrams)]
 
 
 def _architecture(found: Findings, arch: Arch, same: Sequence[SelectedSubnet]) -> str:
@@ -278,7 +336,7 @@ def _candidate_row(record: SubnetRecord, images: int) -> list[str]:
     return [
         html_cell(format_count(record.macs)),
         html_cell(predicted),
-        _measured_cell(record.val_accuracy, images),
+        measured_cell(record.val_accuracy, images),
     ]
 
 

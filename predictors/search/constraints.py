@@ -1,14 +1,17 @@
 """What a device allows and what is wanted: costs with limits, as people write them, and objectives."""
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator
 
-from engine.config import format_count
+from engine.config import MOST_COUNT, format_count, parse_count
+from engine.errors import shortened
 from engine.statistics import Floats
 from ofa.space.codes import Codes
 
@@ -18,10 +21,17 @@ ArchCostFn = Callable[[Codes], Floats | NDArray[np.int64]]  # encoded architectu
 UNITS = {"macs": "", "latency": "ms", "size": "B", "memory": "B", "params": ""}
 # The papers say FLOPs and count multiply-accumulates.
 FLAGS = {"macs": "--flops"} | {name: f"--{name}" for name in UNITS if name != "macs"}
+NO_LIMIT = sys.float_info.max  # every cost keeps it that is finite, and so known
 EXACT_DIGITS = 15  # a float64 keeps so many: a limit is printed as it was typed
+MILLISECOND_DIGITS = (
+    12  # significant ones that a limit keeps: 0.0151s is 15.1ms, and not 15.100000000000001ms
+)
+LEAST_MS, MOST_MS = 1e-6, 1e9  # a nanosecond, and eleven days
 _SECONDS = {"": 1.0, "ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3}
 # Without the B, which may be left out: 20M is 20MB.
 _BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+_DECIMAL = (("G", 10**9), ("M", 10**6), ("k", 10**3), ("", 1))
+_BINARY = (("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10))
 
 
 class Constraint(NamedTuple):
@@ -44,7 +54,7 @@ class Constraint(NamedTuple):
         return FLAGS[self.name]
 
     def __str__(self) -> str:
-        return f"{self.flag} {format_cost(self.name, self.limit, EXACT_DIGITS)}"
+        return f"{self.flag} {format_limit(self.name, self.limit)}"
 
 
 class Objective(NamedTuple):
@@ -61,12 +71,15 @@ class Objective(NamedTuple):
 
     @classmethod
     def best(cls, constraints: Sequence[Constraint]) -> "Objective":
-        """The best subnet under constraints, named by its limits: `600M`, `600M-15ms`, `600M-size20MB`."""
+        """The best subnet under constraints, named by its limits: `600M`, `600M-15ms`, `600M-size20MB`.
+
+        Different limits never have the same name.
+        """
         words = []
         for c in constraints:
             # `M` and `ms` say by themselves what they limit; bytes and parameters do not.
             prefix = "" if c.name in ("macs", "latency") else c.name
-            words.append(prefix + format_cost(c.name, c.limit, EXACT_DIGITS))
+            words.append(prefix + format_limit(c.name, c.limit))
         return cls("-".join(words), tuple(constraints), {})
 
 
@@ -99,38 +112,61 @@ def parse_milliseconds(value: object) -> float:
     """`15ms`, `0.015s`, `15000us` and `15` are 15 milliseconds.
 
     Raises:
-        ValueError: it is not a positive number in one of these units.
+        ValueError: it is not a number in one of these units, or no time between a nanosecond and 11 days.
     """
     number, unit = _number_and_unit(value)
-    if number is None or unit not in _SECONDS or not 0 < number < np.inf:
-        raise ValueError(f"{value!r} is not a latency; write it as 15ms, 0.015s or 15 (milliseconds)")
-    return number * _SECONDS[unit]
+    ms = number * _SECONDS.get(unit, np.nan)
+    if not LEAST_MS <= ms <= MOST_MS:
+        raise ValueError(f"{_quoted(value)} is not a latency; write it as 15ms, 0.015s or 15 (milliseconds)")
+    return float(f"{ms:.{MILLISECOND_DIGITS}g}")
 
 
 def parse_bytes(value: object) -> int:
     """`20MB` is 20,000,000 bytes, `64MiB` is 64 x 1,048,576; `20M` is `20MB`.
 
     Raises:
-        ValueError: it is not a positive number in one of these units.
+        ValueError: it is not a number in one of these units, or not between 1 and 1e18 bytes.
     """
     number, unit = _number_and_unit(value)
-    unit = unit.removesuffix("b")
-    if number is None or unit not in _BYTES or not 0 < number < np.inf:
-        raise ValueError(f"{value!r} is not a number of bytes; write it as 20MB, 64MiB, 500kB or 20000000")
-    return round(number * _BYTES[unit])
+    count = number * _BYTES.get(unit.removesuffix("b"), np.nan)
+    if not 1 <= count < MOST_COUNT:
+        raise ValueError(
+            f"{_quoted(value)} is not a number of bytes; write it as 20MB, 64MiB, 500kB or 20000000"
+        )
+    return round(count)
 
 
-def _number_and_unit(value: object) -> tuple[float | None, str]:
+def parse_budget(value: object) -> int:
+    """The count that `engine.config.parse_count` reads, of MACs or parameters, and at least 1.
+
+    Raises:
+        ValueError: it is not a count, or 0.
+    """
+    count = parse_count(value)
+    if count < 1:
+        raise ValueError(
+            f"{_quoted(value)} is no budget: nothing costs less than 1; write it as 600M or 0.6G"
+        )
+    return count
+
+
+def _quoted(value: object) -> str:
+    return shortened(repr(value))
+
+
+def _number_and_unit(value: object) -> tuple[float, str]:
+    """The number, which is nan if there is none, and its unit."""
     # 20, 0.5, .5 or 2e7, and then a unit of letters, in any case.
     match = re.fullmatch(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*([a-zµ]*)\s*", str(value).lower())
     # True is an integer in Python, and no amount of anything.
     if isinstance(value, bool) or match is None:
-        return None, ""
+        return np.nan, ""
     return float(match[1]), match[2]
 
 
 Milliseconds = Annotated[float, BeforeValidator(parse_milliseconds)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+Budget = Annotated[int, BeforeValidator(parse_budget)]
 
 
 def format_cost(name: str, value: float, digits: int = 3) -> str:
@@ -144,6 +180,40 @@ def format_cost(name: str, value: float, digits: int = 3) -> str:
     if UNITS[name] == "ms":
         return f"{value:.{digits}g}ms"
     return format_count(value, digits) + UNITS[name]
+
+
+def format_limit(name: str, limit: float) -> str:
+    """Write a limit exactly, and as short as its flag reads it: `15ms`, `20MB`, `1GiB`, `600M`.
+
+    Args:
+        name: one of `UNITS`.
+        limit: in the unit of `UNITS`.
+    """
+    unit = UNITS[name]
+    if unit == "ms":
+        return f"{limit!r}".removesuffix(".0") + unit
+    # Decimal units first: of equally short ones they are what people type.
+    written = [_in_unit(limit, *_decimal_unit(limit)) + unit]
+    if unit == "B":
+        for suffix, size in _BINARY:
+            if limit >= size:
+                written.append(_in_unit(limit, suffix, size) + unit)
+    return min(written, key=len)
+
+
+def _decimal_unit(value: float) -> tuple[str, int]:
+    for suffix, size in _DECIMAL:
+        if value >= size:
+            return suffix, size
+    return _DECIMAL[-1]
+
+
+def _in_unit(value: float, suffix: str, size: int) -> str:
+    """All digits of a value in a unit, without an exponent."""
+    digits = f"{Decimal(value) / size:f}"
+    if "." in digits:
+        digits = digits.rstrip("0").rstrip(".")
+    return digits + suffix
 
 
 def round_up(name: str, value: float) -> float:

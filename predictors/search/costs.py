@@ -1,30 +1,29 @@
 """Every cost of a space's architectures that a constraint can limit or a front can trade accuracy for."""
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ofa.cost import costs_of, footprints_of
 from ofa.space.codes import Codes
 from ofa.space.space import Space
-from predictors.latency.model import load_latency
+from predictors.latency.model import LatencyModel
 from predictors.search.constraints import ArchCostFn
 
 
 def cost_functions(
-    space: Space, classes: int, channels: int, latency_table: Path | None
+    space: Space, classes: int, channels: int, latency: LatencyModel | None
 ) -> dict[str, ArchCostFn]:
     """Costs of encoded architectures by name, in the units of `predictors.search.constraints.UNITS`.
+
+    With a latency model they hold the predicted latency of the median run ("latency"), the bound that a limit
+    is compared with ("latency_bound"), and the latency that nine of ten runs stay under ("latency_p90") if
+    the model's table knows it.
 
     Args:
         space: of the architectures.
         classes: outputs of the classifier.
         channels: of the input images.
-        latency_table: a file that predictors.measure wrote; without one there is no latency.
-
-    Raises:
-        UserError: the table cannot be read, or is of another space.
+        latency: what `load_latency` returned; without it there is no latency.
     """
 
     def macs(rows: Codes) -> NDArray[np.int64]:
@@ -40,6 +39,8 @@ def cost_functions(
         return footprints_of(space, rows, classes, channels).memory
 
     found: dict[str, ArchCostFn] = {"macs": macs, "params": params, "size": size, "memory": memory}
-    if latency_table is not None:
-        found["latency"] = load_latency(latency_table, space, classes, channels).predict
+    if latency is not None:
+        found |= {"latency": latency.predict, "latency_bound": latency.bound}
+        if latency.knows_slow_runs:
+            found["latency_p90"] = latency.slow_run
     return found

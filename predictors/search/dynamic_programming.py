@@ -83,16 +83,20 @@ def fit_additive(
         For each part the terms (options,), one for each combination of the choices that it owns.
     """
     rows = sample_codes(space, SAMPLES, rng)
-    y = score(rows)
+    return fit_additive_to(space, rows, score(rows), parts)
+
+
+def fit_additive_to(space: Space, rows: Codes, y: Floats, parts: Sequence[LayerCost]) -> list[Floats]:
+    """Fit the scores `y` (N,) of architectures `rows` (N, F) as `fit_additive` does."""
     blocks = []
-    for new in _first_read(parts):
-        # The number of the combination that each row has, in the order of `_options`.
+    for new in first_read(parts):
+        # The number of the combination that each row has, in the order of `options_of`.
         option = np.zeros(len(rows), np.intp)
         for c in new:
             option = option * len(space.columns[c].values) + np.maximum(rows[:, c], 1) - 1
-        one_hot = option[:, None] == np.arange(len(_options(space, new)))
+        one_hot = option[:, None] == np.arange(len(options_of(space, new)))
         # A block that is not there adds nothing, whatever its codes are.
-        blocks.append(one_hot & ~_asleep(space, rows, new)[:, None])
+        blocks.append(one_hot & ~asleep_rows(space, rows, new)[:, None])
     X = np.concatenate(blocks, axis=1).astype(np.float64)
     X -= X.mean(0)  # centred, as y is below: then the constant needs no column
     # The one-hot columns of a part that is always there sum to 1, so the equations have many solutions: lstsq
@@ -121,10 +125,10 @@ def merge_fronts(
     least_from = np.cumsum([0, *reversed(least)])[::-1]  # entry i: what the parts from i on cost at least
     # Beginnings of networks: the choices so far, and what they score and cost.
     rows, score, cost = np.zeros((1, len(space.columns)), np.uint8), np.zeros(1), np.zeros(1)
-    for i, (part, new) in enumerate(zip(parts, _first_read(parts), strict=True)):
+    for i, (part, new) in enumerate(zip(parts, first_read(parts), strict=True)):
         # 1. Every beginning is continued with every option for the choices that this part is first to read.
-        options, asleep = _options(space, new), _asleep(space, rows, new)[:, None]
-        costs = cost[:, None] + part.cost.ravel()[_places(part, rows, new, options)]
+        options, asleep = options_of(space, new), asleep_rows(space, rows, new)[:, None]
+        costs = cost[:, None] + part.cost.ravel()[places(part, rows, new, options)]
         possible = costs + least_from[i + 1] <= most
         possible[:, 1:] &= ~asleep  # a block that is not there has one option
         parent, option = np.nonzero(possible)
@@ -134,7 +138,7 @@ def merge_fronts(
         taken = np.where(asleep[parent], 0, options[option])
         # 3. Of those that agree in all that a later part reads, only the front can end in an optimum.
         group = np.zeros(len(parent), np.int64)
-        for c in sorted(_columns(parts[: i + 1]) & _columns(parts[i + 1 :])):
+        for c in sorted(columns_of(parts[: i + 1]) & columns_of(parts[i + 1 :])):
             code = taken[:, new.index(c)] if c in new else rows[parent, c]
             group = group * len(space.columns[c].values) + code
         kept = _fronts_of_groups(group, score, cost)
@@ -143,7 +147,7 @@ def merge_fronts(
     return rows
 
 
-def _columns(parts: Sequence[LayerCost]) -> set[int]:
+def columns_of(parts: Sequence[LayerCost]) -> set[int]:
     """The columns that any of the parts reads."""
     found = set[int]()
     for part in parts:
@@ -151,19 +155,19 @@ def _columns(parts: Sequence[LayerCost]) -> set[int]:
     return found
 
 
-def _first_read(parts: Sequence[LayerCost]) -> list[list[int]]:
+def first_read(parts: Sequence[LayerCost]) -> list[list[int]]:
     """For each part the columns that none before it reads."""
-    return [sorted(set(part.columns) - _columns(parts[:i])) for i, part in enumerate(parts)]
+    return [sorted(set(part.columns) - columns_of(parts[:i])) for i, part in enumerate(parts)]
 
 
-def _options(space: Space, new: list[int]) -> Codes:
+def options_of(space: Space, new: list[int]) -> Codes:
     """All combinations of codes of the columns `new`, in C order: (options, columns)."""
     codes = [range(1, len(space.columns[c].values) + 1) for c in new]
     combinations = list(product(*codes))
     return np.array(combinations, np.uint8).reshape(len(combinations), len(new))
 
 
-def _asleep(space: Space, rows: Codes, new: list[int]) -> NDArray[np.bool_]:
+def asleep_rows(space: Space, rows: Codes, new: list[int]) -> NDArray[np.bool_]:
     """(N,) whether the columns `new` are those of a block past the depth that the rows have chosen."""
     blocks = []
     if space.granularity == "block":
@@ -178,7 +182,7 @@ def _asleep(space: Space, rows: Codes, new: list[int]) -> NDArray[np.bool_]:
     return (depth <= block) & (block > 0)
 
 
-def _places(part: LayerCost, rows: Codes, new: list[int], options: Codes) -> NDArray[np.intp]:
+def places(part: LayerCost, rows: Codes, new: list[int], options: Codes) -> NDArray[np.intp]:
     """Where in the flat array of costs each row stands with each option: (rows, options)."""
     place = np.zeros((len(rows), len(options)), np.intp)
     # Not strict: a stem or head with fewer choices has further axes of length 1.

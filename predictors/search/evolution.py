@@ -46,6 +46,7 @@ def evolve(
     rng: np.random.Generator,
     start: Codes,
     settings: Evolution = OURS,
+    columns: Sequence[int] = (),
 ) -> Pool:
     """The evolution of OFA (2020, arXiv:1908.09791) on whole arrays.
 
@@ -61,17 +62,32 @@ def evolve(
         rng: of the search.
         start: encoded architectures (N, F) of the first generation.
         settings: of the evolution.
+        columns: columns whose choices keep a share of the parents each, such as `global_columns`; with none,
+            the parents are the best.
 
     Returns:
-        The best `settings.parents` architectures that were found.
+        The `settings.parents` architectures that were the last parents, or about so many with `columns`.
     """
     # Nothing is scored twice: an accuracy predictor takes most of the time.
     seen = set[bytes]()
-    pool = scored(unseen(start, seen), score, constraints).best(settings.parents)
+    pool = scored(unseen(start, seen), score, constraints).spread(settings.parents, columns)
     for _ in range(settings.generations):
         fresh = unseen(children(space, pool.rows, settings, rng), seen)
-        pool = pool.join(scored(fresh, score, constraints)).best(settings.parents)
+        pool = pool.join(scored(fresh, score, constraints)).spread(settings.parents, columns)
     return pool
+
+
+def global_columns(space: Space) -> list[int]:
+    """The columns of the resolution and of the widths, where there is a choice.
+
+    Such a choice changes what many layers cost. Under a limit another resolution needs other choices almost
+    everywhere, so no small change leads there, and the first resolution that gets ahead would take over.
+    """
+    found = []
+    for i, column in enumerate(space.columns):
+        if column.field in ("resolution", "width") and len(column.values) > 1:
+            found.append(i)
+    return found
 
 
 def start_rows(space: Space, count: int, rng: np.random.Generator) -> Codes:

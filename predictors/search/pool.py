@@ -40,6 +40,27 @@ class Pool(NamedTuple):
         # Sorted by excess first: all that keep the limits have none, so among them the score decides.
         return self.take(np.lexsort((-self.scores, self.over))[:count])
 
+    def spread(self, count: int, columns: Sequence[int]) -> "Pool":
+        """About `count` of them: half are the best, the other half the best of every choice in `columns`.
+
+        However far the others are ahead, every choice of such a column keeps its own best architectures. So a
+        search that takes its parents from here can never lose a choice.
+
+        Args:
+            count: how many, where there are enough.
+            columns: the columns whose choices keep a share each; with none the best `count` are returned.
+        """
+        if not columns:
+            return self.best(count)
+        order = np.lexsort((-self.scores, self.over))
+        kept = np.zeros(len(order), np.bool_)  # by place in the order
+        kept[: count // 2] = True
+        choices = [(c, code) for c in columns for code in np.unique(self.rows[:, c])]
+        share = max(count // 2 // max(len(choices), 1), 1)
+        for c, code in choices:
+            kept[np.flatnonzero(self.rows[order, c] == code)[:share]] = True
+        return self.take(order[kept])
+
 
 def scored(rows: Codes, score: ScoreFn, constraints: Sequence[Constraint]) -> Pool:
     """Architectures (N, F) as a pool."""

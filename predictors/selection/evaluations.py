@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import UserError
-from engine.statistics import Floats, pareto_front
+from engine.statistics import Floats
 from ofa.space.codes import Codes, encode
 from ofa.space.space import Space
 from predictors.accuracy.pairs import Pair
-from predictors.search.constraints import ArchCostFn, Constraint, fits, utilisation
+from predictors.search.constraints import Constraint, fits, utilisation
 
 FEWEST_TO_LEARN_FROM = 10  # pairs: a predictor is cross-validated in 10 folds, and none may be empty
 
@@ -41,7 +41,7 @@ class Evaluations:
     """Every subnet of known accuracy, each measured once.
 
         evaluations = Evaluations(space, images=500, pairs=read_pairs(run))
-        best = evaluations.choose([Constraint("macs", 600e6, macs)])
+        best = evaluations.under([Constraint("macs", 600e6, macs)])[0]
 
     Args:
         space: of the subnets.
@@ -71,6 +71,11 @@ class Evaluations:
     ) -> None:
         """Keep an accuracy, unless the subnet is known."""
         self._found.setdefault(row.tobytes(), Candidate(row, accuracy, source, prediction))
+
+    def add_measured(self, accuracies: Mapping[bytes, float]) -> None:
+        """Keep the accuracies of a study, by the bytes of the row of codes; what is known stays as it is."""
+        for row, accuracy in accuracies.items():
+            self.add(np.frombuffer(row, np.uint8), accuracy, "select")
 
     def measure(
         self,
@@ -123,30 +128,6 @@ class Evaluations:
     def noise(self, accuracy: float) -> float:
         """Standard error of an accuracy that was measured on the validation images (binomial)."""
         return float(np.sqrt(accuracy * (1 - accuracy) / self.images))
-
-    def choose(self, constraints: Sequence[Constraint], errors: float = 1.0) -> Candidate | None:
-        """The cheapest subnet that ties with the best one under the limits; none if no subnet keeps them.
-
-        Subnets tie with the best one whose accuracy is within `errors` standard errors of it: the validation
-        images cannot tell which of them is better.
-        """
-        found = self.under(constraints)
-        if not found:
-            return None
-        best = found[0].val_accuracy
-        # Otherwise the luckiest measurement would be selected, however much its subnet costs.
-        least = best - errors * self.noise(best)
-        ties = [c for c in found if c.val_accuracy >= least]
-        return ties[int(utilisation(constraints, rows_of(ties)).argmin())]
-
-    def front(self, costs: Mapping[str, ArchCostFn], constraints: Sequence[Constraint]) -> list[Candidate]:
-        """The measured Pareto front of accuracy against `costs` under every limit, cheapest first."""
-        found = self.under(constraints)
-        if not found:
-            return []
-        rows = rows_of(found)
-        costs_NK = np.stack([cost(rows) for cost in costs.values()], axis=1)
-        return [found[i] for i in pareto_front(_accuracies(found), costs_NK)]
 
 
 def rows_of(candidates: Sequence[Candidate]) -> Codes:

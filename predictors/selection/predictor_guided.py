@@ -1,6 +1,7 @@
 """Search guided by a predictor: propose, measure the best proposals, learn from them, and propose again."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import cycle
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -8,39 +9,71 @@ import numpy as np
 from engine.statistics import Floats
 from ofa.space.codes import Codes
 from predictors.accuracy.features import features
-from predictors.accuracy.predictor import Features, Predictor
-from predictors.accuracy.validation import CandidateQuality
+from predictors.accuracy.predictor import Predictor
 from predictors.search.best import find_best
 from predictors.search.constraints import ArchCostFn, Constraint, ScoreFn
-from predictors.search.dynamic_programming import LayerCost, additive_fronts
 from predictors.search.front import find_front, widest_gains
-from predictors.selection.evaluations import EvaluateFn, Evaluations, Prediction
+from predictors.selection.evaluations import EvaluateFn, Evaluations
+from predictors.selection.intervals import Intervals
 
 PER_ROUND = 5  # the ten best predictions in one go were worse than random subnets (docs/log.md)
+PER_ROUND_AT_LIMIT = 3  # the others lie below the limits, so that it is known what less costs
+SHARES_BELOW = (0.5, 0.7)  # of all limits together, in turn
 
 
 class Proposer(Protocol):
     """Says what to measure for one objective."""
 
-    def __call__(self, evaluations: Evaluations, score: ScoreFn, seeds: Codes) -> Codes:
+    def __call__(self, evaluations: Evaluations, score: ScoreFn, additive: ScoreFn) -> Codes:
         """Encoded architectures (M, F), the one to measure first at the top; some may be measured already.
 
         Args:
             evaluations: what is measured.
             score: predicted accuracy of encoded architectures.
-            seeds: encoded architectures (N, F) to start a search from.
+            additive: a function that grows with the score, and in which the effects of choices add up better.
         """
         ...
 
 
-class BestProposer(NamedTuple):
-    """Proposes the architectures of the highest score under constraints."""
+class BestProposer:
+    """Proposes the architectures of the highest score under constraints, and some under a share of them.
 
-    constraints: Sequence[Constraint]
-    rng: np.random.Generator
+    The best predicted ones use all of the limits. So two of five are searched under the half or 0.7 of all
+    limits, in turn: a user then sees measured what half of the budget costs, and a subnet that is as good for
+    less is found.
 
-    def __call__(self, evaluations: Evaluations, score: ScoreFn, seeds: Codes) -> Codes:
-        return find_best(evaluations.space, score, self.constraints, self.rng, seeds)
+    Args:
+        constraints: the limits.
+        rng: of the searches.
+    """
+
+    def __init__(self, constraints: Sequence[Constraint], rng: np.random.Generator) -> None:
+        self.constraints, self.rng = constraints, rng
+        self.shares = cycle(SHARES_BELOW)
+
+    def __call__(self, evaluations: Evaluations, score: ScoreFn, additive: ScoreFn) -> Codes:
+        share = next(self.shares)
+        below = [c._replace(limit=share * c.limit) for c in self.constraints]
+        at_limit = self._fresh(evaluations, score, additive, self.constraints)
+        cheaper = self._fresh(evaluations, score, additive, below)
+        # Where nothing is as cheap, or everything so cheap is known, the others at the limit follow.
+        first = at_limit[:PER_ROUND_AT_LIMIT]
+        rest = [*cheaper[: PER_ROUND - PER_ROUND_AT_LIMIT], *at_limit[PER_ROUND_AT_LIMIT:]]
+        # A subnet may be the best under the limits and under a share of them.
+        different = {row.tobytes(): row for row in [*first, *rest]}
+        return np.array(list(different.values()), np.uint8).reshape(-1, len(evaluations.space.columns))
+
+    def _fresh(
+        self,
+        evaluations: Evaluations,
+        score: ScoreFn,
+        additive: ScoreFn,
+        constraints: Sequence[Constraint],
+    ) -> list[Codes]:
+        known, _ = evaluations.training_set()
+        found = find_best(evaluations.space, score, constraints, self.rng, known, additive)
+        # More are never measured in a round, also where one appears in both searches.
+        return [row for row in found if row not in evaluations][: 2 * PER_ROUND]
 
 
 class FrontProposer(NamedTuple):
@@ -50,13 +83,14 @@ class FrontProposer(NamedTuple):
     constraints: Sequence[Constraint]
     rng: np.random.Generator
 
-    def __call__(self, evaluations: Evaluations, score: ScoreFn, seeds: Codes) -> Codes:
-        front = find_front(evaluations.space, score, self.costs, self.constraints, self.rng, seeds)
+    def __call__(self, evaluations: Evaluations, score: ScoreFn, additive: ScoreFn) -> Codes:
+        known, y = evaluations.training_set()
+        space = evaluations.space
+        front = find_front(space, score, self.costs, self.constraints, self.rng, known, additive=additive)
         unmeasured = [row for row in front if row not in evaluations]
         if not unmeasured:
             return front[:0]
         rows = np.stack(unmeasured)
-        known, y = evaluations.training_set()
         widest = widest_gains(score(rows), self._costs_of(rows), y, self._costs_of(known), PER_ROUND)
         return rows[widest]
 
@@ -67,62 +101,44 @@ class FrontProposer(NamedTuple):
 def predictor_guided(
     evaluations: Evaluations,
     predictor: Predictor,
-    quality: CandidateQuality,
-    sums: Sequence[Sequence[LayerCost]],
-    objectives: Iterable[tuple[Proposer, EvaluateFn]],
+    intervals: Intervals,
+    propose: Proposer,
+    evaluate: EvaluateFn,
     count: int,
-    rng: np.random.Generator,
 ) -> None:
-    """Measure at most `count` subnets for each objective, and let the fitted `predictor` learn from them.
+    """Measure at most `count` subnets, and let the fitted `predictor` learn from them.
 
     A search over predictions finds the subnets of which the predictor is too hopeful. So the predictor learns
-    from five measured subnets of each objective before it is searched again. Every search starts from the
-    fronts of an additive predictor and from what is measured. The rounds end early when nothing new is
-    proposed.
+    from five measured subnets before it is searched again, and so do its intervals. The rounds end early when
+    nothing new is proposed.
 
     Args:
         evaluations: what is measured; new measurements are added to it.
         predictor: fitted to all that is measured.
-        quality: of the predictor, for its intervals.
-        sums: costs as sums over layers; the search starts from a front against each of them.
-        objectives: for each objective the function that proposes subnets and the one that measures them.
-        count: how many subnets to measure for each objective.
-        rng: of the additive predictor.
+        intervals: of the predictor.
+        propose: proposes subnets.
+        evaluate: measures them.
+        count: how many subnets to measure.
     """
-    space, objectives = evaluations.space, list(objectives)
+    space = evaluations.space
 
     def score(rows: Codes) -> Floats:
         return predictor.mean(features(space, rows))
 
     def learned(rows: Codes) -> Floats:
-        # On the scale of the predictor effects add up: with ridge regression the additive front is exact.
+        # On the scale of the predictor effects add up: with ridge regression the search is exact.
         return predictor.scale_.to(score(rows))
 
     for start in range(0, count, PER_ROUND):
-        measured_before = len(evaluations)
-        known, _ = evaluations.training_set()
-        seeds = np.concatenate([additive_fronts(space, learned, sums, rng), known])
-        # A subnet that was measured for one objective counts for the next ones, too: `evaluations` is shared.
-        for propose, evaluate in objectives:
-            proposed = propose(evaluations, score, seeds)
-            fresh = [row for row in proposed if row not in evaluations]
-            fresh = fresh[: min(PER_ROUND, count - start)]
-            if fresh:
-                predictions = _predictions(predictor, quality, features(space, np.stack(fresh)))
-                evaluations.measure(fresh, evaluate, predictions)
+        proposed = propose(evaluations, score, learned)
+        fresh = [row for row in proposed if row not in evaluations]
+        fresh = fresh[: min(PER_ROUND, count - start)]
         # All that a search finds is known: without new pairs the next round would find the same.
-        if len(evaluations) == measured_before:
+        if not fresh:
             break
+        mean, std = predictor.predict(features(space, np.stack(fresh)))
+        predictions = intervals.around(mean, std)
+        accuracies = evaluations.measure(fresh, evaluate, predictions)
+        intervals.learn(mean, std, predictions, np.array(accuracies))
         known, y = evaluations.training_set()
         predictor.update(features(space, known), y)
-
-
-def _predictions(predictor: Predictor, quality: CandidateQuality, X: Features) -> list[Prediction]:
-    """What the predictor says of features (N, D), with 90% intervals."""
-    mean, std = predictor.predict(X)
-    half = quality.half_width(std)
-    low, high = np.clip([mean - half, mean + half], 0, 1)
-    found = []
-    for i in range(len(X)):
-        found.append(Prediction(float(mean[i]), float(std[i]), (float(low[i]), float(high[i]))))
-    return found

@@ -1,6 +1,7 @@
 """What selection writes and prints: selected/<name>.json for each objective, a front as JSON and CSV."""
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,21 @@ from engine.errors import UserError
 from engine.run import FRONT, write_json
 from engine.runs.writing import atomic
 from ofa.space.codes import decode
+from predictors.accuracy.validation import CandidateQuality, format_tau
 from predictors.search.constraints import UNITS, ArchCostFn, Objective, format_cost
-from predictors.selection.evaluations import Candidate, Evaluations
+from predictors.selection.budgets import budget_sentences, format_expected, half_budget, half_sentence
+from predictors.selection.evaluations import FEWEST_TO_LEARN_FROM, Evaluations
+from predictors.selection.exploration import Explored
 from predictors.selection.finalists import FINALIST_EPOCHS, Finalist, choose_finalist
+from predictors.selection.posterior import Estimate, choose, front, under
 
 # The names of costs in files.
 KEYS = {
     "macs": "macs",
     "latency": "latency_ms",
+    "latency_bound": "latency_bound_ms",
+    "latency_p90": "latency_p90_ms",
+    "latency_measured": "latency_measured_ms",
     "size": "size_bytes",
     "memory": "memory_bytes",
     "params": "params",
@@ -28,84 +36,103 @@ Record = dict[str, Any]
 
 
 def write_selected(
-    objectives: Sequence[Objective],
-    evaluations: Evaluations,
+    explored: Sequence[Explored],
     costs: Mapping[str, ArchCostFn],
     facts: Record,
     ties: float,
     folder: Path,
     finalists: Mapping[str, Sequence[Finalist]],
 ) -> None:
-    """Write the selected subnet of each objective with its limits, and print all of them as a table.
+    """Write the selected subnet of each budget with its limits, and print all of them as a table.
 
-    A file also holds the other subnets that were measured under the limits, ranked by measured accuracy.
+    A file also holds the other subnets that were measured under the limits, the one to expect most of first.
 
     Args:
-        objectives: each of them the best subnet under constraints.
-        evaluations: everything measured.
+        explored: what was found for each of the budgets.
         costs: every known cost.
         facts: about the selection, such as its seed; they are written into every file.
-        ties: standard errors of accuracy within which the cheapest subnet is selected.
+        ties: standard errors of the accuracy within which the cheapest subnet is selected; 0: the best one.
         folder: where to write.
         finalists: of an objective by its name, where a short tuning decides among them; empty: none does.
 
     Raises:
         UserError: no measured subnet keeps the constraints of an objective.
     """
-    selected: dict[str, Record] = {}
+    records: dict[str, Record] = {}
+    selected: list[tuple[Objective, Estimate]] = []
     shown = ["macs", "params"]
-    for objective in objectives:
-        best = evaluations.choose(objective.constraints, ties)
+    sentences = []
+    for found in explored:
+        objective = found.objective
         tuned = finalists.get(objective.name, [])
-        if tuned:
-            best = choose_finalist(tuned, objective.constraints, evaluations, ties).candidate
-        if best is None:
-            limits = " ".join(map(str, objective.constraints))
-            raise UserError(
-                f"No subnet that keeps {limits} was found; use --explore search, or raise a limit."
-            )
-        record = subnet_record(evaluations, best, costs)
-        constraints = []
-        for c in objective.constraints:
-            value = record[KEYS[c.name]]
-            constraints.append({"name": c.name, "limit": c.limit, "value": value, "unit": UNITS[c.name]})
-            shown.append(c.name)
+        best = _best(found, tuned, ties)
+        half = half_budget(found.estimates, objective.constraints)
+        record = subnet_record(found.evaluations, best, costs)
+        written = record | {"constraints": _reached(objective, best)} | facts
+        if found.own:
+            written["predicted_candidates"] = found.own._asdict()
+        written["half"] = half and subnet_record(found.evaluations, half, costs)
         # Collected subnets are in pairs.jsonl; here are only those that selection measured.
         others = []
-        for candidate in evaluations.under(objective.constraints):
-            if candidate.source == "select" and candidate is not best:
-                others.append(subnet_record(evaluations, candidate, costs))
-        written = record | {"constraints": constraints} | facts | {"candidates": others}
+        for other in under(found.estimates, objective.constraints):
+            if other.candidate.source == "select" and other is not best:
+                others.append(subnet_record(found.evaluations, other, costs))
+        written["candidates"] = others
         if tuned:
-            written["finalists"] = [_finalist_record(evaluations, finalist, costs) for finalist in tuned]
+            written["finalists"] = [_finalist_record(found, finalist, costs) for finalist in tuned]
         write_json(folder / f"{objective.name}.json", written)
-        selected[objective.name] = record
-    if selected:
-        _print_subnets("budget", selected, shown)
+        records[objective.name] = record
+        selected.append((objective, best))
+        shown += [c.name for c in objective.constraints]
+        sentences.append(half_sentence(objective, best, half))
+    if not selected:
+        return
+    _print_subnets("budget", records, shown)
+    if any(len(found.estimates) < FEWEST_TO_LEARN_FROM for found in explored):
+        print("Too few subnets are measured to learn from: the expected accuracies are the measured ones.")
+    for sentence in [*sentences, *budget_sentences(selected, costs["macs"])]:
+        print(sentence)
 
 
-def write_front(
-    objective: Objective,
-    evaluations: Evaluations,
-    costs: Mapping[str, ArchCostFn],
-    folder: Path,
-    digest: str,
-) -> None:
-    """Write the measured front of an objective as front.json and front.csv, and print it.
+def _best(found: Explored, tuned: Sequence[Finalist], ties: float) -> Estimate:
+    """The subnet to select for an objective."""
+    constraints = found.objective.constraints
+    if tuned:
+        return choose_finalist(tuned, constraints, found.evaluations.images, ties).estimate
+    best = choose(found.estimates, constraints, ties)
+    if best is None:
+        limits = " ".join(map(str, constraints))
+        raise UserError(f"No subnet that keeps {limits} was found; use --explore search, or raise a limit.")
+    return best
+
+
+def _reached(objective: Objective, best: Estimate) -> list[Record]:
+    """Each limit as JSON data, with the value that the selected subnet reaches."""
+    limits = []
+    for c in objective.constraints:
+        value = c.cost(best.candidate.row[None])[0].item()
+        limits.append({"name": c.name, "limit": c.limit, "value": value, "unit": UNITS[c.name]})
+    return limits
+
+
+def write_front(explored: Explored, costs: Mapping[str, ArchCostFn], folder: Path, digest: str) -> None:
+    """Write the front of an objective as front.json and front.csv, and print it.
+
+    No point is beaten by another measured subnet in expected accuracy and all costs of the front.
 
     Args:
-        objective: its `front` names the costs, and its constraints hold for every point.
-        evaluations: everything measured.
+        explored: its objective's `front` names the costs, and the constraints hold for every point.
         costs: every known cost; all of them are written.
         folder: where to write.
         digest: of the weights, which every point names.
     """
-    front = []
-    for candidate in evaluations.front(objective.front, objective.constraints):
-        front.append(subnet_record(evaluations, candidate, costs) | {"weights_sha256": digest})
+    objective = explored.objective
+    points = []
+    for found in front(explored.estimates, objective.front, objective.constraints):
+        points.append(subnet_record(explored.evaluations, found, costs) | {"weights_sha256": digest})
     path = folder / FRONT
-    write_json(path, front)
-    rows = [_flat(record) for record in front]
+    write_json(path, points)
+    rows = [_flat(record) for record in points]
     with (
         atomic(path.with_suffix(".csv")) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
@@ -114,21 +141,27 @@ def write_front(
         writer.writeheader()
         writer.writerows(rows)
     # Points of a front have no names; they are numbered from the cheapest.
-    numbered = {str(i): record for i, record in enumerate(front, start=1)}
+    numbered = {str(i): record for i, record in enumerate(points, start=1)}
     _print_subnets("front", numbered, ["macs", "params", *objective.front])
 
 
-def subnet_record(evaluations: Evaluations, candidate: Candidate, costs: Mapping[str, ArchCostFn]) -> Record:
+def subnet_record(evaluations: Evaluations, found: Estimate, costs: Mapping[str, ArchCostFn]) -> Record:
     """A measured subnet as JSON data.
 
-    It holds the architecture, every known cost, the accuracy with its standard error, and what was predicted
-    before the measurement; the predictions are null where no predictor proposed the subnet.
+    It holds the architecture, every known cost, the accuracy to expect with its 90% interval, the measured
+    accuracy with its standard error, and what was predicted before the measurement; the predictions are null
+    where no predictor proposed the subnet.
     """
+    candidate = found.candidate
     record: Record = {"arch": decode(evaluations.space, candidate.row).model_dump(mode="json")}
     for name, cost in costs.items():
-        record[KEYS[name]] = cost(candidate.row[None])[0].item()
+        value = cost(candidate.row[None])[0].item()
+        # Infinite is what is not known: a resolution that a latency table does not cover.
+        record[KEYS[name]] = value if math.isfinite(value) else None
     prediction = candidate.prediction
     return record | {
+        "expected_accuracy": found.accuracy,
+        "expected_interval": found.interval,
         "val_accuracy": candidate.val_accuracy,
         "val_std": evaluations.noise(candidate.val_accuracy),
         "source": candidate.source,
@@ -138,9 +171,9 @@ def subnet_record(evaluations: Evaluations, candidate: Candidate, costs: Mapping
     }
 
 
-def _finalist_record(evaluations: Evaluations, finalist: Finalist, costs: Mapping[str, ArchCostFn]) -> Record:
+def _finalist_record(found: Explored, finalist: Finalist, costs: Mapping[str, ArchCostFn]) -> Record:
     """A finalist as JSON data: the measured subnet, and its accuracy after the short tuning."""
-    record = subnet_record(evaluations, finalist.candidate, costs)
+    record = subnet_record(found.evaluations, finalist.estimate, costs)
     return record | {"tuned_accuracy": finalist.tuned_accuracy, "tuned_epochs": FINALIST_EPOCHS}
 
 
@@ -148,7 +181,7 @@ def _flat(record: Record) -> Record:
     """One line of a CSV file: numbers, then the architecture, whose lists are joined by dashes."""
     # Predictions and intervals are in the JSON file only.
     row = {}
-    for name in (*KEYS.values(), "val_accuracy", "source", "weights_sha256"):
+    for name in (*KEYS.values(), "expected_accuracy", "val_accuracy", "source", "weights_sha256"):
         if name in record:
             row[name] = record[name]
     for name, value in record["arch"].items():
@@ -159,12 +192,12 @@ def _flat(record: Record) -> Record:
 def _print_subnets(title: str, subnets: Mapping[str, Record], costs: Sequence[str]) -> None:
     costs = list(dict.fromkeys(costs))  # each once, in order: several budgets may limit the same cost
     heads = ["MACs" if name == "macs" else name for name in costs]
-    table = Table(title, *heads, "predicted", "measured", "res", "depth")
+    table = Table(title, *heads, "expected", "measured", "res", "depth")
     for name, record in subnets.items():
         table.add_row(
             name,
-            *[format_cost(cost, record[KEYS[cost]]) for cost in costs],
-            _predicted_cell(record),
+            *[_cost_cell(cost, record) for cost in costs],
+            format_expected(record["expected_accuracy"], record["expected_interval"]),
             f"{100 * record['val_accuracy']:.1f} ± {100 * record['val_std']:.1f}%",
             str(record["arch"]["resolution"]),
             "-".join(map(str, record["arch"]["depth"])),
@@ -172,10 +205,38 @@ def _print_subnets(title: str, subnets: Mapping[str, Record], costs: Sequence[st
     plain_console().print(table)
 
 
-def _predicted_cell(record: Record) -> str:
-    predicted, interval = record["predicted_accuracy"], record["interval"]
-    if interval:
-        return f"{100 * predicted:.1f}% ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
-    if predicted is None:
-        return "-"
-    return f"{100 * predicted:.1f} ± {100 * record['predicted_std']:.1f}%"
+def _cost_cell(name: str, record: Record) -> str:
+    """A cost; latency with the bound that is compared with limits, and what was timed on this machine."""
+    text = format_cost(name, record[KEYS[name]])
+    if name != "latency":
+        return text
+    bound, timed = record.get("latency_bound_ms"), record.get("latency_measured_ms")
+    more = [f"at most {bound:.3g}"] if bound else []
+    if timed:
+        more.append(f"timed {timed:.3g}")
+    return f"{text} ({', '.join(more)})" if more else text
+
+
+def print_trust(quality: CandidateQuality, explored: Sequence[Explored]) -> None:
+    """Print how good the predictions were, in cross-validation and of candidates before they were measured.
+
+    The second is what a selection rests on. Candidates are similar and nearly equally good, so a predictor
+    ranks them worse than it ranks subnets of all sizes.
+    """
+    table = Table("predictions of", "Kendall tau", "inside 90% intervals", "too hopeful by")
+    table.add_row(
+        f"cross-validation: {len(quality.ratios)} subnets",
+        format_tau(quality.tau),
+        f"{quality.coverage:.0%}",
+        "-",
+    )
+    for found in explored:
+        own = found.own
+        if own is None:
+            continue
+        name = f"{found.objective.name}: {own.predictions} candidates"
+        if own.coverage is None or own.hopeful is None:
+            table.add_row(name, "too few to tell", "too few to tell", "too few to tell")
+        else:
+            table.add_row(name, format_tau(own.tau), f"{own.coverage:.0%}", f"{100 * own.hopeful:.2f} points")
+    plain_console().print(table)

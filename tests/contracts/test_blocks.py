@@ -1,6 +1,7 @@
 """What every kind of block must do, on spaces that use all its choices: `tests/support/supernets.py`."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise, product
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 import torch
 from peak_memory import simulated_peak
 from supernets import SPACES, filled, predicted_and_exported_size
-from torch import Tensor
+from timing_graphs import optimised_steps
+from torch import Tensor, nn
 
 from engine.compute.macs import count_macs, count_parameters
 from engine.errors import UserError
+from engine.onnx_file import fold_batch_norm, traced
 from ofa.blocks.elastic import ElasticConvBN
 from ofa.blocks.kind import BlockChoice, BlockSpec
 from ofa.blocks.stem import StemSpec
@@ -34,7 +37,7 @@ from ofa.subnet import Subnet, extract
 from ofa.supernet import Supernet
 from ofa.training.phases import Phase, sort_channels
 from ofa.weights.widths import sort_widths
-from predictors.latency.kit import distinct_layers, layer_module, structure
+from predictors.latency.kit import distinct_layers, layer_module, structure, write_network
 from predictors.latency.published import published_keys
 
 CASES = [pytest.param(s, id=f"{kind}, {name}") for kind, named in SPACES.items() for name, s in named.items()]
@@ -266,3 +269,42 @@ def test_an_unknown_block_is_refused_everywhere() -> None:
     for use in uses:
         with pytest.raises(UserError, match="There is no block 'ghost'"):
             use(ghost)
+
+
+class SideBySide(nn.Module):
+    """Layers that have nothing to do with each other, in one module: torch exports them in one go."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(layer(x) for layer, x in zip(self.layers, inputs, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("space", ONE_OF_EACH)
+def test_graphs_that_latency_kits_write_run_as_those_of_the_exporter(space: Space, tmp_path: Path) -> None:
+    """One layer of each set of flags; widths and sides do not matter here."""
+    found: dict[str, LayerSpec] = {}
+    for arch in (smallest(space), largest(space)):
+        for layer in layer_specs(space, arch, 5, 3):
+            found.setdefault(re.sub(r"\d+", "#", structure(layer)), layer)
+    written, modules, images = [], [], []
+    for layer in found.values():
+        module = layer_module(space, layer).eval()
+        for part in module.modules():
+            # The exporter leaves out a bias of zeros, and no trained network has one.
+            if isinstance(part, nn.BatchNorm2d):
+                nn.init.normal_(part.bias)
+        channels = layer.channels if isinstance(layer, StemSpec) else layer.inp
+        modules.append(fold_batch_norm(module))
+        images.append(torch.zeros(1, channels, layer.size, layer.size))
+        write_network(space, [layer], tmp_path / "written.onnx")
+        written += optimised_steps(tmp_path / "written.onnx", layer.size)
+    numbers = [str(i) for i in range(len(found))]
+    outputs = [f"y{number}" for number in numbers]
+    whole = traced(SideBySide(modules).eval(), tuple(images), numbers, outputs, None)
+    onnx.save(whole, tmp_path / "exported.onnx")
+    exported = optimised_steps(tmp_path / "exported.onnx", 0)
+    assert Counter(written) == Counter(exported)

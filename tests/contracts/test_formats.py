@@ -357,4 +357,8 @@ def test_what_is_not_in_the_table_is_refused_with_what_is(tmp_path: Path) -> Non
         Target(name="x", runs_on="x", format="xyz", why=("x",))
     with pytest.raises(UserError, match="must end in"):
         read_manifest(tmp_path / "x.npw")
+    suffixes = [member.manifest_suffix for member in FORMATS]
+    assert len(set(suffixes)) == len(suffixes), (
+        "files of two formats beside each other would share a manifest"
+    )
     assert {".onnx", ".ort", ".pte"} <= {member.suffix for member in FORMATS}

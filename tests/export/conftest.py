@@ -54,7 +54,7 @@ def bundled_run(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             "ignore", ResourceWarning
         )  # onnxruntime's converter to .ort leaves a file to be closed by the collector
         assert parse(Export, [*words, "--selected", "60k", "--target", "cpu,mobile"]).execute() == 0
-    assert parse(Export, [*words, "--arch", "largest", "--bake-normalize", "--softmax"]).execute() == 0
+    assert parse(Export, [*words, "--arch", "largest", "--bake", "normalize", "--softmax"]).execute() == 0
     assert (
         parse(Benchmark, [str(run / "export" / "60k.onnx"), "--rounds", "2", "--seconds", "0"]).execute() == 0
     )

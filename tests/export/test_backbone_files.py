@@ -89,7 +89,7 @@ def test_the_file_gives_the_maps_that_torch_gives(run: Path, capsys: pytest.Capt
 
 @pytest.mark.slow
 def test_pixels_go_in_where_normalisation_is_in_the_graph(run: Path) -> None:
-    assert export(run, "--bake-normalize", "--layout", "NHWC", "--images", "5") == 0
+    assert export(run, "--bake", "normalize", "--layout", "NHWC", "--images", "5") == 0
     path = run / "export" / "features" / "largest.onnx"
     assert read_manifest(path).input.layout == "NHWC" and read_manifest(path).parity["images"] == 5
     wanted, x = in_torch(run)
@@ -145,7 +145,7 @@ def test_a_file_that_differs_is_not_kept(run: Path, monkeypatch: pytest.MonkeyPa
         (["--target", "mobile"], "target mobile is float32 as ort"),
         (["--size", "20"], "side of 20 pixels is no multiple of its largest stride 8"),
         (["--no-features", "--size", "24"], "--size is of --features"),
-        (["--bake-normalize", "--softmax"], "--softmax is of logits, which --features leaves out"),
+        (["--bake", "normalize", "--softmax"], "--softmax is of logits, which --features leaves out"),
     ],
 )
 def test_what_makes_no_sense_of_maps_is_one_sentence(words: list[str], said: str, run: Path) -> None:

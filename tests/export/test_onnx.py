@@ -128,7 +128,7 @@ def test_pixels_in_and_probabilities_out(trained_run: Path) -> None:
     """With the normalisation in the graph, raw uint8 images of the right size are all it needs."""
     for layout in ("NHWC", "NCHW"):
         network = ["--run", str(trained_run), "--arch", "smallest"]
-        words = [*network, "--bake-normalize", "--layout", layout, "--softmax"]
+        words = [*network, "--bake", "normalize", "--layout", layout, "--softmax"]
         assert parse(Export, words).execute() == 0
         path = trained_run / "export" / "smallest.onnx"
         manifest = read_manifest(path)
@@ -198,7 +198,9 @@ def test_selected_subnets(trained_run: Path, tmp_path: Path, capsys: pytest.Capt
 
 def test_what_does_not_go_together_is_one_sentence(trained_run: Path) -> None:
     for words, sentence in (
-        (["--softmax"], "with --bake-normalize"),
+        (["--softmax"], "with --bake normalize"),
+        (["--bake", "preprocessing", "--features"], "of classifiers that take images as cameras give them"),
+        (["--bake", "preprocessing", "--layout", "NCHW"], "of classifiers that take images as cameras"),
         (["--target", "nnap"], "did you mean 'nnapi'"),
         (["--target", ","], "names no target"),
     ):

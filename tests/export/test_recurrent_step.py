@@ -66,6 +66,6 @@ def test_a_file_that_differs_is_not_kept_and_an_interruption_changes_nothing(
 
 
 def test_what_a_cell_has_no_use_for_is_refused(cell_run: Path) -> None:
-    for words in (["--arch", "largest"], ["--target", "nnapi"], ["--bake-normalize"]):
+    for words in (["--arch", "largest"], ["--target", "nnapi"], ["--bake", "normalize"]):
         with pytest.raises(UserError, match=f"leave out {words[0]}"):
             parse(Export, ["--run", str(cell_run), *words]).execute()

@@ -45,7 +45,7 @@ def test_equal_on_architectures_of_every_kind(name: str, tmp_path: Path) -> None
     assert parity.complaint("float32") == ""
     assert (parity.images, parity.accuracy) == (9, 1.0)
     assert parity.snr_db > 100
-    assert check_model(onnx.load(tmp_path / "x.onnx"), "x", count_parameters(net)) == ""
+    assert check_model(onnx.load(tmp_path / "x.onnx"), count_parameters(net)) == ""
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_a_slice_of_shared_weights_does_not_write_the_supernet(tmp_path: Path) -
     )
     write_onnx(net, x, tmp_path / "x.onnx", {})
     assert (tmp_path / "x.onnx").stat().st_size < 4 * own + 40_000 < 4 * whole
-    assert check_model(onnx.load(tmp_path / "x.onnx"), "x", own) == ""
+    assert check_model(onnx.load(tmp_path / "x.onnx"), own) == ""
 
     class Whole(nn.Module):
         def __init__(self) -> None:
@@ -104,7 +104,7 @@ def test_a_slice_of_shared_weights_does_not_write_the_supernet(tmp_path: Path) -
         def forward(self, x: Tensor) -> Tensor:
             return self.classifier(x.mean((2, 3)))[:, :10]
 
-    assert "numbers, but the network has only" in check_model(to_proto(Whole().eval(), x), "x", 40)
+    assert "numbers, but the network has only" in check_model(to_proto(Whole().eval(), x), 40)
 
 
 def test_what_must_not_be_exported_is_caught_before() -> None:
@@ -137,7 +137,7 @@ def test_an_invalid_graph_is_refused() -> None:
     broken = onnx.ModelProto()
     broken.CopyFrom(model)
     broken.graph.node[0].op_type = "Flat"
-    assert "not valid ONNX" in check_model(broken, "x", 100)
+    assert "not valid ONNX" in check_model(broken, 100)
 
 
 def test_damaged_files_are_sentences(exported: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import pty
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,28 +16,31 @@ from engine.checkpoint import load_state, load_weights
 from engine.errors import UserError
 from engine.run import read_lines
 from engine.runs.lock import write_lock
-from ofa.training.trainer import Trainer
 
 Run = Callable[..., int]
-# Python 3.12 warns of a fork where threads run; the children here only write files, or train with one thread.
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+# A process of its own and no fork: a process that has trained on a device may not train in a forked child.
+KILLED = """
+import os, signal, sys
+from engine.command.cli import parse
+from ofa.train import Train
+from ofa.training.trainer import Trainer
+
+original = Trainer.update
+
+def update(self, x, y):
+    original(self, x, y)
+    if self.step == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Trainer.update = update
+parse(Train, sys.argv[2:]).execute()
+"""
 
 
-def kill_after(step: int, command: Callable[[], object]) -> None:
-    """Run a command in a child process that is killed after a step of the training."""
-    if (child := os.fork()) == 0:
-        original = Trainer.update
-
-        def update(self: Trainer, x: torch.Tensor, y: torch.Tensor) -> None:
-            original(self, x, y)
-            if self.step == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        Trainer.update = update  # type: ignore[method-assign]
-        command()
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status)
+def kill_after(step: int, words: list[str]) -> None:
+    """Run ofa.train with these words in a process that is killed after a step of the training."""
+    command = [sys.executable, "-c", KILLED, str(step), *words]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
 
 
 def same(a: Path, b: Path) -> bool:
@@ -47,10 +51,11 @@ def same(a: Path, b: Path) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [10, 11, 25])  # in the first epoch before any checkpoint, at its end, later
 def test_a_kill_costs_nothing_and_doubles_nothing(
-    train: Run, trained_run: Path, tmp_path: Path, step: int
+    train: Run, trained_run: Path, tiny_yaml: Path, tmp_path: Path, step: int
 ) -> None:
     out = tmp_path / "run"
-    kill_after(step, lambda: train(out, "--checkpoint-every", "0.000001s"))
+    same_flags = ["--space", str(tiny_yaml), "--epochs", "3", "--device", "cpu"]
+    kill_after(step, [*same_flags, "--out", str(out), "--checkpoint-every", "0.000001s"])
     saved = load_state(out / "state.pt")["step"] if (out / "state.pt").exists() else 0
     # A checkpoint every microsecond is one at each look at the losses, every 10 steps.
     assert saved == {10: 0, 11: 10, 25: 22}[step]

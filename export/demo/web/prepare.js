@@ -86,6 +86,7 @@ const round = (value) => (Math.abs(value % 1) === 0.5 ? 2 * Math.round(value / 2
 // The input as {data, dims} for an entry of manifest.json's files. image: {width, height, data: RGBA bytes}.
 export function prepare(image, file) {
   const how = file.preprocessing, { width, height, data } = image, wanted = file.input;
+  if (how.baked === "preprocessing") return wholeImage(image, how.channels === "RGB");
   const side = how.center_crop ?? how.image_size, short = how.resize_shorter_side, size = how.resize[0];
   const edge = (length) => (short ? Math.floor((short * length) / Math.min(width, height)) : side);
   const bilinear = (how.resize_interpolation ?? "").startsWith("bilinear");
@@ -104,6 +105,13 @@ export function prepare(image, file) {
   const out = new kind(planes.length * size * size);
   planes.forEach((plane, c) => plane.forEach((value, i) => { out[last ? i * planes.length + c : c * size * size + i] = value; }));
   return { data: out, dims: last ? [1, size, size, planes.length] : [1, planes.length, size, size] };
+}
+
+// The decoded image itself, for a file that resizes and crops it.
+function wholeImage({ width, height, data }, color) {
+  const planes = toPlanes(data, width * height, color), out = new Uint8Array(planes.length * width * height);
+  planes.forEach((plane, c) => plane.forEach((value, i) => { out[i * planes.length + c] = value; }));
+  return { data: out, dims: [1, height, width, planes.length] };
 }
 
 // Red, green and blue; or gray by Pillow's formula.

@@ -8,7 +8,7 @@ import pytest
 from shapes import extent, sticking_out
 
 from engine.config import format_count
-from engine.plot.canvas import Words, to_svg, write_png
+from engine.plot.canvas import COLORS, Drawing, Words, side_by_side, to_svg, wrap_text, write_png
 from engine.plot.chart import (
     HEIGHT,
     WIDTH,
@@ -72,3 +72,66 @@ def test_line_of_a_front() -> None:
     line = [(p.x, p.y) for p in front_line([(1.0, 0.3), (3.0, 0.5), (5.0, 0.9)], 6)]
     assert line == [(1, 0.3), (3, 0.3), (3, 0.5), (5, 0.5), (5, 0.9), (6, 0.9)]
     assert front_line([], 6) == []
+
+
+LONG = "600M-15.5ms-size20MB-memory64MB-params5.3M"  # the name of a budget with five limits
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("600M", ["600M"]),
+        (LONG, ["600M-15.5ms-", "size20MB-memory64MB-", "params5.3M"]),
+        ("Staffordshire Bull Terrier", ["Staffordshire Bull", "Terrier"]),
+        ("x" * 30, ["x" * 20, "x" * 10]),
+        ("x" * 90, ["x" * 20, "x" * 20, "x" * 20, "x" * 19 + "…"]),
+        ("", [""]),
+    ],
+)
+def test_a_long_name_is_wrapped_and_not_cut(text: str, lines: list[str]) -> None:
+    assert wrap_text(text, 20, 4) == lines
+
+
+def test_labels_and_titles_have_the_whole_name() -> None:
+    points = [Point(1e6 * (i + 1), 0.5 + i / 20, label=f"{i}-{LONG}") for i in range(6)]
+    axes = (Axis("MACs", format_count, log=True), Axis("accuracy", "{:g}".format, most=1))
+    drawing = draw_chart("chart", *axes, [Series("points", "star", "chosen", 9, points)])
+    assert list(sticking_out(drawing)) == []
+    bold = [s.text for s in drawing.shapes if isinstance(s, Words) and s.bold]
+    for i in range(6):
+        assert f"{i}-{LONG}" in "".join(bold)
+    both = side_by_side("all", [Drawing(f"{LONG}, {LONG}", 420, 50, ()), Drawing("a", 420, 50, ())], 2)
+    assert "".join(s.text for s in both.shapes if isinstance(s, Words)) == f"{LONG},{LONG}a"
+    assert list(sticking_out(both)) == []
+
+
+def test_the_last_tick_is_inside_the_drawing() -> None:
+    """A tick at the right end, with a text that is wider than the margin."""
+    points = [Point(0.035, 0.5), Point(0.05, 0.6)]
+    axes = (Axis("latency", "{:.3f} milliseconds".format), Axis("accuracy", "{:g}".format, most=1))
+    drawing = draw_chart("chart", *axes, [Series("points", "star", "chosen", 9, points)])
+    assert list(sticking_out(drawing)) == []
+
+
+def luminance(color: str) -> float:
+    """Relative luminance (WCAG 2)."""
+    channels = []
+    for i in (1, 3, 5):
+        value = int(color[i : i + 2], 16) / 255
+        channels.append(value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4)
+    return 0.2126 * channels[0] + 0.7152 * channels[1] + 0.0722 * channels[2]
+
+
+@pytest.mark.parametrize("paper", [0, 1], ids=["light", "dark"])
+def test_texts_and_marks_stand_out(paper: int) -> None:
+    light = {role: luminance(colors[paper]) for role, colors in COLORS.items()}
+
+    def contrast(one: float, other: float) -> float:
+        return (max(one, other) + 0.05) / (min(one, other) + 0.05)
+
+    for role in ("ink", "quiet", "chosen", "extreme"):
+        assert min(contrast(light[role], light["paper"]), contrast(light[role], light["panel"])) >= 4.5
+    for role in ("shade1", "shade2", "shade3", "shade4", "grid"):
+        assert contrast(light["ink"], light[role]) >= 4.5, "numbers of a confusion, kernels of a block"
+    for role in ("known", "random"):
+        assert contrast(light[role], light["panel"]) >= 3

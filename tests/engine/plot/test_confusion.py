@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from shapes import sticking_out
 
 from engine.plot.canvas import Outline, Words
 from engine.plot.confusion import DRAWN, draw_confusion, write_confusion
@@ -34,3 +35,17 @@ def test_of_many_classes_those_with_most_mistakes_are_drawn() -> None:
     assert any(text.startswith("class990 · ") for text in words)
     assert any(f"the {DRAWN} of 1000" in text for text in words)
     assert drawing.width < 1000
+
+
+def test_long_names_are_whole_and_a_small_picture_stays_small() -> None:
+    """Letters are readable on a phone, where the picture is 370 pixels wide: 8 pixels high."""
+    names = [f"Blue Staffordshire Terrier {i}" for i in range(100)]
+    counts = np.diag(np.full(100, 5))
+    counts[3, 90] = 2
+    drawing = draw_confusion("test", counts, names, most=10, room=300)
+    words = [shape for shape in drawing.shapes if isinstance(shape, Words)]
+    text = " ".join(word.text for word in words)
+    assert "Blue Staffordshire" in text and "Terrier 90 · " in text and "…" not in text
+    assert "the 10 of 100 classes" in text
+    assert drawing.width <= 520 and min(word.size for word in words) * 370 / drawing.width >= 7
+    assert list(sticking_out(drawing)) == []

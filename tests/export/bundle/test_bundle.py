@@ -65,10 +65,15 @@ def test_what_is_in_it(bundle: Path, bundled_run: Path) -> None:
     files = ["60k.mobile.ort", "60k.mobile.required_operators.config", "60k.onnx"]
     assert sorted(p.name for p in bundle.iterdir()) == [
         *files,
+        "Prepare.kt",
+        "Prepare.swift",
         "README.md",
         "classify.py",
         "labels.txt",
         "manifest.json",
+        *(f"sample{i}.{'jpg' if i <= 2 else 'png'}" for i in range(1, 9)),
+        "samples.bin",
+        "samples.json",
     ]
     for name in files:
         assert (bundle / name).read_bytes() == (bundled_run / "export" / name).read_bytes()

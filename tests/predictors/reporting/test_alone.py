@@ -13,7 +13,7 @@ from engine.command.cli import parse
 from ofa.trained import TrainedSupernet
 from ofa.tune import Tune
 from predictors.report import Report
-from predictors.reporting.alone import AloneComparison, Worth, compare_with_alone, read_alone
+from predictors.reporting.alone import AloneComparison, Worth, compare_with_alone, find_alone, read_alone
 from predictors.reporting.findings import read_selected_subnets
 from predictors.select import Select
 
@@ -53,12 +53,15 @@ def test_points_are_of_the_same_test_images(runs: Runs) -> None:
 @pytest.mark.slow
 def test_the_report_shows_it(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     run, alone = runs
-    assert parse(Report, ["--run", str(run), "--random", "2", "--alone", str(alone)]).execute() == 0
+    # The run beside it is found without --alone too.
+    assert parse(Report, ["--run", str(run), "--random", "2"]).execute() == 0
     said = capsys.readouterr().out
+    assert f"{alone}' trained a chosen architecture alone" in said
     found = json.loads((run / "report" / "alone.json").read_text())
     assert f"{abs(found['points']):.1f} ± {found['std']:.1f} points" in said
     page = (run / "report" / "report.html").read_text(encoding="utf-8")
-    assert "The same networks trained alone" in page and "alone, 1 epochs" in page
+    assert "than the same network trained alone for 1 epoch (alone)." in said, "in the sentence of the budget"
+    assert "The same networks trained alone" in page and "alone, 1 epoch<" in page
 
 
 @pytest.mark.slow
@@ -89,6 +92,24 @@ def test_a_tuned_subnet_is_compared_with_its_tuned_weights(runs: Runs) -> None:
         read_alone([run / "tuned" / "60k"], trained, selected)
     assert len(read_alone([alone, alone], trained, selected)) == 1
     assert found.test_accuracy == pytest.approx(tuned.accuracy(tuned.model.arch, "test"))
+
+
+@pytest.mark.slow
+def test_only_runs_that_fit_are_found_beside_it(runs: Runs, tmp_path: Path) -> None:
+    """Neither the run itself, nor a damaged one, an unfinished one, one of other images, nor a tuned one."""
+    run, alone = runs
+    trained = TrainedSupernet(run, torch.device("cpu"))
+    selected = read_selected_subnets(run, trained.space, None)
+    assert find_alone(trained, selected) == [alone]
+    assert find_alone(trained, []) == []
+    for name in ("supernet", "damaged", "unfinished", "elsewhere", "copy"):
+        shutil.copytree(run if name == "supernet" else alone, tmp_path / name)
+    (tmp_path / "damaged" / "model.json").write_text("{")
+    (tmp_path / "unfinished" / "DONE").unlink()
+    model = json.loads((alone / "model.json").read_text())
+    (tmp_path / "elsewhere" / "model.json").write_text(json.dumps(model | {"pixels_sha256": "0" * 64}))
+    trained = TrainedSupernet(tmp_path / "supernet", torch.device("cpu"))
+    assert find_alone(trained, selected) == [tmp_path / "copy"]
 
 
 def comparison(points: float, budget: str = "1M") -> AloneComparison:

@@ -8,9 +8,12 @@ from ofa.space.codes import Codes
 from ofa.space.space import Space
 from predictors.search.constraints import (
     Constraint,
+    Objective,
     excess,
     fits,
     format_cost,
+    format_limit,
+    parse_budget,
     parse_bytes,
     parse_milliseconds,
     utilisation,
@@ -33,13 +36,15 @@ def test_sizes_are_bytes(written: object, count: float) -> None:
     assert parse_bytes(written) == count
 
 
-@pytest.mark.parametrize("wrong", ["", "ms", "15 minutes", "-3ms", "0ms", True, None, "nan", "1e999ms"])
+@pytest.mark.parametrize(
+    "wrong", ["", "ms", "15 minutes", "-3ms", "0ms", True, None, "nan", "1e999ms", "1e300s", "1e-30s"]
+)
 def test_what_is_no_latency_is_refused(wrong: object) -> None:
     with pytest.raises(ValueError, match="is not a latency; write it as 15ms"):
         parse_milliseconds(wrong)
 
 
-@pytest.mark.parametrize("wrong", ["", "MB", "20ms", "-1MB", "0", True, "1e999"])
+@pytest.mark.parametrize("wrong", ["", "MB", "20ms", "-1MB", "0", True, "1e999", "1e305GB", "0.1"])
 def test_what_is_no_size_is_refused(wrong: object) -> None:
     with pytest.raises(ValueError, match="is not a number of bytes; write it as 20MB"):
         parse_bytes(wrong)
@@ -69,3 +74,56 @@ def test_a_limit_may_be_reached_and_not_passed(tiny: Space, everything: Codes) -
     assert utilisation(limits, everything) == pytest.approx(
         macs(everything) / limits[0].limit + params(everything) / limits[1].limit
     )
+
+
+@pytest.mark.parametrize("wrong", ["-5M", "0", "inf", "nan", "1e30", "0.2", "5Q"])
+def test_what_is_no_budget_is_refused(wrong: str) -> None:
+    with pytest.raises(ValueError, match=r"is not a count|is too large|is no budget"):
+        parse_budget(wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("size", "1GiB"),
+        ("size", "64MiB"),
+        ("memory", "1.5GiB"),
+        ("size", "20MB"),
+        ("size", "500kB"),
+        ("size", "123.456789MB"),
+        ("latency", "15ms"),
+        ("latency", "15.1ms"),
+        ("latency", "0.8ms"),
+        ("macs", "600M"),
+        ("macs", "1.234567M"),
+        ("params", "570k"),
+    ],
+)
+def test_a_limit_is_written_as_people_type_it(name: str, written: str) -> None:
+    read = {"latency": parse_milliseconds, "macs": parse_budget, "params": parse_budget}.get(
+        name, parse_bytes
+    )
+    assert format_limit(name, read(written)) == written
+
+
+def test_different_limits_never_share_a_name(tiny: Space) -> None:
+    def nothing(rows: Codes) -> np.ndarray:
+        return np.zeros(len(rows))
+
+    values = [
+        2**30,
+        2**30 + 1,
+        10**9,
+        10**9 + 1,
+        1_073_741_820,
+        1_073_741_829,
+        2**26,
+        64 * 10**6,
+        15.1,
+        15.10001,
+    ]
+    names = {Objective.best([Constraint("memory", value, nothing)]).name for value in values}
+    assert len(names) == len(values) and "memory1GiB" in names
+    five = [("macs", 600e6), ("latency", 15.0), ("size", 2e7), ("memory", 2**30), ("params", 6e6)]
+    limits = [Constraint(name, limit, nothing) for name, limit in five]
+    assert Objective.best(limits).name == "600M-15ms-size20MB-memory1GiB-params6M"

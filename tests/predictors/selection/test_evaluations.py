@@ -8,7 +8,6 @@ import pytest
 
 from engine.errors import UserError
 from ofa.cost import costs_of
-from ofa.space.arch import largest, smallest
 from ofa.space.codes import Codes, decode, encode, sample_codes
 from ofa.space.space import Space
 from predictors.accuracy.pairs import Pair
@@ -64,59 +63,6 @@ def facts(evaluations: Evaluations, candidates: list[Candidate]) -> list[tuple[f
             strict=True,
         )
     )
-
-
-@pytest.mark.parametrize("names", [["macs"], ["macs", "params"]])
-def test_front_is_what_nothing_beats(evaluations: Evaluations, names: list[str]) -> None:
-    costs = {"macs": partial(macs_of, evaluations.space), "params": partial(params_of, evaluations.space)}
-    everything = facts(evaluations, evaluations.under([]))
-    front = facts(evaluations, evaluations.front({name: costs[name] for name in names}, []))
-    for c in everything:
-        beaten = any(
-            o[0] >= c[0]
-            and all(a <= b for a, b in zip(o[1 : 1 + len(names)], c[1:], strict=False))
-            and o[: 1 + len(names)] != c[: 1 + len(names)]
-            for o in everything
-        )
-        assert (c[: 1 + len(names)] in {f[: 1 + len(names)] for f in front}) != beaten
-    assert [f[1] for f in front] == sorted(f[1] for f in front)
-
-
-def test_best_under_every_budget_is_on_the_front(evaluations: Evaluations) -> None:
-    front = facts(evaluations, evaluations.front({"macs": partial(macs_of, evaluations.space)}, []))
-    for _, budget, _ in sorted(facts(evaluations, evaluations.under([])), key=lambda c: c[1]):
-        found = facts(evaluations, evaluations.under(at_most(evaluations.space, budget)))
-        assert max(c[1] for c in found) <= budget
-        assert found[0][:2] == [c[:2] for c in front if c[1] <= budget][-1]
-
-
-def test_ties_within_noise_go_to_the_cheaper_one(evaluations: Evaluations) -> None:
-    space = evaluations.space
-    budgets = sorted(c[1] for c in facts(evaluations, evaluations.under([])))
-    cheaper = 0
-    for budget in budgets:
-        constraints = at_most(space, budget)
-        best, chosen = evaluations.under(constraints)[0], evaluations.choose(constraints)
-        assert evaluations.choose(constraints, 0.0).val_accuracy == best.val_accuracy
-        assert chosen is not None
-        noise = np.sqrt(best.val_accuracy * (1 - best.val_accuracy) / IMAGES)
-        ties = [
-            c for c in facts(evaluations, evaluations.under(constraints)) if c[0] >= best.val_accuracy - noise
-        ]
-        assert facts(evaluations, [chosen])[0][1] == min(c[1] for c in ties)
-        cheaper += facts(evaluations, [chosen])[0][1] < facts(evaluations, [best])[0][1]
-    assert evaluations.choose(at_most(space, budgets[0] - 1)) is None
-    few = Evaluations(space, 4, [])
-    small, large = encode(space, smallest(space)), encode(space, largest(space))
-    few.add(small, 0.61, "select")
-    few.add(large, 0.8, "select")
-    chosen = few.choose(at_most(space, 1e9))
-    assert chosen is not None and (chosen.row == small).all(), "4 images cannot tell 60% from 80%"
-    many = Evaluations(space, 400, [])
-    many.add(small, 0.6, "select")
-    many.add(large, 0.8, "select")
-    chosen = many.choose(at_most(space, 1e9))
-    assert chosen is not None and (chosen.row == large).all()
 
 
 def test_pairs_and_measurements_are_told_apart(evaluations: Evaluations) -> None:

@@ -15,13 +15,22 @@ from predictors.accuracy.gaussian_process import GaussianProcess
 from predictors.accuracy.pairs import Pair
 from predictors.accuracy.validation import CandidateQuality
 from predictors.search.constraints import Constraint, ScoreFn
-from predictors.search.dynamic_programming import layer_costs
 from predictors.selection.evaluations import Evaluations, Prediction
+from predictors.selection.intervals import Intervals
 from predictors.selection.predictor_guided import BestProposer, FrontProposer, Proposer, predictor_guided
 
 BUDGETS = (200_000_000, 300_000_000)
 COUNT = 12
-QUALITY = CandidateQuality("gp", tau=0.9, tau_in_bands=0.8, typical_miss=0.002, widening=2.0, seconds=0.0)
+QUALITY = CandidateQuality(
+    "gp",
+    tau=0.9,
+    tau_in_bands=0.8,
+    typical_miss=0.002,
+    widening=2.0,
+    coverage=0.9,
+    ratios=np.linspace(0, 2.2, 12),
+    seconds=0.0,
+)
 
 
 def macs_of(space: Space, rows: Codes) -> np.ndarray:
@@ -61,17 +70,9 @@ def test_finds_better_subnets_than_it_knew(
     limits = [[Constraint("macs", budget, partial(macs_of, space))] for budget in BUDGETS]
     known = [evaluations.under(limit)[0].val_accuracy for limit in limits]
     asked.clear()
-    objectives = [(propose, evaluate) for propose in way(space)]
-    predictor = GaussianProcess().fit(features(space, rows), learnt, 0)
-    predictor_guided(
-        evaluations,
-        predictor,
-        QUALITY,
-        list(layer_costs(space, 1000, 3).values()),
-        objectives,
-        COUNT,
-        np.random.default_rng(0),
-    )
+    for propose in way(space):
+        predictor = GaussianProcess().fit(features(space, rows), learnt, 0)
+        predictor_guided(evaluations, predictor, Intervals(QUALITY), propose, evaluate, COUNT)
     assert len(set(asked)) == len(asked) == COUNT * len(BUDGETS)
     for limit, before in zip(limits, known, strict=True):
         found = evaluations.under(limit)[0]
@@ -84,8 +85,8 @@ def test_ends_when_everything_found_is_known(tiny: Space) -> None:
     rows = np.unique(sample_codes(tiny, 100, np.random.default_rng(0)), axis=0)
     rounds: list[int] = []
 
-    def propose(evaluations: Evaluations, score: ScoreFn, seeds: Codes) -> Codes:
-        rounds.append(len(seeds))
+    def propose(evaluations: Evaluations, score: ScoreFn, additive: ScoreFn) -> Codes:
+        rounds.append(len(evaluations))
         return rows[:13]
 
     def evaluate(rows: Sequence[Codes], predictions: Sequence[Prediction | None]) -> list[float]:
@@ -96,18 +97,34 @@ def test_ends_when_everything_found_is_known(tiny: Space) -> None:
     ]
     evaluations = Evaluations(tiny, 100, pairs)
     codes, y = evaluations.training_set()
-    predictor, parts = (
-        GaussianProcess().fit(features(tiny, codes), y, 0),
-        list(layer_costs(tiny, 10, 1).values()),
-    )
-    predictor_guided(
-        evaluations,
-        predictor,
-        QUALITY,
-        parts,
-        [(propose, evaluate), (propose, evaluate)],
-        1_000,
-        np.random.default_rng(0),
-    )
-    assert len(rounds) == 4
+    predictor = GaussianProcess().fit(features(tiny, codes), y, 0)
+    predictor_guided(evaluations, predictor, Intervals(QUALITY), propose, evaluate, 1_000)
+    assert len(rounds) == 2
     assert len(evaluations) == 13
+
+
+def test_some_candidates_lie_below_the_limit(tiny: Space) -> None:
+    """Three of five under the limit, the others under half of it, then 0.7: what less costs is measured."""
+    budget = 90_000
+
+    def macs(rows: Codes) -> np.ndarray:
+        return costs_of(tiny, rows, 10, 1).macs
+
+    def score(rows: Codes) -> np.ndarray:
+        return macs(rows).astype(float)
+
+    evaluations = Evaluations(tiny, 100, [])
+    for row in sample_codes(tiny, 60, np.random.default_rng(0)):
+        if macs(row[None])[0] > budget:
+            evaluations.add(row, 0.5, "pairs")
+    propose = BestProposer([Constraint("macs", budget, macs)], np.random.default_rng(0))
+    for share in (0.5, 0.7, 0.5):
+        rows = propose(evaluations, score, score)[:5]
+        assert len(np.unique(rows, axis=0)) == 5
+        used = macs(rows) / budget
+        assert (used[:3] > 0.8).all() and (used[:3] <= 1).all()
+        assert (used[3:] > 0.8 * share).all() and (used[3:] <= share).all()
+        for row in rows:
+            evaluations.add(row, 0.5, "select")
+    too_small = BestProposer([Constraint("macs", macs(rows).min() / 4, macs)], np.random.default_rng(0))
+    assert len(too_small(evaluations, score, score)) == 0

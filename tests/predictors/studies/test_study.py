@@ -23,8 +23,10 @@ from ofa.cost import costs_of
 from ofa.space.codes import Codes, sample_codes
 from ofa.space.space import Space
 from predictors.search.constraints import Constraint, Objective
+from predictors.search.optuna_space import distributions, parameter_name, params_from_codes
 from predictors.selection.evaluations import Prediction
-from predictors.selection.study import Study, known_accuracies, open_storage
+from predictors.studies.storage import open_storage
+from predictors.studies.study import Study, known_accuracies
 
 
 def macs_of(space: Space, rows: Codes) -> np.ndarray:
@@ -91,8 +93,7 @@ def test_optunas_own_tools_open_it(tiny: Space, tmp_path: Path) -> None:
         )
         active = [c for c, code in zip(tiny.columns, row, strict=True) if code]
         assert trial.params == {
-            f"{c.field}[{c.position}]": c.values[row[tiny.column_index[c.field, c.position]] - 1]
-            for c in active
+            parameter_name(c): c.values[row[tiny.column_index[c.field, c.position]] - 1] for c in active
         }
         assert (trial.user_attrs["predicted_accuracy"], trial.user_attrs["interval"]) == (0.5, [0.4, 0.6])
 
@@ -107,6 +108,100 @@ def test_a_front_is_a_study_of_several_objectives(tiny: Space, tmp_path: Path) -
     assert [t.values for t in opened.trials] == [
         [row.sum() / 100, macs_of(tiny, row[None])[0]] for row in worker.rows
     ]
+
+
+def opened(path: Path) -> optuna.Study:
+    """The study as a notebook opens it."""
+    return optuna.load_study(study_name="tiny-1", storage=JournalStorage(JournalFileBackend(str(path))))
+
+
+def test_collected_pairs_are_trials_once(tiny: Space, tmp_path: Path) -> None:
+    worker = Worker(tiny, str(tmp_path / "journal"), front=True)
+    pairs = [0.5 + i / 100 for i in range(5)]
+    for _ in range(2):
+        worker.study.add_pairs(worker.rows[:5], pairs)
+    worker.study.measure(worker.rows[:6], [None] * 6, print)
+    assert worker.measured == [worker.rows[5].tobytes()], "pairs are known"
+    study = opened(tmp_path / "journal")
+    macs = macs_of(tiny, np.stack(worker.rows[:6]))
+    assert [t.values[0] for t in study.trials] == [*pairs, worker.rows[5].sum() / 100]
+    assert [t.values[1] for t in study.trials] == list(macs)
+    assert [t.user_attrs["source"] for t in study.trials] == [*["pairs"] * 5, "select"]
+    assert [t.params for t in study.trials] == [params_from_codes(tiny, row) for row in worker.rows[:6]]
+    assert study.metric_names == ["val_accuracy", "macs"]
+    assert study.user_attrs["space"] == tiny.name and "macs" in study.user_attrs["limits"]
+
+
+def test_trials_have_every_cost_that_is_known(tiny: Space, tmp_path: Path) -> None:
+    worker = Worker(tiny, str(tmp_path / "journal"))
+    worker.study.costs = {"macs": lambda rows: macs_of(tiny, rows), "latency_ms": unknown_latency}
+    worker.run()
+    for trial, row in zip(opened(tmp_path / "journal").trials, worker.rows, strict=True):
+        assert trial.user_attrs["macs"] == macs_of(tiny, row[None])[0]
+        assert "latency_ms" not in trial.user_attrs, "infinity is no JSON"
+
+
+def unknown_latency(rows: Codes) -> np.ndarray:
+    return np.full(len(rows), np.inf)
+
+
+def test_what_a_notebook_adds_counts(tiny: Space, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    worker = Worker(tiny, str(tmp_path / "journal"))
+    study = opened(tmp_path / "journal")
+    waiting, known, whole = (params_from_codes(tiny, row) for row in worker.rows[:3])
+    study.enqueue_trial(waiting)
+    study.add_trial(
+        optuna.create_trial(
+            value=0.75, params=known, distributions={k: distributions(tiny)[k] for k in known}
+        )
+    )
+    study.enqueue_trial({name: whole.get(name, d.choices[0]) for name, d in distributions(tiny).items()})
+    study.enqueue_trial({"resolution": 12})
+    study.enqueue_trial({"resolution": 13})
+    study.enqueue_trial(waiting | {"wdth[0]": 4})
+    study.enqueue_trial(waiting)
+    sampled = study.ask(distributions(tiny))
+    assert len(study.trials) == 7, "ask takes the first enqueued trial"
+    study.enqueue_trial(waiting)
+    heard: list[float] = []
+    found = worker.study.added(heard.append)
+    assert found[worker.rows[1].tobytes()] == 0.75
+    assert found[worker.rows[2].tobytes()] == worker.rows[2].sum() / 100
+    assert len(found) == 4 and worker.rows[0].tobytes() in found
+    assert sorted(heard) == sorted(found.values())
+    assert len(worker.measured) == 3, "the same architecture is measured once"
+    out = capsys.readouterr().out
+    assert "enqueued trial 4 fails: resolution = 13 is not in space" in out
+    assert "no parameter 'wdth[0]'; did you mean 'width[0]'?" in out
+    trials = study.trials
+    states = [t.state for t in trials]
+    assert states.count(TrialState.FAIL) == 2 and states[0] == TrialState.RUNNING, "asked for by a notebook"
+    assert "its choices are 8, 12" in trials[4].user_attrs["reason"]
+    assert trials[3].params["resolution"] == 12 and trials[3].params.keys() >= {"depth[0]", "width[0]"}
+    assert trials[2].params == whole and trials[6].value == trials[7].value
+    study.tell(sampled, 0.5)
+    assert worker.study.added(heard.append) == found, "its architecture was known already"
+    assert len(worker.measured) == 3
+
+
+def test_a_failed_trial_is_measured_again(tiny: Space, tmp_path: Path) -> None:
+    worker = Worker(tiny, str(tmp_path / "journal"))
+    worker.study._enqueue(worker.rows, [None] * 12)
+    study = worker.study
+    study.storage.set_trial_state_values(study._id_of(study.study.trials[0]), TrialState.FAIL)
+    worker.run()
+    Worker(tiny, str(tmp_path / "journal")).run()
+    assert [t.state for t in worker.study.study.trials].count(TrialState.COMPLETE) == 12
+
+
+def test_nothing_that_a_killed_process_left_stays_unfinished(tiny: Space, tmp_path: Path) -> None:
+    dead = Worker(tiny, str(tmp_path / "journal"))
+    dead.study._enqueue(dead.rows, [None] * 12)
+    dead.study._claim(dead.study.study.trials[0])
+    worker = Worker(tiny, str(tmp_path / "journal"))
+    worker.study.finish()
+    assert len(worker.study.known()) == len(worker.measured) == 12
+    assert {t.state for t in worker.study.study.trials} == {TrialState.COMPLETE}
 
 
 def share(space: Space, address: str, slow: float, ready: Event, out: str) -> None:

@@ -1,0 +1,69 @@
+"""Whether limits can be kept, before anything is measured."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from engine.errors import UserError
+from ofa.space.arch import largest, smallest
+from ofa.space.codes import encode
+from ofa.space.space import Space
+from predictors.search.best import nearest_feasible
+from predictors.search.constraints import (
+    EXACT_DIGITS,
+    NO_LIMIT,
+    Constraint,
+    fits,
+    format_cost,
+    format_limit,
+    round_up,
+)
+
+
+def check_limits(
+    space: Space, constraints: Sequence[Constraint], resolutions: Sequence[int], rng: np.random.Generator
+) -> list[str]:
+    """Refuse limits that no subnet keeps together.
+
+    Args:
+        space: of the subnets.
+        constraints: the limits.
+        resolutions: those that are searched, in ascending order.
+        rng: of the search for the nearest limits that a subnet keeps.
+
+    Returns:
+        A sentence about each limit that is above the largest subnet.
+
+    Raises:
+        UserError: no subnet keeps all limits. The error names the nearest limits that a subnet keeps.
+    """
+    small = smallest(space).model_copy(update={"resolution": resolutions[0]})
+    large = largest(space).model_copy(update={"resolution": resolutions[-1]})
+    least, most = encode(space, small)[None], encode(space, large)[None]
+    # Usually the smallest subnet keeps all limits, and nothing has to be searched.
+    if not fits(constraints, least)[0]:
+        # Latency comes first: where it is infinite, the least of another cost would be of no use.
+        ordered = sorted(constraints, key=_is_not_latency)
+        relaxed = nearest_feasible(space, ordered, rng, least)
+        if relaxed:
+            needed = []
+            for c, value in relaxed:
+                needed.append(f"{c.flag} {format_cost(c.name, round_up(c.name, value), EXACT_DIGITS)}")
+            stated = " ".join(str(c) for c in constraints if c.limit < NO_LIMIT)
+            raise UserError(
+                f"No subnet of space '{space.name}' keeps {stated}; the nearest "
+                f"that one keeps is {' and '.join(needed)}."
+            )
+    sentences = []
+    for c in constraints:
+        cost = c.cost(most)[0]
+        if cost < c.limit < NO_LIMIT:
+            sentences.append(
+                f"budget {format_limit(c.name, c.limit)} is above the largest subnet "
+                f"({c.flag} {format_cost(c.name, cost)}): it excludes none"
+            )
+    return sentences
+
+
+def _is_not_latency(constraint: Constraint) -> bool:
+    return constraint.name != "latency"

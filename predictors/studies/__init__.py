@@ -1,0 +1,1 @@
+"""Measurements as trials of Optuna studies, which processes and machines share."""
