@@ -46,7 +46,7 @@ class NcnnFormat(Format):
         image = model.graph.input[0].type.tensor_type
         if image.elem_type != onnx.TensorProto.FLOAT:
             raise UserError(
-                "ncnn takes float32 images; leave out --bake-normalize, and give the mean and deviation of "
+                "ncnn takes float32 images; leave out --bake, and give the mean and deviation of "
                 "the manifest to ncnn's substract_mean_normalize."
             )
         shape = [side.dim_value for side in image.shape.dim]
