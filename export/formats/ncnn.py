@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.errors import UserError
 from export.formats.format import Array, Format, LoadedModel, Run
-from export.formats.onnx import damaged
+from export.formats.onnx import damaged, first_line
 from export.formats.silence import silent_native
 
 if TYPE_CHECKING:
@@ -140,7 +140,10 @@ def _net(path: Path, threads: int, exact: bool) -> tuple[Any, list[int]]:
     reason = _damage(path.read_bytes())
     if reason:
         raise UserError(damaged(path, "ncnn", reason))
-    shape = _image_shape(path)
+    try:
+        shape = _image_shape(path)
+    except ValueError as error:
+        raise UserError(damaged(path, "ncnn", first_line(error))) from None
     with silent_native():
         import ncnn
 
