@@ -34,8 +34,16 @@ from predictors.latency.timings import Timings, build_table, read_timings
 from predictors.search.best import find_best
 from predictors.search.constraints import Constraint
 
-SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # limits: this far between the fastest and the slowest network
-BEST = 5  # architectures that are timed for each limit
+SHARES = (
+    0.1,
+    0.15,
+    0.2,
+    0.25,
+    0.3,
+    0.35,
+    0.4,
+)  # limits: this far between the fastest and the slowest network
+BEST = 3  # architectures that are timed for each limit
 
 
 def twentieth_percentiles(path: Path, timings: Timings) -> Timings:

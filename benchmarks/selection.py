@@ -102,12 +102,14 @@ def ways(trials: int) -> dict[str, SearchFn]:
     }
 
 
-def compare(problem: Problem, searches: dict[str, SearchFn], seeds: int) -> None:
+def compare(
+    problem: Problem, sets: Sequence[Sequence[Constraint]], searches: dict[str, SearchFn], seeds: int
+) -> None:
     """Print a table: a row for each set of limits, a column for each search."""
     print("| limits | " + " | ".join(searches) + " |\n" + "|---" * (len(searches) + 1) + "|", flush=True)
     evaluations = {name: list[int]() for name in searches}
     seconds = {name: list[float]() for name in searches}
-    for limits in limit_sets(problem):
+    for limits in sets:
         cells = []
         for name, search in searches.items():
             reached = []
@@ -120,7 +122,7 @@ def compare(problem: Problem, searches: dict[str, SearchFn], seeds: int) -> None
                 reached.append(100 * value)
             extreme = min(reached) if name == "ours" else max(reached)
             cells.append(f"{np.mean(reached):.3f} ({extreme:.3f})")
-        print(f"| {' '.join(map(str, limits))} | " + " | ".join(cells) + " |", flush=True)
+        print(f"| {' '.join(str(limit) for limit in limits)} | " + " | ".join(cells) + " |", flush=True)
     asked = [f"{np.mean(evaluations[name]):,.0f}" for name in searches]
     spent = [f"{np.mean(seconds[name]):.2f} (at most {max(seconds[name]):.2f})" for name in searches]
     print(
@@ -137,6 +139,7 @@ def main() -> None:
     default = ["ours", "ofa", "alphanet", "alphanet-long", "attentive-near"]
     parser.add_argument("--ways", nargs="+", default=default, help="searches: " + ", ".join(ways(0)))
     parser.add_argument("--trials", type=int, default=2_000, help="of Optuna; a quarter of it of TPE")
+    parser.add_argument("--sets", type=int, nargs="+", help="which sets of limits, from 0; none: all")
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -147,7 +150,8 @@ def main() -> None:
         else:
             problem = imagenet(args.measured, "gp", args.lut if name == "note10" else None)
         print(f"\n{name}, {args.seeds} seeds\n", flush=True)
-        compare(problem, searches, args.seeds)
+        sets = limit_sets(problem)
+        compare(problem, [sets[i] for i in args.sets or range(len(sets))], searches, args.seeds)
 
 
 if __name__ == "__main__":

@@ -338,9 +338,7 @@ def digest(*paths: Path) -> str:
     """SHA-256 of a file, or of several one after the other, in hexadecimal."""
     found = hashlib.sha256()
     for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                found.update(block)
+        found.update(path.read_bytes())
     return found.hexdigest()
 
 

@@ -82,7 +82,7 @@ def enqueue(journal: str, name: str) -> None:
     copy.add_trials(study.get_trials(states=(TrialState.COMPLETE,)))
     for _ in range(10):
         study.enqueue_trial(copy.ask(distributions(SPACE)).params, skip_if_exists=True)
-    print("enqueued ten architectures; the same python -m predictors.select measures them")
+    print("enqueued what is new of ten proposals; the same python -m predictors.select measures it")
 
 
 if __name__ == "__main__":

@@ -76,13 +76,11 @@ def to_onnx(
         x_NCHW, labels, calibration = _set_aside(x_NCHW, labels)
     job = job_of_module(module, x_NCHW, labels, classes, bake, known)
     if target.is_quantized and calibration is not None:
-        ranges = _inputs(calibration.detach().cpu().float(), bake)
-        job = job._replace(calibration=[batch for batch, _ in _batches(ranges, None)()])
+        job = job._replace(calibration=_ranges(calibration, bake))
     written = write_file(job, target, path, max_drop)
     if written.manifest is None:
         raise UserError(f"'{path}' is not written: it {written.complaint}.")
-    note = (written.manifest.quantization or {}).get("note")
-    if note:
+    if note := (written.manifest.quantization or {}).get("note"):
         warnings.warn(f"{path.name}: {note}.", stacklevel=2)
     return written.manifest
 
@@ -216,6 +214,12 @@ def _set_aside(x_NCHW: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | 
     split = split_images(len(x_NCHW))
     kept = None if labels is None else labels[split.judges]
     return x_NCHW[split.judges], kept, x_NCHW[split.calibration]
+
+
+def _ranges(calibration: Tensor, bake: Bake | None) -> list[Array]:
+    """Batches of the images that give the ranges of a quantised file, as the file takes them."""
+    inputs = _inputs(calibration.detach().cpu().float(), bake)
+    return [batch for batch, _ in _batches(inputs, None)()]
 
 
 def _check_count(inputs: Sized, labels: Tensor | None) -> None:

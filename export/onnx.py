@@ -17,7 +17,7 @@ from engine.errors import UserError
 from engine.statistics import format_accuracy
 from export.bake import Bake, Layout
 from export.features import FOLDER, check_targets, write_features
-from export.formats import find_format
+from export.formats import find_format, format_of
 from export.job import ExportJob, job_of_run
 from export.manifest import Manifest
 from export.pipeline import Written, write_file
@@ -29,13 +29,15 @@ from ofa.trained import RunCommand, run_flag
 
 
 class Export(RunCommand):
-    """Write networks as ONNX: BatchNorm folded, one file each, input `image`, output `logits`.
+    """Write networks as ONNX, or for the runtime of a target: one file each, BatchNorm folded.
 
     A run of ofa.train gives subnets; one of oneshot.retrain, or one that trained an architecture alone, gives
-    that network; a recurrent cell becomes a step: `tokens` and `hidden` in, `logits` and `next` out. Every
-    file is compared with the torch model on validation images, in the runtime that its target names, before
-    it is kept; a file that differs is not kept. The exit status is 1 if any file fails. What a device must do
-    with an image is in the file's metadata, and in the .json beside it.
+    that network; a recurrent cell becomes a step: `tokens` and `hidden` in, `logits` and `next` out. The
+    input of an ONNX file is `image`, its output `logits`. Every file is compared with the torch model on
+    validation images, in the runtime that its target names, before it is kept; a file that differs is not
+    kept. Where that runtime cannot run on this machine, the file is kept and says so. The exit status is 1 if
+    any file fails. What a device must do with an image is in the file's metadata, where the format has some,
+    and in the .json beside it.
 
     For 8 bits (--target cpu-int8) ranges are calibrated on training images; layers stay in float32 until no
     more than --max-drop points of top-1 are lost.
@@ -46,6 +48,7 @@ class Export(RunCommand):
       python -m export.onnx --arch largest --bake normalize --layout NHWC --softmax
       python -m export.onnx --bake preprocessing         the file takes decoded images of any size
       python -m export.onnx --features --arch largest    a backbone: outputs stride4, stride8, ...
+      python -m export.onnx --selected 600M --target litert,mlpackage,qnn-sm8650
       python -m export.targets                           what targets there are, and why
     """
 
@@ -177,14 +180,15 @@ class Export(RunCommand):
             f"top-1 on validation images; ms here: one image with {torch.get_num_threads()} thread(s) of "
             "this CPU"
         )
+        timed = [path for path in kept if not format_of(path).not_timed_here()]
         if self.arch is None and source.searchable:
             # Networks that selection chose, which is what the report is about.
             say(f"next: python -m predictors.report{run_flag(self.run)}")
-        elif kept and self.bake == "preprocessing":
+        elif timed and self.bake == "preprocessing":
             # The benchmark times images of a fixed size only.
             say(f"next: python -m export.bundle{run_flag(self.run)}")
-        elif kept:
-            say(f"next: python -m export.benchmark {shlex.quote(str(kept[0]))}")
+        elif timed:
+            say(f"next: python -m export.benchmark {shlex.quote(str(timed[0]))}")
         return 1 if failed else 0
 
     def _export_features(self, targets: list[Target]) -> int:

@@ -1,6 +1,6 @@
 """From a torch module to a file for one target, which gets its name only after it was compared with torch.
 
-`export.to_onnx`, `python -m export.onnx` and `python -m export.executorch` share this module. Some formats
+`export.to_onnx` and `python -m export.onnx` share this module. Some formats
 are written from the ONNX graph, others from the torch module; each kind has one function here, and everything
 else is the same for both.
 """
@@ -165,6 +165,7 @@ def _prove(job: ExportJob, target: Target, file_format: Format, path: Path, max_
             _embed(facts, candidate.model, job, target, file)
         # Timed last, as a file that fails is not worth the time. The time is not in the file's own metadata,
         # since exporting twice shall give the same bytes.
+        facts["milliseconds"] = None
         if not file_format.not_timed_here():
             facts["milliseconds"] = round(milliseconds(file, job.example), 4)
         parts = file_format.parts(file)

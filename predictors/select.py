@@ -216,6 +216,7 @@ class Select(RunCommand):
         accuracies = [pair.val_accuracy for pair in pairs]
         attributes = {KEYS[name]: cost for name, cost in costs.items()}
         about = {"run": self.run.name, "fingerprint": run_fingerprint(self.run), "images": known().images}
+        about |= {"precision": self.precision}
         explored: list[Explored] = []
         with progress("measure candidates", self.measure * len(objectives)) as advance:
             note = partial(_note, advance)

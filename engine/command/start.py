@@ -30,7 +30,6 @@ COMMANDS = {
     "benchmark": "export.benchmark",
     "bundle": "export.bundle",
     "demo": "export.demo",
-    "executorch": "export.executorch",
     "openvino": "export.openvino",
     "search": "oneshot.search",
     "retrain": "oneshot.retrain",

@@ -12,12 +12,12 @@ from engine.statistics import Counts
 
 # Pixels.
 CELL, SMALLEST_CELL, WIDTH = 40.0, 14.0, 640.0
-TEXT, SMALL = 11.5, 10.0
+TEXT, SMALL = 11.5, 10.5
 TOP, LINE = 44.0, 16.0  # above the squares; from one line of text above them to the next
 TWO_LINES = 24.0  # the height of a row in which a name may have two lines
 DRAWN = 40  # classes in a picture; more would be smaller than a letter
 SHORT = 2  # characters of names that fit above columns
-NAME, HALF_NAME = 30, 18  # characters of a name on one line, and of each line where it has two
+NAME, HALF_NAME = 30, 22  # characters of a name on one line, and of each line where it has two
 # Shares of a class's images, from which on a cell has the shade. Mistakes of 1 in 20 are to be seen.
 SHADES: tuple[tuple[float, Role], ...] = (
     (0.75, "shade4"),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from engine.plot.canvas import XY, Outline, Role, Shape, Words, text_width, wrap_text
 
 SIZE = 11.5  # of the text, in pixels
-LONGEST, LINES = 20, 4  # characters of a line, and lines of a label; longer ones are cut
+LONGEST, LINES = 20, 6  # characters of a line, and lines of a label; longer ones are cut
 LINE = SIZE + 3  # height of a line
 LINE_STEP = 6  # pixels between the points that stand for a line
 # Where a label may stand: on rings around its point. Lengths are pixels.

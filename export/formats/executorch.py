@@ -120,7 +120,9 @@ class ExecuTorchFormat(Format):
         """
         self.check_installed()
         if not path.is_file():
-            raise UserError(f"There is no file '{path}'; write one with python -m export.executorch.")
+            raise UserError(
+                f"There is no file '{path}'; write one with python -m export.onnx --target executorch."
+            )
         try:
             with silent():  # the import warns that the runtime's interface may change
                 from executorch.runtime import Runtime

@@ -52,15 +52,16 @@ class QnnFormat(Format):
         """
         import onnx
 
-        source, compiled = path.with_suffix(".source.onnx"), path.with_suffix(".compiled.onnx")
+        compiled = path.with_suffix(".compiled.onnx")
         bare = onnx.ModelProto()
         bare.CopyFrom(model)
         # The metadata goes to the compiled file: tools around the compiler fail on files that have some.
         del bare.metadata_props[:]
-        onnx.save(bare, source)
         try:
-            # Only for its side effect, the compiled file.
-            self._session(source, {"soc_model": chip or CHIPS[0]}, {"ep.context_file_path": str(compiled)})
+            # Bytes, since the program is named after the path of a file, and the same export shall give the
+            # same bytes. The session is made only for its side effect, the compiled file.
+            wanted = {"soc_model": chip or CHIPS[0]}
+            self._session(bare.SerializeToString(), wanted, {"ep.context_file_path": str(compiled)})
         except Exception as error:  # onnxruntime's errors have no common class below Exception
             raise UserError(
                 f"QNN cannot compile the graph for {chip or CHIPS[0]}: {first_line(error)}."
@@ -70,7 +71,6 @@ class QnnFormat(Format):
         result = onnx.load(compiled)
         result.metadata_props.extend(model.metadata_props)
         onnx.save(result, path)
-        source.unlink()
         compiled.unlink()
 
     def open(self, path: Path, exact: bool = True) -> Run:
@@ -79,7 +79,7 @@ class QnnFormat(Format):
         if not path.is_file():
             raise UserError(f"There is no file '{path}'; write one with python -m export.onnx.")
         try:
-            session = self._session(path, {}, {})
+            session = self._session(path.read_bytes(), {}, {})
         except Exception as error:
             raise UserError(
                 damaged(path, self.runtime, first_line(error).replace(str(path), path.name))
@@ -93,6 +93,10 @@ class QnnFormat(Format):
     def load(self, path: Path, threads: int) -> LoadedModel:
         """Never: an emulator's time and memory are not the NPU's."""
         raise ValueError(self.not_timed_here())
+
+    def versions(self) -> dict[str, str]:
+        """The provider's version and onnxruntime's."""
+        return super().versions() | {"onnxruntime": ort.__version__}
 
     def not_timed_here(self) -> str:
         """The chip is emulated."""
@@ -114,8 +118,10 @@ class QnnFormat(Format):
             }
         }
 
-    def _session(self, path: Path, options: dict[str, str], entries: dict[str, str]) -> ort.InferenceSession:
-        """A session on the NPU's emulator, which compiles the file unless it is compiled already."""
+    def _session(
+        self, model: bytes, options: dict[str, str], entries: dict[str, str]
+    ) -> ort.InferenceSession:
+        """A session on the NPU's emulator, which compiles the model unless it is compiled already."""
         import onnxruntime_qnn
 
         with silent_native():
@@ -135,7 +141,7 @@ class QnnFormat(Format):
                 "offload_graph_io_quantization": "0",
             }
             settings.add_provider_for_devices(_devices()[:1], options)
-            return ort.InferenceSession(str(path), settings)
+            return ort.InferenceSession(model, settings)
 
 
 def _devices() -> list[Any]:

@@ -10,7 +10,7 @@ on how this machine's CPU sums 8-bit products. A target that is this CPU asks fo
 
 For an NPU every operator is quantised, as onnxruntime's configuration for Qualcomm's does it: the default
 list leaves out HardSwish and HardSigmoid, and an NPU would hand these back to the CPU. Written as add, clip
-and multiply they had three more tensors to round, which cost digits 2.4 points. With 16 bits for activations
+and multiply they are three nodes with three more tensors to round, for nothing. With 16 bits for activations
 the same configuration serves, since it knows what the NPU wants of them.
 """
 

@@ -30,6 +30,7 @@ RUNTIME = "onnxruntime_perf_test"
 FIRST, AT_LEAST, AT_MOST = 20, 10, 200
 # The line that the script prints before each item.
 ITEM = re.compile(r"item (\d+)$")
+FILE = re.compile(r"[\w.-]+\.onnx")  # the names that a kit gives
 # Old versions say `P50 Latency is 0.0123sec`.
 LATENCY = re.compile(r"P(50|90) Latency(?:: | is )([0-9.e+-]+) ?s")
 
@@ -49,6 +50,9 @@ def command(item: dict[str, Any], runs: int, threads: int) -> str:
     The benchmark makes up an input (-I), whose free dimensions are 1, such as the batch, unless -f says
     otherwise; all optimisations are on (-o 99), and denormal numbers count as zero (-z).
     """
+    # The name goes into a shell, and a kit comes from another machine.
+    if FILE.fullmatch(item["file"]) is None:
+        raise ValueError("manifest.json names a file that no kit has: " + item["file"][:200])
     flags = f"-I -m times -r {runs} -e cpu -o 99 -x {threads} -y 1 -z -f side:{item['shape'][-1]}"
     return f"LD_LIBRARY_PATH=. ./{RUNTIME} {flags} ./{item['file']} 2>&1"
 
@@ -102,16 +106,34 @@ def finished(path: Path) -> dict[tuple[str, int], float]:
         return {(row["name"], int(row["round"])): float(row["wall_p50"]) for row in csv.DictReader(file)}
 
 
-def runs_for(known: list[float], seconds: float) -> int:
-    """How many runs fit in a visit.
+def runs_of(done: dict[tuple[str, int], float], seconds: float) -> dict[str, int]:
+    """How many runs of each item that is known fit in a visit.
 
     Args:
-        known: milliseconds of the item in earlier rounds.
-        seconds: of the visit.
+        done: milliseconds by item name and round.
+        seconds: of a visit.
     """
-    if not known:
-        return FIRST
-    return max(AT_LEAST, min(AT_MOST, int(1e3 * seconds / min(known))))
+    fastest: dict[str, float] = {}
+    for (name, _), ms in done.items():
+        fastest[name] = min(ms, fastest.get(name, ms))
+    return {name: max(AT_LEAST, min(AT_MOST, int(1e3 * seconds / ms))) for name, ms in fastest.items()}
+
+
+def visits_of(adb: list[str], folder: Path, commands: list[tuple[int, str]]) -> Iterator[Visit]:
+    """Run one script on the phone, and yield what it says of each item as soon as it does.
+
+    Args:
+        adb: the command.
+        folder: where the script is written before it is copied.
+        commands: numbers and commands of the items, in order.
+    """
+    path = folder / "round.sh"
+    path.write_text(script(commands), encoding="utf-8")
+    subprocess.run([*adb, "push", str(path), PHONE], check=True, capture_output=True)
+    words = [*adb, "shell", f"sh {PHONE}/{path.name}"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield from parse(process.stdout)
 
 
 def bench(adb: list[str], folder: Path, out: Path, rounds: int, threads: int, seconds: float) -> None:
@@ -125,38 +147,29 @@ def bench(adb: list[str], folder: Path, out: Path, rounds: int, threads: int, se
         seconds: time for each visit.
     """
     items = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["items"]
+    asked = [*adb, "shell", "getprop ro.product.model"]
+    machine = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
     done = finished(out)
-    shell = [*adb, "shell"]
-    machine = subprocess.run([*shell, "getprop ro.product.model"], check=True, capture_output=True, text=True)
     with out.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         if file.tell() == 0:
             writer.writerow(COLUMNS)
         for turn in range(rounds):
-            order = random.Random(turn).sample(range(len(items)), len(items))
-            todo, runs = [], {}
-            for number in order:
-                name = items[number]["name"]
-                if (name, turn) not in done:
-                    known = [ms for (other, _), ms in done.items() if other == name]
-                    runs[number] = runs_for(known, seconds)
-                    todo.append((number, command(items[number], runs[number], threads)))
-            if not todo:
+            runs, commands = runs_of(done, seconds), []
+            # Seeded by the round, so that a continued run goes through its round in the same order.
+            for number in random.Random(turn).sample(range(len(items)), len(items)):
+                item = items[number]
+                if (item["name"], turn) not in done:
+                    commands.append((number, command(item, runs.get(item["name"], FIRST), threads)))
+            if not commands:
                 continue
-            (folder / "round.sh").write_text(script(todo), encoding="utf-8")
-            subprocess.run([*adb, "push", str(folder / "round.sh"), PHONE], check=True, capture_output=True)
-            with subprocess.Popen(
-                [*shell, f"sh {PHONE}/round.sh"], stdout=subprocess.PIPE, text=True
-            ) as process:
-                assert process.stdout is not None
-                for visit in parse(process.stdout):
-                    name = items[visit.number]["name"]
-                    p50, p90 = (1e3 * visit.seconds[q] for q in ("50", "90"))
-                    done[name, turn] = p50
-                    numbers = [f"{p50:.6g}", f"{p90:.6g}"]
-                    way = [threads, RUNTIME, machine.stdout.strip()]
-                    writer.writerow([name, turn, runs[visit.number], *numbers, *way])
-                    file.flush()  # a cable that comes off loses one item at most
+            for visit in visits_of(adb, folder, commands):
+                name = items[visit.number]["name"]
+                p50, p90 = (1e3 * visit.seconds[q] for q in ("50", "90"))
+                done[name, turn] = p50
+                numbers = [runs.get(name, FIRST), f"{p50:.6g}", f"{p90:.6g}"]
+                writer.writerow([name, turn, *numbers, threads, RUNTIME, machine])
+                file.flush()  # a cable that comes off loses one item at most
             print(f"round {turn + 1} of {rounds}", flush=True)
 
 

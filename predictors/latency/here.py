@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.onnx_timing import bound_run, machine_name, runtime_name, time_runs
+from engine.onnx_timing import machine_name, plain_run, runtime_name, time_runs
 from ofa.layers import layer_specs
 from ofa.space.codes import Codes, decode
 from ofa.space.space import Space
@@ -42,7 +42,7 @@ def time_architecture(space: Space, row: Codes, table: LatencyTable) -> float:
         path = Path(folder) / "network.onnx"
         write_network(space, layers, path)
         for _ in range(SESSIONS):
-            run = bound_run(path, shape, table.threads)
+            run = plain_run(path, shape, table.threads)
             wall, cpu = time_runs(run, table.threads, SECONDS, at_most=math.inf)
             medians.append(float(np.median(cpu if table.clock == "cpu" else wall)))
     return float(np.median(medians))

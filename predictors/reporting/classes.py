@@ -12,7 +12,7 @@ from predictors.reporting.html import html_cell, html_table, small_print
 MOST_ROWS = 20  # classes in the table of the page
 MOST_PAIRS = 3  # mistakes that a caption names
 # Classes in a picture, and pixels for their squares: so few that their names can be read on a phone.
-DRAWN, ROOM = 12, 330.0
+DRAWN, ROOM = 10, 300.0
 
 
 def class_pictures(confusions: Mapping[str, Counts], classes: Sequence[str]) -> dict[str, Picture]:

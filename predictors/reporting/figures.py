@@ -1,6 +1,6 @@
 """The pictures of a report, each with the table behind it and a sentence on how to read it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
@@ -20,8 +20,10 @@ from predictors.reporting.findings import (
     SelectedSubnet,
     TestedSubnet,
     by_arch,
+    short_names,
 )
 from predictors.search.constraints import format_cost
+from predictors.selection.budgets import points
 
 CostKey = Literal["macs", "latency_ms"]
 MOST_WHISKERS = 80  # more would hide the dots
@@ -82,16 +84,18 @@ def test_picture(found: Findings, cost: CostKey) -> Picture:
     """Selected and random subnets on test images."""
     images = found.images["test"]
     tested = [t for t in found.tested if getattr(t, cost) is not None]
-    points: dict[str, list[Point]] = {"selected": [], "random": [], "extreme": []}
+    marks: dict[str, list[Point]] = {"selected": [], "random": [], "extreme": []}
     # By cost: the line through the selected ones goes from left to right.
+    short = short_names(found.selected)
     for t in sorted(tested, key=attrgetter(cost, "test_accuracy")):
-        points[_look(t.kind)].append(_tested_point(t, cost, images))
+        labels = {"selected": short.get(t.budget, ""), "random": ""}
+        marks[_look(t.kind)].append(_tested_point(t, cost, images, labels.get(t.kind, t.kind)))
     # From back to front: stars, which the report is about, are never hidden.
     looks = [
-        Series("random of the same MACs", "disc", "random", 3.2, points["random"]),
-        Series(f"chosen, by {NAMES[cost]}", "line", "chosen", 1.2, points["selected"]),
-        Series("smallest and largest", "triangle", "extreme", 7, points["extreme"]),
-        Series("chosen", "star", "chosen", 9, points["selected"]),
+        Series("random of the same MACs", "disc", "random", 3.2, marks["random"]),
+        Series(f"chosen, by {NAMES[cost]}", "line", "chosen", 1.2, marks["selected"]),
+        Series("smallest and largest", "triangle", "extreme", 7, marks["extreme"]),
+        Series("chosen", "star", "chosen", 9, marks["selected"]),
     ]
     title = f"Test accuracy against {NAMES[cost]}"
     drawing = draw_chart(title, AXES[cost], _accuracy_axis(f"top-1 accuracy on {images} test images"), looks)
@@ -102,7 +106,8 @@ def test_picture(found: Findings, cost: CostKey) -> Picture:
         "The bar on a star is a 90% interval (Wilson): where its accuracy on other images of the same kind "
         "may be. All subnets see the same images, so two of them differ more surely than two bars suggest."
     )
-    return Picture(drawing, [t._asdict() for t in tested], caption + AS_FAR_AS_KNOWN[cost])
+    caption += _about_labels(short) + AS_FAR_AS_KNOWN[cost]
+    return Picture(drawing, [t._asdict() for t in tested], caption)
 
 
 def validation_picture(found: Findings, cost: CostKey) -> Picture:
@@ -110,16 +115,20 @@ def validation_picture(found: Findings, cost: CostKey) -> Picture:
     images = found.images["val"]
     known = [k for k in found.known if getattr(k, cost) is not None]
     known.sort(key=attrgetter(cost))
-    points: dict[str, list[Point]] = {"selected": [], "candidate": [], "collected": [], "extreme": []}
+    marks: dict[str, list[Point]] = {"selected": [], "candidate": [], "collected": [], "extreme": []}
+    short, same = short_names(found.selected), by_arch(found.selected)
     for k in known:
-        points[_look(k.kind)].append(_known_point(k, cost, images))
+        label = k.name
+        if k.kind == "selected":
+            label = ", ".join(short[s.name] for s in same[k.arch])
+        marks[_look(k.kind)].append(_known_point(k, cost, images, label))
     costs = [float(getattr(k, cost)) for k in known]
     looks = [
-        Series("collected", "disc", "known", 3, points["collected"]),
-        Series("measured by the search", "disc", "random", 3, points["candidate"]),
+        Series("collected", "disc", "known", 3, marks["collected"]),
+        Series("measured by the search", "disc", "random", 3, marks["candidate"]),
         Series("front", "line", "ink", 1.3, _front_of(costs, known)),
-        Series("smallest and largest", "triangle", "extreme", 7, points["extreme"]),
-        Series("chosen", "star", "chosen", 9, points["selected"]),
+        Series("smallest and largest", "triangle", "extreme", 7, marks["extreme"]),
+        Series("chosen", "star", "chosen", 9, marks["selected"]),
     ]
     title = f"Validation accuracy against {NAMES[cost]}"
     accuracy = _accuracy_axis(f"top-1 accuracy on {images} validation images")
@@ -130,7 +139,17 @@ def validation_picture(found: Findings, cost: CostKey) -> Picture:
         "lie a little below it, since the best of many measurements was lucky too: the choice weighs each "
         "measurement by how uncertain it is. Bars are 90% intervals (Wilson). Expect less on test images."
     )
-    return Picture(drawing, [_known_row(k) for k in known], caption + AS_FAR_AS_KNOWN[cost])
+    caption += _about_labels(short) + AS_FAR_AS_KNOWN[cost]
+    return Picture(drawing, [_known_row(k) for k in known], caption)
+
+
+def _about_labels(short: Mapping[str, str]) -> str:
+    """What the labels leave out of the names, if anything."""
+    for name, label in short.items():
+        if name != label:
+            left_out = [word for word in name.split("-") if word not in label.split("-")]
+            return f" All chosen subnets also keep {', '.join(left_out)}."
+    return ""
 
 
 def _look(kind: str) -> str:
@@ -209,10 +228,10 @@ def describe_half(record: SelectedRecord) -> str:
         return ""
     if half.macs == record.macs:
         return "It keeps half of its limits already"
-    less = 100 * (record.expected_accuracy - half.expected_accuracy)
+    less = points(record.expected_accuracy, half.expected_accuracy)
     return (
         f"Half of the budget would give {_percent(half.expected_accuracy)} with {format_count(half.macs)} "
-        f"MACs (expected on validation images, {less:.1f} points less)"
+        f"MACs (expected on validation images, {less} less)"
     )
 
 
@@ -237,21 +256,20 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}%"
 
 
-def _tested_point(t: TestedSubnet, cost: CostKey, images: int) -> Point:
+def _tested_point(t: TestedSubnet, cost: CostKey, images: int, label: str) -> Point:
     low, high = wilson_interval(t.test_accuracy, images)
     title = (
         f"{t.budget or t.kind} ({t.kind}): {format_count(t.macs)} MACs, test {_percent(t.test_accuracy)}, "
         f"90% interval {100 * low:.1f} to {100 * high:.1f}%"
     )
     interval = (low, high) if t.kind == "selected" else None
-    labels = {"selected": t.budget, "random": ""}
-    return Point(getattr(t, cost), t.test_accuracy, interval, labels.get(t.kind, t.kind), title)
+    return Point(getattr(t, cost), t.test_accuracy, interval, label, title)
 
 
-def _known_point(k: KnownSubnet, cost: CostKey, images: int) -> Point:
+def _known_point(k: KnownSubnet, cost: CostKey, images: int, label: str) -> Point:
     interval = wilson_interval(k.val_accuracy, images) if k.kind == "selected" else None
     title = f"{k.name or k.kind}: {format_count(k.macs)} MACs, validation {_percent(k.val_accuracy)}"
-    return Point(getattr(k, cost), k.val_accuracy, interval, k.name, title)
+    return Point(getattr(k, cost), k.val_accuracy, interval, label, title)
 
 
 def _known_row(k: KnownSubnet) -> dict[str, Any]:

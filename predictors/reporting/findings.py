@@ -64,6 +64,21 @@ class LimitRecord(BaseModel):
         return f"{FLAGS[self.name]} {format_cost(self.name, self.limit, EXACT_DIGITS)}"
 
 
+class ProposedRecord(BaseModel):
+    """How good the predictions were of what a search proposed and then measured; none where it was too few.
+
+    predictions: how many.
+    tau: Kendall's tau-b of predicted and measured accuracies.
+    coverage: share of the measurements that are inside the intervals.
+    hopeful: mean of predicted - measured, in accuracy.
+    """
+
+    predictions: int
+    tau: float | None = None
+    coverage: float | None = None
+    hopeful: float | None = None
+
+
 class SelectedRecord(SubnetRecord):
     """A file of selected/: the subnet, how it was selected, and the other candidates, best first.
 
@@ -76,6 +91,7 @@ class SelectedRecord(SubnetRecord):
     pairs: int | None = None
     seed: int | None = None
     half: SubnetRecord | None = None
+    predicted_candidates: ProposedRecord | None = None
     candidates: tuple[SubnetRecord, ...] = ()
 
 
@@ -244,6 +260,22 @@ def by_arch(selected: Sequence[SelectedSubnet]) -> dict[Arch, list[SelectedSubne
     for subnet in selected:
         found.setdefault(subnet.arch, []).append(subnet)
     return found
+
+
+def short_names(selected: Sequence[SelectedSubnet]) -> dict[str, str]:
+    """The names of selected subnets without the limits that all of them have, for places with little room.
+
+    `100k-15ms-size20MB` and `1M-15ms-size20MB` become `100k` and `1M`. Names of which nothing would be left,
+    or that would be equal, stay as they are.
+    """
+    limits = {s.name: s.name.split("-") for s in selected}
+    shared = set.intersection(*map(set, limits.values())) if len(limits) > 1 else set()
+    short = {}
+    for name, words in limits.items():
+        short[name] = "-".join(word for word in words if word not in shared)
+    if not all(short.values()) or len(set(short.values())) < len(short):
+        return {name: name for name in limits}
+    return short
 
 
 def compare_subnets(

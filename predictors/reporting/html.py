@@ -32,14 +32,15 @@ th,td{padding:.38rem .8rem .38rem 0;text-align:right;border-bottom:1px solid var
 th:last-child,td:last-child{padding-right:0}
 td{white-space:nowrap}
 th{color:var(--quiet);font-weight:500;overflow-wrap:break-word}
-th[scope=row]{text-align:left;color:var(--ink);font-weight:600;overflow-wrap:anywhere}
+th[scope=row]{text-align:left;color:var(--ink);font-weight:600;overflow-wrap:anywhere;
+min-width:7rem}
 thead th{vertical-align:bottom}
 thead th:first-child{text-align:left}
 small{display:block;font-weight:400;color:var(--quiet);font-size:.84em}
 code{font:.92em ui-monospace,SFMono-Regular,Menlo,"DejaVu Sans Mono",monospace}
 .key{display:inline-block;width:1.1em;height:.9em;margin:0 .35em 0 .9em;vertical-align:-.08em}
 summary{cursor:pointer;color:var(--quiet);font-size:.9rem;margin-top:.4rem}
-@media(min-width:700px){.two,.three{grid-template-columns:repeat(2,minmax(0,1fr))}
+@media(min-width:760px){.two,.three{grid-template-columns:repeat(2,minmax(0,1fr))}
 .one{max-width:620px}}
 @media(min-width:1080px){.three{grid-template-columns:repeat(3,minmax(0,1fr))}}
 @media(max-width:520px){main{padding:16px 14px 48px}h1{font-size:1.4rem}table{font-size:.84rem}
@@ -51,7 +52,7 @@ th,td{padding-right:.55rem}}
 STACKED = """table,tbody,tr,td{display:block}thead{display:none}
 tr{display:grid;grid-template-columns:repeat(auto-fill,minmax(8.4rem,1fr));gap:.1rem .8rem;padding:.5rem 0;
 border-bottom:1px solid var(--grid)}
-th,td{padding:0;border:0;text-align:left;white-space:normal}th[scope=row]{display:block;grid-column:1/-1}
+th,td{padding:0;border:0;text-align:left;white-space:normal}th[scope=row]{display:block;grid-column:1/-1;min-width:0}
 td.none{display:none}td::before{content:attr(data-name);display:block;color:var(--quiet);font-size:.84em}
 """
 CHARACTER = 8.2  # pixels of a character of a table, about

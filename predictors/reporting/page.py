@@ -21,7 +21,14 @@ from predictors.reporting.classes import class_table
 from predictors.reporting.comparison import Comparison, headline, lead_sentence
 from predictors.reporting.exported import exported_section, files_of
 from predictors.reporting.figures import Picture, describe_half, describe_limits, describe_prediction
-from predictors.reporting.findings import Findings, SelectedRecord, SelectedSubnet, SubnetRecord, by_arch
+from predictors.reporting.findings import (
+    Findings,
+    SelectedRecord,
+    SelectedSubnet,
+    SubnetRecord,
+    by_arch,
+    short_names,
+)
 from predictors.reporting.html import (
     CSS,
     DASH,
@@ -36,7 +43,7 @@ from predictors.reporting.html import (
 from predictors.reporting.rivals import FEWEST_RIVALS, SAME_MACS
 from predictors.search.constraints import format_cost
 
-MOST_CANDIDATES, MOST_CLASSES = 10, 20  # that are listed
+MOST_CANDIDATES, MOST_CLASSES = 10, 10  # that are listed
 
 
 def render_page(found: Findings, drawn: Mapping[str, Picture], worth: Worth | None = None) -> str:
@@ -48,11 +55,13 @@ def render_page(found: Findings, drawn: Mapping[str, Picture], worth: Worth | No
         worth: the selected subnets beside the same networks trained alone, if some were.
     """
     title = f"Subnets of {found.run}"
+    short = short_names(found.selected)
     selected = [c.budget for c in found.comparisons if c.is_selected]
     said = []
     for budget, sentence in zip(selected, headlines(found, worth), strict=True):
         said.append(f"<li><strong>{safe(budget)}</strong>{safe(sentence[len(budget) :])}</li>")
     fronts = [_figure(drawn[name]) for name in drawn if name.startswith(("front", "validation"))]
+    by_class = {short[budget]: counts for budget, counts in found.confusions.items()}
     confusions = [_figure(drawn[name]) for name in drawn if name.startswith("confusion")]
     parts = [
         f"<h1>{safe(title)}</h1>",
@@ -64,8 +73,7 @@ def render_page(found: Findings, drawn: Mapping[str, Picture], worth: Worth | No
         *worth_section(worth),
         *exported_section(found.exported),
         "<h2>Class by class</h2>",
-        *class_table(found.confusions, found.classes),
-        html_grid(confusions),
+        *_class_section(class_table(by_class, found.classes), confusions),
         "<h2>The front</h2>",
         html_grid(fronts),
         "<h2>How far the predictor can be trusted</h2>",
@@ -226,7 +234,36 @@ def _predictor_section(found: Findings, picture: Picture | None) -> list[str]:
             html_table(heads, [_band_row(*band) for band in bands]),
             small_print("Typical miss: the median of |predicted − measured|, in points of accuracy."),
         ]
+    parts += _proposed_table(found)
     return [html_grid([_figure(picture), "<div>" + "\n".join(parts) + "</div>"])]
+
+
+def _proposed_table(found: Findings) -> list[str]:
+    """How good the predictions were where they were used: on what each search proposed."""
+    rows = []
+    for subnet in found.selected:
+        quality = subnet.record.predicted_candidates
+        if quality is None or quality.coverage is None:
+            continue
+        hopeful = "–" if quality.hopeful is None else f"{100 * quality.hopeful:+.2f}"
+        row = [
+            html_cell(subnet.name),
+            html_cell(str(quality.predictions)),
+            html_cell("–" if quality.tau is None else _number(quality.tau)),
+            html_cell(hopeful),
+            html_cell(f"{quality.coverage:.0%}"),
+        ]
+        rows.append(row)
+    if not rows:
+        return []
+    return [
+        "<h3>On what each search proposed</h3>",
+        html_table(["search for", "subnets", "tau", "too hopeful by", "inside 90%"], rows),
+        small_print(
+            "Such subnets are better than collected ones and much alike, so the predictor ranks them worse. "
+            "Too hopeful by: the mean of predicted − measured, in points of accuracy."
+        ),
+    ]
 
 
 def _tau_row(name: str, pairs: CrossValidated) -> list[str]:
@@ -244,6 +281,13 @@ def _band_row(low: int, high: int, quality: PredictorQuality) -> list[str]:
     ]
 
 
+def _class_section(table: Sequence[str], confusions: Sequence[str]) -> list[str]:
+    """Accuracy by class, and which classes are mixed up: a single picture stands beside the table."""
+    if len(confusions) == 1:
+        return [html_grid(["<div>" + "\n".join(table) + "</div>", *confusions])]
+    return [*table, html_grid(confusions)]
+
+
 def _architectures(found: Findings) -> list[str]:
     keys = []
     for kernel, shade in shades(found.space).items():
@@ -251,16 +295,16 @@ def _architectures(found: Findings) -> list[str]:
         text = f"{kernel}×{kernel}" if kernel else "no elastic kernel"
         keys.append(f"{swatch}{text}")
     diagrams = [_architecture(found, arch, same) for arch, same in by_arch(found.selected).items()]
-    return [
-        notes(
-            "From the image above to the classes below, one row for each stage; blocks from left to right. A "
-            "block says its kernel and its expansion (e4: four times the channels inside). Taller: more "
-            "channels; dashed: what the supernet has and this subnet leaves out. ch: output channels; then "
-            "the size of the map that leaves the stage; SE: squeeze-and-excitation. "
-            f"Kernel:{''.join(keys)}"
-        ),
-        html_grid(diagrams),
-    ]
+    legend = (
+        "From the image above to the classes below, one row for each stage; blocks from left to right. A "
+        "block says its kernel and its expansion (e4: four times the channels inside). Taller: more "
+        "channels; dashed: what the supernet has and this subnet leaves out. ch: output channels; then "
+        "the size of the map that leaves the stage; SE: squeeze-and-excitation. "
+        f"Kernel:{''.join(keys)}"
+    )
+    if len(diagrams) == 1:
+        return [html_grid([*diagrams, f"<div>{small_print(legend)}</div>"])]
+    return [notes(legend), html_grid(diagrams)]
 
 
 def _architecture(found: Findings, arch: Arch, same: Sequence[SelectedSubnet]) -> str:

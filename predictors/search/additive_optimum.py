@@ -7,9 +7,9 @@ best bound of every beginning of a network. Beginnings are continued group after
 whose bound is below the score of a known network. Few are left. Where more are left than the search wants to
 hold, the highest bounds stay, and the result is not proven.
 
-Each resolution has its own prices, because other limits bind at every resolution. HiGHS (scipy.optimize.milp)
-finds the same optima and takes about as long for one resolution as this search for all
-(benchmarks/additive_optimum.py).
+Each resolution has its own prices, because other limits bind at every resolution. A mixed-integer solver
+(HiGHS, in scipy.optimize.milp) finds the same optima, but needs a problem for each resolution, and has
+tolerances (benchmarks/exact_optimum.py).
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,12 @@ from engine.statistics import Floats
 from ofa.space.codes import Codes
 from ofa.space.space import Space
 from predictors.search.constraints import Constraint
-from predictors.search.decompose import decompose
+from predictors.search.decompose import (
+    at_known_resolutions,
+    decompose,
+    groups_of_layers,
+    known_resolutions,
+)
 from predictors.search.dynamic_programming import (
     LayerCost,
     asleep_rows,
@@ -34,7 +39,7 @@ from predictors.search.dynamic_programming import (
 
 Indices = NDArray[np.intp]
 RESOLUTION = 0  # the column of the resolution, which every group of layers reads
-PRICE_STEPS = 200  # of the prices: with 100, two limits that both bind left 10 times more beginnings
+PRICE_STEPS = 200  # twice; every set of limits of benchmarks/exact_optimum.py is proven with them
 WIDTHS = (1_000, 10_000, 100_000)  # beginnings that are held: more only where fewer prove nothing
 SPARE = 64  # beginnings at each resolution of which the best network is found, without proof
 EPSILON = 1e-9  # rounding of sums
@@ -88,16 +93,37 @@ def additive_limits(space: Space, constraints: Sequence[Constraint]) -> Limits:
     costs: list[list[LayerCost]] = []
     forbidden: list[NDArray[np.bool_]] = []
     for constraint in constraints:
-        found = decompose(space, constraint.cost)
+        cost, known = constraint.cost, known_resolutions(space, constraint.cost)
+        if not known.all():
+            forbidden = _either(forbidden, _of_resolutions(space, ~known))
+            if not known.any():
+                continue
+            cost = at_known_resolutions(space, cost, known)
+        found = decompose(space, cost)
         if found is None:
             continue
         if not found.is_maximum:
             costs.append([part._replace(cost=part.cost / constraint.limit) for part in found.parts])
             continue
         # A maximum keeps the limit where every entry does.
-        above = [part.cost > constraint.limit for part in found.parts]
-        forbidden = [a | b for a, b in zip(forbidden, above, strict=True)] if forbidden else above
+        forbidden = _either(forbidden, [part.cost > constraint.limit for part in found.parts])
     return Limits(costs, forbidden)
+
+
+def _either(first: list[NDArray[np.bool_]], second: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
+    """What one of two lists of forbidden entries forbids; an empty list forbids nothing."""
+    return [a | b for a, b in zip(first, second, strict=True)] if first else second
+
+
+def _of_resolutions(space: Space, resolutions: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    """The entries of these resolutions, as forbidden ones."""
+    found = []
+    for part in groups_of_layers(space):
+        entries = np.zeros(part.cost.shape, np.bool_)
+        # Every group of layers reads the resolution, in its first column.
+        entries[resolutions] = True
+        found.append(entries)
+    return found
 
 
 def additive_optimum(
@@ -226,7 +252,8 @@ def _prices(steps: Sequence[Step], prices: Floats, known: Floats) -> tuple[Float
         since = np.where(since == 5, 0, since)
         # Polyak's step is the distance to the known score along the slope of the bound, which is 1 - cost.
         slope = 1 - cost
-        distance = np.where(np.isfinite(known), bound - known, spread)
+        distance = np.full(resolutions, spread)
+        np.subtract(bound, known, out=distance, where=np.isfinite(known))
         length = step_size * np.maximum(distance, EPSILON) / np.maximum((slope**2).sum(axis=1), EPSILON)
         prices = np.maximum(prices - length[:, None] * slope, 0)
     return best_prices, known

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.statistics import Floats
 from ofa.layers import LayerSpec, cost_tables
@@ -78,6 +79,31 @@ def decompose(space: Space, cost: ArchCostFn) -> Decomposed | None:
     if np.abs(_entries(space, probes, rows).max(axis=0) - truth).max() <= allowed:
         return Decomposed(True, tuple(probes))
     return None
+
+
+def known_resolutions(space: Space, cost: ArchCostFn) -> NDArray[np.bool_]:
+    """(resolutions,) where a cost is known: latency is infinite where its table has measured nothing."""
+    rows = np.ones((len(space.resolution), len(space.columns)), np.uint8)
+    rows[:, space.column_index["resolution", 0]] = np.arange(1, len(rows) + 1)
+    return np.isfinite(np.asarray(cost(canonical(space, rows)), np.float64))
+
+
+def at_known_resolutions(space: Space, cost: ArchCostFn, known: NDArray[np.bool_]) -> ArchCostFn:
+    """The same cost, but that of the nearest known resolution where it is not known.
+
+    Infinite entries of tables could not be subtracted from each other.
+    """
+    codes = 1 + np.flatnonzero(known)
+    every = np.arange(1, len(known) + 1)
+    nearest = codes[np.abs(every[:, None] - codes).argmin(axis=1)].astype(np.uint8)
+    column = space.column_index["resolution", 0]
+
+    def known_cost(rows: Codes) -> Floats:
+        rows = rows.copy()
+        rows[:, column] = nearest[rows[:, column].astype(np.intp) - 1]
+        return np.asarray(cost(rows), np.float64)
+
+    return known_cost
 
 
 def _costs_of_group(space: Space, cost: ArchCostFn, columns: tuple[int, ...]) -> LayerCost:

@@ -33,10 +33,8 @@ def half_sentence(objective: Objective, best: Estimate, half: Estimate | None) -
     for c in objective.constraints:
         value = float(c.cost(half.candidate.row[None])[0])
         phrases.append(PHRASES[c.name].format(format_cost(c.name, value)))
-    return (
-        f"{name}: half of it would give {format_expected(half.accuracy, half.interval)} with "
-        f"{' and '.join(phrases)}, {points(best.accuracy, half.accuracy)} less."
-    )
+    given = f"{name}: half of it would give {format_expected(half.accuracy, half.interval)}"
+    return f"{given} with {' and '.join(phrases)}, {points(best.accuracy, half.accuracy)} less."
 
 
 def budget_sentences(selected: Sequence[tuple[Objective, Estimate]], macs: ArchCostFn) -> list[str]:
@@ -52,18 +50,17 @@ def budget_sentences(selected: Sequence[tuple[Objective, Estimate]], macs: ArchC
     sentences = []
     by_macs = sorted(selected, key=lambda pair: _macs(pair[1], macs))
     for (small, cheaper), (large, dearer) in pairwise(by_macs):
-        gain = dearer.accuracy - cheaper.accuracy
-        times = _macs(dearer, macs) / _macs(cheaper, macs)
-        if gain > 0 and times > 1:
+        more_macs = _more(_macs(dearer, macs) / _macs(cheaper, macs))
+        if dearer.accuracy > cheaper.accuracy and more_macs:
             sentences.append(
                 f"{large.name} gives {dearer.accuracy:.1%}, {small.name} {cheaper.accuracy:.1%}: "
-                f"{points(dearer.accuracy, cheaper.accuracy)} for {_times(times)} the MACs."
+                f"{points(dearer.accuracy, cheaper.accuracy)} for {more_macs}."
             )
     for objective, own in selected:
-        better = own
+        better, name = own, objective.name
         for other, estimate in selected:
-            more = round(estimate.accuracy - better.accuracy, DIGITS) > 0
-            if more and fits(objective.constraints, estimate.candidate.row[None])[0]:
+            gains = round(estimate.accuracy - better.accuracy, DIGITS) > 0
+            if gains and fits(objective.constraints, estimate.candidate.row[None])[0]:
                 better, name = estimate, other.name
         if better is not own:
             sentences.append(
@@ -87,9 +84,12 @@ def points(more: float, less: float) -> str:
     return f"{written} point" if written == "1" else f"{written} points"
 
 
-def _times(ratio: float) -> str:
-    """How many times as much, in two digits: `3 times`, `1.4 times`."""
-    return f"{ratio:.2g} times" if ratio < 100 else f"{ratio:.0f} times"
+def _more(ratio: float) -> str:
+    """How many more MACs, in two digits: `3.3 times the MACs`, `12% more MACs`; empty if hardly more."""
+    if ratio >= 1.5:
+        return f"{float(f'{ratio:.2g}'):g} times the MACs"
+    percent = round(100 * (ratio - 1))
+    return f"{percent}% more MACs" if percent > 0 else ""
 
 
 def _macs(estimate: Estimate, macs: ArchCostFn) -> float:

@@ -3,10 +3,10 @@
 Cross-validation measures how far off a predictor is for subnets that are drawn like the known ones. A search
 looks for subnets that differ from them, and finds those of which the predictor is too hopeful. So each
 measured prediction moves and widens the intervals of the next ones. The width is a weighted conformal
-quantile (Barber et al., Conformal prediction beyond exchangeability, 2023, arXiv:2202.13415): misses of the
-search's own predictions have weight 1 each, those of cross-validation share a fixed weight. These are also
-scaled by how much larger or smaller the own misses are: a standard deviation is known after a few misses,
-their 90% quantile only after many.
+quantile (Barber et al., Conformal prediction beyond exchangeability, 2023, arXiv:2202.13415): the latest
+misses of the search's own predictions have weight 1 each, earlier ones less; those of cross-validation share
+a fixed weight. These are also scaled by how much larger or smaller the own misses are: a standard deviation
+is known after a few misses, their 90% quantile only after many.
 """
 
 from collections.abc import Sequence
@@ -25,6 +25,8 @@ from predictors.selection.evaluations import Prediction
 CROSS_VALIDATION_WEIGHT = 10.0
 # Half of the mean miss counts as a bias after so many own predictions: the mean of few of them is luck.
 BIAS_PATIENCE = 5.0
+# The weight of an own prediction falls by e while so many others follow: a search moves on to other subnets.
+MEMORY = 50.0
 FEWEST_TO_JUDGE = 10  # own predictions: fewer say nothing about a tau or about a share of 90%
 
 
@@ -100,13 +102,16 @@ class Intervals:
     def _correction(self) -> tuple[float, float]:
         """(bias, half of an interval), in predictive standard deviations."""
         misses, known = np.array(self._misses), self.quality.ratios
-        bias = float(misses.sum()) / (len(misses) + BIAS_PATIENCE)
+        weights = np.exp(-np.arange(len(misses))[::-1] / MEMORY)
+        bias = float(weights @ misses) / (weights.sum() + BIAS_PATIENCE)
         own = np.abs(misses - bias)
         variance = np.mean(known**2) + LEAST_STD**2
-        scaled = (np.sum(own**2) / variance + CROSS_VALIDATION_WEIGHT) / (len(own) + CROSS_VALIDATION_WEIGHT)
-        ratios = np.concatenate([own, known * np.sqrt(scaled)])
+        scale = (weights @ own**2 / variance + CROSS_VALIDATION_WEIGHT) / (
+            weights.sum() + CROSS_VALIDATION_WEIGHT
+        )
+        ratios = np.concatenate([own, known * np.sqrt(scale)])
         shares = np.full(len(known), CROSS_VALIDATION_WEIGHT / len(known))
-        return bias, conformal_quantile(ratios, np.concatenate([np.ones(len(own)), shares]))
+        return bias, conformal_quantile(ratios, np.concatenate([weights, shares]))
 
     def own_quality(self) -> OwnQuality:
         """How good the measured predictions were."""

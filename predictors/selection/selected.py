@@ -61,25 +61,14 @@ def write_selected(
     records: dict[str, Record] = {}
     selected: list[tuple[Objective, Estimate]] = []
     shown = ["macs", "params"]
+    sentences = []
     for found in explored:
-        objective, images = found.objective, found.evaluations.images
-        best = choose(found.estimates, objective.constraints, ties)
+        objective = found.objective
         tuned = finalists.get(objective.name, [])
-        if tuned:
-            best = choose_finalist(tuned, objective.constraints, images, ties).estimate
-        if best is None:
-            limits = " ".join(map(str, objective.constraints))
-            raise UserError(
-                f"No subnet that keeps {limits} was found; use --explore search, or raise a limit."
-            )
-        record = subnet_record(found.evaluations, best, costs)
-        constraints = []
-        for c in objective.constraints:
-            value = c.cost(best.candidate.row[None])[0].item()
-            constraints.append({"name": c.name, "limit": c.limit, "value": value, "unit": UNITS[c.name]})
-            shown.append(c.name)
+        best = _best(found, tuned, ties)
         half = half_budget(found.estimates, objective.constraints)
-        written = record | {"constraints": constraints} | facts
+        record = subnet_record(found.evaluations, best, costs)
+        written = record | {"constraints": _reached(objective, best)} | facts
         if found.own:
             written["predicted_candidates"] = found.own._asdict()
         written["half"] = half and subnet_record(found.evaluations, half, costs)
@@ -94,16 +83,36 @@ def write_selected(
         write_json(folder / f"{objective.name}.json", written)
         records[objective.name] = record
         selected.append((objective, best))
+        shown += [c.name for c in objective.constraints]
+        sentences.append(half_sentence(objective, best, half))
     if not selected:
         return
     _print_subnets("budget", records, shown)
-    if len(explored[0].estimates) < FEWEST_TO_LEARN_FROM:
+    if any(len(found.estimates) < FEWEST_TO_LEARN_FROM for found in explored):
         print("Too few subnets are measured to learn from: the expected accuracies are the measured ones.")
-    for found, (objective, best) in zip(explored, selected, strict=True):
-        half = half_budget(found.estimates, objective.constraints)
-        print(half_sentence(objective, best, half))
-    for sentence in budget_sentences(selected, costs["macs"]):
+    for sentence in [*sentences, *budget_sentences(selected, costs["macs"])]:
         print(sentence)
+
+
+def _best(found: Explored, tuned: Sequence[Finalist], ties: float) -> Estimate:
+    """The subnet to select for an objective."""
+    constraints = found.objective.constraints
+    if tuned:
+        return choose_finalist(tuned, constraints, found.evaluations.images, ties).estimate
+    best = choose(found.estimates, constraints, ties)
+    if best is None:
+        limits = " ".join(map(str, constraints))
+        raise UserError(f"No subnet that keeps {limits} was found; use --explore search, or raise a limit.")
+    return best
+
+
+def _reached(objective: Objective, best: Estimate) -> list[Record]:
+    """Each limit as JSON data, with the value that the selected subnet reaches."""
+    limits = []
+    for c in objective.constraints:
+        value = c.cost(best.candidate.row[None])[0].item()
+        limits.append({"name": c.name, "limit": c.limit, "value": value, "unit": UNITS[c.name]})
+    return limits
 
 
 def write_front(explored: Explored, costs: Mapping[str, ArchCostFn], folder: Path, digest: str) -> None:

@@ -10,7 +10,6 @@ import pytest
 from engine.command.cli import parse
 from engine.command.install import ROOT
 from engine.errors import UserError
-from export.executorch import ExecuTorch
 from export.onnx import Export
 from export.openvino import OpenVINO
 
@@ -18,13 +17,17 @@ from export.openvino import OpenVINO
 @pytest.mark.parametrize(
     ("command", "words", "package"),
     [
-        (ExecuTorch, [], "executorch"),
         (Export, ["--target", "cpu,executorch"], "executorch"),
+        (Export, ["--target", "litert"], "litert"),
+        (Export, ["--target", "mlpackage"], "coreml"),
+        (Export, ["--target", "ncnn"], "ncnn"),
+        (Export, ["--target", "mnn"], "mnn"),
+        (Export, ["--target", "qnn-sm8650"], "qnn"),
         (OpenVINO, ["x.onnx"], "openvino"),
     ],
 )
 def test_what_is_not_installed(
-    command: type[ExecuTorch | Export | OpenVINO],
+    command: type[Export | OpenVINO],
     words: list[str],
     package: str,
     monkeypatch: pytest.MonkeyPatch,

@@ -27,6 +27,16 @@ def all_imagenet(nas_data: Path) -> tuple[Space, Codes, np.ndarray]:
     return space, different, np.bincount(which, y) / np.bincount(which)
 
 
+@pytest.fixture(scope="session")
+def imagenet_searches(nas_data: Path) -> tuple[Space, list[tuple[Codes, np.ndarray]]]:
+    """(space, (codes, accuracies) of each of three searches, in the order in which it measured them)."""
+    searches = []
+    for path in sorted((nas_data / "ofa_measured").glob("*.csv")):
+        space, codes, y = measured(nas_data, path.name)
+        searches.append((codes, y))
+    return space, searches
+
+
 def measured(nas_data: Path, files: str) -> tuple[Space, Codes, np.ndarray]:
     named = load_space("ofa_mbv3")
     space = Space.model_validate(

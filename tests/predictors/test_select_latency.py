@@ -10,17 +10,22 @@ from made_up_latency import partial_device, written_table
 from engine.command.cli import parse
 from engine.errors import UserError
 from engine.onnx_timing import machine_name, runtime_name
+from engine.statistics import Floats
 from ofa.layers import layer_specs
 from ofa.space.arch import largest
 from ofa.space.codes import Codes, encode
 from ofa.space.space import Space
+from predictors import select as select_module
 from predictors.collect import Collect
 from predictors.latency.here import is_of_this_machine, time_architecture
 from predictors.latency.model import LatencyModel
 from predictors.latency.table import LatencyTable
+from predictors.search.additive_optimum import additive_limits, additive_optimum
+from predictors.search.best import find_best
 from predictors.search.constraints import Constraint, Objective
+from predictors.search.decompose import groups_of_layers
+from predictors.search.dynamic_programming import fit_additive
 from predictors.select import Select
-from predictors.selection import timed
 from predictors.selection.timed import Stopwatch, keep_timed_limit
 
 
@@ -104,7 +109,7 @@ def test_selected_subnets_are_timed_where_the_table_is_of_this_machine(
         asked.append(row.tobytes())
         return 11.0 if len(set(asked)) == 1 else 9.0
 
-    monkeypatch.setattr(timed, "time_architecture", time)
+    monkeypatch.setattr(select_module, "time_architecture", time)
     here = partial_device(tiny, machine=machine_name(), runtime=runtime_name())
     table = written_table(here, tmp_path)
     flags = ["--latency", "10ms", "--latency-table", table]
@@ -172,3 +177,25 @@ def test_an_architecture_is_timed_as_the_kit_does(tiny: Space) -> None:
     row = encode(tiny, largest(tiny))
     assert 0 < time_architecture(tiny, row, here) < 1000
     assert len(layer_specs(tiny, largest(tiny), 10, 1)) > 2
+
+
+def test_the_optimum_is_exact_where_a_table_covers_some_resolutions(tiny: Space, everything: Codes) -> None:
+    """Infinite latencies could not be taken apart, so that the limit was unknown to the exact search."""
+    latency = LatencyModel(partial_device(tiny, networks=20), tiny)
+    weights = np.random.default_rng(0).normal(size=len(tiny.columns))
+
+    def score(rows: Codes) -> Floats:
+        return rows @ weights
+
+    known = np.isfinite(latency.bound(everything))
+    assert 0 < known.sum() < len(everything)
+    for limit in np.quantile(latency.bound(everything[known]), [0.1, 0.5, 0.9]):
+        constraint = Constraint("latency", float(limit), latency.bound)
+        limits = additive_limits(tiny, [constraint])
+        assert len(limits.costs) == 1
+        allowed = everything[latency.bound(everything) <= limit]
+        gains = fit_additive(tiny, score, groups_of_layers(tiny), np.random.default_rng(0))
+        optimum = additive_optimum(tiny, gains, groups_of_layers(tiny), limits)
+        assert optimum.is_proven and (latency.bound(optimum.rows) <= limit).all()
+        found = find_best(tiny, score, [constraint], np.random.default_rng(0))
+        assert score(found[:1])[0] == pytest.approx(score(allowed).max())

@@ -42,10 +42,10 @@ def test_long_names_are_whole_and_a_small_picture_stays_small() -> None:
     names = [f"Blue Staffordshire Terrier {i}" for i in range(100)]
     counts = np.diag(np.full(100, 5))
     counts[3, 90] = 2
-    drawing = draw_confusion("test", counts, names, most=12, room=330)
+    drawing = draw_confusion("test", counts, names, most=10, room=300)
     words = [shape for shape in drawing.shapes if isinstance(shape, Words)]
     text = " ".join(word.text for word in words)
     assert "Blue Staffordshire" in text and "Terrier 90 · " in text and "…" not in text
-    assert "the 12 of 100 classes" in text
+    assert "the 10 of 100 classes" in text
     assert drawing.width <= 520 and min(word.size for word in words) * 370 / drawing.width >= 7
     assert list(sticking_out(drawing)) == []

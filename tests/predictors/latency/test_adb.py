@@ -125,3 +125,9 @@ def test_it_needs_python_3_8_and_nothing_else() -> None:
             assert node.module and node.module.partition(".")[0] in sys.stdlib_module_names
         elif isinstance(node, ast.Import):
             assert all(alias.name in sys.stdlib_module_names for alias in node.names)
+
+
+def test_no_other_file_of_the_phone_is_run() -> None:
+    for name in ("a;reboot.onnx", "../x.onnx", "$(id).onnx", "a b.onnx"):
+        with pytest.raises(ValueError, match="names a file that no kit has"):
+            adb.command({"file": name, "shape": [1, 1, 8, 8]}, 10, 1)

@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from predictors.accuracy.validation import CandidateQuality
+from ofa.cost import costs_of
+from ofa.space.codes import Codes
+from ofa.space.space import Space
+from predictors.accuracy.features import features
+from predictors.accuracy.gaussian_process import GaussianProcess
+from predictors.accuracy.validation import CandidateQuality, cross_validate
 from predictors.selection.intervals import Intervals
 
 TYPICAL_MISS = 0.003
@@ -62,3 +67,25 @@ def test_a_ranking_of_equal_accuracies_has_no_tau() -> None:
     mean, std = np.linspace(0.7, 0.8, 12), np.full(12, STD)
     intervals.learn(mean, std, intervals.around(mean, std), np.full(12, 0.75))
     assert intervals.own_quality().tau is None
+
+
+@pytest.mark.slow
+def test_subnets_that_other_searches_found(
+    imagenet_searches: tuple[Space, list[tuple[Codes, np.ndarray]]],
+) -> None:
+    """300 subnets of one search are known; without learning 69% are inside of what another found last."""
+    space, ((known, known_y), (codes, y), _) = imagenet_searches
+    known, known_y = known[:300], known_y[:300]
+    macs = costs_of(space, known, 1000, 3).macs
+    quality = cross_validate("gp", features(space, known), known_y, macs, 0)
+    mean, std = GaussianProcess().fit(features(space, known), known_y, 0).predict(features(space, codes))
+    intervals, inside = Intervals(quality), []
+    for start in range(0, len(y), 5):
+        part = slice(start, start + 5)
+        predictions = intervals.around(mean[part], std[part])
+        intervals.learn(mean[part], std[part], predictions, y[part])
+        for prediction, measured in zip(predictions, y[part], strict=True):
+            inside.append(prediction.interval[0] <= measured <= prediction.interval[1])
+    fixed = np.abs(y - mean) <= quality.half_width(std)
+    assert fixed.mean() < 0.75 and fixed[-200:].mean() < 0.7
+    assert 0.85 <= np.mean(inside) <= 0.95 and 0.85 <= np.mean(inside[-200:]) <= 0.95

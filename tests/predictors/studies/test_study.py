@@ -187,7 +187,8 @@ def test_what_a_notebook_adds_counts(tiny: Space, tmp_path: Path, capsys: pytest
 def test_a_failed_trial_is_measured_again(tiny: Space, tmp_path: Path) -> None:
     worker = Worker(tiny, str(tmp_path / "journal"))
     worker.study._enqueue(worker.rows, [None] * 12)
-    opened(tmp_path / "journal").tell(0, state=TrialState.FAIL)
+    study = worker.study
+    study.storage.set_trial_state_values(study._id_of(study.study.trials[0]), TrialState.FAIL)
     worker.run()
     Worker(tiny, str(tmp_path / "journal")).run()
     assert [t.state for t in worker.study.study.trials].count(TrialState.COMPLETE) == 12
