@@ -83,13 +83,19 @@ def _runs_like(folder: Path, file: Manifest, files: list[Manifest]) -> Run | Non
     """
     alike = [file]
     for other in files:
-        if (other.input, other.preprocessing, other.output) == (file.input, file.preprocessing, file.output):
+        if _in_and_out(other) == _in_and_out(file):
             alike.append(other)
     for candidate in alike:
         file_format = format_of(Path(candidate.file))
         if file_format.installed() and not file_format.not_run_here():
             return file_format.open(folder / candidate.file)
     return None
+
+
+def _in_and_out(file: Manifest) -> tuple[Any, ...]:
+    """What one image is for a file, and what its output means."""
+    # Without the first axis: one file takes any number of images, another one.
+    return file.input.dtype, file.input.layout, file.input.shape[1:], file.preprocessing, file.output.name
 
 
 def _describe(folder: Path, file: Manifest, run: Run, names: list[str], data: _Data) -> dict[str, Any]:
