@@ -17,8 +17,8 @@ from predictors.selection.evaluations import EvaluateFn, Evaluations
 from predictors.selection.intervals import Intervals
 
 PER_ROUND = 5  # the ten best predictions in one go were worse than random subnets (docs/log.md)
-# The fifth lies below the limits, so that it is known what less costs. Two of five below made the choice worse
-# by 0.1 points in one simulation of two; one of five cost nothing (docs/log.md).
+# The fifth lies below the limits, so that it is known what less costs. Two of five below made the choice
+# worse by 0.1 points in one simulation of two; one of five cost nothing (docs/log.md).
 PER_ROUND_AT_LIMIT = 4
 SHARES_BELOW = (0.5, 0.7)  # of all limits together, in turn
 
