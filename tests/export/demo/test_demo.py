@@ -110,11 +110,12 @@ def test_the_browser_prepares_images_number_for_number(server: Server, tmp_path:
         {"image_size": 12, "resize": [size] * 2, "channels": "gray", "mean": [0.3], "std": [0.4]}
         for size in (12, 9)
     ]
+    cases.append(cases[0] | {"baked": "preprocessing"})
     with Browser(tmp_path / "profile") as browser:
         browser.ask("Page.navigate", url=f"http://127.0.0.1:{server.server_port}/")
         browser.wait("document.documentElement.dataset.ready")
         rectangles = [(53, 37), (30, 41), (200, 133)]
-        for case, size in zip(cases, [*rectangles * 2, (12, 12), (64, 17)], strict=True):
+        for case, size in zip(cases, [*rectangles * 2, (12, 12), (64, 17), (31, 9)], strict=True):
             image = Image.open(io.BytesIO(picture(*size)))
             for dtype, layout in (("float32", "NCHW"), ("uint8", "NHWC")):
                 file = {"preprocessing": case, "input": {"dtype": dtype, "layout": layout}}
