@@ -128,7 +128,7 @@ def test_selected_subnets_are_timed_where_the_table_is_of_this_machine(
     chosen = json.loads((collected / "selected" / "10ms.json").read_text())
     assert chosen["arch"] != without["arch"] and len(set(asked)) == 2
     assert chosen["latency_measured_ms"] == 9.0
-    assert "timed 9)" in said
+    assert "ms; timed here: 9ms." in said
     other = written_table(partial_device(tiny, machine="another"), tmp_path)
     assert select(collected, "--latency", "10ms", "--latency-table", other) == 0
     assert len(set(asked)) == 2
