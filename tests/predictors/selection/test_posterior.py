@@ -159,3 +159,18 @@ def test_expectations_beat_the_highest_measurement(tiny: Space, common: float) -
     assert means["expected"] > means["raw"] + 0.001 and means["expected"] > means["tie"] + 0.003
     assert abs(np.mean(errors["expected"])) < min(0.25 * np.mean(errors["raw"]), 0.004)
     assert 0.85 <= np.mean(inside) <= 0.95
+
+
+def test_a_subnet_that_is_truly_special_is_believed(tiny: Space) -> None:
+    """The smallest subnet is trained in every step: 10 points above what its neighbours say is no luck."""
+    rng = np.random.default_rng(0)
+    rows = np.unique(sample_codes(tiny, 3_000, rng), axis=0)[::4]
+    use = utilisation(at_most(tiny, 100_000), rows)
+    truth = 0.75 + 0.05 * use / use.max()
+    evaluations = Evaluations(tiny, 504, [])
+    for row, accuracy in zip(rows[1:], rng.binomial(504, truth)[1:] / 504, strict=True):
+        evaluations.add(row, float(accuracy), "pairs")
+    evaluations.add(encode(tiny, smallest(tiny)), 0.85, "pairs")
+    best, other, *_ = under(estimate(evaluations, "ridge", 0), [])
+    assert best.candidate.val_accuracy == 0.85 and best.accuracy > 0.83
+    assert other.accuracy < 0.81 < other.candidate.val_accuracy, "what luck explains is luck"
