@@ -142,7 +142,8 @@ def test_an_invalid_graph_is_refused() -> None:
 
 def test_damaged_files_are_sentences(exported: Path, tmp_path: Path) -> None:
     for name in ("largest.onnx", "largest.mobile.ort"):
-        path, beside = tmp_path / name, tmp_path / manifest_path(Path(name)).name
+        path = tmp_path / name
+        beside = manifest_path(path)
         shutil.copy(exported / beside.name, beside)
         content = (exported / name).read_bytes()
         path.write_bytes(content[: len(content) // 2])

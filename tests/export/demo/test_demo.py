@@ -136,6 +136,26 @@ def test_the_browser_prepares_images_number_for_number(server: Server, tmp_path:
                 )
 
 
+def test_the_page_turns_images_upright(server: Server, tmp_path: Path) -> None:
+    """Every orientation that a camera writes; a PNG, whose pixels no decoder changes."""
+    with Browser(tmp_path / "profile") as browser:
+        browser.ask("Page.navigate", url=f"http://127.0.0.1:{server.server_port}/")
+        browser.wait("document.documentElement.dataset.ready")
+        for orientation in range(1, 9):
+            image, exif, file = Image.open(io.BytesIO(picture(24, 16))), Image.Exif(), io.BytesIO()
+            exif[274] = orientation
+            image.save(file, "PNG", exif=exif)
+            content = base64.b64encode(file.getvalue()).decode()
+            width, height, data = browser.run(
+                "import('./prepare.js').then((m) => m.decode(new Blob("
+                f"[Uint8Array.from(atob('{content}'), (c) => c.charCodeAt(0))])))"
+                ".then((x) => [x.width, x.height, Array.from(x.data)])"
+            )
+            upright = ImageOps.exif_transpose(Image.open(file)).convert("RGBA")
+            assert (width, height) == upright.size, orientation
+            assert bytes(data) == upright.tobytes(), orientation
+
+
 @pytest.mark.parametrize("name", ["60k", "largest"])
 def test_the_browser_classifies_as_the_server_does(bundled_run: Path, tmp_path: Path, name: str) -> None:
     """With the onnxruntime-web that `python -m export.demo --vendor` fetched; without the network there is
