@@ -62,7 +62,7 @@ class MlPackageFormat(Format):
 
         if example.dtype != np.float32:
             raise UserError(
-                "Core ML takes float32 arrays; leave out --bake-normalize, and scale the pixels in the app "
+                "Core ML takes float32 arrays; leave out --bake, and scale the pixels in the app "
                 "as the manifest says."
             )
         folded = fold_batch_norm(module)

@@ -139,7 +139,7 @@ def test_pixels_are_refused_in_a_sentence(tmp_path: Path, target: str) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5)).eval()
     bake = export.Bake((0.5,) * 3, (0.2,) * 3)
     path = tmp_path / f"x{file_format.suffix}"
-    with pytest.raises(UserError, match=r"takes float32 [^\n]*; leave out --bake-normalize"):
+    with pytest.raises(UserError, match=r"takes float32 [^\n]*; leave out --bake"):
         export.to_onnx(net, path, target, images=torch.randn(2, 3, 8, 8), bake=bake)
     assert list(tmp_path.iterdir()) == []
 
