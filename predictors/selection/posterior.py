@@ -84,8 +84,8 @@ def estimate(evaluations: Evaluations, member: PredictorName, seed: int) -> list
     mean = np.clip(mean, 0, 1)
     misses = np.abs(y - mean)
     std = predictive_std(std, float(np.median(misses)))
-    # Variances as they turned out to be: the predictor's own may all be too small or too large. They are never
-    # 0, also where all subnets measured alike.
+    # Variances as they turned out to be: the predictor's own may all be too small or too large. They are
+    # never 0, also where all subnets measured alike.
     total = std**2 * np.mean(misses**2 / std**2) + LEAST_STD**2
     # By the predicted accuracy: a lucky measurement would claim less noise, and count for more. Two right and
     # two wrong images more (Agresti and Coull 1998) keep an accuracy of 100% from having no noise.
