@@ -18,6 +18,7 @@ import numpy as np
 from engine.statistics import Z_90, Floats, pareto_front, wilson_interval
 from predictors.accuracy.features import features
 from predictors.accuracy.models import PredictorName
+from predictors.accuracy.predictor import LEAST_STD
 from predictors.accuracy.validation import predict_from_other_folds, predictive_std
 from predictors.search.constraints import ArchCostFn, Constraint, fits, utilisation
 from predictors.selection.evaluations import FEWEST_TO_LEARN_FROM, Candidate, Evaluations, rows_of
@@ -80,14 +81,16 @@ def estimate(evaluations: Evaluations, member: PredictorName, seed: int) -> list
     # A search finds subnets of which the predictor is too hopeful, also after it has learned from the others.
     own = np.array([candidate.source == "select" for candidate in candidates])
     mean[own] += np.sum((y - mean)[own]) / (np.count_nonzero(own) + PATIENCE)
+    mean = np.clip(mean, 0, 1)
     misses = np.abs(y - mean)
     std = predictive_std(std, float(np.median(misses)))
-    # Variances as they turned out to be: the predictor's own may all be too small or too large.
-    total = std**2 * np.mean(misses**2 / std**2)
+    # Variances as they turned out to be: the predictor's own may all be too small or too large. They are
+    # never 0, also where all subnets measured alike.
+    total = std**2 * np.mean(misses**2 / std**2) + LEAST_STD**2
     # By the predicted accuracy: a lucky measurement would claim less noise, and count for more. Two right and
     # two wrong images more (Agresti and Coull 1998) keep an accuracy of 100% from having no noise.
     images = evaluations.images
-    smoothed = (np.clip(mean, 0, 1) * images + 2) / (images + 4)
+    smoothed = (mean * images + 2) / (images + 4)
     binomial = smoothed * (1 - smoothed) / images
     noise = np.minimum(binomial, (1 - LEAST_SHARE) * total)
     share = _share_of_measurement(y - mean, total - noise, noise)

@@ -118,6 +118,22 @@ def test_too_few_to_learn_from_are_expected_as_measured(tiny: Space) -> None:
     assert 0.7 < low < 0.74 < 0.85 < high < 0.87, "Wilson's interval"
 
 
+@pytest.mark.parametrize("accuracy", [0.5, 1.0])
+@pytest.mark.parametrize("member", ["ridge", "gp"])
+def test_subnets_that_measured_alike(tiny: Space, accuracy: float, member: str) -> None:
+    """The cheapest is selected; the interval is that of the images alone."""
+    rows = np.unique(sample_codes(tiny, 500, np.random.default_rng(0)), axis=0)[::8]
+    evaluations = Evaluations(tiny, 500, [])
+    for row in rows:
+        evaluations.add(row, accuracy, "select")
+    chosen = choose(estimate(evaluations, member, 0), at_most(tiny, 1e9))
+    assert chosen is not None and macs_of(tiny, chosen.candidate.row[None])[0] == macs_of(tiny, rows).min()
+    assert chosen.accuracy == pytest.approx(accuracy, abs=1e-4)
+    smoothed = (500 * accuracy + 2) / 504
+    low = accuracy - 1.645 * (smoothed * (1 - smoothed) / 500) ** 0.5
+    assert chosen.interval == pytest.approx((low, min(2 * accuracy - low, 1)), abs=1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("common", [0.0, 0.65], ids=["own luck", "luck that all share"])
 def test_expectations_beat_the_highest_measurement(tiny: Space, common: float) -> None:
