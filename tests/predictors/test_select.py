@@ -105,7 +105,7 @@ def test_select_keeps_the_budget_and_ranks_by_expectation(
 def test_a_budget_does_not_depend_on_others(collected: Path, tmp_path: Path) -> None:
     """Alone, beside others, and after others in either order: the same subnet and the same file."""
     written = []
-    for i, commands in enumerate((["60k"], ["100k,80k,60k"], ["80k", "100k", "60k"])):
+    for i, commands in enumerate((["60k"], ["80k,60k"], ["80k", "60k"])):
         copy = tmp_path / str(i)
         shutil.copytree(collected, copy, ignore=shutil.ignore_patterns("selected", "optuna.journal"))
         for flops in commands:
