@@ -171,20 +171,23 @@ def _complaint(model: Any, module: "nn.Module", precision: Precision, example: A
     for name, weight in module.named_parameters():
         if weight.ndim < 2:  # biases may be merged, and layers without one are given zeros
             continue
-        rows = _rows(weight.detach().numpy(), len(weight), scaled)
-        same = [other for other in found if other.size == rows.size and other.dtype == kind]
-        if not any(np.allclose(_rows(other, len(weight), scaled), rows, 1e-3, 1e-3) for other in same):
+        values = weight.detach().numpy()
+        same = [other for other in found if other.size == values.size and other.dtype == kind]
+        if not any(_holds(other, values, scaled) for other in same):
             return f"weight '{name}' is not among its {precision} numbers"
     return ""
 
 
-def _rows(weight: Array, channels: int, scaled: bool) -> Array:
-    """The weights (channels, rest) of each output channel; `scaled`: divided by the one farthest from 0."""
-    rows = weight.reshape(channels, -1).astype(np.float64)
-    if not scaled:
-        return rows
-    largest = np.take_along_axis(rows, np.abs(rows).argmax(1)[:, None], 1)
-    return rows / np.where(largest == 0, 1, largest)
+def _holds(found: Array, weight: Array, scaled: bool) -> bool:
+    """Whether numbers of a file are a layer's weights; `scaled`: up to a factor of each output channel."""
+    wanted = weight.reshape(len(weight), -1).astype(np.float64)
+    found = found.reshape(wanted.shape).astype(np.float64)
+    if scaled:
+        power = np.square(wanted).sum(1, keepdims=True)
+        wanted = wanted * (found * wanted).sum(1, keepdims=True) / np.where(power == 0, 1, power)
+    # A norm may make all of a channel so small that float16 has hardly any digits for it.
+    limit = 1e-3 * np.abs(found).max(1, keepdims=True) + 1e-6
+    return bool((np.abs(found - wanted) <= limit).all())
 
 
 def _zip(folder: Path, path: Path) -> None:
