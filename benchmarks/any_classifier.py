@@ -98,6 +98,9 @@ def build(name: str, side: int) -> nn.Module:
             nn.init.normal_(tensor, std=0.1)
         elif "running_var" in key:
             nn.init.uniform_(tensor, 0.5, 1.5)
+        elif tensor.ndim == 2 and not tensor.any():
+            # A head that starts at zero would give zeros, which every file computes.
+            nn.init.normal_(tensor, std=0.02)
     return net.eval()
 
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import lil_matrix
-from selection_problems import Problem, imagenet, limit_sets
+from selection_problems import Problem, imagenet, limit_sets, named
 
 from engine.statistics import Floats
 from ofa.space.codes import Codes
@@ -153,7 +153,7 @@ def compare(problem: Problem, seeds: int) -> None:
             lost.append(float(problem.score(best)[0] - problem.score(found[:1])[0]))
         ours, theirs = (time.process_time() - middle) / seeds, middle - started
         values = f"{100 * problem.score(best)[0]:.4f} | {100 * max(lost):.1e} | {ours:.2f} | {theirs:.1f}"
-        print(f"| {' '.join(map(str, sums))} | {values} |", flush=True)
+        print(f"| {named(sums)} | {values} |", flush=True)
 
 
 def main() -> None:

@@ -103,9 +103,6 @@ def main() -> None:
     fields = {name: getattr(named, name) for name in Space.model_fields}
     space = Space.model_validate(fields | {"resolution": (224,)})
     searches = {path.stem: read_search(space, path) for path in sorted(arguments.folder.glob("*.csv"))}
-    print(
-        "known from | others | tau: cv, truth | similar MACs | inside: cv, 100 first, last quarter | hopeful"
-    )
     for name, subnets in searches.items():
         known = subnets[: arguments.known]
         rows = {subnet.row.tobytes() for subnet in known}
@@ -133,8 +130,8 @@ def report(space: Space, name: str, known: list[Found], others: list[Found], lea
     print(f"  tau at similar MACs {100 * quality.tau_in_bands:.1f}, {100 * similar:.1f} truly")
     for kind, center, covered in (("fixed", mean, fixed), ("learning", corrected, inside)):
         parts = []
-        for part, chosen in parts_of.items():
-            held, hopeful = covered[chosen].mean(), (center - y)[chosen].mean()
+        for part, which in parts_of.items():
+            held, hopeful = covered[which].mean(), (center - y)[which].mean()
             parts.append(f"{part} {100 * held:.0f} ({100 * hopeful:+.3f} points too hopeful)")
         print(f"  held by {kind} intervals: {', '.join(parts)}")
 

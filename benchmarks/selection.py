@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 from reference_searches import alphanet_search, ofa_search
-from selection_problems import Problem, counted, imagenet, limit_sets, made_up
+from selection_problems import Problem, counted, imagenet, limit_sets, made_up, named
 
 from ofa.space.codes import canonical
 from ofa.space.space import Space
@@ -122,7 +122,7 @@ def compare(
                 reached.append(100 * value)
             extreme = min(reached) if name == "ours" else max(reached)
             cells.append(f"{np.mean(reached):.3f} ({extreme:.3f})")
-        print(f"| {' '.join(str(limit) for limit in limits)} | " + " | ".join(cells) + " |", flush=True)
+        print(f"| {named(limits)} | " + " | ".join(cells) + " |", flush=True)
     asked = [f"{np.mean(evaluations[name]):,.0f}" for name in searches]
     spent = [f"{np.mean(seconds[name]):.2f} (at most {max(seconds[name]):.2f})" for name in searches]
     print(

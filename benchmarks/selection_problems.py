@@ -2,7 +2,7 @@
 
 import ast
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from predictors.accuracy.gaussian_process import GaussianProcess
 from predictors.accuracy.ridge import Ridge
 from predictors.latency.model import LatencyModel
 from predictors.latency.published import read_published
-from predictors.search.constraints import ArchCostFn, Constraint, ScoreFn
+from predictors.search.constraints import ArchCostFn, Constraint, ScoreFn, format_cost
 from predictors.search.costs import cost_functions
 
 WIDTH = (16, 16, 24, 40, 80, 112, 160, 1280)
@@ -138,6 +138,11 @@ def limit_sets(problem: Problem) -> list[list[Constraint]]:
                 limits.append(Constraint(name, float(np.quantile(costs[name](rows), share)), costs[name]))
             sets.append(limits)
     return sets
+
+
+def named(limits: Sequence[Constraint]) -> str:
+    """Limits as flags of predictors.select, rounded."""
+    return " ".join(f"{limit.flag} {format_cost(limit.name, limit.limit, 4)}" for limit in limits)
 
 
 def counted(score: ScoreFn) -> tuple[ScoreFn, Callable[[], int]]:

@@ -184,6 +184,9 @@ class Export(RunCommand):
         if self.arch is None and source.searchable:
             # Networks that selection chose, which is what the report is about.
             say(f"next: python -m predictors.report{run_flag(self.run)}")
+        elif timed and self.bake == "preprocessing":
+            # The benchmark times images of a fixed size only.
+            say(f"next: python -m export.bundle{run_flag(self.run)}")
         elif timed:
             say(f"next: python -m export.benchmark {shlex.quote(str(timed[0]))}")
         return 1 if failed else 0

@@ -51,7 +51,7 @@ class Measure(Command):
     Weights do not matter, so a space is enough (--space); a run (--run) also knows its classes and channels.
     On this machine: leave out --export-kit and --import-kit. An interrupted command continues when it is
     given again. For another device: --export-kit DIR, run bench.py there, and bring its latency.csv back to
-    --import-kit.
+    --import-kit. For an Android phone: run adb.py of the kit on the computer that the phone is connected to.
 
     A table whose timings do not agree with themselves is not written.
 
@@ -122,7 +122,7 @@ class Measure(Command):
             self._write_kit(subject, self.export_kit)
             print(
                 f"kit in {self.export_kit}: copy it to the device, run python bench.py in it, and bring "
-                "latency.csv back"
+                "latency.csv back; for an Android phone run python adb.py in it here"
             )
             say(
                 "next: python -m predictors.measure --import-kit latency.csv --device-name NAME, with the "

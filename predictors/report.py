@@ -134,7 +134,7 @@ class Report(RunCommand):
             selected=selected,
             known=known,
             tested=tested,
-            comparisons=compare_subnets(space, selected, known, tested, hits, tuned),
+            comparisons=compare_subnets(space, selected, known, tested, hits, tuned, self.random),
             exported=exported,
             judged=judged,
             pairs=len(pairs),
@@ -224,6 +224,8 @@ class Report(RunCommand):
         report = {"images": findings.images, "headlines": sentences, "subnets": rows, "exported": exported}
         write_json(folder / "report.json", weights | report)
         write_csv(folder / "report.csv", _columns_in_use(rows), rows)
+        # Another run beside this one may have been compared before, and be gone now.
+        (folder / "alone.json").unlink(missing_ok=True)
         if worth is not None:
             write_json(folder / "alone.json", worth_as_json(worth) | weights)
         with atomic(folder / "report.html") as temporary:

@@ -32,6 +32,14 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _exact_small_numbers() -> Iterator[None]:
+    """Denormal numbers count again after a test that timed a file: onnxruntime rounds them to zero in the
+    whole thread from then on, and another test would compute otherwise after it than alone."""
+    yield
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _away_from_the_start(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Fixtures that are shared by all tests are made in an empty folder too."""

@@ -231,7 +231,10 @@ def check(folder: Path, file: dict[str, Any]) -> bool:
     largest: dict[str, float] = {}
     for image, step, found, allowed in differences(folder, file, open_model(folder, file)):
         if found > allowed:
-            print(f"{name}: {image} differs first at {step}: by {found:.3g}, where {allowed:g} is allowed.")
+            how = f"by {found:.3g}, where {allowed:g} is allowed"
+            if found == float("inf"):
+                how = "it has another shape, or a number that is none"
+            print(f"{name}: {image} differs first at {step}: {how}.")
             return False
         largest[step] = max(found, largest.get(step, 0.0))
     print(f"{name}: as bundled; largest differences: {', '.join(f'{k} {v:.2g}' for k, v in largest.items())}")

@@ -19,7 +19,7 @@ from engine.errors import UserError
 from engine.run import write_json
 from export.bundle.classify import SAMPLES, steps_of
 from export.formats import format_of
-from export.formats.format import Array
+from export.formats.format import Array, Run
 from export.manifest import Manifest
 
 COUNT = 8
@@ -50,8 +50,9 @@ def write_samples(folder: Path, files: list[Manifest], source: Path | None = Non
     data = _Data()
     described: dict[str, Any] = {}
     for file in files:
-        if format_of(Path(file.file)).installed():
-            described[file.file] = _describe(folder, file, names, data)
+        run = _runs_like(folder, file, files)
+        if run is not None:
+            described[file.file] = _describe(folder, file, run, names, data)
     (folder / DATA).write_bytes(data.content.getvalue())
     write_json(folder / SAMPLES, {"data": DATA, "images": names, "files": described})
 
@@ -75,7 +76,29 @@ class _Data:
         return {"offset": self.known[key], "dtype": array.dtype.name, "shape": list(array.shape)}
 
 
-def _describe(folder: Path, file: Manifest, names: list[str], data: _Data) -> dict[str, Any]:
+def _runs_like(folder: Path, file: Manifest, files: list[Manifest]) -> Run | None:
+    """What runs a file here or, where its runtime is none of this machine, another that takes the same input.
+
+    On its device a Core ML package should give what the .onnx file gives here.
+    """
+    alike = [file]
+    for other in files:
+        if _in_and_out(other) == _in_and_out(file):
+            alike.append(other)
+    for candidate in alike:
+        file_format = format_of(Path(candidate.file))
+        if file_format.installed() and not file_format.not_run_here():
+            return file_format.open(folder / candidate.file)
+    return None
+
+
+def _in_and_out(file: Manifest) -> tuple[Any, ...]:
+    """What one image is for a file, and what its output means."""
+    # Without the first axis: one file takes any number of images, another one.
+    return file.input.dtype, file.input.layout, file.input.shape[1:], file.preprocessing, file.output.name
+
+
+def _describe(folder: Path, file: Manifest, run: Run, names: list[str], data: _Data) -> dict[str, Any]:
     """What becomes of each sample on its way through a file."""
     kind = file.input.dtype, file.input.layout
     if kind[0] not in ("float32", "uint8") or kind[1] not in ("NCHW", "NHWC"):
@@ -83,7 +106,6 @@ def _describe(folder: Path, file: Manifest, names: list[str], data: _Data) -> di
             f"'{file.file}' takes an input of the kind {kind[0]}, {kind[1]}, which classify.py cannot "
             "prepare; export it again."
         )
-    run = format_of(Path(file.file)).open(folder / file.file)
     facts = file.model_dump(mode="json")
     steps = steps_of(facts)
     samples = []

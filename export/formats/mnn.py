@@ -42,7 +42,7 @@ class MnnFormat(Format):
 
         if model.graph.input[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
             raise UserError(
-                "MNN takes float32 images; leave out --bake-normalize, and give the mean and deviation of "
+                "MNN takes float32 images; leave out --bake, and give the mean and deviation of "
                 "the manifest to MNN's ImageProcess."
             )
         source = path.with_suffix(".source.onnx")

@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.errors import UserError
 from export.formats.format import Array, Format, LoadedModel, Run
-from export.formats.onnx import damaged
+from export.formats.onnx import damaged, first_line
 from export.formats.silence import silent_native
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class NcnnFormat(Format):
         image = model.graph.input[0].type.tensor_type
         if image.elem_type != onnx.TensorProto.FLOAT:
             raise UserError(
-                "ncnn takes float32 images; leave out --bake-normalize, and give the mean and deviation of "
+                "ncnn takes float32 images; leave out --bake, and give the mean and deviation of "
                 "the manifest to ncnn's substract_mean_normalize."
             )
         shape = [side.dim_value for side in image.shape.dim]
@@ -140,7 +140,10 @@ def _net(path: Path, threads: int, exact: bool) -> tuple[Any, list[int]]:
     reason = _damage(path.read_bytes())
     if reason:
         raise UserError(damaged(path, "ncnn", reason))
-    shape = _image_shape(path)
+    try:
+        shape = _image_shape(path)
+    except ValueError as error:
+        raise UserError(damaged(path, "ncnn", first_line(error))) from None
     with silent_native():
         import ncnn
 

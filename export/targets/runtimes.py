@@ -22,7 +22,7 @@ def _compiled_for(chip: str) -> Target:
         format="qnn",
         chip=chip,
         why=(
-            "As qnn, but compiled: the app starts at once, since nothing is compiled on the phone.",
+            "As qnn, but compiled here, so that the phone need not compile it when the app starts.",
             "A file is for one chip, and the manifest says whether the whole graph is on its NPU.",
             "It is compared with torch on Qualcomm's emulator of that NPU.",
             "Needs the extra qnn where it is written.",

@@ -214,19 +214,6 @@ def layer_model(space: Space, layer: LayerSpec) -> onnx.ModelProto:
     return layer_graph(layer_module(space, layer), _input_channels(layer), layer.size)
 
 
-def write_network(space: Space, layers: Sequence[LayerSpec], path: Path) -> None:
-    """Write one architecture as a model of its own, with its random weights in a file beside it.
-
-    Args:
-        space: of the layers.
-        layers: the architecture as `layer_specs` lists it.
-        path: the model file.
-    """
-    whole = join_models([layer_model(space, layer) for layer in layers])
-    _write_weights(path.with_name(WEIGHTS), _lay_out_weights(whole))
-    onnx.save(whole, path)
-
-
 def _lay_out_weights(model: onnx.ModelProto) -> int:
     """Point all weights of a model at consecutive places of the file of random numbers.
 

@@ -78,7 +78,10 @@ class Worth(NamedTuple):
     def sentence(self) -> str:
         """What the supernet was worth."""
         count = len({comparison.budget for comparison in self.comparisons})
-        who = "the chosen subnet is" if count == 1 else f"the {count} chosen subnets are on average"
+        who = f"the {count} chosen subnets are on average"
+        if count == 1:
+            # There may be other chosen subnets, whose networks were not trained alone.
+            who = f"{self.comparisons[0].budget} is"
         than = "the same network trained alone" if count == 1 else "the same networks trained alone"
         where = "better" if self.points >= 0 else "worse"
         said = f"On test images {who} {abs(self.points):.1f} ± {self.std:.1f} points {where} than {than}"

@@ -67,15 +67,18 @@ class AgainstRandom(NamedTuple):
     macs_apart: float | None
 
 
-def compare_with_rivals(macs: int, accuracy: float, rivals: Sequence[tuple[int, float]]) -> AgainstRandom:
+def compare_with_rivals(
+    macs: int, accuracy: float, rivals: Sequence[tuple[int, float]], fewest: int = FEWEST_RIVALS
+) -> AgainstRandom:
     """Compare a subnet with random ones.
 
     Args:
         macs: of the subnet.
         accuracy: of the subnet, on the same images as theirs.
-        rivals: MACs and accuracy of each random subnet. Fewer than 5 are no comparison.
+        rivals: MACs and accuracy of each random subnet.
+        fewest: fewer of them are no comparison.
     """
-    if len(rivals) < FEWEST_RIVALS:
+    if len(rivals) < fewest:
         return AgainstRandom(len(rivals), None, None, None)
     accuracies = np.array([accuracy for _, accuracy in rivals])
     apart = max(abs(other / macs - 1) for other, _ in rivals)

@@ -91,8 +91,15 @@ def read_exported(
             print(f"'{folder / record.file}' {reason}, so the report leaves it out; export it again.")
             continue
         found.append(_exported_file(record, times.get((record.file, record.bytes), {})))
-    order = list(selected)
-    return sorted(found, key=lambda file: (order.index(file.budget), file.file))
+    ordered = []
+    for budget in selected:
+        # The file for CPUs, which has the shortest name, comes first.
+        ordered += sorted(files_of(found, budget), key=_name_order)
+    return ordered
+
+
+def _name_order(file: ExportedFile) -> tuple[int, str]:
+    return len(file.file), file.file
 
 
 def _manifest(path: Path) -> FileRecord | None:
@@ -206,7 +213,7 @@ def exported_section(files: Sequence[ExportedFile]) -> list[str]:
         target = f"{file.target}, {file.precision}" if file.precision else file.target
         size = html_cell(format_megabytes(file.bytes))
         rows.append([html_cell(file.file, target), html_cell(file.budget), size, accuracy, here, timed])
-    heads = ["file", "subnet", "size", "validation", "ms at export", "ms in benchmark"]
+    heads = ["file", "subnet", "size", "validation", "time at export", "time in benchmark"]
     if not any(file.p50_ms is not None for file in files):
         heads, rows = heads[:-1], [row[:-1] for row in rows]
     return [

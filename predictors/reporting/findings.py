@@ -20,6 +20,7 @@ from predictors.accuracy.cross_validation import CrossValidated
 from predictors.accuracy.pairs import Selected, read_pairs, read_selected
 from predictors.reporting.comparison import Comparison, compare_with_rivals, points_apart
 from predictors.reporting.exported import ExportedFile
+from predictors.reporting.rivals import FEWEST_RIVALS
 from predictors.search.constraints import EXACT_DIGITS, FLAGS, ArchCostFn, format_cost
 
 Kind = Literal["selected", "random", "smallest", "largest"]
@@ -285,6 +286,7 @@ def compare_subnets(
     tested: Sequence[TestedSubnet],
     hits: Hits,
     tuned: Mapping[str, float],
+    asked: int,
 ) -> list[Comparison]:
     """The smallest subnet, the selected ones, and the largest, each beside what was tested of its size.
 
@@ -295,18 +297,15 @@ def compare_subnets(
         tested: all that was measured on test images.
         hits: of all of these but the random ones.
         tuned: test accuracy of the selected subnets that were tuned, by budget.
+        asked: how many random subnets were asked for. Where that is less than 5, so many are enough.
     """
-    subnets: dict[tuple[Kind, str], TestedSubnet] = {}
-    rivals: dict[str, list[tuple[int, float]]] = {}
-    for t in tested:
-        if t.kind == "random":
-            rivals.setdefault(t.budget, []).append((t.macs, t.test_accuracy))
-        else:
-            subnets[t.kind, t.budget] = t
+    subnets = {(t.kind, t.budget): t for t in tested if t.kind != "random"}
+    rivals = _rivals_by_budget(tested)
     most_hits, most_macs = hits["largest", ""], subnets["largest", ""].macs
 
     def compare(subnet: TestedSubnet, record: SubnetRecord | None, val_accuracy: float | None) -> Comparison:
-        random = compare_with_rivals(subnet.macs, subnet.test_accuracy, rivals.get(subnet.budget, []))
+        others = rivals.get(subnet.budget, [])
+        random = compare_with_rivals(subnet.macs, subnet.test_accuracy, others, min(FEWEST_RIVALS, asked))
         below, below_std = points_apart(most_hits, hits[subnet.kind, subnet.budget])
         low, high = (record.expected_interval if record else None) or (None, None)
         return Comparison(
@@ -338,3 +337,12 @@ def compare_subnets(
     lowest = compare(subnets["smallest", ""], None, known_accuracies.get(ends["smallest"]))
     highest = compare(subnets["largest", ""], None, known_accuracies.get(ends["largest"]))
     return [lowest, *found, highest]
+
+
+def _rivals_by_budget(tested: Sequence[TestedSubnet]) -> dict[str, list[tuple[int, float]]]:
+    """MACs and test accuracies of the random subnets beside each selected one."""
+    rivals: dict[str, list[tuple[int, float]]] = {}
+    for t in tested:
+        if t.kind == "random":
+            rivals.setdefault(t.budget, []).append((t.macs, t.test_accuracy))
+    return rivals

@@ -40,7 +40,8 @@ from predictors.search.dynamic_programming import (
 Indices = NDArray[np.intp]
 RESOLUTION = 0  # the column of the resolution, which every group of layers reads
 PRICE_STEPS = 200  # twice; every set of limits of benchmarks/exact_optimum.py is proven with them
-WIDTHS = (1_000, 10_000, 100_000)  # beginnings that are held: more only where fewer prove nothing
+WIDTHS = (1_000, 10_000, 60_000)  # beginnings that are held: more only where fewer prove nothing
+QUICK = (1_000,)  # where a good architecture is enough
 SPARE = 64  # beginnings at each resolution of which the best network is found, without proof
 EPSILON = 1e-9  # rounding of sums
 
@@ -127,7 +128,11 @@ def _of_resolutions(space: Space, resolutions: NDArray[np.bool_]) -> list[NDArra
 
 
 def additive_optimum(
-    space: Space, gains: Sequence[Floats], groups: Sequence[LayerCost], limits: Limits
+    space: Space,
+    gains: Sequence[Floats],
+    groups: Sequence[LayerCost],
+    limits: Limits,
+    widths: Sequence[int] = WIDTHS,
 ) -> Optimum:
     """The architecture of the highest additive score under limits.
 
@@ -136,6 +141,8 @@ def additive_optimum(
         gains: what `fit_additive` returns for `groups`.
         groups: the groups of layers in order; only their columns matter here.
         limits: what `additive_limits` returns.
+        widths: how many beginnings are held; the next one where the one before proved nothing. `WIDTHS` prove
+            the optimum of almost all limits, and `QUICK` is for a good start.
     """
     steps = _steps(space, gains, groups, limits)
     resolutions, kinds = len(space.resolution), len(limits.costs)
@@ -143,13 +150,13 @@ def additive_optimum(
     unknown = np.full(resolutions, -np.inf)
     prices, known = _prices(steps, np.zeros((resolutions, kinds)), unknown)
     search = _Search(space, steps, prices, _best_completions(steps, prices)[0], least)
-    rows, scores, is_proven = search.run(known - EPSILON, SPARE)
+    rows, scores, is_proven = search.run(known - EPSILON, SPARE * resolutions)
     # Good networks are known now, which tell how far the prices have to go.
     known = unknown.copy()
     np.maximum.at(known, rows[:, RESOLUTION].astype(np.intp) - 1, scores)
     prices, _ = _prices(steps, prices, known)
     search = _Search(space, steps, prices, _best_completions(steps, prices)[0], least)
-    for width in WIDTHS:
+    for width in widths:
         # Nothing below the best known network can be the optimum, at whatever resolution.
         floor = np.full(resolutions, scores.max(initial=-np.inf) - EPSILON)
         found, found_scores, is_proven = search.run(floor, width)
@@ -286,7 +293,7 @@ class _Search(NamedTuple):
 
         Args:
             floor: (resolutions,) bounds below it are of no interest.
-            width: how many beginnings are held at most at each resolution.
+            width: how many beginnings are held at most, as many of each resolution that is left.
         """
         resolutions, kinds = self.prices.shape
         rows = np.zeros((resolutions, len(self.space.columns)), np.uint8)
@@ -308,7 +315,8 @@ class _Search(NamedTuple):
             keeps = (costs + self.least[i + 1][leaves] <= 1 + EPSILON).all(axis=2)
             parent, option = np.nonzero(keeps & (bound >= floor[resolution][:, None]) & np.isfinite(bound))
             # 2. The highest bounds of every resolution stay.
-            highest = _highest_of_each(resolution[parent], bound[parent, option], width)
+            each = width // max(len(np.unique(resolution[parent])), 1)
+            highest = _highest_of_each(resolution[parent], bound[parent, option], each)
             is_complete &= len(highest) == len(parent)
             parent, option = parent[highest], option[highest]
             taken = step.options[option]

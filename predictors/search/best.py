@@ -8,7 +8,7 @@ import numpy as np
 from engine.statistics import Floats
 from ofa.space.codes import Codes, mutate
 from ofa.space.space import Space
-from predictors.search.additive_optimum import additive_limits, additive_optimum
+from predictors.search.additive_optimum import QUICK, additive_limits, additive_optimum
 from predictors.search.choice_pairs import improve_pairs
 from predictors.search.constraints import NO_LIMIT, ArchCostFn, Constraint, ScoreFn
 from predictors.search.decompose import at_known_resolutions, groups_of_layers, known_resolutions
@@ -68,7 +68,7 @@ def find_best(
     for _ in range(REFITS):
         near = _mutants(space, pool, rng)
         gains = fit_additive_to(space, near, additive(near), groups)
-        optimum = additive_optimum(space, gains, groups, limits)
+        optimum = additive_optimum(space, gains, groups, limits, QUICK)
         fresh = unseen(optimum.rows, {row.tobytes() for row in pool.rows})
         pool = pool.join(scored(fresh, score, constraints)).spread(OURS.parents, columns)
     # 3. The children of an evolution differ from parents in random choices, so the last step to the optimum,

@@ -218,7 +218,8 @@ def _in_unit(value: float, suffix: str, size: int) -> str:
 
 def round_up(name: str, value: float) -> float:
     """The lowest limit that `value` keeps and that is short to write."""
-    # Milliseconds have many digits; all other costs are whole numbers.
+    # Milliseconds have many digits, of which the first three say enough; all other costs are whole numbers.
     if UNITS[name] == "ms":
-        return np.ceil(value * 100) / 100
+        step = 10.0 ** (np.floor(np.log10(value)) - 2)
+        return float(np.ceil(value / step) * step)
     return value

@@ -99,9 +99,10 @@ def fit_additive_to(space: Space, rows: Codes, y: Floats, parts: Sequence[LayerC
         blocks.append(one_hot & ~asleep_rows(space, rows, new)[:, None])
     X = np.concatenate(blocks, axis=1).astype(np.float64)
     X -= X.mean(0)  # centred, as y is below: then the constant needs no column
-    # The one-hot columns of a part that is always there sum to 1, so the equations have many solutions: lstsq
-    # takes the smallest one.
-    weight = np.linalg.lstsq(X.T @ X, X.T @ (y - y.mean()), rcond=1e-9)[0]
+    # The one-hot columns of a part that is always there sum to 1, so the equations have many solutions: the
+    # pseudo-inverse takes the smallest one. The singular values of lstsq did not always converge here; the
+    # eigenvalues of a symmetric matrix do.
+    weight = np.linalg.pinv(X.T @ X, rcond=1e-9, hermitian=True) @ (X.T @ (y - y.mean()))
     ends = np.cumsum([block.shape[1] for block in blocks])
     return np.split(weight, ends[:-1])
 

@@ -34,7 +34,9 @@ def half_sentence(objective: Objective, best: Estimate, half: Estimate | None) -
         value = float(c.cost(half.candidate.row[None])[0])
         phrases.append(PHRASES[c.name].format(format_cost(c.name, value)))
     given = f"{name}: half of it would give {format_expected(half.accuracy, half.interval)}"
-    return f"{given} with {' and '.join(phrases)}, {points(best.accuracy, half.accuracy)} less."
+    less = points(best.accuracy, half.accuracy)
+    end = "no less" if less == "0 points" else f"{less} less"
+    return f"{given} with {' and '.join(phrases)}, {end}."
 
 
 def budget_sentences(selected: Sequence[tuple[Objective, Estimate]], macs: ArchCostFn) -> list[str]:
@@ -50,17 +52,25 @@ def budget_sentences(selected: Sequence[tuple[Objective, Estimate]], macs: ArchC
     sentences = []
     by_macs = sorted(selected, key=lambda pair: _macs(pair[1], macs))
     for (small, cheaper), (large, dearer) in pairwise(by_macs):
+        if _same(cheaper, dearer):
+            sentences.append(f"{small.name} and {large.name} select the same subnet.")
+            continue
         more_macs = _more(_macs(dearer, macs) / _macs(cheaper, macs))
+        gain = points(dearer.accuracy, cheaper.accuracy)
         if dearer.accuracy > cheaper.accuracy and more_macs:
             sentences.append(
                 f"{large.name} gives {dearer.accuracy:.1%}, {small.name} {cheaper.accuracy:.1%}: "
-                f"{points(dearer.accuracy, cheaper.accuracy)} for {more_macs}."
+                f"{gain} for {more_macs}."
             )
     for objective, own in selected:
         better, name = own, objective.name
         for other, estimate in selected:
             gains = round(estimate.accuracy - better.accuracy, DIGITS) > 0
-            if gains and fits(objective.constraints, estimate.candidate.row[None])[0]:
+            if (
+                gains
+                and not _same(estimate, own)
+                and fits(objective.constraints, estimate.candidate.row[None])[0]
+            ):
                 better, name = estimate, other.name
         if better is not own:
             sentences.append(
@@ -90,6 +100,10 @@ def _more(ratio: float) -> str:
         return f"{float(f'{ratio:.2g}'):g} times the MACs"
     percent = round(100 * (ratio - 1))
     return f"{percent}% more MACs" if percent > 0 else ""
+
+
+def _same(one: Estimate, other: Estimate) -> bool:
+    return one.candidate.row.tobytes() == other.candidate.row.tobytes()
 
 
 def _macs(estimate: Estimate, macs: ArchCostFn) -> float:

@@ -22,9 +22,10 @@ from predictors.selection.evaluations import Prediction
 
 # All misses of cross-validation together weigh as much as so many own predictions. With less weight the first
 # intervals would rest on a handful of misses, with more they would learn too late (docs/log.md).
-CROSS_VALIDATION_WEIGHT = 10.0
-# Half of the mean miss counts as a bias after so many own predictions: the mean of few of them is luck.
-BIAS_PATIENCE = 5.0
+CROSS_VALIDATION_WEIGHT = 20.0
+# After so many own predictions half of their mean miss counts as a bias, and half of the difference in their
+# variance as real: in fewer both are luck.
+PATIENCE = 5.0
 # The weight of an own prediction falls by e while so many others follow: a search moves on to other subnets.
 MEMORY = 50.0
 FEWEST_TO_JUDGE = 10  # own predictions: fewer say nothing about a tau or about a share of 90%
@@ -103,12 +104,10 @@ class Intervals:
         """(bias, half of an interval), in predictive standard deviations."""
         misses, known = np.array(self._misses), self.quality.ratios
         weights = np.exp(-np.arange(len(misses))[::-1] / MEMORY)
-        bias = float(weights @ misses) / (weights.sum() + BIAS_PATIENCE)
+        bias = float(weights @ misses) / (weights.sum() + PATIENCE)
         own = np.abs(misses - bias)
         variance = np.mean(known**2) + LEAST_STD**2
-        scale = (weights @ own**2 / variance + CROSS_VALIDATION_WEIGHT) / (
-            weights.sum() + CROSS_VALIDATION_WEIGHT
-        )
+        scale = (weights @ own**2 / variance + PATIENCE) / (weights.sum() + PATIENCE)
         ratios = np.concatenate([own, known * np.sqrt(scale)])
         shares = np.full(len(known), CROSS_VALIDATION_WEIGHT / len(known))
         return bias, conformal_quantile(ratios, np.concatenate([weights, shares]))

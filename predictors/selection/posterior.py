@@ -18,10 +18,11 @@ import numpy as np
 from engine.statistics import Z_90, Floats, pareto_front, wilson_interval
 from predictors.accuracy.features import features
 from predictors.accuracy.models import PredictorName
+from predictors.accuracy.predictor import LEAST_STD
 from predictors.accuracy.validation import predict_from_other_folds, predictive_std
 from predictors.search.constraints import ArchCostFn, Constraint, fits, utilisation
 from predictors.selection.evaluations import FEWEST_TO_LEARN_FROM, Candidate, Evaluations, rows_of
-from predictors.selection.intervals import BIAS_PATIENCE
+from predictors.selection.intervals import PATIENCE
 
 FOLDS = 20  # so that a subnet is predicted from nearly all others, also from those near it
 MANY_PAIRS, FOLDS_OF_MANY = 1_000, 5  # of so many a fifth is hardly missed, and each fold takes seconds
@@ -29,9 +30,12 @@ MANY_PAIRS, FOLDS_OF_MANY = 1_000, 5  # of so many a fifth is hardly missed, and
 # the variance about predictions does not tell luck from what is special about a subnet. With less, intervals
 # were too narrow in simulations, and with more the choice was worse (docs/log.md).
 LEAST_SHARE = 0.35
-DIGITS = (
-    6  # of an accuracy: expected accuracies that agree in so many are equal, and the cheaper one is better
-)
+# Degrees of freedom of the tails of prediction errors. More believe a special subnet less, and fewer believe
+# luck more (docs/log.md).
+FREEDOM = 3.0
+REWEIGHTINGS = 10  # then the shares hardly change
+# Digits of an accuracy: those that agree in so many are equal, and the cheaper subnet is better.
+DIGITS = 6
 
 
 class Estimate(NamedTuple):
@@ -76,19 +80,20 @@ def estimate(evaluations: Evaluations, member: PredictorName, seed: int) -> list
     mean, std, _ = predict_from_other_folds(member, X, y, seed, folds, refit=False)
     # A search finds subnets of which the predictor is too hopeful, also after it has learned from the others.
     own = np.array([candidate.source == "select" for candidate in candidates])
-    mean[own] += np.sum((y - mean)[own]) / (np.count_nonzero(own) + BIAS_PATIENCE)
+    mean[own] += np.sum((y - mean)[own]) / (np.count_nonzero(own) + PATIENCE)
+    mean = np.clip(mean, 0, 1)
     misses = np.abs(y - mean)
     std = predictive_std(std, float(np.median(misses)))
-    # Variances as they turned out to be: the predictor's own may all be too small or too large.
-    total = std**2 * np.mean(misses**2 / std**2)
+    # Variances as they turned out to be: the predictor's own may all be too small or too large. They are
+    # never 0, also where all subnets measured alike.
+    total = std**2 * np.mean(misses**2 / std**2) + LEAST_STD**2
     # By the predicted accuracy: a lucky measurement would claim less noise, and count for more. Two right and
     # two wrong images more (Agresti and Coull 1998) keep an accuracy of 100% from having no noise.
     images = evaluations.images
-    smoothed = (np.clip(mean, 0, 1) * images + 2) / (images + 4)
+    smoothed = (mean * images + 2) / (images + 4)
     binomial = smoothed * (1 - smoothed) / images
     noise = np.minimum(binomial, (1 - LEAST_SHARE) * total)
-    # Precision-weighted: prediction with variance total - noise, measurement with variance noise.
-    share = 1 - noise / total
+    share = _share_of_measurement(y - mean, total - noise, noise)
     posterior = mean + share * (y - mean)
     variance = share * noise
     half = Z_90 * np.sqrt(variance + binomial - noise)
@@ -97,6 +102,26 @@ def estimate(evaluations: Evaluations, member: PredictorName, seed: int) -> list
         interval = (float(max(posterior[i] - half[i], 0)), float(min(posterior[i] + half[i], 1)))
         found.append(Estimate(candidate, float(posterior[i]), float(np.sqrt(variance[i])), interval))
     return found
+
+
+def _share_of_measurement(misses_N: Floats, wrong_N: Floats, noise_N: Floats) -> Floats:
+    """(N,) how much each measurement counts beside its prediction, whose share is the rest.
+
+    By precision it would be wrong / (wrong + noise). But a few subnets are special, such as the smallest and
+    the largest, which the sandwich rule trains in every step: predictions miss them by far more than luck
+    can. So how wrong predictions are has the heavy tails of Student's t, whose mode is found by reweighting:
+    what is left of a miss after the luck is taken away widens the variance of its prediction.
+
+    Args:
+        misses_N: measured - predicted.
+        wrong_N: variances of predictions about the true accuracies.
+        noise_N: variances of measurements about them.
+    """
+    wide_N = wrong_N
+    for _ in range(REWEIGHTINGS):
+        left_N = misses_N * wide_N / (wide_N + noise_N)
+        wide_N = wrong_N * np.maximum((FREEDOM + left_N**2 / wrong_N) / (FREEDOM + 1), 1)
+    return wide_N / (wide_N + noise_N)
 
 
 def _row_bytes(candidate: Candidate) -> bytes:

@@ -84,6 +84,8 @@ def write_selected(
         records[objective.name] = record
         selected.append((objective, best))
         shown += [c.name for c in objective.constraints]
+        if any(c.name == "latency" for c in objective.constraints):
+            sentences.append(_latency_sentence(objective.name, record))
         sentences.append(half_sentence(objective, best, half))
     if not selected:
         return
@@ -196,7 +198,7 @@ def _print_subnets(title: str, subnets: Mapping[str, Record], costs: Sequence[st
     for name, record in subnets.items():
         table.add_row(
             name,
-            *[_cost_cell(cost, record) for cost in costs],
+            *[format_cost(cost, record[KEYS[cost]]) for cost in costs],
             format_expected(record["expected_accuracy"], record["expected_interval"]),
             f"{100 * record['val_accuracy']:.1f} ± {100 * record['val_std']:.1f}%",
             str(record["arch"]["resolution"]),
@@ -205,16 +207,15 @@ def _print_subnets(title: str, subnets: Mapping[str, Record], costs: Sequence[st
     plain_console().print(table)
 
 
-def _cost_cell(name: str, record: Record) -> str:
-    """A cost; latency with the bound that is compared with limits, and what was timed on this machine."""
-    text = format_cost(name, record[KEYS[name]])
-    if name != "latency":
-        return text
+def _latency_sentence(name: str, record: Record) -> str:
+    """What was predicted of a selected subnet whose latency is limited, and what was timed."""
     bound, timed = record.get("latency_bound_ms"), record.get("latency_measured_ms")
-    more = [f"at most {bound:.3g}"] if bound else []
-    if timed:
-        more.append(f"timed {timed:.3g}")
-    return f"{text} ({', '.join(more)})" if more else text
+    sentence = f"{name}: predicted to take {format_cost('latency', record['latency_ms'])}"
+    if bound and bound > record["latency_ms"]:
+        sentence += f", {format_cost('latency', bound)} at most"
+    if timed is not None:
+        sentence += f"; timed here: {format_cost('latency', timed)}"
+    return sentence + "."
 
 
 def print_trust(quality: CandidateQuality, explored: Sequence[Explored]) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -230,9 +231,12 @@ def test_a_bundle_holds_all_that_belongs_to_it(
     path = write(member, job, run)
     folder = write_bundle(Run.open(run), "small", [path])
     names = {path.name, *(beside.name for beside in member.side_files(path))}
-    assert {p.name for p in folder.iterdir()} == names | {
-        *("classify.py", "labels.txt", "manifest.json", "README.md")
-    }
+    found = {p.name for p in folder.iterdir()}
+    prepared = {name for name in found if name.startswith(("sample", "Prepare."))}
+    assert len(prepared) == 12, "8 images, what becomes of them in two files, and two languages"
+    assert found - prepared == names | {"classify.py", "labels.txt", "manifest.json", "README.md"}
+    described = json.loads((folder / "samples.json").read_text())["files"]
+    assert (path.name in described) == (not member.not_run_here())
     assert read_bundle(folder).files[0].file == path.name
     card = (folder / "README.md").read_text()
     assert f"`{path.name}`" in card

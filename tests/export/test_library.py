@@ -136,7 +136,7 @@ def test_a_file_is_verified_against_torch(images: torch.Tensor, tmp_path: Path) 
     assert export.verify_file(tmp_path / "a.onnx", small, images, labels).accuracy == pytest.approx(wanted)
     other = network(1)
     assert "differs from torch" in export.verify_file(tmp_path / "a.onnx", other, images).complaint("float32")
-    for path, sentence in (("b.onnx", "There is no file"), ("a.tflite", "must end in")):
+    for path, sentence in (("b.onnx", "There is no file"), ("a.weights", "must end in")):
         with pytest.raises(UserError, match=sentence):
             export.verify_file(tmp_path / path, small, images)
     with pytest.raises(UserError, match="8 images but 3 labels"):

@@ -18,7 +18,7 @@ from engine.onnx_file import to_proto, write_onnx
 from export.formats.format import Array
 from export.formats.onnx import open_onnxruntime, run_session
 from export.graph.checks import check_model
-from export.manifest import exported_files, read_manifest
+from export.manifest import exported_files, manifest_path, read_manifest
 from export.verify import Parity, Reference, compare_file, reference_outputs
 from ofa.cost import cost_of
 from ofa.space.arch import smallest
@@ -142,7 +142,8 @@ def test_an_invalid_graph_is_refused() -> None:
 
 def test_damaged_files_are_sentences(exported: Path, tmp_path: Path) -> None:
     for name in ("largest.onnx", "largest.mobile.ort"):
-        path, beside = tmp_path / name, tmp_path / Path(name).with_suffix(".json").name
+        path = tmp_path / name
+        beside = manifest_path(path)
         shutil.copy(exported / beside.name, beside)
         content = (exported / name).read_bytes()
         path.write_bytes(content[: len(content) // 2])

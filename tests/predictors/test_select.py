@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 import torch
+from optuna.trial import TrialState
 
 from engine.command.cli import parse
 from engine.data.dataset import IndexedData, Split
@@ -21,6 +23,7 @@ from ofa.cost import costs_of
 from ofa.space.arch import Arch, largest, smallest
 from ofa.space.codes import sample_codes
 from ofa.trained import TrainedSupernet
+from predictors import open_studies
 from predictors.accuracy.pairs import read_pairs, read_selected
 from predictors.collect import Collect, schedule
 from predictors.report import Report
@@ -102,7 +105,7 @@ def test_select_keeps_the_budget_and_ranks_by_expectation(
 def test_a_budget_does_not_depend_on_others(collected: Path, tmp_path: Path) -> None:
     """Alone, beside others, and after others in either order: the same subnet and the same file."""
     written = []
-    for i, commands in enumerate((["60k"], ["100k,80k,60k"], ["80k", "100k", "60k"])):
+    for i, commands in enumerate((["60k"], ["80k,60k"], ["80k", "60k"])):
         copy = tmp_path / str(i)
         shutil.copytree(collected, copy, ignore=shutil.ignore_patterns("selected", "optuna.journal"))
         for flops in commands:
@@ -335,6 +338,26 @@ def test_limits_of_any_kind_together(collected: Path) -> None:
 def test_mistakes_are_one_sentence(flags: list[str], said: str) -> None:
     with pytest.raises(UserError, match=re.escape(said)):
         parse(Select, flags)
+
+
+def test_what_a_notebook_enqueues_is_measured_by_the_next_select(collected: Path, tmp_path: Path) -> None:
+    storage = tmp_path / "journal"
+    words = ["--flops", "100k", "--explore", "coarse-to-fine", "--storage", str(storage)]
+    assert parse(Select, ["--run", str(collected), "--measure", "1", *words]).execute() == 0
+    opened = open_studies(str(storage))
+    name = optuna.get_all_study_names(opened)[0]
+    study = optuna.load_study(study_name=name, storage=opened)
+    assert name.endswith("-100k") and study.user_attrs["run"] == collected.name
+    assert study.metric_names == ["val_accuracy"] and study.user_attrs["limits"] == {"macs": "100k"}
+    sources = [trial.user_attrs["source"] for trial in study.trials]
+    assert sources.count("pairs") == len(read_pairs(collected)) and sources.count("select") <= 1
+    study.enqueue_trial({"resolution": 12, "depth[0]": 1})
+    assert parse(Select, ["--run", str(collected), "--measure", "1", *words]).execute() == 0
+    assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
+    found = next(t for t in study.trials if t.user_attrs["source"] == "added")
+    assert (found.params["resolution"], found.params["depth[0]"]) == (12, 1) and 0 < found.value < 1
+    assert found.user_attrs.keys() >= {"macs", "params", "size_bytes", "memory_bytes"}
+    assert found.constraints["macs"] == found.user_attrs["macs"] - 100_000
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 // Classifies an image with onnxruntime-web in this browser where the server has that, else on the server.
 
-import { prepare } from "./prepare.js";
+import { decode, prepare } from "./prepare.js";
 
 const $ = (id) => document.getElementById(id);
 // here: names of the files that onnxruntime-web runs. turn: counts images, so that a late answer is not shown.
@@ -45,19 +45,6 @@ function sayWhere() {
 function sessionOf(file) {
   if (!state.sessions.has(file.file)) state.sessions.set(file.file, state.ort.InferenceSession.create(encodeURIComponent(file.file)));
   return state.sessions.get(file.file);
-}
-
-async function decode(blob) {
-  const options = { imageOrientation: "from-image", colorSpaceConversion: "none", premultiplyAlpha: "none" };
-  const bitmap = await createImageBitmap(blob, options);
-  // The same limit as in classify.py: resized by its shorter side, a line of pixels would fill the memory.
-  if (Math.max(bitmap.width, bitmap.height) > 100 * Math.min(bitmap.width, bitmap.height)) {
-    throw new Error(`its sides are ${bitmap.width} x ${bitmap.height} pixels, which is too long and narrow`);
-  }
-  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.drawImage(bitmap, 0, 0);
-  return context.getImageData(0, 0, bitmap.width, bitmap.height);
 }
 
 async function inBrowser(blob, file) {

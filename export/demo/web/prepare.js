@@ -1,5 +1,19 @@
 // From a decoded image to the input of a model file, number for number what classify.py does with Pillow and NumPy.
 
+// The pixels of an image file, turned as its EXIF note says.
+export async function decode(blob) {
+  const options = { imageOrientation: "from-image", colorSpaceConversion: "none", premultiplyAlpha: "none" };
+  const bitmap = await createImageBitmap(blob, options);
+  // The same limit as in classify.py: resized by its shorter side, a line of pixels would fill the memory.
+  if (Math.max(bitmap.width, bitmap.height) > 100 * Math.min(bitmap.width, bitmap.height)) {
+    throw new Error(`its sides are ${bitmap.width} x ${bitmap.height} pixels, which is too long and narrow`);
+  }
+  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.drawImage(bitmap, 0, 0);
+  return context.getImageData(0, 0, bitmap.width, bitmap.height);
+}
+
 const BITS = 22; // Pillow's fixed-point weights
 
 function smooth(x, a) {

@@ -19,6 +19,7 @@ from export.bundle.contents import read_bundle
 from export.bundle.languages import write_snippets
 from export.bundle.samples import write_samples
 from export.bundle.write import write_bundle
+from export.formats.ort import OrtFormat
 from export.manifest import Manifest
 
 
@@ -78,7 +79,7 @@ def test_the_first_step_that_differs_is_named(bundled_run: Path, tmp_path: Path,
     copy = Path(shutil.copytree(bundled_run / "export" / "largest", tmp_path / "largest"))
     change(copy, old, new)
     done = run(copy, "--check", "largest.onnx")
-    assert done.returncode == 1 and f"differs first at {step}: by" in done.stdout
+    assert done.returncode == 1 and f"differs first at {step}: " in done.stdout
 
 
 @pytest.mark.slow
@@ -249,3 +250,13 @@ def test_kotlin_prepares_images_as_python_does(
             ready = prepare_image(image, facts)
         found = np.array([float(word) for word in line.split()]).reshape(ready.shape)
         np.testing.assert_allclose(found, ready, atol=1e-5 if wanted["dtype"] == "float32" else 0)
+
+
+def test_a_file_that_does_not_run_here_has_the_outputs_of_one_that_does(
+    bundled_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(bundled_run / "export" / "60k", tmp_path / "60k"))
+    monkeypatch.setattr(OrtFormat, "not_run_here", lambda _: "a phone runs it")
+    write_samples(folder, list(read_bundle(folder).files))
+    known = json.loads((folder / "samples.json").read_text())["files"]
+    assert known["60k.mobile.ort"]["samples"] == known["60k.onnx"]["samples"]

@@ -110,11 +110,12 @@ def test_the_browser_prepares_images_number_for_number(server: Server, tmp_path:
         {"image_size": 12, "resize": [size] * 2, "channels": "gray", "mean": [0.3], "std": [0.4]}
         for size in (12, 9)
     ]
+    cases.append(cases[0] | {"baked": "preprocessing"})
     with Browser(tmp_path / "profile") as browser:
         browser.ask("Page.navigate", url=f"http://127.0.0.1:{server.server_port}/")
         browser.wait("document.documentElement.dataset.ready")
         rectangles = [(53, 37), (30, 41), (200, 133)]
-        for case, size in zip(cases, [*rectangles * 2, (12, 12), (64, 17)], strict=True):
+        for case, size in zip(cases, [*rectangles * 2, (12, 12), (64, 17), (31, 9)], strict=True):
             image = Image.open(io.BytesIO(picture(*size)))
             for dtype, layout in (("float32", "NCHW"), ("uint8", "NHWC")):
                 file = {"preprocessing": case, "input": {"dtype": dtype, "layout": layout}}
@@ -133,6 +134,26 @@ def test_the_browser_prepares_images_number_for_number(server: Server, tmp_path:
                 np.testing.assert_allclose(
                     np.reshape(got[0], wanted.shape), wanted, atol=1e-6 if dtype == "float32" else 0
                 )
+
+
+def test_the_page_turns_images_upright(server: Server, tmp_path: Path) -> None:
+    """Every orientation that a camera writes; a PNG, whose pixels no decoder changes."""
+    with Browser(tmp_path / "profile") as browser:
+        browser.ask("Page.navigate", url=f"http://127.0.0.1:{server.server_port}/")
+        browser.wait("document.documentElement.dataset.ready")
+        for orientation in range(1, 9):
+            image, exif, file = Image.open(io.BytesIO(picture(24, 16))), Image.Exif(), io.BytesIO()
+            exif[274] = orientation
+            image.save(file, "PNG", exif=exif)
+            content = base64.b64encode(file.getvalue()).decode()
+            width, height, data = browser.run(
+                "import('./prepare.js').then((m) => m.decode(new Blob("
+                f"[Uint8Array.from(atob('{content}'), (c) => c.charCodeAt(0))])))"
+                ".then((x) => [x.width, x.height, Array.from(x.data)])"
+            )
+            upright = ImageOps.exif_transpose(Image.open(file)).convert("RGBA")
+            assert (width, height) == upright.size, orientation
+            assert bytes(data) == upright.tobytes(), orientation
 
 
 @pytest.mark.parametrize("name", ["60k", "largest"])

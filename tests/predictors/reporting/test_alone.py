@@ -123,5 +123,5 @@ def test_the_sentence() -> None:
         "trained alone."
     )
     worse = Worth([comparison(-0.5)], -0.5, 0.4).sentence()
-    assert "the chosen subnet is 0.5 ± 0.4 points worse than the same network" in worse
+    assert "On test images 1M is 0.5 ± 0.4 points worse than the same network" in worse
     assert worse.endswith("; so small a difference may be chance.")

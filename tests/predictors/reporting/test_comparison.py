@@ -56,6 +56,7 @@ def test_few_rivals_are_no_comparison() -> None:
     four = [(100, 0.5), (101, 0.6), (99, 0.4), (100, 0.3)]
     assert compare_with_rivals(100, 0.55, four) == (4, None, None, None)
     assert compare_with_rivals(100, 0.55, [*four, (105, 0.8)]) == (5, 0.5, 3, pytest.approx(0.05))
+    assert compare_with_rivals(100, 0.55, four, fewest=4).beaten == 3, "the user asked for no more"
 
 
 def test_points_of_the_same_images() -> None:

@@ -45,7 +45,7 @@ def test_files_with_size_and_times(tmp_path: Path, tiny: Space) -> None:
     (tmp_path / "export" / "benchmark.csv").write_text(
         head + "60k.onnx,1000,0.2,0.3,2\n60k.nnapi.onnx,5,9,9,2\n"
     )
-    second, first = read_exported(tmp_path, tiny, {"60k": smallest(tiny)}, OURS)
+    first, second = read_exported(tmp_path, tiny, {"60k": smallest(tiny)}, OURS)
     assert (first.file, first.p50_ms, first.p90_ms, first.threads) == ("60k.onnx", 0.2, 0.3, 2)
     assert (second.file, second.p50_ms, second.val_accuracy, second.milliseconds) == (
         "60k.nnapi.onnx",

@@ -1,5 +1,6 @@
 """What a report is made of: diagrams of every packaged space, and checked intervals of predictions."""
 
+from datetime import datetime
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,7 +14,7 @@ from engine.plot.canvas import Outline, to_svg, write_png
 from engine.statistics import tau_in_bands
 from ofa.space.arch import largest, smallest
 from ofa.space.codes import decode, encode, sample_codes, thermometer
-from ofa.space.space import load_space
+from ofa.space.space import Space, load_space
 from predictors.accuracy.cross_validation import (
     CrossValidated,
     predict_pairs,
@@ -22,6 +23,7 @@ from predictors.accuracy.cross_validation import (
 )
 from predictors.reporting.architecture import draw_architecture, shades
 from predictors.reporting.classes import class_pictures, class_table
+from predictors.reporting.findings import SelectedRecord, SelectedSubnet, short_names
 
 SPACES = sorted(path.stem for path in (Path(ofa.space.space.__file__).parent / "spaces").glob("*.yaml"))
 
@@ -87,6 +89,34 @@ def test_bands_and_near_pairs() -> None:
     assert np.isnan(tau_in_bands(judged.measured, judged.predicted, macs))
     assert tau_in_bands(measured, measured, macs) == 1 and tau_in_bands(measured, -measured, macs) == -1
     assert quality_in_bands(CrossValidated(*(values[:20] for values in judged))) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["100k-15ms-size20MB", "1M-15ms-size20MB"], ["100k", "1M"]),
+        (["100k-15ms", "1M-20ms"], ["100k-15ms", "1M-20ms"]),
+        (["15ms-size20MB"], ["15ms-size20MB"]),
+        (["1M", "1M-15ms"], ["1M", "1M-15ms"]),
+        (["a-b", "b-a"], ["a-b", "b-a"]),
+    ],
+)
+def test_labels_leave_out_what_all_names_have(tiny: Space, names: list[str], short: list[str]) -> None:
+    arch = smallest(tiny)
+    record = SelectedRecord(arch=arch, macs=1, val_accuracy=0.5)
+    subnets = [SelectedSubnet(name, record, arch, datetime.now()) for name in names]
+    assert short_names(subnets) == dict(zip(names, short, strict=True))
+
+
+def test_the_worst_mistakes_are_named_and_equal_names_stay_apart() -> None:
+    confusion = np.array([[5, 3, 0], [0, 9, 0], [1, 0, 4]])
+    (picture,) = class_pictures({"60k": confusion}, ["cat", "dog", "cat"]).values()
+    assert picture.caption.startswith(
+        "Most often it takes cat for dog (3 of 8 images), cat for cat (1 of 5 images). Darker"
+    )
+    assert picture.rows[2] == {"true class": "cat", "cat (0)": 1, "dog": 0, "cat (2)": 4}
+    (right,) = class_pictures({"60k": np.diag([5, 5])}, ["cat", "dog"]).values()
+    assert right.caption.startswith("It takes no image for another class.")
 
 
 def test_hostile_class_names_are_text_in_page_and_picture(tmp_path: Path) -> None:

@@ -65,6 +65,12 @@ def test_what_a_larger_budget_adds(small: tuple[int, float], large: tuple[int, f
     assert len(budget_sentences(budgets, macs)) == 1 + (large[0] <= 30)
 
 
+def test_one_subnet_for_two_budgets() -> None:
+    """Each budget's study expects a little else of it, which makes it neither better nor worse."""
+    budgets = [(budget(1_000_000), subnet(20, 1, 0.950)), (budget(300_000), subnet(20, 1, 0.951))]
+    assert budget_sentences(budgets, macs) == ["1M and 300k select the same subnet."]
+
+
 def test_equally_good_subnets_go_to_the_cheaper() -> None:
     found = [subnet(30, 1, 0.95 - 1e-9), subnet(20, 1, 0.95 - 2e-9), subnet(60, 1, 0.95)]
     chosen = choose(found, budget(1_000_000).constraints)

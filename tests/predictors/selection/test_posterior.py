@@ -118,6 +118,22 @@ def test_too_few_to_learn_from_are_expected_as_measured(tiny: Space) -> None:
     assert 0.7 < low < 0.74 < 0.85 < high < 0.87, "Wilson's interval"
 
 
+@pytest.mark.parametrize("accuracy", [0.5, 1.0])
+@pytest.mark.parametrize("member", ["ridge", "gp"])
+def test_subnets_that_measured_alike(tiny: Space, accuracy: float, member: str) -> None:
+    """The cheapest is selected; the interval is that of the images alone."""
+    rows = np.unique(sample_codes(tiny, 500, np.random.default_rng(0)), axis=0)[::8]
+    evaluations = Evaluations(tiny, 500, [])
+    for row in rows:
+        evaluations.add(row, accuracy, "select")
+    chosen = choose(estimate(evaluations, member, 0), at_most(tiny, 1e9))
+    assert chosen is not None and macs_of(tiny, chosen.candidate.row[None])[0] == macs_of(tiny, rows).min()
+    assert chosen.accuracy == pytest.approx(accuracy, abs=1e-4)
+    smoothed = (500 * accuracy + 2) / 504
+    low = accuracy - 1.645 * (smoothed * (1 - smoothed) / 500) ** 0.5
+    assert chosen.interval == pytest.approx((low, min(2 * accuracy - low, 1)), abs=1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("common", [0.0, 0.65], ids=["own luck", "luck that all share"])
 def test_expectations_beat_the_highest_measurement(tiny: Space, common: float) -> None:
@@ -159,3 +175,18 @@ def test_expectations_beat_the_highest_measurement(tiny: Space, common: float) -
     assert means["expected"] > means["raw"] + 0.001 and means["expected"] > means["tie"] + 0.003
     assert abs(np.mean(errors["expected"])) < min(0.25 * np.mean(errors["raw"]), 0.004)
     assert 0.85 <= np.mean(inside) <= 0.95
+
+
+def test_a_subnet_that_is_truly_special_is_believed(tiny: Space) -> None:
+    """The smallest subnet is trained in every step: 10 points above what its neighbours say is no luck."""
+    rng = np.random.default_rng(0)
+    rows = np.unique(sample_codes(tiny, 3_000, rng), axis=0)[::4]
+    use = utilisation(at_most(tiny, 100_000), rows)
+    truth = 0.75 + 0.05 * use / use.max()
+    evaluations = Evaluations(tiny, 504, [])
+    for row, accuracy in zip(rows[1:], rng.binomial(504, truth)[1:] / 504, strict=True):
+        evaluations.add(row, float(accuracy), "pairs")
+    evaluations.add(encode(tiny, smallest(tiny)), 0.85, "pairs")
+    best, other, *_ = under(estimate(evaluations, "ridge", 0), [])
+    assert best.candidate.val_accuracy == 0.85 and best.accuracy > 0.83
+    assert other.accuracy < 0.81 < other.candidate.val_accuracy, "what luck explains is luck"
