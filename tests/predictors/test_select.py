@@ -129,6 +129,7 @@ def test_finalists_are_tuned_before_one_is_selected(
         assert selected["tuned_accuracy"] == best and selected["val_accuracy"] == chosen["val_accuracy"]
 
 
+@pytest.mark.slow
 def test_select_again_is_the_same(collected: Path) -> None:
     path = collected / "selected" / "80k.json"
     select(collected, "--flops", "80k")
@@ -137,6 +138,7 @@ def test_select_again_is_the_same(collected: Path) -> None:
     assert path.read_text() == first
 
 
+@pytest.mark.slow
 def test_a_budget_above_the_largest_says_so(collected: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert select(collected, "--flops", "600M") == 0
     assert "budget 600M is above the largest subnet" in capsys.readouterr().out
@@ -293,6 +295,7 @@ def test_ctrl_c_keeps_what_was_measured(collected: Path, tmp_path: Path) -> None
     assert (copy / "optuna.journal").read_text().count('"values":[') > known
 
 
+@pytest.mark.slow
 def test_limits_of_any_kind_together(collected: Path) -> None:
     assert select(collected, "--flops", "60k,100k", "--size", "30kB", "--params", "6k") == 0
     trained = TrainedSupernet(collected, torch.device("cpu"))
