@@ -252,7 +252,9 @@ def _explain(error: ValidationError, model: type[BaseModel], has_flags: bool) ->
     path, siblings = _locate(model, first["loc"])
     where = shortened(".".join(path))
     # pydantic puts these words before the text of a ValueError that a validator of ours raised.
-    message = first["msg"].removeprefix("Value error, ").rstrip(".")
+    message = first["msg"].removeprefix("Value error, ")
+    # "did you mean 'macs'?" is the end of a sentence already.
+    message = message if message.endswith("?") else message.rstrip(".") + "."
     match first["type"]:
         case "extra_forbidden":
             return path, f"there is no field '{where}'; {nearest(path[-1], siblings)}"
@@ -265,8 +267,8 @@ def _explain(error: ValidationError, model: type[BaseModel], has_flags: bool) ->
             known = re.findall("'([^']+)'", str(first["ctx"]["expected_tags"]))
             return path, f"there is no {where} '{tag}'; {nearest(tag, known)}"
         case "value_error":
-            return path, f"{where}: {message}." if where else f"{message}."
-    return path, f"'{where}' = {_shown(first['input'])} is not valid: {message[0].lower()}{message[1:]}."
+            return path, f"{where}: {message}" if where else message
+    return path, f"'{where}' = {_shown(first['input'])} is not valid: {message[0].lower()}{message[1:]}"
 
 
 def _shown(value: Any) -> str:

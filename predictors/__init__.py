@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from predictors.search.best import find_best
     from predictors.search.constraints import Constraint
     from predictors.search.costs import cost_functions
-    from predictors.search.dynamic_programming import additive_fronts, layer_costs
     from predictors.search.front import find_front
     from predictors.search.optuna_space import (
         codes_from_params,
@@ -57,14 +56,12 @@ __all__ = [
     "Evaluations",
     "GaussianProcess",
     "Pair",
-    "additive_fronts",
     "codes_from_params",
     "cost_functions",
     "distributions",
     "features",
     "find_best",
     "find_front",
-    "layer_costs",
     "load_latency",
     "make_predictor",
     "open_studies",
@@ -83,14 +80,12 @@ __getattr__ = lazy_names(
         "Evaluations": "predictors.selection.evaluations",
         "GaussianProcess": "predictors.accuracy.gaussian_process",
         "Pair": "predictors.accuracy.pairs",
-        "additive_fronts": "predictors.search.dynamic_programming",
         "codes_from_params": "predictors.search.optuna_space",
         "cost_functions": "predictors.search.costs",
         "distributions": "predictors.search.optuna_space",
         "features": "predictors.accuracy.features",
         "find_best": "predictors.search.best",
         "find_front": "predictors.search.front",
-        "layer_costs": "predictors.search.dynamic_programming",
         "load_latency": "predictors.latency.model",
         "make_predictor": "predictors.accuracy.models",
         "open_studies": "predictors.studies.storage",

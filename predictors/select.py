@@ -48,7 +48,7 @@ from predictors.selection.finalists import FINALIST_EPOCHS, tune_finalists
 from predictors.selection.selected import KEYS, print_trust, write_front, write_selected
 from predictors.selection.timed import Stopwatch, keep_timed_limits
 from predictors.studies.storage import open_storage
-from predictors.studies.study import Study, known_accuracies, run_fingerprint
+from predictors.studies.study import Study, known_accuracies, no_note, run_fingerprint
 
 
 class Select(RunCommand):
@@ -225,9 +225,10 @@ class Select(RunCommand):
                 study = Study(storage, name, space, objective, measure, attributes, about)
                 study.add_pairs(codes, accuracies)
                 evaluations = known()
-                evaluations.add_measured(study.added(note))
+                # They are no candidates of this command, which the bar counts.
+                evaluations.add_measured(study.added(no_note))
                 evaluate = partial(study.measure, note=note)
-                explored.append(self._explore(trained, objective, guide, evaluations, evaluate, study))
+                explored.append(self._explore(objective, guide, evaluations, evaluate, study))
         facts: dict[str, Any] = {"weights_sha256": weights_digest(self.run), "precision": self.precision}
         facts |= {"explore": self.explore}
         facts |= {"pairs": len(pairs), "seed": self.seed}
@@ -245,7 +246,6 @@ class Select(RunCommand):
 
     def _explore(
         self,
-        trained: TrainedSupernet,
         objective: Objective,
         guide: Guide | None,
         evaluations: Evaluations,

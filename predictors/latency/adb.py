@@ -129,7 +129,7 @@ def visits_of(adb: list[str], folder: Path, commands: list[tuple[int, str]]) -> 
     """
     path = folder / "round.sh"
     path.write_text(script(commands), encoding="utf-8")
-    subprocess.run([*adb, "push", str(path), PHONE], check=True, capture_output=True)
+    subprocess.run([*adb, "push", str(path), PHONE], check=True, capture_output=True, text=True)
     words = [*adb, "shell", f"sh {PHONE}/{path.name}"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -175,10 +175,12 @@ def bench(adb: list[str], folder: Path, out: Path, rounds: int, threads: int, se
 
 def push(adb: list[str], folder: Path, programs: list[Path]) -> None:
     """Copy the benchmark and the model files to the phone."""
-    subprocess.run([*adb, "shell", "mkdir -p " + PHONE], check=True, capture_output=True)
+    subprocess.run([*adb, "shell", "mkdir -p " + PHONE], check=True, capture_output=True, text=True)
     files = [*sorted(folder.glob("*.onnx")), folder / "weights.bin", *programs]
-    subprocess.run([*adb, "push", *map(str, files), PHONE], check=True, capture_output=True)
-    subprocess.run([*adb, "shell", f"chmod 755 {PHONE}/{RUNTIME}"], check=True, capture_output=True)
+    subprocess.run([*adb, "push", *map(str, files), PHONE], check=True, capture_output=True, text=True)
+    subprocess.run(
+        [*adb, "shell", f"chmod 755 {PHONE}/{RUNTIME}"], check=True, capture_output=True, text=True
+    )
 
 
 def main() -> None:
@@ -209,7 +211,7 @@ def main() -> None:
             f"{error.filename} was not found; install adb (Android platform tools), or name it by --adb"
         )
     except subprocess.CalledProcessError as error:
-        parser.error(f"{' '.join(error.cmd[:3])} failed: {(error.stderr or b'')!s}; see `adb devices`")
+        parser.error(f"{' '.join(error.cmd[:3])} failed: {error.stderr.strip()}; see `adb devices`")
     except ValueError as error:
         parser.error(f"{error}; try the command in {PHONE}/round.sh by hand in `adb shell`")
     print("written:", flags.out)

@@ -17,6 +17,7 @@ from torch import nn
 
 from engine import onnx_timing as bench
 from engine.errors import UserError
+from engine.onnx_file import IR_VERSION, OPSET
 from engine.run import read_json, write_json
 from engine.seed import numpy_generator
 from ofa.blocks.head import HeadAndClassifier, HeadSpec
@@ -205,7 +206,7 @@ def _write_overhead(path: Path) -> None:
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 1, 1, 1])
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], OVERHEAD, [x], [y])
     # The same versions as exported files have, which runtimes in the field can read.
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     onnx.save(model, path)
 
 

@@ -18,12 +18,10 @@ from scipy.stats import kendalltau
 from engine.errors import UserError
 from engine.seed import numpy_generator
 from engine.statistics import Floats, conformal_quantile
-from ofa.layers import CostTable
 from ofa.space.codes import Codes
 from ofa.space.space import Space
 from predictors.latency.additive import (
     AFFINE_AT_LEAST,
-    AdditiveLatency,
     Level,
     NetworkFit,
     covered_resolutions,
@@ -89,12 +87,6 @@ class LatencyModel:
     @property
     def _slow_ratios(self) -> list[float]:
         return [n.p90_ms / n.ms for n in self.table.networks if n.p90_ms is not None]
-
-    def bound_as_sum(self) -> AdditiveLatency:
-        """The bound as an offset and tables, for searches over sums; uncovered resolutions are infinite."""
-        scale = 1 + (self.margin or 0.0)
-        tables = [CostTable(columns, costs * scale) for columns, costs in self._model.tables]
-        return AdditiveLatency(self._model.offset * scale, tuple(tables))
 
     @cached_property
     def margin(self) -> float | None:

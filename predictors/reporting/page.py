@@ -245,7 +245,7 @@ def _proposed_table(found: Findings) -> list[str]:
         quality = subnet.record.predicted_candidates
         if quality is None or quality.coverage is None:
             continue
-        hopeful = "–" if quality.hopeful is None else f"{100 * quality.hopeful:+.2f}"
+        hopeful = "–" if quality.hopeful is None else f"{100 * quality.hopeful:+z.2f}"
         row = [
             html_cell(subnet.name),
             html_cell(str(quality.predictions)),
@@ -342,7 +342,7 @@ def _candidate_row(record: SubnetRecord, images: int) -> list[str]:
 
 def _number(value: float) -> str:
     """Two digits, or a dash for what is not a number."""
-    return "–" if value != value else f"{value:.2f}"
+    return "–" if value != value else f"{value:z.2f}"
 
 
 def _figure(picture: Picture) -> str:

@@ -43,7 +43,8 @@ PRICE_STEPS = 200  # twice; every set of limits of benchmarks/exact_optimum.py i
 WIDTHS = (1_000, 10_000, 60_000)  # beginnings that are held: more only where fewer prove nothing
 QUICK = (1_000,)  # where a good architecture is enough
 SPARE = 64  # beginnings at each resolution of which the best network is found, without proof
-EPSILON = 1e-9  # rounding of sums
+EPSILON = 1e-9  # rounding of sums of scores
+SHARE_EPSILON = 1e-12  # of sums of shares: more would let pass one MAC too many of a limit of 1G
 
 
 class Limits(NamedTuple):
@@ -190,9 +191,6 @@ def _steps(space: Space, gains: Sequence[Floats], groups: Sequence[LayerCost], l
         cost = np.zeros((*place.shape, len(limits.costs)))
         for k, parts in enumerate(limits.costs):
             cost[..., k] = parts[i].cost.ravel()[place]
-        # An infinite cost is of a resolution that a latency table does not cover.
-        is_unknown = ~np.isfinite(cost).all(axis=2)
-        gain[is_unknown], cost[is_unknown] = -np.inf, 0.0
         if limits.forbidden:
             gain[limits.forbidden[i].ravel()[place]] = -np.inf
         leaves = np.zeros(place.shape, np.intp)
@@ -302,17 +300,12 @@ class _Search(NamedTuple):
         is_complete = True
         for i, step in enumerate(self.steps):
             # 1. Every beginning is continued with every option, where its bound and the limits allow it.
-            scores, costs, leaves = (
-                score[:, None] + step.gain[state],
-                cost[:, None] + step.cost[state],
-                step.leaves[state],
-            )
+            scores, costs = score[:, None] + step.gain[state], cost[:, None] + step.cost[state]
+            leaves = step.leaves[state]
             resolution = step.resolution[state]
-            left = ((1 - costs) @ self.prices[resolution][:, :, None])[
-                ..., 0
-            ]  # what the limits leave, priced
-            bound = scores + self.completions[i + 1][leaves] + left
-            keeps = (costs + self.least[i + 1][leaves] <= 1 + EPSILON).all(axis=2)
+            priced_rest = ((1 - costs) @ self.prices[resolution][:, :, None])[..., 0]  # of the limits
+            bound = scores + self.completions[i + 1][leaves] + priced_rest
+            keeps = (costs + self.least[i + 1][leaves] <= 1 + SHARE_EPSILON).all(axis=2)
             parent, option = np.nonzero(keeps & (bound >= floor[resolution][:, None]) & np.isfinite(bound))
             # 2. The highest bounds of every resolution stay.
             each = width // max(len(np.unique(resolution[parent])), 1)

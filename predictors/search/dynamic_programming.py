@@ -14,8 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.statistics import Floats, pareto_front
-from ofa.cost import cost_of_layer
-from ofa.layers import cost_tables
 from ofa.space.codes import Codes, sample_codes
 from ofa.space.space import Space
 from predictors.search.constraints import ScoreFn
@@ -32,37 +30,6 @@ class LayerCost(NamedTuple):
 
     columns: tuple[int, ...]
     cost: NDArray[Any]
-
-
-def layer_costs(space: Space, classes: int, channels: int) -> dict[str, list[LayerCost]]:
-    """MACs ("macs") and parameters ("params") of a space as sums over groups of layers."""
-    found = list(cost_tables(space, classes, channels, cost_of_layer))
-    sums = {}
-    for i, name in enumerate(("macs", "params")):
-        sums[name] = [LayerCost(table.columns, table.costs[..., i]) for table in found]
-    return sums
-
-
-def additive_fronts(
-    space: Space, score: ScoreFn, costs: Sequence[Sequence[LayerCost]], rng: np.random.Generator
-) -> Codes:
-    """The architectures of the fronts of `score` against each of `costs`.
-
-    The fronts are exact if the score is additive over the groups of layers. Otherwise they are those of the
-    additive score nearest to it, and a good start for a search.
-
-    Args:
-        space: of the architectures.
-        score: of encoded architectures; higher is better.
-        costs: kinds of cost, each as `layer_costs` returns them.
-        rng: of the architectures to which the additive score is fitted.
-
-    Returns:
-        Encoded architectures (N, F), each once, in no order of score or cost.
-    """
-    gains = fit_additive(space, score, costs[0], rng)
-    fronts = [merge_fronts(space, gains, parts) for parts in costs]
-    return np.unique(np.concatenate(fronts), axis=0)
 
 
 def fit_additive(
@@ -107,30 +74,25 @@ def fit_additive_to(space: Space, rows: Codes, y: Floats, parts: Sequence[LayerC
     return np.split(weight, ends[:-1])
 
 
-def merge_fronts(
-    space: Space, gains: Sequence[Floats], parts: Sequence[LayerCost], most: float = np.inf
-) -> Codes:
-    """The Pareto front of architectures of cost `most` at most, cheapest (and worst) first.
+def merge_fronts(space: Space, gains: Sequence[Floats], parts: Sequence[LayerCost]) -> Codes:
+    """The Pareto front of architectures of an additive score against an additive cost, cheapest first.
 
     Args:
         space: of the architectures.
         gains: what `fit_additive` returns for `parts`.
         parts: their costs sum up to that of the architecture; together they read every choice.
-        most: the highest cost that is of interest.
 
     Returns:
-        Encoded architectures (N, F); N is 0 if no architecture is that cheap.
+        Encoded architectures (N, F), none of infinite cost.
     """
-    # What the rest costs at least: a beginning that `most` leaves too little for is dropped at once.
-    least = [part.cost.min() for part in parts]
-    least_from = np.cumsum([0, *reversed(least)])[::-1]  # entry i: what the parts from i on cost at least
     # Beginnings of networks: the choices so far, and what they score and cost.
     rows, score, cost = np.zeros((1, len(space.columns)), np.uint8), np.zeros(1), np.zeros(1)
     for i, (part, new) in enumerate(zip(parts, first_read(parts), strict=True)):
         # 1. Every beginning is continued with every option for the choices that this part is first to read.
         options, asleep = options_of(space, new), asleep_rows(space, rows, new)[:, None]
         costs = cost[:, None] + part.cost.ravel()[places(part, rows, new, options)]
-        possible = costs + least_from[i + 1] <= most
+        # A latency is infinite at a resolution that its table does not cover.
+        possible = np.isfinite(costs)
         possible[:, 1:] &= ~asleep  # a block that is not there has one option
         parent, option = np.nonzero(possible)
         # 2. What the continued beginnings score and cost.

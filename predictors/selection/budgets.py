@@ -34,8 +34,9 @@ def half_sentence(objective: Objective, best: Estimate, half: Estimate | None) -
         value = float(c.cost(half.candidate.row[None])[0])
         phrases.append(PHRASES[c.name].format(format_cost(c.name, value)))
     given = f"{name}: half of it would give {format_expected(half.accuracy, half.interval)}"
-    less = points(best.accuracy, half.accuracy)
-    end = "no less" if less == "0 points" else f"{less} less"
+    # Ties or a short tuning may have decided for a subnet of which less is expected than of this one.
+    is_less = round(half.accuracy, 3) < round(best.accuracy, 3)
+    end = f"{points(best.accuracy, half.accuracy)} less" if is_less else "no less"
     return f"{given} with {' and '.join(phrases)}, {end}."
 
 
@@ -66,11 +67,8 @@ def budget_sentences(selected: Sequence[tuple[Objective, Estimate]], macs: ArchC
         better, name = own, objective.name
         for other, estimate in selected:
             gains = round(estimate.accuracy - better.accuracy, DIGITS) > 0
-            if (
-                gains
-                and not _same(estimate, own)
-                and fits(objective.constraints, estimate.candidate.row[None])[0]
-            ):
+            keeps = fits(objective.constraints, estimate.candidate.row[None])[0]
+            if gains and keeps and not _same(estimate, own):
                 better, name = estimate, other.name
         if better is not own:
             sentences.append(

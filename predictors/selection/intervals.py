@@ -50,8 +50,9 @@ class Intervals:
     """Predictions with 90% intervals, corrected by the misses of the predictions before.
 
         intervals = Intervals(quality)
-        predictions = intervals.around(*predictor.predict(X))
-        intervals.learn(predictions, y)  # as soon as these subnets are measured
+        mean, std = predictor.predict(X)
+        predictions = intervals.around(mean, std)
+        intervals.learn(mean, std, predictions, y)  # as soon as these subnets are measured
 
     Args:
         quality: what cross-validation says of the predictor.

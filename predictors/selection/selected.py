@@ -14,7 +14,7 @@ from engine.run import FRONT, write_json
 from engine.runs.writing import atomic
 from ofa.space.codes import decode
 from predictors.accuracy.validation import CandidateQuality, format_tau
-from predictors.search.constraints import UNITS, ArchCostFn, Objective, format_cost
+from predictors.search.constraints import NO_LIMIT, UNITS, ArchCostFn, Constraint, Objective, format_cost
 from predictors.selection.budgets import budget_sentences, format_expected, half_budget, half_sentence
 from predictors.selection.evaluations import FEWEST_TO_LEARN_FROM, Evaluations
 from predictors.selection.exploration import Explored
@@ -103,9 +103,13 @@ def _best(found: Explored, tuned: Sequence[Finalist], ties: float) -> Estimate:
         return choose_finalist(tuned, constraints, found.evaluations.images, ties).estimate
     best = choose(found.estimates, constraints, ties)
     if best is None:
-        limits = " ".join(map(str, constraints))
-        raise UserError(f"No subnet that keeps {limits} was found; use --explore search, or raise a limit.")
+        raise _nothing_found(constraints)
     return best
+
+
+def _nothing_found(constraints: Sequence[Constraint]) -> UserError:
+    limits = " ".join(str(c) for c in constraints if c.limit < NO_LIMIT)
+    return UserError(f"No subnet that keeps {limits} was found; use --explore search, or raise a limit.")
 
 
 def _reached(objective: Objective, best: Estimate) -> list[Record]:
@@ -127,11 +131,16 @@ def write_front(explored: Explored, costs: Mapping[str, ArchCostFn], folder: Pat
         costs: every known cost; all of them are written.
         folder: where to write.
         digest: of the weights, which every point names.
+
+    Raises:
+        UserError: no measured subnet keeps the constraints.
     """
     objective = explored.objective
     points = []
     for found in front(explored.estimates, objective.front, objective.constraints):
         points.append(subnet_record(explored.evaluations, found, costs) | {"weights_sha256": digest})
+    if not points:
+        raise _nothing_found(objective.constraints)
     path = folder / FRONT
     write_json(path, points)
     rows = [_flat(record) for record in points]
@@ -239,5 +248,7 @@ def print_trust(quality: CandidateQuality, explored: Sequence[Explored]) -> None
         if own.coverage is None or own.hopeful is None:
             table.add_row(name, "too few to tell", "too few to tell", "too few to tell")
         else:
-            table.add_row(name, format_tau(own.tau), f"{own.coverage:.0%}", f"{100 * own.hopeful:.2f} points")
+            table.add_row(
+                name, format_tau(own.tau), f"{own.coverage:.0%}", f"{100 * own.hopeful:z.2f} points"
+            )
     plain_console().print(table)

@@ -111,12 +111,18 @@ def keep_timed_limit(
             f"{objective.name}: a subnet took {took} when it was timed here, so the next best one that keeps "
             "the limit is selected"
         )
-    # As far below the limit as this subnet is above it.
-    lower = format_cost("latency", limit * limit / times[0], 2)
+    # As far below the limit as this subnet is above it, rounded down so that it is not the same limit again.
+    lower = format_cost("latency", _round_down(limit * limit / times[0]))
     return objective, (
         f"{objective.name}: the selected subnet took {took} when it was timed here, which is over the limit, "
         f"and so are the next best ones; select again with --latency {lower}"
     )
+
+
+def _round_down(ms: float) -> float:
+    """The first three digits of a latency."""
+    step = 10.0 ** (np.floor(np.log10(ms)) - 2)
+    return float(np.floor(ms / step) * step)
 
 
 def _without(objective: Objective, rejected: set[bytes]) -> Objective:

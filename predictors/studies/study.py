@@ -147,9 +147,14 @@ class Study:
                 if trial.state == TrialState.WAITING and ROW not in trial.user_attrs:
                     self._take_up(trial)
         rows: dict[bytes, Codes] = {}
+        known: set[bytes] = set()
         for row, trial in self._with_rows():
+            if is_known(trial):
+                known.add(row.tobytes())
             if trial.user_attrs.get(SOURCE, ADDED) == ADDED:
                 rows[row.tobytes()] = row
+        if rows.keys() - known:
+            print(f"study {self.name}: enqueued subnets to measure first: {len(rows.keys() - known)}")
         accuracies = self.measure(list(rows.values()), [None] * len(rows), note)
         self._finish_duplicates()
         return dict(zip(rows, accuracies, strict=True))
@@ -214,10 +219,10 @@ class Study:
 
     def finish(self) -> None:
         """Measure what killed processes have left, so that no trial of a selection stays unfinished."""
-        self.added(_no_note)
+        self.added(no_note)
         left = [self._row(trial) for trial in self._trials().values() if not is_known(trial)]
         rows = [row for row in left if row is not None]
-        self.measure(rows, [None] * len(rows), _no_note)
+        self.measure(rows, [None] * len(rows), no_note)
         self._finish_duplicates()
 
     def _all(self) -> list[FrozenTrial]:
@@ -355,7 +360,7 @@ class Study:
         return patiently(find, self.id, trial.number)
 
 
-def _no_note(accuracy: float) -> None:
+def no_note(accuracy: float) -> None:
     """Nobody is told."""
 
 

@@ -143,8 +143,10 @@ def test_selected_subnets_are_timed_where_the_table_is_of_this_machine(
         (
             [12.0, 13.0, 14.0, 9.0],
             0,
-            "over the limit, and so are the next best ones; select again with --latency 8.3ms",
+            "over the limit, and so are the next best ones; select again with --latency 8.33ms",
         ),
+        ([10.01, 13.0, 14.0, 9.0], 0, "select again with --latency 9.99ms"),
+        ([10.0001, 13.0, 14.0, 9.0], 0, "select again with --latency 9.99ms"),
     ],
 )
 def test_the_next_best_that_keeps_the_limit_takes_over(times: list[float], selected: int, said: str) -> None:

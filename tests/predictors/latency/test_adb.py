@@ -106,6 +106,9 @@ def test_a_benchmark_that_fails_is_quoted(kit: Path) -> None:
     assert "was not timed: failed to load model: -I -m times" in failed.stderr
     missing = run(kit, "--adb", "no-such-adb")
     assert missing.returncode == 2 and "install adb" in missing.stderr
+    # Any program that fails and says why stands for an adb without a phone.
+    refused = run(kit, "--adb", "ls")
+    assert "ls shell mkdir" in refused.stderr and "failed: ls: " in refused.stderr
     with pytest.raises(UserError, match="holds no timings"):
         read_timings(kit / "latency.csv")
 

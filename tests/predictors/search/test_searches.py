@@ -12,7 +12,8 @@ from ofa.space.space import Space, load_space
 from predictors.accuracy.gaussian_process import GaussianProcess
 from predictors.search.best import find_best, nearest_feasible
 from predictors.search.constraints import Constraint
-from predictors.search.dynamic_programming import additive_fronts, layer_costs
+from predictors.search.decompose import decompose
+from predictors.search.dynamic_programming import fit_additive, merge_fronts
 from predictors.search.evolution import OFA, evolve
 from predictors.search.front import find_front, widest_gains
 
@@ -135,8 +136,6 @@ def test_nearest_feasible_names_what_binds(problem: Problem, everything: Codes) 
 def test_never_worse_than_ofas_evolution(name: str, cost: str) -> None:
     problem = Problem(load_space(name), 1000, 3)
     samples = sample_codes(problem.space, 2_000, np.random.default_rng(1))
-    parts = layer_costs(problem.space, 1000, 3)["macs"]
-    seeds = additive_fronts(problem.space, problem.score, [parts], np.random.default_rng(0))
     for share in (0.05, 0.5):
         limits = limits_of(problem, samples, {cost: share})
         start = np.concatenate([samples[:100], encode(problem.space, smallest(problem.space))[None]])
@@ -148,7 +147,7 @@ def test_never_worse_than_ofas_evolution(name: str, cost: str) -> None:
             start,
             OFA._replace(generations=100),
         )
-        ours = find_best(problem.space, problem.score, limits, np.random.default_rng(0), seeds)
+        ours = find_best(problem.space, problem.score, limits, np.random.default_rng(0))
         assert problem.score(ours[:1])[0] >= theirs.scores[0] - 1e-9
 
 
@@ -166,7 +165,10 @@ def test_reaches_the_optimum_of_longer_searches_on_imagenet(
     def macs(rows: Codes) -> np.ndarray:
         return costs_of(space, rows, 1000, 3).macs
 
-    seeds = additive_fronts(space, score, [layer_costs(space, 1000, 3)["macs"]], np.random.default_rng(0))
+    found = decompose(space, macs)
+    assert found
+    gains = fit_additive(space, score, found.parts, np.random.default_rng(0))
+    seeds = merge_fronts(space, gains, found.parts)
     for budget in (200e6, 300e6, 400e6):
         limits = [Constraint("macs", budget, macs)]
         many = np.concatenate(
