@@ -338,22 +338,10 @@ def test_measure_export_run_and_import(
 
 @pytest.mark.slow
 def test_measure_here_and_clean_up(slim_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "predictors.measure.noise_complaint", lambda noise: ""
-    )  # however busy this machine is
-    words = [
-        "--space",
-        str(slim_yaml),
-        "--resolutions",
-        "8",
-        "--whole",
-        "10",
-        "--no-blocks",
-        "--rounds",
-        "2",
-        "--seconds",
-        "0",
-    ]
+    # However busy this machine is.
+    monkeypatch.setattr("predictors.measure.noise_complaint", lambda noise: "")
+    words = ["--space", str(slim_yaml), "--resolutions", "8", "--whole", "10", "--no-blocks"]
+    words += ["--rounds", "2", "--seconds", "0"]
     words += ["--device-name", "here", "--out", str(tmp_path / "here.json")]
     assert parse(Measure, words).execute() == 0
     assert [path.name for path in tmp_path.iterdir()] == ["here.json"]
@@ -379,16 +367,8 @@ def test_noise_is_noticed_and_not_saved(
             for turn in range(6)
         ]
         path, out = write_csv(tmp_path / "x.csv", rows), tmp_path / f"{saved}.json"
-        flags = [
-            "--space",
-            str(tiny_yaml),
-            "--device-name",
-            "x",
-            "--import-kit",
-            str(path),
-            "--out",
-            str(out),
-        ]
+        flags = ["--space", str(tiny_yaml), "--device-name", "x"]
+        flags += ["--import-kit", str(path), "--out", str(out)]
         assert parse(Measure, flags).execute() == (0 if saved else 1)
         assert out.exists() == saved
     assert "not saved: of the blocks, two halves of the rounds differ by" in capsys.readouterr().out
