@@ -47,7 +47,7 @@ def to_onnx(
     Args:
         module: a classifier in eval mode: (N, C, H, W) to logits (N, K). It is not changed. One in float16 is
             computed in float32, as the file is.
-        path: the file; its name must end as the target's files do (.onnx, .ort or .pte).
+        path: the file; its name must end as the target's files do (`.onnx` for most).
         target: a name of `python -m export.targets`, or a Target.
         example: one image or more (N, C, H, W), from which the size is taken. Without it, the size is that
             of `images`, or the one that timm notes on its models, or 3 x 224 x 224.

@@ -270,8 +270,11 @@ def _limits(bundle: Bundle) -> Iterator[str]:
     for file in bundle.files:
         if file.quantization is not None:
             kept, layers = len(file.quantization["float_layers"]), file.quantization["layers"]
+            bits = "8 bits"
+            if file.precision == "a16w8":
+                bits = "16 bits, with weights of 8,"
             yield (
-                f"- {_code(file.file)} computes in 8 bits, whose ranges come from "
+                f"- {_code(file.file)} computes in {bits} whose ranges come from "
                 f"{_plain(file.quantization['calibration_images'])} images; {kept} of {_plain(layers)} "
                 "layers stayed in float32."
             )

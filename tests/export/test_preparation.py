@@ -22,7 +22,13 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @pytest.mark.parametrize(
-    "crop", [export.CenterCrop(24), export.CenterCrop(24, 27, "bilinear"), export.CenterCrop(33, 36)]
+    "crop",
+    [
+        export.CenterCrop(24),
+        export.CenterCrop(24, interpolation="bilinear"),
+        export.CenterCrop(24, 27, "bilinear"),
+        export.CenterCrop(33, 36),
+    ],
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_graph_prepares_images_as_pillow_does(crop: export.CenterCrop, channels: int) -> None:
