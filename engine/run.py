@@ -338,7 +338,10 @@ def digest(*paths: Path) -> str:
     """SHA-256 of a file, or of several one after the other, in hexadecimal."""
     found = hashlib.sha256()
     for path in paths:
-        found.update(path.read_bytes())
+        with path.open("rb") as file:
+            # In parts: a file of weights need not fit in memory twice.
+            while content := file.read(2**20):
+                found.update(content)
     return found.hexdigest()
 
 

@@ -62,6 +62,10 @@ def to_onnx(
         max_drop: points of top-1 that the file may lose on `images`.
         facts: more keys for the manifest and the file's metadata.
 
+    Returns:
+        The manifest. If its `not_run` is a reason and not None, the file could not be run on this machine
+        and was not compared.
+
     Raises:
         UserError: the module cannot be exported, or the file is not as good as the module; then there is no
             file.

@@ -164,8 +164,8 @@ def _accuracy(bundle: Bundle) -> Iterator[str]:
     for file in bundle.files:
         if file.not_run is not None:
             yield (
-                f"- {_code(file.file)} was not run where it was written ({_plain(file.not_run)}): nothing "
-                "of it is verified but its graph, shapes and precision."
+                f"- {_code(file.file)} was not run where it was written ({_plain(file.not_run)}). Only its "
+                "shapes, precision and weights were compared with the network; its accuracy is not known."
             )
             continue
         if file.accuracy is None or file.parity is None:
