@@ -150,7 +150,9 @@ def _complaint(model: Any, module: "nn.Module", precision: Precision, example: A
     """What is wrong with a converted model, as a clause; empty if nothing is.
 
     Its input and output must have the shapes and types that the manifest says, and it must hold every weight
-    of the module (BatchNorm folded), to rounding, in the precision that was asked for.
+    of the module (BatchNorm folded), to rounding, in the precision that was asked for. A BatchNorm that
+    `fold_batch_norm` left is folded by coremltools, which multiplies each output channel by a number: the
+    weights of each channel are then compared up to that.
     """
     import torch
     from coremltools.optimize.coreml import get_weights_metadata
@@ -165,14 +167,27 @@ def _complaint(model: Any, module: "nn.Module", precision: Precision, example: A
             return f"{end.name} has shape {list(array.shape)}, or is not float32"
     found = [metadata.val for metadata in get_weights_metadata(model, weight_threshold=0).values()]
     kind = np.dtype(precision)
+    scaled = any(isinstance(part, torch.nn.BatchNorm2d) for part in module.modules())
     for name, weight in module.named_parameters():
         if weight.ndim < 2:  # biases may be merged, and layers without one are given zeros
             continue
         values = weight.detach().numpy()
         same = [other for other in found if other.size == values.size and other.dtype == kind]
-        if not any(np.allclose(other.reshape(values.shape), values, 1e-3, 1e-4) for other in same):
+        if not any(_holds(other, values, scaled) for other in same):
             return f"weight '{name}' is not among its {precision} numbers"
     return ""
+
+
+def _holds(found: Array, weight: Array, scaled: bool) -> bool:
+    """Whether numbers of a file are a layer's weights; `scaled`: up to a factor of each output channel."""
+    wanted = weight.reshape(len(weight), -1).astype(np.float64)
+    found = found.reshape(wanted.shape).astype(np.float64)
+    if scaled:
+        power = np.square(wanted).sum(1, keepdims=True)
+        wanted = wanted * (found * wanted).sum(1, keepdims=True) / np.where(power == 0, 1, power)
+    # A norm may make all of a channel so small that float16 has hardly any digits for it.
+    limit = 1e-3 * np.abs(found).max(1, keepdims=True) + 1e-6
+    return bool((np.abs(found - wanted) <= limit).all())
 
 
 def _zip(folder: Path, path: Path) -> None:

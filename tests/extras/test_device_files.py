@@ -131,6 +131,26 @@ def test_core_ml_weights_are_compared_with_the_network(tmp_path: Path) -> None:
     assert _complaint(model, net, "float16", image) == "weight '3.weight' is not among its float16 numbers"
 
 
+def test_core_ml_may_fold_norms_itself(tmp_path: Path) -> None:
+    if not find_format("mlpackage").installed():
+        pytest.skip("coremltools is not installed")
+
+    class Normed(nn.Module):
+        """A norm that is not in an nn.Sequential behind its convolution, as timm writes networks."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn, self.last = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(144, 5)
+            nn.init.uniform_(self.bn.weight, -2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.bn(self.conv(x)).relu().flatten(1))
+
+    path = tmp_path / "x.mlpackage.zip"
+    export.to_onnx(Normed().eval(), path, "mlpackage", images=torch.randn(2, 3, 8, 8))
+    assert path.is_file()
+
+
 @pytest.mark.parametrize("target", ["ncnn", "mnn", "mlpackage"])
 def test_pixels_are_refused_in_a_sentence(tmp_path: Path, target: str) -> None:
     file_format = find_format(target)
