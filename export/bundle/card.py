@@ -224,7 +224,9 @@ def _provenance(bundle: Bundle) -> Iterator[str]:
     tuned = bundle.files[0].architecture.get("tuned")
     if tuned is not None:
         epochs = "1 epoch" if tuned["epochs"] == 1 else f"{_plain(tuned['epochs'])} epochs"
-        yield f"- Tuned for {epochs} after the supernet's training; teacher: {_plain(tuned['teacher'])}."
+        rounded = f", rounded to {_plain(tuned['qat'])} in the second half" if tuned.get("qat") else ""
+        teacher = _plain(tuned["teacher"])
+        yield f"- Tuned for {epochs} after the supernet's training{rounded}; teacher: {teacher}."
     if made.git is not None and made.git.commit:
         state = ", with uncommitted changes" if made.git.dirty else ""
         yield f"- Source at commit {_code(made.git.commit)}{state}."
