@@ -209,7 +209,8 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     targets = "nnapi,cpu-int8,qnn-a16w8,fp16"
     for seed in ("1", "2"):
         (tmp_path / seed).mkdir()
-        places = os.pathsep.join([str(Path(__file__).parent), str(Path(export.__file__).parents[1])])
+        root = Path(export.__file__).parents[1]
+        places = os.pathsep.join(map(str, (root, root / "tests" / "export", root / "tests" / "support")))
         env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": places}
         words = [sys.executable, "-c", SCRIPT, str(tmp_path / seed), targets]
         subprocess.run(words, check=True, env=env, capture_output=True)
