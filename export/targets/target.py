@@ -49,8 +49,8 @@ class Target(Config):
         "onnx",
         description=(
             "onnx; ort: flat, optimised for ARM, with the list of operators that it needs; qnn: compiled for "
-            "one Snapdragon; mlpackage: for Core ML; litert, ncnn, mnn, executorch: for the runtimes of these "
-            "names"
+            "one Snapdragon; mlpackage: for Core ML; litert, ncnn, mnn, executorch: for the runtime of that "
+            "name"
         ),
     )
     chip: str | None = Field(
