@@ -48,7 +48,8 @@ def to_onnx(
         module: a classifier in eval mode: (N, C, H, W) to logits (N, K). It is not changed. One in float16 is
             computed in float32, as the file is.
         path: the file; its name must end as the target's files do (`.onnx` for most).
-        target: a name of `python -m export.targets`, or a Target.
+        target: a name of `python -m export.targets`, or a Target. A file that cannot be run here, such as
+            an mlpackage without macOS, is not compared: the manifest's `not_run` says so.
         example: one image or more (N, C, H, W), from which the size is taken. Without it, the size is that
             of `images`, or the one that timm notes on its models, or 3 x 224 x 224.
         images: normalised images (N, C, H, W) to verify on. Without them, random numbers are compared, which
@@ -61,10 +62,6 @@ def to_onnx(
             graph; the file then takes uint8 pixels.
         max_drop: points of top-1 that the file may lose on `images`.
         facts: more keys for the manifest and the file's metadata.
-
-    Returns:
-        The manifest. If its `not_run` is a reason and not None, the file could not be run on this machine
-        and was not compared.
 
     Raises:
         UserError: the module cannot be exported, or the file is not as good as the module; then there is no
