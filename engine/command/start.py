@@ -78,11 +78,19 @@ def started_by_ofa() -> bool:
 
 
 def command_line() -> str:
-    """The command line of this process, as it can be typed again."""
+    """The command line of this process, as it can be typed again; passwords in URLs are masked."""
+    # It is written into files, which others may read.
     if started_by_ofa():
         # argv[0] is `ofa train` there (`engine.command.app`): two words that shlex.join would quote as one.
-        return as_typed(f"python -m {module_started()} {shlex.join(sys.argv[1:])}".rstrip())
-    return shlex.join(["python", *sys.orig_argv[1:]])
+        words = shlex.join(map(without_password, sys.argv[1:]))
+        return as_typed(f"python -m {module_started()} {words}".rstrip())
+    return shlex.join(["python", *map(without_password, sys.orig_argv[1:])])
+
+
+def without_password(address: str) -> str:
+    """`postgresql://me:***@host/studies`: a URL as it may be printed."""
+    address = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", address)
+    return re.sub(r"([?&]\w*pass\w*)=[^&]*", r"\1=***", address)
 
 
 def as_typed(text: str) -> str:

@@ -23,9 +23,8 @@ UNITS = {"macs": "", "latency": "ms", "size": "B", "memory": "B", "params": ""}
 FLAGS = {"macs": "--flops"} | {name: f"--{name}" for name in UNITS if name != "macs"}
 NO_LIMIT = sys.float_info.max  # every cost keeps it that is finite, and so known
 EXACT_DIGITS = 15  # a float64 keeps so many: a limit is printed as it was typed
-MILLISECOND_DIGITS = (
-    12  # significant ones that a limit keeps: 0.0151s is 15.1ms, and not 15.100000000000001ms
-)
+# Significant digits that a limit keeps: 0.0151s is 15.1ms, and not 15.100000000000001ms.
+MILLISECOND_DIGITS = 12
 LEAST_MS, MOST_MS = 1e-6, 1e9  # a nanosecond, and eleven days
 _SECONDS = {"": 1.0, "ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3}
 # Without the B, which may be left out: 20M is 20MB.
@@ -191,7 +190,7 @@ def format_limit(name: str, limit: float) -> str:
     """
     unit = UNITS[name]
     if unit == "ms":
-        return f"{limit!r}".removesuffix(".0") + unit
+        return repr(float(limit)).removesuffix(".0") + unit
     # Decimal units first: of equally short ones they are what people type.
     written = [_in_unit(limit, *_decimal_unit(limit)) + unit]
     if unit == "B":
@@ -210,7 +209,8 @@ def _decimal_unit(value: float) -> tuple[str, int]:
 
 def _in_unit(value: float, suffix: str, size: int) -> str:
     """All digits of a value in a unit, without an exponent."""
-    digits = f"{Decimal(value) / size:f}"
+    # By way of str, since Decimal takes no integer of NumPy.
+    digits = f"{Decimal(str(value)) / size:f}"
     if "." in digits:
         digits = digits.rstrip("0").rstrip(".")
     return digits + suffix

@@ -20,6 +20,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 
 from engine.errors import UserError, nearest
+from engine.statistics import Floats
 from ofa.space.arch import Arch
 from ofa.space.codes import Codes, canonical, decode
 from ofa.space.space import Column, Space
@@ -106,9 +107,19 @@ def _choice(space: Space, column: Column, value: Any) -> int:
     return column.values.index(value)
 
 
-def violations(constraints: Sequence[Constraint], codes_F: Codes) -> dict[str, float]:
-    """By how much one row of codes (F,) is above each limit, by name; 0 or less where it keeps the limit."""
-    return {c.name: float(c.cost(codes_F[None])[0] - c.limit) for c in constraints}
+def violations(constraints: Sequence[Constraint], codes_NF: Codes) -> dict[str, Floats]:
+    """By how much architectures are above each limit; 0 or less where they keep it.
+
+    Args:
+        constraints: the limits.
+        codes_NF: encoded architectures.
+
+    Returns:
+        (N,) by the name of the limit.
+    """
+    # A latency that a table does not know is infinite, which is no JSON for a storage: nan_to_num makes it
+    # the largest number.
+    return {c.name: np.nan_to_num(np.asarray(c.cost(codes_NF), np.float64) - c.limit) for c in constraints}
 
 
 def set_constraints(trial: optuna.Trial, constraints: Sequence[Constraint], codes_F: Codes) -> None:
@@ -119,5 +130,5 @@ def set_constraints(trial: optuna.Trial, constraints: Sequence[Constraint], code
         constraints: the limits.
         codes_F: what `suggest` proposed, encoded.
     """
-    for name, violation in violations(constraints, codes_F).items():
-        trial.set_constraint(name, violation)
+    for name, violation in violations(constraints, codes_F[None]).items():
+        trial.set_constraint(name, float(violation[0]))

@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import sqlite3
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -22,15 +21,16 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
+from engine.command.install import install_command
 from engine.errors import UserError
-from predictors.studies.patience import patiently
+from predictors.studies.patience import StorageFails, patiently
 
 SQLITE_PATIENCE = 60  # seconds to wait for another process's transaction, which takes milliseconds
 LOCK_PATIENCE = 600  # seconds to wait while another process adds its trials
 LOCK_NAME = "ofa-toolkit"
 LOCK_NUMBER = 0x6F6661  # the same for PostgreSQL, whose advisory locks have numbers: "ofa" as bytes
-# What may still fail at the first opening, where Optuna alone creates the same tables at this moment.
-OPENINGS = 4
+# Optuna's name for the version of its tables that `_insert_at_once` writes.
+KNOWN_TABLES = "v3.2.0.a"
 # Packages in the order in which they are tried, with the name that SQLAlchemy's URLs have for each.
 DRIVERS = {
     "postgresql": {"psycopg": "psycopg", "psycopg2": "psycopg2", "pg8000": "pg8000"},
@@ -46,35 +46,33 @@ def database_url(address: str) -> URL:
         UserError: no driver is installed; the sentence names the extra that has one.
     """
     url = make_url(address)
-    kind = ALSO_CALLED.get(url.drivername, url.drivername)
-    if kind not in DRIVERS:
+    kind = _kind(url)
+    if kind not in DRIVERS or "+" in url.drivername:
         return url
     for package, driver in DRIVERS[kind].items():
         if find_spec(package.partition(".")[0]):
             return url.set(drivername=f"{kind}+{driver}")
-    raise UserError(
-        f"A storage {kind}:// needs a driver that is not installed: pip install 'ofa-toolkit[{kind}]'."
-    )
+    raise UserError(f"A storage {kind}:// needs a driver that is not installed; run {install_command(kind)}.")
+
+
+def _kind(url: URL) -> str:
+    """`postgresql`, `mysql`, `sqlite` or another kind of database, whatever its driver is."""
+    name = url.drivername.partition("+")[0]
+    return ALSO_CALLED.get(name, name)
 
 
 def open_database(url: URL) -> tuple[RDBStorage, Callable[[], AbstractContextManager[None]]]:
     """The storage in a database, and what keeps other processes out while a block runs."""
-    if url.get_backend_name() == "sqlite":
+    if _kind(url) == "sqlite":
         _check_sqlite(url)
     exclusive = partial(_exclusive, url)
     # Optuna fills in the braces of a URL.
     address = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
-    for attempt in range(1, OPENINGS + 1):
-        try:
-            # Of two processes that create tables at the same moment, one would fail.
-            with exclusive():
-                storage = RDBStorage(address)
-            break
-        except DBAPIError:
-            if attempt == OPENINGS:
-                raise
-            time.sleep(attempt / 2)
-    if storage.engine.dialect.name == "sqlite":
+    # Of two processes that create tables at the same moment, one would fail. Programs that use Optuna
+    # alone do not know the lock, so opening is also tried again.
+    with exclusive():
+        storage = patiently(RDBStorage, address)
+    if _kind(url) == "sqlite":
         _lock_before_reading(storage.engine)
         with storage.engine.begin():
             pass  # it fails here, and not after minutes, if nothing can be written
@@ -95,14 +93,14 @@ def _check_sqlite(url: URL) -> None:
 
 
 def _exclusive(url: URL) -> AbstractContextManager[None]:
-    kind = url.get_backend_name()
+    kind = _kind(url)
     if kind == "sqlite":
         if not url.database or url.database == ":memory:":
             return nullcontext()
         return _folder_lock(Path(url.database).parent)
     if kind in DRIVERS:
         return _server_lock(url, kind)
-    return nullcontext()
+    return nullcontext()  # of other servers we know no lock: what Optuna does has to be enough
 
 
 @contextmanager
@@ -118,17 +116,32 @@ def _folder_lock(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _server_lock(url: URL, kind: str) -> Iterator[None]:
-    """A lock that the server releases when the connection ends, so that no killed process keeps it."""
+    """A lock that the server releases when the connection ends, so that no killed process keeps it.
+
+    Raises:
+        StorageFails: the server gives no lock, for the reason in the error.
+    """
     engine = sqlalchemy.create_engine(url, poolclass=NullPool)
+    lock = _lock_postgresql if kind == "postgresql" else _lock_mysql
     with patiently(engine.connect) as connection:
-        if kind == "postgresql":
-            # Of a transaction, not of the session: poolers such as PgBouncer share sessions.
-            connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_PATIENCE}s'"))
-            connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": LOCK_NUMBER})
-        else:
-            query = text("SELECT GET_LOCK(:name, :seconds)")
-            connection.execute(query, {"name": LOCK_NAME, "seconds": LOCK_PATIENCE})
+        try:
+            lock(connection)
+        except DBAPIError as error:
+            raise StorageFails(error) from None
         yield
+
+
+def _lock_postgresql(connection: Connection) -> None:
+    # Of a transaction, not of the session: poolers such as PgBouncer share sessions.
+    connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_PATIENCE}s'"))
+    connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": LOCK_NUMBER})
+
+
+def _lock_mysql(connection: Connection) -> None:
+    query = text("SELECT GET_LOCK(:name, :seconds)")
+    # MySQL raises no error when the time is over: it returns 0.
+    if connection.scalar(query, {"name": LOCK_NAME, "seconds": LOCK_PATIENCE}) != 1:
+        raise StorageFails(TimeoutError(f"another process has locked it for {LOCK_PATIENCE} seconds"))
 
 
 def _lock_before_reading(engine: Engine) -> None:
@@ -150,14 +163,22 @@ def _lock_before_reading(engine: Engine) -> None:
     engine.dispose()  # connections from before know nothing of this
 
 
-def insert_trials(engine: Engine, study: int, trials: Sequence[FrozenTrial]) -> None:
+def insert_trials(storage: RDBStorage, study: int, trials: Sequence[FrozenTrial]) -> None:
     """Add trials to a study in one transaction; one by one Optuna takes 50 to 90 ms for each.
 
     Args:
-        engine: of an RDBStorage, whose tables have Optuna's present version.
+        storage: of the study. If a later Optuna has given it other tables, trials are added one by one.
         study: its id.
         trials: what to add.
     """
+    if storage.get_current_version() == KNOWN_TABLES:
+        _insert_at_once(storage.engine, study, trials)
+        return
+    for trial in trials:
+        storage.create_new_trial(study, trial)
+
+
+def _insert_at_once(engine: Engine, study: int, trials: Sequence[FrozenTrial]) -> None:
     with Session(engine) as session, session.begin():
         # Under this lock Optuna numbers its own new trials too.
         models.StudyModel.find_or_raise_by_id(study, session, for_update=True)

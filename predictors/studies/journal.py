@@ -66,23 +66,17 @@ class JournalLock(JournalFileOpenLock):
 
     def acquire(self) -> bool:
         """Wait until no other process has the lock."""
+        if not self.depth:
+            handle = os.open(self.journal, os.O_RDWR)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                _cut_torn_record(handle)
+            except BaseException:
+                # A notebook goes on after an interruption, and must not take the lock for acquired.
+                os.close(handle)
+                raise
+            self.handle = handle
         self.depth += 1
-        if self.depth > 1:
-            return True
-        try:
-            self.handle = os.open(self.journal, os.O_RDWR)
-        except OSError:
-            self.depth = 0
-            raise
-        fcntl.flock(self.handle, fcntl.LOCK_EX)
-        size = os.fstat(self.handle).st_size
-        # What follows the last line break is a torn record, if it starts as a record does. Anything else is
-        # damage: it stays as it is, and `open_storage` reports it. The last MiB is enough to look at, since a
-        # record is much shorter.
-        tail = os.pread(self.handle, 2**20, max(0, size - 2**20))
-        torn = tail[tail.rfind(b"\n") + 1 :]
-        if torn and RECORD.startswith(torn[: len(RECORD)]):
-            os.ftruncate(self.handle, size - len(torn))
         return True
 
     def release(self) -> None:
@@ -99,3 +93,16 @@ class JournalLock(JournalFileOpenLock):
             yield
         finally:
             self.release()
+
+
+def _cut_torn_record(handle: int) -> None:
+    """Remove the half record that a killed process may have left at the end of the journal.
+
+    Anything else is damage: it stays as it is, and `open_storage` reports it.
+    """
+    size = os.fstat(handle).st_size
+    # The last MiB is enough to look at, since a record is much shorter.
+    tail = os.pread(handle, 2**20, max(0, size - 2**20))
+    after_last_line = tail[tail.rfind(b"\n") + 1 :]
+    if after_last_line and RECORD.startswith(after_last_line[: len(RECORD)]):
+        os.ftruncate(handle, size - len(after_last_line))

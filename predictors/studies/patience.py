@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
 from engine.errors import UserError
 
@@ -14,11 +14,13 @@ TRIES = 6  # with 3 seconds between the first and the last
 
 
 class StorageFails(UserError):
-    """A storage of studies failed again and again, for a reason that its driver gave."""
+    """A storage of studies failed, for a reason that its driver gave."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"The storage of studies fails: {reason}.")
-        self.reason = reason
+    def __init__(self, error: Exception) -> None:
+        # Optuna's own sentence names no reason; its cause is what the driver said.
+        lines = str(error.__cause__ or error).strip().splitlines()
+        self.reason = lines[0].rstrip(".") if lines else type(error).__name__
+        super().__init__(f"The storage of studies fails: {self.reason}.")
 
 
 def patiently(action: Callable[..., T], *args: Any) -> T:
@@ -27,21 +29,20 @@ def patiently(action: Callable[..., T], *args: Any) -> T:
     Raises:
         StorageFails: it fails every time.
     """
-    for attempt in range(1, TRIES + 1):
+    failures = 0
+    while True:
         try:
             return action(*args)
         except Exception as error:
             if not _is_of_storage(error):
                 raise
-            # Optuna's own sentence names no reason; its cause is what the driver said.
-            reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-            if attempt == TRIES:
-                raise StorageFails(reason[0]) from None
-            time.sleep(0.05 * 2**attempt)
-    raise AssertionError("the last try has returned or raised")
+            failures += 1
+            if failures == TRIES:
+                raise StorageFails(error) from None
+        time.sleep(0.05 * 2**failures)
 
 
 def _is_of_storage(error: Exception) -> bool:
     # redis is imported only where a journal is in Redis.
     of_redis = type(error).__module__.partition(".")[0] == "redis"
-    return of_redis or isinstance(error, (StorageInternalError, SQLAlchemyError))
+    return of_redis or isinstance(error, (StorageInternalError, DBAPIError))

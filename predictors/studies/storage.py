@@ -2,8 +2,8 @@
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,10 +15,12 @@ from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
+from engine.command.install import install_command
+from engine.command.start import without_password
 from engine.errors import UserError
 from predictors.studies.database import database_url, insert_trials, open_database
 from predictors.studies.journal import JournalLock, SharedJournal
-from predictors.studies.patience import StorageFails
+from predictors.studies.patience import StorageFails, patiently
 
 REDIS = "journal+redis://"
 REDIS_LOCK_SECONDS = 60  # after which the lock of a killed process ends; adding trials takes less
@@ -53,7 +55,8 @@ def open_storage(address: str) -> SharedStorage:
             raise UserError(f"Optuna keeps journals in Redis: write journal+redis://... instead of {shown}.")
         if "://" in address:
             storage, exclusive = open_database(database_url(address))
-            return SharedStorage(get_storage(storage), exclusive, partial(insert_trials, storage.engine))
+            # Optuna's cache: without it every reading would fetch all trials from the database.
+            return SharedStorage(get_storage(storage), exclusive, partial(insert_trials, storage))
         if Path(address).exists() and not Path(address).is_file():
             raise UserError(f"The storage '{shown}' is no file; name a file for the journal of studies.")
         lock = JournalLock(address)
@@ -106,29 +109,29 @@ def _journal(journal: SharedJournal) -> SharedStorage:
 def _redis_journal(address: str) -> SharedStorage:
     """The journal in Redis at `journal+redis://host:6379/0`."""
     if not find_spec("redis"):
-        raise UserError(
-            f"A storage {REDIS} needs a package that is not installed: pip install 'ofa-toolkit[redis]'."
-        )
+        command = install_command("redis")
+        raise UserError(f"A storage {REDIS} needs a package that is not installed; run {command}.")
     import redis
 
     url = address.removeprefix("journal+")
     client = redis.Redis.from_url(url)
-    try:
-        client.ping()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            backend = JournalRedisBackend(url, prefix="ofa-toolkit")
-        lock = partial(client.lock, "ofa-toolkit:lock", timeout=REDIS_LOCK_SECONDS)
-        return _journal(SharedJournal(backend, lock))
-    except redis.RedisError as error:
-        shown = without_password(address)
-        raise UserError(f"The storage '{shown}' cannot be opened: {_reason(error, address)}") from None
 
+    @contextmanager
+    def exclusive() -> Iterator[None]:
+        lock = client.lock("ofa-toolkit:lock", timeout=REDIS_LOCK_SECONDS)
+        patiently(lock.acquire)
+        try:
+            yield
+        finally:
+            # If the lock has ended before, or the server cannot be reached, there is nothing to release.
+            # Two processes may then have added the same trials, which get the same accuracy in the end.
+            with suppress(redis.RedisError):
+                lock.release()
 
-def without_password(address: str) -> str:
-    """`postgresql://me:***@host/studies`: a URL as it may be printed."""
-    address = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", address)
-    return re.sub(r"([?&]\w*pass\w*)=[^&]*", r"\1=***", address)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        backend = JournalRedisBackend(url, prefix="ofa-toolkit")
+    return patiently(_journal, SharedJournal(backend, exclusive))
 
 
 def _reason(error: BaseException, address: str) -> str:

@@ -42,12 +42,15 @@ from predictors.studies.trials import (
     is_known,
     new_trials,
     row_of,
+    waiting_params,
 )
 
 # Collected pairs that become trials. Every process reads all trials of a study that it opens, and of a space
 # of 45 choices that takes 2.7 ms for each in a database.
 MOST_PAIRS = 2_000
-FIRST_PATIENCE = 1.0  # seconds to wait for others by a process that has measured nothing itself
+# Seconds to wait for others at least: a process may have measured nothing itself, or only looked up what
+# another study knew, which takes no time.
+LEAST_PATIENCE = 1.0
 UNFINISHED = (TrialState.WAITING, TrialState.RUNNING)
 AccuracyFn = Callable[[Codes], float]  # measures an encoded architecture, in [0, 1]
 NoteFn = Callable[[float], None]  # is called with every accuracy as soon as it is known
@@ -175,8 +178,7 @@ class Study:
                     continue
                 # Read anew for each row: other processes finish trials in the meantime, and somebody may
                 # fail one by hand, which is enqueued again.
-                self._enqueue([row], [None])
-                trial = self._trials()[row.tobytes()]
+                trial = self._enqueue([row], [None])[row.tobytes()]
                 if is_known(trial):
                     accuracy = float(trial.values[0])
                 elif measures_claimed or self._claim(trial):
@@ -202,7 +204,7 @@ class Study:
 
         Nobody knows who is alive: heartbeats would need a thread, and clocks of machines differ.
         """
-        patience = 2 * self._longest or FIRST_PATIENCE
+        patience = max(LEAST_PATIENCE, 2 * self._longest)
         end = time.monotonic() + patience
         while rows and time.monotonic() < end:
             known = self.known()
@@ -255,10 +257,17 @@ class Study:
             self._rows[trial.number] = row
         return self._rows[trial.number]
 
-    def _enqueue(self, rows: Sequence[Codes], predictions: Sequence[Prediction | None]) -> None:
+    def _enqueue(
+        self, rows: Sequence[Codes], predictions: Sequence[Prediction | None]
+    ) -> dict[bytes, FrozenTrial]:
+        """Add waiting trials of those architectures that have none.
+
+        Returns:
+            All trials that count, as `_trials` returns them.
+        """
         known = self._trials()
         if all(row.tobytes() in known for row in rows):
-            return
+            return known
         # Looked at again under the lock: otherwise two processes could enqueue the same architecture.
         with self.shared.exclusive():
             known = self._trials()
@@ -270,6 +279,7 @@ class Study:
             for trial, (_, prediction) in zip(trials, fresh.values(), strict=True):
                 describe(trial, SELECT, prediction)
             patiently(self.shared.insert, self.id, trials)
+            return self._trials()
 
     def _new_trials(self, rows: Sequence[Codes]) -> list[FrozenTrial]:
         constraints = self.objective.constraints
@@ -277,14 +287,13 @@ class Study:
 
     def _take_up(self, trial: FrozenTrial) -> None:
         """Give an enqueued trial the parameters and attributes that select's own trials have."""
-        # Optuna keeps what was enqueued apart from parameters until a sampler asks for them.
-        params = trial.system_attrs.get("fixed_params", {}) | trial.params
         # What was left open is drawn; every process draws the same.
         drawn = numpy_generator(trial.number, "enqueued").integers(1, self.space.cardinalities + 1)
         number = self._id_of(trial)
         # Another process may finish the trial in the meantime, and needs nothing of this any more.
         with suppress(UpdateFinishedTrialError):
             try:
+                params = waiting_params(trial)
                 row = codes_from_params(self.space, params, drawn.astype(np.uint8))
             except UserError as error:
                 print(f"study {self.name}: enqueued trial {trial.number} fails: {error}")
@@ -301,9 +310,12 @@ class Study:
                         patiently(self.storage.set_trial_param, number, name, internal, choices)
             for key, value in new.system_attrs.items():
                 patiently(self.storage.set_trial_system_attr, number, key, value)
+            attributes = dict(new.user_attrs)
+            text = attributes.pop(ROW)
+            for key, value in attributes.items():
+                patiently(self.storage.set_trial_user_attr, number, key, value)
             # The row comes last: a trial that has one is taken up.
-            for key in sorted(new.user_attrs, key=_row_last):
-                patiently(self.storage.set_trial_user_attr, number, key, new.user_attrs[key])
+            patiently(self.storage.set_trial_user_attr, number, ROW, text)
 
     def _claim(self, trial: FrozenTrial) -> bool:
         """Whether this process is now the one that measures the trial."""
@@ -352,10 +364,6 @@ def _was_first(trial: FrozenTrial, other: FrozenTrial) -> bool:
     if trial.datetime_complete is None or other.datetime_complete is None:
         return False
     return trial.datetime_complete < other.datetime_complete
-
-
-def _row_last(key: str) -> bool:
-    return key == ROW
 
 
 def known_accuracies(storage: SharedStorage, prefix: str, space: Space) -> dict[bytes, float]:

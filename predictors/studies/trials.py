@@ -1,6 +1,7 @@
 """Architectures with their accuracies as trials of Optuna, and back."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import optuna
@@ -12,7 +13,7 @@ from ofa.space.codes import Codes
 from ofa.space.space import Space
 from predictors.latency.table import row_of_codes
 from predictors.search.constraints import ArchCostFn, Constraint
-from predictors.search.optuna_space import codes_from_params, params_from_codes
+from predictors.search.optuna_space import codes_from_params, params_from_codes, violations
 from predictors.selection.evaluations import Prediction
 
 # Attributes of a trial.
@@ -42,9 +43,7 @@ def new_trials(
         return []
     codes_NF = np.stack(rows)
     costs_N = {name: cost(codes_NF) for name, cost in costs.items()}
-    violations_N = {}
-    for c in constraints:
-        violations_N[c.name] = np.nan_to_num(np.asarray(c.cost(codes_NF), np.float64) - c.limit)
+    violations_N = violations(constraints, codes_NF)
     trials = []
     for i, row in enumerate(rows):
         params = params_from_codes(space, row)
@@ -84,6 +83,20 @@ def row_of(trial: FrozenTrial, space: Space) -> Codes | None:
         return codes_from_params(space, trial.params)
     except UserError:
         return None
+
+
+def waiting_params(trial: FrozenTrial) -> dict[str, Any]:
+    """The parameters that a waiting trial was enqueued with.
+
+    Raises:
+        UserError: it has none.
+    """
+    # Optuna keeps what was enqueued apart from parameters until a sampler asks for them. It does not document
+    # the name. If a later Optuna has another one, drawing all parameters instead would be wrong.
+    enqueued = trial.system_attrs.get("fixed_params")
+    if enqueued is None and not trial.params:
+        raise UserError("It has no parameters that this version of ofa-toolkit could read.")
+    return (enqueued or {}) | trial.params
 
 
 def is_known(trial: FrozenTrial) -> bool:

@@ -106,6 +106,18 @@ def test_a_limit_is_written_as_people_type_it(name: str, written: str) -> None:
     assert format_limit(name, read(written)) == written
 
 
+@pytest.mark.parametrize(
+    ("name", "limit", "written"),
+    [
+        ("macs", np.int64(600_000_000), "600M"),
+        ("size", np.float64(2**30), "1GiB"),
+        ("latency", np.float64(15.1), "15.1ms"),
+    ],
+)
+def test_a_limit_may_be_a_number_of_numpy(name: str, limit: float, written: str) -> None:
+    assert format_limit(name, limit) == written
+
+
 def test_different_limits_never_share_a_name(tiny: Space) -> None:
     def nothing(rows: Codes) -> np.ndarray:
         return np.zeros(len(rows))

@@ -49,6 +49,16 @@ def test_a_limit_that_is_passed_is_positive(tiny: Space, everything: Codes) -> N
     assert study.trials[0].constraints == {"macs": everything[0].sum() - 1e9}
 
 
+def test_an_unknown_latency_is_above_its_limit_and_finite(everything: Codes) -> None:
+    def unknown(rows: Codes) -> np.ndarray:
+        return np.full(len(rows), np.inf)
+
+    trial = optuna.create_study().ask()
+    set_constraints(trial, [Constraint("latency", 15.0, unknown)], everything[0])
+    violation = trial.constraints["latency"]
+    assert violation > 0 and np.isfinite(violation), "infinity is no JSON"
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

@@ -1,23 +1,31 @@
 """Four processes on one storage, one of them killed: on files, and on servers where they are installed."""
 
+import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import optuna
 import pytest
+import redis
 import selecting
+from optuna.distributions import CategoricalDistribution
+from optuna.storages import RDBStorage, _CachedStorage
 from optuna.trial import TrialState
 from servers import server
 
+from engine.command.install import install_command
 from engine.errors import UserError
-from predictors.studies import database, patience
-from predictors.studies.storage import open_storage, without_password
+from predictors.studies import database, patience, storage
+from predictors.studies.journal import JournalLock
+from predictors.studies.storage import open_storage
 
 KINDS = ["journal", "sqlite", "postgresql", "mysql", "redis"]
 
@@ -52,7 +60,7 @@ def test_of_four_processes_one_is_killed_and_nothing_is_lost(
         shared = shared or open_storage(address).optuna
         if selecting.NAME in [study.study_name for study in shared.get_all_studies()]:
             trials = shared.get_all_trials(shared.get_study_id_from_name(selecting.NAME))
-        assert [p.poll() for p in processes] != [0] * 4
+        assert None in [p.poll() for p in processes], "all have ended before one could be killed"
     os.kill(processes[0].pid, signal.SIGKILL)
     errors = [process.communicate(timeout=120)[1] for process in processes]
     assert [p.returncode for p in processes[1:]] == [0] * 3, errors
@@ -61,16 +69,19 @@ def test_of_four_processes_one_is_killed_and_nothing_is_lost(
     best = max(rows, key=selecting.accuracy_of)
     assert [f["choice"] for f in found] == [best.tobytes().hex()] * 3
     assert [f["known"] for f in found] == [len(rows)] * 3
-    opened = optuna.load_study(study_name=selecting.NAME, storage=open_storage(address).optuna)
+    assert shared is not None
+    opened = optuna.load_study(study_name=selecting.NAME, storage=shared)
     assert {t.state for t in opened.trials} == {TrialState.COMPLETE}
     accuracies = {t.user_attrs["codes"]: t.value for t in opened.trials}
     assert len(opened.trials) == len(accuracies) == len(rows), "each architecture is one trial"
     assert accuracies == {row.tobytes().hex(): selecting.accuracy_of(row) for row in rows}
     assert [t.number for t in opened.trials] == list(range(len(rows)))
+    if isinstance(shared, _CachedStorage):
+        shared._backend.engine.dispose()  # open connections would warn, in whatever test runs then
 
 
 @pytest.mark.slow
-def test_two_processes_open_an_empty_database_at_once(tmp_path: Path) -> None:
+def test_processes_open_an_empty_database_at_once(tmp_path: Path) -> None:
     program = "import sys; from predictors.studies.storage import open_storage; open_storage(sys.argv[1])"
     with server("postgresql") as address:
         words = [sys.executable, "-c", program, address]
@@ -101,29 +112,86 @@ def test_two_processes_open_an_empty_database_at_once(tmp_path: Path) -> None:
 def test_what_is_no_storage_is_refused_without_its_password(
     address: str, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "OPENINGS", 1)  # a server that is not there is not waited for
-    monkeypatch.setattr(patience, "TRIES", 1)
+    monkeypatch.setattr(patience, "TRIES", 1)  # a server that is not there is not waited for
     with pytest.raises(UserError, match=sentence) as raised:
         open_storage(address)
     assert "topsecret" not in str(raised.value)
 
 
-@pytest.mark.parametrize("kind", ["postgresql", "mysql"])
-def test_the_extra_with_the_driver_is_named(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "extra"), [("postgresql", "postgresql"), ("mariadb", "mysql"), ("journal+redis", "redis")]
+)
+def test_the_extra_with_the_driver_is_named(scheme: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "find_spec", no_package)
-    with pytest.raises(UserError, match=rf"pip install 'ofa-toolkit\[{kind}\]'"):
-        open_storage(f"{kind}://me:topsecret@db/studies")
+    monkeypatch.setattr(storage, "find_spec", no_package)
+    with pytest.raises(UserError, match=re.escape(install_command(extra))):
+        open_storage(f"{scheme}://me:topsecret@db/studies")
 
 
 def no_package(name: str) -> None:
     """No package is installed."""
 
 
-def test_passwords_are_masked() -> None:
-    masked = without_password("postgresql://me:a@b:c@db:5432/studies")
-    assert masked == "postgresql://me:***@db:5432/studies"
-    assert (
-        without_password("mysql://db/x?user=me&password=s3&ssl=1")
-        == "mysql://db/x?user=me&password=***&ssl=1"
-    )
-    assert without_password("sqlite:///studies.db") == "sqlite:///studies.db"
+@pytest.mark.parametrize("scheme", ["mysql", "mariadb", "mysql+pymysql", "mariadb+pymysql"])
+def test_every_name_of_mysql_has_the_lock(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "TRIES", 1)
+    url = database.database_url(f"{scheme}://me@127.0.0.1:1/studies")
+    # It asks the server for the lock, which is not there.
+    with pytest.raises(UserError, match="storage of studies fails"), database._exclusive(url):
+        pass
+
+
+@pytest.mark.parametrize("answer", [0, None])
+def test_a_lock_that_mysql_does_not_give_is_an_error(answer: int | None) -> None:
+    connection = Mock()
+    connection.scalar.return_value = answer
+    with pytest.raises(UserError, match="another process has locked it for 600 seconds"):
+        database._lock_mysql(connection)
+
+
+@pytest.mark.slow
+def test_a_lock_in_redis_that_has_ended_is_no_error() -> None:
+    with server("redis") as address:
+        shared = open_storage(address)
+        with redis.Redis.from_url(address.removeprefix("journal+")) as client, shared.exclusive():
+            client.flushall()  # as if the time of the lock were over
+        with shared.exclusive():
+            pass
+
+
+def test_an_interrupted_lock_of_a_journal_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "journal").touch()
+    lock = JournalLock(str(tmp_path / "journal"))
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt), lock.held():
+            pass
+    with lock.held(), (tmp_path / "journal").open() as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tables", [database.KNOWN_TABLES, "v9.0.0.a"])
+def test_tables_of_a_later_optuna_get_their_trials_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: str
+) -> None:
+    shared = open_storage(f"sqlite:///{tmp_path / 'studies.db'}")
+    study = optuna.create_study(storage=shared.optuna, study_name="a")
+    assert RDBStorage(f"sqlite:///{tmp_path / 'studies.db'}").get_current_version() == database.KNOWN_TABLES
+    monkeypatch.setattr(RDBStorage, "get_current_version", Mock(return_value=tables))
+    choices = {"depth": CategoricalDistribution((1, 2))}
+    trials = []
+    for depth in (1, 2):
+        attributes = {"source": "pairs"}
+        trials.append(
+            optuna.create_trial(
+                value=0.5, params={"depth": depth}, distributions=choices, user_attrs=attributes
+            )
+        )
+    shared.insert(shared.optuna.get_study_id_from_name("a"), trials)
+    assert [(t.number, t.params, t.value, t.user_attrs) for t in study.trials] == [
+        (0, {"depth": 1}, 0.5, attributes),
+        (1, {"depth": 2}, 0.5, attributes),
+    ]

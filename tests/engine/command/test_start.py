@@ -1,0 +1,28 @@
+"""How a command line is written into files."""
+
+import sys
+
+import pytest
+
+from engine.command.start import command_line, without_password
+
+
+def test_passwords_are_masked() -> None:
+    masked = without_password("postgresql://me:a@b:c@db:5432/studies")
+    assert masked == "postgresql://me:***@db:5432/studies"
+    assert (
+        without_password("mysql://db/x?user=me&password=s3&ssl=1")
+        == "mysql://db/x?user=me&password=***&ssl=1"
+    )
+    assert without_password("sqlite:///studies.db") == "sqlite:///studies.db"
+
+
+@pytest.mark.parametrize(
+    "words", [["--storage", "mysql://me:secret@db/x"], ["--storage=mysql://me:secret@db/x"]]
+)
+def test_the_command_line_in_files_has_no_password(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = ["-m", "predictors.select", "--flops", "600M", *words]
+    monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python", *typed])
+    monkeypatch.setattr(sys, "argv", ["select.py", *typed[2:]])
+    assert command_line().startswith("python -m predictors.select --flops 600M")
+    assert "secret" not in command_line() and "me:***@db/x" in command_line()
