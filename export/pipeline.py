@@ -5,6 +5,8 @@ others from the torch module; each kind has one function here, and everything el
 a file whose runtime does not exist for this machine is not compared; its manifest says so (`not_run`).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -206,16 +208,8 @@ def _from_graph(
         _check_calibration(job, target)
         work = file.parent / "int8.onnx"
         scheme, exact = target.quantization, target.sums == "exact"
-        try:
+        with _quantising(job.module, "onnxruntime"):
             quantized = quantize(model, work, job.calibration, job.reference, max_drop, scheme, exact)
-        except UserError:
-            raise
-        except Exception as error:
-            # onnxruntime's quantiser raises errors of many kinds for graphs that it does not know.
-            raise UserError(
-                f"onnxruntime cannot quantise {type(job.module).__name__}: {first_line(error)}; choose a "
-                "target in float32."
-            ) from None
         if quantized.complaint:
             return _Candidate(quantized.parity, quantized.complaint)
         model = onnx.load(work)
@@ -227,6 +221,20 @@ def _from_graph(
     if job.crop is not None and not complaint:
         complaint = _put_preparation_in_front(model, target, file, job.crop)
     return _Candidate(parity, complaint, model, quantized)
+
+
+@contextmanager
+def _quantising(module: nn.Module, runtime: str) -> Iterator[None]:
+    """Make one sentence of the errors of many kinds that quantisers raise for graphs they do not know."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{runtime} cannot quantise {type(module).__name__}: {first_line(error)}; choose a target in "
+            "float32."
+        ) from None
 
 
 def _put_preparation_in_front(model: onnx.ModelProto, target: Target, file: Path, crop: CenterCrop) -> str:
@@ -251,7 +259,8 @@ def _from_module(job: ExportJob, target: Target, file_format: Format, file: Path
     """Write and compare a file of a format that is written from the torch module."""
     if target.is_quantized:
         _check_calibration(job, target)
-        file_format.write_quantized(job.module, job.calibration, file, target.quantization)
+        with _quantising(job.module, file_format.runtime):
+            file_format.write_quantized(job.module, job.calibration, file, target.quantization)
     else:
         file_format.write_module(job.module, job.example[:1], file, target.precision)
     if file_format.not_run_here():

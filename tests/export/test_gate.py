@@ -102,6 +102,12 @@ def test_sums_of_large_8_bit_products_are_the_integers(tmp_path: Path) -> None:
     np.testing.assert_array_equal(got, wanted)
 
 
+def test_whatever_a_quantiser_raises_is_a_sentence(net: nn.Module) -> None:
+    said = "LiteRT cannot quantise Swish: no such operator; choose a target in float32"
+    with pytest.raises(UserError, match=said), pipeline._quantising(net, "LiteRT"):
+        raise RuntimeError("no such operator\nand more")
+
+
 @pytest.mark.parametrize("count", [2, 3, 12, 220, 511, 2000])
 def test_no_image_gives_ranges_and_judges(count: int) -> None:
     calibration, judges = split_images(count)
