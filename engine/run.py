@@ -33,18 +33,9 @@ NOT_REPLAYED = {"config", "out", "resume", "overwrite", "stop_after"}  # setting
 # What a run folder may hold, and so what --overwrite may delete.
 RUN_FILES = {
     *("config.yaml", "env.json", "metrics.jsonl", "model.json", "weights.safetensors", "teacher.safetensors"),
-    *(
-        "state.pt",
-        "tensorboard",
-        "DONE",
-        "pairs.jsonl",
-        "pairs.int8.jsonl",
-        "selected",
-        "tuned",
-        "optuna.journal",
-        "export",
-    ),
-    *("report", "confusion", "mlflow.json", "genotype.json", "cell.svg", "cell.png", "alphas.png"),
+    *("state.pt", "tensorboard", "DONE", "pairs.jsonl", "pairs.int8.jsonl", "selected", "tuned"),
+    *("optuna.journal", "export", "report", "confusion", "mlflow.json"),
+    *("genotype.json", "cell.svg", "cell.png", "alphas.png"),
     "checkpoints",
 }
 FRONT = "front.json"  # in selected/: a list of subnets, where the files beside it hold one subnet each
@@ -338,7 +329,10 @@ def digest(*paths: Path) -> str:
     """SHA-256 of a file, or of several one after the other, in hexadecimal."""
     found = hashlib.sha256()
     for path in paths:
-        found.update(path.read_bytes())
+        with path.open("rb") as file:
+            # In parts: a file of weights need not fit in memory twice.
+            while content := file.read(2**20):
+                found.update(content)
     return found.hexdigest()
 
 

@@ -47,8 +47,9 @@ def to_onnx(
     Args:
         module: a classifier in eval mode: (N, C, H, W) to logits (N, K). It is not changed. One in float16 is
             computed in float32, as the file is.
-        path: the file; its name must end as the target's files do (.onnx, .ort or .pte).
-        target: a name of `python -m export.targets`, or a Target.
+        path: the file; its name must end as the target's files do (`.onnx` for most).
+        target: a name of `python -m export.targets`, or a Target. A file that cannot be run here, such as
+            an mlpackage without macOS, is not compared: the manifest's `not_run` says so.
         example: one image or more (N, C, H, W), from which the size is taken. Without it, the size is that
             of `images`, or the one that timm notes on its models, or 3 x 224 x 224.
         images: normalised images (N, C, H, W) to verify on. Without them, random numbers are compared, which

@@ -30,13 +30,10 @@ class CenterCrop(NamedTuple):
 
     def facts(self) -> dict[str, Any]:
         """The same as keys of a manifest's `preprocessing`."""
+        interpolation = {"resize_interpolation": f"{self.interpolation}, antialiased"}
         if self.shorter is None:
-            return {"image_size": self.side}
-        return {
-            "resize_shorter_side": self.shorter,
-            "center_crop": self.side,
-            "resize_interpolation": f"{self.interpolation}, antialiased",
-        }
+            return {"image_size": self.side} | interpolation
+        return {"resize_shorter_side": self.shorter, "center_crop": self.side} | interpolation
 
 
 class Bake(NamedTuple):

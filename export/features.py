@@ -72,7 +72,7 @@ def check_targets(targets: list[Target]) -> None:
             raise UserError(
                 f"Features are written as ONNX in float32, and target {target.name} is {target.precision} as "
                 f"{target.format}: what it may lose is told by top-1, which maps do not have; choose cpu or "
-                "nnapi, for example."
+                "web, for example."
             )
 
 

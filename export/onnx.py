@@ -44,7 +44,7 @@ class Export(RunCommand):
 
     examples:
       python -m export.onnx                              every subnet that predictors.select chose, for CPUs
-      python -m export.onnx --selected 600M --target nnapi,cpu-int8
+      python -m export.onnx --selected 600M --target cpu-int8,qnn
       python -m export.onnx --arch largest --bake normalize --layout NHWC --softmax
       python -m export.onnx --bake preprocessing         the file takes decoded images of any size
       python -m export.onnx --features --arch largest    a backbone: outputs stride4, stride8, ...
@@ -180,15 +180,17 @@ class Export(RunCommand):
             f"top-1 on validation images; ms here: one image with {torch.get_num_threads()} thread(s) of "
             "this CPU"
         )
-        timed = [path for path in kept if not format_of(path).not_timed_here()]
+        # The benchmark times images of a fixed size only.
+        timed = []
+        if self.bake != "preprocessing":
+            timed = [path for path in kept if not format_of(path).not_timed_here()]
         if self.arch is None and source.searchable:
             # Networks that selection chose, which is what the report is about.
             say(f"next: python -m predictors.report{run_flag(self.run)}")
-        elif timed and self.bake == "preprocessing":
-            # The benchmark times images of a fixed size only.
-            say(f"next: python -m export.bundle{run_flag(self.run)}")
         elif timed:
             say(f"next: python -m export.benchmark {shlex.quote(str(timed[0]))}")
+        elif kept:
+            say(f"next: python -m export.bundle{run_flag(self.run)}")
         return 1 if failed else 0
 
     def _export_features(self, targets: list[Target]) -> int:

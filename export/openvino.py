@@ -13,6 +13,7 @@ from rich.table import Table
 
 from engine.command.cli import Command, main
 from engine.command.table import show
+from engine.errors import UserError
 from engine.seed import numpy_generator
 from export.formats import format_of
 from export.formats.format import Array
@@ -44,6 +45,11 @@ class OpenVINO(Command):
         failed = 0
         for path in self.files:
             manifest = read_manifest(path)
+            if any(isinstance(axis, str) for axis in manifest.input.shape[1:]):
+                raise UserError(
+                    f"'{path}' takes images of any size, and random ones are of a fixed size; compare a file "
+                    "that was exported without --bake preprocessing."
+                )
             x = _inputs(manifest.input.shape, manifest.input.dtype, self.images)
             in_openvino = openvino.open(path)
             wanted = format_of(path).open(path)(x)

@@ -1,10 +1,12 @@
 """From a torch module to a file for one target, which gets its name only after it was compared with torch.
 
-`export.to_onnx` and `python -m export.onnx` share this module. Some formats
-are written from the ONNX graph, others from the torch module; each kind has one function here, and everything
-else is the same for both.
+`export.to_onnx` and `python -m export.onnx` share this module. Some formats are written from the ONNX graph,
+others from the torch module; each kind has one function here, and everything else is the same for both. Only
+a file whose runtime does not exist for this machine is not compared; its manifest says so (`not_run`).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +21,7 @@ from engine.runs.writing import publish, work_folder
 from engine.statistics import paired_drop_interval
 from export.bake import CenterCrop
 from export.formats import find_format
-from export.formats.format import Format, Quantization
+from export.formats.format import Format
 from export.formats.onnx import first_line
 from export.graph.checks import check_model
 from export.graph.gate import gate_note
@@ -30,7 +32,7 @@ from export.graph.preparation import (
     crops_to_try,
     put_in_front,
 )
-from export.graph.quantize import ROUNDING, Quantized, Scheme, quantize
+from export.graph.quantize import ROUNDING, Quantized, quantize
 from export.graph.tracing import fit_to_target, traced_graph
 from export.job import ExportJob
 from export.manifest import Manifest, is_manifest, manifest_path
@@ -180,10 +182,15 @@ def _prove(job: ExportJob, target: Target, file_format: Format, path: Path, max_
 
 def _lost(job: ExportJob, parity: Parity, max_drop: float) -> str:
     """Half a sentence on lost accuracy; empty if no more than `max_drop` points are lost."""
-    lost = 100 * (job.reference.accuracy - parity.accuracy)
+    lost = _drop(job, parity)
     if lost > max_drop + ROUNDING:
         return f"loses {lost:.2f} points of top-1 (limit {max_drop:g})"
     return ""
+
+
+def _drop(job: ExportJob, parity: Parity) -> float:
+    """Points of top-1 that a file loses; below 0 if it gains some."""
+    return 100 * (job.reference.accuracy - parity.accuracy)
 
 
 def _from_graph(
@@ -200,21 +207,9 @@ def _from_graph(
     elif target.is_quantized:
         _check_calibration(job, target)
         work = file.parent / "int8.onnx"
-        scheme = Scheme(
-            activation_bits=16 if target.precision == "a16w8" else 8,
-            every_operator=target.quantized_operators == "all",
-            exact=target.sums == "exact",
-        )
-        try:
-            quantized = quantize(model, work, job.calibration, job.reference, max_drop, scheme)
-        except UserError:
-            raise
-        except Exception as error:
-            # onnxruntime's quantiser raises errors of many kinds for graphs that it does not know.
-            raise UserError(
-                f"onnxruntime cannot quantise {type(job.module).__name__}: {first_line(error)}; choose a "
-                "target in float32."
-            ) from None
+        scheme, exact = target.quantization, target.sums == "exact"
+        with _quantising(job.module, "onnxruntime"):
+            quantized = quantize(model, work, job.calibration, job.reference, max_drop, scheme, exact)
         if quantized.complaint:
             return _Candidate(quantized.parity, quantized.complaint)
         model = onnx.load(work)
@@ -226,6 +221,20 @@ def _from_graph(
     if job.crop is not None and not complaint:
         complaint = _put_preparation_in_front(model, target, file, job.crop)
     return _Candidate(parity, complaint, model, quantized)
+
+
+@contextmanager
+def _quantising(module: nn.Module, runtime: str) -> Iterator[None]:
+    """Make one sentence of the errors of many kinds that quantisers raise for graphs they do not know."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{runtime} cannot quantise {type(module).__name__}: {first_line(error)}; choose a target in "
+            "float32."
+        ) from None
 
 
 def _put_preparation_in_front(model: onnx.ModelProto, target: Target, file: Path, crop: CenterCrop) -> str:
@@ -250,9 +259,8 @@ def _from_module(job: ExportJob, target: Target, file_format: Format, file: Path
     """Write and compare a file of a format that is written from the torch module."""
     if target.is_quantized:
         _check_calibration(job, target)
-        bits = 16 if target.precision == "a16w8" else 8
-        scheme = Quantization(bits, target.quantized_operators == "all")
-        file_format.write_quantized(job.module, job.calibration, file, scheme)
+        with _quantising(job.module, file_format.runtime):
+            file_format.write_quantized(job.module, job.calibration, file, target.quantization)
     else:
         file_format.write_module(job.module, job.example[:1], file, target.precision)
     if file_format.not_run_here():
@@ -261,8 +269,7 @@ def _from_module(job: ExportJob, target: Target, file_format: Format, file: Path
     quantized = None
     if target.is_quantized:
         layers = sum(isinstance(part, nn.Conv2d | nn.Linear) for part in job.module.modules())
-        drop = 100 * (job.reference.accuracy - parity.accuracy)
-        quantized = Quantized(parity, drop, layers, (), "")
+        quantized = Quantized(parity, _drop(job, parity), layers, (), "")
     return _Candidate(parity, parity.complaint(target.precision), quantized=quantized)
 
 
@@ -380,7 +387,8 @@ def _quantization(job: ExportJob, target: Target, candidate: _Candidate) -> dict
         "float_layers": list(quantized.float_layers),
         "layers": quantized.layers,
         "calibration_images": calibration_images,
-        "drop": quantized.drop,
+        # Of this file: another tool may have compiled it from the .onnx file that was quantised.
+        "drop": _drop(job, parity),
         "drop_interval": [round(100 * share, 2) for share in interval],
         "sums": target.sums,
         "note": gate_note(parity.images, calibration_images),

@@ -68,8 +68,8 @@ class Parity(NamedTuple):
     def complaint(self, precision: str) -> str:
         """Half a sentence on what is wrong with a file of this precision; empty if nothing is.
 
-        An int8 file is wrong only if it gives NaN or infinity: everything else about it is decided by the
-        accuracy that it loses (`export.graph.quantize`).
+        A quantised file is wrong only if it gives NaN or infinity: everything else about it is decided by
+        the accuracy that it loses.
         """
         # Comparisons with NaN are false, so the limits below would let it pass.
         if not np.isfinite(self.relative_error):

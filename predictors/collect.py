@@ -34,8 +34,9 @@ class Collect(RunCommand):
     """Measure the validation accuracy of many subnets of a trained supernet.
 
     BatchNorm is recalibrated for each subnet. Half of them are uniform samples, half are spread evenly over
-    the range of MACs. They go to pairs.jsonl in the run folder; the same command continues where it stopped,
-    and a larger --count adds to what is there.
+    the range of MACs. They go to pairs.jsonl in the run folder (those of --precision int8 to
+    pairs.int8.jsonl); the same command continues where it stopped, and a larger --count adds to what is
+    there.
 
     With --rounds 5 only the first sixth (at least 30) is chosen in this way. Each of 5 rounds then fits a
     predictor to what was measured before it, and measures where the front of accuracy against MACs is

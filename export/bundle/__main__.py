@@ -20,11 +20,12 @@ from ofa.trained import DEFAULT_RUN
 class MakeBundle(Command):
     """Make a folder of every exported network that needs nothing else.
 
-    It is export/NAME/ with the model files, labels.txt, manifest.json, README.md, classify.py and 8 image
-    samples. classify.py runs the files with nothing but onnxruntime, numpy and pillow: python classify.py
-    IMAGE. With --check it proves a copy on any machine: it prepares the samples again, and compares every
-    step and the outputs with what is bundled. The model card says what the manifest says, in sentences. Times
-    of python -m export.benchmark, where it was run before, are included.
+    It is export/NAME/ with the model files, labels.txt, manifest.json, README.md, classify.py, Prepare.kt,
+    Prepare.swift and 8 image samples. classify.py runs .onnx and .ort files with nothing but onnxruntime,
+    numpy and pillow: python classify.py IMAGE. With --check it proves a copy on any machine: it prepares the
+    samples again, and compares every step and the outputs with what is bundled. Prepare.kt and Prepare.swift
+    prepare images in an app. README.md is the model card, which says what the manifest says, in sentences.
+    Times of python -m export.benchmark, where it was run before, are included.
 
     examples:
       python -m export.bundle                        every network in runs/supernet/export
@@ -35,7 +36,6 @@ class MakeBundle(Command):
     selected: str | None = Field(
         None, description="only this budget, or whatever the file is called; none: all"
     )
-
     samples: Path | None = Field(
         None, description="folder whose first 8 images become the samples; none: images are drawn"
     )

@@ -164,8 +164,8 @@ def _accuracy(bundle: Bundle) -> Iterator[str]:
     for file in bundle.files:
         if file.not_run is not None:
             yield (
-                f"- {_code(file.file)} was not run where it was written ({_plain(file.not_run)}): nothing "
-                "of it is verified but its graph, shapes and precision."
+                f"- {_code(file.file)} was not run where it was written ({_plain(file.not_run)}). Only its "
+                "shapes, precision and weights were compared with the network; its accuracy is not known."
             )
             continue
         if file.accuracy is None or file.parity is None:
@@ -224,7 +224,9 @@ def _provenance(bundle: Bundle) -> Iterator[str]:
     tuned = bundle.files[0].architecture.get("tuned")
     if tuned is not None:
         epochs = "1 epoch" if tuned["epochs"] == 1 else f"{_plain(tuned['epochs'])} epochs"
-        yield f"- Tuned for {epochs} after the supernet's training; teacher: {_plain(tuned['teacher'])}."
+        rounded = f", rounded to {_plain(tuned['qat'])} in the second half" if tuned.get("qat") else ""
+        teacher = _plain(tuned["teacher"])
+        yield f"- Tuned for {epochs} after the supernet's training{rounded}; teacher: {teacher}."
     if made.git is not None and made.git.commit:
         state = ", with uncommitted changes" if made.git.dirty else ""
         yield f"- Source at commit {_code(made.git.commit)}{state}."
@@ -270,8 +272,11 @@ def _limits(bundle: Bundle) -> Iterator[str]:
     for file in bundle.files:
         if file.quantization is not None:
             kept, layers = len(file.quantization["float_layers"]), file.quantization["layers"]
+            bits = "8 bits"
+            if file.precision == "a16w8":
+                bits = "16 bits, with weights of 8,"
             yield (
-                f"- {_code(file.file)} computes in 8 bits, whose ranges come from "
+                f"- {_code(file.file)} computes in {bits} whose ranges come from "
                 f"{_plain(file.quantization['calibration_images'])} images; {kept} of {_plain(layers)} "
                 "layers stayed in float32."
             )

@@ -88,10 +88,10 @@ def resize(pixels: Any, file: dict[str, Any]) -> Any:
     """Step 2: the data set's own resize, by Pillow, antialiased: pixels (h, w, C) of 8 bits."""
     how, image = file["preprocessing"], as_image(pixels)
     short, shorter = how.get("resize_shorter_side"), min(image.size)
+    resample = Image.Resampling[how.get("resize_interpolation", "bicubic").split(",")[0].upper()]
     if not short:
         side = how.get("center_crop") or how["image_size"]
-        return as_pixels(image.resize((side, side), Image.Resampling.BICUBIC))
-    resample = Image.Resampling[how["resize_interpolation"].split(",")[0].upper()]
+        return as_pixels(image.resize((side, side), resample))
     size = (short * image.width // shorter, short * image.height // shorter)
     return as_pixels(image.resize(size, resample))
 

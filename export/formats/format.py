@@ -39,15 +39,15 @@ class LoadedModel(NamedTuple):
 
 
 class Quantization(NamedTuple):
-    """How a format that is written from the module quantises.
+    """Which numbers of a network become which integers.
 
     Args:
-        activation_bits: 8 or 16.
+        activation_bits: 8 or 16; weights always have 8.
         every_operator: also those that CPUs have no integer kernel for, as NPUs want it.
     """
 
-    activation_bits: int
-    every_operator: bool
+    activation_bits: int = 8
+    every_operator: bool = False
 
 
 class Runtime(ABC):

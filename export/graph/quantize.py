@@ -25,7 +25,7 @@ from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from engine.command.progress import progress
-from export.formats.format import Array
+from export.formats.format import Array, Quantization
 from export.formats.onnx import open_onnxruntime, run_session
 from export.formats.silence import silent
 from export.graph.operators import pool_globally
@@ -39,21 +39,7 @@ SNR_IMAGES = 64  # for the ranking, in which every layer takes a run over all of
 ROUNDING = 1e-9  # a drop that equals the limit must not fail for the last bit of a difference
 
 
-class Scheme(NamedTuple):
-    """How numbers are stored, and in which arithmetic the file is judged.
-
-    Args:
-        activation_bits: 8 or 16; weights always have 8.
-        every_operator: whether operators for which CPUs have no integer kernel are quantised too.
-        exact: as `export.verify.compare_file` takes it.
-    """
-
-    activation_bits: int = 8
-    every_operator: bool = False
-    exact: bool = True
-
-
-INT8 = Scheme()
+INT8 = Quantization()
 
 
 class Quantized(NamedTuple):
@@ -80,7 +66,8 @@ def quantize(
     calibration: Sequence[Array],
     reference: Reference,
     max_drop: float,
-    scheme: Scheme = INT8,
+    scheme: Quantization = INT8,
+    exact: bool = True,
 ) -> Quantized:
     """Write `model` in 8 bits, with as few layers in float32 as its accuracy allows.
 
@@ -90,14 +77,15 @@ def quantize(
         calibration: batches of inputs (N, ...) as the file takes them.
         reference: the torch module on validation images.
         max_drop: points of top-1 that may be lost on them.
-        scheme: bits of the activations, and the arithmetic in which the file is judged.
+        scheme: which integers.
+        exact: in which sums the file is judged, as `export.verify.compare_file` takes it.
 
     Returns:
         What was written. If its `complaint` is not empty, the accuracy is not held: do not use `out`.
     """
     pool_globally(model)  # a mean over a map would stay in float32 between 8-bit layers
     prepared = _with_shapes(model, out)
-    quantizer = _Quantizer(prepared, out, calibration, scheme)
+    quantizer = _Quantizer(prepared, out, calibration, scheme, exact)
     layers = quantizer.layers
     ranked: list[str] = []  # filled when 8 bits everywhere turn out not to hold
     tried: dict[int, tuple[Parity, float]] = {}  # (parity, drop) by number of layers in float32
@@ -106,7 +94,7 @@ def quantize(
         """Whether the accuracy is held with the `count` worst layers in float32."""
         in_float = ranked[:count]
         quantizer.write([layer for layer in layers if layer not in in_float])
-        parity = compare_file(reference, out, scheme.exact)
+        parity = compare_file(reference, out, exact)
         drop = 100 * (reference.accuracy - parity.accuracy)
         tried[count] = parity, drop
         return drop <= max_drop + ROUNDING and bool(np.isfinite(parity.relative_error))
@@ -167,8 +155,10 @@ def fewest(holds: Callable[[int], bool], most: int) -> int:
 class _Quantizer:
     """Writes a model with some of its layers in 8 bits; the ranges are measured once."""
 
-    def __init__(self, prepared: Path, out: Path, calibration: Sequence[Array], scheme: Scheme):
-        self.model, self.scheme = onnx.load(prepared), scheme
+    def __init__(
+        self, prepared: Path, out: Path, calibration: Sequence[Array], scheme: Quantization, exact: bool
+    ):
+        self.model, self.scheme, self.exact = onnx.load(prepared), scheme, exact
         model = self.model
         image, nodes = model.graph.input[0], list(model.graph.node)
         self.prepared, self.out, self.input = prepared, out, image.name
@@ -244,7 +234,7 @@ class _Quantizer:
 
     def _outputs(self, images: Array) -> Array:
         """Outputs (N, K) of the file as it was written last."""
-        return run_session(open_onnxruntime(self.out, self.scheme.exact), images)
+        return run_session(open_onnxruntime(self.out, self.exact), images)
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]

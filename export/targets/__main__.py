@@ -14,7 +14,7 @@ class ShowTargets(Command):
 
     examples:
       python -m export.targets
-      python -m export.onnx --target nnapi,cpu-int8
+      python -m export.onnx --target cpu-int8,qnn
     """
 
     def execute(self) -> int:
@@ -36,7 +36,7 @@ class ShowTargets(Command):
         show(table)
         for target in TARGETS:
             print(f"{target.name}:", *target.why)
-        say("next: python -m export.onnx --target nnapi,cpu-int8")
+        say("next: python -m export.onnx --target cpu-int8,qnn")
         return 0
 
 

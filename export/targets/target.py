@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from engine.config import Config
 from export.formats import find_format
-from export.formats.format import Precision
+from export.formats.format import Precision, Quantization
 
 
 class Target(Config):
@@ -49,8 +49,8 @@ class Target(Config):
         "onnx",
         description=(
             "onnx; ort: flat, optimised for ARM, with the list of operators that it needs; qnn: compiled for "
-            "one Snapdragon; litert, mlpackage, ncnn, mnn, "
-            "executorch: for the runtimes of these names"
+            "one Snapdragon; mlpackage: for Core ML; litert, ncnn, mnn, executorch: for the runtime of that "
+            "name"
         ),
     )
     chip: str | None = Field(
@@ -91,8 +91,14 @@ class Target(Config):
         """Whether its files hold integers, whose ranges are calibrated on images."""
         return self.precision in ("int8", "a16w8")
 
+    @property
+    def quantization(self) -> Quantization:
+        """Which integers the files of a quantised target hold."""
+        bits = 16 if self.precision == "a16w8" else 8
+        return Quantization(bits, self.quantized_operators == "all")
+
     def file_name(self, subnet: str) -> str:
-        """The name of a subnet's file: `600M.onnx` (cpu), `600M.pte` (executorch), else `600M.nnapi.onnx`."""
+        """The name of a subnet's file: `600M.onnx` (cpu), `600M.pte` (executorch), else `600M.qnn.onnx`."""
         known = find_format(self.format)
         # `600M.pte` beside `600M.onnx` needs no middle part: their manifests have different names, too.
         own_manifest = known.manifest_suffix != ".json"

@@ -42,8 +42,8 @@ class TuningSettings(TrainingCommand):
     qat: Literal["int8"] | None = Field(
         None,
         description=(
-            "int8: train with weights and activations rounded to 8 bits, for an 8-bit file that loses less, "
-            "and keep the weights that are best in 8 bits"
+            "int8: round weights and activations to 8 bits in the second half of the steps, for an 8-bit "
+            "file that loses less, and keep the weights that are best in 8 bits"
         ),
     )
 

@@ -174,6 +174,7 @@ def test_a_residual_network_keeps_its_biases(images: Tensor, tmp_path: Path) -> 
         assert node.op_type != "Conv" or len(node.input) == 3, "every convolution has taken a norm's shift"
 
 
+@pytest.mark.slow
 def test_a_fixed_number_of_images_is_a_sentence(images: Tensor, tmp_path: Path) -> None:
     network = CountsImages().eval()
     with pytest.raises(UserError, match="uses the number of images as a Python number") as error:

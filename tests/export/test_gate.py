@@ -12,7 +12,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from large_sums import write_large_sums
+from onnx import TensorProto
 from torch import nn
 
 import export
@@ -96,33 +97,15 @@ def test_a_target_that_is_this_cpu_is_judged_as_programs_here_compute(
 
 
 def test_sums_of_large_8_bit_products_are_the_integers(tmp_path: Path) -> None:
-    """255 x 127, twice, is more than 16 bits hold: what CPUs without VNNI clip."""
-    rng = np.random.default_rng(0)
-    x = rng.integers(200, 256, (5, 64), dtype=np.uint8)
-    weight = rng.integers(100, 128, (64, 16), dtype=np.int8)
-    scales = {"one": np.float32(1), "sums": np.float32(10_000)}
-    zeros = {"zero_u8": np.uint8(0), "zero_s8": np.int8(0)}
-    constants = [numpy_helper.from_array(weight, "weight")]
-    constants += [numpy_helper.from_array(np.array(v), name) for name, v in (scales | zeros).items()]
-    nodes = [
-        helper.make_node("QuantizeLinear", ["image", "one", "zero_u8"], ["q"]),
-        helper.make_node("DequantizeLinear", ["q", "one", "zero_u8"], ["x"]),
-        helper.make_node("DequantizeLinear", ["weight", "one", "zero_s8"], ["w"]),
-        helper.make_node("MatMul", ["x", "w"], ["product"]),
-        helper.make_node("QuantizeLinear", ["product", "sums", "zero_u8"], ["rounded"]),
-        helper.make_node("DequantizeLinear", ["rounded", "sums", "zero_u8"], ["logits"]),
-    ]
-    ends = [
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width])]
-        for name, width in (("image", 64), ("logits", 16))
-    ]
-    graph = helper.make_graph(nodes, "sums", *ends, constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    onnx.save(model, tmp_path / "sums.onnx")
-    sums = x.astype(np.int64) @ weight.astype(np.int64)
-    assert sums.min() > 2**20, "else nothing would be clipped"
-    got = run_session(open_onnxruntime(tmp_path / "sums.onnx"), x.astype(np.float32))
-    np.testing.assert_array_equal(got, np.rint(sums / 10_000).clip(0, 255) * 10_000)
+    x, wanted = write_large_sums(tmp_path / "sums.onnx")
+    got = run_session(open_onnxruntime(tmp_path / "sums.onnx"), x)
+    np.testing.assert_array_equal(got, wanted)
+
+
+def test_whatever_a_quantiser_raises_is_a_sentence(net: nn.Module) -> None:
+    said = "LiteRT cannot quantise Swish: no such operator; choose a target in float32"
+    with pytest.raises(UserError, match=said), pipeline._quantising(net, "LiteRT"):
+        raise RuntimeError("no such operator\nand more")
 
 
 @pytest.mark.parametrize("count", [2, 3, 12, 220, 511, 2000])
@@ -232,7 +215,8 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     targets = "nnapi,cpu-int8,qnn-a16w8,fp16"
     for seed in ("1", "2"):
         (tmp_path / seed).mkdir()
-        places = os.pathsep.join([str(Path(__file__).parent), str(Path(export.__file__).parents[1])])
+        root = Path(export.__file__).parents[1]
+        places = os.pathsep.join(map(str, (root, root / "tests" / "export", root / "tests" / "support")))
         env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": places}
         words = [sys.executable, "-c", SCRIPT, str(tmp_path / seed), targets]
         subprocess.run(words, check=True, env=env, capture_output=True)

@@ -14,15 +14,23 @@ import export
 from engine.command.cli import parse
 from engine.errors import UserError
 from export.bundle.classify import prepare_image
+from export.formats.openvino import OpenVinoRuntime
 from export.graph import preparation
 from export.graph.preparation import check_preparation, images_to_try
 from export.onnx import Export
+from export.openvino import OpenVINO
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @pytest.mark.parametrize(
-    "crop", [export.CenterCrop(24), export.CenterCrop(24, 27, "bilinear"), export.CenterCrop(33, 36)]
+    "crop",
+    [
+        export.CenterCrop(24),
+        export.CenterCrop(24, interpolation="bilinear"),
+        export.CenterCrop(24, 27, "bilinear"),
+        export.CenterCrop(33, 36),
+    ],
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_graph_prepares_images_as_pillow_does(crop: export.CenterCrop, channels: int) -> None:
@@ -81,7 +89,9 @@ def test_what_does_not_fit_is_a_sentence(network: nn.Module, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_the_resize_to_a_subnets_side_goes_into_the_file(trained_run: Path, tmp_path: Path) -> None:
+def test_the_resize_to_a_subnets_side_goes_into_the_file(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file of a run does the data set's resize and the network's, and classifies as torch does."""
     # A copy: other tests read the files of this run.
     run = Path(shutil.copytree(trained_run, tmp_path / "run", ignore=shutil.ignore_patterns("export")))
@@ -99,3 +109,6 @@ def test_the_resize_to_a_subnets_side_goes_into_the_file(trained_run: Path, tmp_
     for height, width in ((side, side), (3 * side, 2 * side), (side // 2, side)):
         pixels = np.random.default_rng(0).integers(0, 256, (1, height, width, 1), dtype=np.uint8)
         assert np.isfinite(session.run(None, {"image": pixels})[0]).all()
+    monkeypatch.setattr(OpenVinoRuntime, "check_installed", lambda _: None)
+    with pytest.raises(UserError, match="takes images of any size"):
+        parse(OpenVINO, [str(path)]).execute()

@@ -293,6 +293,18 @@ def test_the_card_says_whose_weights_they_are(bundle: Path) -> None:
     assert said in render_card(Bundle.model_validate(manifest))
 
 
+def test_the_card_says_how_many_bits_a_file_has(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    quantization = {"float_layers": [], "layers": 5, "calibration_images": 99}
+    for precision, said in (("int8", "in 8 bits whose"), ("a16w8", "in 16 bits, with weights of 8, whose")):
+        manifest["files"][0] |= {"precision": precision, "quantization": quantization}
+        assert f"computes {said} ranges come from 99" in render_card(Bundle.model_validate(manifest))
+    tuned = {"epochs": 4, "teacher": "largest", "qat": "int8"}
+    manifest["files"][0]["architecture"]["tuned"] = tuned
+    said = "Tuned for 4 epochs after the supernet's training, rounded to int8 in the second half; "
+    assert said in render_card(Bundle.model_validate(manifest))
+
+
 HOSTILE = (
     *(
         "<script>alert(1)</script>",

@@ -61,7 +61,7 @@ MISTAKES = {
         "decode",
     ),
     "another resize": (
-        "(side, side), Image.Resampling.BICUBIC)",
+        "(side, side), resample)",
         "(side, side), Image.Resampling.BILINEAR)",
         "resize",
     ),
