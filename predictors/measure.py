@@ -198,7 +198,7 @@ class Measure(Command):
         print(
             f"{len(layers)} blocks ({structures} ONNX files) at resolutions "
             f"{', '.join(map(str, resolutions))} and {networks} whole networks, "
-            f"{self.rounds} rounds: about {max(1, round(seconds / 60))} minutes on an idle machine"
+            f"{self.rounds} rounds: about {max(1, round(seconds / 60))} min on an idle machine"
         )
 
     def _bench(self, folder: Path) -> None:
