@@ -1,10 +1,12 @@
 """TensorBoard is tested in tests/ofa/test_train.py; here is MLflow, with its own client as the oracle."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from engine.command.install import install_command
 from engine.errors import UserError
 from engine.run import Run, read_json
 from engine.runs.tracking import check_trackers, flat, open_trackers
@@ -21,7 +23,7 @@ def test_settings_have_paths() -> None:
 @pytest.mark.parametrize("extra", ["tensorboard", "mlflow"])
 def test_a_missing_package_is_said(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.runs.tracking.find_spec", lambda _: None)
-    with pytest.raises(UserError, match=rf"pip install 'ofa-toolkit\[{extra}\]', or leave out --{extra}"):
+    with pytest.raises(UserError, match=f"{re.escape(install_command(extra))}, or leave out --{extra}"):
         check_trackers(tensorboard=extra == "tensorboard", mlflow=extra == "mlflow")
     check_trackers(tensorboard=False, mlflow=False)
 
