@@ -34,7 +34,7 @@ from predictors.search.constraints import (
     format_limit,
 )
 from predictors.search.costs import cost_functions
-from predictors.search.limits import check_limits
+from predictors.search.limits import can_be_kept, check_limits
 from predictors.selection.evaluations import EvaluateFn, Evaluations
 from predictors.selection.exploration import (
     Explored,
@@ -237,7 +237,9 @@ class Select(RunCommand):
         if latency is not None and self.latency and self.verify_latency and is_of_this_machine(latency.table):
             stopwatch = Stopwatch(partial(time_architecture, space, table=latency.table))
             costs["latency_measured"] = stopwatch.known
-            explored = keep_timed_limits(explored, stopwatch, self.tune_finalists, self.ties)
+            rng = numpy_generator(self.seed, "feasible")
+            kept = partial(can_be_kept, space, latency.resolutions, rng)
+            explored = keep_timed_limits(explored, stopwatch, self.tune_finalists, self.ties, kept)
         self._write(trained, explored, costs, facts)
         if guide:
             print_trust(guide.quality, explored)
