@@ -122,16 +122,15 @@ def keep_timed_limit(
         f"{objective.name}: the selected subnet took {took} when it was timed here, which is over the limit"
     )
     # As far below the limit as this subnet is above it, rounded down so that it is not the same limit again.
-    lower = _round_down(limit * limit / times[0])
-    if can_be_kept(_with_latency(objective.constraints, lower)):
+    below = _round_down(limit * limit / times[0])
+    lower = format_cost("latency", below)
+    if can_be_kept(_with_latency(objective.constraints, below)):
         others = ", and so are the next best ones" if len(times) > 1 else ""
-        return objective, f"{said}{others}; select again with --latency {format_cost('latency', lower)}"
-    fastest = (
-        "" if len(times) == 1 else f"; the fastest of {len(times)} took {format_cost('latency', min(times))}"
-    )
-    return (
-        objective,
-        f"{said}: no subnet that was timed keeps it, and none is predicted to be faster{fastest}",
+        return objective, f"{said}{others}; select again with --latency {lower}"
+    fastest = format_cost("latency", min(times))
+    return objective, (
+        f"{said}: no subnet that was timed keeps it (the fastest took {fastest}), and none is predicted to "
+        f"keep {lower}"
     )
 
 

@@ -197,7 +197,7 @@ def test_a_limit_that_no_subnet_keeps_is_not_advised() -> None:
     _, sentence = keep_timed_limit(Objective.best([latency]), best, stopwatch, at_least_9)
     assert sentence == (
         "10ms: the selected subnet took 12ms when it was timed here, which is over the limit: no subnet that "
-        "was timed keeps it, and none is predicted to be faster; the fastest of 2 took 11ms"
+        "was timed keeps it (the fastest took 11ms), and none is predicted to keep 8.33ms"
     )
     near = Stopwatch(lambda row: 10.5)
     assert (
