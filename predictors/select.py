@@ -14,6 +14,7 @@ from engine.command.cli import main
 from engine.command.progress import Advance, progress
 from engine.command.start import say
 from engine.errors import UserError, nearest
+from engine.run import FRONT, read_json
 from engine.seed import numpy_generator
 from ofa.space.codes import Codes, decode, encode
 from ofa.space.space import Space
@@ -243,8 +244,18 @@ class Select(RunCommand):
         self._write(trained, explored, costs, facts)
         if guide:
             print_trust(guide.quality, explored)
-        say(f"written to {self.run / 'selected'}\nnext: python -m ofa.tune{run_flag(self.run)}")
+        print(f"written to {self.run / 'selected'}")
+        say(f"next: python -m {self._next(objectives)}")
         return 0
+
+    def _next(self, objectives: Sequence[Objective]) -> str:
+        """The command that goes on from what was selected, without `python -m`."""
+        if any(not objective.front for objective in objectives):
+            return f"ofa.tune{run_flag(self.run)}"
+        # Points of a front are no selected subnets. A limit makes one of them such, here the middle one.
+        points = read_json(self.run / "selected" / FRONT)
+        precision = "" if self.precision == "float32" else f" --precision {self.precision}"
+        return f"predictors.select{run_flag(self.run)}{precision} --flops {points[len(points) // 2]['macs']}"
 
     def _explore(
         self,

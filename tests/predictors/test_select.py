@@ -160,6 +160,22 @@ def test_a_budget_below_the_smallest_names_the_smallest(collected: Path) -> None
     assert select(collected, "--flops", str(least)) == 0
 
 
+@pytest.mark.slow
+def test_the_next_line_of_a_front_selects_a_subnet(
+    collected: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was ofa.tune, which found no selected subnet in the run."""
+    copy = tmp_path / "run"
+    shutil.copytree(collected, copy, ignore=shutil.ignore_patterns("selected", "optuna.journal"))
+    assert select(copy, "--front", "macs") == 0
+    next_line = capsys.readouterr().out.splitlines()[-1]
+    flags = next_line.removeprefix("next: python -m predictors.select ").split()
+    assert parse(Select, [*flags, "--measure", "4"]).execute() == 0
+    ((_, chosen),) = read_selected(copy)
+    assert chosen.macs <= int(flags[-1])
+    assert capsys.readouterr().out.endswith(f"next: python -m ofa.tune --run {copy}\n")
+
+
 def test_select_needs_pairs(train: object, tmp_path: Path, trained_run: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(trained_run, copy, ignore=shutil.ignore_patterns("pairs.jsonl"))
