@@ -13,7 +13,7 @@ from rich.table import Table
 from engine.command.cli import Command, main
 from engine.command.progress import progress
 from engine.command.start import say
-from engine.command.table import plain_console
+from engine.command.table import show
 from engine.config import validate
 from engine.errors import UserError
 from engine.onnx_timing import bench, finished
@@ -305,7 +305,7 @@ def _print_quality(table: LatencyTable, space: Space) -> None:
             shown.add_row(level, f"{quality.error:.1%}", f"{quality.tau:.3f}")
     if shown.row_count:
         print(f"predicted from the others, {len(table.networks)} whole networks:")
-        plain_console().print(shown)
+        show(shown)
     for note in LatencyModel(table, space).notes():
         print(note)
 

@@ -72,6 +72,8 @@ def test_select_keeps_the_budget_and_ranks_by_expectation(
     assert select(collected, "--flops", "60k,0.1M") == 0
     out = capsys.readouterr().out
     assert "ridge (chosen)" in out
+    # No line is broken where the output goes to a file.
+    assert re.search(r"60k .* \d+\.\d% \(\d+\.\d to \d+\.\d\) .* \d+\.\d ± \d+\.\d% ", out)
     assert re.search(
         r"^100k gives \d+\.\d%, 60k \d+\.\d%: [\d.]+ points? for [\d.]+ times the MACs", out, re.M
     ) or ("The subnet of" in out)
