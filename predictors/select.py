@@ -45,7 +45,7 @@ from predictors.selection.exploration import (
     explore_coarse_to_fine,
     make_guide,
 )
-from predictors.selection.finalists import FINALIST_EPOCHS, tune_finalists
+from predictors.selection.finalists import choose_finalist, finalists_sentence, tune_finalists
 from predictors.selection.selected import KEYS, print_trust, write_front, write_selected
 from predictors.selection.timed import Stopwatch, keep_timed_limits
 from predictors.studies.storage import open_storage
@@ -291,12 +291,12 @@ class Select(RunCommand):
             best = {found.objective.name: found.best(self.tune_finalists) for found in budgets}
             finalists = tune_finalists(trained, best)
         write_selected(budgets, costs, facts, self.ties, folder, finalists)
-        for name, tuned in finalists.items():
-            tried = []
-            for finalist in tuned:
-                before = finalist.estimate.candidate.val_accuracy
-                tried.append(f"{before:.2%} -> {finalist.tuned_accuracy:.2%}")
-            print(f"{name}: {FINALIST_EPOCHS} epoch of tuning decided among {', '.join(tried)}")
+        for found in budgets:
+            tuned = finalists.get(found.objective.name, [])
+            if tuned:
+                constraints, images = found.objective.constraints, found.evaluations.images
+                winner = choose_finalist(tuned, constraints, images, self.ties)
+                print(finalists_sentence(found.objective.name, tuned, winner, costs["macs"]))
         for found in explored:
             if found.objective.front:
                 write_front(found, costs, folder, facts["weights_sha256"])
