@@ -6,6 +6,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import optuna
 from pydantic import Field, field_validator, model_validator
 
@@ -238,24 +239,27 @@ class Select(RunCommand):
         if latency is not None and self.latency and self.verify_latency and is_of_this_machine(latency.table):
             stopwatch = Stopwatch(partial(time_architecture, space, table=latency.table))
             costs["latency_measured"] = stopwatch.known
-            rng = numpy_generator(self.seed, "feasible")
-            kept = partial(can_be_kept, space, latency.resolutions, rng)
-            explored = keep_timed_limits(explored, stopwatch, self.tune_finalists, self.ties, kept)
+            worth_trying = partial(can_be_kept, space, latency.resolutions, self._feasible_rng())
+            explored = keep_timed_limits(explored, stopwatch, self.tune_finalists, self.ties, worth_trying)
         self._write(trained, explored, costs, facts)
         if guide:
             print_trust(guide.quality, explored)
-        print(f"written to {self.run / 'selected'}")
-        say(f"next: python -m {self._next(objectives)}")
+        self._print_end(objectives)
         return 0
 
-    def _next(self, objectives: Sequence[Objective]) -> str:
-        """The command that goes on from what was selected, without `python -m`."""
-        if any(not objective.front for objective in objectives):
-            return f"ofa.tune{run_flag(self.run)}"
-        # Points of a front are no selected subnets. A limit makes one of them such, here the middle one.
-        points = read_json(self.run / "selected" / FRONT)
-        precision = "" if self.precision == "float32" else f" --precision {self.precision}"
-        return f"predictors.select{run_flag(self.run)}{precision} --flops {points[len(points) // 2]['macs']}"
+    def _feasible_rng(self) -> np.random.Generator:
+        return numpy_generator(self.seed, "feasible")
+
+    def _print_end(self, objectives: Sequence[Objective]) -> None:
+        """Print where the files are, and the command that goes on from there."""
+        following = f"ofa.tune{run_flag(self.run)}"
+        if all(objective.front for objective in objectives):
+            # Points of a front are no selected subnets. A limit makes one of them such, here the middle one.
+            points = read_json(self.run / "selected" / FRONT)
+            precision = "" if self.precision == "float32" else f" --precision {self.precision}"
+            limit = points[len(points) // 2]["macs"]
+            following = f"predictors.select{run_flag(self.run)}{precision} --flops {limit}"
+        say(f"written to {self.run / 'selected'}\nnext: python -m {following}")
 
     def _explore(
         self,
@@ -359,8 +363,7 @@ class Select(RunCommand):
             resolutions = space.resolution
             if latency is not None and any(c.name == "latency" for c in objective.constraints):
                 resolutions = latency.resolutions  # only those that the table covers are searched
-            rng = numpy_generator(self.seed, "feasible")
-            sentences += check_limits(space, objective.constraints, resolutions, rng)
+            sentences += check_limits(space, objective.constraints, resolutions, self._feasible_rng())
         for sentence in dict.fromkeys(sentences):
             print(sentence)
 
