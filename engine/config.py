@@ -233,15 +233,21 @@ def validate(model: type[C], values: Any, source: str, flags: dict[str, Any] | N
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        path, sentence = _explain(error, model, flags is not None)
-        # The mistake came from the command line if a flag gave the value at its place.
-        found: Any = flags
-        for part in path:
-            found = found.get(part) if isinstance(found, dict) else found
-        raise UserError(f"{source if found is None else 'command line'}: {sentence}") from None
+        path, sentence = _explain(error, model, flags)
+        raise UserError(f"{'command line' if _by_flag(flags, path) else source}: {sentence}") from None
 
 
-def _explain(error: ValidationError, model: type[BaseModel], has_flags: bool) -> tuple[list[str], str]:
+def _by_flag(flags: dict[str, Any] | None, path: list[str]) -> bool:
+    """Whether the command line gave the value at a path."""
+    found: Any = flags
+    for part in path:
+        found = found.get(part) if isinstance(found, dict) else found
+    return found is not None
+
+
+def _explain(
+    error: ValidationError, model: type[BaseModel], flags: dict[str, Any] | None
+) -> tuple[list[str], str]:
     """Where a validation error is, and one sentence about it.
 
     An unknown field is explained first if there is one: a misspelt field is also why another one is missing.
@@ -259,7 +265,7 @@ def _explain(error: ValidationError, model: type[BaseModel], has_flags: bool) ->
         case "extra_forbidden":
             return path, f"there is no field '{where}'; {nearest(path[-1], siblings)}"
         case "missing":
-            remedy = f"; give it in the recipe or as --{where.replace('_', '-')}" if has_flags else ""
+            remedy = f"; give it in the recipe or as --{where.replace('_', '-')}" if flags is not None else ""
             return path, f"'{where}' is missing{remedy}."
         case "union_tag_invalid":
             tag = str(first["ctx"]["tag"])
@@ -267,6 +273,9 @@ def _explain(error: ValidationError, model: type[BaseModel], has_flags: bool) ->
             known = re.findall("'([^']+)'", str(first["ctx"]["expected_tags"]))
             return path, f"there is no {where} '{tag}'; {nearest(tag, known)}"
         case "value_error":
+            if where and _by_flag(flags, path):
+                # One flag holds the whole list of which a value is wrong.
+                where = "--" + ".".join(part for part in path if not part.isdigit()).replace("_", "-")
             return path, f"{where}: {message}" if where else message
     return path, f"'{where}' = {_shown(first['input'])} is not valid: {message[0].lower()}{message[1:]}"
 

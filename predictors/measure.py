@@ -13,7 +13,7 @@ from rich.table import Table
 from engine.command.cli import Command, main
 from engine.command.progress import progress
 from engine.command.start import say
-from engine.command.table import plain_console
+from engine.command.table import show
 from engine.config import validate
 from engine.errors import UserError
 from engine.onnx_timing import bench, finished
@@ -23,13 +23,14 @@ from ofa.cost import costs_of
 from ofa.layers import LayerSpec
 from ofa.space.codes import Codes, sample_codes
 from ofa.space.space import Space, load_space
-from ofa.trained import SupernetModel
+from ofa.trained import SupernetModel, run_flag
 from predictors.latency.additive import Level
 from predictors.latency.kit import distinct_layers, export_kit, layer_name, structure
 from predictors.latency.model import LatencyModel, cross_validated
 from predictors.latency.published import read_published
 from predictors.latency.table import LatencyTable, Noise, read_table
 from predictors.latency.timings import build_table, noise_complaint, read_timings
+from predictors.search.constraints import format_cost
 
 RESOLUTIONS = 5  # at most so many, unless --resolutions names them; latency in between is interpolated
 # For the estimate of the duration that is printed at the start.
@@ -118,6 +119,8 @@ class Measure(Command):
     def execute(self) -> int:
         """Export, measure or import."""
         subject = self._subject()
+        if not self.import_yaml:
+            print(self._for_what(subject))
         if self.export_kit is not None:
             self._write_kit(subject, self.export_kit)
             print(
@@ -138,7 +141,7 @@ class Measure(Command):
             paths = tuple(Path(word) for word in self.import_yaml.split(","))
             table = read_published(paths, self.device_name, subject.space, subject.channels)
             _print_quality(table, subject.space)
-            return _write(table, out)
+            return self._save(table, subject.space, out)
         if self.import_kit is not None:
             return self._build(subject, self.device_name, self.import_kit, out)
         folder = out.with_suffix(".kit")
@@ -160,6 +163,13 @@ class Measure(Command):
             )
         model = validate(SupernetModel, read_json(path), str(path))
         return SpaceToMeasure(model.space, len(model.classes), model.channels)
+
+    def _for_what(self, subject: SpaceToMeasure) -> str:
+        """For which networks the table will hold: those of a run may have other classes or channels."""
+        measured = f"measured for {subject.classes} classes and {subject.channels} input channels"
+        if self.space is None:
+            return f"{measured}, those of run '{self.run}'"
+        return f"{measured} (--classes, --channels); to select subnets of a run, measure with --run RUN"
 
     def _resolutions(self, space: Space) -> tuple[int, ...]:
         if not self.resolutions:
@@ -233,7 +243,15 @@ class Measure(Command):
             raise UserError("--like names a table of another space; all must be of this one.")
         table = table.model_copy(update={"others": others})
         _print_quality(table, space)
-        return _write(table, out)
+        return self._save(table, space, out)
+
+    def _save(self, table: LatencyTable, space: Space, out: Path) -> int:
+        write_json(out, table.model_dump(mode="json"))
+        print(f"written to {out}")
+        limit = format_cost("latency", middle_latency(table, space), digits=2)
+        flags = f"--latency {limit} --latency-table {shlex.quote(str(out))}{run_flag(self.run)}"
+        say(f"next: python -m predictors.select {flags}")
+        return 0
 
 
 def spread_networks(space: Space, resolutions: tuple[int, ...], count: int) -> Codes:
@@ -256,6 +274,19 @@ def spread_networks(space: Space, resolutions: tuple[int, ...], count: int) -> C
     return np.unique(pool[order[places]], axis=0)
 
 
+def middle_latency(table: LatencyTable, space: Space) -> float:
+    """A limit in milliseconds that some architectures keep and others do not: the median latency.
+
+    It is that of the whole networks that were timed; without any, that of random architectures by the model.
+    """
+    if table.networks:
+        return float(np.median([network.ms for network in table.networks]))
+    rows = sample_codes(space, 1000, numpy_generator(0, "middle latency"))
+    predicted = LatencyModel(table, space).predict(rows)
+    # Infinite is what the table does not cover, such as a resolution between two measured ones.
+    return float(np.median(predicted[np.isfinite(predicted)]))
+
+
 def _print_noises(noises: dict[str, Noise]) -> None:
     for what, noise in noises.items():
         if noise.reliability is not None:
@@ -274,16 +305,9 @@ def _print_quality(table: LatencyTable, space: Space) -> None:
             shown.add_row(level, f"{quality.error:.1%}", f"{quality.tau:.3f}")
     if shown.row_count:
         print(f"predicted from the others, {len(table.networks)} whole networks:")
-        plain_console().print(shown)
+        show(shown)
     for note in LatencyModel(table, space).notes():
         print(note)
-
-
-def _write(table: LatencyTable, out: Path) -> int:
-    write_json(out, table.model_dump(mode="json"))
-    print(f"written to {out}")
-    say(f"next: python -m predictors.select --latency 10ms --latency-table {shlex.quote(str(out))}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import optuna
 from pydantic import Field, field_validator, model_validator
 
@@ -14,6 +15,7 @@ from engine.command.cli import main
 from engine.command.progress import Advance, progress
 from engine.command.start import say
 from engine.errors import UserError, nearest
+from engine.run import FRONT, read_json
 from engine.seed import numpy_generator
 from ofa.space.codes import Codes, decode, encode
 from ofa.space.space import Space
@@ -34,7 +36,7 @@ from predictors.search.constraints import (
     format_limit,
 )
 from predictors.search.costs import cost_functions
-from predictors.search.limits import check_limits
+from predictors.search.limits import can_be_kept, check_limits
 from predictors.selection.evaluations import EvaluateFn, Evaluations
 from predictors.selection.exploration import (
     Explored,
@@ -44,7 +46,7 @@ from predictors.selection.exploration import (
     explore_coarse_to_fine,
     make_guide,
 )
-from predictors.selection.finalists import FINALIST_EPOCHS, tune_finalists
+from predictors.selection.finalists import choose_finalist, finalists_sentence, tune_finalists
 from predictors.selection.selected import KEYS, print_trust, write_front, write_selected
 from predictors.selection.timed import Stopwatch, keep_timed_limits
 from predictors.studies.storage import open_storage
@@ -237,12 +239,27 @@ class Select(RunCommand):
         if latency is not None and self.latency and self.verify_latency and is_of_this_machine(latency.table):
             stopwatch = Stopwatch(partial(time_architecture, space, table=latency.table))
             costs["latency_measured"] = stopwatch.known
-            explored = keep_timed_limits(explored, stopwatch, self.tune_finalists, self.ties)
+            worth_trying = partial(can_be_kept, space, latency.resolutions, self._feasible_rng())
+            explored = keep_timed_limits(explored, stopwatch, self.tune_finalists, self.ties, worth_trying)
         self._write(trained, explored, costs, facts)
         if guide:
             print_trust(guide.quality, explored)
-        say(f"written to {self.run / 'selected'}\nnext: python -m ofa.tune{run_flag(self.run)}")
+        self._print_end(objectives)
         return 0
+
+    def _feasible_rng(self) -> np.random.Generator:
+        return numpy_generator(self.seed, "feasible")
+
+    def _print_end(self, objectives: Sequence[Objective]) -> None:
+        """Print where the files are, and the command that goes on from there."""
+        following = f"ofa.tune{run_flag(self.run)}"
+        if all(objective.front for objective in objectives):
+            # Points of a front are no selected subnets. A limit makes one of them such, here the middle one.
+            points = read_json(self.run / "selected" / FRONT)
+            precision = "" if self.precision == "float32" else f" --precision {self.precision}"
+            limit = points[len(points) // 2]["macs"]
+            following = f"predictors.select{run_flag(self.run)}{precision} --flops {limit}"
+        say(f"written to {self.run / 'selected'}\nnext: python -m {following}")
 
     def _explore(
         self,
@@ -278,12 +295,12 @@ class Select(RunCommand):
             best = {found.objective.name: found.best(self.tune_finalists) for found in budgets}
             finalists = tune_finalists(trained, best)
         write_selected(budgets, costs, facts, self.ties, folder, finalists)
-        for name, tuned in finalists.items():
-            tried = []
-            for finalist in tuned:
-                before = finalist.estimate.candidate.val_accuracy
-                tried.append(f"{before:.2%} -> {finalist.tuned_accuracy:.2%}")
-            print(f"{name}: {FINALIST_EPOCHS} epoch of tuning decided among {', '.join(tried)}")
+        for found in budgets:
+            tuned = finalists.get(found.objective.name, [])
+            if tuned:
+                constraints, images = found.objective.constraints, found.evaluations.images
+                winner = choose_finalist(tuned, constraints, images, self.ties)
+                print(finalists_sentence(found.objective.name, tuned, winner, costs["macs"]))
         for found in explored:
             if found.objective.front:
                 write_front(found, costs, folder, facts["weights_sha256"])
@@ -346,8 +363,7 @@ class Select(RunCommand):
             resolutions = space.resolution
             if latency is not None and any(c.name == "latency" for c in objective.constraints):
                 resolutions = latency.resolutions  # only those that the table covers are searched
-            rng = numpy_generator(self.seed, "feasible")
-            sentences += check_limits(space, objective.constraints, resolutions, rng)
+            sentences += check_limits(space, objective.constraints, resolutions, self._feasible_rng())
         for sentence in dict.fromkeys(sentences):
             print(sentence)
 

@@ -168,13 +168,28 @@ def _unknown_flag(command: type[Command], argv: list[str], message: str) -> str:
             reason = message.removeprefix("error parsing CLI: ")
             return f"{reason}; --help-all explains every flag."
         flag = flag_name(field[1])
-        values = [shortened(repr(value)) for name, value in pairwise(argv) if name == flag]
-        given = f"{flag} {values[0]}" if values else flag
+        values = [value for name, value in pairwise(argv) if name == flag]
+        complaint = _complaint(command, field[1], values[0]) if values else ""
+        if complaint:
+            return complaint
+        given = f"{flag} {shortened(repr(values[0]))}" if values else flag
         meant = command.model_fields[field[1]].description
         return f"{given} cannot be read; it is meant to be: {meant}; --help-all explains every flag."
     flag = unknown[1].split()[0]
     known = [flag_name(name) for name in flag_names(command)]
     return f"'{flag}' is not a flag of this command; {nearest(flag, known)} --help-all explains each."
+
+
+def _complaint(command: type[Command], field: str, value: str) -> str:
+    """What the command itself says of a value that was no list for the parser, such as inf or nan."""
+    given = {field: value}
+    try:
+        validate(command, given, "command line", given)
+    except UserError as error:
+        # It may be about another field instead, which is missing in `given`.
+        if f"{flag_name(field)}:" in str(error):
+            return str(error)
+    return ""
 
 
 def main(command: type[Command], argv: list[str] | None = None) -> NoReturn:

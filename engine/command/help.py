@@ -32,8 +32,12 @@ def screen(command: type[BaseModel], module: str, main_flags: tuple[str, ...]) -
     parts.append("\n".join(["flags:", *(_described(flag) for flag in flags[:MAIN_FLAGS])]))
     rest = len(every_flag) - min(len(flags), MAIN_FLAGS)
     if rest > 0 or len(examples) > 3:
-        more = " and more examples" if len(examples) > 3 else ""
-        parts.append(f"--help-all shows {rest} more flags{more}.")
+        more = []
+        if rest > 0:
+            more.append("1 more flag" if rest == 1 else f"{rest} more flags")
+        if len(examples) > 3:
+            more.append("more examples")
+        parts.append(f"--help-all shows {' and '.join(more)}.")
     return "\n\n".join(parts) + "\n"
 
 

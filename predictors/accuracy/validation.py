@@ -9,7 +9,7 @@ from rich.table import Table
 from scipy.stats import kendalltau
 from sklearn.model_selection import KFold
 
-from engine.command.table import plain_console
+from engine.command.table import show
 from engine.seed import derive, numpy_generator
 from engine.statistics import Floats, conformal_quantile, tau_in_bands
 from predictors.accuracy.models import PredictorChoice, PredictorName, make_predictor
@@ -219,7 +219,7 @@ def print_candidates(qualities: list[CandidateQuality], y: Floats) -> None:
             f"{100 * quality.typical_miss:.2f}%",
             f"{quality.seconds:.1f}",
         )
-    plain_console().print(table)
+    show(table)
 
 
 def format_tau(tau: float | None) -> str:

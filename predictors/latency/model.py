@@ -134,12 +134,12 @@ def load_latency(path: Path, space: Space, classes: int, channels: int) -> Laten
     if table.fingerprint != space_fingerprint(space):
         raise UserError(
             f"{path} was measured for space '{table.space}', whose choices are not those of '{space.name}'; "
-            "measure again with python -m predictors.measure --space or --run."
+            "measure again with python -m predictors.measure --run RUN."
         )
     if (table.classes, table.channels) != (classes, channels):
         raise UserError(
             f"{path} is for {table.classes} classes and {table.channels} input channels, not for {classes} "
-            f"and {channels}; measure again with python -m predictors.measure --run."
+            f"and {channels}; measure again with python -m predictors.measure --run RUN."
         )
     check_networks(table, space, str(path))
     return LatencyModel(table, space)

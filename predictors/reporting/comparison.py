@@ -152,9 +152,8 @@ def headline(
     else:
         # What it is compared with is not tuned, so the comparison is that of the supernet's weights.
         tuned = format_short(c.tuned_accuracy, images["test"])
-        said = f"{c.budget}: {tuned} on test images, tuned, with {macs}. Before tuning {test}: " + "; ".join(
-            beside
-        )
+        said = f"{c.budget}: {tuned} on test images, tuned, with {macs}. "
+        said += f"Untuned, like all that it is compared with, {test}: " + "; ".join(beside)
     said += "."
     for sentence in more:
         said += f" {sentence}."

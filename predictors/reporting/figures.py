@@ -23,7 +23,6 @@ from predictors.reporting.findings import (
     short_names,
 )
 from predictors.search.constraints import format_cost
-from predictors.selection.budgets import points
 
 CostKey = Literal["macs", "latency_ms"]
 MOST_WHISKERS = 80  # more would hide the dots
@@ -228,10 +227,11 @@ def describe_half(record: SelectedRecord) -> str:
         return ""
     if half.macs == record.macs:
         return "It keeps half of its limits already"
-    less = points(record.expected_accuracy, half.expected_accuracy)
+    # Beside accuracies on test images the second figure would seem to be compared with those.
+    half_accuracy, accuracy = _percent(half.expected_accuracy), _percent(record.expected_accuracy)
     return (
-        f"Half of the budget would give {_percent(half.expected_accuracy)} with {format_count(half.macs)} "
-        f"MACs (expected on validation images, {less} less)"
+        f"Half of the budget would give {half_accuracy} instead of {accuracy} (both expected on validation "
+        f"images) with {format_count(half.macs)} MACs"
     )
 
 

@@ -37,23 +37,18 @@ def check_limits(
     Raises:
         UserError: no subnet keeps all limits. The error names the nearest limits that a subnet keeps.
     """
-    small = smallest(space).model_copy(update={"resolution": resolutions[0]})
+    relaxed = _too_low(space, constraints, resolutions, rng)
+    if relaxed:
+        needed = []
+        for c, value in relaxed:
+            needed.append(f"{c.flag} {format_cost(c.name, round_up(c.name, value), EXACT_DIGITS)}")
+        stated = " ".join(str(c) for c in constraints if c.limit < NO_LIMIT)
+        raise UserError(
+            f"No subnet of space '{space.name}' keeps {stated}; the nearest "
+            f"that one keeps is {' and '.join(needed)}."
+        )
     large = largest(space).model_copy(update={"resolution": resolutions[-1]})
-    least, most = encode(space, small)[None], encode(space, large)[None]
-    # Usually the smallest subnet keeps all limits, and nothing has to be searched.
-    if not fits(constraints, least)[0]:
-        # Latency comes first: where it is infinite, the least of another cost would be of no use.
-        ordered = sorted(constraints, key=_is_not_latency)
-        relaxed = nearest_feasible(space, ordered, rng, least)
-        if relaxed:
-            needed = []
-            for c, value in relaxed:
-                needed.append(f"{c.flag} {format_cost(c.name, round_up(c.name, value), EXACT_DIGITS)}")
-            stated = " ".join(str(c) for c in constraints if c.limit < NO_LIMIT)
-            raise UserError(
-                f"No subnet of space '{space.name}' keeps {stated}; the nearest "
-                f"that one keeps is {' and '.join(needed)}."
-            )
+    most = encode(space, large)[None]
     sentences = []
     for c in constraints:
         cost = c.cost(most)[0]
@@ -63,6 +58,27 @@ def check_limits(
                 f"({c.flag} {format_cost(c.name, cost)}): it excludes none"
             )
     return sentences
+
+
+def can_be_kept(
+    space: Space, resolutions: Sequence[int], rng: np.random.Generator, constraints: Sequence[Constraint]
+) -> bool:
+    """Whether some subnet keeps all limits by prediction; the arguments are those of `check_limits`."""
+    return not _too_low(space, constraints, resolutions, rng)
+
+
+def _too_low(
+    space: Space, constraints: Sequence[Constraint], resolutions: Sequence[int], rng: np.random.Generator
+) -> list[tuple[Constraint, float]]:
+    """The limits that no subnet keeps beside the others, each with the nearest one that a subnet keeps."""
+    small = smallest(space).model_copy(update={"resolution": resolutions[0]})
+    least = encode(space, small)[None]
+    # Usually the smallest subnet keeps all limits, and nothing has to be searched.
+    if fits(constraints, least)[0]:
+        return []
+    # Latency comes first: where it is infinite, the least of another cost would be of no use.
+    ordered = sorted(constraints, key=_is_not_latency)
+    return nearest_feasible(space, ordered, rng, least)
 
 
 def _is_not_latency(constraint: Constraint) -> bool:

@@ -12,7 +12,7 @@ from engine.command.progress import progress
 from ofa.space.codes import decode
 from ofa.trained import TrainedSupernet
 from ofa.training.tuning import tuned_accuracies
-from predictors.search.constraints import Constraint, utilisation
+from predictors.search.constraints import ArchCostFn, Constraint, format_cost, utilisation
 from predictors.selection.evaluations import Candidate, rows_of
 from predictors.selection.posterior import Estimate
 
@@ -70,3 +70,21 @@ def choose_finalist(
     ties = [finalist for finalist in finalists if finalist.tuned_accuracy >= least]
     rows = rows_of([finalist.estimate.candidate for finalist in ties])
     return ties[int(utilisation(constraints, rows).argmin())]
+
+
+def finalists_sentence(name: str, finalists: Sequence[Finalist], winner: Finalist, macs: ArchCostFn) -> str:
+    """What a short tuning decided for a budget.
+
+    Args:
+        name: of the budget.
+        finalists: all that were tuned, the one to expect most of first.
+        winner: the one of them that is selected.
+        macs: multiply-accumulates of encoded architectures.
+    """
+    tried = []
+    for finalist in finalists:
+        candidate = finalist.estimate.candidate
+        cost = format_cost("macs", float(macs(candidate.row[None])[0]))
+        mark = " (selected)" if finalist is winner else ""
+        tried.append(f"{cost} MACs {candidate.val_accuracy:.2%} -> {finalist.tuned_accuracy:.2%}{mark}")
+    return f"{name}: {FINALIST_EPOCHS} epoch of tuning decided among {', '.join(tried)}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from engine.command.table import plain_console
+from engine.command.table import show
 from engine.errors import UserError
 from engine.run import FRONT, write_json
 from engine.runs.writing import atomic
@@ -213,7 +213,7 @@ def _print_subnets(title: str, subnets: Mapping[str, Record], costs: Sequence[st
             str(record["arch"]["resolution"]),
             "-".join(map(str, record["arch"]["depth"])),
         )
-    plain_console().print(table)
+    show(table)
 
 
 def _latency_sentence(name: str, record: Record) -> str:
@@ -251,4 +251,4 @@ def print_trust(quality: CandidateQuality, explored: Sequence[Explored]) -> None
             table.add_row(
                 name, format_tau(own.tau), f"{own.coverage:.0%}", f"{100 * own.hopeful:z.2f} points"
             )
-    plain_console().print(table)
+    show(table)

@@ -15,6 +15,7 @@ TRIES = 3  # how often a subnet over the limit makes way for the next best one
 
 # The subnets (F,) that a selection under some constraints would rest on, best first.
 ContendersFn = Callable[[Sequence[Constraint]], Sequence[Codes]]
+CanBeKeptFn = Callable[[Sequence[Constraint]], bool]  # whether any subnet keeps these limits by prediction
 TimeFn = Callable[[Codes], float]  # an encoded architecture (F,) -> milliseconds on this machine
 
 
@@ -41,7 +42,11 @@ class Stopwatch:
 
 
 def keep_timed_limits(
-    explored: Sequence[Explored], stopwatch: Stopwatch, finalists: int, ties: float
+    explored: Sequence[Explored],
+    stopwatch: Stopwatch,
+    finalists: int,
+    ties: float,
+    can_be_kept: CanBeKeptFn,
 ) -> list[Explored]:
     """Time what would be selected for each budget, print what is over the limit, and leave it out.
 
@@ -50,6 +55,7 @@ def keep_timed_limits(
         stopwatch: times subnets.
         finalists: so many are tuned for each budget, and all of them are timed; 0: the selected one is.
         ties: as in `predictors.selection.posterior.choose`.
+        can_be_kept: whether a lower limit is worth trying.
     """
     kept = []
     for found in explored:
@@ -57,7 +63,7 @@ def keep_timed_limits(
             kept.append(found)
             continue
         contenders = partial(_contenders, found.estimates, finalists, ties)
-        objective, sentence = keep_timed_limit(found.objective, contenders, stopwatch)
+        objective, sentence = keep_timed_limit(found.objective, contenders, stopwatch, can_be_kept)
         kept.append(found._replace(objective=objective))
         if sentence:
             print(sentence)
@@ -75,7 +81,7 @@ def _contenders(
 
 
 def keep_timed_limit(
-    objective: Objective, contenders: ContendersFn, stopwatch: Stopwatch
+    objective: Objective, contenders: ContendersFn, stopwatch: Stopwatch, can_be_kept: CanBeKeptFn
 ) -> tuple[Objective, str]:
     """Time what would be selected, and leave out what is over the limit of latency.
 
@@ -83,6 +89,7 @@ def keep_timed_limit(
         objective: with a limit of latency.
         contenders: what a selection would rest on.
         stopwatch: times it.
+        can_be_kept: whether some subnet keeps a lower limit by prediction, so that it is worth trying.
 
     Returns:
         The objective, whose limit no subnet keeps any more that was timed above it, and a sentence for the
@@ -111,12 +118,28 @@ def keep_timed_limit(
             f"{objective.name}: a subnet took {took} when it was timed here, so the next best one that keeps "
             "the limit is selected"
         )
-    # As far below the limit as this subnet is above it, rounded down so that it is not the same limit again.
-    lower = format_cost("latency", _round_down(limit * limit / times[0]))
-    return objective, (
-        f"{objective.name}: the selected subnet took {took} when it was timed here, which is over the limit, "
-        f"and so are the next best ones; select again with --latency {lower}"
+    said = (
+        f"{objective.name}: the selected subnet took {took} when it was timed here, which is over the limit"
     )
+    # As far below the limit as this subnet is above it, rounded down so that it is not the same limit again.
+    below = _round_down(limit * limit / times[0])
+    lower = format_cost("latency", below)
+    if can_be_kept(_with_latency(objective.constraints, below)):
+        others = ", and so are the next best ones" if len(times) > 1 else ""
+        return objective, f"{said}{others}; select again with --latency {lower}"
+    fastest = format_cost("latency", min(times))
+    return objective, (
+        f"{said}: no subnet that was timed keeps it (the fastest took {fastest}), and none is predicted to "
+        f"keep {lower}"
+    )
+
+
+def _with_latency(constraints: Sequence[Constraint], limit: float) -> list[Constraint]:
+    """The same constraints with another limit of latency."""
+    changed = []
+    for c in constraints:
+        changed.append(c._replace(limit=limit) if c.name == "latency" else c)
+    return changed
 
 
 def _round_down(ms: float) -> float:

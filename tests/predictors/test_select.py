@@ -72,6 +72,8 @@ def test_select_keeps_the_budget_and_ranks_by_expectation(
     assert select(collected, "--flops", "60k,0.1M") == 0
     out = capsys.readouterr().out
     assert "ridge (chosen)" in out
+    # No line is broken where the output goes to a file.
+    assert re.search(r"60k .* \d+\.\d% \(\d+\.\d to \d+\.\d\) .* \d+\.\d ± \d+\.\d% ", out)
     assert re.search(
         r"^100k gives \d+\.\d%, 60k \d+\.\d%: [\d.]+ points? for [\d.]+ times the MACs", out, re.M
     ) or ("The subnet of" in out)
@@ -116,7 +118,10 @@ def test_finalists_are_tuned_before_one_is_selected(
     collected: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert select(collected, "--flops", "70k,90k", "--tune-finalists", "2") == 0
-    assert "70k: 1 epoch of tuning decided among" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    tried = r"\d\S+ MACs \d\S+% -> \d\S+%"
+    line = re.search(rf"^70k: 1 epoch of tuning decided among {tried}.*, {tried}.*$", said, re.M)
+    assert line is not None and line[0].count("(selected)") == 1
     for name in ("70k", "90k"):
         chosen = json.loads((collected / "selected" / f"{name}.json").read_text())
         finalists = chosen["finalists"]
@@ -158,6 +163,22 @@ def test_a_budget_below_the_smallest_names_the_smallest(collected: Path) -> None
     ):
         select(collected, "--flops", "100k", "--size", "1kB")
     assert select(collected, "--flops", str(least)) == 0
+
+
+@pytest.mark.slow
+def test_the_next_line_of_a_front_selects_a_subnet(
+    collected: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was ofa.tune, which found no selected subnet in the run."""
+    copy = tmp_path / "run"
+    shutil.copytree(collected, copy, ignore=shutil.ignore_patterns("selected", "optuna.journal"))
+    assert select(copy, "--front", "macs") == 0
+    next_line = capsys.readouterr().out.splitlines()[-1]
+    flags = next_line.removeprefix("next: python -m predictors.select ").split()
+    assert parse(Select, [*flags, "--measure", "4"]).execute() == 0
+    ((_, chosen),) = read_selected(copy)
+    assert chosen.macs <= int(flags[-1])
+    assert capsys.readouterr().out.endswith(f"next: python -m ofa.tune --run {copy}\n")
 
 
 def test_select_needs_pairs(train: object, tmp_path: Path, trained_run: Path) -> None:
@@ -326,11 +347,11 @@ def test_limits_of_any_kind_together(collected: Path) -> None:
         (["--latency", "15 minutes"], "'15 minutes' is not a latency; write it as 15ms"),
         (["--size", "20ms"], "'20ms' is not a number of bytes; write it as 20MB"),
         (["--flops", "many"], "'many' is not a count"),
-        (["--flops", "-5M"], "'-5M' is not a count"),
+        (["--flops", "-5M"], "command line: --flops: '-5M' is not a count"),
         (["--flops", "0"], "0 is no budget: nothing costs less than 1"),
         (["--flops", "1e30"], "is too large for a count"),
-        (["--flops", "inf"], "--flops 'inf' cannot be read; it is meant to be: at most so many MACs"),
-        (["--flops", "nan"], "--flops 'nan' cannot be read"),
+        (["--flops", "inf"], "command line: --flops: 'inf' is not a count; write it as 600M"),
+        (["--flops", "nan"], "command line: --flops: 'nan' is not a count"),
         (["--flops", "1M,1000k"], "--flops has the budget 1M twice; give it once"),
         (["--front", "macs,params,macs"], "--front names 'macs' twice; name each cost once"),
         (["--params", "-1"], "'-1' is not a count"),

@@ -1,6 +1,7 @@
 """select under limits of latency: tables that cover some resolutions, and timings on this machine."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -158,7 +159,7 @@ def test_the_next_best_that_keeps_the_limit_takes_over(times: list[float], selec
         (limit,) = constraints  # type: ignore[misc]
         return list(rows[limit.cost(rows) <= limit.limit][:1])
 
-    objective, sentence = keep_timed_limit(Objective.best([latency]), first_that_fits, stopwatch)
+    objective, sentence = keep_timed_limit(Objective.best([latency]), first_that_fits, stopwatch, always)
     assert list(first_that_fits(objective.constraints)[0]) == [selected + 1]
     assert said in sentence and bool(said) == bool(sentence)
 
@@ -171,8 +172,38 @@ def test_where_no_other_subnet_is_left_the_choice_stays() -> None:
         (limit,) = constraints  # type: ignore[misc]
         return [row] if limit.cost(row[None])[0] <= 10 else []
 
-    objective, sentence = keep_timed_limit(Objective.best([latency]), only, Stopwatch(lambda row: 20.0))
+    stopwatch = Stopwatch(lambda row: 20.0)
+    objective, sentence = keep_timed_limit(Objective.best([latency]), only, stopwatch, always)
     assert only(objective.constraints) and "select again with --latency 5ms" in sentence
+
+
+def always(constraints: object) -> bool:
+    return True
+
+
+def test_a_limit_that_no_subnet_keeps_is_not_advised() -> None:
+    """`select` refused the lower limit, named the one before as the nearest, and so on in a circle."""
+    rows = np.arange(1, 3, dtype=np.uint8)[:, None]
+    latency = Constraint("latency", 10.0, lambda codes: np.full(len(codes), 9.5))
+
+    def best(constraints: Sequence[Constraint]) -> list[Codes]:
+        (limit,) = constraints
+        return list(rows[limit.cost(rows) <= limit.limit][:1])
+
+    def at_least_9(constraints: Sequence[Constraint]) -> bool:
+        return constraints[0].limit >= 9
+
+    stopwatch = Stopwatch(lambda row: 13.0 - row[0])
+    _, sentence = keep_timed_limit(Objective.best([latency]), best, stopwatch, at_least_9)
+    assert sentence == (
+        "10ms: the selected subnet took 12ms when it was timed here, which is over the limit: no subnet that "
+        "was timed keeps it (the fastest took 11ms), and none is predicted to keep 8.33ms"
+    )
+    near = Stopwatch(lambda row: 10.5)
+    assert (
+        "select again with --latency 9.52ms"
+        in keep_timed_limit(Objective.best([latency]), best, near, at_least_9)[1]
+    )
 
 
 def test_an_architecture_is_timed_as_the_kit_does(tiny: Space) -> None:

@@ -193,6 +193,6 @@ def test_as_a_process() -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert (
-        done.stderr == "error: command line: flops.0: '600Q' is not a count; "
+        done.stderr == "error: command line: --flops: '600Q' is not a count; "
         "write it as 600M, 0.6G, 600e6 or 600000000.\n"
     )

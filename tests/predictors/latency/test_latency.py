@@ -36,10 +36,12 @@ from predictors.latency.model import LatencyModel, cross_validated, load_latency
 from predictors.latency.table import (
     LatencyTable,
     networks_of,
+    read_table,
     row_of_codes,
 )
 from predictors.latency.timings import build_table, noise_complaint, noise_of, read_timings
-from predictors.measure import Measure, spread_networks
+from predictors.measure import Measure, middle_latency, spread_networks
+from predictors.search.constraints import format_cost
 
 
 @pytest.fixture(scope="module")
@@ -348,6 +350,9 @@ def test_measure_here_and_clean_up(slim_yaml: Path, tmp_path: Path, monkeypatch:
     values = json.loads((tmp_path / "here.json").read_text())
     assert values["runtime"].startswith("onnxruntime")
     assert len(values["networks"]) == 10
+    slim = load_space(str(slim_yaml))
+    times = [network["ms"] for network in values["networks"]]
+    assert middle_latency(read_table(tmp_path / "here.json"), slim) == np.median(times)
 
 
 def write_csv(path: Path, rows: list[tuple[str, int, float]]) -> Path:
@@ -371,7 +376,14 @@ def test_noise_is_noticed_and_not_saved(
         flags += ["--import-kit", str(path), "--out", str(out)]
         assert parse(Measure, flags).execute() == (0 if saved else 1)
         assert out.exists() == saved
-    assert "not saved: of the blocks, two halves of the rounds differ by" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "not saved: of the blocks, two halves of the rounds differ by" in said
+    # A space is measured for many classes, which a run need not have.
+    assert said.startswith(
+        "measured for 1000 classes and 3 input channels (--classes, --channels); to select"
+    )
+    limit = format_cost("latency", middle_latency(read_table(tmp_path / "True.json"), tiny), 2)
+    assert f"next: python -m predictors.select --latency {limit} --latency-table" in said
     assert noise_complaint(noise_of([{0: 1.0}, {0: 2.0}]))
 
 

@@ -102,9 +102,9 @@ FEW = {"random_count": 3, "random_median": None, "random_beaten": None, "random_
         ),
         (
             {"tuned_accuracy": 0.98, "below_largest": -0.3, "share_of_largest": 0.004},
-            "300k: 98.0% ±0.6 on test images, tuned, with 248k MACs. Before tuning 96.2% ±0.8: better than "
-            "19 of 20 random subnets of the same size; 0.3 ±0.4 points above the largest subnet, with 0.4% "
-            "of its MACs.",
+            "300k: 98.0% ±0.6 on test images, tuned, with 248k MACs. Untuned, like all that it is "
+            "compared with, 96.2% ±0.8: better than 19 of 20 random subnets of the same size; 0.3 ±0.4 "
+            "points above the largest subnet, with 0.4% of its MACs.",
         ),
         (
             FEW | {"below_largest": 0.0, "below_std": 0.0},
