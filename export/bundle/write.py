@@ -4,12 +4,12 @@ import csv
 import os
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from engine.checkpoint import weights_digest
+from engine.command.start import command_line
 from engine.config import validate
 from engine.errors import UserError, shortened
 from engine.outside.names import inside
@@ -169,8 +169,7 @@ def _commands(env: Environment, files: list[Manifest]) -> tuple[str, ...]:
     """The commands that led to the bundle, each once, in order."""
     commands = [env.command]
     commands += [getattr(file, "command", None) for file in files]
-    # orig_argv, since sys.argv has lost "-m export.bundle".
-    commands.append(shlex.join(["python", *sys.orig_argv[1:]]))
+    commands.append(command_line())
     found = [portable(command) for command in commands if isinstance(command, str) and command]
     return tuple(dict.fromkeys(found))
 
