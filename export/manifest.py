@@ -39,7 +39,7 @@ class Accuracy(BaseModel):
     """Top-1 in [0, 1] on some images of a split.
 
     Args:
-        predicted: the accuracy that predictors.select expected; None without a prediction.
+        predicted: the accuracy that the predictor predicted; None without a prediction.
         torch: accuracy of the torch module.
         file: accuracy of this file.
         images: how many images were classified.

@@ -197,7 +197,7 @@ def _selection_of(path: Path, file: Manifest) -> Selection | None:
     same_weights = facts.get("weights_sha256", file.weights_sha256) == file.weights_sha256
     if facts["arch"] != file.architecture.get("arch") or not same_weights:
         return None
-    values = {"constraints": (), "pairs": None, "predicted_accuracy": None}
+    values = {"constraints": (), "pairs": None, "predicted_accuracy": None, "expected_accuracy": None}
     for key in values.keys() & facts.keys():
         values[key] = facts[key]
     return validate(Selection, values, str(path))
