@@ -210,7 +210,7 @@ def _cost(bundle: Bundle) -> Iterator[str]:
             f"{_percent(timing.noise)}."
         )
     if not bundle.benchmark:
-        yield "- `python -m export.benchmark` has not measured these files, so no speed is promised."
+        yield "- These files were not benchmarked before they were bundled, so no speed is promised."
 
 
 def _provenance(bundle: Bundle) -> Iterator[str]:
