@@ -27,6 +27,9 @@ class Tensor(BaseModel):
     layout: str
     shape: tuple[int | str, ...]
 
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.layout} ({', '.join(map(str, self.shape))})"
+
 
 class FeatureMap(Tensor):
     """A map that a backbone gives: so many times smaller than the image, with so many channels."""
