@@ -27,6 +27,9 @@ class Tensor(BaseModel):
     layout: str
     shape: tuple[int | str, ...]
 
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.layout} ({', '.join(map(str, self.shape))})"
+
 
 class FeatureMap(Tensor):
     """A map that a backbone gives: so many times smaller than the image, with so many channels."""
@@ -39,7 +42,7 @@ class Accuracy(BaseModel):
     """Top-1 in [0, 1] on some images of a split.
 
     Args:
-        predicted: the accuracy that predictors.select expected; None without a prediction.
+        predicted: the accuracy that the predictor predicted; None without a prediction.
         torch: accuracy of the torch module.
         file: accuracy of this file.
         images: how many images were classified.

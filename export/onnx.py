@@ -19,7 +19,7 @@ from export.bake import Bake, Layout
 from export.features import FOLDER, check_targets, write_features
 from export.formats import find_format, format_of
 from export.job import ExportJob, job_of_run
-from export.manifest import Manifest
+from export.manifest import Manifest, Tensor, read_manifest
 from export.pipeline import Written, write_file
 from export.recurrent import export_step, is_language
 from export.source import open_export_source
@@ -162,7 +162,11 @@ class Export(RunCommand):
                 # All targets of a network share its job: torch's outputs and, mostly, its exported graph.
                 for target in targets:
                     path = self.run / "export" / target.file_name(name)
+                    before = _input_of(path)
                     written = write_file(job, target, path, self.max_drop)
+                    now = None if written.manifest is None else written.manifest.input
+                    if before is not None and now is not None and now != before:
+                        notes.append(f"{path.name} took {before} until now; the new file takes {now}")
                     failed += bool(written.complaint)
                     kept += [] if written.complaint else [path]
                     table.add_row(*_row(path, job, written))
@@ -239,6 +243,14 @@ class Export(RunCommand):
             f"{written.complaint or 'equal'}"
         )
         return 1 if written.complaint else 0
+
+
+def _input_of(path: Path) -> Tensor | None:
+    """What the file takes that is there before it is written; None if nobody can say."""
+    try:
+        return read_manifest(path, check=False).input
+    except UserError:  # there is none, or it is damaged: it will be replaced
+        return None
 
 
 def _row(path: Path, job: ExportJob, written: Written) -> list[str]:

@@ -342,7 +342,7 @@ def _facts(job: ExportJob, target: Target, name: str, candidate: _Candidate) -> 
     image, output = _input_and_output(job, target)
     file_format = find_format(target.format)
     known = dict(job.facts)
-    # What selection expected belongs to the accuracies, where the reader compares them.
+    # What the predictor predicted belongs to the accuracies, where the reader compares them.
     predicted = known.pop("predicted_accuracy", None)
     accuracy = compared = None
     if parity is not None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.checkpoint import check_digests, weights_digest
+from engine.command.start import say
 from engine.config import validate
 from engine.data.sources import DataConfig
 from engine.errors import UserError
@@ -145,5 +146,5 @@ def find_tuned(run: Path, name: str, arch: Arch) -> TunedSubnet | None:
         remedy = f"tune it with python -m ofa.tune{run_flag(run)} --selected {name} --overwrite"
     else:
         remedy = f"tune it with python -m ofa.tune{run_flag(run)}, the same --arch and --overwrite"
-    print(f"'{path}' {reason}, so '{name}' is taken untuned; {remedy}.")
+    say(f"'{path}' {reason}, so '{name}' is taken untuned; {remedy}.")
     return None

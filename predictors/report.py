@@ -11,6 +11,7 @@ from rich.table import Table
 from engine.checkpoint import weights_digest
 from engine.command.cli import main
 from engine.command.progress import progress
+from engine.command.start import say
 from engine.command.table import show
 from engine.config import format_count
 from engine.errors import UserError
@@ -156,7 +157,7 @@ class Report(RunCommand):
                 found += read_alone([path], trained, selected)
                 print(f"'{path}' trained a chosen architecture alone: the report compares the two.")
             except UserError as error:
-                print(f"'{path}' is left out: {error}")
+                say(f"'{path}' is left out: {error}")
         return named + found
 
     def _judge(self, trained: TrainedSupernet, pairs: Sequence[Pair]) -> CrossValidated | None:
@@ -234,7 +235,7 @@ class Report(RunCommand):
         if worth is not None:
             print_worth(worth)
         for sentence in sentences:
-            print(sentence)
+            say(sentence)
         print(
             f"written to {folder}: report.html, report.json, report.csv, and {', '.join(drawn)} as .png and "
             ".csv"

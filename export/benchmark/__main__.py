@@ -23,6 +23,7 @@ from export.benchmark.measure import (
     DEFAULT_ROUNDS,
     DEFAULT_SECONDS,
     FEWEST_FOR_P99,
+    AnySizeError,
     ModelFile,
     Timing,
     comparison_complaint,
@@ -100,13 +101,27 @@ class Benchmark(Command):
         return 0
 
     def _open(self) -> list[ModelFile]:
-        """The files, called by their names where that tells them apart, else by their paths."""
+        """The files, called by their names where that tells them apart, else by their paths.
+
+        Files that take images of any size are left out.
+
+        Raises:
+            UserError: a file is of no use, or all of them take images of any size.
+        """
         files, names = [], [path.name for path in self.files]
+        left_out: list[AnySizeError] = []
         with progress("look into files", len(self.files)) as advance:
             for path, name in zip(self.files, names, strict=True):
                 title = name if names.count(name) == 1 else str(path)
-                files.append(open_model_file(title, path, self.threads))
+                try:
+                    files.append(open_model_file(title, path, self.threads))
+                except AnySizeError as error:
+                    left_out.append(error)
                 advance(name)
+        if not files:
+            raise left_out[0]
+        for reason in left_out:
+            say(str(reason))
         return files
 
     def _baselines(self, files: Sequence[ModelFile], folder: Path) -> list[ModelFile]:

@@ -14,11 +14,16 @@ from engine.seed import numpy_generator
 from export.benchmark.partitions import PROVIDERS, Estimate, estimate_partitions
 from export.benchmark.probe import Probe, probe_file
 from export.formats import format_of
+from export.formats.onnx import ANY_SIZE
 from export.manifest import is_manifest, manifest_path, read_manifest
 
 FEWEST_FOR_P99 = 100  # of fewer runs, the 99th percentile would be the slowest one
 DEFAULT_ROUNDS = 14  # each has at least 8 runs, together enough for the 99th percentile
 DEFAULT_SECONDS = 0.1  # for each file in each round
+
+
+class AnySizeError(UserError):
+    """A file takes images of any size, so that no one time is its time."""
 
 
 class ModelFile(NamedTuple):
@@ -80,6 +85,7 @@ def open_model_file(name: str, path: Path, threads: int) -> ModelFile:
         threads: of its runtime.
 
     Raises:
+        AnySizeError: it takes images of any size.
         UserError: it is missing, no model, damaged, not what the manifest beside it says, or not an image
             classifier, or its runtime is not installed.
     """
@@ -98,6 +104,11 @@ def open_model_file(name: str, path: Path, threads: int) -> ModelFile:
         manifest = read_manifest(path).model_dump(mode="json")
     # Another process opens the file first: a damaged file can take a process down.
     probe = probe_file(path, threads)
+    if probe == ANY_SIZE:
+        raise AnySizeError(
+            f"Model file '{path}' cannot be timed: {ANY_SIZE}, and its time depends on the size; time the "
+            "file that python -m export.onnx writes without --bake preprocessing."
+        )
     if isinstance(probe, str):
         raise UserError(
             f"Model file '{path}' cannot be used ({probe}); copy it again, or write it again with python -m "

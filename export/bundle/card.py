@@ -180,9 +180,15 @@ def _accuracy(bundle: Bundle) -> Iterator[str]:
         )
     # The best of many subnets on these images is partly the luckiest one.
     if bundle.selection is not None:
-        expected = bundle.selection.predicted_accuracy
+        predicted, expected = bundle.selection.predicted_accuracy, bundle.selection.expected_accuracy
         before = " before tuning" if "tuned" in bundle.files[0].architecture else ""
-        more = "" if expected is None else f" The predictor expected {_percent(expected)}{before}."
+        more = ""
+        if predicted is not None:
+            more += f" The predictor predicted {_percent(predicted)}{before}."
+        if expected is not None:
+            more += (
+                f" The expected accuracy on other images of the same kind was {_percent(expected)}{before}."
+            )
         yield (
             "- Accuracy on the split `val` decided that this network was chosen, which flatters it a little."
             f"{more}"
@@ -204,7 +210,7 @@ def _cost(bundle: Bundle) -> Iterator[str]:
             f"{_percent(timing.noise)}."
         )
     if not bundle.benchmark:
-        yield "- `python -m export.benchmark` has not measured these files, so no speed is promised."
+        yield "- These files were not benchmarked before they were bundled, so no speed is promised."
 
 
 def _provenance(bundle: Bundle) -> Iterator[str]:

@@ -101,7 +101,8 @@ class Selection(BaseModel):
     Args:
         constraints: the limits.
         pairs: subnets that the predictor had learned from.
-        predicted_accuracy: the accuracy that the predictor expected, in [0, 1].
+        predicted_accuracy: what the predictor predicted before the subnet was measured, in [0, 1].
+        expected_accuracy: what select expects on other images of the same kind, in [0, 1].
     """
 
     model_config = ConfigDict(frozen=True)
@@ -109,6 +110,7 @@ class Selection(BaseModel):
     constraints: tuple[Limit, ...]
     pairs: int | None
     predicted_accuracy: FiniteFloat | None
+    expected_accuracy: FiniteFloat | None = None
 
 
 Side = Annotated[int, Field(ge=1, le=8192)]  # of an image in pixels: memory is taken for so many

@@ -4,12 +4,12 @@ import csv
 import os
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from engine.checkpoint import weights_digest
+from engine.command.start import command_line
 from engine.config import validate
 from engine.errors import UserError, shortened
 from engine.outside.names import inside
@@ -34,6 +34,7 @@ from export.bundle.languages import write_snippets
 from export.bundle.samples import write_samples
 from export.formats import FORMATS, format_of
 from export.manifest import Manifest, read_manifest
+from ofa.trained import run_flag
 
 
 def write_bundle(run: Run, name: str, paths: list[Path], samples: Path | None = None) -> Path:
@@ -112,7 +113,7 @@ def gather(run: Run, name: str, paths: list[Path]) -> Bundle:
     if classes is None or not (alike and _is_tuned_as_now(run.path / "tuned" / name, first)):
         raise UserError(
             f"The files of '{name}' in {paths[0].parent} are not of this run's network; write them again "
-            "with export.onnx."
+            f"with python -m export.onnx{run_flag(run.path)}."
         )
     data = {"name": config.data.name}
     # Only the name of the folder: a bundle goes to others, and does not name folders of this machine.
@@ -133,7 +134,7 @@ def gather(run: Run, name: str, paths: list[Path]) -> Bundle:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise UserError(
             f"The manifests beside '{paths[0]}' make no bundle ({shortened(reason)}); export again with "
-            "python -m export.onnx."
+            f"python -m export.onnx{run_flag(run.path)}."
         ) from None
 
 
@@ -169,8 +170,7 @@ def _commands(env: Environment, files: list[Manifest]) -> tuple[str, ...]:
     """The commands that led to the bundle, each once, in order."""
     commands = [env.command]
     commands += [getattr(file, "command", None) for file in files]
-    # orig_argv, since sys.argv has lost "-m export.bundle".
-    commands.append(shlex.join(["python", *sys.orig_argv[1:]]))
+    commands.append(command_line())
     found = [portable(command) for command in commands if isinstance(command, str) and command]
     return tuple(dict.fromkeys(found))
 
@@ -194,11 +194,12 @@ def _selection_of(path: Path, file: Manifest) -> Selection | None:
         return None
     facts = read_json(path)
     if not isinstance(facts, dict) or "arch" not in facts:
-        raise UserError(f"{path} holds no selected subnet; run python -m predictors.select again.")
+        run = run_flag(path.parent.parent)
+        raise UserError(f"{path} holds no selected subnet; run python -m predictors.select{run} again.")
     same_weights = facts.get("weights_sha256", file.weights_sha256) == file.weights_sha256
     if facts["arch"] != file.architecture.get("arch") or not same_weights:
         return None
-    values = {"constraints": (), "pairs": None, "predicted_accuracy": None}
+    values = {"constraints": (), "pairs": None, "predicted_accuracy": None, "expected_accuracy": None}
     for key in values.keys() & facts.keys():
         values[key] = facts[key]
     return validate(Selection, values, str(path))

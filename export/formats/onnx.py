@@ -18,6 +18,8 @@ from export.formats.format import Array, Format, LoadedModel, OperatorTime, Run
 if TYPE_CHECKING:
     import onnx
 
+# What a file is that has resize and crop in its graph (`--bake preprocessing`).
+ANY_SIZE = "it takes images of any size"
 PROFILED_RUNS = 10  # enough for a median that the slow first runs do not move
 IMAGE_TYPES = ("tensor(float)", "tensor(float16)", "tensor(uint8)")
 # From the type of a session's input to that of the array to give it.
@@ -64,6 +66,8 @@ class OnnxFormat(Format):
         inputs = session.get_inputs()
         shape = [1, *inputs[0].shape[1:]]
         fixed = all(isinstance(side, int) for side in shape)
+        if len(inputs) == 1 and len(shape) == 4 and not fixed:
+            raise ValueError(ANY_SIZE)
         if len(inputs) != 1 or len(shape) != 4 or not fixed or inputs[0].type not in IMAGE_TYPES:
             raise ValueError("its input is not one image of a fixed size")
         feed = {inputs[0].name: random_input(session, shape)}

@@ -43,6 +43,7 @@ def bundled_run(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         "arch": arch.model_dump(mode="json"),
         "macs": limit["value"],
         "predicted_accuracy": 0.5,
+        "expected_accuracy": 0.375,
         "val_accuracy": 0.25,
         "pairs": 12,
     }

@@ -90,14 +90,23 @@ def test_what_does_not_fit_is_a_sentence(network: nn.Module, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_the_resize_to_a_subnets_side_goes_into_the_file(
-    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A file of a run does the data set's resize and the network's, and classifies as torch does."""
     # A copy: other tests read the files of this run.
     run = Path(shutil.copytree(trained_run, tmp_path / "run", ignore=shutil.ignore_patterns("export")))
     words = ["--run", str(run), "--arch", "largest", "--images", "30", "--bake", "preprocessing"]
     path = run / "export" / "largest.onnx"
+    assert parse(Export, words[:-2]).execute() == 0
     assert parse(Export, words).execute() == 0
+    out = capsys.readouterr().out
+    assert out.count("largest.onnx took float32 NCHW (batch, 1, ") == 1, (
+        "files of one kind replace each other"
+    )
+    assert "until now; the new file takes uint8 NHWC (1, height, width, 1)" in out
     manifest, content = export.read_manifest(path), path.read_bytes()
     how = manifest.preprocessing or {}
     side = how["image_size"]

@@ -39,4 +39,4 @@ def test_many_at_once_are_the_same_as_one_by_one() -> None:
 @pytest.mark.parametrize("name", ["digits", "small128"])
 def test_file_size_is_that_of_an_exported_file(name: str, tmp_path: Path) -> None:
     predicted, size = predicted_and_exported_size(load_space(name), tmp_path)
-    assert abs(predicted - size) < 0.01 * size
+    assert size <= predicted < max(1.02 * size, size + 600), "a limit must hold, and waste little"

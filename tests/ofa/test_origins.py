@@ -17,7 +17,10 @@ from engine.model import WeightsOrigin
 from engine.run import read_json, write_json
 from export.bundle.__main__ import MakeBundle
 from export.onnx import Export
+from ofa.cost import footprints_of
 from ofa.evaluate import Evaluate
+from ofa.space.arch import smallest
+from ofa.space.codes import encode
 from ofa.trained import TrainedSupernet
 from ofa.tune import Tune
 from ofa.weights.networks import find_networks
@@ -92,6 +95,10 @@ def test_a_tuned_subnet_its_file_and_its_bundle_name_the_source(grown: Path, tmp
     assert parse(Export, [*words, "--device", "cpu", "--images", "40", "--max-drop", "50"]).execute() == 0
     manifest = json.loads((run / "export" / "smallest.json").read_text())
     assert manifest["weights"] == WANTED["weights"] and "tuned" in manifest["architecture"]
+    trained = TrainedSupernet(run, torch.device("cpu"))
+    row, classes = encode(trained.space, smallest(trained.space)), len(trained.model.classes)
+    predicted = footprints_of(trained.space, row[None], classes, trained.model.channels).file[0]
+    assert manifest["bytes"] <= predicted, "whatever the metadata tell, a limit of the file size holds"
     how = manifest["preprocessing"]
     assert (how["mean"], how["std"], how["channels"]) == (MEAN, STD, "RGB")
     assert parse(MakeBundle, ["--run", str(run)]).execute() == 0

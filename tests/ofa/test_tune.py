@@ -180,7 +180,7 @@ def test_evaluate_prefers_tuned_weights_and_says_so(tuned: Path, capsys: pytest.
 
 
 def test_weights_of_another_supernet_or_architecture_are_not_used(
-    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small, big = arch_of(tuned, "small"), arch_of(tuned, "big")
     found = find_tuned(tuned, "small", small)
@@ -192,9 +192,10 @@ def test_weights_of_another_supernet_or_architecture_are_not_used(
     shutil.copytree(tuned, copy)
     weights = load_weights(copy / "weights.safetensors")
     save_weights(copy / "weights.safetensors", {name: 2 * tensor for name, tensor in weights.items()})
+    monkeypatch.setenv("OFA_COMMAND", str(os.getpid()))  # as the command `ofa` does
     assert find_tuned(copy, "small", small) is None
     out = capsys.readouterr().out
-    assert "other weights" in out and "--selected small --overwrite" in out
+    assert "other weights" in out and f"with ofa tune --run {copy} --selected small --overwrite" in out
 
 
 def test_a_finished_tuning_of_another_selection_is_refused(tuned: Path) -> None:

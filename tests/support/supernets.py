@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from engine.onnx_file import write_onnx
-from ofa.cost import CLASS_BYTES, METADATA_BYTES, footprints_of
+from ofa.cost import footprints_of, metadata_bytes
 from ofa.space.arch import smallest
 from ofa.space.codes import encode
 from ofa.space.space import Space, load_space
@@ -255,7 +255,7 @@ def predicted_and_exported_size(space: Space, folder: Path) -> tuple[int, int]:
     write_onnx(net, torch.zeros(2, 3, arch.resolution, arch.resolution), path, {})
     assert onnx.load(path).metadata_props == []
     predicted = footprints_of(space, encode(space, arch)[None], 10, 3).file[0]
-    return int(predicted) - METADATA_BYTES - 10 * CLASS_BYTES, path.stat().st_size
+    return int(predicted) - metadata_bytes(space, 10, 3), path.stat().st_size
 
 
 # A stem of stride 1, and maps at strides 1, 2, 4 and 8.

@@ -271,6 +271,19 @@ def test_damaged_files_are_one_sentence(folder: Path, tmp_path: Path, name: str)
         open_model_file(name, path, 1)
 
 
+def test_a_file_for_images_of_any_size_is_left_out(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    free, pool = tmp_path / "free.onnx", helper.make_node("GlobalAveragePool", ["a"], ["b"])
+    nodes = [pool, helper.make_node("Flatten", ["b"], ["c"])]
+    save(free, nodes, [("a", [1, 3, "height", "width"])], [("c", [1, 3])], [])
+    assert run(free, folder / "swish.onnx", "--rounds", "2", "--out", tmp_path) == 0
+    assert [row["file"] for row in rows(tmp_path / "benchmark.csv")] == ["swish.onnx"]
+    assert f"'{free}' cannot be timed: it takes images of any size" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"takes images of any size.*without --bake preprocessing"):
+        run(free)
+
+
 def test_damaged_ort_files_and_other_models_are_one_sentence(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "half.ort").write_bytes((folder / "swish.ort").read_bytes()[:3000])
     with pytest.raises(UserError, match=r"cannot be used \([^\n]+\); copy it again"):

@@ -4,11 +4,13 @@ manifest does not."""
 import html
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,8 @@ from engine.statistics import wilson_interval
 from export.bundle.__main__ import MakeBundle
 from export.bundle.card import render_card
 from export.bundle.classify import classify, prepare_image
-from export.bundle.contents import Bundle, read_bundle
-from export.bundle.write import gather, portable, write_bundle
+from export.bundle.contents import Bundle, Environment, read_bundle
+from export.bundle.write import _commands, gather, portable, write_bundle
 from export.formats import format_of
 from ofa.space.published import find_arch
 from ofa.trained import TrainedSupernet
@@ -102,6 +104,14 @@ def test_nothing_in_it_names_a_folder_of_this_machine(bundle: Path, bundled_run:
         portable("python -m a --out /home/me/runs/x --data.path=/data/images y")
         == "python -m a --out x --data.path=images y"
     )
+
+
+def test_the_command_that_bundles_is_written_as_it_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = Environment(command="ofa train", versions={}, git=None)
+    monkeypatch.setenv("OFA_COMMAND", str(os.getpid()))
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("export.bundle.__main__", None))
+    monkeypatch.setattr(sys, "argv", ["ofa bundle", "--run", "runs/x"])
+    assert _commands(env, []) == ("ofa train", "ofa bundle --run runs/x")
 
 
 @pytest.mark.parametrize(
@@ -237,7 +247,8 @@ def test_every_number_of_the_card_is_in_the_manifest(bundled_run: Path, name: st
         known |= numbers(f"{100 * low:.2f} {100 * high:.2f}")
     body = re.sub(r"^\d\. |SHA-256", "", text, flags=re.M)  # steps are numbered
     assert numbers(body) - known == set()
-    assert ("predictor expected 50.00%" in text and "macs of at most 60k" in text) == (name == "60k")
+    assert ("predictor predicted 50.00%" in text) == ("was 37.50%" in text) == (name == "60k")
+    assert ("predictor predicted 50.00%" in text and "macs of at most 60k" in text) == (name == "60k")
 
 
 def test_a_hub_reads_the_head_of_the_card(bundle: Path) -> None:
