@@ -373,12 +373,13 @@ def _limits(constraints: Sequence[Constraint]) -> list[float]:
 
 
 def _accuracy(
-    trained: TrainedSupernet, precision: EvaluationPrecision, known: Mapping[bytes, float], row: Codes
+    trained: TrainedSupernet, precision: EvaluationPrecision, known: dict[bytes, float], row: Codes
 ) -> float:
     """Validation accuracy of an encoded architecture, measured only if no study has measured it yet."""
     accuracy = known.get(row.tobytes())
     if accuracy is None:
         accuracy = trained.accuracy(decode(trained.space, row), "val", precision)
+        known[row.tobytes()] = accuracy  # another budget may ask for the same subnet
     return accuracy
 
 

@@ -311,7 +311,7 @@ def test_damaged_ort_files_and_other_models_are_one_sentence(folder: Path, tmp_p
     ("name", "message"),
     [
         ("gone.onnx", "does not exist"),
-        ("model.pb", r"its name must end in \.onnx, \.ort, \.pte"),
+        ("model.pb", r"its name must end in \.onnx, \.ort, .* or \.pte"),
         ("", "must end in"),
     ],
 )
