@@ -84,8 +84,8 @@ def footprints_of(space: Space, codes_NF: Codes, classes: int, channels: int) ->
 
     file: 4 bytes for each stored number (a folded BatchNorm is one bias per channel), and what the format and
     the metadata take at most, with class names of 8 letters on average. An exported file is smaller, by less
-    than 2% or 1.5 kB. Longer class names and `--bake` add to it; large networks of MobileNetV4's blocks, whose
-    graphs are mostly convolutions without activations, may take 1 kB more.
+    than 2% or 1.5 kB. Longer class names and `--bake` add to it. Large networks of MobileNetV4's
+    blocks, whose graphs have few activations, may take 1 kB more.
 
     Args:
         space: of the architectures.
