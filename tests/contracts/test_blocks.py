@@ -123,14 +123,15 @@ def test_peak_memory_is_that_of_the_traced_network(space: Space) -> None:
 @pytest.mark.parametrize("space", ONE_OF_EACH)
 def test_an_exported_file_has_the_predicted_size(space: Space, tmp_path: Path) -> None:
     predicted, size = predicted_and_exported_size(space, tmp_path)
-    assert abs(predicted - size) < 0.01 * size
+    # The prediction is an upper bound, so that a limit holds; tests/ofa/test_footprint.py has the same one.
+    assert size <= predicted < max(1.02 * size, size + 600)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [name for name, kind in BLOCKS.items() if kind.pads_same])
 def test_same_padding_is_part_of_the_exported_convolution(kind: str, tmp_path: Path) -> None:
     predicted, size = predicted_and_exported_size(SPACES[kind]["same padding"], tmp_path)
-    assert abs(predicted - size) < 0.01 * size
+    assert size <= predicted < max(1.02 * size, size + 600)
     graph = onnx.load(tmp_path / "x.onnx").graph
     assert "Pad" not in {node.op_type for node in graph.node}
     pads = set()
