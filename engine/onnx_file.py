@@ -104,6 +104,14 @@ def set_metadata(model: onnx.ModelProto, metadata: dict[str, Any]) -> None:
     onnx.helper.set_model_props(model, texts)
 
 
+def without_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of the model without its string properties, for tools that fail on them or copy them."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.metadata_props[:]
+    return bare
+
+
 def fold_batch_norm(module: nn.Module) -> nn.Module:
     """A contiguous copy of `module` with BatchNorm folded into the convolution before it.
 

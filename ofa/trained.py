@@ -37,6 +37,11 @@ def run_flag(path: Path) -> str:
     return "" if path == DEFAULT_RUN else f" --run {shlex.quote(str(path))}"
 
 
+def precision_flag(precision: EvaluationPrecision) -> str:
+    """The flag of a later command for subnets that are measured so, after a space; empty for float32."""
+    return "" if precision == "float32" else f" --precision {precision}"
+
+
 class Tuned(Config):
     """What a tuned subnet was, and whose weights it started from."""
 

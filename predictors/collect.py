@@ -20,7 +20,7 @@ from engine.statistics import format_accuracy
 from ofa.space.arch import largest, smallest
 from ofa.space.codes import Codes, decode, encode, sample_codes
 from ofa.space.space import Space
-from ofa.trained import EvaluationPrecision, RunCommand, run_flag
+from ofa.trained import EvaluationPrecision, RunCommand, precision_flag, run_flag
 from predictors.accuracy.acquisition import propose
 from predictors.accuracy.pairs import Pair, check_pairs, pairs_path, read_pairs
 from predictors.search.constraints import ArchCostFn
@@ -110,8 +110,8 @@ class Collect(RunCommand):
             return 130  # the exit status that shells give to an interrupted program
         # The next command takes an example of a budget: the middle of what was measured.
         middle = format_count(float(np.median([pair.macs for pair in pairs])), digits=2)
-        precision = "" if self.precision == "float32" else f" --precision {self.precision}"
-        say(f"next: python -m predictors.select{run_flag(self.run)} --flops {middle}{precision}")
+        flags = f"{run_flag(self.run)} --flops {middle}{precision_flag(self.precision)}"
+        say(f"next: python -m predictors.select{flags}")
         return 0
 
 

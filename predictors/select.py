@@ -19,7 +19,7 @@ from engine.run import FRONT, read_json
 from engine.seed import numpy_generator
 from ofa.space.codes import Codes, decode, encode
 from ofa.space.space import Space
-from ofa.trained import EvaluationPrecision, RunCommand, TrainedSupernet, run_flag
+from ofa.trained import EvaluationPrecision, RunCommand, TrainedSupernet, precision_flag, run_flag
 from predictors.accuracy.models import PredictorChoice
 from predictors.accuracy.pairs import check_pairs, read_pairs
 from predictors.latency.here import is_of_this_machine, time_architecture
@@ -205,23 +205,24 @@ class Select(RunCommand):
                 f"could learn; run python -m predictors.collect{run_flag(self.run)} --precision "
                 f"{self.precision} first, or search without a predictor: --explore coarse-to-fine."
             )
-        known = partial(Evaluations, space, trained.data.count("val"), pairs)
+        images = trained.data.count("val")
+        known = partial(Evaluations, space, images, pairs)
         guide = None
         if self.explore == "search":
             guide = make_guide(self.predictor, known(), costs["macs"], self.seed)
         # The storage may be shared with other runs: accuracies of other weights, or of another precision,
         # must not be mixed with these. No prefix is the start of another one.
         kind = "" if self.precision == "float32" else f"{self.precision}-"
-        prefix = f"{space.name}-{kind}{run_fingerprint(self.run)}-"
+        fingerprint = run_fingerprint(self.run)
+        prefix = f"{space.name}-{kind}{fingerprint}-"
         measure = partial(_accuracy, trained, self.precision, known_accuracies(storage, prefix, space))
         codes = [encode(space, pair.arch) for pair in pairs]
         accuracies = [pair.val_accuracy for pair in pairs]
         attributes = {KEYS[name]: cost for name, cost in costs.items()}
-        about = {"run": self.run.name, "fingerprint": run_fingerprint(self.run), "images": known().images}
+        about = {"run": self.run.name, "fingerprint": fingerprint, "images": images}
         about |= {"precision": self.precision}
         explored: list[Explored] = []
         with progress("measure candidates", self.measure * len(objectives)) as advance:
-            note = partial(_note, advance)
             for objective in objectives:
                 name = prefix + self._study_name(objective)
                 study = Study(storage, name, space, objective, measure, attributes, about)
@@ -229,11 +230,10 @@ class Select(RunCommand):
                 evaluations = known()
                 # They are no candidates of this command, which the bar counts.
                 evaluations.add_measured(study.added(no_note))
-                evaluate = partial(study.measure, note=note)
+                evaluate = partial(study.measure, note=partial(_note, advance))
                 explored.append(self._explore(objective, guide, evaluations, evaluate, study))
         facts: dict[str, Any] = {"weights_sha256": weights_digest(self.run), "precision": self.precision}
-        facts |= {"explore": self.explore}
-        facts |= {"pairs": len(pairs), "seed": self.seed}
+        facts |= {"explore": self.explore, "pairs": len(pairs), "seed": self.seed}
         if guide:
             facts["predictor"] = guide.quality.facts()
         if latency is not None and self.latency and self.verify_latency and is_of_this_machine(latency.table):
@@ -256,9 +256,8 @@ class Select(RunCommand):
         if all(objective.front for objective in objectives):
             # Points of a front are no selected subnets. A limit makes one of them such, here the middle one.
             points = read_json(self.run / "selected" / FRONT)
-            precision = "" if self.precision == "float32" else f" --precision {self.precision}"
-            limit = points[len(points) // 2]["macs"]
-            following = f"predictors.select{run_flag(self.run)}{precision} --flops {limit}"
+            flags = f"{run_flag(self.run)}{precision_flag(self.precision)}"
+            following = f"predictors.select{flags} --flops {points[len(points) // 2]['macs']}"
         say(f"written to {self.run / 'selected'}\nnext: python -m {following}")
 
     def _explore(
@@ -270,15 +269,15 @@ class Select(RunCommand):
         study: Study,
     ) -> Explored:
         """Explore one objective, which nothing but its own study and the collected pairs teaches."""
+        predictor = own_quality = None
         if guide is None:
             explore_coarse_to_fine(evaluations, objective, self.measure, self.seed, evaluate)
-            study.finish()
-            estimates = estimate_all(evaluations, study.known(), None, self.seed)
-            return Explored(objective, evaluations, estimates, None)
-        intervals = explore_by_predictions(evaluations, objective, guide, self.measure, self.seed, evaluate)
+        else:
+            found = explore_by_predictions(evaluations, objective, guide, self.measure, self.seed, evaluate)
+            predictor, own_quality = guide.quality.member, found.own_quality()
         study.finish()
-        estimates = estimate_all(evaluations, study.known(), guide.quality.member, self.seed)
-        return Explored(objective, evaluations, estimates, intervals.own_quality())
+        estimates = estimate_all(evaluations, study.known(), predictor, self.seed)
+        return Explored(objective, evaluations, estimates, own_quality)
 
     def _write(
         self,

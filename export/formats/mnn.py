@@ -40,16 +40,16 @@ class MnnFormat(Format):
         """Convert the graph; `path`'s folder must be a temporary one."""
         import onnx
 
+        from engine.onnx_file import without_metadata
+
         if model.graph.input[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
             raise UserError(
                 "MNN takes float32 images; leave out --bake, and give the mean and deviation of "
                 "the manifest to MNN's ImageProcess."
             )
         source = path.with_suffix(".source.onnx")
-        bare = onnx.ModelProto()
-        bare.CopyFrom(model)
-        del bare.metadata_props[:]  # it would be in the file, where no function of MNN reads it
-        onnx.save(bare, source)
+        # Metadata would be in the file, where no function of MNN reads it.
+        onnx.save(without_metadata(model), source)
         with silent_native():
             import _tools  # MNN's own name for its converters
 

@@ -52,11 +52,11 @@ class QnnFormat(Format):
         """
         import onnx
 
+        from engine.onnx_file import without_metadata
+
         compiled = path.with_suffix(".compiled.onnx")
-        bare = onnx.ModelProto()
-        bare.CopyFrom(model)
         # The metadata goes to the compiled file: tools around the compiler fail on files that have some.
-        del bare.metadata_props[:]
+        bare = without_metadata(model)
         try:
             # Bytes, since the program is named after the path of a file, and the same export shall give the
             # same bytes. The session is made only for its side effect, the compiled file.

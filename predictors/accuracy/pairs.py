@@ -13,7 +13,7 @@ from engine.errors import UserError
 from engine.run import read_json, read_lines, selected_files
 from ofa.space.arch import Arch
 from ofa.space.codes import encode
-from ofa.trained import EvaluationPrecision, TrainedSupernet, run_flag
+from ofa.trained import EvaluationPrecision, TrainedSupernet, precision_flag, run_flag
 from ofa.tuned import select_again
 
 Accuracy = Annotated[float, Field(ge=0, le=1)]
@@ -65,8 +65,8 @@ def read_pairs(run: Path, precision: EvaluationPrecision = "float32") -> list[Pa
         pair = validate(Pair, row, f"{path}, line {i}")
         stated[f"{path}, line {i}"] = pair.weights_sha256
         found.setdefault(pair.arch, pair)
-    more = "" if precision == "float32" else f" --precision {precision}"
-    again = f"measure again with python -m predictors.collect{run_flag(run)}{more} --overwrite"
+    flags = f"{run_flag(run)}{precision_flag(precision)} --overwrite"
+    again = f"measure again with python -m predictors.collect{flags}"
     check_digests(run, stated, again)
     return list(found.values())
 

@@ -1,32 +1,18 @@
 """What is known of measured subnets: each once, the best under a budget, the front."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import pytest
+from limits_of_macs import macs_of, params_of
 
 from engine.errors import UserError
-from ofa.cost import costs_of
 from ofa.space.codes import Codes, decode, encode, sample_codes
 from ofa.space.space import Space
 from predictors.accuracy.pairs import Pair
-from predictors.search.constraints import Constraint
 from predictors.selection.evaluations import Candidate, Evaluations, Prediction
 
 IMAGES = 200
-
-
-def macs_of(space: Space, rows: Codes) -> np.ndarray:
-    return costs_of(space, rows, 10, 1).macs
-
-
-def params_of(space: Space, rows: Codes) -> np.ndarray:
-    return costs_of(space, rows, 10, 1).params
-
-
-def at_most(space: Space, macs: float) -> list[Constraint]:
-    return [Constraint("macs", macs, partial(macs_of, space))]
 
 
 @pytest.fixture

@@ -5,30 +5,18 @@ from functools import partial
 
 import numpy as np
 import pytest
+from limits_of_macs import at_most, macs_of, params_of
 
-from ofa.cost import costs_of
 from ofa.space.arch import largest, smallest
 from ofa.space.codes import Codes, encode, sample_codes
 from ofa.space.space import Space
 from predictors.accuracy.features import features
-from predictors.search.constraints import Constraint, utilisation
+from predictors.search.constraints import utilisation
 from predictors.selection.evaluations import Candidate, Evaluations, rows_of
 from predictors.selection.posterior import Estimate, choose, estimate, front, under
 
 IMAGES = 500
 REPETITIONS = 100
-
-
-def macs_of(space: Space, rows: Codes) -> np.ndarray:
-    return costs_of(space, rows, 10, 1).macs
-
-
-def params_of(space: Space, rows: Codes) -> np.ndarray:
-    return costs_of(space, rows, 10, 1).params
-
-
-def at_most(space: Space, macs: float) -> list[Constraint]:
-    return [Constraint("macs", macs, partial(macs_of, space))]
 
 
 def given(space: Space, rows: Codes, accuracies: Sequence[float], std: float = 0.01) -> list[Estimate]:

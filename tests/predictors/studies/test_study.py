@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+from limits_of_macs import macs_of
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from engine.errors import UserError
-from ofa.cost import costs_of
 from ofa.space.codes import Codes, sample_codes
 from ofa.space.space import Space
 from predictors.search.constraints import Constraint, Objective
@@ -27,10 +27,6 @@ from predictors.search.optuna_space import distributions, parameter_name, params
 from predictors.selection.evaluations import Prediction
 from predictors.studies.storage import open_storage, open_studies
 from predictors.studies.study import Study, known_accuracies
-
-
-def macs_of(space: Space, rows: Codes) -> np.ndarray:
-    return costs_of(space, rows, 10, 1).macs
 
 
 class Worker:
