@@ -2,7 +2,7 @@
 
 The functions cost one architecture, or a million encoded ones at once. MACs are those of convolutions and
 linear layers, as in the published tables; biases, BatchNorm and activations count as none. The formulas of
-each kind of layer are in its own file under `ofa.blocks`.
+each kind of layer are in its own file under `engine.blocks`.
 """
 
 import json
@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ofa.blocks.head import HeadSpec, cost_of_head, memory_of_head, stored_of_head
-from ofa.blocks.kind import BlockSpec
-from ofa.blocks.stem import StemSpec, cost_of_stem, memory_of_stem, stored_of_stem
-from ofa.blocks.table import block_kind
+from engine.blocks.head import HeadSpec, cost_of_head, memory_of_head, stored_of_head
+from engine.blocks.kind import BlockSpec
+from engine.blocks.stem import StemSpec, cost_of_stem, memory_of_stem, stored_of_stem
+from engine.blocks.table import block_kind
 from ofa.layers import CostTable, LayerSpec, cost_tables, total
 from ofa.space.arch import Arch, largest
 from ofa.space.codes import Codes, encode

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ofa.blocks.elastic import (
+from engine.blocks.elastic import (
     ElasticBatchNorm,
     ElasticConv,
     ElasticDepthwise,
@@ -28,7 +28,7 @@ from ofa.blocks.elastic import (
     draw_as_torch,
     zero_scale,
 )
-from ofa.blocks.kind import ElasticBlock
+from engine.blocks.kind import ElasticBlock
 from ofa.supernet import Supernet
 
 Scheme = Literal["torch", "fan_out", "ofa"]

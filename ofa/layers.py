@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ofa.blocks.head import HeadSpec
-from ofa.blocks.kind import BlockChoice, BlockSpec
-from ofa.blocks.sizes import halve, head_width
-from ofa.blocks.stem import StemSpec
-from ofa.blocks.table import block_kind
+from engine.blocks.head import HeadSpec
+from engine.blocks.kind import BlockChoice, BlockSpec
+from engine.blocks.sizes import halve, head_width
+from engine.blocks.stem import StemSpec
+from engine.blocks.table import block_kind
 from ofa.space.arch import Arch, active_blocks
 from ofa.space.codes import Codes
 from ofa.space.parts import Head

@@ -7,10 +7,10 @@ it as it is.
 import torch
 from torch import Tensor, nn
 
-from ofa.blocks.head import HeadSpec, PlainHead
-from ofa.blocks.kind import BlockSpec
-from ofa.blocks.stem import StemSpec, plain_stem
-from ofa.blocks.table import block_kind
+from engine.blocks.head import HeadSpec, PlainHead
+from engine.blocks.kind import BlockSpec
+from engine.blocks.stem import StemSpec, plain_stem
+from engine.blocks.table import block_kind
 from ofa.layers import layer_specs
 from ofa.space.arch import Arch, check_arch
 from ofa.space.space import Space

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from engine.blocks.elastic import DropConnect, ElasticLinear, Slices, dropout, prefixed
+from engine.blocks.head import ElasticHead, HeadSpec
+from engine.blocks.kind import BlockChoice, ElasticBlock
+from engine.blocks.stem import StemSpec, elastic_stem
+from engine.blocks.table import block_kind
 from engine.data.augment import resize
-from ofa.blocks.elastic import DropConnect, ElasticLinear, Slices, dropout, prefixed
-from ofa.blocks.head import ElasticHead, HeadSpec
-from ofa.blocks.kind import BlockChoice, ElasticBlock
-from ofa.blocks.stem import StemSpec, elastic_stem
-from ofa.blocks.table import block_kind
 from ofa.cost import cost_of, costs_of
 from ofa.layers import layer_specs
 from ofa.space.arch import Arch, active_blocks, check_arch, largest

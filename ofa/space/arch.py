@@ -5,9 +5,9 @@ from typing import Any
 
 from pydantic import Field
 
+from engine.blocks.kind import BlockChoice
 from engine.config import Config
 from engine.errors import UserError
-from ofa.blocks.kind import BlockChoice
 from ofa.space.space import Column, Space
 
 

@@ -4,10 +4,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from engine.blocks.activation import Act
+from engine.blocks.squeeze import Squeeze
+from engine.blocks.table import BLOCKS, block_kind
 from engine.config import Config
-from ofa.blocks.activation import Act
-from ofa.blocks.squeeze import Squeeze
-from ofa.blocks.table import BLOCKS, block_kind
 
 # A code is one byte, and 0 says that a block is inactive: hence at most 255 choices.
 Choices = Annotated[tuple[int, ...], Field(min_length=1, max_length=255)]

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from engine.blocks.kind import BlockPosition, BlockSettings
+from engine.blocks.table import BLOCKS, block_kind
 from engine.config import Config, read_yaml, validate
 from engine.errors import UserError, nearest
-from ofa.blocks.kind import BlockPosition, BlockSettings
-from ofa.blocks.table import BLOCKS, block_kind
 from ofa.space.parts import Choices, Head, Stage, Stem
 
 

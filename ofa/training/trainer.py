@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from engine.blocks.elastic import join_batch_norms
 from engine.checkpoint import save_weights
 from engine.compute.distributed import ALONE, Ranks
 from engine.config import format_count
@@ -16,7 +17,6 @@ from engine.run import Run
 from engine.seed import numpy_generator
 from engine.statistics import format_accuracy
 from engine.training import Training
-from ofa.blocks.elastic import join_batch_norms
 from ofa.calibration import EVALUATION_BATCH, prepare, subnet_accuracy
 from ofa.cost import cost_of
 from ofa.space.arch import Arch, largest, smallest

@@ -8,9 +8,9 @@ or read them.
 import torch
 from torch import Tensor
 
-from ofa.blocks.elastic import ElasticConvBN
-from ofa.blocks.sorting import Channels, permute, written_by
-from ofa.blocks.stem import ElasticDeepStem
+from engine.blocks.elastic import ElasticConvBN
+from engine.blocks.sorting import Channels, permute, written_by
+from engine.blocks.stem import ElasticDeepStem
 from ofa.supernet import Supernet
 
 

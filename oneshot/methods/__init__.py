@@ -7,12 +7,12 @@ from pydantic import Field
 from oneshot.methods.beta_darts import BetaDarts
 from oneshot.methods.darts import Darts
 from oneshot.methods.darts_minus import DartsMinus
-from oneshot.methods.enas import Enas
 from oneshot.methods.gaea import Gaea, GaeaPcDarts
-from oneshot.methods.gdas import Gdas
 from oneshot.methods.pc_darts import PcDarts
-from oneshot.methods.pr_darts import PrDarts
-from oneshot.methods.random_ws import RandomWs
+from oneshot.methods.sampled.enas import Enas
+from oneshot.methods.sampled.gdas import Gdas
+from oneshot.methods.sampled.pr_darts import PrDarts
+from oneshot.methods.sampled.random_ws import RandomWs
 
 # pydantic picks the class by its field `name`.
 MethodConfig = Annotated[

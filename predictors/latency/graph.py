@@ -13,9 +13,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import fx, nn
 
+from engine.blocks.plain import SamePad
+from engine.blocks.sizes import same_padding
 from engine.onnx_file import IR_VERSION, OPSET
-from ofa.blocks.plain import SamePad
-from ofa.blocks.sizes import same_padding
 
 # Operators of ONNX for activations, which stand in a trace as layers or as functions. Swish is two operators.
 SWISH = "Swish"

@@ -16,14 +16,14 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from engine import onnx_timing as bench
+from engine.blocks.head import HeadAndClassifier, HeadSpec
+from engine.blocks.kind import BlockSpec
+from engine.blocks.stem import StemSpec, plain_stem
+from engine.blocks.table import block_kind
 from engine.errors import UserError
 from engine.onnx_file import IR_VERSION, OPSET
 from engine.run import read_json, write_json
 from engine.seed import numpy_generator
-from ofa.blocks.head import HeadAndClassifier, HeadSpec
-from ofa.blocks.kind import BlockSpec
-from ofa.blocks.stem import StemSpec, plain_stem
-from ofa.blocks.table import block_kind
 from ofa.layers import LayerSpec, cost_tables, layer_specs
 from ofa.space.codes import Codes, decode
 from ofa.space.space import Space

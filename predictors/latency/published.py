@@ -10,13 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from engine.blocks.head import HeadSpec
+from engine.blocks.kind import BlockSpec
+from engine.blocks.sizes import halve
+from engine.blocks.stem import StemSpec
+from engine.blocks.table import block_kind
 from engine.config import read_yaml
 from engine.errors import UserError
-from ofa.blocks.head import HeadSpec
-from ofa.blocks.kind import BlockSpec
-from ofa.blocks.sizes import halve
-from ofa.blocks.stem import StemSpec
-from ofa.blocks.table import block_kind
 from ofa.layers import LayerSpec
 from ofa.space.space import Space, load_space, packaged_spaces
 from predictors.latency.kit import distinct_layers, structure

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from engine.blocks.sizes import halve
+from engine.blocks.table import block_kind
 from engine.plot.canvas import Drawing, Outline, Role, Shape, Words, box, text_width
-from ofa.blocks.sizes import halve
-from ofa.blocks.table import block_kind
 from ofa.space.arch import Arch
 from ofa.space.parts import Stage
 from ofa.space.space import Space

@@ -15,13 +15,13 @@ from supernets import SPACES, filled, predicted_and_exported_size
 from timing_graphs import optimised_steps
 from torch import Tensor, nn
 
+from engine.blocks.elastic import ElasticConvBN
+from engine.blocks.kind import BlockChoice, BlockSpec
+from engine.blocks.stem import StemSpec
+from engine.blocks.table import BLOCKS, block_kind
 from engine.compute.macs import count_macs, count_parameters
 from engine.errors import UserError
 from engine.onnx_file import fold_batch_norm, traced
-from ofa.blocks.elastic import ElasticConvBN
-from ofa.blocks.kind import BlockChoice, BlockSpec
-from ofa.blocks.stem import StemSpec
-from ofa.blocks.table import BLOCKS, block_kind
 from ofa.cost import (
     cost_of,
     cost_of_layer,

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import ofa
+from engine.blocks.sizes import make_divisible
 from engine.compute.macs import count_macs, count_parameters
-from ofa.blocks.sizes import make_divisible
 from ofa.cost import cost_of, costs_of
 from ofa.layers import LayerSpec, cost_tables, layer_specs
 from ofa.space.arch import Arch, largest, smallest

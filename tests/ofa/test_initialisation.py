@@ -6,7 +6,7 @@ import pytest
 import torch
 from supernets import filled
 
-from ofa.blocks.elastic import ElasticBatchNorm
+from engine.blocks.elastic import ElasticBatchNorm
 from ofa.initialisation import Scheme, initialise
 from ofa.space.space import Space, load_space
 from ofa.supernet import Supernet

@@ -8,11 +8,11 @@ import pytest
 import torch
 from supernets import filled
 
+from engine.blocks.elastic import DropConnect, drop_connect, dropout
 from engine.compute.macs import count_parameters
 from engine.data.digits import Digits
 from engine.data.sources import load_data
 from engine.errors import UserError
-from ofa.blocks.elastic import DropConnect, drop_connect, dropout
 from ofa.calibration import calibrate, prepare, subnet_accuracy
 from ofa.space.arch import largest, smallest
 from ofa.space.codes import sample
@@ -103,7 +103,7 @@ def test_drop_connect_grows_with_the_block_and_needs_an_identity_shortcut(
     space = load_space("digits")
     rates = []
     monkeypatch.setattr(
-        "ofa.blocks.kinds.inverted.drop_connect", lambda x, drop: rates.append(drop.rate) or x
+        "engine.blocks.kinds.inverted.drop_connect", lambda x, drop: rates.append(drop.rate) or x
     )
     filled(space)(torch.randn(2, 3, 16, 16), largest(space), Regularisation(0.0, 0.4, 0, torch.Generator()))
     # 8 blocks; blocks 2 and 5 carry a stride, block 0 is 16 -> 16 at stride 1 but has rate 0

@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.blocks.elastic import join_batch_norms
 from engine.checkpoint import load_weights
 from engine.command.cli import parse
 from engine.compute.distributed import ALONE, Ranks, join
@@ -26,7 +27,6 @@ from engine.data.digits import Digits
 from engine.data.sources import load_data
 from engine.errors import UserError
 from engine.run import read_json, read_lines
-from ofa.blocks.elastic import join_batch_norms
 from ofa.space.space import Space
 from ofa.supernet import Supernet
 from ofa.train import Train

@@ -8,7 +8,7 @@ from oneshot.collapse import epoch_to_return_to, skips, warning
 from oneshot.methods.darts import Darts
 from oneshot.methods.darts_minus import DartsMinus
 from oneshot.methods.gaea import Gaea
-from oneshot.methods.gdas import Gdas
+from oneshot.methods.sampled.gdas import Gdas
 from oneshot.search import Search
 from oneshot.spaces.genotype import Cell, Genotype
 from oneshot.spaces.read_genotype import find_genotype

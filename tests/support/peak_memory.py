@@ -5,7 +5,7 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from ofa.blocks.plain import SamePad
+from engine.blocks.plain import SamePad
 from ofa.space.arch import Arch
 from ofa.space.space import Space
 from ofa.subnet import Subnet

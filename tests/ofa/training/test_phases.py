@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import yaml
 from supernets import filled
 
+from engine.blocks.sizes import hidden_width
 from engine.checkpoint import load_weights
 from engine.command.cli import parse
 from engine.data.augment import resize
@@ -20,7 +21,6 @@ from engine.data.sources import load_data
 from engine.errors import UserError
 from engine.run import Run as RunFolder
 from engine.run import read_lines
-from ofa.blocks.sizes import hidden_width
 from ofa.space.arch import largest, smallest
 from ofa.space.space import Space, load_space
 from ofa.subnet import extract

@@ -10,11 +10,11 @@ from torch import nn
 
 from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.bilevel import LossFn
-from oneshot.methods.controller import Controller
-from oneshot.methods.enas import Enas
 from oneshot.methods.method import Method
-from oneshot.methods.random_ws import RandomWs, best_of
-from oneshot.methods.sampled import Architecture, as_genotype, sample_architecture
+from oneshot.methods.sampled.architecture import Architecture, as_genotype, sample_architecture
+from oneshot.methods.sampled.controller import Controller
+from oneshot.methods.sampled.enas import Enas
+from oneshot.methods.sampled.random_ws import RandomWs, best_of
 from oneshot.objectives.images import ImageLoss
 from oneshot.searcher import Searcher
 from oneshot.spaces.cells import CellSpace, find_space

@@ -19,10 +19,10 @@ from oneshot.axes.relaxation import GumbelHard, HardConcrete, Softmax
 from oneshot.methods import MethodConfig
 from oneshot.methods.beta_darts import BetaDarts
 from oneshot.methods.gaea import Gaea, GaeaPcDarts
-from oneshot.methods.gdas import Gdas
 from oneshot.methods.method import Method
 from oneshot.methods.pc_darts import PcDarts
-from oneshot.methods.pr_darts import PrDarts
+from oneshot.methods.sampled.gdas import Gdas
+from oneshot.methods.sampled.pr_darts import PrDarts
 from oneshot.networks.parallel_edges import EdgeSettings
 from oneshot.networks.search import DartsNetwork
 from oneshot.spaces.cells import find_space

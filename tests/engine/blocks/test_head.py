@@ -9,8 +9,8 @@ import torch
 from networks import shaken
 from supernets import changed, filled, universal_spaces
 
+from engine.blocks.head import HeadSpec
 from engine.onnx_file import write_onnx
-from ofa.blocks.head import HeadSpec
 from ofa.calibration import calibrate
 from ofa.layers import layer_specs
 from ofa.space.arch import largest, smallest

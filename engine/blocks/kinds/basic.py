@@ -3,16 +3,15 @@
 Source: ResNet-18 and -34 (2015, arXiv:1512.03385). The expansion multiplies the output width; the published
 networks have expansion 1. The shortcut is the identity wherever stride and widths allow it, also in a block
 whose widths differ in other architectures, since the published first stages have it so. Elsewhere it is that
-of `ofa.blocks.shortcut`.
+of `engine.blocks.shortcut`.
 """
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from engine.compute.fast import ACTIVATION
-from ofa.blocks.activation import ACTIVATION_LAYERS
-from ofa.blocks.elastic import (
+from engine.blocks.activation import ACTIVATION_LAYERS
+from engine.blocks.elastic import (
     DropConnect,
     ElasticBatchNorm,
     ElasticConv,
@@ -22,7 +21,7 @@ from ofa.blocks.elastic import (
     prefixed,
     zero_scale,
 )
-from ofa.blocks.kind import (
+from engine.blocks.kind import (
     BlockChoice,
     BlockKind,
     BlockPosition,
@@ -34,10 +33,11 @@ from ofa.blocks.kind import (
     describe_kernel_and_expansion,
     shortcut_memory,
 )
-from ofa.blocks.plain import ConvBN
-from ofa.blocks.shortcut import ElasticShortcut, channels_beside, plain_shortcut
-from ofa.blocks.sizes import chain_memory, hidden_width
-from ofa.blocks.sorting import Channels, sort_between
+from engine.blocks.plain import ConvBN
+from engine.blocks.shortcut import ElasticShortcut, channels_beside, plain_shortcut
+from engine.blocks.sizes import chain_memory, hidden_width
+from engine.blocks.sorting import Channels, sort_between
+from engine.compute.fast import ACTIVATION
 
 
 class ElasticBasic(ElasticBlock):

@@ -2,7 +2,7 @@
 
 Sources: ResNet (2015, arXiv:1512.03385) with the stride in the middle, as torchvision and timm have it, and
 ResNet-D (2018, arXiv:1812.01187), elastic as in OFA's ResNet50-D (2020, arXiv:1908.09791). Where stride or
-width change, the shortcut is that of `ofa.blocks.shortcut`. The expansion multiplies the output width, not
+width change, the shortcut is that of `engine.blocks.shortcut`. The expansion multiplies the output width, not
 the input width. In RegNet (2020, arXiv:2003.13678) the k x k convolution has groups of a fixed width, and
 squeeze-and-excitation may follow it (RegNetY).
 """
@@ -11,9 +11,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from engine.compute.fast import ACTIVATION
-from ofa.blocks.activation import ACTIVATION_LAYERS
-from ofa.blocks.elastic import (
+from engine.blocks.activation import ACTIVATION_LAYERS
+from engine.blocks.elastic import (
     DropConnect,
     ElasticBatchNorm,
     ElasticConv,
@@ -24,7 +23,7 @@ from ofa.blocks.elastic import (
     prefixed,
     zero_scale,
 )
-from ofa.blocks.kind import (
+from engine.blocks.kind import (
     BlockChoice,
     BlockKind,
     BlockPosition,
@@ -36,17 +35,18 @@ from ofa.blocks.kind import (
     describe_kernel_and_expansion,
     shortcut_memory,
 )
-from ofa.blocks.plain import ConvBN
-from ofa.blocks.shortcut import ElasticShortcut, channels_beside, plain_shortcut
-from ofa.blocks.sizes import chain_memory, hidden_width, make_divisible
-from ofa.blocks.sorting import Channels, sort_between
-from ofa.blocks.squeeze import (
+from engine.blocks.plain import ConvBN
+from engine.blocks.shortcut import ElasticShortcut, channels_beside, plain_shortcut
+from engine.blocks.sizes import chain_memory, hidden_width, make_divisible
+from engine.blocks.sorting import Channels, sort_between
+from engine.blocks.squeeze import (
     ElasticSqueezeExcite,
     SqueezeExcite,
     cost_of_squeeze,
     entries_of_squeeze,
     memory_of_squeeze,
 )
+from engine.compute.fast import ACTIVATION
 
 
 class ElasticBottleneck(ElasticBlock):

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ofa.blocks.elastic import ElasticConv, ElasticConvBN, Slices, prefixed
-from ofa.blocks.kind import activation_entries
-from ofa.blocks.plain import ConvBN
-from ofa.blocks.sizes import chain_memory, halve
+from engine.blocks.elastic import ElasticConv, ElasticConvBN, Slices, prefixed
+from engine.blocks.kind import activation_entries
+from engine.blocks.plain import ConvBN
+from engine.blocks.sizes import chain_memory, halve
 
 
 class StemSpec(NamedTuple):

@@ -9,10 +9,10 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ofa.blocks.elastic import ElasticConv, ElasticConvBN
-from ofa.blocks.kind import BlockPosition, BlockSettings, BlockSpec
-from ofa.blocks.plain import ConvBN
-from ofa.blocks.sorting import Channels, written_by
+from engine.blocks.elastic import ElasticConv, ElasticConvBN
+from engine.blocks.kind import BlockPosition, BlockSettings, BlockSpec
+from engine.blocks.plain import ConvBN
+from engine.blocks.sorting import Channels, written_by
 
 
 class ElasticShortcut(ElasticConvBN):

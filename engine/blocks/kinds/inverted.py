@@ -9,8 +9,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.errors import UserError
-from ofa.blocks.elastic import (
+from engine.blocks.elastic import (
     DropConnect,
     ElasticBatchNorm,
     ElasticConv,
@@ -20,7 +19,7 @@ from ofa.blocks.elastic import (
     prefixed,
     zero_scale,
 )
-from ofa.blocks.kind import (
+from engine.blocks.kind import (
     BlockChoice,
     BlockKind,
     BlockPosition,
@@ -33,10 +32,10 @@ from ofa.blocks.kind import (
     elastic_depthwise,
     shortcut_memory,
 )
-from ofa.blocks.plain import ConvBN
-from ofa.blocks.sizes import chain_memory, hidden_width
-from ofa.blocks.sorting import Channels, sort_hidden, written_by
-from ofa.blocks.squeeze import (
+from engine.blocks.plain import ConvBN
+from engine.blocks.sizes import chain_memory, hidden_width
+from engine.blocks.sorting import Channels, sort_hidden, written_by
+from engine.blocks.squeeze import (
     ElasticSqueezeExcite,
     Squeeze,
     SqueezeExcite,
@@ -44,6 +43,7 @@ from ofa.blocks.squeeze import (
     entries_of_squeeze,
     memory_of_squeeze,
 )
+from engine.errors import UserError
 
 
 class ElasticInverted(ElasticBlock):

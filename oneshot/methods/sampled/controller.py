@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from oneshot.methods.sampled import Architecture, offered_operations
+from oneshot.methods.sampled.architecture import Architecture, offered_operations
 from oneshot.spaces.cells import CellSpace
 
 

@@ -9,9 +9,9 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 from torchvision.models.resnet import Bottleneck as TheirBottleneck
 
-from ofa.blocks.kind import BlockChoice, BlockKind, BlockPosition, BlockSettings
-from ofa.blocks.kinds.basic import BASIC
-from ofa.blocks.kinds.bottleneck import BOTTLENECK
+from engine.blocks.kind import BlockChoice, BlockKind, BlockPosition, BlockSettings
+from engine.blocks.kinds.basic import BASIC
+from engine.blocks.kinds.bottleneck import BOTTLENECK
 from ofa.cost import cost_of
 from ofa.layers import layer_specs
 from ofa.space.arch import Arch, largest, single_arch_space

@@ -1,13 +1,13 @@
 """The kinds of block. A new kind is a file in `kinds` and a line here."""
 
+from engine.blocks.kind import BlockKind
+from engine.blocks.kinds.basic import BASIC
+from engine.blocks.kinds.bottleneck import BOTTLENECK
+from engine.blocks.kinds.conv import CONV
+from engine.blocks.kinds.fused import FUSED
+from engine.blocks.kinds.inverted import INVERTED
+from engine.blocks.kinds.universal import UNIVERSAL
 from engine.errors import UserError
-from ofa.blocks.kind import BlockKind
-from ofa.blocks.kinds.basic import BASIC
-from ofa.blocks.kinds.bottleneck import BOTTLENECK
-from ofa.blocks.kinds.conv import CONV
-from ofa.blocks.kinds.fused import FUSED
-from ofa.blocks.kinds.inverted import INVERTED
-from ofa.blocks.kinds.universal import UNIVERSAL
 
 # The names that a space's YAML uses.
 BLOCKS: dict[str, BlockKind] = {

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+from engine.blocks.kind import BlockSpec
+from engine.blocks.squeeze import Squeeze, SqueezeExcite
 from engine.errors import UserError
-from ofa.blocks.kind import BlockSpec
-from ofa.blocks.squeeze import Squeeze, SqueezeExcite
 from ofa.layers import layer_specs
 from ofa.space.arch import largest
 from ofa.space.space import Space

@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ofa.blocks.activation import ACTIVATION_LAYERS
-from ofa.blocks.sizes import same_padding
+from engine.blocks.activation import ACTIVATION_LAYERS
+from engine.blocks.sizes import same_padding
 
 
 def padded_as_same(x: Tensor, kernel: int, stride: int) -> Tensor:
@@ -55,7 +55,7 @@ class ConvBN(nn.Sequential):
         if same:
             self.pad = SamePad(kernel, stride)
         padding = 0 if same else kernel // 2
-        # No bias: BatchNorm subtracts it again. The names are those of `ofa.blocks.elastic.ElasticConvBN`.
+        # No bias: BatchNorm subtracts it again. The names are those of `engine.blocks.elastic.ElasticConvBN`.
         self.conv = nn.Conv2d(inp, out, kernel, stride, padding, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(out, eps=eps)
         if act:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ofa.blocks.elastic import ElasticBatchNorm, ElasticConvBN
-from ofa.blocks.sizes import hidden_width
-from ofa.blocks.squeeze import ElasticSqueezeExcite
+from engine.blocks.elastic import ElasticBatchNorm, ElasticConvBN
+from engine.blocks.sizes import hidden_width
+from engine.blocks.squeeze import ElasticSqueezeExcite
 
 
 class Channels(NamedTuple):

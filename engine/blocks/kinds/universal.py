@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ofa.blocks.elastic import (
+from engine.blocks.elastic import (
     DropConnect,
     ElasticBatchNorm,
     ElasticConv,
@@ -25,7 +25,7 @@ from ofa.blocks.elastic import (
     prefixed,
     zero_scale,
 )
-from ofa.blocks.kind import (
+from engine.blocks.kind import (
     BlockChoice,
     BlockKind,
     BlockPosition,
@@ -37,9 +37,9 @@ from ofa.blocks.kind import (
     describe_kernel_and_expansion,
     elastic_depthwise,
 )
-from ofa.blocks.plain import ConvBN
-from ofa.blocks.sizes import chain_memory, hidden_width
-from ofa.blocks.sorting import Channels, sort_hidden, written_by
+from engine.blocks.plain import ConvBN
+from engine.blocks.sizes import chain_memory, hidden_width
+from engine.blocks.sorting import Channels, sort_hidden, written_by
 
 
 class ElasticUniversal(ElasticBlock):

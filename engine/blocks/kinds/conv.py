@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ofa.blocks.elastic import DropConnect, ElasticConv, ElasticConvBN, Slices, prefixed
-from ofa.blocks.kind import (
+from engine.blocks.elastic import DropConnect, ElasticConv, ElasticConvBN, Slices, prefixed
+from engine.blocks.kind import (
     BlockChoice,
     BlockKind,
     BlockPosition,
@@ -20,9 +20,9 @@ from ofa.blocks.kind import (
     activation_entries,
     describe_kernel_and_expansion,
 )
-from ofa.blocks.plain import ConvBN
-from ofa.blocks.sizes import chain_memory
-from ofa.blocks.sorting import Channels, written_by
+from engine.blocks.plain import ConvBN
+from engine.blocks.sizes import chain_memory
+from engine.blocks.sorting import Channels, written_by
 
 
 class ElasticPlainConv(ElasticBlock):

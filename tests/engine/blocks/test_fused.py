@@ -8,8 +8,8 @@ from networks import shaken
 from torch import nn
 from torchvision.models.efficientnet import FusedMBConv, FusedMBConvConfig
 
-from ofa.blocks.kind import BlockChoice, BlockPosition, BlockSettings
-from ofa.blocks.kinds.fused import FUSED, Fused
+from engine.blocks.kind import BlockChoice, BlockPosition, BlockSettings
+from engine.blocks.kinds.fused import FUSED, Fused
 from ofa.space.space import Space
 
 

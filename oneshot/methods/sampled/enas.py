@@ -18,10 +18,10 @@ from oneshot.axes.alphas import Alphas
 from oneshot.axes.edge_weights import EdgeWeights
 from oneshot.axes.progress import Progress
 from oneshot.axes.weight_sgd import WeightSgd
-from oneshot.methods.controller import Controller
 from oneshot.methods.method import PUBLISHED, Method
-from oneshot.methods.random_ws import best_of
-from oneshot.methods.sampled import Architecture, as_edge_weights, as_genotype
+from oneshot.methods.sampled.architecture import Architecture, as_edge_weights, as_genotype
+from oneshot.methods.sampled.controller import Controller
+from oneshot.methods.sampled.random_ws import best_of
 from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.genotype import Genotype
 from oneshot.state import SearchState

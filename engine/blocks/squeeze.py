@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from engine.blocks.elastic import Slices
+from engine.blocks.sizes import make_divisible
 from engine.compute.fast import ACTIVATION
 from engine.config import Config
-from ofa.blocks.elastic import Slices
-from ofa.blocks.sizes import make_divisible
 
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"hard_sigmoid": F.hardsigmoid, "sigmoid": torch.sigmoid}
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ofa.blocks.elastic import (
+from engine.blocks.elastic import (
     DropConnect,
     ElasticBatchNorm,
     ElasticConv,
@@ -21,7 +21,7 @@ from ofa.blocks.elastic import (
     prefixed,
     zero_scale,
 )
-from ofa.blocks.kind import (
+from engine.blocks.kind import (
     BlockChoice,
     BlockKind,
     BlockPosition,
@@ -32,10 +32,10 @@ from ofa.blocks.kind import (
     activation_entries,
     describe_kernel_and_expansion,
 )
-from ofa.blocks.plain import ConvBN
-from ofa.blocks.sizes import chain_memory, hidden_width
-from ofa.blocks.sorting import Channels, sort_hidden, written_by
-from ofa.blocks.squeeze import (
+from engine.blocks.plain import ConvBN
+from engine.blocks.sizes import chain_memory, hidden_width
+from engine.blocks.sorting import Channels, sort_hidden, written_by
+from engine.blocks.squeeze import (
     ElasticSqueezeExcite,
     SqueezeExcite,
     cost_of_squeeze,

@@ -3,7 +3,7 @@
 A narrower layer uses the first channels, a smaller kernel the centre (BigNAS, 2020, arXiv:2003.11142;
 AttentiveNAS, 2021, arXiv:2011.09011) or the centre times a matrix (OFA, 2020, arXiv:1908.09791). `forward`
 and `slices` of a layer take the same sizes. `slices` names its tensors as the plain layer of
-`ofa.blocks.plain` does, so that extracting a subnet is loading them.
+`engine.blocks.plain` does, so that extracting a subnet is loading them.
 """
 
 from itertools import pairwise
@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.blocks.plain import padded_as_same
 from engine.compute.distributed import batch_norm
 from engine.compute.fast import ACTIVATION, depthwise, norm_act
-from ofa.blocks.plain import padded_as_same
 
 Slices = dict[str, Tensor]
 

@@ -9,9 +9,9 @@ from networks import shaken
 from supernets import universal_spaces
 from timm.models._efficientnet_blocks import UniversalInvertedResidual
 
+from engine.blocks.kind import BlockChoice, BlockPosition, BlockSettings
+from engine.blocks.kinds.universal import UNIVERSAL, Universal
 from engine.compute.macs import count_macs
-from ofa.blocks.kind import BlockChoice, BlockPosition, BlockSettings
-from ofa.blocks.kinds.universal import UNIVERSAL, Universal
 from ofa.cost import cost_of
 from ofa.space.arch import largest, single_arch_space, smallest
 from ofa.space.codes import sample

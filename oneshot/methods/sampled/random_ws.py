@@ -12,7 +12,12 @@ from oneshot.axes.alphas import Alphas
 from oneshot.axes.edge_weights import EdgeWeights
 from oneshot.axes.progress import Progress
 from oneshot.methods.method import PUBLISHED, Method
-from oneshot.methods.sampled import Architecture, as_edge_weights, as_genotype, sample_architecture
+from oneshot.methods.sampled.architecture import (
+    Architecture,
+    as_edge_weights,
+    as_genotype,
+    sample_architecture,
+)
 from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.genotype import Genotype
 from oneshot.state import SearchState

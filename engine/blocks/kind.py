@@ -2,7 +2,7 @@
 
 A kind is one file in `kinds`: its elastic module in the supernet, its plain module in a subnet, its
 layer spec, its cost, memory and stored numbers, which of its channels sort together, and its names in other
-projects' tables. `ofa.blocks.table` lists the kinds. Nothing in this folder knows `Space`, so that a space
+projects' tables. `engine.blocks.table` lists the kinds. Nothing in this folder knows `Space`, so that a space
 can ask its kinds whether its choices are possible.
 """
 
@@ -11,16 +11,16 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ofa.blocks.elastic import (
+from engine.blocks.elastic import (
     DropConnect,
     ElasticBatchNorm,
     ElasticDepthwise,
     Slices,
     TransformedDepthwise,
 )
-from ofa.blocks.sizes import halve
-from ofa.blocks.sorting import Channels
-from ofa.blocks.squeeze import Squeeze
+from engine.blocks.sizes import halve
+from engine.blocks.sorting import Channels
+from engine.blocks.squeeze import Squeeze
 
 
 class BlockSettings(NamedTuple):

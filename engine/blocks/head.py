@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from engine.blocks.activation import ACTIVATION_LAYERS
+from engine.blocks.elastic import ElasticConv, ElasticConvBN, ElasticLinear, Slices, prefixed
+from engine.blocks.kind import activation_entries
+from engine.blocks.plain import ConvBN
+from engine.blocks.sizes import chain_memory, head_width
 from engine.compute.fast import ACTIVATION
-from ofa.blocks.activation import ACTIVATION_LAYERS
-from ofa.blocks.elastic import ElasticConv, ElasticConvBN, ElasticLinear, Slices, prefixed
-from ofa.blocks.kind import activation_entries
-from ofa.blocks.plain import ConvBN
-from ofa.blocks.sizes import chain_memory, head_width
 
 
 class HeadSpec(NamedTuple):

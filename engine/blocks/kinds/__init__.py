@@ -1,0 +1,1 @@
+"""The kinds of block, a file each; `engine.blocks.table` lists them."""

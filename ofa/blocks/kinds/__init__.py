@@ -1,1 +1,0 @@
-"""The kinds of block, a file each; `ofa.blocks.table` lists them."""
