@@ -16,12 +16,11 @@ from engine.data.text import Grammar, TextFolder
 from engine.data.torchvision_sets import Torchvision
 from oneshot.nasbench201.baselines import reference_lines
 from oneshot.nasbench201.table import AccuracyTable, Dataset
+from oneshot.networks.search import stem_for
 from oneshot.searcher import Searcher
 from oneshot.spaces.cells import find_space
 from oneshot.spaces.costs import edge_costs, published_shape
 from oneshot.spaces.genotype import Genotype
-
-LARGE = 96  # images with sides of so many pixels and more get the stem of ImageNet
 
 
 def print_introduction(searcher: Searcher) -> None:
@@ -88,7 +87,7 @@ def _retrain_flags(space: str, data: AnyData) -> list[Any]:
             named = ["--data", data.name, "--data.path", data.path, "--data.val", 0.02]
             return ["--config", small, *named, *cutout]
         case ImageFolder():
-            large = data.size >= LARGE and space != "nasbench201"
+            large = stem_for(data.size) == "imagenet" and space != "nasbench201"
             recipe = "oneshot/retrain_imagenet" if large else small
             named = ["--data", data.name, "--data.path", data.path, "--data.size", data.size]
             return ["--config", recipe, *named]

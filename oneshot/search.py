@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from engine.command.cli import main
 from engine.command.start import say
 from engine.compute.device import pick_device, use_threads
+from engine.compute.peak_memory import device_memory
 from engine.config import Located, merge, models_in, validate
 from engine.data.digits import Digits
 from engine.data.sources import AnyData, load_data
@@ -29,7 +30,9 @@ from oneshot.methods import MethodConfig
 from oneshot.methods.darts import Darts
 from oneshot.methods.method import Method
 from oneshot.nasbench201.table import AccuracyTable, Dataset
+from oneshot.networks.search import StemName, stem_for
 from oneshot.objectives.images import ImageObjective, search_network
+from oneshot.objectives.memory import check_memory, describe_memory, search_memory
 from oneshot.objectives.objective import Objective
 from oneshot.objectives.text import TextObjective, TextSettings
 from oneshot.outcome import retrain_command
@@ -88,6 +91,13 @@ class Search(LoopCommand):
     channels: int = Field(16, ge=2, description="width of the first cells of the search network")
     cells: int | None = Field(
         None, ge=1, description="how many; none: 8; in space nasbench201 in each of three stages, none: 5"
+    )
+    stem: StemName | None = Field(
+        None,
+        description=(
+            "of the DARTS spaces' search network: cifar is one convolution, imagenet three that halve the "
+            "side; none: imagenet from 96 pixels on"
+        ),
     )
     text: TextSettings = Field(TextSettings(), description="the search network of space recurrent")
     table: Located | None = Field(
@@ -161,6 +171,10 @@ class Search(LoopCommand):
                 f"channels = {self.channels} cannot be cut into {self.method.partial} parts; take a "
                 "multiple, or --method.partial 1"
             )
+        if self.space == "nasbench201" and self.stem == "imagenet":
+            raise ValueError(
+                "the network of NAS-Bench-201 has no large stem; leave out stem, and lower --data.size"
+            )
         if self.space.startswith("darts") and self.cells is not None and self.cells < 3:
             raise ValueError(
                 f"cells = {self.cells} are all reduction cells; take 3 or more, so that normal cells are "
@@ -208,6 +222,8 @@ class Search(LoopCommand):
         device = pick_device(self.device)
         costs = operation_costs(method.penalties, space, device)
         objective = self._objective(space, method, device)
+        if isinstance(objective, ImageObjective):
+            self._check_memory(space, method, objective)
         searcher = Searcher(method, space, objective, self.seed, self.epochs or method.epochs, costs)
         facts = {"threads": torch.get_num_threads()}
         run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite, facts=facts)
@@ -222,6 +238,18 @@ class Search(LoopCommand):
         loop = SearchLoop(run, searcher, monitoring)
         loop.saving = self.saving
         return loop.run() or self._say_next()
+
+    def _check_memory(self, space: CellSpace, method: Method, objective: ImageObjective) -> None:
+        """Say how much memory the search needs, and refuse what cannot fit."""
+        evaluated = self.evaluate_images or objective.data.count("val")
+        needed, memory = (
+            search_memory(method, space, objective, evaluated),
+            device_memory(objective.data.device),
+        )
+        print(describe_memory(needed, memory))
+        warning = check_memory(needed, memory, self.channels, objective.data.size, method.partial)
+        if warning:
+            print(f"warning: {warning}")
 
     def _say_next(self) -> int:
         say(f"next: {retrain_command(self.out, self.space, self.data)}")
@@ -241,9 +269,12 @@ class Search(LoopCommand):
         print_classes(data)
         # As published: 5 in each of three stages, or 8 in the whole network.
         cells = self.cells or (5 if space.name == "nasbench201" else 8)
+        stem = self.stem or stem_for(data.size)
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
             torch.manual_seed(derive(self.seed, "weights"))
-            network = search_network(space, method, self.channels, cells, len(data.classes), data.channels)
+            network = search_network(
+                space, method, self.channels, cells, len(data.classes), data.channels, stem
+            )
         return ImageObjective(network, data, batch_size, method.level == "single", self.bf16)
 
 

@@ -16,14 +16,20 @@ from oneshot.axes.weight_sgd import WeightSgd
 from oneshot.bilevel import LossFn, VirtualStep, Weights
 from oneshot.methods.method import Method
 from oneshot.networks.parallel_edges import EdgeSettings
-from oneshot.networks.search import DartsNetwork, NasBench201Network
+from oneshot.networks.search import DartsNetwork, NasBench201Network, StemName
 from oneshot.spaces.cells import CellSpace
 
 BATCH = 250  # images at a time in evaluation
 
 
 def search_network(
-    space: CellSpace, method: Method, channels: int, cells: int, classes: int, inputs: int
+    space: CellSpace,
+    method: Method,
+    channels: int,
+    cells: int,
+    classes: int,
+    inputs: int,
+    stem: StemName = "cifar",
 ) -> nn.Module:
     """The untrained search network of a space of images, drawn from torch's global generator."""
     auxiliary = method.auxiliary_skip is not None
@@ -34,7 +40,7 @@ def search_network(
     # Where only some operations run, BatchNorm always takes the statistics of the batch.
     track = not method.samples_operations
     settings = EdgeSettings(method.partial, track, method.pool_norm, auxiliary)
-    return DartsNetwork(space, channels, cells, classes, inputs, settings, method.last_norm)
+    return DartsNetwork(space, channels, cells, classes, inputs, settings, method.last_norm, stem)
 
 
 class ImageLoss:
@@ -66,7 +72,7 @@ class ImageObjective:
 
     Args:
         network: a search network; moved to the device of `data`.
-        data: images whose sides are multiples of 4.
+        data: images; on NAS-Bench-201's network their sides are multiples of 4.
         batch_size: images a step.
         single_level: weights and architecture learn from the same batches, of both splits.
         bf16: compute in bfloat16 where that is safe.
@@ -82,10 +88,10 @@ class ImageObjective:
     def __init__(
         self, network: nn.Module, data: Data, batch_size: int, single_level: bool, bf16: bool = False
     ):
-        if data.size % 4:
+        if data.size % 4 and isinstance(network, NasBench201Network):
             raise UserError(
-                f"Images of side {data.size} cannot be halved twice, as every search network does; use a "
-                "multiple of 4."
+                f"Images of side {data.size} cannot be halved twice, as the network of NAS-Bench-201 does; "
+                "use a multiple of 4."
             )
         self.network: nn.Module = network.to(data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = ImageLoss(self.network, bf16)
