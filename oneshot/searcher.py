@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.compute.precision import float32_as_exported
 from engine.optim import set_learning_rate
 from engine.seed import torch_generator
 from oneshot.axes.edge_weights import NetworkEdgeWeights
@@ -188,6 +189,7 @@ class Searcher:
             edge_weights = self.edge_weights("measure")
         return self.state.measure(edge_weights, limit)
 
+    @float32_as_exported()
     def eigenvalue(self, batch: Any) -> float:
         """The dominant eigenvalue of the validation loss's Hessian in the architecture's parameters.
 
