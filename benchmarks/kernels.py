@@ -126,8 +126,8 @@ class Counting(TorchDispatchMode):
             grad, _, weight = args[:3]
             launched = sum(args[-1])
             moved += size(grad) * (launched - 1)
-            # The gradients of the input and of the weight are each as many products as the convolution. torch's
-            # own count of them leaves the groups out.
+            # The gradients of input and weight are each as many products as the convolution. The count of
+            # torch itself leaves the groups out.
             flops = 2 * len(grad) * math.prod(grad.shape[2:]) * weight.numel() * sum(args[-1][:2])
         elif func._overloadpacket in flop_registry:
             flops = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
@@ -137,8 +137,16 @@ class Counting(TorchDispatchMode):
 
 
 def launches(lists: Sequence[Sequence[Any]]) -> int:
-    """How many kernels a call for lists of tensors is, by torch's limits for one launch."""
+    """How many kernels a call for lists of tensors is, by torch's limits for one launch.
+
+    torch computes the tensors one by one where they are of several types, or where the tensors at one place
+    of the lists differ in strides.
+    """
     lists = [tensors for tensors in lists if tensors and isinstance(tensors[0], Tensor)]
+    kinds = {tensor.dtype for tensors in lists for tensor in tensors}
+    strided = all(len({tensor.stride() for tensor in place}) == 1 for place in zip(*lists, strict=True))
+    if len(kinds) > 1 or not strided:
+        return len(lists[0])
     most = MOST_TENSORS[min(len(lists), len(MOST_TENSORS)) - 1]
     launched = tensors = blocks = 0
     for tensor in lists[0]:
