@@ -185,22 +185,36 @@ class Draws(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class NoAutocast(torch.autocast):
+    """There is no autocast on the meta device."""
+
+    def __init__(self, *_: Any, **__: Any):
+        super().__init__("cpu", enabled=False)
+
+
+class HostGenerator(torch.Generator):
+    """There are no generators on the meta device, and nobody looks at what they would draw."""
+
+    def __new__(cls, device: Any = "cpu") -> "HostGenerator":
+        return super().__new__(cls)
+
+
 @contextlib.contextmanager
 def taken_for_cuda() -> Iterator[None]:
     """While it runs, torch treats tensors on the meta device as it treats those on CUDA, in float32."""
     from torch.optim import optimizer
     from torch.utils import _foreach_utils
 
-    # There is no autocast on the meta device.
-    before: list[tuple[Any, str, Any]] = [(torch, "autocast", torch.autocast)]
-    torch.autocast = lambda *_, **__: contextlib.nullcontext()  # type: ignore[assignment, misc]
-    # Nor are there generators: what they would draw is never looked at.
-    before.append((torch, "Generator", torch.Generator))
-    torch.Generator = lambda device="cpu": before[1][2]()  # type: ignore[assignment, misc]
-    for name in ("_get_foreach_kernels_supported_devices", "_get_fused_kernels_supported_devices"):
-        for module in (_foreach_utils, optimizer):
-            before.append((module, name, getattr(module, name)))
-            setattr(module, name, lambda: ["cuda", "meta"])
+    replaced: list[tuple[Any, str, Any]] = [
+        (torch, "autocast", NoAutocast),
+        (torch, "Generator", HostGenerator),
+    ]
+    for module in (_foreach_utils, optimizer):
+        for name in ("_get_foreach_kernels_supported_devices", "_get_fused_kernels_supported_devices"):
+            replaced.append((module, name, lambda: ["cuda", "meta"]))
+    before = [(module, name, getattr(module, name)) for module, name, _ in replaced]
+    for module, name, value in replaced:
+        setattr(module, name, value)
     try:
         yield
     finally:
