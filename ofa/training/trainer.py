@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.blocks.elastic import join_batch_norms
+from engine.blocks.elastic import add_gradients_in_place, join_batch_norms
 from engine.checkpoint import save_weights
 from engine.compute.average import RunningAverage
 from engine.compute.distributed import ALONE, Ranks
@@ -59,6 +59,9 @@ class Trainer(Training):
         # A single process keeps the layers that save memory: there is nothing to join.
         if config.sync_bn and ranks.size > 1:
             join_batch_norms(supernet)
+        # With several processes gradients are sent by hooks of the parameters.
+        if ranks.size == 1:
+            add_gradients_in_place(supernet)
         self.rolls_back = config.on_divergence == "rollback"
         self.restore()  # last, since it fills what is made above
 
