@@ -22,6 +22,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from engine.command.launch import started
 from engine.compute.device import pick_device
@@ -30,6 +32,9 @@ from engine.seed import derive
 
 # Ranks wait this long for one that evaluates or saves. A rank that died is noticed at once all the same.
 PATIENCE = timedelta(hours=6)
+CHECKPOINT_STAYS = (
+    "the last checkpoint stays: see what it said, then continue with the same command and --resume"
+)
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,13 @@ class Ranks:
         rank: the number of this process, from 0.
         size: how many processes there are.
         host: their gloo group; None: the default group, which is then gloo itself.
+        store: in which they found each other; None: there is one process.
     """
 
     rank: int = 0
     size: int = 1
     host: dist.ProcessGroup | None = None
+    store: Store | None = None
 
     @property
     def first(self) -> bool:
@@ -83,6 +90,16 @@ class Ranks:
         """Each of `values` summed over the ranks, in double precision. All ranks must ask."""
         return list(values) if self.size == 1 else self._on_host(values, dist.ReduceOp.SUM)
 
+    @contextlib.contextmanager
+    def first_before_others(self) -> Iterator[None]:
+        """The first rank runs the block before the others do, as where it may download what all read."""
+        # `any` waits for all ranks: the others wait here until the first one has come to its own call.
+        if not self.first:
+            self.any(False)
+        yield
+        if self.first:
+            self.any(False)
+
     def average_gradients(self, parameters: Iterator[torch.nn.Parameter], losses: Tensor) -> Tensor:
         """Replace gradients by their mean over the ranks; one all-reduce carries them and the losses.
 
@@ -120,7 +137,7 @@ class Ranks:
         torch._foreach_copy_(
             targets, gradients
         )  # a few kernels instead of one for each of hundreds of weights
-        with _or_say_who_is_gone():
+        with or_say_who_is_gone():
             dist.all_reduce(flat)
         flat /= self.size
         for p, gradient in zip(shared, mean, strict=True):
@@ -130,7 +147,7 @@ class Ranks:
     def _on_host(self, values: Sequence[float], how: dist.ReduceOp.RedOpType) -> list[float]:
         # float64 holds flags, step numbers and scores alike.
         table = torch.tensor(values, dtype=torch.float64)
-        with _or_say_who_is_gone():
+        with or_say_who_is_gone():
             dist.all_reduce(table, how, self.host)
         return table.tolist()
 
@@ -139,10 +156,14 @@ ALONE = Ranks()
 
 
 @contextlib.contextmanager
-def join(device: str) -> Iterator[tuple[Ranks, torch.device]]:
+def join(device: str, remedy: str = CHECKPOINT_STAYS) -> Iterator[tuple[Ranks, torch.device]]:
     """This process among those that torchrun started, and its device.
 
     With `auto` or `cuda` each process gets a GPU of its own.
+
+    Args:
+        device: the name that the user gave.
+        remedy: what is kept, and what to do, if the processes do not find each other.
 
     Raises:
         UserError: the device does not exist or cannot be shared, or another process is gone.
@@ -153,14 +174,18 @@ def join(device: str) -> Iterator[tuple[Ranks, torch.device]]:
         return
     own = pick_device(_own_device(device))
     host: Any = None
-    with _or_say_who_is_gone():
+    with or_say_who_is_gone(remedy):
+        store, rank, size = next(rendezvous("env://"))
+        found: dict[str, Any] = {"store": store, "rank": rank, "world_size": size}
         if own.type == "cuda":
             torch.cuda.set_device(own)
-            dist.init_process_group("nccl", device_id=own)
+            # With its device NCCL connects the ranks at once, not in the first step, and on its own GPU.
+            dist.init_process_group("nccl", device_id=own, **found)
             host = dist.new_group(backend="gloo", timeout=PATIENCE)
         else:
-            dist.init_process_group("gloo", timeout=PATIENCE)
-    yield Ranks(rank, size, host), own
+            dist.init_process_group("gloo", timeout=PATIENCE, **found)
+    # Names of its own, since the process groups keep theirs in the same store.
+    yield Ranks(rank, size, host, PrefixStore("shared work", store)), own
     dist.destroy_process_group()  # not after an error: NCCL would wait for the ranks that are gone
 
 
@@ -184,8 +209,12 @@ def _own_device(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _or_say_who_is_gone() -> Iterator[None]:
-    """Turn the error of a connection that closed into a sentence."""
+def or_say_who_is_gone(remedy: str = CHECKPOINT_STAYS) -> Iterator[None]:
+    """Turn the error of a connection that closed into a sentence.
+
+    Args:
+        remedy: how the sentence ends: what is kept, and what to do.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -193,8 +222,7 @@ def _or_say_who_is_gone() -> Iterator[None]:
         first_line = str(error).splitlines()[0]
         reason = re.sub(r"\[\S+:\d+\] ", "", first_line).split(". ")[0]
         raise UserError(
-            f"Another of the processes that train together ended or cannot be reached ({reason}); "
-            "the last checkpoint stays: see what it said, then continue with the same command and --resume."
+            f"Another of the processes that work together ended or cannot be reached ({reason}); {remedy}."
         ) from None
 
 
@@ -249,6 +277,6 @@ class _JoinedBatchNorm(torch.autograd.Function):
 
 def _mean_over_ranks(own: Tensor) -> Tensor:
     """The mean over the ranks. `own` holds the sum afterwards."""
-    with _or_say_who_is_gone():
+    with or_say_who_is_gone():
         dist.all_reduce(own)
     return own / dist.get_world_size()

@@ -232,9 +232,9 @@ def test_ctrl_c_a_killed_rank_and_resume_end_bit_for_bit(pair: Run, tiny_yaml: P
     assert 11 <= stopped < 88
 
     said = _torchrun([*words, "--resume"], out, _kill_rank_1)
-    assert (
-        said.count("error: Another of the processes that train together ended or cannot be reached") == 1
-    ), said
+    assert said.count("error: Another of the processes that work together ended or cannot be reached") == 1, (
+        said
+    )
     assert stopped < torch.load(out / "state.pt", weights_only=True)["step"] < 88
 
     with pytest.raises(UserError, match="is trained by 2 processes, not 1"):

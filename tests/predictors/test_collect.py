@@ -6,8 +6,10 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from engine.checkpoint import weights_digest
 from engine.command.cli import parse
@@ -16,7 +18,7 @@ from engine.run import write_json
 from engine.runs.lock import write_lock
 from ofa.cost import costs_of
 from ofa.space.arch import smallest
-from ofa.space.codes import decode
+from ofa.space.codes import Codes, decode
 from ofa.space.space import Space
 from ofa.trained import TrainedSupernet
 from ofa.tuned import selected_archs
@@ -77,8 +79,13 @@ def test_rounds_go_on_from_random_pairs_and_choose_others(fresh: Path) -> None:
 @pytest.mark.slow
 def test_rounds_end_with_all_of_a_small_space(tiny: Space) -> None:
     pairs: list[Pair] = []
-    for row in to_measure(tiny, lambda rows: costs_of(tiny, rows, 10, 1).macs, pairs, tiny.size() + 10, 2, 0):
-        pairs.append(Pair(arch=decode(tiny, row), val_accuracy=row.sum() / 255, macs=1, params=1))
+
+    def macs(rows: Codes) -> NDArray[np.int64]:
+        return costs_of(tiny, rows, 10, 1).macs
+
+    for rows in to_measure(tiny, macs, pairs, tiny.size() + 10, 2, 0):
+        for row in rows:
+            pairs.append(Pair(arch=decode(tiny, row), val_accuracy=row.sum() / 255, macs=1, params=1))
     assert len({pair.arch for pair in pairs}) == len(pairs) == tiny.size()
 
 
