@@ -1,7 +1,8 @@
 """What a finished supernet run gives to later stages: space, weights, data and measured subnets."""
 
 import shlex
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ from pydantic import Field
 from engine.checkpoint import load_weights
 from engine.command.cli import Command
 from engine.compute.device import pick_device, use_threads
-from engine.compute.distributed import ALONE, Ranks
+from engine.compute.distributed import ALONE, Ranks, join
 from engine.config import Config, validate
 from engine.data.dataset import Data, Split
 from engine.errors import UserError
@@ -291,6 +292,20 @@ class RunCommand(Command):
         """
         Run.open(self.run)  # first, so that a folder that is no run stays as it is
         return write_lock(self.run, shared)
+
+    @contextmanager
+    def processes(self, remedy: str, writes: bool = True) -> Iterator[tuple[Ranks, torch.device]]:
+        """This process among those that torchrun started, and its device.
+
+        Args:
+            remedy: the end of the error when another process is gone.
+            writes: whether the first process writes into the run folder, which is then locked.
+        """
+        with (
+            join(self.device, remedy) as (ranks, device),
+            self.write_lock() if writes and ranks.first else nullcontext(),
+        ):
+            yield ranks, device
 
     def open(self, ranks: Ranks = ALONE, device: torch.device | None = None) -> TrainedSupernet:
         """Open the run with its supernet, or with the one network that it trained.

@@ -1,7 +1,6 @@
 """Measure subnets of a trained supernet: pairs of architecture and accuracy, for the accuracy predictor."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from itertools import chain, pairwise, zip_longest
 from typing import ClassVar
 
@@ -13,7 +12,7 @@ from engine.command.cli import main
 from engine.command.interrupt import stop_on_signal
 from engine.command.progress import Advance, progress
 from engine.command.start import say
-from engine.compute.distributed import Ranks, join
+from engine.compute.distributed import Ranks
 from engine.compute.sharing import MEASURED_STAYS, SharedWork
 from engine.config import format_count
 from engine.run import write_lines
@@ -81,10 +80,7 @@ class Collect(RunCommand):
 
     def execute(self) -> int:
         """Measure the subnets that are missing, together with the other processes if there are several."""
-        with (
-            join(self.device, MEASURED_STAYS) as (ranks, device),
-            self.write_lock() if ranks.first else nullcontext(),
-        ):
+        with self.processes(MEASURED_STAYS) as (ranks, device):
             return self._collect(self.open_supernet(ranks, device), ranks)
 
     def _collect(self, trained: TrainedSupernet, ranks: Ranks) -> int:

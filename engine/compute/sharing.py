@@ -18,7 +18,9 @@ from engine.command.interrupt import Stop
 from engine.compute.distributed import Ranks, or_say_who_is_gone
 
 POLL = 0.05  # seconds between two looks for what another rank did; a task takes longer
+# What an error says when a rank is gone, of a command that keeps what it measured and of one that does not.
 MEASURED_STAYS = "what was measured stays: see what it said, then give the same command again"
+MEASURED_AGAIN = "see what it said, then give the same command again"
 
 
 class SharedWork:
@@ -37,10 +39,11 @@ class SharedWork:
         ranks: those that share.
         do: does a task and returns its result; both are texts, since they travel.
         stop: when it is requested on any rank, all of them end after the task that they are doing.
+        remedy: the end of the error when a rank is gone.
     """
 
-    def __init__(self, ranks: Ranks, do: Callable[[str], str], stop: Stop):
-        self.ranks, self.do, self.stop = ranks, do, stop
+    def __init__(self, ranks: Ranks, do: Callable[[str], str], stop: Stop, remedy: str = MEASURED_STAYS):
+        self.ranks, self.do, self.stop, self.remedy = ranks, do, stop, remedy
         self.handed_out = 0  # tasks that the first rank put into the store
         self.arrived = 0  # results that the first rank took out of it
         self.ticket: int | None = None  # the number of the task that is this rank's next one
@@ -58,7 +61,7 @@ class SharedWork:
         # After an error torchrun ends the other ranks; waiting for them would hide it.
         if self.ranks.size == 1 or error is not None:
             return
-        with or_say_who_is_gone(MEASURED_STAYS):
+        with or_say_who_is_gone(self.remedy):
             self._store.set("end", "")
             if not self.ranks.first:
                 self.leaving = self._say_goodbye()
@@ -69,7 +72,7 @@ class SharedWork:
         """Whether a signal on some rank ended the work early."""
         if self.ranks.size == 1:
             return self.stop.requested
-        with or_say_who_is_gone(MEASURED_STAYS):
+        with or_say_who_is_gone(self.remedy):
             if self.stop.requested:
                 self._store.set("end", "")
             # Whoever is first at the end of all tasks says so only after the last look here.
@@ -90,7 +93,7 @@ class SharedWork:
                 yield i, self.do(task)
             return
         start, missing = self.handed_out, len(tasks)
-        with or_say_who_is_gone(MEASURED_STAYS):
+        with or_say_who_is_gone(self.remedy):
             for task in tasks:
                 self._store.set(f"task {self.handed_out}", task)
                 self.handed_out += 1
@@ -117,7 +120,7 @@ class SharedWork:
 
     def _do_next(self) -> bool:
         """Do the task of this rank's ticket; False if the first rank has not handed it out yet."""
-        with or_say_who_is_gone(MEASURED_STAYS):
+        with or_say_who_is_gone(self.remedy):
             if self.ticket is None:
                 self.ticket = self._store.add("tickets", 1) - 1
             name = f"task {self.ticket}"
@@ -126,7 +129,7 @@ class SharedWork:
             task = self._store.get(name).decode()
         # Outside of the block above: an error of the task itself is not one of the connection.
         result = self.do(task)
-        with or_say_who_is_gone(MEASURED_STAYS):
+        with or_say_who_is_gone(self.remedy):
             place = self._store.add("results", 1) - 1
             self._store.set(f"result {place}", f"{self.ticket} {result}")
         self.ticket = None
@@ -135,7 +138,7 @@ class SharedWork:
     def _new_results(self) -> Iterator[tuple[int, str]]:
         """(ticket, result) of what was done since the last look."""
         while True:
-            with or_say_who_is_gone(MEASURED_STAYS):
+            with or_say_who_is_gone(self.remedy):
                 name = f"result {self.arrived}"
                 if not self._store.check([name]):
                     return
@@ -146,7 +149,7 @@ class SharedWork:
     def _others_left(self) -> bool:
         if not self.leaving.is_completed():
             return False
-        with or_say_who_is_gone(MEASURED_STAYS):
+        with or_say_who_is_gone(self.remedy):
             self.leaving.wait()  # raises if one of them is gone instead
         return True
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from ofa.space.codes import Codes, decode
 from ofa.space.space import Space
 from ofa.trained import TrainedSupernet
 from ofa.tuned import selected_archs
+from predictors.accuracy.ahead import ahead_path
 from predictors.accuracy.pairs import Pair, pairs_path, read_pairs, read_selected
 from predictors.collect import Collect, round_ends, to_measure
 
@@ -47,20 +49,56 @@ def test_rounds_end_where_the_count_says(count: int, rounds: int, ends: list[int
     assert found == sorted(found) and found[-1] == count and len(found) == rounds + 1
 
 
-@pytest.mark.slow
-def test_interrupted_rounds_end_as_if_they_had_not_been(fresh: Path) -> None:
-    collect(fresh, 42, 2)
-    path = pairs_path(fresh)
-    complete = path.read_text()
-    pairs = read_pairs(fresh)
+@pytest.fixture(scope="module")
+def rounds_of_one(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """pairs.jsonl of an uninterrupted collection of 42 pairs in 2 rounds by one process."""
+    copy = tmp_path_factory.mktemp("rounds") / "run"
+    shutil.copytree(trained_run, copy, ignore=shutil.ignore_patterns("pairs.jsonl", "selected", "report"))
+    collect(copy, 42, 2)
+    pairs = read_pairs(copy)
     assert len({pair.arch for pair in pairs}) == len(pairs) == 42
+    return pairs_path(copy).read_text()
+
+
+@pytest.mark.slow
+def test_interrupted_rounds_end_as_if_they_had_not_been(fresh: Path, rounds_of_one: str) -> None:
+    path = pairs_path(fresh)
     for kept in (12, 33, 39):
-        lines = complete.splitlines(keepends=True)
+        lines = rounds_of_one.splitlines(keepends=True)
         path.write_text("".join(lines[:kept]) + lines[kept][:20])  # as a killed process leaves it
         collect(fresh, 42, 2)
-        assert path.read_text() == complete
+        assert path.read_text() == rounds_of_one
     collect(fresh, 42, 2)
-    assert path.read_text() == complete
+    assert path.read_text() == rounds_of_one
+
+
+def _collect_of_two(run: Path) -> int:
+    words = ["--run", str(run), "--count", "42", "--rounds", "2", "--device", "cpu"]
+    return parse(Collect, words).execute()
+
+
+@pytest.mark.slow
+def test_two_ranks_collect_what_one_process_does(
+    pair: Callable[..., list[int]], fresh: Path, rounds_of_one: str
+) -> None:
+    path, lines = pairs_path(fresh), rounds_of_one.splitlines(keepends=True)
+    # As killed ranks leave it: the second one had measured subnets whose turn was still to come. One of them
+    # gets another accuracy here, which tells whether it is measured again.
+    marked = json.loads(lines[25]) | {"val_accuracy": 0.125}
+    path.write_text("".join(lines[:20]))
+    ahead_path(fresh, "float32", 1).write_text(json.dumps(marked) + "\n" + lines[38] + lines[39][:20])
+    assert pair(_collect_of_two, fresh) == [0, 0]
+    found = path.read_text().splitlines(keepends=True)
+    assert found[:25] + found[26:30] == lines[:25] + lines[26:30]
+    assert json.loads(found[25]) == marked
+    # A round learns from the accuracies before it, so the marked one decides what comes later.
+    assert len(found) == 42
+
+    ahead_path(fresh, "float32", 1).unlink(missing_ok=True)
+    path.write_text("".join(lines[:8]))
+    assert pair(_collect_of_two, fresh) == [0, 0]
+    assert path.read_text() == rounds_of_one
+    assert not list(fresh.glob("*ahead*"))
 
 
 @pytest.mark.slow

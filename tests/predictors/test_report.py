@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from html.parser import HTMLParser
 from pathlib import Path
@@ -277,3 +278,19 @@ def test_a_real_browser_shows_all_of_it_at_any_width(page: str, tmp_path: Path) 
                 >= 4
             )
             assert browser.run(LOOK) == "", f"at {width} pixels"
+
+
+def _report_of_two(run: Path) -> int:
+    return parse(Report, ["--run", str(run), "--random", "6", "--device", "cpu"]).execute()
+
+
+@pytest.mark.slow
+def test_two_ranks_report_what_one_process_does(
+    pair: Callable[..., list[int]], run: Path, tmp_path: Path
+) -> None:
+    two = shutil.copytree(run, tmp_path / run.name)
+    shutil.rmtree(two / "report")
+    assert pair(_report_of_two, two) == [0, 0]
+    for name in ("report.json", "report.csv", "classes.csv", "macs.csv"):
+        if (run / "report" / name).exists():
+            assert (two / "report" / name).read_bytes() == (run / "report" / name).read_bytes()
