@@ -2,8 +2,8 @@
 
 torchrun starts the processes and tells each in environment variables that it is rank r of n. Without torchrun
 there is one process, no process group is made, and every method of `Ranks` returns what it was given. A
-training step here has several backward passes, so gradients are averaged once at its end, in one flat
-all-reduce, instead of by the hooks of DistributedDataParallel.
+training step here has several backward passes, so `engine.compute.gradients` averages gradients instead of
+the hooks of DistributedDataParallel.
 
 Facts that the CPU needs (a rank wants to stop, a rank used a weight) travel over a gloo group between the
 CPUs, even where gradients travel over NCCL. So no rank waits for its GPU to learn them, and the other ranks
@@ -84,11 +84,15 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on some rank. All ranks must ask, and each waits until all have asked."""
-        return flag if self.size == 1 else bool(self._on_host([flag], dist.ReduceOp.MAX)[0])
+        return bool(self.maxima([flag])[0])
 
     def total(self, values: Sequence[float]) -> list[float]:
         """Each of `values` summed over the ranks, in double precision. All ranks must ask."""
         return list(values) if self.size == 1 else self._on_host(values, dist.ReduceOp.SUM)
+
+    def maxima(self, values: Sequence[float]) -> list[float]:
+        """The largest of each of `values` over the ranks. All ranks must ask."""
+        return list(values) if self.size == 1 else self._on_host(values, dist.ReduceOp.MAX)
 
     @contextlib.contextmanager
     def first_before_others(self) -> Iterator[None]:
@@ -99,50 +103,6 @@ class Ranks:
         yield
         if self.first:
             self.any(False)
-
-    def average_gradients(self, parameters: Iterator[torch.nn.Parameter], losses: Tensor) -> Tensor:
-        """Replace gradients by their mean over the ranks; one all-reduce carries them and the losses.
-
-        A rank that did not use a weight (its gradient is None) counts as a gradient of zero. A weight that no
-        rank used keeps None everywhere, so the optimiser neither decays nor moves it, as in one process.
-
-        Args:
-            parameters: those of the network, in the same order on every rank.
-            losses: of this rank (L,).
-
-        Returns:
-            The losses (L,), averaged over the ranks.
-        """
-        if self.size == 1:
-            return losses
-        known = list(parameters)
-        # Ranks train different subnets, so they use different weights, but must reduce the same ones.
-        used = self._on_host([p.grad is not None for p in known], dist.ReduceOp.MAX)
-        shared = [p for p, flag in zip(known, used, strict=True) if flag]
-        count = sum(p.numel() for p in shared)
-        flat = shared[0].new_zeros(count + len(losses))
-        flat[count:] = losses
-        # Views into `flat` that are laid out like the weights, so that the optimiser meets no odd strides.
-        mean: list[Tensor] = []
-        start = 0
-        for p in shared:
-            mean.append(flat.as_strided(p.shape, p.stride(), start))
-            start += p.numel()
-        targets: list[Tensor] = []
-        gradients: list[Tensor] = []
-        for target, p in zip(mean, shared, strict=True):
-            if p.grad is not None:
-                targets.append(target)
-                gradients.append(p.grad)
-        torch._foreach_copy_(
-            targets, gradients
-        )  # a few kernels instead of one for each of hundreds of weights
-        with or_say_who_is_gone():
-            dist.all_reduce(flat)
-        flat /= self.size
-        for p, gradient in zip(shared, mean, strict=True):
-            p.grad = gradient
-        return flat[count:].to(losses.dtype, copy=True)  # a view would keep all of `flat`
 
     def _on_host(self, values: Sequence[float], how: dist.ReduceOp.RedOpType) -> list[float]:
         # float64 holds flags, step numbers and scores alike.
