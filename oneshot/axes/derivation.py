@@ -4,15 +4,15 @@ from typing import Literal
 
 from torch import Tensor
 
-from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.genotype import Cell, Edge, Genotype
+from oneshot.spaces.search_space import SearchSpace
 
 Derivation = Literal["edges", "pairs", "pairs_repeat"]
 Entering = list[tuple[int, list[float]]]  # of one node: each edge's source and the weights of its operations
 
 
 def derive_genotype(
-    space: CellSpace, probabilities: dict[str, Tensor], how: Derivation = "edges"
+    space: SearchSpace, probabilities: dict[str, Tensor], how: Derivation = "edges"
 ) -> Genotype:
     """The strongest architecture of the space. Of equal weights the first edge or operation wins.
 
@@ -28,7 +28,7 @@ def derive_genotype(
     return Genotype(space=space.name, cells=cells)
 
 
-def _cell(space: CellSpace, weight_EO: list[list[float]], how: Derivation) -> Cell:
+def _cell(space: SearchSpace, weight_EO: list[list[float]], how: Derivation) -> Cell:
     nodes: list[tuple[Edge, ...]] = []
     for into in space.entering:
         # Sources instead of edges: a genotype names the state that an edge reads.
@@ -42,7 +42,7 @@ def _cell(space: CellSpace, weight_EO: list[list[float]], how: Derivation) -> Ce
     return Cell(nodes=tuple(nodes), output=space.output)
 
 
-def _every_edge(space: CellSpace, entering: Entering) -> tuple[Edge, ...]:
+def _every_edge(space: SearchSpace, entering: Entering) -> tuple[Edge, ...]:
     """Each edge with its strongest operation."""
     kept = []
     for source, weights in entering:
@@ -51,7 +51,7 @@ def _every_edge(space: CellSpace, entering: Entering) -> tuple[Edge, ...]:
     return tuple(kept)
 
 
-def _strongest_edges(space: CellSpace, entering: Entering, keeps: int) -> tuple[Edge, ...]:
+def _strongest_edges(space: SearchSpace, entering: Entering, keeps: int) -> tuple[Edge, ...]:
     """The `keeps` edges whose strongest operation other than none weighs most."""
     found = []
     for source, weights in entering:
@@ -63,7 +63,7 @@ def _strongest_edges(space: CellSpace, entering: Entering, keeps: int) -> tuple[
     return tuple((name, source) for _, name, source in found[:keeps])
 
 
-def _heaviest_pairs(space: CellSpace, entering: Entering, keeps: int, repeat: bool) -> tuple[Edge, ...]:
+def _heaviest_pairs(space: SearchSpace, entering: Entering, keeps: int, repeat: bool) -> tuple[Edge, ...]:
     """The `keeps` heaviest pairs of operation and edge; an edge more than once only with `repeat`."""
     pairs = []
     for source, weights in entering:

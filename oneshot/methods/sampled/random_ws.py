@@ -18,8 +18,8 @@ from oneshot.methods.sampled.architecture import (
     as_genotype,
     sample_architecture,
 )
-from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.genotype import Genotype
+from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
 
 
@@ -39,12 +39,12 @@ class RandomWs(Method):
         "nasbench201": PUBLISHED["nasbench201"] | {"epochs": 250}
     }
 
-    def start(self, space: CellSpace, seed: int, device: torch.device) -> Alphas:
+    def start(self, space: SearchSpace, seed: int, device: torch.device) -> Alphas:
         """There is nothing to learn but weights."""
         return Alphas({}, {})
 
     def weigh_edges(
-        self, space: CellSpace, alphas: Alphas, progress: Progress, draws: torch.Generator
+        self, space: SearchSpace, alphas: Alphas, progress: Progress, draws: torch.Generator
     ) -> dict[str, EdgeWeights]:
         """One architecture."""
         # The draw must depend on the step alone; the generator's seed does.
