@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from oneshot.spaces.genotype import Cell, Edge, Genotype
+from oneshot.spaces.genotype import AnyGenotype, Edge, genotype_of
 from oneshot.spaces.search_space import SearchSpace
 
 Derivation = Literal["edges", "pairs", "pairs_repeat"]
@@ -13,22 +13,23 @@ Entering = list[tuple[int, list[float]]]  # of one node: each edge's source and 
 
 def derive_genotype(
     space: SearchSpace, probabilities: dict[str, Tensor], how: Derivation = "edges"
-) -> Genotype:
+) -> AnyGenotype:
     """The strongest architecture of the space. Of equal weights the first edge or operation wins.
 
     Args:
-        space: NAS-Bench-201 keeps the strongest operation of every edge, also none; the others keep
-            `space.keeps` edges a node.
+        space: NAS-Bench-201 and chains keep the strongest operation of every edge, also none; the others
+            keep `space.keeps` edges a node.
         probabilities: (E, O) for each kind of cell, times the edge's weight where there is one.
         how: `edges`: the edges whose strongest operation other than none weighs most (DARTS); `pairs`: the
             heaviest pairs of operation and edge, each edge once (PR-DARTS); `pairs_repeat`: the same, but an
             edge may be taken more than once, as in PR-DARTS's code.
     """
-    cells = {kind: _cell(space, values.tolist(), how) for kind, values in probabilities.items()}
-    return Genotype(space=space.name, cells=cells)
+    nodes = {kind: _nodes(space, values.tolist(), how) for kind, values in probabilities.items()}
+    return genotype_of(space, nodes)
 
 
-def _cell(space: SearchSpace, weight_EO: list[list[float]], how: Derivation) -> Cell:
+def _nodes(space: SearchSpace, weight_EO: list[list[float]], how: Derivation) -> list[tuple[Edge, ...]]:
+    """The edges that each node keeps."""
     nodes: list[tuple[Edge, ...]] = []
     for into in space.entering:
         # Sources instead of edges: a genotype names the state that an edge reads.
@@ -39,7 +40,7 @@ def _cell(space: SearchSpace, weight_EO: list[list[float]], how: Derivation) -> 
             nodes.append(_strongest_edges(space, entering, space.keeps))
         else:
             nodes.append(_heaviest_pairs(space, entering, space.keeps, how == "pairs_repeat"))
-    return Cell(nodes=tuple(nodes), output=space.output)
+    return nodes
 
 
 def _every_edge(space: SearchSpace, entering: Entering) -> tuple[Edge, ...]:

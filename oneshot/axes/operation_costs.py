@@ -12,8 +12,8 @@ from torch import Tensor
 from engine.errors import UserError
 from engine.run import read_json
 from oneshot.axes.penalty import CostPenalty, Penalty
+from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.costs import edge_costs, published_shape
-from oneshot.spaces.search_space import SearchSpace
 
 
 @dataclass
@@ -29,9 +29,7 @@ class OperationCosts:
     constant: float = 0.0
 
 
-def operation_costs(
-    penalties: tuple[Penalty, ...], space: SearchSpace, device: torch.device
-) -> OperationCosts:
+def operation_costs(penalties: tuple[Penalty, ...], space: CellSpace, device: torch.device) -> OperationCosts:
     """What a penalty `cost` among `penalties` weighs; no costs where there is none.
 
     Raises:
@@ -44,7 +42,7 @@ def operation_costs(
     return OperationCosts()
 
 
-def _costs(penalty: CostPenalty, space: SearchSpace, device: torch.device) -> OperationCosts:
+def _costs(penalty: CostPenalty, space: CellSpace, device: torch.device) -> OperationCosts:
     if penalty.of == "latency":
         return _read(penalty, space, device)
     counted = edge_costs(space, penalty.of, published_shape(space))
@@ -55,7 +53,7 @@ def _costs(penalty: CostPenalty, space: SearchSpace, device: torch.device) -> Op
     return OperationCosts(edges, float(counted.constant))
 
 
-def _read(penalty: CostPenalty, space: SearchSpace, device: torch.device) -> OperationCosts:
+def _read(penalty: CostPenalty, space: CellSpace, device: torch.device) -> OperationCosts:
     """A latency table: operation -> cost on any edge of any cell, or kind of cell -> edges -> operations."""
     if penalty.table is None:
         raise UserError(
@@ -88,7 +86,7 @@ def _read(penalty: CostPenalty, space: SearchSpace, device: torch.device) -> Ope
     return OperationCosts({kind: rows.to(device) for kind, rows in edges.items()}, constant)
 
 
-def _rows(values: Any, kind: str, space: SearchSpace) -> Tensor:
+def _rows(values: Any, kind: str, space: CellSpace) -> Tensor:
     """(E, O) costs of one kind of cell."""
     shape = (len(space.edges), len(space.operations))
     # The kinds of cell as names: the long form, with a cost for each edge.

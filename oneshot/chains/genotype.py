@@ -3,6 +3,7 @@
 Published chains are known by name; `chains.yaml` holds them with their sources.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any, Self
@@ -30,7 +31,8 @@ class ChainGenotype(Config):
     def _offered(self) -> Self:
         if len(self.layers) != len(self.space.layers):
             raise ValueError(
-                f"a chain of space '{self.space.name}' has {len(self.space.layers)} layers, not {len(self.layers)}"
+                f"a chain of space '{self.space.name}' has {len(self.space.layers)} layers, not "
+                f"{len(self.layers)}"
             )
         for number, (name, layer) in enumerate(zip(self.layers, self.space.layers, strict=True), start=1):
             if name not in layer.operations:
@@ -47,6 +49,14 @@ class ChainGenotype(Config):
             macs += layer_macs
             params += layer_params
         return macs, params
+
+
+def chain_of(space: ChainSpace, operations: Sequence[str]) -> ChainGenotype:
+    """The chain whose searched layers have these operations; the others have the one that they offer."""
+    layers = [layer.operations[0] for layer in space.layers]
+    for number, name in zip(space.searched, operations, strict=True):
+        layers[number] = name
+    return ChainGenotype(space=space, layers=tuple(layers))
 
 
 @cache

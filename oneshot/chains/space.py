@@ -1,7 +1,8 @@
 """A search space of chains as data: a stem, layers in stages, and a head; `oneshot/chains/spaces/*.yaml`.
 
 ProxylessNAS (2019, arXiv:1812.00332) and FBNet (2019, arXiv:1812.03443) search such spaces. To a search
-method a chain is one kind of cell, whose every node reads the node before it: alphas are (layers, operations).
+method a chain is one kind of cell, whose every node reads the node before it: alphas are (searched layers,
+operations).
 """
 
 import functools
@@ -85,8 +86,8 @@ class ChainSpace(Config):
         for number, layer in enumerate(self.layers, start=1):
             if not layer.operations:
                 raise ValueError(
-                    f"layer {number} has nothing to choose from: it can be skipped only where its stride is 1 "
-                    "and its width that of the layer before; name candidates"
+                    f"layer {number} has nothing to choose from; name candidates: skip is one only where the "
+                    "stride is 1 and the width that of the layer before"
                 )
             if len(set(layer.operations)) < len(layer.operations):
                 raise ValueError(f"layer {number} names an operation twice: {', '.join(layer.operations)}")

@@ -18,7 +18,7 @@ from oneshot.axes.penalty import BetaDecay, Entropy, PathDepth, Penalty
 from oneshot.axes.progress import Progress
 from oneshot.axes.relaxation import GumbelHard, HardConcrete, Relaxation, Simplex, Softmax
 from oneshot.axes.weight_sgd import WeightSgd
-from oneshot.spaces.genotype import Genotype
+from oneshot.spaces.genotype import AnyGenotype
 from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
 
@@ -231,12 +231,12 @@ class Method(Config):
     def after_epoch(self, state: SearchState) -> None:
         """Called between two epochs. Most methods do nothing here; ENAS trains its controller."""
 
-    def genotype(self, state: SearchState) -> Genotype:
+    def genotype(self, state: SearchState) -> AnyGenotype:
         """The current choice."""
         probabilities = self.probabilities(state.space, state.alphas)
         return derive_genotype(state.space, probabilities, self.derivation)
 
-    def final_genotype(self, state: SearchState) -> Genotype:
+    def final_genotype(self, state: SearchState) -> AnyGenotype:
         """The choice at the end; a method that compares candidates does so here."""
         return self.genotype(state)
 

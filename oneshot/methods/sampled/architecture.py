@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from oneshot.axes.edge_weights import EdgeWeights
-from oneshot.spaces.genotype import Cell, Edge, Genotype
+from oneshot.spaces.genotype import AnyGenotype, Edge, genotype_of
 from oneshot.spaces.search_space import SearchSpace
 
 # For each kind of cell (edge, operation), node by node.
@@ -57,14 +57,14 @@ def as_edge_weights(space: SearchSpace, architecture: Architecture) -> dict[str,
     return edge_weights
 
 
-def as_genotype(space: SearchSpace, architecture: Architecture) -> Genotype:
+def as_genotype(space: SearchSpace, architecture: Architecture) -> AnyGenotype:
     """The genotype of an architecture."""
     # Edges are in order, so each node's edges are, too.
-    cells = {}
+    found: dict[str, list[list[Edge]]] = {}
     for kind, pairs in architecture.items():
         nodes: list[list[Edge]] = [[] for _ in range(space.nodes)]
         for edge, operation in pairs:
             source, target = space.edges[edge]
             nodes[target - space.inputs].append((space.operations[operation], source))
-        cells[kind] = Cell(nodes=tuple(tuple(edges) for edges in nodes), output=space.output)
-    return Genotype(space=space.name, cells=cells)
+        found[kind] = nodes
+    return genotype_of(space, found)

@@ -22,7 +22,7 @@ from oneshot.methods.method import PUBLISHED, Method
 from oneshot.methods.sampled.architecture import Architecture, as_edge_weights, as_genotype
 from oneshot.methods.sampled.controller import Controller
 from oneshot.methods.sampled.random_ws import best_of
-from oneshot.spaces.genotype import Genotype
+from oneshot.spaces.genotype import AnyGenotype
 from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
 
@@ -112,11 +112,11 @@ class Enas(Method):
         advantage = reward - float(controller.average)
         return -log_probability * advantage / self.samples_a_step
 
-    def genotype(self, state: SearchState) -> Genotype:
+    def genotype(self, state: SearchState) -> AnyGenotype:
         """What the controller draws first."""
         return as_genotype(state.space, self._draw(state, 0))
 
-    def final_genotype(self, state: SearchState) -> Genotype:
+    def final_genotype(self, state: SearchState) -> AnyGenotype:
         """The best by shared weights of some that the controller draws."""
         architectures = [self._draw(state, number) for number in range(self.candidates)]
         return as_genotype(state.space, best_of(state, architectures, 1, 10))

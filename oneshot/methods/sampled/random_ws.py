@@ -18,7 +18,7 @@ from oneshot.methods.sampled.architecture import (
     as_genotype,
     sample_architecture,
 )
-from oneshot.spaces.genotype import Genotype
+from oneshot.spaces.genotype import AnyGenotype
 from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
 
@@ -51,11 +51,11 @@ class RandomWs(Method):
         rng = numpy_generator(draws.initial_seed(), "architecture")
         return as_edge_weights(space, sample_architecture(space, rng))
 
-    def genotype(self, state: SearchState) -> Genotype:
+    def genotype(self, state: SearchState) -> AnyGenotype:
         """A random architecture: before the end there is no choice."""
         return as_genotype(state.space, self._candidate(state, 0))
 
-    def final_genotype(self, state: SearchState) -> Genotype:
+    def final_genotype(self, state: SearchState) -> AnyGenotype:
         """The best candidate."""
         drawn = [self._candidate(state, number) for number in range(self.candidates)]
         return as_genotype(state.space, best_of(state, drawn, self.batches, self.finalists))
