@@ -23,7 +23,7 @@ from oneshot.bilevel import (
 )
 from oneshot.methods.method import Method
 from oneshot.objectives.objective import Objective
-from oneshot.spaces.cells import CellSpace
+from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
 
 
@@ -42,7 +42,7 @@ class Searcher:
     def __init__(
         self,
         method: Method,
-        space: CellSpace,
+        space: SearchSpace,
         objective: Objective,
         seed: int,
         epochs: int,
