@@ -113,7 +113,8 @@ class Trainer(Training):
         phase = self.phase_at(self.step)
         if phase is not None:
             _, start, end = phase_position(self.config.phases, self.steps, self.step)
-            sgd = sgd.model_copy(update={"lr": phase.lr, "warmup_epochs": phase.warmup_epochs})
+            of_phase = {"lr", "warmup_epochs", "warmup_start"}
+            sgd = sgd.model_copy(update={name: getattr(phase, name) for name in of_phase})
         warmup = round(sgd.warmup_epochs * self.steps)
         rate = learning_rate(sgd, self.step - start, end - start, warmup)
         set_learning_rate(self.optimizer, rate * self.rate_scale)
