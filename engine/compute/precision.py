@@ -17,6 +17,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 TrainingPrecision = Literal["float32", "tf32", "bf16"]
+# Of supernets, single architectures and tuned subnets, if nobody asks for another.
+USUAL_PRECISION: TrainingPrecision = "bf16"
 AMPERE = (8, 0)  # the compute capability from which a GPU has TF32 and bfloat16
 
 # Whether layers compute in bfloat16 now; `training_in` sets it. torch has such a state for float32 only.
