@@ -25,7 +25,8 @@ class RunningAverage:
         self.averaged = copy.deepcopy(network)
         self.updates = 0
         # Lists that are made once: to walk through the modules of a supernet in each step takes time.
-        self._average, self._weights = list(self.averaged.parameters()), list(network.parameters())
+        self._average: list[Tensor] = list(self.averaged.parameters())
+        self._weights: list[Tensor] = list(network.parameters())
 
     @torch.no_grad()
     def update(self) -> None:

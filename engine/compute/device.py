@@ -7,7 +7,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from engine.compute.precision import TrainingPrecision
+from engine.compute.precision import TrainingPrecision, switches
 from engine.errors import UserError
 
 DRIVER = Path("/proc/driver/nvidia/version")  # where Linux has the version of NVIDIA's driver
@@ -73,16 +73,11 @@ def device_facts(device: torch.device, precision: TrainingPrecision) -> dict[str
     if device.type != "cuda":
         return facts
     facts["gpu"] = torch.cuda.get_device_name(device)
-    facts["float32"] = {
-        "convolutions": torch.backends.cudnn.conv.fp32_precision,
-        "matrix_products": torch.backends.cuda.matmul.fp32_precision,
-    }
-    facts["cudnn_benchmark"] = torch.backends.cudnn.benchmark
-    facts["cuda"] = {
-        "runtime": torch.version.cuda or torch.version.hip,
-        "cudnn": torch.backends.cudnn.version(),
-        "driver": _driver(),
-    }
+    now, cudnn = switches(), torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    facts["float32"] = {"convolutions": now.conv, "matrix_products": now.matmul}
+    facts["cudnn_benchmark"] = now.benchmark
+    runtime = torch.version.cuda or torch.version.hip
+    facts["cuda"] = {"runtime": runtime, "cudnn": cudnn, "driver": _driver()}
     return facts
 
 

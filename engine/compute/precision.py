@@ -12,18 +12,20 @@ These switches belong to the whole process. `training_in` sets them for a block 
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 TrainingPrecision = Literal["float32", "tf32", "bf16"]
+# Of supernets, single architectures and tuned subnets, if nobody asks for another.
+USUAL_PRECISION: TrainingPrecision = "bf16"
 AMPERE = (8, 0)  # the compute capability from which a GPU has TF32 and bfloat16
 
 # Whether layers compute in bfloat16 now; `training_in` sets it. torch has such a state for float32 only.
 _bf16 = False
 
 
-class _Switches(NamedTuple):
+class Switches(NamedTuple):
     """torch's switches for CUDA.
 
     Args:
@@ -39,14 +41,16 @@ class _Switches(NamedTuple):
     benchmark: bool
 
 
-def _switches() -> _Switches:
-    cudnn = torch.backends.cudnn
+def switches() -> Switches:
+    """The switches as they are."""
+    cudnn: Any = torch.backends.cudnn
     matmul = torch.backends.cuda.matmul.fp32_precision
-    return _Switches(cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, matmul, cudnn.benchmark)
+    return Switches(cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, matmul, cudnn.benchmark)
 
 
-def _switch(to: _Switches) -> None:
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+def _switch(to: Switches) -> None:
+    cudnn: Any = torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
     # The older switches first. torch raises an error where somebody reads those while they and the new ones
     # disagree, and its compiler reads them when it chooses kernels.
     with warnings.catch_warnings():
@@ -68,15 +72,15 @@ def training_in(precision: TrainingPrecision, static_shapes: bool = False) -> It
             fastest; where shapes change it would try them again and again.
     """
     global _bf16
-    before = _switches(), _bf16
+    before = switches(), _bf16
     rounding = "ieee" if precision == "float32" else "tf32"
-    _switch(_Switches(rounding, rounding, rounding, static_shapes))
+    _switch(Switches(rounding, rounding, rounding, static_shapes))
     _bf16 = precision == "bf16"
     try:
         yield
     finally:
-        switches, _bf16 = before
-        _switch(switches)
+        _bf16 = before[1]
+        _switch(before[0])
 
 
 @contextmanager
