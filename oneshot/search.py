@@ -31,6 +31,7 @@ from engine.seed import derive
 from engine.training import print_classes
 from oneshot.axes.operation_costs import operation_costs
 from oneshot.axes.penalty import Penalty
+from oneshot.ending.outcome import retrain_command
 from oneshot.language import NO_BF16
 from oneshot.methods import MethodConfig
 from oneshot.methods.darts import Darts
@@ -39,7 +40,6 @@ from oneshot.nasbench201.table import AccuracyTable, Dataset
 from oneshot.objectives.images import ImageObjective, search_network
 from oneshot.objectives.objective import Objective
 from oneshot.objectives.text import TextObjective, TextSettings
-from oneshot.outcome import retrain_command
 from oneshot.search_loop import Monitoring, SearchLoop
 from oneshot.searcher import Searcher
 from oneshot.spaces.cells import CellSpace, find_space

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from engine.compute.precision import autocast
@@ -131,6 +130,9 @@ def _build_module(name: str, classes: int) -> tuple[nn.Module, Preparation]:
     Raises:
         UserError: neither library knows it.
     """
+    # Imported here: it takes longer than the rest of ofa together, and other teachers do not need it.
+    import torchvision
+
     with torch.random.fork_rng(devices=[]):  # its first weights come from the global generator
         has_timm = find_spec("timm") is not None
         if has_timm:
