@@ -33,7 +33,7 @@ from oneshot.objectives.images import ImageObjective, search_network
 from oneshot.searcher import Searcher
 from oneshot.spaces.cells import find_space
 
-PRODUCTS = {"convolution", "convolution_backward", "mm", "addmm", "bmm", "native_batch_norm_none"}
+PRODUCTS = {"convolution", "convolution_backward", "mm", "addmm", "bmm"}
 TF32_DROPS = 13  # bits of a float32's 23 after the leading one
 
 
@@ -72,7 +72,7 @@ def gradient(searcher: Searcher, batch: Any, within: AbstractContextManager[obje
     with within:
         value = objective.loss(batch, searcher.edge_weights("architecture", 0))
         found = torch.autograd.grad(value, parameters)
-    return torch.cat([one.flatten() for one in found]), float(value)
+    return torch.cat([one.flatten() for one in found]), float(value.detach())
 
 
 def turns(path: Path, batch: int, steps: list[int]) -> None:

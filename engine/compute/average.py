@@ -1,9 +1,9 @@
 """A running average of a network's weights, with few kernels a step and no wait of the host.
 
-Either the exponential average that EfficientNet and BigNAS evaluate, average = decay * average + (1 - decay) *
-weights after every step, or the mean of the weights after all steps (ASGD). torch's AveragedModel computes
-the same weights, but also copies every buffer in every step, one kernel each, and sends its counter to the
-device.
+Either the exponential average that EfficientNet and BigNAS evaluate, after every step average = decay *
+average + (1 - decay) * weights, or the mean of the weights after all steps (ASGD). torch's AveragedModel
+computes the same weights, but also copies every buffer in every step, one kernel each, and sends its counter
+to the device.
 """
 
 import copy

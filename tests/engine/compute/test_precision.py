@@ -127,6 +127,15 @@ def test_layers_compute_in_what_was_chosen() -> None:
     }
 
 
+def beside(watch: Watch) -> Callable[..., None]:
+    """A hook that runs the watch wherever a layer runs."""
+
+    def hook(*_: Any) -> None:
+        watch(torch.ones(2, 4))
+
+    return hook
+
+
 def judge_accuracy(watch: Watch) -> None:
     accuracy(watch, [(torch.ones(2, 4), torch.zeros(2, dtype=torch.int64))])
 
@@ -138,7 +147,7 @@ def judge_confusion(watch: Watch) -> None:
 def judge_calibration(watch: Watch, space: Space) -> None:
     """BatchNorm's statistics of a subnet, whose classifier notes what it computes in."""
     subnet = extract(Supernet(space, 3, 1), largest(space))
-    subnet.classifier.register_forward_hook(lambda *_: watch(torch.ones(2, 4)) and None)
+    subnet.classifier.register_forward_hook(beside(watch))
     calibrate(subnet, [(torch.ones(4, 1, 8, 8), torch.zeros(4))])
 
 
@@ -146,14 +155,14 @@ def judge_ranges(watch: Watch, space: Space) -> None:
     """The ranges of a subnet in 8 bits."""
     data = load_data(Digits(), CPU, 0)
     subnet = extract(Supernet(space, 10, 1), largest(space)).eval()
-    subnet.classifier.register_forward_hook(lambda *_: watch(torch.ones(2, 4)) and None)
+    subnet.classifier.register_forward_hook(beside(watch))
     rounded_subnet(subnet, data)
 
 
 def judge_text(watch: Watch) -> None:
     """A recurrent cell on a text."""
     network = CellNetwork(20, 8, find_genotype("DARTS_V2_recurrent").cells[KIND])
-    network.register_forward_hook(lambda *_: watch(torch.ones(2, 4)) and None)
+    network.register_forward_hook(beside(watch))
     cross_entropy(network, torch.arange(20), 1, 5)
 
 
