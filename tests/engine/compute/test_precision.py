@@ -27,12 +27,13 @@ from engine.compute.precision import (
 from engine.data.digits import Digits
 from engine.data.sources import load_data
 from engine.errors import UserError
+from engine.run import read_json
 from engine.training import TrainingCommand
 from ofa.calibration import calibrate
 from ofa.quantization import rounded_subnet
 from ofa.space.arch import largest
 from ofa.space.space import Space
-from ofa.subnet import extract
+from ofa.subnet import Subnet, extract
 from ofa.supernet import Supernet
 from ofa.train import Train
 from ofa.training.tuning import tuning_recipe
@@ -388,3 +389,28 @@ def test_a_confusion_waits_for_the_gpu_once() -> None:
         with gpu.record():
             confusion(layer, [batch] * 3, 3)
     assert sum(gpu.syncs.values()) == 1, gpu.syncs
+
+
+@pytest.mark.slow
+def test_a_supernet_trains_in_bfloat16_and_is_measured_in_float32(
+    tiny_yaml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole command on a GPU that is not there, evaluation in the middle of the training."""
+    seen: dict[str, set[Seen]] = {"train": set(), "measure": set()}
+    for kind, name in ((Supernet, "train"), (Subnet, "measure")):
+
+        def forward(self: Any, *inputs: Any, original: Any = kind.forward, name: str = name) -> Tensor:
+            logits: Tensor = original(self, *inputs)
+            seen[name].add(Seen(logits.dtype, switches()[:3]))
+            return logits
+
+        monkeypatch.setattr(kind, "forward", forward)
+    flags = ["--space", str(tiny_yaml), "--epochs", "2", "--evaluate-every", "1", "--batch-size", "512"]
+    flags += ["--evaluate-random", "0", "--calibration-images", "64", "--ema", "0.9", "--data.mixup", "0.2"]
+    with pretended_gpu(ROOT):
+        assert parse(Train, [*flags, "--out", "run", "--device", "cuda"]).execute() == 0
+    assert seen["train"] == {Seen(torch.bfloat16, ROUNDED)}
+    assert seen["measure"] == {Seen(torch.float32, EXACT)}
+    facts = read_json(Path("run/env.json"))
+    assert (facts["device"], facts["gpu"], facts["precision"]) == ("cuda", "pretended", "bf16")
+    assert facts["float32"] == {"convolutions": "tf32", "matrix_products": "tf32"}
