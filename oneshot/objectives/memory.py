@@ -12,13 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from engine.compute.evaluation import evaluation_batch
 from engine.compute.peak_memory import DeviceMemory, PeakMemory
 from engine.errors import UserError
 from engine.seed import torch_generator
 from oneshot.axes.operation_costs import OperationCosts
 from oneshot.axes.progress import Progress
 from oneshot.methods.method import Method
-from oneshot.objectives.images import BATCH, ImageLoss, ImageObjective
+from oneshot.objectives.images import CPU_BATCH, ImageLoss, ImageObjective
 from oneshot.searcher import Searcher
 from oneshot.spaces.cells import CellSpace
 
@@ -66,7 +67,7 @@ class SearchMemory(NamedTuple):
 
 
 def search_memory(
-    method: Method, space: CellSpace, objective: ImageObjective, evaluated: int = BATCH
+    method: Method, space: CellSpace, objective: ImageObjective, evaluated: int = CPU_BATCH
 ) -> SearchMemory:
     """Count what a search needs, in float32: lower precision needs less.
 
@@ -107,7 +108,7 @@ def search_memory(
         _line(steps, always, larger),
         _line(evaluations, always, larger),
         objective.batch_size,
-        min(BATCH, evaluated),
+        min(evaluated, evaluation_batch(objective.data.device, size, CPU_BATCH)),
     )
 
 

@@ -49,9 +49,8 @@ def test_peak_memory_counts_what_is_alive_at_once() -> None:
     assert memory.now == 0
 
 
-@pytest.mark.parametrize(
-    "method", [Darts(), PcDarts(warmup_epochs=0), pytest.param(Gdas(), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [Darts(), PcDarts(warmup_epochs=0), Gdas()])
 def test_a_small_step_tells_what_a_large_one_needs(method: Method) -> None:
     space = find_space("darts")
     large = objective(method, "darts", 32, 12)
