@@ -136,13 +136,8 @@ class TrainingCommand(LoopCommand):
         Raises:
             UserError: the data cannot be used.
         """
-        # `any` waits for all ranks: the others wait here until the first one has come to its own call.
-        if not ranks.first:
-            ranks.any(False)
-        data = load_data(self.data, device, self.seed)
-        if ranks.first:
-            ranks.any(False)
-        return data
+        with ranks.first_before_others():
+            return load_data(self.data, device, self.seed)
 
     def fit_batch(self, data: Data, ranks: Ranks) -> Self:
         """These settings with a batch that is no larger than the training images; a smaller one is printed.
