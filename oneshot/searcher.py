@@ -12,6 +12,7 @@ from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.axes.operation_costs import OperationCosts
 from oneshot.axes.penalty import PenaltyInputs
 from oneshot.axes.progress import Progress
+from oneshot.axes.relaxation import Simplex, Softmax
 from oneshot.bilevel import (
     BilevelProblem,
     dominant_eigenvalue,
@@ -102,8 +103,14 @@ class Searcher:
 
     def varies(self) -> str | None:
         """Why the steps of an epoch are not all alike, so that none can be recorded; None: they are."""
-        if self.method.samples_operations:
-            return f"method {self.method.name} draws in each step which operations run"
+        method = self.method
+        # Others draw in each step, or may do so.
+        usual = type(method).weigh_edges is Method.weigh_edges and type(method.relaxation) in (
+            Softmax,
+            Simplex,
+        )
+        if method.samples_operations or not usual:
+            return f"method {method.name} draws in each step"
         if self.state.space.name == "recurrent":
             return "a search on text reads windows of changing length"
         return None
