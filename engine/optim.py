@@ -32,6 +32,13 @@ class Cosine(Config):
     """Half a cosine from lr to 0 (AttentiveNAS, 2021, arXiv:2011.09011; OFA, 2020, arXiv:1908.09791)."""
 
     name: Literal["cosine"] = "cosine"
+    over_warmup: bool = Field(
+        False,
+        description=(
+            "the cosine runs over all steps and is multiplied by the warm-up (AttentiveNAS); off: it begins "
+            "after the warm-up (OFA)"
+        ),
+    )
 
 
 Schedule = Annotated[Cosine | Exponential, Field(discriminator="name")]
@@ -53,7 +60,8 @@ class SGD(Config):
     clip_norm: float | None = Field(
         None, gt=0, description="scale all gradients down where their norm is larger; none: no clipping"
     )
-    warmup_epochs: float = Field(5, ge=0, description="linear warm-up from 0")
+    warmup_epochs: float = Field(5, ge=0, description="linear warm-up from warmup_start")
+    warmup_start: float = Field(0.0, ge=0, lt=1, description="where the warm-up begins, as a share of lr")
     schedule: Schedule = Exponential()
 
 
@@ -66,16 +74,26 @@ def learning_rate(config: SGD, step: int, total: int, warmup: int) -> float:
         total: steps of the whole training.
         warmup: steps at the start in which the rate climbs linearly to `config.lr`.
     """
+    start, schedule = config.warmup_start, config.schedule
+    if isinstance(schedule, Cosine) and schedule.over_warmup:
+        # Counted from 0, unlike the warm-up below: the published code begins at its start exactly.
+        climbed = min(step / warmup, 1.0) if warmup else 1.0
+        return config.lr * (start + (1 - start) * climbed) * _half_cosine(step / total)
     if step < warmup:
         # step + 1: a first step at rate 0 would change nothing, and the last one here has the full rate.
-        return config.lr * (step + 1) / warmup
+        return config.lr * (start + (1 - start) * (step + 1) / warmup)
     # The maximum is for a warm-up as long as the training, which leaves nothing to divide by.
     done = (step - warmup) / max(total - warmup, 1)
-    match config.schedule:
+    match schedule:
         case Exponential(floor=floor, floor_at=floor_at):
             return config.lr * max(math.pow(floor, done / floor_at), floor)
         case Cosine():
-            return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+            return config.lr * _half_cosine(done)
+
+
+def _half_cosine(passed: float) -> float:
+    """From 1 to 0 as `passed` goes from 0 to 1."""
+    return 0.5 * (1 + math.cos(math.pi * passed))
 
 
 def build_sgd(config: SGD, model: nn.Module) -> torch.optim.SGD:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.compute.graphs import GraphedStep, Graphs, graphed_step, steady
+from engine.compute.precision import float32_as_exported
 from engine.optim import computes_fused, set_learning_rate
 from engine.seed import torch_generator
 from oneshot.axes.edge_weights import NetworkEdgeWeights
@@ -24,7 +25,7 @@ from oneshot.bilevel import (
 )
 from oneshot.methods.method import Method
 from oneshot.objectives.objective import Objective
-from oneshot.spaces.cells import CellSpace
+from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
 
 
@@ -43,7 +44,7 @@ class Searcher:
     def __init__(
         self,
         method: Method,
-        space: CellSpace,
+        space: SearchSpace,
         objective: Objective,
         seed: int,
         epochs: int,
@@ -231,6 +232,7 @@ class Searcher:
             edge_weights = self.edge_weights("measure")
         return self.state.measure(edge_weights, limit)
 
+    @float32_as_exported()
     def eigenvalue(self, batch: Any) -> float:
         """The dominant eigenvalue of the validation loss's Hessian in the architecture's parameters.
 

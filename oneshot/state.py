@@ -13,7 +13,7 @@ from oneshot.axes.alphas import Alphas
 from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.axes.progress import Progress
 from oneshot.objectives.objective import Objective
-from oneshot.spaces.cells import CellSpace
+from oneshot.spaces.search_space import SearchSpace
 
 
 @dataclass
@@ -31,7 +31,7 @@ class SearchState:
         samples_operations: whether the network runs some of its operations only.
     """
 
-    space: CellSpace
+    space: SearchSpace
     objective: Objective
     alphas: Alphas
     weight_optimizer: torch.optim.Optimizer
