@@ -396,11 +396,11 @@ def test_published_settings_are_the_defaults_and_a_flag_overrides_one() -> None:
         "first",
     )
     assert (cell.level, cell.epochs, cell.sgd.cosine_epochs, cell.sgd.lr, cell.sgd.nesterov) == (
-        "single",
+        "released",
         25,
         50,
         0.2,
-        True,
+        False,
     )
     assert (text.sgd.lr, text.sgd.clip_norm, text.geometry.lr, text.geometry.weight_decay) == (
         20.0,
@@ -416,7 +416,7 @@ def test_published_settings_are_the_defaults_and_a_flag_overrides_one() -> None:
 def test_a_recipe_may_name_its_sections(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("method: gaea\ndata: digits\nspace: nasbench201\n")
     found = parse(Search, ["--config", str(tmp_path / "r.yaml")])
-    assert (found.method.name, found.method.level, found.data.val) == ("gaea", "single", 0.5)
+    assert (found.method.name, found.method.level, found.data.val) == ("gaea", "released", 0.5)
     (tmp_path / "r.yaml").write_text("method: [gaea]\n")
     with pytest.raises(UserError, match=r"r\.yaml: 'method' = \['gaea'\] is not valid"):
         parse(Search, ["--config", str(tmp_path / "r.yaml")])
