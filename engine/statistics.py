@@ -1,5 +1,6 @@
 """Statistics that several stages share: Pareto fronts, intervals, and agreement of rankings."""
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -205,3 +206,17 @@ def tau_in_bands(measured_N: Floats, predicted_N: Floats, macs_N: NDArray[Any]) 
     if not untied:
         return float("nan")
     return float(measured_order @ predicted_order / untied)
+
+
+def counts_to_text(counts_KK: Counts) -> str:
+    """Counts as one line of text, which one process sends to another; most of them are 0."""
+    filled = np.nonzero(counts_KK)
+    return json.dumps([len(counts_KK), *(column.tolist() for column in (*filled, counts_KK[filled]))])
+
+
+def counts_from_text(text: str) -> Counts:
+    """The counts (K, K) that `counts_to_text` wrote."""
+    size, rows, columns, counts = json.loads(text)
+    counts_KK = np.zeros((size, size), np.int64)
+    counts_KK[rows, columns] = counts
+    return counts_KK

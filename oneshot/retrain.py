@@ -18,6 +18,7 @@ from torch import Tensor
 from engine.command.cli import main
 from engine.command.start import say
 from engine.compute.distributed import Ranks
+from engine.compute.gradients import GradientAverage
 from engine.config import format_count
 from engine.data.dataset import Data, Split
 from engine.data.digits import Digits
@@ -196,6 +197,7 @@ class Retraining(Training):
         super().__init__(config, run, network, data, ranks, config.epochs)
         self.config, self.model = config, model
         self.optimizer = build_sgd(config.sgd, self.network)
+        self.gradients = GradientAverage(self.network.parameters(), ranks)
         self.restore()
 
     def introduce(self) -> None:
@@ -223,9 +225,9 @@ class Retraining(Training):
         losses = torch.stack(entropies)
         # The auxiliary head only helps to train: its loss weighs less.
         total = losses[0] + config.auxiliary * losses[1:].sum()
-        total.backward()  # type: ignore[no-untyped-call]
+        self.gradients.last_backward(total)
         # 3. One update, with the gradient of all ranks' images.
-        losses = self.ranks.average_gradients(self.network.parameters(), losses.detach())
+        losses = self.gradients.finish(losses.detach())
         clip_gradients(sgd, self.network)
         self.optimizer.step()
         self.done(losses)
