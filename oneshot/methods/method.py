@@ -18,12 +18,14 @@ from oneshot.axes.penalty import BetaDecay, Entropy, PathDepth, Penalty
 from oneshot.axes.progress import Progress
 from oneshot.axes.relaxation import GumbelHard, HardConcrete, Relaxation, Simplex, Softmax
 from oneshot.axes.weight_sgd import WeightSgd
+from oneshot.chains.space import CHAIN
 from oneshot.spaces.genotype import AnyGenotype
 from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
 
 # Settings that only a method with an architecture step along a gradient can have.
 NEED_A_STEP = {"penalties", "edge_weights", "auxiliary_skip", "level", "order", "warmup_epochs"}
+NEED_A_STEP |= {"architecture_every"}
 
 # Settings that were published for other spaces than `darts`, where they differ from the defaults.
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -90,6 +92,9 @@ class Method(Config):
         False, description="the weight step comes before the architecture step of the same pair of batches"
     )
     warmup_epochs: int = Field(0, ge=0, description="epochs in which the architecture is not trained")
+    architecture_every: int = Field(
+        1, ge=1, description="steps of the weights for one step of the architecture (ProxylessNAS: 5)"
+    )
     epochs: int = Field(50, ge=1, description="passes over the weights' half of the images")
     batch_size: int = Field(64, ge=2, description="images a step")
     sgd: WeightSgd = WeightSgd()
@@ -253,6 +258,8 @@ class Method(Config):
                 return "weights and architecture learn from two texts; take --method.level bilevel"
             if self.auxiliary_skip is not None:
                 return "an auxiliary skip is written for images"
+        if CHAIN in space.cells and (self.partial > 1 or self.edge_weights):
+            return "partial channels and weights of edges are for cells, whose nodes have several edges"
         if len(space.cells) < 2 and any(isinstance(penalty, PathDepth) for penalty in self.penalties):
             return "path_depth weighs normal and reduction cells; leave it out with --method.penalties ''"
         if isinstance(self.relaxation, HardConcrete):
