@@ -83,8 +83,8 @@ class Search(LoopCommand):
     space: str = Field(
         "darts",
         description=(
-            "darts, darts_s1 to darts_s3, nasbench201, recurrent; chains of blocks: proxyless, fbnet, chain32, "
-            "or a YAML file"
+            "darts, darts_s1 to darts_s3, nasbench201, recurrent; chains of blocks: proxyless, fbnet, "
+            "chain32, or a YAML file"
         ),
     )
     data: AnyData = Field(Digits(val=0.5), description="images, or text for space recurrent")

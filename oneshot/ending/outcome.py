@@ -21,10 +21,11 @@ from oneshot.nasbench201.table import AccuracyTable, Dataset
 from oneshot.objectives.images import ImageObjective
 from oneshot.objectives.objective import Objective
 from oneshot.searcher import Searcher
-from oneshot.spaces.cells import find_space
+from oneshot.spaces.cells import SPACES, find_space
 from oneshot.spaces.costs import edge_costs, published_shape
 from oneshot.spaces.genotype import AnyGenotype, Genotype
 
+CELL_SPACES = tuple(space.name for space in SPACES)
 LARGE = 96  # images with sides of so many pixels and more get the stem of ImageNet
 
 
@@ -107,6 +108,8 @@ def retrain_command(path: Path, space: str, data: AnyData) -> str:
 
 def _retrain_flags(space: str, data: AnyData) -> list[Any]:
     """The flags of the recipe and of the data."""
+    if space not in CELL_SPACES:
+        return _chain_flags(data)
     small = "oneshot/retrain_nasbench201" if space == "nasbench201" else "oneshot/retrain_cifar"
     match data:
         case Npz():
@@ -125,4 +128,18 @@ def _retrain_flags(space: str, data: AnyData) -> list[Any]:
             return ["--data", data.name, "--data.path", data.path]
         case Grammar():
             return ["--data", data.name, "--data.sentences", data.sentences]
+    return []
+
+
+def _chain_flags(data: AnyData) -> list[Any]:
+    """The flags of a chain's recipe and of the data."""
+    match data:
+        case Npz():
+            return ["--config", "oneshot/retrain_chain_small", "--data", data.name, "--data.path", data.path]
+        case Torchvision() | ImageFolder():
+            large = isinstance(data, ImageFolder) and data.size >= LARGE
+            recipe = "oneshot/retrain_chain" if large else "oneshot/retrain_chain_small"
+            named = ["--data", data.name, "--data.path", data.path]
+            size = ["--data.size", data.size] if isinstance(data, ImageFolder) else ["--data.val", 0.02]
+            return ["--config", recipe, *named, *size]
     return []
