@@ -13,7 +13,7 @@ from engine.config import Config, Count
 from oneshot.axes.edge_weights import NetworkEdgeWeights, active_mask
 from oneshot.axes.progress import Progress
 from oneshot.axes.relaxation import HardConcrete
-from oneshot.spaces.cells import CellSpace
+from oneshot.spaces.search_space import SearchSpace
 
 
 class PenaltyInputs(NamedTuple):
@@ -29,7 +29,7 @@ class PenaltyInputs(NamedTuple):
         constant: what everything else of the final network costs.
     """
 
-    space: CellSpace
+    space: SearchSpace
     alphas: dict[str, Tensor]
     edge_weights: NetworkEdgeWeights
     relaxation: Config
@@ -91,14 +91,14 @@ class PathDepth(Config):
         reward = self.path * torch.stack(paths).mean()
         return loss + self.skip * skips + self.others * (others + pools) - reward
 
-    def _groups(self, space: CellSpace, device: torch.device) -> list[Tensor]:
+    def _groups(self, space: SearchSpace, device: torch.device) -> list[Tensor]:
         """(O,) booleans of the three groups: skip connections; convolutions and none; pools."""
         # The operation none competes with the convolutions, as in the published code.
         skips = torch.tensor([name == "skip_connect" for name in space.operations], device=device)
         pools = torch.tensor(["pool" in name for name in space.operations], device=device)
         return [skips, ~skips & ~pools, pools]
 
-    def _path(self, space: CellSpace, probability_EO: Tensor, kept_EO: Tensor) -> Tensor:
+    def _path(self, space: SearchSpace, probability_EO: Tensor, kept_EO: Tensor) -> Tensor:
         """The product of the activities of convolutions along the path that visits every node in turn."""
         names = ["conv" in name for name in space.operations]
         convolution_O = torch.tensor(names, device=probability_EO.device)

@@ -81,11 +81,10 @@ class GumbelHard(Softmax):
         self, alpha_EO: Tensor, allowed_EO: Tensor, progress: Progress, draws: torch.Generator
     ) -> EdgeWeights:
         """One drawn operation an edge."""
-        # minus the logarithm of an exponential variable is a Gumbel variable
-        noise = -torch.empty(alpha_EO.shape, dtype=alpha_EO.dtype).exponential_(generator=draws).log()
+        gumbel_EO = gumbel_noise(alpha_EO, draws)
         alpha_EO = alpha_EO.masked_fill(~allowed_EO, -torch.inf)
         tau = progress.between(self.tau_start, self.tau_end)
-        return self.given(alpha_EO, noise.to(alpha_EO.device), tau)
+        return self.given(alpha_EO, gumbel_EO, tau)
 
     def given(self, alpha_EO: Tensor, gumbel_EO: Tensor, tau: float) -> EdgeWeights:
         """The edge weights for given Gumbel noise and temperature."""
@@ -163,4 +162,52 @@ class HardConcrete(Softmax):
         return torch.sigmoid(alpha_EO - tau * torch.log(stretch))
 
 
-Relaxation = Annotated[Softmax | Simplex | GumbelHard | HardConcrete, Field(discriminator="name")]
+class GumbelSoft(Softmax):
+    """The concrete distribution: softmax((alpha + Gumbel noise) / temperature), in which all operations run.
+
+    SNAS (2019, arXiv:1812.09926), with a temperature that falls linearly; FBNet (2019, arXiv:1812.03443),
+    where every epoch multiplies it by the same factor.
+    """
+
+    name: Literal["gumbel_soft"] = "gumbel_soft"  # type: ignore[assignment]
+    tau_start: float = Field(1.0, gt=0, description="temperature that the schedule starts from")
+    tau_end: float = Field(0.03, gt=0, description="temperature in the last epoch, where it falls linearly")
+    tau_factor: float | None = Field(
+        None, gt=0, le=1, description="factor of the temperature in each epoch; none: it falls linearly"
+    )
+    mean: float = Field(0.0, description="of the parameters before the first step")
+    std: float = Field(1e-3, gt=0, description="of the parameters before the first step")
+
+    def start(self, allowed_EO: Tensor, generator: torch.Generator) -> Tensor:
+        """Normal numbers."""
+        return self.mean + self.std * torch.randn(allowed_EO.shape, generator=generator)
+
+    def tau(self, progress: Progress) -> float:
+        """Temperature of an epoch."""
+        if self.tau_factor is not None:
+            return self.tau_start * self.tau_factor**progress.epoch
+        # As in SNAS's code, whose schedule makes a step before the first epoch and ends at `tau_end`.
+        return self.tau_start + (self.tau_end - self.tau_start) * (progress.epoch + 1) / progress.epochs
+
+    def mix(
+        self, alpha_EO: Tensor, allowed_EO: Tensor, progress: Progress, draws: torch.Generator
+    ) -> EdgeWeights:
+        """All operations, weighted by one draw."""
+        noise_EO = gumbel_noise(alpha_EO, draws)
+        return self.given(alpha_EO.masked_fill(~allowed_EO, -torch.inf), noise_EO, self.tau(progress))
+
+    def given(self, alpha_EO: Tensor, gumbel_EO: Tensor, tau: float) -> EdgeWeights:
+        """The edge weights for given Gumbel noise and temperature."""
+        return EdgeWeights(((alpha_EO + gumbel_EO) / tau).softmax(-1))
+
+
+def gumbel_noise(like: Tensor, draws: torch.Generator) -> Tensor:
+    """Gumbel noise of the shape of `like`, drawn on CPU and moved to its device."""
+    # Minus the logarithm of an exponential variable is a Gumbel variable.
+    noise = -torch.empty(like.shape, dtype=like.dtype).exponential_(generator=draws).log()
+    return noise.to(like.device)
+
+
+Relaxation = Annotated[
+    Softmax | Simplex | GumbelHard | HardConcrete | GumbelSoft, Field(discriminator="name")
+]

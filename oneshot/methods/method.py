@@ -18,12 +18,15 @@ from oneshot.axes.penalty import BetaDecay, Entropy, PathDepth, Penalty
 from oneshot.axes.progress import Progress
 from oneshot.axes.relaxation import GumbelHard, HardConcrete, Relaxation, Simplex, Softmax
 from oneshot.axes.weight_sgd import WeightSgd
+from oneshot.chains.space import CHAIN
 from oneshot.spaces.cells import CellSpace
-from oneshot.spaces.genotype import Genotype
+from oneshot.spaces.genotype import AnyGenotype
+from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
 
 # Settings that only a method with an architecture step along a gradient can have.
 NEED_A_STEP = {"penalties", "edge_weights", "auxiliary_skip", "level", "order", "warmup_epochs"}
+NEED_A_STEP |= {"architecture_every"}
 
 # Settings that were published for other spaces than `darts`, where they differ from the defaults. Those of
 # `nasbench201` are AutoDL-Projects', the code of that benchmark, which ran darts, gdas, random_ws and enas.
@@ -93,6 +96,9 @@ class Method(Config):
         False, description="the weight step comes before the architecture step of the same pair of batches"
     )
     warmup_epochs: int = Field(0, ge=0, description="epochs in which the architecture is not trained")
+    architecture_every: int = Field(
+        1, ge=1, description="steps of the weights for one step of the architecture (ProxylessNAS: 5)"
+    )
     epochs: int = Field(50, ge=1, description="passes over the weights' half of the images")
     batch_size: int = Field(64, ge=2, description="images a step")
     channels: int = Field(16, ge=2, description="width of the first cells of the search network")
@@ -157,11 +163,11 @@ class Method(Config):
         """
         return self.relaxation.samples_operations or not self.has_architecture_step
 
-    def offered(self, space: CellSpace) -> CellSpace:
+    def offered(self, space: SearchSpace) -> SearchSpace:
         """The space as this method searches it."""
-        return space.without("none") if self.exclude_none else space
+        return space.without("none") if self.exclude_none and isinstance(space, CellSpace) else space
 
-    def start(self, space: CellSpace, seed: int, device: torch.device) -> Alphas:
+    def start(self, space: SearchSpace, seed: int, device: torch.device) -> Alphas:
         """Parameters before the first step."""
         alphas = Alphas({}, {})
         for kind in space.cells:
@@ -173,7 +179,7 @@ class Method(Config):
                 alphas.edges[kind] = beta_E.to(device).requires_grad_()
         return alphas
 
-    def _start_of_edges(self, space: CellSpace, generator: torch.Generator) -> Tensor:
+    def _start_of_edges(self, space: SearchSpace, generator: torch.Generator) -> Tensor:
         """(E,) parameters of edges: uniform over the edges into a node, as logits with a little noise."""
         if not isinstance(self.relaxation, Simplex):
             return 1e-3 * torch.randn(len(space.edges), generator=generator)
@@ -181,7 +187,7 @@ class Method(Config):
         return torch.cat([torch.full((count,), 1.0 / count) for count in counts])
 
     def weigh_edges(
-        self, space: CellSpace, alphas: Alphas, progress: Progress, draws: torch.Generator
+        self, space: SearchSpace, alphas: Alphas, progress: Progress, draws: torch.Generator
     ) -> dict[str, EdgeWeights]:
         """What the network gets in one forward pass, for each kind of cell.
 
@@ -203,7 +209,7 @@ class Method(Config):
             edge_weights[kind] = cell_weights._replace(edge_E=edge_E, skip=skip)
         return edge_weights
 
-    def probabilities(self, space: CellSpace, alphas: Alphas) -> dict[str, Tensor]:
+    def probabilities(self, space: SearchSpace, alphas: Alphas) -> dict[str, Tensor]:
         """The weights from which a genotype is derived: (E, O) for each kind of cell.
 
         They are multiplied by the weight of the edge if a method has such weights, and uniform for a method
@@ -224,14 +230,14 @@ class Method(Config):
             found[kind] = weight_EO.detach().cpu()
         return found
 
-    def _weights_of_edges(self, space: CellSpace, alphas: Alphas, kind: str) -> Tensor | None:
+    def _weights_of_edges(self, space: SearchSpace, alphas: Alphas, kind: str) -> Tensor | None:
         """(E,): among the edges into each node they sum to 1."""
         if kind not in alphas.edges:
             return None
         beta_E = alphas.edges[kind]
         return torch.cat([self.relaxation.over_edges(beta_E[into]) for into in space.entering])
 
-    def optimizer(self, space: CellSpace, alphas: Alphas) -> torch.optim.Optimizer:
+    def optimizer(self, space: SearchSpace, alphas: Alphas) -> torch.optim.Optimizer:
         """The optimiser that moves the parameters."""
         rows: list[Rows] = [(slice(None),)] * len(alphas.operations)  # each edge's operations compete
         rows += [space.entering] * len(alphas.edges)  # the edges into each node compete
@@ -240,21 +246,21 @@ class Method(Config):
     def after_epoch(self, state: SearchState) -> None:
         """Called between two epochs. Most methods do nothing here; ENAS trains its controller."""
 
-    def genotype(self, state: SearchState) -> Genotype:
+    def genotype(self, state: SearchState) -> AnyGenotype:
         """The current choice."""
         probabilities = self.probabilities(state.space, state.alphas)
         return derive_genotype(state.space, probabilities, self.derivation)
 
-    def final_genotype(self, state: SearchState) -> Genotype:
+    def final_genotype(self, state: SearchState) -> AnyGenotype:
         """The choice at the end; a method that compares candidates does so here."""
         return self.genotype(state)
 
-    def refuse(self, space: CellSpace) -> str | None:
+    def refuse(self, space: SearchSpace) -> str | None:
         """A sentence on why this method cannot search this space; None if it can."""
         why = self._misfit(space)
         return f"Method {self.name} cannot search space {space.name}: {why}." if why else None
 
-    def _misfit(self, space: CellSpace) -> str | None:
+    def _misfit(self, space: SearchSpace) -> str | None:
         if space.name == "recurrent":
             if self.partial > 1:
                 return "partial channels need channels"
@@ -262,6 +268,8 @@ class Method(Config):
                 return "weights and architecture learn from two texts; take --method.level bilevel"
             if self.auxiliary_skip is not None:
                 return "an auxiliary skip is written for images"
+        if CHAIN in space.cells and (self.partial > 1 or self.edge_weights):
+            return "partial channels and weights of edges are for cells, whose nodes have several edges"
         if len(space.cells) < 2 and any(isinstance(penalty, PathDepth) for penalty in self.penalties):
             return "path_depth weighs normal and reduction cells; leave it out with --method.penalties ''"
         if isinstance(self.relaxation, HardConcrete):

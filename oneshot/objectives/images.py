@@ -14,6 +14,8 @@ from engine.training import accuracy
 from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.axes.weight_sgd import WeightSgd
 from oneshot.bilevel import LossFn, VirtualStep, Weights
+from oneshot.chains.layers import ImageShape
+from oneshot.chains.network import ChainNetwork
 from oneshot.methods.method import Method
 from oneshot.networks.parallel_edges import EdgeSettings
 from oneshot.networks.search import DartsNetwork, NasBench201Network
@@ -90,7 +92,8 @@ class ImageObjective:
         bf16: bool = False,
         two_batches: bool = False,
     ):
-        if data.size % 4:
+        # A chain halves maps as often as its space says, and rounds their sides up.
+        if data.size % 4 and not isinstance(network, ChainNetwork):
             raise UserError(
                 f"Images of side {data.size} cannot be halved twice, as every search network does; use a "
                 "multiple of 4."
@@ -109,6 +112,11 @@ class ImageObjective:
             f"{len(data.classes)} classes; {weights} images for the weights, {architecture} images for the "
             "architecture"
         )
+
+    @property
+    def image(self) -> ImageShape:
+        """What the network is built for."""
+        return ImageShape(self.data.size, self.data.channels, len(self.data.classes))
 
     def steps(self, epoch: int) -> int:
         """Pairs of batches in an epoch."""
