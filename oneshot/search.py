@@ -125,7 +125,7 @@ class Search(LoopCommand):
         100, ge=1, description="look-ups that random search and evolution get, to compare with"
     )
     watch_every: int = Field(
-        0, ge=0, description="epochs between measurements of the Hessian's dominant eigenvalue; 0: never"
+        0, ge=0, description="epochs between measurements of the Hessian's largest eigenvalue; 0: never"
     )
     stop_at_collapse: bool = Field(
         False,
