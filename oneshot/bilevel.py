@@ -253,7 +253,7 @@ def exact(problem: BilevelProblem) -> tuple[Tensor, tuple[Tensor, ...]]:
 
 
 def dominant_eigenvalue(
-    loss: Callable[[], Tensor], alphas: list[Tensor], generator: torch.Generator, steps: int = 20
+    loss: Callable[[], Tensor], alphas: list[Tensor], generator: torch.Generator, steps: int = 30
 ) -> float:
     """The largest eigenvalue of the Hessian of `loss` in alphas, by Lanczos's method (1950).
 
