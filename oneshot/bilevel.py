@@ -265,8 +265,7 @@ def dominant_eigenvalue(
         loss: builds its graph with `create_graph=True`.
         alphas: the parameters.
         generator: draws the first vector, on CPU.
-        steps: the most Hessian-vector products; the iteration ends earlier once the eigenvalue is known to
-            0.1% of the largest in size.
+        steps: the most Hessian-vector products; the iteration ends earlier once the value is known to 0.1%.
     """
     gradients = torch.autograd.grad(
         loss(), alphas, create_graph=True, materialize_grads=True, allow_unused=True
@@ -300,7 +299,8 @@ def dominant_eigenvalue(
         rest = float(w.norm())
         # The bound of how far this value is from an eigenvalue.
         error = rest * abs(float(vectors[-1, -1]))
-        if error <= 1e-3 * float(values.abs().max()):
+        rounding = torch.finfo(gradient.dtype).eps * float(values.abs().max())
+        if error <= 1e-3 * abs(float(values[-1])) + 10 * rounding:
             break
         beside.append(rest)
         basis.append(w / rest)
