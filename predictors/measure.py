@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field
 from rich.table import Table
 
+from engine.blocks.latency_table import LatencyTable, Noise, read_table
 from engine.blocks.layers import LayerSpec, layer_name, structure
 from engine.command.cli import Command, main
 from engine.command.progress import progress
@@ -28,7 +29,6 @@ from predictors.latency.additive import Level
 from predictors.latency.kit import distinct_layers, export_kit
 from predictors.latency.model import LatencyModel, cross_validated
 from predictors.latency.published import read_published
-from predictors.latency.table import LatencyTable, Noise, read_table
 from predictors.latency.timings import build_table, noise_complaint, read_timings
 from predictors.search.constraints import format_cost
 

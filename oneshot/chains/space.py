@@ -6,6 +6,9 @@ operations).
 """
 
 import functools
+import hashlib
+import json
+from collections.abc import Sequence
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -120,6 +123,25 @@ class ChainSpace(Config):
     def searched(self) -> tuple[int, ...]:
         """The layers that have a choice; the others are as they are."""
         return tuple(number for number, layer in enumerate(self.layers) if len(layer.operations) > 1)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A name of what decides latency: spaces of equal fingerprint share latency tables."""
+        choices = self.model_dump(mode="json", exclude={"name", "source", "bn_eps", "resolution"})
+        return hashlib.blake2b(json.dumps(choices, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    def codes_of(self, operations: Sequence[str]) -> bytes:
+        """A chain as bytes, one for each layer: the place of its operation among those offered."""
+        pairs = zip(self.layers, operations, strict=True)
+        return bytes(layer.operations.index(name) for layer, name in pairs)
+
+    def operations_of(self, codes: bytes) -> tuple[str, ...] | None:
+        """The chain that bytes mean; None if they mean none of this space."""
+        if len(codes) != len(self.layers):
+            return None
+        if any(code >= len(layer.operations) for code, layer in zip(codes, self.layers, strict=True)):
+            return None
+        return tuple(layer.operations[code] for code, layer in zip(codes, self.layers, strict=True))
 
     # What follows is the space as search methods see it: `oneshot.spaces.search_space`.
 

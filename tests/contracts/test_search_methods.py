@@ -37,6 +37,7 @@ COMBINED: list[tuple[str, str, dict[str, Any]]] = [
     ("darts", "darts_s2", {"order": "exact"}),
     ("darts", "recurrent", {"order": "second"}),
     ("gaea", "darts", {"level": "single"}),
+    ("gaea", "nasbench201", {"level": "bilevel", "exclude_none": False}),
     ("pc_darts", "nasbench201", {"penalties": [{"name": "beta_decay"}, {"name": "cost"}]}),
     ("gdas", "darts_s3", {"penalties": [{"name": "cost", "of": "params", "form": "add"}]}),
     ("pr_darts", "nasbench201", {"penalties": []}),
@@ -62,9 +63,9 @@ def started(method: Method, space: CellSpace, seed: int) -> Searcher:
         return Searcher(method, space, objective, seed, epochs, costs)
     torch.manual_seed(seed)
     network = search_network(space, method, 4, 1 if space.name == "nasbench201" else 3, 10, 1)
-    return Searcher(
-        method, space, ImageObjective(network, IMAGES, 16, method.level == "single"), seed, epochs, costs
-    )
+    single, two = method.level != "bilevel", method.level == "released"
+    objective = ImageObjective(network, IMAGES, 16, single, two_batches=two)
+    return Searcher(method, space, objective, seed, epochs, costs)
 
 
 def take(search: Searcher, steps: int, epoch: int, first: int = 0) -> list[Tensor]:
@@ -103,6 +104,7 @@ def cases() -> list[Any]:
 def test_contract(name: str, space_name: str, settings: dict[str, Any]) -> None:
     space = find_space(space_name)
     method = chosen(name, space, settings)
+    space = method.offered(space)
     refusal = method.refuse(space)
     if refusal is not None:
         assert (
