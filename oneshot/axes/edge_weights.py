@@ -22,6 +22,8 @@ class EdgeWeights(NamedTuple):
         offset_E: added to each number of an edge's output; its value is 0, only its gradient matters (GDAS).
         skip: weight of a skip connection beside the operations (DARTS-); at stride 2 it is a factorized
             reduction with weights of its own.
+        expected_EO: probabilities by which the expected cost is weighed, where weights are 0 or 1
+            (ProxylessNAS); None: the weights.
     """
 
     weight_EO: Tensor
@@ -29,6 +31,7 @@ class EdgeWeights(NamedTuple):
     edge_E: Tensor | None = None
     offset_E: Tensor | None = None
     skip: Tensor | None = None
+    expected_EO: Tensor | None = None
 
 
 NetworkEdgeWeights = Mapping[str, EdgeWeights]  # for each kind of cell: what a network gets

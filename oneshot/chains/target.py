@@ -138,6 +138,10 @@ class CostTarget:
         expected = self.costs.constant / self.target.value + (shares * self._cost_EO).sum()
         return expected.log()
 
+    def relative_cost(self, columns: list[int]) -> float:
+        """The cost of a chain as a share of the target; `columns`: of each searched layer's operation."""
+        return (self.costs.constant + _cost(self.costs, np.array(columns))) / self.target.value
+
     def factor(self, distance: Tensor) -> Tensor:
         """What the distance is weighed with."""
         return PROPORTIONAL * distance.detach() + self.integral

@@ -16,7 +16,7 @@ from oneshot.axes.edge_weights import EdgeWeights
 from oneshot.axes.geometry import Adam, Exponentiated, Geometry, Rows
 from oneshot.axes.penalty import BetaDecay, Entropy, PathDepth, Penalty
 from oneshot.axes.progress import Progress
-from oneshot.axes.relaxation import GumbelHard, HardConcrete, Relaxation, Simplex, Softmax
+from oneshot.axes.relaxation import BinaryGates, GumbelHard, HardConcrete, Relaxation, Simplex, Softmax
 from oneshot.axes.weight_sgd import WeightSgd
 from oneshot.chains.space import CHAIN
 from oneshot.spaces.genotype import AnyGenotype
@@ -100,6 +100,7 @@ class Method(Config):
     sgd: WeightSgd = WeightSgd()
 
     has_architecture_step: ClassVar[bool] = True  # along gradients of alphas, in each step
+    can_aim: ClassVar[bool] = False  # at a target without such a step
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED  # settings for other spaces
 
     @model_validator(mode="after")
@@ -142,7 +143,7 @@ class Method(Config):
                 f"order {self.order} looks ahead to the weights' next step on other images; it needs level "
                 "bilevel"
             )
-        if self.order != "first" and isinstance(self.relaxation, GumbelHard | HardConcrete):
+        if self.order != "first" and isinstance(self.relaxation, GumbelHard | HardConcrete | BinaryGates):
             raise ValueError(
                 f"order {self.order} is for methods that run all operations; {self.relaxation.name} samples: "
                 "take order first"
