@@ -1,5 +1,6 @@
 """Statistics that several stages share: Pareto fronts, intervals, and agreement of rankings."""
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -112,7 +113,7 @@ def format_accuracy(accuracy: float, images: int) -> str:
 
 
 def overall_accuracy(confusion_KK: Counts) -> float:
-    """The share of all images that were right, in [0, 1]; see `engine.training.confusion` for the counts."""
+    """The share of all images that were right, in [0, 1], from counts (K, K): true class, predicted class."""
     return float(np.trace(confusion_KK) / confusion_KK.sum())
 
 
@@ -234,3 +235,17 @@ def fit_line(x_N: Floats, y_N: Floats) -> tuple[float, float, NDArray[np.bool_]]
         # Five standard deviations, estimated by a median, which outliers hardly change.
         kept = np.abs(error) <= 5 * STD_OF_MAD * np.median(np.abs(error)) + 1e-9
     return scale, offset, kept
+
+
+def counts_to_text(counts_KK: Counts) -> str:
+    """Counts as one line of text, which one process sends to another; most of them are 0."""
+    filled = np.nonzero(counts_KK)
+    return json.dumps([len(counts_KK), *(column.tolist() for column in (*filled, counts_KK[filled]))])
+
+
+def counts_from_text(text: str) -> Counts:
+    """The counts (K, K) that `counts_to_text` wrote."""
+    size, rows, columns, counts = json.loads(text)
+    counts_KK = np.zeros((size, size), np.int64)
+    counts_KK[rows, columns] = counts
+    return counts_KK

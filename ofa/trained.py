@@ -1,7 +1,8 @@
 """What a finished supernet run gives to later stages: space, weights, data and measured subnets."""
 
 import shlex
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ from pydantic import Field
 from engine.checkpoint import load_weights
 from engine.command.cli import Command
 from engine.compute.device import pick_device, use_threads
+from engine.compute.distributed import ALONE, Ranks, join
 from engine.config import Config, validate
 from engine.data.dataset import Data, Split
 from engine.errors import UserError
@@ -20,7 +22,7 @@ from engine.model import ImageModel, WeightsOrigin, image_facts, open_images
 from engine.run import Run, read_json
 from engine.runs.lock import write_lock
 from engine.statistics import Counts
-from ofa.calibration import EVALUATION_BATCH, prepare, subnet_accuracy, subnet_confusion
+from ofa.calibration import prepare, subnet_accuracy, subnet_confusion
 from ofa.quantization import int8_accuracy
 from ofa.space.arch import Arch, largest
 from ofa.space.codes import Codes
@@ -243,7 +245,7 @@ class TrainedSupernet:
             split: which images.
             precision: int8: every tensor is rounded as an 8-bit file rounds it.
         """
-        subnet, batches = self.subnet(arch), self.data.batches(split, EVALUATION_BATCH)
+        subnet, batches = self.subnet(arch), self.data.evaluation_batches(split)
         if precision == "int8":
             return int8_accuracy(subnet, self.data, batches)
         return subnet_accuracy(subnet, batches)
@@ -255,7 +257,7 @@ class TrainedSupernet:
             subnet: calibrated, in eval mode.
             split: which images.
         """
-        batches = self.data.batches(split, EVALUATION_BATCH)
+        batches = self.data.evaluation_batches(split)
         return subnet_confusion(subnet, batches, len(self.model.classes))
 
     def cost(self, arch: Arch) -> tuple[int, int]:
@@ -291,18 +293,38 @@ class RunCommand(Command):
         Run.open(self.run)  # first, so that a folder that is no run stays as it is
         return write_lock(self.run, shared)
 
-    def open(self) -> TrainedSupernet:
-        """Open the run with its supernet, or with the one network that it trained."""
-        use_threads(self.threads)
-        return TrainedSupernet(self.run, pick_device(self.device), self.data)
+    @contextmanager
+    def processes(self, remedy: str, writes: bool = True) -> Iterator[tuple[Ranks, torch.device]]:
+        """This process among those that torchrun started, and its device.
 
-    def open_supernet(self) -> TrainedSupernet:
-        """Open the run with its supernet.
+        Args:
+            remedy: the end of the error when another process is gone.
+            writes: whether the first process writes into the run folder, which is then locked.
+        """
+        with (
+            join(self.device, remedy) as (ranks, device),
+            self.write_lock() if writes and ranks.first else nullcontext(),
+        ):
+            yield ranks, device
+
+    def open(self, ranks: Ranks = ALONE, device: torch.device | None = None) -> TrainedSupernet:
+        """Open the run with its supernet, or with the one network that it trained.
+
+        Args:
+            ranks: the processes that open it; the first one does so before the others.
+            device: where this process computes; None: where `--device` says.
+        """
+        use_threads(self.threads)
+        with ranks.first_before_others():
+            return TrainedSupernet(self.run, device or pick_device(self.device), self.data)
+
+    def open_supernet(self, ranks: Ranks = ALONE, device: torch.device | None = None) -> TrainedSupernet:
+        """Open the run with its supernet; arguments as of `open`.
 
         Raises:
             UserError: the run trained one architecture alone, or nothing yet.
         """
-        trained = self.open()
+        trained = self.open(ranks, device)
         # Its subnets, or its classifier, would measure at chance.
         if trained.model.pretrained_only:
             raise UserError(

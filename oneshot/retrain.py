@@ -18,6 +18,9 @@ from torch import Tensor
 from engine.command.cli import main
 from engine.command.start import say
 from engine.compute.distributed import Ranks
+from engine.compute.evaluation import confusion
+from engine.compute.gradients import GradientAverage
+from engine.compute.precision import TrainingPrecision, autocast
 from engine.config import format_count
 from engine.data.dataset import Data, Split
 from engine.data.digits import Digits
@@ -30,9 +33,9 @@ from engine.plot.confusion import write_confusion
 from engine.run import Run
 from engine.seed import derive, torch_generator
 from engine.statistics import describe_confusion, overall_accuracy
-from engine.training import Training, TrainingCommand, confusion
+from engine.training import Training, TrainingCommand
 from oneshot.chains.genotype import ChainGenotype, published_chains
-from oneshot.language import Language
+from oneshot.language import NO_BF16, Language
 from oneshot.language_training import train_language
 from oneshot.networks.final import FinalNetwork
 from oneshot.spaces.genotype import Genotype
@@ -40,7 +43,6 @@ from oneshot.spaces.read_genotype import find_genotype, published_genotypes
 from oneshot.trained import (
     AUXILIARY,
     DEFAULT_RUN,
-    EVALUATION_BATCH,
     NetworkModel,
     NetworkSize,
     build_network,
@@ -84,6 +86,9 @@ class Retrain(TrainingCommand):
     )
 
     module: ClassVar[str] = "oneshot.retrain"
+    usual_precision: ClassVar[TrainingPrecision] = "tf32"
+    cpu_has_bf16: ClassVar[bool] = True
+    static_shapes: ClassVar[bool] = True
     config: str | None = Field(
         "oneshot/retrain_digits", description="recipe: a YAML file, or a packaged name: oneshot/retrain_cifar"
     )
@@ -118,9 +123,12 @@ class Retrain(TrainingCommand):
         description="probability that an edge is left out for an image, reached linearly at the end",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the labels spread over all classes")
-    bf16: bool = Field(
-        False,
-        description="compute in bfloat16 where that is safe: faster on recent GPUs, slower on most CPUs",
+    precision: TrainingPrecision | None = Field(
+        None,
+        description=(
+            "what layers compute in: float32, tf32 or bf16 (not for a recurrent cell); none: "
+            "tf32 on a GPU that has it, else float32. Evaluation is in float32"
+        ),
     )
 
     def train(self, ranks: Ranks, device: torch.device) -> int:
@@ -148,7 +156,7 @@ class Retrain(TrainingCommand):
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
             torch.manual_seed(derive(self.seed, "weights"))
             network = build_network(model, self.auxiliary > 0)
-        run = config.start(ranks)
+        run = config.start(ranks, device)
         if ranks.first:
             write_model(run.path / "model.json", model, "genotype")
         training = Retraining(config, run, network, data, ranks, model)
@@ -180,10 +188,12 @@ class Retrain(TrainingCommand):
             raise UserError(
                 "A recurrent cell is trained by one process; start it with python -m instead of torchrun."
             )
+        if self.precision == "bf16":
+            raise UserError(NO_BF16)
         if self.finished_before(ranks):
             return self.say_finished()
         text = load_text(self.data)
-        run = self.start(ranks)
+        run = self.start(ranks, device)
         status = train_language(run, genotype, text, self.language, self.seed, device, self.saving)
         return status or self.say_next()
 
@@ -203,6 +213,7 @@ class Retraining(Training):
         super().__init__(config, run, network, data, ranks, config.epochs)
         self.config, self.model = config, model
         self.optimizer = build_sgd(config.sgd, self.network)
+        self.gradients = GradientAverage(self.network.parameters(), ranks)
         self.restore()
 
     def introduce(self) -> None:
@@ -223,7 +234,7 @@ class Retraining(Training):
         set_learning_rate(self.optimizer, learning_rate(sgd, self.step, self.total, warmup))
         self.optimizer.zero_grad()
         # 1. Forward: the logits, and those of the auxiliary head.
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):
+        with autocast(x.device):
             outputs = self._forward(x)
         # 2. The losses in float32.
         entropies = []
@@ -232,9 +243,9 @@ class Retraining(Training):
         losses = torch.stack(entropies)
         # The auxiliary head only helps to train: its loss weighs less.
         total = losses[0] + config.auxiliary * losses[1:].sum()
-        total.backward()  # type: ignore[no-untyped-call]
+        self.gradients.last_backward(total)
         # 3. One update, with the gradient of all ranks' images.
-        losses = self.ranks.average_gradients(self.network.parameters(), losses.detach())
+        losses = self.gradients.finish(losses.detach())
         clip_gradients(sgd, self.network)
         self.optimizer.step()
         self.done(losses)
@@ -276,7 +287,7 @@ class Retraining(Training):
         # Running statistics, no drop-path, no auxiliary head.
         self.network.eval()
         for split in splits:
-            batches = self.data.batches(split, EVALUATION_BATCH)
+            batches = self.data.evaluation_batches(split)
             confusion_KK = confusion(self.network, batches, len(classes))
             point[f"{split}_accuracy"] = overall_accuracy(confusion_KK)
             name = "validation" if split == "val" else split

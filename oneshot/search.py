@@ -13,7 +13,13 @@ from torch import nn
 
 from engine.command.cli import main
 from engine.command.start import say
-from engine.compute.device import pick_device, use_threads
+from engine.compute.device import device_facts, pick_device, use_threads
+from engine.compute.precision import (
+    TrainingPrecision,
+    describe_precision,
+    precision_on,
+    training_in,
+)
 from engine.config import Located, merge, models_in, validate
 from engine.data.digits import Digits
 from engine.data.sources import AnyData, load_data
@@ -33,6 +39,7 @@ from oneshot.chains.network import ChainNetwork
 from oneshot.chains.space import ChainSpace
 from oneshot.chains.target import CostTarget, parse_target
 from oneshot.ending.outcome import retrain_command
+from oneshot.language import NO_BF16
 from oneshot.methods import MethodConfig
 from oneshot.methods.darts import Darts
 from oneshot.methods.method import Method
@@ -44,6 +51,12 @@ from oneshot.search_loop import Monitoring, SearchLoop
 from oneshot.searcher import Searcher
 from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.search_space import SearchSpace, find_search_space
+
+# Measured on CPU: benchmarks/records/2026-11-30-precision.md.
+BF16_TURNS = (
+    "bf16: the gradient of the architecture turns by TODO of its length while the loss hardly moves, so "
+    "another cell may be found; tf32 turns it by TODO"
+)
 
 
 class Search(LoopCommand):
@@ -138,7 +151,13 @@ class Search(LoopCommand):
             "epoch; none: all of them"
         ),
     )
-    bf16: bool = Field(False, description="compute in bfloat16 where that is safe: faster on recent GPUs")
+    precision: TrainingPrecision | None = Field(
+        None,
+        description=(
+            "what layers compute in: float32, tf32 or bf16, which turns the architecture's gradient; none: "
+            "tf32 on a GPU that has it, else float32. Measurements are in float32"
+        ),
+    )
     seed: int = Field(0, ge=0, description="seed of weights, order, augmentation, draws and the halves")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch decides")
@@ -189,6 +208,8 @@ class Search(LoopCommand):
                 f"space {self.space} and data {self.data.name} do not go together; text is for space "
                 "recurrent, images for others"
             )
+        if text and self.precision == "bf16":
+            raise ValueError(NO_BF16)
         if self.table and self.space != "nasbench201":
             raise ValueError("table holds results of NAS-Bench-201; give it with --space nasbench201")
         if not text and self.channels % self.method.partial:
@@ -241,13 +262,30 @@ class Search(LoopCommand):
             print(f"{self.out} is finished already.")
             return self._say_next()
         device = pick_device(self.device)
+        precision = precision_on(device, self.precision, "tf32", cpu_has_bf16=True)
+        said = describe_precision(device, precision, self.precision, "tf32")
+        if said or precision == "bf16":
+            print(said or BF16_TURNS)
+        # Every step of a search has the same shapes.
+        with training_in(precision, static_shapes=True):
+            return self._search_on(device, precision, space, method, table)
+
+    def _search_on(
+        self,
+        device: torch.device,
+        precision: TrainingPrecision,
+        space: SearchSpace,
+        method: Method,
+        table: AccuracyTable | None,
+    ) -> int:
+        """Search in a run folder that is started or continued here; return the exit status."""
         objective = self._objective(space, method, device)
         image = objective.image if isinstance(objective, ImageObjective) else None
         costs = operation_costs(method.penalties, space, device, image)
         target = self._target(space, method, objective)
         epochs = self.epochs or method.epochs
         searcher = Searcher(method, space, objective, self.seed, epochs, costs, target)
-        facts = {"threads": torch.get_num_threads()}
+        facts = device_facts(device, precision)
         run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite, facts=facts)
         monitoring = Monitoring(
             evaluate_images=self.evaluate_images,
@@ -328,7 +366,7 @@ class Search(LoopCommand):
                 assert isinstance(space, CellSpace)
                 classes, inputs = len(data.classes), data.channels
                 network = search_network(space, method, self.channels, cells, classes, inputs)
-        return ImageObjective(network, data, batch_size, method.level == "single", self.bf16)
+        return ImageObjective(network, data, batch_size, method.level == "single")
 
 
 def _section(values: dict[str, Any], name: str) -> Any:

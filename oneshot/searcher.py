@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.optim import set_learning_rate
+from engine.compute.precision import float32_as_exported
+from engine.optim import computes_fused, set_learning_rate
 from engine.seed import torch_generator
 from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.axes.operation_costs import OperationCosts
@@ -61,7 +62,12 @@ class Searcher:
             objective=objective,
             alphas=alphas,
             weight_optimizer=torch.optim.SGD(
-                weights, sgd.lr, sgd.momentum, weight_decay=sgd.weight_decay, nesterov=sgd.nesterov
+                weights,
+                sgd.lr,
+                sgd.momentum,
+                weight_decay=sgd.weight_decay,
+                nesterov=sgd.nesterov,
+                fused=computes_fused(weights),
             ),
             # A method without parameters has nothing to move.
             architecture_optimizer=method.optimizer(space, alphas) if alphas.all() else None,
@@ -228,6 +234,7 @@ class Searcher:
             edge_weights = self.edge_weights("measure")
         return self.state.measure(edge_weights, limit)
 
+    @float32_as_exported()
     def eigenvalue(self, batch: Any) -> float:
         """The dominant eigenvalue of the validation loss's Hessian in the architecture's parameters.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.optim import load_optimizer
 from oneshot.axes.alphas import Alphas
 from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.axes.progress import Progress
@@ -92,14 +93,14 @@ class SearchState:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what `state_dict` gave."""
         self.objective.network.load_state_dict(state["network"])
-        self.weight_optimizer.load_state_dict(state["weight_optimizer"])
+        load_optimizer(self.weight_optimizer, state["weight_optimizer"])
         with torch.no_grad():
             parameters: list[Tensor] = self.alphas.all()
             # In place: the optimisers hold these very tensors.
             for parameter, value in zip(parameters, state["alphas"], strict=True):
                 parameter.copy_(value)
         if self.architecture_optimizer is not None:
-            self.architecture_optimizer.load_state_dict(state["architecture_optimizer"])
+            load_optimizer(self.architecture_optimizer, state["architecture_optimizer"])
         self.objective.load(state["objective"])
         if self.target is not None:
             self.target.integral.copy_(state["target"])

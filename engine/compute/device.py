@@ -1,9 +1,16 @@
-"""The device that models run on, CPU threads, and precision."""
+"""The device that models run on, CPU threads, and what env.json says of both."""
+
+from pathlib import Path
+from typing import Any
 
 import torch
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
+from engine.compute.precision import TrainingPrecision
 from engine.errors import UserError
+
+DRIVER = Path("/proc/driver/nvidia/version")  # where Linux has the version of NVIDIA's driver
 
 
 def pick_device(name: str) -> torch.device:
@@ -19,9 +26,8 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(
-            0, device=device
-        )  # torch.device takes every valid name, also of a device that is not here
+        # torch.device takes every valid name, also of a device that is not here.
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UserError(
             f"Device '{name}' is not available here; use auto, cpu, or cuda on a machine with a GPU."
@@ -42,9 +48,50 @@ def use_threads(count: int | None) -> None:
         threadpool_limits(count)
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """A context in which layers compute in bfloat16 on CUDA, and in float32 elsewhere.
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on the device, without a wait of the host.
 
-    Elsewhere float32 is no slower, and exactly reproducible.
+    From ordinary memory a copy to a GPU waits, whatever `non_blocking` says; hence the pinned memory.
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def device_facts(device: torch.device, precision: TrainingPrecision) -> dict[str, Any]:
+    """What env.json says of the device: its name, what it computes in, and versions that decide results.
+
+    Args:
+        device: where a run trains.
+        precision: what its layers compute in.
+    """
+    facts: dict[str, Any] = {
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "precision": precision,
+    }
+    if device.type != "cuda":
+        return facts
+    facts["gpu"] = torch.cuda.get_device_name(device)
+    facts["float32"] = {
+        "convolutions": torch.backends.cudnn.conv.fp32_precision,
+        "matrix_products": torch.backends.cuda.matmul.fp32_precision,
+    }
+    facts["cudnn_benchmark"] = torch.backends.cudnn.benchmark
+    facts["cuda"] = {
+        "runtime": torch.version.cuda or torch.version.hip,
+        "cudnn": torch.backends.cudnn.version(),
+        "driver": _driver(),
+    }
+    return facts
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's driver, such as 550.54.14; None where the system does not say."""
+    try:
+        first = DRIVER.read_text(encoding="utf-8").splitlines()[0]
+    except (OSError, IndexError):
+        return None
+    # NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22 01:44:30 UTC 2024
+    numbers = [word for word in first.split() if word[0].isdigit() and "." in word]
+    return numbers[0] if numbers else None

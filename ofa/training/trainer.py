@@ -4,11 +4,12 @@ import time
 from typing import Any
 
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from engine.blocks.elastic import join_batch_norms
+from engine.blocks.elastic import add_gradients_in_place, join_batch_norms
 from engine.checkpoint import save_weights
+from engine.compute.average import RunningAverage
 from engine.compute.distributed import ALONE, Ranks
+from engine.compute.gradients import GradientAverage
 from engine.config import format_count
 from engine.data.augment import resize
 from engine.data.dataset import Data
@@ -17,7 +18,7 @@ from engine.run import Run
 from engine.seed import numpy_generator
 from engine.statistics import format_accuracy
 from engine.training import Training
-from ofa.calibration import EVALUATION_BATCH, prepare, subnet_accuracy
+from ofa.calibration import prepare, subnet_accuracy
 from ofa.cost import cost_of
 from ofa.space.arch import Arch, largest, smallest
 from ofa.space.codes import sample
@@ -55,10 +56,14 @@ class Trainer(Training):
         super().__init__(config, run, supernet, data, ranks, config.all_epochs)
         self.config, self.single_arch, self.sampler, self.supernet = config, single_arch, sampler, supernet
         self.optimizer, self.average = build_sgd(config.sgd, supernet), self._new_average()
+        self.gradients = GradientAverage(supernet.parameters(), ranks)
         self.teacher = read_teacher(run.path, supernet)
         # A single process keeps the layers that save memory: there is nothing to join.
         if config.sync_bn and ranks.size > 1:
             join_batch_norms(supernet)
+        # With several processes gradients are sent by hooks of the parameters.
+        if ranks.size == 1:
+            add_gradients_in_place(supernet)
         self.rolls_back = config.on_divergence == "rollback"
         self.restore()  # last, since it fills what is made above
 
@@ -89,22 +94,19 @@ class Trainer(Training):
         # New ones, as in the reference code; besides, momentum and average are of channels in the old order.
         self.optimizer, self.average = build_sgd(self.config.sgd, self.supernet), self._new_average()
 
-    def _new_average(self) -> AveragedModel | None:
-        if self.config.ema is None:
-            return None
-        average = get_ema_multi_avg_fn(self.config.ema)  # type: ignore[no-untyped-call]
-        return AveragedModel(self.supernet, multi_avg_fn=average)
+    def _new_average(self) -> RunningAverage | None:
+        return None if self.config.ema is None else RunningAverage(self.supernet, self.config.ema)
 
     def update(self, x: Tensor, y: Tensor) -> None:
         """One optimiser step on one batch."""
         self._set_learning_rate()
         self.optimizer.zero_grad()
         losses = self._add_gradients(x, y)
-        losses = self.ranks.average_gradients(self.supernet.parameters(), losses)
+        losses = self.gradients.finish(losses)
         clip_gradients(self.config.sgd, self.supernet)
         self.optimizer.step()
         if self.average:
-            self.average.update_parameters(self.supernet)
+            self.average.update()
         self.done(losses)
 
     def _set_learning_rate(self) -> None:
@@ -129,16 +131,20 @@ class Trainer(Training):
         if phase is not None:
             # The teacher sees the same images as the subnets, so all share one resolution per step.
             x = resize(x, drawn_resolution(supernet.space, config.seed, step))
-            return shrinking_step(supernet, self.teacher, x, y, step, phase, config.sandwich, seeds)
+            return shrinking_step(
+                supernet, self.teacher, x, y, step, phase, config.sandwich, seeds, self.gradients
+            )
         only = self.single_arch
         if step < self.config.sandwich.largest_first * self.total:
             only = only or largest(supernet.space)
         if only is not None:
-            _, loss = label_step(supernet, only, x, y, config.sandwich, (own, step))
+            backward = self.gradients.last_backward
+            _, loss = label_step(supernet, only, x, y, config.sandwich, (own, step), backward=backward)
             return loss[None]
         every = config.log_conflicts
         parts = GradientParts(supernet) if every and step % every == 0 else None
-        losses = sandwich_step(supernet, x, y, step, config.sandwich, self.sampler, seeds, parts)
+        passes = parts or self.gradients
+        losses = sandwich_step(supernet, x, y, step, config.sandwich, self.sampler, seeds, passes)
         # Each rank has gradients of its own images; the first one's are enough to see whether they conflict.
         if parts is not None and self.ranks.first:
             self.folder.log(step=step + 1, epoch=self.epoch, **parts.cosines())
@@ -168,7 +174,7 @@ class Trainer(Training):
         # Each rank measures every n-th architecture and leaves 0 for the others; the sum has all scores.
         for i in range(self.ranks.rank, len(archs), self.ranks.size):
             subnet = prepare(self.weights, list(archs.values())[i], data, images)
-            scores[i] = subnet_accuracy(subnet, data.batches("val", EVALUATION_BATCH))
+            scores[i] = subnet_accuracy(subnet, data.evaluation_batches("val"))
         scores = self.ranks.total(scores)
         self.score = sum(scores) / len(scores)
         if not self.ranks.first:
@@ -200,8 +206,9 @@ class Trainer(Training):
         """What is evaluated and handed on: the average if there is one."""
         if self.average is None:
             return self.supernet
-        assert isinstance(self.average.module, Supernet)
-        return self.average.module
+        network = self.average.network
+        assert isinstance(network, Supernet)
+        return network
 
     def checkpoint_objects(self) -> dict[str, Any]:
         """The supernet, the optimiser and, if there is one, the average."""

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.compute.device import autocast
+from engine.compute.gradients import Backward, Passes
+from engine.compute.precision import autocast
 from engine.optim import SGD, Cosine, build_sgd, clip_gradients, learning_rate, set_learning_rate
-from ofa.calibration import EVALUATION_BATCH, prepare, subnet_accuracy
+from ofa.calibration import prepare, subnet_accuracy
 from ofa.quantization import RoundedNetwork
 from ofa.space.arch import Arch, largest, single_arch_space
 from ofa.supernet import Supernet
@@ -25,17 +26,20 @@ from ofa.training.teacher import largest_teacher
 # Of the teacher's loss, beside 1 for that of the labels. On digits 0.5 and 1 were equal, 2 and 4 worse.
 TEACHER_WEIGHT = 0.5
 # Where the run has no recipe of a training, as a converted checkpoint.
+USUAL_BATCH = 64
 TUNING_SGD = SGD(lr=0.01, warmup_epochs=1, schedule=Cosine())
 
 
 def tuning_recipe(config: dict[str, Any]) -> dict[str, Any]:
-    """What a tuning takes from the config.yaml of its run: images, batch size, rate and decay, smoothing.
+    """What a tuning takes from the config.yaml of its run.
+
+    That is images, batch size, threads, precision, rate and decay, and label smoothing.
 
     The rate is the supernet's own. A tenth of it, the usual one of fine-tuning, left subnets of digits one to
     two points worse: its weights are a compromise that a subnet has to leave.
     """
     found: dict[str, Any] = {
-        name: config[name] for name in ("data", "batch_size", "threads") if name in config
+        name: config[name] for name in ("data", "batch_size", "precision", "threads") if name in config
     }
     if "sgd" in config:
         found["sgd"] = config["sgd"] | TUNING_SGD.model_dump(include={"warmup_epochs", "schedule"})
@@ -75,6 +79,7 @@ def tune_step(
     teacher_NK: Tensor | None,
     weight: float = TEACHER_WEIGHT,
     label_smoothing: float = 0.0,
+    backward: Backward | None = None,
 ) -> Tensor:
     """Add the gradients of one step of a network that learns from labels and from a teacher.
 
@@ -85,6 +90,7 @@ def tune_step(
         teacher_NK: logits of the teacher for these images; None: labels alone.
         weight: of the teacher's loss, beside 1 for that of the labels.
         label_smoothing: share of the labels that is spread over all classes.
+        backward: runs the backward pass of the loss; None: gradients are added, and nothing else.
 
     Returns:
         The losses (2,), of labels and teacher, detached; without a teacher (1,).
@@ -100,7 +106,7 @@ def tune_step(
     losses = [F.cross_entropy(logits.float(), y, label_smoothing=label_smoothing)]
     if teacher_NK is not None:
         losses.append(weight * soft_cross_entropy(logits, teacher_NK))
-    torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+    (backward or Passes().backward)(torch.stack(losses).sum())
     return torch.stack(losses).detach()
 
 
@@ -117,7 +123,7 @@ def tuned_accuracies(
     """
     recipe, data = tuning_recipe(trained.run.config), trained.data
     sgd = SGD.model_validate(recipe.get("sgd", TUNING_SGD))
-    batch_size, smoothing = recipe.get("batch_size", EVALUATION_BATCH), recipe.get("label_smoothing", 0.0)
+    batch_size, smoothing = recipe.get("batch_size", USUAL_BATCH), recipe.get("label_smoothing", 0.0)
     networks = []
     for arch in archs:
         network = single_network(trained.supernet, arch).to(data.device)
@@ -139,5 +145,5 @@ def tuned_accuracies(
     found = []
     for network in networks:
         subnet = prepare(network, largest(network.space), data, trained.model.calibration_images)
-        found.append(subnet_accuracy(subnet, data.batches("val", EVALUATION_BATCH)))
+        found.append(subnet_accuracy(subnet, data.evaluation_batches("val")))
     return found

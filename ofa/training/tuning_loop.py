@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from engine.compute.distributed import Ranks
+from engine.compute.gradients import GradientAverage
 from engine.config import format_count
 from engine.data.dataset import Data
 from engine.loop import EpochLoop
@@ -16,7 +17,7 @@ from engine.plot.confusion import write_confusion
 from engine.run import Run
 from engine.statistics import describe_confusion, overall_accuracy
 from engine.training import Training, TrainingCommand
-from ofa.calibration import EVALUATION_BATCH, prepare, subnet_confusion
+from ofa.calibration import prepare, subnet_confusion
 from ofa.quantization import RoundedNetwork, int8_confusion
 from ofa.space.arch import largest
 from ofa.supernet import Supernet
@@ -65,6 +66,7 @@ class Tuning(Training):
         self.calibration_images = calibration_images
         self.rounded = RoundedNetwork(network) if config.qat else None
         self.optimizer = build_sgd(config.sgd, network)
+        self.gradients = GradientAverage(network.parameters(), ranks)
         self.untuned = 0.0  # accuracy of the subnet as the supernet gave it
         self.best: dict[str, Any] = {"accuracy": -1.0, "epochs": 0, "weights": {}}
         self.restore()  # last, since it fills what is made above
@@ -88,8 +90,9 @@ class Tuning(Training):
         config, sgd = self.config, self.config.sgd
         set_learning_rate(self.optimizer, tuning_rate(sgd, self.step, self.steps, self.total))
         self.optimizer.zero_grad()
-        losses = tune_step(self.learner, x, y, teacher_NK, config.teacher_weight, config.label_smoothing)
-        losses = self.ranks.average_gradients(self.single.parameters(), losses)
+        backward, weight = self.gradients.last_backward, config.teacher_weight
+        losses = tune_step(self.learner, x, y, teacher_NK, weight, config.label_smoothing, backward)
+        losses = self.gradients.finish(losses)
         clip_gradients(sgd, self.single)
         self.optimizer.step()
         self.done(losses)
@@ -111,7 +114,7 @@ class Tuning(Training):
         arch = largest(self.single.space)
         subnet = prepare(self.single, arch, self.data, self.calibration_images)
         classes = self.data.classes
-        batches = self.data.batches("val", EVALUATION_BATCH)
+        batches = self.data.evaluation_batches("val")
         # What is trained for 8 bits is judged in 8 bits: its best weights need not be the best in float32.
         if self.config.qat:
             found = int8_confusion(subnet, self.data, batches, len(classes))
