@@ -14,7 +14,7 @@ from oneshot.axes.auxiliary_skip import AuxiliarySkip
 from oneshot.axes.derivation import Derivation, derive_genotype
 from oneshot.axes.edge_weights import EdgeWeights
 from oneshot.axes.geometry import Adam, Exponentiated, Geometry, Rows
-from oneshot.axes.penalty import BetaDecay, Entropy, PathDepth, Penalty
+from oneshot.axes.penalty import BetaDecay, CostPenalty, Entropy, PathDepth, Penalty
 from oneshot.axes.progress import Progress
 from oneshot.axes.relaxation import BinaryGates, GumbelHard, HardConcrete, Relaxation, Simplex, Softmax
 from oneshot.axes.weight_sgd import WeightSgd
@@ -259,6 +259,8 @@ class Method(Config):
                 return "weights and architecture learn from two texts; take --method.level bilevel"
             if self.auxiliary_skip is not None:
                 return "an auxiliary skip is written for images"
+            if any(isinstance(penalty, CostPenalty) for penalty in self.penalties):
+                return "costs are known for networks of images; leave them out with --method.penalties ''"
         if CHAIN in space.cells and (self.partial > 1 or self.edge_weights):
             return "partial channels and weights of edges are for cells, whose nodes have several edges"
         if len(space.cells) < 2 and any(isinstance(penalty, PathDepth) for penalty in self.penalties):

@@ -75,18 +75,22 @@ class Proxyless(Method):
 
 
 class Baseline(nn.Module):
-    """What rewards are compared with: a moving average, nan before the first."""
+    """What rewards are compared with: a moving average, which the first reward starts."""
 
     average: Tensor
+    started: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("average", torch.tensor(torch.nan))
+        # Buffers, so that a checkpoint holds them.
+        self.register_buffer("average", torch.zeros(()))
+        self.register_buffer("started", torch.tensor(False))
 
     def follow(self, reward: float, rate: float) -> float:
         """Move the average towards a reward, and give it."""
-        start = self.average.isnan()
-        self.average.copy_(torch.where(start, reward, self.average.lerp(torch.tensor(reward), rate)))
+        followed = self.average.lerp(torch.tensor(reward), rate)
+        self.average.copy_(torch.where(self.started, followed, reward))
+        self.started.fill_(True)
         return float(self.average)
 
 
