@@ -330,7 +330,7 @@ class Search(LoopCommand):
             return f"--cells is for cells; the layers of space {space.name} are in its file."
         if self.target is None and self.latency_table is not None:
             return "--latency-table is for a target in milliseconds; add --target 15ms, or leave it out."
-        if self.target is not None and not method.has_architecture_step:
+        if self.target is not None and not (method.has_architecture_step or method.can_aim):
             return (
                 f"Method {method.name} has no step of the architecture that --target could lead; take "
                 "another method, such as proxyless."

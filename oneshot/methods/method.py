@@ -14,9 +14,9 @@ from oneshot.axes.auxiliary_skip import AuxiliarySkip
 from oneshot.axes.derivation import Derivation, derive_genotype
 from oneshot.axes.edge_weights import EdgeWeights, read_active
 from oneshot.axes.geometry import Adam, Exponentiated, Geometry, Rows
-from oneshot.axes.penalty import BetaDecay, Entropy, PathDepth, Penalty
+from oneshot.axes.penalty import BetaDecay, CostPenalty, Entropy, PathDepth, Penalty
 from oneshot.axes.progress import Progress
-from oneshot.axes.relaxation import GumbelHard, HardConcrete, Relaxation, Simplex, Softmax
+from oneshot.axes.relaxation import BinaryGates, GumbelHard, HardConcrete, Relaxation, Simplex, Softmax
 from oneshot.axes.weight_sgd import WeightSgd
 from oneshot.chains.space import CHAIN
 from oneshot.spaces.cells import CellSpace
@@ -105,6 +105,7 @@ class Method(Config):
     sgd: WeightSgd = WeightSgd()
 
     has_architecture_step: ClassVar[bool] = True  # along gradients of alphas, in each step
+    can_aim: ClassVar[bool] = False  # at a target without such a step
     # Settings for other spaces. Those of NAS-Bench-201 are for the methods that its authors ran.
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {"recurrent": PUBLISHED["recurrent"]}
 
@@ -148,7 +149,7 @@ class Method(Config):
                 f"order {self.order} looks ahead to the weights' next step on other images; it needs level "
                 "bilevel"
             )
-        if self.order != "first" and isinstance(self.relaxation, GumbelHard | HardConcrete):
+        if self.order != "first" and isinstance(self.relaxation, GumbelHard | HardConcrete | BinaryGates):
             raise ValueError(
                 f"order {self.order} is for methods that run all operations; {self.relaxation.name} samples: "
                 "take order first"
@@ -268,6 +269,8 @@ class Method(Config):
                 return "weights and architecture learn from two texts; take --method.level bilevel"
             if self.auxiliary_skip is not None:
                 return "an auxiliary skip is written for images"
+            if any(isinstance(penalty, CostPenalty) for penalty in self.penalties):
+                return "costs are known for networks of images; leave them out with --method.penalties ''"
         if CHAIN in space.cells and (self.partial > 1 or self.edge_weights):
             return "partial channels and weights of edges are for cells, whose nodes have several edges"
         if len(space.cells) < 2 and any(isinstance(penalty, PathDepth) for penalty in self.penalties):
