@@ -85,7 +85,9 @@ class Search(LoopCommand):
     batch_size: int | None = Field(
         None, ge=2, description="images (columns of text) a step; none: the method's"
     )
-    channels: int = Field(16, ge=2, description="width of the first cells of the search network")
+    channels: int | None = Field(
+        None, ge=2, description="width of the first cells of the search network; none: the method's"
+    )
     cells: int | None = Field(
         None, ge=1, description="how many; none: 8; in space nasbench201 in each of three stages, none: 5"
     )
@@ -146,6 +148,11 @@ class Search(LoopCommand):
                 return dict(kind.published.get(space, {}))
         return {}
 
+    @property
+    def width(self) -> int:
+        """Channels of the first cells."""
+        return self.channels or self.method.channels
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         text = self.space == "recurrent"
@@ -156,11 +163,12 @@ class Search(LoopCommand):
             )
         if self.table and self.space != "nasbench201":
             raise ValueError("table holds results of NAS-Bench-201; give it with --space nasbench201")
-        if not text and self.channels % self.method.partial:
-            raise ValueError(
-                f"channels = {self.channels} cannot be cut into {self.method.partial} parts; take a "
-                "multiple, or --method.partial 1"
-            )
+        for parts in () if text else self.method.channel_parts:
+            if self.width % parts:
+                raise ValueError(
+                    f"channels = {self.width} cannot be cut into {parts} parts; take a multiple, or "
+                    "--method.partial 1"
+                )
         if self.space.startswith("darts") and self.cells is not None and self.cells < 3:
             raise ValueError(
                 f"cells = {self.cells} are all reduction cells; take 3 or more, so that normal cells are "
@@ -173,11 +181,11 @@ class Search(LoopCommand):
         method, epochs = self.method, self.epochs or self.method.epochs
         if self.stop_at_collapse and self.watch_every != 1:
             raise ValueError("stop_at_collapse needs the eigenvalue of every epoch; add --watch-every 1")
-        if self.watch_every and method.samples_operations:
+        if self.watch_every and (method.samples_operations or not method.relaxation.smooth):
             raise ValueError(
                 f"method {method.name} has no smooth loss in the architecture to watch; leave out watch_every"
             )
-        if method.warmup_epochs >= epochs:
+        if method.warmup_epochs >= method.shortest_stage(epochs):
             raise ValueError(
                 f"method {method.name} trains weights alone for {method.warmup_epochs} epochs and would "
                 f"learn nothing else in {epochs}; lower --method.warmup-epochs or raise --epochs"
@@ -191,8 +199,8 @@ class Search(LoopCommand):
 
     def _search(self) -> int:
         use_threads(self.threads)
-        space = find_space(self.space)
         method = self._method_with_penalties()
+        space = method.offered(find_space(self.space))
         # Everything a user can get wrong is refused before the folder is made.
         refusal = method.refuse(space)
         if refusal:
@@ -243,7 +251,7 @@ class Search(LoopCommand):
         cells = self.cells or (5 if space.name == "nasbench201" else 8)
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
             torch.manual_seed(derive(self.seed, "weights"))
-            network = search_network(space, method, self.channels, cells, len(data.classes), data.channels)
+            network = search_network(space, method, self.width, cells, len(data.classes), data.channels)
         return ImageObjective(network, data, batch_size, method.level == "single", self.bf16)
 
 

@@ -63,7 +63,7 @@ class SearchLoop(EpochLoop):
 
     def begin_epoch(self) -> None:
         """Tell the search its epoch, on which schedules depend."""
-        self.searcher.state.progress = Progress(self.epoch, self.epochs)
+        self.searcher.begin_epoch(self.epoch)
 
     def batches(self) -> Iterator[tuple[Any, Any]]:
         """Pairs of batches: of the weights' part, of the architecture's part."""
@@ -151,7 +151,7 @@ class SearchLoop(EpochLoop):
         logged, back = self.epochs_logged(), self.collapsed()
         if back is None:
             # With the temperatures of the last epoch, also in a resumed search that did not run it.
-            state.progress = Progress(self.epochs - 1, self.epochs)
+            searcher.begin_epoch(self.epochs - 1)
             genotype = method.final_genotype(state)
         else:
             genotype = Genotype.model_validate(logged[back]["genotype"])

@@ -13,12 +13,14 @@ from oneshot.axes.penalty import PenaltyInputs
 from oneshot.axes.progress import Progress
 from oneshot.bilevel import (
     BilevelProblem,
+    all_gradients,
+    clip_and_step,
     dominant_eigenvalue,
     exact,
     first_order,
     momentum_buffers,
     second_order,
-    weight_step,
+    weight_gradients,
 )
 from oneshot.methods.method import Method
 from oneshot.objectives.objective import Objective
@@ -73,7 +75,7 @@ class Searcher:
         """
         state, method = self.state, self.method
         # 1. The learning rate of this epoch, and of this batch's size.
-        rate = method.sgd.learning_rate(state.progress) * state.objective.rate(train)
+        rate = method.learning_rate(state.progress) * state.objective.rate(train)
         set_learning_rate(state.weight_optimizer, rate)
         if method.level == "single":
             return self._both_at_once(number, train)
@@ -90,8 +92,13 @@ class Searcher:
     @property
     def moves_architecture(self) -> bool:
         """Whether this epoch's steps move the architecture."""
-        warm = self.state.progress.epoch >= self.method.warmup_epochs
-        return self.method.has_architecture_step and warm
+        return self.method.has_architecture_step and not self.method.waits(self.state.progress)
+
+    def begin_epoch(self, number: int) -> None:
+        """Tell the search its epoch, on which schedules depend."""
+        last = self.epochs - 1
+        self.state.progress = Progress(min(number, last), self.epochs, max(0, number - last))
+        self.method.before_epoch(self.state)
 
     def edge_weights(self, purpose: str, number: int = 0) -> NetworkEdgeWeights:
         """The edge weights that the network gets.
@@ -102,20 +109,30 @@ class Searcher:
                 draws the same.
         """
         state = self.state
-        draws = torch_generator("cpu", state.seed, purpose, state.progress.epoch, number)
+        draws = self._draws(purpose, number)
         # Draws are made on CPU, so that a seed means the same on every device.
         return state.on_device(self.method.weigh_edges(state.space, state.alphas, state.progress, draws))
 
+    def _draws(self, purpose: str, number: int) -> torch.Generator:
+        """The generator on CPU of what a step of this epoch draws."""
+        return torch_generator("cpu", self.state.seed, purpose, self.state.progress.count, number)
+
     def _weights_step(self, number: int, train: Any) -> Tensor:
         """One step of the weights; the architecture stays."""
-        objective = self.state.objective
+        state, method, batch = self.state, self.method, self.state.objective.for_weights(train)
         # The architecture is a constant here: no gradient of alphas is computed.
         with torch.no_grad():
             edge_weights = self.edge_weights("weights", number)
+        edge_weights = method.perturb(state, edge_weights, batch, self._draws("perturbation", number))
         # The loss of the mixed operations, as they are weighed now.
-        value = objective.loss(objective.for_weights(train), edge_weights)
-        weight_step(objective.network, value, self.state.weight_optimizer, self.method.sgd.clip_norm)
+        value = state.objective.loss(batch, edge_weights)
+        weight_gradients(state.objective.network, value, state.weight_optimizer)
+        method.move_weights(state, edge_weights, batch, self._move_weights)
         return value.detach()
+
+    def _move_weights(self) -> None:
+        """Clip the weights' gradients, and move the weights along them."""
+        clip_and_step(self.state.objective.network, self.state.weight_optimizer, self.method.sgd.clip_norm)
 
     def _architecture_step(self, number: int, train: Any, valid: Any, rate: float) -> Tensor:
         """One step of the architecture; the weights stay."""
@@ -128,7 +145,10 @@ class Searcher:
             weights = edge_weights()
             return self.penalised(objective.loss(valid, weights), weights)
 
-        if self.method.order == "first":
+        if self.method.order == "first" and self.method.needs_validation_gradients:
+            value, gradients, of_weights = all_gradients(objective.network, penalised_loss, parameters)
+            self.method.see_validation_gradients(self.state, of_weights)
+        elif self.method.order == "first":
             value, gradients = first_order(objective.network, penalised_loss, parameters)
         else:
             # The look ahead repeats the optimiser's step, momentum included.
@@ -177,7 +197,8 @@ class Searcher:
         # `weight_step` clears the weights' gradients only.
         for parameter in self.state.alphas.all():
             parameter.grad = None
-        weight_step(objective.network, total, self.state.weight_optimizer, self.method.sgd.clip_norm)
+        weight_gradients(objective.network, total, self.state.weight_optimizer)
+        self._move_weights()
         if self.moves_architecture and architecture_optimizer is not None:
             architecture_optimizer.step()
         return torch.stack([value.detach(), total.detach()])

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from engine.config import Config
+from oneshot.axes.dirichlet import GammaNoise, dirichlet, gamma_noise
 from oneshot.axes.edge_weights import EdgeWeights
 from oneshot.axes.progress import Progress
 
@@ -21,6 +22,8 @@ class Softmax(Config):
 
     name: Literal["softmax"] = "softmax"
     samples_operations: ClassVar[bool] = False  # whether only some operations run in a forward pass
+    sums_to_one: ClassVar[bool] = True  # whether the weights of an edge do
+    smooth: ClassVar[bool] = True  # whether the weights have a second derivative in the parameters
 
     def start(self, allowed_EO: Tensor, generator: torch.Generator) -> Tensor:
         """Parameters (E, O) before the first step."""
@@ -92,10 +95,39 @@ class GumbelHard(Softmax):
         drawn = soft.argmax(-1)
         # Of value one-hot; its gradient is that of the soft probabilities.
         hard = F.one_hot(drawn, soft.shape[-1]) - soft.detach() + soft
+        return self.one_hot(hard, drawn)
+
+    def one_hot(self, hard: Tensor, drawn: Tensor) -> EdgeWeights:
+        """The edge weights of value one-hot, `hard` (E, O), where the operations `drawn` (E,) run."""
         # Of value 0. Adding it to the output gives those that were not drawn their gradient.
         others = hard.sum(-1) - hard.gather(-1, drawn[:, None])[:, 0]
         active = tuple((operation,) for operation in drawn.tolist())
         return EdgeWeights(hard, active, offset_E=others)
+
+
+class ReinMax(GumbelHard):
+    """ReinMax (2023, arXiv:2304.08612): a straight-through gradient that is exact to second order.
+
+    One operation an edge is drawn with its probability p; the gradient is that of 2 q - p / 2, where q is the
+    mean of the draw and of softmax(alpha / tau).
+    """
+
+    name: Literal["reinmax"] = "reinmax"  # type: ignore[assignment]
+    tau_start: float = Field(1.0, ge=1, description="temperature of q in the first epoch")
+    tau_end: float = Field(1.0, ge=1, description="temperature of q in the last epoch")
+
+    def given(self, alpha_EO: Tensor, gumbel_EO: Tensor, tau: float) -> EdgeWeights:
+        """The edge weights for given Gumbel noise and temperature."""
+        # The largest of noisy logits is a draw with the probabilities of softmax.
+        drawn = (alpha_EO + gumbel_EO).argmax(-1)
+        hot = F.one_hot(drawn, alpha_EO.shape[-1])
+        q = ((alpha_EO / tau).softmax(-1) + hot).detach() / 2
+        # Of value q, with the gradient of a softmax that has this value. What does not compete has no logit.
+        competes = alpha_EO > -torch.inf
+        shift = torch.where(competes, q.log() - alpha_EO.detach(), 0)
+        towards = (alpha_EO + shift).softmax(-1)
+        estimate = 2 * towards - alpha_EO.softmax(-1) / 2
+        return self.one_hot(hot - estimate.detach() + estimate, drawn)
 
 
 class HardConcrete(Softmax):
@@ -208,6 +240,42 @@ def gumbel_noise(like: Tensor, draws: torch.Generator) -> Tensor:
     return noise.to(like.device)
 
 
+class Dirichlet(Softmax):
+    """DrNAS (2021, arXiv:2006.10355): the weights of an edge are a draw of Dirichlet(elu(alpha) + 1)."""
+
+    name: Literal["dirichlet"] = "dirichlet"  # type: ignore[assignment]
+    smooth: ClassVar[bool] = False  # the pathwise gradient is known in first order only
+
+    def mix(
+        self, alpha_EO: Tensor, allowed_EO: Tensor, progress: Progress, draws: torch.Generator
+    ) -> EdgeWeights:
+        """One draw, with pathwise gradients."""
+        return self.given(alpha_EO, allowed_EO, gamma_noise(alpha_EO, draws))
+
+    def given(self, alpha_EO: Tensor, allowed_EO: Tensor, noise: GammaNoise) -> EdgeWeights:
+        """The edge weights for given noise."""
+        drawn_EO = dirichlet(F.elu(alpha_EO) + 1, noise)
+        # As released: drawn over all operations, then divided by the sum of those that compete.
+        drawn_EO = torch.where(allowed_EO, drawn_EO, 0)
+        return EdgeWeights(drawn_EO / drawn_EO.sum(-1, keepdim=True).clamp_min(1e-30))
+
+
+class Sigmoid(Softmax):
+    """FairDARTS (2020, arXiv:1911.12126): each operation has a weight in (0, 1) of its own, 0.5 at first."""
+
+    name: Literal["sigmoid"] = "sigmoid"  # type: ignore[assignment]
+    sums_to_one: ClassVar[bool] = False
+
+    def start(self, allowed_EO: Tensor, generator: torch.Generator) -> Tensor:
+        """Zeros."""
+        return torch.zeros(allowed_EO.shape)
+
+    def probabilities(self, alpha_EO: Tensor, allowed_EO: Tensor) -> Tensor:
+        """(E, O); 0 where an operation does not compete."""
+        return torch.where(allowed_EO, alpha_EO.sigmoid(), 0)
+
+
 Relaxation = Annotated[
-    Softmax | Simplex | GumbelHard | HardConcrete | GumbelSoft, Field(discriminator="name")
+    Softmax | Simplex | GumbelHard | HardConcrete | GumbelSoft | ReinMax | Dirichlet | Sigmoid,
+    Field(discriminator="name"),
 ]

@@ -14,9 +14,10 @@ from oneshot.methods.sampled.gdas import Gdas
 from oneshot.methods.sampled.pr_darts import PrDarts
 from oneshot.methods.sampled.random_ws import RandomWs
 from oneshot.methods.snas import Snas
+from oneshot.methods.staged.drnas import DrNas
 
 # pydantic picks the class by its field `name`.
 MethodConfig = Annotated[
-    Darts | PcDarts | BetaDarts | PrDarts | Gaea | GaeaPcDarts | Gdas | DartsMinus | RandomWs | Enas | Snas,
+    Darts | PcDarts | BetaDarts | PrDarts | Gaea | GaeaPcDarts | Gdas | DartsMinus | RandomWs | Enas | Snas | DrNas,
     Field(discriminator="name"),
 ]

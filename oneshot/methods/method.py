@@ -1,6 +1,6 @@
 """A search method is a record of choices, one on each axis; a file in `methods/` names those of one paper."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -12,11 +12,11 @@ from engine.seed import torch_generator
 from oneshot.axes.alphas import Alphas
 from oneshot.axes.auxiliary_skip import AuxiliarySkip
 from oneshot.axes.derivation import Derivation, derive_genotype
-from oneshot.axes.edge_weights import EdgeWeights
+from oneshot.axes.edge_weights import EdgeWeights, NetworkEdgeWeights
 from oneshot.axes.geometry import Adam, Exponentiated, Geometry, Rows
 from oneshot.axes.penalty import BetaDecay, Entropy, PathDepth, Penalty
 from oneshot.axes.progress import Progress
-from oneshot.axes.relaxation import GumbelHard, HardConcrete, Relaxation, Simplex, Softmax
+from oneshot.axes.relaxation import HardConcrete, Relaxation, Simplex, Softmax
 from oneshot.axes.weight_sgd import WeightSgd
 from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.genotype import Genotype
@@ -48,8 +48,11 @@ class Method(Config):
     """What a method chooses: one choice on each axis, and its settings.
 
     Defaults are those of first-order DARTS (2019, arXiv:1806.09055) on CIFAR-10. A file in `methods/` sets
-    what another paper chooses. A method may also override what a search calls: `weigh_edges` in each step,
-    `after_epoch`, `genotype`, and `final_genotype` at the end.
+    what another paper chooses. A method may also override what a search calls:
+
+    - between epochs `before_epoch` and `after_epoch`;
+    - in each step `weigh_edges`, and around the step of the weights `perturb` and `move_weights`;
+    - `genotype`, and `final_genotype` at the end.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Method(Config):
         False, description="a BatchNorm and a ReLU before the classifier, in the DARTS space"
     )
     derivation: Derivation = Field("edges", description="how the DARTS space's cells are read off")
+    exclude_none: bool = Field(False, description="the operation none does not compete")
     level: Literal["bilevel", "single"] = Field(
         "bilevel",
         description=(
@@ -92,9 +96,12 @@ class Method(Config):
     warmup_epochs: int = Field(0, ge=0, description="epochs in which the architecture is not trained")
     epochs: int = Field(50, ge=1, description="passes over the weights' half of the images")
     batch_size: int = Field(64, ge=2, description="images a step")
+    channels: int = Field(16, ge=2, description="width of the first cells of the search network")
     sgd: WeightSgd = WeightSgd()
 
     has_architecture_step: ClassVar[bool] = True  # along gradients of alphas, in each step
+    # Whether `see_validation_gradients` wants the weights' gradients, which cost a third of a step.
+    needs_validation_gradients: ClassVar[bool] = False
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED  # settings for other spaces
 
     @model_validator(mode="after")
@@ -137,7 +144,7 @@ class Method(Config):
                 f"order {self.order} looks ahead to the weights' next step on other images; it needs level "
                 "bilevel"
             )
-        if self.order != "first" and isinstance(self.relaxation, GumbelHard | HardConcrete):
+        if self.order != "first" and self.relaxation.samples_operations:
             raise ValueError(
                 f"order {self.order} is for methods that run all operations; {self.relaxation.name} samples: "
                 "take order first"
@@ -151,6 +158,45 @@ class Method(Config):
         Its BatchNorms then always take the batch's statistics.
         """
         return self.relaxation.samples_operations or not self.has_architecture_step
+
+    def offered(self, space: CellSpace) -> CellSpace:
+        """The space as this method searches it."""
+        return space.without("none") if self.exclude_none else space
+
+    @property
+    def channel_parts(self) -> tuple[int, ...]:
+        """Into how many parts the channels of the search network must be divisible."""
+        return (self.partial,)
+
+    def learning_rate(self, progress: Progress) -> float:
+        """Learning rate of the weights in an epoch."""
+        return self.sgd.learning_rate(progress)
+
+    def waits(self, progress: Progress) -> bool:
+        """Whether the architecture is not trained in this epoch, a warm-up of the weights."""
+        return progress.epoch < self.warmup_epochs
+
+    def shortest_stage(self, epochs: int) -> int:
+        """Epochs of the shortest stage, each of which begins with the warm-up; of the search if it has none."""
+        return epochs
+
+    def before_epoch(self, state: SearchState) -> None:
+        """Called before each epoch, once more after a resume. A search in stages begins them here."""
+
+    def perturb(
+        self, state: SearchState, edge_weights: NetworkEdgeWeights, batch: Any, draws: torch.Generator
+    ) -> NetworkEdgeWeights:
+        """The edge weights that the step of the weights uses, from those of the relaxation."""
+        return edge_weights
+
+    def move_weights(
+        self, state: SearchState, edge_weights: NetworkEdgeWeights, batch: Any, step: Callable[[], None]
+    ) -> None:
+        """Called when the weights' gradients are there; `step` clips them and moves the weights."""
+        step()
+
+    def see_validation_gradients(self, state: SearchState, gradients: Mapping[str, Tensor]) -> None:
+        """Called in an architecture step of first order, with the validation loss's gradients of weights."""
 
     def start(self, space: CellSpace, seed: int, device: torch.device) -> Alphas:
         """Parameters before the first step."""
@@ -191,7 +237,8 @@ class Method(Config):
             if self.auxiliary_skip is not None:
                 skip = alpha_EO.new_full((), self.auxiliary_skip.weight(progress))
             edge_E = self._weights_of_edges(space, alphas, kind)
-            edge_weights[kind] = cell_weights._replace(edge_E=edge_E, skip=skip)
+            weight_EO = alphas.with_decisions(kind, cell_weights.weight_EO)
+            edge_weights[kind] = cell_weights._replace(weight_EO=weight_EO, edge_E=edge_E, skip=skip)
         return edge_weights
 
     def probabilities(self, space: CellSpace, alphas: Alphas) -> dict[str, Tensor]:
@@ -209,6 +256,7 @@ class Method(Config):
                 continue
             alpha_EO = alphas.operations[kind]
             weight_EO = self.relaxation.probabilities(alpha_EO, allowed_EO.to(alpha_EO.device))
+            weight_EO = alphas.with_decisions(kind, weight_EO)
             edge_E = self._weights_of_edges(space, alphas, kind)
             if edge_E is not None:
                 weight_EO = weight_EO * edge_E[:, None]
@@ -253,6 +301,8 @@ class Method(Config):
                 return "weights and architecture learn from two texts; take --method.level bilevel"
             if self.auxiliary_skip is not None:
                 return "an auxiliary skip is written for images"
+            if not self.relaxation.sums_to_one:
+                return "the weights of an edge do not sum to 1, as a recurrent state needs"
         if len(space.cells) < 2 and any(isinstance(penalty, PathDepth) for penalty in self.penalties):
             return "path_depth weighs normal and reduction cells; leave it out with --method.penalties ''"
         if isinstance(self.relaxation, HardConcrete):

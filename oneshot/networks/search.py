@@ -3,6 +3,8 @@
 DARTS (2019, arXiv:1806.09055) and NAS-Bench-201 (2020, arXiv:2001.00326).
 """
 
+from typing import NamedTuple
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +16,15 @@ from oneshot.spaces.cells import CellSpace
 
 # The published searches on NAS-Bench-201 take the statistics of the batch always, and normalise no pools.
 NASBENCH201_EDGES = EdgeSettings(track=False, pool_norm=False)
+
+
+class SearchSize(NamedTuple):
+    """The size of a search network: channels and cells as it was given them, classes, channels of an image."""
+
+    channels: int
+    cells: int
+    classes: int
+    inputs: int
 
 
 def _stem(inputs: int, channels: int) -> nn.Sequential:
@@ -46,6 +57,7 @@ class DartsNetwork(nn.Module):
         last_norm: bool = False,
     ):
         super().__init__()
+        self.space, self.settings, self.size = space, settings, SearchSize(channels, cells, classes, inputs)
         self.stem = _stem(inputs, 3 * channels)
         self.cells = nn.ModuleList()
         widths = (3 * channels, 3 * channels)
@@ -61,6 +73,12 @@ class DartsNetwork(nn.Module):
             widths = (widths[1], space.nodes * channels)
         self.norm = nn.BatchNorm2d(widths[1]) if last_norm else None
         self.classifier = nn.Linear(widths[1], classes)
+
+    def like(self, space: CellSpace, partial: int, cells: int) -> "DartsNetwork":
+        """Another, untrained network of this kind, for a later stage of a search."""
+        size, settings = self.size, self.settings._replace(partial=partial)
+        last_norm = self.norm is not None
+        return DartsNetwork(space, size.channels, cells, size.classes, size.inputs, settings, last_norm)
 
     def forward(self, x_NCHW: Tensor, edge_weights: NetworkEdgeWeights, create_graph: bool = False) -> Tensor:
         """Logits (N, K).
@@ -103,6 +121,7 @@ class NasBench201Network(nn.Module):
         settings: EdgeSettings = NASBENCH201_EDGES,
     ):
         super().__init__()
+        self.space, self.settings, self.size = space, settings, SearchSize(channels, cells, classes, inputs)
         self.stem = _stem(inputs, channels)
         self.blocks = nn.ModuleList()
         for stage in range(3):
@@ -112,6 +131,11 @@ class NasBench201Network(nn.Module):
             self.blocks.extend(MixedNodes(space, "cell", channels, settings) for _ in range(cells))
         self.norm = nn.BatchNorm2d(channels)
         self.classifier = nn.Linear(channels, classes)
+
+    def like(self, space: CellSpace, partial: int, cells: int) -> "NasBench201Network":
+        """Another, untrained network of this kind, for a later stage of a search."""
+        size, settings = self.size, self.settings._replace(partial=partial)
+        return NasBench201Network(space, size.channels, cells, size.classes, size.inputs, settings)
 
     def forward(self, x_NCHW: Tensor, edge_weights: NetworkEdgeWeights, create_graph: bool = False) -> Tensor:
         """Logits (N, K).

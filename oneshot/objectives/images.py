@@ -87,9 +87,8 @@ class ImageObjective:
                 f"Images of side {data.size} cannot be halved twice, as every search network does; use a "
                 "multiple of 4."
             )
-        self.network: nn.Module = network.to(data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.loss = ImageLoss(self.network, bf16)
-        self.data, self.batch_size, self.batch_items = data, batch_size, batch_size
+        self.data, self.batch_size, self.batch_items, self.bf16 = data, batch_size, batch_size, bf16
+        self.replace(network)
         self.weights_part: Subset = "both" if single_level else "train"
         self.architecture_part: Subset = "both" if single_level else "val"
         # A batch that is larger than a part is refused now, not in the first step.
@@ -100,6 +99,11 @@ class ImageObjective:
             f"{len(data.classes)} classes; {weights} images for the weights, {architecture} images for the "
             "architecture"
         )
+
+    def replace(self, network: nn.Module) -> None:
+        """Go on with this network, on the device of the images."""
+        self.network: nn.Module = network.to(self.data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.loss = ImageLoss(self.network, self.bf16)
 
     def steps(self, epoch: int) -> int:
         """Pairs of batches in an epoch."""

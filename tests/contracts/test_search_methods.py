@@ -2,6 +2,7 @@
 exactly, hand over a cell."""
 
 import io
+import math
 from typing import Any, get_args
 
 import pytest
@@ -56,12 +57,16 @@ def chosen(name: str, space: CellSpace, settings: dict[str, Any]) -> Method:
 
 
 def started(method: Method, space: CellSpace, seed: int) -> Searcher:
-    epochs, costs = method.warmup_epochs + 4, operation_costs(method.penalties, space, CPU)
+    # Each stage begins with the warm-up.
+    epochs = (method.warmup_epochs + 4) * max(1, len(getattr(method, "stages", ())))
+    costs = operation_costs(method.penalties, space, CPU)
     if space.name == "recurrent":
         objective = TextObjective(TEXT, TextSettings(hidden=8, bptt=6), 4, seed, CPU)
         return Searcher(method, space, objective, seed, epochs, costs)
     torch.manual_seed(seed)
-    network = search_network(space, method, 4, 1 if space.name == "nasbench201" else 3, 10, 1)
+    # The smallest that all stages of a method can cut into parts.
+    channels = math.lcm(4, *method.channel_parts)
+    network = search_network(space, method, channels, 1 if space.name == "nasbench201" else 3, 10, 1)
     return Searcher(
         method, space, ImageObjective(network, IMAGES, 16, method.level == "single"), seed, epochs, costs
     )
@@ -103,6 +108,7 @@ def cases() -> list[Any]:
 def test_contract(name: str, space_name: str, settings: dict[str, Any]) -> None:
     space = find_space(space_name)
     method = chosen(name, space, settings)
+    space = method.offered(space)
     refusal = method.refuse(space)
     if refusal is not None:
         assert (
