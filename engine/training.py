@@ -23,7 +23,7 @@ from engine.data.digits import Digits
 from engine.data.sources import DataConfig, load_data
 from engine.errors import UserError
 from engine.loop import EpochLoop, LoopCommand
-from engine.optim import SGD
+from engine.optim import SGD, current_rate, load_optimizer
 from engine.run import WEIGHTS, Run
 from engine.runs.lock import write_lock
 from engine.runs.tracking import check_trackers, open_trackers
@@ -136,13 +136,8 @@ class TrainingCommand(LoopCommand):
         Raises:
             UserError: the data cannot be used.
         """
-        # `any` waits for all ranks: the others wait here until the first one has come to its own call.
-        if not ranks.first:
-            ranks.any(False)
-        data = load_data(self.data, device, self.seed)
-        if ranks.first:
-            ranks.any(False)
-        return data
+        with ranks.first_before_others():
+            return load_data(self.data, device, self.seed)
 
     def fit_batch(self, data: Data, ranks: Ranks) -> Self:
         """These settings with a batch that is no larger than the training images; a smaller one is printed.
@@ -301,7 +296,7 @@ class Training(EpochLoop):
 
     def logged_beside(self) -> dict[str, Any]:
         """The learning rate."""
-        return {"lr": self.optimizer.param_groups[0]["lr"]}
+        return {"lr": current_rate(self.optimizer)}
 
     def save(self) -> None:
         """Checkpoint: weights.safetensors to use, state.pt to resume."""
@@ -316,7 +311,10 @@ class Training(EpochLoop):
     def load(self, state: dict[str, Any]) -> None:
         """Give each checkpoint object its state_dict back."""
         for name, part in self.checkpoint_objects().items():
-            part.load_state_dict(state[name])
+            if isinstance(part, torch.optim.Optimizer):
+                load_optimizer(part, state[name])
+            else:
+                part.load_state_dict(state[name])
 
     def finish(self) -> None:
         """The weights are saved already, unless somebody removed the file of a finished run."""

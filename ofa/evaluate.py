@@ -2,27 +2,39 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 from rich.table import Table
 
 from engine.command.cli import main
+from engine.command.interrupt import Stop
 from engine.command.progress import progress
 from engine.command.table import plain_console
+from engine.compute.distributed import Ranks
+from engine.compute.sharing import MEASURED_AGAIN, SharedWork
 from engine.config import format_count
 from engine.data.dataset import Split
 from engine.plot.confusion import write_confusion
-from engine.statistics import Counts, balanced_accuracy, class_rows, format_accuracy, overall_accuracy
+from engine.statistics import (
+    Counts,
+    balanced_accuracy,
+    class_rows,
+    counts_from_text,
+    format_accuracy,
+    overall_accuracy,
+)
 from ofa.space.arch import Arch
 from ofa.space.published import find_arch
 from ofa.trained import RunCommand, TrainedSupernet
-from ofa.tuned import find_tuned, name_of, tuned_or_taken
+from ofa.tuned import SubnetToMeasure, find_tuned, name_of
 
 
 class Evaluate(RunCommand):
     """Measure architectures of a trained supernet, or the network of a run that trained one alone.
+
+    Processes that torchrun starts, one for each GPU, share the architectures.
 
     examples:
       python -m ofa.evaluate
@@ -30,6 +42,8 @@ class Evaluate(RunCommand):
       python -m ofa.evaluate --arch largest --split test --per-class
       python -m ofa.evaluate --run runs/attentive_nas --arch attentive_nas_a0,attentive_nas_a6
     """
+
+    many_processes: ClassVar[bool] = True
 
     arch: str = Field(
         "smallest,largest",
@@ -51,36 +65,54 @@ class Evaluate(RunCommand):
     )
 
     def execute(self) -> int:
-        """Measure each and print a table."""
-        # Only --per-class writes into the folder.
-        with self.write_lock() if self.per_class else nullcontext():
-            return self._evaluate()
+        """Measure each and print a table, together with the other processes if there are several."""
+        with self.processes(MEASURED_AGAIN, writes=self.per_class) as (ranks, device):
+            return self._evaluate(self.open(ranks, device), ranks)
 
-    def _evaluate(self) -> int:
-        trained = self.open()
+    def _evaluate(self, trained: TrainedSupernet, ranks: Ranks) -> int:
+        def measure(task: str) -> str:
+            return SubnetToMeasure.model_validate_json(task).confusion(trained, self.split)
+
+        # Of a signal nobody has to be told: an evaluation leaves nothing half-written.
+        with SharedWork(ranks, measure, Stop(), MEASURED_AGAIN) as work:
+            if ranks.first:
+                found = self._measure(trained, work)
+            else:
+                work.help()
+                return 0
+        if self.per_class:
+            self._show_classes(found, trained.model.classes)
+        return 0
+
+    def _measure(self, trained: TrainedSupernet, work: SharedWork) -> dict[str, Counts]:
+        """What each architecture takes each class for, by name; printed as a table."""
         # Among them which folder a split is, where its name is another.
         for note in trained.data.notes:
             print(note)
-        classes, found = trained.model.classes, {}
-        table = Table("architecture", "MACs", "params", f"{self.split} accuracy", "balanced", "worst class")
-        archs = self._archs(trained)
-        with progress("evaluate", len(archs)) as advance:
+        archs, tuned = self._archs(trained), {}
+        if not (self.untuned or trained.model.arch):
             for name, arch in archs.items():
-                tuned = None
-                if not (self.untuned or trained.model.arch):
-                    tuned = find_tuned(self.run, name_of(name), arch)
-                subnet = tuned_or_taken(trained, arch, tuned)
-                found[name] = trained.confusion(subnet, self.split)
-                macs, params = trained.cost(arch)
-                shown = f"{name} ({tuned})" if tuned else name
-                table.add_row(shown, format_count(macs), format_count(params), *_cells(found[name], classes))
-                advance(name)
+                tuned[name] = find_tuned(self.run, name_of(name), arch)
+        tasks = []
+        for name, arch in archs.items():
+            task = SubnetToMeasure(name=name_of(name), arch=arch, tuned=tuned.get(name) is not None)
+            tasks.append(task.model_dump_json())
+        names, measured = list(archs), {}
+        with progress("evaluate", len(archs)) as advance:
+            for i, counts in work.results(tasks):
+                measured[names[i]] = counts_from_text(counts)
+                advance(names[i])
+        found = {name: measured[name] for name in names}  # in the order that was asked for
+        table = Table("architecture", "MACs", "params", f"{self.split} accuracy", "balanced", "worst class")
+        for name, arch in archs.items():
+            macs, params = trained.cost(arch)
+            shown = f"{name} ({tuned[name]})" if tuned.get(name) else name
+            cells = _cells(found[name], trained.model.classes)
+            table.add_row(shown, format_count(macs), format_count(params), *cells)
         plain_console().print(table)
         count = trained.data.count(self.split)
         print(f"on {count} images; ±: one standard error; balanced: the mean over the classes")
-        if self.per_class:
-            self._show_classes(found, classes)
-        return 0
+        return found
 
     def _archs(self, trained: TrainedSupernet) -> dict[str, Arch]:
         """What is measured, by name."""

@@ -1,7 +1,8 @@
 """What a finished supernet run gives to later stages: space, weights, data and measured subnets."""
 
 import shlex
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ from pydantic import Field
 from engine.checkpoint import load_weights
 from engine.command.cli import Command
 from engine.compute.device import pick_device, use_threads
+from engine.compute.distributed import ALONE, Ranks, join
 from engine.config import Config, validate
 from engine.data.dataset import Data, Split
 from engine.errors import UserError
@@ -291,18 +293,38 @@ class RunCommand(Command):
         Run.open(self.run)  # first, so that a folder that is no run stays as it is
         return write_lock(self.run, shared)
 
-    def open(self) -> TrainedSupernet:
-        """Open the run with its supernet, or with the one network that it trained."""
-        use_threads(self.threads)
-        return TrainedSupernet(self.run, pick_device(self.device), self.data)
+    @contextmanager
+    def processes(self, remedy: str, writes: bool = True) -> Iterator[tuple[Ranks, torch.device]]:
+        """This process among those that torchrun started, and its device.
 
-    def open_supernet(self) -> TrainedSupernet:
-        """Open the run with its supernet.
+        Args:
+            remedy: the end of the error when another process is gone.
+            writes: whether the first process writes into the run folder, which is then locked.
+        """
+        with (
+            join(self.device, remedy) as (ranks, device),
+            self.write_lock() if writes and ranks.first else nullcontext(),
+        ):
+            yield ranks, device
+
+    def open(self, ranks: Ranks = ALONE, device: torch.device | None = None) -> TrainedSupernet:
+        """Open the run with its supernet, or with the one network that it trained.
+
+        Args:
+            ranks: the processes that open it; the first one does so before the others.
+            device: where this process computes; None: where `--device` says.
+        """
+        use_threads(self.threads)
+        with ranks.first_before_others():
+            return TrainedSupernet(self.run, device or pick_device(self.device), self.data)
+
+    def open_supernet(self, ranks: Ranks = ALONE, device: torch.device | None = None) -> TrainedSupernet:
+        """Open the run with its supernet; arguments as of `open`.
 
         Raises:
             UserError: the run trained one architecture alone, or nothing yet.
         """
-        trained = self.open()
+        trained = self.open(ranks, device)
         # Its subnets, or its classifier, would measure at chance.
         if trained.model.pretrained_only:
             raise UserError(

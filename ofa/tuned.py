@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 from engine.checkpoint import check_digests, weights_digest
 from engine.command.start import say
-from engine.config import validate
+from engine.config import Config, validate
+from engine.data.dataset import Split
 from engine.data.sources import DataConfig
 from engine.errors import UserError
 from engine.run import Run, read_json, selected_files
+from engine.statistics import counts_to_text
 from ofa.calibration import prepare
 from ofa.space.arch import Arch
 from ofa.space.published import find_arch
@@ -113,6 +115,21 @@ class TunedSubnet(NamedTuple):
 def tuned_or_taken(trained: TrainedSupernet, arch: Arch, tuned: TunedSubnet | None) -> Subnet:
     """The tuned subnet, or without one `arch` as the supernet gives it; calibrated, eval mode."""
     return tuned.subnet(trained) if tuned else trained.subnet(arch)
+
+
+class SubnetToMeasure(Config):
+    """A subnet as a task that ranks share: its name, such as its budget, and whether it has tuned weights."""
+
+    name: str
+    arch: Arch
+    tuned: bool = False
+
+    def confusion(self, trained: TrainedSupernet, split: Split) -> str:
+        """What the subnet takes each class of a split for, as `counts_to_text` writes it."""
+        # Found again, since this process may not be the one that found it first.
+        tuned = find_tuned(trained.run.path, self.name, self.arch) if self.tuned else None
+        subnet = tuned_or_taken(trained, self.arch, tuned)
+        return counts_to_text(trained.confusion(subnet, split))
 
 
 def find_tuned(run: Path, name: str, arch: Arch) -> TunedSubnet | None:

@@ -7,7 +7,7 @@ batch or to the edge weights, and is therefore the same in every forward of one 
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -72,13 +72,24 @@ class VirtualStep:
             The weights, and what their gradients were scaled by.
         """
         scale = clip_factor(gradients, self.clip_norm)
-        moved = {}
-        for (name, w), gradient, buffer in zip(weights.items(), gradients, self.buffers, strict=True):
-            # The order of torch: clip the gradient, add the decay, then let momentum gather both.
-            direction = scale * gradient + self.weight_decay * w
-            if buffer is not None:
-                direction = self.momentum * buffer + direction
-            moved[name] = w if name in self.still else w - self.lr * direction
+        # Lists of tensors: a GPU computes a hundred of them in one kernel.
+        names, before = list(weights), list(weights.values())
+        # The order of torch: clip the gradient, add the decay, then let momentum gather both.
+        directions = laid_out_as(before, gradients)
+        if self.clip_norm is not None:
+            directions = list(torch._foreach_mul(directions, scale))
+        directions = list(torch._foreach_add(directions, before, alpha=self.weight_decay))
+        gathered = [number for number, buffer in enumerate(self.buffers) if buffer is not None]
+        if gathered and self.momentum:
+            fresh = [directions[number] for number in gathered]
+            buffers = [self.buffers[number] for number in gathered]
+            # Not in place: `exact` differentiates it.
+            sums = torch._foreach_add(fresh, buffers, alpha=self.momentum)
+            for number, direction in zip(gathered, sums, strict=True):
+                directions[number] = direction
+        moved = dict(zip(names, torch._foreach_add(before, directions, alpha=-self.lr), strict=True))
+        for name in self.still:
+            moved[name] = weights[name]
         return moved, scale
 
 
@@ -122,9 +133,34 @@ class BilevelProblem(NamedTuple):
         # Built anew, since the graph of the first ones may be used up.
         edge_weights = self.edge_weights()
         # Copies, since a look ahead must leave no trace in the running statistics of BatchNorm.
-        buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+        buffers = copies(dict(self.network.named_buffers()))
         loss = self.loss(self.valid, edge_weights, weights | buffers, create_graph=create_graph)
         return self.penalised(loss, edge_weights)
+
+
+def copies(tensors: Weights) -> Weights:
+    """Copies of all of them."""
+    # A GPU copies tensors of one type in one kernel; counters of batches are integers.
+    names: dict[torch.dtype, list[str]] = {}
+    for name, tensor in tensors.items():
+        names.setdefault(tensor.dtype, []).append(name)
+    copied = {}
+    for same in names.values():
+        copied |= zip(same, torch._foreach_clone([tensors[name] for name in same]), strict=True)
+    return copied
+
+
+def laid_out_as(models: Iterable[Tensor], tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The tensors, each with the strides of its model.
+
+    Where a single pair differs in strides, torch computes a list of tensors one by one. Gradients that
+    `torch.autograd.grad` returns may have other strides than their weights.
+    """
+    found = []
+    for model, tensor in zip(models, tensors, strict=True):
+        same = model.stride() == tensor.stride() or tensor.device.type == "cpu"
+        found.append(tensor if same else torch.empty_like(model).copy_(tensor))
+    return found
 
 
 def clip_factor(gradients: tuple[Tensor, ...], norm: float | None) -> Tensor | float:
@@ -192,11 +228,11 @@ def second_order(problem: BilevelProblem) -> tuple[Tensor, tuple[Tensor, ...]]:
     value = problem.validation_loss(ahead, create_graph=False)
     # 2. One backward pass gives the first-order term, and v, the direction of the Hessian product.
     gradients = _gradients(value, [*alphas, *ahead.values()])
-    first, v = gradients[: len(alphas)], gradients[len(alphas) :]
+    first, v = gradients[: len(alphas)], tuple(laid_out_as(ahead.values(), gradients[len(alphas) :]))
     # Only to reproduce the published code: see `VirtualStep`.
     if step.clip_direction:
         factor = clip_factor(v, step.clip_norm)
-        v = tuple(factor * part for part in v)
+        v = tuple(torch._foreach_mul(v, factor))
     # 3. The second-order term: how the training gradient of alphas changes along v.
     e = EPSILON / joint_norm(v)
     plus, minus = _training_gradients(problem, v, e), _training_gradients(problem, v, -e)
@@ -209,9 +245,10 @@ def second_order(problem: BilevelProblem) -> tuple[Tensor, tuple[Tensor, ...]]:
 
 def _training_gradients(problem: BilevelProblem, v: tuple[Tensor, ...], e: Tensor) -> tuple[Tensor, ...]:
     """Gradients of alphas of the training loss at w + e v."""
-    moved = {}
-    for (name, w), direction in zip(problem.network.named_parameters(), v, strict=True):
-        moved[name] = w.detach() + e * direction
+    weights = {name: w.detach() for name, w in problem.network.named_parameters()}
+    steps = torch._foreach_mul(v, e)
+    torch._foreach_add_(steps, list(weights.values()))
+    moved = dict(zip(weights, steps, strict=True))
     return _gradients(problem.loss(problem.train, problem.edge_weights(), moved), problem.alphas)
 
 
@@ -226,40 +263,58 @@ def exact(problem: BilevelProblem) -> tuple[Tensor, tuple[Tensor, ...]]:
 
 
 def dominant_eigenvalue(
-    loss: Callable[[], Tensor], alphas: list[Tensor], generator: torch.Generator, steps: int = 20
+    loss: Callable[[], Tensor], alphas: list[Tensor], generator: torch.Generator, steps: int = 30
 ) -> float:
-    """The largest eigenvalue in size of the Hessian of `loss` in alphas, by power iteration.
+    """The largest eigenvalue of the Hessian of `loss` in alphas, by Lanczos's method (1950).
 
-    RobustDARTS (2020, arXiv:1909.09656) watches it: flat minima keep their accuracy when the cell is read
-    off, sharp ones lose it.
+    RobustDARTS (2020, arXiv:1909.09656) watches it, the largest and not the largest in size: flat minima keep
+    their accuracy when the cell is read off, sharp ones lose it. Power iteration would end at a negative
+    eigenvalue that is larger in size.
 
     Args:
         loss: builds its graph with `create_graph=True`.
         alphas: the parameters.
         generator: draws the first vector, on CPU.
-        steps: the most Hessian-vector products; the iteration ends earlier once the value changes by less
-            than 0.1%.
+        steps: the most Hessian-vector products; the iteration ends earlier once the eigenvalue is known to
+            0.1% of the largest in size.
     """
     gradients = torch.autograd.grad(
         loss(), alphas, create_graph=True, materialize_grads=True, allow_unused=True
     )
-    # Any direction has a part along the dominant eigenvector, almost surely.
-    v = [torch.randn(a.shape, generator=generator, dtype=a.dtype).to(a.device) for a in alphas]
-    value = 0.0
-    for _ in range(steps):
-        norm = joint_norm(v)
-        v = [part / norm for part in v]
-        along = torch.stack([(g * part).sum() for g, part in zip(gradients, v, strict=True)]).sum()
-        product = torch.autograd.grad(
-            along, alphas, retain_graph=True, materialize_grads=True, allow_unused=True
+    gradient = torch.cat([part.flatten() for part in gradients])
+
+    def product(v: Tensor) -> Tensor:
+        """Hessian times v."""
+        parts = torch.autograd.grad(
+            gradient @ v, alphas, retain_graph=True, materialize_grads=True, allow_unused=True
         )
-        # v has length 1, so this is Rayleigh's quotient.
-        before, value = value, float(sum((p * part).sum() for p, part in zip(product, v, strict=True)))
-        v = list(product)
-        # Relative to its size, since it may be negative.
-        if abs(value - before) <= 1e-3 * abs(value):
+        return torch.cat([part.flatten() for part in parts])
+
+    # Any direction has a part along the dominant eigenvector, almost surely.
+    start = torch.cat([torch.randn(a.shape, generator=generator, dtype=a.dtype).flatten() for a in alphas])
+    start = start.to(gradient.device)
+    basis = [start / start.norm()]  # orthonormal; in it the Hessian is the tridiagonal matrix of both lists
+    diagonal: list[float] = []
+    beside: list[float] = []
+    for _ in range(min(steps, len(start))):
+        w = product(basis[-1])
+        diagonal.append(float(w @ basis[-1]))
+        known = torch.stack(basis)
+        # Twice: once leaves rounding errors along the vectors before, which would come back as eigenvalues.
+        for _ in range(2):
+            w = w - known.T @ (known @ w)
+        tridiagonal = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+        for i, value in enumerate(beside):
+            tridiagonal[i, i + 1] = tridiagonal[i + 1, i] = value
+        values, vectors = torch.linalg.eigh(tridiagonal)
+        rest = float(w.norm())
+        # The bound of how far this value is from an eigenvalue.
+        error = rest * abs(float(vectors[-1, -1]))
+        if error <= 1e-3 * float(values.abs().max()):
             break
-    return value
+        beside.append(rest)
+        basis.append(w / rest)
+    return float(values[-1])
 
 
 def weight_gradients(network: nn.Module, value: Tensor, optimizer: torch.optim.Optimizer) -> None:
@@ -267,11 +322,15 @@ def weight_gradients(network: nn.Module, value: Tensor, optimizer: torch.optim.O
     # None instead of 0: by None the loop below knows the operations that were not drawn.
     optimizer.zero_grad(set_to_none=True)
     value.backward()  # type: ignore[no-untyped-call]
+    missing = []
     for w in network.parameters():
         # An operation that was not drawn still decays and keeps its momentum. Otherwise that would depend on
         # which operations share a stacked tensor with one that was drawn.
         if w.grad is None:
-            w.grad = torch.zeros_like(w)
+            w.grad = torch.empty_like(w)
+            missing.append(w.grad)
+    if missing:
+        torch._foreach_zero_(missing)
 
 
 def clip_and_step(network: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float | None) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from engine.command.cli import main
 from engine.command.start import say
 from engine.compute.distributed import Ranks
+from engine.compute.gradients import GradientAverage
 from engine.config import format_count
 from engine.data.dataset import Data, Split
 from engine.data.digits import Digits
@@ -31,6 +32,7 @@ from engine.run import Run
 from engine.seed import derive, torch_generator
 from engine.statistics import describe_confusion, overall_accuracy
 from engine.training import Training, TrainingCommand, confusion
+from oneshot.chains.genotype import ChainGenotype, published_chains
 from oneshot.language import Language
 from oneshot.language_training import train_language
 from oneshot.networks.final import FinalNetwork
@@ -49,11 +51,12 @@ from oneshot.trained import (
 
 
 class Retrain(TrainingCommand):
-    """Train the network of a genotype from scratch: on images, or a recurrent cell on text.
+    """Train the network of a genotype, of cells or a chain of blocks, from scratch; or a recurrent cell.
 
     A recipe (--config) holds the settings; flags change single ones. --genotype is a published name
-    (DARTS_V2, PC_DARTS_cifar, ...), a file, the folder of a finished search, or a genotype written down as
-    the reference codes print it.
+    (DARTS_V2, PC_DARTS_cifar, fbnet_c, proxyless_mobile, ...), a file, the folder of a finished search, or a
+    genotype written down as the reference codes print it. A chain has widths of its own, and neither an
+    auxiliary head nor drop-path.
 
     examples:
       python -m oneshot.retrain    # a small network on the embedded digits
@@ -62,6 +65,8 @@ class Retrain(TrainingCommand):
       python -m oneshot.retrain --config oneshot/retrain_cifar --genotype runs/search \\
           --data.path cifar10.npz --out runs/found
       python -m oneshot.retrain --genotype DARTS_V2_recurrent --data text --data.path ptb --out runs/ptb
+      python -m oneshot.retrain --config oneshot/retrain_chain --genotype proxyless_mobile \\
+          --data.path imagenet --out runs/proxyless
       torchrun --nproc-per-node 8 -m oneshot.retrain --config oneshot/retrain_imagenet \\
           --data.path imagenet --out runs/imagenet
     """
@@ -123,15 +128,18 @@ class Retrain(TrainingCommand):
         """Train as rank `ranks.rank` on `device`."""
         genotype = find_genotype(self.genotype)
         config = self
-        if self.genotype.lower() not in {name.lower() for name in published_genotypes()}:
+        names = [*published_genotypes(), *published_chains()]
+        if self.genotype.lower() not in {name.lower() for name in names}:
             # The file or folder that was named may change: config.yaml replays the run without it.
             config = self.model_copy(update={"genotype": genotype.model_dump_json()})
-        if genotype.space == "recurrent":
+        if isinstance(genotype, Genotype) and genotype.space == "recurrent":
             return config.train_on_text(genotype, ranks, device)
         if isinstance(self.data, Grammar | TextFolder):
+            what = "chain of blocks"
+            if isinstance(genotype, Genotype):
+                what = f"cell of space {genotype.space}"
             raise UserError(
-                f"A cell of space {genotype.space} reads images, not text; name some with --data, or give a "
-                "recurrent genotype."
+                f"A {what} reads images, not text; name some with --data, or give a recurrent genotype."
             )
         if config.finished_before(ranks):
             return config.say_finished()
@@ -196,6 +204,7 @@ class Retraining(Training):
         super().__init__(config, run, network, data, ranks, config.epochs)
         self.config, self.model = config, model
         self.optimizer = build_sgd(config.sgd, self.network)
+        self.gradients = GradientAverage(self.network.parameters(), ranks)
         self.restore()
 
     def introduce(self) -> None:
@@ -203,6 +212,8 @@ class Retraining(Training):
         macs, params = network_cost(self.network, self.model)
         name = self.config.genotype if len(self.config.genotype) < 40 else "given"
         size = f"{self.config.network.cells} cells, {self.config.network.channels} channels"
+        if isinstance(self.model.genotype, ChainGenotype):
+            size = f"chain of space {self.model.genotype.space.name}"
         print(f"genotype {name}: {size}, {format_count(params)} parameters, {format_count(macs)} MACs")
         self.config.introduce(self.data)
 
@@ -223,9 +234,9 @@ class Retraining(Training):
         losses = torch.stack(entropies)
         # The auxiliary head only helps to train: its loss weighs less.
         total = losses[0] + config.auxiliary * losses[1:].sum()
-        total.backward()  # type: ignore[no-untyped-call]
+        self.gradients.last_backward(total)
         # 3. One update, with the gradient of all ranks' images.
-        losses = self.ranks.average_gradients(self.network.parameters(), losses.detach())
+        losses = self.gradients.finish(losses.detach())
         clip_gradients(sgd, self.network)
         self.optimizer.step()
         self.done(losses)

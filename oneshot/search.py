@@ -8,23 +8,31 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
+from torch import nn
 
 from engine.command.cli import main
 from engine.command.start import say
 from engine.compute.device import pick_device, use_threads
+from engine.compute.graphs import ABOUT_GRAPHS, Graphs
 from engine.config import Located, merge, models_in, validate
 from engine.data.digits import Digits
 from engine.data.sources import AnyData, load_data
 from engine.data.text import Grammar, TextFolder, load_text
 from engine.errors import UserError
 from engine.loop import LoopCommand
+from engine.outside.names import expanded
 from engine.run import Run
 from engine.runs.lock import write_lock
 from engine.seed import derive
 from engine.training import print_classes
 from oneshot.axes.operation_costs import operation_costs
-from oneshot.axes.penalty import Penalty
+from oneshot.axes.penalty import CostPenalty, Penalty
+from oneshot.chains.costs import costs_of
+from oneshot.chains.layers import ImageShape
+from oneshot.chains.network import ChainNetwork
+from oneshot.chains.space import ChainSpace
+from oneshot.chains.target import CostTarget, parse_target
 from oneshot.ending.outcome import retrain_command
 from oneshot.methods import MethodConfig
 from oneshot.methods.darts import Darts
@@ -35,7 +43,8 @@ from oneshot.objectives.objective import Objective
 from oneshot.objectives.text import TextObjective, TextSettings
 from oneshot.search_loop import Monitoring, SearchLoop
 from oneshot.searcher import Searcher
-from oneshot.spaces.cells import CellSpace, find_space
+from oneshot.spaces.cells import CellSpace
+from oneshot.spaces.search_space import SearchSpace, find_search_space
 
 
 class Search(LoopCommand):
@@ -72,7 +81,13 @@ class Search(LoopCommand):
     config: str | None = Field(None, description="recipe: a YAML file, or a packaged name")
     out: Path = Field(Path("runs/search"), description="run folder to write")
     method: MethodConfig = Field(Darts(), description="the search method")
-    space: str = Field("darts", description="darts, darts_s1 to darts_s3, nasbench201, recurrent")
+    space: str = Field(
+        "darts",
+        description=(
+            "darts, darts_s1 to darts_s3, nasbench201, recurrent; chains of blocks: proxyless, fbnet, "
+            "chain32, or a YAML file"
+        ),
+    )
     data: AnyData = Field(Digits(val=0.5), description="images, or text for space recurrent")
     penalties: tuple[Penalty, ...] = Field(
         (),
@@ -92,6 +107,16 @@ class Search(LoopCommand):
         None, ge=1, description="how many; none: 8; in space nasbench201 in each of three stages, none: 5"
     )
     text: TextSettings = Field(TextSettings(), description="the search network of space recurrent")
+    target: str | None = Field(
+        None,
+        description=(
+            "cost that a chain of blocks ends at: 100M (MACs), '4M params', or 15ms with --latency-table; "
+            "the weight of the cost is found by itself"
+        ),
+    )
+    latency_table: Located | None = Field(
+        None, description="what python -m predictors.measure --space SPACE wrote, for a target in ms"
+    )
     table: Located | None = Field(
         None, description="NAS-Bench-201 results: log the true accuracy of the current choice in each epoch"
     )
@@ -100,7 +125,7 @@ class Search(LoopCommand):
         100, ge=1, description="look-ups that random search and evolution get, to compare with"
     )
     watch_every: int = Field(
-        0, ge=0, description="epochs between measurements of the Hessian's dominant eigenvalue; 0: never"
+        0, ge=0, description="epochs between measurements of the Hessian's largest eigenvalue; 0: never"
     )
     stop_at_collapse: bool = Field(
         False,
@@ -117,6 +142,7 @@ class Search(LoopCommand):
         ),
     )
     bf16: bool = Field(False, description="compute in bfloat16 where that is safe: faster on recent GPUs")
+    graphs: Graphs = Field("auto", description=ABOUT_GRAPHS)
     seed: int = Field(0, ge=0, description="seed of weights, order, augmentation, draws and the halves")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch decides")
@@ -127,6 +153,10 @@ class Search(LoopCommand):
     def prepare(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Put the settings that were published for this method and space under those that are asked for."""
         space = str(values.get("space", "darts"))
+        # A file is stored absolute, since config.yaml may be replayed in another folder.
+        if space.endswith((".yaml", ".yml")):
+            space = str(expanded(Path(space)).absolute())
+            values = values | {"space": space}
         method, data = _section(values, "method"), _section(values, "data")
         if isinstance(method, dict):
             method = {"name": "darts"} | method
@@ -147,6 +177,13 @@ class Search(LoopCommand):
             if issubclass(kind, Method) and kind.model_fields["name"].default == name:
                 return dict(kind.published.get(space, {}))
         return {}
+
+    @field_validator("target")
+    @classmethod
+    def _readable(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_target(text)
+        return text
 
     @property
     def width(self) -> int:
@@ -200,9 +237,9 @@ class Search(LoopCommand):
     def _search(self) -> int:
         use_threads(self.threads)
         method = self._method_with_penalties()
-        space = method.offered(find_space(self.space))
+        space = method.offered(find_search_space(self.space))
         # Everything a user can get wrong is refused before the folder is made.
-        refusal = method.refuse(space)
+        refusal = method.refuse(space) or self._misfit(space, method)
         if refusal:
             raise UserError(refusal)
         table = AccuracyTable.read(self.table) if self.table else None
@@ -214,9 +251,12 @@ class Search(LoopCommand):
             print(f"{self.out} is finished already.")
             return self._say_next()
         device = pick_device(self.device)
-        costs = operation_costs(method.penalties, space, device)
         objective = self._objective(space, method, device)
-        searcher = Searcher(method, space, objective, self.seed, self.epochs or method.epochs, costs)
+        image = objective.image if isinstance(objective, ImageObjective) else None
+        costs = operation_costs(method.penalties, space, device, image)
+        target = self._target(space, method, objective)
+        epochs = self.epochs or method.epochs
+        searcher = Searcher(method, space, objective, self.seed, epochs, costs, target)
         facts = {"threads": torch.get_num_threads()}
         run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite, facts=facts)
         monitoring = Monitoring(
@@ -228,6 +268,8 @@ class Search(LoopCommand):
             table_budget=self.table_budget,
         )
         loop = SearchLoop(run, searcher, monitoring)
+        # After a resumed search took up its state, which a graph must not see replaced.
+        searcher.use_graphs(self.graphs)
         loop.saving = self.saving
         return loop.run() or self._say_next()
 
@@ -235,13 +277,53 @@ class Search(LoopCommand):
         say(f"next: {retrain_command(self.out, self.space, self.data)}")
         return 0
 
+    def _misfit(self, space: SearchSpace, method: Method) -> str | None:
+        """A sentence on flags that this space or method has no use for; None if there are none."""
+        if not isinstance(space, ChainSpace):
+            for flag, value in (("target", self.target), ("latency-table", self.latency_table)):
+                if value is not None:
+                    return (
+                        f"--{flag} is for chains of blocks such as --space proxyless; in space {space.name} "
+                        "weigh costs with --penalties cost."
+                    )
+            return None
+        if isinstance(self.data, Grammar | TextFolder):
+            return f"A chain of blocks reads images, not text; name some with --data for space {space.name}."
+        if self.cells is not None:
+            return f"--cells is for cells; the layers of space {space.name} are in its file."
+        if self.target is None and self.latency_table is not None:
+            return "--latency-table is for a target in milliseconds; add --target 15ms, or leave it out."
+        if self.target is not None and not method.has_architecture_step:
+            return (
+                f"Method {method.name} has no step of the architecture that --target could lead; take "
+                "another method, such as proxyless."
+            )
+        return None
+
+    def _target(self, space: SearchSpace, method: Method, objective: Objective) -> CostTarget | None:
+        """The cost to end at."""
+        if self.target is None or not isinstance(space, ChainSpace):
+            return None
+        assert isinstance(objective, ImageObjective)
+        target = parse_target(self.target)
+        costs = costs_of(space, objective.image, target.of, self.latency_table)
+        epochs = (self.epochs or method.epochs) - method.warmup_epochs
+        steps = epochs * objective.steps(0) // method.architecture_every
+        return CostTarget(space, costs, target, max(steps, 1), objective.data.device)
+
     def _method_with_penalties(self) -> Method:
         """The method, its own penalties and those beside it together."""
+        own = self.method.penalties
+        if self.target is not None:
+            if any(isinstance(penalty, CostPenalty) for penalty in self.penalties):
+                raise UserError("--target weighs the cost by itself; leave out --penalties cost.")
+            # The method's own weight of the cost gives way to the one that is found.
+            own = tuple(penalty for penalty in own if not isinstance(penalty, CostPenalty))
         # Validated again together: a penalty may not fit the method's relaxation.
-        values = self.method.model_dump() | {"penalties": (*self.method.penalties, *self.penalties)}
+        values = self.method.model_dump() | {"penalties": (*own, *self.penalties)}
         return validate(type(self.method), values, "--penalties")
 
-    def _objective(self, space: CellSpace, method: Method, device: torch.device) -> Objective:
+    def _objective(self, space: SearchSpace, method: Method, device: torch.device) -> Objective:
         batch_size = self.batch_size or method.batch_size
         if isinstance(self.data, Grammar | TextFolder):
             return TextObjective(load_text(self.data), self.text, batch_size, self.seed, device)
@@ -251,8 +333,15 @@ class Search(LoopCommand):
         cells = self.cells or (5 if space.name == "nasbench201" else 8)
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
             torch.manual_seed(derive(self.seed, "weights"))
-            network = search_network(space, method, self.width, cells, len(data.classes), data.channels)
-        return ImageObjective(network, data, batch_size, method.level == "single", self.bf16)
+            if isinstance(space, ChainSpace):
+                image = ImageShape(data.size, data.channels, len(data.classes))
+                network: nn.Module = ChainNetwork(space, image)
+            else:
+                assert isinstance(space, CellSpace)
+                classes, inputs = len(data.classes), data.channels
+                network = search_network(space, method, self.width, cells, classes, inputs)
+        two_batches = method.level == "released"
+        return ImageObjective(network, data, batch_size, method.level != "bilevel", self.bf16, two_batches)
 
 
 def _section(values: dict[str, Any], name: str) -> Any:

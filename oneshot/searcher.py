@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.optim import set_learning_rate
+from engine.compute.graphs import GraphedStep, Graphs, graphed_step, steady
+from engine.optim import computes_fused, set_learning_rate
 from engine.seed import torch_generator
 from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.axes.operation_costs import OperationCosts
@@ -22,9 +23,12 @@ from oneshot.bilevel import (
     second_order,
     weight_gradients,
 )
+from oneshot.chains.space import CHAIN
+from oneshot.chains.target import CostTarget, TargetReport
 from oneshot.methods.method import Method
 from oneshot.objectives.objective import Objective
-from oneshot.spaces.cells import CellSpace
+from oneshot.spaces.genotype import AnyGenotype
+from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
 
 
@@ -38,16 +42,18 @@ class Searcher:
         seed: of the parameters' start and of what is drawn in each step.
         epochs: of the whole search.
         costs: the costs of the operations; None if no penalty weighs them.
+        target: the cost that a search of a chain ends at; None: any.
     """
 
     def __init__(
         self,
         method: Method,
-        space: CellSpace,
+        space: SearchSpace,
         objective: Objective,
         seed: int,
         epochs: int,
         costs: OperationCosts | None = None,
+        target: CostTarget | None = None,
     ):
         self.method, self.epochs = method, epochs
         self.costs = costs or OperationCosts()
@@ -58,14 +64,21 @@ class Searcher:
             objective=objective,
             alphas=alphas,
             weight_optimizer=torch.optim.SGD(
-                weights, sgd.lr, sgd.momentum, weight_decay=sgd.weight_decay, nesterov=sgd.nesterov
+                weights,
+                sgd.lr,
+                sgd.momentum,
+                weight_decay=sgd.weight_decay,
+                nesterov=sgd.nesterov,
+                fused=computes_fused(weights),
             ),
             # A method without parameters has nothing to move.
             architecture_optimizer=method.optimizer(space, alphas) if alphas.all() else None,
             seed=seed,
             progress=Progress(0, epochs),
             samples_operations=method.samples_operations,
+            target=target,
         )
+        self.graph: GraphedStep | None = None  # launches steps that are all alike; None: they run eagerly
 
     def step(self, number: int, train: Any, valid: Any) -> Tensor:
         """One search step, with the `number`-th pair of batches of this epoch.
@@ -73,19 +86,51 @@ class Searcher:
         Returns:
             (2,): the losses of the weights' step and of the architecture's.
         """
-        state, method = self.state, self.method
-        # 1. The learning rate of this epoch, and of this batch's size.
-        rate = method.learning_rate(state.progress) * state.objective.rate(train)
+        state = self.state
+        # The learning rate of this epoch, and of this batch's size.
+        rate = self.method.learning_rate(state.progress) * state.objective.rate(train)
         set_learning_rate(state.weight_optimizer, rate)
+        if self.graph is None:
+            return self._move(number, rate, train, valid)
+
+        def recorded(x: Tensor, y: Tensor, valid_x: Tensor, valid_y: Tensor) -> Tensor:
+            return self._move(number, rate, (x, y), (valid_x, valid_y))
+
+        # Schedules, penalties and rates are those of an epoch, so each epoch has a graph of its own.
+        return self.graph.run((state.progress, rate), recorded, (*train, *valid))
+
+    def use_graphs(self, graphs: Graphs) -> None:
+        """Launch steps as graphs from now on, where that is wanted and possible."""
+        state = self.state
+        self.graph = graphed_step(graphs, state.device, self.varies())
+        if self.graph is not None:
+            steady(state.weight_optimizer, state.device)
+            if state.architecture_optimizer is not None:
+                steady(state.architecture_optimizer, state.device)
+
+    def varies(self) -> str | None:
+        """Why the steps of an epoch are not all alike, so that none can be recorded; None: they are."""
+        if self.method.samples_operations:
+            return f"method {self.method.name} draws in each step which operations run"
+        if self.method.relaxation.draws or self.method.steps_differ:
+            return f"method {self.method.name} draws or counts in each step"
+        if self.state.space.name == "recurrent":
+            return "a search on text reads windows of changing length"
+        return None
+
+    def _move(self, number: int, rate: float, train: Any, valid: Any) -> Tensor:
+        """The step at a learning rate."""
+        state, method = self.state, self.method
         if method.level == "single":
             return self._both_at_once(number, train)
-        # 2. Both levels in turn, each on its own batch; which comes first is the method's choice.
+        # Both levels in turn, each on its own batch; which comes first is the method's choice.
         architecture_loss = torch.zeros((), device=state.device)
+        moves = self.moves_architecture and self._is_due(number)
         # DARTS moves the architecture first: it looks ahead to the weights' step that follows.
-        if self.moves_architecture and not method.weights_first:
+        if moves and not method.weights_first:
             architecture_loss = self._architecture_step(number, train, valid, rate)
         weights_loss = self._weights_step(number, train)
-        if self.moves_architecture and method.weights_first:
+        if moves and method.weights_first:
             architecture_loss = self._architecture_step(number, train, valid, rate)
         return torch.stack([weights_loss, architecture_loss])
 
@@ -99,6 +144,12 @@ class Searcher:
         last = self.epochs - 1
         self.state.progress = Progress(min(number, last), self.epochs, max(0, number - last))
         self.method.before_epoch(self.state)
+
+    def _is_due(self, number: int) -> bool:
+        """Whether the architecture moves beside the `number`-th weight step of this epoch."""
+        state, epoch = self.state, self.state.progress.epoch
+        done = epoch * state.objective.steps(epoch) + number
+        return (done + 1) % self.method.architecture_every == 0
 
     def edge_weights(self, purpose: str, number: int = 0) -> NetworkEdgeWeights:
         """The edge weights that the network gets.
@@ -169,6 +220,7 @@ class Searcher:
             # Replaced, not added to: the optimiser has nothing left from the step before.
             parameter.grad = gradient
         assert self.state.architecture_optimizer is not None
+        self._follow_target()
         self.state.architecture_optimizer.step()
         return value
 
@@ -185,7 +237,32 @@ class Searcher:
         )
         for penalty in self.method.penalties:
             value = penalty(value, inputs)
+        target = self.state.target
+        if target is not None:
+            distance = self._distance(target)
+            value = value + target.factor(distance) * distance
         return value
+
+    def _distance(self, target: CostTarget) -> Tensor:
+        """How far the expected cost is from the target."""
+        # Of the probabilities, not of the weights in this step: a method that samples would make it noise.
+        alpha_EO = self.state.alphas.operations[CHAIN]
+        allowed_EO = self.state.space.allowed_mask(CHAIN, alpha_EO.device)
+        return target.distance(self.method.relaxation.probabilities(alpha_EO, allowed_EO))
+
+    def _follow_target(self) -> None:
+        """Let the factor of the cost follow the distance of this step."""
+        target = self.state.target
+        if target is not None:
+            with torch.no_grad():
+                target.follow(self._distance(target))
+
+    def final_genotype(self) -> tuple[AnyGenotype, TargetReport | None]:
+        """What was found at the end, and where a cost was aimed at, how near it is."""
+        state = self.state
+        if state.target is None:
+            return self.method.final_genotype(state), None
+        return state.target.read_off(self.method.probabilities(state.space, state.alphas)[CHAIN])
 
     def _both_at_once(self, number: int, batch: Any) -> Tensor:
         """Single level: one loss, one backward pass, one step of each."""
@@ -200,6 +277,7 @@ class Searcher:
         weight_gradients(objective.network, total, self.state.weight_optimizer)
         self._move_weights()
         if self.moves_architecture and architecture_optimizer is not None:
+            self._follow_target()
             architecture_optimizer.step()
         return torch.stack([value.detach(), total.detach()])
 

@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.optim import load_optimizer
 from engine.seed import derive
 from oneshot.axes.alphas import Alphas
 from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.axes.progress import Progress
+from oneshot.chains.target import CostTarget
 from oneshot.networks.search import DartsNetwork, NasBench201Network
 from oneshot.objectives.objective import Objective
 from oneshot.spaces.cells import CellSpace
+from oneshot.spaces.search_space import SearchSpace
 
 
 @dataclass
@@ -30,11 +33,12 @@ class SearchState:
         seed: of what is drawn in each step.
         progress: where the search is.
         samples_operations: whether the network runs some of its operations only.
+        target: the cost that a search of a chain ends at; None: any.
         stage: of a search in stages, from 0 on.
         memory: what else the method hands from one step to the next; a checkpoint holds it.
     """
 
-    space: CellSpace
+    space: SearchSpace
     objective: Objective
     alphas: Alphas
     weight_optimizer: torch.optim.Optimizer
@@ -42,6 +46,7 @@ class SearchState:
     seed: int
     progress: Progress
     samples_operations: bool
+    target: CostTarget | None = None
     stage: int = 0
     memory: dict[str, Tensor] = field(default_factory=dict)
 
@@ -114,6 +119,7 @@ class SearchState:
             "alphas": [parameter.detach() for parameter in self.alphas.all()],
             "architecture_optimizer": None if architecture is None else architecture.state_dict(),
             "objective": self.objective.state(),
+            "target": None if self.target is None else self.target.integral,
             "controller": None if controller is None else controller.state_dict(),
             "memory": dict(self.memory),
             "decided": dict(self.alphas.decided),
@@ -134,20 +140,23 @@ class SearchState:
         stage = state["stage"]
         if stage is not None and stage["number"] != self.stage:
             self.stage = stage["number"]
+            assert isinstance(self.space, CellSpace), "stages are of cells"
             self.rebuild(self.space.narrowed(stage["allowed"]), stage["partial"], stage["cells"])
             self.restart_weights()
         self.memory = dict(state["memory"])
         self.alphas.decided = {kind: tensor.to(self.device) for kind, tensor in state["decided"].items()}
         self.objective.network.load_state_dict(state["network"])
-        self.weight_optimizer.load_state_dict(state["weight_optimizer"])
+        load_optimizer(self.weight_optimizer, state["weight_optimizer"])
         with torch.no_grad():
             parameters: list[Tensor] = self.alphas.all()
             # In place: the optimisers hold these very tensors.
             for parameter, value in zip(parameters, state["alphas"], strict=True):
                 parameter.copy_(value)
         if self.architecture_optimizer is not None:
-            self.architecture_optimizer.load_state_dict(state["architecture_optimizer"])
+            load_optimizer(self.architecture_optimizer, state["architecture_optimizer"])
         self.objective.load(state["objective"])
+        if self.target is not None:
+            self.target.integral.copy_(state["target"])
         # The controller's parameters are among the alphas; its average of rewards is not.
         if self.alphas.controller is not None:
             self.alphas.controller.load_state_dict(state["controller"])

@@ -10,18 +10,20 @@ from pydantic import Field
 from engine.checkpoint import weights_digest
 from engine.command.cli import main
 from engine.command.interrupt import stop_on_signal
-from engine.command.progress import progress
+from engine.command.progress import Advance, progress
 from engine.command.start import say
+from engine.compute.distributed import Ranks
+from engine.compute.sharing import MEASURED_STAYS, SharedWork
 from engine.config import format_count
-from engine.run import append_line, write_lines
-from engine.runs.writing import sync
+from engine.run import write_lines
 from engine.seed import numpy_generator
 from engine.statistics import format_accuracy
-from ofa.space.arch import largest, smallest
+from ofa.space.arch import Arch, largest, smallest
 from ofa.space.codes import Codes, decode, encode, sample_codes
 from ofa.space.space import Space
-from ofa.trained import EvaluationPrecision, RunCommand, precision_flag, run_flag
+from ofa.trained import EvaluationPrecision, RunCommand, TrainedSupernet, precision_flag, run_flag
 from predictors.accuracy.acquisition import propose
+from predictors.accuracy.ahead import ahead_path, append_pair, read_ahead, write_ahead
 from predictors.accuracy.pairs import Pair, check_pairs, pairs_path, read_pairs
 from predictors.search.constraints import ArchCostFn
 
@@ -43,11 +45,17 @@ class Collect(RunCommand):
     expected to rise most; every other subnet stays random. The measured front rises much faster this way;
     what predictors.select finds afterwards is hardly better (docs/log.md).
 
+    Processes that torchrun starts, one for each GPU, share the subnets: each measures the next one that is
+    free. The pairs are those of one process, in the same order.
+
     examples:
       python -m predictors.collect
       python -m predictors.collect --run runs/photos --count 500
       python -m predictors.collect --count 120 --rounds 5
+      torchrun --nproc-per-node 4 -m predictors.collect --run runs/photos
     """
+
+    many_processes: ClassVar[bool] = True
 
     main_flags: ClassVar[tuple[str, ...]] = (
         "--run",
@@ -71,41 +79,53 @@ class Collect(RunCommand):
     overwrite: bool = Field(False, description="measure anew, without the pairs that are there")
 
     def execute(self) -> int:
-        """Measure the subnets that are missing."""
-        with self.write_lock():
-            return self._collect()
+        """Measure the subnets that are missing, together with the other processes if there are several."""
+        with self.processes(MEASURED_STAYS) as (ranks, device):
+            return self._collect(self.open_supernet(ranks, device), ranks)
 
-    def _collect(self) -> int:
-        trained = self.open_supernet()
+    def _collect(self, trained: TrainedSupernet, ranks: Ranks) -> int:
+        digest = weights_digest(self.run)
+
+        def measure(arch_json: str) -> str:
+            pair = self._measure(trained, Arch.model_validate_json(arch_json), digest)
+            # At once: what is measured is kept, however this ends.
+            if ranks.size > 1:
+                append_pair(ahead_path(self.run, self.precision, ranks.rank), pair)
+            return pair.model_dump_json()
+
+        with stop_on_signal() as stop, SharedWork(ranks, measure, stop) as work:
+            if ranks.first:
+                return self._plan(trained, digest, work)
+            work.help()
+        return 0
+
+    def _measure(self, trained: TrainedSupernet, arch: Arch, digest: str) -> Pair:
+        macs, params = trained.cost(arch)
+        accuracy = trained.accuracy(arch, "val", self.precision)
+        return Pair(arch=arch, val_accuracy=accuracy, macs=macs, params=params, weights_sha256=digest)
+
+    def _plan(self, trained: TrainedSupernet, digest: str, work: SharedWork) -> int:
+        """Decide what is measured, as the first rank, and write it."""
         path = pairs_path(self.run, self.precision)
         if self.overwrite:
             path.unlink(missing_ok=True)
-        pairs, digest = read_pairs(self.run, self.precision), weights_digest(self.run)
+            write_ahead(self.run, self.precision, [])
+        pairs, ahead = read_pairs(self.run, self.precision), read_ahead(self.run, self.precision, digest)
         check_pairs(pairs, trained, self.precision)
         # Written again, so that a last line that a kill left half-written is gone before others follow it.
         write_lines(path, [pair.model_dump(mode="json") for pair in pairs])
-        rows = to_measure(trained.space, trained.macs, pairs, self.count, self.rounds, self.seed)
+        write_ahead(self.run, self.precision, _missing(ahead, pairs))
         done, images = min(len(pairs), self.count), trained.data.count("val")
-        with stop_on_signal() as stop, progress("measure subnets", self.count, done) as advance:
-            for row in rows:
-                if stop.requested:
+        with progress("measure subnets", self.count, done) as advance:
+            for rows in to_measure(trained.space, trained.macs, pairs, self.count, self.rounds, self.seed):
+                archs = [decode(trained.space, row) for row in rows]
+                self._measure_all(archs, pairs, ahead, work, advance, images)
+                if work.stopped:
                     break
-                arch = decode(trained.space, row)
-                macs, params = trained.cost(arch)
-                pair = Pair(
-                    arch=arch,
-                    val_accuracy=trained.accuracy(arch, "val", self.precision),
-                    macs=macs,
-                    params=params,
-                    weights_sha256=digest,
-                )
-                # At once: what is measured is kept, however this ends.
-                append_line(path, pair.model_dump(mode="json"))
-                sync(path)
-                pairs.append(pair)
-                advance(format_accuracy(pair.val_accuracy, images))
+        stopped = work.stopped
+        write_ahead(self.run, self.precision, _missing(ahead, pairs))
         print(f"{len(pairs)} measured subnets in {path}")
-        if stop.requested:
+        if stopped:
             print("stopped early; the same command continues")
             return 130  # the exit status that shells give to an interrupted program
         # The next command takes an example of a budget: the middle of what was measured.
@@ -114,14 +134,52 @@ class Collect(RunCommand):
         say(f"next: python -m predictors.select{flags}")
         return 0
 
+    def _measure_all(
+        self,
+        archs: list[Arch],
+        pairs: list[Pair],
+        ahead: dict[Arch, Pair],
+        work: SharedWork,
+        advance: Advance,
+        images: int,
+    ) -> None:
+        """Measure `archs`; write them and append them to `pairs` in their order, as far as they are there."""
+        path = pairs_path(self.run, self.precision)
+        waiting = [arch for arch in archs if arch not in ahead]
+        written = 0
+
+        def write() -> None:
+            nonlocal written
+            while written < len(archs) and archs[written] in ahead:
+                pair = ahead[archs[written]]
+                append_pair(path, pair)
+                pairs.append(pair)
+                written += 1
+
+        for _ in range(len(archs) - len(waiting)):
+            advance("measured before")
+        write()
+        for _, measured in work.results([arch.model_dump_json() for arch in waiting]):
+            pair = Pair.model_validate_json(measured)
+            ahead[pair.arch] = pair
+            write()
+            advance(format_accuracy(pair.val_accuracy, images))
+
+
+def _missing(ahead: dict[Arch, Pair], pairs: list[Pair]) -> list[Pair]:
+    """What was measured and is not in `pairs` yet."""
+    known = {pair.arch for pair in pairs}
+    return [pair for arch, pair in ahead.items() if arch not in known]
+
 
 def to_measure(
     space: Space, macs: ArchCostFn, pairs: list[Pair], count: int, rounds: int, seed: int
-) -> Iterator[Codes]:
-    """What to measure until there are `count` pairs, as encoded architectures.
+) -> Iterator[list[Codes]]:
+    """What to measure until there are `count` pairs, as lists of encoded architectures.
 
-    The caller appends each to `pairs` before it asks for the next one. A round learns from the first so many
-    pairs, as many as there were when it began. So it proposes the same again, wherever it was interrupted.
+    The caller appends all of a list to `pairs`, in this order, before it asks for the next list. A round
+    learns from the first so many pairs, as many as there were when it began. So it proposes the same again,
+    wherever it was interrupted.
 
     Args:
         space: of the supernet.
@@ -132,7 +190,7 @@ def to_measure(
         seed: of the architectures that are drawn, and of the predictor.
     """
     ends = round_ends(count, rounds)
-    yield from _unknown(space, schedule(space, macs, seed), pairs, ends[0])
+    yield _unknown(space, schedule(space, macs, seed), pairs, ends[0])
     for i, (start, end) in enumerate(pairwise(ends)):
         if len(pairs) >= end:
             continue
@@ -141,7 +199,7 @@ def to_measure(
         rng = numpy_generator(seed, "collect", "round", i)
         # The other half of a round stays random. The schedule starts anew: what it gave before is known.
         proposed = propose(space, macs, codes, y, (end - start) // 2, seed, rng)
-        yield from _unknown(space, chain(proposed, schedule(space, macs, seed)), pairs, end)
+        yield _unknown(space, chain(proposed, schedule(space, macs, seed)), pairs, end)
 
 
 def round_ends(count: int, rounds: int) -> list[int]:
@@ -160,16 +218,18 @@ def round_ends(count: int, rounds: int) -> list[int]:
     return [first + (count - first) * i // rounds for i in range(rounds + 1)]
 
 
-def _unknown(space: Space, rows: Iterable[Codes], pairs: list[Pair], until: int) -> Iterator[Codes]:
-    """Those of `rows` that are not in `pairs`, until `pairs` has `until` entries; the caller adds to it."""
+def _unknown(space: Space, rows: Iterable[Codes], pairs: list[Pair], until: int) -> list[Codes]:
+    """The first of `rows` that are not in `pairs`: as many as bring `pairs` to `until` entries."""
     known = {pair.arch for pair in pairs}
+    found: list[Codes] = []
     for row in rows:
-        if len(pairs) >= until:
-            return
+        if len(pairs) + len(found) >= until:
+            break
         arch = decode(space, row)
         if arch not in known:
             known.add(arch)
-            yield row
+            found.append(row)
+    return found
 
 
 def schedule(space: Space, macs: ArchCostFn, seed: int) -> Iterator[Codes]:

@@ -1,8 +1,9 @@
 """What selection was worth, on the test images: selected subnets against random ones of the same MACs."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -10,20 +11,23 @@ from rich.table import Table
 
 from engine.checkpoint import weights_digest
 from engine.command.cli import main
+from engine.command.interrupt import Stop
 from engine.command.progress import progress
 from engine.command.start import say
 from engine.command.table import show
+from engine.compute.distributed import Ranks
+from engine.compute.sharing import MEASURED_AGAIN, SharedWork
 from engine.config import format_count
 from engine.errors import UserError
 from engine.plot.canvas import write_png
 from engine.run import write_csv, write_json
 from engine.runs.writing import atomic
 from engine.seed import numpy_generator
-from engine.statistics import Counts, format_accuracy, overall_accuracy
+from engine.statistics import Counts, Floats, counts_from_text, format_accuracy, overall_accuracy
 from ofa.space.arch import Arch
 from ofa.space.codes import decode, encode
 from ofa.trained import RunCommand, TrainedSupernet
-from ofa.tuned import find_tuned, tuned_or_taken
+from ofa.tuned import find_tuned
 from predictors.accuracy.cross_validation import CrossValidated, predict_pairs
 from predictors.accuracy.features import features
 from predictors.accuracy.pairs import Pair, check_pairs, read_pairs
@@ -35,7 +39,6 @@ from predictors.reporting.alone import (
     find_alone,
     print_worth,
     read_alone,
-    test_hits,
     worth_as_json,
 )
 from predictors.reporting.classes import class_pictures
@@ -56,6 +59,7 @@ from predictors.reporting.findings import (
 )
 from predictors.reporting.page import headlines, render_page
 from predictors.reporting.rivals import random_rivals
+from predictors.reporting.tasks import confusion_task, hits_task, measure_on_test, read_hits
 from predictors.search.constraints import ArchCostFn
 
 
@@ -78,6 +82,8 @@ class Report(RunCommand):
     and JSON beside it. Prints the comparison and the sentences. Besides ofa.evaluate --split test, this is
     the only command that looks at the test images.
 
+    Processes that torchrun starts, one for each GPU, share the subnets.
+
     Finished runs in the folder beside the run that trained a chosen architecture alone, on the same images,
     are compared with it, as those of --alone are.
 
@@ -87,6 +93,8 @@ class Report(RunCommand):
       python -m predictors.report --latency-table my-laptop.json
       python -m predictors.report --alone runs/alone-100k,runs/alone-1M
     """
+
+    many_processes: ClassVar[bool] = True
 
     random: int = Field(20, ge=1, description="random subnets for each budget")
     latency_table: Path | None = Field(
@@ -106,12 +114,22 @@ class Report(RunCommand):
         return value.split(",") if isinstance(value, str) else value
 
     def execute(self) -> int:
-        """Measure, then write everything."""
-        with self.write_lock():
-            return self._report()
+        """Measure, then write everything, together with the other processes if there are several."""
+        with self.processes(MEASURED_AGAIN) as (ranks, device):
+            return self._report(self.open_supernet(ranks, device), ranks)
 
-    def _report(self) -> int:
-        trained = self.open_supernet()
+    def _report(self, trained: TrainedSupernet, ranks: Ranks) -> int:
+        # Nobody has to be told of a signal: until all is measured, nothing is written.
+        with SharedWork(ranks, partial(measure_on_test, trained), Stop(), MEASURED_AGAIN) as work:
+            if not ranks.first:
+                work.help()
+                return 0
+            findings, alone = self._findings(trained, work)
+        self._write(findings, compare_with_alone(alone, trained))
+        return 0
+
+    def _findings(self, trained: TrainedSupernet, work: SharedWork) -> tuple[Findings, list[AloneNetwork]]:
+        """All that is measured here, and the networks that were trained alone."""
         space, model = trained.space, trained.model
         latency = None
         if self.latency_table is not None:
@@ -125,8 +143,8 @@ class Report(RunCommand):
         exported = read_exported(self.run, space, {s.name: s.arch for s in selected}, digest)
         alone = self._alone(trained, selected)
         judged = self._judge(trained, pairs)
-        tested, hits = self._test(trained, selected, latency)
-        confusions, tuned = self._test_by_class(trained, selected)
+        tested, hits = self._test(trained, selected, latency, work)
+        confusions, tuned = self._test_by_class(selected, work)
         findings = Findings(
             run=self.run.resolve().name,
             space=space,
@@ -142,8 +160,7 @@ class Report(RunCommand):
             confusions=confusions,
             weights_sha256=digest,
         )
-        self._write(findings, compare_with_alone(alone, trained))
-        return 0
+        return findings, alone
 
     def _alone(self, trained: TrainedSupernet, selected: Sequence[SelectedSubnet]) -> list[AloneNetwork]:
         """The networks trained alone: those of --alone, and those beside the run."""
@@ -169,7 +186,11 @@ class Report(RunCommand):
         return predict_pairs(features(trained.space, codes), y, trained.macs(codes), self.seed)
 
     def _test(
-        self, trained: TrainedSupernet, selected: Sequence[SelectedSubnet], latency: ArchCostFn | None
+        self,
+        trained: TrainedSupernet,
+        selected: Sequence[SelectedSubnet],
+        latency: ArchCostFn | None,
+        work: SharedWork,
     ) -> tuple[list[TestedSubnet], Hits]:
         """The smallest and the largest subnet, then each selected one with the random ones of its size.
 
@@ -183,32 +204,38 @@ class Report(RunCommand):
             rng = numpy_generator(self.seed, "same macs", trained.cost(subnet.arch)[0])
             for other in random_rivals(trained.space, trained.macs, row, self.random, rng):
                 todo.append(ToTest(subnet.name, "random", decode(trained.space, other)))
+        tasks = [hits_task(subnet.arch) for subnet in todo]
+        hits_of: list[Floats] = [np.empty(0)] * len(todo)
+        with progress("measure on test images", len(todo)) as advance:
+            for i, measured in work.results(tasks):
+                hits_of[i] = read_hits(measured)
+                advance(f"{todo[i].kind} {hits_of[i].mean():.2%}")
         tested: list[TestedSubnet] = []
         hits: Hits = {}
-        with progress("measure on test images", len(todo)) as advance:
-            for budget, kind, arch, ms in todo:
-                hits_N = test_hits(trained.subnet(arch), trained)
-                accuracy = float(hits_N.mean())
-                if kind != "random":
-                    hits[kind, budget] = hits_N
-                if latency is not None:
-                    # The table of this command counts more than the one that selection had.
-                    (ms,) = known_latencies(latency, encode(trained.space, arch)[None])
-                macs, params = trained.cost(arch)
-                tested.append(TestedSubnet(budget, kind, macs, params, accuracy, ms))
-                advance(f"{kind} {accuracy:.2%}")
+        for (budget, kind, arch, ms), hits_N in zip(todo, hits_of, strict=True):
+            if kind != "random":
+                hits[kind, budget] = hits_N
+            if latency is not None:
+                # The table of this command counts more than the one that selection had.
+                (ms,) = known_latencies(latency, encode(trained.space, arch)[None])
+            macs, params = trained.cost(arch)
+            tested.append(TestedSubnet(budget, kind, macs, params, float(hits_N.mean()), ms))
         return tested, hits
 
     def _test_by_class(
-        self, trained: TrainedSupernet, selected: Sequence[SelectedSubnet]
+        self, selected: Sequence[SelectedSubnet], work: SharedWork
     ) -> tuple[dict[str, Counts], dict[str, float]]:
         """What the selected subnets take test images for, tuned ones tuned; and the accuracy of those."""
-        confusions, tuned_accuracy = {}, {}
+        tuned, tasks = set(), []
         for chosen in selected:
-            tuned = find_tuned(self.run, chosen.name, chosen.arch)
-            subnet = tuned_or_taken(trained, chosen.arch, tuned)
-            confusions[chosen.name] = trained.confusion(subnet, "test")
-            if tuned is not None:
+            if find_tuned(self.run, chosen.name, chosen.arch) is not None:
+                tuned.add(chosen.name)
+            tasks.append(confusion_task(chosen.name, chosen.arch, chosen.name in tuned))
+        measured = dict(work.results(tasks))
+        confusions, tuned_accuracy = {}, {}
+        for i, chosen in enumerate(selected):
+            confusions[chosen.name] = counts_from_text(measured[i])
+            if chosen.name in tuned:
                 tuned_accuracy[chosen.name] = overall_accuracy(confusions[chosen.name])
         return confusions, tuned_accuracy
 

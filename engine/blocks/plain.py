@@ -34,6 +34,19 @@ class SamePad(nn.Module):
         return padded_as_same(x, self.kernel, self.stride)
 
 
+class ChannelShuffle(nn.Module):
+    """Channel c of group g becomes channel g of group c, so that the next groups read from all of these."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.sizes = (groups, channels // groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        count, channels, height, width = x.shape
+        apart = x.reshape(count, *self.sizes, height, width)
+        return apart.transpose(1, 2).reshape(count, channels, height, width)
+
+
 class ConvBN(nn.Sequential):
     """Convolution without bias, BatchNorm, activation (none if `act` is None).
 

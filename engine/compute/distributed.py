@@ -2,8 +2,8 @@
 
 torchrun starts the processes and tells each in environment variables that it is rank r of n. Without torchrun
 there is one process, no process group is made, and every method of `Ranks` returns what it was given. A
-training step here has several backward passes, so gradients are averaged once at its end, in one flat
-all-reduce, instead of by the hooks of DistributedDataParallel.
+training step here has several backward passes, so `engine.compute.gradients` averages gradients instead of
+the hooks of DistributedDataParallel.
 
 Facts that the CPU needs (a rank wants to stop, a rank used a weight) travel over a gloo group between the
 CPUs, even where gradients travel over NCCL. So no rank waits for its GPU to learn them, and the other ranks
@@ -22,6 +22,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from engine.command.launch import started
 from engine.compute.device import pick_device
@@ -30,6 +32,9 @@ from engine.seed import derive
 
 # Ranks wait this long for one that evaluates or saves. A rank that died is noticed at once all the same.
 PATIENCE = timedelta(hours=6)
+CHECKPOINT_STAYS = (
+    "the last checkpoint stays: see what it said, then continue with the same command and --resume"
+)
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,13 @@ class Ranks:
         rank: the number of this process, from 0.
         size: how many processes there are.
         host: their gloo group; None: the default group, which is then gloo itself.
+        store: in which they found each other; None: there is one process.
     """
 
     rank: int = 0
     size: int = 1
     host: dist.ProcessGroup | None = None
+    store: Store | None = None
 
     @property
     def first(self) -> bool:
@@ -77,60 +84,30 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on some rank. All ranks must ask, and each waits until all have asked."""
-        return flag if self.size == 1 else bool(self._on_host([flag], dist.ReduceOp.MAX)[0])
+        return bool(self.maxima([flag])[0])
 
     def total(self, values: Sequence[float]) -> list[float]:
         """Each of `values` summed over the ranks, in double precision. All ranks must ask."""
         return list(values) if self.size == 1 else self._on_host(values, dist.ReduceOp.SUM)
 
-    def average_gradients(self, parameters: Iterator[torch.nn.Parameter], losses: Tensor) -> Tensor:
-        """Replace gradients by their mean over the ranks; one all-reduce carries them and the losses.
+    def maxima(self, values: Sequence[float]) -> list[float]:
+        """The largest of each of `values` over the ranks. All ranks must ask."""
+        return list(values) if self.size == 1 else self._on_host(values, dist.ReduceOp.MAX)
 
-        A rank that did not use a weight (its gradient is None) counts as a gradient of zero. A weight that no
-        rank used keeps None everywhere, so the optimiser neither decays nor moves it, as in one process.
-
-        Args:
-            parameters: those of the network, in the same order on every rank.
-            losses: of this rank (L,).
-
-        Returns:
-            The losses (L,), averaged over the ranks.
-        """
-        if self.size == 1:
-            return losses
-        known = list(parameters)
-        # Ranks train different subnets, so they use different weights, but must reduce the same ones.
-        used = self._on_host([p.grad is not None for p in known], dist.ReduceOp.MAX)
-        shared = [p for p, flag in zip(known, used, strict=True) if flag]
-        count = sum(p.numel() for p in shared)
-        flat = shared[0].new_zeros(count + len(losses))
-        flat[count:] = losses
-        # Views into `flat` that are laid out like the weights, so that the optimiser meets no odd strides.
-        mean: list[Tensor] = []
-        start = 0
-        for p in shared:
-            mean.append(flat.as_strided(p.shape, p.stride(), start))
-            start += p.numel()
-        targets: list[Tensor] = []
-        gradients: list[Tensor] = []
-        for target, p in zip(mean, shared, strict=True):
-            if p.grad is not None:
-                targets.append(target)
-                gradients.append(p.grad)
-        torch._foreach_copy_(
-            targets, gradients
-        )  # a few kernels instead of one for each of hundreds of weights
-        with _or_say_who_is_gone():
-            dist.all_reduce(flat)
-        flat /= self.size
-        for p, gradient in zip(shared, mean, strict=True):
-            p.grad = gradient
-        return flat[count:].to(losses.dtype, copy=True)  # a view would keep all of `flat`
+    @contextlib.contextmanager
+    def first_before_others(self) -> Iterator[None]:
+        """The first rank runs the block before the others do, as where it may download what all read."""
+        # `any` waits for all ranks: the others wait here until the first one has come to its own call.
+        if not self.first:
+            self.any(False)
+        yield
+        if self.first:
+            self.any(False)
 
     def _on_host(self, values: Sequence[float], how: dist.ReduceOp.RedOpType) -> list[float]:
         # float64 holds flags, step numbers and scores alike.
         table = torch.tensor(values, dtype=torch.float64)
-        with _or_say_who_is_gone():
+        with or_say_who_is_gone():
             dist.all_reduce(table, how, self.host)
         return table.tolist()
 
@@ -139,10 +116,14 @@ ALONE = Ranks()
 
 
 @contextlib.contextmanager
-def join(device: str) -> Iterator[tuple[Ranks, torch.device]]:
+def join(device: str, remedy: str = CHECKPOINT_STAYS) -> Iterator[tuple[Ranks, torch.device]]:
     """This process among those that torchrun started, and its device.
 
     With `auto` or `cuda` each process gets a GPU of its own.
+
+    Args:
+        device: the name that the user gave.
+        remedy: what is kept, and what to do, if the processes do not find each other.
 
     Raises:
         UserError: the device does not exist or cannot be shared, or another process is gone.
@@ -153,14 +134,18 @@ def join(device: str) -> Iterator[tuple[Ranks, torch.device]]:
         return
     own = pick_device(_own_device(device))
     host: Any = None
-    with _or_say_who_is_gone():
+    with or_say_who_is_gone(remedy):
+        store, rank, size = next(rendezvous("env://"))
+        found: dict[str, Any] = {"store": store, "rank": rank, "world_size": size}
         if own.type == "cuda":
             torch.cuda.set_device(own)
-            dist.init_process_group("nccl", device_id=own)
+            # With its device NCCL connects the ranks at once, not in the first step, and on its own GPU.
+            dist.init_process_group("nccl", device_id=own, **found)
             host = dist.new_group(backend="gloo", timeout=PATIENCE)
         else:
-            dist.init_process_group("gloo", timeout=PATIENCE)
-    yield Ranks(rank, size, host), own
+            dist.init_process_group("gloo", timeout=PATIENCE, **found)
+    # Names of its own, since the process groups keep theirs in the same store.
+    yield Ranks(rank, size, host, PrefixStore("shared work", store)), own
     dist.destroy_process_group()  # not after an error: NCCL would wait for the ranks that are gone
 
 
@@ -184,8 +169,12 @@ def _own_device(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _or_say_who_is_gone() -> Iterator[None]:
-    """Turn the error of a connection that closed into a sentence."""
+def or_say_who_is_gone(remedy: str = CHECKPOINT_STAYS) -> Iterator[None]:
+    """Turn the error of a connection that closed into a sentence.
+
+    Args:
+        remedy: how the sentence ends: what is kept, and what to do.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -193,8 +182,7 @@ def _or_say_who_is_gone() -> Iterator[None]:
         first_line = str(error).splitlines()[0]
         reason = re.sub(r"\[\S+:\d+\] ", "", first_line).split(". ")[0]
         raise UserError(
-            f"Another of the processes that train together ended or cannot be reached ({reason}); "
-            "the last checkpoint stays: see what it said, then continue with the same command and --resume."
+            f"Another of the processes that work together ended or cannot be reached ({reason}); {remedy}."
         ) from None
 
 
@@ -249,6 +237,6 @@ class _JoinedBatchNorm(torch.autograd.Function):
 
 def _mean_over_ranks(own: Tensor) -> Tensor:
     """The mean over the ranks. `own` holds the sum afterwards."""
-    with _or_say_who_is_gone():
+    with or_say_who_is_gone():
         dist.all_reduce(own)
     return own / dist.get_world_size()

@@ -8,16 +8,17 @@ the largest network and of a subnet: below 0, one of them undoes what the other 
 import torch
 from torch import Tensor
 
+from engine.compute.gradients import Passes
 from ofa.supernet import Supernet
 
 Gradient = list[Tensor | None]  # one for each parameter; None where the network does not use it
 
 
-class GradientParts:
-    """The gradients of the networks of one step, each apart: the largest's first, the smallest's last.
+class GradientParts(Passes):
+    """Backward passes whose gradients are kept, each apart: the largest's first, the smallest's last.
 
-    Kept apart they take the memory of the supernet's parameters once for each network. What `put_back` adds
-    up is, bit for bit, what the backward passes add up by themselves.
+    Kept apart they take the memory of the supernet's parameters once for each network. What the last pass
+    adds up is, bit for bit, what the backward passes add up by themselves.
 
     Args:
         supernet: without gradients.
@@ -27,14 +28,16 @@ class GradientParts:
         self.parameters = list(supernet.parameters())
         self.parts: list[Gradient] = []
 
-    def take(self) -> None:
-        """Move the gradient of the last backward pass out of the parameters, as the next part."""
+    def backward(self, loss: Tensor) -> None:
+        """Move the gradient of a pass out of the parameters, as the next part."""
+        super().backward(loss)
         self.parts.append([parameter.grad for parameter in self.parameters])
         for parameter in self.parameters:
             parameter.grad = None
 
-    def put_back(self) -> None:
-        """Give the parameters the sum of all parts."""
+    def last_backward(self, loss: Tensor) -> None:
+        """After the last pass, give the parameters the sum of all parts."""
+        self.backward(loss)
         for i, parameter in enumerate(self.parameters):
             # In this order, as floating point sums depend on it.
             for part in self.parts:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from engine.checkpoint import load_weights
 from engine.compute.device import autocast
+from engine.compute.gradients import Passes
 from engine.config import Config
 from engine.seed import numpy_generator
 from ofa.space.arch import Arch, largest
@@ -127,6 +128,7 @@ def shrinking_step(
     phase: Phase,
     config: Sandwich,
     seeds: Seeds,
+    passes: Passes | None = None,
 ) -> Tensor:
     """Add the gradients of one step to the supernet's.
 
@@ -142,14 +144,16 @@ def shrinking_step(
         phase: which choices are open.
         config: regularisation and label smoothing.
         seeds: of the subnets and of the noise.
+        passes: runs the backward passes, one a network; None: gradients are added, and nothing else.
 
     Returns:
         The losses (max(1, subnets),), detached, on the device.
     """
+    passes = passes or Passes()
     space, rng, resolution = supernet.space, numpy_generator(seeds.subnets, "subnets", step), x.shape[-1]
     if phase.subnets == 0:
         arch = largest(space).model_copy(update={"resolution": resolution})
-        _, loss = label_step(supernet, arch, x, y, config, (seeds.noise, step))
+        _, loss = label_step(supernet, arch, x, y, config, (seeds.noise, step), backward=passes.last_backward)
         return loss[None]
     assert teacher is not None
     # Once for all subnets of the step: they see the same images at the same resolution.
@@ -164,7 +168,8 @@ def shrinking_step(
         arch = phase.sample(space, rng, resolution)
         # Every subnet has noise of its own: the number counts subnets here, not steps.
         noise = (seeds.noise, step * phase.subnets + i)
-        losses.append(label_step(supernet, arch, x, y, config, noise, distillation)[1])
+        backward = passes.last_backward if i + 1 == phase.subnets else passes.backward
+        losses.append(label_step(supernet, arch, x, y, config, noise, distillation, backward)[1])
     return torch.stack(losses)
 
 

@@ -19,12 +19,12 @@ from pydantic import Field
 from torch import Tensor
 
 from engine.compute.device import autocast
+from engine.compute.gradients import Backward, Passes
 from engine.config import Config
 from engine.seed import numpy_generator, torch_generator
 from ofa.space.arch import Arch, largest, smallest
 from ofa.space.space import Space
 from ofa.supernet import Regularisation, Supernet
-from ofa.training.conflicts import GradientParts
 from ofa.training.losses import Distillation, SoftCrossEntropy, distil
 from ofa.training.sampling import Sampler, Sampling, Uniform, UniformSampler
 
@@ -83,7 +83,7 @@ def sandwich_step(
     config: Sandwich | None = None,
     sampler: Sampler | None = None,
     seeds: Seeds | None = None,
-    parts: GradientParts | None = None,
+    passes: Passes | None = None,
 ) -> Tensor:
     """Add the gradients of one step to the supernet's; the caller clears them before and updates after.
 
@@ -95,7 +95,7 @@ def sandwich_step(
         config: settings; None: those of BigNAS, `Sandwich()`.
         sampler: draws the random subnets, of `build_sampler(config.sampling, ...)`; None: uniform.
         seeds: None: `Seeds()`.
-        parts: gets the gradient of each network apart, to compare them; None: they are only added.
+        passes: runs the backward passes, one a network; None: gradients are added, and nothing else.
 
     Returns:
         The losses (1 + students,), detached, on the device: the largest's first, the smallest's last.
@@ -108,7 +108,7 @@ def sandwich_step(
         losses = sandwich_step(supernet, x, y, step)
         optimizer.step()
     """
-    config, seeds = config or Sandwich(), seeds or Seeds()
+    config, seeds, passes = config or Sandwich(), seeds or Seeds(), passes or Passes()
     if sampler is None:
         sampler = _sampler_without_tables(config.sampling, supernet.space)
 
@@ -117,17 +117,13 @@ def sandwich_step(
 
     space, rng = supernet.space, numpy_generator(seeds.subnets, "subnets", step)
     # 1. the largest learns from the labels; the others learn from its logits of this very pass
-    teacher, loss = label_step(supernet, largest(space), x, y, config, (seeds.noise, step))
+    noise = (seeds.noise, step)
+    teacher, loss = label_step(supernet, largest(space), x, y, config, noise, backward=passes.backward)
     losses = [loss]
-    if parts is not None:
-        parts.take()
     # 2. the others learn from the largest
-    for arch in [*sampler.draw(rng, config.random, judge), smallest(space)]:
-        losses.append(_student_step(supernet, arch, x, teacher, config))
-        if parts is not None:
-            parts.take()
-    if parts is not None:
-        parts.put_back()
+    for arch in sampler.draw(rng, config.random, judge):
+        losses.append(_student_step(supernet, arch, x, teacher, config, passes.backward))
+    losses.append(_student_step(supernet, smallest(space), x, teacher, config, passes.last_backward))
     return torch.stack(losses)
 
 
@@ -141,13 +137,15 @@ def _sampler_without_tables(sampling: Sampling, space: Space) -> Sampler:
     return UniformSampler(space)
 
 
-def _student_step(supernet: Supernet, arch: Arch, x: Tensor, teacher_NK: Tensor, config: Sandwich) -> Tensor:
+def _student_step(
+    supernet: Supernet, arch: Arch, x: Tensor, teacher_NK: Tensor, config: Sandwich, backward: Backward
+) -> Tensor:
     """Add the gradient of a network that learns from the largest's logits; return its detached loss."""
     with autocast(x.device):
         logits = supernet(x, arch)
     loss = distil(config.distillation, logits, teacher_NK)
     # Backward at once, so that only one graph is in memory; gradients add up by themselves.
-    loss.backward()  # type: ignore[no-untyped-call]
+    backward(loss)
     return loss.detach()
 
 
@@ -159,6 +157,7 @@ def label_step(
     config: Sandwich,
     noise: tuple[int, int],
     extra_loss: Callable[[Tensor], Tensor] | None = None,
+    backward: Backward | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Add the gradients of one regularised network that learns from labels.
 
@@ -170,6 +169,7 @@ def label_step(
         config: its regularisation and label smoothing.
         noise: a seed and a number that together decide dropout and drop-connect.
         extra_loss: a function of the logits that is added to the label loss.
+        backward: runs the backward pass of the loss; None: gradients are added, and nothing else.
 
     Returns:
         Its logits (N, K) and its loss, both detached.
@@ -185,7 +185,7 @@ def label_step(
     loss = F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing)
     if extra_loss is not None:
         loss = loss + extra_loss(logits)
-    loss.backward()  # type: ignore[no-untyped-call]
+    (backward or Passes().backward)(loss)
     return logits.detach(), loss.detach()
 
 

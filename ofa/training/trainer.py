@@ -6,9 +6,10 @@ from typing import Any
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from engine.blocks.elastic import join_batch_norms
+from engine.blocks.elastic import add_gradients_in_place, join_batch_norms
 from engine.checkpoint import save_weights
 from engine.compute.distributed import ALONE, Ranks
+from engine.compute.gradients import GradientAverage
 from engine.config import format_count
 from engine.data.augment import resize
 from engine.data.dataset import Data
@@ -55,10 +56,14 @@ class Trainer(Training):
         super().__init__(config, run, supernet, data, ranks, config.all_epochs)
         self.config, self.single_arch, self.sampler, self.supernet = config, single_arch, sampler, supernet
         self.optimizer, self.average = build_sgd(config.sgd, supernet), self._new_average()
+        self.gradients = GradientAverage(supernet.parameters(), ranks)
         self.teacher = read_teacher(run.path, supernet)
         # A single process keeps the layers that save memory: there is nothing to join.
         if config.sync_bn and ranks.size > 1:
             join_batch_norms(supernet)
+        # With several processes gradients are sent by hooks of the parameters.
+        if ranks.size == 1:
+            add_gradients_in_place(supernet)
         self.rolls_back = config.on_divergence == "rollback"
         self.restore()  # last, since it fills what is made above
 
@@ -100,7 +105,7 @@ class Trainer(Training):
         self._set_learning_rate()
         self.optimizer.zero_grad()
         losses = self._add_gradients(x, y)
-        losses = self.ranks.average_gradients(self.supernet.parameters(), losses)
+        losses = self.gradients.finish(losses)
         clip_gradients(self.config.sgd, self.supernet)
         self.optimizer.step()
         if self.average:
@@ -129,16 +134,20 @@ class Trainer(Training):
         if phase is not None:
             # The teacher sees the same images as the subnets, so all share one resolution per step.
             x = resize(x, drawn_resolution(supernet.space, config.seed, step))
-            return shrinking_step(supernet, self.teacher, x, y, step, phase, config.sandwich, seeds)
+            return shrinking_step(
+                supernet, self.teacher, x, y, step, phase, config.sandwich, seeds, self.gradients
+            )
         only = self.single_arch
         if step < self.config.sandwich.largest_first * self.total:
             only = only or largest(supernet.space)
         if only is not None:
-            _, loss = label_step(supernet, only, x, y, config.sandwich, (own, step))
+            backward = self.gradients.last_backward
+            _, loss = label_step(supernet, only, x, y, config.sandwich, (own, step), backward=backward)
             return loss[None]
         every = config.log_conflicts
         parts = GradientParts(supernet) if every and step % every == 0 else None
-        losses = sandwich_step(supernet, x, y, step, config.sandwich, self.sampler, seeds, parts)
+        passes = parts or self.gradients
+        losses = sandwich_step(supernet, x, y, step, config.sandwich, self.sampler, seeds, passes)
         # Each rank has gradients of its own images; the first one's are enough to see whether they conflict.
         if parts is not None and self.ranks.first:
             self.folder.log(step=step + 1, epoch=self.epoch, **parts.cosines())

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.compute.device import autocast
+from engine.compute.gradients import Backward, Passes
 from engine.optim import SGD, Cosine, build_sgd, clip_gradients, learning_rate, set_learning_rate
 from ofa.calibration import EVALUATION_BATCH, prepare, subnet_accuracy
 from ofa.quantization import RoundedNetwork
@@ -75,6 +76,7 @@ def tune_step(
     teacher_NK: Tensor | None,
     weight: float = TEACHER_WEIGHT,
     label_smoothing: float = 0.0,
+    backward: Backward | None = None,
 ) -> Tensor:
     """Add the gradients of one step of a network that learns from labels and from a teacher.
 
@@ -85,6 +87,7 @@ def tune_step(
         teacher_NK: logits of the teacher for these images; None: labels alone.
         weight: of the teacher's loss, beside 1 for that of the labels.
         label_smoothing: share of the labels that is spread over all classes.
+        backward: runs the backward pass of the loss; None: gradients are added, and nothing else.
 
     Returns:
         The losses (2,), of labels and teacher, detached; without a teacher (1,).
@@ -100,7 +103,7 @@ def tune_step(
     losses = [F.cross_entropy(logits.float(), y, label_smoothing=label_smoothing)]
     if teacher_NK is not None:
         losses.append(weight * soft_cross_entropy(logits, teacher_NK))
-    torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+    (backward or Passes().backward)(torch.stack(losses).sum())
     return torch.stack(losses).detach()
 
 

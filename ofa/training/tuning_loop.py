@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from engine.compute.distributed import Ranks
+from engine.compute.gradients import GradientAverage
 from engine.config import format_count
 from engine.data.dataset import Data
 from engine.loop import EpochLoop
@@ -65,6 +66,7 @@ class Tuning(Training):
         self.calibration_images = calibration_images
         self.rounded = RoundedNetwork(network) if config.qat else None
         self.optimizer = build_sgd(config.sgd, network)
+        self.gradients = GradientAverage(network.parameters(), ranks)
         self.untuned = 0.0  # accuracy of the subnet as the supernet gave it
         self.best: dict[str, Any] = {"accuracy": -1.0, "epochs": 0, "weights": {}}
         self.restore()  # last, since it fills what is made above
@@ -88,8 +90,9 @@ class Tuning(Training):
         config, sgd = self.config, self.config.sgd
         set_learning_rate(self.optimizer, tuning_rate(sgd, self.step, self.steps, self.total))
         self.optimizer.zero_grad()
-        losses = tune_step(self.learner, x, y, teacher_NK, config.teacher_weight, config.label_smoothing)
-        losses = self.ranks.average_gradients(self.single.parameters(), losses)
+        backward, weight = self.gradients.last_backward, config.teacher_weight
+        losses = tune_step(self.learner, x, y, teacher_NK, weight, config.label_smoothing, backward)
+        losses = self.gradients.finish(losses)
         clip_gradients(sgd, self.single)
         self.optimizer.step()
         self.done(losses)

@@ -14,8 +14,8 @@ class Alphas:
         operations: (E, O) for each kind of cell.
         edges: (E,) for each kind of cell, where a method weighs edges; else empty.
         controller: what draws architectures instead (ENAS).
-        decided: (E, O) for each kind of cell, where decisions come one by one (DARTS-PT): the weights of edges
-            that were decided, nan elsewhere; else empty.
+        decided: (E, O) for each kind of cell, where decisions come one by one (DARTS-PT): the weights of
+            edges that were decided, nan elsewhere; else empty.
     """
 
     operations: dict[str, Tensor]

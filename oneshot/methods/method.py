@@ -1,31 +1,35 @@
 """A search method is a record of choices, one on each axis; a file in `methods/` names those of one paper."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from engine.config import Config
 from engine.seed import torch_generator
 from oneshot.axes.alphas import Alphas
 from oneshot.axes.auxiliary_skip import AuxiliarySkip
 from oneshot.axes.derivation import Derivation, derive_genotype
-from oneshot.axes.edge_weights import EdgeWeights, NetworkEdgeWeights
+from oneshot.axes.edge_weights import EdgeWeights
 from oneshot.axes.geometry import Adam, Exponentiated, Geometry, Rows
-from oneshot.axes.penalty import BetaDecay, Entropy, PathDepth, Penalty
+from oneshot.axes.penalty import Anchor, BetaDecay, Entropy, PathDepth, Penalty, ZeroOne
 from oneshot.axes.progress import Progress
-from oneshot.axes.relaxation import HardConcrete, Relaxation, Simplex, Softmax
+from oneshot.axes.relaxation import Dirichlet, HardConcrete, Relaxation, Sigmoid, Simplex, Softmax
 from oneshot.axes.weight_sgd import WeightSgd
+from oneshot.chains.space import CHAIN
+from oneshot.methods.hooks import Hooks
 from oneshot.spaces.cells import CellSpace
-from oneshot.spaces.genotype import Genotype
+from oneshot.spaces.genotype import AnyGenotype
+from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
 
 # Settings that only a method with an architecture step along a gradient can have.
 NEED_A_STEP = {"penalties", "edge_weights", "auxiliary_skip", "level", "order", "warmup_epochs"}
+NEED_A_STEP |= {"architecture_every"}
 
-# Settings that were published for other spaces than `darts`, where they differ from the defaults.
+# Settings that were published for other spaces than `darts`, where they differ from the defaults. Those of
+# `nasbench201` are AutoDL-Projects', the code of that benchmark, which ran darts, gdas, random_ws and enas.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "nasbench201": {"weights_first": True, "sgd": {"nesterov": True, "weight_decay": 5e-4}},
     "recurrent": {
@@ -44,15 +48,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 
 
-class Method(Config):
+class Method(Hooks):
     """What a method chooses: one choice on each axis, and its settings.
 
     Defaults are those of first-order DARTS (2019, arXiv:1806.09055) on CIFAR-10. A file in `methods/` sets
-    what another paper chooses. A method may also override what a search calls:
-
-    - between epochs `before_epoch` and `after_epoch`;
-    - in each step `weigh_edges`, and around the step of the weights `perturb` and `move_weights`;
-    - `genotype`, and `final_genotype` at the end.
+    what another paper chooses. A method may also override what a search calls: `weigh_edges` in each step,
+    `genotype`, `final_genotype` at the end, and what `Hooks` has.
     """
 
     name: str
@@ -76,11 +77,12 @@ class Method(Config):
     )
     derivation: Derivation = Field("edges", description="how the DARTS space's cells are read off")
     exclude_none: bool = Field(False, description="the operation none does not compete")
-    level: Literal["bilevel", "single"] = Field(
+    level: Literal["bilevel", "single", "released"] = Field(
         "bilevel",
         description=(
             "bilevel: weights learn from one half of the images, the architecture from the other; single: "
-            "both from all"
+            "both from all, in one step on one batch; released: both from all, in turn and each on a batch "
+            "of its own, as GAEA's released code"
         ),
     )
     order: Literal["first", "second", "exact"] = Field(
@@ -94,15 +96,17 @@ class Method(Config):
         False, description="the weight step comes before the architecture step of the same pair of batches"
     )
     warmup_epochs: int = Field(0, ge=0, description="epochs in which the architecture is not trained")
+    architecture_every: int = Field(
+        1, ge=1, description="steps of the weights for one step of the architecture (ProxylessNAS: 5)"
+    )
     epochs: int = Field(50, ge=1, description="passes over the weights' half of the images")
     batch_size: int = Field(64, ge=2, description="images a step")
     channels: int = Field(16, ge=2, description="width of the first cells of the search network")
     sgd: WeightSgd = WeightSgd()
 
     has_architecture_step: ClassVar[bool] = True  # along gradients of alphas, in each step
-    # Whether `see_validation_gradients` wants the weights' gradients, which cost a third of a step.
-    needs_validation_gradients: ClassVar[bool] = False
-    published: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED  # settings for other spaces
+    # Settings for other spaces. Those of NAS-Bench-201 are for the methods that its authors ran.
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {"recurrent": PUBLISHED["recurrent"]}
 
     @model_validator(mode="after")
     def _parameters_fit(self) -> Self:
@@ -122,6 +126,12 @@ class Method(Config):
             raise ValueError("entropy is written for relaxation simplex; take beta_decay, or method gaea")
         if PathDepth in kinds and not isinstance(self.relaxation, HardConcrete):
             raise ValueError("path_depth needs the gates of relaxation hard_concrete; take method pr_darts")
+        if ZeroOne in kinds and not isinstance(self.relaxation, Sigmoid):
+            raise ValueError("zero_one drives sigmoids apart; take relaxation sigmoid, or method fair_darts")
+        if Anchor in kinds and not isinstance(self.relaxation, Dirichlet):
+            raise ValueError(
+                "anchor is of Dirichlet distributions; take relaxation dirichlet, or method drnas"
+            )
         if len(kinds) < len(self.penalties):
             raise ValueError(
                 "a penalty is given twice, by the method and beside it, or by name; change its settings in "
@@ -139,7 +149,7 @@ class Method(Config):
                         f"method.{name} is for an architecture step along a gradient, which {self.name} has "
                         "not; leave it out"
                     )
-        if self.order != "first" and self.level == "single":
+        if self.order != "first" and self.level != "bilevel":
             raise ValueError(
                 f"order {self.order} looks ahead to the weights' next step on other images; it needs level "
                 "bilevel"
@@ -159,9 +169,9 @@ class Method(Config):
         """
         return self.relaxation.samples_operations or not self.has_architecture_step
 
-    def offered(self, space: CellSpace) -> CellSpace:
+    def offered(self, space: SearchSpace) -> SearchSpace:
         """The space as this method searches it."""
-        return space.without("none") if self.exclude_none else space
+        return space.without("none") if self.exclude_none and isinstance(space, CellSpace) else space
 
     @property
     def channel_parts(self) -> tuple[int, ...]:
@@ -177,28 +187,10 @@ class Method(Config):
         return progress.epoch < self.warmup_epochs
 
     def shortest_stage(self, epochs: int) -> int:
-        """Epochs of the shortest stage, each of which begins with the warm-up; of the search if it has none."""
+        """Epochs of the shortest stage, each of which begins with the warm-up; a search is one stage."""
         return epochs
 
-    def before_epoch(self, state: SearchState) -> None:
-        """Called before each epoch, once more after a resume. A search in stages begins them here."""
-
-    def perturb(
-        self, state: SearchState, edge_weights: NetworkEdgeWeights, batch: Any, draws: torch.Generator
-    ) -> NetworkEdgeWeights:
-        """The edge weights that the step of the weights uses, from those of the relaxation."""
-        return edge_weights
-
-    def move_weights(
-        self, state: SearchState, edge_weights: NetworkEdgeWeights, batch: Any, step: Callable[[], None]
-    ) -> None:
-        """Called when the weights' gradients are there; `step` clips them and moves the weights."""
-        step()
-
-    def see_validation_gradients(self, state: SearchState, gradients: Mapping[str, Tensor]) -> None:
-        """Called in an architecture step of first order, with the validation loss's gradients of weights."""
-
-    def start(self, space: CellSpace, seed: int, device: torch.device) -> Alphas:
+    def start(self, space: SearchSpace, seed: int, device: torch.device) -> Alphas:
         """Parameters before the first step."""
         alphas = Alphas({}, {})
         for kind in space.cells:
@@ -210,7 +202,7 @@ class Method(Config):
                 alphas.edges[kind] = beta_E.to(device).requires_grad_()
         return alphas
 
-    def _start_of_edges(self, space: CellSpace, generator: torch.Generator) -> Tensor:
+    def _start_of_edges(self, space: SearchSpace, generator: torch.Generator) -> Tensor:
         """(E,) parameters of edges: uniform over the edges into a node, as logits with a little noise."""
         if not isinstance(self.relaxation, Simplex):
             return 1e-3 * torch.randn(len(space.edges), generator=generator)
@@ -218,7 +210,7 @@ class Method(Config):
         return torch.cat([torch.full((count,), 1.0 / count) for count in counts])
 
     def weigh_edges(
-        self, space: CellSpace, alphas: Alphas, progress: Progress, draws: torch.Generator
+        self, space: SearchSpace, alphas: Alphas, progress: Progress, draws: torch.Generator
     ) -> dict[str, EdgeWeights]:
         """What the network gets in one forward pass, for each kind of cell.
 
@@ -241,7 +233,7 @@ class Method(Config):
             edge_weights[kind] = cell_weights._replace(weight_EO=weight_EO, edge_E=edge_E, skip=skip)
         return edge_weights
 
-    def probabilities(self, space: CellSpace, alphas: Alphas) -> dict[str, Tensor]:
+    def probabilities(self, space: SearchSpace, alphas: Alphas) -> dict[str, Tensor]:
         """The weights from which a genotype is derived: (E, O) for each kind of cell.
 
         They are multiplied by the weight of the edge if a method has such weights, and uniform for a method
@@ -263,46 +255,45 @@ class Method(Config):
             found[kind] = weight_EO.detach().cpu()
         return found
 
-    def _weights_of_edges(self, space: CellSpace, alphas: Alphas, kind: str) -> Tensor | None:
+    def _weights_of_edges(self, space: SearchSpace, alphas: Alphas, kind: str) -> Tensor | None:
         """(E,): among the edges into each node they sum to 1."""
         if kind not in alphas.edges:
             return None
         beta_E = alphas.edges[kind]
         return torch.cat([self.relaxation.over_edges(beta_E[into]) for into in space.entering])
 
-    def optimizer(self, space: CellSpace, alphas: Alphas) -> torch.optim.Optimizer:
+    def optimizer(self, space: SearchSpace, alphas: Alphas) -> torch.optim.Optimizer:
         """The optimiser that moves the parameters."""
         rows: list[Rows] = [(slice(None),)] * len(alphas.operations)  # each edge's operations compete
         rows += [space.entering] * len(alphas.edges)  # the edges into each node compete
         return self.geometry.build(alphas.all(), rows)
 
-    def after_epoch(self, state: SearchState) -> None:
-        """Called between two epochs. Most methods do nothing here; ENAS trains its controller."""
-
-    def genotype(self, state: SearchState) -> Genotype:
+    def genotype(self, state: SearchState) -> AnyGenotype:
         """The current choice."""
         probabilities = self.probabilities(state.space, state.alphas)
         return derive_genotype(state.space, probabilities, self.derivation)
 
-    def final_genotype(self, state: SearchState) -> Genotype:
+    def final_genotype(self, state: SearchState) -> AnyGenotype:
         """The choice at the end; a method that compares candidates does so here."""
         return self.genotype(state)
 
-    def refuse(self, space: CellSpace) -> str | None:
+    def refuse(self, space: SearchSpace) -> str | None:
         """A sentence on why this method cannot search this space; None if it can."""
         why = self._misfit(space)
         return f"Method {self.name} cannot search space {space.name}: {why}." if why else None
 
-    def _misfit(self, space: CellSpace) -> str | None:
+    def _misfit(self, space: SearchSpace) -> str | None:
         if space.name == "recurrent":
             if self.partial > 1:
                 return "partial channels need channels"
-            if self.level == "single":
+            if self.level != "bilevel":
                 return "weights and architecture learn from two texts; take --method.level bilevel"
             if self.auxiliary_skip is not None:
                 return "an auxiliary skip is written for images"
             if not self.relaxation.sums_to_one:
                 return "the weights of an edge do not sum to 1, as a recurrent state needs"
+        if CHAIN in space.cells and (self.partial > 1 or self.edge_weights):
+            return "partial channels and weights of edges are for cells, whose nodes have several edges"
         if len(space.cells) < 2 and any(isinstance(penalty, PathDepth) for penalty in self.penalties):
             return "path_depth weighs normal and reduction cells; leave it out with --method.penalties ''"
         if isinstance(self.relaxation, HardConcrete):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oneshot.axes.edge_weights import NetworkEdgeWeights
+from oneshot.axes.edge_weights import NetworkEdgeWeights, weights_of_cell
 from oneshot.networks.parallel_edges import DEFAULT_EDGES, EdgeSettings
 from oneshot.networks.residual import ResidualBlock
 from oneshot.networks.search_cells import DartsCell, MixedNodes
@@ -19,7 +19,7 @@ NASBENCH201_EDGES = EdgeSettings(track=False, pool_norm=False)
 
 
 class SearchSize(NamedTuple):
-    """The size of a search network: channels and cells as it was given them, classes, channels of an image."""
+    """The size of a search network: its channels and cells, the classes, the channels of an image."""
 
     channels: int
     cells: int
@@ -80,6 +80,10 @@ class DartsNetwork(nn.Module):
         last_norm = self.norm is not None
         return DartsNetwork(space, size.channels, cells, size.classes, size.inputs, settings, last_norm)
 
+    def numbers_of(self, kind: str) -> list[int]:
+        """The numbers of the cells of a kind."""
+        return [number for number, cell in enumerate(self.cells) if cell.kind == kind]
+
     def forward(self, x_NCHW: Tensor, edge_weights: NetworkEdgeWeights, create_graph: bool = False) -> Tensor:
         """Logits (N, K).
 
@@ -89,10 +93,11 @@ class DartsNetwork(nn.Module):
             create_graph: the result will be differentiated twice, which the fast gradients are not made for.
         """
         state, before = self.stem(x_NCHW), None
-        for cell in self.cells:
+        for number, cell in enumerate(self.cells):
             last = F.relu(state)
+            cell_weights = weights_of_cell(edge_weights, str(cell.kind), number)
             # The first cell reads the stem as both of its inputs.
-            state = cell(last if before is None else before, last, edge_weights[str(cell.kind)], create_graph)
+            state = cell(last if before is None else before, last, cell_weights, create_graph)
             before = last
         if self.norm is not None:
             state = F.relu(self.norm(state))
@@ -137,6 +142,10 @@ class NasBench201Network(nn.Module):
         size, settings = self.size, self.settings._replace(partial=partial)
         return NasBench201Network(space, size.channels, cells, size.classes, size.inputs, settings)
 
+    def numbers_of(self, kind: str) -> list[int]:
+        """The numbers of the cells among the blocks; they are of one kind."""
+        return [number for number, block in enumerate(self.blocks) if isinstance(block, MixedNodes)]
+
     def forward(self, x_NCHW: Tensor, edge_weights: NetworkEdgeWeights, create_graph: bool = False) -> Tensor:
         """Logits (N, K).
 
@@ -146,9 +155,9 @@ class NasBench201Network(nn.Module):
             create_graph: the result will be differentiated twice, which the fast gradients are not made for.
         """
         x = self.stem(x_NCHW)
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             if isinstance(block, MixedNodes):
-                x = block([x], edge_weights["cell"], create_graph)[-1]
+                x = block([x], weights_of_cell(edge_weights, "cell", number), create_graph)[-1]
             else:
                 x = block(x)
         return self.classifier(F.relu(self.norm(x)).mean((2, 3)))

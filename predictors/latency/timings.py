@@ -9,12 +9,14 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from engine.blocks.latency_table import LatencyTable, Noise, TimedNetwork
+from engine.blocks.layers import layer_name, structure
 from engine.blocks.stem import StemSpec
 from engine.errors import UserError, shortened
 from engine.onnx_timing import DIFFERENCE_AT_MOST, halves_of
 from ofa.space.space import Space
-from predictors.latency.kit import OVERHEAD, distinct_layers, layer_name, structure
-from predictors.latency.table import LatencyTable, Noise, TimedNetwork, row_of_codes, space_fingerprint
+from predictors.latency.kit import OVERHEAD, distinct_layers
+from predictors.latency.table import row_of_codes, space_fingerprint
 
 Clock = Literal["cpu", "wall"]
 Rounds = Mapping[int, float]  # milliseconds of an item by round

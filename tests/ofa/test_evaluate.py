@@ -1,7 +1,10 @@
 """ofa.evaluate: accuracy with its error, balanced, and class by class."""
 
 import csv
+import io
 import shutil
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -37,3 +40,16 @@ def test_every_class_is_listed_and_written(
             taken_for += subnet(x).argmax(1).tolist()
     assert f"{balanced_accuracy_score(labels, taken_for):.2%}" in said
     assert "on 539 images; ±: one standard error" in said and "most often taken for" in said
+
+
+def _evaluated(run: Path) -> str:
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        words = ["--run", str(run), "--split", "test", "--device", "cpu"]
+        assert parse(Evaluate, words).execute() == 0
+    return printed.getvalue()
+
+
+def test_two_ranks_evaluate_what_one_process_does(pair: Callable[..., list[str]], trained_run: Path) -> None:
+    first, second = pair(_evaluated, trained_run)
+    assert (first, second) == (_evaluated(trained_run), "")

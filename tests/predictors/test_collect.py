@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from engine.checkpoint import weights_digest
 from engine.command.cli import parse
@@ -16,10 +19,11 @@ from engine.run import write_json
 from engine.runs.lock import write_lock
 from ofa.cost import costs_of
 from ofa.space.arch import smallest
-from ofa.space.codes import decode
+from ofa.space.codes import Codes, decode
 from ofa.space.space import Space
 from ofa.trained import TrainedSupernet
 from ofa.tuned import selected_archs
+from predictors.accuracy.ahead import ahead_path
 from predictors.accuracy.pairs import Pair, pairs_path, read_pairs, read_selected
 from predictors.collect import Collect, round_ends, to_measure
 
@@ -45,20 +49,53 @@ def test_rounds_end_where_the_count_says(count: int, rounds: int, ends: list[int
     assert found == sorted(found) and found[-1] == count and len(found) == rounds + 1
 
 
-@pytest.mark.slow
-def test_interrupted_rounds_end_as_if_they_had_not_been(fresh: Path) -> None:
-    collect(fresh, 42, 2)
-    path = pairs_path(fresh)
-    complete = path.read_text()
-    pairs = read_pairs(fresh)
+@pytest.fixture(scope="module")
+def rounds_of_one(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """pairs.jsonl of an uninterrupted collection of 42 pairs in 2 rounds by one process."""
+    copy = tmp_path_factory.mktemp("rounds") / "run"
+    shutil.copytree(trained_run, copy, ignore=shutil.ignore_patterns("pairs.jsonl", "selected", "report"))
+    collect(copy, 42, 2)
+    pairs = read_pairs(copy)
     assert len({pair.arch for pair in pairs}) == len(pairs) == 42
+    return pairs_path(copy).read_text()
+
+
+@pytest.mark.slow
+def test_interrupted_rounds_end_as_if_they_had_not_been(fresh: Path, rounds_of_one: str) -> None:
+    path = pairs_path(fresh)
     for kept in (12, 33, 39):
-        lines = complete.splitlines(keepends=True)
+        lines = rounds_of_one.splitlines(keepends=True)
         path.write_text("".join(lines[:kept]) + lines[kept][:20])  # as a killed process leaves it
         collect(fresh, 42, 2)
-        assert path.read_text() == complete
+        assert path.read_text() == rounds_of_one
     collect(fresh, 42, 2)
-    assert path.read_text() == complete
+    assert path.read_text() == rounds_of_one
+
+
+def _collect_of_two(run: Path, count: int) -> int:
+    words = ["--run", str(run), "--count", str(count), "--rounds", "2", "--device", "cpu"]
+    return parse(Collect, words).execute()
+
+
+@pytest.mark.slow
+def test_two_ranks_collect_what_one_process_does(
+    pair: Callable[..., list[int]], fresh: Path, rounds_of_one: str
+) -> None:
+    path, lines = pairs_path(fresh), rounds_of_one.splitlines(keepends=True)
+    # As killed ranks leave it: the second one had measured subnets whose turn was still to come. One of them
+    # gets another accuracy here, which tells whether it is measured again.
+    marked = json.loads(lines[25]) | {"val_accuracy": 0.125}
+    path.write_text("".join(lines[:20]))
+    ahead_path(fresh, "float32", 1).write_text(json.dumps(marked) + "\n" + lines[27] + lines[28][:20])
+    assert pair(_collect_of_two, fresh, 30) == [0, 0]
+    found = path.read_text().splitlines(keepends=True)
+    assert found[:25] + found[26:] == lines[:25] + lines[26:30]
+    assert json.loads(found[25]) == marked
+    assert not list(fresh.glob("*ahead*"))
+
+    path.write_text("".join(lines[:28]))
+    assert pair(_collect_of_two, fresh, 42) == [0, 0]
+    assert path.read_text() == rounds_of_one
 
 
 @pytest.mark.slow
@@ -77,8 +114,13 @@ def test_rounds_go_on_from_random_pairs_and_choose_others(fresh: Path) -> None:
 @pytest.mark.slow
 def test_rounds_end_with_all_of_a_small_space(tiny: Space) -> None:
     pairs: list[Pair] = []
-    for row in to_measure(tiny, lambda rows: costs_of(tiny, rows, 10, 1).macs, pairs, tiny.size() + 10, 2, 0):
-        pairs.append(Pair(arch=decode(tiny, row), val_accuracy=row.sum() / 255, macs=1, params=1))
+
+    def macs(rows: Codes) -> NDArray[np.int64]:
+        return costs_of(tiny, rows, 10, 1).macs
+
+    for rows in to_measure(tiny, macs, pairs, tiny.size() + 10, 2, 0):
+        for row in rows:
+            pairs.append(Pair(arch=decode(tiny, row), val_accuracy=row.sum() / 255, macs=1, params=1))
     assert len({pair.arch for pair in pairs}) == len(pairs) == tiny.size()
 
 

@@ -6,12 +6,14 @@ import io
 import json
 import re
 import shutil
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import torch
 from browser import Browser
 from made_up_latency import partial_device, written_table
 
@@ -20,6 +22,7 @@ from engine.plot.canvas import safe
 from ofa.space.arch import Arch, largest
 from ofa.space.codes import encode
 from ofa.space.space import Space
+from ofa.trained import TrainedSupernet
 from predictors.collect import Collect
 from predictors.latency.model import LatencyModel
 from predictors.report import Report
@@ -33,9 +36,11 @@ OUTSIDE = re.compile(
 
 
 @pytest.fixture(scope="module")
-def run(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 pairs, choices of two commands (the second one after the first), one of which has a name that HTML
-    must not see."""
+def run(trained_run: Path, tmp_path_factory: pytest.TempPathFactory, pair: Callable[..., list[str]]) -> Path:
+    """A run with 30 pairs and choices of two commands, reported by two ranks.
+
+    The second command came after the first; one choice has a name that HTML must not see.
+    """
     copy = tmp_path_factory.mktemp("report") / "a&b <run>"
     shutil.copytree(
         trained_run, copy, ignore=shutil.ignore_patterns("selected", "optuna.journal", "report", "export")
@@ -52,11 +57,18 @@ def run(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         == 0
     )
     (copy / "selected" / "100k.json").rename(copy / "selected" / f"{HOSTILE.replace('/', '')}.json")
+    printed, nothing = pair(_reported, copy)
+    assert nothing == ""
+    (copy / PRINTED).write_text(printed)
+    return copy
+
+
+def _reported(run: Path) -> str:
+    """What a rank prints while it reports."""
     printed = io.StringIO()
     with redirect_stdout(printed):
-        assert parse(Report, ["--run", str(copy), "--random", "6"]).execute() == 0
-    (copy / PRINTED).write_text(printed.getvalue())
-    return copy
+        assert parse(Report, ["--run", str(run), "--random", "6", "--device", "cpu"]).execute() == 0
+    return printed.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -277,3 +289,14 @@ def test_a_real_browser_shows_all_of_it_at_any_width(page: str, tmp_path: Path) 
                 >= 4
             )
             assert browser.run(LOOK) == "", f"at {width} pixels"
+
+
+def test_what_two_ranks_measured_is_what_one_process_measures(run: Path) -> None:
+    trained = TrainedSupernet(run, torch.device("cpu"))
+    reported = rows(run / "report" / "report.csv")
+    assert len(reported) == 3
+    for row in reported:
+        arch = Arch.model_validate(
+            json.loads((run / "selected" / f"{row['budget']}.json").read_text())["arch"]
+        )
+        assert float(row["test_accuracy"]) == trained.accuracy(arch, "test")

@@ -9,12 +9,14 @@ from oneshot.axes.weight_sgd import WeightSgd
 from oneshot.methods.method import PUBLISHED
 from oneshot.methods.staged.stage import Stage, StagedMethod
 
+ONE_STAGE: dict[str, Any] = {"partial": 1, "stages": [], "warmup_epochs": 0}
+
 
 class DrNas(StagedMethod):
     """The weights of an edge are a draw of a Dirichlet distribution, whose concentrations are learned.
 
-    Progressive: few channels go through all operations at first, more through half of them later. The decay of
-    Adam holds the concentrations near 1, which is the published regulariser; `--penalties anchor` with a
+    Progressive: few channels go through all operations at first, more through half of them later. The decay
+    of Adam holds the concentrations near 1, which is the published regulariser; `--penalties anchor` with a
     decay of 0 is its form with a Kullback-Leibler divergence.
     """
 
@@ -38,6 +40,8 @@ class DrNas(StagedMethod):
             "channels": 16,
             "sgd": {"lr": 0.025, "lr_min": 0.001},
         },
-        # Published for images only; here in one stage, with the settings of a recurrent search.
-        "recurrent": PUBLISHED["recurrent"] | {"partial": 1, "stages": [], "warmup_epochs": 0},
+        # Published for cells of images only; elsewhere in one stage.
+        "recurrent": PUBLISHED["recurrent"] | ONE_STAGE,
+        "proxyless": ONE_STAGE,
+        "fbnet": ONE_STAGE,
     }

@@ -1,4 +1,4 @@
-"""Stages of a search: after some epochs operations are dropped, and the network is built anew for the rest."""
+"""Stages of a search: after some epochs operations are dropped, and the network is built anew."""
 
 from typing import ClassVar
 
@@ -13,6 +13,7 @@ from oneshot.methods.method import Method
 from oneshot.methods.staged.growth import Growth
 from oneshot.networks.search import DartsNetwork, NasBench201Network
 from oneshot.spaces.cells import CellSpace
+from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
 
 
@@ -34,6 +35,8 @@ class StagedMethod(Method):
 
     # Whether the next stage's network starts from the weights and alphas of the one before.
     carries_over: ClassVar[bool] = True
+    # The network itself is another one from stage to stage.
+    steps_differ: ClassVar[bool] = True
 
     @property
     def channel_parts(self) -> tuple[int, ...]:
@@ -78,7 +81,8 @@ class StagedMethod(Method):
         stage, old = self.stages[number], state.objective.network
         assert isinstance(old, DartsNetwork | NasBench201Network), "stages are refused on text"
         state.stage = number
-        space = state.space if stage.keep is None else self._pruned(state, stage.keep)
+        assert isinstance(state.space, CellSpace), "stages are refused on chains"
+        space = state.space if stage.keep is None else self._pruned(state.space, state, stage.keep)
         # Cells are counted from those of the first stage.
         before = self.stages[number - 1].extra_cells
         cells = old.size.cells + stage.extra_cells - before
@@ -88,11 +92,11 @@ class StagedMethod(Method):
         state.restart_weights(momentum)
         print(f"stage {number + 1}: {self._about(state)}")
 
-    def _pruned(self, state: SearchState, keep: int) -> CellSpace:
+    def _pruned(self, space: CellSpace, state: SearchState, keep: int) -> CellSpace:
         """The space with the `keep` operations of each edge that have the largest probabilities."""
         allowed = {}
         for kind, alpha_EO in state.alphas.operations.items():
-            competes_EO = state.space.allowed_mask(kind, alpha_EO.device)
+            competes_EO = space.allowed_mask(kind, alpha_EO.device)
             ranked = self.relaxation.probabilities(alpha_EO.detach(), competes_EO)
             ranked = ranked.masked_fill(~competes_EO, -1.0)
             best = ranked.topk(min(keep, ranked.shape[1]), -1).indices
@@ -100,7 +104,7 @@ class StagedMethod(Method):
             allowed[kind] = kept_EO.cpu()
             with torch.no_grad():
                 self.forget(alpha_EO, kept_EO, state)
-        return state.space.narrowed(allowed)
+        return space.narrowed(allowed)
 
     def forget(self, alpha_EO: Tensor, kept_EO: Tensor, state: SearchState) -> None:
         """Set parameters back where a stage begins: those of what was dropped to 0."""
@@ -128,7 +132,7 @@ class StagedMethod(Method):
             f"{network.size.cells} cells"
         )
 
-    def _misfit(self, space: CellSpace) -> str | None:
-        if space.name == "recurrent" and len(self.stages) > 1:
-            return "stages need a network of images; take --method.stages '[]'"
+    def _misfit(self, space: SearchSpace) -> str | None:
+        if len(self.stages) > 1 and (space.name == "recurrent" or not isinstance(space, CellSpace)):
+            return "stages are for cells of images; take --method.stages '[]' and --method.partial 1"
         return super()._misfit(space)

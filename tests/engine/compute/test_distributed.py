@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from engine.command import launch
 from engine.command.cli import Command, main
 from engine.compute.distributed import ALONE, Ranks, batch_norm, join
+from engine.compute.gradients import GradientAverage
 from engine.data.digits import Digits
 from engine.data.folder import ImageFolder
 from engine.data.sources import load_data
@@ -39,7 +40,8 @@ def test_a_batch_that_cannot_be_divided_names_one_that_can(batch: int, near: int
 def test_alone_nothing_happens() -> None:
     weight = nn.Parameter(torch.ones(3))
     losses = torch.ones(2)
-    assert ALONE.average_gradients(iter([weight]), losses) is losses
+    average = GradientAverage([weight], ALONE)
+    assert average.finish(losses) is losses
     assert weight.grad is None
     assert (ALONE.any(True), ALONE.any(False), ALONE.total([1.5])) == (True, False, [1.5])
     with join("cpu") as (ranks, device):
@@ -47,16 +49,24 @@ def test_alone_nothing_happens() -> None:
         assert not torch.distributed.is_initialized()
 
 
-def _averages() -> tuple[list[np.ndarray | None], list[float], list[bool], list[float]]:
+def _weights(count: int) -> list[nn.Parameter]:
+    return [nn.Parameter(torch.zeros(2, 3, 2, 2).to(memory_format=torch.channels_last)) for _ in range(count)]
+
+
+def _averages(bucket_bytes: int) -> tuple[list[np.ndarray | None], list[float], list[bool], list[float]]:
     with join("cpu") as (ranks, _):
-        both, one, none = (
-            nn.Parameter(torch.zeros(2, 3, 2, 2).to(memory_format=torch.channels_last)) for _ in range(3)
-        )
-        both.grad = torch.arange(24.0).reshape(2, 3, 2, 2) * (1 + ranks.rank)
-        one.grad = torch.full((2, 3, 2, 2), 4.0) if ranks.rank else None
-        losses = ranks.average_gradients(
-            iter([both, one, none]), torch.tensor([1.0, 2.0]) * (1 + 2 * ranks.rank)
-        )
+        both, one, none = _weights(3)
+        average = GradientAverage([both, one, none], ranks, bucket_bytes)
+        arange = torch.arange(24.0).reshape(2, 3, 2, 2)
+        for _ in range(2):  # the second step meets the buffers of the first one
+            for weight in (both, one, none):
+                weight.grad = None
+            loss = (both * arange * (1 + ranks.rank)).sum()
+            if ranks.rank:
+                average.backward(one.sum() * 4)
+            average.last_backward(loss)
+            losses = average.finish(torch.tensor([1.0, 2.0]) * (1 + 2 * ranks.rank))
+        assert both.grad is not None
         assert both.grad.stride() == both.stride(), "another layout would slow the optimiser down"
         gradients = [None if p.grad is None else p.grad.numpy() for p in (both, one, none)]
         return (
@@ -67,13 +77,43 @@ def _averages() -> tuple[list[np.ndarray | None], list[float], list[bool], list[
         )
 
 
-@pytest.mark.slow
-def test_gradients_are_averaged_and_none_is_zero_unless_nobody_has_one(pair: Run) -> None:
-    for (both, one, none), losses, flags, total in pair(_averages):
+@pytest.mark.parametrize("bucket_bytes", [1, 1000])
+def test_gradients_are_averaged_and_none_is_zero_unless_nobody_has_one(pair: Run, bucket_bytes: int) -> None:
+    for (both, one, none), losses, flags, total in pair(_averages, bucket_bytes):
         np.testing.assert_array_equal(both, np.arange(24.0).reshape(2, 3, 2, 2) * 1.5)
         np.testing.assert_array_equal(one, np.full((2, 3, 2, 2), 2.0))
         assert none is None
         assert (losses, flags, total) == ([2.0, 4.0], [True, False], [1.0, 0.5])
+
+
+def _sent_in_the_last_pass() -> tuple[list[int], list[np.ndarray]]:
+    """After which gradient each bucket was sent; and the gradients, one of which a layer writes by itself."""
+    with join("cpu") as (ranks, _):
+        first, second, third, _ = weights = _weights(4)
+        average = GradientAverage(weights, ranks, bucket_bytes=1)
+        seen = []
+        for parameter in weights:
+            parameter.register_post_accumulate_grad_hook(lambda _: seen.append(len(average.under_way)))
+        x = torch.ones(2, 3, 2, 2, requires_grad=True)
+        average.backward((first * third).sum() + (second + third).sum())
+        seen.clear()
+        # Backward comes to the last weight first.
+        y = ((x + first) * 2 + second) * 3 + third
+        x.register_hook(lambda grad: third.grad.add_(1) if ranks.rank == 1 else None)
+        average.last_backward((y * (1 + ranks.rank)).sum())
+        average.finish(torch.ones(1))
+        gradients = [p.grad.numpy() for p in weights if p.grad is not None]
+        return seen, gradients
+
+
+def test_buckets_travel_while_the_last_pass_computes(pair: Run) -> None:
+    (sent, gradients), (_, same) = pair(_sent_in_the_last_pass)
+    # At the first gradient the unused weight's bucket waits for nothing; then one more goes with each.
+    assert sent == sorted(sent) and sent[0] < sent[-1] and sent[-1] >= 2
+    wanted = [9.0, 1 + 4.5, 1 + 1.5 + 0.5]  # the one that rank 1 wrote late counts by half
+    for gradient, other, value in zip(gradients, same, wanted, strict=True):
+        np.testing.assert_array_equal(gradient, other)
+        np.testing.assert_array_equal(gradient, np.full((2, 3, 2, 2), value))
 
 
 def _normalised(

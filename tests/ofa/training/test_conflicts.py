@@ -22,7 +22,7 @@ def test_measuring_changes_no_gradient_and_the_cosines_are_of_single_networks(ti
     gradients = []
     for parts in (None, GradientParts(net)):
         net.zero_grad()
-        sandwich_step(net, x, y, 3, config, parts=parts)
+        sandwich_step(net, x, y, 3, config, passes=parts)
         gradients.append([p.grad for p in net.parameters()])
     assert parts is not None
     for plain, measured in zip(*gradients, strict=True):

@@ -74,7 +74,9 @@ def test_pathwise_gradients_are_those_of_torch_and_of_the_mean() -> None:
     sample = dirichlet(concentration, gamma_noise(concentration, torch.Generator().manual_seed(0)))
     (ours,) = torch.autograd.grad(sample[:, 0].sum(), concentration)
     weight = torch.tensor([1.0, 0.0, 0.0], dtype=torch.double).expand(50_000, 3)
-    theirs = torch.distributions.dirichlet._Dirichlet_backward(sample.detach(), concentration.detach(), weight)
+    theirs = torch.distributions.dirichlet._Dirichlet_backward(
+        sample.detach(), concentration.detach(), weight
+    )
     torch.testing.assert_close(ours, theirs)
     # The mean of coordinate 0 is a_0 / (a_0 + a_1 + a_2) = 0.3 / 3.5; its derivatives:
     wanted = torch.tensor([(3.5 - 0.3) / 3.5**2, -0.3 / 3.5**2, -0.3 / 3.5**2], dtype=torch.double)

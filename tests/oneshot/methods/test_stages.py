@@ -131,7 +131,9 @@ def test_growth_copies_rows_of_the_same_edge() -> None:
             assert torch.equal(depth_new[position, :4], depth_old[edge])
             assert torch.equal(point_new[position, :4, :4], point_old[edge])
             for channel in (4, 5):
-                copies = [c for c in range(4) if torch.equal(depth_new[position, channel], depth_old[edge, c])]
+                copies = [
+                    c for c in range(4) if torch.equal(depth_new[position, channel], depth_old[edge, c])
+                ]
                 (copy,) = copies
                 # The pointwise convolution reads the copied channel as it read the original.
                 assert torch.equal(point_new[position, :4, channel], point_old[edge, :, copy])
@@ -147,9 +149,7 @@ def test_growth_to_the_same_shape_changes_nothing() -> None:
     old = DartsNetwork(space, 4, 3, settings=EdgeSettings(partial=2))
     new = old.like(space, 2, 3)
     Growth(0).fill(old, new)
-    weights = {
-        kind: EdgeWeights(torch.rand(len(space.edges), len(space.operations))) for kind in space.cells
-    }
+    weights = {kind: EdgeWeights(torch.rand(len(space.edges), len(space.operations))) for kind in space.cells}
     x = torch.rand(2, 3, 8, 8)
     assert torch.equal(old.eval()(x, weights), new.eval()(x, weights))
 
