@@ -221,11 +221,12 @@ class Search(LoopCommand):
             raise ValueError(NO_BF16)
         if self.table and self.space != "nasbench201":
             raise ValueError("table holds results of NAS-Bench-201; give it with --space nasbench201")
-        if not text and self.width % self.method.partial:
-            raise ValueError(
-                f"channels = {self.width} cannot be cut into {self.method.partial} parts; take a "
-                "multiple, or --method.partial 1"
-            )
+        for parts in () if text else self.method.channel_parts:
+            if self.width % parts:
+                raise ValueError(
+                    f"channels = {self.width} cannot be cut into {parts} parts; take a multiple, or "
+                    "--method.partial 1"
+                )
         if self.space.startswith("darts") and self.cells is not None and self.cells < 3:
             raise ValueError(
                 f"cells = {self.cells} are all reduction cells; take 3 or more, so that normal cells are "
@@ -238,11 +239,11 @@ class Search(LoopCommand):
         method, epochs = self.method, self.epochs or self.method.epochs
         if self.stop_at_collapse and self.watch_every != 1:
             raise ValueError("stop_at_collapse needs the eigenvalue of every epoch; add --watch-every 1")
-        if self.watch_every and method.samples_operations:
+        if self.watch_every and (method.samples_operations or not method.relaxation.smooth):
             raise ValueError(
                 f"method {method.name} has no smooth loss in the architecture to watch; leave out watch_every"
             )
-        if method.warmup_epochs >= epochs:
+        if method.warmup_epochs >= method.shortest_stage(epochs):
             raise ValueError(
                 f"method {method.name} trains weights alone for {method.warmup_epochs} epochs and would "
                 f"learn nothing else in {epochs}; lower --method.warmup-epochs or raise --epochs"

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from engine.loop import EpochLoop
 from engine.run import Run, read_lines, write_json
-from oneshot.axes.progress import Progress
 from oneshot.ending.collapse import FACTOR, NOT_BEFORE, epoch_to_return_to, skips, warning
 from oneshot.ending.drawing import alphas_over_time, draw_genotype
 from oneshot.ending.outcome import print_comparison, print_found, print_introduction
@@ -63,7 +62,7 @@ class SearchLoop(EpochLoop):
 
     def begin_epoch(self) -> None:
         """Tell the search its epoch, on which schedules depend."""
-        self.searcher.state.progress = Progress(self.epoch, self.epochs)
+        self.searcher.begin_epoch(self.epoch)
 
     def batches(self) -> Iterator[tuple[Any, Any]]:
         """Pairs of batches: of the weights' part, of the architecture's part."""
@@ -154,7 +153,7 @@ class SearchLoop(EpochLoop):
         logged, back = self.epochs_logged(), self.collapsed()
         if back is None:
             # With the temperatures of the last epoch, also in a resumed search that did not run it.
-            state.progress = Progress(self.epochs - 1, self.epochs)
+            self.searcher.begin_epoch(self.epochs - 1)
             genotype, report = self.searcher.final_genotype()
         else:
             values = logged[back]["genotype"]

@@ -13,15 +13,16 @@ from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.axes.operation_costs import OperationCosts
 from oneshot.axes.penalty import PenaltyInputs
 from oneshot.axes.progress import Progress
-from oneshot.axes.relaxation import Simplex, Softmax
 from oneshot.bilevel import (
     BilevelProblem,
+    all_gradients,
+    clip_and_step,
     dominant_eigenvalue,
     exact,
     first_order,
     momentum_buffers,
     second_order,
-    weight_step,
+    weight_gradients,
 )
 from oneshot.chains.space import CHAIN
 from oneshot.chains.target import CostTarget, TargetReport
@@ -88,7 +89,7 @@ class Searcher:
         """
         state = self.state
         # The learning rate of this epoch, and of this batch's size.
-        rate = self.method.sgd.learning_rate(state.progress) * state.objective.rate(train)
+        rate = self.method.learning_rate(state.progress) * state.objective.rate(train)
         set_learning_rate(state.weight_optimizer, rate)
         if self.graph is None:
             return self._move(number, rate, train, valid)
@@ -110,14 +111,10 @@ class Searcher:
 
     def varies(self) -> str | None:
         """Why the steps of an epoch are not all alike, so that none can be recorded; None: they are."""
-        method = self.method
-        # Others draw in each step, or may do so.
-        usual = type(method).weigh_edges is Method.weigh_edges and type(method.relaxation) in (
-            Softmax,
-            Simplex,
-        )
-        if method.samples_operations or not usual:
-            return f"method {method.name} draws in each step"
+        if self.method.samples_operations:
+            return f"method {self.method.name} draws in each step which operations run"
+        if self.method.relaxation.draws or self.method.steps_differ:
+            return f"method {self.method.name} draws or counts in each step"
         if self.state.space.name == "recurrent":
             return "a search on text reads windows of changing length"
         return None
@@ -141,8 +138,13 @@ class Searcher:
     @property
     def moves_architecture(self) -> bool:
         """Whether this epoch's steps move the architecture."""
-        warm = self.state.progress.epoch >= self.method.warmup_epochs
-        return self.method.has_architecture_step and warm
+        return self.method.has_architecture_step and not self.method.waits(self.state.progress)
+
+    def begin_epoch(self, number: int) -> None:
+        """Tell the search its epoch, on which schedules depend."""
+        last = self.epochs - 1
+        self.state.progress = Progress(min(number, last), self.epochs, max(0, number - last))
+        self.method.before_epoch(self.state)
 
     def _is_due(self, number: int) -> bool:
         """Whether the architecture moves beside the `number`-th weight step of this epoch."""
@@ -159,20 +161,30 @@ class Searcher:
                 draws the same.
         """
         state = self.state
-        draws = torch_generator("cpu", state.seed, purpose, state.progress.epoch, number)
+        draws = self._draws(purpose, number)
         # Draws are made on CPU, so that a seed means the same on every device.
         return state.on_device(self.method.weigh_edges(state.space, state.alphas, state.progress, draws))
 
+    def _draws(self, purpose: str, number: int) -> torch.Generator:
+        """The generator on CPU of what a step of this epoch draws."""
+        return torch_generator("cpu", self.state.seed, purpose, self.state.progress.count, number)
+
     def _weights_step(self, number: int, train: Any) -> Tensor:
         """One step of the weights; the architecture stays."""
-        objective = self.state.objective
+        state, method, batch = self.state, self.method, self.state.objective.for_weights(train)
         # The architecture is a constant here: no gradient of alphas is computed.
         with torch.no_grad():
             edge_weights = self.edge_weights("weights", number)
+        edge_weights = method.perturb(state, edge_weights, batch, self._draws("perturbation", number))
         # The loss of the mixed operations, as they are weighed now.
-        value = objective.loss(objective.for_weights(train), edge_weights)
-        weight_step(objective.network, value, self.state.weight_optimizer, self.method.sgd.clip_norm)
+        value = state.objective.loss(batch, edge_weights)
+        weight_gradients(state.objective.network, value, state.weight_optimizer)
+        method.move_weights(state, edge_weights, batch, self._move_weights)
         return value.detach()
+
+    def _move_weights(self) -> None:
+        """Clip the weights' gradients, and move the weights along them."""
+        clip_and_step(self.state.objective.network, self.state.weight_optimizer, self.method.sgd.clip_norm)
 
     def _architecture_step(self, number: int, train: Any, valid: Any, rate: float) -> Tensor:
         """One step of the architecture; the weights stay."""
@@ -185,7 +197,10 @@ class Searcher:
             weights = edge_weights()
             return self.penalised(objective.loss(valid, weights), weights)
 
-        if self.method.order == "first":
+        if self.method.order == "first" and self.method.needs_validation_gradients:
+            value, gradients, of_weights = all_gradients(objective.network, penalised_loss, parameters)
+            self.method.see_validation_gradients(self.state, of_weights)
+        elif self.method.order == "first":
             value, gradients = first_order(objective.network, penalised_loss, parameters)
         else:
             # The look ahead repeats the optimiser's step, momentum included.
@@ -260,7 +275,8 @@ class Searcher:
         # `weight_step` clears the weights' gradients only.
         for parameter in self.state.alphas.all():
             parameter.grad = None
-        weight_step(objective.network, total, self.state.weight_optimizer, self.method.sgd.clip_norm)
+        weight_gradients(objective.network, total, self.state.weight_optimizer)
+        self._move_weights()
         if self.moves_architecture and architecture_optimizer is not None:
             self._follow_target()
             architecture_optimizer.step()

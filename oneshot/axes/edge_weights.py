@@ -45,7 +45,19 @@ class EdgeWeights(NamedTuple):
         return send(active_mask(self.active, self.weight_EO.shape[1]), self.weight_EO.device)
 
 
-NetworkEdgeWeights = Mapping[str, EdgeWeights]  # for each kind of cell: what a network gets
+# For each kind of cell: what a network gets. A cell may also have weights of its own, under `own_key`.
+NetworkEdgeWeights = Mapping[str, EdgeWeights]
+
+
+def own_key(kind: str, number: int) -> str:
+    """Where the weights are that only the cell with this number in the network has."""
+    return f"{kind} {number}"
+
+
+def weights_of_cell(edge_weights: NetworkEdgeWeights, kind: str, number: int) -> EdgeWeights:
+    """Those of the cell with this number in the network, else those of its kind."""
+    own = edge_weights.get(own_key(kind, number))
+    return edge_weights[kind] if own is None else own
 
 
 def active_mask(active: ActiveOperations, operations: int) -> Tensor:

@@ -7,18 +7,18 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from engine.config import Config
 from engine.seed import torch_generator
 from oneshot.axes.alphas import Alphas
 from oneshot.axes.auxiliary_skip import AuxiliarySkip
 from oneshot.axes.derivation import Derivation, derive_genotype
 from oneshot.axes.edge_weights import EdgeWeights, read_active
 from oneshot.axes.geometry import Adam, Exponentiated, Geometry, Rows
-from oneshot.axes.penalty import BetaDecay, CostPenalty, Entropy, PathDepth, Penalty
+from oneshot.axes.penalty import Anchor, BetaDecay, CostPenalty, Entropy, PathDepth, Penalty, ZeroOne
 from oneshot.axes.progress import Progress
-from oneshot.axes.relaxation import BinaryGates, GumbelHard, HardConcrete, Relaxation, Simplex, Softmax
+from oneshot.axes.relaxation import Dirichlet, HardConcrete, Relaxation, Sigmoid, Simplex, Softmax
 from oneshot.axes.weight_sgd import WeightSgd
 from oneshot.chains.space import CHAIN
+from oneshot.methods.hooks import Hooks
 from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.genotype import AnyGenotype
 from oneshot.spaces.search_space import SearchSpace
@@ -48,12 +48,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 
 
-class Method(Config):
+class Method(Hooks):
     """What a method chooses: one choice on each axis, and its settings.
 
     Defaults are those of first-order DARTS (2019, arXiv:1806.09055) on CIFAR-10. A file in `methods/` sets
     what another paper chooses. A method may also override what a search calls: `weigh_edges` in each step,
-    `after_epoch`, `genotype`, and `final_genotype` at the end.
+    `genotype`, `final_genotype` at the end, and what `Hooks` has.
     """
 
     name: str
@@ -127,6 +127,12 @@ class Method(Config):
             raise ValueError("entropy is written for relaxation simplex; take beta_decay, or method gaea")
         if PathDepth in kinds and not isinstance(self.relaxation, HardConcrete):
             raise ValueError("path_depth needs the gates of relaxation hard_concrete; take method pr_darts")
+        if ZeroOne in kinds and not isinstance(self.relaxation, Sigmoid):
+            raise ValueError("zero_one drives sigmoids apart; take relaxation sigmoid, or method fair_darts")
+        if Anchor in kinds and not isinstance(self.relaxation, Dirichlet):
+            raise ValueError(
+                "anchor is of Dirichlet distributions; take relaxation dirichlet, or method drnas"
+            )
         if len(kinds) < len(self.penalties):
             raise ValueError(
                 "a penalty is given twice, by the method and beside it, or by name; change its settings in "
@@ -149,7 +155,7 @@ class Method(Config):
                 f"order {self.order} looks ahead to the weights' next step on other images; it needs level "
                 "bilevel"
             )
-        if self.order != "first" and isinstance(self.relaxation, GumbelHard | HardConcrete | BinaryGates):
+        if self.order != "first" and self.relaxation.samples_operations:
             raise ValueError(
                 f"order {self.order} is for methods that run all operations; {self.relaxation.name} samples: "
                 "take order first"
@@ -167,6 +173,23 @@ class Method(Config):
     def offered(self, space: SearchSpace) -> SearchSpace:
         """The space as this method searches it."""
         return space.without("none") if self.exclude_none and isinstance(space, CellSpace) else space
+
+    @property
+    def channel_parts(self) -> tuple[int, ...]:
+        """Into how many parts the channels of the search network must be divisible."""
+        return (self.partial,)
+
+    def learning_rate(self, progress: Progress) -> float:
+        """Learning rate of the weights in an epoch."""
+        return self.sgd.learning_rate(progress)
+
+    def waits(self, progress: Progress) -> bool:
+        """Whether the architecture is not trained in this epoch, a warm-up of the weights."""
+        return progress.epoch < self.warmup_epochs
+
+    def shortest_stage(self, epochs: int) -> int:
+        """Epochs of the shortest stage, each of which begins with the warm-up; a search is one stage."""
+        return epochs
 
     def start(self, space: SearchSpace, seed: int, device: torch.device) -> Alphas:
         """Parameters before the first step."""
@@ -207,7 +230,8 @@ class Method(Config):
             if self.auxiliary_skip is not None:
                 skip = alpha_EO.new_full((), self.auxiliary_skip.weight(progress))
             edge_E = self._weights_of_edges(space, alphas, kind)
-            edge_weights[kind] = cell_weights._replace(edge_E=edge_E, skip=skip)
+            weight_EO = alphas.with_decisions(kind, cell_weights.weight_EO)
+            edge_weights[kind] = cell_weights._replace(weight_EO=weight_EO, edge_E=edge_E, skip=skip)
         return read_active(edge_weights)
 
     def probabilities(self, space: SearchSpace, alphas: Alphas) -> dict[str, Tensor]:
@@ -225,6 +249,7 @@ class Method(Config):
                 continue
             alpha_EO = alphas.operations[kind]
             weight_EO = self.relaxation.probabilities(alpha_EO, allowed_EO.to(alpha_EO.device))
+            weight_EO = alphas.with_decisions(kind, weight_EO)
             edge_E = self._weights_of_edges(space, alphas, kind)
             if edge_E is not None:
                 weight_EO = weight_EO * edge_E[:, None]
@@ -243,9 +268,6 @@ class Method(Config):
         rows: list[Rows] = [(slice(None),)] * len(alphas.operations)  # each edge's operations compete
         rows += [space.entering] * len(alphas.edges)  # the edges into each node compete
         return self.geometry.build(alphas.all(), rows)
-
-    def after_epoch(self, state: SearchState) -> None:
-        """Called between two epochs. Most methods do nothing here; ENAS trains its controller."""
 
     def genotype(self, state: SearchState) -> AnyGenotype:
         """The current choice."""
@@ -271,6 +293,8 @@ class Method(Config):
                 return "an auxiliary skip is written for images"
             if any(isinstance(penalty, CostPenalty) for penalty in self.penalties):
                 return "costs are known for networks of images; leave them out with --method.penalties ''"
+            if not self.relaxation.sums_to_one:
+                return "the weights of an edge do not sum to 1, as a recurrent state needs"
         if CHAIN in space.cells and (self.partial > 1 or self.edge_weights):
             return "partial channels and weights of edges are for cells, whose nodes have several edges"
         if len(space.cells) < 2 and any(isinstance(penalty, PathDepth) for penalty in self.penalties):

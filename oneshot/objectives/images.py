@@ -98,9 +98,8 @@ class ImageObjective:
                 f"Images of side {data.size} cannot be halved twice, as every search network does; use a "
                 "multiple of 4."
             )
-        self.network: nn.Module = network.to(data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.loss = ImageLoss(self.network)
         self.data, self.batch_size, self.batch_items = data, batch_size, batch_size
+        self.replace(network)
         self.weights_part: Subset = "both" if single_level else "train"
         self.architecture_part: Subset = "both" if single_level else "val"
         self.same_batch = single_level and not two_batches
@@ -112,6 +111,11 @@ class ImageObjective:
             f"{len(data.classes)} classes; {weights} images for the weights, {architecture} images for the "
             "architecture"
         )
+
+    def replace(self, network: nn.Module) -> None:
+        """Go on with this network, on the device of the images."""
+        self.network: nn.Module = network.to(self.data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.loss = ImageLoss(self.network)
 
     @property
     def image(self) -> ImageShape:
