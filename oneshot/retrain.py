@@ -36,7 +36,7 @@ from engine.seed import derive
 from engine.statistics import describe_confusion, overall_accuracy
 from engine.training import Training, TrainingCommand
 from oneshot.chains.genotype import ChainGenotype, published_chains
-from oneshot.language import NO_BF16, Language
+from oneshot.language import NO_BF16, Language, LanguageSettings
 from oneshot.language_training import train_language
 from oneshot.networks.final import FinalNetwork
 from oneshot.spaces.genotype import Genotype
@@ -50,6 +50,9 @@ from oneshot.trained import (
     network_cost,
     network_model,
 )
+
+# The settings of images would hardly train a recurrent cell: 30 epochs, and no rate of 20.
+TEXT_RECIPES = {"text": "oneshot/retrain_ptb", "grammar": "oneshot/retrain_grammar"}
 
 
 class Retrain(TrainingCommand):
@@ -91,7 +94,11 @@ class Retrain(TrainingCommand):
     cpu_has_bf16: ClassVar[bool] = True
     static_shapes: ClassVar[bool] = True
     config: str | None = Field(
-        "oneshot/retrain_digits", description="recipe: a YAML file, or a packaged name: oneshot/retrain_cifar"
+        "oneshot/retrain_digits",
+        description=(
+            "recipe: a YAML file, or a packaged name: oneshot/retrain_cifar. On text another one is usual: "
+            "oneshot/retrain_ptb; on the grammar oneshot/retrain_grammar"
+        ),
     )
     out: Path = Field(DEFAULT_RUN, description="run folder to write")
     genotype: str = Field(
@@ -100,8 +107,9 @@ class Retrain(TrainingCommand):
     )
     data: AnyData = Field(Digits(), description="the images; text for a recurrent cell")  # type: ignore[assignment]
     network: NetworkSize = Field(NetworkSize(), description="the size of the network")
-    language: Language = Field(
-        Language(), description="all settings of the training of a recurrent cell, its epochs among them"
+    language: LanguageSettings = Field(
+        LanguageSettings(),
+        description="the training of a recurrent cell, beside epochs and batch_size (its columns of text)",
     )
     sgd: SGD = Field(
         SGD(
@@ -133,6 +141,13 @@ class Retrain(TrainingCommand):
     )
 
     graphs: Graphs = Field("auto", description=ABOUT_GRAPHS)
+
+    @classmethod
+    def usual_recipe(cls, given: dict[str, Any]) -> str | None:
+        """That of digits, or of the text that is named."""
+        data = given.get("data")
+        name = data.get("name") if isinstance(data, dict) else None
+        return TEXT_RECIPES.get(str(name)) or super().usual_recipe(given)
 
     def train(self, ranks: Ranks, device: torch.device) -> int:
         """Train as rank `ranks.rank` on `device`."""
@@ -166,10 +181,6 @@ class Retrain(TrainingCommand):
         training.introduce()
         return training.run() or config.say_next()
 
-    def may_grow(self) -> frozenset[str]:
-        """The epochs; the training on text has epochs of its own."""
-        return frozenset() if isinstance(self.data, Grammar | TextFolder) else super().may_grow()
-
     def say_finished(self) -> int:
         """Say that there is nothing left to train."""
         print(f"{self.out} is finished already.")
@@ -198,7 +209,8 @@ class Retrain(TrainingCommand):
         text = load_text(self.data)
         graphed_step(self.graphs, device, "a recurrent cell reads windows of changing length")
         run = self.start(ranks, device)
-        status = train_language(run, genotype, text, self.language, self.seed, device, self.saving)
+        settings = Language(**self.language.model_dump(), epochs=self.epochs, batch=self.batch_size)
+        status = train_language(run, genotype, text, settings, self.seed, device, self.saving)
         return status or self.say_next()
 
 

@@ -15,6 +15,7 @@ from engine.command.cli import main
 from engine.command.start import say
 from engine.compute.device import device_facts, pick_device, use_threads
 from engine.compute.graphs import ABOUT_GRAPHS, Graphs
+from engine.compute.peak_memory import device_memory
 from engine.compute.precision import (
     TrainingPrecision,
     describe_precision,
@@ -45,7 +46,9 @@ from oneshot.methods import MethodConfig
 from oneshot.methods.darts import Darts
 from oneshot.methods.method import Method
 from oneshot.nasbench201.table import AccuracyTable, Dataset
+from oneshot.networks.search import StemName, stem_for
 from oneshot.objectives.images import ImageObjective, search_network
+from oneshot.objectives.memory import check_memory, describe_memory, search_memory
 from oneshot.objectives.objective import Objective
 from oneshot.objectives.text import TextObjective, TextSettings
 from oneshot.search_loop import Monitoring, SearchLoop
@@ -118,6 +121,13 @@ class Search(LoopCommand):
     )
     cells: int | None = Field(
         None, ge=1, description="how many; none: 8; in space nasbench201 in each of three stages, none: 5"
+    )
+    stem: StemName | None = Field(
+        None,
+        description=(
+            "of the DARTS spaces' search network: cifar is one convolution, imagenet three that halve the "
+            "side; none: imagenet from 96 pixels on"
+        ),
     )
     text: TextSettings = Field(TextSettings(), description="the search network of space recurrent")
     target: str | None = Field(
@@ -227,6 +237,10 @@ class Search(LoopCommand):
                     f"channels = {self.width} cannot be cut into {parts} parts; take a multiple, or "
                     "--method.partial 1"
                 )
+        if self.space == "nasbench201" and self.stem == "imagenet":
+            raise ValueError(
+                "the network of NAS-Bench-201 has no large stem; leave out stem, and lower --data.size"
+            )
         if self.space.startswith("darts") and self.cells is not None and self.cells < 3:
             raise ValueError(
                 f"cells = {self.cells} are all reduction cells; take 3 or more, so that normal cells are "
@@ -290,6 +304,8 @@ class Search(LoopCommand):
     ) -> int:
         """Search in a run folder that is started or continued here; return the exit status."""
         objective = self._objective(space, method, device)
+        if isinstance(objective, ImageObjective) and isinstance(space, CellSpace):
+            self._check_memory(space, method, objective)
         image = objective.image if isinstance(objective, ImageObjective) else None
         costs = operation_costs(method.penalties, space, device, image)
         target = self._target(space, method, objective)
@@ -310,6 +326,16 @@ class Search(LoopCommand):
         searcher.use_graphs(self.graphs)
         loop.saving = self.saving
         return loop.run() or self._say_next()
+
+    def _check_memory(self, space: CellSpace, method: Method, objective: ImageObjective) -> None:
+        """Say how much memory the search needs, and refuse what cannot fit."""
+        evaluated = self.evaluate_images or objective.data.count("val")
+        needed = search_memory(method, space, objective, evaluated)
+        memory = device_memory(objective.data.device)
+        print(describe_memory(needed, memory))
+        warning = check_memory(needed, memory, self.width, objective.data.size, method.partial)
+        if warning:
+            print(f"warning: {warning}")
 
     def _say_next(self) -> int:
         say(f"next: {retrain_command(self.out, self.space, self.data)}")
@@ -369,6 +395,7 @@ class Search(LoopCommand):
         print_classes(data)
         # As published: 5 in each of three stages, or 8 in the whole network.
         cells = self.cells or (5 if space.name == "nasbench201" else 8)
+        stem = self.stem or stem_for(data.size)
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
             torch.manual_seed(derive(self.seed, "weights"))
             if isinstance(space, ChainSpace):
@@ -377,7 +404,7 @@ class Search(LoopCommand):
             else:
                 assert isinstance(space, CellSpace)
                 classes, inputs = len(data.classes), data.channels
-                network = search_network(space, method, self.width, cells, classes, inputs)
+                network = search_network(space, method, self.width, cells, classes, inputs, stem)
         two_batches = method.level == "released"
         return ImageObjective(network, data, batch_size, method.level != "bilevel", two_batches)
 

@@ -18,6 +18,7 @@ from oneshot.chains.genotype import ChainGenotype
 from oneshot.chains.target import TargetReport
 from oneshot.nasbench201.baselines import reference_lines
 from oneshot.nasbench201.table import AccuracyTable, Dataset
+from oneshot.networks.search import stem_for
 from oneshot.objectives.images import ImageObjective
 from oneshot.objectives.objective import Objective
 from oneshot.searcher import Searcher
@@ -28,7 +29,6 @@ from oneshot.spaces.genotype import AnyGenotype, Genotype
 CELL_SPACES = tuple(space.name for space in SPACES)
 # What is said of a search whose two levels learn from the same images.
 LEVELS = {"single": "single level", "released": "single level, in turn as released"}
-LARGE = 96  # images with sides of so many pixels and more get the stem of ImageNet
 
 
 def print_introduction(searcher: Searcher) -> None:
@@ -122,7 +122,7 @@ def _retrain_flags(space: str, data: AnyData) -> list[Any]:
             named = ["--data", data.name, "--data.path", data.path, "--data.val", 0.02]
             return ["--config", small, *named, *cutout]
         case ImageFolder():
-            large = data.size >= LARGE and space != "nasbench201"
+            large = stem_for(data.size) == "imagenet" and space != "nasbench201"
             recipe = "oneshot/retrain_imagenet" if large else small
             named = ["--data", data.name, "--data.path", data.path, "--data.size", data.size]
             return ["--config", recipe, *named]

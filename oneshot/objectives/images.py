@@ -16,10 +16,9 @@ from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.axes.weight_sgd import WeightSgd
 from oneshot.bilevel import LossFn, VirtualStep, Weights
 from oneshot.chains.layers import ImageShape
-from oneshot.chains.network import ChainNetwork
 from oneshot.methods.method import Method
 from oneshot.networks.parallel_edges import EdgeSettings
-from oneshot.networks.search import DartsNetwork, NasBench201Network
+from oneshot.networks.search import DartsNetwork, NasBench201Network, StemName
 from oneshot.spaces.cells import CellSpace
 
 CPU_BATCH = 250  # images at a time in an evaluation on a CPU
@@ -27,7 +26,13 @@ OTHER_PASSES = 10**6  # more epochs than any search has
 
 
 def search_network(
-    space: CellSpace, method: Method, channels: int, cells: int, classes: int, inputs: int
+    space: CellSpace,
+    method: Method,
+    channels: int,
+    cells: int,
+    classes: int,
+    inputs: int,
+    stem: StemName = "cifar",
 ) -> nn.Module:
     """The untrained search network of a space of images, drawn from torch's global generator."""
     auxiliary = method.auxiliary_skip is not None
@@ -38,7 +43,7 @@ def search_network(
     # Where only some operations run, BatchNorm always takes the statistics of the batch.
     track = not method.samples_operations
     settings = EdgeSettings(method.partial, track, method.pool_norm, auxiliary)
-    return DartsNetwork(space, channels, cells, classes, inputs, settings, method.last_norm)
+    return DartsNetwork(space, channels, cells, classes, inputs, settings, method.last_norm, stem)
 
 
 class ImageLoss:
@@ -71,7 +76,7 @@ class ImageObjective:
 
     Args:
         network: a search network; moved to the device of `data`.
-        data: images whose sides are multiples of 4.
+        data: images; on NAS-Bench-201's network their sides are multiples of 4.
         batch_size: images a step.
         single_level: weights and architecture learn from the images of both splits.
         two_batches: with a single level, each from a batch of its own; else both from the same one.
@@ -92,11 +97,10 @@ class ImageObjective:
         single_level: bool,
         two_batches: bool = False,
     ):
-        # A chain halves maps as often as its space says, and rounds their sides up.
-        if data.size % 4 and not isinstance(network, ChainNetwork):
+        if data.size % 4 and isinstance(network, NasBench201Network):
             raise UserError(
-                f"Images of side {data.size} cannot be halved twice, as every search network does; use a "
-                "multiple of 4."
+                f"Images of side {data.size} cannot be halved twice, as the network of NAS-Bench-201 does; "
+                "use a multiple of 4."
             )
         self.data, self.batch_size, self.batch_items = data, batch_size, batch_size
         self.replace(network)
