@@ -9,6 +9,7 @@ These switches belong to the whole process. `training_in` sets them for a block 
 `float32_as_exported` does so for what is measured or calibrated, also inside such a block.
 """
 
+import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -51,15 +52,23 @@ def switches() -> Switches:
 def _switch(to: Switches) -> None:
     cudnn: Any = torch.backends.cudnn
     matmul = torch.backends.cuda.matmul
+    _hear_of_deprecation()
     # The older switches first. torch raises an error where somebody reads those while they and the new ones
     # disagree, and its compiler reads them when it chooses kernels.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch 2.9 says that they will be deprecated
-        cudnn.allow_tf32 = to.conv == "tf32"
-        matmul.allow_tf32 = to.matmul == "tf32"
+    cudnn.allow_tf32 = to.conv == "tf32"
+    matmul.allow_tf32 = to.matmul == "tf32"
     cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = to.conv, to.rnn
     matmul.fp32_precision = to.matmul
     cudnn.benchmark = to.benchmark
+
+
+@functools.cache
+def _hear_of_deprecation() -> None:
+    """Let torch 2.9 say, once and unheard, that it will deprecate the older switches; 2.14 says nothing."""
+    # Not around every switch: Python forgets at such a block which warnings it has shown already.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.backends.cudnn.allow_tf32 = True
 
 
 @contextmanager

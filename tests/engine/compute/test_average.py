@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -40,10 +41,11 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_same_bits_as_torch() -> None:
+@pytest.mark.parametrize("decay", [0.9, None])
+def test_same_bits_as_torch(decay: float | None) -> None:
     net = network()
-    ours = RunningAverage(net, 0.9)
-    average: Any = get_ema_multi_avg_fn(0.9)  # type: ignore[no-untyped-call]
+    ours = RunningAverage(net, decay)
+    average: Any = None if decay is None else get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     theirs = AveragedModel(net, multi_avg_fn=average)
     for _ in range(4):
         assert same(ours.network, theirs.module)

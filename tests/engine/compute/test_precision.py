@@ -27,12 +27,13 @@ from engine.compute.precision import (
 from engine.data.digits import Digits
 from engine.data.sources import load_data
 from engine.errors import UserError
+from engine.run import read_json
 from engine.training import TrainingCommand
 from ofa.calibration import calibrate
 from ofa.quantization import rounded_subnet
 from ofa.space.arch import largest
 from ofa.space.space import Space
-from ofa.subnet import extract
+from ofa.subnet import Subnet, extract
 from ofa.supernet import Supernet
 from ofa.train import Train
 from ofa.training.tuning import tuning_recipe
@@ -127,6 +128,15 @@ def test_layers_compute_in_what_was_chosen() -> None:
     }
 
 
+def beside(watch: Watch) -> Callable[..., None]:
+    """A hook that runs the watch wherever a layer runs."""
+
+    def hook(*_: Any) -> None:
+        watch(torch.ones(2, 4))
+
+    return hook
+
+
 def judge_accuracy(watch: Watch) -> None:
     accuracy(watch, [(torch.ones(2, 4), torch.zeros(2, dtype=torch.int64))])
 
@@ -138,7 +148,7 @@ def judge_confusion(watch: Watch) -> None:
 def judge_calibration(watch: Watch, space: Space) -> None:
     """BatchNorm's statistics of a subnet, whose classifier notes what it computes in."""
     subnet = extract(Supernet(space, 3, 1), largest(space))
-    subnet.classifier.register_forward_hook(lambda *_: watch(torch.ones(2, 4)) and None)
+    subnet.classifier.register_forward_hook(beside(watch))
     calibrate(subnet, [(torch.ones(4, 1, 8, 8), torch.zeros(4))])
 
 
@@ -146,14 +156,14 @@ def judge_ranges(watch: Watch, space: Space) -> None:
     """The ranges of a subnet in 8 bits."""
     data = load_data(Digits(), CPU, 0)
     subnet = extract(Supernet(space, 10, 1), largest(space)).eval()
-    subnet.classifier.register_forward_hook(lambda *_: watch(torch.ones(2, 4)) and None)
+    subnet.classifier.register_forward_hook(beside(watch))
     rounded_subnet(subnet, data)
 
 
 def judge_text(watch: Watch) -> None:
     """A recurrent cell on a text."""
     network = CellNetwork(20, 8, find_genotype("DARTS_V2_recurrent").cells[KIND])
-    network.register_forward_hook(lambda *_: watch(torch.ones(2, 4)) and None)
+    network.register_forward_hook(beside(watch))
     cross_entropy(network, torch.arange(20), 1, 5)
 
 
@@ -379,3 +389,28 @@ def test_a_confusion_waits_for_the_gpu_once() -> None:
         with gpu.record():
             confusion(layer, [batch] * 3, 3)
     assert sum(gpu.syncs.values()) == 1, gpu.syncs
+
+
+@pytest.mark.slow
+def test_a_supernet_trains_in_bfloat16_and_is_measured_in_float32(
+    tiny_yaml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole command on a GPU that is not there, evaluation in the middle of the training."""
+    seen: dict[str, set[Seen]] = {"train": set(), "measure": set()}
+    for kind, name in ((Supernet, "train"), (Subnet, "measure")):
+
+        def forward(self: Any, *inputs: Any, original: Any = kind.forward, name: str = name) -> Tensor:
+            logits: Tensor = original(self, *inputs)
+            seen[name].add(Seen(logits.dtype, switches()[:3]))
+            return logits
+
+        monkeypatch.setattr(kind, "forward", forward)
+    flags = ["--space", str(tiny_yaml), "--epochs", "2", "--evaluate-every", "1", "--batch-size", "512"]
+    flags += ["--evaluate-random", "0", "--calibration-images", "64", "--ema", "0.9", "--data.mixup", "0.2"]
+    with pretended_gpu(ROOT):
+        assert parse(Train, [*flags, "--out", "run", "--device", "cuda"]).execute() == 0
+    assert seen["train"] == {Seen(torch.bfloat16, ROUNDED)}
+    assert seen["measure"] == {Seen(torch.float32, EXACT)}
+    facts = read_json(Path("run/env.json"))
+    assert (facts["device"], facts["gpu"], facts["precision"]) == ("cuda", "pretended", "bf16")
+    assert facts["float32"] == {"convolutions": "tf32", "matrix_products": "tf32"}
