@@ -27,13 +27,16 @@ from oneshot.retrain import Retrain, Retraining
 from oneshot.search_loop import SearchLoop
 from predictors.collect import Collect
 from predictors.report import Report
+from predictors.select import Select
 
 ROOT = Path(__file__).parents[2]
 LOOPS: list[type[EpochLoop]] = [Trainer, TuningTogether, Retraining, LanguageTrainer, SearchLoop]
 # What a step or a batch may wait for, and why.
 WAITS = {
-    # The order of an epoch goes to the device once, when the epoch's first batch is asked for.
-    "engine/data/arrays.py _augmented: host to device",
+    # BestUp and WorstUp compare the losses of subnets to choose those that are trained: one copy of them all.
+    "ofa/training/sandwich.py label_losses: tolist",
+    # Cosines between gradients are numbers for metrics.jsonl, in the steps that --log-conflicts names.
+    "ofa/training/conflicts.py _cosine: _local_scalar_dense",
 }
 PHASES = """[
     {"name": "largest", "epochs": 1, "lr": 0.1, "subnets": 0},
@@ -102,15 +105,16 @@ def supernet_run(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_stages_after_a_supernet(supernet_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """evaluate, collect, tune and report."""
+    """evaluate, collect, select, tune and report."""
     words = ["--run", str(supernet_run)]
     with watched(monkeypatch) as gpu:
         run(Evaluate, *words, "--per-class")
-        run(Collect, *words, "--count", "4")
-        run(Tune, *words, "--arch", "smallest", "--epochs", "2", "--evaluate-every", "2")
+        run(Collect, *words, "--count", "12")
+        assert parse(Select, [*words, "--flops", "80k"]).execute() == 0
+        run(Tune, *words, "--epochs", "2", "--evaluate-every", "2")
         run(Report, *words, "--random", "1")
     check(gpu)
-    assert len(read_lines(supernet_run / "pairs.jsonl")) == 4
+    assert len(read_lines(supernet_run / "pairs.jsonl")) == 12
     assert (supernet_run / "report" / "report.html").exists()
 
 
