@@ -24,6 +24,7 @@ from ofa.training.tuning_loop import TuningTogether
 from ofa.tune import Tune
 from oneshot.language_training import LanguageTrainer
 from oneshot.retrain import Retrain, Retraining
+from oneshot.search import Search
 from oneshot.search_loop import SearchLoop
 from predictors.collect import Collect
 from predictors.report import Report
@@ -122,7 +123,10 @@ def test_stages_after_a_supernet(supernet_run: Path, monkeypatch: pytest.MonkeyP
     "flags",
     [
         ["--arch", "smallest", "--data.balance", "weights"],
-        ["--sandwich.sampling", '{"name": "attentive", "samples": 1000}', "--log-conflicts", "2"],
+        [
+            *("--sandwich.sampling", '{"name": "attentive", "samples": 1000}', "--log-conflicts", "2"),
+            *("--sandwich.distillation", "alpha_divergence", "--sgd.clip-norm", "1"),
+        ],
     ],
     ids=["one architecture", "sandwich"],
 )
@@ -166,3 +170,40 @@ def test_a_retraining_resumes(
         if epochs == "--epochs":
             run(Retrain, *words, epochs, "2", "--resume")
     check(gpu)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [
+            "--space",
+            "nasbench201",
+            "--watch-every",
+            "1",
+            "--cells",
+            "1",
+            "--channels",
+            "4",
+            "--batch-size",
+            "128",
+        ],
+        [
+            "--space",
+            "recurrent",
+            "--data.sentences",
+            "200",
+            "--text.hidden",
+            "4",
+            "--text.bptt",
+            "5",
+            "--batch-size",
+            "8",
+        ],
+    ],
+    ids=["images", "text"],
+)
+def test_a_search(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with watched(monkeypatch) as gpu:
+        run(Search, *flags, "--epochs", "1", "--out", str(tmp_path / "run"))
+    check(gpu)
+    assert (tmp_path / "run" / "genotype.json").exists()
