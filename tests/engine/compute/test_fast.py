@@ -130,3 +130,19 @@ def test_two_backward_passes_give_the_same_bits() -> None:
     weight = torch.randn(16, 1, 5, 5, requires_grad=True)
     grads = [torch.autograd.grad(depthwise(x, weight, 1).square().sum(), weight)[0] for _ in range(2)]
     assert torch.equal(*grads)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_compiled_layers_have_no_graph_break(device: str) -> None:
+    """Looking at `grad_fn` would end a graph; on other devices than the CPU nobody looks."""
+    x = torch.rand(2, 4, 8, 8, device=device, requires_grad=True)
+    scale, shift = torch.ones(4, device=device), torch.zeros(4, device=device)
+    weight = torch.rand(4, 1, 3, 3, device=device, requires_grad=True)
+
+    def layers(x: Tensor) -> Tensor:
+        x = depthwise(norm_act(x, scale, shift, "relu", 1e-5), weight)
+        return average_pool(x, 1)
+
+    whole = torch.compile(layers, backend="eager", fullgraph=True)  # a break raises
+    assert whole(x).shape == (2, 4, 8, 8)
