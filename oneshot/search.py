@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from engine.command.cli import main
 from engine.command.start import say
 from engine.compute.device import device_facts, pick_device, use_threads
+from engine.compute.graphs import ABOUT_GRAPHS, Graphs
 from engine.compute.precision import (
     TrainingPrecision,
     describe_precision,
@@ -134,6 +135,7 @@ class Search(LoopCommand):
             "tf32 on a GPU that has it, else float32. Measurements are in float32"
         ),
     )
+    graphs: Graphs = Field("auto", description=ABOUT_GRAPHS)
     seed: int = Field(0, ge=0, description="seed of weights, order, augmentation, draws and the halves")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch decides")
@@ -258,6 +260,8 @@ class Search(LoopCommand):
             table_budget=self.table_budget,
         )
         loop = SearchLoop(run, searcher, monitoring)
+        # After a resumed search took up its state, which a graph must not see replaced.
+        searcher.use_graphs(self.graphs)
         loop.saving = self.saving
         return loop.run() or self._say_next()
 
