@@ -73,7 +73,8 @@ def _speeds(done: dict[str, Any]) -> list[str]:
         ratio = NOTHING
         if ours and "ms" in ways.get("plain", {}):
             ratio = f"{ways['plain']['ms'] / max(min(ours), 1e-6):.2f}"
-        lines.append(f"| {step} | {' | '.join(cells)} | {ratio} |")
+        named = f"{step}, {result['precision']}"
+        lines.append(f"| {named} | {' | '.join(cells)} | {ratio} |")
     return lines
 
 
