@@ -90,9 +90,9 @@ def searched_images(
     generator = torch.Generator().manual_seed(1)
     batches = []
     for _ in range(4):
-        images = torch.randn(size.batch, size.inputs, size.side, size.side, generator=generator, dtype=dtype)
+        images = torch.randn(size.batch, size.inputs, size.side, size.side, generator=generator)
         labels = torch.randint(10, (size.batch,), generator=generator)
-        x = images.to(device).contiguous(memory_format=torch.channels_last)
+        x = images.to(device, dtype).contiguous(memory_format=torch.channels_last)
         batches.append((x, labels.to(device)))
     pairs = itertools.cycle([(batches[0], batches[1]), (batches[2], batches[3])])
     return _searched(method, space, objective, pairs, size.batch, dtype, way)
@@ -214,7 +214,7 @@ def random_images(
 ) -> tuple[Tensor, Tensor]:
     """The same images and labels on every device."""
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(batch, 3, side, side, generator=generator, dtype=dtype).to(device)
+    x = torch.randn(batch, 3, side, side, generator=generator).to(device, dtype)
     y = torch.randint(classes, (batch,), generator=generator)
     return x.contiguous(memory_format=torch.channels_last), y.to(device)
 
