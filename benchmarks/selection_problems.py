@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from engine.blocks.layers import LayerSpec, cost_of_layer
 from engine.statistics import Floats
-from ofa.cost import cost_of_layer, memory_of_layer
-from ofa.layers import LayerSpec, cost_tables, total
+from ofa.cost import memory_of_layer
+from ofa.layers import cost_tables, total
 from ofa.space.arch import Arch, largest, smallest
 from ofa.space.codes import Codes, encode, sample_codes
 from ofa.space.space import Space, load_space

@@ -12,11 +12,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.blocks.head import HeadSpec, cost_of_head, memory_of_head, stored_of_head
+from engine.blocks.head import HeadSpec, memory_of_head, stored_of_head
 from engine.blocks.kind import BlockSpec
-from engine.blocks.stem import StemSpec, cost_of_stem, memory_of_stem, stored_of_stem
+from engine.blocks.layers import LayerSpec, cost_of_layer
+from engine.blocks.stem import StemSpec, memory_of_stem, stored_of_stem
 from engine.blocks.table import block_kind
-from ofa.layers import CostTable, LayerSpec, cost_tables, total
+from ofa.layers import CostTable, cost_tables, total
 from ofa.space.arch import Arch, largest
 from ofa.space.codes import Codes, encode
 from ofa.space.space import Space
@@ -129,17 +130,6 @@ def _memory_tables(space: Space, classes: int, channels: int) -> tuple[CostTable
 @lru_cache(maxsize=8)
 def _file_tables(space: Space, classes: int, channels: int) -> tuple[CostTable, ...]:
     return tuple(cost_tables(space, classes, channels, stored_of_layer))
-
-
-def cost_of_layer(layer: LayerSpec) -> tuple[int, int]:
-    """(MACs, parameters)."""
-    match layer:
-        case StemSpec():
-            return cost_of_stem(layer)
-        case BlockSpec():
-            return block_kind(layer.block).cost(layer)
-        case HeadSpec():
-            return cost_of_head(layer)
 
 
 def stored_of_layer(layer: LayerSpec) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from engine.blocks.head import HeadSpec
 from engine.blocks.kind import BlockChoice, BlockSpec
+from engine.blocks.layers import LayerSpec
 from engine.blocks.sizes import halve, head_width
 from engine.blocks.stem import StemSpec
 from engine.blocks.table import block_kind
@@ -24,7 +25,6 @@ from ofa.space.codes import Codes
 from ofa.space.parts import Head
 from ofa.space.space import Space
 
-LayerSpec = StemSpec | BlockSpec | HeadSpec
 CostFn = Callable[[LayerSpec], Sequence[float]]
 Numbers = NDArray[Any]  # int64 of counts, float64 of milliseconds
 

@@ -43,7 +43,7 @@ __getattr__ = lazy_names(
         "FinalNetwork": "oneshot.networks.final",
         "Genotype": "oneshot.spaces.genotype",
         "TrainedNetwork": "oneshot.trained",
-        "draw_genotype": "oneshot.drawing",
+        "draw_genotype": "oneshot.ending.drawing",
         "edge_costs": "oneshot.spaces.costs",
         "find_genotype": "oneshot.spaces.read_genotype",
         "find_space": "oneshot.spaces.cells",

@@ -7,7 +7,7 @@ batch or to the edge weights, and is therefore the same in every forward of one 
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -72,14 +72,33 @@ class VirtualStep:
             The weights, and what their gradients were scaled by.
         """
         scale = clip_factor(gradients, self.clip_norm)
-        moved = {}
-        for (name, w), gradient, buffer in zip(weights.items(), gradients, self.buffers, strict=True):
-            # The order of torch: clip the gradient, add the decay, then let momentum gather both.
-            direction = scale * gradient + self.weight_decay * w
-            if buffer is not None:
-                direction = self.momentum * buffer + direction
-            moved[name] = w if name in self.still else w - self.lr * direction
+        # Lists of tensors: a GPU computes a hundred of them in one kernel.
+        names, before = list(weights), list(weights.values())
+        # The order of torch: clip the gradient, add the decay, then let momentum gather both.
+        directions = laid_out_as(before, gradients)
+        if self.clip_norm is not None:
+            directions = _scaled(directions, scale)
+        directions = list(torch._foreach_add(directions, before, alpha=self.weight_decay))
+        gathered = [number for number, buffer in enumerate(self.buffers) if buffer is not None]
+        if gathered and self.momentum:
+            fresh = [directions[number] for number in gathered]
+            buffers = [self.buffers[number] for number in gathered]
+            # Not in place: `exact` differentiates it.
+            sums = torch._foreach_add(fresh, buffers, alpha=self.momentum)
+            for number, direction in zip(gathered, sums, strict=True):
+                directions[number] = direction
+        moved = dict(zip(names, torch._foreach_add(before, directions, alpha=-self.lr), strict=True))
+        for name in self.still:
+            moved[name] = weights[name]
         return moved, scale
+
+
+def _scaled(directions: list[Tensor], scale: Tensor | float) -> list[Tensor]:
+    """The directions times their common factor."""
+    # torch 2.14 fails at the gradient of a list's factor; `exact` needs it, since the factor clips.
+    if isinstance(scale, Tensor) and scale.requires_grad:
+        return [direction * scale for direction in directions]
+    return list(torch._foreach_mul(directions, scale))
 
 
 class BilevelProblem(NamedTuple):
@@ -122,9 +141,34 @@ class BilevelProblem(NamedTuple):
         # Built anew, since the graph of the first ones may be used up.
         edge_weights = self.edge_weights()
         # Copies, since a look ahead must leave no trace in the running statistics of BatchNorm.
-        buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+        buffers = copies(dict(self.network.named_buffers()))
         loss = self.loss(self.valid, edge_weights, weights | buffers, create_graph=create_graph)
         return self.penalised(loss, edge_weights)
+
+
+def copies(tensors: Weights) -> Weights:
+    """Copies of all of them."""
+    # A GPU copies tensors of one type in one kernel; counters of batches are integers.
+    names: dict[torch.dtype, list[str]] = {}
+    for name, tensor in tensors.items():
+        names.setdefault(tensor.dtype, []).append(name)
+    copied = {}
+    for same in names.values():
+        copied |= zip(same, torch._foreach_clone([tensors[name] for name in same]), strict=True)
+    return copied
+
+
+def laid_out_as(models: Iterable[Tensor], tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The tensors, each with the strides of its model.
+
+    Where a single pair differs in strides, torch computes a list of tensors one by one. Gradients that
+    `torch.autograd.grad` returns may have other strides than their weights.
+    """
+    found = []
+    for model, tensor in zip(models, tensors, strict=True):
+        same = model.stride() == tensor.stride() or tensor.device.type == "cpu"
+        found.append(tensor if same else torch.empty_like(model).copy_(tensor))
+    return found
 
 
 def clip_factor(gradients: tuple[Tensor, ...], norm: float | None) -> Tensor | float:
@@ -182,11 +226,11 @@ def second_order(problem: BilevelProblem) -> tuple[Tensor, tuple[Tensor, ...]]:
     value = problem.validation_loss(ahead, create_graph=False)
     # 2. One backward pass gives the first-order term, and v, the direction of the Hessian product.
     gradients = _gradients(value, [*alphas, *ahead.values()])
-    first, v = gradients[: len(alphas)], gradients[len(alphas) :]
+    first, v = gradients[: len(alphas)], tuple(laid_out_as(ahead.values(), gradients[len(alphas) :]))
     # Only to reproduce the published code: see `VirtualStep`.
     if step.clip_direction:
         factor = clip_factor(v, step.clip_norm)
-        v = tuple(factor * part for part in v)
+        v = tuple(torch._foreach_mul(v, factor))
     # 3. The second-order term: how the training gradient of alphas changes along v.
     e = EPSILON / joint_norm(v)
     plus, minus = _training_gradients(problem, v, e), _training_gradients(problem, v, -e)
@@ -199,9 +243,10 @@ def second_order(problem: BilevelProblem) -> tuple[Tensor, tuple[Tensor, ...]]:
 
 def _training_gradients(problem: BilevelProblem, v: tuple[Tensor, ...], e: Tensor) -> tuple[Tensor, ...]:
     """Gradients of alphas of the training loss at w + e v."""
-    moved = {}
-    for (name, w), direction in zip(problem.network.named_parameters(), v, strict=True):
-        moved[name] = w.detach() + e * direction
+    weights = {name: w.detach() for name, w in problem.network.named_parameters()}
+    steps = torch._foreach_mul(v, e)
+    torch._foreach_add_(steps, list(weights.values()))
+    moved = dict(zip(weights, steps, strict=True))
     return _gradients(problem.loss(problem.train, problem.edge_weights(), moved), problem.alphas)
 
 
@@ -259,11 +304,15 @@ def weight_step(
     # None instead of 0: by None the loop below knows the operations that were not drawn.
     optimizer.zero_grad(set_to_none=True)
     value.backward()  # type: ignore[no-untyped-call]
+    missing = []
     for w in network.parameters():
         # An operation that was not drawn still decays and keeps its momentum. Otherwise that would depend on
         # which operations share a stacked tensor with one that was drawn.
         if w.grad is None:
-            w.grad = torch.zeros_like(w)
+            w.grad = torch.empty_like(w)
+            missing.append(w.grad)
+    if missing:
+        torch._foreach_zero_(missing)
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
     optimizer.step()

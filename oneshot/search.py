@@ -12,7 +12,14 @@ from pydantic import Field, model_validator
 
 from engine.command.cli import main
 from engine.command.start import say
-from engine.compute.device import pick_device, use_threads
+from engine.compute.device import device_facts, pick_device, use_threads
+from engine.compute.graphs import ABOUT_GRAPHS, Graphs
+from engine.compute.precision import (
+    TrainingPrecision,
+    describe_precision,
+    precision_on,
+    training_in,
+)
 from engine.config import Located, merge, models_in, validate
 from engine.data.digits import Digits
 from engine.data.sources import AnyData, load_data
@@ -25,6 +32,8 @@ from engine.seed import derive
 from engine.training import print_classes
 from oneshot.axes.operation_costs import operation_costs
 from oneshot.axes.penalty import Penalty
+from oneshot.ending.outcome import retrain_command
+from oneshot.language import NO_BF16
 from oneshot.methods import MethodConfig
 from oneshot.methods.darts import Darts
 from oneshot.methods.method import Method
@@ -32,10 +41,15 @@ from oneshot.nasbench201.table import AccuracyTable, Dataset
 from oneshot.objectives.images import ImageObjective, search_network
 from oneshot.objectives.objective import Objective
 from oneshot.objectives.text import TextObjective, TextSettings
-from oneshot.outcome import retrain_command
 from oneshot.search_loop import Monitoring, SearchLoop
 from oneshot.searcher import Searcher
 from oneshot.spaces.cells import CellSpace, find_space
+
+# Measured on CPU: benchmarks/records/2026-11-30-precision.md.
+BF16_TURNS = (
+    "bf16: the gradient of the architecture turns by TODO of its length while the loss hardly moves, so "
+    "another cell may be found; tf32 turns it by TODO"
+)
 
 
 class Search(LoopCommand):
@@ -114,7 +128,14 @@ class Search(LoopCommand):
             "epoch; none: all of them"
         ),
     )
-    bf16: bool = Field(False, description="compute in bfloat16 where that is safe: faster on recent GPUs")
+    precision: TrainingPrecision | None = Field(
+        None,
+        description=(
+            "what layers compute in: float32, tf32 or bf16, which turns the architecture's gradient; none: "
+            "tf32 on a GPU that has it, else float32. Measurements are in float32"
+        ),
+    )
+    graphs: Graphs = Field("auto", description=ABOUT_GRAPHS)
     seed: int = Field(0, ge=0, description="seed of weights, order, augmentation, draws and the halves")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch decides")
@@ -154,6 +175,8 @@ class Search(LoopCommand):
                 f"space {self.space} and data {self.data.name} do not go together; text is for space "
                 "recurrent, images for others"
             )
+        if text and self.precision == "bf16":
+            raise ValueError(NO_BF16)
         if self.table and self.space != "nasbench201":
             raise ValueError("table holds results of NAS-Bench-201; give it with --space nasbench201")
         if not text and self.channels % self.method.partial:
@@ -206,10 +229,27 @@ class Search(LoopCommand):
             print(f"{self.out} is finished already.")
             return self._say_next()
         device = pick_device(self.device)
+        precision = precision_on(device, self.precision, "tf32", cpu_has_bf16=True)
+        said = describe_precision(device, precision, self.precision, "tf32")
+        if said or precision == "bf16":
+            print(said or BF16_TURNS)
+        # Every step of a search has the same shapes.
+        with training_in(precision, static_shapes=True):
+            return self._search_on(device, precision, space, method, table)
+
+    def _search_on(
+        self,
+        device: torch.device,
+        precision: TrainingPrecision,
+        space: CellSpace,
+        method: Method,
+        table: AccuracyTable | None,
+    ) -> int:
+        """Search in a run folder that is started or continued here; return the exit status."""
         costs = operation_costs(method.penalties, space, device)
         objective = self._objective(space, method, device)
         searcher = Searcher(method, space, objective, self.seed, self.epochs or method.epochs, costs)
-        facts = {"threads": torch.get_num_threads()}
+        facts = device_facts(device, precision)
         run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite, facts=facts)
         monitoring = Monitoring(
             evaluate_images=self.evaluate_images,
@@ -220,6 +260,8 @@ class Search(LoopCommand):
             table_budget=self.table_budget,
         )
         loop = SearchLoop(run, searcher, monitoring)
+        # After a resumed search took up its state, which a graph must not see replaced.
+        searcher.use_graphs(self.graphs)
         loop.saving = self.saving
         return loop.run() or self._say_next()
 
@@ -244,7 +286,7 @@ class Search(LoopCommand):
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
             torch.manual_seed(derive(self.seed, "weights"))
             network = search_network(space, method, self.channels, cells, len(data.classes), data.channels)
-        return ImageObjective(network, data, batch_size, method.level == "single", self.bf16)
+        return ImageObjective(network, data, batch_size, method.level == "single")
 
 
 def _section(values: dict[str, Any], name: str) -> Any:

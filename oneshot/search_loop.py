@@ -8,10 +8,10 @@ from torch import Tensor
 from engine.loop import EpochLoop
 from engine.run import Run, read_lines, write_json
 from oneshot.axes.progress import Progress
-from oneshot.collapse import FACTOR, NOT_BEFORE, epoch_to_return_to, skips, warning
-from oneshot.drawing import alphas_over_time, draw_genotype
+from oneshot.ending.collapse import FACTOR, NOT_BEFORE, epoch_to_return_to, skips, warning
+from oneshot.ending.drawing import alphas_over_time, draw_genotype
+from oneshot.ending.outcome import print_comparison, print_genotype, print_introduction
 from oneshot.nasbench201.table import AccuracyTable, Dataset
-from oneshot.outcome import print_comparison, print_genotype, print_introduction
 from oneshot.searcher import Searcher
 from oneshot.spaces.genotype import Genotype
 

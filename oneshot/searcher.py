@@ -5,12 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.optim import set_learning_rate
+from engine.compute.graphs import GraphedStep, Graphs, graphed_step, steady
+from engine.compute.precision import float32_as_exported
+from engine.optim import computes_fused, set_learning_rate
 from engine.seed import torch_generator
 from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.axes.operation_costs import OperationCosts
 from oneshot.axes.penalty import PenaltyInputs
 from oneshot.axes.progress import Progress
+from oneshot.axes.relaxation import Simplex, Softmax
 from oneshot.bilevel import (
     BilevelProblem,
     dominant_eigenvalue,
@@ -22,7 +25,7 @@ from oneshot.bilevel import (
 )
 from oneshot.methods.method import Method
 from oneshot.objectives.objective import Objective
-from oneshot.spaces.cells import CellSpace
+from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
 
 
@@ -41,7 +44,7 @@ class Searcher:
     def __init__(
         self,
         method: Method,
-        space: CellSpace,
+        space: SearchSpace,
         objective: Objective,
         seed: int,
         epochs: int,
@@ -56,7 +59,12 @@ class Searcher:
             objective=objective,
             alphas=alphas,
             weight_optimizer=torch.optim.SGD(
-                weights, sgd.lr, sgd.momentum, weight_decay=sgd.weight_decay, nesterov=sgd.nesterov
+                weights,
+                sgd.lr,
+                sgd.momentum,
+                weight_decay=sgd.weight_decay,
+                nesterov=sgd.nesterov,
+                fused=computes_fused(weights),
             ),
             # A method without parameters has nothing to move.
             architecture_optimizer=method.optimizer(space, alphas) if alphas.all() else None,
@@ -64,6 +72,7 @@ class Searcher:
             progress=Progress(0, epochs),
             samples_operations=method.samples_operations,
         )
+        self.graph: GraphedStep | None = None  # launches steps that are all alike; None: they run eagerly
 
     def step(self, number: int, train: Any, valid: Any) -> Tensor:
         """One search step, with the `number`-th pair of batches of this epoch.
@@ -71,13 +80,48 @@ class Searcher:
         Returns:
             (2,): the losses of the weights' step and of the architecture's.
         """
-        state, method = self.state, self.method
-        # 1. The learning rate of this epoch, and of this batch's size.
-        rate = method.sgd.learning_rate(state.progress) * state.objective.rate(train)
+        state = self.state
+        # The learning rate of this epoch, and of this batch's size.
+        rate = self.method.sgd.learning_rate(state.progress) * state.objective.rate(train)
         set_learning_rate(state.weight_optimizer, rate)
+        if self.graph is None:
+            return self._move(number, rate, train, valid)
+
+        def recorded(x: Tensor, y: Tensor, valid_x: Tensor, valid_y: Tensor) -> Tensor:
+            return self._move(number, rate, (x, y), (valid_x, valid_y))
+
+        # Schedules, penalties and rates are those of an epoch, so each epoch has a graph of its own.
+        return self.graph.run((state.progress, rate), recorded, (*train, *valid))
+
+    def use_graphs(self, graphs: Graphs) -> None:
+        """Launch steps as graphs from now on, where that is wanted and possible."""
+        state = self.state
+        self.graph = graphed_step(graphs, state.device, self.varies())
+        if self.graph is not None:
+            steady(state.weight_optimizer, state.device)
+            if state.architecture_optimizer is not None:
+                steady(state.architecture_optimizer, state.device)
+
+    def varies(self) -> str | None:
+        """Why the steps of an epoch are not all alike, so that none can be recorded; None: they are."""
+        method = self.method
+        # Others draw in each step, or may do so.
+        usual = type(method).weigh_edges is Method.weigh_edges and type(method.relaxation) in (
+            Softmax,
+            Simplex,
+        )
+        if method.samples_operations or not usual:
+            return f"method {method.name} draws in each step"
+        if self.state.space.name == "recurrent":
+            return "a search on text reads windows of changing length"
+        return None
+
+    def _move(self, number: int, rate: float, train: Any, valid: Any) -> Tensor:
+        """The step at a learning rate."""
+        state, method = self.state, self.method
         if method.level == "single":
             return self._both_at_once(number, train)
-        # 2. Both levels in turn, each on its own batch; which comes first is the method's choice.
+        # Both levels in turn, each on its own batch; which comes first is the method's choice.
         architecture_loss = torch.zeros((), device=state.device)
         # DARTS moves the architecture first: it looks ahead to the weights' step that follows.
         if self.moves_architecture and not method.weights_first:
@@ -188,6 +232,7 @@ class Searcher:
             edge_weights = self.edge_weights("measure")
         return self.state.measure(edge_weights, limit)
 
+    @float32_as_exported()
     def eigenvalue(self, batch: Any) -> float:
         """The dominant eigenvalue of the validation loss's Hessian in the architecture's parameters.
 

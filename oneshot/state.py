@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.compute.device import send_together
+from engine.optim import load_optimizer
 from oneshot.axes.alphas import Alphas
 from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.axes.progress import Progress
 from oneshot.objectives.objective import Objective
-from oneshot.spaces.cells import CellSpace
+from oneshot.spaces.search_space import SearchSpace
 
 
 @dataclass
@@ -30,7 +32,7 @@ class SearchState:
         samples_operations: whether the network runs some of its operations only.
     """
 
-    space: CellSpace
+    space: SearchSpace
     objective: Objective
     alphas: Alphas
     weight_optimizer: torch.optim.Optimizer
@@ -46,9 +48,10 @@ class SearchState:
 
     def on_device(self, edge_weights: NetworkEdgeWeights) -> NetworkEdgeWeights:
         """Edge weights where the network is; methods that draw architectures build them on CPU."""
+        sent = send_together([found.weight_EO for found in edge_weights.values()], self.device)
         moved = {}
-        for kind, cell_weights in edge_weights.items():
-            moved[kind] = cell_weights._replace(weight_EO=cell_weights.weight_EO.to(self.device))
+        for (kind, found), weight_EO in zip(edge_weights.items(), sent, strict=True):
+            moved[kind] = found._replace(weight_EO=weight_EO)
         return moved
 
     def measure(self, edge_weights: NetworkEdgeWeights, limit: int | None = None) -> float:
@@ -88,14 +91,14 @@ class SearchState:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what `state_dict` gave."""
         self.objective.network.load_state_dict(state["network"])
-        self.weight_optimizer.load_state_dict(state["weight_optimizer"])
+        load_optimizer(self.weight_optimizer, state["weight_optimizer"])
         with torch.no_grad():
             parameters: list[Tensor] = self.alphas.all()
             # In place: the optimisers hold these very tensors.
             for parameter, value in zip(parameters, state["alphas"], strict=True):
                 parameter.copy_(value)
         if self.architecture_optimizer is not None:
-            self.architecture_optimizer.load_state_dict(state["architecture_optimizer"])
+            load_optimizer(self.architecture_optimizer, state["architecture_optimizer"])
         self.objective.load(state["objective"])
         # The controller's parameters are among the alphas; its average of rewards is not.
         if self.alphas.controller is not None:

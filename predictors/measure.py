@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field
 from rich.table import Table
 
+from engine.blocks.layers import LayerSpec, layer_name, structure
 from engine.command.cli import Command, main
 from engine.command.progress import progress
 from engine.command.start import say
@@ -20,12 +21,11 @@ from engine.onnx_timing import bench, finished
 from engine.run import read_json, write_json
 from engine.seed import numpy_generator
 from ofa.cost import costs_of
-from ofa.layers import LayerSpec
 from ofa.space.codes import Codes, sample_codes
 from ofa.space.space import Space, load_space
 from ofa.trained import SupernetModel, run_flag
 from predictors.latency.additive import Level
-from predictors.latency.kit import distinct_layers, export_kit, layer_name, structure
+from predictors.latency.kit import distinct_layers, export_kit
 from predictors.latency.model import LatencyModel, cross_validated
 from predictors.latency.published import read_published
 from predictors.latency.table import LatencyTable, Noise, read_table

@@ -7,11 +7,12 @@ and `slices` of a layer take the same sizes. `slices` names its tensors as the p
 """
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from engine.blocks.plain import padded_as_same
 from engine.compute.distributed import batch_norm
@@ -38,7 +39,65 @@ def draw_as_torch(weight: Tensor, bias: Tensor | None, generator: torch.Generato
         nn.init.uniform_(bias, -bound, bound, generator=generator)
 
 
-class ElasticConv(nn.Module):
+class SharedLayer(nn.Module):
+    """A layer that runs with slices of its largest weights.
+
+    Torch makes the gradient of a slice a gradient of the whole weight, which is zero elsewhere, and adds that
+    to the weight's: up to nine kernels for a narrow convolution with a small kernel. `add_gradients_in_place`
+    makes it one, which writes the slice alone.
+    """
+
+    adds_in_place = False  # whether a backward pass adds the gradients of slices to the weights' in place
+
+    def trained(self, whole: Tensor, part: Tensor) -> Tensor:
+        """The tensor that the layer computes with: `part`, a view of its parameter `whole`.
+
+        Gradients that are added in place are those of `backward`. `torch.autograd.grad` does not find them.
+        """
+        if not (self.adds_in_place and whole.requires_grad and torch.is_grad_enabled()):
+            return part
+        # The whole weight gets its gradient as any parameter does. In a sandwich the largest network comes
+        # first, so that no gradient has to start with zeros.
+        if part.shape == whole.shape:
+            return whole
+        if whole.grad is None:
+            whole.grad = torch.zeros_like(whole)
+        if whole.grad.stride() != whole.stride():
+            return part
+        start = whole.grad.storage_offset() + part.storage_offset() - whole.storage_offset()
+        gradient = whole.grad.as_strided(part.shape, part.stride(), start)
+        return _AddedInPlace.apply(whole, part.detach(), gradient)
+
+
+class _AddedInPlace(torch.autograd.Function):
+    """A slice of a parameter, whose gradient is added to a view of the parameter's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor, part: Tensor, gradient: Tensor) -> Tensor:
+        # Not among the saved tensors, which nobody may change before backward.
+        ctx.gradient = gradient
+        return part.view_as(part)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
+        ctx.gradient.add_(grad)
+        # The parameter's own node has nothing left to do.
+        return None, None, None
+
+
+def add_gradients_in_place(net: nn.Module) -> None:
+    """Let backward passes add the gradients of slices to those of the whole weights, from now on.
+
+    The sums are the same, bit for bit. Hooks of the parameters do not see these gradients, so it is for a
+    single process.
+    """
+    for module in net.modules():
+        if isinstance(module, SharedLayer):
+            module.adds_in_place = True
+
+
+class ElasticConv(SharedLayer):
     """k x k convolution without bias whose widths and kernel are chosen at each call.
 
     same: whether it pads as TensorFlow does where it has a stride (`padded_as_same`), and not kernel // 2 on
@@ -57,7 +116,7 @@ class ElasticConv(nn.Module):
         return self.weight[:out, :inp, edge : edge + kernel, edge : edge + kernel]
 
     def forward(self, x: Tensor, out: int, kernel: int) -> Tensor:
-        weight = self.slice(x.shape[1], out, kernel)
+        weight = self.trained(self.weight, self.slice(x.shape[1], out, kernel))
         if self.same:
             return F.conv2d(padded_as_same(x, kernel, self.stride), weight, None, self.stride)
         return F.conv2d(x, weight, None, self.stride, kernel // 2)
@@ -81,11 +140,11 @@ class ElasticGroupedConv(ElasticConv):
 
     def forward(self, x: Tensor, out: int, kernel: int) -> Tensor:
         """out: must be the width of `x`, as in `ElasticDepthwise`."""
-        weight = self.slice(out, out, kernel)
+        weight = self.trained(self.weight, self.slice(out, out, kernel))
         return F.conv2d(x, weight, None, self.stride, kernel // 2, groups=out // self.group)
 
 
-class ElasticDepthwise(nn.Module):
+class ElasticDepthwise(SharedLayer):
     """Depthwise convolution, as wide as its input, whose smaller kernels are the centre of the largest.
 
     same: as in `ElasticConv`.
@@ -101,9 +160,13 @@ class ElasticDepthwise(nn.Module):
         edge = (self.kernel - kernel) // 2
         return self.weight[:width, :, edge : edge + kernel, edge : edge + kernel]
 
+    def kernels_in_use(self, width: int, kernel: int) -> Tensor:
+        """What `forward` computes with: the slice, whose gradient goes where `trained` says."""
+        return self.trained(self.weight, self.slice(width, kernel))
+
     def forward(self, x: Tensor, out: int, kernel: int) -> Tensor:
         """out: must be the width of `x`; every convolution takes the same arguments."""
-        weight = self.slice(out, kernel)
+        weight = self.kernels_in_use(out, kernel)
         if self.same:
             return depthwise(padded_as_same(x, kernel, self.stride), weight, self.stride, padding=0)
         return depthwise(x, weight, self.stride)
@@ -128,9 +191,17 @@ class TransformedDepthwise(ElasticDepthwise):
         self.matrices = nn.ParameterDict({f"{large}to{small}": torch.eye(small**2) for small, large in steps})
 
     def slice(self, width: int, kernel: int) -> Tensor:
+        return self._transformed(self.weight[:width], kernel)
+
+    def kernels_in_use(self, width: int, kernel: int) -> Tensor:
+        # Smaller kernels are computed, so the largest ones are what is a slice.
+        return self._transformed(self.trained(self.weight, self.weight[:width]), kernel)
+
+    def _transformed(self, weight: Tensor, kernel: int) -> Tensor:
+        """The smaller kernels of `weight`, (width, 1, k, k) with the largest k."""
+        width = len(weight)
         # Step by step from the largest kernel: 7 -> 3 is 7 -> 5 and then 5 -> 3, as in OFA's code, so that a
         # middle kernel and a small one share what they have in common.
-        weight = self.weight[:width]
         for large, small in pairwise(reversed(self.kernels)):
             if large == kernel:
                 break
@@ -140,7 +211,7 @@ class TransformedDepthwise(ElasticDepthwise):
         return weight
 
 
-class ElasticBatchNorm(nn.Module):
+class ElasticBatchNorm(SharedLayer):
     """BatchNorm of the first channels: batch statistics in train mode, stored ones in eval mode.
 
     Training never accumulates the stored statistics, since one average over all widths would fit none of
@@ -163,7 +234,8 @@ class ElasticBatchNorm(nn.Module):
     def forward(self, x: Tensor, act: str | None) -> Tensor:
         """BatchNorm and then the activation (none if `act` is None)."""
         width = x.shape[1]
-        weight, bias = self.weight[:width], self.bias[:width]
+        weight = self.trained(self.weight, self.weight[:width])
+        bias = self.trained(self.bias, self.bias[:width])
         # BatchNorm and activation in one function keep less for the backward pass than one after the other,
         # but that function knows only the batch of this process.
         if self.training and not self.joined:
@@ -213,7 +285,7 @@ class ElasticConvBN(nn.Module):
         return prefixed("conv", conv) | prefixed("bn", self.bn.slices(out))
 
 
-class ElasticLinear(nn.Module):
+class ElasticLinear(SharedLayer):
     """Linear layer whose widths are chosen at each call: the classifier, or a layer on pooled features."""
 
     def __init__(self, inp: int, out: int, bias: bool):
@@ -223,8 +295,8 @@ class ElasticLinear(nn.Module):
         draw_as_torch(self.weight, self.bias)
 
     def forward(self, x_NC: Tensor, out: int) -> Tensor:
-        bias = None if self.bias is None else self.bias[:out]
-        return F.linear(x_NC, self.weight[:out, : x_NC.shape[1]], bias)
+        bias = None if self.bias is None else self.trained(self.bias, self.bias[:out])
+        return F.linear(x_NC, self.trained(self.weight, self.weight[:out, : x_NC.shape[1]]), bias)
 
     def slices(self, inp: int, out: int) -> Slices:
         weight = {"weight": self.weight[:out, :inp]}

@@ -98,7 +98,7 @@ class BlockSpec(NamedTuple):
         same: whether the strided convolution pads as TensorFlow's 'same' does; False at stride 1, where that
             makes no difference.
         start: kernel of a universal block's depthwise convolution before the expansion; 0: none.
-        groups: of a bottleneck's k x k convolution.
+        groups: of a bottleneck's k x k convolution, or of an inverted block's two 1x1 convolutions.
     """
 
     block: str

@@ -34,6 +34,17 @@ class SamePad(nn.Module):
         return padded_as_same(x, self.kernel, self.stride)
 
 
+class ChannelShuffle(nn.Module):
+    """Channel c of group g becomes channel g of group c, so that the next groups read from all of these."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.sizes = (groups, channels // groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, self.sizes).transpose(1, 2).flatten(1, 2)
+
+
 class ConvBN(nn.Sequential):
     """Convolution without bias, BatchNorm, activation (none if `act` is None).
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from engine.blocks.elastic import Slices
+from engine.blocks.elastic import SharedLayer, Slices
 from engine.blocks.sizes import make_divisible
 from engine.compute.fast import ACTIVATION
 from engine.config import Config
@@ -50,7 +50,7 @@ class Squeeze(Config):
         return f"se_{self.of}_{self.ratio:g}_{self.divisor}_{self.act}_{self.gate}"
 
 
-class ElasticSqueezeExcite(nn.Module):
+class ElasticSqueezeExcite(SharedLayer):
     """Squeeze-and-excitation in the supernet.
 
     It is as wide as the map that it gets; the width inside follows from that and from the block's input.
@@ -66,7 +66,9 @@ class ElasticSqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor, inputs: int) -> Tensor:
         """inputs: channels of the block's input."""
-        weights = self.slices(inputs, x.shape[1])
+        weights = {}
+        for name, part in self.slices(inputs, x.shape[1]).items():
+            weights[name] = self.trained(self.get_parameter(name), part)
         y = x.mean((2, 3), keepdim=True)
         y = F.conv2d(y, weights["reduce.weight"], weights["reduce.bias"])
         y = ACTIVATION[self.settings.act](y)

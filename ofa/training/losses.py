@@ -43,7 +43,7 @@ class AlphaDivergence(Config):
         5.0,
         gt=0,
         allow_inf_nan=False,
-        description="upper bound of (teacher / student)^alpha; none at alpha 0 and 1",
+        description="upper bound of (teacher / student)^alpha; at alpha 0 of teacher / student, none at 1",
     )
 
 
@@ -109,7 +109,8 @@ def alpha_divergence(
         student_NK: logits of the student.
         teacher_NK: logits of the teacher, which get no gradient.
         alpha_minus, alpha_plus: the two alphas.
-        clip: upper bound of r^alpha; alphas of 0 and 1 need none.
+        clip: upper bound of r^alpha; within 0.001 of alpha 0 that of r, as in the reference code, which has
+            none near alpha 1.
 
     Returns:
         A float32 scalar.
@@ -138,7 +139,8 @@ def _divergence(logp_NK: Tensor, logq_NK: Tensor, alpha: float, clip: float) -> 
     if abs(alpha - 1) < NEAR:  # f = r log r, rho = r; the reference code does not clip here
         p_NK = logp_NK.exp()
         return (p_NK * logr_NK).sum(1), p_NK
-    if abs(alpha) < NEAR:  # f = -log r, rho = log r
-        return -(q_NK * logr_NK).sum(1), q_NK * logr_NK
+    if abs(alpha) < NEAR:  # f = -log r, rho = log r; the reference code clips r itself here
+        qlogr_NK = q_NK * logr_NK.clamp(max=math.log(clip))
+        return -qlogr_NK.sum(1), qlogr_NK
     qr_NK = torch.minimum((logq_NK + alpha * logr_NK).exp(), clip * q_NK)  # q clamp(r^alpha, 0, clip)
     return (qr_NK.sum(1) - 1) / (alpha * (alpha - 1)), qr_NK / alpha

@@ -19,8 +19,8 @@ from pydantic import Field
 from torch import Tensor
 
 from engine.checkpoint import load_weights
-from engine.compute.device import autocast
 from engine.compute.gradients import Passes
+from engine.compute.precision import autocast
 from engine.config import Config
 from engine.seed import numpy_generator
 from ofa.space.arch import Arch, largest
@@ -45,7 +45,10 @@ class Phase(Config):
     name: str = Field(description="name of the phase in messages")
     epochs: int = Field(ge=1)
     lr: float = Field(gt=0, description="learning rate at its highest")
-    warmup_epochs: float = Field(0, ge=0, description="linear warm-up from 0")
+    warmup_epochs: float = Field(
+        0, ge=0, description="linear warm-up from warmup_start, the first of the phase's epochs"
+    )
+    warmup_start: float = Field(0.0, ge=0, lt=1, description="where the warm-up begins, as a share of lr")
     subnets: int = Field(
         1, ge=0, description="random subnets a step; 0: the largest learns from the labels alone"
     )

@@ -68,7 +68,11 @@ class Recipe(TrainingCommand):
         ),
     )
     same_subnets: bool = Field(
-        False, description="all processes train the same random subnets in a step; off: each draws its own"
+        False,
+        description=(
+            "all processes draw the same random subnets in a step (candidates, where each judges them on its "
+            "own images); off: each draws its own"
+        ),
     )
     sync_bn: bool = Field(
         False, description="BatchNorm statistics are of all processes' images; needs --same-subnets"
@@ -104,10 +108,11 @@ class Recipe(TrainingCommand):
     def _one_statistic_needs_one_architecture(self) -> Self:
         sampling = self.sandwich.sampling
         judged = isinstance(sampling, Attentive) and isinstance(sampling.judge, BatchLoss)
-        if self.same_subnets and judged:
+        # Without sync_bn that does no harm, and the released code of AttentiveNAS does it.
+        if self.sync_bn and judged:
             raise ValueError(
-                "same_subnets cannot hold where each process judges by the loss on its own images; judge by "
-                "predicted"
+                "sync_bn averages statistics of one architecture, but each process picks its own by the loss "
+                "on its own images; judge by predicted"
             )
         if self.sync_bn and not (self.same_subnets or self.arch):
             raise ValueError(

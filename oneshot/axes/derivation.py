@@ -4,31 +4,32 @@ from typing import Literal
 
 from torch import Tensor
 
-from oneshot.spaces.cells import CellSpace
-from oneshot.spaces.genotype import Cell, Edge, Genotype
+from oneshot.spaces.genotype import AnyGenotype, Edge, genotype_of
+from oneshot.spaces.search_space import SearchSpace
 
 Derivation = Literal["edges", "pairs", "pairs_repeat"]
 Entering = list[tuple[int, list[float]]]  # of one node: each edge's source and the weights of its operations
 
 
 def derive_genotype(
-    space: CellSpace, probabilities: dict[str, Tensor], how: Derivation = "edges"
-) -> Genotype:
+    space: SearchSpace, probabilities: dict[str, Tensor], how: Derivation = "edges"
+) -> AnyGenotype:
     """The strongest architecture of the space. Of equal weights the first edge or operation wins.
 
     Args:
-        space: NAS-Bench-201 keeps the strongest operation of every edge, also none; the others keep
-            `space.keeps` edges a node.
+        space: NAS-Bench-201 and chains keep the strongest operation of every edge, also none; the others
+            keep `space.keeps` edges a node.
         probabilities: (E, O) for each kind of cell, times the edge's weight where there is one.
         how: `edges`: the edges whose strongest operation other than none weighs most (DARTS); `pairs`: the
             heaviest pairs of operation and edge, each edge once (PR-DARTS); `pairs_repeat`: the same, but an
             edge may be taken more than once, as in PR-DARTS's code.
     """
-    cells = {kind: _cell(space, values.tolist(), how) for kind, values in probabilities.items()}
-    return Genotype(space=space.name, cells=cells)
+    nodes = {kind: _nodes(space, values.tolist(), how) for kind, values in probabilities.items()}
+    return genotype_of(space, nodes)
 
 
-def _cell(space: CellSpace, weight_EO: list[list[float]], how: Derivation) -> Cell:
+def _nodes(space: SearchSpace, weight_EO: list[list[float]], how: Derivation) -> list[tuple[Edge, ...]]:
+    """The edges that each node keeps."""
     nodes: list[tuple[Edge, ...]] = []
     for into in space.entering:
         # Sources instead of edges: a genotype names the state that an edge reads.
@@ -39,10 +40,10 @@ def _cell(space: CellSpace, weight_EO: list[list[float]], how: Derivation) -> Ce
             nodes.append(_strongest_edges(space, entering, space.keeps))
         else:
             nodes.append(_heaviest_pairs(space, entering, space.keeps, how == "pairs_repeat"))
-    return Cell(nodes=tuple(nodes), output=space.output)
+    return nodes
 
 
-def _every_edge(space: CellSpace, entering: Entering) -> tuple[Edge, ...]:
+def _every_edge(space: SearchSpace, entering: Entering) -> tuple[Edge, ...]:
     """Each edge with its strongest operation."""
     kept = []
     for source, weights in entering:
@@ -51,7 +52,7 @@ def _every_edge(space: CellSpace, entering: Entering) -> tuple[Edge, ...]:
     return tuple(kept)
 
 
-def _strongest_edges(space: CellSpace, entering: Entering, keeps: int) -> tuple[Edge, ...]:
+def _strongest_edges(space: SearchSpace, entering: Entering, keeps: int) -> tuple[Edge, ...]:
     """The `keeps` edges whose strongest operation other than none weighs most."""
     found = []
     for source, weights in entering:
@@ -63,7 +64,7 @@ def _strongest_edges(space: CellSpace, entering: Entering, keeps: int) -> tuple[
     return tuple((name, source) for _, name, source in found[:keeps])
 
 
-def _heaviest_pairs(space: CellSpace, entering: Entering, keeps: int, repeat: bool) -> tuple[Edge, ...]:
+def _heaviest_pairs(space: SearchSpace, entering: Entering, keeps: int, repeat: bool) -> tuple[Edge, ...]:
     """The `keeps` heaviest pairs of operation and edge; an edge more than once only with `repeat`."""
     pairs = []
     for source, weights in entering:

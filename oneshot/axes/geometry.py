@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from engine.config import Config
+from engine.optim import computes_fused
 
 Rows = tuple[slice, ...]  # slices of a parameter's last axis, each of which sums to 1 on the simplex
 
@@ -21,7 +22,8 @@ class Adam(Config):
 
     def build(self, parameters: list[Tensor], rows: list[Rows]) -> torch.optim.Optimizer:
         """The optimiser of the parameters; logits need no `rows`."""
-        return torch.optim.Adam(parameters, self.lr, self.betas, weight_decay=self.weight_decay)
+        fused = computes_fused(parameters)
+        return torch.optim.Adam(parameters, self.lr, self.betas, weight_decay=self.weight_decay, fused=fused)
 
 
 class Exponentiated(Config):

@@ -13,9 +13,10 @@ from oneshot.methods.sampled.enas import Enas
 from oneshot.methods.sampled.gdas import Gdas
 from oneshot.methods.sampled.pr_darts import PrDarts
 from oneshot.methods.sampled.random_ws import RandomWs
+from oneshot.methods.snas import Snas
 
 # pydantic picks the class by its field `name`.
 MethodConfig = Annotated[
-    Darts | PcDarts | BetaDarts | PrDarts | Gaea | GaeaPcDarts | Gdas | DartsMinus | RandomWs | Enas,
+    Darts | PcDarts | BetaDarts | PrDarts | Gaea | GaeaPcDarts | Gdas | DartsMinus | RandomWs | Enas | Snas,
     Field(discriminator="name"),
 ]

@@ -12,14 +12,14 @@ from engine.seed import torch_generator
 from oneshot.axes.alphas import Alphas
 from oneshot.axes.auxiliary_skip import AuxiliarySkip
 from oneshot.axes.derivation import Derivation, derive_genotype
-from oneshot.axes.edge_weights import EdgeWeights
+from oneshot.axes.edge_weights import EdgeWeights, read_active
 from oneshot.axes.geometry import Adam, Exponentiated, Geometry, Rows
 from oneshot.axes.penalty import BetaDecay, Entropy, PathDepth, Penalty
 from oneshot.axes.progress import Progress
 from oneshot.axes.relaxation import GumbelHard, HardConcrete, Relaxation, Simplex, Softmax
 from oneshot.axes.weight_sgd import WeightSgd
-from oneshot.spaces.cells import CellSpace
-from oneshot.spaces.genotype import Genotype
+from oneshot.spaces.genotype import AnyGenotype
+from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
 
 # Settings that only a method with an architecture step along a gradient can have.
@@ -152,7 +152,7 @@ class Method(Config):
         """
         return self.relaxation.samples_operations or not self.has_architecture_step
 
-    def start(self, space: CellSpace, seed: int, device: torch.device) -> Alphas:
+    def start(self, space: SearchSpace, seed: int, device: torch.device) -> Alphas:
         """Parameters before the first step."""
         alphas = Alphas({}, {})
         for kind in space.cells:
@@ -164,7 +164,7 @@ class Method(Config):
                 alphas.edges[kind] = beta_E.to(device).requires_grad_()
         return alphas
 
-    def _start_of_edges(self, space: CellSpace, generator: torch.Generator) -> Tensor:
+    def _start_of_edges(self, space: SearchSpace, generator: torch.Generator) -> Tensor:
         """(E,) parameters of edges: uniform over the edges into a node, as logits with a little noise."""
         if not isinstance(self.relaxation, Simplex):
             return 1e-3 * torch.randn(len(space.edges), generator=generator)
@@ -172,7 +172,7 @@ class Method(Config):
         return torch.cat([torch.full((count,), 1.0 / count) for count in counts])
 
     def weigh_edges(
-        self, space: CellSpace, alphas: Alphas, progress: Progress, draws: torch.Generator
+        self, space: SearchSpace, alphas: Alphas, progress: Progress, draws: torch.Generator
     ) -> dict[str, EdgeWeights]:
         """What the network gets in one forward pass, for each kind of cell.
 
@@ -192,9 +192,9 @@ class Method(Config):
                 skip = alpha_EO.new_full((), self.auxiliary_skip.weight(progress))
             edge_E = self._weights_of_edges(space, alphas, kind)
             edge_weights[kind] = cell_weights._replace(edge_E=edge_E, skip=skip)
-        return edge_weights
+        return read_active(edge_weights)
 
-    def probabilities(self, space: CellSpace, alphas: Alphas) -> dict[str, Tensor]:
+    def probabilities(self, space: SearchSpace, alphas: Alphas) -> dict[str, Tensor]:
         """The weights from which a genotype is derived: (E, O) for each kind of cell.
 
         They are multiplied by the weight of the edge if a method has such weights, and uniform for a method
@@ -215,14 +215,14 @@ class Method(Config):
             found[kind] = weight_EO.detach().cpu()
         return found
 
-    def _weights_of_edges(self, space: CellSpace, alphas: Alphas, kind: str) -> Tensor | None:
+    def _weights_of_edges(self, space: SearchSpace, alphas: Alphas, kind: str) -> Tensor | None:
         """(E,): among the edges into each node they sum to 1."""
         if kind not in alphas.edges:
             return None
         beta_E = alphas.edges[kind]
         return torch.cat([self.relaxation.over_edges(beta_E[into]) for into in space.entering])
 
-    def optimizer(self, space: CellSpace, alphas: Alphas) -> torch.optim.Optimizer:
+    def optimizer(self, space: SearchSpace, alphas: Alphas) -> torch.optim.Optimizer:
         """The optimiser that moves the parameters."""
         rows: list[Rows] = [(slice(None),)] * len(alphas.operations)  # each edge's operations compete
         rows += [space.entering] * len(alphas.edges)  # the edges into each node compete
@@ -231,21 +231,21 @@ class Method(Config):
     def after_epoch(self, state: SearchState) -> None:
         """Called between two epochs. Most methods do nothing here; ENAS trains its controller."""
 
-    def genotype(self, state: SearchState) -> Genotype:
+    def genotype(self, state: SearchState) -> AnyGenotype:
         """The current choice."""
         probabilities = self.probabilities(state.space, state.alphas)
         return derive_genotype(state.space, probabilities, self.derivation)
 
-    def final_genotype(self, state: SearchState) -> Genotype:
+    def final_genotype(self, state: SearchState) -> AnyGenotype:
         """The choice at the end; a method that compares candidates does so here."""
         return self.genotype(state)
 
-    def refuse(self, space: CellSpace) -> str | None:
+    def refuse(self, space: SearchSpace) -> str | None:
         """A sentence on why this method cannot search this space; None if it can."""
         why = self._misfit(space)
         return f"Method {self.name} cannot search space {space.name}: {why}." if why else None
 
-    def _misfit(self, space: CellSpace) -> str | None:
+    def _misfit(self, space: SearchSpace) -> str | None:
         if space.name == "recurrent":
             if self.partial > 1:
                 return "partial channels need channels"

@@ -86,7 +86,7 @@ class FinalCell(nn.Module):
             side.
 
     Raises:
-        UserError: an edge is `none`, or a node that is read or returned has no edge.
+        UserError: a node that is read or returned has no edge but `none`.
     """
 
     def __init__(self, cell: Cell, inputs: tuple[int, int], width: int, stride: int, halved: bool):
@@ -98,7 +98,9 @@ class FinalCell(nn.Module):
         self.dropped: list[bool] = []  # for each edge whether drop-path may drop it
         self.sources: list[list[int]] = []  # for each node the states that its edges read
         self.output = cell.output
-        for edges in cell.nodes:
+        for every_edge in cell.nodes:
+            # An edge that is `none` adds zeros to its node: nothing is built for it.
+            edges = [edge for edge in every_edge if edge[0] != "none"]
             self.sources.append([source for _, source in edges])
             for name, source in edges:
                 edge_stride = stride if source < 2 else 1
@@ -137,13 +139,8 @@ class FinalCell(nn.Module):
 def _check(cell: Cell) -> None:
     read = {source for edges in cell.nodes for _, source in edges} | set(cell.output)
     for number, edges in enumerate(cell.nodes, start=2):
-        if any(name == "none" for name, _ in edges):
+        if all(name == "none" for name, _ in edges) and number in read:
             raise UserError(
-                f"Node {number} of the genotype has the operation 'none', which a network cannot train; "
-                "leave that edge out."
-            )
-        if not edges and number in read:
-            raise UserError(
-                f"Node {number} of the genotype has no edge but is read; leave it out of the output and of "
-                "other nodes."
+                f"Node {number} of the genotype has no edge, or none but 'none', but is read; leave it out "
+                "of the output and of other nodes."
             )

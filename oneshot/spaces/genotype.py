@@ -5,13 +5,17 @@ space 0 and 1 are the outputs of the two cells before and 2 to 5 the nodes; in N
 recurrent space 0 is the input and the nodes start at 1.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 from pydantic import Field, model_validator
 
 from engine.config import Config
 from engine.errors import nearest
+from oneshot.chains.genotype import ChainGenotype, chain_of
+from oneshot.chains.space import CHAIN, ChainSpace
 from oneshot.spaces.cells import CellSpace, find_space
+from oneshot.spaces.search_space import SearchSpace
 
 Edge = tuple[str, int]  # (operation, the state it reads)
 
@@ -53,6 +57,25 @@ class Genotype(Config):
                     f"{kind} cell: its output {list(cell.output)} must name states from 0 to {last}"
                 )
         return self
+
+
+AnyGenotype = Genotype | ChainGenotype  # what a search finds and `oneshot.retrain` trains
+
+
+def genotype_of(space: SearchSpace, nodes: Mapping[str, Sequence[Sequence[Edge]]]) -> AnyGenotype:
+    """What was found in a space.
+
+    Args:
+        space: what was searched.
+        nodes: for each kind of cell and each of its nodes in order, the edges that it keeps.
+    """
+    if isinstance(space, ChainSpace):
+        return chain_of(space, [operation for ((operation, _),) in nodes[CHAIN]])
+    assert isinstance(space, CellSpace)
+    cells = {}
+    for kind, of_kind in nodes.items():
+        cells[kind] = Cell(nodes=tuple(tuple(edges) for edges in of_kind), output=space.output)
+    return Genotype(space=space.name, cells=cells)
 
 
 def _check_edges(kind: str, cell: Cell, space: CellSpace) -> None:

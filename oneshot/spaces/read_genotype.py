@@ -2,10 +2,12 @@
 
 `find_genotype` reads our own form and those of the reference codes: their flat lists of (operation, input),
 two a node, as JSON, YAML or Python text; FairDARTS's (operation, node, input) (2020, arXiv:1911.12126), which
-leaves nodes without edges out of the output; GDAS's (operation, input, weight); and NAS-Bench-201's strings.
+leaves nodes without edges out of the output; GDAS's (operation, input, weight); AutoDL-Projects' tuples with
+two more fields that are None, dictionaries and `Structure(...)`; and NAS-Bench-201's strings.
 """
 
 import ast
+import re
 from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
@@ -32,6 +34,9 @@ MOST_STATES = 1000  # of a cell; published ones have 6 to 12
 MOST_BYTES = 64 * 1000**2  # of a log, in which the genotype of every epoch may stand
 FLAT = ("normal", "normal_concat", "reduce", "reduce_concat")
 FLAT_RECURRENT = ("recurrent", "concat")
+# How AutoDL-Projects prints a cell of NAS-Bench-201.
+STRUCTURE = re.compile(r"Structure\(\d+ nodes with (\|.+\|)\)")
+UNUSED = ("connectN", "connects")  # fields of AutoDL-Projects' genotypes that are None in each of them
 
 
 @cache
@@ -60,11 +65,14 @@ def find_genotype(text: str) -> Genotype:
             flat = {key: value for key, value in entry.items() if key != "source"}
             return _genotype(flat, name)
     if text.startswith("{"):
-        return _from_json(text, "inline JSON")
+        return _from_braces(text, "inline JSON")
     if "Genotype(" in text:
         return _genotype(_from_python(text, "inline text"), "inline text")
     if text.startswith("|"):
         return genotype_of_string(text)
+    structure = STRUCTURE.fullmatch(text)
+    if structure:
+        return genotype_of_string(structure[1])
     path = expanded(Path(text))
     if _is_there(path.is_dir):
         run = Run.open(path, "--genotype", "oneshot.search")
@@ -89,7 +97,7 @@ def _from_file(path: Path) -> Genotype:
     if "Genotype(" in content:
         return _genotype(_from_python(content, str(path)), str(path))
     if content.lstrip().startswith("{"):
-        return _from_json(content, str(path))
+        return _from_braces(content, str(path))
     try:
         values = parse_yaml(content)
     except DocumentError as error:
@@ -97,11 +105,15 @@ def _from_file(path: Path) -> Genotype:
     return _genotype(values, str(path))
 
 
-def _from_json(text: str, source: str) -> Genotype:
+def _from_braces(text: str, source: str) -> Genotype:
+    """From JSON, or from a dictionary as Python prints it."""
     try:
         values = parse_json(text)
     except DocumentError as error:
-        raise UserError(f"{source}: the genotype is not valid JSON ({error}).") from None
+        try:
+            values = ast.literal_eval(text)
+        except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+            raise UserError(f"{source}: the genotype is not valid JSON ({error}).") from None
     return _genotype(values, source)
 
 
@@ -114,7 +126,7 @@ def _from_python(text: str, source: str) -> dict[str, Any]:
         call = ast.parse(text[start:end].strip(), mode="eval").body
         assert isinstance(call, ast.Call)
         # Without keywords, the number of arguments tells the kind.
-        names = FLAT_RECURRENT if len(call.args) == 2 else FLAT
+        names = FLAT_RECURRENT if len(call.args) == 2 else (*FLAT, *UNUSED)
         values = {name: _literal(value) for name, value in zip(names, call.args, strict=False)}
         for argument in call.keywords:
             values[str(argument.arg)] = _literal(argument.value)
@@ -161,6 +173,10 @@ def _genotype(values: Any, source: str) -> Genotype:
     # Ours has `cells`; the flat forms have a field for each kind of cell.
     if not ({"normal", "reduce", "recurrent"} & values.keys()):
         return validate(Genotype, values, source)
+    for name in UNUSED:
+        if values.get(name) is not None:
+            raise UserError(f"{source}: '{name}' is {values[name]!r}; only cells where it is None are known.")
+    values = {name: value for name, value in values.items() if name not in UNUSED}
     recurrent = "recurrent" in values
     known = FLAT_RECURRENT if recurrent else FLAT
     # A misspelt field is reported first, since it is the reason why another one is missing.

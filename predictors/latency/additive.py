@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge, RidgeCV
 
+from engine.blocks.layers import LayerSpec, cost_of_layer, structure
 from engine.errors import UserError
 from engine.seed import numpy_generator
 from engine.statistics import Floats
-from ofa.cost import cost_of_layer, memory_of_layer
-from ofa.layers import CostTable, LayerSpec, cost_tables, total
+from ofa.cost import memory_of_layer
+from ofa.layers import CostTable, cost_tables, total
 from ofa.space.codes import Codes, sample_codes
 from ofa.space.space import Space
-from predictors.latency.kit import structure
 from predictors.latency.table import LatencyTable, networks_of
 
 # How many whole networks a model needs.

@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import fx, nn
 
-from engine.blocks.plain import SamePad
+from engine.blocks.plain import ChannelShuffle, SamePad
 from engine.blocks.sizes import same_padding
 from engine.onnx_file import IR_VERSION, OPSET
 
@@ -41,10 +41,10 @@ def layer_graph(module: nn.Module, channels: int, size: int) -> onnx.ModelProto:
 
 
 class _Tracer(fx.Tracer):
-    """Keeps `SamePad` as one step: what it does depends on the size of a map, which a trace does not know."""
+    """Keeps as one step what depends on the size of a map, which a trace does not know."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, SamePad) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, SamePad | ChannelShuffle) or super().is_leaf_module(m, module_qualified_name)
 
 
 class _GraphWriter:
@@ -125,6 +125,8 @@ class _GraphWriter:
                     pads=pads,
                     strides=list(layer.stride),
                 )
+            case ChannelShuffle():
+                return self._shuffle(layer, x, name)
             case nn.Linear():
                 return self._operator("Gemm", [x, *self._weights(layer, name)], name, transB=1)
             case nn.MaxPool2d() | nn.AvgPool2d():
@@ -141,6 +143,14 @@ class _GraphWriter:
         bias = TensorProto(name=x + ".bias", data_type=TensorProto.FLOAT, dims=[norm.num_features])
         self._constants.append(bias)
         convolution.input.append(bias.name)
+
+    def _shuffle(self, layer: ChannelShuffle, x: str, name: str) -> str:
+        # 0 copies an axis of the input: maps are square, so that its last axis may stand for the one before.
+        shape = self._constant(name + ".groups", np.array([0, *layer.sizes, 0, -1], np.int64))
+        whole = self._operator("Shape", [x], name + ".shape")
+        apart = self._operator("Reshape", [x, shape], name + ".apart")
+        turned = self._operator("Transpose", [apart], name + ".turned", perm=[0, 2, 1, 3, 4])
+        return self._operator("Reshape", [turned, whole], name)
 
     def _activation(self, operator: str, inputs: list[str], name: str) -> str:
         if operator == SWISH:

@@ -16,15 +16,13 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from engine import onnx_timing as bench
-from engine.blocks.head import HeadAndClassifier, HeadSpec
-from engine.blocks.kind import BlockSpec
-from engine.blocks.stem import StemSpec, plain_stem
-from engine.blocks.table import block_kind
+from engine.blocks.layers import LayerSpec, layer_name, plain_layer, structure
+from engine.blocks.stem import StemSpec
 from engine.errors import UserError
 from engine.onnx_file import IR_VERSION, OPSET
 from engine.run import read_json, write_json
 from engine.seed import numpy_generator
-from ofa.layers import LayerSpec, cost_tables, layer_specs
+from ofa.layers import cost_tables, layer_specs
 from ofa.space.codes import Codes, decode
 from ofa.space.space import Space
 from predictors.latency import adb
@@ -34,58 +32,6 @@ WEIGHTS = "weights.bin"
 OVERHEAD = "overhead"  # the item that does almost nothing: what a run of a session costs by itself
 VERSION = 1
 Item = dict[str, Any]
-
-
-def structure(layer: LayerSpec) -> str:
-    """A name for what a layer computes, whatever the size of its map; items and files are named by it.
-
-    It joins the fields of the layer by dashes, with the flags that are on:
-    `inverted-40-240-40-k5-s1-expands-se-residual-relu`.
-    """
-    match layer:
-        case StemSpec():
-            words = ["stem", str(layer.channels), str(layer.width)]
-            if layer.kernel != 3:
-                words.append(f"k{layer.kernel}")
-            words.append(f"s{layer.stride}")
-            if layer.deep:
-                plain = f"p{layer.plain}" if layer.plain else ""
-                words.append(f"deep{layer.middle}x{layer.residual}{plain}")
-            elif layer.pool:
-                words.append("pool")
-            if layer.same:
-                words.append(_same_padding(layer))
-            return "-".join([*words, layer.act])
-        case BlockSpec():
-            on = ["expands"] if layer.expands else []
-            if layer.se is not None:
-                on.append(layer.se.label)
-            on += [name for name in ("residual", "projects", "strided") if getattr(layer, name)]
-            if layer.same:
-                on.append(_same_padding(layer))
-            if layer.groups > 1:
-                on.append(f"g{layer.groups}")
-            widths = f"{layer.inp}-{layer.hidden}-{layer.out}"
-            kernels = [f"start{layer.start}"] if layer.start else []
-            kernels.append(f"k{layer.kernel}")
-            return "-".join([layer.block, widths, *kernels, f"s{layer.stride}", *on, layer.act])
-        case HeadSpec():
-            words = ["head", str(layer.inp)]
-            if layer.wide:
-                words.append(f"{layer.wide}{layer.act}")
-            if layer.width:
-                words.append(f"{layer.width}{'b' * layer.bias}{'n' * layer.norm}")
-            return "-".join([*words, str(layer.classes)])
-
-
-def _same_padding(layer: StemSpec | BlockSpec) -> str:
-    """A word for TensorFlow's padding: the zeros in a file are those for one remainder of the map's side."""
-    return f"same{layer.size % layer.stride}"
-
-
-def layer_name(layer: LayerSpec) -> str:
-    """The name of a layer as an item: its structure and the side of its input map."""
-    return f"{structure(layer)}@{layer.size}"
 
 
 def network_name(row: Codes) -> str:
@@ -109,13 +55,7 @@ def distinct_layers(space: Space, classes: int, channels: int) -> list[LayerSpec
 
 def layer_module(space: Space, layer: LayerSpec) -> nn.Module:
     """The layer as a torch module with random weights."""
-    match layer:
-        case StemSpec():
-            return plain_stem(layer, space.bn_eps)
-        case BlockSpec():
-            return block_kind(layer.block).plain(layer, space.bn_eps)
-        case HeadSpec():
-            return HeadAndClassifier(layer, space.bn_eps)
+    return plain_layer(layer, space.bn_eps)
 
 
 def export_kit(

@@ -9,11 +9,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from engine.blocks.layers import layer_name, structure
 from engine.blocks.stem import StemSpec
 from engine.errors import UserError, shortened
 from engine.onnx_timing import DIFFERENCE_AT_MOST, halves_of
 from ofa.space.space import Space
-from predictors.latency.kit import OVERHEAD, distinct_layers, layer_name, structure
+from predictors.latency.kit import OVERHEAD, distinct_layers
 from predictors.latency.table import LatencyTable, Noise, TimedNetwork, row_of_codes, space_fingerprint
 
 Clock = Literal["cpu", "wall"]

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.blocks.layers import LayerSpec
 from engine.statistics import Floats
-from ofa.layers import LayerSpec, cost_tables
+from ofa.layers import cost_tables
 from ofa.space.codes import Codes, canonical, sample_codes
 from ofa.space.space import Space
 from predictors.search.constraints import ArchCostFn

@@ -17,19 +17,14 @@ from torch import Tensor, nn
 
 from engine.blocks.elastic import ElasticConvBN
 from engine.blocks.kind import BlockChoice, BlockSpec
+from engine.blocks.layers import LayerSpec, cost_of_layer, structure
 from engine.blocks.stem import StemSpec
 from engine.blocks.table import BLOCKS, block_kind
 from engine.compute.macs import count_macs, count_parameters
 from engine.errors import UserError
 from engine.onnx_file import fold_batch_norm, traced
-from ofa.cost import (
-    cost_of,
-    cost_of_layer,
-    footprints_of,
-    memory_of_layer,
-    stored_of_layer,
-)
-from ofa.layers import LayerSpec, layer_specs
+from ofa.cost import cost_of, footprints_of, memory_of_layer, stored_of_layer
+from ofa.layers import layer_specs
 from ofa.space.arch import Arch, active_blocks, largest, smallest
 from ofa.space.codes import encode, sample
 from ofa.space.space import Space
@@ -37,7 +32,7 @@ from ofa.subnet import Subnet, extract
 from ofa.supernet import Supernet
 from ofa.training.phases import Phase, sort_channels
 from ofa.weights.widths import sort_widths
-from predictors.latency.kit import distinct_layers, export_kit, layer_module, structure
+from predictors.latency.kit import distinct_layers, export_kit, layer_module
 from predictors.latency.published import published_keys
 
 CASES = [pytest.param(s, id=f"{kind}, {name}") for kind, named in SPACES.items() for name, s in named.items()]

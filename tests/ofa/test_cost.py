@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import ofa
+from engine.blocks.layers import LayerSpec
 from engine.blocks.sizes import make_divisible
 from engine.compute.macs import count_macs, count_parameters
 from ofa.cost import cost_of, costs_of
-from ofa.layers import LayerSpec, cost_tables, layer_specs
+from ofa.layers import cost_tables, layer_specs
 from ofa.space.arch import Arch, largest, smallest
 from ofa.space.codes import sample, sample_codes
 from ofa.space.published import find_arch, published

@@ -166,7 +166,7 @@ def test_all_ranks_stop_at_a_loss_that_is_not_finite(pair: Run, tiny_yaml: Path,
 
 def test_what_the_flags_must_agree_on(tmp_path: Path, tiny_yaml: Path) -> None:
     with pytest.raises(UserError, match="judge by predicted"):
-        parse(Train, ["--same-subnets", "--sandwich.sampling.name", "attentive"])
+        parse(Train, ["--same-subnets", "--sync-bn", "--sandwich.sampling.name", "attentive"])
     with pytest.raises(UserError, match="each process has its own; add --same-subnets"):
         parse(Train, ["--sync-bn"])
     with pytest.raises(

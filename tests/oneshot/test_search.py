@@ -518,7 +518,7 @@ def test_a_damaged_checkpoint_or_another_configuration_is_refused(
     ],
 )
 def test_the_next_command_is_exact(space: str, flags: tuple[str, ...]) -> None:
-    from oneshot.outcome import retrain_command
+    from oneshot.ending.outcome import retrain_command
 
     found = parse(Search, ["--space", space, *flags])
     words = shlex.split(retrain_command(Path("runs/a b"), space, found.data))

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.blocks.layers import structure
 from engine.statistics import Floats
 from ofa.space.codes import Codes, sample_codes
 from ofa.space.space import Space
-from predictors.latency.kit import distinct_layers, structure
+from predictors.latency.kit import distinct_layers
 from predictors.latency.model import LatencyModel
 from predictors.latency.table import LatencyTable, Noise, TimedNetwork, space_fingerprint
 

@@ -1,7 +1,9 @@
 """The inverted bottleneck: 1x1 expand, depthwise, squeeze-and-excitation, 1x1 project.
 
 Sources: MobileNetV2 (2018, arXiv:1801.04381) and V3 (2019, arXiv:1905.02244); shortcuts as in BigNAS (2020,
-arXiv:2003.11142), or pooled and projected ones as in AttentiveNAS (2021, arXiv:2011.09011).
+arXiv:2003.11142), or pooled and projected ones as in AttentiveNAS (2021, arXiv:2011.09011). The 1x1
+convolutions of plain blocks may have groups, with a shuffle of the channels between them, as in FBNet (2019,
+arXiv:1812.03443); those of a supernet have none.
 """
 
 from collections.abc import Sequence
@@ -32,7 +34,7 @@ from engine.blocks.kind import (
     elastic_depthwise,
     shortcut_memory,
 )
-from engine.blocks.plain import ConvBN
+from engine.blocks.plain import ChannelShuffle, ConvBN
 from engine.blocks.sizes import chain_memory, hidden_width
 from engine.blocks.sorting import Channels, sort_hidden, written_by
 from engine.blocks.squeeze import (
@@ -144,7 +146,10 @@ class Inverted(nn.Module):
 
     def __init__(self, spec: BlockSpec, eps: float):
         super().__init__()
-        self.expand = ConvBN(spec.inp, spec.hidden, 1, 1, spec.act, eps) if spec.expands else None
+        self.expand = None
+        if spec.expands:
+            self.expand = ConvBN(spec.inp, spec.hidden, 1, 1, spec.act, eps, spec.groups)
+        self.shuffle = ChannelShuffle(spec.hidden, spec.groups) if spec.groups > 1 else None
         self.depthwise = ConvBN(
             spec.hidden,
             spec.hidden,
@@ -156,13 +161,15 @@ class Inverted(nn.Module):
             same=spec.same,
         )
         self.se = SqueezeExcite(spec.se, spec.hidden, spec.squeeze) if spec.se else None
-        self.project = ConvBN(spec.hidden, spec.out, 1, 1, None, eps)
+        self.project = ConvBN(spec.hidden, spec.out, 1, 1, None, eps, spec.groups)
         self.residual = spec.residual
         self.pool = nn.AvgPool2d(spec.stride) if spec.residual and spec.stride > 1 else None
         self.shortcut = nn.Conv2d(spec.inp, spec.out, 1, bias=False) if spec.projects else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = x if self.expand is None else self.expand(x)
+        if self.shuffle is not None:
+            y = self.shuffle(y)
         y = self.depthwise(y)
         if self.se is not None:
             y = self.se(y)
@@ -205,12 +212,12 @@ def _spec(settings: BlockSettings, position: BlockPosition, size: int, choice: B
 
 def _cost(spec: BlockSpec) -> tuple[int, int]:
     area, hidden = spec.size_after**2, spec.hidden
-    weights = spec.kernel**2 * hidden + hidden * spec.out
+    weights = spec.kernel**2 * hidden + hidden * spec.out // spec.groups
     macs = area * weights
     params = weights + 2 * hidden + 2 * spec.out  # with scale and shift of two BatchNorms
     if spec.expands:
-        macs += spec.size**2 * spec.inp * hidden
-        params += spec.inp * hidden + 2 * hidden
+        macs += spec.size**2 * spec.inp * hidden // spec.groups
+        params += spec.inp * hidden // spec.groups + 2 * hidden
     if spec.se:
         more_macs, more_params = cost_of_squeeze(hidden, spec.squeeze)
         macs += more_macs
@@ -226,6 +233,8 @@ def _memory(spec: BlockSpec) -> int:
     maps = [spec.inp * before]
     if spec.expands:
         maps.append(spec.hidden * before)
+    if spec.groups > 1:
+        maps.append(spec.hidden * before)  # the shuffle copies
     maps += [spec.hidden * after, spec.out * after]
     held = spec.inp * before if spec.residual else 0
     alive = [chain_memory(maps, held), shortcut_memory(spec)]
@@ -240,7 +249,8 @@ def _stored(spec: BlockSpec) -> tuple[int, int]:
     numbers = _cost(spec)[1] - layers * spec.hidden - spec.out
     entries = layers * (2 + activation_entries(spec.act)) + 2 + entries_of_squeeze(spec.se) + spec.residual
     pools = spec.residual and spec.stride > 1
-    return numbers, entries + 2 * spec.projects + pools
+    shuffles = 5 if spec.groups > 1 else 0  # two reshapes with their shapes, and a transpose
+    return numbers, entries + 2 * spec.projects + pools + shuffles
 
 
 def _published_key(spec: BlockSpec) -> str:

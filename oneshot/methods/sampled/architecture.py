@@ -4,14 +4,14 @@ import numpy as np
 import torch
 
 from oneshot.axes.edge_weights import EdgeWeights
-from oneshot.spaces.cells import CellSpace
-from oneshot.spaces.genotype import Cell, Edge, Genotype
+from oneshot.spaces.genotype import AnyGenotype, Edge, genotype_of
+from oneshot.spaces.search_space import SearchSpace
 
 # For each kind of cell (edge, operation), node by node.
 Architecture = dict[str, tuple[tuple[int, int], ...]]
 
 
-def offered_operations(space: CellSpace, kind: str, edge: int) -> list[int]:
+def offered_operations(space: SearchSpace, kind: str, edge: int) -> list[int]:
     """Operations that may stand on an edge of a drawn architecture.
 
     The operation none is among them only where a found cell may keep it.
@@ -24,7 +24,7 @@ def offered_operations(space: CellSpace, kind: str, edge: int) -> list[int]:
     return offered
 
 
-def sample_architecture(space: CellSpace, rng: np.random.Generator) -> Architecture:
+def sample_architecture(space: SearchSpace, rng: np.random.Generator) -> Architecture:
     """One architecture, uniformly.
 
     Each node keeps as many distinct edges as the space says; operations are uniform.
@@ -43,7 +43,7 @@ def sample_architecture(space: CellSpace, rng: np.random.Generator) -> Architect
     return architecture
 
 
-def as_edge_weights(space: CellSpace, architecture: Architecture) -> dict[str, EdgeWeights]:
+def as_edge_weights(space: SearchSpace, architecture: Architecture) -> dict[str, EdgeWeights]:
     """A network that runs only this architecture. On CPU: `SearchState` takes it to its device."""
     edge_weights = {}
     for kind, pairs in architecture.items():
@@ -57,14 +57,14 @@ def as_edge_weights(space: CellSpace, architecture: Architecture) -> dict[str, E
     return edge_weights
 
 
-def as_genotype(space: CellSpace, architecture: Architecture) -> Genotype:
+def as_genotype(space: SearchSpace, architecture: Architecture) -> AnyGenotype:
     """The genotype of an architecture."""
     # Edges are in order, so each node's edges are, too.
-    cells = {}
+    found: dict[str, list[list[Edge]]] = {}
     for kind, pairs in architecture.items():
         nodes: list[list[Edge]] = [[] for _ in range(space.nodes)]
         for edge, operation in pairs:
             source, target = space.edges[edge]
             nodes[target - space.inputs].append((space.operations[operation], source))
-        cells[kind] = Cell(nodes=tuple(tuple(edges) for edges in nodes), output=space.output)
-    return Genotype(space=space.name, cells=cells)
+        found[kind] = nodes
+    return genotype_of(space, found)

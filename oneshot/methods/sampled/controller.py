@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from oneshot.methods.sampled.architecture import Architecture, offered_operations
-from oneshot.spaces.cells import CellSpace
+from oneshot.spaces.search_space import SearchSpace
 
 
 class Controller(nn.Module):
@@ -20,7 +20,7 @@ class Controller(nn.Module):
 
     average: Tensor  # of rewards; nan before the first one
 
-    def __init__(self, space: CellSpace, size: int, layers: int, temperature: float, tanh: float):
+    def __init__(self, space: SearchSpace, size: int, layers: int, temperature: float, tanh: float):
         super().__init__()
         self.space, self.size, self.temperature, self.tanh = space, size, temperature, tanh
         # The most options that a decision has: operations, or edges into the last node.

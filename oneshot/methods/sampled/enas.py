@@ -22,8 +22,8 @@ from oneshot.methods.method import PUBLISHED, Method
 from oneshot.methods.sampled.architecture import Architecture, as_edge_weights, as_genotype
 from oneshot.methods.sampled.controller import Controller
 from oneshot.methods.sampled.random_ws import best_of
-from oneshot.spaces.cells import CellSpace
-from oneshot.spaces.genotype import Genotype
+from oneshot.spaces.genotype import AnyGenotype
+from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
 
 
@@ -56,20 +56,20 @@ class Enas(Method):
     # Its defaults are those of NAS-Bench-201 already.
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED | {"nasbench201": {}}
 
-    def start(self, space: CellSpace, seed: int, device: torch.device) -> Alphas:
+    def start(self, space: SearchSpace, seed: int, device: torch.device) -> Alphas:
         """The controller, on CPU: it is tiny and decides one thing at a time."""
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
             torch.manual_seed(derive(seed, "controller"))
             # It replaces the tables of parameters.
             return Alphas({}, {}, Controller(space, self.size, self.layers, self.temperature, self.tanh))
 
-    def optimizer(self, space: CellSpace, alphas: Alphas) -> torch.optim.Optimizer:
+    def optimizer(self, space: SearchSpace, alphas: Alphas) -> torch.optim.Optimizer:
         """Adam."""
         return torch.optim.Adam(alphas.all(), self.lr, (0.0, 0.999), eps=1e-3)
 
     @torch.no_grad()
     def weigh_edges(
-        self, space: CellSpace, alphas: Alphas, progress: Progress, draws: torch.Generator
+        self, space: SearchSpace, alphas: Alphas, progress: Progress, draws: torch.Generator
     ) -> dict[str, EdgeWeights]:
         """One architecture that the controller draws."""
         assert alphas.controller is not None
@@ -112,11 +112,11 @@ class Enas(Method):
         advantage = reward - float(controller.average)
         return -log_probability * advantage / self.samples_a_step
 
-    def genotype(self, state: SearchState) -> Genotype:
+    def genotype(self, state: SearchState) -> AnyGenotype:
         """What the controller draws first."""
         return as_genotype(state.space, self._draw(state, 0))
 
-    def final_genotype(self, state: SearchState) -> Genotype:
+    def final_genotype(self, state: SearchState) -> AnyGenotype:
         """The best by shared weights of some that the controller draws."""
         architectures = [self._draw(state, number) for number in range(self.candidates)]
         return as_genotype(state.space, best_of(state, architectures, 1, 10))

@@ -18,8 +18,8 @@ from oneshot.methods.sampled.architecture import (
     as_genotype,
     sample_architecture,
 )
-from oneshot.spaces.cells import CellSpace
-from oneshot.spaces.genotype import Genotype
+from oneshot.spaces.genotype import AnyGenotype
+from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
 
 
@@ -39,23 +39,23 @@ class RandomWs(Method):
         "nasbench201": PUBLISHED["nasbench201"] | {"epochs": 250}
     }
 
-    def start(self, space: CellSpace, seed: int, device: torch.device) -> Alphas:
+    def start(self, space: SearchSpace, seed: int, device: torch.device) -> Alphas:
         """There is nothing to learn but weights."""
         return Alphas({}, {})
 
     def weigh_edges(
-        self, space: CellSpace, alphas: Alphas, progress: Progress, draws: torch.Generator
+        self, space: SearchSpace, alphas: Alphas, progress: Progress, draws: torch.Generator
     ) -> dict[str, EdgeWeights]:
         """One architecture."""
         # The draw must depend on the step alone; the generator's seed does.
         rng = numpy_generator(draws.initial_seed(), "architecture")
         return as_edge_weights(space, sample_architecture(space, rng))
 
-    def genotype(self, state: SearchState) -> Genotype:
+    def genotype(self, state: SearchState) -> AnyGenotype:
         """A random architecture: before the end there is no choice."""
         return as_genotype(state.space, self._candidate(state, 0))
 
-    def final_genotype(self, state: SearchState) -> Genotype:
+    def final_genotype(self, state: SearchState) -> AnyGenotype:
         """The best candidate."""
         drawn = [self._candidate(state, number) for number in range(self.candidates)]
         return as_genotype(state.space, best_of(state, drawn, self.batches, self.finalists))

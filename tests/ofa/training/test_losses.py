@@ -17,7 +17,7 @@ from ofa.training.losses import (
 
 Loss = Callable[..., torch.Tensor]
 HUGE = 3.4e38
-ALPHAS = [-2.0, -1.0, -0.5, 0.0, 0.3, 1.0, 2.0]
+ALPHAS = [-2.0, -1.0, -0.5, 0.0, 0.0005, 0.3, 1.0, 2.0]
 
 
 def logits(images: int = 6, classes: int = 5, scale: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,8 +42,9 @@ def paper(
         ratio = [p[k] / q[k] for k in classes]
         if alpha == 1:
             f, rho = [r * math.log(r) for r in ratio], ratio
-        elif alpha == 0:
-            f, rho = [-math.log(r) for r in ratio], [math.log(r) - 1 for r in ratio]
+        elif abs(alpha) < 1e-3:
+            logs = [math.log(min(r, clip)) for r in ratio]
+            f, rho = [-log for log in logs], [log - 1 for log in logs]
         else:
             base = 1 / (alpha * (alpha - 1))
             power = [min(r**alpha, clip) for r in ratio]

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from engine.blocks.elastic import add_gradients_in_place
 from engine.seed import numpy_generator
 from ofa.space.arch import Arch, largest, smallest
 from ofa.space.codes import decode, sample
@@ -14,7 +15,7 @@ from ofa.space.space import Space
 from ofa.supernet import Supernet
 from ofa.training.losses import AlphaDivergence, alpha_divergence, soft_cross_entropy
 from ofa.training.sampling import Attentive, AttentiveSampler, Judge, Sampler, UniformSampler, build_sampler
-from ofa.training.sandwich import Sandwich, Seeds, label_losses, sandwich_step
+from ofa.training.sandwich import Sandwich, Seeds, label_losses, label_step, sandwich_step
 
 
 @pytest.fixture
@@ -169,3 +170,30 @@ def test_a_step_trains_the_best_or_the_worst_candidates(
             pick = min if mode == "bestup" else max
             assert label_losses(net, [chosen], x, y, 0.1)[0] == pick(losses)
             assert chosen in archs
+
+
+@pytest.mark.parametrize("kernels", ["crop", "transform"])
+def test_gradients_of_slices_that_are_added_in_place_are_the_same_bits(
+    tiny: Space, batch: tuple[torch.Tensor, torch.Tensor], kernels: str
+) -> None:
+    space = Space.model_validate(tiny.model_dump() | {"kernels": kernels})
+    found = []
+    for in_place in (False, True):
+        torch.manual_seed(0)
+        net = Supernet(space, 5).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if in_place:
+            add_gradients_in_place(net)
+        # The second step of a run adds to nothing either: gradients are cleared to None.
+        for step in (0, 1):
+            net.zero_grad()
+            sandwich_step(net, *batch, step, Sandwich(random=2))
+        found.append({name: parameter.grad for name, parameter in net.named_parameters()})
+        # A network that comes alone leaves the gradient of what it does not use at 0.
+        net.zero_grad()
+        label_step(net, smallest(space), *batch, Sandwich(), (0, 0))
+        found[-1] |= {f"alone {name}": parameter.grad for name, parameter in net.named_parameters()}
+    separate, added = found
+    for name, gradient in separate.items():
+        wanted = added[name]
+        assert (gradient is None) == (wanted is None), name
+        assert gradient is None or wanted is None or torch.equal(gradient, wanted), name

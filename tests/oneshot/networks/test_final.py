@@ -152,11 +152,21 @@ def test_cells_with_any_number_of_edges() -> None:
     network(torch.randn(2, 3, 16, 16, dtype=torch.float64))[0].sum().backward()
 
 
+def test_an_edge_that_is_none_adds_nothing() -> None:
+    with_none = Cell(nodes=(SKIPS, (("none", 1), ("sep_conv_3x3", 0))), output=(2, 3))
+    without = Cell(nodes=(SKIPS, (("sep_conv_3x3", 0),)), output=(2, 3))
+    x, networks = torch.randn(2, 3, 16, 16, dtype=torch.float64), []
+    for cell in (with_none, without):
+        networks.append(small(Genotype(cells={"normal": cell, "reduce": cell}), auxiliary=False))
+    networks[1].load_state_dict(networks[0].state_dict())
+    assert torch.equal(networks[0](x), networks[1](x))
+
+
 @pytest.mark.parametrize(
     ("nodes", "output", "said"),
     [
         ((SKIPS, ()), (2, 3), "Node 3 of the genotype has no edge"),
-        (((("none", 0),),), (2,), "Node 2 of the genotype has the operation 'none'"),
+        (((("none", 0),),), (2,), "Node 2 of the genotype has no edge, or none but 'none', but is read"),
     ],
 )
 def test_cells_that_cannot_be_trained(

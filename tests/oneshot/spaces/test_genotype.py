@@ -9,6 +9,7 @@ import yaml
 
 from engine.errors import UserError
 from engine.run import write_json
+from oneshot.networks.final import FinalNetwork
 from oneshot.spaces.genotype import Cell, Genotype
 from oneshot.spaces.read_genotype import find_genotype, published_genotypes
 
@@ -69,6 +70,38 @@ def test_every_form_is_the_same_genotype(tmp_path: Path) -> None:
     assert find_genotype(RECURRENT) == find_genotype("DARTS_V2_recurrent")
 
 
+ASHA200 = (  # of GAEA's code: found by random search with early stopping, with edges that are none
+    "ASHA200 = Genotype(\n    normal=[('skip_connect', 1), ('dil_conv_3x3', 0), ('sep_conv_3x3', 1), "
+    "('skip_connect', 0), ('none', 1), ('max_pool_3x3', 0), ('skip_connect', 1), ('dil_conv_3x3', 0)],\n"
+    "    normal_concat=[2, 3, 4, 5],\n    reduce=[('max_pool_3x3', 1), ('avg_pool_3x3', 0), "
+    "('sep_conv_5x5', 1), ('skip_connect', 2), ('max_pool_3x3', 3), ('none', 1), ('skip_connect', 0), "
+    "('sep_conv_5x5', 4)],\n    reduce_concat=[2, 3, 4, 5],\n)"
+)
+
+
+def test_the_forms_of_autodl_projects_are_read() -> None:
+    wanted = find_genotype("DARTS_V2")
+    nodes = {
+        kind: [tuple(tuple(e) for e in node) for node in cell.nodes] for kind, cell in wanted.cells.items()
+    }
+    normal, reduce = nodes["normal"], nodes["reduce"]
+    fields = f"normal_concat=[2, 3, 4, 5], reduce={reduce}, reduce_concat=[2, 3, 4, 5]"
+    assert find_genotype(f"Genotype(normal={normal}, {fields}, connectN=None, connects=None)") == wanted
+    positional = f"Genotype({normal}, [2, 3, 4, 5], {reduce}, [2, 3, 4, 5], None, None)"
+    assert find_genotype(positional) == wanted
+    weighted = [tuple((*edge, 0.125) for edge in node) for node in normal]
+    printed = {"normal": weighted, "normal_concat": [2, 3, 4, 5], "reduce": reduce}
+    assert find_genotype(str(printed | {"reduce_concat": [2, 3, 4, 5]})) == wanted
+    string = "|none~0|+|avg_pool_3x3~0|none~1|+|none~0|nor_conv_3x3~1|skip_connect~2|"
+    assert find_genotype(f"Structure(4 nodes with {string})") == find_genotype(string)
+
+
+def test_edges_that_are_none_are_read() -> None:
+    found = find_genotype(ASHA200)
+    assert found.cells["normal"].nodes[2] == (("none", 1), ("max_pool_3x3", 0))
+    FinalNetwork(found, channels=4, cells=3)
+
+
 def test_any_number_of_edges() -> None:
     nodes = [[("max_pool_3x3", 0)], [*SKIPS, ("sep_conv_3x3", 2)], []]
     cell = {"normal": nodes, "normal_concat": [2, 3], "reduce": SKIPS, "reduce_concat": [2]}
@@ -97,6 +130,7 @@ def test_the_folder_of_a_finished_search(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        (DARTS_V2[:-1] + ", connectN=2, connects=None)", "'connectN' is 2; only cells where it is None"),
         ("DARTS_V3", "did you mean 'DARTS_V2'?"),
         ("{", "not valid JSON"),
         ("{}", "'cells' is missing"),

@@ -15,6 +15,7 @@ import torch
 from made_up_latency import made_up, made_up_blocks
 from scipy.stats import kendalltau
 
+from engine.blocks.layers import layer_name, structure
 from engine.command.cli import parse
 from engine.errors import UserError
 from engine.onnx_file import write_onnx
@@ -24,14 +25,7 @@ from ofa.space.arch import largest, smallest
 from ofa.space.codes import decode, encode, sample_codes
 from ofa.space.space import Space, load_space
 from ofa.subnet import Subnet
-from predictors.latency.kit import (
-    distinct_layers,
-    export_kit,
-    layer_module,
-    layer_name,
-    network_name,
-    structure,
-)
+from predictors.latency.kit import distinct_layers, export_kit, layer_module, network_name
 from predictors.latency.model import LatencyModel, cross_validated, load_latency
 from predictors.latency.table import (
     LatencyTable,
@@ -282,7 +276,7 @@ def test_pieces_of_other_spaces_run(name: str, tmp_path: Path) -> None:
     for item in json.loads((tmp_path / "manifest.json").read_text())["items"]:
         wall, cpu = time_item(tmp_path / item["file"], item["shape"], 1, 0)
         assert len(wall) == len(cpu) >= 8
-    from ofa.cost import cost_of_layer
+    from engine.blocks.layers import cost_of_layer
 
     for piece in pieces:
         assert sum(p.numel() for p in layer_module(space, piece).parameters()) == cost_of_layer(piece)[1]

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from oneshot.drawing import BOX, COLORS, alphas_over_time, draw_genotype, label, picture
+from oneshot.ending.drawing import BOX, COLORS, alphas_over_time, draw_genotype, label, picture
 from oneshot.nasbench201.codes import find_cell
 from oneshot.spaces.cells import SPACES, CellSpace, find_space
 from oneshot.spaces.genotype import Cell, Genotype

@@ -4,7 +4,7 @@ method can follow."""
 import pytest
 
 from engine.command.cli import parse
-from oneshot.collapse import epoch_to_return_to, skips, warning
+from oneshot.ending.collapse import epoch_to_return_to, skips, warning
 from oneshot.methods.darts import Darts
 from oneshot.methods.darts_minus import DartsMinus
 from oneshot.methods.gaea import Gaea

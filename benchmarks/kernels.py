@@ -1,0 +1,489 @@
+"""Kernels, bytes and multiplications of one step on a GPU, counted without a GPU.
+
+A step runs on the meta device, where tensors have sizes and no numbers, and every operation that torch would
+send to the device is counted: forward, backward and optimiser. Beside each step stands the same step with one
+module per operation, as reference codes have it (`benchmarks.plain_cells`, `benchmarks.supernet_step`).
+
+What is one kernel: an operation of ATen that computes or copies something. Views and empty tensors are none.
+Composite operations are counted as the operations that they consist of. A backward of a convolution is as
+many kernels as it has results. A call for a list of tensors (`_foreach_`, `_fused_`) is as many kernels as
+torch launches for it: see `launches`. What cuDNN or cuBLAS add by themselves, such as a change of layout, is
+not seen, and an operation that torch computes in several kernels (a BatchNorm, a mean) counts once.
+
+The roofline takes three figures of a device; the defaults are assumptions, near an A100's. An eager step
+takes at least as long as the host needs to launch its kernels, and at least as long as the device needs to
+compute them, each bound by its bytes or by its multiplications.
+
+    python benchmarks/kernels.py --launch-us 6 --terabytes 1.5 --teraflops 60
+"""
+
+import argparse
+import contextlib
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from benchmarks.plain_cells import Plain201, PlainDarts
+from benchmarks.supernet_step import plain_step
+from engine.optim import SGD, Cosine, build_sgd, clip_gradients
+from engine.run import environment
+from ofa.space.space import load_space
+from ofa.supernet import Supernet
+from ofa.training.sandwich import Sandwich, sandwich_step
+from oneshot.axes.edge_weights import EdgeWeights
+from oneshot.methods.darts import Darts
+from oneshot.methods.method import PUBLISHED, Method
+from oneshot.methods.pc_darts import PcDarts
+from oneshot.methods.sampled.gdas import Gdas
+from oneshot.networks.final import FinalNetwork
+from oneshot.objectives.images import ImageObjective, search_network
+from oneshot.searcher import Searcher
+from oneshot.spaces.cells import CellSpace, find_space
+from oneshot.spaces.read_genotype import find_genotype
+
+META = torch.device("meta")
+# torch's MultiTensorApply.cuh: the most tensors and blocks of one launch, by the number of lists, and the
+# numbers in a block. These are the limits where kernels take 4 KB of arguments; builds for CUDA 13 take 32 KB
+# and seven times as many.
+MOST_TENSORS = (110, 64, 48, 36, 30)
+MOST_BLOCKS = 320
+BLOCK = 65_536
+FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias"}
+FREE |= {"_unsafe_view", "_reshape_alias", "lift_fresh", "set_", "is_same_size", "prim_device"}
+Step = Callable[[], object]
+
+
+@dataclass
+class Count:
+    """What one step launches.
+
+    Args:
+        kernels: how many, by the name of the operation.
+        bytes: read and written; a tensor that several kernels read counts each time.
+        flops: two for a multiplication and an addition, of convolutions and matrix products.
+        work: (bytes, flops) of each kernel.
+    """
+
+    kernels: Counter[str] = field(default_factory=Counter)
+    bytes: int = 0
+    flops: int = 0
+    work: list[tuple[float, float]] = field(default_factory=list)
+
+    def add(self, name: str, launched: int, moved: int, flops: int) -> None:
+        """Count an operation that is `launched` kernels together."""
+        self.kernels[name] += launched
+        self.bytes, self.flops = self.bytes + moved, self.flops + flops
+        self.work += [(moved / launched, flops / launched)] * launched
+
+    @property
+    def total(self) -> int:
+        """All kernels."""
+        return self.kernels.total()
+
+    def seconds(self, launch: float, bandwidth: float, speed: float) -> tuple[float, float]:
+        """(what the host needs to launch the step, what the device needs to compute it).
+
+        Args:
+            launch: seconds to launch a kernel.
+            bandwidth: bytes a second.
+            speed: floating-point operations a second.
+        """
+        computing = sum(max(moved / bandwidth, flops / speed) for moved, flops in self.work)
+        return self.total * launch, computing
+
+
+class Counting(TorchDispatchMode):
+    """Counts what runs inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = Count()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name.split("::")[1]
+        # There is no fused optimiser on the meta device. It changes its tensors in place and returns nothing.
+        out = None if name.startswith("_fused_") else func(*args, **kwargs)
+        if func.is_view or name in FREE:
+            return out
+        launched = 1
+        if name.startswith(("_foreach_", "_fused_")):
+            launched = launches([arg for arg in args if isinstance(arg, list | tuple)])
+        tensors = [tensor for tensor in leaves([args, kwargs, out]) if isinstance(tensor, Tensor)]
+        moved = sum(size(tensor) for tensor in tensors)
+        flops = 0
+        if name == "convolution_backward":
+            grad, _, weight = args[:3]
+            launched = sum(args[-1])
+            moved += size(grad) * (launched - 1)
+            # The gradients of input and weight are each as many products as the convolution. The count of
+            # torch itself leaves the groups out.
+            flops = 2 * len(grad) * math.prod(grad.shape[2:]) * weight.numel() * sum(args[-1][:2])
+        elif func._overloadpacket in flop_registry:
+            flops = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
+        if launched:
+            self.count.add(name, launched, moved, flops)
+        return out
+
+
+def launches(lists: Sequence[Sequence[Any]]) -> int:
+    """How many kernels a call for lists of tensors is, by torch's limits for one launch.
+
+    torch computes the tensors one by one where they are of several types, or where the tensors at one place
+    of the lists differ in strides.
+    """
+    lists = [tensors for tensors in lists if tensors and isinstance(tensors[0], Tensor)]
+    kinds = {tensor.dtype for tensors in lists for tensor in tensors}
+    strided = all(len({tensor.stride() for tensor in place}) == 1 for place in zip(*lists, strict=True))
+    if len(kinds) > 1 or not strided:
+        return len(lists[0])
+    most = MOST_TENSORS[min(len(lists), len(MOST_TENSORS)) - 1]
+    launched = tensors = blocks = 0
+    for tensor in lists[0]:
+        tensors += 1
+        blocks += math.ceil(tensor.numel() / BLOCK)
+        # A large tensor may fill several launches.
+        while blocks >= MOST_BLOCKS:
+            launched, tensors, blocks = launched + 1, 1, blocks - MOST_BLOCKS
+        if tensors == most:
+            launched, tensors, blocks = launched + 1, 0, 0
+    return launched + (1 if blocks else 0)
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """What lists, tuples and dictionaries hold."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for entry in value:
+            yield from leaves(entry)
+    else:
+        yield value
+
+
+def size(tensor: Tensor) -> int:
+    """The bytes of a tensor, of which an expanded one has less than its shape says."""
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+
+
+class Draws(TorchFunctionMode):
+    """Answers what the host asks the device for: which operations were drawn. Each in turn."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.tolist and args[0].is_meta:
+            return [position % 4 + 1 for position in range(len(args[0]))]
+        return func(*args, **(kwargs or {}))
+
+
+class NoAutocast(torch.autocast):
+    """There is no autocast on the meta device."""
+
+    def __init__(self, *_: Any, **__: Any):
+        super().__init__("cpu", enabled=False)
+
+
+class HostGenerator(torch.Generator):
+    """There are no generators on the meta device, and nobody looks at what they would draw."""
+
+    def __new__(cls, device: Any = "cpu") -> "HostGenerator":
+        return super().__new__(cls)
+
+
+@contextlib.contextmanager
+def taken_for_cuda() -> Iterator[None]:
+    """While it runs, torch treats tensors on the meta device as it treats those on CUDA, in float32."""
+    from torch.optim import optimizer
+    from torch.utils import _foreach_utils
+
+    replaced: list[tuple[Any, str, Any]] = [
+        (torch, "autocast", NoAutocast),
+        (torch, "Generator", HostGenerator),
+    ]
+    for module in (_foreach_utils, optimizer):
+        for name in ("_get_foreach_kernels_supported_devices", "_get_fused_kernels_supported_devices"):
+            replaced.append((module, name, lambda: ["cuda", "meta"]))
+    before = [(module, name, getattr(module, name)) for module, name, _ in replaced]
+    for module, name, value in replaced:
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
+
+
+def count(make: Callable[[], Step]) -> Count:
+    """What the second step launches; the first one also makes the optimiser's state."""
+    with taken_for_cuda(), Draws():
+        step = make()
+        step()
+        with Counting() as counting:
+            step()
+    return counting.count
+
+
+# Steps of this project.
+
+
+class Images(NamedTuple):
+    """What a search asks of its images: there are none on the meta device."""
+
+    size: int = 32
+    device: torch.device = META
+    classes: tuple[int, ...] = tuple(range(10))
+
+    def steps(self, batch_size: int, subset: str = "train") -> int:
+        """One."""
+        return 1
+
+    def size_of(self, subset: str) -> int:
+        """One."""
+        return 1
+
+
+def batch(count: int, side: int, layout: torch.memory_format = torch.channels_last) -> tuple[Tensor, Tensor]:
+    """Images and labels on the meta device."""
+    x = torch.empty(count, 3, side, side, device=META).contiguous(memory_format=layout)
+    return x, torch.zeros(count, dtype=torch.long, device=META)
+
+
+def search(method: Method, space: CellSpace, images: int, cells: int = 0) -> Step:
+    """A step of a search as `oneshot.search` takes it."""
+    network = search_network(space, method, 16, cells or (5 if space.name == "nasbench201" else 8), 10, 3)
+    data: Any = Images()
+    objective = ImageObjective(network, data, images, method.level == "single")
+    searcher = Searcher(method, space, objective, 0, method.warmup_epochs + 1)
+    # Behind the warm-up, so that the architecture moves.
+    searcher.state.progress = searcher.state.progress._replace(epoch=method.warmup_epochs)
+    train, valid = batch(images, 32), batch(images, 32)
+    return lambda: searcher.step(0, train, valid)
+
+
+def sandwich(name: str, images: int) -> Step:
+    """A step of `ofa.train`, with the settings of BigNAS and without draws."""
+    space, config, sgd = load_space(name), Sandwich(dropout=0, drop_connect=0), SGD()
+    supernet = Supernet(space, 1000).to(META, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = build_sgd(sgd, supernet)
+    x, y = batch(images, max(space.resolution))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        sandwich_step(supernet, x, y, 0, config)
+        clip_gradients(sgd, supernet)
+        optimizer.step()
+
+    return step
+
+
+def retraining(images: int) -> Step:
+    """A step of `oneshot.retrain` on DARTS_V2 with the published recipe."""
+    network = FinalNetwork(find_genotype("DARTS_V2"), auxiliary=True)
+    network.to(META, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    sgd = SGD(lr=0.025, nesterov=False, decay_all=True, clip_value=None, clip_norm=5, schedule=Cosine())
+    return trained(network, build_sgd(sgd, network), batch(images, 32), 0.2)
+
+
+def trained(
+    network: nn.Module, optimizer: torch.optim.Optimizer, images: tuple[Tensor, Tensor], drop: float
+) -> Step:
+    """A step of a network with an auxiliary head."""
+    x, y = images
+
+    def step() -> None:
+        optimizer.zero_grad()
+        losses = torch.stack([F.cross_entropy(logits, y) for logits in network(x, drop)])
+        (losses[0] + 0.4 * losses[1:].sum()).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 5)
+        optimizer.step()
+
+    return step
+
+
+# The same steps with one module per operation.
+
+
+def plain_search(method: Method, space: CellSpace, images: int, cells: int = 0) -> Step:
+    """A step as reference codes take it: the alpha step computes gradients of weights and drops them."""
+    cells = cells or (5 if space.name == "nasbench201" else 8)
+    ours: Any = search_network(space, method, 16, cells, 10, 3)
+    if space.name == "nasbench201":
+        network: nn.Module = Plain201(ours).to(META)
+    else:
+        network = PlainDarts(ours, method.partial).to(META)
+    alphas, edges = [], []
+    for _ in space.cells:
+        alphas.append(torch.empty(len(space.edges), len(space.operations), device=META, requires_grad=True))
+        if method.edge_weights:
+            edges.append(torch.empty(len(space.edges), device=META, requires_grad=True))
+    weights = list(network.parameters())
+    sgd = torch.optim.SGD(weights, 0.025, 0.9, weight_decay=3e-4)
+    adam = torch.optim.Adam([*alphas, *edges], 3e-4, (0.5, 0.999), weight_decay=1e-3)
+    train, valid = batch(images, 32, torch.contiguous_format), batch(images, 32, torch.contiguous_format)
+
+    def loss(of: tuple[Tensor, Tensor]) -> Tensor:
+        found = {}
+        for number, kind in enumerate(space.cells):
+            edge_E = None
+            if edges:
+                edge_E = torch.cat([edges[number][into].softmax(0) for into in space.entering])
+            found[kind] = EdgeWeights(*plain_weights(method, alphas[number]), edge_E=edge_E)
+        return F.cross_entropy(network(of[0], found), of[1])
+
+    def step() -> None:
+        sgd.zero_grad()
+        adam.zero_grad()
+        if method.order == "second":
+            plain_second_order(loss, train, valid, weights, [*alphas, *edges])
+        else:
+            loss(valid).backward()
+        adam.step()
+        sgd.zero_grad()
+        loss(train).backward()
+        nn.utils.clip_grad_norm_(weights, 5)
+        sgd.step()
+
+    return step
+
+
+def plain_weights(method: Method, alpha_EO: Tensor) -> tuple[Tensor, Any]:
+    """Edge weights, and the operations that run where the method samples."""
+    if not method.samples_operations:
+        return alpha_EO.softmax(-1), None
+    soft = (alpha_EO.log_softmax(-1) + torch.empty_like(alpha_EO).exponential_().log().neg()).softmax(-1)
+    hot = torch.zeros_like(soft).scatter_(-1, soft.max(-1, keepdim=True)[1], 1.0)
+    drawn = tuple((position % 4 + 1,) for position in range(len(alpha_EO)))
+    return hot - soft.detach() + soft, drawn
+
+
+def plain_second_order(
+    loss: Callable[[Any], Tensor], train: Any, valid: Any, weights: list[nn.Parameter], alphas: list[Tensor]
+) -> None:
+    """DARTS's second order weight by weight, as its code has it; gradients are left in `grad`."""
+    momentum = [torch.empty_like(w) for w in weights]
+    before = [w.detach().clone() for w in weights]
+    gradients = torch.autograd.grad(loss(train), weights)
+    with torch.no_grad():
+        for w, gradient, buffer in zip(weights, gradients, momentum, strict=True):
+            w.sub_(gradient + 3e-4 * w + 0.9 * buffer, alpha=0.025)
+    both = torch.autograd.grad(loss(valid), [*alphas, *weights])
+    direction = both[len(alphas) :]
+    eps = 0.01 / torch.cat([v.flatten() for v in direction]).norm()
+    sides = []
+    for side in (eps, -eps):
+        with torch.no_grad():
+            for w, start, v in zip(weights, before, direction, strict=True):
+                w.copy_(start + side * v)
+        sides.append(torch.autograd.grad(loss(train), alphas))
+    with torch.no_grad():
+        for w, start in zip(weights, before, strict=True):
+            w.copy_(start)
+    for alpha, gradient, up, down in zip(alphas, both[: len(alphas)], *sides, strict=True):
+        alpha.grad = gradient - 0.025 * (up - down) / (2 * eps)
+
+
+def plain_sandwich(name: str, images: int) -> Step:
+    """A sandwich of plain networks that are given slices of the supernet."""
+    space = load_space(name)
+    supernet = Supernet(space, 1000).to(META)
+    optimizer = torch.optim.SGD(supernet.parameters(), 0.1, 0.9, weight_decay=1e-5, nesterov=True)
+    x, y = batch(images, max(space.resolution), torch.contiguous_format)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        plain_step(supernet, x, y, 0)
+        nn.utils.clip_grad_value_(supernet.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def plain_retraining(images: int) -> Step:
+    """The final network has one module per operation already; here it has torch's usual optimiser."""
+    network = FinalNetwork(find_genotype("DARTS_V2"), auxiliary=True).to(META)
+    optimizer = torch.optim.SGD(network.parameters(), 0.025, 0.9, weight_decay=3e-4)
+    return trained(network, optimizer, batch(images, 32, torch.contiguous_format), 0.2)
+
+
+class Pair(NamedTuple):
+    """A step of ours and the plain one, each as a function of the number of images."""
+
+    ours: Callable[[int], Step]
+    plain: Callable[[int], Step]
+    images: int
+
+
+def searched(method: Method, space: str, images: int) -> Pair:
+    """The two steps of a search."""
+    found = find_space(space)
+    return Pair(
+        lambda count: search(method, found, count), lambda count: plain_search(method, found, count), images
+    )
+
+
+def supernets(space: str, images: int) -> Pair:
+    """The two steps of a supernet."""
+    return Pair(lambda count: sandwich(space, count), lambda count: plain_sandwich(space, count), images)
+
+
+def pairs() -> dict[str, Pair]:
+    """All steps, by name."""
+    published = PUBLISHED["nasbench201"]
+    return {
+        "darts": searched(Darts(), "darts", 64),
+        "darts second": searched(Darts(order="second"), "darts", 64),
+        "pc_darts": searched(PcDarts(), "darts", 256),
+        "nasbench201": searched(Darts.model_validate(published), "nasbench201", 64),
+        "gdas": searched(Gdas.model_validate(published), "nasbench201", 64),
+        "small32": supernets("small32", 64),
+        "attentive_nas": supernets("attentive_nas", 64),
+        "darts_v2": Pair(retraining, plain_retraining, 96),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", nargs="+", choices=list(pairs()), default=list(pairs()))
+    parser.add_argument("--launch-us", type=float, default=6.0, help="microseconds to launch a kernel")
+    parser.add_argument("--terabytes", type=float, default=1.5, help="memory bandwidth, TB/s")
+    parser.add_argument("--teraflops", type=float, default=60.0, help="reached in convolutions, TFLOPS")
+    parser.add_argument("--no-plain", action="store_true", help="leave out the plain steps")
+    parser.add_argument("--most", type=int, default=0, help="print so many of the most frequent operations")
+    parser.add_argument("--json", help="file for the counts")
+    args = parser.parse_args()
+    print("step            batch   kernels    GB  GFLOP   launch ms  device ms   plain: kernels    GB  ratio")
+    written = {}
+    for name in args.steps:
+        pair = pairs()[name]
+        ours = count(lambda pair=pair: pair.ours(pair.images))
+        launch, device = ours.seconds(args.launch_us / 1e6, args.terabytes * 1e12, args.teraflops * 1e12)
+        line = f"{name:14} {pair.images:6} {ours.total:9,} {ours.bytes / 1e9:5.1f} {ours.flops / 1e9:6.0f} "
+        line += f"{1e3 * launch:11.1f} {1e3 * device:10.1f}"
+        written[name] = {"kernels": ours.total, "bytes": ours.bytes, "flops": ours.flops}
+        if not args.no_plain:
+            plain = count(lambda pair=pair: pair.plain(pair.images))
+            line += f" {plain.total:16,} {plain.bytes / 1e9:5.1f} {plain.total / ours.total:6.1f}"
+            written[name]["plain_kernels"] = plain.total
+        print(line, flush=True)
+        for operation, number in ours.kernels.most_common(args.most):
+            print(f"    {number:7,} {operation}")
+    print(f"assumed: {args.launch_us} us a launch, {args.terabytes} TB/s, {args.teraflops} TFLOPS")
+    print(environment()["versions"])
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump(written, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

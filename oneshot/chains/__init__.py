@@ -1,0 +1,1 @@
+"""Chains of blocks: layers one after the other, each of which chooses its block or is skipped."""
