@@ -21,6 +21,7 @@ from benchmarks.on_gpu.jobs import (
     supernet,
 )
 from benchmarks.on_gpu.parts import Context
+from engine.compute.precision import training_in
 from ofa.training.sandwich import Sandwich
 from oneshot.methods import MethodConfig
 from oneshot.objectives.text import TextSettings
@@ -134,12 +135,9 @@ def parity(context: Context) -> dict[str, Any]:
             found["ok"] &= bool(difference <= TOLERANCES[dtype])
         return found
 
-    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
+    # In both dtypes as exported: TF32 would hide what is wrong.
+    with training_in("float32"):
         return _judged(_each(context, check, 8))
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
 
 
 def _change(job: Job) -> Tensor:

@@ -11,7 +11,7 @@ from benchmarks.on_gpu.parts import Context
 from engine.command.cli import Command, parse
 from engine.data.sources import load_data
 from engine.seed import numpy_generator
-from ofa.calibration import EVALUATION_BATCH, prepare, subnet_accuracy
+from ofa.calibration import prepare, subnet_accuracy
 from ofa.space.codes import sample
 from ofa.space.space import load_space
 from ofa.supernet import Supernet
@@ -44,7 +44,7 @@ def evaluation(context: Context) -> dict[str, Any]:
         subnet = prepare(net, arch, data, images)
         torch.cuda.synchronize()
         between = time.monotonic()
-        subnet_accuracy(subnet, data.batches("val", EVALUATION_BATCH))
+        subnet_accuracy(subnet, data.evaluation_batches("val"))
         torch.cuda.synchronize()
         if count:  # the first one also starts everything up
             calibrated += between - began

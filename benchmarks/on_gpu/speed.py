@@ -14,6 +14,7 @@ import torch
 from benchmarks.on_gpu.jobs import Job, Size, method_of, retrained, searched_images, searched_text, supernet
 from benchmarks.on_gpu.parts import Context, Part
 from benchmarks.on_gpu.plain import PlainStep, plain_recurrent, plain_search, plain_supernet
+from engine.compute.precision import USUAL_PRECISION, TrainingPrecision, precision_on, training_in
 from oneshot.objectives.text import TextSettings
 from oneshot.spaces.cells import find_space
 
@@ -27,6 +28,7 @@ class Timed(NamedTuple):
     name: str
     make: Callable[[torch.device, bool, str], Job]
     plain: Callable[[torch.device, bool], PlainStep] | None = None
+    precision: TrainingPrecision = "tf32"  # the command's own
 
 
 def _search(
@@ -55,7 +57,7 @@ def _supernet(space_name: str, batch: int, side: int) -> Timed:
     def plain(device: torch.device, is_toy: bool) -> PlainStep:
         return plain_supernet(*sizes(is_toy), device)
 
-    return Timed(f"sandwich {space_name}", make, plain)
+    return Timed(f"sandwich {space_name}", make, plain, USUAL_PRECISION)
 
 
 def _recurrent() -> Timed:
@@ -149,10 +151,15 @@ def _run(which: Timed, ways: tuple[str, ...], context: Context) -> dict[str, Any
                 made: Job | PlainStep = which.plain(context.device, context.toy)
             else:
                 made = which.make(context.device, context.toy, way)
-            if context.toy:
-                found[way] = measure_step(made.items, made.step, 0, warm_up=1, fewest=1)
-            else:
-                found[way] = measure_step(made.items, made.step, seconds)
+            # As the commands: cuDNN tries its kernels where shapes stay.
+            static = not which.name.startswith("sandwich")
+            with training_in(precision_on(context.device, None, which.precision), static):
+                if context.toy:
+                    found[way] = measure_step(made.items, made.step, 0, warm_up=1, fewest=1)
+                else:
+                    found[way] = measure_step(made.items, made.step, seconds)
+            if isinstance(made, Job) and made.why_eager():
+                found[way]["ran_eagerly"] = made.why_eager()
             del made
         except Exception as error:
             if "CUDA error" in str(error):
