@@ -62,8 +62,8 @@ class ImageLoss:
                 logits = self.network(*inputs)
             else:
                 logits = torch.func.functional_call(self.network, weights, inputs)
-        # The loss in float32, whatever layers computed in.
-        return F.cross_entropy(logits.float(), y)
+        # The loss in float32, also where layers computed in bfloat16; a float64 network keeps its digits.
+        return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), y)
 
 
 class ImageObjective:
