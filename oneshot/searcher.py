@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.compute.compiling import compile_parts
 from engine.compute.graphs import GraphedStep, Graphs, graphed_step, steady
 from engine.compute.precision import float32_as_exported
 from engine.optim import computes_fused, set_learning_rate
@@ -24,6 +25,7 @@ from oneshot.bilevel import (
     weight_step,
 )
 from oneshot.methods.method import Method
+from oneshot.networks.search import DartsNetwork, NasBench201Network
 from oneshot.objectives.objective import Objective
 from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
@@ -102,6 +104,19 @@ class Searcher:
             if state.architecture_optimizer is not None:
                 steady(state.architecture_optimizer, state.device)
 
+    def compile(self, strict: bool = False, backend: str = "inductor") -> None:
+        """Let the network's parts run compiled from now on, where their shapes are fixed.
+
+        Args:
+            strict, backend: as `compile_parts` takes them.
+        """
+        why_not, network = self.varies(), self.state.objective.network
+        if why_not is not None:
+            print(f"the network is not compiled: {why_not}")
+            return
+        assert isinstance(network, DartsNetwork | NasBench201Network)
+        compile_parts(network.compiled_parts(), strict, backend)
+
     def varies(self) -> str | None:
         """Why the steps of an epoch are not all alike, so that none can be recorded; None: they are."""
         method = self.method
@@ -112,8 +127,8 @@ class Searcher:
         )
         if method.samples_operations or not usual:
             return f"method {method.name} draws in each step"
-        if self.state.space.name == "recurrent":
-            return "a search on text reads windows of changing length"
+        if not isinstance(self.state.objective.network, DartsNetwork | NasBench201Network):
+            return f"the network of space {self.state.space.name} changes from step to step"
         return None
 
     def _move(self, number: int, rate: float, train: Any, valid: Any) -> Tensor:
