@@ -36,6 +36,7 @@ from engine.run import Run
 from engine.seed import derive
 from engine.statistics import describe_confusion, overall_accuracy
 from engine.training import Training, TrainingCommand
+from oneshot.chains.genotype import ChainGenotype, published_chains
 from oneshot.language import NO_BF16, Language
 from oneshot.language_training import train_language
 from oneshot.networks.final import FinalNetwork
@@ -54,11 +55,12 @@ from oneshot.trained import (
 
 
 class Retrain(TrainingCommand):
-    """Train the network of a genotype from scratch: on images, or a recurrent cell on text.
+    """Train the network of a genotype, of cells or a chain of blocks, from scratch; or a recurrent cell.
 
     A recipe (--config) holds the settings; flags change single ones. --genotype is a published name
-    (DARTS_V2, PC_DARTS_cifar, ...), a file, the folder of a finished search, or a genotype written down as
-    the reference codes print it.
+    (DARTS_V2, PC_DARTS_cifar, fbnet_c, proxyless_mobile, ...), a file, the folder of a finished search, or a
+    genotype written down as the reference codes print it. A chain has widths of its own, and neither an
+    auxiliary head nor drop-path.
 
     examples:
       python -m oneshot.retrain    # a small network on the embedded digits
@@ -67,6 +69,8 @@ class Retrain(TrainingCommand):
       python -m oneshot.retrain --config oneshot/retrain_cifar --genotype runs/search \\
           --data.path cifar10.npz --out runs/found
       python -m oneshot.retrain --genotype DARTS_V2_recurrent --data text --data.path ptb --out runs/ptb
+      python -m oneshot.retrain --config oneshot/retrain_chain --genotype proxyless_mobile \\
+          --data.path imagenet --out runs/proxyless
       torchrun --nproc-per-node 8 -m oneshot.retrain --config oneshot/retrain_imagenet \\
           --data.path imagenet --out runs/imagenet
     """
@@ -137,15 +141,18 @@ class Retrain(TrainingCommand):
         """Train as rank `ranks.rank` on `device`."""
         genotype = find_genotype(self.genotype)
         config = self
-        if self.genotype.lower() not in {name.lower() for name in published_genotypes()}:
+        names = [*published_genotypes(), *published_chains()]
+        if self.genotype.lower() not in {name.lower() for name in names}:
             # The file or folder that was named may change: config.yaml replays the run without it.
             config = self.model_copy(update={"genotype": genotype.model_dump_json()})
-        if genotype.space == "recurrent":
+        if isinstance(genotype, Genotype) and genotype.space == "recurrent":
             return config.train_on_text(genotype, ranks, device)
         if isinstance(self.data, Grammar | TextFolder):
+            what = "chain of blocks"
+            if isinstance(genotype, Genotype):
+                what = f"cell of space {genotype.space}"
             raise UserError(
-                f"A cell of space {genotype.space} reads images, not text; name some with --data, or give a "
-                "recurrent genotype."
+                f"A {what} reads images, not text; name some with --data, or give a recurrent genotype."
             )
         if config.finished_before(ranks):
             return config.say_finished()
@@ -240,6 +247,8 @@ class Retraining(Training):
         macs, params = network_cost(self.network, self.model)
         name = self.config.genotype if len(self.config.genotype) < 40 else "given"
         size = f"{self.config.network.cells} cells, {self.config.network.channels} channels"
+        if isinstance(self.model.genotype, ChainGenotype):
+            size = f"chain of space {self.model.genotype.space.name}"
         print(f"genotype {name}: {size}, {format_count(params)} parameters, {format_count(macs)} MACs")
         self.config.introduce(self.data)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
+from torch import nn
 
 from engine.command.cli import main
 from engine.command.start import say
@@ -27,12 +28,18 @@ from engine.data.sources import AnyData, load_data
 from engine.data.text import Grammar, TextFolder, load_text
 from engine.errors import UserError
 from engine.loop import LoopCommand
+from engine.outside.names import expanded
 from engine.run import Run
 from engine.runs.lock import write_lock
 from engine.seed import derive
 from engine.training import print_classes
 from oneshot.axes.operation_costs import operation_costs
-from oneshot.axes.penalty import Penalty
+from oneshot.axes.penalty import CostPenalty, Penalty
+from oneshot.chains.costs import costs_of
+from oneshot.chains.layers import ImageShape
+from oneshot.chains.network import ChainNetwork
+from oneshot.chains.space import ChainSpace
+from oneshot.chains.target import CostTarget, parse_target
 from oneshot.ending.outcome import retrain_command
 from oneshot.language import NO_BF16
 from oneshot.methods import MethodConfig
@@ -44,7 +51,8 @@ from oneshot.objectives.objective import Objective
 from oneshot.objectives.text import TextObjective, TextSettings
 from oneshot.search_loop import Monitoring, SearchLoop
 from oneshot.searcher import Searcher
-from oneshot.spaces.cells import CellSpace, find_space
+from oneshot.spaces.cells import CellSpace
+from oneshot.spaces.search_space import SearchSpace, find_search_space
 
 # Measured on CPU: benchmarks/records/2026-11-30-precision.md.
 BF16_TURNS = (
@@ -87,7 +95,13 @@ class Search(LoopCommand):
     config: str | None = Field(None, description="recipe: a YAML file, or a packaged name")
     out: Path = Field(Path("runs/search"), description="run folder to write")
     method: MethodConfig = Field(Darts(), description="the search method")
-    space: str = Field("darts", description="darts, darts_s1 to darts_s3, nasbench201, recurrent")
+    space: str = Field(
+        "darts",
+        description=(
+            "darts, darts_s1 to darts_s3, nasbench201, recurrent; chains of blocks: proxyless, fbnet, "
+            "chain32, or a YAML file"
+        ),
+    )
     data: AnyData = Field(Digits(val=0.5), description="images, or text for space recurrent")
     penalties: tuple[Penalty, ...] = Field(
         (),
@@ -100,11 +114,23 @@ class Search(LoopCommand):
     batch_size: int | None = Field(
         None, ge=2, description="images (columns of text) a step; none: the method's"
     )
-    channels: int = Field(16, ge=2, description="width of the first cells of the search network")
+    channels: int | None = Field(
+        None, ge=2, description="width of the first cells of the search network; none: the method's"
+    )
     cells: int | None = Field(
         None, ge=1, description="how many; none: 8; in space nasbench201 in each of three stages, none: 5"
     )
     text: TextSettings = Field(TextSettings(), description="the search network of space recurrent")
+    target: str | None = Field(
+        None,
+        description=(
+            "cost that a chain of blocks ends at: 100M (MACs), '4M params', or 15ms with --latency-table; "
+            "the weight of the cost is found by itself"
+        ),
+    )
+    latency_table: Located | None = Field(
+        None, description="what python -m predictors.measure --space SPACE wrote, for a target in ms"
+    )
     table: Located | None = Field(
         None, description="NAS-Bench-201 results: log the true accuracy of the current choice in each epoch"
     )
@@ -113,7 +139,7 @@ class Search(LoopCommand):
         100, ge=1, description="look-ups that random search and evolution get, to compare with"
     )
     watch_every: int = Field(
-        0, ge=0, description="epochs between measurements of the Hessian's dominant eigenvalue; 0: never"
+        0, ge=0, description="epochs between measurements of the Hessian's largest eigenvalue; 0: never"
     )
     stop_at_collapse: bool = Field(
         False,
@@ -148,6 +174,10 @@ class Search(LoopCommand):
     def prepare(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Put the settings that were published for this method and space under those that are asked for."""
         space = str(values.get("space", "darts"))
+        # A file is stored absolute, since config.yaml may be replayed in another folder.
+        if space.endswith((".yaml", ".yml")):
+            space = str(expanded(Path(space)).absolute())
+            values = values | {"space": space}
         method, data = _section(values, "method"), _section(values, "data")
         if isinstance(method, dict):
             method = {"name": "darts"} | method
@@ -169,6 +199,18 @@ class Search(LoopCommand):
                 return dict(kind.published.get(space, {}))
         return {}
 
+    @field_validator("target")
+    @classmethod
+    def _readable(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_target(text)
+        return text
+
+    @property
+    def width(self) -> int:
+        """Channels of the first cells."""
+        return self.channels or self.method.channels
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         text = self.space == "recurrent"
@@ -181,9 +223,9 @@ class Search(LoopCommand):
             raise ValueError(NO_BF16)
         if self.table and self.space != "nasbench201":
             raise ValueError("table holds results of NAS-Bench-201; give it with --space nasbench201")
-        if not text and self.channels % self.method.partial:
+        if not text and self.width % self.method.partial:
             raise ValueError(
-                f"channels = {self.channels} cannot be cut into {self.method.partial} parts; take a "
+                f"channels = {self.width} cannot be cut into {self.method.partial} parts; take a "
                 "multiple, or --method.partial 1"
             )
         if self.space.startswith("darts") and self.cells is not None and self.cells < 3:
@@ -216,10 +258,10 @@ class Search(LoopCommand):
 
     def _search(self) -> int:
         use_threads(self.threads)
-        space = find_space(self.space)
         method = self._method_with_penalties()
+        space = method.offered(find_search_space(self.space))
         # Everything a user can get wrong is refused before the folder is made.
-        refusal = method.refuse(space)
+        refusal = method.refuse(space) or self._misfit(space, method)
         if refusal:
             raise UserError(refusal)
         table = AccuracyTable.read(self.table) if self.table else None
@@ -243,14 +285,17 @@ class Search(LoopCommand):
         self,
         device: torch.device,
         precision: TrainingPrecision,
-        space: CellSpace,
+        space: SearchSpace,
         method: Method,
         table: AccuracyTable | None,
     ) -> int:
         """Search in a run folder that is started or continued here; return the exit status."""
-        costs = operation_costs(method.penalties, space, device)
         objective = self._objective(space, method, device)
-        searcher = Searcher(method, space, objective, self.seed, self.epochs or method.epochs, costs)
+        image = objective.image if isinstance(objective, ImageObjective) else None
+        costs = operation_costs(method.penalties, space, device, image)
+        target = self._target(space, method, objective)
+        epochs = self.epochs or method.epochs
+        searcher = Searcher(method, space, objective, self.seed, epochs, costs, target)
         facts = device_facts(device, precision)
         run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite, facts=facts)
         monitoring = Monitoring(
@@ -273,13 +318,53 @@ class Search(LoopCommand):
         say(f"next: {retrain_command(self.out, self.space, self.data)}")
         return 0
 
+    def _misfit(self, space: SearchSpace, method: Method) -> str | None:
+        """A sentence on flags that this space or method has no use for; None if there are none."""
+        if not isinstance(space, ChainSpace):
+            for flag, value in (("target", self.target), ("latency-table", self.latency_table)):
+                if value is not None:
+                    return (
+                        f"--{flag} is for chains of blocks such as --space proxyless; in space {space.name} "
+                        "weigh costs with --penalties cost."
+                    )
+            return None
+        if isinstance(self.data, Grammar | TextFolder):
+            return f"A chain of blocks reads images, not text; name some with --data for space {space.name}."
+        if self.cells is not None:
+            return f"--cells is for cells; the layers of space {space.name} are in its file."
+        if self.target is None and self.latency_table is not None:
+            return "--latency-table is for a target in milliseconds; add --target 15ms, or leave it out."
+        if self.target is not None and not (method.has_architecture_step or method.can_aim):
+            return (
+                f"Method {method.name} has no step of the architecture that --target could lead; take "
+                "another method, such as proxyless."
+            )
+        return None
+
+    def _target(self, space: SearchSpace, method: Method, objective: Objective) -> CostTarget | None:
+        """The cost to end at."""
+        if self.target is None or not isinstance(space, ChainSpace):
+            return None
+        assert isinstance(objective, ImageObjective)
+        target = parse_target(self.target)
+        costs = costs_of(space, objective.image, target.of, self.latency_table)
+        epochs = (self.epochs or method.epochs) - method.warmup_epochs
+        steps = epochs * objective.steps(0) // method.architecture_every
+        return CostTarget(space, costs, target, max(steps, 1), objective.data.device)
+
     def _method_with_penalties(self) -> Method:
         """The method, its own penalties and those beside it together."""
+        own = self.method.penalties
+        if self.target is not None:
+            if any(isinstance(penalty, CostPenalty) for penalty in self.penalties):
+                raise UserError("--target weighs the cost by itself; leave out --penalties cost.")
+            # The method's own weight of the cost gives way to the one that is found.
+            own = tuple(penalty for penalty in own if not isinstance(penalty, CostPenalty))
         # Validated again together: a penalty may not fit the method's relaxation.
-        values = self.method.model_dump() | {"penalties": (*self.method.penalties, *self.penalties)}
+        values = self.method.model_dump() | {"penalties": (*own, *self.penalties)}
         return validate(type(self.method), values, "--penalties")
 
-    def _objective(self, space: CellSpace, method: Method, device: torch.device) -> Objective:
+    def _objective(self, space: SearchSpace, method: Method, device: torch.device) -> Objective:
         batch_size = self.batch_size or method.batch_size
         if isinstance(self.data, Grammar | TextFolder):
             return TextObjective(load_text(self.data), self.text, batch_size, self.seed, device)
@@ -289,8 +374,15 @@ class Search(LoopCommand):
         cells = self.cells or (5 if space.name == "nasbench201" else 8)
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
             torch.manual_seed(derive(self.seed, "weights"))
-            network = search_network(space, method, self.channels, cells, len(data.classes), data.channels)
-        return ImageObjective(network, data, batch_size, method.level == "single")
+            if isinstance(space, ChainSpace):
+                image = ImageShape(data.size, data.channels, len(data.classes))
+                network: nn.Module = ChainNetwork(space, image)
+            else:
+                assert isinstance(space, CellSpace)
+                classes, inputs = len(data.classes), data.channels
+                network = search_network(space, method, self.width, cells, classes, inputs)
+        two_batches = method.level == "released"
+        return ImageObjective(network, data, batch_size, method.level != "bilevel", two_batches)
 
 
 def _section(values: dict[str, Any], name: str) -> Any:

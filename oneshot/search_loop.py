@@ -10,10 +10,10 @@ from engine.run import Run, read_lines, write_json
 from oneshot.axes.progress import Progress
 from oneshot.ending.collapse import FACTOR, NOT_BEFORE, epoch_to_return_to, skips, warning
 from oneshot.ending.drawing import alphas_over_time, draw_genotype
-from oneshot.ending.outcome import print_comparison, print_genotype, print_introduction
+from oneshot.ending.outcome import print_comparison, print_found, print_introduction
 from oneshot.nasbench201.table import AccuracyTable, Dataset
 from oneshot.searcher import Searcher
-from oneshot.spaces.genotype import Genotype
+from oneshot.spaces.genotype import AnyGenotype, Genotype, genotype_kind
 
 
 class Monitoring(NamedTuple):
@@ -79,7 +79,8 @@ class SearchLoop(EpochLoop):
         point = {"loss": weights_loss}
         # During a warm-up the architecture has no loss.
         if self.searcher.moves_architecture:
-            point["architecture_loss"] = architecture_loss
+            # Only some steps of the weights may have one of the architecture beside them.
+            point["architecture_loss"] = architecture_loss * self.searcher.method.architecture_every
         return point, f"epoch {self.epoch + 1}  loss {weights_loss:.3f}"
 
     def learned(self) -> dict[str, list[Tensor]]:
@@ -108,6 +109,7 @@ class SearchLoop(EpochLoop):
             _, valid = next(self.objective.batches(self.epoch, 0))
             point["eigenvalue"] = searcher.eigenvalue(valid)
         if monitoring.table:
+            assert isinstance(genotype, Genotype), "tables are of NAS-Bench-201"
             point["true_accuracy"] = monitoring.table.accuracy(genotype, monitoring.dataset)
         self.folder.log(step=self.step, epoch=self.epoch, **point)
         if self.epoch + 1 >= NOT_BEFORE and not self.warned:
@@ -123,7 +125,7 @@ class SearchLoop(EpochLoop):
                 rounded[kind].append([round(probability, 5) for probability in row])
         return rounded
 
-    def warn(self, genotype: Genotype, epochs: int) -> None:
+    def warn(self, genotype: AnyGenotype, epochs: int) -> None:
         """Print a warning if the search seems to collapse; only methods that learn by gradient collapse."""
         method = self.searcher.method
         concern = warning(genotype, method) if method.has_architecture_step else None
@@ -148,13 +150,15 @@ class SearchLoop(EpochLoop):
     def finish(self) -> None:
         """Read the cell off, write and draw it."""
         state, method, path = self.searcher.state, self.searcher.method, self.folder.path
+        report = None
         logged, back = self.epochs_logged(), self.collapsed()
         if back is None:
             # With the temperatures of the last epoch, also in a resumed search that did not run it.
             state.progress = Progress(self.epochs - 1, self.epochs)
-            genotype = method.final_genotype(state)
+            genotype, report = self.searcher.final_genotype()
         else:
-            genotype = Genotype.model_validate(logged[back]["genotype"])
+            values = logged[back]["genotype"]
+            genotype = genotype_kind(values).model_validate(values)
             print(
                 f"The eigenvalue grew by more than {FACTOR}: stopped after epoch {len(logged)}, took the "
                 f"cell of epoch {back + 1}."
@@ -165,11 +169,14 @@ class SearchLoop(EpochLoop):
         # Methods without such a step have no table of parameters to draw.
         if method.has_architecture_step:
             alphas_over_time([point["alphas"] for point in logged], state.space, path / "alphas.png")
-        print_genotype(genotype)
+        print_found(genotype, self.objective, report)
+        if report is not None:
+            write_json(path / "target.json", report.facts())
         if back is None:
             self.warn(genotype, self.epoch)
         monitoring = self.monitoring
         if monitoring.table:
+            assert isinstance(genotype, Genotype), "tables are of NAS-Bench-201"
             print_comparison(
                 genotype, monitoring.table, monitoring.dataset, monitoring.table_budget, state.seed
             )

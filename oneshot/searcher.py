@@ -24,9 +24,12 @@ from oneshot.bilevel import (
     second_order,
     weight_step,
 )
+from oneshot.chains.space import CHAIN
+from oneshot.chains.target import CostTarget, TargetReport
 from oneshot.methods.method import Method
 from oneshot.networks.search import DartsNetwork, NasBench201Network
 from oneshot.objectives.objective import Objective
+from oneshot.spaces.genotype import AnyGenotype
 from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
 
@@ -41,6 +44,7 @@ class Searcher:
         seed: of the parameters' start and of what is drawn in each step.
         epochs: of the whole search.
         costs: the costs of the operations; None if no penalty weighs them.
+        target: the cost that a search of a chain ends at; None: any.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Searcher:
         seed: int,
         epochs: int,
         costs: OperationCosts | None = None,
+        target: CostTarget | None = None,
     ):
         self.method, self.epochs = method, epochs
         self.costs = costs or OperationCosts()
@@ -73,6 +78,7 @@ class Searcher:
             seed=seed,
             progress=Progress(0, epochs),
             samples_operations=method.samples_operations,
+            target=target,
         )
         self.graph: GraphedStep | None = None  # launches steps that are all alike; None: they run eagerly
 
@@ -138,11 +144,12 @@ class Searcher:
             return self._both_at_once(number, train)
         # Both levels in turn, each on its own batch; which comes first is the method's choice.
         architecture_loss = torch.zeros((), device=state.device)
+        moves = self.moves_architecture and self._is_due(number)
         # DARTS moves the architecture first: it looks ahead to the weights' step that follows.
-        if self.moves_architecture and not method.weights_first:
+        if moves and not method.weights_first:
             architecture_loss = self._architecture_step(number, train, valid, rate)
         weights_loss = self._weights_step(number, train)
-        if self.moves_architecture and method.weights_first:
+        if moves and method.weights_first:
             architecture_loss = self._architecture_step(number, train, valid, rate)
         return torch.stack([weights_loss, architecture_loss])
 
@@ -151,6 +158,12 @@ class Searcher:
         """Whether this epoch's steps move the architecture."""
         warm = self.state.progress.epoch >= self.method.warmup_epochs
         return self.method.has_architecture_step and warm
+
+    def _is_due(self, number: int) -> bool:
+        """Whether the architecture moves beside the `number`-th weight step of this epoch."""
+        state, epoch = self.state, self.state.progress.epoch
+        done = epoch * state.objective.steps(epoch) + number
+        return (done + 1) % self.method.architecture_every == 0
 
     def edge_weights(self, purpose: str, number: int = 0) -> NetworkEdgeWeights:
         """The edge weights that the network gets.
@@ -208,6 +221,7 @@ class Searcher:
             # Replaced, not added to: the optimiser has nothing left from the step before.
             parameter.grad = gradient
         assert self.state.architecture_optimizer is not None
+        self._follow_target()
         self.state.architecture_optimizer.step()
         return value
 
@@ -224,7 +238,32 @@ class Searcher:
         )
         for penalty in self.method.penalties:
             value = penalty(value, inputs)
+        target = self.state.target
+        if target is not None:
+            distance = self._distance(target)
+            value = value + target.factor(distance) * distance
         return value
+
+    def _distance(self, target: CostTarget) -> Tensor:
+        """How far the expected cost is from the target."""
+        # Of the probabilities, not of the weights in this step: a method that samples would make it noise.
+        alpha_EO = self.state.alphas.operations[CHAIN]
+        allowed_EO = self.state.space.allowed_mask(CHAIN, alpha_EO.device)
+        return target.distance(self.method.relaxation.probabilities(alpha_EO, allowed_EO))
+
+    def _follow_target(self) -> None:
+        """Let the factor of the cost follow the distance of this step."""
+        target = self.state.target
+        if target is not None:
+            with torch.no_grad():
+                target.follow(self._distance(target))
+
+    def final_genotype(self) -> tuple[AnyGenotype, TargetReport | None]:
+        """What was found at the end, and where a cost was aimed at, how near it is."""
+        state = self.state
+        if state.target is None:
+            return self.method.final_genotype(state), None
+        return state.target.read_off(self.method.probabilities(state.space, state.alphas)[CHAIN])
 
     def _both_at_once(self, number: int, batch: Any) -> Tensor:
         """Single level: one loss, one backward pass, one step of each."""
@@ -238,6 +277,7 @@ class Searcher:
             parameter.grad = None
         weight_step(objective.network, total, self.state.weight_optimizer, self.method.sgd.clip_norm)
         if self.moves_architecture and architecture_optimizer is not None:
+            self._follow_target()
             architecture_optimizer.step()
         return torch.stack([value.detach(), total.detach()])
 

@@ -14,6 +14,7 @@ from engine.optim import load_optimizer
 from oneshot.axes.alphas import Alphas
 from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.axes.progress import Progress
+from oneshot.chains.target import CostTarget
 from oneshot.objectives.objective import Objective
 from oneshot.spaces.search_space import SearchSpace
 
@@ -31,6 +32,7 @@ class SearchState:
         seed: of what is drawn in each step.
         progress: where the search is.
         samples_operations: whether the network runs some of its operations only.
+        target: the cost that a search of a chain ends at; None: any.
     """
 
     space: SearchSpace
@@ -41,6 +43,7 @@ class SearchState:
     seed: int
     progress: Progress
     samples_operations: bool
+    target: CostTarget | None = None
 
     @property
     def device(self) -> torch.device:
@@ -87,6 +90,7 @@ class SearchState:
             "alphas": [parameter.detach() for parameter in self.alphas.all()],
             "architecture_optimizer": None if architecture is None else architecture.state_dict(),
             "objective": self.objective.state(),
+            "target": None if self.target is None else self.target.integral,
             "controller": None if controller is None else controller.state_dict(),
         }
 
@@ -102,6 +106,8 @@ class SearchState:
         if self.architecture_optimizer is not None:
             load_optimizer(self.architecture_optimizer, state["architecture_optimizer"])
         self.objective.load(state["objective"])
+        if self.target is not None:
+            self.target.integral.copy_(state["target"])
         # The controller's parameters are among the alphas; its average of rewards is not.
         if self.alphas.controller is not None:
             self.alphas.controller.load_state_dict(state["controller"])

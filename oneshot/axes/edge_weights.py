@@ -25,6 +25,8 @@ class EdgeWeights(NamedTuple):
         skip: weight of a skip connection beside the operations (DARTS-); at stride 2 it is a factorized
             reduction with weights of its own.
         active_EO: `active` as booleans on the device, where the device drew them.
+        expected_EO: probabilities by which the expected cost is weighed, where weights are 0 or 1
+            (ProxylessNAS); None: the weights.
     """
 
     weight_EO: Tensor
@@ -33,6 +35,7 @@ class EdgeWeights(NamedTuple):
     offset_E: Tensor | None = None
     skip: Tensor | None = None
     active_EO: Tensor | None = None
+    expected_EO: Tensor | None = None
 
     def runs(self) -> Tensor:
         """(E, O) booleans on the device: which operations run, where a method samples."""

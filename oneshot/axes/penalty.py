@@ -189,7 +189,9 @@ class CostPenalty(Config):
         # Costs are summed over all cells of a kind already.
         of_cells = []
         for kind, cost_EO in inputs.costs.items():
-            of_cells.append((inputs.edge_weights[kind].weight_EO * cost_EO).sum())
+            weights = inputs.edge_weights[kind]
+            share_EO = weights.weight_EO if weights.expected_EO is None else weights.expected_EO
+            of_cells.append((share_EO * cost_EO).sum())
         return inputs.constant + torch.stack(of_cells).sum()
 
     def __call__(self, loss: Tensor, inputs: PenaltyInputs) -> Tensor:

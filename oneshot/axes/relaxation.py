@@ -206,6 +206,59 @@ class GumbelSoft(Softmax):
         return EdgeWeights(((alpha_EO + gumbel_EO) / tau).softmax(-1))
 
 
+class BinaryGates(Softmax):
+    """ProxylessNAS (2019, arXiv:1812.00332): one path an edge is active, drawn from softmax(alpha).
+
+    A step of the weights runs the active path alone. A step of the architecture draws two paths, makes one of
+    them active by their own softmax, and runs both: the gradient of the gates is that of this softmax of two.
+    The released code's other mode, `all`, draws one and runs all.
+    """
+
+    name: Literal["binary_gates"] = "binary_gates"  # type: ignore[assignment]
+    samples_operations: ClassVar[bool] = True
+    paths: Literal["two", "all"] = Field("two", description="that run in a step of the architecture")
+
+    def mix(
+        self, alpha_EO: Tensor, allowed_EO: Tensor, progress: Progress, draws: torch.Generator
+    ) -> EdgeWeights:
+        """One active path an edge."""
+        alpha_EO = alpha_EO.masked_fill(~allowed_EO, -torch.inf)
+        # Drawn on CPU: the same seed draws the same on every device.
+        probability_EO = alpha_EO.detach().softmax(-1).cpu()
+        # The weights' step needs no gradient of alphas, so nothing but the active path has to run.
+        if not torch.is_grad_enabled():
+            drawn_E1 = torch.multinomial(probability_EO, 1, generator=draws)
+            hot = torch.zeros_like(probability_EO).scatter(1, drawn_E1, 1.0)
+            return EdgeWeights(hot.to(alpha_EO.device), tuple((column,) for (column,) in drawn_E1.tolist()))
+        if self.paths == "all":
+            drawn_E1 = torch.multinomial(probability_EO, 1, generator=draws)
+            every = torch.arange(alpha_EO.shape[1]).expand(alpha_EO.shape)
+            return self.given(alpha_EO, every, drawn_E1)
+        pair_E2 = torch.multinomial(probability_EO, 2, replacement=False, generator=draws)
+        of_two = alpha_EO.detach().cpu().gather(1, pair_E2).softmax(-1)
+        drawn_E1 = pair_E2.gather(1, torch.multinomial(of_two, 1, generator=draws))
+        return self.given(alpha_EO, pair_E2, drawn_E1)
+
+    def given(self, alpha_EO: Tensor, paths_EK: Tensor, drawn_E1: Tensor) -> EdgeWeights:
+        """The edge weights for given draws.
+
+        Args:
+            alpha_EO: minus infinity where an operation does not compete.
+            paths_EK: the columns of the paths that run, on CPU.
+            drawn_E1: the column of the active one.
+        """
+        device = alpha_EO.device
+        columns = paths_EK.to(device)
+        among = alpha_EO.gather(1, columns).softmax(-1)
+        soft_EO = torch.zeros_like(alpha_EO).scatter(1, columns, among)
+        hot_EO = torch.zeros_like(alpha_EO).scatter(1, drawn_E1.to(device), 1.0)
+        active = None
+        if paths_EK.shape[1] < alpha_EO.shape[1]:
+            active = tuple(tuple(sorted(row)) for row in paths_EK.tolist())
+        # Of value 0 or 1; the gradient is that of the softmax over the paths that run.
+        return EdgeWeights(hot_EO + (soft_EO - soft_EO.detach()), active, expected_EO=soft_EO)
+
+
 def gumbel_noise(like: Tensor, draws: torch.Generator) -> Tensor:
     """Gumbel noise of the shape of `like`, drawn on CPU and moved to its device."""
     # Minus the logarithm of an exponential variable is a Gumbel variable.
@@ -214,5 +267,6 @@ def gumbel_noise(like: Tensor, draws: torch.Generator) -> Tensor:
 
 
 Relaxation = Annotated[
-    Softmax | Simplex | GumbelHard | HardConcrete | GumbelSoft, Field(discriminator="name")
+    Softmax | Simplex | GumbelHard | HardConcrete | GumbelSoft | BinaryGates,
+    Field(discriminator="name"),
 ]

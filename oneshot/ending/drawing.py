@@ -17,8 +17,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, FancyBboxPatch
 
 from engine.runs.writing import atomic
+from oneshot.chains.drawing import chain_weights_over_time, draw_chain
+from oneshot.chains.genotype import ChainGenotype
+from oneshot.chains.space import ChainSpace
 from oneshot.spaces.cells import CellSpace, find_space
-from oneshot.spaces.genotype import Cell, Genotype
+from oneshot.spaces.genotype import AnyGenotype, Cell, Genotype
+from oneshot.spaces.search_space import SearchSpace
 
 INK, QUIET = "#1b1f24", "#8a939d"
 FILLS = {"conv": "#cfe3fb", "pool": "#d6efd8", "skip": "#fdeac2", "none": "#ffffff"}
@@ -40,8 +44,10 @@ LINE = 1.2  # width of wires, in points
 RC: dict[Any, Any] = {"svg.hashsalt": "cell", "font.family": "DejaVu Sans", "font.size": 9}
 
 
-def draw_genotype(genotype: Genotype, path: Path) -> list[Path]:
+def draw_genotype(genotype: AnyGenotype, path: Path) -> list[Path]:
     """Write `path`.svg and `path`.png. The same genotype gives the same bytes."""
+    if isinstance(genotype, ChainGenotype):
+        return draw_chain(genotype, path)
     figure = picture(genotype)
     return [_save(figure, path.with_name(path.name + suffix)) for suffix in (".svg", ".png")]
 
@@ -171,7 +177,7 @@ def label(operation: str) -> str:
     return " ".join(names) + "\n" + " ".join(kernels)
 
 
-def alphas_over_time(history: Sequence[Mapping[str, Any]], space: CellSpace, path: Path) -> Path:
+def alphas_over_time(history: Sequence[Mapping[str, Any]], space: SearchSpace, path: Path) -> Path:
     """Write a PNG with one small plot for each edge: the weight of each of its operations by epoch.
 
     Args:
@@ -179,6 +185,9 @@ def alphas_over_time(history: Sequence[Mapping[str, Any]], space: CellSpace, pat
         space: what E and O mean.
         path: the file.
     """
+    if isinstance(space, ChainSpace):
+        return chain_weights_over_time(history, space, path)
+    assert isinstance(space, CellSpace)
     kinds = [kind for kind in space.cells if kind in history[0]]
     rows, columns = space.nodes, space.inputs + space.nodes - 1
     head, height, width = 0.6, rows * PANEL[1], columns * PANEL[0] + 0.55

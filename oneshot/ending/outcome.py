@@ -14,13 +14,20 @@ from engine.data.npz import Npz
 from engine.data.sources import AnyData
 from engine.data.text import Grammar, TextFolder
 from engine.data.torchvision_sets import Torchvision
+from oneshot.chains.genotype import ChainGenotype
+from oneshot.chains.target import TargetReport
 from oneshot.nasbench201.baselines import reference_lines
 from oneshot.nasbench201.table import AccuracyTable, Dataset
+from oneshot.objectives.images import ImageObjective
+from oneshot.objectives.objective import Objective
 from oneshot.searcher import Searcher
-from oneshot.spaces.cells import find_space
+from oneshot.spaces.cells import SPACES, find_space
 from oneshot.spaces.costs import edge_costs, published_shape
-from oneshot.spaces.genotype import Genotype
+from oneshot.spaces.genotype import AnyGenotype, Genotype
 
+CELL_SPACES = tuple(space.name for space in SPACES)
+# What is said of a search whose two levels learn from the same images.
+LEVELS = {"single": "single level", "released": "single level, in turn as released"}
 LARGE = 96  # images with sides of so many pixels and more get the stem of ImageNet
 
 
@@ -29,13 +36,38 @@ def print_introduction(searcher: Searcher) -> None:
     method, state, objective = searcher.method, searcher.state, searcher.state.objective
     how = "sampled"
     if method.has_architecture_step:
-        how = f"{method.order} order" if method.level == "bilevel" else "single level"
+        how = LEVELS.get(method.level, f"{method.order} order")
     print(
         f"method {method.name} ({how}) on space {state.space.name}; "
         f"search network of {format_count(count_parameters(objective.network))} parameters"
     )
     steps = objective.steps(0)
     print(f"{objective.about}; {searcher.epochs} epochs of {steps} steps; device {state.device}")
+
+
+def print_found(genotype: AnyGenotype, objective: Objective, report: TargetReport | None) -> None:
+    """Print what was found, and how near to a target it is."""
+    if isinstance(genotype, ChainGenotype):
+        print_chain(genotype, objective)
+    else:
+        print_genotype(genotype)
+    if report is not None:
+        print(report.sentence())
+
+
+def print_chain(genotype: ChainGenotype, objective: Objective) -> None:
+    """Print the layers of a chain, and what it costs on the images that were searched on."""
+    grid = Grid("channels", "stride", "layers")
+    number = 0
+    for stage in genotype.space.stages:
+        layers = genotype.layers[number : number + stage.layers]
+        grid.add_row(str(stage.width), str(stage.stride), " ".join(layers))
+        number += stage.layers
+    plain_console().print(grid)
+    assert isinstance(objective, ImageObjective)
+    macs, params = genotype.cost(objective.image)
+    size = objective.image.size
+    print(f"{format_count(params)} parameters, {format_count(macs)} MACs on images of {size} pixels")
 
 
 def print_genotype(genotype: Genotype) -> None:
@@ -78,6 +110,8 @@ def retrain_command(path: Path, space: str, data: AnyData) -> str:
 
 def _retrain_flags(space: str, data: AnyData) -> list[Any]:
     """The flags of the recipe and of the data."""
+    if space not in CELL_SPACES:
+        return _chain_flags(data)
     small = "oneshot/retrain_nasbench201" if space == "nasbench201" else "oneshot/retrain_cifar"
     match data:
         case Npz():
@@ -96,4 +130,18 @@ def _retrain_flags(space: str, data: AnyData) -> list[Any]:
             return ["--data", data.name, "--data.path", data.path]
         case Grammar():
             return ["--data", data.name, "--data.sentences", data.sentences]
+    return []
+
+
+def _chain_flags(data: AnyData) -> list[Any]:
+    """The flags of a chain's recipe and of the data."""
+    match data:
+        case Npz():
+            return ["--config", "oneshot/retrain_chain_small", "--data", data.name, "--data.path", data.path]
+        case Torchvision() | ImageFolder():
+            large = isinstance(data, ImageFolder) and data.size >= LARGE
+            recipe = "oneshot/retrain_chain" if large else "oneshot/retrain_chain_small"
+            named = ["--data", data.name, "--data.path", data.path]
+            size = ["--data.size", data.size] if isinstance(data, ImageFolder) else ["--data.val", 0.02]
+            return ["--config", recipe, *named, *size]
     return []

@@ -10,13 +10,28 @@ from oneshot.methods.darts_minus import DartsMinus
 from oneshot.methods.gaea import Gaea, GaeaPcDarts
 from oneshot.methods.pc_darts import PcDarts
 from oneshot.methods.sampled.enas import Enas
+from oneshot.methods.sampled.fbnet import FbNet
 from oneshot.methods.sampled.gdas import Gdas
 from oneshot.methods.sampled.pr_darts import PrDarts
+from oneshot.methods.sampled.proxyless import Proxyless, ProxylessR
 from oneshot.methods.sampled.random_ws import RandomWs
 from oneshot.methods.snas import Snas
 
 # pydantic picks the class by its field `name`.
 MethodConfig = Annotated[
-    Darts | PcDarts | BetaDarts | PrDarts | Gaea | GaeaPcDarts | Gdas | DartsMinus | RandomWs | Enas | Snas,
+    Darts
+    | PcDarts
+    | BetaDarts
+    | PrDarts
+    | Gaea
+    | GaeaPcDarts
+    | Gdas
+    | DartsMinus
+    | RandomWs
+    | Enas
+    | Snas
+    | Proxyless
+    | ProxylessR
+    | FbNet,
     Field(discriminator="name"),
 ]
