@@ -17,6 +17,7 @@ from torch import Tensor
 
 from engine.command.cli import main
 from engine.command.start import say
+from engine.compute.compiling import ABOUT_COMPILE, compile_parts, eagerly
 from engine.compute.distributed import Ranks
 from engine.compute.evaluation import confusion
 from engine.compute.gradients import GradientAverage
@@ -39,6 +40,7 @@ from oneshot.chains.genotype import ChainGenotype, published_chains
 from oneshot.language import NO_BF16, Language, LanguageSettings
 from oneshot.language_training import train_language
 from oneshot.networks.final import FinalNetwork
+from oneshot.networks.final_nasbench201 import FinalNasBench201Network
 from oneshot.spaces.genotype import Genotype
 from oneshot.spaces.read_genotype import find_genotype, published_genotypes
 from oneshot.trained import (
@@ -141,6 +143,7 @@ class Retrain(TrainingCommand):
     )
 
     graphs: Graphs = Field("auto", description=ABOUT_GRAPHS)
+    compile: bool = Field(False, description=ABOUT_COMPILE)
 
     @classmethod
     def usual_recipe(cls, given: dict[str, Any]) -> str | None:
@@ -207,7 +210,10 @@ class Retrain(TrainingCommand):
         if self.finished_before(ranks):
             return self.say_finished()
         text = load_text(self.data)
-        graphed_step(self.graphs, device, "a recurrent cell reads windows of changing length")
+        changes = "a recurrent cell reads windows of changing length"
+        graphed_step(self.graphs, device, changes)
+        if self.compile:
+            print(f"the network is not compiled: {changes}")
         run = self.start(ranks, device)
         settings = Language(**self.language.model_dump(), epochs=self.epochs, batch=self.batch_size)
         status = train_language(run, genotype, text, settings, self.seed, device, self.saving)
@@ -236,6 +242,8 @@ class Retraining(Training):
         self.graph: GraphedStep | None = None  # launches the steps; None: they run eagerly
         self.restore()
         self.use_graphs(config.graphs)
+        if config.compile and isinstance(network, FinalNetwork | FinalNasBench201Network):
+            compile_parts(network.compiled_parts())
 
     def use_graphs(self, graphs: Graphs) -> None:
         """Launch steps as graphs from now on, where that is wanted and possible."""
@@ -333,7 +341,8 @@ class Retraining(Training):
         self.network.eval()
         for split in splits:
             batches = self.data.evaluation_batches(split)
-            confusion_KK = confusion(self.network, batches, len(classes))
+            with eagerly():
+                confusion_KK = confusion(self.network, batches, len(classes))
             point[f"{split}_accuracy"] = overall_accuracy(confusion_KK)
             name = "validation" if split == "val" else split
             said.append(f"{describe_confusion(confusion_KK, classes)}, on {name} images")

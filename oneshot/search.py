@@ -13,6 +13,7 @@ from torch import nn
 
 from engine.command.cli import main
 from engine.command.start import say
+from engine.compute.compiling import ABOUT_COMPILE
 from engine.compute.device import device_facts, pick_device, use_threads
 from engine.compute.graphs import ABOUT_GRAPHS, Graphs
 from engine.compute.peak_memory import device_memory
@@ -172,6 +173,7 @@ class Search(LoopCommand):
         ),
     )
     graphs: Graphs = Field("auto", description=ABOUT_GRAPHS)
+    compile: bool = Field(False, description=ABOUT_COMPILE)
     seed: int = Field(0, ge=0, description="seed of weights, order, augmentation, draws and the halves")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch decides")
@@ -324,6 +326,8 @@ class Search(LoopCommand):
         loop = SearchLoop(run, searcher, monitoring)
         # After a resumed search took up its state, which a graph must not see replaced.
         searcher.use_graphs(self.graphs)
+        if self.compile:
+            searcher.compile()
         loop.saving = self.saving
         return loop.run() or self._say_next()
 

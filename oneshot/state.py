@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.compute.compiling import eagerly
 from engine.compute.device import send_together
 from engine.optim import load_optimizer
 from engine.seed import derive
@@ -108,7 +109,8 @@ class SearchState:
         statistics of its own.
         """
         self.objective.network.train(self.samples_operations)
-        with torch.no_grad():
+        # Batches of other sizes: compiled parts would be compiled again for each.
+        with torch.no_grad(), eagerly():
             yield
         self.objective.network.train()
 

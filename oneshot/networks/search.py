@@ -132,6 +132,10 @@ class DartsNetwork(nn.Module):
             state = F.relu(self.norm(state))
         return self.classifier(state.mean((2, 3)))
 
+    def compiled_parts(self) -> list[nn.Module]:
+        """What torch.compile compiles: cells, of which many are alike."""
+        return list(self.cells)
+
 
 class NasBench201Network(nn.Module):
     """NAS-Bench-201's search network: three stages of `cells` cells, residual blocks between them.
@@ -190,3 +194,7 @@ class NasBench201Network(nn.Module):
             else:
                 x = block(x)
         return self.classifier(F.relu(self.norm(x)).mean((2, 3)))
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """What torch.compile compiles: cells and the blocks between them."""
+        return list(self.blocks)

@@ -1,5 +1,6 @@
 """A search on images: classification, on the space of DARTS or of NAS-Bench-201."""
 
+import contextlib
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.compute.compiling import eagerly
 from engine.compute.evaluation import accuracy
 from engine.compute.precision import autocast
 from engine.data.dataset import Data, Subset
@@ -62,7 +64,8 @@ class ImageLoss:
         """See `LossFn`."""
         x, y = batch
         inputs = (x, edge_weights, create_graph)
-        with autocast(x.device):
+        # Compiled parts cannot be differentiated twice.
+        with autocast(x.device), eagerly() if create_graph else contextlib.nullcontext():
             if weights is None:
                 logits = self.network(*inputs)
             else:
