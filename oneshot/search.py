@@ -33,7 +33,9 @@ from oneshot.chains.layers import ImageShape
 from oneshot.chains.network import ChainNetwork
 from oneshot.chains.space import ChainSpace
 from oneshot.chains.target import CostTarget, parse_target
-from oneshot.ending.outcome import retrain_command
+from oneshot.ending.outcome import retrain_command, retrain_recipe
+from oneshot.ending.published import changes_of
+from oneshot.ending.record import Change
 from oneshot.methods import MethodConfig
 from oneshot.methods.darts import Darts
 from oneshot.methods.method import Method
@@ -265,12 +267,28 @@ class Search(LoopCommand):
             table=table,
             dataset=self.dataset,
             table_budget=self.table_budget,
+            changes=self._changes(method),
+            recipe=retrain_recipe(self.space, self.data),
         )
         loop = SearchLoop(run, searcher, monitoring)
         # After a resumed search took up its state, which a graph must not see replaced.
         searcher.use_graphs(self.graphs)
         loop.saving = self.saving
         return loop.run() or self._say_next()
+
+    def _changes(self, method: Method) -> tuple[Change, ...]:
+        """Settings that differ from the method's own on this space."""
+        flags = {
+            "epochs": self.epochs or method.epochs,
+            "batch_size": self.batch_size or method.batch_size,
+            "channels": self.width,
+        }
+        others: dict[str, tuple[Any, Any]] = {}
+        if self.cells is not None:
+            others["cells"] = (_usual_cells(self.space), self.cells)
+        if self.space == "recurrent":
+            others["text"] = (TextSettings().model_dump(mode="json"), self.text.model_dump(mode="json"))
+        return changes_of(method, self.space, flags, others)
 
     def _say_next(self) -> int:
         say(f"next: {retrain_command(self.out, self.space, self.data)}")
@@ -328,8 +346,7 @@ class Search(LoopCommand):
             return TextObjective(load_text(self.data), self.text, batch_size, self.seed, device)
         data = load_data(self.data, device, self.seed)
         print_classes(data)
-        # As published: 5 in each of three stages, or 8 in the whole network.
-        cells = self.cells or (5 if space.name == "nasbench201" else 8)
+        cells = self.cells or _usual_cells(space.name)
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
             torch.manual_seed(derive(self.seed, "weights"))
             if isinstance(space, ChainSpace):
@@ -347,6 +364,11 @@ def _section(values: dict[str, Any], name: str) -> Any:
     """A section of a configuration, where a name alone is short for the section with that name."""
     section = values.get(name, {})
     return {"name": section} if isinstance(section, str) else section
+
+
+def _usual_cells(space: str) -> int:
+    """As published: 5 in each of three stages, or 8 in the whole network."""
+    return 5 if space == "nasbench201" else 8
 
 
 def _usual_data(space: str, data: dict[str, Any]) -> str:
