@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from engine import training
+from engine.compute import evaluation
+from engine.compute.precision import float32_as_exported
 from engine.data.augment import resize
 from engine.data.dataset import Batch, Data
 from engine.statistics import Counts
@@ -18,8 +19,9 @@ from ofa.space.arch import Arch
 from ofa.subnet import Subnet, extract
 from ofa.supernet import Supernet
 
-# On CPU, larger maps than these cost more in page faults than in arithmetic: 3 times as much at 256 x 128 px.
-EVALUATION_BATCH = 64
+# The same on every device: a layer behind another sees inputs that were normalised by their own batch, so
+# its statistics depend on what a batch is. An evaluation has larger batches where the device has memory.
+CALIBRATION_BATCH = 64
 
 
 def prepare(supernet: Supernet, arch: Arch, data: Data, images: int) -> Subnet:
@@ -34,10 +36,11 @@ def prepare(supernet: Supernet, arch: Arch, data: Data, images: int) -> Subnet:
     Returns:
         The subnet in eval mode, on the supernet's device.
     """
-    return calibrate(extract(supernet, arch), data.batches("train", EVALUATION_BATCH, images))
+    return calibrate(extract(supernet, arch), data.batches("train", CALIBRATION_BATCH, images))
 
 
 @torch.no_grad()
+@float32_as_exported()
 def calibrate(subnet: Subnet, batches: Iterable[Batch]) -> Subnet:
     """Give every BatchNorm its exact statistics over `batches`, and switch to eval mode.
 
@@ -81,12 +84,12 @@ def subnet_accuracy(subnet: Subnet, batches: Iterable[Batch]) -> float:
         batches: pairs of images (N, C, side, side), which are resized to the subnet's resolution, and labels.
     """
 
-    return training.accuracy(_on_squares(subnet), batches)
+    return evaluation.accuracy(_on_squares(subnet), batches)
 
 
 def subnet_confusion(subnet: Subnet, batches: Iterable[Batch], classes: int) -> Counts:
-    """How many images of each class the subnet took for each class; see `engine.training.confusion`."""
-    return training.confusion(_on_squares(subnet), batches, classes)
+    """How many images of each class the subnet took for each class, as `evaluation.confusion` counts them."""
+    return evaluation.confusion(_on_squares(subnet), batches, classes)
 
 
 def _on_squares(subnet: Subnet) -> Callable[[Tensor], Tensor]:

@@ -100,7 +100,7 @@ class Train(Recipe):
         # A single architecture has nothing to draw: no tables are estimated for it.
         sampling = Uniform() if single_arch else self.sandwich.sampling
         sampler = build_sampler(sampling, space, len(data.classes), data.channels)
-        run = config.start(ranks)
+        run = config.start(ranks, device)
         _introduce(config, space, data, single_arch)
         if ranks.first:
             model = model_of(space, single_arch, data, self.calibration_images, weights)

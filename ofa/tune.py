@@ -161,7 +161,7 @@ class Tune(TuningSettings):
         tunings = []
         for name, arch in archs.items():
             config = fitted._for(name)
-            run = config.start(ranks)
+            run = config.start(ranks, device)
             network = single_network(supernet, arch)
             of_network: dict[str, Any] = {"space": network.space, "arch": largest(network.space)}
             of_network |= {"pretrained_only": False, "converted": None}  # it has learned these classes

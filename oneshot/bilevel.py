@@ -77,7 +77,7 @@ class VirtualStep:
         # The order of torch: clip the gradient, add the decay, then let momentum gather both.
         directions = laid_out_as(before, gradients)
         if self.clip_norm is not None:
-            directions = list(torch._foreach_mul(directions, scale))
+            directions = _scaled(directions, scale)
         directions = list(torch._foreach_add(directions, before, alpha=self.weight_decay))
         gathered = [number for number, buffer in enumerate(self.buffers) if buffer is not None]
         if gathered and self.momentum:
@@ -91,6 +91,14 @@ class VirtualStep:
         for name in self.still:
             moved[name] = weights[name]
         return moved, scale
+
+
+def _scaled(directions: list[Tensor], scale: Tensor | float) -> list[Tensor]:
+    """The directions times their common factor."""
+    # torch 2.14 fails at the gradient of a list's factor; `exact` needs it, since the factor clips.
+    if isinstance(scale, Tensor) and scale.requires_grad:
+        return [direction * scale for direction in directions]
+    return list(torch._foreach_mul(directions, scale))
 
 
 class BilevelProblem(NamedTuple):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine.checkpoint import load_weights
 from engine.command.progress import Advance
+from engine.compute.precision import float32_as_exported
 from engine.config import Config, validate
 from engine.data.text import columns, window
 from engine.errors import UserError
@@ -17,6 +18,9 @@ from engine.run import Run, read_json
 from oneshot.networks.dropout import Dropout
 from oneshot.networks.recurrent import KIND, CellNetwork
 from oneshot.spaces.genotype import Genotype
+
+# The hidden state goes through thousands of steps, each of which would round it to 8 bits.
+NO_BF16 = "A recurrent cell is trained in float32 or tf32; leave out --precision bf16."
 
 
 class Language(Config):
@@ -92,6 +96,7 @@ def _no_progress(note: str) -> None:
 
 
 @torch.no_grad()
+@float32_as_exported()
 def cross_entropy(
     network: CellNetwork, words_N: Tensor, batch: int, bptt: int, advance: Advance = _no_progress
 ) -> float:

@@ -9,12 +9,17 @@ from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field, field_validator, model_validator
-from torch import nn
 
 from engine.command.cli import main
 from engine.command.start import say
-from engine.compute.device import pick_device, use_threads
+from engine.compute.device import device_facts, pick_device, use_threads
 from engine.compute.graphs import ABOUT_GRAPHS, Graphs
+from engine.compute.precision import (
+    TrainingPrecision,
+    describe_precision,
+    precision_on,
+    training_in,
+)
 from engine.config import Located, merge, models_in, validate
 from engine.data.digits import Digits
 from engine.data.sources import AnyData, load_data
@@ -24,29 +29,33 @@ from engine.loop import LoopCommand
 from engine.outside.names import expanded
 from engine.run import Run
 from engine.runs.lock import write_lock
-from engine.seed import derive
 from engine.training import print_classes
 from oneshot.axes.operation_costs import operation_costs
 from oneshot.axes.penalty import CostPenalty, Penalty
 from oneshot.chains.costs import costs_of
-from oneshot.chains.layers import ImageShape
-from oneshot.chains.network import ChainNetwork
 from oneshot.chains.space import ChainSpace
 from oneshot.chains.target import CostTarget, parse_target
 from oneshot.ending.outcome import retrain_command, retrain_recipe
 from oneshot.ending.published import changes_of
 from oneshot.ending.record import Change
+from oneshot.language import NO_BF16
 from oneshot.methods import MethodConfig
 from oneshot.methods.darts import Darts
 from oneshot.methods.method import Method
 from oneshot.nasbench201.table import AccuracyTable, Dataset
-from oneshot.objectives.images import ImageObjective, search_network
+from oneshot.objectives.building import image_objective, usual_cells
+from oneshot.objectives.images import ImageObjective
 from oneshot.objectives.objective import Objective
 from oneshot.objectives.text import TextObjective, TextSettings
 from oneshot.search_loop import Monitoring, SearchLoop
 from oneshot.searcher import Searcher
-from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.search_space import SearchSpace, find_search_space
+
+# Measured on CPU: benchmarks/records/2026-11-30-precision.md.
+BF16_TURNS = (
+    "bf16: the gradient of the architecture turns by TODO of its length while the loss hardly moves, so "
+    "another cell may be found; tf32 turns it by TODO"
+)
 
 
 class Search(LoopCommand):
@@ -143,7 +152,13 @@ class Search(LoopCommand):
             "epoch; none: all of them"
         ),
     )
-    bf16: bool = Field(False, description="compute in bfloat16 where that is safe: faster on recent GPUs")
+    precision: TrainingPrecision | None = Field(
+        None,
+        description=(
+            "what layers compute in: float32, tf32 or bf16, which turns the architecture's gradient; none: "
+            "tf32 on a GPU that has it, else float32. Measurements are in float32"
+        ),
+    )
     graphs: Graphs = Field("auto", description=ABOUT_GRAPHS)
     seed: int = Field(0, ge=0, description="seed of weights, order, augmentation, draws and the halves")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
@@ -200,6 +215,8 @@ class Search(LoopCommand):
                 f"space {self.space} and data {self.data.name} do not go together; text is for space "
                 "recurrent, images for others"
             )
+        if text and self.precision == "bf16":
+            raise ValueError(NO_BF16)
         if self.table and self.space != "nasbench201":
             raise ValueError("table holds results of NAS-Bench-201; give it with --space nasbench201")
         if not text and self.width % self.method.partial:
@@ -252,13 +269,30 @@ class Search(LoopCommand):
             print(f"{self.out} is finished already.")
             return self._say_next()
         device = pick_device(self.device)
+        precision = precision_on(device, self.precision, "tf32", cpu_has_bf16=True)
+        said = describe_precision(device, precision, self.precision, "tf32")
+        if said or precision == "bf16":
+            print(said or BF16_TURNS)
+        # Every step of a search has the same shapes.
+        with training_in(precision, static_shapes=True):
+            return self._search_on(device, precision, space, method, table)
+
+    def _search_on(
+        self,
+        device: torch.device,
+        precision: TrainingPrecision,
+        space: SearchSpace,
+        method: Method,
+        table: AccuracyTable | None,
+    ) -> int:
+        """Search in a run folder that is started or continued here; return the exit status."""
         objective = self._objective(space, method, device)
         image = objective.image if isinstance(objective, ImageObjective) else None
         costs = operation_costs(method.penalties, space, device, image)
         target = self._target(space, method, objective)
         epochs = self.epochs or method.epochs
         searcher = Searcher(method, space, objective, self.seed, epochs, costs, target)
-        facts = {"threads": torch.get_num_threads()}
+        facts = device_facts(device, precision)
         run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite, facts=facts)
         monitoring = Monitoring(
             evaluate_images=self.evaluate_images,
@@ -283,11 +317,9 @@ class Search(LoopCommand):
             "batch_size": self.batch_size or method.batch_size,
             "channels": self.width,
         }
-        others: dict[str, tuple[Any, Any]] = {}
-        if self.cells is not None:
-            others["cells"] = (_usual_cells(self.space), self.cells)
-        if self.space == "recurrent":
-            others["text"] = (TextSettings().model_dump(mode="json"), self.text.model_dump(mode="json"))
+        cells = usual_cells(self.space)
+        text, own_text = self.text.model_dump(mode="json"), TextSettings().model_dump(mode="json")
+        others = {"cells": (cells, self.cells or cells), "text": (own_text, text)}
         return changes_of(method, self.space, flags, others)
 
     def _say_next(self) -> int:
@@ -346,29 +378,14 @@ class Search(LoopCommand):
             return TextObjective(load_text(self.data), self.text, batch_size, self.seed, device)
         data = load_data(self.data, device, self.seed)
         print_classes(data)
-        cells = self.cells or _usual_cells(space.name)
-        with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
-            torch.manual_seed(derive(self.seed, "weights"))
-            if isinstance(space, ChainSpace):
-                image = ImageShape(data.size, data.channels, len(data.classes))
-                network: nn.Module = ChainNetwork(space, image)
-            else:
-                assert isinstance(space, CellSpace)
-                classes, inputs = len(data.classes), data.channels
-                network = search_network(space, method, self.width, cells, classes, inputs)
-        two_batches = method.level == "released"
-        return ImageObjective(network, data, batch_size, method.level != "bilevel", self.bf16, two_batches)
+        cells = self.cells or usual_cells(space.name)
+        return image_objective(space, method, data, self.width, cells, batch_size, self.seed)
 
 
 def _section(values: dict[str, Any], name: str) -> Any:
     """A section of a configuration, where a name alone is short for the section with that name."""
     section = values.get(name, {})
     return {"name": section} if isinstance(section, str) else section
-
-
-def _usual_cells(space: str) -> int:
-    """As published: 5 in each of three stages, or 8 in the whole network."""
-    return 5 if space == "nasbench201" else 8
 
 
 def _usual_data(space: str, data: dict[str, Any]) -> str:

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from engine.compute.graphs import GraphedStep, Graphs, graphed_step, steady
+from engine.compute.precision import float32_as_exported
 from engine.optim import computes_fused, set_learning_rate
 from engine.seed import torch_generator
 from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.axes.operation_costs import OperationCosts
 from oneshot.axes.penalty import PenaltyInputs
 from oneshot.axes.progress import Progress
+from oneshot.axes.relaxation import Simplex, Softmax
 from oneshot.bilevel import (
     BilevelProblem,
     dominant_eigenvalue,
@@ -108,8 +110,14 @@ class Searcher:
 
     def varies(self) -> str | None:
         """Why the steps of an epoch are not all alike, so that none can be recorded; None: they are."""
-        if self.method.samples_operations:
-            return f"method {self.method.name} draws in each step which operations run"
+        method = self.method
+        # Others draw in each step, or may do so.
+        usual = type(method).weigh_edges is Method.weigh_edges and type(method.relaxation) in (
+            Softmax,
+            Simplex,
+        )
+        if method.samples_operations or not usual:
+            return f"method {method.name} draws in each step"
         if self.state.space.name == "recurrent":
             return "a search on text reads windows of changing length"
         return None
@@ -264,6 +272,7 @@ class Searcher:
             edge_weights = self.edge_weights("measure")
         return self.state.measure(edge_weights, limit)
 
+    @float32_as_exported()
     def eigenvalue(self, batch: Any) -> float:
         """The dominant eigenvalue of the validation loss's Hessian in the architecture's parameters.
 

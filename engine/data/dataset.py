@@ -16,6 +16,7 @@ from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
 from engine.compute.distributed import ALONE, Ranks
+from engine.compute.evaluation import CPU_BATCH, evaluation_batch
 from engine.config import Config
 from engine.data.augment import mixup
 from engine.data.balance import Balance, Ints, balanced_order, class_weights
@@ -193,6 +194,20 @@ class Data(ABC):
             batch_size: images in a batch; the last one may have fewer.
             limit: stop after this many images.
         """
+
+    def evaluation_batches(
+        self, split: Split, limit: int | None = None, on_cpu: int = CPU_BATCH
+    ) -> Iterator[Batch]:
+        """The batches of a split to judge a network on, as large as suits the device.
+
+        Only for what does not depend on batches, as a network in eval mode does not.
+
+        Args:
+            split: which images.
+            limit: stop after this many images.
+            on_cpu: images in a batch on a CPU.
+        """
+        return self.batches(split, evaluation_batch(self.device, self.size, on_cpu), limit)
 
     def size_of(self, subset: Subset) -> int:
         """Number of images in `subset`."""

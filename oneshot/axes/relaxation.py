@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from engine.compute.device import send, send_together
 from engine.config import Config
 from oneshot.axes.edge_weights import EdgeWeights
 from oneshot.axes.progress import Progress
@@ -36,6 +37,9 @@ class Softmax(Config):
         self, alpha_EO: Tensor, allowed_EO: Tensor, progress: Progress, draws: torch.Generator
     ) -> EdgeWeights:
         """The edge weights of one forward pass.
+
+        What was drawn on the device is in `active_EO`, and not in `active`: `read_active` reads that for all
+        kinds of cell at once.
 
         Args:
             draws: a generator on CPU; the same state draws the same, on every device.
@@ -91,11 +95,11 @@ class GumbelHard(Softmax):
         soft = ((alpha_EO.log_softmax(-1) + gumbel_EO) / tau).softmax(-1)
         drawn = soft.argmax(-1)
         # Of value one-hot; its gradient is that of the soft probabilities.
-        hard = F.one_hot(drawn, soft.shape[-1]) - soft.detach() + soft
+        hot = F.one_hot(drawn, soft.shape[-1])
+        hard = hot - soft.detach() + soft
         # Of value 0. Adding it to the output gives those that were not drawn their gradient.
         others = hard.sum(-1) - hard.gather(-1, drawn[:, None])[:, 0]
-        active = tuple((operation,) for operation in drawn.tolist())
-        return EdgeWeights(hard, active, offset_E=others)
+        return EdgeWeights(hard, offset_E=others, active_EO=hot.bool())
 
 
 class HardConcrete(Softmax):
@@ -124,15 +128,16 @@ class HardConcrete(Softmax):
         self, alpha_EO: Tensor, allowed_EO: Tensor, progress: Progress, draws: torch.Generator
     ) -> EdgeWeights:
         """The `keep` best gates of each edge; ties are broken at random."""
-        shape, device = alpha_EO.shape, alpha_EO.device
+        shape = alpha_EO.shape
         uniform = torch.rand(shape, generator=draws, dtype=alpha_EO.dtype)
         rates = torch.full(shape, self.dropout, dtype=alpha_EO.dtype)
         dropped = torch.bernoulli(rates, generator=draws)
         order = torch.randperm(shape[1], generator=draws)
+        uniform, dropped, order = send_together([uniform, dropped, order], alpha_EO.device)
         alpha_EO = alpha_EO.masked_fill(~allowed_EO, -torch.inf)
         # 2 less puts an operation that does not compete behind every other, a dropped one (1 less) included.
-        dropped_EO = dropped.to(device) + ~allowed_EO * 2.0
-        return self.given(alpha_EO, uniform.to(device), dropped_EO, order.to(device), self.tau(progress))
+        dropped_EO = dropped + ~allowed_EO * 2.0
+        return self.given(alpha_EO, uniform, dropped_EO, order, self.tau(progress))
 
     def given(
         self, alpha_EO: Tensor, uniform_EO: Tensor, dropped_EO: Tensor, order_O: Tensor, tau: float
@@ -152,13 +157,13 @@ class HardConcrete(Softmax):
         picked = order_O[ranked.topk(self.keep, -1).indices]
         # 1 where picked; the second term has the gate's gradient and no value.
         hot = torch.zeros_like(gate).scatter(-1, picked, 1.0)
-        active = tuple(tuple(sorted(row)) for row in picked.tolist())
-        return EdgeWeights(hot - gate.detach() + gate, active)
+        return EdgeWeights(hot - gate.detach() + gate, active_EO=hot.bool())
 
     def active_probability(self, alpha_EO: Tensor, tau: float) -> Tensor:
         """Probability (E, O) that a gate is not 0."""
         # The stretched gate is above 0 where the gate before it is above -low / (high - low).
-        stretch = torch.tensor(-self.low / self.high, dtype=alpha_EO.dtype, device=alpha_EO.device)
+        # A single number of the host goes to a GPU with the kernel, without a copy.
+        stretch = torch.tensor(-self.low / self.high, dtype=alpha_EO.dtype)
         return torch.sigmoid(alpha_EO - tau * torch.log(stretch))
 
 
@@ -205,7 +210,7 @@ def gumbel_noise(like: Tensor, draws: torch.Generator) -> Tensor:
     """Gumbel noise of the shape of `like`, drawn on CPU and moved to its device."""
     # Minus the logarithm of an exponential variable is a Gumbel variable.
     noise = -torch.empty(like.shape, dtype=like.dtype).exponential_(generator=draws).log()
-    return noise.to(like.device)
+    return send(noise, like.device)
 
 
 Relaxation = Annotated[

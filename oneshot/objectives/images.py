@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.compute.evaluation import accuracy
+from engine.compute.precision import autocast
 from engine.data.dataset import Data, Subset
 from engine.errors import UserError
-from engine.training import accuracy
 from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.axes.weight_sgd import WeightSgd
 from oneshot.bilevel import LossFn, VirtualStep, Weights
@@ -21,7 +22,7 @@ from oneshot.networks.parallel_edges import EdgeSettings
 from oneshot.networks.search import DartsNetwork, NasBench201Network
 from oneshot.spaces.cells import CellSpace
 
-BATCH = 250  # images at a time in evaluation
+CPU_BATCH = 250  # images at a time in an evaluation on a CPU
 OTHER_PASSES = 10**6  # more epochs than any search has
 
 
@@ -43,8 +44,8 @@ def search_network(
 class ImageLoss:
     """Cross-entropy of a search network on a batch (images, classes)."""
 
-    def __init__(self, network: nn.Module, bf16: bool = False):
-        self.network, self.bf16 = network, bf16
+    def __init__(self, network: nn.Module):
+        self.network = network
 
     def __call__(
         self,
@@ -56,12 +57,13 @@ class ImageLoss:
         """See `LossFn`."""
         x, y = batch
         inputs = (x, edge_weights, create_graph)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+        with autocast(x.device):
             if weights is None:
                 logits = self.network(*inputs)
             else:
                 logits = torch.func.functional_call(self.network, weights, inputs)
-        return F.cross_entropy(logits.float() if self.bf16 else logits, y)
+        # The loss in float32, also where layers computed in bfloat16; a float64 network keeps its digits.
+        return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), y)
 
 
 class ImageObjective:
@@ -73,7 +75,6 @@ class ImageObjective:
         batch_size: images a step.
         single_level: weights and architecture learn from the images of both splits.
         two_batches: with a single level, each from a batch of its own; else both from the same one.
-        bf16: compute in bfloat16 where that is safe.
 
     Raises:
         UserError: images of this side or so few images cannot be searched on.
@@ -89,7 +90,6 @@ class ImageObjective:
         data: Data,
         batch_size: int,
         single_level: bool,
-        bf16: bool = False,
         two_batches: bool = False,
     ):
         # A chain halves maps as often as its space says, and rounds their sides up.
@@ -99,7 +99,7 @@ class ImageObjective:
                 "multiple of 4."
             )
         self.network: nn.Module = network.to(data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.loss = ImageLoss(self.network, bf16)
+        self.loss = ImageLoss(self.network)
         self.data, self.batch_size, self.batch_items = data, batch_size, batch_size
         self.weights_part: Subset = "both" if single_level else "train"
         self.architecture_part: Subset = "both" if single_level else "val"
@@ -161,7 +161,7 @@ class ImageObjective:
     def measure(self, edge_weights: NetworkEdgeWeights, limit: int | None = None) -> float:
         """Accuracy in [0, 1]."""
         network = functools.partial(self.network, edge_weights=edge_weights)
-        return accuracy(network, self.data.batches("val", BATCH, limit))
+        return accuracy(network, self.data.evaluation_batches("val", limit, CPU_BATCH))
 
     def virtual_step(self, sgd: WeightSgd, rate: float, buffers: list[Tensor | None]) -> VirtualStep:
         """Without clipping, as the published code."""
