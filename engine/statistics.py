@@ -210,6 +210,20 @@ def tau_in_bands(measured_N: Floats, predicted_N: Floats, macs_N: NDArray[Any]) 
     return float(measured_order @ predicted_order / untied)
 
 
+def counts_to_text(counts_KK: Counts) -> str:
+    """Counts as one line of text, which one process sends to another; most of them are 0."""
+    filled = np.nonzero(counts_KK)
+    return json.dumps([len(counts_KK), *(column.tolist() for column in (*filled, counts_KK[filled]))])
+
+
+def counts_from_text(text: str) -> Counts:
+    """The counts (K, K) that `counts_to_text` wrote."""
+    size, rows, columns, counts = json.loads(text)
+    counts_KK = np.zeros((size, size), np.int64)
+    counts_KK[rows, columns] = counts
+    return counts_KK
+
+
 def fit_line(x_N: Floats, y_N: Floats) -> tuple[float, float, NDArray[np.bool_]]:
     """y = scale x + offset by least squares of the relative error, without outliers.
 
@@ -235,17 +249,3 @@ def fit_line(x_N: Floats, y_N: Floats) -> tuple[float, float, NDArray[np.bool_]]
         # Five standard deviations, estimated by a median, which outliers hardly change.
         kept = np.abs(error) <= 5 * STD_OF_MAD * np.median(np.abs(error)) + 1e-9
     return scale, offset, kept
-
-
-def counts_to_text(counts_KK: Counts) -> str:
-    """Counts as one line of text, which one process sends to another; most of them are 0."""
-    filled = np.nonzero(counts_KK)
-    return json.dumps([len(counts_KK), *(column.tolist() for column in (*filled, counts_KK[filled]))])
-
-
-def counts_from_text(text: str) -> Counts:
-    """The counts (K, K) that `counts_to_text` wrote."""
-    size, rows, columns, counts = json.loads(text)
-    counts_KK = np.zeros((size, size), np.int64)
-    counts_KK[rows, columns] = counts
-    return counts_KK

@@ -18,6 +18,7 @@ from engine.command.launch import started
 from engine.compute.device import device_facts, use_threads
 from engine.compute.distributed import Ranks, join
 from engine.compute.precision import (
+    USUAL_PRECISION,
     TrainingPrecision,
     describe_precision,
     precision_on,
@@ -42,7 +43,7 @@ class TrainingCommand(LoopCommand):
     """The settings that all trainings have. Each command adds its own settings, a docstring and `train`."""
 
     many_processes: ClassVar[bool] = True
-    usual_precision: ClassVar[TrainingPrecision] = "bf16"  # of layers on a GPU, if nobody asks for one
+    usual_precision: ClassVar[TrainingPrecision] = USUAL_PRECISION  # of layers on a GPU
     cpu_has_bf16: ClassVar[bool] = False  # whether --precision bf16 means something on a CPU
     static_shapes: ClassVar[bool] = False  # whether every step has the same shapes
     module: ClassVar[str]  # the name that python -m takes, for errors that say what to type

@@ -20,6 +20,7 @@ from engine.command.start import say
 from engine.compute.distributed import Ranks
 from engine.compute.evaluation import confusion
 from engine.compute.gradients import GradientAverage
+from engine.compute.graphs import ABOUT_GRAPHS, GraphedStep, Graphs, graphed_step, steady
 from engine.compute.precision import TrainingPrecision, autocast
 from engine.config import format_count
 from engine.data.dataset import Data, Split
@@ -31,7 +32,7 @@ from engine.model import write_model
 from engine.optim import SGD, Cosine, build_sgd, clip_gradients, learning_rate, set_learning_rate
 from engine.plot.confusion import write_confusion
 from engine.run import Run
-from engine.seed import derive, torch_generator
+from engine.seed import derive
 from engine.statistics import describe_confusion, overall_accuracy
 from engine.training import Training, TrainingCommand
 from oneshot.chains.genotype import ChainGenotype, published_chains
@@ -131,6 +132,8 @@ class Retrain(TrainingCommand):
         ),
     )
 
+    graphs: Graphs = Field("auto", description=ABOUT_GRAPHS)
+
     def train(self, ranks: Ranks, device: torch.device) -> int:
         """Train as rank `ranks.rank` on `device`."""
         genotype = find_genotype(self.genotype)
@@ -193,6 +196,7 @@ class Retrain(TrainingCommand):
         if self.finished_before(ranks):
             return self.say_finished()
         text = load_text(self.data)
+        graphed_step(self.graphs, device, "a recurrent cell reads windows of changing length")
         run = self.start(ranks, device)
         status = train_language(run, genotype, text, self.language, self.seed, device, self.saving)
         return status or self.say_next()
@@ -214,7 +218,21 @@ class Retraining(Training):
         self.config, self.model = config, model
         self.optimizer = build_sgd(config.sgd, self.network)
         self.gradients = GradientAverage(self.network.parameters(), ranks)
+        self.draws = torch.Generator(data.device)  # of drop-path
+        # In float64, of which 1 - drop has the bits that it has in Python. Only a graph reads it.
+        self.drop = torch.zeros((), dtype=torch.double)
+        self.graph: GraphedStep | None = None  # launches the steps; None: they run eagerly
         self.restore()
+        self.use_graphs(config.graphs)
+
+    def use_graphs(self, graphs: Graphs) -> None:
+        """Launch steps as graphs from now on, where that is wanted and possible."""
+        device = self.data.device
+        several = "several processes average their gradients" if self.ranks.size > 1 else None
+        self.graph = graphed_step(graphs, device, several, [self.draws])
+        if self.graph is not None:
+            steady(self.optimizer, device)
+            self.drop = self.drop.to(device)
 
     def introduce(self) -> None:
         """Print what is trained on what."""
@@ -232,10 +250,28 @@ class Retraining(Training):
         warmup = round(sgd.warmup_epochs * self.steps)
         # In every step; the published codes set it once in every epoch.
         set_learning_rate(self.optimizer, learning_rate(sgd, self.step, self.total, warmup))
+        # Seeded here, outside of what a graph repeats.
+        self.draws.manual_seed(derive(self.ranks.seed(config.seed), "drop path", self.step))
+        # The probability rises from 0 with the epochs, as published.
+        drop = config.drop_path * self.epoch / self.epochs
+        if self.graph is None:
+            self.done(self._move(x, y, drop))
+        else:
+            # In the first epoch nothing is drawn, which is another graph.
+            drops = drop > 0
+
+            def recorded(x: Tensor, y: Tensor, drop: Tensor) -> Tensor:
+                return self._move(x, y, drop if drops else 0.0)
+
+            self.done(self.graph.run(drops, recorded, (x, y, self.drop.fill_(drop))))
+
+    def _move(self, x: Tensor, y: Tensor, drop: float | Tensor) -> Tensor:
+        """The step at the optimiser's learning rate; returns the losses."""
+        config = self.config
         self.optimizer.zero_grad()
         # 1. Forward: the logits, and those of the auxiliary head.
         with autocast(x.device):
-            outputs = self._forward(x)
+            outputs = self._forward(x, drop)
         # 2. The losses in float32.
         entropies = []
         for logits in outputs:
@@ -246,17 +282,14 @@ class Retraining(Training):
         self.gradients.last_backward(total)
         # 3. One update, with the gradient of all ranks' images.
         losses = self.gradients.finish(losses.detach())
-        clip_gradients(sgd, self.network)
+        clip_gradients(config.sgd, self.network)
         self.optimizer.step()
-        self.done(losses)
+        return losses
 
-    def _forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _forward(self, x: Tensor, drop: float | Tensor) -> tuple[Tensor, ...]:
         """The logits, and those of the auxiliary head if there is one."""
         if isinstance(self.network, FinalNetwork):
-            generator = torch_generator(x.device, self.ranks.seed(self.config.seed), "drop path", self.step)
-            # The probability rises from 0 with the epochs, as published.
-            drop = self.config.drop_path * self.epoch / self.epochs
-            outputs = self.network(x, drop, generator)
+            outputs = self.network(x, drop, self.draws)
         else:
             outputs = self.network(x)
         return outputs if isinstance(outputs, tuple) else (outputs,)

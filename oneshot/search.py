@@ -14,6 +14,7 @@ from torch import nn
 from engine.command.cli import main
 from engine.command.start import say
 from engine.compute.device import device_facts, pick_device, use_threads
+from engine.compute.graphs import ABOUT_GRAPHS, Graphs
 from engine.compute.precision import (
     TrainingPrecision,
     describe_precision,
@@ -112,7 +113,9 @@ class Search(LoopCommand):
     batch_size: int | None = Field(
         None, ge=2, description="images (columns of text) a step; none: the method's"
     )
-    channels: int = Field(16, ge=2, description="width of the first cells of the search network")
+    channels: int | None = Field(
+        None, ge=2, description="width of the first cells of the search network; none: the method's"
+    )
     cells: int | None = Field(
         None, ge=1, description="how many; none: 8; in space nasbench201 in each of three stages, none: 5"
     )
@@ -135,7 +138,7 @@ class Search(LoopCommand):
         100, ge=1, description="look-ups that random search and evolution get, to compare with"
     )
     watch_every: int = Field(
-        0, ge=0, description="epochs between measurements of the Hessian's dominant eigenvalue; 0: never"
+        0, ge=0, description="epochs between measurements of the Hessian's largest eigenvalue; 0: never"
     )
     stop_at_collapse: bool = Field(
         False,
@@ -158,6 +161,7 @@ class Search(LoopCommand):
             "tf32 on a GPU that has it, else float32. Measurements are in float32"
         ),
     )
+    graphs: Graphs = Field("auto", description=ABOUT_GRAPHS)
     seed: int = Field(0, ge=0, description="seed of weights, order, augmentation, draws and the halves")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch decides")
@@ -200,6 +204,11 @@ class Search(LoopCommand):
             parse_target(text)
         return text
 
+    @property
+    def width(self) -> int:
+        """Channels of the first cells."""
+        return self.channels or self.method.channels
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         text = self.space == "recurrent"
@@ -212,9 +221,9 @@ class Search(LoopCommand):
             raise ValueError(NO_BF16)
         if self.table and self.space != "nasbench201":
             raise ValueError("table holds results of NAS-Bench-201; give it with --space nasbench201")
-        if not text and self.channels % self.method.partial:
+        if not text and self.width % self.method.partial:
             raise ValueError(
-                f"channels = {self.channels} cannot be cut into {self.method.partial} parts; take a "
+                f"channels = {self.width} cannot be cut into {self.method.partial} parts; take a "
                 "multiple, or --method.partial 1"
             )
         if self.space.startswith("darts") and self.cells is not None and self.cells < 3:
@@ -247,8 +256,8 @@ class Search(LoopCommand):
 
     def _search(self) -> int:
         use_threads(self.threads)
-        space = find_search_space(self.space)
         method = self._method_with_penalties()
+        space = method.offered(find_search_space(self.space))
         # Everything a user can get wrong is refused before the folder is made.
         refusal = method.refuse(space) or self._misfit(space, method)
         if refusal:
@@ -296,6 +305,8 @@ class Search(LoopCommand):
             table_budget=self.table_budget,
         )
         loop = SearchLoop(run, searcher, monitoring)
+        # After a resumed search took up its state, which a graph must not see replaced.
+        searcher.use_graphs(self.graphs)
         loop.saving = self.saving
         return loop.run() or self._say_next()
 
@@ -365,8 +376,9 @@ class Search(LoopCommand):
             else:
                 assert isinstance(space, CellSpace)
                 classes, inputs = len(data.classes), data.channels
-                network = search_network(space, method, self.channels, cells, classes, inputs)
-        return ImageObjective(network, data, batch_size, method.level == "single")
+                network = search_network(space, method, self.width, cells, classes, inputs)
+        two_batches = method.level == "released"
+        return ImageObjective(network, data, batch_size, method.level != "bilevel", two_batches)
 
 
 def _section(values: dict[str, Any], name: str) -> Any:

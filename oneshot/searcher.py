@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.compute.graphs import GraphedStep, Graphs, graphed_step, steady
 from engine.compute.precision import float32_as_exported
 from engine.optim import computes_fused, set_learning_rate
 from engine.seed import torch_generator
@@ -12,6 +13,7 @@ from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.axes.operation_costs import OperationCosts
 from oneshot.axes.penalty import PenaltyInputs
 from oneshot.axes.progress import Progress
+from oneshot.axes.relaxation import Simplex, Softmax
 from oneshot.bilevel import (
     BilevelProblem,
     dominant_eigenvalue,
@@ -76,6 +78,7 @@ class Searcher:
             samples_operations=method.samples_operations,
             target=target,
         )
+        self.graph: GraphedStep | None = None  # launches steps that are all alike; None: they run eagerly
 
     def step(self, number: int, train: Any, valid: Any) -> Tensor:
         """One search step, with the `number`-th pair of batches of this epoch.
@@ -83,13 +86,48 @@ class Searcher:
         Returns:
             (2,): the losses of the weights' step and of the architecture's.
         """
-        state, method = self.state, self.method
-        # 1. The learning rate of this epoch, and of this batch's size.
-        rate = method.sgd.learning_rate(state.progress) * state.objective.rate(train)
+        state = self.state
+        # The learning rate of this epoch, and of this batch's size.
+        rate = self.method.sgd.learning_rate(state.progress) * state.objective.rate(train)
         set_learning_rate(state.weight_optimizer, rate)
+        if self.graph is None:
+            return self._move(number, rate, train, valid)
+
+        def recorded(x: Tensor, y: Tensor, valid_x: Tensor, valid_y: Tensor) -> Tensor:
+            return self._move(number, rate, (x, y), (valid_x, valid_y))
+
+        # Schedules, penalties and rates are those of an epoch, so each epoch has a graph of its own.
+        return self.graph.run((state.progress, rate), recorded, (*train, *valid))
+
+    def use_graphs(self, graphs: Graphs) -> None:
+        """Launch steps as graphs from now on, where that is wanted and possible."""
+        state = self.state
+        self.graph = graphed_step(graphs, state.device, self.varies())
+        if self.graph is not None:
+            steady(state.weight_optimizer, state.device)
+            if state.architecture_optimizer is not None:
+                steady(state.architecture_optimizer, state.device)
+
+    def varies(self) -> str | None:
+        """Why the steps of an epoch are not all alike, so that none can be recorded; None: they are."""
+        method = self.method
+        # Others draw in each step, or may do so.
+        usual = type(method).weigh_edges is Method.weigh_edges and type(method.relaxation) in (
+            Softmax,
+            Simplex,
+        )
+        if method.samples_operations or not usual:
+            return f"method {method.name} draws in each step"
+        if self.state.space.name == "recurrent":
+            return "a search on text reads windows of changing length"
+        return None
+
+    def _move(self, number: int, rate: float, train: Any, valid: Any) -> Tensor:
+        """The step at a learning rate."""
+        state, method = self.state, self.method
         if method.level == "single":
             return self._both_at_once(number, train)
-        # 2. Both levels in turn, each on its own batch; which comes first is the method's choice.
+        # Both levels in turn, each on its own batch; which comes first is the method's choice.
         architecture_loss = torch.zeros((), device=state.device)
         moves = self.moves_architecture and self._is_due(number)
         # DARTS moves the architecture first: it looks ahead to the weights' step that follows.

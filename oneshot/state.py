@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.compute.device import send_together
 from engine.optim import load_optimizer
 from oneshot.axes.alphas import Alphas
 from oneshot.axes.edge_weights import NetworkEdgeWeights
@@ -50,9 +51,10 @@ class SearchState:
 
     def on_device(self, edge_weights: NetworkEdgeWeights) -> NetworkEdgeWeights:
         """Edge weights where the network is; methods that draw architectures build them on CPU."""
+        sent = send_together([found.weight_EO for found in edge_weights.values()], self.device)
         moved = {}
-        for kind, cell_weights in edge_weights.items():
-            moved[kind] = cell_weights._replace(weight_EO=cell_weights.weight_EO.to(self.device))
+        for (kind, found), weight_EO in zip(edge_weights.items(), sent, strict=True):
+            moved[kind] = found._replace(weight_EO=weight_EO)
         return moved
 
     def measure(self, edge_weights: NetworkEdgeWeights, limit: int | None = None) -> float:

@@ -1,8 +1,9 @@
 """A running average of a network's weights, with few kernels a step and no wait of the host.
 
-The exponential average that EfficientNet and BigNAS evaluate: average = decay * average + (1 - decay) *
-weights, after every step. torch's AveragedModel computes the same weights, but also copies every buffer in
-every step, one kernel each, and sends its counter to the device.
+Either the exponential average that EfficientNet and BigNAS evaluate, after every step average = decay *
+average + (1 - decay) * weights, or the mean of the weights after all steps (ASGD). torch's AveragedModel
+computes the same weights, but also copies every buffer in every step, one kernel each, and sends its counter
+to the device.
 """
 
 import copy
@@ -17,23 +18,28 @@ class RunningAverage:
 
     Args:
         network: whose weights are averaged; it stays as it is.
-        decay: share of the average that a step keeps, in [0, 1].
+        decay: share of the average that a step keeps, in [0, 1]; None: all steps weigh the same.
     """
 
-    def __init__(self, network: nn.Module, decay: float):
+    def __init__(self, network: nn.Module, decay: float | None = None):
         self.source, self.decay = network, decay
         self.averaged = copy.deepcopy(network)
         self.updates = 0
         # Lists that are made once: to walk through the modules of a supernet in each step takes time.
-        self._average, self._weights = list(self.averaged.parameters()), list(network.parameters())
+        self._average: list[Tensor] = list(self.averaged.parameters())
+        self._weights: list[Tensor] = list(network.parameters())
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the weights as they are now; the first call copies them."""
         if self.updates == 0:
             torch._foreach_copy_(self._average, self._weights)
-        else:
+        elif self.decay is not None:
             torch._foreach_lerp_(self._average, self._weights, 1 - self.decay)
+        else:
+            way = torch._foreach_sub(self._weights, self._average)
+            torch._foreach_div_(way, self.updates + 1)
+            torch._foreach_add_(self._average, way)
         self.updates += 1
 
     @property

@@ -41,8 +41,7 @@ def depthwise(
     """
     if padding is None:
         padding = dilation * (weight.shape[-1] // 2)
-    # The device is asked first: elsewhere than on CPU, looking at `grad_fn` would break a compiled graph.
-    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    if not _tuned(x) or torch.is_autocast_enabled("cpu"):
         return torch_depthwise(x, weight, stride, dilation, padding)
     # The gradients below are written for these combinations and for this layout, in which columns are views.
     known = (stride, dilation) in ((1, 1), (2, 1), (1, 2))
@@ -57,6 +56,14 @@ def depthwise(
         # slower than torch.
         return torch_depthwise(x, weight, stride, dilation, padding)
     return _Depthwise.apply(x, weight, stride, dilation, padding, maker)
+
+
+def _tuned(x: Tensor) -> bool:
+    """Whether the ways of this file are for this tensor.
+
+    torch.compile gets torch's own layers on CPU, too: it could not follow `grad_fn`, and fuses by itself.
+    """
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def torch_depthwise(
@@ -208,7 +215,7 @@ def average_pool(x: Tensor, stride: int) -> Tensor:
     Returns:
         (N, C, H / stride, W / stride), sizes rounded up.
     """
-    if x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
+    if not _tuned(x) or not x.is_contiguous(memory_format=torch.channels_last):
         return F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
     # A depthwise convolution takes 0.10 ms where torch's pool takes 0.44 (16 x 16 x 32 x 32).
     mean_kernel = x.new_full((x.shape[1], 1, 3, 3), 1 / 9)
@@ -238,7 +245,7 @@ def norm_act(
         var: running variance (C,), moved likewise.
     """
     # A single value a channel has no variance, which F.batch_norm refuses and the kernel below does not.
-    if act and x.device.type == "cpu" and x.dtype == weight.dtype and x.numel() > x.shape[1]:
+    if act and _tuned(x) and x.dtype == weight.dtype and x.numel() > x.shape[1]:
         return _NormAct.apply(x, weight, bias, act, eps, mean, var)
     y = F.batch_norm(x, mean, var, weight, bias, training=True, eps=eps)
     return ACTIVATION[act](y) if act else y

@@ -9,21 +9,24 @@ These switches belong to the whole process. `training_in` sets them for a block 
 `float32_as_exported` does so for what is measured or calibrated, also inside such a block.
 """
 
+import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 TrainingPrecision = Literal["float32", "tf32", "bf16"]
+# Of supernets, single architectures and tuned subnets, if nobody asks for another.
+USUAL_PRECISION: TrainingPrecision = "bf16"
 AMPERE = (8, 0)  # the compute capability from which a GPU has TF32 and bfloat16
 
 # Whether layers compute in bfloat16 now; `training_in` sets it. torch has such a state for float32 only.
 _bf16 = False
 
 
-class _Switches(NamedTuple):
+class Switches(NamedTuple):
     """torch's switches for CUDA.
 
     Args:
@@ -39,23 +42,33 @@ class _Switches(NamedTuple):
     benchmark: bool
 
 
-def _switches() -> _Switches:
-    cudnn = torch.backends.cudnn
+def switches() -> Switches:
+    """The switches as they are."""
+    cudnn: Any = torch.backends.cudnn
     matmul = torch.backends.cuda.matmul.fp32_precision
-    return _Switches(cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, matmul, cudnn.benchmark)
+    return Switches(cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, matmul, cudnn.benchmark)
 
 
-def _switch(to: _Switches) -> None:
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+def _switch(to: Switches) -> None:
+    cudnn: Any = torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
+    _hear_of_deprecation()
     # The older switches first. torch raises an error where somebody reads those while they and the new ones
     # disagree, and its compiler reads them when it chooses kernels.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch 2.9 says that they will be deprecated
-        cudnn.allow_tf32 = to.conv == "tf32"
-        matmul.allow_tf32 = to.matmul == "tf32"
+    cudnn.allow_tf32 = to.conv == "tf32"
+    matmul.allow_tf32 = to.matmul == "tf32"
     cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = to.conv, to.rnn
     matmul.fp32_precision = to.matmul
     cudnn.benchmark = to.benchmark
+
+
+@functools.cache
+def _hear_of_deprecation() -> None:
+    """Let torch 2.9 say, once and unheard, that it will deprecate the older switches; 2.14 says nothing."""
+    # Not around every switch: Python forgets at such a block which warnings it has shown already.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.backends.cudnn.allow_tf32 = True
 
 
 @contextmanager
@@ -68,15 +81,15 @@ def training_in(precision: TrainingPrecision, static_shapes: bool = False) -> It
             fastest; where shapes change it would try them again and again.
     """
     global _bf16
-    before = _switches(), _bf16
+    before = switches(), _bf16
     rounding = "ieee" if precision == "float32" else "tf32"
-    _switch(_Switches(rounding, rounding, rounding, static_shapes))
+    _switch(Switches(rounding, rounding, rounding, static_shapes))
     _bf16 = precision == "bf16"
     try:
         yield
     finally:
-        switches, _bf16 = before
-        _switch(switches)
+        _bf16 = before[1]
+        _switch(before[0])
 
 
 @contextmanager

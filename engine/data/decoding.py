@@ -124,7 +124,7 @@ def on_device(batches: Iterable[Pair], device: torch.device) -> Iterator[Pair]:
         for x, y in batches:
             yield x.to(device), y.to(device)
         return
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     ahead: tuple[Pair, torch.cuda.Event] | None = None
     for x, y in batches:
         with torch.cuda.stream(stream):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.compute.gradients import Backward, Passes
-from engine.compute.precision import autocast
+from engine.compute.precision import USUAL_PRECISION, autocast, precision_on, training_in
 from engine.optim import SGD, Cosine, build_sgd, clip_gradients, learning_rate, set_learning_rate
 from ofa.calibration import prepare, subnet_accuracy
 from ofa.quantization import RoundedNetwork
@@ -131,17 +131,20 @@ def tuned_accuracies(
     optimizers = [build_sgd(sgd, network) for network in networks]
     teacher = largest_teacher(trained.model, trained.supernet, data)
     steps, step = data.steps(batch_size), 0
-    for epoch in range(epochs):
-        for x, y in data.train_batches(batch_size, epoch):
-            taught = teacher(x)
-            for network, optimizer in zip(networks, optimizers, strict=True):
-                set_learning_rate(optimizer, tuning_rate(sgd, step, steps, epochs * steps))
-                optimizer.zero_grad()
-                tune_step(network, x, y, taught, TEACHER_WEIGHT, smoothing)
-                clip_gradients(sgd, network)
-                optimizer.step()
-            step += 1
-            advance("")
+    # As ofa.tune would train them.
+    precision = precision_on(data.device, recipe.get("precision"), USUAL_PRECISION)
+    with training_in(precision):
+        for epoch in range(epochs):
+            for x, y in data.train_batches(batch_size, epoch):
+                taught = teacher(x)
+                for network, optimizer in zip(networks, optimizers, strict=True):
+                    set_learning_rate(optimizer, tuning_rate(sgd, step, steps, epochs * steps))
+                    optimizer.zero_grad()
+                    tune_step(network, x, y, taught, TEACHER_WEIGHT, smoothing)
+                    clip_gradients(sgd, network)
+                    optimizer.step()
+                step += 1
+                advance("")
     found = []
     for network in networks:
         subnet = prepare(network, largest(network.space), data, trained.model.calibration_images)

@@ -26,6 +26,8 @@ from oneshot.spaces.costs import edge_costs, published_shape
 from oneshot.spaces.genotype import AnyGenotype, Genotype
 
 CELL_SPACES = tuple(space.name for space in SPACES)
+# What is said of a search whose two levels learn from the same images.
+LEVELS = {"single": "single level", "released": "single level, in turn as released"}
 LARGE = 96  # images with sides of so many pixels and more get the stem of ImageNet
 
 
@@ -34,7 +36,7 @@ def print_introduction(searcher: Searcher) -> None:
     method, state, objective = searcher.method, searcher.state, searcher.state.objective
     how = "sampled"
     if method.has_architecture_step:
-        how = f"{method.order} order" if method.level == "bilevel" else "single level"
+        how = LEVELS.get(method.level, f"{method.order} order")
     print(
         f"method {method.name} ({how}) on space {state.space.name}; "
         f"search network of {format_count(count_parameters(objective.network))} parameters"

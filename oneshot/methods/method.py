@@ -12,13 +12,14 @@ from engine.seed import torch_generator
 from oneshot.axes.alphas import Alphas
 from oneshot.axes.auxiliary_skip import AuxiliarySkip
 from oneshot.axes.derivation import Derivation, derive_genotype
-from oneshot.axes.edge_weights import EdgeWeights
+from oneshot.axes.edge_weights import EdgeWeights, read_active
 from oneshot.axes.geometry import Adam, Exponentiated, Geometry, Rows
 from oneshot.axes.penalty import BetaDecay, CostPenalty, Entropy, PathDepth, Penalty
 from oneshot.axes.progress import Progress
 from oneshot.axes.relaxation import BinaryGates, GumbelHard, HardConcrete, Relaxation, Simplex, Softmax
 from oneshot.axes.weight_sgd import WeightSgd
 from oneshot.chains.space import CHAIN
+from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.genotype import AnyGenotype
 from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
@@ -27,7 +28,8 @@ from oneshot.state import SearchState
 NEED_A_STEP = {"penalties", "edge_weights", "auxiliary_skip", "level", "order", "warmup_epochs"}
 NEED_A_STEP |= {"architecture_every"}
 
-# Settings that were published for other spaces than `darts`, where they differ from the defaults.
+# Settings that were published for other spaces than `darts`, where they differ from the defaults. Those of
+# `nasbench201` are AutoDL-Projects', the code of that benchmark, which ran darts, gdas, random_ws and enas.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "nasbench201": {"weights_first": True, "sgd": {"nesterov": True, "weight_decay": 5e-4}},
     "recurrent": {
@@ -74,11 +76,13 @@ class Method(Config):
         False, description="a BatchNorm and a ReLU before the classifier, in the DARTS space"
     )
     derivation: Derivation = Field("edges", description="how the DARTS space's cells are read off")
-    level: Literal["bilevel", "single"] = Field(
+    exclude_none: bool = Field(False, description="the operation none does not compete")
+    level: Literal["bilevel", "single", "released"] = Field(
         "bilevel",
         description=(
             "bilevel: weights learn from one half of the images, the architecture from the other; single: "
-            "both from all"
+            "both from all, in one step on one batch; released: both from all, in turn and each on a batch "
+            "of its own, as GAEA's released code"
         ),
     )
     order: Literal["first", "second", "exact"] = Field(
@@ -97,11 +101,13 @@ class Method(Config):
     )
     epochs: int = Field(50, ge=1, description="passes over the weights' half of the images")
     batch_size: int = Field(64, ge=2, description="images a step")
+    channels: int = Field(16, ge=2, description="width of the first cells of the search network")
     sgd: WeightSgd = WeightSgd()
 
     has_architecture_step: ClassVar[bool] = True  # along gradients of alphas, in each step
     can_aim: ClassVar[bool] = False  # at a target without such a step
-    published: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED  # settings for other spaces
+    # Settings for other spaces. Those of NAS-Bench-201 are for the methods that its authors ran.
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {"recurrent": PUBLISHED["recurrent"]}
 
     @model_validator(mode="after")
     def _parameters_fit(self) -> Self:
@@ -138,7 +144,7 @@ class Method(Config):
                         f"method.{name} is for an architecture step along a gradient, which {self.name} has "
                         "not; leave it out"
                     )
-        if self.order != "first" and self.level == "single":
+        if self.order != "first" and self.level != "bilevel":
             raise ValueError(
                 f"order {self.order} looks ahead to the weights' next step on other images; it needs level "
                 "bilevel"
@@ -157,6 +163,10 @@ class Method(Config):
         Its BatchNorms then always take the batch's statistics.
         """
         return self.relaxation.samples_operations or not self.has_architecture_step
+
+    def offered(self, space: SearchSpace) -> SearchSpace:
+        """The space as this method searches it."""
+        return space.without("none") if self.exclude_none and isinstance(space, CellSpace) else space
 
     def start(self, space: SearchSpace, seed: int, device: torch.device) -> Alphas:
         """Parameters before the first step."""
@@ -198,7 +208,7 @@ class Method(Config):
                 skip = alpha_EO.new_full((), self.auxiliary_skip.weight(progress))
             edge_E = self._weights_of_edges(space, alphas, kind)
             edge_weights[kind] = cell_weights._replace(edge_E=edge_E, skip=skip)
-        return edge_weights
+        return read_active(edge_weights)
 
     def probabilities(self, space: SearchSpace, alphas: Alphas) -> dict[str, Tensor]:
         """The weights from which a genotype is derived: (E, O) for each kind of cell.
@@ -255,7 +265,7 @@ class Method(Config):
         if space.name == "recurrent":
             if self.partial > 1:
                 return "partial channels need channels"
-            if self.level == "single":
+            if self.level != "bilevel":
                 return "weights and architecture learn from two texts; take --method.level bilevel"
             if self.auxiliary_skip is not None:
                 return "an auxiliary skip is written for images"

@@ -23,6 +23,7 @@ from oneshot.networks.search import DartsNetwork, NasBench201Network
 from oneshot.spaces.cells import CellSpace
 
 CPU_BATCH = 250  # images at a time in an evaluation on a CPU
+OTHER_PASSES = 10**6  # more epochs than any search has
 
 
 def search_network(
@@ -61,8 +62,8 @@ class ImageLoss:
                 logits = self.network(*inputs)
             else:
                 logits = torch.func.functional_call(self.network, weights, inputs)
-        # The loss in float32, whatever layers computed in.
-        return F.cross_entropy(logits.float(), y)
+        # The loss in float32, also where layers computed in bfloat16; a float64 network keeps its digits.
+        return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), y)
 
 
 class ImageObjective:
@@ -72,7 +73,8 @@ class ImageObjective:
         network: a search network; moved to the device of `data`.
         data: images whose sides are multiples of 4.
         batch_size: images a step.
-        single_level: weights and architecture learn from the same batches, of both splits.
+        single_level: weights and architecture learn from the images of both splits.
+        two_batches: with a single level, each from a batch of its own; else both from the same one.
 
     Raises:
         UserError: images of this side or so few images cannot be searched on.
@@ -82,7 +84,14 @@ class ImageObjective:
 
     loss: LossFn
 
-    def __init__(self, network: nn.Module, data: Data, batch_size: int, single_level: bool):
+    def __init__(
+        self,
+        network: nn.Module,
+        data: Data,
+        batch_size: int,
+        single_level: bool,
+        two_batches: bool = False,
+    ):
         # A chain halves maps as often as its space says, and rounds their sides up.
         if data.size % 4 and not isinstance(network, ChainNetwork):
             raise UserError(
@@ -94,6 +103,7 @@ class ImageObjective:
         self.data, self.batch_size, self.batch_items = data, batch_size, batch_size
         self.weights_part: Subset = "both" if single_level else "train"
         self.architecture_part: Subset = "both" if single_level else "val"
+        self.same_batch = single_level and not two_batches
         # A batch that is larger than a part is refused now, not in the first step.
         data.steps(batch_size, self.weights_part)
         data.steps(batch_size, self.architecture_part)
@@ -116,24 +126,27 @@ class ImageObjective:
         """Pairs of batches, both augmented.
 
         Where the architecture's part is smaller, it is passed over again. Single level: the same batch as
-        both.
+        both, unless each has its own.
         """
         train = self.data.train_batches(self.batch_size, epoch, skip, subset=self.weights_part)
         # One loss serves both levels, so both see the same images.
-        if self.weights_part == "both":
+        if self.same_batch:
             yield from ((batch, batch) for batch in train)
             return
         # The validation batches have no end: the epoch ends with the training images.
         yield from zip(train, self._validation_batches(epoch, skip), strict=False)
 
     def _validation_batches(self, epoch: int, skip: int) -> Iterator[Any]:
-        """Augmented validation batches without end, from where the search is."""
-        steps = self.data.steps(self.batch_size, "val")
+        """Augmented batches of the architecture's part without end, from where the search is."""
+        part = self.architecture_part
+        steps = self.data.steps(self.batch_size, part)
+        # Where both parts are all images, the passes of this one are numbered elsewhere: another order.
+        first = OTHER_PASSES if part == self.weights_part else 0
         # Counted through all epochs: a pass over the validation images need not begin with an epoch.
         number = epoch * self.steps(epoch) + skip
         while True:
             passes, done = divmod(number, steps)
-            yield from self.data.train_batches(self.batch_size, passes, done, subset="val")
+            yield from self.data.train_batches(self.batch_size, first + passes, done, subset=part)
             number = (passes + 1) * steps
 
     def rate(self, batch: Any) -> float:

@@ -170,5 +170,6 @@ class TextObjective:
         return {"train": train, "val": val}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take them up."""
-        self.hidden, self.pair = [state["train"], state["val"]], []
+        """Take them up: a checkpoint gives them on the host."""
+        self.hidden = [state["train"].to(self.device), state["val"].to(self.device)]
+        self.pair = []

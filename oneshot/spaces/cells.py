@@ -6,7 +6,7 @@ and `operations`.
 """
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -74,6 +74,15 @@ class CellSpace:
         It is the same tensor every time: do not change it in place.
         """
         return _allowed_mask(self, kind, torch.device(device))
+
+    def without(self, operation: str) -> "CellSpace":
+        """This space, but `operation` competes on no edge. Columns, and so tables and networks, stay."""
+        allowed = {}
+        for kind in self.cells:
+            offered = self.allowed[kind] if self.allowed else (self.operations,) * len(self.edges)
+            rows = [tuple(name for name in names if name != operation) for names in offered]
+            allowed[kind] = tuple(rows)
+        return replace(self, allowed=allowed)
 
 
 # Every step asks for the mask, so it is built and copied to the device only once.

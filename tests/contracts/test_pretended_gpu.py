@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pretended_gpu import CUDA, Gpu, Mixed, on_gpu, pretended_gpu
+from pretended_gpu import CUDA, Gpu, Mixed, pretended_gpu
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -264,11 +264,11 @@ def test_state_of_an_optimizer_on_the_host_is_noticed(
 
 def test_nothing_is_left_behind() -> None:
     before = torch.Generator, torch.cuda.is_available, torch.autocast, torch.autograd._engine_run_backward
-    with pretended_gpu(ROOT) as gpu, pytest.raises(ZeroDivisionError), gpu.record():
+    with pretended_gpu(ROOT) as gpu:
         assert torch.cuda.is_available() and torch.cuda.device_count() == 1
-        assert on_gpu(torch.ones(3, device="cuda:0"))
-        raise ZeroDivisionError
-    assert not gpu.recording
+        with pytest.raises(Mixed), gpu.record():
+            torch.ones(3, device="cuda:0") + torch.ones(3)
+        assert not gpu.recording and len(gpu.mixed) == 1
     after = torch.Generator, torch.cuda.is_available, torch.autocast, torch.autograd._engine_run_backward
     assert after == before
     assert torch.ones(3).device.type == "cpu"

@@ -46,6 +46,7 @@ COMBINED: list[tuple[str, str, dict[str, Any]]] = [
     ("darts", "darts_s2", {"order": "exact"}),
     ("darts", "recurrent", {"order": "second"}),
     ("gaea", "darts", {"level": "single"}),
+    ("gaea", "nasbench201", {"level": "bilevel", "exclude_none": False}),
     ("pc_darts", "nasbench201", {"penalties": [{"name": "beta_decay"}, {"name": "cost"}]}),
     ("gdas", "darts_s3", {"penalties": [{"name": "cost", "of": "params", "form": "add"}]}),
     ("pr_darts", "nasbench201", {"penalties": []}),
@@ -84,9 +85,9 @@ def started(method: Method, space: SearchSpace, seed: int) -> Searcher:
     else:
         assert isinstance(space, CellSpace)
         network = search_network(space, method, 4, 1 if space.name == "nasbench201" else 3, 10, 1)
-    return Searcher(
-        method, space, ImageObjective(network, IMAGES, 16, method.level == "single"), seed, epochs, costs
-    )
+    single, two = method.level != "bilevel", method.level == "released"
+    objective = ImageObjective(network, IMAGES, 16, single, two_batches=two)
+    return Searcher(method, space, objective, seed, epochs, costs)
 
 
 def take(search: Searcher, steps: int, epoch: int, first: int = 0) -> list[Tensor]:
@@ -126,6 +127,7 @@ def cases() -> list[Any]:
 def test_contract(name: str, space_name: str, settings: dict[str, Any]) -> None:
     space = named(space_name)
     method = chosen(name, space, settings)
+    space = method.offered(space)
     refusal = method.refuse(space)
     if refusal is not None:
         assert (

@@ -195,6 +195,8 @@ def _changes(gpu: Gpu) -> list[tuple[Any, str, Any]]:
         (cuda, "device", _answer(nullcontext())),
         (cuda, "CUDAGraph", _no_graph),
         (cuda, "graph", _no_graph),
+        # torch refuses a stream that is none before a mode may look at the call.
+        (Tensor, "record_stream", _answer(None)),
         (torch, "Generator", Generator),
         (torch, "autocast", Autocast),
         (torch.amp, "autocast", Autocast),

@@ -144,10 +144,14 @@ def tensors_in(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict):
-        value = list(value.values())
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return []
     found: list[Tensor] = []
-    if isinstance(value, list | tuple):
-        for part in value:
+    for part in value:
+        if isinstance(part, Tensor):
+            found.append(part)
+        elif isinstance(part, list | tuple | dict):
             found += tensors_in(part)
     return found
 
@@ -168,11 +172,15 @@ class OnTensors(TorchDispatchMode):
         self.gpu = gpu
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, name = dict(kwargs or {}), func._schema.name.split("::")[1]
+        # What is asked below of tensors is not the project's question: `OnCalls` shall not answer it.
+        with torch._C.DisableTorchFunction():
+            return self._run(func, args, dict(kwargs or {}))
+
+    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        name = func._schema.name.removeprefix("aten::")
         asked, pinned = kwargs.get("device"), kwargs.get("pin_memory")
-        tensors = tensors_in((args, kwargs))
-        meta = any(tensor.is_meta for tensor in tensors)
-        if meta or (asked is not None and torch.device(asked).type == "meta"):
+        tensors = tensors_in(args) + (tensors_in(kwargs) if kwargs else [])
+        if is_on_meta(asked, tensors):
             return func(*args, **kwargs)
         if asked is not None:
             kwargs["device"] = CPU
@@ -183,20 +191,20 @@ class OnTensors(TorchDispatchMode):
         elif name == "copy_":
             target = self._overwritten(*args)
         else:
-            self._check(name, args, tensors)
             target = self._target(asked, tensors)
-        there = any(map(on_gpu, tensors))
-        if there and name in WAITING and kwargs.get("output_size") is None:
-            self.gpu.sync(name)
-        if self.gpu.recording and (there or target == "cuda"):
+            # Whatever has a tensor of the device is of the device, or refused.
+            if any(on_gpu(tensor) for tensor in tensors):
+                self._check(name, args, tensors)
+                if name in WAITING and kwargs.get("output_size") is None:
+                    self.gpu.sync(name)
+        if self.gpu.recording and (target == "cuda" or any(on_gpu(tensor) for tensor in tensors)):
             self.gpu.ops[name] += 1
         out = func(*args, **kwargs)
         for tensor in tensors_in(out):
-            # A view, or what was written in place, has a mark already; a number for the host needs none.
-            if not hasattr(tensor.untyped_storage(), "pretended"):
-                put(tensor, target)
-                if pinned:
-                    pin(tensor)
+            storage = tensor.untyped_storage()
+            # A view, or what was written in place, has a mark already.
+            if not hasattr(storage, "pretended"):
+                storage.pretended, storage.pinned = target, bool(pinned)
         return out
 
     def _target(self, asked: Any, tensors: list[Tensor]) -> str:
@@ -289,15 +297,21 @@ class OnCalls(TorchFunctionMode):
         given = tensors_in((args, kwargs))
         if func is torch.tensor and not isinstance(args[0], Tensor) and any(map(on_gpu, real(given))):
             self.gpu.sync("each number of a list is read")
-        follows = kwargs.get("device") is None and any(map(on_gpu, real(given)))
+        gpu = self.gpu
+        before = gpu.in_engine, gpu.follows_tensors, gpu.recording
         # What a hook or a backward written in Python makes is as explicit as it is elsewhere.
-        with self.gpu._set("in_engine", False), self.gpu._set("follows_tensors", follows):
-            # With a number of classes, one_hot looks at the values of a tensor on the host only.
-            counted = len(args) > 1 or "num_classes" in kwargs
-            quiet = func is torch.nn.functional.one_hot and counted
-            with self.gpu._set("recording", self.gpu.recording and not quiet):
-                out = func(*args, **kwargs)
-        self._check_generator(func, args, kwargs, out)
+        gpu.in_engine = False
+        gpu.follows_tensors = kwargs.get("device") is None and any(map(on_gpu, real(given)))
+        # With a number of classes, one_hot looks at the values of a tensor on the host only.
+        if func is torch.nn.functional.one_hot and (len(args) > 1 or "num_classes" in kwargs):
+            gpu.recording = False
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            gpu.in_engine, gpu.follows_tensors, gpu.recording = before
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, torch._C.Generator):
+                self._check_generator(func, value, out)
         return out
 
     def _asked(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> tuple[bool, Any]:
@@ -363,16 +377,19 @@ class OnCalls(TorchFunctionMode):
             numbers = args[0].detach() if isinstance(args[0], Tensor) else args[0]
             return put(torch.asarray(numbers, *args[1:], **kwargs).clone(), "cuda")
 
-    def _check_generator(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    def _check_generator(self, func: Any, generator: torch.Generator, out: Any) -> None:
         """A generator draws on its own device only."""
-        name = getattr(func, "__name__", str(func))
-        for value in (*args, *kwargs.values()):
-            if not isinstance(value, torch._C.Generator):
-                continue
-            place = getattr(value, "pretended", "cpu")
-            for tensor in real(tensors_in(out)):
-                if where(tensor) != place:
-                    self.gpu.refuse(f"{name}: the generator is on {place}, the tensor not")
+        place = getattr(generator, "pretended", "cpu")
+        for tensor in real(tensors_in(out)):
+            if where(tensor) != place:
+                name = getattr(func, "__name__", str(func))
+                self.gpu.refuse(f"{name}: the generator is on {place}, the tensor not")
+
+
+def is_on_meta(asked: Any, tensors: list[Tensor]) -> bool:
+    """Whether an operation has no numbers: it is the same on every device."""
+    named = asked is not None and torch.device(asked).type == "meta"
+    return named or any(tensor.is_meta for tensor in tensors)
 
 
 def real(tensors: list[Tensor]) -> list[Tensor]:

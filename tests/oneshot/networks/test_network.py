@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from reference import darts_names, nasbench201_names, recorded, theirs
 from torch import Tensor, nn
 
-from oneshot.axes.edge_weights import EdgeWeights
+from oneshot.axes.edge_weights import EdgeWeights, read_active
 from oneshot.axes.relaxation import GumbelHard
 from oneshot.networks.parallel_edges import EdgeSettings
 from oneshot.networks.search import DartsNetwork, NasBench201Network
@@ -76,8 +76,8 @@ def test_one_pass_of_gdas_with_given_noise() -> None:
     found, network, _ = load("nb201_small_track0")
     given = found["gdas"]
     alpha = found["alphas"][0].clone().requires_grad_()
-    cell_weights = GumbelHard().given(alpha, given["gumbels"], given["tau"])
-    logits = network(found["xt"].to(memory_format=torch.channels_last), {"cell": cell_weights})
+    drawn = {"cell": GumbelHard().given(alpha, given["gumbels"], given["tau"])}
+    logits = network(found["xt"].to(memory_format=torch.channels_last), read_active(drawn))
     torch.testing.assert_close(logits, given["logits"], **TOLERANCE)
     loss = F.cross_entropy(logits, found["yt"])
     (gradient,) = torch.autograd.grad(loss, alpha)
