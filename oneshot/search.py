@@ -53,6 +53,7 @@ from oneshot.objectives.objective import Objective
 from oneshot.objectives.text import TextObjective, TextSettings
 from oneshot.search_loop import Monitoring, SearchLoop
 from oneshot.searcher import Searcher
+from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.search_space import SearchSpace, find_search_space
 
 # Measured on CPU: benchmarks/records/2026-11-30-precision.md.

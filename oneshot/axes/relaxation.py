@@ -256,20 +256,20 @@ class BinaryGates(Softmax):
     ) -> EdgeWeights:
         """One active path an edge."""
         alpha_EO = alpha_EO.masked_fill(~allowed_EO, -torch.inf)
-        # Drawn on CPU: the same seed draws the same on every device.
-        probability_EO = alpha_EO.detach().softmax(-1).cpu()
+        # The largest of alpha plus Gumbel noise is a draw from softmax(alpha), the two largest are two draws
+        # without replacement. The host waits for nothing.
+        ranked_EO = alpha_EO.detach() + gumbel_noise(alpha_EO, draws)
         # The weights' step needs no gradient of alphas, so nothing but the active path has to run.
         if not torch.is_grad_enabled():
-            drawn_E1 = torch.multinomial(probability_EO, 1, generator=draws)
-            hot = torch.zeros_like(probability_EO).scatter(1, drawn_E1, 1.0)
-            return EdgeWeights(hot.to(alpha_EO.device), tuple((column,) for (column,) in drawn_E1.tolist()))
+            hot = F.one_hot(ranked_EO.argmax(-1), ranked_EO.shape[-1])
+            return EdgeWeights(hot.to(alpha_EO.dtype), active_EO=hot.bool())
         if self.paths == "all":
-            drawn_E1 = torch.multinomial(probability_EO, 1, generator=draws)
-            every = torch.arange(alpha_EO.shape[1]).expand(alpha_EO.shape)
-            return self.given(alpha_EO, every, drawn_E1)
-        pair_E2 = torch.multinomial(probability_EO, 2, replacement=False, generator=draws)
-        of_two = alpha_EO.detach().cpu().gather(1, pair_E2).softmax(-1)
-        drawn_E1 = pair_E2.gather(1, torch.multinomial(of_two, 1, generator=draws))
+            every = torch.arange(alpha_EO.shape[1], device=alpha_EO.device).expand(alpha_EO.shape)
+            return self.given(alpha_EO, every, ranked_EO.argmax(-1, keepdim=True))
+        pair_E2 = ranked_EO.topk(2, -1).indices
+        # Which of the two is active is a draw of its own, from their own softmax.
+        of_pair_E2 = (alpha_EO.detach() + gumbel_noise(alpha_EO, draws)).gather(1, pair_E2)
+        drawn_E1 = pair_E2.gather(1, of_pair_E2.argmax(-1, keepdim=True))
         return self.given(alpha_EO, pair_E2, drawn_E1)
 
     def given(self, alpha_EO: Tensor, paths_EK: Tensor, drawn_E1: Tensor) -> EdgeWeights:
@@ -277,19 +277,18 @@ class BinaryGates(Softmax):
 
         Args:
             alpha_EO: minus infinity where an operation does not compete.
-            paths_EK: the columns of the paths that run, on CPU.
+            paths_EK: the columns of the paths that run.
             drawn_E1: the column of the active one.
         """
-        device = alpha_EO.device
-        columns = paths_EK.to(device)
-        among = alpha_EO.gather(1, columns).softmax(-1)
-        soft_EO = torch.zeros_like(alpha_EO).scatter(1, columns, among)
-        hot_EO = torch.zeros_like(alpha_EO).scatter(1, drawn_E1.to(device), 1.0)
-        active = None
+        among_EK = alpha_EO.gather(1, paths_EK).softmax(-1)
+        soft_EO = torch.zeros_like(alpha_EO).scatter(1, paths_EK, among_EK)
+        hot_EO = torch.zeros_like(alpha_EO).scatter(1, drawn_E1, 1.0)
+        active_EO = None
         if paths_EK.shape[1] < alpha_EO.shape[1]:
-            active = tuple(tuple(sorted(row)) for row in paths_EK.tolist())
+            active_EO = torch.zeros_like(alpha_EO, dtype=torch.bool).scatter(1, paths_EK, True)
         # Of value 0 or 1; the gradient is that of the softmax over the paths that run.
-        return EdgeWeights(hot_EO + (soft_EO - soft_EO.detach()), active, expected_EO=soft_EO)
+        weight_EO = hot_EO + (soft_EO - soft_EO.detach())
+        return EdgeWeights(weight_EO, expected_EO=soft_EO, active_EO=active_EO)
 
 
 def gumbel_noise(like: Tensor, draws: torch.Generator) -> Tensor:

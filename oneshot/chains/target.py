@@ -29,8 +29,8 @@ from oneshot.chains.space import CHAIN, ChainSpace
 WITHIN = 0.05  # share of the target that a found chain may be cheaper
 # Of the factor: at 10% from the target it is 3, as strong as a usual loss or stronger.
 PROPORTIONAL = 30.0
-# What a search gathers that is off by 100% all the time; more than 5% off counts as 5%. Without that bound the
-# way from the first distance to the target would wind it up, and the search would shoot past.
+# What a search gathers that is off by 100% all the time; more than 5% off counts as 5%. Unbounded, the way
+# from the first distance to the target would wind it up, and the search would shoot past.
 INTEGRAL, MOST_GATHERED = 50.0, 0.05
 
 

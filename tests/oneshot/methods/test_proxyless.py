@@ -80,9 +80,9 @@ def test_the_weights_step_runs_one_path_as_often_as_it_is_probable() -> None:
     with torch.no_grad():
         for _ in range(4000):
             weights = gates.mix(alpha_EO, allowed_EO, NOW, generator)
-            assert weights.active is not None and weights.expected_EO is None
-            ((column,),) = weights.active
-            counts[column] += 1
+            assert weights.active_EO is not None and weights.expected_EO is None
+            assert weights.active_EO.sum() == 1
+            counts += weights.active_EO[0]
     expected = torch.tensor([1.0, 0.0, 2.0, -math.inf]).softmax(0)
     torch.testing.assert_close(counts / 4000, expected, atol=0.03, rtol=0)
 
@@ -91,7 +91,7 @@ def test_the_expected_cost_is_of_the_two_paths() -> None:
     """As the code's `current_prob_over_ops`, whose latency enters the loss by its logarithm."""
     alpha_EO = torch.tensor([[0.3, -0.2, 0.7]], requires_grad=True)
     weights = BinaryGates().given(alpha_EO, torch.tensor([[2, 0]]), torch.tensor([[0]]))
-    assert weights.active == ((0, 2),)
+    assert weights.runs().tolist() == [[True, False, True]]
     torch.testing.assert_close(weights.weight_EO, torch.tensor([[1.0, 0.0, 0.0]]))
     cost_EO = torch.tensor([[30.0, 20.0, 10.0]])
     penalty = CostPenalty(of="macs", form="power", ref=25)
@@ -116,7 +116,7 @@ def test_all_paths_have_the_gradient_of_the_whole_softmax() -> None:
     alpha_EO = torch.randn(3, 4, generator=draws(1), requires_grad=True)
     gates = BinaryGates(paths="all")
     weights = gates.mix(alpha_EO, torch.ones(3, 4, dtype=torch.bool), NOW, draws(2))
-    assert weights.active is None
+    assert weights.active is None and weights.active_EO is None
     assert weights.weight_EO.detach().sum(1).tolist() == [1.0, 1.0, 1.0]
     upstream_EO = torch.randn(3, 4, generator=draws(3))
     (ours,) = torch.autograd.grad((weights.weight_EO * upstream_EO).sum(), alpha_EO, retain_graph=True)
