@@ -88,9 +88,17 @@ class SearchState:
         self.space = space
         return old
 
-    def measure(self, edge_weights: NetworkEdgeWeights, limit: int | None = None) -> float:
-        """Quality of the shared weights on the architecture's part; on at most `limit` images or words."""
-        with self._evaluation():
+    def measure(
+        self, edge_weights: NetworkEdgeWeights, limit: int | None = None, batch_statistics: bool = False
+    ) -> float:
+        """Quality of the shared weights on the architecture's part.
+
+        Args:
+            edge_weights: of the network.
+            limit: the most images or words to measure on; None: all.
+            batch_statistics: whether BatchNorms take the statistics of each batch.
+        """
+        with self._evaluation(batch_statistics):
             return self.objective.measure(self.on_device(edge_weights), limit)
 
     def reward(self, edge_weights: NetworkEdgeWeights, batch: Any) -> float:
@@ -99,16 +107,21 @@ class SearchState:
             return self.objective.reward(batch, self.on_device(edge_weights))
 
     @contextlib.contextmanager
-    def _evaluation(self) -> Iterator[None]:
+    def _evaluation(self, batch_statistics: bool = False) -> Iterator[None]:
         """No gradients, and BatchNorms in evaluation mode.
 
         A network that runs some of its operations only stays in training mode: what it runs has no running
         statistics of its own.
         """
-        self.objective.network.train(self.samples_operations)
+        network = self.objective.network
+        network.train(self.samples_operations or batch_statistics)
+        # In training mode the running statistics move; who only asks leaves no trace in them.
+        kept = {name: buffer.clone() for name, buffer in network.named_buffers()} if batch_statistics else {}
         with torch.no_grad():
             yield
-        self.objective.network.train()
+            for name, buffer in kept.items():
+                network.get_buffer(name).copy_(buffer)
+        network.train()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed search needs."""
