@@ -122,7 +122,15 @@ def test_decisions_are_the_papers(name: str) -> None:
 @pytest.mark.slow
 def test_a_search_tunes_between_decisions_and_resumes(tmp_path: Path) -> None:
     flags = ["--method", "darts_pt", "--space", "nasbench201", "--cells", "1", "--channels", "2", "--device"]
-    flags += ["cpu", "--epochs", "1", "--method.selection.tune-epochs", "1", "--method.selection.images", "30"]
+    flags += [
+        "cpu",
+        "--epochs",
+        "1",
+        "--method.selection.tune-epochs",
+        "1",
+        "--method.selection.images",
+        "30",
+    ]
     flags += ["--evaluate-images", "30", "--batch-size", "128"]
     whole = parse(Search, [*flags, "--out", str(tmp_path / "whole")])
     assert whole.execute() == 0
@@ -136,9 +144,7 @@ def test_a_search_tunes_between_decisions_and_resumes(tmp_path: Path) -> None:
     final = read_json(tmp_path / "whole" / "genotype.json")
     # Stopped after one second again and again, it finds the same.
     for _ in range(40):
-        pieces = parse(
-            Search, [*flags, "--out", str(tmp_path / "pieces"), "--resume", "--stop-after", "1s"]
-        )
+        pieces = parse(Search, [*flags, "--out", str(tmp_path / "pieces"), "--resume", "--stop-after", "1s"])
         if pieces.execute() == 0:
             break
     assert read_json(tmp_path / "pieces" / "genotype.json") == final
