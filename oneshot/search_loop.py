@@ -56,7 +56,7 @@ class SearchLoop(EpochLoop):
     ends_take_long: ClassVar[bool] = True  # a controller's training, or a thousand candidates to judge
 
     def __init__(self, folder: Run, searcher: Searcher, monitoring: Monitoring):
-        super().__init__(folder, searcher.epochs)
+        super().__init__(folder, searcher.total_epochs)
         self.searcher, self.monitoring = searcher, monitoring
         self.objective = searcher.state.objective
         # Whether the warning was printed: once is enough.

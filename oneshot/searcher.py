@@ -59,6 +59,7 @@ class Searcher:
         target: CostTarget | None = None,
     ):
         self.method, self.epochs = method, epochs
+        self.total_epochs = method.total_epochs(space, epochs)  # with what follows the search
         self.costs = costs or OperationCosts()
         weights, sgd = list(objective.network.parameters()), method.sgd
         alphas = method.start(space, seed, weights[0].device)
@@ -130,6 +131,8 @@ class Searcher:
             return f"method {self.method.name} draws in each step which operations run"
         if self.method.relaxation.draws or self.method.steps_differ:
             return f"method {self.method.name} draws or counts in each step"
+        if self.method.selection is not None:
+            return "selection by perturbation starts the optimiser anew"
         if not isinstance(self.state.objective.network, DartsNetwork | NasBench201Network):
             return f"the network of space {self.state.space.name} changes from step to step"
         return None
@@ -182,7 +185,7 @@ class Searcher:
 
     def _draws(self, purpose: str, number: int) -> torch.Generator:
         """The generator on CPU of what a step of this epoch draws."""
-        return torch_generator("cpu", self.state.seed, purpose, self.state.progress.count, number)
+        return torch_generator("cpu", self.state.seed, purpose, self.state.progress.number, number)
 
     def _weights_step(self, number: int, train: Any) -> Tensor:
         """One step of the weights; the architecture stays."""

@@ -91,24 +91,18 @@ class SearchState:
         self.space = space
         return old
 
-    def measure(self, edge_weights: NetworkEdgeWeights, limit: int | None = None) -> float:
-        """Quality of the shared weights on the architecture's part; on at most `limit` images or words."""
-        with self._evaluation():
-            return self.objective.measure(self.on_device(edge_weights), limit)
+    def measure(
+        self, edge_weights: NetworkEdgeWeights, limit: int | None = None, batch_statistics: bool = False
+    ) -> float:
+        """Quality of the shared weights on the architecture's part.
 
-    def measure_discretised(self, edge_weights: NetworkEdgeWeights, limit: int | None = None) -> float:
-        """As `measure`, with BatchNorm statistics of each batch, of which no trace is left.
-
-        The running statistics belong to the mixture that was trained; what is read off it has others.
+        Args:
+            edge_weights: of the network.
+            limit: the most images or words to measure on; None: all.
+            batch_statistics: whether BatchNorms take the statistics of each batch.
         """
-        network = self.objective.network
-        before = {name: buffer.clone() for name, buffer in network.named_buffers()}
-        network.train()
-        with torch.no_grad():
-            value = self.objective.measure(self.on_device(edge_weights), limit)
-            for name, buffer in network.named_buffers():
-                buffer.copy_(before[name])
-        return value
+        with self._evaluation(batch_statistics):
+            return self.objective.measure(self.on_device(edge_weights), limit)
 
     def reward(self, edge_weights: NetworkEdgeWeights, batch: Any) -> float:
         """How good the shared weights are on one batch; a higher number is better."""
@@ -116,17 +110,22 @@ class SearchState:
             return self.objective.reward(batch, self.on_device(edge_weights))
 
     @contextlib.contextmanager
-    def _evaluation(self) -> Iterator[None]:
+    def _evaluation(self, batch_statistics: bool = False) -> Iterator[None]:
         """No gradients, and BatchNorms in evaluation mode.
 
         A network that runs some of its operations only stays in training mode: what it runs has no running
         statistics of its own.
         """
-        self.objective.network.train(self.samples_operations)
+        network = self.objective.network
+        network.train(self.samples_operations or batch_statistics)
+        # In training mode the running statistics move; who only asks leaves no trace in them.
+        kept = {name: buffer.clone() for name, buffer in network.named_buffers()} if batch_statistics else {}
         # Batches of other sizes: compiled parts would be compiled again for each.
         with torch.no_grad(), eagerly():
             yield
-        self.objective.network.train()
+            for name, buffer in kept.items():
+                network.get_buffer(name).copy_(buffer)
+        network.train()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed search needs."""

@@ -18,8 +18,8 @@ class Progress(NamedTuple):
     tuning: int = 0
 
     @property
-    def count(self) -> int:
-        """The number of epochs before this one: what draws are seeded with."""
+    def number(self) -> int:
+        """Of the epoch, what follows the search included: what draws are seeded with."""
         return self.epoch + self.tuning
 
     @property

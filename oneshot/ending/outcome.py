@@ -42,7 +42,7 @@ def print_introduction(searcher: Searcher) -> None:
         f"search network of {format_count(count_parameters(objective.network))} parameters"
     )
     steps = objective.steps(0)
-    print(f"{objective.about}; {searcher.epochs} epochs of {steps} steps; device {state.device}")
+    print(f"{objective.about}; {_epochs(searcher)} of {steps} steps; device {state.device}")
 
 
 def print_found(genotype: AnyGenotype, objective: Objective, report: TargetReport | None) -> None:
@@ -68,6 +68,12 @@ def print_chain(genotype: ChainGenotype, objective: Objective) -> None:
     macs, params = genotype.cost(objective.image)
     size = objective.image.size
     print(f"{format_count(params)} parameters, {format_count(macs)} MACs on images of {size} pixels")
+
+
+def _epochs(searcher: Searcher) -> str:
+    """The epochs of a search and of what follows it, in words."""
+    tuning = searcher.total_epochs - searcher.epochs
+    return f"{searcher.epochs} epochs" + (f" and {tuning} between decisions" if tuning else "")
 
 
 def print_genotype(genotype: Genotype) -> None:

@@ -7,6 +7,7 @@ from pydantic import Field
 from oneshot.methods.beta_darts import BetaDarts
 from oneshot.methods.darts import Darts
 from oneshot.methods.darts_minus import DartsMinus
+from oneshot.methods.darts_pt import DartsPt
 from oneshot.methods.fair_darts import FairDarts
 from oneshot.methods.gaea import Gaea, GaeaPcDarts
 from oneshot.methods.pc_darts import PcDarts
@@ -42,6 +43,7 @@ MethodConfig = Annotated[
     | FairDarts
     | Sdarts
     | LambdaDarts
-    | Oles,
+    | Oles
+    | DartsPt,
     Field(discriminator="name"),
 ]

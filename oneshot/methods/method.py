@@ -19,13 +19,16 @@ from oneshot.axes.relaxation import Dirichlet, HardConcrete, Relaxation, Sigmoid
 from oneshot.axes.weight_sgd import WeightSgd
 from oneshot.chains.space import CHAIN
 from oneshot.methods.hooks import Hooks
+from oneshot.methods.selection import PerturbationSelection
 from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.genotype import AnyGenotype
 from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
 
 # Settings that only a method with an architecture step along a gradient can have.
-NEED_A_STEP = {"penalties", "edge_weights", "auxiliary_skip", "level", "order", "warmup_epochs"}
+NEED_A_STEP = {
+    *("penalties", "edge_weights", "auxiliary_skip", "level", "order", "warmup_epochs", "selection"),
+}
 NEED_A_STEP |= {"architecture_every"}
 
 # Settings that were published for other spaces than `darts`, where they differ from the defaults. Those of
@@ -76,6 +79,9 @@ class Method(Hooks):
         False, description="a BatchNorm and a ReLU before the classifier, in the DARTS space"
     )
     derivation: Derivation = Field("edges", description="how the DARTS space's cells are read off")
+    selection: PerturbationSelection | None = Field(
+        None, description="decide edge by edge after the search (DARTS-PT); none: by the largest weights"
+    )
     exclude_none: bool = Field(False, description="the operation none does not compete")
     level: Literal["bilevel", "single", "released"] = Field(
         "bilevel",
@@ -155,6 +161,11 @@ class Method(Hooks):
                 f"order {self.order} looks ahead to the weights' next step on other images; it needs level "
                 "bilevel"
             )
+        if self.selection is not None and self.relaxation.samples_operations:
+            raise ValueError(
+                f"selection asks how the network is without an operation; {self.relaxation.name} runs one or "
+                "two of an edge: take a relaxation that runs all, or leave selection out"
+            )
         if self.order != "first" and self.relaxation.samples_operations:
             raise ValueError(
                 f"order {self.order} is for methods that run all operations; {self.relaxation.name} samples: "
@@ -181,7 +192,38 @@ class Method(Hooks):
 
     def learning_rate(self, progress: Progress) -> float:
         """Learning rate of the weights in an epoch."""
-        return self.sgd.learning_rate(progress)
+        # As DARTS-PT: a tenth, without a schedule.
+        return self.sgd.lr / 10 if progress.tuning else self.sgd.learning_rate(progress)
+
+    def total_epochs(self, space: SearchSpace, epochs: int) -> int:
+        """Epochs of a search of `epochs` epochs and of what follows it."""
+        return epochs + (0 if self.selection is None else self.selection.tuning(space))
+
+    def before_epoch(self, state: SearchState) -> None:
+        """After the search, the decisions whose time has come."""
+        if self.selection is None or not state.progress.tuning:
+            return
+        if not state.alphas.decided:
+            state.restart_weights()
+        self._decide(state, self.selection.wanted(state.progress.tuning))
+
+    def _decide(self, state: SearchState, wanted: int) -> None:
+        """Decide edges until there are `wanted` decisions for each kind of cell."""
+
+        def edge_weights() -> dict[str, EdgeWeights]:
+            draws = torch_generator("cpu", state.seed, "selection")
+            found = self.weigh_edges(state.space, state.alphas, state.progress, draws)
+            for kind, alpha_EO in state.alphas.operations.items():
+                # Expected weights instead of a draw.
+                allowed_EO = state.space.allowed_mask(kind, alpha_EO.device)
+                expected_EO = self.relaxation.probabilities(alpha_EO, allowed_EO)
+                weight_EO = state.alphas.with_decisions(kind, expected_EO)
+                found[kind] = found[kind]._replace(weight_EO=weight_EO)
+            return found
+
+        assert self.selection is not None
+        with torch.no_grad():
+            self.selection.decide(state, edge_weights, wanted)
 
     def waits(self, progress: Progress) -> bool:
         """Whether the architecture is not trained in this epoch, a warm-up of the weights."""
@@ -276,6 +318,8 @@ class Method(Hooks):
 
     def final_genotype(self, state: SearchState) -> AnyGenotype:
         """The choice at the end; a method that compares candidates does so here."""
+        if self.selection is not None:
+            self._decide(state, self.selection.decisions(state.space))
         return self.genotype(state)
 
     def refuse(self, space: SearchSpace) -> str | None:
@@ -297,6 +341,8 @@ class Method(Hooks):
                 return "the weights of an edge do not sum to 1, as a recurrent state needs"
         if CHAIN in space.cells and (self.partial > 1 or self.edge_weights):
             return "partial channels and weights of edges are for cells, whose nodes have several edges"
+        if CHAIN in space.cells and self.selection is not None:
+            return "selection by perturbation is written for cells"
         if len(space.cells) < 2 and any(isinstance(penalty, PathDepth) for penalty in self.penalties):
             return "path_depth weighs normal and reduction cells; leave it out with --method.penalties ''"
         if isinstance(self.relaxation, HardConcrete):

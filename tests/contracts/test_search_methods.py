@@ -73,6 +73,8 @@ def chosen(name: str, space: SearchSpace, settings: dict[str, Any]) -> Method:
         over_defaults(Search, Search.prepare({"method": {"name": name, **settings}, "space": space.name})),
         "test",
     ).method
+    if found.selection is not None:
+        found = found.model_copy(update={"selection": found.selection.model_copy(update={"images": 16})})
     return found.model_copy(update={field: 2 for field in FEW if field in type(found).model_fields})
 
 

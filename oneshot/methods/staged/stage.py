@@ -1,5 +1,6 @@
 """Stages of a search: after some epochs operations are dropped, and the network is built anew."""
 
+import itertools
 from typing import ClassVar
 
 import torch
@@ -67,7 +68,7 @@ class StagedMethod(Method):
     def shortest_stage(self, epochs: int) -> int:
         """The least difference between two starts."""
         starts = [*self.stage_starts(epochs), epochs]
-        return min(end - start for start, end in zip(starts, starts[1:], strict=False))
+        return min(end - start for start, end in itertools.pairwise(starts))
 
     def before_epoch(self, state: SearchState) -> None:
         """Begin the stages whose time has come, once each."""
