@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field, field_validator, model_validator
-from torch import nn
 
 from engine.command.cli import main
 from engine.command.start import say
@@ -30,27 +29,26 @@ from engine.loop import LoopCommand
 from engine.outside.names import expanded
 from engine.run import Run
 from engine.runs.lock import write_lock
-from engine.seed import derive
 from engine.training import print_classes
 from oneshot.axes.operation_costs import operation_costs
 from oneshot.axes.penalty import CostPenalty, Penalty
 from oneshot.chains.costs import costs_of
-from oneshot.chains.layers import ImageShape
-from oneshot.chains.network import ChainNetwork
 from oneshot.chains.space import ChainSpace
 from oneshot.chains.target import CostTarget, parse_target
-from oneshot.ending.outcome import retrain_command
+from oneshot.ending.outcome import retrain_command, retrain_recipe
+from oneshot.ending.published import changes_of
+from oneshot.ending.record import Change
 from oneshot.language import NO_BF16
 from oneshot.methods import MethodConfig
 from oneshot.methods.darts import Darts
 from oneshot.methods.method import Method
 from oneshot.nasbench201.table import AccuracyTable, Dataset
-from oneshot.objectives.images import ImageObjective, search_network
+from oneshot.objectives.building import image_objective, usual_cells
+from oneshot.objectives.images import ImageObjective
 from oneshot.objectives.objective import Objective
 from oneshot.objectives.text import TextObjective, TextSettings
 from oneshot.search_loop import Monitoring, SearchLoop
 from oneshot.searcher import Searcher
-from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.search_space import SearchSpace, find_search_space
 
 # Measured on CPU: benchmarks/records/2026-11-30-precision.md.
@@ -303,12 +301,26 @@ class Search(LoopCommand):
             table=table,
             dataset=self.dataset,
             table_budget=self.table_budget,
+            changes=self._changes(method),
+            recipe=retrain_recipe(self.space, self.data),
         )
         loop = SearchLoop(run, searcher, monitoring)
         # After a resumed search took up its state, which a graph must not see replaced.
         searcher.use_graphs(self.graphs)
         loop.saving = self.saving
         return loop.run() or self._say_next()
+
+    def _changes(self, method: Method) -> tuple[Change, ...]:
+        """Settings that differ from the method's own on this space."""
+        flags = {
+            "epochs": self.epochs or method.epochs,
+            "batch_size": self.batch_size or method.batch_size,
+            "channels": self.width,
+        }
+        cells = usual_cells(self.space)
+        text, own_text = self.text.model_dump(mode="json"), TextSettings().model_dump(mode="json")
+        others = {"cells": (cells, self.cells or cells), "text": (own_text, text)}
+        return changes_of(method, self.space, flags, others)
 
     def _say_next(self) -> int:
         say(f"next: {retrain_command(self.out, self.space, self.data)}")
@@ -366,19 +378,8 @@ class Search(LoopCommand):
             return TextObjective(load_text(self.data), self.text, batch_size, self.seed, device)
         data = load_data(self.data, device, self.seed)
         print_classes(data)
-        # As published: 5 in each of three stages, or 8 in the whole network.
-        cells = self.cells or (5 if space.name == "nasbench201" else 8)
-        with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
-            torch.manual_seed(derive(self.seed, "weights"))
-            if isinstance(space, ChainSpace):
-                image = ImageShape(data.size, data.channels, len(data.classes))
-                network: nn.Module = ChainNetwork(space, image)
-            else:
-                assert isinstance(space, CellSpace)
-                classes, inputs = len(data.classes), data.channels
-                network = search_network(space, method, self.width, cells, classes, inputs)
-        two_batches = method.level == "released"
-        return ImageObjective(network, data, batch_size, method.level != "bilevel", two_batches)
+        cells = self.cells or usual_cells(space.name)
+        return image_objective(space, method, data, self.width, cells, batch_size, self.seed)
 
 
 def _section(values: dict[str, Any], name: str) -> Any:

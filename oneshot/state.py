@@ -62,6 +62,20 @@ class SearchState:
         with self._evaluation():
             return self.objective.measure(self.on_device(edge_weights), limit)
 
+    def measure_discretised(self, edge_weights: NetworkEdgeWeights, limit: int | None = None) -> float:
+        """As `measure`, with BatchNorm statistics of each batch, of which no trace is left.
+
+        The running statistics belong to the mixture that was trained; what is read off it has others.
+        """
+        network = self.objective.network
+        before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+        network.train()
+        with torch.no_grad():
+            value = self.objective.measure(self.on_device(edge_weights), limit)
+            for name, buffer in network.named_buffers():
+                buffer.copy_(before[name])
+        return value
+
     def reward(self, edge_weights: NetworkEdgeWeights, batch: Any) -> float:
         """How good the shared weights are on one batch; a higher number is better."""
         with self._evaluation():

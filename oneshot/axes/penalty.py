@@ -81,7 +81,8 @@ class PathDepth(Config):
         # One entry for each kind of cell; both are averaged over the kinds.
         activities, paths = [], []
         for kind, alpha_EO in inputs.alphas.items():
-            cell_weights, groups = inputs.edge_weights[kind], operation_groups(inputs.space, alpha_EO.device)
+            cell_weights = inputs.edge_weights[kind]
+            groups = operation_groups(inputs.space.operations, alpha_EO.device)
             kept_EO = cell_weights.runs()
             probability_EO = relaxation.active_probability(alpha_EO, tau)
             compete = (groups.skips_O, groups.others_O, groups.pools_O)
@@ -96,7 +97,7 @@ class PathDepth(Config):
         """The product of the activities of convolutions along the path that visits every node in turn."""
         kept_EO, active = cell_weights.runs(), cell_weights.active
         assert active is not None, "gates are sampled"
-        convolutions_O = operation_groups(space, probability_EO.device).convolutions_O
+        convolutions_O = operation_groups(space.operations, probability_EO.device).convolutions_O
         product = probability_EO.new_ones(())
         for e, (source, target) in enumerate(space.edges):
             # From the last input through every node in turn: the deepest way through the cell.
@@ -118,11 +119,11 @@ class OperationGroups(NamedTuple):
 
 # Every step asks for the groups, so they are built and copied to the device only once.
 @functools.cache
-def operation_groups(space: SearchSpace, device: torch.device) -> OperationGroups:
+def operation_groups(operations: tuple[str, ...], device: torch.device) -> OperationGroups:
     """The groups of a space's operations."""
-    skips = torch.tensor([name == "skip_connect" for name in space.operations])
-    pools = torch.tensor(["pool" in name for name in space.operations])
-    convolutions = torch.tensor(["conv" in name for name in space.operations])
+    skips = torch.tensor([name == "skip_connect" for name in operations])
+    pools = torch.tensor(["pool" in name for name in operations])
+    convolutions = torch.tensor(["conv" in name for name in operations])
     return OperationGroups(*send_together([skips, ~skips & ~pools, pools, convolutions], device))
 
 

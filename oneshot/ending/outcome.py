@@ -16,13 +16,13 @@ from engine.data.text import Grammar, TextFolder
 from engine.data.torchvision_sets import Torchvision
 from oneshot.chains.genotype import ChainGenotype
 from oneshot.chains.target import TargetReport
+from oneshot.ending.record import FinalSize, Outcome
 from oneshot.nasbench201.baselines import reference_lines
 from oneshot.nasbench201.table import AccuracyTable, Dataset
 from oneshot.objectives.images import ImageObjective
 from oneshot.objectives.objective import Objective
 from oneshot.searcher import Searcher
 from oneshot.spaces.cells import SPACES, find_space
-from oneshot.spaces.costs import edge_costs, published_shape
 from oneshot.spaces.genotype import AnyGenotype, Genotype
 
 CELL_SPACES = tuple(space.name for space in SPACES)
@@ -71,23 +71,64 @@ def print_chain(genotype: ChainGenotype, objective: Objective) -> None:
 
 
 def print_genotype(genotype: Genotype) -> None:
-    """Print its cells, and what the published final network of them costs."""
+    """Print its cells."""
     space = find_space(genotype.space)
     grid = Grid("cell", "node", "edges: operation from state")
     for kind, cell in genotype.cells.items():
         for node, edges in enumerate(cell.nodes, start=space.inputs):
             grid.add_row(kind, str(node), ", ".join(f"{name} {source}" for name, source in edges))
     plain_console().print(grid)
-    # Costs are known for networks of images only.
-    if space.name == "recurrent":
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """Print what a search knows of what it found, and what makes that doubtful."""
+    for size in outcome.sizes:
+        _print_size(outcome.space, size)
+    _print_quality(outcome)
+    made = f"made {outcome.steps} steps, {outcome.steps_an_epoch} an epoch"
+    counts = [f"{count} ({kind})" for kind, count in outcome.skips.items()]
+    # A recurrent cell has no skip connections to count.
+    print(made if outcome.space == "recurrent" else f"{made}; skip connections: {', '.join(counts)}")
+    if outcome.changes:
+        changed = [f"{change.setting} {change.published} -> {change.used}" for change in outcome.changes]
+        print(f"changed from {outcome.method}'s settings on {outcome.space}: {', '.join(changed)}")
+    for sentence in outcome.warnings:
+        print(f"note: {sentence}")
+
+
+def _print_size(space: str, size: FinalSize) -> None:
+    """What the final network costs at one size."""
+    costs = f"{format_count(size.params)} parameters, {format_count(size.macs)} MACs"
+    if size.image_size is None:
+        print(f"with {size.channels} units, as published: {costs} a word")
         return
-    shape = published_shape(space)
-    macs = format_count(edge_costs(space, "macs", shape).total(genotype))
-    params = format_count(edge_costs(space, "params", shape).total(genotype))
-    where = " in each stage" if space.name == "nasbench201" else ""
+    # A chain has no size of its own; its costs are printed with its layers.
+    if size.cells is None:
+        return
+    where = " in each stage" if space == "nasbench201" else ""
+    how = "as published for CIFAR-10"
+    if size.size == "retrain":
+        how = f"as the next command builds it, on images of {size.image_size} pixels"
+    print(f"with {size.cells} cells{where} of {size.channels} channels, {how}: {costs}")
+
+
+def _print_quality(outcome: Outcome) -> None:
+    """The quality of the search network and of what was read off it."""
+    is_accuracy = outcome.quality == "accuracy"
+    half = "on which the weights were trained, too" if outcome.trained_on else "of the architecture's part"
+    items = "images" if is_accuracy else "words"
+
+    def shown(value: float) -> str:
+        return f"{100 * value:.1f}%" if is_accuracy else f"{value:.1f}"
+
+    error = f" ± {100 * outcome.standard_error:.1f}" if outcome.standard_error is not None else ""
+    mixture = ""
+    if outcome.search_network is not None:
+        whose = "an architecture that was drawn" if outcome.drawn else "the search network"
+        mixture = f"{shown(outcome.search_network)} of {whose}, "
     print(
-        f"with {shape.cells} cells{where} of {shape.channels} channels, as published for CIFAR-10: "
-        f"{params} parameters, {macs} MACs"
+        f"{outcome.quality} on {outcome.measured_on} {items} {half}: {mixture}{shown(outcome.discretised)}"
+        f"{error} of what was read off, with the shared weights"
     )
 
 
@@ -131,6 +172,12 @@ def _retrain_flags(space: str, data: AnyData) -> list[Any]:
         case Grammar():
             return ["--data", data.name, "--data.sentences", data.sentences]
     return []
+
+
+def retrain_recipe(space: str, data: AnyData) -> str:
+    """The recipe of that command."""
+    flags = _retrain_flags(space, data)
+    return str(flags[flags.index("--config") + 1]) if "--config" in flags else "oneshot/retrain_digits"
 
 
 def _chain_flags(data: AnyData) -> list[Any]:

@@ -104,6 +104,7 @@ class ImageObjective:
         self.weights_part: Subset = "both" if single_level else "train"
         self.architecture_part: Subset = "both" if single_level else "val"
         self.same_batch = single_level and not two_batches
+        self.measured_items = data.count("val")
         # A batch that is larger than a part is refused now, not in the first step.
         data.steps(batch_size, self.weights_part)
         data.steps(batch_size, self.architecture_part)

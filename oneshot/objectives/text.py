@@ -74,6 +74,7 @@ class TextObjective:
         )
         self.train_RB = columns(train.to(device), batch_size)
         self.val_RB = columns(val.to(device), batch_size)
+        self.measured_items = self.val_RB.numel()
         # The hidden states of both texts before the current step, and the batches of this step.
         self.hidden = [self.recurrent.start(batch_size), self.recurrent.start(batch_size)]
         self.pair: list[TextBatch] = []

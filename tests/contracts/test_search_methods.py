@@ -86,7 +86,7 @@ def started(method: Method, space: SearchSpace, seed: int) -> Searcher:
         assert isinstance(space, CellSpace)
         network = search_network(space, method, 4, 1 if space.name == "nasbench201" else 3, 10, 1)
     single, two = method.level != "bilevel", method.level == "released"
-    objective = ImageObjective(network, IMAGES, 16, single, two_batches=two)
+    objective = ImageObjective(network, IMAGES, 16, single, two)
     return Searcher(method, space, objective, seed, epochs, costs)
 
 
