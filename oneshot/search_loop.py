@@ -8,6 +8,7 @@ from torch import Tensor
 
 from engine.loop import EpochLoop
 from engine.run import Run, read_lines, write_json
+from oneshot.chains.space import CHAIN
 from oneshot.ending.collapse import FACTOR, NOT_BEFORE, epoch_to_return_to, skips, warning
 from oneshot.ending.conclude import Ending, conclude
 from oneshot.ending.drawing import alphas_over_time, draw_genotype
@@ -169,6 +170,8 @@ class SearchLoop(EpochLoop):
         else:
             values = logged[back]["genotype"]
             genotype = genotype_kind(values).model_validate(values)
+            if state.target is not None:
+                genotype, report = state.target.read_off(torch.tensor(logged[back]["alphas"][CHAIN]))
             print(
                 f"The eigenvalue grew by more than {FACTOR}: stopped after epoch {len(logged)}, took the "
                 f"cell of epoch {back + 1}."
@@ -180,8 +183,6 @@ class SearchLoop(EpochLoop):
         if method.has_architecture_step:
             alphas_over_time([point["alphas"] for point in logged], state.space, path / "alphas.png")
         print_found(genotype, self.objective, report)
-        if report is not None:
-            write_json(path / "target.json", report.facts())
         monitoring = self.monitoring
         # As they were when this cell was read off.
         probabilities = method.probabilities(state.space, state.alphas)
@@ -195,6 +196,7 @@ class SearchLoop(EpochLoop):
             limit=monitoring.evaluate_images,
             changes=monitoring.changes,
             recipe=monitoring.recipe,
+            report=report,
         )
         outcome = conclude(self.searcher, genotype, ending)
         write_outcome(path, outcome)

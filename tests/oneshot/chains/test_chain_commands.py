@@ -95,7 +95,7 @@ def test_from_a_table_to_a_file(
     found, trained = tmp_path / "found", tmp_path / "trained"
     aimed = ("--target", "27ms", "--latency-table", str(table))
     assert search(found, space_file, "--method", "gdas", *aimed) == 0
-    facts = read_json(found / "target.json")
+    facts = read_json(found / "outcome.json")["target"]
     assert facts["of"] == "latency" and 25.65 <= facts["found"] <= 27
     said = capsys.readouterr().out
     assert "target 27 ms: found" in said and "expected cost of the search" in said
@@ -136,7 +136,7 @@ def test_a_search_with_a_target_resumes_bit_for_bit(
     assert torch.equal(states[0]["target"], states[1]["target"]) and states[0]["target"] != 0
     for one, other in zip(states[0]["alphas"], states[1]["alphas"], strict=True):
         assert torch.equal(one, other)
-    assert read_json(whole / "target.json") == read_json(parts / "target.json")
+    assert read_json(whole / "outcome.json") == read_json(parts / "outcome.json")
     assert [p for p in read_lines(whole / "metrics.jsonl") if "genotype" in p]
 
 
