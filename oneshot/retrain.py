@@ -17,9 +17,11 @@ from torch import Tensor
 
 from engine.command.cli import main
 from engine.command.start import say
+from engine.compute.compiling import ABOUT_COMPILE, compile_parts, eagerly
 from engine.compute.distributed import Ranks
 from engine.compute.evaluation import confusion
 from engine.compute.gradients import GradientAverage
+from engine.compute.graphs import ABOUT_GRAPHS, GraphedStep, Graphs, graphed_step, steady
 from engine.compute.precision import TrainingPrecision, autocast
 from engine.config import format_count
 from engine.data.dataset import Data, Split
@@ -31,12 +33,14 @@ from engine.model import write_model
 from engine.optim import SGD, Cosine, build_sgd, clip_gradients, learning_rate, set_learning_rate
 from engine.plot.confusion import write_confusion
 from engine.run import Run
-from engine.seed import derive, torch_generator
+from engine.seed import derive
 from engine.statistics import describe_confusion, overall_accuracy
 from engine.training import Training, TrainingCommand
+from oneshot.chains.genotype import ChainGenotype, published_chains
 from oneshot.language import NO_BF16, Language, LanguageSettings
 from oneshot.language_training import train_language
 from oneshot.networks.final import FinalNetwork
+from oneshot.networks.final_nasbench201 import FinalNasBench201Network
 from oneshot.spaces.genotype import Genotype
 from oneshot.spaces.read_genotype import find_genotype, published_genotypes
 from oneshot.trained import (
@@ -54,11 +58,12 @@ TEXT_RECIPES = {"text": "oneshot/retrain_ptb", "grammar": "oneshot/retrain_gramm
 
 
 class Retrain(TrainingCommand):
-    """Train the network of a genotype from scratch: on images, or a recurrent cell on text.
+    """Train the network of a genotype, of cells or a chain of blocks, from scratch; or a recurrent cell.
 
     A recipe (--config) holds the settings; flags change single ones. --genotype is a published name
-    (DARTS_V2, PC_DARTS_cifar, ...), a file, the folder of a finished search, or a genotype written down as
-    the reference codes print it.
+    (DARTS_V2, PC_DARTS_cifar, fbnet_c, proxyless_mobile, ...), a file, the folder of a finished search, or a
+    genotype written down as the reference codes print it. A chain has widths of its own, and neither an
+    auxiliary head nor drop-path.
 
     examples:
       python -m oneshot.retrain    # a small network on the embedded digits
@@ -67,6 +72,8 @@ class Retrain(TrainingCommand):
       python -m oneshot.retrain --config oneshot/retrain_cifar --genotype runs/search \\
           --data.path cifar10.npz --out runs/found
       python -m oneshot.retrain --genotype DARTS_V2_recurrent --data text --data.path ptb --out runs/ptb
+      python -m oneshot.retrain --config oneshot/retrain_chain --genotype proxyless_mobile \\
+          --data.path imagenet --out runs/proxyless
       torchrun --nproc-per-node 8 -m oneshot.retrain --config oneshot/retrain_imagenet \\
           --data.path imagenet --out runs/imagenet
     """
@@ -135,6 +142,9 @@ class Retrain(TrainingCommand):
         ),
     )
 
+    graphs: Graphs = Field("auto", description=ABOUT_GRAPHS)
+    compile: bool = Field(False, description=ABOUT_COMPILE)
+
     @classmethod
     def usual_recipe(cls, given: dict[str, Any]) -> str | None:
         """That of digits, or of the text that is named."""
@@ -146,15 +156,18 @@ class Retrain(TrainingCommand):
         """Train as rank `ranks.rank` on `device`."""
         genotype = find_genotype(self.genotype)
         config = self
-        if self.genotype.lower() not in {name.lower() for name in published_genotypes()}:
+        names = [*published_genotypes(), *published_chains()]
+        if self.genotype.lower() not in {name.lower() for name in names}:
             # The file or folder that was named may change: config.yaml replays the run without it.
             config = self.model_copy(update={"genotype": genotype.model_dump_json()})
-        if genotype.space == "recurrent":
+        if isinstance(genotype, Genotype) and genotype.space == "recurrent":
             return config.train_on_text(genotype, ranks, device)
         if isinstance(self.data, Grammar | TextFolder):
+            what = "chain of blocks"
+            if isinstance(genotype, Genotype):
+                what = f"cell of space {genotype.space}"
             raise UserError(
-                f"A cell of space {genotype.space} reads images, not text; name some with --data, or give a "
-                "recurrent genotype."
+                f"A {what} reads images, not text; name some with --data, or give a recurrent genotype."
             )
         if config.finished_before(ranks):
             return config.say_finished()
@@ -197,6 +210,10 @@ class Retrain(TrainingCommand):
         if self.finished_before(ranks):
             return self.say_finished()
         text = load_text(self.data)
+        changes = "a recurrent cell reads windows of changing length"
+        graphed_step(self.graphs, device, changes)
+        if self.compile:
+            print(f"the network is not compiled: {changes}")
         run = self.start(ranks, device)
         settings = Language(**self.language.model_dump(), epochs=self.epochs, batch=self.batch_size)
         status = train_language(run, genotype, text, settings, self.seed, device, self.saving)
@@ -219,13 +236,31 @@ class Retraining(Training):
         self.config, self.model = config, model
         self.optimizer = build_sgd(config.sgd, self.network)
         self.gradients = GradientAverage(self.network.parameters(), ranks)
+        self.draws = torch.Generator(data.device)  # of drop-path
+        # In float64, of which 1 - drop has the bits that it has in Python. Only a graph reads it.
+        self.drop = torch.zeros((), dtype=torch.double)
+        self.graph: GraphedStep | None = None  # launches the steps; None: they run eagerly
         self.restore()
+        self.use_graphs(config.graphs)
+        if config.compile and isinstance(network, FinalNetwork | FinalNasBench201Network):
+            compile_parts(network.compiled_parts())
+
+    def use_graphs(self, graphs: Graphs) -> None:
+        """Launch steps as graphs from now on, where that is wanted and possible."""
+        device = self.data.device
+        several = "several processes average their gradients" if self.ranks.size > 1 else None
+        self.graph = graphed_step(graphs, device, several, [self.draws])
+        if self.graph is not None:
+            steady(self.optimizer, device)
+            self.drop = self.drop.to(device)
 
     def introduce(self) -> None:
         """Print what is trained on what."""
         macs, params = network_cost(self.network, self.model)
         name = self.config.genotype if len(self.config.genotype) < 40 else "given"
         size = f"{self.config.network.cells} cells, {self.config.network.channels} channels"
+        if isinstance(self.model.genotype, ChainGenotype):
+            size = f"chain of space {self.model.genotype.space.name}"
         print(f"genotype {name}: {size}, {format_count(params)} parameters, {format_count(macs)} MACs")
         self.config.introduce(self.data)
 
@@ -235,10 +270,28 @@ class Retraining(Training):
         warmup = round(sgd.warmup_epochs * self.steps)
         # In every step; the published codes set it once in every epoch.
         set_learning_rate(self.optimizer, learning_rate(sgd, self.step, self.total, warmup))
+        # Seeded here, outside of what a graph repeats.
+        self.draws.manual_seed(derive(self.ranks.seed(config.seed), "drop path", self.step))
+        # The probability rises from 0 with the epochs, as published.
+        drop = config.drop_path * self.epoch / self.epochs
+        if self.graph is None:
+            self.done(self._move(x, y, drop))
+        else:
+            # In the first epoch nothing is drawn, which is another graph.
+            drops = drop > 0
+
+            def recorded(x: Tensor, y: Tensor, drop: Tensor) -> Tensor:
+                return self._move(x, y, drop if drops else 0.0)
+
+            self.done(self.graph.run(drops, recorded, (x, y, self.drop.fill_(drop))))
+
+    def _move(self, x: Tensor, y: Tensor, drop: float | Tensor) -> Tensor:
+        """The step at the optimiser's learning rate; returns the losses."""
+        config = self.config
         self.optimizer.zero_grad()
         # 1. Forward: the logits, and those of the auxiliary head.
         with autocast(x.device):
-            outputs = self._forward(x)
+            outputs = self._forward(x, drop)
         # 2. The losses in float32.
         entropies = []
         for logits in outputs:
@@ -249,17 +302,14 @@ class Retraining(Training):
         self.gradients.last_backward(total)
         # 3. One update, with the gradient of all ranks' images.
         losses = self.gradients.finish(losses.detach())
-        clip_gradients(sgd, self.network)
+        clip_gradients(config.sgd, self.network)
         self.optimizer.step()
-        self.done(losses)
+        return losses
 
-    def _forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _forward(self, x: Tensor, drop: float | Tensor) -> tuple[Tensor, ...]:
         """The logits, and those of the auxiliary head if there is one."""
         if isinstance(self.network, FinalNetwork):
-            generator = torch_generator(x.device, self.ranks.seed(self.config.seed), "drop path", self.step)
-            # The probability rises from 0 with the epochs, as published.
-            drop = self.config.drop_path * self.epoch / self.epochs
-            outputs = self.network(x, drop, generator)
+            outputs = self.network(x, drop, self.draws)
         else:
             outputs = self.network(x)
         return outputs if isinstance(outputs, tuple) else (outputs,)
@@ -291,7 +341,8 @@ class Retraining(Training):
         self.network.eval()
         for split in splits:
             batches = self.data.evaluation_batches(split)
-            confusion_KK = confusion(self.network, batches, len(classes))
+            with eagerly():
+                confusion_KK = confusion(self.network, batches, len(classes))
             point[f"{split}_accuracy"] = overall_accuracy(confusion_KK)
             name = "validation" if split == "val" else split
             said.append(f"{describe_confusion(confusion_KK, classes)}, on {name} images")

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.compute.fast import depthwise, torch_depthwise
+from engine.compute.fast import depthwise, grouped_pointwise, torch_depthwise
 
 EPSILON = 1e-5  # of BatchNorm
 WITHOUT_WEIGHTS = ("skip_connect", "max_pool_3x3", "avg_pool_3x3")  # the same for every edge
@@ -86,7 +86,7 @@ class Separable(nn.Module):
                 # In place, since nobody else reads the output of the first half.
                 x, stride = F.relu(x, inplace=True), 1
             x = convolve(x, rows_of(depth, positions, self.edges), stride, dilation)
-            x = F.conv2d(x, rows_of(point, positions, self.edges), groups=len(positions))
+            x = grouped_pointwise(x, rows_of(point, positions, self.edges), len(positions))
             x = norm(x, scale if number == last else None)
         return x
 

@@ -4,12 +4,12 @@ DARTS (2019, arXiv:1806.09055), the stem for large images that PC-DARTS searches
 arXiv:1907.05737), and NAS-Bench-201 (2020, arXiv:2001.00326).
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oneshot.axes.edge_weights import NetworkEdgeWeights
+from oneshot.axes.edge_weights import NetworkEdgeWeights, weights_of_cell
 from oneshot.networks.parallel_edges import DEFAULT_EDGES, EdgeSettings
 from oneshot.networks.residual import ResidualBlock
 from oneshot.networks.search_cells import DartsCell, MixedNodes
@@ -17,6 +17,15 @@ from oneshot.spaces.cells import CellSpace
 
 # The published searches on NAS-Bench-201 take the statistics of the batch always, and normalise no pools.
 NASBENCH201_EDGES = EdgeSettings(track=False, pool_norm=False)
+
+
+class SearchSize(NamedTuple):
+    """The size of a search network: its channels and cells, the classes, the channels of an image."""
+
+    channels: int
+    cells: int
+    classes: int
+    inputs: int
 
 
 StemName = Literal["cifar", "imagenet"]
@@ -63,6 +72,7 @@ class DartsNetwork(nn.Module):
         stem: StemName = "cifar",
     ):
         super().__init__()
+        self.space, self.settings, self.size = space, settings, SearchSize(channels, cells, classes, inputs)
         self.stem_name: StemName = stem
         width = 3 * channels
         self.second: nn.Sequential | None = None
@@ -88,6 +98,18 @@ class DartsNetwork(nn.Module):
         self.norm = nn.BatchNorm2d(widths[1]) if last_norm else None
         self.classifier = nn.Linear(widths[1], classes)
 
+    def like(self, space: CellSpace, partial: int, cells: int) -> "DartsNetwork":
+        """Another, untrained network of this kind, for a later stage of a search."""
+        size, settings = self.size, self.settings._replace(partial=partial)
+        last_norm = self.norm is not None
+        return DartsNetwork(
+            space, size.channels, cells, size.classes, size.inputs, settings, last_norm, self.stem_name
+        )
+
+    def numbers_of(self, kind: str) -> list[int]:
+        """The numbers of the cells of a kind."""
+        return [number for number, cell in enumerate(self.cells) if cell.kind == kind]
+
     def forward(self, x_NCHW: Tensor, edge_weights: NetworkEdgeWeights, create_graph: bool = False) -> Tensor:
         """Logits (N, K).
 
@@ -100,14 +122,19 @@ class DartsNetwork(nn.Module):
         if self.second is not None:
             before = F.relu(state)
             state = self.second(before)
-        for cell in self.cells:
+        for number, cell in enumerate(self.cells):
             last = F.relu(state)
+            cell_weights = weights_of_cell(edge_weights, str(cell.kind), number)
             # The first cell reads a small stem as both of its inputs.
-            state = cell(last if before is None else before, last, edge_weights[str(cell.kind)], create_graph)
+            state = cell(last if before is None else before, last, cell_weights, create_graph)
             before = last
         if self.norm is not None:
             state = F.relu(self.norm(state))
         return self.classifier(state.mean((2, 3)))
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """What torch.compile compiles: cells, of which many are alike."""
+        return list(self.cells)
 
 
 class NasBench201Network(nn.Module):
@@ -132,6 +159,7 @@ class NasBench201Network(nn.Module):
         settings: EdgeSettings = NASBENCH201_EDGES,
     ):
         super().__init__()
+        self.space, self.settings, self.size = space, settings, SearchSize(channels, cells, classes, inputs)
         self.stem = nn.Sequential(*_conv_norm(inputs, channels))
         self.blocks = nn.ModuleList()
         for stage in range(3):
@@ -142,6 +170,15 @@ class NasBench201Network(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.classifier = nn.Linear(channels, classes)
 
+    def like(self, space: CellSpace, partial: int, cells: int) -> "NasBench201Network":
+        """Another, untrained network of this kind, for a later stage of a search."""
+        size, settings = self.size, self.settings._replace(partial=partial)
+        return NasBench201Network(space, size.channels, cells, size.classes, size.inputs, settings)
+
+    def numbers_of(self, kind: str) -> list[int]:
+        """The numbers of the cells among the blocks; they are of one kind."""
+        return [number for number, block in enumerate(self.blocks) if isinstance(block, MixedNodes)]
+
     def forward(self, x_NCHW: Tensor, edge_weights: NetworkEdgeWeights, create_graph: bool = False) -> Tensor:
         """Logits (N, K).
 
@@ -151,9 +188,13 @@ class NasBench201Network(nn.Module):
             create_graph: the result will be differentiated twice, which the fast gradients are not made for.
         """
         x = self.stem(x_NCHW)
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             if isinstance(block, MixedNodes):
-                x = block([x], edge_weights["cell"], create_graph)[-1]
+                x = block([x], weights_of_cell(edge_weights, "cell", number), create_graph)[-1]
             else:
                 x = block(x)
         return self.classifier(F.relu(self.norm(x)).mean((2, 3)))
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """What torch.compile compiles: cells and the blocks between them."""
+        return list(self.blocks)
