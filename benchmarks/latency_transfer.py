@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import kendalltau
 
+from engine.blocks.latency_table import LatencyTable, Noise, TimedNetwork
 from engine.statistics import Floats
 from ofa.cost import costs_of
 from ofa.space.arch import Arch
 from ofa.space.codes import Codes, encode, thermometer
 from ofa.space.space import Space, load_space
 from predictors.latency.model import LatencyModel
-from predictors.latency.table import LatencyTable, Noise, TimedNetwork, space_fingerprint
+from predictors.latency.table import space_fingerprint
 
 
 def read(path: Path, space: Space) -> tuple[Codes, dict[str, Floats]]:

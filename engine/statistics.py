@@ -11,6 +11,8 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 Z_90 = 1.6449  # 90% of a normal distribution lie within so many standard deviations of its mean
 COVERAGE = 0.9  # share of new measurements that an interval is to hold
+# The median absolute deviation times this is the standard deviation of normally distributed errors.
+STD_OF_MAD = 1.4826
 SIMILAR_MACS = 10_000_000  # a difference of so many MACs at most counts as the same size
 
 
@@ -220,3 +222,30 @@ def counts_from_text(text: str) -> Counts:
     counts_KK = np.zeros((size, size), np.int64)
     counts_KK[rows, columns] = counts
     return counts_KK
+
+
+def fit_line(x_N: Floats, y_N: Floats) -> tuple[float, float, NDArray[np.bool_]]:
+    """y = scale x + offset by least squares of the relative error, without outliers.
+
+    A scale that comes out negative, from few and noisy points, is replaced by the ratio of the means.
+
+    Args:
+        x_N, y_N: the points; y is positive.
+
+    Returns:
+        Scale, offset, and (N,) which points are no outliers.
+    """
+    kept = np.ones(len(y_N), np.bool_)
+    scale = offset = 0.0
+    # Outliers pull the fit away and hide others, so they are looked for three times.
+    for _ in range(3):
+        # Divided by y: a unit counts more where y is small.
+        rows = np.stack([x_N[kept], np.ones(kept.sum())], axis=1) / y_N[kept, None]
+        scale, offset = map(float, np.linalg.lstsq(rows, np.ones(kept.sum()), rcond=None)[0])
+        if scale <= 0:
+            scale, offset = float(y_N[kept].mean() / x_N[kept].mean()), 0.0
+        error = (scale * x_N + offset - y_N) / y_N
+        error = error - np.median(error)  # the fit itself may be off as long as outliers are in it
+        # Five standard deviations, estimated by a median, which outliers hardly change.
+        kept = np.abs(error) <= 5 * STD_OF_MAD * np.median(np.abs(error)) + 1e-9
+    return scale, offset, kept

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from engine.command.cli import main
 from engine.command.start import say
+from engine.compute.compiling import ABOUT_COMPILE, compile_parts, eagerly
 from engine.compute.distributed import Ranks
 from engine.compute.evaluation import confusion
 from engine.compute.gradients import GradientAverage
@@ -35,9 +36,11 @@ from engine.run import Run
 from engine.seed import derive
 from engine.statistics import describe_confusion, overall_accuracy
 from engine.training import Training, TrainingCommand
-from oneshot.language import NO_BF16, Language
+from oneshot.chains.genotype import ChainGenotype, published_chains
+from oneshot.language import NO_BF16, Language, LanguageSettings
 from oneshot.language_training import train_language
 from oneshot.networks.final import FinalNetwork
+from oneshot.networks.final_nasbench201 import FinalNasBench201Network
 from oneshot.spaces.genotype import Genotype
 from oneshot.spaces.read_genotype import find_genotype, published_genotypes
 from oneshot.trained import (
@@ -50,13 +53,17 @@ from oneshot.trained import (
     network_model,
 )
 
+# The settings of images would hardly train a recurrent cell: 30 epochs, and no rate of 20.
+TEXT_RECIPES = {"text": "oneshot/retrain_ptb", "grammar": "oneshot/retrain_grammar"}
+
 
 class Retrain(TrainingCommand):
-    """Train the network of a genotype from scratch: on images, or a recurrent cell on text.
+    """Train the network of a genotype, of cells or a chain of blocks, from scratch; or a recurrent cell.
 
     A recipe (--config) holds the settings; flags change single ones. --genotype is a published name
-    (DARTS_V2, PC_DARTS_cifar, ...), a file, the folder of a finished search, or a genotype written down as
-    the reference codes print it.
+    (DARTS_V2, PC_DARTS_cifar, fbnet_c, proxyless_mobile, ...), a file, the folder of a finished search, or a
+    genotype written down as the reference codes print it. A chain has widths of its own, and neither an
+    auxiliary head nor drop-path.
 
     examples:
       python -m oneshot.retrain    # a small network on the embedded digits
@@ -65,6 +72,8 @@ class Retrain(TrainingCommand):
       python -m oneshot.retrain --config oneshot/retrain_cifar --genotype runs/search \\
           --data.path cifar10.npz --out runs/found
       python -m oneshot.retrain --genotype DARTS_V2_recurrent --data text --data.path ptb --out runs/ptb
+      python -m oneshot.retrain --config oneshot/retrain_chain --genotype proxyless_mobile \\
+          --data.path imagenet --out runs/proxyless
       torchrun --nproc-per-node 8 -m oneshot.retrain --config oneshot/retrain_imagenet \\
           --data.path imagenet --out runs/imagenet
     """
@@ -87,7 +96,11 @@ class Retrain(TrainingCommand):
     cpu_has_bf16: ClassVar[bool] = True
     static_shapes: ClassVar[bool] = True
     config: str | None = Field(
-        "oneshot/retrain_digits", description="recipe: a YAML file, or a packaged name: oneshot/retrain_cifar"
+        "oneshot/retrain_digits",
+        description=(
+            "recipe: a YAML file, or a packaged name: oneshot/retrain_cifar. On text another one is usual: "
+            "oneshot/retrain_ptb; on the grammar oneshot/retrain_grammar"
+        ),
     )
     out: Path = Field(DEFAULT_RUN, description="run folder to write")
     genotype: str = Field(
@@ -96,8 +109,9 @@ class Retrain(TrainingCommand):
     )
     data: AnyData = Field(Digits(), description="the images; text for a recurrent cell")  # type: ignore[assignment]
     network: NetworkSize = Field(NetworkSize(), description="the size of the network")
-    language: Language = Field(
-        Language(), description="all settings of the training of a recurrent cell, its epochs among them"
+    language: LanguageSettings = Field(
+        LanguageSettings(),
+        description="the training of a recurrent cell, beside epochs and batch_size (its columns of text)",
     )
     sgd: SGD = Field(
         SGD(
@@ -129,20 +143,31 @@ class Retrain(TrainingCommand):
     )
 
     graphs: Graphs = Field("auto", description=ABOUT_GRAPHS)
+    compile: bool = Field(False, description=ABOUT_COMPILE)
+
+    @classmethod
+    def usual_recipe(cls, given: dict[str, Any]) -> str | None:
+        """That of digits, or of the text that is named."""
+        data = given.get("data")
+        name = data.get("name") if isinstance(data, dict) else None
+        return TEXT_RECIPES.get(str(name)) or super().usual_recipe(given)
 
     def train(self, ranks: Ranks, device: torch.device) -> int:
         """Train as rank `ranks.rank` on `device`."""
         genotype = find_genotype(self.genotype)
         config = self
-        if self.genotype.lower() not in {name.lower() for name in published_genotypes()}:
+        names = [*published_genotypes(), *published_chains()]
+        if self.genotype.lower() not in {name.lower() for name in names}:
             # The file or folder that was named may change: config.yaml replays the run without it.
             config = self.model_copy(update={"genotype": genotype.model_dump_json()})
-        if genotype.space == "recurrent":
+        if isinstance(genotype, Genotype) and genotype.space == "recurrent":
             return config.train_on_text(genotype, ranks, device)
         if isinstance(self.data, Grammar | TextFolder):
+            what = "chain of blocks"
+            if isinstance(genotype, Genotype):
+                what = f"cell of space {genotype.space}"
             raise UserError(
-                f"A cell of space {genotype.space} reads images, not text; name some with --data, or give a "
-                "recurrent genotype."
+                f"A {what} reads images, not text; name some with --data, or give a recurrent genotype."
             )
         if config.finished_before(ranks):
             return config.say_finished()
@@ -158,10 +183,6 @@ class Retrain(TrainingCommand):
         training = Retraining(config, run, network, data, ranks, model)
         training.introduce()
         return training.run() or config.say_next()
-
-    def may_grow(self) -> frozenset[str]:
-        """The epochs; the training on text has epochs of its own."""
-        return frozenset() if isinstance(self.data, Grammar | TextFolder) else super().may_grow()
 
     def say_finished(self) -> int:
         """Say that there is nothing left to train."""
@@ -189,9 +210,13 @@ class Retrain(TrainingCommand):
         if self.finished_before(ranks):
             return self.say_finished()
         text = load_text(self.data)
-        graphed_step(self.graphs, device, "a recurrent cell reads windows of changing length")
+        changes = "a recurrent cell reads windows of changing length"
+        graphed_step(self.graphs, device, changes)
+        if self.compile:
+            print(f"the network is not compiled: {changes}")
         run = self.start(ranks, device)
-        status = train_language(run, genotype, text, self.language, self.seed, device, self.saving)
+        settings = Language(**self.language.model_dump(), epochs=self.epochs, batch=self.batch_size)
+        status = train_language(run, genotype, text, settings, self.seed, device, self.saving)
         return status or self.say_next()
 
 
@@ -217,6 +242,8 @@ class Retraining(Training):
         self.graph: GraphedStep | None = None  # launches the steps; None: they run eagerly
         self.restore()
         self.use_graphs(config.graphs)
+        if config.compile and isinstance(network, FinalNetwork | FinalNasBench201Network):
+            compile_parts(network.compiled_parts())
 
     def use_graphs(self, graphs: Graphs) -> None:
         """Launch steps as graphs from now on, where that is wanted and possible."""
@@ -232,6 +259,8 @@ class Retraining(Training):
         macs, params = network_cost(self.network, self.model)
         name = self.config.genotype if len(self.config.genotype) < 40 else "given"
         size = f"{self.config.network.cells} cells, {self.config.network.channels} channels"
+        if isinstance(self.model.genotype, ChainGenotype):
+            size = f"chain of space {self.model.genotype.space.name}"
         print(f"genotype {name}: {size}, {format_count(params)} parameters, {format_count(macs)} MACs")
         self.config.introduce(self.data)
 
@@ -312,7 +341,8 @@ class Retraining(Training):
         self.network.eval()
         for split in splits:
             batches = self.data.evaluation_batches(split)
-            confusion_KK = confusion(self.network, batches, len(classes))
+            with eagerly():
+                confusion_KK = confusion(self.network, batches, len(classes))
             point[f"{split}_accuracy"] = overall_accuracy(confusion_KK)
             name = "validation" if split == "val" else split
             said.append(f"{describe_confusion(confusion_KK, classes)}, on {name} images")

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from engine.command.cli import main
 from engine.command.start import say
+from engine.compute.compiling import ABOUT_COMPILE
 from engine.compute.device import device_facts, pick_device, use_threads
 from engine.compute.graphs import ABOUT_GRAPHS, Graphs
+from engine.compute.peak_memory import device_memory
 from engine.compute.precision import (
     TrainingPrecision,
     describe_precision,
@@ -26,29 +28,38 @@ from engine.data.sources import AnyData, load_data
 from engine.data.text import Grammar, TextFolder, load_text
 from engine.errors import UserError
 from engine.loop import LoopCommand
+from engine.outside.names import expanded
 from engine.run import Run
 from engine.runs.lock import write_lock
-from engine.seed import derive
 from engine.training import print_classes
 from oneshot.axes.operation_costs import operation_costs
-from oneshot.axes.penalty import Penalty
-from oneshot.ending.outcome import retrain_command
+from oneshot.axes.penalty import CostPenalty, Penalty
+from oneshot.chains.costs import costs_of
+from oneshot.chains.space import ChainSpace
+from oneshot.chains.target import CostTarget, parse_target
+from oneshot.ending.outcome import retrain_command, retrain_recipe
+from oneshot.ending.published import changes_of
+from oneshot.ending.record import Change
 from oneshot.language import NO_BF16
 from oneshot.methods import MethodConfig
 from oneshot.methods.darts import Darts
 from oneshot.methods.method import Method
 from oneshot.nasbench201.table import AccuracyTable, Dataset
-from oneshot.objectives.images import ImageObjective, search_network
+from oneshot.networks.search import StemName, stem_for
+from oneshot.objectives.building import image_objective, usual_cells
+from oneshot.objectives.images import ImageObjective
+from oneshot.objectives.memory import check_memory, describe_memory, search_memory
 from oneshot.objectives.objective import Objective
 from oneshot.objectives.text import TextObjective, TextSettings
 from oneshot.search_loop import Monitoring, SearchLoop
 from oneshot.searcher import Searcher
-from oneshot.spaces.cells import CellSpace, find_space
+from oneshot.spaces.cells import CellSpace
+from oneshot.spaces.search_space import SearchSpace, find_search_space
 
 # Measured on CPU: benchmarks/records/2026-11-30-precision.md.
 BF16_TURNS = (
-    "bf16: the gradient of the architecture turns by TODO of its length while the loss hardly moves, so "
-    "another cell may be found; tf32 turns it by TODO"
+    "bf16: the gradient of the architecture turns by 6 to 18% of its length (tf32: 2 to 5%) while the loss "
+    "moves by 0.02 to 0.12%, so another cell may be found"
 )
 
 
@@ -86,7 +97,13 @@ class Search(LoopCommand):
     config: str | None = Field(None, description="recipe: a YAML file, or a packaged name")
     out: Path = Field(Path("runs/search"), description="run folder to write")
     method: MethodConfig = Field(Darts(), description="the search method")
-    space: str = Field("darts", description="darts, darts_s1 to darts_s3, nasbench201, recurrent")
+    space: str = Field(
+        "darts",
+        description=(
+            "darts, darts_s1 to darts_s3, nasbench201, recurrent; chains of blocks: proxyless, fbnet, "
+            "chain32, or a YAML file"
+        ),
+    )
     data: AnyData = Field(Digits(val=0.5), description="images, or text for space recurrent")
     penalties: tuple[Penalty, ...] = Field(
         (),
@@ -99,11 +116,30 @@ class Search(LoopCommand):
     batch_size: int | None = Field(
         None, ge=2, description="images (columns of text) a step; none: the method's"
     )
-    channels: int = Field(16, ge=2, description="width of the first cells of the search network")
+    channels: int | None = Field(
+        None, ge=2, description="width of the first cells of the search network; none: the method's"
+    )
     cells: int | None = Field(
         None, ge=1, description="how many; none: 8; in space nasbench201 in each of three stages, none: 5"
     )
+    stem: StemName | None = Field(
+        None,
+        description=(
+            "of the DARTS spaces' search network: cifar is one convolution, imagenet three that halve the "
+            "side; none: imagenet from 96 pixels on"
+        ),
+    )
     text: TextSettings = Field(TextSettings(), description="the search network of space recurrent")
+    target: str | None = Field(
+        None,
+        description=(
+            "cost that a chain of blocks ends at: 100M (MACs), '4M params', or 15ms with --latency-table; "
+            "the weight of the cost is found by itself"
+        ),
+    )
+    latency_table: Located | None = Field(
+        None, description="what python -m predictors.measure --space SPACE wrote, for a target in ms"
+    )
     table: Located | None = Field(
         None, description="NAS-Bench-201 results: log the true accuracy of the current choice in each epoch"
     )
@@ -112,7 +148,7 @@ class Search(LoopCommand):
         100, ge=1, description="look-ups that random search and evolution get, to compare with"
     )
     watch_every: int = Field(
-        0, ge=0, description="epochs between measurements of the Hessian's dominant eigenvalue; 0: never"
+        0, ge=0, description="epochs between measurements of the Hessian's largest eigenvalue; 0: never"
     )
     stop_at_collapse: bool = Field(
         False,
@@ -136,6 +172,7 @@ class Search(LoopCommand):
         ),
     )
     graphs: Graphs = Field("auto", description=ABOUT_GRAPHS)
+    compile: bool = Field(False, description=ABOUT_COMPILE)
     seed: int = Field(0, ge=0, description="seed of weights, order, augmentation, draws and the halves")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch decides")
@@ -146,6 +183,10 @@ class Search(LoopCommand):
     def prepare(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Put the settings that were published for this method and space under those that are asked for."""
         space = str(values.get("space", "darts"))
+        # A file is stored absolute, since config.yaml may be replayed in another folder.
+        if space.endswith((".yaml", ".yml")):
+            space = str(expanded(Path(space)).absolute())
+            values = values | {"space": space}
         method, data = _section(values, "method"), _section(values, "data")
         if isinstance(method, dict):
             method = {"name": "darts"} | method
@@ -167,6 +208,18 @@ class Search(LoopCommand):
                 return dict(kind.published.get(space, {}))
         return {}
 
+    @field_validator("target")
+    @classmethod
+    def _readable(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_target(text)
+        return text
+
+    @property
+    def width(self) -> int:
+        """Channels of the first cells."""
+        return self.channels or self.method.channels
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         text = self.space == "recurrent"
@@ -179,10 +232,15 @@ class Search(LoopCommand):
             raise ValueError(NO_BF16)
         if self.table and self.space != "nasbench201":
             raise ValueError("table holds results of NAS-Bench-201; give it with --space nasbench201")
-        if not text and self.channels % self.method.partial:
+        for parts in () if text else self.method.channel_parts:
+            if self.width % parts:
+                raise ValueError(
+                    f"channels = {self.width} cannot be cut into {parts} parts; take a multiple, or "
+                    "--method.partial 1"
+                )
+        if self.space == "nasbench201" and self.stem == "imagenet":
             raise ValueError(
-                f"channels = {self.channels} cannot be cut into {self.method.partial} parts; take a "
-                "multiple, or --method.partial 1"
+                "the network of NAS-Bench-201 has no large stem; leave out stem, and lower --data.size"
             )
         if self.space.startswith("darts") and self.cells is not None and self.cells < 3:
             raise ValueError(
@@ -196,11 +254,11 @@ class Search(LoopCommand):
         method, epochs = self.method, self.epochs or self.method.epochs
         if self.stop_at_collapse and self.watch_every != 1:
             raise ValueError("stop_at_collapse needs the eigenvalue of every epoch; add --watch-every 1")
-        if self.watch_every and method.samples_operations:
+        if self.watch_every and (method.samples_operations or not method.relaxation.smooth):
             raise ValueError(
                 f"method {method.name} has no smooth loss in the architecture to watch; leave out watch_every"
             )
-        if method.warmup_epochs >= epochs:
+        if method.warmup_epochs >= method.shortest_stage(epochs):
             raise ValueError(
                 f"method {method.name} trains weights alone for {method.warmup_epochs} epochs and would "
                 f"learn nothing else in {epochs}; lower --method.warmup-epochs or raise --epochs"
@@ -214,10 +272,10 @@ class Search(LoopCommand):
 
     def _search(self) -> int:
         use_threads(self.threads)
-        space = find_space(self.space)
         method = self._method_with_penalties()
+        space = method.offered(find_search_space(self.space))
         # Everything a user can get wrong is refused before the folder is made.
-        refusal = method.refuse(space)
+        refusal = method.refuse(space) or self._misfit(space, method)
         if refusal:
             raise UserError(refusal)
         table = AccuracyTable.read(self.table) if self.table else None
@@ -241,14 +299,19 @@ class Search(LoopCommand):
         self,
         device: torch.device,
         precision: TrainingPrecision,
-        space: CellSpace,
+        space: SearchSpace,
         method: Method,
         table: AccuracyTable | None,
     ) -> int:
         """Search in a run folder that is started or continued here; return the exit status."""
-        costs = operation_costs(method.penalties, space, device)
         objective = self._objective(space, method, device)
-        searcher = Searcher(method, space, objective, self.seed, self.epochs or method.epochs, costs)
+        if isinstance(objective, ImageObjective) and isinstance(space, CellSpace):
+            self._check_memory(space, method, objective)
+        image = objective.image if isinstance(objective, ImageObjective) else None
+        costs = operation_costs(method.penalties, space, device, image)
+        target = self._target(space, method, objective)
+        epochs = self.epochs or method.epochs
+        searcher = Searcher(method, space, objective, self.seed, epochs, costs, target)
         facts = device_facts(device, precision)
         run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite, facts=facts)
         monitoring = Monitoring(
@@ -258,35 +321,98 @@ class Search(LoopCommand):
             table=table,
             dataset=self.dataset,
             table_budget=self.table_budget,
+            changes=self._changes(method),
+            recipe=retrain_recipe(self.space, self.data),
         )
         loop = SearchLoop(run, searcher, monitoring)
         # After a resumed search took up its state, which a graph must not see replaced.
         searcher.use_graphs(self.graphs)
+        if self.compile:
+            searcher.compile()
         loop.saving = self.saving
         return loop.run() or self._say_next()
+
+    def _check_memory(self, space: CellSpace, method: Method, objective: ImageObjective) -> None:
+        """Say how much memory the search needs, and refuse what cannot fit."""
+        evaluated = self.evaluate_images or objective.data.count("val")
+        needed = search_memory(method, space, objective, evaluated)
+        memory = device_memory(objective.data.device)
+        print(describe_memory(needed, memory))
+        warning = check_memory(needed, memory, self.width, objective.data.size, method.partial)
+        if warning:
+            print(f"warning: {warning}")
+
+    def _changes(self, method: Method) -> tuple[Change, ...]:
+        """Settings that differ from the method's own on this space."""
+        flags = {
+            "epochs": self.epochs or method.epochs,
+            "batch_size": self.batch_size or method.batch_size,
+            "channels": self.width,
+        }
+        cells = usual_cells(self.space)
+        text, own_text = self.text.model_dump(mode="json"), TextSettings().model_dump(mode="json")
+        others = {"cells": (cells, self.cells or cells), "text": (own_text, text)}
+        return changes_of(method, self.space, flags, others)
 
     def _say_next(self) -> int:
         say(f"next: {retrain_command(self.out, self.space, self.data)}")
         return 0
 
+    def _misfit(self, space: SearchSpace, method: Method) -> str | None:
+        """A sentence on flags that this space or method has no use for; None if there are none."""
+        if not isinstance(space, ChainSpace):
+            for flag, value in (("target", self.target), ("latency-table", self.latency_table)):
+                if value is not None:
+                    return (
+                        f"--{flag} is for chains of blocks such as --space proxyless; in space {space.name} "
+                        "weigh costs with --penalties cost."
+                    )
+            return None
+        if isinstance(self.data, Grammar | TextFolder):
+            return f"A chain of blocks reads images, not text; name some with --data for space {space.name}."
+        if self.cells is not None:
+            return f"--cells is for cells; the layers of space {space.name} are in its file."
+        if self.target is None and self.latency_table is not None:
+            return "--latency-table is for a target in milliseconds; add --target 15ms, or leave it out."
+        if self.target is not None and not (method.has_architecture_step or method.can_aim):
+            return (
+                f"Method {method.name} has no step of the architecture that --target could lead; take "
+                "another method, such as proxyless."
+            )
+        return None
+
+    def _target(self, space: SearchSpace, method: Method, objective: Objective) -> CostTarget | None:
+        """The cost to end at."""
+        if self.target is None or not isinstance(space, ChainSpace):
+            return None
+        assert isinstance(objective, ImageObjective)
+        target = parse_target(self.target)
+        costs = costs_of(space, objective.image, target.of, self.latency_table)
+        epochs = (self.epochs or method.epochs) - method.warmup_epochs
+        steps = epochs * objective.steps(0) // method.architecture_every
+        return CostTarget(space, costs, target, max(steps, 1), objective.data.device)
+
     def _method_with_penalties(self) -> Method:
         """The method, its own penalties and those beside it together."""
+        own = self.method.penalties
+        if self.target is not None:
+            if any(isinstance(penalty, CostPenalty) for penalty in self.penalties):
+                raise UserError("--target weighs the cost by itself; leave out --penalties cost.")
+            # The method's own weight of the cost gives way to the one that is found.
+            own = tuple(penalty for penalty in own if not isinstance(penalty, CostPenalty))
         # Validated again together: a penalty may not fit the method's relaxation.
-        values = self.method.model_dump() | {"penalties": (*self.method.penalties, *self.penalties)}
+        values = self.method.model_dump() | {"penalties": (*own, *self.penalties)}
         return validate(type(self.method), values, "--penalties")
 
-    def _objective(self, space: CellSpace, method: Method, device: torch.device) -> Objective:
+    def _objective(self, space: SearchSpace, method: Method, device: torch.device) -> Objective:
         batch_size = self.batch_size or method.batch_size
         if isinstance(self.data, Grammar | TextFolder):
             return TextObjective(load_text(self.data), self.text, batch_size, self.seed, device)
         data = load_data(self.data, device, self.seed)
         print_classes(data)
-        # As published: 5 in each of three stages, or 8 in the whole network.
-        cells = self.cells or (5 if space.name == "nasbench201" else 8)
-        with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
-            torch.manual_seed(derive(self.seed, "weights"))
-            network = search_network(space, method, self.channels, cells, len(data.classes), data.channels)
-        return ImageObjective(network, data, batch_size, method.level == "single")
+        cells = self.cells or usual_cells(space.name)
+        stem = self.stem or stem_for(data.size)
+        return image_objective(space, method, data, self.width, cells, stem, batch_size, self.seed)
 
 
 def _section(values: dict[str, Any], name: str) -> Any:

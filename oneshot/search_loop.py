@@ -3,17 +3,21 @@
 from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from engine.loop import EpochLoop
 from engine.run import Run, read_lines, write_json
-from oneshot.axes.progress import Progress
+from oneshot.chains.space import CHAIN
 from oneshot.ending.collapse import FACTOR, NOT_BEFORE, epoch_to_return_to, skips, warning
+from oneshot.ending.conclude import Ending, conclude
 from oneshot.ending.drawing import alphas_over_time, draw_genotype
-from oneshot.ending.outcome import print_comparison, print_genotype, print_introduction
+from oneshot.ending.outcome import print_comparison, print_found, print_introduction, print_outcome
+from oneshot.ending.published import rate_remark
+from oneshot.ending.record import Change, write_outcome
 from oneshot.nasbench201.table import AccuracyTable, Dataset
 from oneshot.searcher import Searcher
-from oneshot.spaces.genotype import Genotype
+from oneshot.spaces.genotype import AnyGenotype, Genotype, genotype_kind
 
 
 class Monitoring(NamedTuple):
@@ -26,6 +30,8 @@ class Monitoring(NamedTuple):
         table: true accuracies, if there is a table.
         dataset: which of the table's data sets.
         table_budget: look-ups of the searchers that the choice is compared with.
+        changes: settings that differ from the method's own on the space.
+        recipe: of the retraining that the command prints; None: there is none.
     """
 
     evaluate_images: int | None = None
@@ -34,6 +40,8 @@ class Monitoring(NamedTuple):
     table: AccuracyTable | None = None
     dataset: Dataset = "cifar10"
     table_budget: int = 100
+    changes: tuple[Change, ...] = ()
+    recipe: str | None = None
 
 
 class SearchLoop(EpochLoop):
@@ -49,13 +57,16 @@ class SearchLoop(EpochLoop):
     ends_take_long: ClassVar[bool] = True  # a controller's training, or a thousand candidates to judge
 
     def __init__(self, folder: Run, searcher: Searcher, monitoring: Monitoring):
-        super().__init__(folder, searcher.epochs)
+        super().__init__(folder, searcher.total_epochs)
         self.searcher, self.monitoring = searcher, monitoring
         self.objective = searcher.state.objective
         # Whether the warning was printed: once is enough.
         self.warned = False
         self.restore()
         print_introduction(searcher)
+        remark = rate_remark(monitoring.changes, searcher.method)
+        if remark is not None:
+            print(f"note: {remark}")
 
     def steps_in(self, epoch: int) -> int:
         """The number of pairs of batches."""
@@ -63,7 +74,7 @@ class SearchLoop(EpochLoop):
 
     def begin_epoch(self) -> None:
         """Tell the search its epoch, on which schedules depend."""
-        self.searcher.state.progress = Progress(self.epoch, self.epochs)
+        self.searcher.begin_epoch(self.epoch)
 
     def batches(self) -> Iterator[tuple[Any, Any]]:
         """Pairs of batches: of the weights' part, of the architecture's part."""
@@ -79,7 +90,8 @@ class SearchLoop(EpochLoop):
         point = {"loss": weights_loss}
         # During a warm-up the architecture has no loss.
         if self.searcher.moves_architecture:
-            point["architecture_loss"] = architecture_loss
+            # Only some steps of the weights may have one of the architecture beside them.
+            point["architecture_loss"] = architecture_loss * self.searcher.method.architecture_every
         return point, f"epoch {self.epoch + 1}  loss {weights_loss:.3f}"
 
     def learned(self) -> dict[str, list[Tensor]]:
@@ -108,6 +120,7 @@ class SearchLoop(EpochLoop):
             _, valid = next(self.objective.batches(self.epoch, 0))
             point["eigenvalue"] = searcher.eigenvalue(valid)
         if monitoring.table:
+            assert isinstance(genotype, Genotype), "tables are of NAS-Bench-201"
             point["true_accuracy"] = monitoring.table.accuracy(genotype, monitoring.dataset)
         self.folder.log(step=self.step, epoch=self.epoch, **point)
         if self.epoch + 1 >= NOT_BEFORE and not self.warned:
@@ -123,7 +136,7 @@ class SearchLoop(EpochLoop):
                 rounded[kind].append([round(probability, 5) for probability in row])
         return rounded
 
-    def warn(self, genotype: Genotype, epochs: int) -> None:
+    def warn(self, genotype: AnyGenotype, epochs: int) -> None:
         """Print a warning if the search seems to collapse; only methods that learn by gradient collapse."""
         method = self.searcher.method
         concern = warning(genotype, method) if method.has_architecture_step else None
@@ -148,13 +161,17 @@ class SearchLoop(EpochLoop):
     def finish(self) -> None:
         """Read the cell off, write and draw it."""
         state, method, path = self.searcher.state, self.searcher.method, self.folder.path
+        report = None
         logged, back = self.epochs_logged(), self.collapsed()
         if back is None:
             # With the temperatures of the last epoch, also in a resumed search that did not run it.
-            state.progress = Progress(self.epochs - 1, self.epochs)
-            genotype = method.final_genotype(state)
+            self.searcher.begin_epoch(self.epochs - 1)
+            genotype, report = self.searcher.final_genotype()
         else:
-            genotype = Genotype.model_validate(logged[back]["genotype"])
+            values = logged[back]["genotype"]
+            genotype = genotype_kind(values).model_validate(values)
+            if state.target is not None:
+                genotype, report = state.target.read_off(torch.tensor(logged[back]["alphas"][CHAIN]))
             print(
                 f"The eigenvalue grew by more than {FACTOR}: stopped after epoch {len(logged)}, took the "
                 f"cell of epoch {back + 1}."
@@ -165,17 +182,33 @@ class SearchLoop(EpochLoop):
         # Methods without such a step have no table of parameters to draw.
         if method.has_architecture_step:
             alphas_over_time([point["alphas"] for point in logged], state.space, path / "alphas.png")
-        print_genotype(genotype)
-        if back is None:
-            self.warn(genotype, self.epoch)
+        print_found(genotype, self.objective, report)
         monitoring = self.monitoring
+        # As they were when this cell was read off.
+        probabilities = method.probabilities(state.space, state.alphas)
+        if back is not None:
+            weights = logged[back]["alphas"].items()
+            probabilities = {kind: torch.tensor(values) for kind, values in weights}
+        ending = Ending(
+            probabilities=probabilities,
+            search_network=logged[-1][self.objective.quality] if logged else None,
+            steps=self.step,
+            limit=monitoring.evaluate_images,
+            changes=monitoring.changes,
+            recipe=monitoring.recipe,
+            report=report,
+        )
+        outcome = conclude(self.searcher, genotype, ending)
+        write_outcome(path, outcome)
+        print_outcome(outcome)
         if monitoring.table:
+            assert isinstance(genotype, Genotype), "tables are of NAS-Bench-201"
             print_comparison(
                 genotype, monitoring.table, monitoring.dataset, monitoring.table_budget, state.seed
             )
         # DONE comes last: a search that is killed before writes its findings again.
         self.folder.finish("genotype.json")
-        print(f"written to {path}: genotype.json, cell.svg, cell.png")
+        print(f"written to {path}: genotype.json, outcome.json, cell.svg, cell.png")
 
     def resumed_place(self) -> str:
         """In epochs, since a resumed search may begin with an epoch's end."""

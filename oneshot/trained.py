@@ -15,16 +15,19 @@ from engine.data.dataset import Data, Split
 from engine.errors import UserError
 from engine.model import ImageModel, image_facts, open_images
 from engine.run import Run, read_json
+from oneshot.chains.genotype import ChainGenotype
+from oneshot.chains.layers import ImageShape
+from oneshot.chains.network import FinalChain
 from oneshot.networks.final import FinalNetwork, StemName
 from oneshot.networks.final_nasbench201 import FinalNasBench201Network
-from oneshot.spaces.genotype import Genotype
+from oneshot.spaces.genotype import AnyGenotype
 
 DEFAULT_RUN = Path("runs/retrained")
 AUXILIARY = "auxiliary."  # the first part of the names of parameters that only training needs
 
 
 class NetworkSize(Config):
-    """The size of the network of a genotype."""
+    """The size of the network of a genotype of cells; a chain has widths and layers of its own."""
 
     channels: int = Field(36, ge=2, description="width of the first cells; ImageNet: 48")
     cells: int = Field(
@@ -44,12 +47,12 @@ class NetworkModel(ImageModel):
     """model.json: what weights.safetensors belongs to."""
 
     kind: Literal["genotype"] = "genotype"
-    genotype: Genotype
+    genotype: AnyGenotype
     network: NetworkSize
     image_size: int = Field(description="side of the square that the network takes, in pixels")
 
 
-def network_model(genotype: Genotype, network: NetworkSize, data: Data) -> NetworkModel:
+def network_model(genotype: AnyGenotype, network: NetworkSize, data: Data) -> NetworkModel:
     """What model.json says of a network for these images."""
     return NetworkModel(genotype=genotype, network=network, image_size=data.size, **image_facts(data))
 
@@ -65,6 +68,9 @@ def build_network(model: NetworkModel, auxiliary: bool = False) -> nn.Module:
         UserError: it has none for images.
     """
     genotype, size, classes = model.genotype, model.network, len(model.classes)
+    if isinstance(genotype, ChainGenotype):
+        image = ImageShape(model.image_size, model.channels, classes)
+        return FinalChain(genotype.space, genotype.layers, image)
     match genotype.space:
         case "darts" | "darts_s1" | "darts_s2" | "darts_s3":
             return FinalNetwork(

@@ -42,7 +42,9 @@ class ChannelShuffle(nn.Module):
         self.sizes = (groups, channels // groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.unflatten(1, self.sizes).transpose(1, 2).flatten(1, 2)
+        count, channels, height, width = x.shape
+        apart = x.reshape(count, *self.sizes, height, width)
+        return apart.transpose(1, 2).reshape(count, channels, height, width)
 
 
 class ConvBN(nn.Sequential):

@@ -29,13 +29,17 @@ class Adam(Config):
 class Exponentiated(Config):
     """GAEA (2021, arXiv:2004.07802): exponentiated gradient, which stays on the simplex.
 
-    It has no weight decay and no momentum.
+    It has no weight decay and no momentum. Its floor is for operations: the released code has none for the
+    weights of edges.
     """
 
     name: Literal["exponentiated"] = "exponentiated"
     lr: float = Field(0.1, gt=0, description="learning rate")
     floor: float = Field(
-        1e-5, gt=0, lt=1, description="no probability falls below this before they are divided by their sum"
+        1e-5,
+        ge=0,
+        lt=1,
+        description="no operation's probability falls below this before they are divided by their sum",
     )
 
     def build(self, parameters: list[Tensor], rows: list[Rows]) -> torch.optim.Optimizer:
@@ -69,8 +73,10 @@ class ExponentiatedGradient(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step along the parameters' `grad`."""
         for group in self.param_groups:
-            lr, floor = group["lr"], group["floor"]
+            lr = group["lr"]
             for theta, rows in zip(group["params"], self.rows, strict=True):
+                # Weights of edges (E,) have no floor; operations (E, O) do.
+                floor = group["floor"] if theta.ndim > 1 else 0.0
                 # The entries of a row compete and sum to 1; every other row has a sum of its own.
                 for row in rows:
                     gradient = theta.grad[..., row]

@@ -12,8 +12,12 @@ from torch import Tensor
 from engine.errors import UserError
 from engine.run import read_json
 from oneshot.axes.penalty import CostPenalty, Penalty
+from oneshot.chains.costs import costs_of
+from oneshot.chains.layers import ChainCosts, ImageShape
+from oneshot.chains.space import CHAIN, ChainSpace
 from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.costs import edge_costs, published_shape
+from oneshot.spaces.search_space import SearchSpace
 
 
 @dataclass
@@ -29,8 +33,19 @@ class OperationCosts:
     constant: float = 0.0
 
 
-def operation_costs(penalties: tuple[Penalty, ...], space: CellSpace, device: torch.device) -> OperationCosts:
+def operation_costs(
+    penalties: tuple[Penalty, ...],
+    space: SearchSpace,
+    device: torch.device,
+    image: ImageShape | None = None,
+) -> OperationCosts:
     """What a penalty `cost` among `penalties` weighs; no costs where there is none.
+
+    Args:
+        penalties: of the search.
+        space: what is searched.
+        device: where the costs are to be.
+        image: what a chain is built for; cells are costed in their published network.
 
     Raises:
         UserError: its table does not fit the space, or the space has no such costs.
@@ -38,8 +53,18 @@ def operation_costs(penalties: tuple[Penalty, ...], space: CellSpace, device: to
     for penalty in penalties:
         # Method allows one penalty of each kind only.
         if isinstance(penalty, CostPenalty):
+            if isinstance(space, ChainSpace):
+                assert image is not None
+                return as_operation_costs(costs_of(space, image, penalty.of, penalty.table), device)
+            assert isinstance(space, CellSpace)
             return _costs(penalty, space, device)
     return OperationCosts()
+
+
+def as_operation_costs(costs: ChainCosts, device: torch.device) -> OperationCosts:
+    """The costs of a chain's choices, on the device since they enter the loss."""
+    cost_EO = torch.tensor(costs.layers_EO, dtype=torch.float32, device=device)
+    return OperationCosts({CHAIN: cost_EO}, costs.constant)
 
 
 def _costs(penalty: CostPenalty, space: CellSpace, device: torch.device) -> OperationCosts:

@@ -1,6 +1,7 @@
 """How a search trains the weights of its network: SGD with a cosine over the epochs."""
 
 import math
+from typing import Literal
 
 from pydantic import Field
 
@@ -20,16 +21,21 @@ class WeightSgd(Config):
         5.0, gt=0, description="largest norm of the whole gradient; none: no clipping"
     )
     cosine_epochs: int | None = Field(None, ge=1, description="length of the cosine; none: the search's")
-    restart: bool = Field(
-        False,
-        description="start the cosine again after its end, each time twice as long (SGDR, arXiv:1608.03983)",
+    after_cosine: Literal["stay", "restart", "swing"] = Field(
+        "stay",
+        description=(
+            "after the end of the cosine: stay at lr_min; restart at lr, each cosine twice as long (SGDR, "
+            "arXiv:1608.03983); swing back to lr and down again, as a cosine goes on"
+        ),
     )
 
     def learning_rate(self, progress: Progress) -> float:
-        """Learning rate of an epoch: a cosine from `lr` to `lr_min`, or several of them one after another."""
+        """Learning rate of an epoch: a cosine from `lr` to `lr_min`, and what `after_cosine` says."""
         start, length = 0, self.cosine_epochs or progress.epochs
         # Each cosine begins where the one before ended, and is twice as long.
-        while self.restart and progress.epoch >= start + length:
+        while self.after_cosine == "restart" and progress.epoch >= start + length:
             start, length = start + length, 2 * length
-        passed = min((progress.epoch - start) / length, 1.0)
+        passed = (progress.epoch - start) / length
+        if self.after_cosine != "swing":
+            passed = min(passed, 1.0)
         return self.lr_min + (self.lr - self.lr_min) * 0.5 * (1 + math.cos(math.pi * passed))

@@ -41,6 +41,13 @@ class ChainCosts(NamedTuple):
     layers_EO: NDArray[np.float64]
     constant: float
 
+    def total(self, space: ChainSpace, operations: Sequence[str]) -> float:
+        """The cost of a chain; `operations`: one for each layer of the space."""
+        cost = self.constant
+        for edge, number in enumerate(space.searched):
+            cost += float(self.layers_EO[edge, space.operations.index(operations[number])])
+        return cost
+
 
 def stem_spec(space: ChainSpace, image: ImageShape) -> StemSpec:
     """The spec of the stem."""

@@ -6,6 +6,9 @@ operations).
 """
 
 import functools
+import hashlib
+import json
+from collections.abc import Sequence
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -120,6 +123,29 @@ class ChainSpace(Config):
     def searched(self) -> tuple[int, ...]:
         """The layers that have a choice; the others are as they are."""
         return tuple(number for number, layer in enumerate(self.layers) if len(layer.operations) > 1)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A name of what decides latency: spaces of equal fingerprint share latency tables."""
+        choices = self.model_dump(mode="json", exclude={"name", "source", "bn_eps", "resolution"})
+        return hashlib.blake2b(json.dumps(choices, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    def codes_of(self, operations: Sequence[str], size: int) -> bytes:
+        """A chain in bytes: two for the side of the images, and for each layer the place of its operation."""
+        pairs = zip(self.layers, operations, strict=True)
+        return size.to_bytes(2) + bytes(layer.operations.index(name) for layer, name in pairs)
+
+    def chain_of_codes(self, codes: bytes) -> tuple[tuple[str, ...], int] | None:
+        """(operations, side of the images) that bytes mean; None if they mean no chain of this space."""
+        places = codes[2:]
+        if len(places) != len(self.layers):
+            return None
+        operations = []
+        for place, layer in zip(places, self.layers, strict=True):
+            if place >= len(layer.operations):
+                return None
+            operations.append(layer.operations[place])
+        return tuple(operations), int.from_bytes(codes[:2])
 
     # What follows is the space as search methods see it: `oneshot.spaces.search_space`.
 

@@ -7,8 +7,11 @@ validation loss's Hessian in the architecture.
 
 from oneshot.axes.penalty import BetaDecay
 from oneshot.axes.relaxation import Simplex
+from oneshot.chains.genotype import ChainGenotype
+from oneshot.chains.operation import SKIP
+from oneshot.chains.space import CHAIN
 from oneshot.methods.method import Method
-from oneshot.spaces.genotype import Cell, Genotype
+from oneshot.spaces.genotype import AnyGenotype, Cell
 
 # RobustDARTS's rule compares two means of eigenvalues; lengths are in epochs.
 WINDOW = 5  # in each mean
@@ -17,8 +20,10 @@ NOT_BEFORE = 10  # no stop earlier
 FACTOR = 1.3  # the growth that counts as a collapse
 
 
-def skips(genotype: Genotype) -> dict[str, int]:
-    """Skip connections of each kind of cell."""
+def skips(genotype: AnyGenotype) -> dict[str, int]:
+    """Skip connections of each kind of cell; of a chain its skipped layers."""
+    if isinstance(genotype, ChainGenotype):
+        return {CHAIN: genotype.layers.count(SKIP)}
     return {kind: _count_skips(cell) for kind, cell in genotype.cells.items()}
 
 
@@ -29,11 +34,14 @@ def _count_skips(cell: Cell) -> int:
     return count
 
 
-def warning(genotype: Genotype, method: Method) -> str | None:
+def warning(genotype: AnyGenotype, method: Method) -> str | None:
     """One sentence where half of a cell's edges or more are skip connections.
 
     The reduction cell may have any number of them: at stride 2 a skip connection has weights.
     """
+    # A chain may be as short as its target asks for.
+    if isinstance(genotype, ChainGenotype):
+        return None
     for kind, cell in genotype.cells.items():
         edges, count = sum(len(edges) for edges in cell.nodes), _count_skips(cell)
         if kind != "reduce" and count * 2 >= edges:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from oneshot.axes.penalty import BetaDecay, Penalty
-from oneshot.methods.method import PUBLISHED, Method
+from oneshot.methods.method import Method
 
 
 class BetaDarts(Method):
@@ -12,7 +12,8 @@ class BetaDarts(Method):
 
     name: Literal["beta_darts"] = "beta_darts"
     penalties: tuple[Penalty, ...] = (BetaDecay(),)
-    # On NAS-Bench-201 the published search is twice as long.
-    published: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED | {
-        "nasbench201": PUBLISHED["nasbench201"] | {"epochs": 100}
+    # On NAS-Bench-201 the authors' search is twice as long, and otherwise DARTS's on CIFAR-10.
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        **Method.published,
+        "nasbench201": {"epochs": 100},
     }

@@ -1,8 +1,9 @@
 """DARTS: Differentiable Architecture Search (2019, arXiv:1806.09055). Settings of its CIFAR-10 search."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from oneshot.methods.method import Method
+from oneshot.methods.method import PUBLISHED, Method
 
 
 class Darts(Method):
@@ -13,3 +14,4 @@ class Darts(Method):
     """
 
     name: Literal["darts"] = "darts"
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = PUBLISHED

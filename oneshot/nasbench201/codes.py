@@ -13,7 +13,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import UserError
+from engine.errors import UserError, shortened
 from oneshot.spaces.costs import NASBENCH201, CostArray, CostKind, NetworkShape, edge_costs
 from oneshot.spaces.genotype import Genotype
 from oneshot.spaces.nasbench201_string import SPACE, genotype_of_operations, operations_of_string
@@ -120,4 +120,7 @@ def find_cell(text: str) -> Genotype:
         if int(text) >= CELLS:
             raise UserError(f"There is no cell {text}; indices go from 0 to {CELLS - 1}.")
         return decode_cell(all_codes()[int(text)])
-    return find_genotype(text)
+    genotype = find_genotype(text)
+    if not isinstance(genotype, Genotype):
+        raise UserError(f"'{shortened(text)}' is a chain of blocks, not a cell of NAS-Bench-201.")
+    return genotype

@@ -1,5 +1,6 @@
 """A search on images: classification, on the space of DARTS or of NAS-Bench-201."""
 
+import contextlib
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.compute.compiling import eagerly
 from engine.compute.evaluation import accuracy
 from engine.compute.precision import autocast
 from engine.data.dataset import Data, Subset
@@ -15,16 +17,24 @@ from engine.errors import UserError
 from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.axes.weight_sgd import WeightSgd
 from oneshot.bilevel import LossFn, VirtualStep, Weights
+from oneshot.chains.layers import ImageShape
 from oneshot.methods.method import Method
 from oneshot.networks.parallel_edges import EdgeSettings
-from oneshot.networks.search import DartsNetwork, NasBench201Network
+from oneshot.networks.search import DartsNetwork, NasBench201Network, StemName
 from oneshot.spaces.cells import CellSpace
 
 CPU_BATCH = 250  # images at a time in an evaluation on a CPU
+OTHER_PASSES = 10**6  # more epochs than any search has
 
 
 def search_network(
-    space: CellSpace, method: Method, channels: int, cells: int, classes: int, inputs: int
+    space: CellSpace,
+    method: Method,
+    channels: int,
+    cells: int,
+    classes: int,
+    inputs: int,
+    stem: StemName = "cifar",
 ) -> nn.Module:
     """The untrained search network of a space of images, drawn from torch's global generator."""
     auxiliary = method.auxiliary_skip is not None
@@ -35,7 +45,7 @@ def search_network(
     # Where only some operations run, BatchNorm always takes the statistics of the batch.
     track = not method.samples_operations
     settings = EdgeSettings(method.partial, track, method.pool_norm, auxiliary)
-    return DartsNetwork(space, channels, cells, classes, inputs, settings, method.last_norm)
+    return DartsNetwork(space, channels, cells, classes, inputs, settings, method.last_norm, stem)
 
 
 class ImageLoss:
@@ -54,7 +64,8 @@ class ImageLoss:
         """See `LossFn`."""
         x, y = batch
         inputs = (x, edge_weights, create_graph)
-        with autocast(x.device):
+        # Compiled parts cannot be differentiated twice.
+        with autocast(x.device), eagerly() if create_graph else contextlib.nullcontext():
             if weights is None:
                 logits = self.network(*inputs)
             else:
@@ -68,9 +79,10 @@ class ImageObjective:
 
     Args:
         network: a search network; moved to the device of `data`.
-        data: images whose sides are multiples of 4.
+        data: images; on NAS-Bench-201's network their sides are multiples of 4.
         batch_size: images a step.
-        single_level: weights and architecture learn from the same batches, of both splits.
+        single_level: weights and architecture learn from the images of both splits.
+        two_batches: with a single level, each from a batch of its own; else both from the same one.
 
     Raises:
         UserError: images of this side or so few images cannot be searched on.
@@ -80,17 +92,25 @@ class ImageObjective:
 
     loss: LossFn
 
-    def __init__(self, network: nn.Module, data: Data, batch_size: int, single_level: bool):
-        if data.size % 4:
+    def __init__(
+        self,
+        network: nn.Module,
+        data: Data,
+        batch_size: int,
+        single_level: bool,
+        two_batches: bool = False,
+    ):
+        if data.size % 4 and isinstance(network, NasBench201Network):
             raise UserError(
-                f"Images of side {data.size} cannot be halved twice, as every search network does; use a "
-                "multiple of 4."
+                f"Images of side {data.size} cannot be halved twice, as the network of NAS-Bench-201 does; "
+                "use a multiple of 4."
             )
-        self.network: nn.Module = network.to(data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.loss = ImageLoss(self.network)
         self.data, self.batch_size, self.batch_items = data, batch_size, batch_size
+        self.replace(network)
         self.weights_part: Subset = "both" if single_level else "train"
         self.architecture_part: Subset = "both" if single_level else "val"
+        self.same_batch = single_level and not two_batches
+        self.measured_items = data.count("val")
         # A batch that is larger than a part is refused now, not in the first step.
         data.steps(batch_size, self.weights_part)
         data.steps(batch_size, self.architecture_part)
@@ -100,6 +120,16 @@ class ImageObjective:
             "architecture"
         )
 
+    def replace(self, network: nn.Module) -> None:
+        """Go on with this network, on the device of the images."""
+        self.network: nn.Module = network.to(self.data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.loss = ImageLoss(self.network)
+
+    @property
+    def image(self) -> ImageShape:
+        """What the network is built for."""
+        return ImageShape(self.data.size, self.data.channels, len(self.data.classes))
+
     def steps(self, epoch: int) -> int:
         """Pairs of batches in an epoch."""
         return self.data.steps(self.batch_size, self.weights_part)
@@ -108,24 +138,27 @@ class ImageObjective:
         """Pairs of batches, both augmented.
 
         Where the architecture's part is smaller, it is passed over again. Single level: the same batch as
-        both.
+        both, unless each has its own.
         """
         train = self.data.train_batches(self.batch_size, epoch, skip, subset=self.weights_part)
         # One loss serves both levels, so both see the same images.
-        if self.weights_part == "both":
+        if self.same_batch:
             yield from ((batch, batch) for batch in train)
             return
         # The validation batches have no end: the epoch ends with the training images.
         yield from zip(train, self._validation_batches(epoch, skip), strict=False)
 
     def _validation_batches(self, epoch: int, skip: int) -> Iterator[Any]:
-        """Augmented validation batches without end, from where the search is."""
-        steps = self.data.steps(self.batch_size, "val")
+        """Augmented batches of the architecture's part without end, from where the search is."""
+        part = self.architecture_part
+        steps = self.data.steps(self.batch_size, part)
+        # Where both parts are all images, the passes of this one are numbered elsewhere: another order.
+        first = OTHER_PASSES if part == self.weights_part else 0
         # Counted through all epochs: a pass over the validation images need not begin with an epoch.
         number = epoch * self.steps(epoch) + skip
         while True:
             passes, done = divmod(number, steps)
-            yield from self.data.train_batches(self.batch_size, passes, done, subset="val")
+            yield from self.data.train_batches(self.batch_size, first + passes, done, subset=part)
             number = (passes + 1) * steps
 
     def rate(self, batch: Any) -> float:

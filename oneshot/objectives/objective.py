@@ -17,10 +17,15 @@ class Objective(Protocol):
     quality: str  # what `measure` returns: accuracy (more is better) or perplexity (less is better)
     about: str  # what there is to learn from, in words
     batch_items: int  # images or words in a usual batch
+    measured_items: int  # images or words that `measure` sees without a limit
 
     @property
     def loss(self) -> LossFn:
         """The loss of the network on a batch."""
+        ...
+
+    def replace(self, network: nn.Module) -> None:
+        """Go on with another network, in a later stage of a search."""
         ...
 
     def steps(self, epoch: int) -> int:

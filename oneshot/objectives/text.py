@@ -74,9 +74,14 @@ class TextObjective:
         )
         self.train_RB = columns(train.to(device), batch_size)
         self.val_RB = columns(val.to(device), batch_size)
+        self.measured_items = self.val_RB.numel()
         # The hidden states of both texts before the current step, and the batches of this step.
         self.hidden = [self.recurrent.start(batch_size), self.recurrent.start(batch_size)]
         self.pair: list[TextBatch] = []
+
+    def replace(self, network: nn.Module) -> None:
+        """No search on text has stages."""
+        raise AssertionError("methods refuse stages on text")
 
     def windows(self, epoch: int) -> list[tuple[int, int]]:
         """(start, length) of the windows of the training text."""

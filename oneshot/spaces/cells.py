@@ -6,7 +6,9 @@ and `operations`.
 """
 
 import functools
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -74,6 +76,29 @@ class CellSpace:
         It is the same tensor every time: do not change it in place.
         """
         return _allowed_mask(self, kind, torch.device(device))
+
+    def without(self, operation: str) -> "CellSpace":
+        """This space, but `operation` competes on no edge. Columns, and so tables and networks, stay."""
+        allowed = {}
+        for kind in self.cells:
+            offered = self.allowed[kind] if self.allowed else (self.operations,) * len(self.edges)
+            rows = [tuple(name for name in names if name != operation) for names in offered]
+            allowed[kind] = tuple(rows)
+        return replace(self, allowed=allowed)
+
+    def narrowed(self, allowed: Mapping[str, Tensor]) -> "CellSpace":
+        """The same space, in which fewer operations compete.
+
+        Args:
+            allowed: for each kind of cell the mask (E, O) of those that remain.
+        """
+        names: dict[str, tuple[tuple[str, ...], ...]] = {}
+        for kind, allowed_EO in allowed.items():
+            rows = []
+            for row in allowed_EO.tolist():
+                rows.append(tuple(itertools.compress(self.operations, row)))
+            names[kind] = tuple(rows)
+        return replace(self, allowed=names)
 
 
 # Every step asks for the mask, so it is built and copied to the device only once.

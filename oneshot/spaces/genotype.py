@@ -62,6 +62,11 @@ class Genotype(Config):
 AnyGenotype = Genotype | ChainGenotype  # what a search finds and `oneshot.retrain` trains
 
 
+def genotype_kind(values: Mapping[str, object]) -> type[Genotype] | type[ChainGenotype]:
+    """What values that were read describe: only a chain has layers."""
+    return ChainGenotype if "layers" in values else Genotype
+
+
 def genotype_of(space: SearchSpace, nodes: Mapping[str, Sequence[Sequence[Edge]]]) -> AnyGenotype:
     """What was found in a space.
 

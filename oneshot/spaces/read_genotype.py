@@ -19,7 +19,8 @@ from engine.errors import UserError, nearest, shortened
 from engine.outside.documents import DocumentError, parse_json, parse_yaml, read_text
 from engine.outside.names import expanded
 from engine.run import Run, read_json
-from oneshot.spaces.genotype import Genotype
+from oneshot.chains.genotype import published_chain, published_chains
+from oneshot.spaces.genotype import AnyGenotype, Genotype, genotype_kind
 from oneshot.spaces.nasbench201_string import genotype_of_string
 
 RENAMED = {  # what PR-DARTS and GDAS call operations of DARTS
@@ -47,7 +48,7 @@ def published_genotypes() -> dict[str, dict[str, Any]]:
     return found
 
 
-def find_genotype(text: str) -> Genotype:
+def find_genotype(text: str) -> AnyGenotype:
     """The genotype that `text` names or writes down: `find_genotype("DARTS_V2")`.
 
     Args:
@@ -64,6 +65,9 @@ def find_genotype(text: str) -> Genotype:
         if name.lower() == text.lower():
             flat = {key: value for key, value in entry.items() if key != "source"}
             return _genotype(flat, name)
+    for name in published_chains():
+        if name == text.lower():
+            return published_chain(name)
     if text.startswith("{"):
         return _from_braces(text, "inline JSON")
     if "Genotype(" in text:
@@ -81,7 +85,7 @@ def find_genotype(text: str) -> Genotype:
         return _from_file(path)
     raise UserError(
         f"There is no genotype '{shortened(text)}': it is no file, no folder of a search, no JSON and no "
-        f"published name; {nearest(text, published_genotypes())}"
+        f"published name; {nearest(text, [*published_genotypes(), *published_chains()])}"
     )
 
 
@@ -92,7 +96,7 @@ def _is_there(question: Callable[[], bool]) -> bool:
         return False
 
 
-def _from_file(path: Path) -> Genotype:
+def _from_file(path: Path) -> AnyGenotype:
     content = read_text(path, MOST_BYTES)
     if "Genotype(" in content:
         return _genotype(_from_python(content, str(path)), str(path))
@@ -105,7 +109,7 @@ def _from_file(path: Path) -> Genotype:
     return _genotype(values, str(path))
 
 
-def _from_braces(text: str, source: str) -> Genotype:
+def _from_braces(text: str, source: str) -> AnyGenotype:
     """From JSON, or from a dictionary as Python prints it."""
     try:
         values = parse_json(text)
@@ -164,7 +168,7 @@ def _literal(node: ast.expr) -> Any:
     return ast.literal_eval(node)
 
 
-def _genotype(values: Any, source: str) -> Genotype:
+def _genotype(values: Any, source: str) -> AnyGenotype:
     """Our own or the flat form, as a genotype."""
     if not isinstance(values, dict):
         raise UserError(
@@ -172,7 +176,7 @@ def _genotype(values: Any, source: str) -> Genotype:
         )
     # Ours has `cells`; the flat forms have a field for each kind of cell.
     if not ({"normal", "reduce", "recurrent"} & values.keys()):
-        return validate(Genotype, values, source)
+        return validate(genotype_kind(values), values, source)
     for name in UNUSED:
         if values.get(name) is not None:
             raise UserError(f"{source}: '{name}' is {values[name]!r}; only cells where it is None are known.")

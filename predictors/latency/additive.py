@@ -19,21 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge, RidgeCV
 
-from engine.blocks.layers import LayerSpec, cost_of_layer, structure
+from engine.blocks.latency_table import LatencyTable, layer_ms
+from engine.blocks.layers import LayerSpec, cost_of_layer
 from engine.errors import UserError
 from engine.seed import numpy_generator
-from engine.statistics import Floats
+from engine.statistics import Floats, fit_line
 from ofa.cost import memory_of_layer
 from ofa.layers import CostTable, cost_tables, total
 from ofa.space.codes import Codes, sample_codes
 from ofa.space.space import Space
-from predictors.latency.table import LatencyTable, networks_of
+from predictors.latency.table import networks_of
 
 # How many whole networks a model needs.
 AFFINE_AT_LEAST, RESIDUAL_AT_LEAST = 10, 30
 STRENGTHS = np.logspace(-1, 6, 15)  # of the penalty of ridge regression
-# The median absolute deviation times this is the standard deviation of normally distributed errors.
-STD_OF_MAD = 1.4826
 Level = Literal["base", "affine", "residual"]
 
 
@@ -150,16 +149,7 @@ def _base(table: LatencyTable, space: Space) -> AdditiveLatency:
 
 
 def _measured_ms(table: LatencyTable, layer: LayerSpec) -> tuple[float]:
-    """Milliseconds of a layer, linear in the area of its map between measured sizes, NaN outside of them."""
-    name = structure(layer)
-    if name not in table.blocks:
-        raise UserError(
-            f"The latency table of '{table.device}' lacks block {name}; measure again with the same space."
-        )
-    measured = sorted(table.blocks[name].items())
-    areas = [size**2 for size, _ in measured]
-    ms = [value for _, value in measured]
-    return (float(np.interp(layer.size**2, areas, ms, left=np.nan, right=np.nan)),)
+    return (layer_ms(table, layer),)
 
 
 def _macs_of(layer: LayerSpec) -> tuple[float]:
@@ -178,26 +168,12 @@ def _weighted_sum(models: Sequence[AdditiveLatency], weights: Sequence[float]) -
 
 
 def _affine(base: AdditiveLatency, codes: Codes, ms: Floats) -> tuple[AdditiveLatency, NDArray[np.bool_]]:
-    """Scale and offset by least squares of the relative error, without outliers.
-
-    A scale that comes out negative, from few and noisy networks, is replaced by the ratio of the means.
+    """The base model times a scale plus an offset.
 
     Returns:
         The model, and (N,) which networks are no outliers.
     """
-    predicted, kept = base.predict(codes), np.ones(len(ms), np.bool_)
-    scale = offset = 0.0
-    # Outliers pull the fit away and hide others, so they are looked for three times.
-    for _ in range(3):
-        # Divided by the latency: a millisecond counts more where networks are fast.
-        rows = np.stack([predicted[kept], np.ones(kept.sum())], axis=1) / ms[kept, None]
-        scale, offset = map(float, np.linalg.lstsq(rows, np.ones(kept.sum()), rcond=None)[0])
-        if scale <= 0:
-            scale, offset = float(ms[kept].mean() / predicted[kept].mean()), 0.0
-        error = (scale * predicted + offset - ms) / ms
-        error = error - np.median(error)  # the fit itself may be off as long as outliers are in it
-        # Five standard deviations, estimated by a median, which outliers hardly change.
-        kept = np.abs(error) <= 5 * STD_OF_MAD * np.median(np.abs(error)) + 1e-9
+    scale, offset, kept = fit_line(base.predict(codes), ms)
     model = _weighted_sum([base], [scale])
     return AdditiveLatency(model.offset + offset, model.tables), kept
 

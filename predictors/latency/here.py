@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 
 from engine import onnx_timing as bench
+from engine.blocks.latency_table import LatencyTable
 from ofa.space.codes import Codes
 from ofa.space.space import Space
 from predictors.latency.kit import export_kit, network_name
-from predictors.latency.table import LatencyTable
 from predictors.latency.timings import read_timings, value_of
 
 ROUNDS = 5  # memory lies elsewhere in each session, which alone changes latency by some percent

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
+from engine.blocks.latency_table import LatencyTable, read_table
 from engine.errors import UserError
 from engine.seed import numpy_generator
 from engine.statistics import Floats, conformal_quantile
@@ -27,13 +28,7 @@ from predictors.latency.additive import (
     covered_resolutions,
     fit_latency,
 )
-from predictors.latency.table import (
-    LatencyTable,
-    check_networks,
-    networks_of,
-    read_table,
-    space_fingerprint,
-)
+from predictors.latency.table import check_networks, networks_of, space_fingerprint
 
 FOLDS = 10  # of the cross-validation; 10 networks, the fewest, are each predicted from the 9 others
 

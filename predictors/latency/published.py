@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.blocks.head import HeadSpec
 from engine.blocks.kind import BlockSpec
+from engine.blocks.latency_table import LatencyTable, Noise
 from engine.blocks.layers import LayerSpec, structure
 from engine.blocks.sizes import halve
 from engine.blocks.stem import StemSpec
@@ -20,7 +21,7 @@ from engine.config import read_yaml
 from engine.errors import UserError
 from ofa.space.space import Space, load_space, packaged_spaces
 from predictors.latency.kit import distinct_layers
-from predictors.latency.table import LatencyTable, Noise, space_fingerprint
+from predictors.latency.table import space_fingerprint
 
 PUBLISHED_CLASSES = 1000  # the published tables know no other number
 

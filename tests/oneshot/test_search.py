@@ -257,7 +257,7 @@ def test_the_watched_eigenvalue_is_that_of_the_validation_loss(
         (first,) = torch.autograd.grad(loss(), alphas, create_graph=True)
         rows = [torch.autograd.grad(g, alphas, retain_graph=True)[0].flatten() for g in first.flatten()]
         found = torch.linalg.eigvalsh(torch.stack(rows).double())
-        assert seen[-1] == pytest.approx(float(found[found.abs().argmax()]), rel=0.1)
+        assert seen[-1] == pytest.approx(float(found.max()), abs=0.01 * float(found.abs().max()))
         return seen[-1]
 
     monkeypatch.setattr("oneshot.searcher.dominant_eigenvalue", eigenvalue)
@@ -396,11 +396,11 @@ def test_published_settings_are_the_defaults_and_a_flag_overrides_one() -> None:
         "first",
     )
     assert (cell.level, cell.epochs, cell.sgd.cosine_epochs, cell.sgd.lr, cell.sgd.nesterov) == (
-        "single",
+        "released",
         25,
         50,
         0.2,
-        True,
+        False,
     )
     assert (text.sgd.lr, text.sgd.clip_norm, text.geometry.lr, text.geometry.weight_decay) == (
         20.0,
@@ -416,7 +416,7 @@ def test_published_settings_are_the_defaults_and_a_flag_overrides_one() -> None:
 def test_a_recipe_may_name_its_sections(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("method: gaea\ndata: digits\nspace: nasbench201\n")
     found = parse(Search, ["--config", str(tmp_path / "r.yaml")])
-    assert (found.method.name, found.method.level, found.data.val) == ("gaea", "single", 0.5)
+    assert (found.method.name, found.method.level, found.data.val) == ("gaea", "released", 0.5)
     (tmp_path / "r.yaml").write_text("method: [gaea]\n")
     with pytest.raises(UserError, match=r"r\.yaml: 'method' = \['gaea'\] is not valid"):
         parse(Search, ["--config", str(tmp_path / "r.yaml")])

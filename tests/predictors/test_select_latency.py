@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from made_up_latency import partial_device, written_table
 
+from engine.blocks.latency_table import LatencyTable
 from engine.command.cli import parse
 from engine.errors import UserError
 from engine.onnx_timing import machine_name, runtime_name
@@ -20,7 +21,6 @@ from predictors import select as select_module
 from predictors.collect import Collect
 from predictors.latency.here import is_of_this_machine, time_architecture
 from predictors.latency.model import LatencyModel
-from predictors.latency.table import LatencyTable
 from predictors.search.additive_optimum import additive_limits, additive_optimum
 from predictors.search.best import find_best
 from predictors.search.constraints import Constraint, Objective

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.blocks.latency_table import LatencyTable, Noise, TimedNetwork
 from engine.blocks.layers import structure
 from engine.statistics import Floats
 from ofa.space.codes import Codes, sample_codes
 from ofa.space.space import Space
 from predictors.latency.kit import distinct_layers
 from predictors.latency.model import LatencyModel
-from predictors.latency.table import LatencyTable, Noise, TimedNetwork, space_fingerprint
+from predictors.latency.table import space_fingerprint
 
 
 def made_up(space: Space, codes: Codes, ms: Floats, blocks: dict[str, dict[int, float]]) -> LatencyTable:

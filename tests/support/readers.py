@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import save
 
 import ofa.space.space
+from engine.blocks.latency_table import LatencyTable, Noise, TimedNetwork
 from engine.blocks.layers import layer_name
 from engine.checkpoint import load_state, load_weights
 from engine.config import read_yaml, validate
@@ -41,7 +42,7 @@ from oneshot.spaces.read_genotype import find_genotype
 from predictors.accuracy.pairs import read_pairs, read_selected
 from predictors.latency.kit import distinct_layers
 from predictors.latency.model import load_latency
-from predictors.latency.table import LatencyTable, Noise, TimedNetwork, space_fingerprint
+from predictors.latency.table import space_fingerprint
 from predictors.latency.timings import build_table, read_timings
 
 EXPECTED = (UserError, *DAMAGED)

@@ -169,6 +169,13 @@ def test_gaea_keeps_operations_and_the_edges_of_each_node_on_simplices() -> None
         torch.testing.assert_close(
             alphas.edges["normal"][into], exponentiated_gradient(before[into], grad[into], 0.1)
         )
+    # The released code has a floor for operations and none for edges.
+    for parameter in alphas.all():
+        parameter.grad = torch.zeros_like(parameter)
+        parameter.grad[..., 0] = 300.0
+    optimizer.step()
+    assert alphas.operations["normal"][:, 0].min() > 9e-6
+    assert 0 < alphas.edges["normal"][0] < 1e-12
 
 
 def test_gdas_draws_by_probability_and_anneals() -> None:

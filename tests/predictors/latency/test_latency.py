@@ -15,6 +15,7 @@ import torch
 from made_up_latency import made_up, made_up_blocks
 from scipy.stats import kendalltau
 
+from engine.blocks.latency_table import LatencyTable, read_table
 from engine.blocks.layers import layer_name, structure
 from engine.command.cli import parse
 from engine.errors import UserError
@@ -27,12 +28,7 @@ from ofa.space.space import Space, load_space
 from ofa.subnet import Subnet
 from predictors.latency.kit import distinct_layers, export_kit, layer_module, network_name
 from predictors.latency.model import LatencyModel, cross_validated, load_latency
-from predictors.latency.table import (
-    LatencyTable,
-    networks_of,
-    read_table,
-    row_of_codes,
-)
+from predictors.latency.table import networks_of, row_of_codes
 from predictors.latency.timings import build_table, noise_complaint, noise_of, read_timings
 from predictors.measure import Measure, middle_latency, spread_networks
 from predictors.search.constraints import format_cost
