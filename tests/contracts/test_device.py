@@ -4,12 +4,14 @@ A step that waits leaves the device idle until the host has queued its next kern
 steps run on one that is pretended (`pretended_gpu`). Whole commands are in `test_device_commands`.
 """
 
+import math
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
+from chains import small_chain
 from pretended_gpu import CUDA, Gpu, pretended_gpu
 from torch import Tensor
 
@@ -26,6 +28,9 @@ from ofa.subnet import extract
 from ofa.supernet import Supernet
 from oneshot.axes.operation_costs import operation_costs
 from oneshot.axes.progress import Progress
+from oneshot.chains.layers import ImageShape
+from oneshot.chains.network import ChainNetwork
+from oneshot.chains.space import ChainSpace
 from oneshot.methods import MethodConfig
 from oneshot.methods.method import Method
 from oneshot.networks.dropout import Dropout
@@ -36,8 +41,9 @@ from oneshot.objectives.images import ImageObjective, search_network
 from oneshot.objectives.text import TextObjective, TextSettings
 from oneshot.search import Search
 from oneshot.searcher import Searcher
-from oneshot.spaces.cells import CellSpace, find_space
+from oneshot.spaces.cells import find_space
 from oneshot.spaces.read_genotype import find_genotype
+from oneshot.spaces.search_space import SearchSpace
 
 ROOT = Path(__file__).parents[2]
 NAMES = [kind.model_fields["name"].default for kind in get_args(get_args(MethodConfig)[0])]
@@ -66,34 +72,47 @@ WAITS["evaluation"] = {
 }
 
 
-def method_of(name: str, space: CellSpace, settings: dict[str, Any]) -> Method:
+def method_of(name: str, space: SearchSpace, settings: dict[str, Any]) -> Method:
     """A method with what was published for the space, as the command builds it."""
     values = Search.prepare({"method": {"name": name, **settings}, "space": space.name})
     method = validate(Search, over_defaults(Search, values), "test").method
+    if method.selection is not None:
+        method = method.model_copy(update={"selection": method.selection.model_copy(update={"images": 8})})
     few = {field: count for field, count in FEW.items() if field in type(method).model_fields}
     return method.model_copy(update=few)
 
 
-def searcher_of(method: Method, space: CellSpace) -> Searcher:
+def space_named(name: str) -> SearchSpace:
+    return small_chain() if name == "chain" else find_space(name)
+
+
+def searcher_of(method: Method, space: SearchSpace) -> Searcher:
     """A search of the smallest network, on the device."""
-    costs, epochs = operation_costs(method.penalties, space, CUDA), method.warmup_epochs + 4
+    image = ImageShape(8, 1, 10)
+    costs, epochs = operation_costs(method.penalties, space, CUDA, image), method.warmup_epochs + 4
     if space.name == "recurrent":
         text = TextObjective(load_text(Grammar(sentences=200)), TextSettings(hidden=4, bptt=4), 4, 0, CUDA)
         return Searcher(method, space, text, 0, epochs, costs)
-    network = search_network(space, method, 4, 1 if space.name == "nasbench201" else 3, 10, 1)
-    data = load_data(Digits(val=0.5), CUDA, 0)
-    images = ImageObjective(network, data, 4, method.level == "single")
-    return Searcher(method, space, images, 0, epochs, costs)
+    if isinstance(space, ChainSpace):
+        network: torch.nn.Module = ChainNetwork(space, image)
+    else:
+        # The smallest that all stages of a method can cut into parts.
+        channels = math.lcm(4, *method.channel_parts)
+        network = search_network(space, method, channels, 1 if space.name == "nasbench201" else 3, 10, 1)
+    single, released = method.level != "bilevel", method.level == "released"
+    images = ImageObjective(network, load_data(Digits(val=0.5), CUDA, 0), 4, single, released)
+    return Searcher(method, space, images, 0, epochs * max(1, len(getattr(method, "stages", ()))), costs)
 
 
 def cases() -> list[Any]:
-    found = [(name, space, {}) for name in NAMES for space in ("darts", "nasbench201", "recurrent")] + MORE
+    spaces = ("darts", "nasbench201", "recurrent", "chain")
+    found = [(name, space, {}) for name in NAMES for space in spaces] + MORE
     return [pytest.param(*case, id="-".join((*case[:2], *map(str, case[2].values())))) for case in found]
 
 
 @pytest.mark.parametrize(("name", "space_name", "settings"), cases())
 def test_search_step(name: str, space_name: str, settings: dict[str, Any]) -> None:
-    space = find_space(space_name)
+    space = space_named(space_name)
     method = method_of(name, space, settings)
     if method.refuse(space):
         return
@@ -120,7 +139,7 @@ SAMPLING = ["gdas", "random_ws", "enas", "darts"]
 @pytest.mark.parametrize("name", SAMPLING)
 def test_between_epochs(name: str, space_name: str) -> None:
     """A controller is trained, weights are judged, a cell is read off, and nothing is mixed."""
-    space = find_space(space_name)
+    space = space_named(space_name)
     method = method_of(name, space, {})
     with pretended_gpu(ROOT) as gpu:
         searcher = searcher_of(method, space)
