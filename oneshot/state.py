@@ -160,7 +160,10 @@ class SearchState:
             assert isinstance(self.space, CellSpace), "stages are of cells"
             self.rebuild(self.space.narrowed(stage["allowed"]), stage["partial"], stage["cells"])
             self.restart_weights()
-        self.memory = dict(state["memory"])
+        # Single numbers, such as a count of steps, stay on the host, where they are read.
+        self.memory = {}
+        for name, tensor in state["memory"].items():
+            self.memory[name] = tensor if tensor.dim() == 0 else tensor.to(self.device)
         self.alphas.decided = {kind: tensor.to(self.device) for kind, tensor in state["decided"].items()}
         self.objective.network.load_state_dict(state["network"])
         load_optimizer(self.weight_optimizer, state["weight_optimizer"])
