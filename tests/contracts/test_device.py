@@ -238,8 +238,8 @@ def check(gpu: Gpu, what: str) -> None:
 @pytest.mark.parametrize(
     "place",
     [
-        "engine.data.arrays.random_flip",
-        "oneshot.searcher.weight_step",
+        "engine.data.arrays.random_crop",
+        "oneshot.searcher.weight_gradients",
         "oneshot.methods.method.read_active",
         "oneshot.searcher.set_learning_rate",
     ],

@@ -103,7 +103,7 @@ def supernet_run(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     flags = ["--space", str(tiny_yaml), "--phases", PHASES, "--batch-size", "250", "--out", str(out)]
     flags += ["--ema", "0.9", "--data.mixup", "0.2", "--data.cutout", "2", "--evaluate-every", "3"]
     with pytest.MonkeyPatch.context() as patch, watched(patch) as gpu:
-        run(Train, *flags, "--calibration-images", "128")
+        run(Train, *flags, "--calibration-images", "128", "--evaluate-random", "1")
     check(gpu)
     assert (out / "teacher.safetensors").exists() and read_json(out / "env.json")
     return out
@@ -123,7 +123,7 @@ def test_stages_after_a_supernet(supernet_run: Path, monkeypatch: pytest.MonkeyP
     assert (supernet_run / "report" / "report.html").exists()
 
 
-SUPERNET = "--batch-size 250 --calibration-images 128 --evaluate-every 5 --ema 0.9 "
+SUPERNET = "--batch-size 250 --calibration-images 128 --evaluate-random 1 --ema 0.9 "
 RETRAIN = "--network.cells 3 --network.channels 4 --batch-size 250 --evaluate-every 5 "
 CELL = "'|nor_conv_3x3~0|+|none~0|skip_connect~1|+|skip_connect~0|none~1|avg_pool_3x3~2|'"
 TEXT = "--data.sentences 200 "
