@@ -19,7 +19,7 @@ from engine.command.cli import main
 from engine.command.start import say
 from engine.compute.compiling import ABOUT_COMPILE, compile_parts, eagerly
 from engine.compute.distributed import Ranks
-from engine.compute.evaluation import confusion
+from engine.compute.evaluation import BYTES_OF_CELLS, confusion
 from engine.compute.gradients import GradientAverage
 from engine.compute.graphs import ABOUT_GRAPHS, GraphedStep, Graphs, graphed_step, steady
 from engine.compute.precision import TrainingPrecision, autocast
@@ -340,7 +340,7 @@ class Retraining(Training):
         # Running statistics, no drop-path, no auxiliary head.
         self.network.eval()
         for split in splits:
-            batches = self.data.evaluation_batches(split)
+            batches = self.data.evaluation_batches(split, bytes_a_pixel=BYTES_OF_CELLS)
             with eagerly():
                 confusion_KK = confusion(self.network, batches, len(classes))
             point[f"{split}_accuracy"] = overall_accuracy(confusion_KK)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from engine.compute.evaluation import evaluation_batch
+from engine.compute.evaluation import BYTES_OF_CELLS, evaluation_batch
 from engine.compute.peak_memory import DeviceMemory, PeakMemory
 from engine.errors import UserError
 from engine.seed import torch_generator
@@ -108,7 +108,7 @@ def search_memory(
         _line(steps, always, larger),
         _line(evaluations, always, larger),
         objective.batch_size,
-        min(evaluated, evaluation_batch(objective.data.device, size, CPU_BATCH)),
+        min(evaluated, evaluation_batch(objective.data.device, size, CPU_BATCH, BYTES_OF_CELLS)),
     )
 
 

@@ -16,12 +16,11 @@ from chains import small_chain
 from pretended_gpu import CUDA, Gpu, pretended_gpu
 from torch import Tensor
 
-from engine.compute.average import RunningAverage
 from engine.config import over_defaults, validate
 from engine.data.digits import Digits
 from engine.data.sources import load_data
 from engine.data.text import Grammar, load_text
-from engine.optim import SGD, build_sgd, clip_gradients
+from engine.optim import SGD, RunningAverage, build_sgd, clip_gradients
 from ofa.calibration import calibrate, subnet_accuracy, subnet_confusion
 from ofa.space.arch import smallest
 from ofa.space.space import Space
