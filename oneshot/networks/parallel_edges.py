@@ -119,6 +119,8 @@ class ParallelEdges(nn.Module):
         whole: list[Tensor] = []  # terms (N, n C, H, W) of all edges, edge by edge
         terms: list[list[Tensor]] = [[] for _ in range(self.edges)]  # of each edge
         shared: list[SharedTerm] = []
+        # All columns at once: their gradients are then one stack, and not a sum of padded columns.
+        columns = weight_nO.unbind(1)
         for name, allowed in self.allowed.items():
             column = self.operations.index(name)
             running = allowed
@@ -126,7 +128,7 @@ class ParallelEdges(nn.Module):
                 running = tuple(position for position in allowed if column in active[position])
             if not running:
                 continue
-            weight_n = weight_nO[:, column]
+            weight_n = columns[column]
             if name not in self.own:
                 shared.append(SharedTerm(self._pooled(name, x), self._elsewhere_0(weight_n, running)))
                 continue
