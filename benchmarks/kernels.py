@@ -145,8 +145,8 @@ def launches(lists: Sequence[Sequence[Any]]) -> int:
     """
     lists = [tensors for tensors in lists if tensors and isinstance(tensors[0], Tensor)]
     kinds = {tensor.dtype for tensors in lists for tensor in tensors}
-    strided = all(len({tensor.stride() for tensor in place}) == 1 for place in zip(*lists, strict=True))
-    if len(kinds) > 1 or not strided:
+    alike = all(len({strides(tensor) for tensor in place}) == 1 for place in zip(*lists, strict=True))
+    if len(kinds) > 1 or not alike:
         return len(lists[0])
     most = MOST_TENSORS[min(len(lists), len(MOST_TENSORS)) - 1]
     launched = tensors = blocks = 0
@@ -159,6 +159,11 @@ def launches(lists: Sequence[Sequence[Any]]) -> int:
         if tensors == most:
             launched, tensors, blocks = launched + 1, 0, 0
     return launched + (1 if blocks else 0)
+
+
+def strides(tensor: Tensor) -> tuple[int, ...]:
+    """Those of axes with more than one place, which are all that matters."""
+    return tuple(step for side, step in zip(tensor.shape, tensor.stride(), strict=True) if side > 1)
 
 
 def leaves(value: Any) -> Iterator[Any]:
