@@ -119,6 +119,9 @@ class ParallelEdges(nn.Module):
         whole: list[Tensor] = []  # terms (N, n C, H, W) of all edges, edge by edge
         terms: list[list[Tensor]] = [[] for _ in range(self.edges)]  # of each edge
         shared: list[SharedTerm] = []
+        # All columns at once: their gradients are then one stack, and not a sum of padded columns. Where few
+        # operations run, that stack would be mostly zeros.
+        columns = weight_nO.unbind(1) if active is None else None
         for name, allowed in self.allowed.items():
             column = self.operations.index(name)
             running = allowed
@@ -126,9 +129,15 @@ class ParallelEdges(nn.Module):
                 running = tuple(position for position in allowed if column in active[position])
             if not running:
                 continue
-            weight_n = weight_nO[:, column]
+            weight_n = weight_nO[:, column] if columns is None else columns[column]
             if name not in self.own:
-                shared.append(SharedTerm(self._pooled(name, x), self._elsewhere_0(weight_n, running)))
+                y = self._pooled(name, x)
+                if len(running) == self.edges:
+                    shared.append(SharedTerm(y, weight_n))
+                    continue
+                # On some edges only: a product for each of them.
+                for position in running:
+                    terms[position].append(weight_n[position] * y)
                 continue
             # With weights of their own: one kernel call for all edges where it runs.
             y = self._own_operation(name, state, weight_n, running, create_graph)
@@ -169,15 +178,6 @@ class ParallelEdges(nn.Module):
         """(n C,): the weight of each edge for each of its channels."""
         # An expanded view would not do: torch's gradient of BatchNorm reads it as if it were contiguous.
         return weight_n.repeat_interleave(self.channels)
-
-    def _elsewhere_0(self, weight_n: Tensor, running: tuple[int, ...]) -> Tensor:
-        """The weights, 0 where the operation does not run."""
-        if len(running) == self.edges:
-            return weight_n
-        weights = [weight_n.new_zeros(())] * self.edges
-        for position in running:
-            weights[position] = weight_n[position]
-        return torch.stack(weights)
 
     def _pooled(self, name: str, x: Tensor) -> Tensor:
         """The output of an operation without weights."""
