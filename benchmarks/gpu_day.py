@@ -125,12 +125,12 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="toy size, on a GPU that is pretended")
     parser.add_argument("--child-until", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if not args.rehearse and not torch.cuda.is_available():
+        sys.exit("error: there is no GPU here; --rehearse tries everything at toy size on a pretended one")
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     if args.rehearse:
         rehearse(out, args.only)
-    elif not torch.cuda.is_available():
-        sys.exit("error: there is no GPU here; --rehearse tries everything at toy size on a pretended one")
     else:
         parts = _chosen(parts_of(args.minutes), args.only)
         if args.child_until is not None:
