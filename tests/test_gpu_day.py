@@ -19,7 +19,7 @@ REHEARSED = (
     "bits",
     "speed gdas nasbench201",
     "speed retraining DARTS_V2",
-    "compiled gdas nasbench201",
+    "compiled retraining DARTS_V2",
     "evaluation",
     "gdas nasbench201",
     "supernet",

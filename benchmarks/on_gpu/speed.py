@@ -150,7 +150,8 @@ def _run(which: Timed, ways: tuple[str, ...], context: Context) -> dict[str, Any
                 assert which.plain is not None
                 made: Job | PlainStep = which.plain(context.device, context.toy)
             else:
-                made = which.make(context.device, context.toy, way)
+                in_toy = "traced" if way == "compiled" else way
+                made = which.make(context.device, context.toy, in_toy if context.toy else way)
             # As the commands: cuDNN tries its kernels where shapes stay.
             static = not which.name.startswith("sandwich")
             with training_in(precision_on(context.device, None, which.precision), static):
