@@ -95,7 +95,7 @@ def _each(context: Context, check: Callable[[Case], dict[str, Any]], every: int)
         if context.toy and number % every:
             continue
         if not context.left():
-            found[case.name] = {"error": "no time was left"}
+            found[case.name] = {"skipped": "no time was left"}
             continue
         try:
             found[case.name] = check(case)
@@ -195,6 +195,13 @@ def _equal(first: list[Tensor], second: list[Tensor]) -> bool:
 
 
 def _judged(found: dict[str, Any]) -> dict[str, Any]:
-    """The findings, with the names of those that are not right first."""
-    wrong = [name for name, finding in found.items() if not finding.get("ok")]
-    return {"right": len(found) - len(wrong), "wrong": wrong, "cases": found}
+    """The findings, with the names of those that are not right, or were not reached, first."""
+    right, wrong, skipped = 0, [], []
+    for name, finding in found.items():
+        if "skipped" in finding:
+            skipped.append(name)
+        elif finding.get("ok"):
+            right += 1
+        else:
+            wrong.append(name)
+    return {"right": right, "wrong": wrong, "skipped": skipped, "cases": found}
