@@ -118,7 +118,7 @@ def contract(context: Context) -> dict[str, Any]:
         count = sum(places.values())
         return {"waits": count, "places": places, "ok": count <= MOST_WAITS}
 
-    return _judged(_each(context, check, 6))
+    return _judged(_each(context, check, 12))
 
 
 def parity(context: Context) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def parity(context: Context) -> dict[str, Any]:
 
     # In both dtypes as exported: TF32 would hide what is wrong.
     with training_in("float32"):
-        return _judged(_each(context, check, 8))
+        return _judged(_each(context, check, 16))
 
 
 def _change(job: Job) -> Tensor:
@@ -159,7 +159,7 @@ def bits(context: Context) -> dict[str, Any]:
         found = {"two_runs": _equal(once, again), "resumed": _equal(once, resumed)}
         return found | {"ok": all(found.values())}
 
-    return _judged(_each(context, check, 10))
+    return _judged(_each(context, check, 20))
 
 
 def _after(case: Case, device: torch.device, resume: bool) -> list[Tensor]:
