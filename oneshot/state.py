@@ -32,6 +32,8 @@ class SearchState:
         progress: where the search is.
         samples_operations: whether the network runs some of its operations only.
         target: the cost that a search of a chain ends at; None: any.
+        lead: where whole architectures were judged, by how much the best was better than the next, in
+            accuracy or perplexity; None: none were.
     """
 
     space: SearchSpace
@@ -43,6 +45,7 @@ class SearchState:
     progress: Progress
     samples_operations: bool
     target: CostTarget | None = None
+    lead: float | None = None
 
     @property
     def device(self) -> torch.device:

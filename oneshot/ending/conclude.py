@@ -72,6 +72,7 @@ def conclude(searcher: Searcher, genotype: AnyGenotype, ending: Ending) -> Outco
         trained_on=method.level != "bilevel",
         sizes=_sizes(genotype, searcher, ending.recipe),
         decisions=found,
+        lead=state.lead,
         undecided=sum(decision.margin < UNDECIDED for decision in found),
         skips=skips(genotype),
         steps=ending.steps,
@@ -79,7 +80,16 @@ def conclude(searcher: Searcher, genotype: AnyGenotype, ending: Ending) -> Outco
         changes=ending.changes,
         warnings=(),
     )
-    return outcome.model_copy(update={"warnings": tuple(_warnings(outcome, method, genotype))})
+    warnings = _warnings(outcome, method, genotype)
+    # Finalists are judged on all images, so their error is smaller than that of `discretised`.
+    if is_accuracy and state.lead is not None:
+        error = math.sqrt(discretised * (1 - discretised) / objective.measured_items)
+        if state.lead < error:
+            warnings.append(
+                f"the best of the judged architectures is ahead of the next by {100 * state.lead:.1f} points, "
+                f"less than the standard error of {100 * error:.1f}: not decided yet"
+            )
+    return outcome.model_copy(update={"warnings": tuple(warnings)})
 
 
 def _warnings(outcome: Outcome, method: Method, genotype: AnyGenotype) -> list[str]:
