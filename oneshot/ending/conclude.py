@@ -86,7 +86,7 @@ def conclude(searcher: Searcher, genotype: AnyGenotype, ending: Ending) -> Outco
         error = math.sqrt(discretised * (1 - discretised) / objective.measured_items)
         if state.lead < error:
             warnings.append(
-                f"the best of the judged architectures is ahead of the next by {100 * state.lead:.1f} points, "
+                f"the best architecture that was judged is ahead of the next by {100 * state.lead:.1f} points, "
                 f"less than the standard error of {100 * error:.1f}: not decided yet"
             )
     return outcome.model_copy(update={"warnings": tuple(warnings)})
