@@ -8,7 +8,7 @@ from torch import Tensor
 
 from engine.loop import EpochLoop
 from engine.run import Run, read_lines, write_json
-from oneshot.axes.progress import Progress
+from oneshot.chains.space import CHAIN
 from oneshot.ending.collapse import FACTOR, NOT_BEFORE, epoch_to_return_to, skips, warning
 from oneshot.ending.conclude import Ending, conclude
 from oneshot.ending.drawing import alphas_over_time, draw_genotype
@@ -57,7 +57,7 @@ class SearchLoop(EpochLoop):
     ends_take_long: ClassVar[bool] = True  # a controller's training, or a thousand candidates to judge
 
     def __init__(self, folder: Run, searcher: Searcher, monitoring: Monitoring):
-        super().__init__(folder, searcher.epochs)
+        super().__init__(folder, searcher.total_epochs)
         self.searcher, self.monitoring = searcher, monitoring
         self.objective = searcher.state.objective
         # Whether the warning was printed: once is enough.
@@ -74,7 +74,7 @@ class SearchLoop(EpochLoop):
 
     def begin_epoch(self) -> None:
         """Tell the search its epoch, on which schedules depend."""
-        self.searcher.state.progress = Progress(self.epoch, self.epochs)
+        self.searcher.begin_epoch(self.epoch)
 
     def batches(self) -> Iterator[tuple[Any, Any]]:
         """Pairs of batches: of the weights' part, of the architecture's part."""
@@ -165,11 +165,13 @@ class SearchLoop(EpochLoop):
         logged, back = self.epochs_logged(), self.collapsed()
         if back is None:
             # With the temperatures of the last epoch, also in a resumed search that did not run it.
-            state.progress = Progress(self.epochs - 1, self.epochs)
+            self.searcher.begin_epoch(self.epochs - 1)
             genotype, report = self.searcher.final_genotype()
         else:
             values = logged[back]["genotype"]
             genotype = genotype_kind(values).model_validate(values)
+            if state.target is not None:
+                genotype, report = state.target.read_off(torch.tensor(logged[back]["alphas"][CHAIN]))
             print(
                 f"The eigenvalue grew by more than {FACTOR}: stopped after epoch {len(logged)}, took the "
                 f"cell of epoch {back + 1}."
@@ -181,8 +183,6 @@ class SearchLoop(EpochLoop):
         if method.has_architecture_step:
             alphas_over_time([point["alphas"] for point in logged], state.space, path / "alphas.png")
         print_found(genotype, self.objective, report)
-        if report is not None:
-            write_json(path / "target.json", report.facts())
         monitoring = self.monitoring
         # As they were when this cell was read off.
         probabilities = method.probabilities(state.space, state.alphas)
@@ -196,6 +196,7 @@ class SearchLoop(EpochLoop):
             limit=monitoring.evaluate_images,
             changes=monitoring.changes,
             recipe=monitoring.recipe,
+            report=report,
         )
         outcome = conclude(self.searcher, genotype, ending)
         write_outcome(path, outcome)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.compute.device import send, send_together
 from engine.config import Config
+from oneshot.axes.dirichlet import GammaNoise, dirichlet, gamma_noise
 from oneshot.axes.edge_weights import EdgeWeights
 from oneshot.axes.progress import Progress
 
@@ -22,6 +23,9 @@ class Softmax(Config):
 
     name: Literal["softmax"] = "softmax"
     samples_operations: ClassVar[bool] = False  # whether only some operations run in a forward pass
+    sums_to_one: ClassVar[bool] = True  # whether the weights of an edge do
+    draws: ClassVar[bool] = False  # whether the weights differ from step to step
+    smooth: ClassVar[bool] = True  # whether the weights have a second derivative in the parameters
 
     def start(self, allowed_EO: Tensor, generator: torch.Generator) -> Tensor:
         """Parameters (E, O) before the first step."""
@@ -96,10 +100,38 @@ class GumbelHard(Softmax):
         drawn = soft.argmax(-1)
         # Of value one-hot; its gradient is that of the soft probabilities.
         hot = F.one_hot(drawn, soft.shape[-1])
-        hard = hot - soft.detach() + soft
+        return self.one_hot(hot - soft.detach() + soft, hot, drawn)
+
+    def one_hot(self, hard: Tensor, hot: Tensor, drawn: Tensor) -> EdgeWeights:
+        """The edge weights `hard` (E, O), of value `hot`, where the operations `drawn` (E,) run."""
         # Of value 0. Adding it to the output gives those that were not drawn their gradient.
         others = hard.sum(-1) - hard.gather(-1, drawn[:, None])[:, 0]
         return EdgeWeights(hard, offset_E=others, active_EO=hot.bool())
+
+
+class ReinMax(GumbelHard):
+    """ReinMax (2023, arXiv:2304.08612): a straight-through gradient that is exact to second order.
+
+    One operation an edge is drawn with its probability p; the gradient is that of 2 q - p / 2, where q is the
+    mean of the draw and of softmax(alpha / tau).
+    """
+
+    name: Literal["reinmax"] = "reinmax"  # type: ignore[assignment]
+    tau_start: float = Field(1.0, ge=1, description="temperature of q in the first epoch")
+    tau_end: float = Field(1.0, ge=1, description="temperature of q in the last epoch")
+
+    def given(self, alpha_EO: Tensor, gumbel_EO: Tensor, tau: float) -> EdgeWeights:
+        """The edge weights for given Gumbel noise and temperature."""
+        # The largest of noisy logits is a draw with the probabilities of softmax.
+        drawn = (alpha_EO + gumbel_EO).argmax(-1)
+        hot = F.one_hot(drawn, alpha_EO.shape[-1])
+        q = ((alpha_EO / tau).softmax(-1) + hot).detach() / 2
+        # Of value q, with the gradient of a softmax that has this value. What does not compete has no logit.
+        competes = alpha_EO > -torch.inf
+        shift = torch.where(competes, q.log() - alpha_EO.detach(), 0)
+        towards = (alpha_EO + shift).softmax(-1)
+        estimate = 2 * towards - alpha_EO.softmax(-1) / 2
+        return self.one_hot(hot - estimate.detach() + estimate, hot, drawn)
 
 
 class HardConcrete(Softmax):
@@ -175,6 +207,7 @@ class GumbelSoft(Softmax):
     """
 
     name: Literal["gumbel_soft"] = "gumbel_soft"  # type: ignore[assignment]
+    draws: ClassVar[bool] = True
     tau_start: float = Field(1.0, gt=0, description="temperature that the schedule starts from")
     tau_end: float = Field(0.03, gt=0, description="temperature in the last epoch, where it falls linearly")
     tau_factor: float | None = Field(
@@ -206,6 +239,58 @@ class GumbelSoft(Softmax):
         return EdgeWeights(((alpha_EO + gumbel_EO) / tau).softmax(-1))
 
 
+class BinaryGates(Softmax):
+    """ProxylessNAS (2019, arXiv:1812.00332): one path an edge is active, drawn from softmax(alpha).
+
+    A step of the weights runs the active path alone. A step of the architecture draws two paths, makes one of
+    them active by their own softmax, and runs both: the gradient of the gates is that of this softmax of two.
+    The released code's other mode, `all`, draws one and runs all.
+    """
+
+    name: Literal["binary_gates"] = "binary_gates"  # type: ignore[assignment]
+    samples_operations: ClassVar[bool] = True
+    paths: Literal["two", "all"] = Field("two", description="that run in a step of the architecture")
+
+    def mix(
+        self, alpha_EO: Tensor, allowed_EO: Tensor, progress: Progress, draws: torch.Generator
+    ) -> EdgeWeights:
+        """One active path an edge."""
+        alpha_EO = alpha_EO.masked_fill(~allowed_EO, -torch.inf)
+        # The largest of alpha plus Gumbel noise is a draw from softmax(alpha), the two largest are two draws
+        # without replacement. The host waits for nothing.
+        ranked_EO = alpha_EO.detach() + gumbel_noise(alpha_EO, draws)
+        # The weights' step needs no gradient of alphas, so nothing but the active path has to run.
+        if not torch.is_grad_enabled():
+            hot = F.one_hot(ranked_EO.argmax(-1), ranked_EO.shape[-1])
+            return EdgeWeights(hot.to(alpha_EO.dtype), active_EO=hot.bool())
+        if self.paths == "all":
+            every = torch.arange(alpha_EO.shape[1], device=alpha_EO.device).expand(alpha_EO.shape)
+            return self.given(alpha_EO, every, ranked_EO.argmax(-1, keepdim=True))
+        pair_E2 = ranked_EO.topk(2, -1).indices
+        # Which of the two is active is a draw of its own, from their own softmax.
+        of_pair_E2 = (alpha_EO.detach() + gumbel_noise(alpha_EO, draws)).gather(1, pair_E2)
+        drawn_E1 = pair_E2.gather(1, of_pair_E2.argmax(-1, keepdim=True))
+        return self.given(alpha_EO, pair_E2, drawn_E1)
+
+    def given(self, alpha_EO: Tensor, paths_EK: Tensor, drawn_E1: Tensor) -> EdgeWeights:
+        """The edge weights for given draws.
+
+        Args:
+            alpha_EO: minus infinity where an operation does not compete.
+            paths_EK: the columns of the paths that run.
+            drawn_E1: the column of the active one.
+        """
+        among_EK = alpha_EO.gather(1, paths_EK).softmax(-1)
+        soft_EO = torch.zeros_like(alpha_EO).scatter(1, paths_EK, among_EK)
+        hot_EO = torch.zeros_like(alpha_EO).scatter(1, drawn_E1, 1.0)
+        active_EO = None
+        if paths_EK.shape[1] < alpha_EO.shape[1]:
+            active_EO = torch.zeros_like(alpha_EO, dtype=torch.bool).scatter(1, paths_EK, True)
+        # Of value 0 or 1; the gradient is that of the softmax over the paths that run.
+        weight_EO = hot_EO + (soft_EO - soft_EO.detach())
+        return EdgeWeights(weight_EO, expected_EO=soft_EO, active_EO=active_EO)
+
+
 def gumbel_noise(like: Tensor, draws: torch.Generator) -> Tensor:
     """Gumbel noise of the shape of `like`, drawn on CPU and moved to its device."""
     # Minus the logarithm of an exponential variable is a Gumbel variable.
@@ -213,6 +298,43 @@ def gumbel_noise(like: Tensor, draws: torch.Generator) -> Tensor:
     return send(noise, like.device)
 
 
+class Dirichlet(Softmax):
+    """DrNAS (2021, arXiv:2006.10355): the weights of an edge are a draw of Dirichlet(elu(alpha) + 1)."""
+
+    name: Literal["dirichlet"] = "dirichlet"  # type: ignore[assignment]
+    draws: ClassVar[bool] = True
+    smooth: ClassVar[bool] = False  # the pathwise gradient is known in first order only
+
+    def mix(
+        self, alpha_EO: Tensor, allowed_EO: Tensor, progress: Progress, draws: torch.Generator
+    ) -> EdgeWeights:
+        """One draw, with pathwise gradients."""
+        return self.given(alpha_EO, allowed_EO, gamma_noise(alpha_EO, draws))
+
+    def given(self, alpha_EO: Tensor, allowed_EO: Tensor, noise: GammaNoise) -> EdgeWeights:
+        """The edge weights for given noise."""
+        drawn_EO = dirichlet(F.elu(alpha_EO) + 1, noise)
+        # As released: drawn over all operations, then divided by the sum of those that compete.
+        drawn_EO = torch.where(allowed_EO, drawn_EO, 0)
+        return EdgeWeights(drawn_EO / drawn_EO.sum(-1, keepdim=True).clamp_min(1e-30))
+
+
+class Sigmoid(Softmax):
+    """FairDARTS (2020, arXiv:1911.12126): each operation has a weight in (0, 1) of its own, 0.5 at first."""
+
+    name: Literal["sigmoid"] = "sigmoid"  # type: ignore[assignment]
+    sums_to_one: ClassVar[bool] = False
+
+    def start(self, allowed_EO: Tensor, generator: torch.Generator) -> Tensor:
+        """Zeros."""
+        return torch.zeros(allowed_EO.shape)
+
+    def probabilities(self, alpha_EO: Tensor, allowed_EO: Tensor) -> Tensor:
+        """(E, O); 0 where an operation does not compete."""
+        return torch.where(allowed_EO, alpha_EO.sigmoid(), 0)
+
+
 Relaxation = Annotated[
-    Softmax | Simplex | GumbelHard | HardConcrete | GumbelSoft, Field(discriminator="name")
+    Softmax | Simplex | GumbelHard | HardConcrete | GumbelSoft | BinaryGates | ReinMax | Dirichlet | Sigmoid,
+    Field(discriminator="name"),
 ]

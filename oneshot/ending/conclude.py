@@ -13,10 +13,11 @@ from engine.config import read_recipe
 from engine.errors import UserError
 from oneshot.axes.geometry import Adam
 from oneshot.chains.genotype import ChainGenotype
+from oneshot.chains.target import TargetReport
 from oneshot.ending.collapse import skips, warning
 from oneshot.ending.margins import decisions
 from oneshot.ending.published import rate_remark
-from oneshot.ending.record import UNDECIDED, Change, FinalSize, Outcome
+from oneshot.ending.record import UNDECIDED, Change, FinalSize, Outcome, TargetOutcome
 from oneshot.language import Language
 from oneshot.methods.method import Method
 from oneshot.methods.sampled.architecture import architecture_of, as_edge_weights
@@ -40,6 +41,7 @@ class Ending(NamedTuple):
         limit: the most images or words to measure on; None: all.
         changes: settings that differ from the method's own.
         recipe: of the printed retraining; None: there is none.
+        report: of a search with a target.
     """
 
     probabilities: Mapping[str, Tensor]
@@ -48,13 +50,16 @@ class Ending(NamedTuple):
     limit: int | None
     changes: tuple[Change, ...]
     recipe: str | None
+    report: TargetReport | None = None
 
 
 def conclude(searcher: Searcher, genotype: AnyGenotype, ending: Ending) -> Outcome:
     """Measure what was read off with the shared weights, and say how sure the search is of it."""
     state, method, objective = searcher.state, searcher.method, searcher.state.objective
     architecture = architecture_of(state.space, genotype)
-    discretised = state.measure_discretised(as_edge_weights(state.space, architecture), ending.limit)
+    weights = as_edge_weights(state.space, architecture)
+    # The running statistics belong to the mixture that was trained; what is read off it has others.
+    discretised = state.measure(weights, ending.limit, batch_statistics=True)
     found = decisions(state.space, architecture, ending.probabilities) if method.has_architecture_step else ()
     measured_on = objective.measured_items
     if ending.limit is not None:
@@ -79,6 +84,7 @@ def conclude(searcher: Searcher, genotype: AnyGenotype, ending: Ending) -> Outco
         steps_an_epoch=objective.steps(0),
         changes=ending.changes,
         warnings=(),
+        target=None if ending.report is None else TargetOutcome(**ending.report.facts()),
     )
     warnings = _warnings(outcome, method, genotype)
     # Finalists are judged on all images, so their error is smaller than that of `discretised`.
@@ -86,7 +92,7 @@ def conclude(searcher: Searcher, genotype: AnyGenotype, ending: Ending) -> Outco
         error = math.sqrt(discretised * (1 - discretised) / objective.measured_items)
         if state.lead < error:
             warnings.append(
-                f"the best architecture that was judged is ahead of the next by {100 * state.lead:.1f} points, "
+                f"the best judged architecture is ahead of the next by {100 * state.lead:.1f} points, "
                 f"less than the standard error of {100 * error:.1f}: not decided yet"
             )
     return outcome.model_copy(update={"warnings": tuple(warnings)})
@@ -104,6 +110,12 @@ def _warnings(outcome: Outcome, method: Method, genotype: AnyGenotype) -> list[s
         found.append(
             f"{outcome.undecided} of {len(outcome.decisions)} edges are decided by less than "
             f"{100 * UNDECIDED:g}%: not decided yet{_reach(outcome, method)}"
+        )
+    target = outcome.target
+    if target is not None and 2 * target.changed > target.layers:
+        found.append(
+            f"{target.changed} of {target.layers} layers were decided by the target alone: the probabilities "
+            "did not move far enough; raise --epochs or --method.geometry.lr"
         )
     remark = rate_remark(outcome.changes, method)
     if remark is not None:

@@ -48,6 +48,19 @@ class Change(Config):
     used: Any
 
 
+class TargetOutcome(Config):
+    """What was found against what was aimed at; costs are MACs, parameters or milliseconds."""
+
+    of: Literal["macs", "params", "latency"]
+    aimed: float
+    found: float = Field(description="cost of the chain that was read off")
+    expected: float = Field(description="expected cost by the last probabilities")
+    strongest: float = Field(description="cost of the chain of the strongest operations")
+    changed: int = Field(description="layers in which the chain differs from that one")
+    layers: int = Field(description="searched layers")
+    factor: float = Field(description="what the search ended up weighing the cost with")
+
+
 class Outcome(Config):
     """What a search says of itself."""
 
@@ -79,6 +92,7 @@ class Outcome(Config):
     steps_an_epoch: int
     changes: tuple[Change, ...] = Field(description="settings that differ from the method's on this space")
     warnings: tuple[str, ...] = Field(description="sentences that were printed")
+    target: TargetOutcome | None = Field(None, description="of a search with --target")
 
 
 def write_outcome(run: Path, outcome: Outcome) -> None:
