@@ -268,7 +268,7 @@ def search(method: Method, space: CellSpace, images: int, cells: int = 0) -> Ste
     """A step of a search as `oneshot.search` takes it."""
     network = search_network(space, method, 16, cells or (5 if space.name == "nasbench201" else 8), 10, 3)
     data: Any = Images()
-    objective = ImageObjective(network, data, images, method.level == "single")
+    objective = ImageObjective(network, data, images, method.level != "bilevel", method.level == "released")
     searcher = Searcher(method, space, objective, 0, method.warmup_epochs + 1)
     # Behind the warm-up, so that the architecture moves.
     searcher.state.progress = searcher.state.progress._replace(epoch=method.warmup_epochs)

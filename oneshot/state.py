@@ -36,6 +36,8 @@ class SearchState:
         progress: where the search is.
         samples_operations: whether the network runs some of its operations only.
         target: the cost that a search of a chain ends at; None: any.
+        lead: where whole architectures were judged, by how much the best was better than the next, in
+            accuracy or perplexity; None: none were.
         stage: of a search in stages, from 0 on.
         memory: what else the method hands from one step to the next; a checkpoint holds it.
     """
@@ -49,6 +51,7 @@ class SearchState:
     progress: Progress
     samples_operations: bool
     target: CostTarget | None = None
+    lead: float | None = None
     stage: int = 0
     memory: dict[str, Tensor] = field(default_factory=dict)
 

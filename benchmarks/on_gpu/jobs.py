@@ -92,7 +92,8 @@ def searched_images(
     network = search_network(space, method, size.channels, size.cells, 10, size.inputs).to(dtype)
     # The digits are there for what an objective asks of its data; most steps never read them.
     data = load_data(Digits(val=0.5), device, 0)
-    objective = ImageObjective(network, data, size.batch, method.level == "single")
+    single, two_batches = method.level != "bilevel", method.level == "released"
+    objective = ImageObjective(network, data, size.batch, single, two_batches)
     generator = torch.Generator().manual_seed(1)
     batches = []
     for _ in range(4):
