@@ -100,11 +100,12 @@ def rehearse(out: Path, only: str) -> None:
 
         found = find_data(out)._replace(cifar10=None)
         context = Context(torch.device("cuda", 0), out, found, True, pretended_waits)
+        forget_failures(out)
         run_here(_chosen(parts_of(MINUTES), only), context, time.time())
 
 
 def _chosen(parts: list[Part], only: str) -> list[Part]:
-    return [part for part in parts if part.name.startswith(only)]
+    return [part for part in parts if part.name.startswith(tuple(only.split(",")))]
 
 
 def _commit() -> str:
@@ -120,7 +121,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/gpu_day"), help="folder of the results")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="time for all parts together")
-    parser.add_argument("--only", default="", help="only parts whose name begins so, such as speed")
+    parser.add_argument("--only", default="", help="only parts whose names begin so, such as contract,speed")
     parser.add_argument("--rehearse", action="store_true", help="toy size, on a GPU that is pretended")
     parser.add_argument("--child-until", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -141,7 +142,8 @@ def main() -> None:
         words = [__file__, "--out", str(out), "--minutes", str(args.minutes), "--only", args.only]
         run_in_children(parts, out, [*words, "--child-until", str(until)])
     command = "python benchmarks/gpu_day.py" + " --rehearse" * args.rehearse
-    page = write_record(out, command, _commit(), args.rehearse)
+    order = [part.name for part in parts_of(args.minutes)]
+    page = write_record(out, command, _commit(), args.rehearse, order)
     print(f"written: {page} and gpu_day.json beside it; they belong into benchmarks/records/")
 
 

@@ -83,19 +83,27 @@ def turns(path: Path, batch: int, steps: list[int]) -> None:
     network = search_network(space, method, 16, 8, len(data.classes), data.channels)
     objective = ImageObjective(network, data, batch, single_level=False)
     searcher = Searcher(method, space, objective, 0, 50)
-    print("step  precision  difference  cosine  loss")
+    # A batch that the search has not seen: by how much gradients differ anyway.
+    _, other = next(objective.batches(1, 0))
+    print("step  precision    difference  cosine  loss")
     for number, (train, valid) in enumerate(objective.batches(0, 0)):
         if number in steps:
-            exact, loss = gradient(searcher, valid, nullcontext())
-            for name, within in (("bf16", training_in("bf16")), ("tf32", Tf32()), ("again", nullcontext())):
-                found, other = gradient(searcher, valid, within)
-                difference = float((found - exact).norm() / exact.norm())
-                cosine = float(torch.nn.functional.cosine_similarity(found, exact, dim=0))
-                change = abs(other / loss - 1)
-                print(f"{number:4}  {name:9}  {difference:10.3%}  {cosine:.5f}  {change:.4%}", flush=True)
+            exact = gradient(searcher, valid, nullcontext())
+            _compare(number, "bf16", gradient(searcher, valid, training_in("bf16")), exact)
+            _compare(number, "tf32", gradient(searcher, valid, Tf32()), exact)
+            _compare(number, "once more", gradient(searcher, valid, nullcontext()), exact)
+            _compare(number, "other batch", gradient(searcher, other, nullcontext()), exact)
         if number == max(steps):
             return
         searcher.step(number, train, valid)
+
+
+def _compare(number: int, name: str, found: tuple[Tensor, float], exact: tuple[Tensor, float]) -> None:
+    """Print a gradient and a loss beside those in float32."""
+    difference = float((found[0] - exact[0]).norm() / exact[0].norm())
+    cosine = float(torch.nn.functional.cosine_similarity(found[0], exact[0], dim=0))
+    change = abs(found[1] / exact[1] - 1)
+    print(f"{number:4}  {name:11}  {difference:10.2%}  {cosine:.5f}  {change:.4%}", flush=True)
 
 
 def seconds(call: Callable[[], object], times: int = 20) -> float:

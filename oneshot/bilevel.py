@@ -207,6 +207,16 @@ def first_order(
     return value.detach(), _gradients(value, alphas)
 
 
+def all_gradients(
+    network: nn.Module, loss: Callable[[], Tensor], alphas: list[Tensor]
+) -> tuple[Tensor, tuple[Tensor, ...], Weights]:
+    """As `first_order`, and by name the gradients of the weights, which that leaves out."""
+    value, weights = loss(), dict(network.named_parameters())
+    gradients = _gradients(value, [*alphas, *weights.values()])
+    of_weights = dict(zip(weights, gradients[len(alphas) :], strict=True))
+    return value.detach(), gradients[: len(alphas)], of_weights
+
+
 def _gradients(value: Tensor, of: list[Tensor]) -> tuple[Tensor, ...]:
     return torch.autograd.grad(value, of, allow_unused=True, materialize_grads=True)
 
@@ -315,10 +325,8 @@ def dominant_eigenvalue(
     return float(values[-1])
 
 
-def weight_step(
-    network: nn.Module, value: Tensor, optimizer: torch.optim.Optimizer, clip_norm: float | None
-) -> None:
-    """One step of the network's weights that lowers `value`."""
+def weight_gradients(network: nn.Module, value: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Put the gradients of `value` into the network's weights."""
     # None instead of 0: by None the loop below knows the operations that were not drawn.
     optimizer.zero_grad(set_to_none=True)
     value.backward()  # type: ignore[no-untyped-call]
@@ -331,9 +339,21 @@ def weight_step(
             missing.append(w.grad)
     if missing:
         torch._foreach_zero_(missing)
+
+
+def clip_and_step(network: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float | None) -> None:
+    """Clip the gradients of the network's weights, and take a step along them."""
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
     optimizer.step()
+
+
+def weight_step(
+    network: nn.Module, value: Tensor, optimizer: torch.optim.Optimizer, clip_norm: float | None
+) -> None:
+    """One step of the network's weights that lowers `value`."""
+    weight_gradients(network, value, optimizer)
+    clip_and_step(network, optimizer, clip_norm)
 
 
 def momentum_buffers(optimizer: torch.optim.Optimizer, network: nn.Module) -> list[Tensor | None]:

@@ -23,12 +23,10 @@ from oneshot.spaces.genotype import Genotype
 NO_BF16 = "A recurrent cell is trained in float32 or tf32; leave out --precision bf16."
 
 
-class Language(Config):
-    """Training of a recurrent cell; the defaults are those published for Penn Treebank."""
+class LanguageSettings(Config):
+    """Settings that only a recurrent cell has; the defaults are those published for Penn Treebank."""
 
     hidden: int = Field(850, ge=1, description="units of the cell and of the embedding")
-    epochs: int = Field(8000, ge=1, description="passes over the training text")
-    batch: int = Field(64, ge=1, description="columns of text that are read at once")
     bptt: int = Field(
         35, ge=1, description="usual words in a window; the learning rate is proportional to its length"
     )
@@ -43,6 +41,13 @@ class Language(Config):
         description="average weights once validation is worse than its best of this many epochs ago or more",
     )
     val_batch: int = Field(10, ge=1, description="columns of the validation text; the test text is one")
+
+
+class Language(LanguageSettings):
+    """All settings of the training of a recurrent cell, those included that images have, too."""
+
+    epochs: int = Field(8000, ge=1, description="passes over the training text")
+    batch: int = Field(64, ge=1, description="columns of text that are read at once")
 
 
 class LanguageModel(Config):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from engine.command.cli import main
 from engine.command.start import say
+from engine.compute.compiling import ABOUT_COMPILE, compile_parts, eagerly
 from engine.compute.distributed import Ranks
 from engine.compute.evaluation import confusion
 from engine.compute.gradients import GradientAverage
@@ -36,9 +37,10 @@ from engine.seed import derive
 from engine.statistics import describe_confusion, overall_accuracy
 from engine.training import Training, TrainingCommand
 from oneshot.chains.genotype import ChainGenotype, published_chains
-from oneshot.language import NO_BF16, Language
+from oneshot.language import NO_BF16, Language, LanguageSettings
 from oneshot.language_training import train_language
 from oneshot.networks.final import FinalNetwork
+from oneshot.networks.final_nasbench201 import FinalNasBench201Network
 from oneshot.spaces.genotype import Genotype
 from oneshot.spaces.read_genotype import find_genotype, published_genotypes
 from oneshot.trained import (
@@ -50,6 +52,9 @@ from oneshot.trained import (
     network_cost,
     network_model,
 )
+
+# The settings of images would hardly train a recurrent cell: 30 epochs, and no rate of 20.
+TEXT_RECIPES = {"text": "oneshot/retrain_ptb", "grammar": "oneshot/retrain_grammar"}
 
 
 class Retrain(TrainingCommand):
@@ -91,7 +96,11 @@ class Retrain(TrainingCommand):
     cpu_has_bf16: ClassVar[bool] = True
     static_shapes: ClassVar[bool] = True
     config: str | None = Field(
-        "oneshot/retrain_digits", description="recipe: a YAML file, or a packaged name: oneshot/retrain_cifar"
+        "oneshot/retrain_digits",
+        description=(
+            "recipe: a YAML file, or a packaged name: oneshot/retrain_cifar. On text another one is usual: "
+            "oneshot/retrain_ptb; on the grammar oneshot/retrain_grammar"
+        ),
     )
     out: Path = Field(DEFAULT_RUN, description="run folder to write")
     genotype: str = Field(
@@ -100,8 +109,9 @@ class Retrain(TrainingCommand):
     )
     data: AnyData = Field(Digits(), description="the images; text for a recurrent cell")  # type: ignore[assignment]
     network: NetworkSize = Field(NetworkSize(), description="the size of the network")
-    language: Language = Field(
-        Language(), description="all settings of the training of a recurrent cell, its epochs among them"
+    language: LanguageSettings = Field(
+        LanguageSettings(),
+        description="the training of a recurrent cell, beside epochs and batch_size (its columns of text)",
     )
     sgd: SGD = Field(
         SGD(
@@ -133,6 +143,14 @@ class Retrain(TrainingCommand):
     )
 
     graphs: Graphs = Field("auto", description=ABOUT_GRAPHS)
+    compile: bool = Field(False, description=ABOUT_COMPILE)
+
+    @classmethod
+    def usual_recipe(cls, given: dict[str, Any]) -> str | None:
+        """That of digits, or of the text that is named."""
+        data = given.get("data")
+        name = data.get("name") if isinstance(data, dict) else None
+        return TEXT_RECIPES.get(str(name)) or super().usual_recipe(given)
 
     def train(self, ranks: Ranks, device: torch.device) -> int:
         """Train as rank `ranks.rank` on `device`."""
@@ -166,10 +184,6 @@ class Retrain(TrainingCommand):
         training.introduce()
         return training.run() or config.say_next()
 
-    def may_grow(self) -> frozenset[str]:
-        """The epochs; the training on text has epochs of its own."""
-        return frozenset() if isinstance(self.data, Grammar | TextFolder) else super().may_grow()
-
     def say_finished(self) -> int:
         """Say that there is nothing left to train."""
         print(f"{self.out} is finished already.")
@@ -196,9 +210,13 @@ class Retrain(TrainingCommand):
         if self.finished_before(ranks):
             return self.say_finished()
         text = load_text(self.data)
-        graphed_step(self.graphs, device, "a recurrent cell reads windows of changing length")
+        changes = "a recurrent cell reads windows of changing length"
+        graphed_step(self.graphs, device, changes)
+        if self.compile:
+            print(f"the network is not compiled: {changes}")
         run = self.start(ranks, device)
-        status = train_language(run, genotype, text, self.language, self.seed, device, self.saving)
+        settings = Language(**self.language.model_dump(), epochs=self.epochs, batch=self.batch_size)
+        status = train_language(run, genotype, text, settings, self.seed, device, self.saving)
         return status or self.say_next()
 
 
@@ -224,6 +242,8 @@ class Retraining(Training):
         self.graph: GraphedStep | None = None  # launches the steps; None: they run eagerly
         self.restore()
         self.use_graphs(config.graphs)
+        if config.compile and isinstance(network, FinalNetwork | FinalNasBench201Network):
+            compile_parts(network.compiled_parts())
 
     def use_graphs(self, graphs: Graphs) -> None:
         """Launch steps as graphs from now on, where that is wanted and possible."""
@@ -321,7 +341,8 @@ class Retraining(Training):
         self.network.eval()
         for split in splits:
             batches = self.data.evaluation_batches(split)
-            confusion_KK = confusion(self.network, batches, len(classes))
+            with eagerly():
+                confusion_KK = confusion(self.network, batches, len(classes))
             point[f"{split}_accuracy"] = overall_accuracy(confusion_KK)
             name = "validation" if split == "val" else split
             said.append(f"{describe_confusion(confusion_KK, classes)}, on {name} images")

@@ -12,8 +12,10 @@ from pydantic import Field, field_validator, model_validator
 
 from engine.command.cli import main
 from engine.command.start import say
+from engine.compute.compiling import ABOUT_COMPILE
 from engine.compute.device import device_facts, pick_device, use_threads
 from engine.compute.graphs import ABOUT_GRAPHS, Graphs
+from engine.compute.peak_memory import device_memory
 from engine.compute.precision import (
     TrainingPrecision,
     describe_precision,
@@ -43,18 +45,21 @@ from oneshot.methods import MethodConfig
 from oneshot.methods.darts import Darts
 from oneshot.methods.method import Method
 from oneshot.nasbench201.table import AccuracyTable, Dataset
+from oneshot.networks.search import StemName, stem_for
 from oneshot.objectives.building import image_objective, usual_cells
 from oneshot.objectives.images import ImageObjective
+from oneshot.objectives.memory import check_memory, describe_memory, search_memory
 from oneshot.objectives.objective import Objective
 from oneshot.objectives.text import TextObjective, TextSettings
 from oneshot.search_loop import Monitoring, SearchLoop
 from oneshot.searcher import Searcher
+from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.search_space import SearchSpace, find_search_space
 
 # Measured on CPU: benchmarks/records/2026-11-30-precision.md.
 BF16_TURNS = (
-    "bf16: the gradient of the architecture turns by TODO of its length while the loss hardly moves, so "
-    "another cell may be found; tf32 turns it by TODO"
+    "bf16: the gradient of the architecture turns by 6 to 18% of its length (tf32: 2 to 5%) while the loss "
+    "moves by 0.02 to 0.12%, so another cell may be found"
 )
 
 
@@ -117,6 +122,13 @@ class Search(LoopCommand):
     cells: int | None = Field(
         None, ge=1, description="how many; none: 8; in space nasbench201 in each of three stages, none: 5"
     )
+    stem: StemName | None = Field(
+        None,
+        description=(
+            "of the DARTS spaces' search network: cifar is one convolution, imagenet three that halve the "
+            "side; none: imagenet from 96 pixels on"
+        ),
+    )
     text: TextSettings = Field(TextSettings(), description="the search network of space recurrent")
     target: str | None = Field(
         None,
@@ -160,6 +172,7 @@ class Search(LoopCommand):
         ),
     )
     graphs: Graphs = Field("auto", description=ABOUT_GRAPHS)
+    compile: bool = Field(False, description=ABOUT_COMPILE)
     seed: int = Field(0, ge=0, description="seed of weights, order, augmentation, draws and the halves")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch decides")
@@ -219,10 +232,15 @@ class Search(LoopCommand):
             raise ValueError(NO_BF16)
         if self.table and self.space != "nasbench201":
             raise ValueError("table holds results of NAS-Bench-201; give it with --space nasbench201")
-        if not text and self.width % self.method.partial:
+        for parts in () if text else self.method.channel_parts:
+            if self.width % parts:
+                raise ValueError(
+                    f"channels = {self.width} cannot be cut into {parts} parts; take a multiple, or "
+                    "--method.partial 1"
+                )
+        if self.space == "nasbench201" and self.stem == "imagenet":
             raise ValueError(
-                f"channels = {self.width} cannot be cut into {self.method.partial} parts; take a "
-                "multiple, or --method.partial 1"
+                "the network of NAS-Bench-201 has no large stem; leave out stem, and lower --data.size"
             )
         if self.space.startswith("darts") and self.cells is not None and self.cells < 3:
             raise ValueError(
@@ -236,11 +254,11 @@ class Search(LoopCommand):
         method, epochs = self.method, self.epochs or self.method.epochs
         if self.stop_at_collapse and self.watch_every != 1:
             raise ValueError("stop_at_collapse needs the eigenvalue of every epoch; add --watch-every 1")
-        if self.watch_every and method.samples_operations:
+        if self.watch_every and (method.samples_operations or not method.relaxation.smooth):
             raise ValueError(
                 f"method {method.name} has no smooth loss in the architecture to watch; leave out watch_every"
             )
-        if method.warmup_epochs >= epochs:
+        if method.warmup_epochs >= method.shortest_stage(epochs):
             raise ValueError(
                 f"method {method.name} trains weights alone for {method.warmup_epochs} epochs and would "
                 f"learn nothing else in {epochs}; lower --method.warmup-epochs or raise --epochs"
@@ -287,6 +305,8 @@ class Search(LoopCommand):
     ) -> int:
         """Search in a run folder that is started or continued here; return the exit status."""
         objective = self._objective(space, method, device)
+        if isinstance(objective, ImageObjective) and isinstance(space, CellSpace):
+            self._check_memory(space, method, objective)
         image = objective.image if isinstance(objective, ImageObjective) else None
         costs = operation_costs(method.penalties, space, device, image)
         target = self._target(space, method, objective)
@@ -307,8 +327,20 @@ class Search(LoopCommand):
         loop = SearchLoop(run, searcher, monitoring)
         # After a resumed search took up its state, which a graph must not see replaced.
         searcher.use_graphs(self.graphs)
+        if self.compile:
+            searcher.compile()
         loop.saving = self.saving
         return loop.run() or self._say_next()
+
+    def _check_memory(self, space: CellSpace, method: Method, objective: ImageObjective) -> None:
+        """Say how much memory the search needs, and refuse what cannot fit."""
+        evaluated = self.evaluate_images or objective.data.count("val")
+        needed = search_memory(method, space, objective, evaluated)
+        memory = device_memory(objective.data.device)
+        print(describe_memory(needed, memory))
+        warning = check_memory(needed, memory, self.width, objective.data.size, method.partial)
+        if warning:
+            print(f"warning: {warning}")
 
     def _changes(self, method: Method) -> tuple[Change, ...]:
         """Settings that differ from the method's own on this space."""
@@ -379,7 +411,8 @@ class Search(LoopCommand):
         data = load_data(self.data, device, self.seed)
         print_classes(data)
         cells = self.cells or usual_cells(space.name)
-        return image_objective(space, method, data, self.width, cells, batch_size, self.seed)
+        stem = self.stem or stem_for(data.size)
+        return image_objective(space, method, data, self.width, cells, stem, batch_size, self.seed)
 
 
 def _section(values: dict[str, Any], name: str) -> Any:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from engine.loop import EpochLoop
 from engine.run import Run, read_lines, write_json
-from oneshot.axes.progress import Progress
 from oneshot.chains.space import CHAIN
 from oneshot.ending.collapse import FACTOR, NOT_BEFORE, epoch_to_return_to, skips, warning
 from oneshot.ending.conclude import Ending, conclude
@@ -58,7 +57,7 @@ class SearchLoop(EpochLoop):
     ends_take_long: ClassVar[bool] = True  # a controller's training, or a thousand candidates to judge
 
     def __init__(self, folder: Run, searcher: Searcher, monitoring: Monitoring):
-        super().__init__(folder, searcher.epochs)
+        super().__init__(folder, searcher.total_epochs)
         self.searcher, self.monitoring = searcher, monitoring
         self.objective = searcher.state.objective
         # Whether the warning was printed: once is enough.
@@ -75,7 +74,7 @@ class SearchLoop(EpochLoop):
 
     def begin_epoch(self) -> None:
         """Tell the search its epoch, on which schedules depend."""
-        self.searcher.state.progress = Progress(self.epoch, self.epochs)
+        self.searcher.begin_epoch(self.epoch)
 
     def batches(self) -> Iterator[tuple[Any, Any]]:
         """Pairs of batches: of the weights' part, of the architecture's part."""
@@ -166,7 +165,7 @@ class SearchLoop(EpochLoop):
         logged, back = self.epochs_logged(), self.collapsed()
         if back is None:
             # With the temperatures of the last epoch, also in a resumed search that did not run it.
-            state.progress = Progress(self.epochs - 1, self.epochs)
+            self.searcher.begin_epoch(self.epochs - 1)
             genotype, report = self.searcher.final_genotype()
         else:
             values = logged[back]["genotype"]

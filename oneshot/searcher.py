@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.compute.compiling import compile_parts
 from engine.compute.graphs import GraphedStep, Graphs, graphed_step, steady
 from engine.compute.precision import float32_as_exported
 from engine.optim import computes_fused, set_learning_rate
@@ -13,19 +14,21 @@ from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.axes.operation_costs import OperationCosts
 from oneshot.axes.penalty import PenaltyInputs
 from oneshot.axes.progress import Progress
-from oneshot.axes.relaxation import Simplex, Softmax
 from oneshot.bilevel import (
     BilevelProblem,
+    all_gradients,
+    clip_and_step,
     dominant_eigenvalue,
     exact,
     first_order,
     momentum_buffers,
     second_order,
-    weight_step,
+    weight_gradients,
 )
 from oneshot.chains.space import CHAIN
 from oneshot.chains.target import CostTarget, TargetReport
 from oneshot.methods.method import Method
+from oneshot.networks.search import DartsNetwork, NasBench201Network
 from oneshot.objectives.objective import Objective
 from oneshot.spaces.genotype import AnyGenotype
 from oneshot.spaces.search_space import SearchSpace
@@ -56,6 +59,7 @@ class Searcher:
         target: CostTarget | None = None,
     ):
         self.method, self.epochs = method, epochs
+        self.total_epochs = method.total_epochs(space, epochs)  # with what follows the search
         self.costs = costs or OperationCosts()
         weights, sgd = list(objective.network.parameters()), method.sgd
         alphas = method.start(space, seed, weights[0].device)
@@ -88,7 +92,7 @@ class Searcher:
         """
         state = self.state
         # The learning rate of this epoch, and of this batch's size.
-        rate = self.method.sgd.learning_rate(state.progress) * state.objective.rate(train)
+        rate = self.method.learning_rate(state.progress) * state.objective.rate(train)
         set_learning_rate(state.weight_optimizer, rate)
         if self.graph is None:
             return self._move(number, rate, train, valid)
@@ -108,18 +112,29 @@ class Searcher:
             if state.architecture_optimizer is not None:
                 steady(state.architecture_optimizer, state.device)
 
+    def compile(self, strict: bool = False, backend: str = "inductor") -> None:
+        """Let the network's parts run compiled from now on, where their shapes are fixed.
+
+        Args:
+            strict, backend: as `compile_parts` takes them.
+        """
+        why_not, network = self.varies(), self.state.objective.network
+        if why_not is not None:
+            print(f"the network is not compiled: {why_not}")
+            return
+        assert isinstance(network, DartsNetwork | NasBench201Network)
+        compile_parts(network.compiled_parts(), strict, backend)
+
     def varies(self) -> str | None:
         """Why the steps of an epoch are not all alike, so that none can be recorded; None: they are."""
-        method = self.method
-        # Others draw in each step, or may do so.
-        usual = type(method).weigh_edges is Method.weigh_edges and type(method.relaxation) in (
-            Softmax,
-            Simplex,
-        )
-        if method.samples_operations or not usual:
-            return f"method {method.name} draws in each step"
-        if self.state.space.name == "recurrent":
-            return "a search on text reads windows of changing length"
+        if self.method.samples_operations:
+            return f"method {self.method.name} draws in each step which operations run"
+        if self.method.relaxation.draws or self.method.steps_differ:
+            return f"method {self.method.name} draws or counts in each step"
+        if self.method.selection is not None:
+            return "selection by perturbation starts the optimiser anew"
+        if not isinstance(self.state.objective.network, DartsNetwork | NasBench201Network):
+            return f"the network of space {self.state.space.name} changes from step to step"
         return None
 
     def _move(self, number: int, rate: float, train: Any, valid: Any) -> Tensor:
@@ -141,8 +156,13 @@ class Searcher:
     @property
     def moves_architecture(self) -> bool:
         """Whether this epoch's steps move the architecture."""
-        warm = self.state.progress.epoch >= self.method.warmup_epochs
-        return self.method.has_architecture_step and warm
+        return self.method.has_architecture_step and not self.method.waits(self.state.progress)
+
+    def begin_epoch(self, number: int) -> None:
+        """Tell the search its epoch, on which schedules depend."""
+        last = self.epochs - 1
+        self.state.progress = Progress(min(number, last), self.epochs, max(0, number - last))
+        self.method.before_epoch(self.state)
 
     def _is_due(self, number: int) -> bool:
         """Whether the architecture moves beside the `number`-th weight step of this epoch."""
@@ -159,20 +179,30 @@ class Searcher:
                 draws the same.
         """
         state = self.state
-        draws = torch_generator("cpu", state.seed, purpose, state.progress.epoch, number)
+        draws = self._draws(purpose, number)
         # Draws are made on CPU, so that a seed means the same on every device.
         return state.on_device(self.method.weigh_edges(state.space, state.alphas, state.progress, draws))
 
+    def _draws(self, purpose: str, number: int) -> torch.Generator:
+        """The generator on CPU of what a step of this epoch draws."""
+        return torch_generator("cpu", self.state.seed, purpose, self.state.progress.number, number)
+
     def _weights_step(self, number: int, train: Any) -> Tensor:
         """One step of the weights; the architecture stays."""
-        objective = self.state.objective
+        state, method, batch = self.state, self.method, self.state.objective.for_weights(train)
         # The architecture is a constant here: no gradient of alphas is computed.
         with torch.no_grad():
             edge_weights = self.edge_weights("weights", number)
+        edge_weights = method.perturb(state, edge_weights, batch, self._draws("perturbation", number))
         # The loss of the mixed operations, as they are weighed now.
-        value = objective.loss(objective.for_weights(train), edge_weights)
-        weight_step(objective.network, value, self.state.weight_optimizer, self.method.sgd.clip_norm)
+        value = state.objective.loss(batch, edge_weights)
+        weight_gradients(state.objective.network, value, state.weight_optimizer)
+        method.move_weights(state, edge_weights, batch, self._move_weights)
         return value.detach()
+
+    def _move_weights(self) -> None:
+        """Clip the weights' gradients, and move the weights along them."""
+        clip_and_step(self.state.objective.network, self.state.weight_optimizer, self.method.sgd.clip_norm)
 
     def _architecture_step(self, number: int, train: Any, valid: Any, rate: float) -> Tensor:
         """One step of the architecture; the weights stay."""
@@ -185,7 +215,10 @@ class Searcher:
             weights = edge_weights()
             return self.penalised(objective.loss(valid, weights), weights)
 
-        if self.method.order == "first":
+        if self.method.order == "first" and self.method.needs_validation_gradients:
+            value, gradients, of_weights = all_gradients(objective.network, penalised_loss, parameters)
+            self.method.see_validation_gradients(self.state, of_weights)
+        elif self.method.order == "first":
             value, gradients = first_order(objective.network, penalised_loss, parameters)
         else:
             # The look ahead repeats the optimiser's step, momentum included.
@@ -260,7 +293,8 @@ class Searcher:
         # `weight_step` clears the weights' gradients only.
         for parameter in self.state.alphas.all():
             parameter.grad = None
-        weight_step(objective.network, total, self.state.weight_optimizer, self.method.sgd.clip_norm)
+        weight_gradients(objective.network, total, self.state.weight_optimizer)
+        self._move_weights()
         if self.moves_architecture and architecture_optimizer is not None:
             self._follow_target()
             architecture_optimizer.step()

@@ -2,19 +2,23 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from engine.compute.compiling import eagerly
 from engine.compute.device import send_together
 from engine.optim import load_optimizer
+from engine.seed import derive
 from oneshot.axes.alphas import Alphas
 from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.axes.progress import Progress
 from oneshot.chains.target import CostTarget
+from oneshot.networks.search import DartsNetwork, NasBench201Network
 from oneshot.objectives.objective import Objective
+from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.search_space import SearchSpace
 
 
@@ -32,6 +36,8 @@ class SearchState:
         progress: where the search is.
         samples_operations: whether the network runs some of its operations only.
         target: the cost that a search of a chain ends at; None: any.
+        stage: of a search in stages, from 0 on.
+        memory: what else the method hands from one step to the next; a checkpoint holds it.
     """
 
     space: SearchSpace
@@ -43,6 +49,8 @@ class SearchState:
     progress: Progress
     samples_operations: bool
     target: CostTarget | None = None
+    stage: int = 0
+    memory: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -57,24 +65,44 @@ class SearchState:
             moved[kind] = found._replace(weight_EO=weight_EO)
         return moved
 
-    def measure(self, edge_weights: NetworkEdgeWeights, limit: int | None = None) -> float:
-        """Quality of the shared weights on the architecture's part; on at most `limit` images or words."""
-        with self._evaluation():
-            return self.objective.measure(self.on_device(edge_weights), limit)
+    def restart_weights(self, momentum: Mapping[nn.Parameter, Tensor] | None = None) -> None:
+        """A new optimiser of the network's weights, with the old one's settings.
 
-    def measure_discretised(self, edge_weights: NetworkEdgeWeights, limit: int | None = None) -> float:
-        """As `measure`, with BatchNorm statistics of each batch, of which no trace is left.
-
-        The running statistics belong to the mixture that was trained; what is read off it has others.
+        Args:
+            momentum: the momentum that weights of the network start with; others start with none.
         """
-        network = self.objective.network
-        before = {name: buffer.clone() for name, buffer in network.named_buffers()}
-        network.train()
-        with torch.no_grad():
-            value = self.objective.measure(self.on_device(edge_weights), limit)
-            for name, buffer in network.named_buffers():
-                buffer.copy_(before[name])
-        return value
+        old = self.weight_optimizer
+        self.weight_optimizer = type(old)(self.objective.network.parameters(), **old.defaults)
+        for parameter, buffer in (momentum or {}).items():
+            self.weight_optimizer.state[parameter]["momentum_buffer"] = buffer
+
+    def rebuild(self, space: CellSpace, partial: int, cells: int) -> nn.Module:
+        """Go on with an untrained network; the old one is returned.
+
+        Args:
+            space: what competes from now on.
+            partial: K of the partial channels.
+            cells: of the network.
+        """
+        old = self.objective.network
+        with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
+            torch.manual_seed(derive(self.seed, "weights", self.stage))
+            self.objective.replace(_of_images(old).like(space, partial, cells))
+        self.space = space
+        return old
+
+    def measure(
+        self, edge_weights: NetworkEdgeWeights, limit: int | None = None, batch_statistics: bool = False
+    ) -> float:
+        """Quality of the shared weights on the architecture's part.
+
+        Args:
+            edge_weights: of the network.
+            limit: the most images or words to measure on; None: all.
+            batch_statistics: whether BatchNorms take the statistics of each batch.
+        """
+        with self._evaluation(batch_statistics):
+            return self.objective.measure(self.on_device(edge_weights), limit)
 
     def reward(self, edge_weights: NetworkEdgeWeights, batch: Any) -> float:
         """How good the shared weights are on one batch; a higher number is better."""
@@ -82,16 +110,22 @@ class SearchState:
             return self.objective.reward(batch, self.on_device(edge_weights))
 
     @contextlib.contextmanager
-    def _evaluation(self) -> Iterator[None]:
+    def _evaluation(self, batch_statistics: bool = False) -> Iterator[None]:
         """No gradients, and BatchNorms in evaluation mode.
 
         A network that runs some of its operations only stays in training mode: what it runs has no running
         statistics of its own.
         """
-        self.objective.network.train(self.samples_operations)
-        with torch.no_grad():
+        network = self.objective.network
+        network.train(self.samples_operations or batch_statistics)
+        # In training mode the running statistics move; who only asks leaves no trace in them.
+        kept = {name: buffer.clone() for name, buffer in network.named_buffers()} if batch_statistics else {}
+        # Batches of other sizes: compiled parts would be compiled again for each.
+        with torch.no_grad(), eagerly():
             yield
-        self.objective.network.train()
+            for name, buffer in kept.items():
+                network.get_buffer(name).copy_(buffer)
+        network.train()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed search needs."""
@@ -104,10 +138,30 @@ class SearchState:
             "objective": self.objective.state(),
             "target": None if self.target is None else self.target.integral,
             "controller": None if controller is None else controller.state_dict(),
+            "memory": dict(self.memory),
+            "decided": dict(self.alphas.decided),
+            "stage": self._stage_dict(),
         }
+
+    def _stage_dict(self) -> dict[str, Any] | None:
+        """What the network of a later stage is built from."""
+        if self.stage == 0:
+            return None
+        network = _of_images(self.objective.network)
+        allowed = {kind: self.space.allowed_mask(kind) for kind in self.space.cells}
+        shape = {"partial": network.settings.partial, "cells": network.size.cells}
+        return {"number": self.stage, "allowed": allowed, **shape}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what `state_dict` gave."""
+        stage = state["stage"]
+        if stage is not None and stage["number"] != self.stage:
+            self.stage = stage["number"]
+            assert isinstance(self.space, CellSpace), "stages are of cells"
+            self.rebuild(self.space.narrowed(stage["allowed"]), stage["partial"], stage["cells"])
+            self.restart_weights()
+        self.memory = dict(state["memory"])
+        self.alphas.decided = {kind: tensor.to(self.device) for kind, tensor in state["decided"].items()}
         self.objective.network.load_state_dict(state["network"])
         load_optimizer(self.weight_optimizer, state["weight_optimizer"])
         with torch.no_grad():
@@ -123,3 +177,9 @@ class SearchState:
         # The controller's parameters are among the alphas; its average of rewards is not.
         if self.alphas.controller is not None:
             self.alphas.controller.load_state_dict(state["controller"])
+
+
+def _of_images(network: nn.Module) -> DartsNetwork | NasBench201Network:
+    """The network of a search in stages, which a method has on spaces of images only."""
+    assert isinstance(network, DartsNetwork | NasBench201Network)
+    return network

@@ -21,6 +21,7 @@ from benchmarks.on_gpu.jobs import (
     supernet,
 )
 from benchmarks.on_gpu.parts import Context
+from engine.compute.precision import training_in
 from ofa.training.sandwich import Sandwich
 from oneshot.methods import MethodConfig
 from oneshot.objectives.text import TextSettings
@@ -28,8 +29,8 @@ from oneshot.spaces.cells import find_space
 
 MOST_WAITS = 2  # of the host in a step: each is for what the host must know
 # The change of all learned tensors together may differ by so much of its length. In float64 losses are still
-# float32, which alone makes some 1e-7; in float32 the order of a sum decides some 1e-4 behind BatchNorm.
-TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-2}
+# float32, which alone makes some 1e-7; in float32 the CPU itself is up to 1e-5 from its float64.
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}
 SPACES = ("darts", "nasbench201", "recurrent")
 MORE: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("darts", "darts", {"order": "second"}),
@@ -46,6 +47,7 @@ class Case(NamedTuple):
 
     name: str
     build: Build
+    dtypes: tuple[torch.dtype, ...] = tuple(TOLERANCES)
 
 
 def _search_case(name: str, space_name: str, settings: dict[str, Any]) -> Case | None:
@@ -62,7 +64,9 @@ def _search_case(name: str, space_name: str, settings: dict[str, Any]) -> Case |
         # One channel and 8 pixels, as the digits have that some methods evaluate.
         return searched_images(method, space, Size(4, cells, 8, 8, 1), device, dtype)
 
-    return Case(" ".join([name, space_name, *map(str, settings.values())]), build)
+    title = " ".join([name, space_name, *map(str, settings.values())])
+    # What they draw says 0 or 1 of each operation in float32, whatever the network computes in.
+    return Case(title, build, (torch.float32,)) if name in ("random_ws", "enas") else Case(title, build)
 
 
 def all_cases() -> list[Case]:
@@ -122,21 +126,18 @@ def parity(context: Context) -> dict[str, Any]:
 
     def check(case: Case) -> dict[str, Any]:
         found: dict[str, Any] = {"ok": True}
-        for dtype, tolerance in TOLERANCES.items():
+        for dtype in case.dtypes:
             changes = [_change(case.build(device, dtype)) for device in (torch.device("cpu"), context.device)]
             host, device = changes
             difference = float((device - host).norm() / host.norm())
             found[str(dtype).removeprefix("torch.")] = difference
             # Not `>`: a NaN is no agreement.
-            found["ok"] &= bool(difference <= tolerance)
+            found["ok"] &= bool(difference <= TOLERANCES[dtype])
         return found
 
-    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
+    # In both dtypes as exported: TF32 would hide what is wrong.
+    with training_in("float32"):
         return _judged(_each(context, check, 8))
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
 
 
 def _change(job: Job) -> Tensor:

@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.blocks.elastic import add_gradients_in_place
+from engine.compute.compiling import compile_parts
+from engine.compute.graphs import GraphedStep, graphed_step, steady
 from engine.config import over_defaults, validate
 from engine.data.digits import Digits
 from engine.data.sources import load_data
 from engine.data.text import Text
 from engine.optim import SGD, build_sgd, clip_gradients
-from engine.seed import torch_generator
 from ofa.space.space import load_space
 from ofa.supernet import Supernet
 from ofa.training.sandwich import Sandwich, Seeds, sandwich_step
@@ -45,6 +47,7 @@ class Job(NamedTuple):
         step: takes the number of the step, from 0; returns its losses.
         learned: the tensors that it changes.
         state_dict: what a resumed run needs, and `load_state_dict` takes.
+        why_eager: why its steps are not graphs, though they should be; empty: they are, or should not.
     """
 
     items: int
@@ -52,6 +55,7 @@ class Job(NamedTuple):
     learned: Callable[[], list[Tensor]]
     state_dict: Callable[[], dict[str, Any]]
     load_state_dict: Callable[[dict[str, Any]], None]
+    why_eager: Callable[[], str] = str
 
 
 class Size(NamedTuple):
@@ -90,9 +94,9 @@ def searched_images(
     generator = torch.Generator().manual_seed(1)
     batches = []
     for _ in range(4):
-        images = torch.randn(size.batch, size.inputs, size.side, size.side, generator=generator, dtype=dtype)
+        images = torch.randn(size.batch, size.inputs, size.side, size.side, generator=generator)
         labels = torch.randint(10, (size.batch,), generator=generator)
-        x = images.to(device).contiguous(memory_format=torch.channels_last)
+        x = images.to(device, dtype).contiguous(memory_format=torch.channels_last)
         batches.append((x, labels.to(device)))
     pairs = itertools.cycle([(batches[0], batches[1]), (batches[2], batches[3])])
     return _searched(method, space, objective, pairs, size.batch, dtype, way)
@@ -143,13 +147,31 @@ def _searched(
     for parameter in searcher.state.alphas.all():
         parameter.data = parameter.data.to(dtype)
 
+    if way == "compiled":
+        searcher.compile()
+    if way != "eager":
+        searcher.use_graphs("auto")
+
     def step(number: int) -> Tensor:
         return searcher.step(number, *next(pairs))
+
+    def why_eager() -> str:
+        if way == "eager":
+            return ""
+        return searcher.varies() or no_graph(searcher.graph)
 
     def learned() -> list[Tensor]:
         return [*objective.network.parameters(), *searcher.state.alphas.all()]
 
-    return Job(items, step, learned, searcher.state.state_dict, searcher.state.load_state_dict)
+    state = searcher.state
+    return Job(items, step, learned, state.state_dict, state.load_state_dict, why_eager)
+
+
+def no_graph(graph: GraphedStep | None) -> str:
+    """Why steps are not graphs; empty if they are."""
+    if graph is None or graph.recording is None:
+        return "the step could not be recorded; see what was printed"
+    return ""
 
 
 def supernet(
@@ -167,6 +189,7 @@ def supernet(
     net = Supernet(space, 1000, 3).to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_sgd(sgd, net)
     config = config or Sandwich()
+    add_gradients_in_place(net)  # as a run of one process does
     x, y = random_images(batch, side, 1000, device, dtype)
 
     def step(number: int) -> Tensor:
@@ -176,7 +199,8 @@ def supernet(
         optimizer.step()
         return losses
 
-    return _trained(net, optimizer, step, batch)
+    why = "" if way == "eager" else "every step trains other subnets"
+    return _trained(net, optimizer, step, batch, why)
 
 
 def retrained(
@@ -197,16 +221,28 @@ def retrained(
     optimizer = build_sgd(sgd, net)
     x, y = random_images(batch, side, 10, device, dtype)
 
-    def step(number: int) -> Tensor:
+    draws = torch.Generator(device)
+    graph = None
+    if way == "compiled":
+        compile_parts(net.compiled_parts())
+    if way != "eager":
+        graph = graphed_step("auto", device, None, [draws])
+        steady(optimizer, device)
+
+    def move(x: Tensor, y: Tensor) -> Tensor:
         optimizer.zero_grad()
-        generator = torch_generator(device, 0, "drop path", number)
-        losses = torch.stack([F.cross_entropy(logits, y) for logits in net(x, drop_path, generator)])
+        losses = torch.stack([F.cross_entropy(logits, y) for logits in net(x, drop_path, draws)])
         (losses[0] + 0.4 * losses[1]).backward()
         clip_gradients(sgd, net)
         optimizer.step()
         return losses.detach()
 
-    return _trained(net, optimizer, step, batch)
+    def step(number: int) -> Tensor:
+        draws.manual_seed(number)
+        return move(x, y) if graph is None else graph.run(None, move, (x, y))
+
+    why = "" if way == "eager" else no_graph(graph)
+    return _trained(net, optimizer, step, batch, why)
 
 
 def random_images(
@@ -214,13 +250,13 @@ def random_images(
 ) -> tuple[Tensor, Tensor]:
     """The same images and labels on every device."""
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(batch, 3, side, side, generator=generator, dtype=dtype).to(device)
+    x = torch.randn(batch, 3, side, side, generator=generator).to(device, dtype)
     y = torch.randint(classes, (batch,), generator=generator)
     return x.contiguous(memory_format=torch.channels_last), y.to(device)
 
 
 def _trained(
-    net: nn.Module, optimizer: torch.optim.Optimizer, step: Callable[[int], Tensor], items: int
+    net: nn.Module, optimizer: torch.optim.Optimizer, step: Callable[[int], Tensor], items: int, why: str
 ) -> Job:
     def learned() -> list[Tensor]:
         return list(net.parameters())
@@ -232,4 +268,4 @@ def _trained(
         net.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
 
-    return Job(items, step, learned, state_dict, load_state_dict)
+    return Job(items, step, learned, state_dict, load_state_dict, lambda: why)

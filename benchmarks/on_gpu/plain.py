@@ -58,7 +58,7 @@ def plain_search(kind: str, size: Size, device: torch.device) -> PlainStep:
 
 
 def plain_supernet(space_name: str, batch: int, side: int, device: torch.device) -> PlainStep:
-    """A sandwich step with its update; in bfloat16 where the device computes so, as ours."""
+    """A sandwich step with its update, in bfloat16, as ours."""
     torch.manual_seed(0)
     sgd = SGD()
     net = Supernet(load_space(space_name), 1000, 3).to(device)
@@ -68,7 +68,7 @@ def plain_supernet(space_name: str, batch: int, side: int, device: torch.device)
 
     def step(number: int) -> Tensor:
         optimizer.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16):
             losses = supernet_step.plain_step(net, x, y, number)
         clip_gradients(sgd, net)
         optimizer.step()

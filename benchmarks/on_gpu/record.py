@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,17 @@ def machine(rehearsal: bool) -> dict[str, Any]:
     return {"device": properties.name, **facts}
 
 
-def write_record(out: Path, command: str, commit: str, rehearsal: bool) -> Path:
-    """Write gpu_day.json and gpu_day.md; returns the page."""
-    results = read_results(out)
+def write_record(out: Path, command: str, commit: str, rehearsal: bool, order: Sequence[str]) -> Path:
+    """Write gpu_day.json and gpu_day.md; returns the page.
+
+    Args:
+        out: the folder of results.
+        command, commit: what was run.
+        rehearsal: whether the GPU was pretended.
+        order: the names of the parts as they were to run.
+    """
+    read = read_results(out)
+    results = {name: read[name] for name in order if name in read}
     facts = machine(rehearsal)
     whole = {"machine": facts, "command": command, "commit": commit, "parts": results}
     (out / "gpu_day.json").write_text(json.dumps(whole, indent=1))
@@ -73,7 +82,8 @@ def _speeds(done: dict[str, Any]) -> list[str]:
         ratio = NOTHING
         if ours and "ms" in ways.get("plain", {}):
             ratio = f"{ways['plain']['ms'] / max(min(ours), 1e-6):.2f}"
-        lines.append(f"| {step} | {' | '.join(cells)} | {ratio} |")
+        named = f"{step}, {result['precision']}"
+        lines.append(f"| {named} | {' | '.join(cells)} | {ratio} |")
     return lines
 
 

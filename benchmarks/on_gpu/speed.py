@@ -14,6 +14,7 @@ import torch
 from benchmarks.on_gpu.jobs import Job, Size, method_of, retrained, searched_images, searched_text, supernet
 from benchmarks.on_gpu.parts import Context, Part
 from benchmarks.on_gpu.plain import PlainStep, plain_recurrent, plain_search, plain_supernet
+from engine.compute.precision import USUAL_PRECISION, TrainingPrecision, precision_on, training_in
 from oneshot.objectives.text import TextSettings
 from oneshot.spaces.cells import find_space
 
@@ -27,13 +28,14 @@ class Timed(NamedTuple):
     name: str
     make: Callable[[torch.device, bool, str], Job]
     plain: Callable[[torch.device, bool], PlainStep] | None = None
+    precision: TrainingPrecision = "tf32"  # the command's own
 
 
 def _search(
     name: str, space_name: str, kind: str, full: Size, settings: dict[str, Any] | None = None
 ) -> Timed:
     space = find_space(space_name)
-    toy = Size(4, 1 if space_name == "nasbench201" else 3, 2, 8)
+    toy = Size(16, 1 if space_name == "nasbench201" else 3, 2, 8)  # the plain networks have 16 channels
 
     def make(device: torch.device, is_toy: bool, way: str) -> Job:
         method = method_of(name, space, settings or {}, few=False)
@@ -55,7 +57,7 @@ def _supernet(space_name: str, batch: int, side: int) -> Timed:
     def plain(device: torch.device, is_toy: bool) -> PlainStep:
         return plain_supernet(*sizes(is_toy), device)
 
-    return Timed(f"sandwich {space_name}", make, plain)
+    return Timed(f"sandwich {space_name}", make, plain, USUAL_PRECISION)
 
 
 def _recurrent() -> Timed:
@@ -99,23 +101,27 @@ def timed_steps() -> list[Timed]:
     ]
 
 
-def measure_step(items: int, step: Callable[[int], object], seconds: float) -> dict[str, Any]:
+def measure_step(
+    items: int, step: Callable[[int], object], seconds: float, warm_up: int = WARM_UP, fewest: int = 3
+) -> dict[str, Any]:
     """Median milliseconds, images or words a second, and peak memory of a step.
 
     Args:
         items: images or words a step.
         step: takes its number.
         seconds: how long to go on.
+        warm_up: steps before those that count.
+        fewest: steps that count, however long they take.
     """
     began = time.monotonic()
     torch.cuda.reset_peak_memory_stats()
-    for number in range(WARM_UP):
+    for number in range(warm_up):
         step(number)
     torch.cuda.synchronize()
     warm = time.monotonic() - began
     taken: list[float] = []
-    number = WARM_UP
-    while len(taken) < 3 or (len(taken) < MOST_STEPS and time.monotonic() - began < seconds):
+    number = warm_up
+    while len(taken) < fewest or (len(taken) < MOST_STEPS and time.monotonic() - began < seconds):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         step(number)
@@ -145,7 +151,15 @@ def _run(which: Timed, ways: tuple[str, ...], context: Context) -> dict[str, Any
                 made: Job | PlainStep = which.plain(context.device, context.toy)
             else:
                 made = which.make(context.device, context.toy, way)
-            found[way] = measure_step(made.items, made.step, 0 if context.toy else seconds)
+            # As the commands: cuDNN tries its kernels where shapes stay.
+            static = not which.name.startswith("sandwich")
+            with training_in(precision_on(context.device, None, which.precision), static):
+                if context.toy:
+                    found[way] = measure_step(made.items, made.step, 0, warm_up=1, fewest=1)
+                else:
+                    found[way] = measure_step(made.items, made.step, seconds)
+            if isinstance(made, Job) and made.why_eager():
+                found[way]["ran_eagerly"] = made.why_eager()
             del made
         except Exception as error:
             if "CUDA error" in str(error):

@@ -16,7 +16,7 @@ DRIVER = Path("/proc/driver/nvidia/version")  # where Linux has the version of N
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name.
+    """The device of that name; of several GPUs it becomes the current one.
 
     Args:
         name: a device as torch names it, such as `cuda:1`, or `auto`: cuda where there is one, else cpu.
@@ -34,6 +34,10 @@ def pick_device(name: str) -> torch.device:
         raise UserError(
             f"Device '{name}' is not available here; use auto, cpu, or cuda on a machine with a GPU."
         ) from None
+    # Streams, graphs and pinned memory belong to the current GPU if nobody names one. With another as the
+    # current one they would be on it, and so would a context of some hundred megabytes.
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
+from engine.compute.device import send
 from engine.compute.distributed import ALONE, Ranks
 from engine.compute.evaluation import CPU_BATCH, evaluation_batch
 from engine.config import Config
@@ -302,7 +303,7 @@ class IndexedData(Data):
         targets_KK = torch.eye(len(self.classes), device=self.device)
         if is_weighted:
             counts_K = np.bincount(self.labels(subset), minlength=len(self.classes))
-            targets_KK *= torch.from_numpy(class_weights(counts_K)).to(self.device)
+            targets_KK *= send(torch.from_numpy(class_weights(counts_K)), self.device)
         return targets_KK
 
     def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterator[Batch]:

@@ -24,9 +24,9 @@ class EdgeWeights(NamedTuple):
         offset_E: added to each number of an edge's output; its value is 0, only its gradient matters (GDAS).
         skip: weight of a skip connection beside the operations (DARTS-); at stride 2 it is a factorized
             reduction with weights of its own.
+        active_EO: `active` as booleans on the device, where the device drew them.
         expected_EO: probabilities by which the expected cost is weighed, where weights are 0 or 1
             (ProxylessNAS); None: the weights.
-        active_EO: `active` as booleans on the device, where the device drew them.
     """
 
     weight_EO: Tensor
@@ -34,8 +34,8 @@ class EdgeWeights(NamedTuple):
     edge_E: Tensor | None = None
     offset_E: Tensor | None = None
     skip: Tensor | None = None
-    expected_EO: Tensor | None = None
     active_EO: Tensor | None = None
+    expected_EO: Tensor | None = None
 
     def runs(self) -> Tensor:
         """(E, O) booleans on the device: which operations run, where a method samples."""
@@ -45,7 +45,19 @@ class EdgeWeights(NamedTuple):
         return send(active_mask(self.active, self.weight_EO.shape[1]), self.weight_EO.device)
 
 
-NetworkEdgeWeights = Mapping[str, EdgeWeights]  # for each kind of cell: what a network gets
+# For each kind of cell: what a network gets. A cell may also have weights of its own, under `own_key`.
+NetworkEdgeWeights = Mapping[str, EdgeWeights]
+
+
+def own_key(kind: str, number: int) -> str:
+    """Where the weights are that only the cell with this number in the network has."""
+    return f"{kind} {number}"
+
+
+def weights_of_cell(edge_weights: NetworkEdgeWeights, kind: str, number: int) -> EdgeWeights:
+    """Those of the cell with this number in the network, else those of its kind."""
+    own = edge_weights.get(own_key(kind, number))
+    return edge_weights[kind] if own is None else own
 
 
 def active_mask(active: ActiveOperations, operations: int) -> Tensor:

@@ -209,4 +209,48 @@ class CostPenalty(Config):
                 return (self.scale or 0.2) * loss * cost.log() ** (self.exponent or 0.6)
 
 
-Penalty = Annotated[BetaDecay | PathDepth | Entropy | CostPenalty, Field(discriminator="name")]
+class ZeroOne(Config):
+    """FairDARTS (2020, arXiv:1911.12126): weights in (0, 1) are driven away from a half.
+
+    The loss minus `weight` times the mean of their squared (or absolute) distance from 0.5.
+    """
+
+    name: Literal["zero_one"] = "zero_one"
+    weight: float = Field(10.0, ge=0, description="of the mean distance")
+    power: Literal[1, 2] = Field(
+        2, description="of the distance: 2 (the paper's and the code's default) or 1"
+    )
+
+    def __call__(self, loss: Tensor, inputs: PenaltyInputs) -> Tensor:
+        """The loss with the penalty."""
+        total, count = [], 0
+        for kind, alpha_EO in inputs.alphas.items():
+            allowed_EO = inputs.space.allowed_mask(kind, alpha_EO.device)
+            distance = (alpha_EO.sigmoid() - 0.5).abs().pow(self.power)
+            total.append(torch.where(allowed_EO, distance, 0).sum())
+            # Counted on CPU, where nothing waits for a device.
+            count += int(inputs.space.allowed_mask(kind).sum())
+        return loss - self.weight * torch.stack(total).sum() / count
+
+
+class Anchor(Config):
+    """DrNAS (2021, arXiv:2006.10355): the divergence of each edge's distribution from Dirichlet(1).
+
+    Its code offers this beside the decay of alphas, which is its default.
+    """
+
+    name: Literal["anchor"] = "anchor"
+    scale: float = Field(1e-3, ge=0, description="of the sum of the divergences")
+
+    def __call__(self, loss: Tensor, inputs: PenaltyInputs) -> Tensor:
+        """The loss with the penalty."""
+        for alpha_EO in inputs.alphas.values():
+            drawn = torch.distributions.Dirichlet(F.elu(alpha_EO) + 1, validate_args=False)
+            flat = torch.distributions.Dirichlet(torch.ones_like(alpha_EO), validate_args=False)
+            loss = loss + self.scale * torch.distributions.kl_divergence(drawn, flat).sum()
+        return loss
+
+
+Penalty = Annotated[
+    BetaDecay | PathDepth | Entropy | CostPenalty | ZeroOne | Anchor, Field(discriminator="name")
+]

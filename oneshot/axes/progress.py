@@ -9,10 +9,18 @@ class Progress(NamedTuple):
     Args:
         epoch: the current one, from 0 on.
         epochs: of the whole search.
+        tuning: the current epoch of what may follow a search, from 1 on; 0 before. `epoch` is then the last
+            one of the search, where every schedule ends.
     """
 
     epoch: int
     epochs: int
+    tuning: int = 0
+
+    @property
+    def number(self) -> int:
+        """Of the epoch, what follows the search included: what draws are seeded with."""
+        return self.epoch + self.tuning
 
     @property
     def passed(self) -> float:

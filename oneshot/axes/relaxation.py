@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.compute.device import send, send_together
 from engine.config import Config
+from oneshot.axes.dirichlet import GammaNoise, dirichlet, gamma_noise
 from oneshot.axes.edge_weights import EdgeWeights
 from oneshot.axes.progress import Progress
 
@@ -22,6 +23,9 @@ class Softmax(Config):
 
     name: Literal["softmax"] = "softmax"
     samples_operations: ClassVar[bool] = False  # whether only some operations run in a forward pass
+    sums_to_one: ClassVar[bool] = True  # whether the weights of an edge do
+    draws: ClassVar[bool] = False  # whether the weights differ from step to step
+    smooth: ClassVar[bool] = True  # whether the weights have a second derivative in the parameters
 
     def start(self, allowed_EO: Tensor, generator: torch.Generator) -> Tensor:
         """Parameters (E, O) before the first step."""
@@ -96,10 +100,38 @@ class GumbelHard(Softmax):
         drawn = soft.argmax(-1)
         # Of value one-hot; its gradient is that of the soft probabilities.
         hot = F.one_hot(drawn, soft.shape[-1])
-        hard = hot - soft.detach() + soft
+        return self.one_hot(hot - soft.detach() + soft, hot, drawn)
+
+    def one_hot(self, hard: Tensor, hot: Tensor, drawn: Tensor) -> EdgeWeights:
+        """The edge weights `hard` (E, O), of value `hot`, where the operations `drawn` (E,) run."""
         # Of value 0. Adding it to the output gives those that were not drawn their gradient.
         others = hard.sum(-1) - hard.gather(-1, drawn[:, None])[:, 0]
         return EdgeWeights(hard, offset_E=others, active_EO=hot.bool())
+
+
+class ReinMax(GumbelHard):
+    """ReinMax (2023, arXiv:2304.08612): a straight-through gradient that is exact to second order.
+
+    One operation an edge is drawn with its probability p; the gradient is that of 2 q - p / 2, where q is the
+    mean of the draw and of softmax(alpha / tau).
+    """
+
+    name: Literal["reinmax"] = "reinmax"  # type: ignore[assignment]
+    tau_start: float = Field(1.0, ge=1, description="temperature of q in the first epoch")
+    tau_end: float = Field(1.0, ge=1, description="temperature of q in the last epoch")
+
+    def given(self, alpha_EO: Tensor, gumbel_EO: Tensor, tau: float) -> EdgeWeights:
+        """The edge weights for given Gumbel noise and temperature."""
+        # The largest of noisy logits is a draw with the probabilities of softmax.
+        drawn = (alpha_EO + gumbel_EO).argmax(-1)
+        hot = F.one_hot(drawn, alpha_EO.shape[-1])
+        q = ((alpha_EO / tau).softmax(-1) + hot).detach() / 2
+        # Of value q, with the gradient of a softmax that has this value. What does not compete has no logit.
+        competes = alpha_EO > -torch.inf
+        shift = torch.where(competes, q.log() - alpha_EO.detach(), 0)
+        towards = (alpha_EO + shift).softmax(-1)
+        estimate = 2 * towards - alpha_EO.softmax(-1) / 2
+        return self.one_hot(hot - estimate.detach() + estimate, hot, drawn)
 
 
 class HardConcrete(Softmax):
@@ -175,6 +207,7 @@ class GumbelSoft(Softmax):
     """
 
     name: Literal["gumbel_soft"] = "gumbel_soft"  # type: ignore[assignment]
+    draws: ClassVar[bool] = True
     tau_start: float = Field(1.0, gt=0, description="temperature that the schedule starts from")
     tau_end: float = Field(0.03, gt=0, description="temperature in the last epoch, where it falls linearly")
     tau_factor: float | None = Field(
@@ -265,7 +298,43 @@ def gumbel_noise(like: Tensor, draws: torch.Generator) -> Tensor:
     return send(noise, like.device)
 
 
+class Dirichlet(Softmax):
+    """DrNAS (2021, arXiv:2006.10355): the weights of an edge are a draw of Dirichlet(elu(alpha) + 1)."""
+
+    name: Literal["dirichlet"] = "dirichlet"  # type: ignore[assignment]
+    draws: ClassVar[bool] = True
+    smooth: ClassVar[bool] = False  # the pathwise gradient is known in first order only
+
+    def mix(
+        self, alpha_EO: Tensor, allowed_EO: Tensor, progress: Progress, draws: torch.Generator
+    ) -> EdgeWeights:
+        """One draw, with pathwise gradients."""
+        return self.given(alpha_EO, allowed_EO, gamma_noise(alpha_EO, draws))
+
+    def given(self, alpha_EO: Tensor, allowed_EO: Tensor, noise: GammaNoise) -> EdgeWeights:
+        """The edge weights for given noise."""
+        drawn_EO = dirichlet(F.elu(alpha_EO) + 1, noise)
+        # As released: drawn over all operations, then divided by the sum of those that compete.
+        drawn_EO = torch.where(allowed_EO, drawn_EO, 0)
+        return EdgeWeights(drawn_EO / drawn_EO.sum(-1, keepdim=True).clamp_min(1e-30))
+
+
+class Sigmoid(Softmax):
+    """FairDARTS (2020, arXiv:1911.12126): each operation has a weight in (0, 1) of its own, 0.5 at first."""
+
+    name: Literal["sigmoid"] = "sigmoid"  # type: ignore[assignment]
+    sums_to_one: ClassVar[bool] = False
+
+    def start(self, allowed_EO: Tensor, generator: torch.Generator) -> Tensor:
+        """Zeros."""
+        return torch.zeros(allowed_EO.shape)
+
+    def probabilities(self, alpha_EO: Tensor, allowed_EO: Tensor) -> Tensor:
+        """(E, O); 0 where an operation does not compete."""
+        return torch.where(allowed_EO, alpha_EO.sigmoid(), 0)
+
+
 Relaxation = Annotated[
-    Softmax | Simplex | GumbelHard | HardConcrete | GumbelSoft | BinaryGates,
+    Softmax | Simplex | GumbelHard | HardConcrete | GumbelSoft | BinaryGates | ReinMax | Dirichlet | Sigmoid,
     Field(discriminator="name"),
 ]

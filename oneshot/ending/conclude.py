@@ -57,7 +57,9 @@ def conclude(searcher: Searcher, genotype: AnyGenotype, ending: Ending) -> Outco
     """Measure what was read off with the shared weights, and say how sure the search is of it."""
     state, method, objective = searcher.state, searcher.method, searcher.state.objective
     architecture = architecture_of(state.space, genotype)
-    discretised = state.measure_discretised(as_edge_weights(state.space, architecture), ending.limit)
+    weights = as_edge_weights(state.space, architecture)
+    # The running statistics belong to the mixture that was trained; what is read off it has others.
+    discretised = state.measure(weights, ending.limit, batch_statistics=True)
     found = decisions(state.space, architecture, ending.probabilities) if method.has_architecture_step else ()
     measured_on = objective.measured_items
     if ending.limit is not None:

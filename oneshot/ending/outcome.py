@@ -19,6 +19,7 @@ from oneshot.chains.target import TargetReport
 from oneshot.ending.record import FinalSize, Outcome
 from oneshot.nasbench201.baselines import reference_lines
 from oneshot.nasbench201.table import AccuracyTable, Dataset
+from oneshot.networks.search import stem_for
 from oneshot.objectives.images import ImageObjective
 from oneshot.objectives.objective import Objective
 from oneshot.searcher import Searcher
@@ -28,7 +29,6 @@ from oneshot.spaces.genotype import AnyGenotype, Genotype
 CELL_SPACES = tuple(space.name for space in SPACES)
 # What is said of a search whose two levels learn from the same images.
 LEVELS = {"single": "single level", "released": "single level, in turn as released"}
-LARGE = 96  # images with sides of so many pixels and more get the stem of ImageNet
 
 
 def print_introduction(searcher: Searcher) -> None:
@@ -42,7 +42,7 @@ def print_introduction(searcher: Searcher) -> None:
         f"search network of {format_count(count_parameters(objective.network))} parameters"
     )
     steps = objective.steps(0)
-    print(f"{objective.about}; {searcher.epochs} epochs of {steps} steps; device {state.device}")
+    print(f"{objective.about}; {_epochs(searcher)} of {steps} steps; device {state.device}")
 
 
 def print_found(genotype: AnyGenotype, objective: Objective, report: TargetReport | None) -> None:
@@ -68,6 +68,12 @@ def print_chain(genotype: ChainGenotype, objective: Objective) -> None:
     macs, params = genotype.cost(objective.image)
     size = objective.image.size
     print(f"{format_count(params)} parameters, {format_count(macs)} MACs on images of {size} pixels")
+
+
+def _epochs(searcher: Searcher) -> str:
+    """The epochs of a search and of what follows it, in words."""
+    tuning = searcher.total_epochs - searcher.epochs
+    return f"{searcher.epochs} epochs" + (f" and {tuning} between decisions" if tuning else "")
 
 
 def print_genotype(genotype: Genotype) -> None:
@@ -163,7 +169,7 @@ def _retrain_flags(space: str, data: AnyData) -> list[Any]:
             named = ["--data", data.name, "--data.path", data.path, "--data.val", 0.02]
             return ["--config", small, *named, *cutout]
         case ImageFolder():
-            large = data.size >= LARGE and space != "nasbench201"
+            large = stem_for(data.size) == "imagenet" and space != "nasbench201"
             recipe = "oneshot/retrain_imagenet" if large else small
             named = ["--data", data.name, "--data.path", data.path, "--data.size", data.size]
             return ["--config", recipe, *named]
@@ -186,7 +192,7 @@ def _chain_flags(data: AnyData) -> list[Any]:
         case Npz():
             return ["--config", "oneshot/retrain_chain_small", "--data", data.name, "--data.path", data.path]
         case Torchvision() | ImageFolder():
-            large = isinstance(data, ImageFolder) and data.size >= LARGE
+            large = isinstance(data, ImageFolder) and stem_for(data.size) == "imagenet"
             recipe = "oneshot/retrain_chain" if large else "oneshot/retrain_chain_small"
             named = ["--data", data.name, "--data.path", data.path]
             size = ["--data.size", data.size] if isinstance(data, ImageFolder) else ["--data.val", 0.02]

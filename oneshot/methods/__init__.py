@@ -7,6 +7,8 @@ from pydantic import Field
 from oneshot.methods.beta_darts import BetaDarts
 from oneshot.methods.darts import Darts
 from oneshot.methods.darts_minus import DartsMinus
+from oneshot.methods.darts_pt import DartsPt
+from oneshot.methods.fair_darts import FairDarts
 from oneshot.methods.gaea import Gaea, GaeaPcDarts
 from oneshot.methods.pc_darts import PcDarts
 from oneshot.methods.sampled.enas import Enas
@@ -16,6 +18,10 @@ from oneshot.methods.sampled.pr_darts import PrDarts
 from oneshot.methods.sampled.proxyless import Proxyless, ProxylessR
 from oneshot.methods.sampled.random_ws import RandomWs
 from oneshot.methods.snas import Snas
+from oneshot.methods.staged.drnas import DrNas
+from oneshot.methods.weights.lambda_darts import LambdaDarts
+from oneshot.methods.weights.oles import Oles
+from oneshot.methods.weights.sdarts import Sdarts
 
 # pydantic picks the class by its field `name`.
 MethodConfig = Annotated[
@@ -32,6 +38,12 @@ MethodConfig = Annotated[
     | Snas
     | Proxyless
     | ProxylessR
-    | FbNet,
+    | FbNet
+    | DrNas
+    | FairDarts
+    | Sdarts
+    | LambdaDarts
+    | Oles
+    | DartsPt,
     Field(discriminator="name"),
 ]

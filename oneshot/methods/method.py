@@ -7,25 +7,28 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from engine.config import Config
 from engine.seed import torch_generator
 from oneshot.axes.alphas import Alphas
 from oneshot.axes.auxiliary_skip import AuxiliarySkip
 from oneshot.axes.derivation import Derivation, derive_genotype
 from oneshot.axes.edge_weights import EdgeWeights, read_active
 from oneshot.axes.geometry import Adam, Exponentiated, Geometry, Rows
-from oneshot.axes.penalty import BetaDecay, CostPenalty, Entropy, PathDepth, Penalty
+from oneshot.axes.penalty import Anchor, BetaDecay, CostPenalty, Entropy, PathDepth, Penalty, ZeroOne
 from oneshot.axes.progress import Progress
-from oneshot.axes.relaxation import BinaryGates, GumbelHard, HardConcrete, Relaxation, Simplex, Softmax
+from oneshot.axes.relaxation import Dirichlet, HardConcrete, Relaxation, Sigmoid, Simplex, Softmax
 from oneshot.axes.weight_sgd import WeightSgd
 from oneshot.chains.space import CHAIN
+from oneshot.methods.hooks import Hooks
+from oneshot.methods.selection import PerturbationSelection
 from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.genotype import AnyGenotype
 from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
 
 # Settings that only a method with an architecture step along a gradient can have.
-NEED_A_STEP = {"penalties", "edge_weights", "auxiliary_skip", "level", "order", "warmup_epochs"}
+NEED_A_STEP = {
+    *("penalties", "edge_weights", "auxiliary_skip", "level", "order", "warmup_epochs", "selection"),
+}
 NEED_A_STEP |= {"architecture_every"}
 
 # Settings that were published for other spaces than `darts`, where they differ from the defaults. Those of
@@ -48,12 +51,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 
 
-class Method(Config):
+class Method(Hooks):
     """What a method chooses: one choice on each axis, and its settings.
 
     Defaults are those of first-order DARTS (2019, arXiv:1806.09055) on CIFAR-10. A file in `methods/` sets
     what another paper chooses. A method may also override what a search calls: `weigh_edges` in each step,
-    `after_epoch`, `genotype`, and `final_genotype` at the end.
+    `genotype`, `final_genotype` at the end, and what `Hooks` has.
     """
 
     name: str
@@ -76,6 +79,9 @@ class Method(Config):
         False, description="a BatchNorm and a ReLU before the classifier, in the DARTS space"
     )
     derivation: Derivation = Field("edges", description="how the DARTS space's cells are read off")
+    selection: PerturbationSelection | None = Field(
+        None, description="decide edge by edge after the search (DARTS-PT); none: by the largest weights"
+    )
     exclude_none: bool = Field(False, description="the operation none does not compete")
     level: Literal["bilevel", "single", "released"] = Field(
         "bilevel",
@@ -127,6 +133,12 @@ class Method(Config):
             raise ValueError("entropy is written for relaxation simplex; take beta_decay, or method gaea")
         if PathDepth in kinds and not isinstance(self.relaxation, HardConcrete):
             raise ValueError("path_depth needs the gates of relaxation hard_concrete; take method pr_darts")
+        if ZeroOne in kinds and not isinstance(self.relaxation, Sigmoid):
+            raise ValueError("zero_one drives sigmoids apart; take relaxation sigmoid, or method fair_darts")
+        if Anchor in kinds and not isinstance(self.relaxation, Dirichlet):
+            raise ValueError(
+                "anchor is of Dirichlet distributions; take relaxation dirichlet, or method drnas"
+            )
         if len(kinds) < len(self.penalties):
             raise ValueError(
                 "a penalty is given twice, by the method and beside it, or by name; change its settings in "
@@ -149,7 +161,12 @@ class Method(Config):
                 f"order {self.order} looks ahead to the weights' next step on other images; it needs level "
                 "bilevel"
             )
-        if self.order != "first" and isinstance(self.relaxation, GumbelHard | HardConcrete | BinaryGates):
+        if self.selection is not None and self.relaxation.samples_operations:
+            raise ValueError(
+                f"selection asks how the network is without an operation; {self.relaxation.name} runs one or "
+                "two of an edge: take a relaxation that runs all, or leave selection out"
+            )
+        if self.order != "first" and self.relaxation.samples_operations:
             raise ValueError(
                 f"order {self.order} is for methods that run all operations; {self.relaxation.name} samples: "
                 "take order first"
@@ -167,6 +184,54 @@ class Method(Config):
     def offered(self, space: SearchSpace) -> SearchSpace:
         """The space as this method searches it."""
         return space.without("none") if self.exclude_none and isinstance(space, CellSpace) else space
+
+    @property
+    def channel_parts(self) -> tuple[int, ...]:
+        """Into how many parts the channels of the search network must be divisible."""
+        return (self.partial,)
+
+    def learning_rate(self, progress: Progress) -> float:
+        """Learning rate of the weights in an epoch."""
+        # As DARTS-PT: a tenth, without a schedule.
+        return self.sgd.lr / 10 if progress.tuning else self.sgd.learning_rate(progress)
+
+    def total_epochs(self, space: SearchSpace, epochs: int) -> int:
+        """Epochs of a search of `epochs` epochs and of what follows it."""
+        return epochs + (0 if self.selection is None else self.selection.tuning(space))
+
+    def before_epoch(self, state: SearchState) -> None:
+        """After the search, the decisions whose time has come."""
+        if self.selection is None or not state.progress.tuning:
+            return
+        if not state.alphas.decided:
+            state.restart_weights()
+        self._decide(state, self.selection.wanted(state.progress.tuning))
+
+    def _decide(self, state: SearchState, wanted: int) -> None:
+        """Decide edges until there are `wanted` decisions for each kind of cell."""
+
+        def edge_weights() -> dict[str, EdgeWeights]:
+            draws = torch_generator("cpu", state.seed, "selection")
+            found = self.weigh_edges(state.space, state.alphas, state.progress, draws)
+            for kind, alpha_EO in state.alphas.operations.items():
+                # Expected weights instead of a draw.
+                allowed_EO = state.space.allowed_mask(kind, alpha_EO.device)
+                expected_EO = self.relaxation.probabilities(alpha_EO, allowed_EO)
+                weight_EO = state.alphas.with_decisions(kind, expected_EO)
+                found[kind] = found[kind]._replace(weight_EO=weight_EO)
+            return found
+
+        assert self.selection is not None
+        with torch.no_grad():
+            self.selection.decide(state, edge_weights, wanted)
+
+    def waits(self, progress: Progress) -> bool:
+        """Whether the architecture is not trained in this epoch, a warm-up of the weights."""
+        return progress.epoch < self.warmup_epochs
+
+    def shortest_stage(self, epochs: int) -> int:
+        """Epochs of the shortest stage, each of which begins with the warm-up; a search is one stage."""
+        return epochs
 
     def start(self, space: SearchSpace, seed: int, device: torch.device) -> Alphas:
         """Parameters before the first step."""
@@ -207,7 +272,8 @@ class Method(Config):
             if self.auxiliary_skip is not None:
                 skip = alpha_EO.new_full((), self.auxiliary_skip.weight(progress))
             edge_E = self._weights_of_edges(space, alphas, kind)
-            edge_weights[kind] = cell_weights._replace(edge_E=edge_E, skip=skip)
+            weight_EO = alphas.with_decisions(kind, cell_weights.weight_EO)
+            edge_weights[kind] = cell_weights._replace(weight_EO=weight_EO, edge_E=edge_E, skip=skip)
         return read_active(edge_weights)
 
     def probabilities(self, space: SearchSpace, alphas: Alphas) -> dict[str, Tensor]:
@@ -225,6 +291,7 @@ class Method(Config):
                 continue
             alpha_EO = alphas.operations[kind]
             weight_EO = self.relaxation.probabilities(alpha_EO, allowed_EO.to(alpha_EO.device))
+            weight_EO = alphas.with_decisions(kind, weight_EO)
             edge_E = self._weights_of_edges(space, alphas, kind)
             if edge_E is not None:
                 weight_EO = weight_EO * edge_E[:, None]
@@ -244,9 +311,6 @@ class Method(Config):
         rows += [space.entering] * len(alphas.edges)  # the edges into each node compete
         return self.geometry.build(alphas.all(), rows)
 
-    def after_epoch(self, state: SearchState) -> None:
-        """Called between two epochs. Most methods do nothing here; ENAS trains its controller."""
-
     def genotype(self, state: SearchState) -> AnyGenotype:
         """The current choice."""
         probabilities = self.probabilities(state.space, state.alphas)
@@ -254,6 +318,8 @@ class Method(Config):
 
     def final_genotype(self, state: SearchState) -> AnyGenotype:
         """The choice at the end; a method that compares candidates does so here."""
+        if self.selection is not None:
+            self._decide(state, self.selection.decisions(state.space))
         return self.genotype(state)
 
     def refuse(self, space: SearchSpace) -> str | None:
@@ -271,8 +337,12 @@ class Method(Config):
                 return "an auxiliary skip is written for images"
             if any(isinstance(penalty, CostPenalty) for penalty in self.penalties):
                 return "costs are known for networks of images; leave them out with --method.penalties ''"
+            if not self.relaxation.sums_to_one:
+                return "the weights of an edge do not sum to 1, as a recurrent state needs"
         if CHAIN in space.cells and (self.partial > 1 or self.edge_weights):
             return "partial channels and weights of edges are for cells, whose nodes have several edges"
+        if CHAIN in space.cells and self.selection is not None:
+            return "selection by perturbation is written for cells"
         if len(space.cells) < 2 and any(isinstance(penalty, PathDepth) for penalty in self.penalties):
             return "path_depth weighs normal and reduction cells; leave it out with --method.penalties ''"
         if isinstance(self.relaxation, HardConcrete):

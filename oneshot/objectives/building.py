@@ -9,6 +9,7 @@ from oneshot.chains.layers import ImageShape
 from oneshot.chains.network import ChainNetwork
 from oneshot.chains.space import ChainSpace
 from oneshot.methods.method import Method
+from oneshot.networks.search import StemName
 from oneshot.objectives.images import ImageObjective, search_network
 from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.search_space import SearchSpace
@@ -20,7 +21,14 @@ def usual_cells(space: str) -> int:
 
 
 def image_objective(
-    space: SearchSpace, method: Method, data: Data, channels: int, cells: int, batch_size: int, seed: int
+    space: SearchSpace,
+    method: Method,
+    data: Data,
+    channels: int,
+    cells: int,
+    stem: StemName,
+    batch_size: int,
+    seed: int,
 ) -> ImageObjective:
     """The objective, whose weights are drawn by `seed`; a chain has its own channels and layers."""
     with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
@@ -30,6 +38,7 @@ def image_objective(
             network: nn.Module = ChainNetwork(space, image)
         else:
             assert isinstance(space, CellSpace)
-            network = search_network(space, method, channels, cells, len(data.classes), data.channels)
+            classes, inputs = len(data.classes), data.channels
+            network = search_network(space, method, channels, cells, classes, inputs, stem)
     single, two_batches = method.level != "bilevel", method.level == "released"
     return ImageObjective(network, data, batch_size, single, two_batches)

@@ -1,5 +1,6 @@
 """A search on images: classification, on the space of DARTS or of NAS-Bench-201."""
 
+import contextlib
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.compute.compiling import eagerly
 from engine.compute.evaluation import accuracy
 from engine.compute.precision import autocast
 from engine.data.dataset import Data, Subset
@@ -16,10 +18,9 @@ from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.axes.weight_sgd import WeightSgd
 from oneshot.bilevel import LossFn, VirtualStep, Weights
 from oneshot.chains.layers import ImageShape
-from oneshot.chains.network import ChainNetwork
 from oneshot.methods.method import Method
 from oneshot.networks.parallel_edges import EdgeSettings
-from oneshot.networks.search import DartsNetwork, NasBench201Network
+from oneshot.networks.search import DartsNetwork, NasBench201Network, StemName
 from oneshot.spaces.cells import CellSpace
 
 CPU_BATCH = 250  # images at a time in an evaluation on a CPU
@@ -27,7 +28,13 @@ OTHER_PASSES = 10**6  # more epochs than any search has
 
 
 def search_network(
-    space: CellSpace, method: Method, channels: int, cells: int, classes: int, inputs: int
+    space: CellSpace,
+    method: Method,
+    channels: int,
+    cells: int,
+    classes: int,
+    inputs: int,
+    stem: StemName = "cifar",
 ) -> nn.Module:
     """The untrained search network of a space of images, drawn from torch's global generator."""
     auxiliary = method.auxiliary_skip is not None
@@ -38,7 +45,7 @@ def search_network(
     # Where only some operations run, BatchNorm always takes the statistics of the batch.
     track = not method.samples_operations
     settings = EdgeSettings(method.partial, track, method.pool_norm, auxiliary)
-    return DartsNetwork(space, channels, cells, classes, inputs, settings, method.last_norm)
+    return DartsNetwork(space, channels, cells, classes, inputs, settings, method.last_norm, stem)
 
 
 class ImageLoss:
@@ -57,7 +64,8 @@ class ImageLoss:
         """See `LossFn`."""
         x, y = batch
         inputs = (x, edge_weights, create_graph)
-        with autocast(x.device):
+        # Compiled parts cannot be differentiated twice.
+        with autocast(x.device), eagerly() if create_graph else contextlib.nullcontext():
             if weights is None:
                 logits = self.network(*inputs)
             else:
@@ -71,7 +79,7 @@ class ImageObjective:
 
     Args:
         network: a search network; moved to the device of `data`.
-        data: images whose sides are multiples of 4.
+        data: images; on NAS-Bench-201's network their sides are multiples of 4.
         batch_size: images a step.
         single_level: weights and architecture learn from the images of both splits.
         two_batches: with a single level, each from a batch of its own; else both from the same one.
@@ -92,15 +100,13 @@ class ImageObjective:
         single_level: bool,
         two_batches: bool = False,
     ):
-        # A chain halves maps as often as its space says, and rounds their sides up.
-        if data.size % 4 and not isinstance(network, ChainNetwork):
+        if data.size % 4 and isinstance(network, NasBench201Network):
             raise UserError(
-                f"Images of side {data.size} cannot be halved twice, as every search network does; use a "
-                "multiple of 4."
+                f"Images of side {data.size} cannot be halved twice, as the network of NAS-Bench-201 does; "
+                "use a multiple of 4."
             )
-        self.network: nn.Module = network.to(data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.loss = ImageLoss(self.network)
         self.data, self.batch_size, self.batch_items = data, batch_size, batch_size
+        self.replace(network)
         self.weights_part: Subset = "both" if single_level else "train"
         self.architecture_part: Subset = "both" if single_level else "val"
         self.same_batch = single_level and not two_batches
@@ -113,6 +119,11 @@ class ImageObjective:
             f"{len(data.classes)} classes; {weights} images for the weights, {architecture} images for the "
             "architecture"
         )
+
+    def replace(self, network: nn.Module) -> None:
+        """Go on with this network, on the device of the images."""
+        self.network: nn.Module = network.to(self.data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.loss = ImageLoss(self.network)
 
     @property
     def image(self) -> ImageShape:

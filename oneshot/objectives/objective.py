@@ -24,6 +24,10 @@ class Objective(Protocol):
         """The loss of the network on a batch."""
         ...
 
+    def replace(self, network: nn.Module) -> None:
+        """Go on with another network, in a later stage of a search."""
+        ...
+
     def steps(self, epoch: int) -> int:
         """The number of pairs of batches in an epoch."""
         ...

@@ -79,6 +79,10 @@ class TextObjective:
         self.hidden = [self.recurrent.start(batch_size), self.recurrent.start(batch_size)]
         self.pair: list[TextBatch] = []
 
+    def replace(self, network: nn.Module) -> None:
+        """No search on text has stages."""
+        raise AssertionError("methods refuse stages on text")
+
     def windows(self, epoch: int) -> list[tuple[int, int]]:
         """(start, length) of the windows of the training text."""
         return windows(len(self.train_RB), self.bptt, numpy_generator(self.seed, "windows", epoch), 0)

@@ -6,6 +6,8 @@ and `operations`.
 """
 
 import functools
+import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -83,6 +85,20 @@ class CellSpace:
             rows = [tuple(name for name in names if name != operation) for names in offered]
             allowed[kind] = tuple(rows)
         return replace(self, allowed=allowed)
+
+    def narrowed(self, allowed: Mapping[str, Tensor]) -> "CellSpace":
+        """The same space, in which fewer operations compete.
+
+        Args:
+            allowed: for each kind of cell the mask (E, O) of those that remain.
+        """
+        names: dict[str, tuple[tuple[str, ...], ...]] = {}
+        for kind, allowed_EO in allowed.items():
+            rows = []
+            for row in allowed_EO.tolist():
+                rows.append(tuple(itertools.compress(self.operations, row)))
+            names[kind] = tuple(rows)
+        return replace(self, allowed=names)
 
 
 # Every step asks for the mask, so it is built and copied to the device only once.

@@ -13,11 +13,17 @@ import torch.nn.functional as F
 from pretended_gpu import CUDA, Gpu, pretended_gpu
 from torch import Tensor
 
+from engine.compute.average import RunningAverage
 from engine.config import over_defaults, validate
 from engine.data.digits import Digits
 from engine.data.sources import load_data
 from engine.data.text import Grammar, load_text
 from engine.optim import SGD, build_sgd, clip_gradients
+from ofa.calibration import calibrate, subnet_accuracy, subnet_confusion
+from ofa.space.arch import smallest
+from ofa.space.space import Space
+from ofa.subnet import extract
+from ofa.supernet import Supernet
 from oneshot.axes.operation_costs import operation_costs
 from oneshot.axes.progress import Progress
 from oneshot.methods import MethodConfig
@@ -53,6 +59,11 @@ WAITS: dict[str, dict[str, int]] = {}
 # the architecture's.
 for sampling in ("gdas", "pr_darts"):
     WAITS[sampling] = {"oneshot/axes/edge_weights.py read_active: tolist": 2}
+# One number, or one table, of all images together is what an evaluation is for.
+WAITS["evaluation"] = {
+    "engine/compute/evaluation.py accuracy: _local_scalar_dense": 1,
+    "engine/compute/evaluation.py confusion: device to host": 1,
+}
 
 
 def method_of(name: str, space: CellSpace, settings: dict[str, Any]) -> Method:
@@ -135,6 +146,31 @@ def on_host(state: Any) -> Any:
     if isinstance(state, list | tuple):
         return type(state)(on_host(part) for part in state)
     return state
+
+
+def test_calibration_and_evaluation(tiny: Space) -> None:
+    """BatchNorm's statistics of several batches, then two measurements, in which only their results wait."""
+    with pretended_gpu(ROOT) as gpu:
+        supernet = Supernet(tiny, 10, 1).to(CUDA, memory_format=torch.channels_last)
+        data = load_data(Digits(), CUDA, 0)
+        with gpu.record():
+            subnet = extract(supernet, smallest(tiny))
+            calibrate(subnet, data.batches("train", 64, 128))
+            subnet_accuracy(subnet, data.batches("val", 64))
+            subnet_confusion(subnet, data.batches("val", 64), 10)
+    check(gpu, "evaluation")
+
+
+@pytest.mark.parametrize("decay", [None, 0.9])
+def test_average_of_weights(decay: float | None) -> None:
+    with pretended_gpu(ROOT) as gpu:
+        net = FinalNetwork(find_genotype("DARTS_V2"), 4, 3, 10, 1, auxiliary=False).to(CUDA)
+        average = RunningAverage(net, decay)
+        average.update()
+        average.load_state_dict(on_host(average.state_dict()))  # as `--resume` does
+        with gpu.record():
+            average.update()
+    check(gpu, "average")
 
 
 def test_retraining_step() -> None:

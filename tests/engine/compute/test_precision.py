@@ -360,6 +360,15 @@ def test_env_json_names_the_gpu_that_computes(monkeypatch: pytest.MonkeyPatch, t
     }
 
 
+def test_a_gpu_that_is_named_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    current = []
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)  # as if the GPUs were there
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    for name in ("cuda", "cuda:1", "cpu"):
+        devices.pick_device(name)
+    assert current == [SECOND]
+
+
 @pytest.mark.parametrize(
     ("gibibytes", "size", "batch"),
     [(80, 32, 1024), (80, 224, 256), (24, 224, 64), (16, 224, 64), (16, 128, 256), (4, 600, 64)],

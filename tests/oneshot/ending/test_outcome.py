@@ -148,7 +148,7 @@ def test_the_discretised_cell_leaves_no_trace_and_methods_without_alphas_end_ali
         weights = self.method.weigh_edges(
             self.state.space, self.state.alphas, self.state.progress, torch.Generator()
         )
-        self.state.measure_discretised(weights, 20)
+        self.state.measure(weights, 20, batch_statistics=True)
         after = self.state.objective.network.buffers()
         seen.append(all(torch.equal(a, b) for a, b in zip(before, after, strict=True)))
         return original(self, limit)

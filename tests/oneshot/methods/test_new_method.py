@@ -1,7 +1,7 @@
 """A method as a newcomer writes one: a file, and its name in the union of `oneshot/methods/__init__.py`.
 
-FairDARTS (2020, arXiv:1911.12126): operations do not compete; each has a sigmoid of its own, driven to 0 or 1
-by a loss.
+The idea of FairDARTS (2020, arXiv:1911.12126), written anew: operations do not compete; each has a sigmoid of
+its own, driven to 0 or 1 by a loss.
 """
 
 import json
@@ -25,22 +25,22 @@ from oneshot.methods.darts import Darts
 from oneshot.methods.method import Method
 from oneshot.search import Search
 
-# --- what would be oneshot/methods/fair_darts.py ---
+# --- what would be oneshot/methods/newcomer.py ---
 
 
-class Sigmoid(Softmax):
+class OwnSigmoid(Softmax):
     """Each operation has a probability of its own."""
 
-    name: Literal["sigmoid"] = "sigmoid"  # type: ignore[assignment]
+    name: Literal["own_sigmoid"] = "own_sigmoid"  # type: ignore[assignment]
 
     def probabilities(self, alpha_EO: Tensor, allowed_EO: Tensor) -> Tensor:
         return alpha_EO.sigmoid() * allowed_EO
 
 
-class ZeroOne(Config):
+class FromHalf(Config):
     """Drives probabilities away from a half."""
 
-    name: Literal["zero_one"] = "zero_one"
+    name: Literal["from_half"] = "from_half"
     weight: float = Field(10.0, ge=0, description="of the loss")
 
     def __call__(self, loss: Tensor, seen: PenaltyInputs) -> Tensor:
@@ -48,37 +48,36 @@ class ZeroOne(Config):
         return loss - self.weight * (theta - 0.5).square().mean()
 
 
-class FairDarts(Method):
+class Newcomer(Method):
     """Sigmoids and a zero-one loss."""
 
-    name: Literal["fair_darts"] = "fair_darts"
-    relaxation: Sigmoid = Sigmoid()
-    penalties: tuple[Annotated[Penalty | ZeroOne, Field(discriminator="name")], ...] = (ZeroOne(),)
+    name: Literal["newcomer"] = "newcomer"
+    relaxation: OwnSigmoid = OwnSigmoid()
+    penalties: tuple[Annotated[Penalty | FromHalf, Field(discriminator="name")], ...] = (FromHalf(),)
 
 
 # --- and the line in oneshot/methods/__init__.py ---
 
-Methods = Annotated[Darts | FairDarts, Field(discriminator="name")]
+Methods = Annotated[Darts | Newcomer, Field(discriminator="name")]
 
 
-class WithFairDarts(Search):
+class WithNewcomer(Search):
     """examples: the command of the list with the new name."""
 
     method: Methods = Field(Darts(), description="the search method")  # type: ignore[assignment]
 
 
 SMALL = ("--space", "nasbench201", "--cells", "1", "--channels", "2", "--device", "cpu", "--epochs", "2")
-FLAGS = (*SMALL, "--method", "fair_darts")
+FLAGS = (*SMALL, "--method", "newcomer")
 
 
 @pytest.mark.slow
 def test_a_method_is_a_file_and_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = parse(
-        WithFairDarts,
+        WithNewcomer,
         [*FLAGS, "--method.geometry.lr", "0.05", "--penalties", "cost", "--out", str(tmp_path / "run")],
     )
-    assert found.method.name == "fair_darts"
-    assert found.method.sgd.nesterov, "what is published for the space holds for it, too"
+    assert found.method.name == "newcomer"
     assert found.execute() == 0
     (first, *_, last) = [
         p["alphas"]["cell"] for p in read_lines(tmp_path / "run" / "metrics.jsonl") if "genotype" in p
@@ -86,25 +85,25 @@ def test_a_method_is_a_file_and_a_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert np.sum(first) > 10, "30 operations near a half: nothing sums to 1"
     assert np.square(np.array(last) - 0.5).mean() > np.square(np.array(first) - 0.5).mean()
     assert json.loads((tmp_path / "run" / "genotype.json").read_text())["space"] == "nasbench201"
-    assert "method fair_darts (first order) on space nasbench201" in capsys.readouterr().out
+    assert "method newcomer (first order) on space nasbench201" in capsys.readouterr().out
     config = (tmp_path / "run" / "config.yaml").read_text()
-    assert "name: sigmoid" in config and "name: zero_one" in config
+    assert "name: own_sigmoid" in config and "name: from_half" in config
     again = parse(
-        WithFairDarts,
+        WithNewcomer,
         ["--config", str(tmp_path / "run" / "config.yaml"), "--out", str(tmp_path / "run"), "--resume"],
     )
     assert again.execute() == 0
 
 
 def test_its_settings_are_flags_and_its_mistakes_sentences(tmp_path: Path) -> None:
-    found = parse(WithFairDarts, [*FLAGS, "--method.penalties", '[{"name": "zero_one", "weight": 3}]'])
-    assert found.method.penalties == (ZeroOne(weight=3),)
+    found = parse(WithNewcomer, [*FLAGS, "--method.penalties", '[{"name": "from_half", "weight": 3}]'])
+    assert found.method.penalties == (FromHalf(weight=3),)
     with pytest.raises(UserError, match=r"looks ahead .* needs level bilevel"):
-        parse(WithFairDarts, [*FLAGS, "--method.order", "second", "--method.level", "single"])
-    with pytest.raises(UserError, match="there is no method 'fair_dart'; did you mean 'fair_darts'"):
-        parse(WithFairDarts, ["--method", "fair_dart"])
+        parse(WithNewcomer, [*FLAGS, "--method.order", "second", "--method.level", "single"])
+    with pytest.raises(UserError, match="there is no method 'newcome'; did you mean 'newcomer'"):
+        parse(WithNewcomer, ["--method", "newcome"])
     with pytest.raises(UserError, match=r"^command line: .*weight.* = -3 is not valid"):
-        parse(WithFairDarts, [*FLAGS, "--method.penalties", '[{"name": "zero_one", "weight": -3}]'])
+        parse(WithNewcomer, [*FLAGS, "--method.penalties", '[{"name": "from_half", "weight": -3}]'])
 
 
 @pytest.mark.slow

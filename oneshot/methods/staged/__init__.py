@@ -1,0 +1,1 @@
+"""Methods whose search goes through stages, in each of which fewer operations compete."""

@@ -1,0 +1,1 @@
+"""Methods that change how the network's weights are trained."""
