@@ -43,7 +43,7 @@ from oneshot.objectives.objective import Objective
 from oneshot.objectives.text import TextObjective, TextSettings
 from oneshot.search_loop import Monitoring, SearchLoop
 from oneshot.searcher import Searcher
-from oneshot.spaces.cells import CellSpace
+from oneshot.spaces.cells import CellSpace, find_space, is_own_space
 from oneshot.spaces.search_space import SearchSpace, find_search_space
 
 
@@ -84,8 +84,8 @@ class Search(LoopCommand):
     space: str = Field(
         "darts",
         description=(
-            "darts, darts_s1 to darts_s3, nasbench201, recurrent; chains of blocks: proxyless, fbnet, "
-            "chain32, or a YAML file"
+            "darts, darts_s1 to darts_s4, nasbench201, recurrent; chains of blocks: proxyless, fbnet, "
+            "chain32; or a YAML file, of a chain or of cells with operations of your own"
         ),
     )
     data: AnyData = Field(Digits(val=0.5), description="images, or text for space recurrent")
@@ -175,7 +175,9 @@ class Search(LoopCommand):
         """What was published for the method of that name on a space, where it differs from the defaults."""
         for kind in models_in(cls.model_fields["method"].annotation):
             if issubclass(kind, Method) and kind.model_fields["name"].default == name:
-                return dict(kind.published.get(space, {}))
+                # A space of one's own operations takes the settings of its base.
+                base = find_space(space).graph if is_own_space(space) else space
+                return dict(kind.published.get(base, {}))
         return {}
 
     @field_validator("target")
@@ -330,7 +332,8 @@ class Search(LoopCommand):
         data = load_data(self.data, device, self.seed)
         print_classes(data)
         # As published: 5 in each of three stages, or 8 in the whole network.
-        cells = self.cells or (5 if space.name == "nasbench201" else 8)
+        whole = isinstance(space, CellSpace) and space.graph == "nasbench201"
+        cells = self.cells or (5 if whole else 8)
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
             torch.manual_seed(derive(self.seed, "weights"))
             if isinstance(space, ChainSpace):

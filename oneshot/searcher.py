@@ -7,7 +7,7 @@ from torch import Tensor
 
 from engine.compute.graphs import GraphedStep, Graphs, graphed_step, steady
 from engine.optim import computes_fused, set_learning_rate
-from engine.seed import torch_generator
+from engine.seed import derive, torch_generator
 from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.axes.operation_costs import OperationCosts
 from oneshot.axes.penalty import PenaltyInputs
@@ -27,6 +27,7 @@ from oneshot.chains.space import CHAIN
 from oneshot.chains.target import CostTarget, TargetReport
 from oneshot.methods.method import Method
 from oneshot.objectives.objective import Objective
+from oneshot.spaces.cells import NOISE
 from oneshot.spaces.genotype import AnyGenotype
 from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
@@ -117,6 +118,8 @@ class Searcher:
             return f"method {self.method.name} draws or counts in each step"
         if self.method.selection is not None:
             return "selection by perturbation starts the optimiser anew"
+        if NOISE in self.state.space.operations:
+            return "one of the operations is noise"
         if self.state.space.name == "recurrent":
             return "a search on text reads windows of changing length"
         return None
@@ -165,7 +168,11 @@ class Searcher:
         state = self.state
         draws = self._draws(purpose, number)
         # Draws are made on CPU, so that a seed means the same on every device.
-        return state.on_device(self.method.weigh_edges(state.space, state.alphas, state.progress, draws))
+        found = self.method.weigh_edges(state.space, state.alphas, state.progress, draws)
+        if NOISE in state.space.operations:
+            seed = derive(state.seed, NOISE, purpose, state.progress.number, number)
+            found = {kind: weights._replace(noise=seed) for kind, weights in found.items()}
+        return state.on_device(found)
 
     def _draws(self, purpose: str, number: int) -> torch.Generator:
         """The generator on CPU of what a step of this epoch draws."""

@@ -22,6 +22,7 @@ class EdgeWeights(NamedTuple):
         offset_E: added to each number of an edge's output; its value is 0, only its gradient matters (GDAS).
         skip: weight of a skip connection beside the operations (DARTS-); at stride 2 it is a factorized
             reduction with weights of its own.
+        noise: seed of the operation noise, so that each forward of one step gets the same (RobustDARTS's S4).
     """
 
     weight_EO: Tensor
@@ -29,6 +30,7 @@ class EdgeWeights(NamedTuple):
     edge_E: Tensor | None = None
     offset_E: Tensor | None = None
     skip: Tensor | None = None
+    noise: int = 0
 
 
 # For each kind of cell: what a network gets. A cell may also have weights of its own, under `own_key`.
@@ -43,7 +45,9 @@ def own_key(kind: str, number: int) -> str:
 def weights_of_cell(edge_weights: NetworkEdgeWeights, kind: str, number: int) -> EdgeWeights:
     """Those of the cell with this number in the network, else those of its kind."""
     own = edge_weights.get(own_key(kind, number))
-    return edge_weights[kind] if own is None else own
+    found = edge_weights[kind] if own is None else own
+    # Every cell has noise of its own.
+    return found._replace(noise=found.noise + number)
 
 
 def active_mask(active: ActiveOperations, operations: int) -> Tensor:

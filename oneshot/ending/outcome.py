@@ -21,7 +21,7 @@ from oneshot.nasbench201.table import AccuracyTable, Dataset
 from oneshot.objectives.images import ImageObjective
 from oneshot.objectives.objective import Objective
 from oneshot.searcher import Searcher
-from oneshot.spaces.cells import SPACES, find_space
+from oneshot.spaces.cells import SPACES, find_space, is_own_space
 from oneshot.spaces.costs import edge_costs, published_shape
 from oneshot.spaces.genotype import AnyGenotype, Genotype
 
@@ -90,7 +90,7 @@ def print_genotype(genotype: Genotype) -> None:
     shape = published_shape(space)
     macs = format_count(edge_costs(space, "macs", shape).total(genotype))
     params = format_count(edge_costs(space, "params", shape).total(genotype))
-    where = " in each stage" if space.name == "nasbench201" else ""
+    where = " in each stage" if space.graph == "nasbench201" else ""
     print(
         f"with {shape.cells} cells{where} of {shape.channels} channels, as published for CIFAR-10: "
         f"{params} parameters, {macs} MACs"
@@ -110,6 +110,8 @@ def print_comparison(
 
 def retrain_command(path: Path, space: str, data: AnyData) -> str:
     """`python -m oneshot.retrain` with the recipe of the space and the data of the search."""
+    # Operations of one's own are trained as those of their base are.
+    space = find_space(space).graph if is_own_space(space) else space
     words = ["--genotype", path, *_retrain_flags(space, data), "--out", f"{path}-retrained"]
     return shlex.join(["python", "-m", "oneshot.retrain", *map(str, words)])
 

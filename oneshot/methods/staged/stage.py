@@ -1,5 +1,6 @@
 """Stages of a search: after some epochs operations are dropped, and the network is built anew."""
 
+import itertools
 from typing import ClassVar
 
 import torch
@@ -67,7 +68,7 @@ class StagedMethod(Method):
     def shortest_stage(self, epochs: int) -> int:
         """The least difference between two starts."""
         starts = [*self.stage_starts(epochs), epochs]
-        return min(end - start for start, end in zip(starts, starts[1:], strict=False))
+        return min(end - start for start, end in itertools.pairwise(starts))
 
     def before_epoch(self, state: SearchState) -> None:
         """Begin the stages whose time has come, once each."""
@@ -135,4 +136,7 @@ class StagedMethod(Method):
     def _misfit(self, space: SearchSpace) -> str | None:
         if len(self.stages) > 1 and (space.name == "recurrent" or not isinstance(space, CellSpace)):
             return "stages are for cells of images; take --method.stages '[]' and --method.partial 1"
+        widens = any(stage.partial not in (None, self.partial) for stage in self.stages)
+        if isinstance(space, CellSpace) and space.constructors and widens:
+            return "stages widen operations that they know; leave out `partial` in --method.stages"
         return super()._misfit(space)
