@@ -51,7 +51,7 @@ def find_constructor(location: str) -> Callable[[int, int], nn.Module]:
             f"There is no constructor '{location}' ({error}); write it as module:Name, with the module's "
             "file beside the YAML or on Python's path."
         ) from None
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def build_own_operation(location: str, channels: int, stride: int) -> nn.Module:

@@ -32,7 +32,7 @@ class Taken(NamedTuple):
 
     def __call__(self, old: Tensor) -> Tensor:
         """(n C, I, ...) of an old tensor, or (n C,) of old statistics."""
-        own = old.unflatten(0, (self.old_blocks, -1))[self.blocks.to(old.device)]
+        own = old.reshape(self.old_blocks, -1, *old.shape[1:])[self.blocks.to(old.device)]
         number = torch.arange(len(own), device=old.device)[:, None]
         own = own[number, self.rows.to(old.device)]
         if self.columns is not None:
