@@ -27,6 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from engine.command.cli import main
 from engine.compute.distributed import Ranks
+from engine.compute.evaluation import accuracy
 from engine.compute.macs import count_macs
 from engine.config import Count
 from engine.data.augment import resize
@@ -35,8 +36,8 @@ from engine.errors import UserError
 from engine.optim import build_sgd, clip_gradients, learning_rate, set_learning_rate
 from engine.run import Run, write_json
 from engine.seed import derive, torch_generator
-from engine.training import Training, accuracy
-from ofa.calibration import EVALUATION_BATCH, prepare
+from engine.training import Training
+from ofa.calibration import CALIBRATION_BATCH, prepare
 from ofa.initialisation import initialise
 from ofa.space.arch import largest, single_arch_space
 from ofa.space.published import find_arch
@@ -159,10 +160,10 @@ class AloneTraining(Training):
             plain, side = prepare(network, arch, self.data, images), arch.resolution
         else:
             plain, side = deepcopy(network), self.config.resolution
-            batches = self.data.batches("train", EVALUATION_BATCH, images)
+            batches = self.data.batches("train", CALIBRATION_BATCH, images)
             update_bn(((resize(x, side), y) for x, y in batches), plain)
             plain.eval()
-        batches = self.data.batches(split, EVALUATION_BATCH)
+        batches = self.data.evaluation_batches(split)
         return accuracy(plain, ((resize(x, side), y) for x, y in batches))
 
     def finish(self) -> None:

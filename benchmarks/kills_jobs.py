@@ -47,7 +47,7 @@ SHRINKING = {
     ],
 }
 TRAIN = ["--space", "tiny.yaml", "--calibration-images", "100", "--out", "run"]
-SMALL_LANGUAGE = {"hidden": 8, "epochs": 3, "batch": 8, "bptt": 10, "val_batch": 2, "patience": 0}
+SMALL_LANGUAGE = {"hidden": 8, "bptt": 10, "val_batch": 2, "patience": 0}
 NODES = [[[operation, state]] for operation, state in (("sigmoid", 0), ("relu", 1), ("tanh", 1))]
 RECURRENT = {"space": "recurrent", "cells": {"recurrent": {"nodes": NODES, "output": [1, 2, 3]}}}
 
@@ -101,7 +101,7 @@ JOBS = {
         Retrain,
         [
             *("--genotype", "cell.json", "--data", "grammar", "--data.sentences", "100"),
-            *("--language", json.dumps(SMALL_LANGUAGE), "--out", "run"),
+            *("--language", json.dumps(SMALL_LANGUAGE), "--epochs", "3", "--batch-size", "8", "--out", "run"),
         ],
         ["--resume"],
     ),

@@ -106,7 +106,9 @@ def jobs(name: str, args: argparse.Namespace, dtype: torch.dtype = torch.float) 
 def edge_weights(name: str, alphas: list[Tensor], step: int) -> dict[str, EdgeWeights]:
     """What the network is told; GDAS's draw is the same for both networks."""
     if name == "gdas":
-        noise = -torch.empty_like(alphas[0]).exponential_(generator=torch.Generator().manual_seed(step)).log()
+        draws = torch.empty(alphas[0].shape, dtype=alphas[0].dtype)
+        # Drawn on the CPU, so that a step draws the same on every device.
+        noise = -draws.exponential_(generator=torch.Generator().manual_seed(step)).log().to(alphas[0].device)
         soft = ((alphas[0].log_softmax(-1) + noise) / 10).softmax(-1)
         chosen = soft.argmax(-1)
         hard = F.one_hot(chosen, soft.shape[1]) - soft.detach() + soft

@@ -111,7 +111,23 @@ def build_sgd(config: SGD, model: nn.Module) -> torch.optim.SGD:
     ]
     nesterov = config.nesterov and config.momentum > 0  # torch refuses Nesterov's form without momentum
     fused = computes_fused(parameters)
-    return torch.optim.SGD(groups, config.lr, config.momentum, nesterov=nesterov, fused=fused)
+    optimizer = torch.optim.SGD(groups, config.lr, config.momentum, nesterov=nesterov, fused=fused)
+    if fused and config.momentum > 0:
+        optimizer.register_step_pre_hook(_start_momentum)
+    return optimizer
+
+
+def _start_momentum(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Give weights with a gradient a momentum of 0 if they have none, which is where torch's loop starts.
+
+    A step of a supernet trains some of the weights. Torch's fused SGD fails where others have a momentum
+    already and these have none.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if parameter.grad is not None and state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def computes_fused(parameters: Iterable[Tensor]) -> bool | None:

@@ -35,7 +35,7 @@ RUN_FILES = {
     *("config.yaml", "env.json", "metrics.jsonl", "model.json", "weights.safetensors", "teacher.safetensors"),
     *("state.pt", "tensorboard", "DONE", "pairs.jsonl", "pairs.int8.jsonl", "selected", "tuned"),
     *("optuna.journal", "export", "report", "confusion", "mlflow.json"),
-    *("genotype.json", "cell.svg", "cell.png", "alphas.png", "target.json"),
+    *("genotype.json", "cell.svg", "cell.png", "alphas.png"),
     "checkpoints",
 }
 FRONT = "front.json"  # in selected/: a list of subnets, where the files beside it hold one subnet each
@@ -357,14 +357,11 @@ def selected_files(run: Path) -> dict[str, Path]:
 
 
 def environment() -> dict[str, Any]:
-    """What produced a result: command, versions, device, and the state of the source it ran from."""
-    import torch  # here, since commands that start no run must not wait for it
-
+    """What produced a result: command, versions, and the state of the source it ran from."""
     return {
         "command": command_line(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": versions(),
         "git": _git_state(),
     }

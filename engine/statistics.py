@@ -113,7 +113,7 @@ def format_accuracy(accuracy: float, images: int) -> str:
 
 
 def overall_accuracy(confusion_KK: Counts) -> float:
-    """The share of all images that were right, in [0, 1]; see `engine.training.confusion` for the counts."""
+    """The share of all images that were right, in [0, 1], from counts (K, K): true class, predicted class."""
     return float(np.trace(confusion_KK) / confusion_KK.sum())
 
 

@@ -1,10 +1,10 @@
 """What all commands that train a network on images share.
 
-These are their settings, their start by one or several processes, their loop (a child of
-`engine.loop.EpochLoop`) and their accuracy.
+These are their settings, their start by one or several processes, and their loop (a child of
+`engine.loop.EpochLoop`).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -15,10 +15,17 @@ from torch import Tensor, nn
 
 from engine.checkpoint import save_weights
 from engine.command.launch import started
-from engine.compute.device import use_threads
+from engine.compute.device import device_facts, use_threads
 from engine.compute.distributed import Ranks, join
+from engine.compute.precision import (
+    USUAL_PRECISION,
+    TrainingPrecision,
+    describe_precision,
+    precision_on,
+    training_in,
+)
 from engine.data.balance import describe_balance, describe_counts
-from engine.data.dataset import SPLITS, Batch, Data
+from engine.data.dataset import SPLITS, Data
 from engine.data.digits import Digits
 from engine.data.sources import DataConfig, load_data
 from engine.errors import UserError
@@ -27,18 +34,18 @@ from engine.optim import SGD, current_rate, load_optimizer
 from engine.run import WEIGHTS, Run
 from engine.runs.lock import write_lock
 from engine.runs.tracking import check_trackers, open_trackers
-from engine.statistics import Counts
 
 # Settings that are decided when the images are read: see `TrainingCommand.fit_batch`.
 UNDECIDED = frozenset({"batch_size"})
-# In counts of pairs of classes: 8 GB, twice for a moment. ImageNet-21k has 21,841.
-MOST_CLASSES = 22_000
 
 
 class TrainingCommand(LoopCommand):
     """The settings that all trainings have. Each command adds its own settings, a docstring and `train`."""
 
     many_processes: ClassVar[bool] = True
+    usual_precision: ClassVar[TrainingPrecision] = USUAL_PRECISION  # of layers on a GPU
+    cpu_has_bf16: ClassVar[bool] = False  # whether --precision bf16 means something on a CPU
+    static_shapes: ClassVar[bool] = False  # whether every step has the same shapes
     module: ClassVar[str]  # the name that python -m takes, for errors that say what to type
     out: Path = Field(description="run folder to write")
     data: DataConfig = Field(Digits(), description="the images")
@@ -50,6 +57,13 @@ class TrainingCommand(LoopCommand):
         0, ge=0, description="seed of all random draws: weights, order, augmentation, steps, validation split"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    precision: TrainingPrecision | None = Field(
+        None,
+        description=(
+            "what layers compute in on a GPU while they train: float32, tf32 or bf16; none: bf16, or the "
+            "next best that the GPU has. A CPU trains, and every device evaluates, in float32"
+        ),
+    )
     threads: int | None = Field(
         None, ge=1, description="CPU threads; none: torch decides. Tiny networks are fastest with 1"
     )
@@ -79,8 +93,18 @@ class TrainingCommand(LoopCommand):
         # The first rank is the one that writes.
         with join(self.device) as (ranks, device), self.write_lock() if ranks.first else nullcontext():
             use_threads(self.threads)
+            precision = self.precision_on(device)
+            said = describe_precision(device, precision, self.precision, self.usual_precision)
+            if said:
+                print(said)
             # config.yaml then records the number, without which the run cannot be continued or replayed.
-            return self.model_copy(update={"ranks": size}).train(ranks, device)
+            config = self.model_copy(update={"ranks": size})
+            with training_in(precision, self.static_shapes):
+                return config.train(ranks, device)
+
+    def precision_on(self, device: torch.device) -> TrainingPrecision:
+        """What layers compute in while they train on `device`."""
+        return precision_on(device, self.precision, self.usual_precision, self.cpu_has_bf16)
 
     def write_lock(self) -> AbstractContextManager[None]:
         """The lock of the folder that the command writes."""
@@ -161,8 +185,8 @@ class TrainingCommand(LoopCommand):
         )
         return self.model_copy(update={"batch_size": fitting})
 
-    def start(self, ranks: Ranks) -> Run:
-        """The run folder, created or continued by the first rank.
+    def start(self, ranks: Ranks, device: torch.device) -> Run:
+        """The run folder of a training on `device`, created or continued by the first rank.
 
         Raises:
             UserError: the folder is another run's, or its run has another number of processes.
@@ -175,8 +199,9 @@ class TrainingCommand(LoopCommand):
             facts: dict[str, Any] = {
                 "rank_seeds": [ranks.seed(self.seed, rank) for rank in range(ranks.size)]
             }
-            # torch adds up in another order with another number, so a replay may then differ in the last bit.
-            facts["threads"] = torch.get_num_threads()
+            # torch adds up in another order with another number of threads, or on another device, so a replay
+            # may then differ in the last bit.
+            facts |= device_facts(device, self.precision_on(device))
             if self.resume and (self.out / "config.yaml").exists():
                 self._say_grown(run)
             run = Run.start(
@@ -203,7 +228,10 @@ class TrainingCommand(LoopCommand):
         """Print which images are used, how many of each class, and where."""
         images = ", ".join(f"{data.count(split)} {split}" for split in SPLITS)
         processes = f", {self.ranks} processes" if (self.ranks or 1) > 1 else ""
-        print(f"{len(data.classes)} classes; images: {images}; device {data.device}{processes}")
+        where = str(data.device)
+        if data.device.type == "cuda":
+            where += f" in {self.precision_on(data.device)}"
+        print(f"{len(data.classes)} classes; images: {images}; device {where}{processes}")
         print_classes(data)
         left_out = data.count("train") % self.batch_size
         if left_out:
@@ -323,51 +351,3 @@ class Training(EpochLoop):
             if not weights.exists():
                 save_weights(weights, self.exported_state_dict())
             self.folder.finish()
-
-
-@torch.no_grad()
-def accuracy(network: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> float:
-    """Top-1 accuracy: the share of images, in [0, 1], whose largest logit is that of their label.
-
-    Args:
-        network: from images (N, C, H, W) to logits (N, K).
-        batches: pairs of images and labels (N,); at least one.
-    """
-    hits, count = [], 0
-    for x, y in batches:
-        # The counts stay on the device: the host waits for it once, at the end.
-        hits.append((network(x).argmax(1) == y).sum())
-        count += len(y)
-    return float(torch.stack(hits).sum()) / count
-
-
-@torch.no_grad()
-def confusion(network: Callable[[Tensor], Tensor], batches: Iterable[Batch], classes: int) -> Counts:
-    """How many images of each class (row) were taken for each class (column); the diagonal was right.
-
-    `engine.statistics` makes accuracies of it: overall, by class, and balanced.
-
-    Args:
-        network: from images (N, C, H, W) to logits (N, K).
-        batches: pairs of images and labels (N,); at least one.
-        classes: K.
-
-    Returns:
-        Counts (K, K).
-
-    Raises:
-        UserError: the counts of so many classes would not fit into memory.
-    """
-    if classes > MOST_CLASSES:
-        raise UserError(
-            f"Which of {classes} classes are mixed up takes {classes**2 * 16 / 1e9:.0f} GB to count; at most "
-            f"{MOST_CLASSES} can be. Training, collecting, selecting and exporting count nothing."
-        )
-    total = None
-    for x, y in batches:
-        # One number for each pair of classes, so that one count serves all; it stays on the device.
-        pairs = y * classes + network(x).argmax(1)
-        counted = torch.bincount(pairs, minlength=classes**2)
-        total = counted if total is None else total + counted
-    assert total is not None
-    return total.view(classes, classes).cpu().numpy()

@@ -17,7 +17,6 @@ from engine.data.dataset import Batch, Data, Interpolation, Split
 from engine.errors import UserError
 from engine.run import Run, digest, read_json
 from export.bake import CenterCrop
-from ofa.calibration import EVALUATION_BATCH
 from ofa.space.arch import Arch
 from ofa.space.codes import decode, encode
 from ofa.space.published import find_arch
@@ -95,7 +94,7 @@ class ExportSource(NamedTuple):
 
     def images(self, split: Split, size: int, limit: int | None = None) -> Iterator[Batch]:
         """Normalised images (N, C, size, size) on CPU and their classes (N,), always in the same order."""
-        for x, y in self.data.batches(split, EVALUATION_BATCH, limit):
+        for x, y in self.data.evaluation_batches(split, limit):
             yield resize(x.cpu(), size).contiguous(), y.cpu()
 
     def center_crop(self) -> CenterCrop:

@@ -30,6 +30,7 @@ from engine.command.start import start
 from engine.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from engine.compute.precision import training_in
     from ofa.calibration import calibrate, subnet_accuracy
     from ofa.cost import cost_of, costs_of
     from ofa.initialisation import initialise
@@ -69,6 +70,7 @@ __all__ = [
     "single_network",
     "smallest",
     "subnet_accuracy",
+    "training_in",
     "tune_step",
 ]
 
@@ -100,6 +102,7 @@ __getattr__ = lazy_names(
         "single_network": "ofa.training.tuning",
         "smallest": "ofa.space.arch",
         "subnet_accuracy": "ofa.calibration",
+        "training_in": "engine.compute.precision",
         "tune_step": "ofa.training.tuning",
     },
 )

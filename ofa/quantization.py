@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from engine import training
+from engine.compute import evaluation
 from engine.compute.fake_quantize import FakeQuantize, Ranges
+from engine.compute.precision import float32_as_exported
 from engine.data.augment import resize
 from engine.data.dataset import Batch, Data
 from engine.statistics import Counts
-from ofa.calibration import EVALUATION_BATCH
 from ofa.space.arch import Arch, largest
 from ofa.subnet import Subnet
 from ofa.supernet import Supernet
@@ -31,8 +31,8 @@ def rounded_subnet(subnet: Subnet, data: Data) -> Callable[[Tensor], Tensor]:
         data: its training images give the ranges, as those of export do.
     """
     side, ranges = subnet.arch.resolution, Ranges()
-    with torch.no_grad():
-        for x, _ in data.batches("train", EVALUATION_BATCH, CALIBRATION_IMAGES):
+    with torch.no_grad(), float32_as_exported():
+        for x, _ in data.evaluation_batches("train", CALIBRATION_IMAGES):
             with FakeQuantize(ranges, "widen"):
                 subnet(resize(x, side))
 
@@ -53,12 +53,12 @@ def int8_accuracy(subnet: Subnet, data: Data, batches: Iterable[Batch]) -> float
         data: its training images give the ranges.
         batches: pairs of images and labels.
     """
-    return training.accuracy(rounded_subnet(subnet, data), batches)
+    return evaluation.accuracy(rounded_subnet(subnet, data), batches)
 
 
 def int8_confusion(subnet: Subnet, data: Data, batches: Iterable[Batch], classes: int) -> Counts:
     """How many images of each class the subnet in 8 bits took for each class."""
-    return training.confusion(rounded_subnet(subnet, data), batches, classes)
+    return evaluation.confusion(rounded_subnet(subnet, data), batches, classes)
 
 
 class RoundedNetwork:

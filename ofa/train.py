@@ -10,9 +10,13 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field
+from torch import nn
 
+from engine.blocks.elastic import ElasticConvBN
+from engine.blocks.squeeze import ElasticSqueezeExcite
 from engine.command.cli import main
 from engine.command.start import say
+from engine.compute.compiling import ABOUT_COMPILE, compile_parts
 from engine.compute.distributed import Ranks
 from engine.config import format_count
 from engine.data.dataset import Data
@@ -71,6 +75,8 @@ class Train(Recipe):
         ),
     )
 
+    compile: bool = Field(False, description=f"of one architecture (--arch): {ABOUT_COMPILE}")
+
     def train(self, ranks: Ranks, device: torch.device) -> int:
         """Train as rank `ranks.rank` on `device`; return the exit status."""
         # Whatever can be refused without the images is refused before they are read, which may take minutes.
@@ -100,11 +106,15 @@ class Train(Recipe):
         # A single architecture has nothing to draw: no tables are estimated for it.
         sampling = Uniform() if single_arch else self.sandwich.sampling
         sampler = build_sampler(sampling, space, len(data.classes), data.channels)
-        run = config.start(ranks)
+        run = config.start(ranks, device)
         _introduce(config, space, data, single_arch)
         if ranks.first:
             model = model_of(space, single_arch, data, self.calibration_images, weights)
             write_model(run.path / "model.json", model, "space")
+        if self.compile and single_arch is not None:
+            compile_parts(compiled_parts(supernet))
+        elif self.compile:
+            print("the supernet is not compiled: each step runs other architectures")
         trainer = Trainer(config._for_blocks(arch), run, supernet, data, single_arch, sampler, ranks)
         return trainer.run() or _next(run.path, single_arch)
 
@@ -123,6 +133,15 @@ class Train(Recipe):
             return self
         sandwich = self.sandwich.model_copy(update={"drop_connect_stages": sum(arch.depth[-last:])})
         return self.model_copy(update={"sandwich": sandwich})
+
+
+def compiled_parts(supernet: Supernet) -> list[nn.Module]:
+    """What torch.compile compiles of a network that is trained alone: its layers with their BatchNorms.
+
+    Not its blocks: drop-connect draws from a generator, which torch does not compile.
+    """
+    kinds = (ElasticConvBN, ElasticSqueezeExcite)
+    return [module for module in supernet.modules() if isinstance(module, kinds)]
 
 
 def _introduce(config: Train, space: Space, data: Data, single_arch: Arch | None) -> None:

@@ -22,7 +22,7 @@ from engine.model import ImageModel, WeightsOrigin, image_facts, open_images
 from engine.run import Run, read_json
 from engine.runs.lock import write_lock
 from engine.statistics import Counts
-from ofa.calibration import EVALUATION_BATCH, prepare, subnet_accuracy, subnet_confusion
+from ofa.calibration import prepare, subnet_accuracy, subnet_confusion
 from ofa.quantization import int8_accuracy
 from ofa.space.arch import Arch, largest
 from ofa.space.codes import Codes
@@ -245,7 +245,7 @@ class TrainedSupernet:
             split: which images.
             precision: int8: every tensor is rounded as an 8-bit file rounds it.
         """
-        subnet, batches = self.subnet(arch), self.data.batches(split, EVALUATION_BATCH)
+        subnet, batches = self.subnet(arch), self.data.evaluation_batches(split)
         if precision == "int8":
             return int8_accuracy(subnet, self.data, batches)
         return subnet_accuracy(subnet, batches)
@@ -257,7 +257,7 @@ class TrainedSupernet:
             subnet: calibrated, in eval mode.
             split: which images.
         """
-        batches = self.data.batches(split, EVALUATION_BATCH)
+        batches = self.data.evaluation_batches(split)
         return subnet_confusion(subnet, batches, len(self.model.classes))
 
     def cost(self, arch: Arch) -> tuple[int, int]:

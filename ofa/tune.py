@@ -55,7 +55,7 @@ class Tune(TuningSettings):
       python -m ofa.tune --selected 12M --qat int8              for export.onnx --target cpu-int8 or qnn
       python -m ofa.tune --run runs/start --arch efficientnet_lite0     a converted network, no teacher
       python -m ofa.tune --run runs/photos --teacher resnet50 --teacher-weights resnet50-photos.safetensors
-      torchrun --nproc-per-node 2 -m ofa.tune --run runs/photos     two GPUs, half of each batch on each
+      torchrun --nproc-per-node 2 -m -- ofa.tune --run runs/photos     two GPUs, half of each batch on each
     """
 
     main_flags: ClassVar[tuple[str, ...]] = (
@@ -161,7 +161,7 @@ class Tune(TuningSettings):
         tunings = []
         for name, arch in archs.items():
             config = fitted._for(name)
-            run = config.start(ranks)
+            run = config.start(ranks, device)
             network = single_network(supernet, arch)
             of_network: dict[str, Any] = {"space": network.space, "arch": largest(network.space)}
             of_network |= {"pretrained_only": False, "converted": None}  # it has learned these classes

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine.checkpoint import load_weights
 from engine.command.progress import Advance
+from engine.compute.precision import float32_as_exported
 from engine.config import Config, validate
 from engine.data.text import columns, window
 from engine.errors import UserError
@@ -18,13 +19,14 @@ from oneshot.networks.dropout import Dropout
 from oneshot.networks.recurrent import KIND, CellNetwork
 from oneshot.spaces.genotype import Genotype
 
+# The hidden state goes through thousands of steps, each of which would round it to 8 bits.
+NO_BF16 = "A recurrent cell is trained in float32 or tf32; leave out --precision bf16."
 
-class Language(Config):
-    """Training of a recurrent cell; the defaults are those published for Penn Treebank."""
+
+class LanguageSettings(Config):
+    """Settings that only a recurrent cell has; the defaults are those published for Penn Treebank."""
 
     hidden: int = Field(850, ge=1, description="units of the cell and of the embedding")
-    epochs: int = Field(8000, ge=1, description="passes over the training text")
-    batch: int = Field(64, ge=1, description="columns of text that are read at once")
     bptt: int = Field(
         35, ge=1, description="usual words in a window; the learning rate is proportional to its length"
     )
@@ -39,6 +41,13 @@ class Language(Config):
         description="average weights once validation is worse than its best of this many epochs ago or more",
     )
     val_batch: int = Field(10, ge=1, description="columns of the validation text; the test text is one")
+
+
+class Language(LanguageSettings):
+    """All settings of the training of a recurrent cell, those included that images have, too."""
+
+    epochs: int = Field(8000, ge=1, description="passes over the training text")
+    batch: int = Field(64, ge=1, description="columns of text that are read at once")
 
 
 class LanguageModel(Config):
@@ -92,6 +101,7 @@ def _no_progress(note: str) -> None:
 
 
 @torch.no_grad()
+@float32_as_exported()
 def cross_entropy(
     network: CellNetwork, words_N: Tensor, batch: int, bptt: int, advance: Advance = _no_progress
 ) -> float:

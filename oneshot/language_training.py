@@ -14,11 +14,11 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from engine.checkpoint import save_weights
 from engine.command.interrupt import Stop
 from engine.command.progress import Advance, progress
+from engine.compute.average import RunningAverage
 from engine.compute.macs import count_parameters
 from engine.config import format_count
 from engine.data.text import Text, columns, window, windows
@@ -111,7 +111,7 @@ class LanguageTrainer(EpochLoop):
         self.optimizer = torch.optim.SGD(
             self.network.parameters(), settings.lr, weight_decay=settings.weight_decay
         )
-        self.average: AveragedModel | None = None
+        self.average: RunningAverage | None = None
         self.hidden = self.network.start(settings.batch)
         self.retries = 0  # how often a loss was not finite; other windows and masks are drawn after each
         self.losses: list[float] = []  # on validation, an epoch each
@@ -155,7 +155,7 @@ class LanguageTrainer(EpochLoop):
         set_learning_rate(self.optimizer, settings.lr * len(x_TB) / settings.bptt)
         self.optimizer.step()
         if self.average is not None:
-            self.average.update_parameters(self.network)
+            self.average.update()
         # Backpropagation ends at the window's start.
         self.hidden = output.hidden_1BH.detach()
         self.done(entropy.detach())
@@ -180,8 +180,9 @@ class LanguageTrainer(EpochLoop):
         """The network that is evaluated and saved: the average once there is one."""
         if self.average is None:
             return self.network
-        assert isinstance(self.average.module, CellNetwork)
-        return self.average.module
+        network = self.average.network
+        assert isinstance(network, CellNetwork)
+        return network
 
     def after_epoch(self) -> None:
         """Validate; keep the weights if they are the best; begin to average if validation got no better."""
@@ -201,7 +202,7 @@ class LanguageTrainer(EpochLoop):
                 f"epoch {self.epoch + 1}: validation got no better; from now on the average of all weights "
                 "counts"
             )
-            self.average = AveragedModel(self.network)
+            self.average = RunningAverage(self.network)
         losses.append(loss)
         self.hidden = self.network.start(settings.batch)
 
@@ -226,7 +227,7 @@ class LanguageTrainer(EpochLoop):
         load_best_weights(self.network, self.folder.path)
         # The broken steps are in the average: it starts again at the best weights.
         if self.average is not None:
-            self.average = AveragedModel(self.network)
+            self.average = RunningAverage(self.network)
         self.batches_done, self.hidden = 0, self.network.start(self.settings.batch)
 
     def place(self) -> str:
@@ -247,7 +248,7 @@ class LanguageTrainer(EpochLoop):
         """Take up such a state."""
         self.network.load_state_dict(state["network"])
         if state["average"] is not None:
-            self.average = AveragedModel(self.network)
+            self.average = RunningAverage(self.network)
             self.average.load_state_dict(state["average"])
         self.retries, self.losses = int(state["retries"]), list(state["losses"])
         self.hidden = state["hidden"].to(self.device)

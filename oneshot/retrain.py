@@ -17,8 +17,12 @@ from torch import Tensor
 
 from engine.command.cli import main
 from engine.command.start import say
+from engine.compute.compiling import ABOUT_COMPILE, compile_parts, eagerly
 from engine.compute.distributed import Ranks
+from engine.compute.evaluation import confusion
 from engine.compute.gradients import GradientAverage
+from engine.compute.graphs import ABOUT_GRAPHS, GraphedStep, Graphs, graphed_step, steady
+from engine.compute.precision import TrainingPrecision, autocast
 from engine.config import format_count
 from engine.data.dataset import Data, Split
 from engine.data.digits import Digits
@@ -29,25 +33,28 @@ from engine.model import write_model
 from engine.optim import SGD, Cosine, build_sgd, clip_gradients, learning_rate, set_learning_rate
 from engine.plot.confusion import write_confusion
 from engine.run import Run
-from engine.seed import derive, torch_generator
+from engine.seed import derive
 from engine.statistics import describe_confusion, overall_accuracy
-from engine.training import Training, TrainingCommand, confusion
+from engine.training import Training, TrainingCommand
 from oneshot.chains.genotype import ChainGenotype, published_chains
-from oneshot.language import Language
+from oneshot.language import NO_BF16, Language, LanguageSettings
 from oneshot.language_training import train_language
 from oneshot.networks.final import FinalNetwork
+from oneshot.networks.final_nasbench201 import FinalNasBench201Network
 from oneshot.spaces.genotype import Genotype
 from oneshot.spaces.read_genotype import find_genotype, published_genotypes
 from oneshot.trained import (
     AUXILIARY,
     DEFAULT_RUN,
-    EVALUATION_BATCH,
     NetworkModel,
     NetworkSize,
     build_network,
     network_cost,
     network_model,
 )
+
+# The settings of images would hardly train a recurrent cell: 30 epochs, and no rate of 20.
+TEXT_RECIPES = {"text": "oneshot/retrain_ptb", "grammar": "oneshot/retrain_grammar"}
 
 
 class Retrain(TrainingCommand):
@@ -85,8 +92,15 @@ class Retrain(TrainingCommand):
     )
 
     module: ClassVar[str] = "oneshot.retrain"
+    usual_precision: ClassVar[TrainingPrecision] = "tf32"
+    cpu_has_bf16: ClassVar[bool] = True
+    static_shapes: ClassVar[bool] = True
     config: str | None = Field(
-        "oneshot/retrain_digits", description="recipe: a YAML file, or a packaged name: oneshot/retrain_cifar"
+        "oneshot/retrain_digits",
+        description=(
+            "recipe: a YAML file, or a packaged name: oneshot/retrain_cifar. On text another one is usual: "
+            "oneshot/retrain_ptb; on the grammar oneshot/retrain_grammar"
+        ),
     )
     out: Path = Field(DEFAULT_RUN, description="run folder to write")
     genotype: str = Field(
@@ -95,8 +109,9 @@ class Retrain(TrainingCommand):
     )
     data: AnyData = Field(Digits(), description="the images; text for a recurrent cell")  # type: ignore[assignment]
     network: NetworkSize = Field(NetworkSize(), description="the size of the network")
-    language: Language = Field(
-        Language(), description="all settings of the training of a recurrent cell, its epochs among them"
+    language: LanguageSettings = Field(
+        LanguageSettings(),
+        description="the training of a recurrent cell, beside epochs and batch_size (its columns of text)",
     )
     sgd: SGD = Field(
         SGD(
@@ -119,10 +134,23 @@ class Retrain(TrainingCommand):
         description="probability that an edge is left out for an image, reached linearly at the end",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the labels spread over all classes")
-    bf16: bool = Field(
-        False,
-        description="compute in bfloat16 where that is safe: faster on recent GPUs, slower on most CPUs",
+    precision: TrainingPrecision | None = Field(
+        None,
+        description=(
+            "what layers compute in: float32, tf32 or bf16 (not for a recurrent cell); none: "
+            "tf32 on a GPU that has it, else float32. Evaluation is in float32"
+        ),
     )
+
+    graphs: Graphs = Field("auto", description=ABOUT_GRAPHS)
+    compile: bool = Field(False, description=ABOUT_COMPILE)
+
+    @classmethod
+    def usual_recipe(cls, given: dict[str, Any]) -> str | None:
+        """That of digits, or of the text that is named."""
+        data = given.get("data")
+        name = data.get("name") if isinstance(data, dict) else None
+        return TEXT_RECIPES.get(str(name)) or super().usual_recipe(given)
 
     def train(self, ranks: Ranks, device: torch.device) -> int:
         """Train as rank `ranks.rank` on `device`."""
@@ -149,16 +177,12 @@ class Retrain(TrainingCommand):
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
             torch.manual_seed(derive(self.seed, "weights"))
             network = build_network(model, self.auxiliary > 0)
-        run = config.start(ranks)
+        run = config.start(ranks, device)
         if ranks.first:
             write_model(run.path / "model.json", model, "genotype")
         training = Retraining(config, run, network, data, ranks, model)
         training.introduce()
         return training.run() or config.say_next()
-
-    def may_grow(self) -> frozenset[str]:
-        """The epochs; the training on text has epochs of its own."""
-        return frozenset() if isinstance(self.data, Grammar | TextFolder) else super().may_grow()
 
     def say_finished(self) -> int:
         """Say that there is nothing left to train."""
@@ -181,11 +205,18 @@ class Retrain(TrainingCommand):
             raise UserError(
                 "A recurrent cell is trained by one process; start it with python -m instead of torchrun."
             )
+        if self.precision == "bf16":
+            raise UserError(NO_BF16)
         if self.finished_before(ranks):
             return self.say_finished()
         text = load_text(self.data)
-        run = self.start(ranks)
-        status = train_language(run, genotype, text, self.language, self.seed, device, self.saving)
+        changes = "a recurrent cell reads windows of changing length"
+        graphed_step(self.graphs, device, changes)
+        if self.compile:
+            print(f"the network is not compiled: {changes}")
+        run = self.start(ranks, device)
+        settings = Language(**self.language.model_dump(), epochs=self.epochs, batch=self.batch_size)
+        status = train_language(run, genotype, text, settings, self.seed, device, self.saving)
         return status or self.say_next()
 
 
@@ -205,7 +236,23 @@ class Retraining(Training):
         self.config, self.model = config, model
         self.optimizer = build_sgd(config.sgd, self.network)
         self.gradients = GradientAverage(self.network.parameters(), ranks)
+        self.draws = torch.Generator(data.device)  # of drop-path
+        # In float64, of which 1 - drop has the bits that it has in Python. Only a graph reads it.
+        self.drop = torch.zeros((), dtype=torch.double)
+        self.graph: GraphedStep | None = None  # launches the steps; None: they run eagerly
         self.restore()
+        self.use_graphs(config.graphs)
+        if config.compile and isinstance(network, FinalNetwork | FinalNasBench201Network):
+            compile_parts(network.compiled_parts())
+
+    def use_graphs(self, graphs: Graphs) -> None:
+        """Launch steps as graphs from now on, where that is wanted and possible."""
+        device = self.data.device
+        several = "several processes average their gradients" if self.ranks.size > 1 else None
+        self.graph = graphed_step(graphs, device, several, [self.draws])
+        if self.graph is not None:
+            steady(self.optimizer, device)
+            self.drop = self.drop.to(device)
 
     def introduce(self) -> None:
         """Print what is trained on what."""
@@ -223,10 +270,28 @@ class Retraining(Training):
         warmup = round(sgd.warmup_epochs * self.steps)
         # In every step; the published codes set it once in every epoch.
         set_learning_rate(self.optimizer, learning_rate(sgd, self.step, self.total, warmup))
+        # Seeded here, outside of what a graph repeats.
+        self.draws.manual_seed(derive(self.ranks.seed(config.seed), "drop path", self.step))
+        # The probability rises from 0 with the epochs, as published.
+        drop = config.drop_path * self.epoch / self.epochs
+        if self.graph is None:
+            self.done(self._move(x, y, drop))
+        else:
+            # In the first epoch nothing is drawn, which is another graph.
+            drops = drop > 0
+
+            def recorded(x: Tensor, y: Tensor, drop: Tensor) -> Tensor:
+                return self._move(x, y, drop if drops else 0.0)
+
+            self.done(self.graph.run(drops, recorded, (x, y, self.drop.fill_(drop))))
+
+    def _move(self, x: Tensor, y: Tensor, drop: float | Tensor) -> Tensor:
+        """The step at the optimiser's learning rate; returns the losses."""
+        config = self.config
         self.optimizer.zero_grad()
         # 1. Forward: the logits, and those of the auxiliary head.
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):
-            outputs = self._forward(x)
+        with autocast(x.device):
+            outputs = self._forward(x, drop)
         # 2. The losses in float32.
         entropies = []
         for logits in outputs:
@@ -237,17 +302,14 @@ class Retraining(Training):
         self.gradients.last_backward(total)
         # 3. One update, with the gradient of all ranks' images.
         losses = self.gradients.finish(losses.detach())
-        clip_gradients(sgd, self.network)
+        clip_gradients(config.sgd, self.network)
         self.optimizer.step()
-        self.done(losses)
+        return losses
 
-    def _forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _forward(self, x: Tensor, drop: float | Tensor) -> tuple[Tensor, ...]:
         """The logits, and those of the auxiliary head if there is one."""
         if isinstance(self.network, FinalNetwork):
-            generator = torch_generator(x.device, self.ranks.seed(self.config.seed), "drop path", self.step)
-            # The probability rises from 0 with the epochs, as published.
-            drop = self.config.drop_path * self.epoch / self.epochs
-            outputs = self.network(x, drop, generator)
+            outputs = self.network(x, drop, self.draws)
         else:
             outputs = self.network(x)
         return outputs if isinstance(outputs, tuple) else (outputs,)
@@ -278,8 +340,9 @@ class Retraining(Training):
         # Running statistics, no drop-path, no auxiliary head.
         self.network.eval()
         for split in splits:
-            batches = self.data.batches(split, EVALUATION_BATCH)
-            confusion_KK = confusion(self.network, batches, len(classes))
+            batches = self.data.evaluation_batches(split)
+            with eagerly():
+                confusion_KK = confusion(self.network, batches, len(classes))
             point[f"{split}_accuracy"] = overall_accuracy(confusion_KK)
             name = "validation" if split == "val" else split
             said.append(f"{describe_confusion(confusion_KK, classes)}, on {name} images")

@@ -9,12 +9,19 @@ from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field, field_validator, model_validator
-from torch import nn
 
 from engine.command.cli import main
 from engine.command.start import say
-from engine.compute.device import pick_device, use_threads
+from engine.compute.compiling import ABOUT_COMPILE
+from engine.compute.device import device_facts, pick_device, use_threads
 from engine.compute.graphs import ABOUT_GRAPHS, Graphs
+from engine.compute.peak_memory import device_memory
+from engine.compute.precision import (
+    TrainingPrecision,
+    describe_precision,
+    precision_on,
+    training_in,
+)
 from engine.config import Located, merge, models_in, validate
 from engine.data.digits import Digits
 from engine.data.sources import AnyData, load_data
@@ -24,27 +31,36 @@ from engine.loop import LoopCommand
 from engine.outside.names import expanded
 from engine.run import Run
 from engine.runs.lock import write_lock
-from engine.seed import derive
 from engine.training import print_classes
 from oneshot.axes.operation_costs import operation_costs
 from oneshot.axes.penalty import CostPenalty, Penalty
 from oneshot.chains.costs import costs_of
-from oneshot.chains.layers import ImageShape
-from oneshot.chains.network import ChainNetwork
 from oneshot.chains.space import ChainSpace
 from oneshot.chains.target import CostTarget, parse_target
-from oneshot.ending.outcome import retrain_command
+from oneshot.ending.outcome import retrain_command, retrain_recipe
+from oneshot.ending.published import changes_of
+from oneshot.ending.record import Change
+from oneshot.language import NO_BF16
 from oneshot.methods import MethodConfig
 from oneshot.methods.darts import Darts
 from oneshot.methods.method import Method
 from oneshot.nasbench201.table import AccuracyTable, Dataset
-from oneshot.objectives.images import ImageObjective, search_network
+from oneshot.networks.search import StemName, stem_for
+from oneshot.objectives.building import image_objective, usual_cells
+from oneshot.objectives.images import ImageObjective
+from oneshot.objectives.memory import check_memory, describe_memory, search_memory
 from oneshot.objectives.objective import Objective
 from oneshot.objectives.text import TextObjective, TextSettings
 from oneshot.search_loop import Monitoring, SearchLoop
 from oneshot.searcher import Searcher
-from oneshot.spaces.cells import CellSpace, find_space, is_own_space
+from oneshot.spaces.cells import CellSpace, settings_space
 from oneshot.spaces.search_space import SearchSpace, find_search_space
+
+# Measured on CPU: benchmarks/records/2026-11-30-precision.md.
+BF16_TURNS = (
+    "bf16: the gradient of the architecture turns by 6 to 18% of its length (tf32: 2 to 5%) while the loss "
+    "moves by 0.02 to 0.12%, so another cell may be found"
+)
 
 
 class Search(LoopCommand):
@@ -106,6 +122,13 @@ class Search(LoopCommand):
     cells: int | None = Field(
         None, ge=1, description="how many; none: 8; in space nasbench201 in each of three stages, none: 5"
     )
+    stem: StemName | None = Field(
+        None,
+        description=(
+            "of the DARTS spaces' search network: cifar is one convolution, imagenet three that halve the "
+            "side; none: imagenet from 96 pixels on"
+        ),
+    )
     text: TextSettings = Field(TextSettings(), description="the search network of space recurrent")
     target: str | None = Field(
         None,
@@ -141,8 +164,15 @@ class Search(LoopCommand):
             "epoch; none: all of them"
         ),
     )
-    bf16: bool = Field(False, description="compute in bfloat16 where that is safe: faster on recent GPUs")
+    precision: TrainingPrecision | None = Field(
+        None,
+        description=(
+            "what layers compute in: float32, tf32 or bf16, which turns the architecture's gradient; none: "
+            "tf32 on a GPU that has it, else float32. Measurements are in float32"
+        ),
+    )
     graphs: Graphs = Field("auto", description=ABOUT_GRAPHS)
+    compile: bool = Field(False, description=ABOUT_COMPILE)
     seed: int = Field(0, ge=0, description="seed of weights, order, augmentation, draws and the halves")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch decides")
@@ -176,8 +206,7 @@ class Search(LoopCommand):
         for kind in models_in(cls.model_fields["method"].annotation):
             if issubclass(kind, Method) and kind.model_fields["name"].default == name:
                 # A space of one's own operations takes the settings of its base.
-                base = find_space(space).graph if is_own_space(space) else space
-                return dict(kind.published.get(base, {}))
+                return dict(kind.published.get(settings_space(space), {}))
         return {}
 
     @field_validator("target")
@@ -200,6 +229,8 @@ class Search(LoopCommand):
                 f"space {self.space} and data {self.data.name} do not go together; text is for space "
                 "recurrent, images for others"
             )
+        if text and self.precision == "bf16":
+            raise ValueError(NO_BF16)
         if self.table and self.space != "nasbench201":
             raise ValueError("table holds results of NAS-Bench-201; give it with --space nasbench201")
         for parts in () if text else self.method.channel_parts:
@@ -208,6 +239,10 @@ class Search(LoopCommand):
                     f"channels = {self.width} cannot be cut into {parts} parts; take a multiple, or "
                     "--method.partial 1"
                 )
+        if self.space == "nasbench201" and self.stem == "imagenet":
+            raise ValueError(
+                "the network of NAS-Bench-201 has no large stem; leave out stem, and lower --data.size"
+            )
         if self.space.startswith("darts") and self.cells is not None and self.cells < 3:
             raise ValueError(
                 f"cells = {self.cells} are all reduction cells; take 3 or more, so that normal cells are "
@@ -253,13 +288,32 @@ class Search(LoopCommand):
             print(f"{self.out} is finished already.")
             return self._say_next()
         device = pick_device(self.device)
+        precision = precision_on(device, self.precision, "tf32", cpu_has_bf16=True)
+        said = describe_precision(device, precision, self.precision, "tf32")
+        if said or precision == "bf16":
+            print(said or BF16_TURNS)
+        # Every step of a search has the same shapes.
+        with training_in(precision, static_shapes=True):
+            return self._search_on(device, precision, space, method, table)
+
+    def _search_on(
+        self,
+        device: torch.device,
+        precision: TrainingPrecision,
+        space: SearchSpace,
+        method: Method,
+        table: AccuracyTable | None,
+    ) -> int:
+        """Search in a run folder that is started or continued here; return the exit status."""
         objective = self._objective(space, method, device)
+        if isinstance(objective, ImageObjective) and isinstance(space, CellSpace):
+            self._check_memory(space, method, objective)
         image = objective.image if isinstance(objective, ImageObjective) else None
         costs = operation_costs(method.penalties, space, device, image)
         target = self._target(space, method, objective)
         epochs = self.epochs or method.epochs
         searcher = Searcher(method, space, objective, self.seed, epochs, costs, target)
-        facts = {"threads": torch.get_num_threads()}
+        facts = device_facts(device, precision)
         run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite, facts=facts)
         monitoring = Monitoring(
             evaluate_images=self.evaluate_images,
@@ -268,12 +322,38 @@ class Search(LoopCommand):
             table=table,
             dataset=self.dataset,
             table_budget=self.table_budget,
+            changes=self._changes(method),
+            recipe=retrain_recipe(self.space, self.data),
         )
         loop = SearchLoop(run, searcher, monitoring)
         # After a resumed search took up its state, which a graph must not see replaced.
         searcher.use_graphs(self.graphs)
+        if self.compile:
+            searcher.compile()
         loop.saving = self.saving
         return loop.run() or self._say_next()
+
+    def _check_memory(self, space: CellSpace, method: Method, objective: ImageObjective) -> None:
+        """Say how much memory the search needs, and refuse what cannot fit."""
+        evaluated = self.evaluate_images or objective.data.count("val")
+        needed = search_memory(method, space, objective, evaluated)
+        memory = device_memory(objective.data.device)
+        print(describe_memory(needed, memory))
+        warning = check_memory(needed, memory, self.width, objective.data.size, method.partial)
+        if warning:
+            print(f"warning: {warning}")
+
+    def _changes(self, method: Method) -> tuple[Change, ...]:
+        """Settings that differ from the method's own on this space."""
+        flags = {
+            "epochs": self.epochs or method.epochs,
+            "batch_size": self.batch_size or method.batch_size,
+            "channels": self.width,
+        }
+        cells = usual_cells(settings_space(self.space))
+        text, own_text = self.text.model_dump(mode="json"), TextSettings().model_dump(mode="json")
+        others = {"cells": (cells, self.cells or cells), "text": (own_text, text)}
+        return changes_of(method, self.space, flags, others)
 
     def _say_next(self) -> int:
         say(f"next: {retrain_command(self.out, self.space, self.data)}")
@@ -295,7 +375,7 @@ class Search(LoopCommand):
             return f"--cells is for cells; the layers of space {space.name} are in its file."
         if self.target is None and self.latency_table is not None:
             return "--latency-table is for a target in milliseconds; add --target 15ms, or leave it out."
-        if self.target is not None and not method.has_architecture_step:
+        if self.target is not None and not (method.has_architecture_step or method.can_aim):
             return (
                 f"Method {method.name} has no step of the architecture that --target could lead; take "
                 "another method, such as proxyless."
@@ -331,20 +411,9 @@ class Search(LoopCommand):
             return TextObjective(load_text(self.data), self.text, batch_size, self.seed, device)
         data = load_data(self.data, device, self.seed)
         print_classes(data)
-        # As published: 5 in each of three stages, or 8 in the whole network.
-        whole = isinstance(space, CellSpace) and space.graph == "nasbench201"
-        cells = self.cells or (5 if whole else 8)
-        with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
-            torch.manual_seed(derive(self.seed, "weights"))
-            if isinstance(space, ChainSpace):
-                image = ImageShape(data.size, data.channels, len(data.classes))
-                network: nn.Module = ChainNetwork(space, image)
-            else:
-                assert isinstance(space, CellSpace)
-                classes, inputs = len(data.classes), data.channels
-                network = search_network(space, method, self.width, cells, classes, inputs)
-        two_batches = method.level == "released"
-        return ImageObjective(network, data, batch_size, method.level != "bilevel", self.bf16, two_batches)
+        cells = self.cells or usual_cells(settings_space(space.name))
+        stem = self.stem or stem_for(data.size)
+        return image_objective(space, method, data, self.width, cells, stem, batch_size, self.seed)
 
 
 def _section(values: dict[str, Any], name: str) -> Any:

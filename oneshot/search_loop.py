@@ -3,13 +3,18 @@
 from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from engine.loop import EpochLoop
 from engine.run import Run, read_lines, write_json
+from oneshot.chains.space import CHAIN
 from oneshot.ending.collapse import FACTOR, NOT_BEFORE, epoch_to_return_to, skips, warning
+from oneshot.ending.conclude import Ending, conclude
 from oneshot.ending.drawing import alphas_over_time, draw_genotype
-from oneshot.ending.outcome import print_comparison, print_found, print_introduction
+from oneshot.ending.outcome import print_comparison, print_found, print_introduction, print_outcome
+from oneshot.ending.published import rate_remark
+from oneshot.ending.record import Change, write_outcome
 from oneshot.nasbench201.table import AccuracyTable, Dataset
 from oneshot.searcher import Searcher
 from oneshot.spaces.genotype import AnyGenotype, Genotype, genotype_kind
@@ -25,6 +30,8 @@ class Monitoring(NamedTuple):
         table: true accuracies, if there is a table.
         dataset: which of the table's data sets.
         table_budget: look-ups of the searchers that the choice is compared with.
+        changes: settings that differ from the method's own on the space.
+        recipe: of the retraining that the command prints; None: there is none.
     """
 
     evaluate_images: int | None = None
@@ -33,6 +40,8 @@ class Monitoring(NamedTuple):
     table: AccuracyTable | None = None
     dataset: Dataset = "cifar10"
     table_budget: int = 100
+    changes: tuple[Change, ...] = ()
+    recipe: str | None = None
 
 
 class SearchLoop(EpochLoop):
@@ -55,6 +64,9 @@ class SearchLoop(EpochLoop):
         self.warned = False
         self.restore()
         print_introduction(searcher)
+        remark = rate_remark(monitoring.changes, searcher.method)
+        if remark is not None:
+            print(f"note: {remark}")
 
     def steps_in(self, epoch: int) -> int:
         """The number of pairs of batches."""
@@ -158,6 +170,8 @@ class SearchLoop(EpochLoop):
         else:
             values = logged[back]["genotype"]
             genotype = genotype_kind(values).model_validate(values)
+            if state.target is not None:
+                genotype, report = state.target.read_off(torch.tensor(logged[back]["alphas"][CHAIN]))
             print(
                 f"The eigenvalue grew by more than {FACTOR}: stopped after epoch {len(logged)}, took the "
                 f"cell of epoch {back + 1}."
@@ -169,11 +183,24 @@ class SearchLoop(EpochLoop):
         if method.has_architecture_step:
             alphas_over_time([point["alphas"] for point in logged], state.space, path / "alphas.png")
         print_found(genotype, self.objective, report)
-        if report is not None:
-            write_json(path / "target.json", report.facts())
-        if back is None:
-            self.warn(genotype, self.epoch)
         monitoring = self.monitoring
+        # As they were when this cell was read off.
+        probabilities = method.probabilities(state.space, state.alphas)
+        if back is not None:
+            weights = logged[back]["alphas"].items()
+            probabilities = {kind: torch.tensor(values) for kind, values in weights}
+        ending = Ending(
+            probabilities=probabilities,
+            search_network=logged[-1][self.objective.quality] if logged else None,
+            steps=self.step,
+            limit=monitoring.evaluate_images,
+            changes=monitoring.changes,
+            recipe=monitoring.recipe,
+            report=report,
+        )
+        outcome = conclude(self.searcher, genotype, ending)
+        write_outcome(path, outcome)
+        print_outcome(outcome)
         if monitoring.table:
             assert isinstance(genotype, Genotype), "tables are of NAS-Bench-201"
             print_comparison(
@@ -181,7 +208,7 @@ class SearchLoop(EpochLoop):
             )
         # DONE comes last: a search that is killed before writes its findings again.
         self.folder.finish("genotype.json")
-        print(f"written to {path}: genotype.json, cell.svg, cell.png")
+        print(f"written to {path}: genotype.json, outcome.json, cell.svg, cell.png")
 
     def resumed_place(self) -> str:
         """In epochs, since a resumed search may begin with an epoch's end."""

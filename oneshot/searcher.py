@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.compute.compiling import compile_parts
 from engine.compute.graphs import GraphedStep, Graphs, graphed_step, steady
+from engine.compute.precision import float32_as_exported
 from engine.optim import computes_fused, set_learning_rate
 from engine.seed import derive, torch_generator
 from oneshot.axes.edge_weights import NetworkEdgeWeights
@@ -26,6 +28,7 @@ from oneshot.bilevel import (
 from oneshot.chains.space import CHAIN
 from oneshot.chains.target import CostTarget, TargetReport
 from oneshot.methods.method import Method
+from oneshot.networks.search import DartsNetwork, NasBench201Network
 from oneshot.objectives.objective import Objective
 from oneshot.spaces.cells import NOISE
 from oneshot.spaces.genotype import AnyGenotype
@@ -110,6 +113,19 @@ class Searcher:
             if state.architecture_optimizer is not None:
                 steady(state.architecture_optimizer, state.device)
 
+    def compile(self, strict: bool = False, backend: str = "inductor") -> None:
+        """Let the network's parts run compiled from now on, where their shapes are fixed.
+
+        Args:
+            strict, backend: as `compile_parts` takes them.
+        """
+        why_not, network = self.varies(), self.state.objective.network
+        if why_not is not None:
+            print(f"the network is not compiled: {why_not}")
+            return
+        assert isinstance(network, DartsNetwork | NasBench201Network)
+        compile_parts(network.compiled_parts(), strict, backend)
+
     def varies(self) -> str | None:
         """Why the steps of an epoch are not all alike, so that none can be recorded; None: they are."""
         if self.method.samples_operations:
@@ -120,8 +136,8 @@ class Searcher:
             return "selection by perturbation starts the optimiser anew"
         if NOISE in self.state.space.operations:
             return "one of the operations is noise"
-        if self.state.space.name == "recurrent":
-            return "a search on text reads windows of changing length"
+        if not isinstance(self.state.objective.network, DartsNetwork | NasBench201Network):
+            return f"the network of space {self.state.space.name} changes from step to step"
         return None
 
     def _move(self, number: int, rate: float, train: Any, valid: Any) -> Tensor:
@@ -297,6 +313,7 @@ class Searcher:
             edge_weights = self.edge_weights("measure")
         return self.state.measure(edge_weights, limit)
 
+    @float32_as_exported()
     def eigenvalue(self, batch: Any) -> float:
         """The dominant eigenvalue of the validation loss's Hessian in the architecture's parameters.
 

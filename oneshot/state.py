@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.compute.compiling import eagerly
+from engine.compute.device import send_together
 from engine.optim import load_optimizer
 from engine.seed import derive
 from oneshot.axes.alphas import Alphas
@@ -57,9 +59,10 @@ class SearchState:
 
     def on_device(self, edge_weights: NetworkEdgeWeights) -> NetworkEdgeWeights:
         """Edge weights where the network is; methods that draw architectures build them on CPU."""
+        sent = send_together([found.weight_EO for found in edge_weights.values()], self.device)
         moved = {}
-        for kind, cell_weights in edge_weights.items():
-            moved[kind] = cell_weights._replace(weight_EO=cell_weights.weight_EO.to(self.device))
+        for (kind, found), weight_EO in zip(edge_weights.items(), sent, strict=True):
+            moved[kind] = found._replace(weight_EO=weight_EO)
         return moved
 
     def restart_weights(self, momentum: Mapping[nn.Parameter, Tensor] | None = None) -> None:
@@ -117,7 +120,8 @@ class SearchState:
         network.train(self.samples_operations or batch_statistics)
         # In training mode the running statistics move; who only asks leaves no trace in them.
         kept = {name: buffer.clone() for name, buffer in network.named_buffers()} if batch_statistics else {}
-        with torch.no_grad():
+        # Batches of other sizes: compiled parts would be compiled again for each.
+        with torch.no_grad(), eagerly():
             yield
             for name, buffer in kept.items():
                 network.get_buffer(name).copy_(buffer)

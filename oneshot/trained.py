@@ -8,13 +8,13 @@ from pydantic import Field
 from torch import nn
 
 from engine.checkpoint import load_weights
+from engine.compute.evaluation import accuracy
 from engine.compute.macs import count_macs, count_parameters
 from engine.config import Config, validate
 from engine.data.dataset import Data, Split
 from engine.errors import UserError
 from engine.model import ImageModel, image_facts, open_images
 from engine.run import Run, read_json
-from engine.training import accuracy
 from oneshot.chains.genotype import ChainGenotype
 from oneshot.chains.layers import ImageShape
 from oneshot.chains.network import FinalChain
@@ -24,7 +24,6 @@ from oneshot.spaces.cells import find_space
 from oneshot.spaces.genotype import AnyGenotype
 
 DEFAULT_RUN = Path("runs/retrained")
-EVALUATION_BATCH = 64
 AUXILIARY = "auxiliary."  # the first part of the names of parameters that only training needs
 
 
@@ -123,7 +122,7 @@ class TrainedNetwork:
 
     def accuracy(self, split: Split) -> float:
         """Top-1 accuracy in [0, 1] on a split."""
-        return accuracy(self.network, self.data.batches(split, EVALUATION_BATCH))
+        return accuracy(self.network, self.data.evaluation_batches(split))
 
     def cost(self) -> tuple[int, int]:
         """(MACs of one image, parameters)."""

@@ -52,7 +52,7 @@ class Collect(RunCommand):
       python -m predictors.collect
       python -m predictors.collect --run runs/photos --count 500
       python -m predictors.collect --count 120 --rounds 5
-      torchrun --nproc-per-node 4 -m predictors.collect --run runs/photos
+      torchrun --nproc-per-node 4 -m -- predictors.collect --run runs/photos
     """
 
     many_processes: ClassVar[bool] = True

@@ -25,7 +25,16 @@ from ofa.cost import costs_of
 from ofa.space.codes import Codes, sample_codes
 from ofa.space.space import Space, load_space
 from ofa.trained import SupernetModel, run_flag
+from oneshot.chains.layers import ImageShape
+from oneshot.chains.space import ChainSpace
 from predictors.latency.additive import Level
+from predictors.latency.chains import (
+    build_chain_table,
+    chain_space_named,
+    error_of_sums,
+    export_chain_kit,
+    timed_layers,
+)
 from predictors.latency.kit import distinct_layers, export_kit
 from predictors.latency.model import LatencyModel, cross_validated
 from predictors.latency.published import read_published
@@ -59,6 +68,7 @@ class Measure(Command):
     examples:
       python -m predictors.measure --device-name my-laptop
       python -m predictors.measure --device-name my-laptop --space ofa_mbv3 --resolutions 160,224 --whole 100
+      python -m predictors.measure --device-name my-laptop --space proxyless    # for oneshot.search --target
       python -m predictors.measure --space ofa_mbv3 --export-kit kit
       python -m predictors.measure --space ofa_mbv3 --import-kit latency.csv --device-name pi4
       python -m predictors.measure --space ofa_mbv3_w1.2 --import-yaml 160.yaml,224.yaml --device-name note10
@@ -81,7 +91,9 @@ class Measure(Command):
     device_name: str | None = Field(
         None, pattern=r"^[\w.-]+$", description="what to call the device; the table is latency/NAME.json"
     )
-    space: str | None = Field(None, description="packaged space or YAML file; none: that of --run")
+    space: str | None = Field(
+        None, description="packaged space or YAML file, of a supernet or of chains; none: that of --run"
+    )
     run: Path = Field(Path("runs/supernet"), description="run whose space, classes and channels count")
     classes: int = Field(1000, ge=1, description="with --space: outputs of the classifier")
     channels: int = Field(3, ge=1, description="with --space: input channels")
@@ -118,6 +130,9 @@ class Measure(Command):
 
     def execute(self) -> int:
         """Export, measure or import."""
+        chains = chain_space_named(self.space)
+        if chains is not None:
+            return self._measure_chains(chains)
         subject = self._subject()
         if not self.import_yaml:
             print(self._for_what(subject))
@@ -132,11 +147,8 @@ class Measure(Command):
                 "same --space or --run"
             )
             return 0
-        if self.device_name is None:
-            raise UserError(
-                "--device-name is missing; say what this device is to be called, such as my-laptop."
-            )
-        out = self.out or Path("latency") / f"{self.device_name}.json"
+        out = self._table_file()
+        assert self.device_name is not None
         if self.import_yaml:
             paths = tuple(Path(word) for word in self.import_yaml.split(","))
             table = read_published(paths, self.device_name, subject.space, subject.channels)
@@ -152,6 +164,68 @@ class Measure(Command):
         if status == 0:
             shutil.rmtree(folder)
         return status
+
+    def _table_file(self) -> Path:
+        """Where the table goes."""
+        if self.device_name is None:
+            raise UserError(
+                "--device-name is missing; say what this device is to be called, such as my-laptop."
+            )
+        return self.out or Path("latency") / f"{self.device_name}.json"
+
+    def _measure_chains(self, space: ChainSpace) -> int:
+        """The same for a space of chains of blocks."""
+        if self.import_yaml or self.like or not self.blocks:
+            raise UserError(
+                f"Space {space.name} is of chains, whose blocks are always timed; leave out --import-yaml, "
+                "--like and --no-blocks."
+            )
+        sizes = [space.resolution]
+        if self.resolutions:
+            sizes = sorted({self._pixels(word) for word in self.resolutions.split(",")})
+        images = [ImageShape(size, self.channels, self.classes) for size in sizes]
+        print(
+            f"measured for {self.classes} classes and {self.channels} input channels (--classes, --channels)"
+        )
+        folder = self.export_kit or self._table_file().with_suffix(".kit")
+        layers = list(timed_layers(space, images).values())
+        structures = len({structure(layer) for layer in layers})
+        if self.import_kit is None:
+            self._announce(layers, structures, self.whole, sizes)
+            with progress("write ONNX files", structures) as advance:
+                export_chain_kit(space, images, self.whole, folder, advance)
+        if self.export_kit is not None:
+            say(
+                f"kit in {folder}: run bench.py there; next: python -m predictors.measure --import-kit "
+                f"latency.csv --device-name NAME --space {space.name}, with the same --resolutions"
+            )
+            return 0
+        out = self._table_file()
+        assert self.device_name is not None
+        if self.import_kit is None:
+            self._bench(folder)
+        timings = self.import_kit or folder / "latency.csv"
+        table, noises = build_chain_table(read_timings(timings, self.clock), self.device_name, space, images)
+        if self._refused(noises, timings):
+            return 1
+        error = error_of_sums(table, space, images[0])
+        if error is not None:
+            print(f"typical error on the {len(table.networks)} whole chains: {error:.1%}")
+        write_json(out, table.model_dump(mode="json"))
+        if self.import_kit is None:
+            shutil.rmtree(folder)
+        print(f"written to {out}")
+        middle = float(np.median([network.ms for network in table.networks])) if table.networks else 10.0
+        flags = f"--space {space.name} --method proxyless --target {middle:.2g}ms"
+        say(f"next: python -m oneshot.search {flags} --latency-table {shlex.quote(str(out))}")
+        return 0
+
+    def _pixels(self, word: str) -> int:
+        if not word.isdigit() or not 8 <= int(word) <= 4096:
+            raise UserError(
+                f"Resolution {word} is not possible; give sides of 8 to 4096 pixels, such as 224."
+            )
+        return int(word)
 
     def _subject(self) -> SpaceToMeasure:
         if self.space is not None:
@@ -227,6 +301,17 @@ class Measure(Command):
         """
         space, classes, channels = subject
         table, noises = build_table(read_timings(timings, self.clock), device, space, classes, channels)
+        if self._refused(noises, timings):
+            return 1
+        others = tuple(read_table(Path(word)) for word in self.like.split(",")) if self.like else ()
+        if any(other.fingerprint != table.fingerprint for other in others):
+            raise UserError("--like names a table of another space; all must be of this one.")
+        table = table.model_copy(update={"others": others})
+        _print_quality(table, space)
+        return self._save(table, space, out)
+
+    def _refused(self, noises: dict[str, Noise], timings: Path) -> bool:
+        """Print the noise, and whether the table is too noisy to be written."""
         _print_noises(noises)
         # A wrong table would be believed by every later selection, so none is written.
         for what, noise in noises.items():
@@ -237,13 +322,8 @@ class Measure(Command):
                     "on power, and measure with more --rounds or --seconds; timings so far are kept in "
                     f"{timings}."
                 )
-                return 1
-        others = tuple(read_table(Path(word)) for word in self.like.split(",")) if self.like else ()
-        if any(other.fingerprint != table.fingerprint for other in others):
-            raise UserError("--like names a table of another space; all must be of this one.")
-        table = table.model_copy(update={"others": others})
-        _print_quality(table, space)
-        return self._save(table, space, out)
+                return True
+        return False
 
     def _save(self, table: LatencyTable, space: Space, out: Path) -> int:
         write_json(out, table.model_dump(mode="json"))

@@ -37,6 +37,12 @@ class Command(Config):
     )
 
     @classmethod
+    def usual_recipe(cls, given: dict[str, Any]) -> str | None:
+        """The recipe where no --config names one; a child may choose by what the flags give."""
+        recipe: str | None = cls.model_fields["config"].default
+        return recipe
+
+    @classmethod
     def prepare(cls, values: dict[str, Any]) -> dict[str, Any]:
         """A child may add defaults here that depend on the values given.
 
@@ -75,7 +81,7 @@ def parse(command: type[T], argv: list[str]) -> T:
         print(as_typed(pages.everything(command, module_of(command))), end="")
         sys.exit(0)
     given = _given(command, argv)
-    recipe = given.pop("config", command.model_fields["config"].default)
+    recipe = given.pop("config") if "config" in given else command.usual_recipe(given)
     values = read_recipe(recipe) if recipe else {}
     values.pop("config", None)  # the recipe that was named counts
     values = over_defaults(command, command.prepare(merge(values, given)))

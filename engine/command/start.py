@@ -36,6 +36,8 @@ COMMANDS = {
     "nasbench201": "oneshot.benchmark",
 }
 HELP = ("-h", "--help")
+# Commands whose networks have other shapes in each step, or one after the other.
+CHANGING_SHAPES = {"ofa.train", "predictors.collect", "predictors.select"}
 
 
 def start() -> None:
@@ -49,10 +51,24 @@ def start() -> None:
 def prepare(module: str, flags: list[str]) -> None:
     """Give Ctrl-C a quiet end; print the stored page and end the process if `flags` ask for help."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # nothing is open or half-written yet
+    if module in CHANGING_SHAPES:
+        let_segments_grow()
     page = page_of(module)
     if any(flag in HELP for flag in flags) and page.is_file():
         print(as_typed(page.read_text(encoding="utf-8")), end="")
         sys.exit(0)
+
+
+def let_segments_grow() -> None:
+    """Let torch's memory on a GPU grow piece by piece, unless the user has set how it is managed.
+
+    Else each size of a tensor that is new reserves a block of its own, and subnets of ever other sizes leave
+    blocks that fit none. torch reads the variable when it starts CUDA, so it is set before torch is imported.
+    """
+    # CUDA has no such memory elsewhere, and torch would warn.
+    given = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"} & os.environ.keys()
+    if sys.platform == "linux" and not given:
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def page_of(module: str) -> Path:

@@ -1,10 +1,13 @@
 """Layers that take less time and memory on CPUs than torch's own; other devices get torch's own.
 
+On CUDA a grouped convolution is computed in the way that was measured to be the fastest there.
+
 Results are those of torch's layers up to rounding. What each trick gains is measured in
 `benchmarks/records/2026-11-22-sandwich-step.md` and `2026-11-22-search-step.md`.
 """
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -41,8 +44,7 @@ def depthwise(
     """
     if padding is None:
         padding = dilation * (weight.shape[-1] // 2)
-    # The device is asked first: elsewhere than on CPU, looking at `grad_fn` would break a compiled graph.
-    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    if not _tuned(x) or torch.is_autocast_enabled("cpu"):
         return torch_depthwise(x, weight, stride, dilation, padding)
     # The gradients below are written for these combinations and for this layout, in which columns are views.
     known = (stride, dilation) in ((1, 1), (2, 1), (1, 2))
@@ -59,13 +61,108 @@ def depthwise(
     return _Depthwise.apply(x, weight, stride, dilation, padding, maker)
 
 
+def _tuned(x: Tensor) -> bool:
+    """Whether the ways of this file are for this tensor.
+
+    torch.compile gets torch's own layers on CPU, too: it could not follow `grad_fn`, and fuses by itself.
+    """
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def torch_depthwise(
     x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1, padding: int | None = None
 ) -> Tensor:
     """What `depthwise` computes, by torch alone; differentiable any number of times."""
     if padding is None:
         padding = dilation * (weight.shape[-1] // 2)
-    return F.conv2d(x, weight, None, stride, padding, dilation, len(weight))
+    settings = (stride, padding, dilation, len(weight))
+    ways = (_as_given, _in_planes)
+    return _fastest(("depthwise", weight.shape[-1], stride, dilation), ways, x, weight, settings)
+
+
+def grouped_pointwise(x: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """A 1x1 convolution in groups, such as those of several edges at once.
+
+    Args:
+        x: (N, groups * I, H, W).
+        weight: (groups * O, I, 1, 1).
+        groups: how many.
+
+    Returns:
+        (N, groups * O, H, W).
+    """
+    # Of one group it is a matrix product already.
+    if groups == 1:
+        return F.conv2d(x, weight)
+    ways = (_as_given, _in_planes, _in_products)
+    return _fastest(("pointwise", groups), ways, x, weight, (1, 0, 1, groups))
+
+
+# How a grouped convolution is computed on CUDA. cuDNN is known to be slow at some of them in float32 and
+# channels_last (pytorch issue 34977), and nobody knows at which on a GPU that is not there. So each operation
+# is measured when it first runs. Not run on a GPU so far.
+Settings = tuple[int, int, int, int]  # stride, padding, dilation, groups
+Way = Callable[[Tensor, Tensor, Settings], Tensor]
+FASTER = 0.8  # another way must take less than this share of the time, so that chance does not decide
+_chosen: dict[Hashable, Way] = {}  # for each operation and GPU
+
+
+def _as_given(x: Tensor, weight: Tensor, settings: Settings) -> Tensor:
+    """In the layout of x."""
+    return F.conv2d(x, weight, None, *settings)
+
+
+def _in_planes(x: Tensor, weight: Tensor, settings: Settings) -> Tensor:
+    """In torch's usual layout, NCHW, with a copy before and after."""
+    y = F.conv2d(x.contiguous(), weight.contiguous(), None, *settings)
+    return y.contiguous(memory_format=torch.channels_last)
+
+
+def _in_products(x: Tensor, weight: Tensor, settings: Settings) -> Tensor:
+    """A 1x1 convolution as one matrix product a group, all together; the groups of x are views of it."""
+    groups = settings[3]
+    count, _, height, width = x.shape
+    rows_GPI = x.permute(0, 2, 3, 1).reshape(count * height * width, groups, -1).transpose(0, 1)
+    weight_GIO = weight.reshape(groups, -1, weight.shape[1]).transpose(1, 2)
+    y = torch.bmm(rows_GPI, weight_GIO).transpose(0, 1)
+    return y.reshape(count, height, width, -1).permute(0, 3, 1, 2)
+
+
+def _fastest(
+    operation: Hashable, ways: Sequence[Way], x: Tensor, weight: Tensor, settings: Settings
+) -> Tensor:
+    """The convolution, on CUDA by the way that took the least time when this operation first ran.
+
+    One measurement stands for all sizes of an operation, since a supernet has others in each step.
+    """
+    # What is compiled gets its layout from the compiler; in bfloat16 nothing of the kind is known.
+    known = torch.compiler.is_compiling() or x.device.type != "cuda" or x.dtype != torch.float32
+    if known or torch.is_autocast_enabled("cuda") or not x.is_contiguous(memory_format=torch.channels_last):
+        return ways[0](x, weight, settings)
+    key = operation, x.device
+    # A graph that is being recorded cannot measure. Its warm-up did.
+    if key not in _chosen and torch.cuda.is_current_stream_capturing():
+        return ways[0](x, weight, settings)
+    if key not in _chosen:
+        times = [_seconds(way, x, weight, settings) for way in ways]
+        best = min(range(len(ways)), key=times.__getitem__)
+        _chosen[key] = ways[best] if times[best] < FASTER * times[0] else ways[0]
+    return _chosen[key](x, weight, settings)
+
+
+def _seconds(way: Way, x: Tensor, weight: Tensor, settings: Settings) -> float:
+    """What forward and backward take, the least of three."""
+    x, weight = torch.ones_like(x).requires_grad_(), torch.ones_like(weight).requires_grad_()
+    times = []
+    # The first one is not counted: libraries choose their kernels in it.
+    for _ in range(4):
+        torch.cuda.synchronize(x.device)
+        began = time.perf_counter()
+        with torch.enable_grad():
+            way(x, weight, settings).sum().backward()  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize(x.device)
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
 
 
 class _Depthwise(torch.autograd.Function):
@@ -208,7 +305,7 @@ def average_pool(x: Tensor, stride: int) -> Tensor:
     Returns:
         (N, C, H / stride, W / stride), sizes rounded up.
     """
-    if x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
+    if not _tuned(x) or not x.is_contiguous(memory_format=torch.channels_last):
         return F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
     # A depthwise convolution takes 0.10 ms where torch's pool takes 0.44 (16 x 16 x 32 x 32).
     mean_kernel = x.new_full((x.shape[1], 1, 3, 3), 1 / 9)
@@ -238,7 +335,7 @@ def norm_act(
         var: running variance (C,), moved likewise.
     """
     # A single value a channel has no variance, which F.batch_norm refuses and the kernel below does not.
-    if act and x.device.type == "cpu" and x.dtype == weight.dtype and x.numel() > x.shape[1]:
+    if act and _tuned(x) and x.dtype == weight.dtype and x.numel() > x.shape[1]:
         return _NormAct.apply(x, weight, bias, act, eps, mean, var)
     y = F.batch_norm(x, mean, var, weight, bias, training=True, eps=eps)
     return ACTIVATION[act](y) if act else y

@@ -167,7 +167,10 @@ def graphed_step(
     """
     if graphs == "off" or device.type != "cuda":
         return None
-    if why_not is not None:
-        print(f"steps are not launched as a CUDA graph: {why_not}")
-        return None
-    return GraphedStep(CudaRecording(device, generators))
+    if why_not is None:
+        try:
+            return GraphedStep(CudaRecording(device, generators))
+        except RuntimeError as error:
+            why_not = str(error).splitlines()[0]
+    print(f"steps are not launched as a CUDA graph: {why_not}")
+    return None

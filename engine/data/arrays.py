@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
+from engine.compute.device import send
 from engine.data.augment import cutout, random_crop, random_flip
 from engine.data.balance import Ints
 from engine.data.dataset import Batch, Data, ImageSource, IndexedData, Split, Subset, stream_name
@@ -108,8 +109,8 @@ class ArrayData(IndexedData):
         images, labels = self._images(subset)
         if not batches:
             return
-        # The order goes to the device once an epoch: a copy in each step would make the host wait.
-        order_SB = torch.from_numpy(np.stack(batches)).to(self.device)
+        # The order goes to the device once an epoch: one copy instead of one in each step.
+        order_SB = send(torch.from_numpy(np.stack(batches)), self.device)
         # A stream for each step, so that a resumed run needs no draws of the steps that it skips.
         for step, where in enumerate(order_SB, start=skip):
             generator = torch_generator(self.device, self.seed, *stream_name(subset, "augment"), epoch, step)
@@ -124,5 +125,5 @@ class ArrayData(IndexedData):
 
     def _plain(self, split: Split, indices: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
         images, labels = self.splits[split]
-        for where in torch.split(torch.from_numpy(indices).to(self.device), batch_size):
+        for where in torch.split(send(torch.from_numpy(indices), self.device), batch_size):
             yield images[where], labels[where]

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.compute.device import send
+
 
 def random_crop(x_NCHW: Tensor, padding: int, generator: torch.Generator) -> Tensor:
     """Each image padded by zeros and cropped back to its size at a random place of its own.
@@ -75,9 +77,9 @@ def mixup(x_NCHW: Tensor, y_NK: Tensor, alpha: float, rng: np.random.Generator) 
         The blended images (N, C, H, W) and probabilities (N, K).
     """
     count, device = len(x_NCHW), x_NCHW.device
-    order_N = torch.from_numpy(rng.permutation(count)).to(device, non_blocking=True)
+    order_N = send(torch.from_numpy(rng.permutation(count)), device)
     drawn_N = rng.beta(alpha, alpha, count).astype(np.float32)
-    share_N1 = torch.from_numpy(drawn_N).to(device, non_blocking=True)[:, None]
+    share_N1 = send(torch.from_numpy(drawn_N), device)[:, None]
     share_N111 = share_N1[:, :, None, None]
     x = x_NCHW * share_N111 + x_NCHW[order_N] * (1 - share_N111)
     y = y_NK * share_N1 + y_NK[order_N] * (1 - share_N1)

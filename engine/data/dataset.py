@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
+from engine.compute.device import send
 from engine.compute.distributed import ALONE, Ranks
+from engine.compute.evaluation import CPU_BATCH, evaluation_batch
 from engine.config import Config
 from engine.data.augment import mixup
 from engine.data.balance import Balance, Ints, balanced_order, class_weights
@@ -194,6 +196,20 @@ class Data(ABC):
             limit: stop after this many images.
         """
 
+    def evaluation_batches(
+        self, split: Split, limit: int | None = None, on_cpu: int = CPU_BATCH
+    ) -> Iterator[Batch]:
+        """The batches of a split to judge a network on, as large as suits the device.
+
+        Only for what does not depend on batches, as a network in eval mode does not.
+
+        Args:
+            split: which images.
+            limit: stop after this many images.
+            on_cpu: images in a batch on a CPU.
+        """
+        return self.batches(split, evaluation_batch(self.device, self.size, on_cpu), limit)
+
     def size_of(self, subset: Subset) -> int:
         """Number of images in `subset`."""
         if subset == "both":
@@ -287,7 +303,7 @@ class IndexedData(Data):
         targets_KK = torch.eye(len(self.classes), device=self.device)
         if is_weighted:
             counts_K = np.bincount(self.labels(subset), minlength=len(self.classes))
-            targets_KK *= torch.from_numpy(class_weights(counts_K)).to(self.device)
+            targets_KK *= send(torch.from_numpy(class_weights(counts_K)), self.device)
         return targets_KK
 
     def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterator[Batch]:

@@ -1,5 +1,6 @@
 """A folder of image files of any size, with a folder for each class; worker processes decode the files."""
 
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch.utils.data import DataLoader
 
 from engine.config import Located
 from engine.data.balance import Ints
@@ -24,25 +24,26 @@ from engine.data.dataset import (
     Subset,
     stream_name,
 )
+from engine.data.decoding import Decoder
 from engine.data.image_files import (
     CROP_SHARE,
     EXTENSIONS,
-    ImageFiles,
     ImageListing,
     Item,
     Listing,
     Transforms,
     check_image_files,
-    collate,
-    start_worker,
 )
 from engine.data.split import describe_hold_out, hold_out
-from engine.errors import UserError, WorkerDied
+from engine.errors import UserError
 from engine.seed import derive, numpy_generator
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 CACHE_BYTES = 2 * 1024**3  # most bytes of decoded pixels that are kept on the device, for each set of images
 NAMED = 5  # classes that a note names
+# Images that a worker hands over at once. A batch of an evaluation may be 1024, and several of them wait in
+# shared memory, of which a container has little.
+PART = 64
 HELD = ("val", "test")  # folders that may stand beside train/
 Share = Annotated[float, Field(ge=0, le=1)]
 Hue = Annotated[float, Field(ge=0, le=0.5)]
@@ -141,6 +142,7 @@ class FolderData(IndexedData):
             config.policy,
         )
         self.cache: dict[tuple[str, bytes], Batch] = {}
+        self._decoders: dict[Subset, Decoder] = {}
 
     def count(self, split: Split) -> int:
         return len(self.files[split])
@@ -172,13 +174,10 @@ class FolderData(IndexedData):
                 showing = (step, place) if self.config.balance == "sampler" else ()
                 # A seed an image, not a worker: what is drawn must not depend on how many workers there are.
                 items[-1].append((i, derive(self.seed, *stream, epoch, i, *showing)))
-        yield from self._decoded(self._listing(subset), items)
+        yield from self._decoder(subset).batches(items)
 
     def _plain(self, split: Split, indices: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
-        items: list[list[Item]] = []
-        for start in range(0, len(indices), batch_size):
-            items.append([(int(i), None) for i in indices[start : start + batch_size]])
-        streamed = self._decoded(self.files[split], items)
+        streamed = self._streamed(split, indices, batch_size)
         if len(indices) * 3 * self.size**2 > CACHE_BYTES:
             yield from streamed
             return
@@ -191,36 +190,26 @@ class FolderData(IndexedData):
         x, y = self.cache[key]
         yield from zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
 
-    def _decoded(self, listing: Listing, items: list[list[Item]]) -> Iterator[Batch]:
-        """uint8 images on the device, a batch for each list of items.
+    def _streamed(self, split: Split, indices: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
+        """The batches of `_plain`, decoded as they are asked for."""
+        parts: list[list[Item]] = []
+        counts: list[int] = []  # how many of these parts make each batch
+        for start in range(0, len(indices), batch_size):
+            batch: list[Item] = [(int(i), None) for i in indices[start : start + batch_size]]
+            parts += [batch[place : place + PART] for place in range(0, len(batch), PART)]
+            counts.append(-(-len(batch) // PART))
+        decoder = Decoder(self.files[split], self.transforms, self.device, self.workers, False)
+        decoded = decoder.batches(parts)
+        for count in counts:
+            images, labels = zip(*itertools.islice(decoded, count), strict=True)
+            yield torch.cat(images), torch.cat(labels)
 
-        Raises:
-            UserError: an image is damaged.
-            WorkerDied: a worker process ended.
-        """
-        workers = min(self.workers, len(items))  # a worker without a batch would be started for nothing
-        loader = DataLoader(
-            ImageFiles(listing, self.transforms),
-            batch_sampler=items,
-            num_workers=workers,
-            collate_fn=collate,
-            worker_init_fn=start_worker,
-            pin_memory=self.device.type == "cuda",
-            prefetch_factor=4 if workers else None,  # torch takes no number without workers
-        )
-        try:
-            for x, y, complaint in loader:
-                if complaint:
-                    raise UserError(complaint)
-                yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
-        except RuntimeError as error:
-            # torch has no class of its own for the death of a worker, only this text.
-            if "DataLoader worker" not in str(error):
-                raise
-            raise WorkerDied(
-                f"A process that decodes images died ({str(error).splitlines()[0]}), maybe without memory; "
-                "use fewer --data.workers, and run the same command again, a training with --resume."
-            ) from None
+    def _decoder(self, subset: Subset) -> Decoder:
+        """What decodes the training images of a subset; its workers stay from epoch to epoch."""
+        if subset not in self._decoders:
+            listing = self._listing(subset)
+            self._decoders[subset] = Decoder(listing, self.transforms, self.device, self.workers, True)
+        return self._decoders[subset]
 
 
 def _class_folders(folder: Path) -> list[str]:

@@ -1,7 +1,9 @@
 """Text as three splits of words, in columns, and the windows that backpropagation through time reads.
 
 Penn Treebank as Mikolov (2010) prepared it is a folder with ptb.train.txt, ptb.valid.txt and ptb.test.txt:
-words between spaces, one sentence a line, each ended by <eos>. Windows follow AWD-LSTM (2017,
+words between spaces, one sentence a line, each ended by <eos>. WikiText-2 (2017, arXiv:1609.07843) comes as
+wiki.train.tokens, wiki.valid.tokens and wiki.test.tokens, in which every line ends so, empty ones too, as in
+AWD-LSTM's and DARTS's codes. Windows follow AWD-LSTM (2017,
 arXiv:1708.02182): their lengths are random, so that two epochs do not cut the text at the same words.
 """
 
@@ -20,9 +22,9 @@ from engine.seed import numpy_generator
 
 END, UNKNOWN = "<eos>", "<unk>"
 NAMES: dict[Split, tuple[str, ...]] = {
-    "train": ("ptb.train.txt", "train.txt"),
-    "val": ("ptb.valid.txt", "valid.txt", "val.txt"),
-    "test": ("ptb.test.txt", "test.txt"),
+    "train": ("ptb.train.txt", "wiki.train.tokens", "train.txt"),
+    "val": ("ptb.valid.txt", "wiki.valid.tokens", "valid.txt", "val.txt"),
+    "test": ("ptb.test.txt", "wiki.test.tokens", "test.txt"),
 }
 # Lengths of windows, as in AWD-LSTM: bptt is the usual one.
 SHORTEST = 5  # words in the shortest window
@@ -65,7 +67,7 @@ class Grammar(TextSource):
 
 
 class TextFolder(TextSource):
-    """A folder with ptb.train.txt, ptb.valid.txt, ptb.test.txt, or train.txt, valid.txt, test.txt; UTF-8."""
+    """A folder with the files of Penn Treebank, of WikiText-2, or train.txt, valid.txt, test.txt; UTF-8."""
 
     name: Literal["text"] = "text"
     path: Located = Field(description="the folder")
@@ -118,7 +120,8 @@ def _words_of(folder: Path, split: Split) -> list[str]:
             f"Text folder '{folder}' has no {' or '.join(NAMES[split])}; name one that has with --data.path."
         )
     try:
-        lines = paths[0].read_text(encoding="utf-8").splitlines()
+        # Not splitlines(), which ends lines at other marks of Unicode, too; the reference codes do not.
+        lines = paths[0].read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"Text '{paths[0]}' cannot be read as UTF-8 ({error}); convert or replace it."

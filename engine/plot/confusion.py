@@ -37,7 +37,7 @@ def draw_confusion(
 
     Args:
         title: of the drawing.
-        confusion_KK: counts of images, as `engine.training.confusion` returns them.
+        confusion_KK: counts of images, as `engine.compute.evaluation.confusion` returns them.
         classes: names of the classes, in the order of the labels.
         most: how many classes are drawn at most.
         room: pixels for the squares of a row, however many they are.

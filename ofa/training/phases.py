@@ -19,8 +19,8 @@ from pydantic import Field
 from torch import Tensor
 
 from engine.checkpoint import load_weights
-from engine.compute.device import autocast
 from engine.compute.gradients import Passes
+from engine.compute.precision import autocast
 from engine.config import Config
 from engine.seed import numpy_generator
 from ofa.space.arch import Arch, largest

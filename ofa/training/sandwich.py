@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from engine.compute.device import autocast
 from engine.compute.gradients import Backward, Passes
+from engine.compute.precision import autocast
 from engine.config import Config
 from engine.seed import numpy_generator, torch_generator
 from ofa.space.arch import Arch, largest, smallest

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
-from engine.compute.device import autocast
+from engine.compute.precision import autocast
 from engine.data.augment import resize
 from engine.data.dataset import Data
 from engine.errors import UserError
 from engine.run import Run
-from ofa.calibration import EVALUATION_BATCH, calibrate
+from ofa.calibration import CALIBRATION_BATCH, calibrate
 from ofa.space.arch import largest
 from ofa.subnet import extract
 from ofa.supernet import Supernet
@@ -54,7 +53,7 @@ def largest_teacher(model: SupernetModel, supernet: Supernet, data: Data) -> Tea
     arch = model.arch or largest(model.space)
     subnet = extract(supernet.to(data.device), arch)
     prepared = Preparation(arch.resolution, model.mean, model.std)
-    batches = data.batches("train", EVALUATION_BATCH, model.calibration_images)
+    batches = data.batches("train", CALIBRATION_BATCH, model.calibration_images)
     return _prepared(
         calibrate(subnet, ((_renormalise(x, data, prepared), y) for x, y in batches)), prepared, data
     )
@@ -131,6 +130,9 @@ def _build_module(name: str, classes: int) -> tuple[nn.Module, Preparation]:
     Raises:
         UserError: neither library knows it.
     """
+    # Imported here: it takes longer than the rest of ofa together, and other teachers do not need it.
+    import torchvision
+
     with torch.random.fork_rng(devices=[]):  # its first weights come from the global generator
         has_timm = find_spec("timm") is not None
         if has_timm:

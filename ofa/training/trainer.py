@@ -4,10 +4,10 @@ import time
 from typing import Any
 
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from engine.blocks.elastic import add_gradients_in_place, join_batch_norms
 from engine.checkpoint import save_weights
+from engine.compute.average import RunningAverage
 from engine.compute.distributed import ALONE, Ranks
 from engine.compute.gradients import GradientAverage
 from engine.config import format_count
@@ -18,7 +18,7 @@ from engine.run import Run
 from engine.seed import numpy_generator
 from engine.statistics import format_accuracy
 from engine.training import Training
-from ofa.calibration import EVALUATION_BATCH, prepare, subnet_accuracy
+from ofa.calibration import prepare, subnet_accuracy
 from ofa.cost import cost_of
 from ofa.space.arch import Arch, largest, smallest
 from ofa.space.codes import sample
@@ -94,11 +94,8 @@ class Trainer(Training):
         # New ones, as in the reference code; besides, momentum and average are of channels in the old order.
         self.optimizer, self.average = build_sgd(self.config.sgd, self.supernet), self._new_average()
 
-    def _new_average(self) -> AveragedModel | None:
-        if self.config.ema is None:
-            return None
-        average = get_ema_multi_avg_fn(self.config.ema)  # type: ignore[no-untyped-call]
-        return AveragedModel(self.supernet, multi_avg_fn=average)
+    def _new_average(self) -> RunningAverage | None:
+        return None if self.config.ema is None else RunningAverage(self.supernet, self.config.ema)
 
     def update(self, x: Tensor, y: Tensor) -> None:
         """One optimiser step on one batch."""
@@ -109,7 +106,7 @@ class Trainer(Training):
         clip_gradients(self.config.sgd, self.supernet)
         self.optimizer.step()
         if self.average:
-            self.average.update_parameters(self.supernet)
+            self.average.update()
         self.done(losses)
 
     def _set_learning_rate(self) -> None:
@@ -177,7 +174,7 @@ class Trainer(Training):
         # Each rank measures every n-th architecture and leaves 0 for the others; the sum has all scores.
         for i in range(self.ranks.rank, len(archs), self.ranks.size):
             subnet = prepare(self.weights, list(archs.values())[i], data, images)
-            scores[i] = subnet_accuracy(subnet, data.batches("val", EVALUATION_BATCH))
+            scores[i] = subnet_accuracy(subnet, data.evaluation_batches("val"))
         scores = self.ranks.total(scores)
         self.score = sum(scores) / len(scores)
         if not self.ranks.first:
@@ -209,8 +206,9 @@ class Trainer(Training):
         """What is evaluated and handed on: the average if there is one."""
         if self.average is None:
             return self.supernet
-        assert isinstance(self.average.module, Supernet)
-        return self.average.module
+        network = self.average.network
+        assert isinstance(network, Supernet)
+        return network
 
     def checkpoint_objects(self) -> dict[str, Any]:
         """The supernet, the optimiser and, if there is one, the average."""

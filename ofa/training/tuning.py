@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.compute.device import autocast
 from engine.compute.gradients import Backward, Passes
+from engine.compute.precision import USUAL_PRECISION, autocast, precision_on, training_in
 from engine.optim import SGD, Cosine, build_sgd, clip_gradients, learning_rate, set_learning_rate
-from ofa.calibration import EVALUATION_BATCH, prepare, subnet_accuracy
+from ofa.calibration import prepare, subnet_accuracy
 from ofa.quantization import RoundedNetwork
 from ofa.space.arch import Arch, largest, single_arch_space
 from ofa.supernet import Supernet
@@ -26,17 +26,20 @@ from ofa.training.teacher import largest_teacher
 # Of the teacher's loss, beside 1 for that of the labels. On digits 0.5 and 1 were equal, 2 and 4 worse.
 TEACHER_WEIGHT = 0.5
 # Where the run has no recipe of a training, as a converted checkpoint.
+USUAL_BATCH = 64
 TUNING_SGD = SGD(lr=0.01, warmup_epochs=1, schedule=Cosine())
 
 
 def tuning_recipe(config: dict[str, Any]) -> dict[str, Any]:
-    """What a tuning takes from the config.yaml of its run: images, batch size, rate and decay, smoothing.
+    """What a tuning takes from the config.yaml of its run.
+
+    That is images, batch size, threads, precision, rate and decay, and label smoothing.
 
     The rate is the supernet's own. A tenth of it, the usual one of fine-tuning, left subnets of digits one to
     two points worse: its weights are a compromise that a subnet has to leave.
     """
     found: dict[str, Any] = {
-        name: config[name] for name in ("data", "batch_size", "threads") if name in config
+        name: config[name] for name in ("data", "batch_size", "precision", "threads") if name in config
     }
     if "sgd" in config:
         found["sgd"] = config["sgd"] | TUNING_SGD.model_dump(include={"warmup_epochs", "schedule"})
@@ -120,7 +123,7 @@ def tuned_accuracies(
     """
     recipe, data = tuning_recipe(trained.run.config), trained.data
     sgd = SGD.model_validate(recipe.get("sgd", TUNING_SGD))
-    batch_size, smoothing = recipe.get("batch_size", EVALUATION_BATCH), recipe.get("label_smoothing", 0.0)
+    batch_size, smoothing = recipe.get("batch_size", USUAL_BATCH), recipe.get("label_smoothing", 0.0)
     networks = []
     for arch in archs:
         network = single_network(trained.supernet, arch).to(data.device)
@@ -128,19 +131,22 @@ def tuned_accuracies(
     optimizers = [build_sgd(sgd, network) for network in networks]
     teacher = largest_teacher(trained.model, trained.supernet, data)
     steps, step = data.steps(batch_size), 0
-    for epoch in range(epochs):
-        for x, y in data.train_batches(batch_size, epoch):
-            taught = teacher(x)
-            for network, optimizer in zip(networks, optimizers, strict=True):
-                set_learning_rate(optimizer, tuning_rate(sgd, step, steps, epochs * steps))
-                optimizer.zero_grad()
-                tune_step(network, x, y, taught, TEACHER_WEIGHT, smoothing)
-                clip_gradients(sgd, network)
-                optimizer.step()
-            step += 1
-            advance("")
+    # As ofa.tune would train them.
+    precision = precision_on(data.device, recipe.get("precision"), USUAL_PRECISION)
+    with training_in(precision):
+        for epoch in range(epochs):
+            for x, y in data.train_batches(batch_size, epoch):
+                taught = teacher(x)
+                for network, optimizer in zip(networks, optimizers, strict=True):
+                    set_learning_rate(optimizer, tuning_rate(sgd, step, steps, epochs * steps))
+                    optimizer.zero_grad()
+                    tune_step(network, x, y, taught, TEACHER_WEIGHT, smoothing)
+                    clip_gradients(sgd, network)
+                    optimizer.step()
+                step += 1
+                advance("")
     found = []
     for network in networks:
         subnet = prepare(network, largest(network.space), data, trained.model.calibration_images)
-        found.append(subnet_accuracy(subnet, data.batches("val", EVALUATION_BATCH)))
+        found.append(subnet_accuracy(subnet, data.evaluation_batches("val")))
     return found

@@ -17,7 +17,7 @@ from engine.plot.confusion import write_confusion
 from engine.run import Run
 from engine.statistics import describe_confusion, overall_accuracy
 from engine.training import Training, TrainingCommand
-from ofa.calibration import EVALUATION_BATCH, prepare, subnet_confusion
+from ofa.calibration import prepare, subnet_confusion
 from ofa.quantization import RoundedNetwork, int8_confusion
 from ofa.space.arch import largest
 from ofa.supernet import Supernet
@@ -114,7 +114,7 @@ class Tuning(Training):
         arch = largest(self.single.space)
         subnet = prepare(self.single, arch, self.data, self.calibration_images)
         classes = self.data.classes
-        batches = self.data.batches("val", EVALUATION_BATCH)
+        batches = self.data.evaluation_batches("val")
         # What is trained for 8 bits is judged in 8 bits: its best weights need not be the best in float32.
         if self.config.qat:
             found = int8_confusion(subnet, self.data, batches, len(classes))

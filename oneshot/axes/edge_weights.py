@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from engine.compute.device import send
+
 ActiveOperations = tuple[tuple[int, ...], ...]  # for each edge, the columns of its operations that run
 
 
@@ -23,6 +25,9 @@ class EdgeWeights(NamedTuple):
         skip: weight of a skip connection beside the operations (DARTS-); at stride 2 it is a factorized
             reduction with weights of its own.
         noise: seed of the operation noise, so that each forward of one step gets the same (RobustDARTS's S4).
+        active_EO: `active` as booleans on the device, where the device drew them.
+        expected_EO: probabilities by which the expected cost is weighed, where weights are 0 or 1
+            (ProxylessNAS); None: the weights.
     """
 
     weight_EO: Tensor
@@ -31,6 +36,15 @@ class EdgeWeights(NamedTuple):
     offset_E: Tensor | None = None
     skip: Tensor | None = None
     noise: int = 0
+    active_EO: Tensor | None = None
+    expected_EO: Tensor | None = None
+
+    def runs(self) -> Tensor:
+        """(E, O) booleans on the device: which operations run, where a method samples."""
+        if self.active_EO is not None:
+            return self.active_EO
+        assert self.active is not None, "all operations run"
+        return send(active_mask(self.active, self.weight_EO.shape[1]), self.weight_EO.device)
 
 
 # For each kind of cell: what a network gets. A cell may also have weights of its own, under `own_key`.
@@ -57,3 +71,26 @@ def active_mask(active: ActiveOperations, operations: int) -> Tensor:
     for edge, columns in enumerate(active):
         mask[edge, list(columns)] = True
     return mask
+
+
+def read_active(edge_weights: Mapping[str, EdgeWeights]) -> dict[str, EdgeWeights]:
+    """The same edge weights with `active`, where a relaxation drew it on the device.
+
+    The host must know what to run. It waits for the device once, for all kinds of cell together.
+    """
+    drawn = {kind: found.active_EO for kind, found in edge_weights.items() if found.active is None}
+    masks = [mask_EO for mask_EO in drawn.values() if mask_EO is not None]
+    if not masks:
+        return dict(edge_weights)
+    rows = iter(torch.cat(masks).tolist())
+    read = {}
+    for kind, found in edge_weights.items():
+        if found.active is None and found.active_EO is not None:
+            active = [_true_columns(next(rows)) for _ in found.active_EO]
+            found = found._replace(active=tuple(active))
+        read[kind] = found
+    return read
+
+
+def _true_columns(row: list[bool]) -> tuple[int, ...]:
+    return tuple(column for column, runs in enumerate(row) if runs)

@@ -1,5 +1,6 @@
 """What is added to the validation loss of the architecture step."""
 
+import functools
 import math
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -9,8 +10,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from engine.compute.device import send_together
 from engine.config import Config, Count
-from oneshot.axes.edge_weights import NetworkEdgeWeights, active_mask
+from oneshot.axes.edge_weights import EdgeWeights, NetworkEdgeWeights
 from oneshot.axes.progress import Progress
 from oneshot.axes.relaxation import HardConcrete
 from oneshot.spaces.search_space import SearchSpace
@@ -79,37 +81,50 @@ class PathDepth(Config):
         # One entry for each kind of cell; both are averaged over the kinds.
         activities, paths = [], []
         for kind, alpha_EO in inputs.alphas.items():
-            active = inputs.edge_weights[kind].active
-            assert active is not None, "gates are sampled"
-            kept_EO = active_mask(active, alpha_EO.shape[1]).to(alpha_EO.device)
+            cell_weights = inputs.edge_weights[kind]
+            groups = operation_groups(inputs.space.operations, alpha_EO.device)
+            kept_EO = cell_weights.runs()
             probability_EO = relaxation.active_probability(alpha_EO, tau)
-            groups = self._groups(inputs.space, alpha_EO.device)
-            activities.append(torch.stack([_mean(probability_EO, kept_EO & group_O) for group_O in groups]))
-            paths.append(self._path(inputs.space, probability_EO, kept_EO))
+            compete = (groups.skips_O, groups.others_O, groups.pools_O)
+            activities.append(torch.stack([_mean(probability_EO, kept_EO & group_O) for group_O in compete]))
+            paths.append(self._path(inputs.space, probability_EO, cell_weights))
         # Averaged over the kinds of cell first: only what is above `free` in the mean costs.
         skips, others, pools = F.relu(torch.stack(activities).mean(0) - self.free)
         reward = self.path * torch.stack(paths).mean()
         return loss + self.skip * skips + self.others * (others + pools) - reward
 
-    def _groups(self, space: SearchSpace, device: torch.device) -> list[Tensor]:
-        """(O,) booleans of the three groups: skip connections; convolutions and none; pools."""
-        # The operation none competes with the convolutions, as in the published code.
-        skips = torch.tensor([name == "skip_connect" for name in space.operations], device=device)
-        pools = torch.tensor(["pool" in name for name in space.operations], device=device)
-        return [skips, ~skips & ~pools, pools]
-
-    def _path(self, space: SearchSpace, probability_EO: Tensor, kept_EO: Tensor) -> Tensor:
+    def _path(self, space: SearchSpace, probability_EO: Tensor, cell_weights: EdgeWeights) -> Tensor:
         """The product of the activities of convolutions along the path that visits every node in turn."""
-        names = ["conv" in name for name in space.operations]
-        convolution_O = torch.tensor(names, device=probability_EO.device)
+        kept_EO, active = cell_weights.runs(), cell_weights.active
+        assert active is not None, "gates are sampled"
+        convolutions_O = operation_groups(space.operations, probability_EO.device).convolutions_O
         product = probability_EO.new_ones(())
         for e, (source, target) in enumerate(space.edges):
             # From the last input through every node in turn: the deepest way through the cell.
             on_path = source == target - 1 and source >= space.inputs - 1
-            kept_O = kept_EO[e] & convolution_O
-            if on_path and bool(kept_O.any()):
-                product = product * _mean(probability_EO[e], kept_O)
+            # Asked of the host's record: a look at the device would make the host wait for it.
+            if on_path and any("conv" in space.operations[operation] for operation in active[e]):
+                product = product * _mean(probability_EO[e], kept_EO[e] & convolutions_O)
         return product
+
+
+class OperationGroups(NamedTuple):
+    """(O,) booleans on the device: which operations are of which group."""
+
+    skips_O: Tensor
+    others_O: Tensor  # convolutions, and none, which competes with them in the published code
+    pools_O: Tensor
+    convolutions_O: Tensor
+
+
+# Every step asks for the groups, so they are built and copied to the device only once.
+@functools.cache
+def operation_groups(operations: tuple[str, ...], device: torch.device) -> OperationGroups:
+    """The groups of a space's operations."""
+    skips = torch.tensor([name == "skip_connect" for name in operations])
+    pools = torch.tensor(["pool" in name for name in operations])
+    convolutions = torch.tensor(["conv" in name for name in operations])
+    return OperationGroups(*send_together([skips, ~skips & ~pools, pools, convolutions], device))
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:
@@ -175,7 +190,9 @@ class CostPenalty(Config):
         # Costs are summed over all cells of a kind already.
         of_cells = []
         for kind, cost_EO in inputs.costs.items():
-            of_cells.append((inputs.edge_weights[kind].weight_EO * cost_EO).sum())
+            weights = inputs.edge_weights[kind]
+            share_EO = weights.weight_EO if weights.expected_EO is None else weights.expected_EO
+            of_cells.append((share_EO * cost_EO).sum())
         return inputs.constant + torch.stack(of_cells).sum()
 
     def __call__(self, loss: Tensor, inputs: PenaltyInputs) -> Tensor:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from engine.compute.device import send, send_together
 from engine.config import Config
 from oneshot.axes.dirichlet import GammaNoise, dirichlet, gamma_noise
 from oneshot.axes.edge_weights import EdgeWeights
@@ -40,6 +41,9 @@ class Softmax(Config):
         self, alpha_EO: Tensor, allowed_EO: Tensor, progress: Progress, draws: torch.Generator
     ) -> EdgeWeights:
         """The edge weights of one forward pass.
+
+        What was drawn on the device is in `active_EO`, and not in `active`: `read_active` reads that for all
+        kinds of cell at once.
 
         Args:
             draws: a generator on CPU; the same state draws the same, on every device.
@@ -95,15 +99,14 @@ class GumbelHard(Softmax):
         soft = ((alpha_EO.log_softmax(-1) + gumbel_EO) / tau).softmax(-1)
         drawn = soft.argmax(-1)
         # Of value one-hot; its gradient is that of the soft probabilities.
-        hard = F.one_hot(drawn, soft.shape[-1]) - soft.detach() + soft
-        return self.one_hot(hard, drawn)
+        hot = F.one_hot(drawn, soft.shape[-1])
+        return self.one_hot(hot - soft.detach() + soft, hot, drawn)
 
-    def one_hot(self, hard: Tensor, drawn: Tensor) -> EdgeWeights:
-        """The edge weights of value one-hot, `hard` (E, O), where the operations `drawn` (E,) run."""
+    def one_hot(self, hard: Tensor, hot: Tensor, drawn: Tensor) -> EdgeWeights:
+        """The edge weights `hard` (E, O), of value `hot`, where the operations `drawn` (E,) run."""
         # Of value 0. Adding it to the output gives those that were not drawn their gradient.
         others = hard.sum(-1) - hard.gather(-1, drawn[:, None])[:, 0]
-        active = tuple((operation,) for operation in drawn.tolist())
-        return EdgeWeights(hard, active, offset_E=others)
+        return EdgeWeights(hard, offset_E=others, active_EO=hot.bool())
 
 
 class ReinMax(GumbelHard):
@@ -128,7 +131,7 @@ class ReinMax(GumbelHard):
         shift = torch.where(competes, q.log() - alpha_EO.detach(), 0)
         towards = (alpha_EO + shift).softmax(-1)
         estimate = 2 * towards - alpha_EO.softmax(-1) / 2
-        return self.one_hot(hot - estimate.detach() + estimate, drawn)
+        return self.one_hot(hot - estimate.detach() + estimate, hot, drawn)
 
 
 class HardConcrete(Softmax):
@@ -157,15 +160,16 @@ class HardConcrete(Softmax):
         self, alpha_EO: Tensor, allowed_EO: Tensor, progress: Progress, draws: torch.Generator
     ) -> EdgeWeights:
         """The `keep` best gates of each edge; ties are broken at random."""
-        shape, device = alpha_EO.shape, alpha_EO.device
+        shape = alpha_EO.shape
         uniform = torch.rand(shape, generator=draws, dtype=alpha_EO.dtype)
         rates = torch.full(shape, self.dropout, dtype=alpha_EO.dtype)
         dropped = torch.bernoulli(rates, generator=draws)
         order = torch.randperm(shape[1], generator=draws)
+        uniform, dropped, order = send_together([uniform, dropped, order], alpha_EO.device)
         alpha_EO = alpha_EO.masked_fill(~allowed_EO, -torch.inf)
         # 2 less puts an operation that does not compete behind every other, a dropped one (1 less) included.
-        dropped_EO = dropped.to(device) + ~allowed_EO * 2.0
-        return self.given(alpha_EO, uniform.to(device), dropped_EO, order.to(device), self.tau(progress))
+        dropped_EO = dropped + ~allowed_EO * 2.0
+        return self.given(alpha_EO, uniform, dropped_EO, order, self.tau(progress))
 
     def given(
         self, alpha_EO: Tensor, uniform_EO: Tensor, dropped_EO: Tensor, order_O: Tensor, tau: float
@@ -185,13 +189,13 @@ class HardConcrete(Softmax):
         picked = order_O[ranked.topk(self.keep, -1).indices]
         # 1 where picked; the second term has the gate's gradient and no value.
         hot = torch.zeros_like(gate).scatter(-1, picked, 1.0)
-        active = tuple(tuple(sorted(row)) for row in picked.tolist())
-        return EdgeWeights(hot - gate.detach() + gate, active)
+        return EdgeWeights(hot - gate.detach() + gate, active_EO=hot.bool())
 
     def active_probability(self, alpha_EO: Tensor, tau: float) -> Tensor:
         """Probability (E, O) that a gate is not 0."""
         # The stretched gate is above 0 where the gate before it is above -low / (high - low).
-        stretch = torch.tensor(-self.low / self.high, dtype=alpha_EO.dtype, device=alpha_EO.device)
+        # A single number of the host goes to a GPU with the kernel, without a copy.
+        stretch = torch.tensor(-self.low / self.high, dtype=alpha_EO.dtype)
         return torch.sigmoid(alpha_EO - tau * torch.log(stretch))
 
 
@@ -235,11 +239,63 @@ class GumbelSoft(Softmax):
         return EdgeWeights(((alpha_EO + gumbel_EO) / tau).softmax(-1))
 
 
+class BinaryGates(Softmax):
+    """ProxylessNAS (2019, arXiv:1812.00332): one path an edge is active, drawn from softmax(alpha).
+
+    A step of the weights runs the active path alone. A step of the architecture draws two paths, makes one of
+    them active by their own softmax, and runs both: the gradient of the gates is that of this softmax of two.
+    The released code's other mode, `all`, draws one and runs all.
+    """
+
+    name: Literal["binary_gates"] = "binary_gates"  # type: ignore[assignment]
+    samples_operations: ClassVar[bool] = True
+    paths: Literal["two", "all"] = Field("two", description="that run in a step of the architecture")
+
+    def mix(
+        self, alpha_EO: Tensor, allowed_EO: Tensor, progress: Progress, draws: torch.Generator
+    ) -> EdgeWeights:
+        """One active path an edge."""
+        alpha_EO = alpha_EO.masked_fill(~allowed_EO, -torch.inf)
+        # The largest of alpha plus Gumbel noise is a draw from softmax(alpha), the two largest are two draws
+        # without replacement. The host waits for nothing.
+        ranked_EO = alpha_EO.detach() + gumbel_noise(alpha_EO, draws)
+        # The weights' step needs no gradient of alphas, so nothing but the active path has to run.
+        if not torch.is_grad_enabled():
+            hot = F.one_hot(ranked_EO.argmax(-1), ranked_EO.shape[-1])
+            return EdgeWeights(hot.to(alpha_EO.dtype), active_EO=hot.bool())
+        if self.paths == "all":
+            every = torch.arange(alpha_EO.shape[1], device=alpha_EO.device).expand(alpha_EO.shape)
+            return self.given(alpha_EO, every, ranked_EO.argmax(-1, keepdim=True))
+        pair_E2 = ranked_EO.topk(2, -1).indices
+        # Which of the two is active is a draw of its own, from their own softmax.
+        of_pair_E2 = (alpha_EO.detach() + gumbel_noise(alpha_EO, draws)).gather(1, pair_E2)
+        drawn_E1 = pair_E2.gather(1, of_pair_E2.argmax(-1, keepdim=True))
+        return self.given(alpha_EO, pair_E2, drawn_E1)
+
+    def given(self, alpha_EO: Tensor, paths_EK: Tensor, drawn_E1: Tensor) -> EdgeWeights:
+        """The edge weights for given draws.
+
+        Args:
+            alpha_EO: minus infinity where an operation does not compete.
+            paths_EK: the columns of the paths that run.
+            drawn_E1: the column of the active one.
+        """
+        among_EK = alpha_EO.gather(1, paths_EK).softmax(-1)
+        soft_EO = torch.zeros_like(alpha_EO).scatter(1, paths_EK, among_EK)
+        hot_EO = torch.zeros_like(alpha_EO).scatter(1, drawn_E1, 1.0)
+        active_EO = None
+        if paths_EK.shape[1] < alpha_EO.shape[1]:
+            active_EO = torch.zeros_like(alpha_EO, dtype=torch.bool).scatter(1, paths_EK, True)
+        # Of value 0 or 1; the gradient is that of the softmax over the paths that run.
+        weight_EO = hot_EO + (soft_EO - soft_EO.detach())
+        return EdgeWeights(weight_EO, expected_EO=soft_EO, active_EO=active_EO)
+
+
 def gumbel_noise(like: Tensor, draws: torch.Generator) -> Tensor:
     """Gumbel noise of the shape of `like`, drawn on CPU and moved to its device."""
     # Minus the logarithm of an exponential variable is a Gumbel variable.
     noise = -torch.empty(like.shape, dtype=like.dtype).exponential_(generator=draws).log()
-    return noise.to(like.device)
+    return send(noise, like.device)
 
 
 class Dirichlet(Softmax):
@@ -279,6 +335,6 @@ class Sigmoid(Softmax):
 
 
 Relaxation = Annotated[
-    Softmax | Simplex | GumbelHard | HardConcrete | GumbelSoft | ReinMax | Dirichlet | Sigmoid,
+    Softmax | Simplex | GumbelHard | HardConcrete | GumbelSoft | BinaryGates | ReinMax | Dirichlet | Sigmoid,
     Field(discriminator="name"),
 ]

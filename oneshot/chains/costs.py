@@ -71,19 +71,24 @@ def latency_costs(space: ChainSpace, image: ImageShape, table: LatencyTable, sou
             )
         return ms
 
-    costs = chain_costs(space, image, milliseconds)
+    costs = {image.size: chain_costs(space, image, milliseconds)}
     if table.fingerprint != space.fingerprint:
-        return costs
+        return costs[image.size]
     sums, measured = [], []
     for network in table.networks:
-        operations = space.operations_of(bytes.fromhex(network.codes))
-        if operations is not None:
-            sums.append(costs.total(space, operations))
-            measured.append(network.ms)
+        found = space.chain_of_codes(bytes.fromhex(network.codes))
+        if found is None:
+            continue
+        operations, size = found
+        if size not in costs:
+            costs[size] = chain_costs(space, image._replace(size=size), milliseconds)
+        sums.append(costs[size].total(space, operations))
+        measured.append(network.ms)
     if len(sums) < FIT_AT_LEAST:
-        return costs
+        return costs[image.size]
     scale, offset, _ = fit_line(np.array(sums), np.array(measured))
-    return ChainCosts(scale * costs.layers_EO, scale * costs.constant + offset)
+    layers_EO, constant = costs[image.size]
+    return ChainCosts(scale * layers_EO, scale * constant + offset)
 
 
 def format_chain_cost(of: CostKind, value: float) -> str:

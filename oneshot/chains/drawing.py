@@ -76,6 +76,9 @@ def chain_weights_over_time(history: Sequence[Mapping[str, Any]], space: ChainSp
     figure = Figure(figsize=(2.4 * PANELS + 1.2, 1.6 * rows + 0.6), layout="constrained")
     grid = figure.subplots(rows, PANELS, sharex=True, sharey=True, squeeze=False)
     marker = "o" if len(weight_TEO) == 1 else ""
+    # From 0 to twice an equal share at least: lines that did not part look as if they had not.
+    share = max(1 / allowed_EO[edge].sum() for edge in range(space.nodes))
+    grid[0, 0].set_ylim(0, max(1.05 * weight_TEO.max(), 2 * share))
     for edge, axes in enumerate(grid.flat):
         if edge >= space.nodes:
             axes.set_axis_off()

@@ -130,18 +130,22 @@ class ChainSpace(Config):
         choices = self.model_dump(mode="json", exclude={"name", "source", "bn_eps", "resolution"})
         return hashlib.blake2b(json.dumps(choices, sort_keys=True).encode(), digest_size=8).hexdigest()
 
-    def codes_of(self, operations: Sequence[str]) -> bytes:
-        """A chain as bytes, one for each layer: the place of its operation among those offered."""
+    def codes_of(self, operations: Sequence[str], size: int) -> bytes:
+        """A chain in bytes: two for the side of the images, and for each layer the place of its operation."""
         pairs = zip(self.layers, operations, strict=True)
-        return bytes(layer.operations.index(name) for layer, name in pairs)
+        return size.to_bytes(2) + bytes(layer.operations.index(name) for layer, name in pairs)
 
-    def operations_of(self, codes: bytes) -> tuple[str, ...] | None:
-        """The chain that bytes mean; None if they mean none of this space."""
-        if len(codes) != len(self.layers):
+    def chain_of_codes(self, codes: bytes) -> tuple[tuple[str, ...], int] | None:
+        """(operations, side of the images) that bytes mean; None if they mean no chain of this space."""
+        places = codes[2:]
+        if len(places) != len(self.layers):
             return None
-        if any(code >= len(layer.operations) for code, layer in zip(codes, self.layers, strict=True)):
-            return None
-        return tuple(layer.operations[code] for code, layer in zip(codes, self.layers, strict=True))
+        operations = []
+        for place, layer in zip(places, self.layers, strict=True):
+            if place >= len(layer.operations):
+                return None
+            operations.append(layer.operations[place])
+        return tuple(operations), int.from_bytes(codes[:2])
 
     # What follows is the space as search methods see it: `oneshot.spaces.search_space`.
 

@@ -9,6 +9,7 @@ At the end the best chain near the target is read off exactly: the largest produ
 chains that cost at most the target and at least 95% of it.
 """
 
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -26,8 +27,11 @@ from oneshot.chains.layers import ChainCosts
 from oneshot.chains.space import CHAIN, ChainSpace
 
 WITHIN = 0.05  # share of the target that a found chain may be cheaper
-PROPORTIONAL = 20.0  # of the factor: at 10% from the target it is 2, as strong as a usual loss
-INTEGRAL = 50.0  # what a search that is off by a factor of e all the time gathers
+# Of the factor: at 10% from the target it is 3, as strong as a usual loss or stronger.
+PROPORTIONAL = 30.0
+# What a search gathers that is off by 100% all the time; more than 5% off counts as 5%. Unbounded, the way
+# from the first distance to the target would wind it up, and the search would shoot past.
+INTEGRAL, MOST_GATHERED = 50.0, 0.05
 
 
 class Target(NamedTuple):
@@ -46,16 +50,17 @@ def parse_target(text: str) -> Target:
     Raises:
         ValueError: it is none of these. pydantic makes a validation error of it.
     """
-    match = re.fullmatch(r"\s*(.+?)\s*(ms|macs|params|parameters)?\s*", text, re.IGNORECASE)
-    unit = (match[2] or "macs").lower() if match else ""
-    if match and unit == "ms" and re.fullmatch(r"\d+\.?\d*|\.\d+", match[1], re.ASCII):
-        target = Target("latency", float(match[1]))
-    elif match and unit != "ms":
-        target = Target("macs" if unit == "macs" else "params", float(parse_count(match[1])))
-    else:
+    match = re.fullmatch(r"\s*(.*?)\s*(ms|macs|params|parameters)?\s*", text, re.IGNORECASE)
+    number, unit = match.groups("macs") if match else ("", "")
+    try:
+        if unit.lower() == "ms":
+            target = Target("latency", float(number))
+        else:
+            target = Target("macs" if unit.lower() == "macs" else "params", float(parse_count(number)))
+    except ValueError:
+        target = Target("macs", 0.0)
+    if not 0 < target.value < math.inf:
         raise ValueError(f"'{text}' is not a target; write 15ms, 100M for MACs, or '4M params'")
-    if target.value <= 0:
-        raise ValueError(f"a target of {text} cannot be met; it must be above 0")
     return target
 
 
@@ -124,7 +129,7 @@ class CostTarget:
         if not least <= target.value <= most:
             low, high = (format_chain_cost(target.of, value) for value in (least, most))
             raise UserError(
-                f"No chain of space {space.name} costs {target}; its chains cost {low} to {high}."
+                f"No chain of space {space.name} costs {target}; --target can be {low} to {high} there."
             )
         self._cost_EO = torch.tensor(costs.layers_EO, dtype=torch.float32, device=device)
         # In the unit of the target, so that float32 is enough.
@@ -138,13 +143,18 @@ class CostTarget:
         expected = self.costs.constant / self.target.value + (shares * self._cost_EO).sum()
         return expected.log()
 
+    def relative_cost(self, columns: list[int]) -> float:
+        """The cost of a chain as a share of the target; `columns`: of each searched layer's operation."""
+        return (self.costs.constant + _cost(self.costs, np.array(columns))) / self.target.value
+
     def factor(self, distance: Tensor) -> Tensor:
         """What the distance is weighed with."""
         return PROPORTIONAL * distance.detach() + self.integral
 
     def follow(self, distance: Tensor) -> None:
         """Let the integral part follow one step of the architecture."""
-        self.integral += (INTEGRAL / self.steps) * distance.detach()
+        gathered = distance.detach().clamp(-MOST_GATHERED, MOST_GATHERED)
+        self.integral += (INTEGRAL / self.steps) * gathered
 
     def read_off(self, probability_EO: Tensor) -> tuple[ChainGenotype, TargetReport]:
         """The best chain near the target, and what there is to say of it.
@@ -164,7 +174,7 @@ class CostTarget:
         report = TargetReport(
             aimed=self.target,
             found=costs.constant + _cost(costs, best),
-            expected=aimed * float(distance.exp()),
+            expected=aimed * float(distance.detach().exp()),
             strongest=costs.constant + _cost(costs, strongest),
             changed=int((best != strongest).sum()),
             layers=len(best),

@@ -188,34 +188,51 @@ def alphas_over_time(history: Sequence[Mapping[str, Any]], space: SearchSpace, p
     if isinstance(space, ChainSpace):
         return chain_weights_over_time(history, space, path)
     assert isinstance(space, CellSpace)
+    return _save(weights_picture(history, space), path)
+
+
+def weights_picture(history: Sequence[Mapping[str, Any]], space: CellSpace) -> Figure:
+    """The picture of `alphas_over_time` for cells.
+
+    The scale begins at 0 and reaches twice an equal share at least, so that lines that did not part look as
+    if they had not.
+    """
     kinds = [kind for kind in space.cells if kind in history[0]]
     rows, columns = space.nodes, space.inputs + space.nodes - 1
-    head, height, width = 0.6, rows * PANEL[1], columns * PANEL[0] + 0.55
+    head, height, width = 0.72, rows * PANEL[1], columns * PANEL[0] + 0.67
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(width, len(kinds) * (height + head)), facecolor="white")
         parts = np.atleast_1d(np.array(figure.subfigures(len(kinds), 1), dtype=object))
         for part, kind in zip(parts, kinds, strict=True):
             weight_TEO = np.array([np.asarray(epoch[kind], dtype=float) for epoch in history])
-            title = f"{_title(kind)}: weights by epoch, and what is strongest at the end"
+            last = weight_TEO[-1][space.allowed_mask(kind).numpy()]
+            title = (
+                f"{_title(kind)}: weights by epoch, and what is strongest at the end\n"
+                f"where all lie between {last.min():.4f} and {last.max():.4f}"
+            )
             part.suptitle(title, x=0.35 / width, ha="left", fontsize=10.5, weight="bold")
             gaps = {"hspace": 0.35, "wspace": 0.12}
             grid = part.subplots(rows, columns, sharex=True, sharey=True, squeeze=False, gridspec_kw=gaps)
-            above, below = head / (height + head), 0.3 / (height + head)
-            part.subplots_adjust(left=0.5 / width, right=1 - 0.15 / width, top=1 - above, bottom=below)
+            above, below = head / (height + head), 0.42 / (height + head)
+            part.subplots_adjust(left=0.62 / width, right=1 - 0.15 / width, top=1 - above, bottom=below)
             _draw_weights(grid, space, kind, weight_TEO)
             handles = [Line2D([], [], color=COLORS.get(name, INK), lw=2.2) for name in space.operations]
             # The panel at the top right has no edge, since the first node reads the fewest states.
             corner = {"loc": "upper right", "frameon": False, "borderaxespad": 0}
             grid[0, -1].legend(handles, space.operations, fontsize=8.5, **corner)
-        return _save(figure, path)
+    return figure
 
 
 def _draw_weights(grid: Any, space: CellSpace, kind: str, weight_TEO: Any) -> None:
     """Panel (row, column) is the edge from state `column` to node `row`."""
     allowed_EO = space.allowed_mask(kind).numpy()
     last_state = space.inputs + space.nodes - 1
+    # With a weight for each edge (PC-DARTS) a share of an edge is a part of that.
+    share_E = np.array([weight_TEO[-1, edge, allowed].mean() for edge, allowed in enumerate(allowed_EO)])
+    top = max(1.05 * weight_TEO.max(), 2 * share_E.max())
     for axes in grid.flat:
         axes.set_axis_off()
+        axes.set_ylim(0, top)
     for edge, (source, target) in enumerate(space.edges):
         axes = grid[target - space.inputs, source]
         axes.set_axis_on()
@@ -224,6 +241,12 @@ def _draw_weights(grid: Any, space: CellSpace, kind: str, weight_TEO: Any) -> No
         for operation in offered:
             name, weights = space.operations[operation], weight_TEO[:, edge, operation]
             _draw_weight(axes, name, weights, front=operation == strongest)
+        # What each would have if all were equal at the end.
+        axes.axhline(share_E[edge], color=QUIET, lw=0.8, ls=(0, (3, 2)), zorder=1)
+        if source == 0:
+            axes.set_ylabel("weight", fontsize=7)
+        if target == last_state:
+            axes.set_xlabel("epoch", fontsize=7)
         axes.set_title(f"{source}→{target}  {space.operations[strongest]}", fontsize=8, pad=3)
         axes.grid(color="#e6e9ec", lw=0.6)
         axes.tick_params(labelsize=7, length=2, labelleft=source == 0, labelbottom=target == last_state)

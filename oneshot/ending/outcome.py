@@ -16,19 +16,19 @@ from engine.data.text import Grammar, TextFolder
 from engine.data.torchvision_sets import Torchvision
 from oneshot.chains.genotype import ChainGenotype
 from oneshot.chains.target import TargetReport
+from oneshot.ending.record import FinalSize, Outcome
 from oneshot.nasbench201.baselines import reference_lines
 from oneshot.nasbench201.table import AccuracyTable, Dataset
+from oneshot.networks.search import stem_for
 from oneshot.objectives.images import ImageObjective
 from oneshot.objectives.objective import Objective
 from oneshot.searcher import Searcher
-from oneshot.spaces.cells import SPACES, find_space, is_own_space
-from oneshot.spaces.costs import edge_costs, published_shape
+from oneshot.spaces.cells import SPACES, find_space, settings_space
 from oneshot.spaces.genotype import AnyGenotype, Genotype
 
 CELL_SPACES = tuple(space.name for space in SPACES)
 # What is said of a search whose two levels learn from the same images.
 LEVELS = {"single": "single level", "released": "single level, in turn as released"}
-LARGE = 96  # images with sides of so many pixels and more get the stem of ImageNet
 
 
 def print_introduction(searcher: Searcher) -> None:
@@ -77,23 +77,64 @@ def _epochs(searcher: Searcher) -> str:
 
 
 def print_genotype(genotype: Genotype) -> None:
-    """Print its cells, and what the published final network of them costs."""
+    """Print its cells."""
     space = find_space(genotype.space)
     grid = Grid("cell", "node", "edges: operation from state")
     for kind, cell in genotype.cells.items():
         for node, edges in enumerate(cell.nodes, start=space.inputs):
             grid.add_row(kind, str(node), ", ".join(f"{name} {source}" for name, source in edges))
     plain_console().print(grid)
-    # Costs are known for networks of images only.
-    if space.name == "recurrent":
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """Print what a search knows of what it found, and what makes that doubtful."""
+    for size in outcome.sizes:
+        _print_size(outcome.space, size)
+    _print_quality(outcome)
+    made = f"made {outcome.steps} steps, {outcome.steps_an_epoch} an epoch"
+    counts = [f"{count} ({kind})" for kind, count in outcome.skips.items()]
+    # A recurrent cell has no skip connections to count.
+    print(made if outcome.space == "recurrent" else f"{made}; skip connections: {', '.join(counts)}")
+    if outcome.changes:
+        changed = [f"{change.setting} {change.published} -> {change.used}" for change in outcome.changes]
+        print(f"changed from {outcome.method}'s settings on {outcome.space}: {', '.join(changed)}")
+    for sentence in outcome.warnings:
+        print(f"note: {sentence}")
+
+
+def _print_size(space: str, size: FinalSize) -> None:
+    """What the final network costs at one size."""
+    costs = f"{format_count(size.params)} parameters, {format_count(size.macs)} MACs"
+    if size.image_size is None:
+        print(f"with {size.channels} units, as published: {costs} a word")
         return
-    shape = published_shape(space)
-    macs = format_count(edge_costs(space, "macs", shape).total(genotype))
-    params = format_count(edge_costs(space, "params", shape).total(genotype))
-    where = " in each stage" if space.graph == "nasbench201" else ""
+    # A chain has no size of its own; its costs are printed with its layers.
+    if size.cells is None:
+        return
+    where = " in each stage" if settings_space(space) == "nasbench201" else ""
+    how = "as published for CIFAR-10"
+    if size.size == "retrain":
+        how = f"as the next command builds it, on images of {size.image_size} pixels"
+    print(f"with {size.cells} cells{where} of {size.channels} channels, {how}: {costs}")
+
+
+def _print_quality(outcome: Outcome) -> None:
+    """The quality of the search network and of what was read off it."""
+    is_accuracy = outcome.quality == "accuracy"
+    half = "on which the weights were trained, too" if outcome.trained_on else "of the architecture's part"
+    items = "images" if is_accuracy else "words"
+
+    def shown(value: float) -> str:
+        return f"{100 * value:.1f}%" if is_accuracy else f"{value:.1f}"
+
+    error = f" ± {100 * outcome.standard_error:.1f}" if outcome.standard_error is not None else ""
+    mixture = ""
+    if outcome.search_network is not None:
+        whose = "an architecture that was drawn" if outcome.drawn else "the search network"
+        mixture = f"{shown(outcome.search_network)} of {whose}, "
     print(
-        f"with {shape.cells} cells{where} of {shape.channels} channels, as published for CIFAR-10: "
-        f"{params} parameters, {macs} MACs"
+        f"{outcome.quality} on {outcome.measured_on} {items} {half}: {mixture}{shown(outcome.discretised)}"
+        f"{error} of what was read off, with the shared weights"
     )
 
 
@@ -111,7 +152,7 @@ def print_comparison(
 def retrain_command(path: Path, space: str, data: AnyData) -> str:
     """`python -m oneshot.retrain` with the recipe of the space and the data of the search."""
     # Operations of one's own are trained as those of their base are.
-    space = find_space(space).graph if is_own_space(space) else space
+    space = settings_space(space)
     words = ["--genotype", path, *_retrain_flags(space, data), "--out", f"{path}-retrained"]
     return shlex.join(["python", "-m", "oneshot.retrain", *map(str, words)])
 
@@ -130,7 +171,7 @@ def _retrain_flags(space: str, data: AnyData) -> list[Any]:
             named = ["--data", data.name, "--data.path", data.path, "--data.val", 0.02]
             return ["--config", small, *named, *cutout]
         case ImageFolder():
-            large = data.size >= LARGE and space != "nasbench201"
+            large = stem_for(data.size) == "imagenet" and space != "nasbench201"
             recipe = "oneshot/retrain_imagenet" if large else small
             named = ["--data", data.name, "--data.path", data.path, "--data.size", data.size]
             return ["--config", recipe, *named]
@@ -141,13 +182,19 @@ def _retrain_flags(space: str, data: AnyData) -> list[Any]:
     return []
 
 
+def retrain_recipe(space: str, data: AnyData) -> str:
+    """The recipe of that command."""
+    flags = _retrain_flags(space, data)
+    return str(flags[flags.index("--config") + 1]) if "--config" in flags else "oneshot/retrain_digits"
+
+
 def _chain_flags(data: AnyData) -> list[Any]:
     """The flags of a chain's recipe and of the data."""
     match data:
         case Npz():
             return ["--config", "oneshot/retrain_chain_small", "--data", data.name, "--data.path", data.path]
         case Torchvision() | ImageFolder():
-            large = isinstance(data, ImageFolder) and data.size >= LARGE
+            large = isinstance(data, ImageFolder) and stem_for(data.size) == "imagenet"
             recipe = "oneshot/retrain_chain" if large else "oneshot/retrain_chain_small"
             named = ["--data", data.name, "--data.path", data.path]
             size = ["--data.size", data.size] if isinstance(data, ImageFolder) else ["--data.val", 0.02]

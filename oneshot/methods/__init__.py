@@ -12,8 +12,10 @@ from oneshot.methods.fair_darts import FairDarts
 from oneshot.methods.gaea import Gaea, GaeaPcDarts
 from oneshot.methods.pc_darts import PcDarts
 from oneshot.methods.sampled.enas import Enas
+from oneshot.methods.sampled.fbnet import FbNet
 from oneshot.methods.sampled.gdas import Gdas
 from oneshot.methods.sampled.pr_darts import PrDarts
+from oneshot.methods.sampled.proxyless import Proxyless, ProxylessR
 from oneshot.methods.sampled.random_ws import RandomWs
 from oneshot.methods.snas import Snas
 from oneshot.methods.staged.drnas import DrNas
@@ -34,6 +36,9 @@ MethodConfig = Annotated[
     | RandomWs
     | Enas
     | Snas
+    | Proxyless
+    | ProxylessR
+    | FbNet
     | DrNas
     | FairDarts
     | Sdarts

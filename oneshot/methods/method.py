@@ -11,9 +11,9 @@ from engine.seed import torch_generator
 from oneshot.axes.alphas import Alphas
 from oneshot.axes.auxiliary_skip import AuxiliarySkip
 from oneshot.axes.derivation import Derivation, derive_genotype
-from oneshot.axes.edge_weights import EdgeWeights
+from oneshot.axes.edge_weights import EdgeWeights, read_active
 from oneshot.axes.geometry import Adam, Exponentiated, Geometry, Rows
-from oneshot.axes.penalty import Anchor, BetaDecay, Entropy, PathDepth, Penalty, ZeroOne
+from oneshot.axes.penalty import Anchor, BetaDecay, CostPenalty, Entropy, PathDepth, Penalty, ZeroOne
 from oneshot.axes.progress import Progress
 from oneshot.axes.relaxation import Dirichlet, HardConcrete, Relaxation, Sigmoid, Simplex, Softmax
 from oneshot.axes.weight_sgd import WeightSgd
@@ -111,6 +111,7 @@ class Method(Hooks):
     sgd: WeightSgd = WeightSgd()
 
     has_architecture_step: ClassVar[bool] = True  # along gradients of alphas, in each step
+    can_aim: ClassVar[bool] = False  # at a target without such a step
     # Settings for other spaces. Those of NAS-Bench-201 are for the methods that its authors ran.
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {"recurrent": PUBLISHED["recurrent"]}
 
@@ -273,7 +274,7 @@ class Method(Hooks):
             edge_E = self._weights_of_edges(space, alphas, kind)
             weight_EO = alphas.with_decisions(kind, cell_weights.weight_EO)
             edge_weights[kind] = cell_weights._replace(weight_EO=weight_EO, edge_E=edge_E, skip=skip)
-        return edge_weights
+        return read_active(edge_weights)
 
     def probabilities(self, space: SearchSpace, alphas: Alphas) -> dict[str, Tensor]:
         """The weights from which a genotype is derived: (E, O) for each kind of cell.
@@ -334,6 +335,8 @@ class Method(Hooks):
                 return "weights and architecture learn from two texts; take --method.level bilevel"
             if self.auxiliary_skip is not None:
                 return "an auxiliary skip is written for images"
+            if any(isinstance(penalty, CostPenalty) for penalty in self.penalties):
+                return "costs are known for networks of images; leave them out with --method.penalties ''"
             if not self.relaxation.sums_to_one:
                 return "the weights of an edge do not sum to 1, as a recurrent state needs"
         if CHAIN in space.cells and (self.partial > 1 or self.edge_weights):

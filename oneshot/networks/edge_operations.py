@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.compute.fast import depthwise, torch_depthwise
+from engine.compute.fast import depthwise, grouped_pointwise, torch_depthwise
 from oneshot.spaces.cells import NOISE
 from oneshot.spaces.own_operations import build_own_operation
 
@@ -88,7 +88,7 @@ class Separable(nn.Module):
                 # In place, since nobody else reads the output of the first half.
                 x, stride = F.relu(x, inplace=True), 1
             x = convolve(x, rows_of(depth, positions, self.edges), stride, dilation)
-            x = F.conv2d(x, rows_of(point, positions, self.edges), groups=len(positions))
+            x = grouped_pointwise(x, rows_of(point, positions, self.edges), len(positions))
             x = norm(x, scale if number == last else None)
         return x
 
@@ -125,7 +125,7 @@ class FactorizedSkip(nn.Module):
         scale: Tensor | None = None,
         create_graph: bool = False,
     ) -> Tensor:
-        """(N, n O, H / 2, W / 2), edge by edge, of the rectified state x (N, I, H, W)."""
+        """(N, n O, H / 2, W / 2), edge by edge, of the rectified state x (N, I, H, W); sides rounded up."""
         even = self._half(x, self.even, 0, positions)
         odd = self._half(x, self.odd, 1, positions)
         blocks = []
@@ -135,6 +135,10 @@ class FactorizedSkip(nn.Module):
 
     def _half(self, x: Tensor, weight: Tensor, shift: int, positions: Sequence[int]) -> tuple[Tensor, ...]:
         """One half of each edge's channels."""
+        # An odd side has one odd pixel less than even ones: it gets a row of zeros, so that both fit.
+        odd_h, odd_w = x.shape[2] % 2, x.shape[3] % 2
+        if shift and (odd_h or odd_w):
+            x = F.pad(x, (0, odd_w, 0, odd_h))
         # Pixels are picked first: oneDNN's gradient of a 1x1 convolution at stride 2 corrupts memory for a
         # few channels on large maps.
         picked = x[:, :, shift::2, shift::2].contiguous(memory_format=torch.channels_last)

@@ -8,7 +8,6 @@ that read it; maps of odd side can be halved; the auxiliary head takes maps of a
 (CIFAR) and 7 x 7 (ImageNet).
 """
 
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -110,7 +109,7 @@ class FinalNetwork(nn.Module):
         self.classifier = nn.Linear(last, classes)
 
     def forward(
-        self, x: Tensor, drop: float = 0.0, generator: torch.Generator | None = None
+        self, x: Tensor, drop: float | Tensor = 0.0, generator: torch.Generator | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits (N, classes); in training mode with an auxiliary head, also the logits of that.
 
@@ -118,27 +117,40 @@ class FinalNetwork(nn.Module):
             x: images (N, inputs, side, side).
             drop: probability that an edge gives nothing for an image (drop-path, FractalNet, 2017,
                 arXiv:1605.07648), in training mode. The identity is never dropped; what is kept is scaled up.
+                A tensor () is not looked at: numbers are drawn for 0, too, and nothing is dropped.
             generator: draws what is dropped, on the device of x.
         """
         x = self.stem(x)
-        keep = self._draw_kept(drop, x, generator) if self.training and drop > 0 else None
+        drops = self.training and (isinstance(drop, Tensor) or drop > 0)
+        kept = self._draw_kept(drop, x, generator) if drops else None
+        first = 0  # of the edges of a cell among all that may be dropped
         # The first cell reads the stem as both of its inputs, or its two last stages if it is large.
         before = last = x.relu()
         if self.second is not None:
             last = self.second(before).relu()
         auxiliary = None
         for number, cell in enumerate(self.cells):
-            x = cell(before, last, keep)
+            of_cell = None
+            if kept is not None:
+                of_cell = kept[first : first + sum(cell.dropped)]
+                first += len(of_cell)
+            x = cell(before, last, of_cell)
             before, last = last, x.relu()
             if self.auxiliary is not None and self.training and number == self.attached_at:
                 auxiliary = self.auxiliary(last)
         logits = self.classifier(x.mean((2, 3)))
         return logits if auxiliary is None else (logits, auxiliary)
 
-    def _draw_kept(self, drop: float, x: Tensor, generator: torch.Generator | None) -> Iterator[Tensor]:
+    def compiled_parts(self) -> list[nn.Module]:
+        """What torch.compile compiles: cells, of which most are alike."""
+        return list(self.cells)
+
+    def _draw_kept(
+        self, drop: float | Tensor, x: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, ...]:
         """For each edge that may be dropped, in order, its factor for each image (N, 1, 1, 1)."""
         edges = sum(sum(cell.dropped) for cell in self.cells if isinstance(cell, FinalCell))
         # One draw for all edges of all cells.
         shape = (edges, len(x), 1, 1, 1)
         kept = torch.rand(shape, generator=generator, device=x.device) >= drop
-        return iter((kept.to(x.dtype) / (1 - drop)).unbind())
+        return (kept.to(x.dtype) / (1 - drop)).unbind()

@@ -1,6 +1,6 @@
 """The cells of the plain network of a DARTS-space genotype, and the layers that they are made of."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -129,7 +129,7 @@ class FinalCell(nn.Module):
                 # The published codes never drop the identity, but they drop a skip of stride 2.
                 self.dropped.append(name != "skip_connect" or edge_stride > 1)
 
-    def forward(self, before: Tensor, last: Tensor, keep: Iterator[Tensor] | None = None) -> Tensor:
+    def forward(self, before: Tensor, last: Tensor, keep: Sequence[Tensor] | None = None) -> Tensor:
         """The output of the cell from those of the two cells before it, after ReLU.
 
         Args:
@@ -138,6 +138,7 @@ class FinalCell(nn.Module):
         states = [self.before(before), self.last(last)]
         rectified: dict[int, Tensor] = {}  # the states after ReLU, each computed once
         edges = zip(self.operations, self.dropped, strict=True)
+        factors = iter(keep or ())
         for sources in self.sources:
             node: Tensor | None = None
             # zip asks `sources` first, so it takes from `edges` those of this node and no more.
@@ -149,7 +150,7 @@ class FinalCell(nn.Module):
                     x = rectified[source]
                 y = operation(x)
                 if keep is not None and dropped:
-                    factor = next(keep)
+                    factor = next(factors)
                     node = y * factor if node is None else torch.addcmul(node, y, factor)
                 else:
                     node = y if node is None else node + y

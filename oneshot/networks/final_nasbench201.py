@@ -51,6 +51,10 @@ class FinalNasBench201Network(nn.Module):
         """(N, classes) logits."""
         return self.head(self.body(self.stem(x_NCHW)))
 
+    def compiled_parts(self) -> list[nn.Module]:
+        """What torch.compile compiles: cells and the blocks between them."""
+        return list(self.body)
+
 
 class FinalNasBench201Cell(nn.Module):
     """One cell: every node sums its edges; the last node is the output."""

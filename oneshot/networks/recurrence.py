@@ -100,32 +100,56 @@ def recurrence_by_definition(
         mask_BH: dropout of every state before a product.
         normalise: the BatchNorm of s_0 and of every node.
     """
-    outputs = []
+    outputs, shares = [], _node_shares(edges)
     for product_BD in product_TBD.unbind():
         product_BD = torch.addmm(product_BD, hidden_BH * mask_BH, matrices.first_HD)
         # Every step begins with s_0; node j then reads s_0 to s_j-1.
         states = [normalise(first_state(product_BD, hidden_BH))]
         for node, matrix_HD in enumerate(matrices.nodes):
-            states.append(normalise(_node(node, states, matrix_HD, mask_BH, edges)))
+            states.append(normalise(_node(node, states, matrix_HD, mask_BH, edges, shares[node])))
         hidden_BH = torch.stack(states[1:]).mean(0)
         outputs.append(hidden_BH)
     return torch.stack(outputs)
 
 
-def _node(node: int, states: list[Tensor], matrix_HD: Tensor, mask_BH: Tensor, edges: EdgeTerms) -> Tensor:
-    """(B, H): a node before its BatchNorm."""
+def _node_shares(edges: EdgeTerms) -> list[Tensor | None]:
+    """The shares of the edges that each node reads, (edges, 5, 1, 1); None: it reads none.
+
+    Taken once for all steps, and row by row: a list of numbers as an index would be copied to the device.
+    """
+    firsts = first_edges(len(edges.plan))
+    rows = edges.share_E5.unbind()
+    shares: list[Tensor | None] = []
+    for plan, first in zip(edges.plan, firsts[:-1], strict=True):
+        read = [rows[first + source] for source in plan.sources]
+        shares.append(torch.stack(read)[:, :, None, None] if read else None)
+    return shares
+
+
+def _node(
+    node: int,
+    states: list[Tensor],
+    matrix_HD: Tensor,
+    mask_BH: Tensor,
+    edges: EdgeTerms,
+    share_n511: Tensor | None,
+) -> Tensor:
+    """(B, H): a node before its BatchNorm.
+
+    Args:
+        share_n511: the rows of `edges.share_E5` that this node reads; None: it reads no state.
+    """
     into = slice(*first_edges(node + 1)[node : node + 2])
     plan = edges.plan[node]
     total = torch.zeros_like(states[0])
-    if plan.sources:
+    if share_n511 is not None:
         state = torch.stack([states[source] for source in plan.sources])
-        share = edges.share_E5[into][plan.sources, :, None, None]
         gate, g = (state * mask_BH @ matrix_HD).chunk(2, -1)
         blend = torch.zeros_like(g)
         for column, name in plan.operations:
-            blend = blend + share[:, column] * OPERATIONS[name](g)
+            blend = blend + share_n511[:, column] * OPERATIONS[name](g)
         # lerp(a, b, c) = a + c (b - a): W s (1 - c) + c blend.
-        total = torch.lerp(share[:, 0] * state, blend, gate.sigmoid()).sum(0)
+        total = torch.lerp(share_n511[:, 0] * state, blend, gate.sigmoid()).sum(0)
     # GDAS's offsets and the skip connection of DARTS- are added to every node.
     if edges.offset_E is not None:
         total = total + edges.offset_E[into].sum()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oneshot.axes.edge_weights import EdgeWeights, NetworkEdgeWeights, active_mask
+from oneshot.axes.edge_weights import EdgeWeights, NetworkEdgeWeights
 from oneshot.networks.dropout import NO_MASKS, Dropout, Masks, dropped
 from oneshot.networks.fused_recurrence import Recurrence
 from oneshot.networks.recurrence import (
@@ -164,8 +164,7 @@ def shares(cell_weights: EdgeWeights) -> Tensor:
     """
     weight_EO = cell_weights.weight_EO
     if cell_weights.active is not None:
-        running = active_mask(cell_weights.active, weight_EO.shape[1]).to(weight_EO.dtype)
-        weight_EO = weight_EO * running.to(weight_EO.device, non_blocking=True)
+        weight_EO = weight_EO * cell_weights.runs().to(weight_EO.dtype)
     if cell_weights.edge_E is not None:
         weight_EO = weight_EO * cell_weights.edge_E[:, None]
     columns = [weight_EO[:, SPACE.operations.index(name)] for name in OPERATIONS]

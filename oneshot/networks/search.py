@@ -1,9 +1,10 @@
 """Search networks: functions of (images, edge weights). No architecture parameters live in them.
 
-DARTS (2019, arXiv:1806.09055) and NAS-Bench-201 (2020, arXiv:2001.00326).
+DARTS (2019, arXiv:1806.09055), the stem for large images that PC-DARTS searches ImageNet with (2020,
+arXiv:1907.05737), and NAS-Bench-201 (2020, arXiv:2001.00326).
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,8 +28,19 @@ class SearchSize(NamedTuple):
     inputs: int
 
 
-def _stem(inputs: int, channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+StemName = Literal["cifar", "imagenet"]
+# Images with sides of so many pixels and more get the stem of ImageNet. It halves the side three times: at 96
+# pixels the cells work on maps of 12, 6 and 3 pixels, below that the last ones would see hardly any map.
+LARGE = 96
+
+
+def _conv_norm(inputs: int, channels: int, stride: int = 1) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, channels, 3, stride, 1, bias=False), nn.BatchNorm2d(channels)]
+
+
+def stem_for(size: int) -> StemName:
+    """The stem that images of `size` pixels a side get unless another one is asked for."""
+    return "imagenet" if size >= LARGE else "cifar"
 
 
 class DartsNetwork(nn.Module):
@@ -44,6 +56,8 @@ class DartsNetwork(nn.Module):
         inputs: channels of an image.
         settings: of the edges.
         last_norm: a BatchNorm and a ReLU before the classifier, as in PR-DARTS's code.
+        stem: one convolution (cifar), or three of stride 2 (imagenet), of whose outputs the first cell reads
+            the second and the third.
     """
 
     def __init__(
@@ -55,13 +69,23 @@ class DartsNetwork(nn.Module):
         inputs: int = 3,
         settings: EdgeSettings = DEFAULT_EDGES,
         last_norm: bool = False,
+        stem: StemName = "cifar",
     ):
         super().__init__()
         self.space, self.settings, self.size = space, settings, SearchSize(channels, cells, classes, inputs)
-        self.stem = _stem(inputs, 3 * channels)
+        self.stem_name: StemName = stem
+        width = 3 * channels
+        self.second: nn.Sequential | None = None
+        if stem == "imagenet":
+            halved = _conv_norm(inputs, width // 2, stride=2)
+            self.stem = nn.Sequential(*halved, nn.ReLU(), *_conv_norm(width // 2, width, stride=2))
+            self.second = nn.Sequential(*_conv_norm(width, width, stride=2))
+        else:
+            self.stem = nn.Sequential(*_conv_norm(inputs, width))
         self.cells = nn.ModuleList()
-        widths = (3 * channels, 3 * channels)
-        after_reduction = False
+        widths = (width, width)
+        # The large stem's second output has half the side of its first, as after a reduction cell.
+        after_reduction = stem == "imagenet"
         for number in range(cells):
             reduces = number in (cells // 3, 2 * cells // 3)
             kind = "reduce" if reduces else "normal"
@@ -78,7 +102,9 @@ class DartsNetwork(nn.Module):
         """Another, untrained network of this kind, for a later stage of a search."""
         size, settings = self.size, self.settings._replace(partial=partial)
         last_norm = self.norm is not None
-        return DartsNetwork(space, size.channels, cells, size.classes, size.inputs, settings, last_norm)
+        return DartsNetwork(
+            space, size.channels, cells, size.classes, size.inputs, settings, last_norm, self.stem_name
+        )
 
     def numbers_of(self, kind: str) -> list[int]:
         """The numbers of the cells of a kind."""
@@ -88,20 +114,27 @@ class DartsNetwork(nn.Module):
         """Logits (N, K).
 
         Args:
-            x_NCHW: images; H and W are multiples of 4.
+            x_NCHW: images of any side; where an odd one is halved, it is rounded up.
             edge_weights: for the kinds `normal` and `reduce`.
             create_graph: the result will be differentiated twice, which the fast gradients are not made for.
         """
         state, before = self.stem(x_NCHW), None
+        if self.second is not None:
+            before = F.relu(state)
+            state = self.second(before)
         for number, cell in enumerate(self.cells):
             last = F.relu(state)
             cell_weights = weights_of_cell(edge_weights, str(cell.kind), number)
-            # The first cell reads the stem as both of its inputs.
+            # The first cell reads a small stem as both of its inputs.
             state = cell(last if before is None else before, last, cell_weights, create_graph)
             before = last
         if self.norm is not None:
             state = F.relu(self.norm(state))
         return self.classifier(state.mean((2, 3)))
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """What torch.compile compiles: cells, of which many are alike."""
+        return list(self.cells)
 
 
 class NasBench201Network(nn.Module):
@@ -127,7 +160,7 @@ class NasBench201Network(nn.Module):
     ):
         super().__init__()
         self.space, self.settings, self.size = space, settings, SearchSize(channels, cells, classes, inputs)
-        self.stem = _stem(inputs, channels)
+        self.stem = nn.Sequential(*_conv_norm(inputs, channels))
         self.blocks = nn.ModuleList()
         for stage in range(3):
             if stage:
@@ -161,3 +194,7 @@ class NasBench201Network(nn.Module):
             else:
                 x = block(x)
         return self.classifier(F.relu(self.norm(x)).mean((2, 3)))
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """What torch.compile compiles: cells and the blocks between them."""
+        return list(self.blocks)

@@ -86,7 +86,7 @@ class MixedNodes(nn.Module):
         rest = x[:, own:]
         # They pass by the operations, but must have the size of what those give.
         if self._stride(state) == 2:
-            rest = F.max_pool2d(rest, 2, 2)
+            rest = F.max_pool2d(rest, 2, 2, ceil_mode=True)
         for e in self.leaving[state]:
             weighted = rest if edge_E is None else rest * edge_E[e]
             passing_by.setdefault(self.space.edges[e][1], []).append(weighted)
@@ -131,7 +131,7 @@ class CellInput(nn.Module):
         self.norm = None if halves else Norm(out, track)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, I, H, W) -> (N, O, H, W), or (N, O, H / 2, W / 2)."""
+        """(N, I, H, W) -> (N, O, H, W), or (N, O, H / 2, W / 2) with sides rounded up."""
         if self.skip is not None:
             return self.skip(x)
         assert self.conv is not None and self.norm is not None

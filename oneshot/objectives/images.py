@@ -1,5 +1,6 @@
 """A search on images: classification, on the space of DARTS or of NAS-Bench-201."""
 
+import contextlib
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -8,25 +9,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.compute.compiling import eagerly
+from engine.compute.evaluation import accuracy
+from engine.compute.precision import autocast
 from engine.data.dataset import Data, Subset
 from engine.errors import UserError
-from engine.training import accuracy
 from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.axes.weight_sgd import WeightSgd
 from oneshot.bilevel import LossFn, VirtualStep, Weights
 from oneshot.chains.layers import ImageShape
-from oneshot.chains.network import ChainNetwork
 from oneshot.methods.method import Method
 from oneshot.networks.parallel_edges import EdgeSettings
-from oneshot.networks.search import DartsNetwork, NasBench201Network
+from oneshot.networks.search import DartsNetwork, NasBench201Network, StemName
 from oneshot.spaces.cells import CellSpace
 
-BATCH = 250  # images at a time in evaluation
+CPU_BATCH = 250  # images at a time in an evaluation on a CPU
 OTHER_PASSES = 10**6  # more epochs than any search has
 
 
 def search_network(
-    space: CellSpace, method: Method, channels: int, cells: int, classes: int, inputs: int
+    space: CellSpace,
+    method: Method,
+    channels: int,
+    cells: int,
+    classes: int,
+    inputs: int,
+    stem: StemName = "cifar",
 ) -> nn.Module:
     """The untrained search network of a space of images, drawn from torch's global generator."""
     auxiliary = method.auxiliary_skip is not None
@@ -37,14 +45,14 @@ def search_network(
     # Where only some operations run, BatchNorm always takes the statistics of the batch.
     track = not method.samples_operations
     settings = EdgeSettings(method.partial, track, method.pool_norm, auxiliary)
-    return DartsNetwork(space, channels, cells, classes, inputs, settings, method.last_norm)
+    return DartsNetwork(space, channels, cells, classes, inputs, settings, method.last_norm, stem)
 
 
 class ImageLoss:
     """Cross-entropy of a search network on a batch (images, classes)."""
 
-    def __init__(self, network: nn.Module, bf16: bool = False):
-        self.network, self.bf16 = network, bf16
+    def __init__(self, network: nn.Module):
+        self.network = network
 
     def __call__(
         self,
@@ -56,12 +64,14 @@ class ImageLoss:
         """See `LossFn`."""
         x, y = batch
         inputs = (x, edge_weights, create_graph)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+        # Compiled parts cannot be differentiated twice.
+        with autocast(x.device), eagerly() if create_graph else contextlib.nullcontext():
             if weights is None:
                 logits = self.network(*inputs)
             else:
                 logits = torch.func.functional_call(self.network, weights, inputs)
-        return F.cross_entropy(logits.float() if self.bf16 else logits, y)
+        # The loss in float32, also where layers computed in bfloat16; a float64 network keeps its digits.
+        return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), y)
 
 
 class ImageObjective:
@@ -69,11 +79,10 @@ class ImageObjective:
 
     Args:
         network: a search network; moved to the device of `data`.
-        data: images whose sides are multiples of 4.
+        data: images; on NAS-Bench-201's network their sides are multiples of 4.
         batch_size: images a step.
         single_level: weights and architecture learn from the images of both splits.
         two_batches: with a single level, each from a batch of its own; else both from the same one.
-        bf16: compute in bfloat16 where that is safe.
 
     Raises:
         UserError: images of this side or so few images cannot be searched on.
@@ -89,20 +98,19 @@ class ImageObjective:
         data: Data,
         batch_size: int,
         single_level: bool,
-        bf16: bool = False,
         two_batches: bool = False,
     ):
-        # A chain halves maps as often as its space says, and rounds their sides up.
-        if data.size % 4 and not isinstance(network, ChainNetwork):
+        if data.size % 4 and isinstance(network, NasBench201Network):
             raise UserError(
-                f"Images of side {data.size} cannot be halved twice, as every search network does; use a "
-                "multiple of 4."
+                f"Images of side {data.size} cannot be halved twice, as the network of NAS-Bench-201 does; "
+                "use a multiple of 4."
             )
-        self.data, self.batch_size, self.batch_items, self.bf16 = data, batch_size, batch_size, bf16
+        self.data, self.batch_size, self.batch_items = data, batch_size, batch_size
         self.replace(network)
         self.weights_part: Subset = "both" if single_level else "train"
         self.architecture_part: Subset = "both" if single_level else "val"
         self.same_batch = single_level and not two_batches
+        self.measured_items = data.count("val")
         # A batch that is larger than a part is refused now, not in the first step.
         data.steps(batch_size, self.weights_part)
         data.steps(batch_size, self.architecture_part)
@@ -115,7 +123,7 @@ class ImageObjective:
     def replace(self, network: nn.Module) -> None:
         """Go on with this network, on the device of the images."""
         self.network: nn.Module = network.to(self.data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.loss = ImageLoss(self.network, self.bf16)
+        self.loss = ImageLoss(self.network)
 
     @property
     def image(self) -> ImageShape:
@@ -164,7 +172,7 @@ class ImageObjective:
     def measure(self, edge_weights: NetworkEdgeWeights, limit: int | None = None) -> float:
         """Accuracy in [0, 1]."""
         network = functools.partial(self.network, edge_weights=edge_weights)
-        return accuracy(network, self.data.batches("val", BATCH, limit))
+        return accuracy(network, self.data.evaluation_batches("val", limit, CPU_BATCH))
 
     def virtual_step(self, sgd: WeightSgd, rate: float, buffers: list[Tensor | None]) -> VirtualStep:
         """Without clipping, as the published code."""

@@ -17,6 +17,7 @@ class Objective(Protocol):
     quality: str  # what `measure` returns: accuracy (more is better) or perplexity (less is better)
     about: str  # what there is to learn from, in words
     batch_items: int  # images or words in a usual batch
+    measured_items: int  # images or words that `measure` sees without a limit
 
     @property
     def loss(self) -> LossFn:

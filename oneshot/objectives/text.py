@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from engine.compute.precision import float32_as_exported
 from engine.config import Config
 from engine.data.text import Text, columns, window, windows
 from engine.seed import derive, numpy_generator, torch_generator
@@ -73,6 +74,7 @@ class TextObjective:
         )
         self.train_RB = columns(train.to(device), batch_size)
         self.val_RB = columns(val.to(device), batch_size)
+        self.measured_items = self.val_RB.numel()
         # The hidden states of both texts before the current step, and the batches of this step.
         self.hidden = [self.recurrent.start(batch_size), self.recurrent.start(batch_size)]
         self.pair: list[TextBatch] = []
@@ -136,6 +138,7 @@ class TextObjective:
         return batch
 
     @torch.no_grad()
+    @float32_as_exported()
     def measure(self, edge_weights: NetworkEdgeWeights, limit: int | None = None) -> float:
         """Perplexity in one pass over the validation text."""
         hidden, total, count = self.recurrent.start(self.batch_size), 0.0, 0
@@ -172,5 +175,6 @@ class TextObjective:
         return {"train": train, "val": val}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take them up."""
-        self.hidden, self.pair = [state["train"], state["val"]], []
+        """Take them up: a checkpoint gives them on the host."""
+        self.hidden = [state["train"].to(self.device), state["val"].to(self.device)]
+        self.pair = []

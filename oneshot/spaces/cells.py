@@ -225,6 +225,11 @@ def is_own_space(name: str) -> bool:
     return path.suffix in (".yaml", ".yml") and path.is_file() and "base" in read_yaml(path)
 
 
+def settings_space(name: str) -> str:
+    """The space whose settings and recipes hold: the base of operations of one's own, else the space."""
+    return load_own_space(name).graph if is_own_space(name) else name
+
+
 def find_space(name: str) -> CellSpace:
     """The space of that name, `find_space("darts")`, or the one of operations of one's own in a YAML file.
 

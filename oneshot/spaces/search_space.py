@@ -57,6 +57,10 @@ class SearchSpace(Protocol):
         """For each node, its edges."""
         ...
 
+    def __hash__(self) -> int:
+        """Spaces are data: what depends on one alone is computed once."""
+        ...
+
     def allowed_mask(self, kind: str, device: torch.device | str = "cpu") -> Tensor:
         """(E, O) booleans: which operations compete on which edge of a cell of this kind."""
         ...

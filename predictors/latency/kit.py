@@ -8,7 +8,7 @@ is timed at every size.
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -53,6 +53,22 @@ def distinct_layers(space: Space, classes: int, channels: int) -> list[LayerSpec
     return list(found)
 
 
+class KitSubject(NamedTuple):
+    """What a kit is of.
+
+    Args:
+        space: its name.
+        bn_eps: epsilon of BatchNorm.
+        classes: outputs of the classifier.
+        channels: of the input images.
+    """
+
+    space: str
+    bn_eps: float
+    classes: int
+    channels: int
+
+
 def layer_module(space: Space, layer: LayerSpec) -> nn.Module:
     """The layer as a torch module with random weights."""
     return plain_layer(layer, space.bn_eps)
@@ -85,8 +101,32 @@ def export_kit(
     networks: dict[str, list[LayerSpec]] = {}
     for row in networks_NF:
         networks[network_name(row)] = layer_specs(space, decode(space, row), classes, channels)
+    subject = KitSubject(space.name, space.bn_eps, classes, channels)
+    write_kit(subject, layers, networks, folder, advance)
+
+
+def write_kit(
+    subject: KitSubject,
+    layers: Sequence[LayerSpec],
+    networks: Mapping[str, list[LayerSpec]],
+    folder: Path,
+    advance: Callable[[str], None],
+) -> None:
+    """Write the files of a kit, as `export_kit`, of layers and networks of any space.
+
+    Args:
+        subject: what they are of.
+        layers: what to time by itself.
+        networks: what to time as a whole, by name.
+        folder: where to write.
+        advance: is called with the name of each structure that is written.
+
+    Raises:
+        UserError: the folder holds a kit of something else.
+    """
+    channels = subject.channels
     items = _items(layers, networks, channels)
-    manifest = {"version": VERSION, "space": space.name, "classes": classes, "items": items}
+    manifest = {"version": VERSION, "space": subject.space, "classes": subject.classes, "items": items}
     path = folder / "manifest.json"
     if path.exists() and read_json(path) != manifest:
         raise UserError(f"Folder '{folder}' holds a kit of other items; remove it, or name another.")
@@ -100,7 +140,8 @@ def export_kit(
     # longest of them needs.
     bytes_of_weights = []
     for name, layer in needed.items():
-        models[name] = layer_model(space, layer)
+        module = plain_layer(layer, subject.bn_eps)
+        models[name] = layer_graph(module, _input_channels(layer), layer.size)
         bytes_of_weights.append(_lay_out_weights(models[name]))
         onnx.save(models[name], folder / f"{name}.onnx")
         advance(name)

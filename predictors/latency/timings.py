@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from engine.blocks.latency_table import LatencyTable, Noise, TimedNetwork
-from engine.blocks.layers import layer_name, structure
+from engine.blocks.layers import LayerSpec, layer_name, structure
 from engine.blocks.stem import StemSpec
 from engine.errors import UserError, shortened
 from engine.onnx_timing import DIFFERENCE_AT_MOST, halves_of
@@ -168,6 +168,52 @@ def build_table(
     """
     layers = {layer_name(layer): layer for layer in distinct_layers(space, classes, channels)}
     _refuse_strange_items(timings, set(layers), space, classes)
+    found = tabulate(timings, layers)
+    if not found.noises:
+        raise UserError(f"The timings hold neither blocks nor networks of space '{space.name}'.")
+    # The first code of a row is that of the resolution.
+    resolutions = {space.resolution[int(network.codes[:2], 16) - 1] for network in found.networks}
+    table = LatencyTable(
+        device=device,
+        runtime=timings.runtime,
+        machine=timings.machine,
+        threads=timings.threads,
+        clock=timings.clock,
+        space=space.name,
+        fingerprint=space_fingerprint(space),
+        classes=classes,
+        channels=channels,
+        resolutions=tuple(sorted(resolutions | found.resolutions)),
+        noise=found.noise,
+        blocks=found.blocks,
+        networks=found.networks,
+    )
+    return table, found.noises
+
+
+class Tabulated(NamedTuple):
+    """What timings say of layers and networks.
+
+    Args:
+        blocks: milliseconds by structure and by the side of the input map.
+        networks: whole networks.
+        resolutions: sides of the images of the stems among the layers.
+        noises: of each kind of items.
+    """
+
+    blocks: dict[str, dict[int, float]]
+    networks: tuple[TimedNetwork, ...]
+    resolutions: set[int]
+    noises: dict[str, Noise]
+
+    @property
+    def noise(self) -> Noise:
+        """That of the networks, or else of the blocks."""
+        return self.noises.get("networks") or self.noises["blocks"]
+
+
+def tabulate(timings: Timings, layers: Mapping[str, LayerSpec]) -> Tabulated:
+    """The numbers of a latency table; `layers`: those that were timed, by their names as items."""
     layer_ms, network_ms = _layers_and_networks(timings, layers)
     # Running a session costs something, however little it computes; a network pays it once.
     overhead = value_of(timings.ms[OVERHEAD]) if OVERHEAD in timings.ms else 0.0
@@ -183,27 +229,8 @@ def build_table(
         codes = name.removeprefix("net-")
         slow = value_of(timings.p90[name]) if timings.p90 else None
         networks.append(TimedNetwork(codes=codes, ms=value_of(measured), p90_ms=slow))
-        # The first code of a row is that of the resolution.
-        resolutions.add(space.resolution[int(codes[:2], 16) - 1])
     noises = _noises(layer_ms, network_ms)
-    if not noises:
-        raise UserError(f"The timings hold neither blocks nor networks of space '{space.name}'.")
-    table = LatencyTable(
-        device=device,
-        runtime=timings.runtime,
-        machine=timings.machine,
-        threads=timings.threads,
-        clock=timings.clock,
-        space=space.name,
-        fingerprint=space_fingerprint(space),
-        classes=classes,
-        channels=channels,
-        resolutions=tuple(sorted(resolutions)),
-        noise=noises["networks"] if network_ms else noises["blocks"],
-        blocks=blocks,
-        networks=tuple(networks),
-    )
-    return table, noises
+    return Tabulated(blocks, tuple(networks), resolutions, noises)
 
 
 def _layers_and_networks(

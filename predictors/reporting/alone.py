@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from engine.command.table import show
+from engine.compute.precision import float32_as_exported
 from engine.config import format_count, validate
 from engine.data.augment import resize
 from engine.errors import UserError
 from engine.plot.canvas import safe
 from engine.run import Run, read_json
-from ofa.calibration import EVALUATION_BATCH, prepare
+from ofa.calibration import prepare
 from ofa.space.arch import Arch, single_arch_space
 from ofa.subnet import Subnet
 from ofa.supernet import Supernet
@@ -215,10 +216,11 @@ def compare_with_alone(networks: Sequence[AloneNetwork], trained: TrainedSuperne
 
 
 @torch.no_grad()
+@float32_as_exported()
 def test_hits(subnet: Subnet, trained: TrainedSupernet) -> NDArray[np.float64]:
     """1 for each test image (N,) that the subnet classifies correctly, else 0."""
     hits = []
-    for x, y in trained.data.batches("test", EVALUATION_BATCH):
+    for x, y in trained.data.evaluation_batches("test"):
         logits = subnet(resize(x, subnet.arch.resolution))
         hits.append((logits.argmax(1) == y).cpu().numpy())
     return np.concatenate(hits).astype(np.float64)

@@ -19,7 +19,7 @@ def class_pictures(confusions: Mapping[str, Counts], classes: Sequence[str]) -> 
     """The confusion of each selected subnet, by the names of their files.
 
     Args:
-        confusions: counts of test images (K, K) by budget, as `engine.training.confusion` returns them.
+        confusions: counts of test images (K, K) by budget, of `engine.compute.evaluation.confusion`.
         classes: names of the classes.
     """
     drawn = {}

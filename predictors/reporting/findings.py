@@ -136,7 +136,7 @@ class Findings(NamedTuple):
     exported: files of the selected subnets.
     judged: collected pairs predicted from each other; none if they are too few.
     pairs: how many pairs were collected.
-    confusions: of the selected subnets on test images (K, K) by budget, as `engine.training.confusion` says.
+    confusions: of the selected subnets on test images (K, K) by budget, as `confusion` counts them.
     weights_sha256: of the supernet.
     """
 

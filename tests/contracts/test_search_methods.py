@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from chains import small_chain
 from torch import Tensor
 
 from engine.config import over_defaults, validate
@@ -15,6 +16,10 @@ from engine.data.sources import load_data
 from engine.data.text import Grammar, load_text
 from oneshot.axes.operation_costs import operation_costs
 from oneshot.axes.progress import Progress
+from oneshot.chains.genotype import ChainGenotype
+from oneshot.chains.layers import ImageShape
+from oneshot.chains.network import ChainNetwork
+from oneshot.chains.space import ChainSpace
 from oneshot.methods import MethodConfig
 from oneshot.methods.method import Method
 from oneshot.objectives.images import ImageObjective, search_network
@@ -23,8 +28,10 @@ from oneshot.search import Search
 from oneshot.searcher import Searcher
 from oneshot.spaces.cells import SPACES, CellSpace, find_space
 from oneshot.spaces.genotype import Genotype
+from oneshot.spaces.search_space import SearchSpace
 
 CPU = torch.device("cpu")
+SMALL_CHAIN = small_chain()
 NAMES = [kind.model_fields["name"].default for kind in get_args(get_args(MethodConfig)[0])]
 FEW = (
     "candidates",
@@ -32,6 +39,8 @@ FEW = (
     "batches",
     "controller_steps",
     "samples_a_step",
+    "updates",
+    "samples",
 )  # of methods that judge whole architectures
 COMBINED: list[tuple[str, str, dict[str, Any]]] = [
     ("darts", "nasbench201", {"order": "second"}),
@@ -42,6 +51,10 @@ COMBINED: list[tuple[str, str, dict[str, Any]]] = [
     ("pc_darts", "nasbench201", {"penalties": [{"name": "beta_decay"}, {"name": "cost"}]}),
     ("gdas", "darts_s3", {"penalties": [{"name": "cost", "of": "params", "form": "add"}]}),
     ("pr_darts", "nasbench201", {"penalties": []}),
+    ("pr_darts", SMALL_CHAIN.name, {"penalties": []}),
+    ("darts", SMALL_CHAIN.name, {"order": "second", "penalties": [{"name": "cost", "form": "add"}]}),
+    ("proxyless_r", SMALL_CHAIN.name, {"weights_alone": 0}),
+    ("proxyless", SMALL_CHAIN.name, {"relaxation": {"paths": "all"}, "penalties": [{"name": "cost"}]}),
     ("gdas", "nasbench201", {"relaxation": {"name": "reinmax"}}),
     ("sdarts", "nasbench201", {"attack": "adversarial"}),
 ]
@@ -50,7 +63,11 @@ IMAGES = load_data(Digits(val=0.5), CPU, 0)
 TEXT = load_text(Grammar(sentences=200))
 
 
-def chosen(name: str, space: CellSpace, settings: dict[str, Any]) -> Method:
+def named(space_name: str) -> SearchSpace:
+    return SMALL_CHAIN if space_name == SMALL_CHAIN.name else find_space(space_name)
+
+
+def chosen(name: str, space: SearchSpace, settings: dict[str, Any]) -> Method:
     """A method with what was published for the space, as the command builds it."""
     found = validate(
         Search,
@@ -62,19 +79,24 @@ def chosen(name: str, space: CellSpace, settings: dict[str, Any]) -> Method:
     return found.model_copy(update={field: 2 for field in FEW if field in type(found).model_fields})
 
 
-def started(method: Method, space: CellSpace, seed: int) -> Searcher:
+def started(method: Method, space: SearchSpace, seed: int) -> Searcher:
+    image = ImageShape(8, 1, 10)
     # Each stage begins with the warm-up.
     epochs = (method.warmup_epochs + 4) * max(1, len(getattr(method, "stages", ())))
-    costs = operation_costs(method.penalties, space, CPU)
+    costs = operation_costs(method.penalties, space, CPU, image)
     if space.name == "recurrent":
         objective = TextObjective(TEXT, TextSettings(hidden=8, bptt=6), 4, seed, CPU)
         return Searcher(method, space, objective, seed, epochs, costs)
     torch.manual_seed(seed)
     # The smallest that all stages of a method can cut into parts.
     channels = math.lcm(4, *method.channel_parts)
-    network = search_network(space, method, channels, 1 if space.name == "nasbench201" else 3, 10, 1)
+    if isinstance(space, ChainSpace):
+        network: torch.nn.Module = ChainNetwork(space, image)
+    else:
+        assert isinstance(space, CellSpace)
+        network = search_network(space, method, channels, 1 if space.name == "nasbench201" else 3, 10, 1)
     single, two = method.level != "bilevel", method.level == "released"
-    objective = ImageObjective(network, IMAGES, 16, single, two_batches=two)
+    objective = ImageObjective(network, IMAGES, 16, single, two)
     return Searcher(method, space, objective, seed, epochs, costs)
 
 
@@ -105,14 +127,15 @@ def same(a: Any, b: Any) -> bool:
 
 
 def cases() -> list[Any]:
-    found = [(name, space.name, {}) for name in NAMES for space in SPACES] + COMBINED
+    spaces = [*SPACES, SMALL_CHAIN]
+    found = [(name, space.name, {}) for name in NAMES for space in spaces] + COMBINED
     return [pytest.param(*case, id="-".join((*case[:2], *case[2]))) for case in found]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "space_name", "settings"), cases())
 def test_contract(name: str, space_name: str, settings: dict[str, Any]) -> None:
-    space = find_space(space_name)
+    space = named(space_name)
     method = chosen(name, space, settings)
     space = method.offered(space)
     refusal = method.refuse(space)
@@ -165,7 +188,7 @@ def test_contract(name: str, space_name: str, settings: dict[str, Any]) -> None:
     check_cells(method, space, ours)
 
 
-def check_short(method: Method, space: CellSpace) -> None:
+def check_short(method: Method, space: SearchSpace) -> None:
     """One step and the cell: the graph of these spaces is that of darts, on which the rest is checked."""
     search = started(method, space, 0)
     (losses,) = take(search, 1, method.warmup_epochs)
@@ -173,9 +196,14 @@ def check_short(method: Method, space: CellSpace) -> None:
     check_cells(method, space, search)
 
 
-def check_cells(method: Method, space: CellSpace, search: Searcher) -> None:
+def check_cells(method: Method, space: SearchSpace, search: Searcher) -> None:
     """What is read off is a cell of the space, and survives a file."""
     for genotype in (method.genotype(search.state), method.final_genotype(search.state)):
+        if isinstance(genotype, ChainGenotype):
+            assert ChainGenotype.model_validate_json(genotype.model_dump_json()) == genotype
+            assert genotype.space == space
+            continue
+        assert isinstance(space, CellSpace)
         assert Genotype.model_validate_json(genotype.model_dump_json()) == genotype
         assert genotype.space == space.name and set(genotype.cells) == set(space.cells)
         for kind, cell in genotype.cells.items():
@@ -193,5 +221,5 @@ def check_cells(method: Method, space: CellSpace, search: Searcher) -> None:
             } <= offered
 
 
-def allowed(space: CellSpace, kind: str) -> list[tuple[int, str]]:
+def allowed(space: SearchSpace, kind: str) -> list[tuple[int, str]]:
     return [(int(e), space.operations[int(o)]) for e, o in space.allowed_mask(kind).nonzero()]

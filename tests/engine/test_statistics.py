@@ -6,6 +6,7 @@ import torch
 from scipy.stats import binomtest, kendalltau
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, recall_score
 
+from engine.compute.evaluation import confusion
 from engine.statistics import (
     balanced_accuracy,
     class_accuracies,
@@ -18,7 +19,6 @@ from engine.statistics import (
     tau_in_bands,
     wilson_interval,
 )
-from engine.training import confusion
 
 
 @pytest.mark.parametrize("kinds", [1, 2, 3])

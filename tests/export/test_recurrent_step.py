@@ -18,8 +18,8 @@ from oneshot.retrain import Retrain
 @pytest.fixture(scope="module")
 def cell_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("cell") / "run"
-    small = ["--data.sentences", "200", "--language.hidden", "8", "--language.epochs", "1"]
-    small += ["--language.batch", "16"]
+    small = ["--data.sentences", "200", "--language.hidden", "8", "--epochs", "1"]
+    small += ["--batch-size", "16"]
     words = ["--genotype", "DARTS_V1_recurrent", "--data", "grammar", *small, "--out", str(run)]
     assert parse(Retrain, words).execute() == 0
     return run

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from counting import count_operations
 from supernets import filled
 
 from engine.blocks.elastic import DropConnect, drop_connect, dropout
@@ -120,6 +121,19 @@ def test_calibration_is_exact_however_the_images_are_split(tiny: Space) -> None:
     torch.testing.assert_close(subnet.stem.bn.running_var, stem.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
     assert not subnet.training
     assert subnet.stem.bn.momentum == 0.1
+
+
+def test_calibration_adds_few_operations_to_a_batch_however_many_layers(tiny: Space) -> None:
+    """A GPU takes longer to launch a dozen for each BatchNorm than to run the network."""
+    subnet, x = extract(filled(tiny), largest(tiny)), torch.randn(4, 3, 12, 12)
+    assert sum(isinstance(module, torch.nn.BatchNorm2d) for module in subnet.modules()) > 10
+    taken = []
+    for count in (1, 2):
+        batches = [(x, torch.zeros(4))] * count
+        taken.append(count_operations(lambda batches=batches: calibrate(subnet, batches)))
+    with torch.no_grad():
+        network = count_operations(lambda: subnet.train()(x))
+    assert taken[1] - taken[0] - network <= 20
 
 
 def test_one_batch_gives_every_layer_that_batchs_statistics(tiny: Space) -> None:

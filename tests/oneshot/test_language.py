@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from engine.checkpoint import load_weights
+from engine.command.cli import parse
 from engine.config import Config
 from engine.data.text import Grammar, load_text
 from engine.errors import UserError
@@ -19,6 +20,7 @@ from oneshot.language import Language, cross_entropy, load_language
 from oneshot.language_training import LanguageTrainer, NotFiniteError, train_language
 from oneshot.networks.dropout import Dropout
 from oneshot.networks.recurrent import CellNetwork
+from oneshot.retrain import Retrain
 from oneshot.spaces.genotype import Cell, Genotype
 
 V2 = ["sigmoid 0", "relu 1", "relu 1", "identity 1", "tanh 2", "sigmoid 5", "tanh 3", "relu 5"]
@@ -143,3 +145,31 @@ def test_a_cell_for_images_is_refused(tmp_path: Path) -> None:
     genotype = Genotype(space="nasbench201", cells={"cell": cell})
     with pytest.raises(UserError, match="space 'nasbench201' is no recurrent cell"):
         train_language(start(tmp_path / "x"), genotype, TEXT, SMALL, 0, torch.device("cpu"))
+
+
+def test_epochs_and_batch_size_of_the_command_hold_for_text(tmp_path: Path) -> None:
+    tiny = ["--data", "grammar", "--data.sentences", "60", "--language.hidden", "8", "--batch-size", "8"]
+
+    def retrain(name: str, *flags: str) -> list[dict[str, Any]]:
+        command = parse(Retrain, [*tiny, "--language.val-batch", "2", "--out", str(tmp_path / name), *flags])
+        assert command.execute() == 0
+        return [point for point in read_lines(tmp_path / name / "metrics.jsonl") if "val_perplexity" in point]
+
+    straight = retrain("straight", "--epochs", "2")
+    assert len(straight) == 2
+    # A finished run grows, as on images.
+    assert len(retrain("grown", "--epochs", "1")) == 1
+    grown = retrain("grown", "--epochs", "2", "--resume")
+    assert [p["val_perplexity"] for p in grown] == [p["val_perplexity"] for p in straight]
+
+
+def test_recipes_of_text_are_the_published_settings() -> None:
+    # DARTS's released code, as it evaluates on Penn Treebank and as it transfers to WikiText-2.
+    penn = parse(Retrain, ["--data", "text", "--data.path", "ptb"])
+    published = Language(**penn.language.model_dump(), epochs=penn.epochs, batch=penn.batch_size)
+    assert (penn.config, published) == ("oneshot/retrain_ptb", Language())
+    wikitext = parse(Retrain, ["--config", "oneshot/retrain_wikitext2"])
+    changed = {"hidden": 700, "weight_decay": 5e-7}
+    dropout = penn.language.dropout.model_copy(update={"hidden": 0.15})
+    assert wikitext.language == penn.language.model_copy(update=changed | {"dropout": dropout})
+    assert (wikitext.epochs, wikitext.batch_size) == (8000, 64)

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 
 from oneshot.axes.edge_weights import EdgeWeights
+from oneshot.chains.genotype import ChainGenotype
+from oneshot.chains.space import CHAIN
 from oneshot.spaces.genotype import AnyGenotype, Edge, genotype_of
 from oneshot.spaces.search_space import SearchSpace
 
@@ -52,7 +54,8 @@ def as_edge_weights(space: SearchSpace, architecture: Architecture) -> dict[str,
         active: list[tuple[int, ...]] = [()] * len(space.edges)
         for edge, operation in pairs:
             weight_EO[edge, operation] = 1.0
-            active[edge] = (operation,)
+            # PR-DARTS's code may take two operations of one edge.
+            active[edge] = tuple(sorted({*active[edge], operation}))
         edge_weights[kind] = EdgeWeights(weight_EO, tuple(active))
     return edge_weights
 
@@ -68,3 +71,18 @@ def as_genotype(space: SearchSpace, architecture: Architecture) -> AnyGenotype:
             nodes[target - space.inputs].append((space.operations[operation], source))
         found[kind] = nodes
     return genotype_of(space, found)
+
+
+def architecture_of(space: SearchSpace, genotype: AnyGenotype) -> Architecture:
+    """The architecture of a genotype that was found in this space."""
+    if isinstance(genotype, ChainGenotype):
+        searched = [genotype.layers[number] for number in genotype.space.searched]
+        return {CHAIN: tuple((edge, space.operations.index(name)) for edge, name in enumerate(searched))}
+    architecture = {}
+    for kind, cell in genotype.cells.items():
+        pairs = []
+        for target, edges in enumerate(cell.nodes, start=space.inputs):
+            for name, source in edges:
+                pairs.append((space.edges.index((source, target)), space.operations.index(name)))
+        architecture[kind] = tuple(pairs)
+    return architecture

@@ -57,8 +57,8 @@ class Oles(Method):
     def _gradients_fit(self) -> Self:
         if self.level != "bilevel" or self.order != "first" or self.relaxation.samples_operations:
             raise ValueError(
-                "method oles compares two gradients of each operation; it needs level bilevel, order first "
-                "and a relaxation that runs all operations"
+                "method oles compares the gradients of two losses for each operation; it needs level "
+                "bilevel, order first, and a relaxation that runs all operations"
             )
         return self
 

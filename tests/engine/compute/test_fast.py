@@ -1,10 +1,14 @@
 """What is computed in a faster way is what torch computes in its own."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+from pretended_gpu import pretended_gpu
 from torch import Tensor
 
+from engine.compute import fast
 from engine.compute.fast import ACTIVATION, average_pool, depthwise, norm_act
 
 LAYOUTS = [torch.channels_last, torch.contiguous_format]
@@ -130,3 +134,56 @@ def test_two_backward_passes_give_the_same_bits() -> None:
     weight = torch.randn(16, 1, 5, 5, requires_grad=True)
     grads = [torch.autograd.grad(depthwise(x, weight, 1).square().sum(), weight)[0] for _ in range(2)]
     assert torch.equal(*grads)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_compiled_layers_have_no_graph_break(device: str) -> None:
+    """Looking at `grad_fn` would end a graph; on other devices than the CPU nobody looks."""
+    x = torch.rand(2, 4, 8, 8, device=device, requires_grad=True)
+    scale, shift = torch.ones(4, device=device), torch.zeros(4, device=device)
+    weight = torch.rand(4, 1, 3, 3, device=device, requires_grad=True)
+
+    def layers(x: Tensor) -> Tensor:
+        x = depthwise(norm_act(x, scale, shift, "relu", 1e-5), weight)
+        return average_pool(x, 1)
+
+    whole = torch.compile(layers, backend="eager", fullgraph=True)  # a break raises
+    assert whole(x).shape == (2, 4, 8, 8)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 5, 4, 3), (3, 4, 1, 1, 2)])
+def test_ways_of_a_grouped_convolution_are_one_convolution(shape: tuple[int, ...]) -> None:
+    count, channels, height, width, groups = shape
+    torch.manual_seed(0)
+    x = torch.randn(count, groups * channels, height, width, dtype=torch.double)
+    x = x.to(memory_format=torch.channels_last).requires_grad_()
+    point = torch.randn(groups * 5, channels, 1, 1, dtype=torch.double, requires_grad=True)
+    for way in (fast._as_given, fast._in_planes, fast._in_products):
+        assert_same(way(x, point, (1, 0, 1, groups)), F.conv2d(x, point, groups=groups), (x, point))
+    assert_same(fast.grouped_pointwise(x, point, groups), F.conv2d(x, point, groups=groups), (x, point))
+    depth = torch.randn(groups * channels, 1, 3, 3, dtype=torch.double, requires_grad=True)
+    settings = (2, 1, 1, groups * channels)
+    assert_same(
+        fast._in_planes(x, depth, settings), fast._as_given(x, depth, settings).contiguous(), (x, depth)
+    )
+
+
+def test_an_operation_is_measured_once_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one that is pretended: another way is taken only where it is clearly faster."""
+    times = {fast._as_given: 1.0, fast._in_planes: 0.9, fast._in_products: 0.5}
+    asked = []
+
+    def seconds(way: fast.Way, *_: object) -> float:
+        asked.append(way)
+        return times[way]
+
+    monkeypatch.setattr(fast, "_seconds", seconds)
+    monkeypatch.setattr(fast, "_chosen", {})
+    with pretended_gpu(Path(__file__).parents[3]):
+        x = torch.randn(2, 8, 4, 4, device="cuda").to(memory_format=torch.channels_last)
+        for _ in range(2):
+            fast.torch_depthwise(x, torch.randn(8, 1, 3, 3, device="cuda"))
+            fast.grouped_pointwise(x, torch.randn(8, 4, 1, 1, device="cuda"), 2)
+    assert asked == [fast._as_given, fast._in_planes, fast._as_given, fast._in_planes, fast._in_products]
+    assert [*fast._chosen.values()] == [fast._as_given, fast._in_products]

@@ -18,6 +18,16 @@ def test_penn_treebank_is_read_whole(nas_data: Path) -> None:
     assert " ".join(text.vocabulary[i] for i in text.splits["val"][:3]) == "consumers may want"
 
 
+def test_wikitext_is_read_as_the_reference_codes_read_it(tmp_path: Path) -> None:
+    # Empty lines end, too, and other ends of lines than \n are spaces between words.
+    lines = " \n = Title = \n \n A line\u2028goes on . \n"
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"wiki.{split}.tokens").write_text(lines, encoding="utf-8")
+    end = ["<eos>"]
+    expected = [*end, "=", "Title", "=", *end, *end, "A", "line", "goes", "on", ".", *end]
+    assert TextFolder(name="text", path=tmp_path).read()["val"] == expected
+
+
 def test_a_word_not_trained_on_is_unknown(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("a b\nc a\n")
     (tmp_path / "valid.txt").write_text("a d\n")
@@ -32,7 +42,7 @@ def test_a_word_not_trained_on_is_unknown(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_sentences(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has no ptb.train.txt or train.txt"):
+    with pytest.raises(UserError, match=r"has no ptb.train.txt or wiki.train.tokens or train.txt"):
         load_text(TextFolder(path=tmp_path))
     (tmp_path / "train.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="cannot be read as UTF-8"):

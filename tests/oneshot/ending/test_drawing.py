@@ -9,7 +9,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from oneshot.ending.drawing import BOX, COLORS, alphas_over_time, draw_genotype, label, picture
+from oneshot.ending.drawing import (
+    BOX,
+    COLORS,
+    alphas_over_time,
+    draw_genotype,
+    label,
+    picture,
+    weights_picture,
+)
 from oneshot.nasbench201.codes import find_cell
 from oneshot.spaces.cells import SPACES, CellSpace, find_space
 from oneshot.spaces.genotype import Cell, Genotype
@@ -101,6 +109,25 @@ def test_weights_over_time_show_what_grew(tmp_path: Path) -> None:
     half = pixels.shape[1] // 3
     rows = [places[places[:, 1] > half][:, 0].mean() for places in found]
     assert rows[1] < rows[0]  # the winner is higher up
+
+
+def test_the_scale_of_weights_is_honest() -> None:
+    """After two epochs all weights lie between 0.1243 and 0.1257: the lines must not look apart."""
+    space = find_space("darts")
+    last = np.linspace(0.1243, 0.1257, 14 * 8).reshape(14, 8)
+    history = [dict.fromkeys(space.cells, np.full((14, 8), 0.125)), dict.fromkeys(space.cells, last)]
+    figure = weights_picture(history, space)
+    panels = [axes for part in figure.subfigs for axes in part.axes if axes.lines]
+    assert len(panels) == 28
+    for axes in panels:
+        assert axes.get_ylim() == pytest.approx((0, 0.25), abs=2e-3)
+    assert {axes.get_xlabel() for axes in panels} == {"", "epoch"}
+    assert {axes.get_ylabel() for axes in panels} == {"", "weight"}
+    for part in figure.subfigs:
+        assert "between 0.1243 and 0.1257" in part.get_suptitle()
+    # What has parted is shown whole.
+    history[1] = dict.fromkeys(space.cells, last + np.eye(14, 8))
+    assert weights_picture(history, space).subfigs[0].axes[0].get_ylim()[1] > 1.1
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from oneshot.axes.auxiliary_skip import AuxiliarySkip
 from oneshot.axes.derivation import derive_genotype
-from oneshot.axes.edge_weights import EdgeWeights
+from oneshot.axes.edge_weights import EdgeWeights, read_active
 from oneshot.axes.geometry import exponentiated_gradient
 from oneshot.axes.penalty import BetaDecay, CostPenalty, Entropy, PathDepth, PenaltyInputs
 from oneshot.axes.progress import Progress
@@ -58,13 +58,9 @@ def test_recorded_passes_of_pr_darts(case: int) -> None:
     for number, kind in enumerate(space.cells):
         draws = dict(given["draws"][number * each : (number + 1) * each])
         alpha = found["alphas"][number].clone().requires_grad_()
-        mixed = relaxation.given(
-            alpha,
-            draws["rand_like"],
-            draws.get("bernoulli", torch.zeros_like(alpha)),
-            draws["randperm"],
-            given["tau"],
-        )
+        dropped = draws.get("bernoulli", torch.zeros_like(alpha))
+        gates = relaxation.given(alpha, draws["rand_like"], dropped, draws["randperm"], given["tau"])
+        mixed = read_active({kind: gates})[kind]
         assert mixed.active is not None
         active = tuple(tuple(columns.index(o) for o in row) for row in mixed.active)
         alphas[kind], edge_weights[kind] = alpha, EdgeWeights(mixed.weight_EO[:, columns], active)
@@ -185,7 +181,9 @@ def test_gaea_keeps_operations_and_the_edges_of_each_node_on_simplices() -> None
 def test_gdas_draws_by_probability_and_anneals() -> None:
     alpha = torch.log(torch.tensor([[0.1, 0.2, 0.3, 0.4, 1e-9]]))
     allowed_EO, draws = torch.ones(1, 5, dtype=torch.bool), torch.Generator().manual_seed(0)
-    active = [GumbelHard().mix(alpha, allowed_EO, Progress(0, 250), draws).active for _ in range(4000)]
+    progress = Progress(0, 250)
+    drawn = {str(n): GumbelHard().mix(alpha, allowed_EO, progress, draws) for n in range(4000)}
+    active = [found.active for found in read_active(drawn).values()]
     share = [sum(run == ((o,),) for run in active) / 4000 for o in range(5)]
     assert share == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.0], abs=0.03)
     assert [Progress(epoch, 250).between(10, 0.1) for epoch in (0, 249)] == pytest.approx([10, 0.1])

@@ -109,7 +109,7 @@ def test_drop_path_scales_what_it_keeps_and_spares_the_identity() -> None:
     states = [first.before(x), first.last(x)]
     pooled = F.avg_pool2d(states[1], 3, 1, 1, count_include_pad=False)
     wanted = torch.cat([states[0] + states[1], states[0] + factor * pooled], 1)
-    torch.testing.assert_close(first(x, x, iter([factor])), wanted)
+    torch.testing.assert_close(first(x, x, [factor]), wanted)
 
 
 def test_drop_path_draws_for_each_image_and_edge_from_the_generator() -> None:

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from reference import darts_names, nasbench201_names, recorded, theirs
 from torch import Tensor, nn
 
-from oneshot.axes.edge_weights import EdgeWeights
+from oneshot.axes.edge_weights import EdgeWeights, read_active
 from oneshot.axes.relaxation import GumbelHard
 from oneshot.networks.parallel_edges import EdgeSettings
-from oneshot.networks.search import DartsNetwork, NasBench201Network
+from oneshot.networks.search import LARGE, DartsNetwork, NasBench201Network, stem_for
 from oneshot.spaces.cells import CellSpace, find_space
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
@@ -76,9 +76,33 @@ def test_one_pass_of_gdas_with_given_noise() -> None:
     found, network, _ = load("nb201_small_track0")
     given = found["gdas"]
     alpha = found["alphas"][0].clone().requires_grad_()
-    cell_weights = GumbelHard().given(alpha, given["gumbels"], given["tau"])
-    logits = network(found["xt"].to(memory_format=torch.channels_last), {"cell": cell_weights})
+    drawn = {"cell": GumbelHard().given(alpha, given["gumbels"], given["tau"])}
+    logits = network(found["xt"].to(memory_format=torch.channels_last), read_active(drawn))
     torch.testing.assert_close(logits, given["logits"], **TOLERANCE)
     loss = F.cross_entropy(logits, found["yt"])
     (gradient,) = torch.autograd.grad(loss, alpha)
     torch.testing.assert_close(gradient, given["grad_alpha"][0], **TOLERANCE)
+
+
+def test_large_images_get_the_stem_of_pc_darts_on_imagenet() -> None:
+    # Its search network at 224 pixels: 3 C / 2 and 3 C channels; the first cell reads maps of 56 and 28.
+    assert [stem_for(size) for size in (32, LARGE - 1, LARGE, 224)] == ["cifar", "cifar", *["imagenet"] * 2]
+    torch.manual_seed(0)
+    space = find_space("darts")
+    network = DartsNetwork(space, 2, 3, 5, stem="imagenet").double()
+    convolutions = [m for m in [*network.stem, *(network.second or [])] if isinstance(m, nn.Conv2d)]
+    assert [(conv.out_channels, conv.stride) for conv in convolutions] == [(3, (2, 2)), *[(6, (2, 2))] * 2]
+    x = torch.randn(2, 3, 100, 100, dtype=torch.double)
+    # The same in torch's own words: no ReLU between the stem's second output and the first cell's own.
+    plain = x
+    maps = []
+    for number, conv in enumerate(convolutions):
+        rectified = F.relu(plain) if number else plain
+        plain = F.batch_norm(F.conv2d(rectified, conv.weight, None, 2, 1), None, None, training=True)
+        maps.append(plain)
+    seen: list[Tensor] = []
+    network.cells[0].register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[:2]))
+    alphas = [torch.zeros(14, 8, dtype=torch.double) for _ in range(2)]
+    # 100 pixels become 13, 7 and 4: odd sides are halved, too.
+    assert network(x, edge_weights(space, alphas)).shape == (2, 5)
+    torch.testing.assert_close(seen, [F.relu(maps[1]), F.relu(maps[2])], **TOLERANCE)

@@ -1,0 +1,44 @@
+"""The objective of a search on images, with its untrained network."""
+
+import torch
+from torch import nn
+
+from engine.data.dataset import Data
+from engine.seed import derive
+from oneshot.chains.layers import ImageShape
+from oneshot.chains.network import ChainNetwork
+from oneshot.chains.space import ChainSpace
+from oneshot.methods.method import Method
+from oneshot.networks.search import StemName
+from oneshot.objectives.images import ImageObjective, search_network
+from oneshot.spaces.cells import CellSpace
+from oneshot.spaces.search_space import SearchSpace
+
+
+def usual_cells(space: str) -> int:
+    """Cells of a search network as published: 5 in each of three stages, or 8 in the whole network."""
+    return 5 if space == "nasbench201" else 8
+
+
+def image_objective(
+    space: SearchSpace,
+    method: Method,
+    data: Data,
+    channels: int,
+    cells: int,
+    stem: StemName,
+    batch_size: int,
+    seed: int,
+) -> ImageObjective:
+    """The objective, whose weights are drawn by `seed`; a chain has its own channels and layers."""
+    with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
+        torch.manual_seed(derive(seed, "weights"))
+        if isinstance(space, ChainSpace):
+            image = ImageShape(data.size, data.channels, len(data.classes))
+            network: nn.Module = ChainNetwork(space, image)
+        else:
+            assert isinstance(space, CellSpace)
+            classes, inputs = len(data.classes), data.channels
+            network = search_network(space, method, channels, cells, classes, inputs, stem)
+    single, two_batches = method.level != "bilevel", method.level == "released"
+    return ImageObjective(network, data, batch_size, single, two_batches)

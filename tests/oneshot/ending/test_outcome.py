@@ -1,0 +1,166 @@
+"""What a search knows when it ends: margins by hand, changed settings, what is measured and written."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.command.cli import parse
+from oneshot.ending.margins import decisions
+from oneshot.ending.published import changes_of, rate_remark
+from oneshot.ending.record import Outcome, read_outcome
+from oneshot.methods.gaea import Gaea
+from oneshot.methods.sampled.architecture import Architecture, architecture_of, as_genotype
+from oneshot.search import Search
+from oneshot.searcher import Searcher
+from oneshot.spaces.cells import find_space
+from oneshot.spaces.read_genotype import find_genotype
+
+TINY = (
+    "--space",
+    "nasbench201",
+    "--channels",
+    "4",
+    "--cells",
+    "1",
+    "--threads",
+    "1",
+    "--evaluate-images",
+    "60",
+)
+
+
+@pytest.fixture(autouse=True)
+def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are drawn in other tests, and take longer than these searches."""
+    monkeypatch.setattr("oneshot.search_loop.draw_genotype", lambda genotype, path: [])
+    monkeypatch.setattr("oneshot.search_loop.alphas_over_time", lambda history, space, path: path)
+
+
+def searched(out: Path, *flags: str) -> Outcome:
+    assert parse(Search, [*TINY, *flags, "--out", str(out)]).execute() == 0
+    return read_outcome(out)
+
+
+def test_the_margin_is_what_another_choice_lacks() -> None:
+    """In a node of two edges of NAS-Bench-201 every operation counts, none too."""
+    space = find_space("nasbench201")
+    weight_EO = torch.full((6, 5), 0.1)
+    weight_EO[:, 3] = 0.6
+    weight_EO[2] = torch.tensor([0.3, 0.1, 0.1, 0.303, 0.197])  # none is near
+    architecture: Architecture = {"cell": tuple((edge, 3) for edge in range(6))}
+    found = decisions(space, architecture, {"cell": weight_EO})
+    assert [round(d.margin, 4) for d in found] == [0.8333, 0.8333, 0.0099, 0.8333, 0.8333, 0.8333]
+    assert (found[2].rival, found[2].source, found[2].target) == ("none from 1", 1, 2)
+
+
+def test_where_edges_are_left_out_they_are_rivals_and_none_is_not() -> None:
+    space = find_space("darts")
+    weight_EO = torch.full((14, 8), 0.01)
+    weight_EO[:, 0] = 0.9  # none
+    # Node 3 reads states 0, 1 and 2 by the edges 2, 3 and 4; it keeps the first two.
+    weight_EO[2, 4], weight_EO[3, 5], weight_EO[4, 3] = 0.05, 0.08, 0.04
+    weight_EO[3, 6] = 0.06
+    choices = ((0, 1), (1, 1), (2, 4), (3, 5), (5, 1), (6, 1), (9, 1), (10, 1))
+    found = decisions(space, {"normal": choices}, {"normal": weight_EO})
+    third, fourth = found[2:4]
+    assert (third.rival, third.margin) == ("skip_connect from 2", pytest.approx(0.2))
+    assert (fourth.rival, fourth.margin) == ("dil_conv_3x3 from 1", pytest.approx(0.25))
+    assert found[0].margin == 0, "equal weights decide nothing"
+
+
+def test_an_architecture_that_is_not_the_strongest_was_decided_otherwise() -> None:
+    space = find_space("nasbench201")
+    weight_EO = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.0]).expand(6, 5)
+    assert decisions(space, {"cell": tuple((edge, 1) for edge in range(6))}, {"cell": weight_EO}) == ()
+
+
+def test_a_genotype_is_its_architecture_again() -> None:
+    for space, text in (("darts", "DARTS_V2"), ("recurrent", "DARTS_V2_recurrent")):
+        genotype = find_genotype(text)
+        architecture = architecture_of(find_space(space), genotype)
+        edges = [sorted(node) for cell in genotype.cells.values() for node in cell.nodes]
+        again = as_genotype(find_space(space), architecture)
+        assert [sorted(node) for cell in again.cells.values() for node in cell.nodes] == edges
+
+
+def test_changed_settings_are_found_and_the_rate_is_only_a_remark() -> None:
+    method = parse(Search, ["--method", "pc_darts", "--method.geometry.lr", "0.1"]).method
+    flags = {"epochs": 50, "batch_size": 96, "channels": 16}
+    changes = changes_of(method, "darts", flags, {"cells": (8, 3)})
+    assert [(c.setting, c.published, c.used) for c in changes] == [
+        ("method.geometry.lr", 6e-4, 0.1),
+        ("batch_size", 256, 96),
+        ("cells", 8, 3),
+    ]
+    remark = rate_remark(changes, method)
+    assert remark is not None
+    assert "the rate 0.1 is for batches of 256" in remark and "--method.sgd.lr 0.0375" in remark
+    slower = parse(Search, ["--method", "pc_darts", "--method.sgd.lr", "0.05"]).method
+    assert rate_remark(changes_of(slower, "darts", flags, {}), slower) is None
+    as_it_is = parse(Search, ["--method", "gaea", "--space", "nasbench201"]).method
+    assert isinstance(as_it_is, Gaea)
+    own = {"epochs": 25, "batch_size": 64, "channels": 24}
+    assert changes_of(as_it_is, "nasbench201", own, {}) == ()
+
+
+@pytest.mark.slow
+def test_an_ending_says_what_it_knows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One step of first-order DARTS: nothing can be decided."""
+    outcome = searched(tmp_path / "run", "--epochs", "1", "--batch-size", "600")
+    assert (outcome.steps, outcome.steps_an_epoch, outcome.measured_on) == (1, 1, 60)
+    assert outcome.undecided == sum(d.margin < 0.01 for d in outcome.decisions) > 0
+    assert len(outcome.decisions) == 6 and not outcome.trained_on
+    assert outcome.standard_error == pytest.approx(
+        math.sqrt(outcome.discretised * (1 - outcome.discretised) / 60)
+    )
+    published, retrained = outcome.sizes
+    assert (published.size, published.channels, published.cells, published.image_size) == (
+        "published",
+        16,
+        5,
+        32,
+    )
+    assert (retrained.size, retrained.channels, retrained.image_size) == ("retrain", 8, 8)
+    assert retrained.macs < published.macs
+    said = capsys.readouterr().out
+    for words in (
+        "an epoch is a single step",
+        f"{outcome.undecided} of 6 edges are decided by less than 1%: not decided yet",
+        "batch_size 64 -> 600",
+        "the rate 0.025 is for batches of 64",
+        "accuracy on 60 images of the architecture's part",
+        "made 1 steps, 1 an epoch; skip connections: ",
+    ):
+        assert words in said
+
+
+@pytest.mark.slow
+def test_the_discretised_cell_leaves_no_trace_and_methods_without_alphas_end_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    original = Searcher.measure
+
+    def measure(self: Searcher, limit: int | None = None) -> float:
+        before = [buffer.clone() for buffer in self.state.objective.network.buffers()]
+        weights = self.method.weigh_edges(
+            self.state.space, self.state.alphas, self.state.progress, torch.Generator()
+        )
+        self.state.measure(weights, 20, batch_statistics=True)
+        after = self.state.objective.network.buffers()
+        seen.append(all(torch.equal(a, b) for a, b in zip(before, after, strict=True)))
+        return original(self, limit)
+
+    monkeypatch.setattr(Searcher, "measure", measure)
+    judged = ("--method", "random_ws", "--method.candidates", "2", "--method.finalists", "1")
+    outcome = searched(tmp_path / "run", *judged, "--epochs", "1", "--batch-size", "300")
+    assert seen == [True]
+    assert outcome.drawn and outcome.decisions == () and outcome.undecided == 0
+    text = ["--space", "recurrent", "--text.hidden", "8", "--batch-size", "16", "--data.sentences", "200"]
+    assert parse(Search, [*text, "--epochs", "1", "--out", str(tmp_path / "text")]).execute() == 0
+    words = read_outcome(tmp_path / "text")
+    assert words.quality == "perplexity" and words.standard_error is None and len(words.decisions) == 8
+    (size,) = words.sizes
+    assert (size.channels, size.image_size) == (850, None) and size.macs > 0
