@@ -350,7 +350,7 @@ class Search(LoopCommand):
             "batch_size": self.batch_size or method.batch_size,
             "channels": self.width,
         }
-        cells = usual_cells(settings_space(self.space))
+        cells = self.method.cells or usual_cells(settings_space(self.space))
         text, own_text = self.text.model_dump(mode="json"), TextSettings().model_dump(mode="json")
         others = {"cells": (cells, self.cells or cells), "text": (own_text, text)}
         return changes_of(method, self.space, flags, others)
@@ -411,7 +411,7 @@ class Search(LoopCommand):
             return TextObjective(load_text(self.data), self.text, batch_size, self.seed, device)
         data = load_data(self.data, device, self.seed)
         print_classes(data)
-        cells = self.cells or usual_cells(settings_space(space.name))
+        cells = self.cells or method.cells or usual_cells(settings_space(space.name))
         stem = self.stem or stem_for(data.size)
         return image_objective(space, method, data, self.width, cells, stem, batch_size, self.seed)
 

@@ -185,7 +185,7 @@ class Searcher:
         draws = self._draws(purpose, number)
         # Draws are made on CPU, so that a seed means the same on every device.
         found = self.method.weigh_edges(state.space, state.alphas, state.progress, draws)
-        if NOISE in state.space.operations:
+        if NOISE in state.space.operations or any(weights.skip_dropout for weights in found.values()):
             seed = derive(state.seed, NOISE, purpose, state.progress.number, number)
             found = {kind: weights._replace(noise=seed) for kind, weights in found.items()}
         return state.on_device(found)

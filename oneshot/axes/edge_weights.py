@@ -24,7 +24,9 @@ class EdgeWeights(NamedTuple):
         offset_E: added to each number of an edge's output; its value is 0, only its gradient matters (GDAS).
         skip: weight of a skip connection beside the operations (DARTS-); at stride 2 it is a factorized
             reduction with weights of its own.
-        noise: seed of the operation noise, so that each forward of one step gets the same (RobustDARTS's S4).
+        noise: seed of what a forward draws, so that each of one step gets the same: the operation noise
+            (RobustDARTS's S4), dropout.
+        skip_dropout: rate of the dropout after skip connections of stride 1 (P-DARTS), in training mode.
         active_EO: `active` as booleans on the device, where the device drew them.
         expected_EO: probabilities by which the expected cost is weighed, where weights are 0 or 1
             (ProxylessNAS); None: the weights.
@@ -36,6 +38,7 @@ class EdgeWeights(NamedTuple):
     offset_E: Tensor | None = None
     skip: Tensor | None = None
     noise: int = 0
+    skip_dropout: float = 0.0
     active_EO: Tensor | None = None
     expected_EO: Tensor | None = None
 

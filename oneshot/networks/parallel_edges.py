@@ -121,6 +121,7 @@ class ParallelEdges(nn.Module):
         skip: Tensor | None,
         create_graph: bool,
         draws: torch.Generator | None = None,
+        skip_dropout: float = 0.0,
     ) -> list[Tensor]:
         """What each of the n edges passes on; (N, C, H / stride, W / stride) each.
 
@@ -128,7 +129,8 @@ class ParallelEdges(nn.Module):
             x: the state (N, C, H, W).
             weight_nO, active, skip: as in `EdgeWeights`, of these edges.
             create_graph: the result will be differentiated twice, which the fast gradients are not made for.
-            draws: of the operation noise, on the device of x.
+            draws: of the operation noise and of dropout, on the device of x.
+            skip_dropout: as in `EdgeWeights`.
         """
         # All operations with weights begin with a ReLU; pools and the identity read x itself.
         state = RectifiedState(x, self.stride)
@@ -146,6 +148,11 @@ class ParallelEdges(nn.Module):
             if name == NOISE:
                 assert draws is not None, "the cell has a seed of its noise"
                 _hand_out(self._noise(x, weight_n, running, draws), running, terms)
+                continue
+            if name == "skip_connect" and name not in self.own and skip_dropout > 0 and self.training:
+                assert draws is not None, "the cell has a seed of its masks"
+                dropped = self._dropped(x, weight_n, running, skip_dropout, draws)
+                _hand_out(dropped, running, terms)
                 continue
             if name not in self.own:
                 shared.append(SharedTerm(self._pooled(name, x), self._elsewhere_0(weight_n, running)))
@@ -195,6 +202,15 @@ class ParallelEdges(nn.Module):
         noise = torch.randn(shape, generator=draws, dtype=x.dtype, device=x.device)
         weights = self._per_channel(torch.stack([weight_n[position] for position in running]))
         return noise.contiguous(memory_format=torch.channels_last) * weights[:, None, None]
+
+    def _dropped(
+        self, x: Tensor, weight_n: Tensor, running: tuple[int, ...], rate: float, draws: torch.Generator
+    ) -> Tensor:
+        """The weighted state with dropout, for each edge where it runs another mask."""
+        copies = torch.cat([x] * len(running), 1)
+        kept = torch.rand(copies.shape, generator=draws, dtype=x.dtype, device=x.device) >= rate
+        weights = self._per_channel(torch.stack([weight_n[position] for position in running]))
+        return copies * kept / (1 - rate) * weights[:, None, None]
 
     def _per_channel(self, weight_n: Tensor) -> Tensor:
         """(n C,): the weight of each edge for each of its channels."""

@@ -57,7 +57,7 @@ class MixedNodes(nn.Module):
         weights = weight_EO[self.by_source].split_with_sizes(counts)
         states = list(states)
         draws = None
-        if NOISE in self.space.operations:
+        if NOISE in self.space.operations or cell_weights.skip_dropout > 0:
             draws = torch.Generator(states[0].device).manual_seed(cell_weights.noise)
         arriving: Arriving = {}
         passing_by: Arriving = {}
@@ -69,7 +69,9 @@ class MixedNodes(nn.Module):
             if cell_weights.active is not None:
                 active = tuple(cell_weights.active[e] for e in edges)
             # All edges that leave this state, at once.
-            passed_on = parallel_edges(x, weights[state], active, cell_weights.skip, create_graph, draws)
+            passed_on = parallel_edges(
+                x, weights[state], active, cell_weights.skip, create_graph, draws, cell_weights.skip_dropout
+            )
             for e, passed in zip(edges, passed_on, strict=True):
                 arriving.setdefault(self.space.edges[e][1], []).append(passed)
             # Edges are handled source by source: after this state, all edges into the next one are computed.
