@@ -52,6 +52,7 @@ from oneshot.objectives.objective import Objective
 from oneshot.objectives.text import TextObjective, TextSettings
 from oneshot.search_loop import Monitoring, SearchLoop
 from oneshot.searcher import Searcher
+from oneshot.spaces.cells import settings_space
 from oneshot.spaces.search_space import SearchSpace, find_search_space
 
 # Measured on CPU: benchmarks/records/2026-11-30-precision.md.
@@ -98,8 +99,8 @@ class Search(LoopCommand):
     space: str = Field(
         "darts",
         description=(
-            "darts, darts_s1 to darts_s3, nasbench201, recurrent; chains of blocks: proxyless, fbnet, "
-            "chain32, or a YAML file"
+            "darts, darts_s1 to darts_s4, nasbench201, recurrent; chains of blocks: proxyless, fbnet, "
+            "chain32; or a YAML file, of a chain or of cells with operations of your own"
         ),
     )
     data: AnyData = Field(Digits(val=0.5), description="images, or text for space recurrent")
@@ -196,7 +197,8 @@ class Search(LoopCommand):
         """What was published for the method of that name on a space, where it differs from the defaults."""
         for kind in models_in(cls.model_fields["method"].annotation):
             if issubclass(kind, Method) and kind.model_fields["name"].default == name:
-                return dict(kind.published.get(space, {}))
+                # A space of one's own operations takes the settings of its base.
+                return dict(kind.published.get(settings_space(space), {}))
         return {}
 
     @field_validator("target")
@@ -327,7 +329,7 @@ class Search(LoopCommand):
             "batch_size": self.batch_size or method.batch_size,
             "channels": self.width,
         }
-        cells = usual_cells(self.space)
+        cells = self.method.cells or usual_cells(settings_space(self.space))
         text, own_text = self.text.model_dump(mode="json"), TextSettings().model_dump(mode="json")
         others = {"cells": (cells, self.cells or cells), "text": (own_text, text)}
         return changes_of(method, self.space, flags, others)
@@ -388,7 +390,7 @@ class Search(LoopCommand):
             return TextObjective(load_text(self.data), self.text, batch_size, self.seed, device)
         data = load_data(self.data, device, self.seed)
         print_classes(data)
-        cells = self.cells or usual_cells(space.name)
+        cells = self.cells or method.cells or usual_cells(settings_space(space.name))
         return image_objective(space, method, data, self.width, cells, batch_size, self.seed)
 
 

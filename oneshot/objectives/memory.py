@@ -12,11 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from engine.compute.evaluation import evaluation_batch
+from engine.compute.evaluation import BYTES_OF_CELLS, evaluation_batch
 from engine.compute.peak_memory import DeviceMemory, PeakMemory
 from engine.errors import UserError
 from engine.seed import torch_generator
 from oneshot.axes.operation_costs import OperationCosts
+from oneshot.axes.penalty import CostPenalty
 from oneshot.axes.progress import Progress
 from oneshot.methods.method import Method
 from oneshot.objectives.images import CPU_BATCH, ImageLoss, ImageObjective
@@ -85,6 +86,9 @@ def search_memory(
     size = objective.data.size
     stem = "cifar" if space.name == "nasbench201" else getattr(trial.network, "stem_name", "imagenet")
     side = min(size, TRIAL_SIDE[stem])
+    # A penalty on the cost adds a few numbers, and here there are no costs to weigh.
+    penalties = tuple(penalty for penalty in method.penalties if not isinstance(penalty, CostPenalty))
+    method = method.model_copy(update={"penalties": penalties})
     steps, evaluations = [], []
     for images in FEW:
         searcher = Searcher(method, space, trial, 0, method.epochs, OperationCosts())
@@ -105,13 +109,12 @@ def search_memory(
     # Momentum is made at the end of the first step and is there at the peak of all others.
     always = 2 * weights if method.sgd.momentum else weights
     larger = (size / side) ** 2
+    at_once = evaluation_batch(objective.data.device, size, CPU_BATCH, BYTES_OF_CELLS)
     return SearchMemory(
         _line(steps, always, larger),
         _line(evaluations, always, larger),
         objective.batch_size,
-        min(
-            evaluated or objective.data.count("val"), evaluation_batch(objective.data.device, size, CPU_BATCH)
-        ),
+        min(evaluated or objective.data.count("val"), at_once),
     )
 
 
