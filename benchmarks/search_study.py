@@ -37,6 +37,7 @@ DATASETS = ("cifar10", "cifar100", "imagenet16-120")
 REFERENCE = "random_ws"
 EPOCHS = 6
 ADAM = ["--method.geometry.lr", "0.01"]
+GAEA_EPOCHS = ["--epochs", str(EPOCHS // 2), "--method.sgd.cosine-epochs", str(EPOCHS)]
 # What differs from the method's published settings on this space. Warm-ups and cosines keep their share of
 # the epochs.
 METHODS = {
@@ -44,15 +45,9 @@ METHODS = {
     "darts": ADAM,
     "pc_darts": [*ADAM, "--method.warmup-epochs", "2"],
     "beta_darts": ADAM,
-    # Its epochs are twice as long, since it trains on both halves of the images at once.
-    "gaea single level": [
-        "--method",
-        "gaea",
-        "--method.sgd.cosine-epochs",
-        "6",
-        "--epochs",
-        str(EPOCHS // 2),
-    ],
+    # Their epochs are twice as long, since they train on both halves of the images.
+    "gaea single level": ["--method", "gaea", "--method.level", "single", *GAEA_EPOCHS],
+    "gaea released": ["--method", "gaea", "--method.level", "released", *GAEA_EPOCHS],
     "gaea bilevel": ["--method", "gaea", "--method.level", "bilevel", "--method.sgd.cosine-epochs", "12"],
     "gdas": ADAM,
     "darts_minus": ADAM,
