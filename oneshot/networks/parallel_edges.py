@@ -158,13 +158,7 @@ class ParallelEdges(nn.Module):
                 _hand_out(dropped, running, terms)
                 continue
             if name not in self.own:
-                y = self._pooled(name, x)
-                if len(running) == self.edges:
-                    shared.append(SharedTerm(y, weight_n))
-                    continue
-                # On some edges only: a product for each of them.
-                for position in running:
-                    terms[position].append(weight_n[position] * y)
+                self._share(SharedTerm(self._pooled(name, x), weight_n), running, shared, terms)
                 continue
             # With weights of their own: one kernel call for all edges where it runs.
             y = self._own_operation(name, state, weight_n, running, create_graph)
@@ -225,6 +219,20 @@ class ParallelEdges(nn.Module):
         """(n C,): the weight of each edge for each of its channels."""
         # An expanded view would not do: torch's gradient of BatchNorm reads it as if it were contiguous.
         return weight_n.repeat_interleave(self.channels)
+
+    def _share(
+        self,
+        term: SharedTerm,
+        running: Sequence[int],
+        shared: list[SharedTerm],
+        terms: list[list[Tensor]],
+    ) -> None:
+        """Collect a term that all edges have; weigh one that some edges have, and hand it out."""
+        if len(running) == self.edges:
+            shared.append(term)
+            return
+        for position in running:
+            terms[position].append(term.weight_n[position] * term.map)
 
     def _pooled(self, name: str, x: Tensor) -> Tensor:
         """The output of an operation without weights."""

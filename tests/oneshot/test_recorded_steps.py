@@ -127,7 +127,7 @@ def test_what_is_recorded_takes_nothing_from_the_host(method: Method) -> None:
 
 
 def test_methods_that_draw_say_why_they_are_not_recorded() -> None:
-    assert searcher(Gdas(), "nasbench201").varies() == "method gdas draws in each step"
+    assert searcher(Gdas(), "nasbench201").varies() == "method gdas draws in each step which operations run"
 
 
 def retraining(folder: Path, *flags: str) -> Retraining:
