@@ -142,9 +142,7 @@ class ParallelEdges(nn.Module):
         columns = weight_nO.unbind(1) if active is None else None
         for name, allowed in self.allowed.items():
             column = self.operations.index(name)
-            running = allowed
-            if active is not None:
-                running = tuple(position for position in allowed if column in active[position])
+            running = allowed if active is None else tuple(p for p in allowed if column in active[p])
             if not running:
                 continue
             weight_n = weight_nO[:, column] if columns is None else columns[column]
@@ -154,8 +152,7 @@ class ParallelEdges(nn.Module):
                 continue
             if name == "skip_connect" and name not in self.own and skip_dropout > 0 and self.training:
                 assert draws is not None, "the cell has a seed of its masks"
-                dropped = self._dropped(x, weight_n, running, skip_dropout, draws)
-                _hand_out(dropped, running, terms)
+                _hand_out(self._dropped(x, weight_n, running, skip_dropout, draws), running, terms)
                 continue
             if name not in self.own:
                 self._share(SharedTerm(self._pooled(name, x), weight_n), running, shared, terms)
