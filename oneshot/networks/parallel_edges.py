@@ -142,9 +142,7 @@ class ParallelEdges(nn.Module):
         columns = weight_nO.unbind(1) if active is None else None
         for name, allowed in self.allowed.items():
             column = self.operations.index(name)
-            running = allowed
-            if active is not None:
-                running = tuple(position for position in allowed if column in active[position])
+            running = allowed if active is None else tuple(p for p in allowed if column in active[p])
             if not running:
                 continue
             weight_n = weight_nO[:, column] if columns is None else columns[column]
@@ -154,17 +152,10 @@ class ParallelEdges(nn.Module):
                 continue
             if name == "skip_connect" and name not in self.own and skip_dropout > 0 and self.training:
                 assert draws is not None, "the cell has a seed of its masks"
-                dropped = self._dropped(x, weight_n, running, skip_dropout, draws)
-                _hand_out(dropped, running, terms)
+                _hand_out(self._dropped(x, weight_n, running, skip_dropout, draws), running, terms)
                 continue
             if name not in self.own:
-                y = self._pooled(name, x)
-                if len(running) == self.edges:
-                    shared.append(SharedTerm(y, weight_n))
-                    continue
-                # On some edges only: a product for each of them.
-                for position in running:
-                    terms[position].append(weight_n[position] * y)
+                self._share(SharedTerm(self._pooled(name, x), weight_n), running, shared, terms)
                 continue
             # With weights of their own: one kernel call for all edges where it runs.
             y = self._own_operation(name, state, weight_n, running, create_graph)
@@ -225,6 +216,20 @@ class ParallelEdges(nn.Module):
         """(n C,): the weight of each edge for each of its channels."""
         # An expanded view would not do: torch's gradient of BatchNorm reads it as if it were contiguous.
         return weight_n.repeat_interleave(self.channels)
+
+    def _share(
+        self,
+        term: SharedTerm,
+        running: Sequence[int],
+        shared: list[SharedTerm],
+        terms: list[list[Tensor]],
+    ) -> None:
+        """Collect a term that all edges have; weigh one that some edges have, and hand it out."""
+        if len(running) == self.edges:
+            shared.append(term)
+            return
+        for position in running:
+            terms[position].append(term.weight_n[position] * term.map)
 
     def _pooled(self, name: str, x: Tensor) -> Tensor:
         """The output of an operation without weights."""
