@@ -66,7 +66,7 @@ class _Pathwise(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """As torch's own Dirichlet: each coordinate alone is a Beta variable, whose distribution is known."""
         concentration, sample = ctx.saved_tensors
         total = concentration.sum(-1, keepdim=True).expand_as(concentration)

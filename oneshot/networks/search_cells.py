@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from oneshot.axes.edge_weights import EdgeWeights
 from oneshot.networks.edge_operations import FactorizedSkip, Norm
 from oneshot.networks.parallel_edges import EdgeSettings, ParallelEdges, sum_terms
-from oneshot.spaces.cells import CellSpace
+from oneshot.spaces.cells import NOISE, CellSpace
 
 Arriving = dict[int, list[Tensor]]  # for each target state, what the edges into it pass on
 
@@ -32,6 +32,7 @@ class MixedNodes(nn.Module):
     def __init__(self, space: CellSpace, kind: str, channels: int, settings: EdgeSettings):
         super().__init__()
         self.space, self.partial, self.halves = space, settings.partial, kind == "reduce"
+        settings = settings._replace(constructors=space.constructors)
         allowed_EO = space.allowed_mask(kind)
         self.leaving: list[list[int]] = []  # for each state, its edges
         self.parallel_edges = nn.ModuleList()
@@ -61,6 +62,9 @@ class MixedNodes(nn.Module):
         weight_of_edge = None
         if self.partial > 1 and cell_weights.edge_E is not None:
             weight_of_edge = cell_weights.edge_E.unbind()
+        draws = None
+        if NOISE in self.space.operations or cell_weights.skip_dropout > 0:
+            draws = torch.Generator(states[0].device).manual_seed(cell_weights.noise)
         arriving: Arriving = {}
         passing_by: Arriving = {}
         for state, (parallel_edges, edges) in enumerate(zip(self.parallel_edges, self.leaving, strict=True)):
@@ -71,7 +75,9 @@ class MixedNodes(nn.Module):
             if cell_weights.active is not None:
                 active = tuple(cell_weights.active[e] for e in edges)
             # All edges that leave this state, at once.
-            passed_on = parallel_edges(x, weights[state], active, cell_weights.skip, create_graph)
+            passed_on = parallel_edges(
+                x, weights[state], active, cell_weights.skip, create_graph, draws, cell_weights.skip_dropout
+            )
             for e, passed in zip(edges, passed_on, strict=True):
                 arriving.setdefault(self.space.edges[e][1], []).append(passed)
             # Edges are handled source by source: after this state, all edges into the next one are computed.

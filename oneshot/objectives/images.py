@@ -38,7 +38,7 @@ def search_network(
 ) -> nn.Module:
     """The untrained search network of a space of images, drawn from torch's global generator."""
     auxiliary = method.auxiliary_skip is not None
-    if space.name == "nasbench201":
+    if space.graph == "nasbench201":
         # The published searches always take the statistics of the batch.
         settings = EdgeSettings(method.partial, track=False, pool_norm=False, auxiliary=auxiliary)
         return NasBench201Network(space, channels, cells, classes, inputs, settings)

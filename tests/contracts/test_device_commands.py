@@ -127,7 +127,7 @@ SUPERNET = "--batch-size 250 --calibration-images 128 --evaluate-random 1 --ema 
 RETRAIN = "--network.cells 3 --network.channels 4 --batch-size 250 --evaluate-every 5 "
 CELL = "'|nor_conv_3x3~0|+|none~0|skip_connect~1|+|skip_connect~0|none~1|avg_pool_3x3~2|'"
 TEXT = "--data.sentences 200 "
-LANGUAGE = "--genotype DARTS_V2_recurrent --data grammar --language.hidden 6 --language.epochs 1 "
+LANGUAGE = "--genotype DARTS_V2_recurrent --data grammar --language.hidden 6 "
 RESUMED: dict[str, tuple[type[Command], str]] = {
     "one architecture": (Train, SUPERNET + "--arch smallest --data.balance weights"),
     "sandwich": (
@@ -138,7 +138,7 @@ RESUMED: dict[str, tuple[type[Command], str]] = {
     ),
     "cell": (Retrain, RETRAIN),
     "cell of nasbench201": (Retrain, RETRAIN + "--genotype " + CELL),
-    "recurrent cell": (Retrain, TEXT + LANGUAGE + "--language.bptt 5 --language.batch 40"),
+    "recurrent cell": (Retrain, TEXT + LANGUAGE + "--language.bptt 5 --batch-size 40"),
     "search": (Search, "--space nasbench201 --cells 1 --channels 4 --batch-size 128 --evaluate-images 64"),
     "search of text": (Search, TEXT + "--space recurrent --text.hidden 4 --text.bptt 4 --batch-size 40"),
 }
@@ -150,9 +150,8 @@ def test_a_training_that_is_stopped_and_resumed(
 ) -> None:
     """Stopped after its first step; the second process does the rest of the epoch and what ends it."""
     command, flags = RESUMED[name]
-    words = [*shlex.split(flags), "--out", str(tmp_path / "run")]
+    words = [*shlex.split(flags), "--epochs", "1", "--out", str(tmp_path / "run")]
     words += ["--space", str(tiny_yaml)] if command is Train else []
-    words += [] if "--language.epochs" in words else ["--epochs", "1"]
     with watched(monkeypatch) as gpu:
         with monkeypatch.context() as patch:
             patch.setattr(Saving, "time_is_over", lambda self: True)
