@@ -7,6 +7,8 @@ architecture step and a weight step of first order with the same weights, words 
 gradients are compared first. Both run by turns in one process; the ratio counts, best by CPU time.
 
     python benchmarks/recurrent_step.py --threads 2
+
+--layers shows instead what a step spends on which kind of operation.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
+from benchmarks.layers import layer_times, print_layers
 from engine.compute.memory import keep_freed_memory
 from engine.run import environment
 from oneshot.axes.edge_weights import EdgeWeights
@@ -114,6 +117,24 @@ def check_equal(args: argparse.Namespace) -> None:
     print(f"loss and gradients agree in float64: relative difference at most {error:.1e}")
 
 
+LAYERS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::matmul", "aten::baddbmm"),
+    "softmax and loss": ("aten::_log_softmax", "aten::nll_loss", "aten::log_softmax", "aten::exp"),
+    "BatchNorm": ("aten::native_batch_norm", "aten::batch_norm"),
+    "activations": ("aten::tanh", "aten::sigmoid", "aten::relu", "aten::threshold", "aten::clamp_min"),
+    "sums and products": ("aten::add", "aten::sub", "aten::mul", "aten::sum", "aten::cat", "aten::addcmul"),
+    "copies": ("aten::copy_", "aten::fill_", "aten::zero_", "aten::clone"),
+}
+
+
+def compare_layers(args: argparse.Namespace) -> None:
+    """Print what both steps spend on which kind of operation."""
+    job = prepared(args, torch.float32)
+    ours = layer_times(lambda _: our_step(*job), LAYERS, args.rounds)
+    plain = layer_times(lambda _: plain_step(*job), LAYERS, args.rounds)
+    print_layers("recurrent", ours, plain, ("matrix products", "softmax and loss"))
+
+
 def timed(name: str, job: Job) -> tuple[float, float]:
     """Seconds of CPU, all threads together, and of wall time."""
     cpu, wall = time.process_time(), time.perf_counter()
@@ -134,9 +155,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--layers", action="store_true", help="show what is spent on which operation")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_freed_memory()
+    if args.layers:
+        compare_layers(args)
+        return
     check_equal(args)
     job = prepared(args, torch.float32)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in STEP}

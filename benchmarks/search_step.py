@@ -15,6 +15,9 @@ steps: first       alphas by a validation batch, then weights by a training batc
        gdas        first order on it, one operation an edge
 
     python benchmarks/search_step.py --steps first nasbench201 --threads 1 --rounds 4
+
+--layers shows instead what a step spends on which kind of layer, forward and backward, by torch's profiler,
+and the ratio that would be left if both networks had nothing but the layers that they share.
 """
 
 import argparse
@@ -30,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from benchmarks.layers import layer_times, print_layers
 from benchmarks.plain_cells import Plain201, PlainDarts, pairs
 from engine.compute.memory import keep_freed_memory
 from engine.run import environment
@@ -258,6 +262,26 @@ def peak(name: str, which: str, args: argparse.Namespace) -> float:
     return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 
 
+LAYERS = {
+    "convolutions": ("aten::mkldnn_convolution", "aten::convolution", "aten::_convolution"),
+    "BatchNorm": ("aten::native_batch_norm", "aten::batch_norm", "aten::_batch_norm"),
+    "pools": ("aten::avg_pool2d", "aten::max_pool2d", "aten::div"),
+    "ReLU": ("aten::relu", "aten::clamp_min", "aten::threshold"),
+    "weighted sums": ("aten::add", "aten::mul", "aten::mm", "aten::cat", "aten::stack", "aten::sum"),
+    "copies": ("aten::copy_", "aten::fill_", "aten::zero_", "aten::clone"),
+}
+
+
+def compare_layers(name: str, args: argparse.Namespace) -> None:
+    """Print what both steps spend on which kind of layer."""
+    running = jobs(name, args)
+    ours, plain = (
+        layer_times(functools.partial(one_step, running[which]), LAYERS, args.rounds)
+        for which in ("ours", "plain")
+    )
+    print_layers(name, ours, plain, ("convolutions", "BatchNorm"))
+
+
 def print_comparison(name: str, memory: dict[str, float], args: argparse.Namespace) -> None:
     if not args.unchecked:
         check(name, args)
@@ -290,6 +314,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--layers", action="store_true", help="show what is spent on which kind of layer")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peaks in fresh processes")
     parser.add_argument("--unchecked", action="store_true", help="do not compare the networks first")
     parser.add_argument(
         "--frozen",
@@ -310,13 +336,21 @@ def main() -> None:
             one_step(job, step)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
         return
+    if args.layers:
+        for name in args.steps:
+            compare_layers(name, args)
+        return
     print("             CPU seconds a step                  wall seconds a step                 peak GB")
     print(
         "step            ours    plain ratio (range)        ours    plain ratio (range)        ours  plain "
         "ratio"
     )
     # First of all: what this process has used by then counts as its children's peak.
-    memory = {name: {which: peak(name, which, args) for which in ("ours", "plain")} for name in args.steps}
+    memory: dict[str, dict[str, float]] = {}
+    for name in args.steps:
+        memory[name] = dict.fromkeys(("ours", "plain"), float("nan"))
+        if not args.no_memory:
+            memory[name] = {which: peak(name, which, args) for which in memory[name]}
     for name in args.steps:
         print_comparison(name, memory[name], args)
     print(

@@ -167,6 +167,12 @@ def read_recipe(name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merge(read_recipe(str(base), (*above, path)), values)
 
 
+def section(values: dict[str, Any], name: str) -> Any:
+    """A section of a configuration, where a name alone is short for the section with that name."""
+    found = values.get(name, {})
+    return {"name": found} if isinstance(found, str) else found
+
+
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`over` laid on `base`, section by section.
 

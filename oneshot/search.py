@@ -22,7 +22,7 @@ from engine.compute.precision import (
     precision_on,
     training_in,
 )
-from engine.config import Located, merge, models_in, validate
+from engine.config import Located, merge, models_in, section, validate
 from engine.data.digits import Digits
 from engine.data.sources import AnyData, load_data
 from engine.data.text import Grammar, TextFolder, load_text
@@ -45,15 +45,14 @@ from oneshot.methods import MethodConfig
 from oneshot.methods.darts import Darts
 from oneshot.methods.method import Method
 from oneshot.nasbench201.table import AccuracyTable, Dataset
-from oneshot.networks.search import StemName, stem_for
-from oneshot.objectives.building import image_objective, usual_cells
+from oneshot.objectives.building import image_objective, usual_cells, usual_data
 from oneshot.objectives.images import ImageObjective
-from oneshot.objectives.memory import check_memory, describe_memory, search_memory
+from oneshot.objectives.memory import say_memory, search_memory
 from oneshot.objectives.objective import Objective
 from oneshot.objectives.text import TextObjective, TextSettings
 from oneshot.search_loop import Monitoring, SearchLoop
 from oneshot.searcher import Searcher
-from oneshot.spaces.cells import CellSpace
+from oneshot.spaces.cells import settings_space
 from oneshot.spaces.search_space import SearchSpace, find_search_space
 
 # Measured on CPU: benchmarks/records/2026-11-30-precision.md.
@@ -100,8 +99,8 @@ class Search(LoopCommand):
     space: str = Field(
         "darts",
         description=(
-            "darts, darts_s1 to darts_s3, nasbench201, recurrent; chains of blocks: proxyless, fbnet, "
-            "chain32, or a YAML file"
+            "darts, darts_s1 to darts_s4, nasbench201, recurrent; chains of blocks: proxyless, fbnet, "
+            "chain32; or a YAML file, of a chain or of cells with operations of your own"
         ),
     )
     data: AnyData = Field(Digits(val=0.5), description="images, or text for space recurrent")
@@ -121,13 +120,6 @@ class Search(LoopCommand):
     )
     cells: int | None = Field(
         None, ge=1, description="how many; none: 8; in space nasbench201 in each of three stages, none: 5"
-    )
-    stem: StemName | None = Field(
-        None,
-        description=(
-            "of the DARTS spaces' search network: cifar is one convolution, imagenet three that halve the "
-            "side; none: imagenet from 96 pixels on"
-        ),
     )
     text: TextSettings = Field(TextSettings(), description="the search network of space recurrent")
     target: str | None = Field(
@@ -187,14 +179,14 @@ class Search(LoopCommand):
         if space.endswith((".yaml", ".yml")):
             space = str(expanded(Path(space)).absolute())
             values = values | {"space": space}
-        method, data = _section(values, "method"), _section(values, "data")
+        method, data = section(values, "method"), section(values, "data")
         if isinstance(method, dict):
             method = {"name": "darts"} | method
             # The order is: the class's defaults, then what was published, then what is asked for.
             published = cls._published_settings(method["name"], space)
             method = merge({"name": method["name"], **published}, method)
         if isinstance(data, dict):
-            data = {"name": _usual_data(space, data)} | data
+            data = {"name": usual_data(space, data)} | data
             # Half of the images train the architecture. A text comes with a validation text for that.
             if data["name"] not in ("grammar", "text"):
                 data = {"val": 0.5} | data
@@ -205,7 +197,8 @@ class Search(LoopCommand):
         """What was published for the method of that name on a space, where it differs from the defaults."""
         for kind in models_in(cls.model_fields["method"].annotation):
             if issubclass(kind, Method) and kind.model_fields["name"].default == name:
-                return dict(kind.published.get(space, {}))
+                # A space of one's own operations takes the settings of its base.
+                return dict(kind.published.get(settings_space(space), {}))
         return {}
 
     @field_validator("target")
@@ -238,10 +231,6 @@ class Search(LoopCommand):
                     f"channels = {self.width} cannot be cut into {parts} parts; take a multiple, or "
                     "--method.partial 1"
                 )
-        if self.space == "nasbench201" and self.stem == "imagenet":
-            raise ValueError(
-                "the network of NAS-Bench-201 has no large stem; leave out stem, and lower --data.size"
-            )
         if self.space.startswith("darts") and self.cells is not None and self.cells < 3:
             raise ValueError(
                 f"cells = {self.cells} are all reduction cells; take 3 or more, so that normal cells are "
@@ -307,8 +296,9 @@ class Search(LoopCommand):
     ) -> int:
         """Search in a run folder that is started or continued here; return the exit status."""
         objective = self._objective(space, method, device)
-        if isinstance(objective, ImageObjective) and isinstance(space, CellSpace):
-            self._check_memory(space, method, objective)
+        if isinstance(objective, ImageObjective):
+            needed = search_memory(method, space, objective, self.evaluate_images)
+            say_memory(needed, device_memory(device), self.width, objective.data.size, method.partial)
         image = objective.image if isinstance(objective, ImageObjective) else None
         costs = operation_costs(method.penalties, space, device, image)
         epochs = self.epochs or method.epochs
@@ -334,16 +324,6 @@ class Search(LoopCommand):
         loop.saving = self.saving
         return loop.run() or self._say_next()
 
-    def _check_memory(self, space: CellSpace, method: Method, objective: ImageObjective) -> None:
-        """Say how much memory the search needs, and refuse what cannot fit."""
-        evaluated = self.evaluate_images or objective.data.count("val")
-        needed = search_memory(method, space, objective, evaluated)
-        memory = device_memory(objective.data.device)
-        print(describe_memory(needed, memory))
-        warning = check_memory(needed, memory, self.width, objective.data.size, method.partial)
-        if warning:
-            print(f"warning: {warning}")
-
     def _changes(self, method: Method) -> tuple[Change, ...]:
         """Settings that differ from the method's own on this space."""
         flags = {
@@ -351,7 +331,7 @@ class Search(LoopCommand):
             "batch_size": self.batch_size or method.batch_size,
             "channels": self.width,
         }
-        cells = usual_cells(self.space)
+        cells = self.method.cells or usual_cells(settings_space(self.space))
         text, own_text = self.text.model_dump(mode="json"), TextSettings().model_dump(mode="json")
         others = {"cells": (cells, self.cells or cells), "text": (own_text, text)}
         return changes_of(method, self.space, flags, others)
@@ -373,22 +353,8 @@ class Search(LoopCommand):
             return TextObjective(load_text(self.data), self.text, batch_size, self.seed, device)
         data = load_data(self.data, device, self.seed)
         print_classes(data)
-        cells = self.cells or usual_cells(space.name)
-        stem = self.stem or stem_for(data.size)
-        return image_objective(space, method, data, self.width, cells, stem, batch_size, self.seed)
-
-
-def _section(values: dict[str, Any], name: str) -> Any:
-    """A section of a configuration, where a name alone is short for the section with that name."""
-    section = values.get(name, {})
-    return {"name": section} if isinstance(section, str) else section
-
-
-def _usual_data(space: str, data: dict[str, Any]) -> str:
-    """The data that a space is searched on if none is named."""
-    if space != "recurrent":
-        return "digits"
-    return "text" if "path" in data else "grammar"
+        cells = self.cells or method.cells or usual_cells(settings_space(space.name))
+        return image_objective(space, method, data, self.width, cells, batch_size, self.seed)
 
 
 if __name__ == "__main__":

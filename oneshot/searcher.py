@@ -9,7 +9,7 @@ from engine.compute.compiling import compile_parts
 from engine.compute.graphs import GraphedStep, Graphs, graphed_step, steady
 from engine.compute.precision import float32_as_exported
 from engine.optim import computes_fused, set_learning_rate
-from engine.seed import torch_generator
+from engine.seed import derive, torch_generator
 from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.axes.operation_costs import OperationCosts
 from oneshot.axes.penalty import PenaltyInputs
@@ -30,6 +30,7 @@ from oneshot.chains.target import CostTarget, TargetReport
 from oneshot.methods.method import Method
 from oneshot.networks.search import DartsNetwork, NasBench201Network
 from oneshot.objectives.objective import Objective
+from oneshot.spaces.cells import NOISE
 from oneshot.spaces.genotype import AnyGenotype
 from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
@@ -133,6 +134,8 @@ class Searcher:
             return f"method {self.method.name} draws or counts in each step"
         if self.method.selection is not None:
             return "selection by perturbation starts the optimiser anew"
+        if NOISE in self.state.space.operations:
+            return "one of the operations is noise"
         if not isinstance(self.state.objective.network, DartsNetwork | NasBench201Network):
             return f"the network of space {self.state.space.name} changes from step to step"
         return None
@@ -181,7 +184,11 @@ class Searcher:
         state = self.state
         draws = self._draws(purpose, number)
         # Draws are made on CPU, so that a seed means the same on every device.
-        return state.on_device(self.method.weigh_edges(state.space, state.alphas, state.progress, draws))
+        found = self.method.weigh_edges(state.space, state.alphas, state.progress, draws)
+        if NOISE in state.space.operations or any(weights.skip_dropout for weights in found.values()):
+            seed = derive(state.seed, NOISE, purpose, state.progress.number, number)
+            found = {kind: weights._replace(noise=seed) for kind, weights in found.items()}
+        return state.on_device(found)
 
     def _draws(self, purpose: str, number: int) -> torch.Generator:
         """The generator on CPU of what a step of this epoch draws."""

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from engine.checkpoint import load_weights
-from engine.compute.evaluation import accuracy
+from engine.compute.evaluation import BYTES_OF_CELLS, accuracy
 from engine.compute.macs import count_macs, count_parameters
 from engine.config import Config, validate
 from engine.data.dataset import Data, Split
@@ -20,6 +20,7 @@ from oneshot.chains.layers import ImageShape
 from oneshot.chains.network import FinalChain
 from oneshot.networks.final import FinalNetwork, StemName
 from oneshot.networks.final_nasbench201 import FinalNasBench201Network
+from oneshot.spaces.cells import find_space
 from oneshot.spaces.genotype import AnyGenotype
 
 DEFAULT_RUN = Path("runs/retrained")
@@ -71,8 +72,8 @@ def build_network(model: NetworkModel, auxiliary: bool = False) -> nn.Module:
     if isinstance(genotype, ChainGenotype):
         image = ImageShape(model.image_size, model.channels, classes)
         return FinalChain(genotype.space, genotype.layers, image)
-    match genotype.space:
-        case "darts" | "darts_s1" | "darts_s2" | "darts_s3":
+    match find_space(genotype.space).graph:
+        case "darts":
             return FinalNetwork(
                 genotype,
                 channels=size.channels,
@@ -85,10 +86,10 @@ def build_network(model: NetworkModel, auxiliary: bool = False) -> nn.Module:
             )
         case "nasbench201":
             return FinalNasBench201Network(genotype, size.channels, size.cells, classes, model.channels)
-        case space:
+        case _:
             raise UserError(
-                f"Networks of the space '{space}' cannot be trained on images; give a genotype of the space "
-                "'darts' or 'nasbench201'."
+                f"Networks of the space '{genotype.space}' cannot be trained on images; give a genotype of "
+                "the space 'darts' or 'nasbench201'."
             )
 
 
@@ -121,7 +122,7 @@ class TrainedNetwork:
 
     def accuracy(self, split: Split) -> float:
         """Top-1 accuracy in [0, 1] on a split."""
-        return accuracy(self.network, self.data.evaluation_batches(split))
+        return accuracy(self.network, self.data.evaluation_batches(split, bytes_a_pixel=BYTES_OF_CELLS))
 
     def cost(self) -> tuple[int, int]:
         """(MACs of one image, parameters)."""

@@ -24,6 +24,9 @@ class EdgeWeights(NamedTuple):
         offset_E: added to each number of an edge's output; its value is 0, only its gradient matters (GDAS).
         skip: weight of a skip connection beside the operations (DARTS-); at stride 2 it is a factorized
             reduction with weights of its own.
+        noise: seed of what a forward draws, so that each of one step gets the same: the operation noise
+            (RobustDARTS's S4), dropout.
+        skip_dropout: rate of the dropout after skip connections of stride 1 (P-DARTS), in training mode.
         active_EO: `active` as booleans on the device, where the device drew them.
         expected_EO: probabilities by which the expected cost is weighed, where weights are 0 or 1
             (ProxylessNAS); None: the weights.
@@ -34,6 +37,8 @@ class EdgeWeights(NamedTuple):
     edge_E: Tensor | None = None
     offset_E: Tensor | None = None
     skip: Tensor | None = None
+    noise: int = 0
+    skip_dropout: float = 0.0
     active_EO: Tensor | None = None
     expected_EO: Tensor | None = None
 
@@ -57,7 +62,9 @@ def own_key(kind: str, number: int) -> str:
 def weights_of_cell(edge_weights: NetworkEdgeWeights, kind: str, number: int) -> EdgeWeights:
     """Those of the cell with this number in the network, else those of its kind."""
     own = edge_weights.get(own_key(kind, number))
-    return edge_weights[kind] if own is None else own
+    found = edge_weights[kind] if own is None else own
+    # Every cell has noise of its own.
+    return found._replace(noise=found.noise + number)
 
 
 def active_mask(active: ActiveOperations, operations: int) -> Tensor:

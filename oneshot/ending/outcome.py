@@ -23,7 +23,7 @@ from oneshot.networks.search import stem_for
 from oneshot.objectives.images import ImageObjective
 from oneshot.objectives.objective import Objective
 from oneshot.searcher import Searcher
-from oneshot.spaces.cells import SPACES, find_space
+from oneshot.spaces.cells import SPACES, find_space, settings_space
 from oneshot.spaces.genotype import AnyGenotype, Genotype
 
 CELL_SPACES = tuple(space.name for space in SPACES)
@@ -111,7 +111,7 @@ def _print_size(space: str, size: FinalSize) -> None:
     # A chain has no size of its own; its costs are printed with its layers.
     if size.cells is None:
         return
-    where = " in each stage" if space == "nasbench201" else ""
+    where = " in each stage" if settings_space(space) == "nasbench201" else ""
     how = "as published for CIFAR-10"
     if size.size == "retrain":
         how = f"as the next command builds it, on images of {size.image_size} pixels"
@@ -151,6 +151,8 @@ def print_comparison(
 
 def retrain_command(path: Path, space: str, data: AnyData) -> str:
     """`python -m oneshot.retrain` with the recipe of the space and the data of the search."""
+    # Operations of one's own are trained as those of their base are.
+    space = settings_space(space)
     words = ["--genotype", path, *_retrain_flags(space, data), "--out", f"{path}-retrained"]
     return shlex.join(["python", "-m", "oneshot.retrain", *map(str, words)])
 

@@ -6,6 +6,7 @@ from typing import Any
 from engine.config import over_defaults, validate
 from oneshot.ending.record import Change
 from oneshot.methods.method import Method
+from oneshot.spaces.cells import settings_space
 
 # Settings of a method that flags of the command give, too.
 ALSO_FLAGS = ("epochs", "batch_size", "channels")
@@ -36,7 +37,7 @@ def changes_of(
 def own_settings(method: Method, space: str) -> Method:
     """The method with what was published for a space, where nothing is asked for."""
     kind = type(method)
-    values = {"name": method.name, **kind.published.get(space, {})}
+    values = {"name": method.name, **kind.published.get(settings_space(space), {})}
     return validate(kind, over_defaults(kind, values), "published settings")
 
 

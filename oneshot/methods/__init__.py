@@ -19,6 +19,7 @@ from oneshot.methods.sampled.proxyless import Proxyless, ProxylessR
 from oneshot.methods.sampled.random_ws import RandomWs
 from oneshot.methods.snas import Snas
 from oneshot.methods.staged.drnas import DrNas
+from oneshot.methods.staged.p_darts import PDarts
 from oneshot.methods.weights.lambda_darts import LambdaDarts
 from oneshot.methods.weights.oles import Oles
 from oneshot.methods.weights.sdarts import Sdarts
@@ -44,6 +45,7 @@ MethodConfig = Annotated[
     | Sdarts
     | LambdaDarts
     | Oles
-    | DartsPt,
+    | DartsPt
+    | PDarts,
     Field(discriminator="name"),
 ]

@@ -108,6 +108,7 @@ class Method(Hooks):
     epochs: int = Field(50, ge=1, description="passes over the weights' half of the images")
     batch_size: int = Field(64, ge=2, description="images a step")
     channels: int = Field(16, ge=2, description="width of the first cells of the search network")
+    cells: int | None = Field(None, ge=1, description="of the search network; none: as usual in the space")
     sgd: WeightSgd = WeightSgd()
 
     has_architecture_step: ClassVar[bool] = True  # along gradients of alphas, in each step

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.compute.fast import depthwise, grouped_pointwise, torch_depthwise
+from oneshot.spaces.cells import NOISE
+from oneshot.spaces.own_operations import build_own_operation
 
 EPSILON = 1e-5  # of BatchNorm
 WITHOUT_WEIGHTS = ("skip_connect", "max_pool_3x3", "avg_pool_3x3")  # the same for every edge
@@ -143,6 +145,18 @@ class FactorizedSkip(nn.Module):
         return F.conv2d(picked, rows_of(weight, positions, self.edges)).chunk(len(positions), 1)
 
 
+class OwnOperations(nn.Module):
+    """An operation of a user's own: a module for each edge."""
+
+    def __init__(self, location: str, channels: int, edges: int, stride: int):
+        super().__init__()
+        self.edge = nn.ModuleList(build_own_operation(location, channels, stride) for _ in range(edges))
+
+    def forward(self, x: Tensor, positions: Sequence[int], scale: Tensor, create_graph: bool) -> Tensor:
+        """(N, n C, H, W) of the state x (N, C, H, W), as it is: without a ReLU."""
+        return torch.cat([self.edge[position](x) for position in positions], 1) * scale[:, None, None]
+
+
 def build_edge_operation(
     operation: str, channels: int, edges: int, stride: int, track: bool
 ) -> nn.Module | None:
@@ -154,5 +168,5 @@ def build_edge_operation(
             return Convolution(channels, edges, int(operation[-1]), track)
         case "skip_connect" if stride == 2:
             return FactorizedSkip(channels, channels, edges, track)
-    assert operation in ("none", *WITHOUT_WEIGHTS), operation
+    assert operation in ("none", NOISE, *WITHOUT_WEIGHTS), operation
     return None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from engine.errors import UserError
 from oneshot.networks.final_cells import ConvNorm, FinalCell, conv
+from oneshot.spaces.cells import find_space
 from oneshot.spaces.genotype import Genotype
 
 StemName = Literal["cifar", "imagenet"]
@@ -76,7 +77,8 @@ class FinalNetwork(nn.Module):
         auxiliary_bn: bool | None = None,
     ):
         super().__init__()
-        if not genotype.space.startswith("darts"):
+        space = find_space(genotype.space)
+        if space.graph != "darts":
             raise UserError(f"This network is of genotypes of the space 'darts', not '{genotype.space}'.")
         large = stem == "imagenet"
         before = last = channels if large else 3 * channels
@@ -95,7 +97,7 @@ class FinalNetwork(nn.Module):
             reduces = number in (cells // 3, self.attached_at)
             width, stride = (2 * width, 2) if reduces else (width, 1)
             cell = genotype.cells["reduce" if reduces else "normal"]
-            self.cells.append(FinalCell(cell, (before, last), width, stride, halved))
+            self.cells.append(FinalCell(cell, (before, last), width, stride, halved, space.constructors))
             # A cell returns its nodes concatenated.
             before, last, halved = last, len(cell.output) * width, reduces
             if auxiliary and number == self.attached_at:

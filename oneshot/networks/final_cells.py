@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import UserError
+from oneshot.spaces.cells import NOISE
 from oneshot.spaces.genotype import Cell
+from oneshot.spaces.own_operations import Constructors, build_own_operation
 
 KERNEL = {"sep_conv_3x3": 3, "sep_conv_5x5": 5, "sep_conv_7x7": 7, "dil_conv_3x3": 3, "dil_conv_5x5": 5}
 
@@ -70,8 +72,12 @@ def build_operation(name: str, width: int, stride: int) -> nn.Module:
     return nn.Sequential(first, nn.ReLU(), second)
 
 
-# All other operations begin with a ReLU in the published cells; these three do not.
-READ_BEFORE_RELU = (nn.Identity, nn.MaxPool2d, nn.AvgPool2d)
+class OwnOperation(nn.Sequential):
+    """An operation of a user's own, which begins with a ReLU itself if it wants one."""
+
+
+# All other operations begin with a ReLU in the published cells; these do not.
+READ_BEFORE_RELU = (nn.Identity, nn.MaxPool2d, nn.AvgPool2d, OwnOperation)
 
 
 class FinalCell(nn.Module):
@@ -84,13 +90,23 @@ class FinalCell(nn.Module):
         stride: of the edges that leave its inputs.
         halved: whether the cell before was of stride 2, so that the one before that has a map of twice the
             side.
+        constructors: of operations that are a user's own.
 
     Raises:
         UserError: a node that is read or returned has no edge but `none`.
     """
 
-    def __init__(self, cell: Cell, inputs: tuple[int, int], width: int, stride: int, halved: bool):
+    def __init__(
+        self,
+        cell: Cell,
+        inputs: tuple[int, int],
+        width: int,
+        stride: int,
+        halved: bool,
+        constructors: Constructors = (),
+    ):
         super().__init__()
+        own = dict(constructors)
         _check(cell)
         self.before = Reduce(inputs[0], width) if halved else ConvNorm(conv(inputs[0], width, 1))
         self.last = ConvNorm(conv(inputs[1], width, 1))
@@ -104,7 +120,12 @@ class FinalCell(nn.Module):
             self.sources.append([source for _, source in edges])
             for name, source in edges:
                 edge_stride = stride if source < 2 else 1
-                self.operations.append(build_operation(name, width, edge_stride))
+                operation: nn.Module
+                if name in own:
+                    operation = OwnOperation(build_own_operation(own[name], width, edge_stride))
+                else:
+                    operation = build_operation(name, width, edge_stride)
+                self.operations.append(operation)
                 # The published codes never drop the identity, but they drop a skip of stride 2.
                 self.dropped.append(name != "skip_connect" or edge_stride > 1)
 
@@ -140,6 +161,11 @@ class FinalCell(nn.Module):
 def _check(cell: Cell) -> None:
     read = {source for edges in cell.nodes for _, source in edges} | set(cell.output)
     for number, edges in enumerate(cell.nodes, start=2):
+        if any(name == NOISE for name, _ in edges):
+            raise UserError(
+                f"Node {number} of the genotype has the operation 'noise', which no network is trained with; "
+                "space darts_s4 is for the study of searches: count how often noise was chosen."
+            )
         if all(name == "none" for name, _ in edges) and number in read:
             raise UserError(
                 f"Node {number} of the genotype has no edge, or none but 'none', but is read; leave it out "

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from oneshot.networks.residual import ResidualBlock
+from oneshot.spaces.cells import find_space
 from oneshot.spaces.genotype import Cell, Genotype
+from oneshot.spaces.own_operations import Constructors, build_own_operation
 
 KERNEL = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
 
@@ -28,7 +30,8 @@ class FinalNasBench201Network(nn.Module):
         self, genotype: Genotype, channels: int = 16, cells: int = 5, classes: int = 10, inputs: int = 3
     ):
         super().__init__()
-        assert genotype.space == "nasbench201", genotype.space
+        space = find_space(genotype.space)
+        assert space.graph == "nasbench201", genotype.space
         cell = genotype.cells["cell"]
         self.stem = nn.Sequential(
             nn.Conv2d(inputs, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
@@ -38,7 +41,7 @@ class FinalNasBench201Network(nn.Module):
             width = channels * 2**stage
             if stage:
                 layers.append(ResidualBlock(width // 2, width))
-            layers += [FinalNasBench201Cell(cell, width) for _ in range(cells)]
+            layers += [FinalNasBench201Cell(cell, width, space.constructors) for _ in range(cells)]
         self.body = nn.Sequential(*layers)
         self.head = nn.Sequential(
             nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes)
@@ -56,7 +59,7 @@ class FinalNasBench201Network(nn.Module):
 class FinalNasBench201Cell(nn.Module):
     """One cell: every node sums its edges; the last node is the output."""
 
-    def __init__(self, cell: Cell, channels: int):
+    def __init__(self, cell: Cell, channels: int, constructors: Constructors = ()):
         super().__init__()
         self.sources: list[list[int]] = []  # for each node, the states that its edges read
         self.output = cell.output[-1]
@@ -64,7 +67,8 @@ class FinalNasBench201Cell(nn.Module):
         for edges in cell.nodes:
             kept = [(name, source) for name, source in edges if name != "none"]
             self.sources.append([source for _, source in kept])
-            self.edges.append(nn.ModuleList(build_nasbench201_operation(name, channels) for name, _ in kept))
+            operations = [build_nasbench201_operation(name, channels, constructors) for name, _ in kept]
+            self.edges.append(nn.ModuleList(operations))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """The output node, of the shape of x."""
@@ -79,8 +83,11 @@ class FinalNasBench201Cell(nn.Module):
         return states[self.output]
 
 
-def build_nasbench201_operation(name: str, channels: int) -> nn.Module:
+def build_nasbench201_operation(name: str, channels: int, constructors: Constructors = ()) -> nn.Module:
     """The module of an operation other than `none`."""
+    own = dict(constructors)
+    if name in own:
+        return build_own_operation(own[name], channels, 1)
     if name == "skip_connect":
         return nn.Identity()
     if name == "avg_pool_3x3":

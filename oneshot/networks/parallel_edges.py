@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from engine.compute.fast import average_pool
 from oneshot.axes.edge_weights import ActiveOperations
-from oneshot.networks.edge_operations import FactorizedSkip, Norm, Separable, build_edge_operation
+from oneshot.networks.edge_operations import (
+    FactorizedSkip,
+    Norm,
+    OwnOperations,
+    Separable,
+    build_edge_operation,
+)
+from oneshot.spaces.cells import NOISE
+from oneshot.spaces.own_operations import Constructors
 
 
 class EdgeSettings(NamedTuple):
@@ -25,12 +33,14 @@ class EdgeSettings(NamedTuple):
         track: keep running statistics for evaluation.
         pool_norm: a BatchNorm after each pool.
         auxiliary: room for a skip connection beside the operations (DARTS-), which at stride 2 has weights.
+        constructors: of operations that are a user's own.
     """
 
     partial: int = 1
     track: bool = True
     pool_norm: bool = True
     auxiliary: bool = False
+    constructors: Constructors = ()
 
 
 DEFAULT_EDGES = EdgeSettings()
@@ -47,7 +57,7 @@ class RectifiedState:
     """A state after ReLU, and its copies side by side, each of which is made once."""
 
     def __init__(self, x: Tensor, stride: int):
-        self.whole = F.relu(x)
+        self.raw, self.whole = x, F.relu(x)
         # All that a dilated convolution at stride 2 reads.
         self.even = self.whole[:, :, ::2, ::2] if stride == 2 else self.whole
         self._copies: dict[tuple[int, bool], Tensor] = {}
@@ -84,11 +94,15 @@ class ParallelEdges(nn.Module):
         self.edges = len(allowed_nO)
         self.allowed: dict[str, tuple[int, ...]] = {}  # for each operation the edges where it competes
         self.own, self.pool_norm = nn.ModuleDict(), nn.ModuleDict()
+        constructors = dict(settings.constructors)
         for column, name in enumerate(operations):
             positions = tuple(allowed_nO[:, column].nonzero().flatten().tolist())
             if name == "none" or not positions:
                 continue
             self.allowed[name] = positions
+            if name in constructors:
+                self.own[name] = OwnOperations(constructors[name], channels, len(positions), stride)
+                continue
             module = build_edge_operation(name, channels, len(positions), stride, settings.track)
             # One set of weights for all edges where the operation competes.
             if module is not None:
@@ -106,6 +120,8 @@ class ParallelEdges(nn.Module):
         active: ActiveOperations | None,
         skip: Tensor | None,
         create_graph: bool,
+        draws: torch.Generator | None = None,
+        skip_dropout: float = 0.0,
     ) -> list[Tensor]:
         """What each of the n edges passes on; (N, C, H / stride, W / stride) each.
 
@@ -113,12 +129,17 @@ class ParallelEdges(nn.Module):
             x: the state (N, C, H, W).
             weight_nO, active, skip: as in `EdgeWeights`, of these edges.
             create_graph: the result will be differentiated twice, which the fast gradients are not made for.
+            draws: of the operation noise and of dropout, on the device of x.
+            skip_dropout: as in `EdgeWeights`.
         """
         # All operations with weights begin with a ReLU; pools and the identity read x itself.
         state = RectifiedState(x, self.stride)
         whole: list[Tensor] = []  # terms (N, n C, H, W) of all edges, edge by edge
         terms: list[list[Tensor]] = [[] for _ in range(self.edges)]  # of each edge
         shared: list[SharedTerm] = []
+        # All columns at once: their gradients are then one stack, and not a sum of padded columns. Where few
+        # operations run, that stack would be mostly zeros.
+        columns = weight_nO.unbind(1) if active is None else None
         for name, allowed in self.allowed.items():
             column = self.operations.index(name)
             running = allowed
@@ -126,9 +147,24 @@ class ParallelEdges(nn.Module):
                 running = tuple(position for position in allowed if column in active[position])
             if not running:
                 continue
-            weight_n = weight_nO[:, column]
+            weight_n = weight_nO[:, column] if columns is None else columns[column]
+            if name == NOISE:
+                assert draws is not None, "the cell has a seed of its noise"
+                _hand_out(self._noise(x, weight_n, running, draws), running, terms)
+                continue
+            if name == "skip_connect" and name not in self.own and skip_dropout > 0 and self.training:
+                assert draws is not None, "the cell has a seed of its masks"
+                dropped = self._dropped(x, weight_n, running, skip_dropout, draws)
+                _hand_out(dropped, running, terms)
+                continue
             if name not in self.own:
-                shared.append(SharedTerm(self._pooled(name, x), self._elsewhere_0(weight_n, running)))
+                y = self._pooled(name, x)
+                if len(running) == self.edges:
+                    shared.append(SharedTerm(y, weight_n))
+                    continue
+                # On some edges only: a product for each of them.
+                for position in running:
+                    terms[position].append(weight_n[position] * y)
                 continue
             # With weights of their own: one kernel call for all edges where it runs.
             y = self._own_operation(name, state, weight_n, running, create_graph)
@@ -159,25 +195,36 @@ class ParallelEdges(nn.Module):
         if len(running) < self.edges:
             weight_n = torch.stack([weight_n[position] for position in running])
         read = state.whole
+        if isinstance(module, OwnOperations):
+            # They know themselves whether they begin with a ReLU.
+            read = state.raw
         if isinstance(module, Separable):
             read = state.copied(len(running), even=module.dilated and self.stride == 2)
         # The module has weights only for edges where the operation competes, so positions are among those.
         positions = [self.allowed[name].index(position) for position in running]
         return module(read, positions, self._per_channel(weight_n), create_graph)
 
+    def _noise(self, x: Tensor, weight_n: Tensor, running: tuple[int, ...], draws: torch.Generator) -> Tensor:
+        """Weighted normal noise for each edge where it runs (RobustDARTS's S4)."""
+        height, width = (-(-side // self.stride) for side in x.shape[2:])
+        shape = (len(x), len(running) * self.channels, height, width)
+        noise = torch.randn(shape, generator=draws, dtype=x.dtype, device=x.device)
+        weights = self._per_channel(torch.stack([weight_n[position] for position in running]))
+        return noise.contiguous(memory_format=torch.channels_last) * weights[:, None, None]
+
+    def _dropped(
+        self, x: Tensor, weight_n: Tensor, running: tuple[int, ...], rate: float, draws: torch.Generator
+    ) -> Tensor:
+        """The weighted state with dropout, for each edge where it runs another mask."""
+        copies = torch.cat([x] * len(running), 1)
+        kept = torch.rand(copies.shape, generator=draws, dtype=x.dtype, device=x.device) >= rate
+        weights = self._per_channel(torch.stack([weight_n[position] for position in running]))
+        return copies * kept / (1 - rate) * weights[:, None, None]
+
     def _per_channel(self, weight_n: Tensor) -> Tensor:
         """(n C,): the weight of each edge for each of its channels."""
         # An expanded view would not do: torch's gradient of BatchNorm reads it as if it were contiguous.
         return weight_n.repeat_interleave(self.channels)
-
-    def _elsewhere_0(self, weight_n: Tensor, running: tuple[int, ...]) -> Tensor:
-        """The weights, 0 where the operation does not run."""
-        if len(running) == self.edges:
-            return weight_n
-        weights = [weight_n.new_zeros(())] * self.edges
-        for position in running:
-            weights[position] = weight_n[position]
-        return torch.stack(weights)
 
     def _pooled(self, name: str, x: Tensor) -> Tensor:
         """The output of an operation without weights."""

@@ -1,5 +1,7 @@
 """The objective of a search on images, with its untrained network."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -9,7 +11,7 @@ from oneshot.chains.layers import ImageShape
 from oneshot.chains.network import ChainNetwork
 from oneshot.chains.space import ChainSpace
 from oneshot.methods.method import Method
-from oneshot.networks.search import StemName
+from oneshot.networks.search import stem_for
 from oneshot.objectives.images import ImageObjective, search_network
 from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.search_space import SearchSpace
@@ -20,13 +22,19 @@ def usual_cells(space: str) -> int:
     return 5 if space == "nasbench201" else 8
 
 
+def usual_data(space: str, data: dict[str, Any]) -> str:
+    """The data that a space is searched on if none is named."""
+    if space != "recurrent":
+        return "digits"
+    return "text" if "path" in data else "grammar"
+
+
 def image_objective(
     space: SearchSpace,
     method: Method,
     data: Data,
     channels: int,
     cells: int,
-    stem: StemName,
     batch_size: int,
     seed: int,
 ) -> ImageObjective:
@@ -39,6 +47,7 @@ def image_objective(
         else:
             assert isinstance(space, CellSpace)
             classes, inputs = len(data.classes), data.channels
+            stem = stem_for(data.size)
             network = search_network(space, method, channels, cells, classes, inputs, stem)
     single, two_batches = method.level != "bilevel", method.level == "released"
     return ImageObjective(network, data, batch_size, single, two_batches)

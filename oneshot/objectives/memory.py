@@ -12,21 +12,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from engine.compute.evaluation import evaluation_batch
+from engine.compute.evaluation import BYTES_OF_CELLS, evaluation_batch
 from engine.compute.peak_memory import DeviceMemory, PeakMemory
 from engine.errors import UserError
 from engine.seed import torch_generator
 from oneshot.axes.operation_costs import OperationCosts
+from oneshot.axes.penalty import CostPenalty
 from oneshot.axes.progress import Progress
 from oneshot.methods.method import Method
 from oneshot.objectives.images import CPU_BATCH, ImageLoss, ImageObjective
 from oneshot.searcher import Searcher
-from oneshot.spaces.cells import CellSpace
+from oneshot.spaces.search_space import SearchSpace
 
 FEW = 2, 4  # images of the two trial steps
 DRAWS = 4  # steps of a method that draws operations, of which the largest counts
 # Sides of the images of a trial, in pixels, by stem. The last cells' maps are an eighth of the side, or a
-# thirty-second, and must not be rounded.
+# thirty-second (chains of blocks, too), and must not be rounded.
 TRIAL_SIDE = {"cifar": 16, "imagenet": 32}
 
 
@@ -67,7 +68,7 @@ class SearchMemory(NamedTuple):
 
 
 def search_memory(
-    method: Method, space: CellSpace, objective: ImageObjective, evaluated: int = CPU_BATCH
+    method: Method, space: SearchSpace, objective: ImageObjective, evaluated: int | None = None
 ) -> SearchMemory:
     """Count what a search needs, in float32: lower precision needs less.
 
@@ -77,13 +78,17 @@ def search_memory(
         method: as the search has it.
         space: what is searched.
         objective: network and images; a copy of its network is used.
-        evaluated: images that the network is measured on after each epoch.
+        evaluated: images that the network is measured on after each epoch; None: all that there are.
     """
     trial = copy.copy(objective)
     trial.network = copy.deepcopy(objective.network).cpu()
     trial.loss = ImageLoss(trial.network)
     size = objective.data.size
-    side = min(size, TRIAL_SIDE[getattr(trial.network, "stem_name", "cifar")])
+    stem = "cifar" if space.name == "nasbench201" else getattr(trial.network, "stem_name", "imagenet")
+    side = min(size, TRIAL_SIDE[stem])
+    # A penalty on the cost adds a few numbers, and here there are no costs to weigh.
+    penalties = tuple(penalty for penalty in method.penalties if not isinstance(penalty, CostPenalty))
+    method = method.model_copy(update={"penalties": penalties})
     steps, evaluations = [], []
     for images in FEW:
         searcher = Searcher(method, space, trial, 0, method.epochs, OperationCosts())
@@ -104,11 +109,12 @@ def search_memory(
     # Momentum is made at the end of the first step and is there at the peak of all others.
     always = 2 * weights if method.sgd.momentum else weights
     larger = (size / side) ** 2
+    at_once = evaluation_batch(objective.data.device, size, CPU_BATCH, BYTES_OF_CELLS)
     return SearchMemory(
         _line(steps, always, larger),
         _line(evaluations, always, larger),
         objective.batch_size,
-        min(evaluated, evaluation_batch(objective.data.device, size, CPU_BATCH)),
+        min(evaluated or objective.data.count("val"), at_once),
     )
 
 
@@ -126,16 +132,10 @@ def _line(peaks: list[int], always: int, larger: float) -> Bytes:
     return Bytes(always + peaks[0] - FEW[0] * per_image, larger * per_image)
 
 
-def describe_memory(search: SearchMemory, memory: DeviceMemory | None) -> str:
-    """The line that a search prints before it starts."""
-    here = "" if memory is None else f", of which {_gigabytes(memory.free)} are free"
-    return f"needs about {_gigabytes(search.needed)} of memory{here}"
-
-
-def check_memory(
+def say_memory(
     search: SearchMemory, memory: DeviceMemory | None, channels: int, size: int, partial: int
-) -> str | None:
-    """A warning if a search needs more memory than is free now; None if it fits.
+) -> None:
+    """Print what a search needs, with a warning if more is needed than is free now.
 
     Args:
         search: what it needs.
@@ -147,8 +147,10 @@ def check_memory(
     Raises:
         UserError: it needs more than the device has altogether.
     """
+    here = "" if memory is None else f", of which {_gigabytes(memory.free)} are free"
+    print(f"needs about {_gigabytes(search.needed)} of memory{here}")
     if memory is None or search.needed <= memory.free:
-        return None
+        return
     never = search.needed > memory.total
     fitting = search.fitting(memory.total if never else memory.free)
     would = f"; {fitting} would fit" if fitting >= 2 else ""
@@ -160,8 +162,9 @@ def check_memory(
     if never:
         raise UserError(f"{about}, more than the {_gigabytes(memory.total)} that there are; {advice}.")
     free = _gigabytes(memory.free)
-    return f"{about}, more than the {free} that are free now; end other programs, or {advice}."
+    print(f"warning: {about}, more than the {free} that are free now; end other programs, or {advice}.")
 
 
 def _gigabytes(count: float) -> str:
-    return f"{count / 1e9:.2g} GB"
+    # Two digits: the estimate is no better, and 20 GB are not 2e+01.
+    return f"{float(f'{count / 1e9:.2g}'):g} GB"

@@ -10,11 +10,16 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from engine.config import Config, read_yaml, validate
 from engine.errors import UserError, nearest
+from oneshot.spaces.own_operations import Constructors, find_constructor, located
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class CellSpace:
         extra_operations: operations that a genotype of this space may name although no search offers them.
         allowed: for each kind of cell and each edge, its operations, where edges differ; None: all on every
             edge.
+        constructors: of operations that are a user's own.
     """
 
     name: str
@@ -41,6 +47,12 @@ class CellSpace:
     keeps: int | None
     extra_operations: tuple[str, ...] = ()
     allowed: dict[str, tuple[tuple[str, ...], ...]] | None = field(default=None, hash=False)
+    constructors: Constructors = ()
+
+    @property
+    def graph(self) -> str:
+        """The space with the same cells: darts, nasbench201 or recurrent."""
+        return {PAIR: "darts", ("cell",): "nasbench201"}.get(self.cells, "recurrent")
 
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -125,8 +137,7 @@ DARTS_OPERATIONS = (
 
 # The reduced spaces of RobustDARTS (Zela et al. 2020, "Understanding and Robustifying Differentiable
 # Architecture Search", arXiv:1909.09656), on which plain DARTS collapses. S1 has two operations on each edge,
-# which DARTS itself left over. S4 is not here: one of its two operations is noise instead of a function of
-# the input.
+# which DARTS itself left over. In S4 one of two is noise instead of a function of the input.
 _SKIP_3, _SKIP_5 = ("skip_connect", "dil_conv_3x3"), ("skip_connect", "dil_conv_5x5")
 _SKIP_SEP, _MAX_SKIP = ("skip_connect", "sep_conv_3x3"), ("max_pool_3x3", "skip_connect")
 _DILATED, _POOLS = ("dil_conv_3x3", "dil_conv_5x5"), ("max_pool_3x3", "avg_pool_3x3")
@@ -156,6 +167,7 @@ S1_OPERATIONS = (
 NASBENCH201_OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 RECURRENT_OPERATIONS = ("none", "tanh", "relu", "sigmoid", "identity")
 PAIR = ("normal", "reduce")
+NOISE = "noise"  # an operation that passes on normal noise of its input's shape
 
 # The recurrent space keeps one predecessor a node, the spaces of images two, and NAS-Bench-201 every edge.
 SPACES = (
@@ -165,11 +177,61 @@ SPACES = (
     CellSpace("darts_s1", PAIR, 2, 4, S1_OPERATIONS, 2, allowed=S1),
     CellSpace("darts_s2", PAIR, 2, 4, ("skip_connect", "sep_conv_3x3"), 2),
     CellSpace("darts_s3", PAIR, 2, 4, ("none", "skip_connect", "sep_conv_3x3"), 2),
+    CellSpace("darts_s4", PAIR, 2, 4, (NOISE, "sep_conv_3x3"), 2),
 )
 
 
+class OwnSpace(Config):
+    """A file with a space of cells whose operations are, all or some, a user's own."""
+
+    base: Literal["darts", "nasbench201"] = Field(description="the space whose cells and networks it has")
+    operations: dict[str, str | None] = Field(
+        min_length=2, description="name and constructor (module:Name); without one, an operation of the base"
+    )
+
+
+def load_own_space(path: str) -> CellSpace:
+    """The space in a YAML file: the graph of a known one, and operations of one's own.
+
+    Raises:
+        UserError: the file is not valid, or an operation is not known.
+    """
+    found = validate(OwnSpace, read_yaml(Path(path)), path)
+    base = find_space(found.base)
+    constructors = []
+    for name, constructor in found.operations.items():
+        if constructor is None and name not in base.operations:
+            raise UserError(
+                f"{path}: operation '{name}' needs a constructor (module:Name), since {found.base} has none "
+                f"of this name; {nearest(name, base.operations)}"
+            )
+        if constructor is not None:
+            if name in base.known or not name.isidentifier():
+                raise UserError(
+                    f"{path}: an operation of your own cannot be called '{name}'; take letters, digits and "
+                    f"underscores, and no name that {found.base} has."
+                )
+            constructors.append((name, located(constructor, Path(path).parent)))
+            find_constructor(constructors[-1][1])
+    operations = tuple(found.operations)
+    return replace(
+        base, name=path, operations=operations, extra_operations=(), constructors=tuple(constructors)
+    )
+
+
+def is_own_space(name: str) -> bool:
+    """Whether `name` is a YAML file with such a space: it names its base."""
+    path = Path(name)
+    return path.suffix in (".yaml", ".yml") and path.is_file() and "base" in read_yaml(path)
+
+
+def settings_space(name: str) -> str:
+    """The space whose settings and recipes hold: the base of operations of one's own, else the space."""
+    return load_own_space(name).graph if is_own_space(name) else name
+
+
 def find_space(name: str) -> CellSpace:
-    """The space of that name: `find_space("darts")`.
+    """The space of that name, `find_space("darts")`, or the one of operations of one's own in a YAML file.
 
     Raises:
         UserError: there is none.
@@ -177,4 +239,6 @@ def find_space(name: str) -> CellSpace:
     for space in SPACES:
         if space.name == name:
             return space
+    if is_own_space(name):
+        return load_own_space(name)
     raise UserError(f"There is no search space '{name}'; {nearest(name, [space.name for space in SPACES])}")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from engine.errors import UserError
 from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.genotype import Genotype
+from oneshot.spaces.own_operations import own_operation_cost
 
 CostKind = Literal["macs", "params"]
 CostArray = NDArray[np.int64]
@@ -142,7 +143,7 @@ def edge_costs(space: CellSpace, kind: CostKind, shape: NetworkShape) -> EdgeCos
     """
     if space.cells not in (("cell",), ("normal", "reduce")):
         raise UserError(
-            "Costs are known for the spaces of images, darts, darts_s1 to darts_s3 and nasbench201, not for "
+            "Costs are known for the spaces of images, darts, darts_s1 to darts_s4 and nasbench201, not for "
             f"'{space.name}'."
         )
     # Every halving must be exact: two reductions, and three more in the large stem.
@@ -165,10 +166,14 @@ def edge_costs(space: CellSpace, kind: CostKind, shape: NetworkShape) -> EdgeCos
 
 def _cell_costs(space: CellSpace, kind: CostKind, cell: PlacedCell) -> CostArray:
     """(E, O) costs of one cell."""
-    cost_EO = np.zeros((len(space.edges), len(space.operations)), np.int64)
+    cost_EO, own = np.zeros((len(space.edges), len(space.operations)), np.int64), dict(space.constructors)
     for edge, (source, _) in enumerate(space.edges):
         stride = cell.stride if source < space.inputs else 1
         for column, name in enumerate(space.operations):
+            if name in own:
+                macs, params = own_operation_cost(own[name], cell.channels, cell.size, stride)
+                cost_EO[edge, column] = macs if kind == "macs" else params
+                continue
             layers = operation_layers(name, cell.channels, cell.size, stride)
             cost_EO[edge, column] = layers.cost(kind)
     return cost_EO
@@ -219,4 +224,4 @@ def _darts(space: CellSpace, shape: NetworkShape) -> Iterator[Layers | PlacedCel
 
 def published_shape(space: CellSpace) -> NetworkShape:
     """The final network that the published evaluation builds on CIFAR-10."""
-    return NASBENCH201 if space.name == "nasbench201" else DARTS_CIFAR
+    return NASBENCH201 if space.graph == "nasbench201" else DARTS_CIFAR

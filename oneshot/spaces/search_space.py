@@ -8,7 +8,7 @@ from torch import Tensor
 
 from engine.errors import UserError, nearest
 from oneshot.chains.space import load_chain_space, packaged_chain_spaces
-from oneshot.spaces.cells import SPACES
+from oneshot.spaces.cells import SPACES, is_own_space, load_own_space
 
 
 class SearchSpace(Protocol):
@@ -75,6 +75,8 @@ def find_search_space(name: str) -> SearchSpace:
     for space in SPACES:
         if space.name == name:
             return space
+    if is_own_space(name):
+        return load_own_space(name)
     known = packaged_chain_spaces()
     if name in known or Path(name).is_file():
         return load_chain_space(name)

@@ -17,7 +17,7 @@ from oneshot.methods.method import Method
 from oneshot.methods.pc_darts import PcDarts
 from oneshot.methods.sampled.gdas import Gdas
 from oneshot.objectives.images import ImageObjective, search_network
-from oneshot.objectives.memory import check_memory, search_memory
+from oneshot.objectives.memory import say_memory, search_memory
 from oneshot.search import Search
 from oneshot.searcher import Searcher
 from oneshot.spaces.cells import find_space
@@ -95,19 +95,21 @@ def test_a_process_takes_what_was_estimated() -> None:
     assert 0.8 < int(done.stdout) / needed.step.of(48) < 1.5
 
 
-def test_what_cannot_fit_is_refused_with_what_would() -> None:
+def test_what_cannot_fit_is_refused_with_what_would(capsys: pytest.CaptureFixture[str]) -> None:
     method = Darts()
     needed = search_memory(method, find_space("darts"), objective(method, "darts", 224, 64))
-    assert check_memory(needed, None, 4, 224, 1) is None
-    assert check_memory(needed, DeviceMemory(needed.needed, needed.needed), 4, 224, 1) is None
+    say_memory(needed, None, 4, 224, 1)
+    say_memory(needed, DeviceMemory(needed.needed, needed.needed), 4, 224, 1)
+    assert "warning" not in capsys.readouterr().out
     few = needed._replace(evaluated=1)
     half = few.step.of(32)
-    warning = check_memory(few, DeviceMemory(10 * half, half), 4, 224, 1)
-    assert warning is not None and "--batch-size (now 64; 32 would fit)" in warning
+    say_memory(few, DeviceMemory(10 * half, half), 4, 224, 1)
+    warning = capsys.readouterr().out
+    assert "warning: " in warning and "--batch-size (now 64; 32 would fit)" in warning
     for flag in ("--channels (now 4)", "--data.size (now 224)", "--method.partial (now 1)"):
         assert flag in warning
     with pytest.raises(UserError, match=r"more than the .* GB that there are; lower --batch-size"):
-        check_memory(few, DeviceMemory(half, half // 2), 4, 224, 1)
+        say_memory(few, DeviceMemory(half, half // 2), 4, 224, 1)
 
 
 def test_a_search_says_so_before_it_starts(

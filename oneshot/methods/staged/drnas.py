@@ -28,6 +28,7 @@ class DrNas(StagedMethod):
     stages: tuple[Stage, ...] = (Stage(epochs=25), Stage(epochs=25, keep=4, partial=4))
     warmup_epochs: int = 10
     channels: int = 36
+    cells: int | None = 20
     sgd: WeightSgd = WeightSgd(lr=0.1, lr_min=0.0)
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "darts_s3": {"exclude_none": False},  # where it is one of three
@@ -38,6 +39,7 @@ class DrNas(StagedMethod):
             "stages": [{"epochs": 50}, {"epochs": 50, "keep": 3, "partial": 2}],
             "epochs": 100,
             "channels": 16,
+            "cells": None,
             "sgd": {"lr": 0.025, "lr_min": 0.001},
         },
         # Published for cells of images only; elsewhere in one stage.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.seed import derive
-from oneshot.networks.edge_operations import Convolution, FactorizedSkip, Norm, Separable
+from oneshot.networks.edge_operations import Convolution, FactorizedSkip, Norm, OwnOperations, Separable
 from oneshot.networks.parallel_edges import ParallelEdges
 
 
@@ -32,7 +32,7 @@ class Taken(NamedTuple):
 
     def __call__(self, old: Tensor) -> Tensor:
         """(n C, I, ...) of an old tensor, or (n C,) of old statistics."""
-        own = old.unflatten(0, (self.old_blocks, -1))[self.blocks.to(old.device)]
+        own = old.reshape(self.old_blocks, -1, *old.shape[1:])[self.blocks.to(old.device)]
         number = torch.arange(len(own), device=old.device)[:, None]
         own = own[number, self.rows.to(old.device)]
         if self.columns is not None:
@@ -68,7 +68,7 @@ class Growth:
     def fill(self, old: nn.Module, new: nn.Module) -> list[Carried]:
         """Copy weights and statistics; what comes from where, for each parameter."""
         # Parallel edges may have other operations and widths; everything else has the same shape.
-        inside = set()
+        inside: set[str] = set()
         for name, module in new.named_modules():
             if isinstance(module, ParallelEdges):
                 before = old.get_submodule(name)
@@ -111,6 +111,9 @@ class Growth:
                     columns, rows = self._copies(), self._copies()
                     self._carry(before.weight, module.weight, self._taken(rows, columns))
                     self._norm(before.norm, module.norm, rows)
+                case OwnOperations():
+                    assert isinstance(before, OwnOperations)
+                    self._own(before, module, positions)
                 case FactorizedSkip():
                     assert isinstance(before, FactorizedSkip)
                     self._skip(before, module)
@@ -123,6 +126,16 @@ class Growth:
             assert old.auxiliary is not None
             self.blocks, self.old_blocks = torch.arange(new.edges), old.edges
             self._skip(old.auxiliary, new.auxiliary)
+
+    def _own(self, old: OwnOperations, new: OwnOperations, positions: list[int]) -> None:
+        """Modules of a user are of one width in all stages."""
+        for edge, position in zip(new.edge, positions, strict=True):
+            before = old.edge[position]
+            theirs = dict(before.named_parameters())
+            for name, parameter in edge.named_parameters():
+                self._carry(theirs[name], parameter, None)
+            for name, buffer in edge.named_buffers():
+                buffer.copy_(before.get_buffer(name))
 
     def _copies(self) -> Tensor:
         return self._channels(len(self.blocks), self.width, self.wider)

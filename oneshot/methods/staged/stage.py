@@ -136,4 +136,7 @@ class StagedMethod(Method):
     def _misfit(self, space: SearchSpace) -> str | None:
         if len(self.stages) > 1 and (space.name == "recurrent" or not isinstance(space, CellSpace)):
             return "stages are for cells of images; take --method.stages '[]' and --method.partial 1"
+        widens = any(stage.partial not in (None, self.partial) for stage in self.stages)
+        if isinstance(space, CellSpace) and space.constructors and widens:
+            return "stages widen operations that they know; leave out `partial` in --method.stages"
         return super()._misfit(space)

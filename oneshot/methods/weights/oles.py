@@ -129,8 +129,9 @@ def _cosines(
     """
     found = []
     for name in operation.weights:
-        ours = gradients[name].unflatten(0, (operation.edges, -1))
-        theirs = memory[f"gradient {name}"].unflatten(0, (operation.edges, -1))
+        shape = gradients[name].shape
+        blocks = (operation.edges, shape[0] // operation.edges, *shape[1:])
+        ours, theirs = gradients[name].reshape(blocks), memory[f"gradient {name}"].reshape(blocks)
         found.append(F.cosine_similarity(ours, theirs, dim=1).flatten(1).mean(1))
     return torch.stack(found).mean(0)
 

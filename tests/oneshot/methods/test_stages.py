@@ -1,6 +1,7 @@
 """Searches in stages: what is kept, what grows, and that they resume bit for bit."""
 
 import io
+import math
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from engine.config import over_defaults, validate
 from engine.data.digits import Digits
 from engine.data.sources import load_data
 from oneshot.axes.edge_weights import EdgeWeights
+from oneshot.axes.progress import Progress
 from oneshot.methods.staged.drnas import DrNas
 from oneshot.methods.staged.growth import Growth
+from oneshot.methods.staged.p_darts import PDarts
 from oneshot.methods.staged.stage import Stage
 from oneshot.networks.edge_operations import Separable
 from oneshot.networks.parallel_edges import EdgeSettings, ParallelEdges
@@ -21,6 +24,7 @@ from oneshot.objectives.images import ImageObjective, search_network
 from oneshot.search import Search
 from oneshot.searcher import Searcher
 from oneshot.spaces.cells import find_space
+from oneshot.spaces.genotype import Genotype
 
 CPU = torch.device("cpu")
 IMAGES = load_data(Digits(val=0.5), CPU, 0)
@@ -166,3 +170,79 @@ def test_pruned_operations_get_no_gradient_but_others_go_on() -> None:
     assert (after[mask] != before[mask]).all()
     probabilities = search.method.probabilities(search.state.space, search.state.alphas)["cell"]
     assert (probabilities[~mask] == 0).all()
+
+
+# --- P-DARTS ---
+
+
+def p_darts(space_name: str = "nasbench201", epochs: int = 6) -> Searcher:
+    space = find_space(space_name)
+    method = PDarts(
+        warmup_epochs=0,
+        stages=(
+            Stage(epochs=1),
+            Stage(epochs=1, keep=3, extra_cells=1),
+            Stage(epochs=1, keep=2, extra_cells=2),
+        ),
+    )
+    torch.manual_seed(0)
+    network = search_network(space, method, 4, 3 if space_name == "darts" else 1, 10, 1)
+    return Searcher(method, space, ImageObjective(network, IMAGES, 16, False), 0, epochs)
+
+
+def test_schedules_of_p_darts_are_the_released_ones() -> None:
+    method = PDarts()
+    assert method.stage_starts(75) == [0, 25, 50] and method.cells == 5
+    for stage, rate in enumerate((0.1, 0.4, 0.7)):
+        for epoch in range(25):
+            progress = Progress(25 * stage + epoch, 75)
+            wanted = rate * (25 - epoch - 1) / 25 if epoch < 10 else rate * math.exp(-(epoch - 10) * 0.2)
+            assert method.dropout(progress) == pytest.approx(wanted)
+            assert method.waits(progress) == (epoch < 10)
+            cosine = 0.025 * (1 + math.cos(math.pi * epoch / 25)) / 2
+            assert method.learning_rate(progress) == pytest.approx(cosine)
+
+
+def test_p_darts_starts_anew_deeper_and_resumes() -> None:
+    whole = p_darts()
+    take(whole, 0, 0, 2)
+    take(whole, 2, 0, 1)
+    assert shape(whole) == (1, 2) and whole.state.space.allowed_mask("cell").sum(-1).tolist() == [3] * 6
+    # New weights: the momentum is that of one step.
+    kept = through_a_file(whole.state.state_dict())
+    resumed = p_darts()
+    resumed.state.load_state_dict(kept)
+    # Into the last stage, from the second one's alphas.
+    ours, theirs = take(resumed, 4, 0, 2), take(whole, 4, 0, 2)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert shape(whole) == (1, 3) and whole.state.space.allowed_mask("cell").sum(-1).tolist() == [2] * 6
+
+
+def test_dropout_after_skips_is_drawn_by_edge_and_keeps_the_mean() -> None:
+    old = ParallelEdges(("skip_connect",), torch.ones(3, 1, dtype=torch.bool), 4, 1, EdgeSettings())
+    x, weight = torch.ones(2, 4, 50, 50), torch.tensor([[1.0], [2.0], [0.5]])
+    draws = torch.Generator().manual_seed(0)
+    outputs = old(x, weight, None, None, False, draws, 0.4)
+    for output, factor in zip(outputs, (1.0, 2.0, 0.5), strict=True):
+        values = output.unique()
+        torch.testing.assert_close(values, torch.tensor([0.0, factor / 0.6]))
+        torch.testing.assert_close(output.mean(), torch.tensor(factor), rtol=0.05, atol=0)
+    assert not torch.equal(outputs[0] > 0, outputs[1] > 0)
+    assert torch.equal(old.eval()(x, weight, None, None, False, draws, 0.4)[0], x)
+
+
+def test_the_weakest_skips_give_way() -> None:
+    search = p_darts("darts")
+    skip, sep = (search.state.space.operations.index(name) for name in ("skip_connect", "sep_conv_3x3"))
+    with torch.no_grad():
+        alpha = search.state.alphas.operations["normal"].zero_()
+        # Skips lead on four edges; on edge 0 by least, with a convolution next.
+        for edge, value in ((0, 2.0), (1, 3.0), (2, 4.0), (5, 5.0)):
+            alpha[edge, skip] = value
+        alpha[0, sep] = 1.5
+    found = search.method.genotype(search.state)
+    assert isinstance(found, Genotype)
+    names = [name for node in found.cells["normal"].nodes for name, _ in node]
+    assert names.count("skip_connect") == 2
+    assert found.cells["normal"].nodes[0][1][0] != "skip_connect", "3.0 is weaker than 4.0 and 5.0"
+    assert ("sep_conv_3x3", 0) in found.cells["normal"].nodes[0]

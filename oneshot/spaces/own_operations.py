@@ -1,0 +1,86 @@
+"""Operations of a user's own: constructors in a Python module, called with (channels, stride)."""
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine.compute.macs import count_macs, count_parameters
+from engine.errors import UserError
+
+Constructors = tuple[tuple[str, str], ...]  # (name of the operation, where its constructor is)
+TRIED_SIZE = 8  # pixels of the map that a new operation is tried on
+
+
+def located(constructor: str, folder: Path) -> str:
+    """`my_module:Name` with the file of the module, if that lies in `folder`; else as it is."""
+    module, _, name = constructor.partition(":")
+    file = folder / f"{module}.py"
+    return f"{file.resolve()}:{name}" if file.is_file() else constructor
+
+
+@functools.cache
+def _module(where: str) -> ModuleType:
+    if not where.endswith(".py"):
+        return importlib.import_module(where)
+    spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+    assert spec is not None and spec.loader is not None, "a file that ends with .py"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@functools.cache
+def find_constructor(location: str) -> Callable[[int, int], nn.Module]:
+    """The constructor at `file.py:Name` or `package.module:Name`.
+
+    Raises:
+        UserError: there is none.
+    """
+    where, _, name = location.rpartition(":")
+    try:
+        found: Any = getattr(_module(where), name)
+    except (ImportError, AttributeError, SyntaxError, OSError, ValueError) as error:
+        raise UserError(
+            f"There is no constructor '{location}' ({error}); write it as module:Name, with the module's "
+            "file beside the YAML or on Python's path."
+        ) from None
+    return found
+
+
+def build_own_operation(location: str, channels: int, stride: int) -> nn.Module:
+    """The module of an operation: (N, C, H, W) -> (N, C, H / stride, W / stride).
+
+    Raises:
+        UserError: it cannot be built, or gives a map of another shape.
+    """
+    try:
+        module = find_constructor(location)(channels, stride)
+        module.eval()
+        with torch.no_grad():
+            shape = tuple(module(torch.zeros(2, channels, TRIED_SIZE, TRIED_SIZE)).shape)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"Operation '{location}' fails with {channels} channels and stride {stride}: {error}"
+        ) from None
+    side = TRIED_SIZE // stride
+    if shape != (2, channels, side, side):
+        raise UserError(
+            f"Operation '{location}' with {channels} channels and stride {stride} makes {shape} of "
+            f"{(2, channels, TRIED_SIZE, TRIED_SIZE)}; it must make {(2, channels, side, side)}."
+        )
+    return module.train()
+
+
+@functools.cache
+def own_operation_cost(location: str, channels: int, size: int, stride: int) -> tuple[int, int]:
+    """(MACs, parameters) of an operation with an output of `size` pixels, as torch counts them."""
+    module = build_own_operation(location, channels, stride).eval()
+    macs = count_macs(module, torch.zeros(1, channels, size * stride, size * stride))
+    return macs, count_parameters(module)
