@@ -63,7 +63,7 @@ BF16_TURNS = (
 
 
 class Search(LoopCommand):
-    """Search a cell on images or text with a differentiable method.
+    """Search a cell, or a chain of blocks, on images or text with a differentiable method.
 
     oneshot.retrain trains what it finds. Half of the training images train shared weights, the other half the
     architecture. A method's published settings for the space are the defaults; --method.<setting> changes
@@ -77,6 +77,9 @@ class Search(LoopCommand):
           --data npz --data.path cifar10.npz
       python -m oneshot.search --method gdas --space nasbench201 --table accuracy_200_epochs.csv \\
           --data npz --data.path cifar10.npz
+      python -m oneshot.search --space chain32 --method proxyless --target 800k    # a chain of 0.8M MACs
+      python -m oneshot.search --space proxyless --method proxyless --target 80ms \\
+          --latency-table latency/phone.json --data folder --data.path imagenet --data.size 224
       python -m oneshot.search --space recurrent --data text --data.path ptb --out runs/cell
     """
 
@@ -265,8 +268,10 @@ class Search(LoopCommand):
         space = method.offered(find_search_space(self.space))
         # Everything a user can get wrong is refused before the folder is made.
         refusal = method.refuse(space) or refuse_aim(space, method, self.target, self.latency_table)
-        if CHAIN in space.cells and self.cells is not None:
-            refusal = f"--cells is for cells; the layers of space {space.name} are in its file."
+        if CHAIN in space.cells:
+            for flag, value in (("cells", self.cells), ("channels", self.channels)):
+                if value is not None:
+                    refusal = f"--{flag} is for cells; space {space.name} has widths and layers of its own."
         if refusal:
             raise UserError(refusal)
         table = AccuracyTable.read(self.table) if self.table else None

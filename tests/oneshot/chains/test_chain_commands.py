@@ -144,6 +144,7 @@ def test_a_search_with_a_target_resumes_bit_for_bit(
     ("flags", "said"),
     [
         (("--cells", "3"), "--cells is for cells"),
+        (("--channels", "16"), "--channels is for cells"),
         (("--target", "1G"), "costs 1G MACs; --target can be"),
         (("--target", "15ms"), "Milliseconds need a latency table; measure one with"),
         (("--target", "soon"), "'soon' is not a target; write 15ms, 100M for MACs"),
