@@ -84,11 +84,11 @@ def test_defaults_of_sections_that_are_chosen_by_name() -> None:
 
 def test_a_flag_says_to_which_kinds_it_belongs_and_what_each_defaults_to() -> None:
     said = everything_of("oneshot.search")
-    assert "sdarts,snas} default: darts" in said
+    assert " snas} default: darts" in said
     assert "npz,text} default: digits" in said
     assert "units of the controller's LSTM; default: 32 [enas]" in said
     assert "default: 1000 for random_ws" in said or "100 for enas" in said
-    assert "sigmoid,simplex,softmax} default: softmax --" in said
+    assert " softmax} default: softmax --" in said
     assert "; 200 for pr_darts; 250 for gdas; 310 for enas;" in said, "every method has epochs"
 
 
