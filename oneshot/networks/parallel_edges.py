@@ -145,14 +145,9 @@ class ParallelEdges(nn.Module):
             if not running:
                 continue
             weight_n = weight_nO[:, column]
-            if name == NOISE:
-                assert draws is not None, "the cell has a seed of its noise"
-                _hand_out(self._noise(x, weight_n, running, draws), running, terms)
-                continue
-            if name == "skip_connect" and name not in self.own and skip_dropout > 0 and self.training:
-                assert draws is not None, "the cell has a seed of its masks"
-                dropped = self._dropped(x, weight_n, running, skip_dropout, draws)
-                _hand_out(dropped, running, terms)
+            drawn = self._drawn(name, x, weight_n, running, skip_dropout, draws)
+            if drawn is not None:
+                _hand_out(drawn, running, terms)
                 continue
             if name not in self.own:
                 shared.append(SharedTerm(self._pooled(name, x), self._elsewhere_0(weight_n, running)))
@@ -195,22 +190,30 @@ class ParallelEdges(nn.Module):
         positions = [self.allowed[name].index(position) for position in running]
         return module(read, positions, self._per_channel(weight_n), create_graph)
 
-    def _noise(self, x: Tensor, weight_n: Tensor, running: tuple[int, ...], draws: torch.Generator) -> Tensor:
-        """Weighted normal noise for each edge where it runs (RobustDARTS's S4)."""
+    def _drawn(
+        self,
+        name: str,
+        x: Tensor,
+        weight_n: Tensor,
+        running: tuple[int, ...],
+        skip_dropout: float,
+        draws: torch.Generator | None,
+    ) -> Tensor | None:
+        """Weighted output of an operation that draws, (N, n C, H, W); None: this one does not."""
+        dropped = name == "skip_connect" and name not in self.own and skip_dropout > 0 and self.training
+        if name != NOISE and not dropped:
+            return None
+        assert draws is not None, "the cell has a seed of what it draws"
+        weights = self._per_channel(torch.stack([weight_n[position] for position in running]))
+        if dropped:
+            # P-DARTS's dropout after a skip: every edge has a mask of its own.
+            copies = torch.cat([x] * len(running), 1)
+            kept = torch.rand(copies.shape, generator=draws, dtype=x.dtype, device=x.device) >= skip_dropout
+            return copies * kept / (1 - skip_dropout) * weights[:, None, None]
         height, width = (-(-side // self.stride) for side in x.shape[2:])
         shape = (len(x), len(running) * self.channels, height, width)
         noise = torch.randn(shape, generator=draws, dtype=x.dtype, device=x.device)
-        weights = self._per_channel(torch.stack([weight_n[position] for position in running]))
         return noise.contiguous(memory_format=torch.channels_last) * weights[:, None, None]
-
-    def _dropped(
-        self, x: Tensor, weight_n: Tensor, running: tuple[int, ...], rate: float, draws: torch.Generator
-    ) -> Tensor:
-        """The weighted state with dropout, for each edge where it runs another mask."""
-        copies = torch.cat([x] * len(running), 1)
-        kept = torch.rand(copies.shape, generator=draws, dtype=x.dtype, device=x.device) >= rate
-        weights = self._per_channel(torch.stack([weight_n[position] for position in running]))
-        return copies * kept / (1 - rate) * weights[:, None, None]
 
     def _per_channel(self, weight_n: Tensor) -> Tensor:
         """(n C,): the weight of each edge for each of its channels."""
