@@ -35,6 +35,7 @@ from torch.utils.flop_counter import flop_registry
 
 from benchmarks.plain_cells import Plain201, PlainDarts
 from benchmarks.supernet_step import plain_step
+from engine.blocks.elastic import add_gradients_in_place
 from engine.optim import SGD, Cosine, build_sgd, clip_gradients
 from engine.run import environment
 from ofa.space.space import load_space
@@ -144,8 +145,8 @@ def launches(lists: Sequence[Sequence[Any]]) -> int:
     """
     lists = [tensors for tensors in lists if tensors and isinstance(tensors[0], Tensor)]
     kinds = {tensor.dtype for tensors in lists for tensor in tensors}
-    strided = all(len({tensor.stride() for tensor in place}) == 1 for place in zip(*lists, strict=True))
-    if len(kinds) > 1 or not strided:
+    alike = all(len({strides(tensor) for tensor in place}) == 1 for place in zip(*lists, strict=True))
+    if len(kinds) > 1 or not alike:
         return len(lists[0])
     most = MOST_TENSORS[min(len(lists), len(MOST_TENSORS)) - 1]
     launched = tensors = blocks = 0
@@ -158,6 +159,11 @@ def launches(lists: Sequence[Sequence[Any]]) -> int:
         if tensors == most:
             launched, tensors, blocks = launched + 1, 0, 0
     return launched + (1 if blocks else 0)
+
+
+def strides(tensor: Tensor) -> tuple[int, ...]:
+    """Those of axes with more than one place, which are all that matters."""
+    return tuple(step for side, step in zip(tensor.shape, tensor.stride(), strict=True) if side > 1)
 
 
 def leaves(value: Any) -> Iterator[Any]:
@@ -177,11 +183,12 @@ def size(tensor: Tensor) -> int:
 
 
 class Draws(TorchFunctionMode):
-    """Answers what the host asks the device for: which operations were drawn. Each in turn."""
+    """Answers what the host asks the device for: which operations were drawn on each edge. Each in turn."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.tolist and args[0].is_meta:
-            return [position % 4 + 1 for position in range(len(args[0]))]
+            rows, columns = args[0].shape
+            return [[column == row % 4 + 1 for column in range(columns)] for row in range(rows)]
         return func(*args, **(kwargs or {}))
 
 
@@ -261,7 +268,7 @@ def search(method: Method, space: CellSpace, images: int, cells: int = 0) -> Ste
     """A step of a search as `oneshot.search` takes it."""
     network = search_network(space, method, 16, cells or (5 if space.name == "nasbench201" else 8), 10, 3)
     data: Any = Images()
-    objective = ImageObjective(network, data, images, method.level == "single")
+    objective = ImageObjective(network, data, images, method.level != "bilevel", method.level == "released")
     searcher = Searcher(method, space, objective, 0, method.warmup_epochs + 1)
     # Behind the warm-up, so that the architecture moves.
     searcher.state.progress = searcher.state.progress._replace(epoch=method.warmup_epochs)
@@ -274,6 +281,7 @@ def sandwich(name: str, images: int) -> Step:
     space, config, sgd = load_space(name), Sandwich(dropout=0, drop_connect=0), SGD()
     supernet = Supernet(space, 1000).to(META, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_sgd(sgd, supernet)
+    add_gradients_in_place(supernet)
     x, y = batch(images, max(space.resolution))
 
     def step() -> None:

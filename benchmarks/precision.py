@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.compute.average import RunningAverage
 from engine.compute.evaluation import accuracy
 from engine.compute.precision import float32_as_exported, training_in
 from engine.data.npz import Npz
 from engine.data.sources import load_data
+from engine.optim import RunningAverage
 from ofa.space.space import load_space
 from ofa.supernet import Supernet
 from oneshot.methods.darts import Darts

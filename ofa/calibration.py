@@ -161,7 +161,8 @@ class _Pool:
             raise ValueError("calibrate needs at least one batch of images, but got none.")
         var_C = self.square_C / (self.count_C - 1)
         widths = [bn.num_features for bn in self.norms]
-        for bn, mean, var in zip(self.norms, self.mean_C.split(widths), var_C.split(widths), strict=True):
+        pairs = zip(torch.split(self.mean_C, widths), torch.split(var_C, widths), strict=True)
+        for bn, (mean, var) in zip(self.norms, pairs, strict=True):
             assert bn.running_mean is not None and bn.running_var is not None
             bn.running_mean.copy_(mean)
             bn.running_var.copy_(var)

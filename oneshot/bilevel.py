@@ -166,7 +166,9 @@ def laid_out_as(models: Iterable[Tensor], tensors: Iterable[Tensor]) -> list[Ten
     """
     found = []
     for model, tensor in zip(models, tensors, strict=True):
-        same = model.stride() == tensor.stride() or tensor.device.type == "cpu"
+        # An axis with one place has any stride.
+        sides = zip(model.shape, model.stride(), tensor.stride(), strict=True)
+        same = tensor.device.type == "cpu" or all(side == 1 or a == b for side, a, b in sides)
         found.append(tensor if same else torch.empty_like(model).copy_(tensor))
     return found
 

@@ -18,13 +18,12 @@ from torch import Tensor
 from engine.checkpoint import save_weights
 from engine.command.interrupt import Stop
 from engine.command.progress import Advance, progress
-from engine.compute.average import RunningAverage
 from engine.compute.macs import count_parameters
 from engine.config import format_count
 from engine.data.text import Text, columns, window, windows
 from engine.errors import UserError
 from engine.loop import EpochLoop
-from engine.optim import set_learning_rate
+from engine.optim import RunningAverage, set_learning_rate
 from engine.run import Run, write_json
 from engine.runs.saving import Saving
 from engine.seed import derive, numpy_generator, torch_generator

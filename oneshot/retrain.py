@@ -18,8 +18,8 @@ from torch import Tensor
 from engine.command.cli import main
 from engine.command.start import say
 from engine.compute.compiling import ABOUT_COMPILE, compile_parts, eagerly
-from engine.compute.distributed import Ranks
-from engine.compute.evaluation import confusion
+from engine.compute.distributed import Ranks, join_batch_norms_2d
+from engine.compute.evaluation import BYTES_OF_CELLS, confusion
 from engine.compute.gradients import GradientAverage
 from engine.compute.graphs import ABOUT_GRAPHS, GraphedStep, Graphs, graphed_step, steady
 from engine.compute.precision import TrainingPrecision, autocast
@@ -133,6 +133,7 @@ class Retrain(TrainingCommand):
         lt=1,
         description="probability that an edge is left out for an image, reached linearly at the end",
     )
+    sync_bn: bool = Field(False, description="BatchNorm statistics are of all processes' images")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the labels spread over all classes")
     precision: TrainingPrecision | None = Field(
         None,
@@ -154,6 +155,11 @@ class Retrain(TrainingCommand):
 
     def train(self, ranks: Ranks, device: torch.device) -> int:
         """Train as rank `ranks.rank` on `device`."""
+        if self.sync_bn and self.compile and ranks.size > 1:
+            raise UserError(
+                "--sync-bn exchanges statistics in each BatchNorm, for which compiled parts cannot wait; "
+                "leave out --compile or --sync-bn."
+            )
         genotype = find_genotype(self.genotype)
         config = self
         names = [*published_genotypes(), *published_chains()]
@@ -236,6 +242,8 @@ class Retraining(Training):
         self.config, self.model = config, model
         self.optimizer = build_sgd(config.sgd, self.network)
         self.gradients = GradientAverage(self.network.parameters(), ranks)
+        if config.sync_bn and ranks.size > 1:
+            join_batch_norms_2d(self.network)
         self.draws = torch.Generator(data.device)  # of drop-path
         # In float64, of which 1 - drop has the bits that it has in Python. Only a graph reads it.
         self.drop = torch.zeros((), dtype=torch.double)
@@ -340,7 +348,7 @@ class Retraining(Training):
         # Running statistics, no drop-path, no auxiliary head.
         self.network.eval()
         for split in splits:
-            batches = self.data.evaluation_batches(split)
+            batches = self.data.evaluation_batches(split, bytes_a_pixel=BYTES_OF_CELLS)
             with eagerly():
                 confusion_KK = confusion(self.network, batches, len(classes))
             point[f"{split}_accuracy"] = overall_accuracy(confusion_KK)

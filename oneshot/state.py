@@ -36,6 +36,8 @@ class SearchState:
         progress: where the search is.
         samples_operations: whether the network runs some of its operations only.
         target: the cost that a search of a chain ends at; None: any.
+        lead: where whole architectures were judged, by how much the best was better than the next, in
+            accuracy or perplexity; None: none were.
         stage: of a search in stages, from 0 on.
         memory: what else the method hands from one step to the next; a checkpoint holds it.
     """
@@ -49,6 +51,7 @@ class SearchState:
     progress: Progress
     samples_operations: bool
     target: CostTarget | None = None
+    lead: float | None = None
     stage: int = 0
     memory: dict[str, Tensor] = field(default_factory=dict)
 
@@ -160,7 +163,10 @@ class SearchState:
             assert isinstance(self.space, CellSpace), "stages are of cells"
             self.rebuild(self.space.narrowed(stage["allowed"]), stage["partial"], stage["cells"])
             self.restart_weights()
-        self.memory = dict(state["memory"])
+        # Single numbers, such as a count of steps, stay on the host, where they are read.
+        self.memory = {}
+        for name, tensor in state["memory"].items():
+            self.memory[name] = tensor if tensor.dim() == 0 else tensor.to(self.device)
         self.alphas.decided = {kind: tensor.to(self.device) for kind, tensor in state["decided"].items()}
         self.objective.network.load_state_dict(state["network"])
         load_optimizer(self.weight_optimizer, state["weight_optimizer"])

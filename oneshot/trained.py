@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from engine.checkpoint import load_weights
-from engine.compute.evaluation import accuracy
+from engine.compute.evaluation import BYTES_OF_CELLS, accuracy
 from engine.compute.macs import count_macs, count_parameters
 from engine.config import Config, validate
 from engine.data.dataset import Data, Split
@@ -122,7 +122,7 @@ class TrainedNetwork:
 
     def accuracy(self, split: Split) -> float:
         """Top-1 accuracy in [0, 1] on a split."""
-        return accuracy(self.network, self.data.evaluation_batches(split))
+        return accuracy(self.network, self.data.evaluation_batches(split, bytes_a_pixel=BYTES_OF_CELLS))
 
     def cost(self) -> tuple[int, int]:
         """(MACs of one image, parameters)."""

@@ -95,7 +95,7 @@ def _each(context: Context, check: Callable[[Case], dict[str, Any]], every: int)
         if context.toy and number % every:
             continue
         if not context.left():
-            found[case.name] = {"error": "no time was left"}
+            found[case.name] = {"skipped": "no time was left"}
             continue
         try:
             found[case.name] = check(case)
@@ -118,7 +118,7 @@ def contract(context: Context) -> dict[str, Any]:
         count = sum(places.values())
         return {"waits": count, "places": places, "ok": count <= MOST_WAITS}
 
-    return _judged(_each(context, check, 6))
+    return _judged(_each(context, check, 12))
 
 
 def parity(context: Context) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def parity(context: Context) -> dict[str, Any]:
 
     # In both dtypes as exported: TF32 would hide what is wrong.
     with training_in("float32"):
-        return _judged(_each(context, check, 8))
+        return _judged(_each(context, check, 16))
 
 
 def _change(job: Job) -> Tensor:
@@ -159,7 +159,7 @@ def bits(context: Context) -> dict[str, Any]:
         found = {"two_runs": _equal(once, again), "resumed": _equal(once, resumed)}
         return found | {"ok": all(found.values())}
 
-    return _judged(_each(context, check, 10))
+    return _judged(_each(context, check, 20))
 
 
 def _after(case: Case, device: torch.device, resume: bool) -> list[Tensor]:
@@ -195,6 +195,13 @@ def _equal(first: list[Tensor], second: list[Tensor]) -> bool:
 
 
 def _judged(found: dict[str, Any]) -> dict[str, Any]:
-    """The findings, with the names of those that are not right first."""
-    wrong = [name for name, finding in found.items() if not finding.get("ok")]
-    return {"right": len(found) - len(wrong), "wrong": wrong, "cases": found}
+    """The findings, with the names of those that are not right, or were not reached, first."""
+    right, wrong, skipped = 0, [], []
+    for name, finding in found.items():
+        if "skipped" in finding:
+            skipped.append(name)
+        elif finding.get("ok"):
+            right += 1
+        else:
+            wrong.append(name)
+    return {"right": right, "wrong": wrong, "skipped": skipped, "cases": found}

@@ -37,6 +37,8 @@ from oneshot.spaces.read_genotype import find_genotype
 NO_DROPOUT = Dropout(output=0, hidden=0, inputs=0, embedding=0)
 # A few of what methods draw, so that a step of theirs does not take long.
 FEW = {"candidates": 2, "finalists": 2, "batches": 2, "controller_steps": 1, "samples_a_step": 1}
+# Ways of running that compile, with torch's name of what compiles; a rehearsal only traces.
+COMPILED = {"compiled": "inductor", "traced": "eager"}
 
 
 class Job(NamedTuple):
@@ -90,7 +92,8 @@ def searched_images(
     network = search_network(space, method, size.channels, size.cells, 10, size.inputs).to(dtype)
     # The digits are there for what an objective asks of its data; most steps never read them.
     data = load_data(Digits(val=0.5), device, 0)
-    objective = ImageObjective(network, data, size.batch, method.level == "single")
+    single, two_batches = method.level != "bilevel", method.level == "released"
+    objective = ImageObjective(network, data, size.batch, single, two_batches)
     generator = torch.Generator().manual_seed(1)
     batches = []
     for _ in range(4):
@@ -147,8 +150,8 @@ def _searched(
     for parameter in searcher.state.alphas.all():
         parameter.data = parameter.data.to(dtype)
 
-    if way == "compiled":
-        searcher.compile()
+    if way in COMPILED:
+        searcher.compile(backend=COMPILED[way])
     if way != "eager":
         searcher.use_graphs("auto")
 
@@ -223,8 +226,8 @@ def retrained(
 
     draws = torch.Generator(device)
     graph = None
-    if way == "compiled":
-        compile_parts(net.compiled_parts())
+    if way in COMPILED:
+        compile_parts(net.compiled_parts(), backend=COMPILED[way])
     if way != "eager":
         graph = graphed_step("auto", device, None, [draws])
         steady(optimizer, device)

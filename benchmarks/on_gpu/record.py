@@ -59,7 +59,8 @@ def _checks(done: dict[str, Any]) -> list[str]:
     for name in ("contract", "parity", "bits"):
         if name in done:
             found = done[name]
-            lines.append(f"- **{name}**: {found['right']} right, {len(found['wrong'])} not.")
+            counts = f"{found['right']} right, {len(found['wrong'])} not, {len(found['skipped'])} not reached"
+            lines.append(f"- **{name}**: {counts}.")
             for wrong in found["wrong"]:
                 lines.append(f"  - {wrong}: {json.dumps(found['cases'][wrong])}")
     return lines

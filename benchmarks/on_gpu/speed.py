@@ -6,7 +6,8 @@ same process, after ours.
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ class Timed(NamedTuple):
     make: Callable[[torch.device, bool, str], Job]
     plain: Callable[[torch.device, bool], PlainStep] | None = None
     precision: TrainingPrecision = "tf32"  # the command's own
+    alike: bool = True  # whether all steps are alike, so that they can be graphs and compiled
 
 
 def _search(
@@ -44,7 +46,8 @@ def _search(
     def plain(device: torch.device, is_toy: bool) -> PlainStep:
         return plain_search(kind, toy if is_toy else full, device)
 
-    return Timed(f"{name} {space_name} {' '.join((settings or {}).values())}".strip(), make, plain)
+    title = " ".join([name, space_name, *(settings or {}).values()])
+    return Timed(title, make, plain, alike=name != "gdas")
 
 
 def _supernet(space_name: str, batch: int, side: int) -> Timed:
@@ -57,7 +60,7 @@ def _supernet(space_name: str, batch: int, side: int) -> Timed:
     def plain(device: torch.device, is_toy: bool) -> PlainStep:
         return plain_supernet(*sizes(is_toy), device)
 
-    return Timed(f"sandwich {space_name}", make, plain, USUAL_PRECISION)
+    return Timed(f"sandwich {space_name}", make, plain, USUAL_PRECISION, alike=False)
 
 
 def _recurrent() -> Timed:
@@ -74,7 +77,7 @@ def _recurrent() -> Timed:
             plain_recurrent(4, 8, 4, 20, device) if is_toy else plain_recurrent(256, 300, 35, 10_000, device)
         )
 
-    return Timed("darts recurrent", make, plain)
+    return Timed("darts recurrent", make, plain, alike=False)
 
 
 def _retraining() -> Timed:
@@ -140,7 +143,7 @@ def measure_step(
     }
 
 
-def _run(which: Timed, ways: tuple[str, ...], context: Context) -> dict[str, Any]:
+def _run(which: Timed, ways: Sequence[str], context: Context) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for number, way in enumerate(ways):
         torch.cuda.empty_cache()
@@ -150,7 +153,8 @@ def _run(which: Timed, ways: tuple[str, ...], context: Context) -> dict[str, Any
                 assert which.plain is not None
                 made: Job | PlainStep = which.plain(context.device, context.toy)
             else:
-                made = which.make(context.device, context.toy, way)
+                in_toy = "traced" if way == "compiled" else way
+                made = which.make(context.device, context.toy, in_toy if context.toy else way)
             # As the commands: cuDNN tries its kernels where shapes stay.
             static = not which.name.startswith("sandwich")
             with training_in(precision_on(context.device, None, which.precision), static):
@@ -165,24 +169,29 @@ def _run(which: Timed, ways: tuple[str, ...], context: Context) -> dict[str, Any
             if "CUDA error" in str(error):
                 raise
             found[way] = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+    if all("error" in result for result in found.values()):
+        raise RuntimeError(next(iter(found.values()))["error"])
     return found
 
 
-def speed_parts(seconds: float, compiled_seconds: float) -> list[Part]:
-    """A part for each step, eager, as graphs and plain; then, since it may take minutes, one compiled."""
+def speed_parts(seconds: float) -> list[Part]:
+    """A part for each step: eager, as graphs where steps are alike, and plain."""
     steps = timed_steps()
     parts = []
     for which in steps:
-        ways = ("eager", "graphs", "plain") if which.plain else ("eager", "graphs")
+        ways = ["eager"]
+        if which.alike:
+            ways.append("graphs")
+        if which.plain is not None:
+            ways.append("plain")
+        parts.append(Part(f"speed {which.name}", seconds / len(steps), partial(_run, which, ways)))
+    return parts
 
-        def run(context: Context, which: Timed = which, ways: tuple[str, ...] = ways) -> dict[str, Any]:
-            return _run(which, ways, context)
 
-        parts.append(Part(f"speed {which.name}", seconds / len(steps), run))
+def compiled_parts(seconds: float) -> list[Part]:
+    """A part for each step that can be compiled, as graphs, too; to compile may take minutes."""
+    steps = [which for which in timed_steps() if which.alike]
+    parts = []
     for which in steps:
-
-        def run_compiled(context: Context, which: Timed = which) -> dict[str, Any]:
-            return _run(which, ("compiled",), context)
-
-        parts.append(Part(f"compiled {which.name}", compiled_seconds / len(steps), run_compiled))
+        parts.append(Part(f"compiled {which.name}", seconds / len(steps), partial(_run, which, ["compiled"])))
     return parts

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -198,7 +198,41 @@ def batch_norm(x_NCHW: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tens
         bias: shift (C,).
         eps: what is added to the variance.
     """
-    return _JoinedBatchNorm.apply(x_NCHW, weight, bias, eps)
+    y_NCHW, _, _ = _JoinedBatchNorm.apply(x_NCHW, weight, bias, eps)
+    return y_NCHW
+
+
+class JoinedBatchNorm2d(nn.BatchNorm2d):
+    """torch's BatchNorm2d, with scale and shift, whose statistics in training are those of all ranks' images.
+
+    Every rank must have the same number of images.
+    """
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """In evaluation mode it is torch's."""
+        if not self.training:
+            return super().forward(x_NCHW)
+        y_NCHW, mean, var = _JoinedBatchNorm.apply(x_NCHW, self.weight, self.bias, self.eps)
+        if self.running_mean is not None and self.running_var is not None and self.momentum is not None:
+            count = x_NCHW.numel() // x_NCHW.shape[1] * dist.get_world_size()
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            # torch keeps the unbiased variance.
+            unbiased = var * (count / max(1, count - 1))
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        return y_NCHW
+
+
+def join_batch_norms_2d(network: nn.Module) -> None:
+    """Let the BatchNorm2d of a network take their statistics over all ranks' images, from now on.
+
+    All ranks must run the same layers from then on. Parameters, buffers and their names stay.
+    """
+    for module in network.modules():
+        if type(module) is nn.BatchNorm2d and module.affine:
+            # The class is all that changes: optimisers and checkpoints hold these very tensors.
+            module.__class__ = JoinedBatchNorm2d
 
 
 class _JoinedBatchNorm(torch.autograd.Function):
@@ -209,7 +243,9 @@ class _JoinedBatchNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         _, own_mean, own_inverse = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
         # torch returns 1 / sqrt(variance + eps). In double, since the difference of squares below cancels.
         own_mean, own_var = own_mean.double(), own_inverse.double() ** -2 - eps
@@ -217,10 +253,11 @@ class _JoinedBatchNorm(torch.autograd.Function):
         mean, var = mean.to(weight.dtype), (square - mean**2).to(weight.dtype)
         ctx.save_for_backward(x, weight, mean, var)
         ctx.eps = eps
-        return F.batch_norm(x, mean, var, weight, bias, eps=eps)
+        ctx.mark_non_differentiable(mean, var)
+        return F.batch_norm(x, mean, var, weight, bias, eps=eps), mean, var
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad_y: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, mean, var = ctx.saved_tensors
         args = (grad_y, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True])
         # First the gradient as if mean and variance were constants.

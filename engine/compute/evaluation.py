@@ -13,26 +13,31 @@ from engine.statistics import Counts
 # at 256 x 128 pixels.
 CPU_BATCH = 64
 GPU_BATCHES = (64, 1024)  # the fewest and the most images at a time on a GPU; more would not be faster
-BYTES_A_PIXEL = 1024  # of an image in a forward pass: four maps of 64 channels in full size
+# Memory of a forward pass for each pixel of an image. Counted: subnets of published spaces 272 to 640 bytes;
+# a search network of DARTS 3,328 and the network of DARTS_V2 3,744, which keep the full size longer.
+BYTES_OF_BLOCKS, BYTES_OF_CELLS = 1024, 4096
 # In counts of pairs of classes: 4 GB. ImageNet-21k has 21,841.
 MOST_CLASSES = 22_000
 
 
-def evaluation_batch(device: torch.device, size: int, on_cpu: int = CPU_BATCH) -> int:
+def evaluation_batch(
+    device: torch.device, size: int, on_cpu: int = CPU_BATCH, bytes_a_pixel: int = BYTES_OF_BLOCKS
+) -> int:
     """How many images an evaluation takes at a time; only speed, memory and rounding depend on it.
 
-    On a GPU: what a quarter of its memory holds at 1 KiB a pixel, as a power of two from 64 to 1024. The
-    memory that it has counts, not what is free now, so that two evaluations are the same.
+    On a GPU: what a quarter of its memory holds, as a power of two from 64 to 1024. The memory that it has
+    counts, not what is free now, so that two evaluations are the same.
 
     Args:
         device: where networks are evaluated.
         size: side of the square images in pixels.
         on_cpu: the batch on other devices.
+        bytes_a_pixel: what the network needs for a pixel of an image.
     """
     if device.type != "cuda":
         return on_cpu
     memory = torch.cuda.get_device_properties(device).total_memory
-    fitting = memory // 4 // (BYTES_A_PIXEL * size**2)
+    fitting = memory // 4 // (bytes_a_pixel * size**2)
     least, most = GPU_BATCHES
     # The largest power of two up to `fitting`; 1 where that is 0.
     power = 1 << max(fitting.bit_length() - 1, 0)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.compute.device import send
 from engine.compute.distributed import ALONE, Ranks
-from engine.compute.evaluation import CPU_BATCH, evaluation_batch
+from engine.compute.evaluation import BYTES_OF_BLOCKS, CPU_BATCH, evaluation_batch
 from engine.config import Config
 from engine.data.augment import mixup
 from engine.data.balance import Balance, Ints, balanced_order, class_weights
@@ -197,7 +197,11 @@ class Data(ABC):
         """
 
     def evaluation_batches(
-        self, split: Split, limit: int | None = None, on_cpu: int = CPU_BATCH
+        self,
+        split: Split,
+        limit: int | None = None,
+        on_cpu: int = CPU_BATCH,
+        bytes_a_pixel: int = BYTES_OF_BLOCKS,
     ) -> Iterator[Batch]:
         """The batches of a split to judge a network on, as large as suits the device.
 
@@ -206,9 +210,10 @@ class Data(ABC):
         Args:
             split: which images.
             limit: stop after this many images.
-            on_cpu: images in a batch on a CPU.
+            on_cpu, bytes_a_pixel: as `evaluation_batch` takes them.
         """
-        return self.batches(split, evaluation_batch(self.device, self.size, on_cpu), limit)
+        size = evaluation_batch(self.device, self.size, on_cpu, bytes_a_pixel)
+        return self.batches(split, size, limit)
 
     def size_of(self, subset: Subset) -> int:
         """Number of images in `subset`."""

@@ -7,13 +7,12 @@ from torch import Tensor
 
 from engine.blocks.elastic import add_gradients_in_place, join_batch_norms
 from engine.checkpoint import save_weights
-from engine.compute.average import RunningAverage
 from engine.compute.distributed import ALONE, Ranks
 from engine.compute.gradients import GradientAverage
 from engine.config import format_count
 from engine.data.augment import resize
 from engine.data.dataset import Data
-from engine.optim import build_sgd, clip_gradients, learning_rate, set_learning_rate
+from engine.optim import RunningAverage, build_sgd, clip_gradients, learning_rate, set_learning_rate
 from engine.run import Run
 from engine.seed import numpy_generator
 from engine.statistics import format_accuracy

@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from engine.blocks.elastic import join_batch_norms
 from engine.compute.distributed import Ranks
 from engine.compute.gradients import GradientAverage
 from engine.config import format_count
@@ -40,6 +41,7 @@ class TuningSettings(TrainingCommand):
         TEACHER_WEIGHT, ge=0, description="weight of the teacher's loss, beside 1 for that of the labels"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the labels spread over all classes")
+    sync_bn: bool = Field(False, description="BatchNorm statistics are of all processes' images")
     qat: Literal["int8"] | None = Field(
         None,
         description=(
@@ -67,6 +69,9 @@ class Tuning(Training):
         self.rounded = RoundedNetwork(network) if config.qat else None
         self.optimizer = build_sgd(config.sgd, network)
         self.gradients = GradientAverage(network.parameters(), ranks)
+        # A single process keeps the layers that save memory: there is nothing to join.
+        if config.sync_bn and ranks.size > 1:
+            join_batch_norms(network)
         self.untuned = 0.0  # accuracy of the subnet as the supernet gave it
         self.best: dict[str, Any] = {"accuracy": -1.0, "epochs": 0, "weights": {}}
         self.restore()  # last, since it fills what is made above

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from engine.compute.device import send_together
+
 PROPOSALS = 8  # each is accepted with a probability of 0.95 or more, so all fail once in 10^10 draws
 
 
@@ -34,7 +36,7 @@ def gamma_noise(like: Tensor, draws: torch.Generator) -> GammaNoise:
     # From [0, 1) to (0, 1], since their logarithms are taken.
     uniform = 1 - torch.rand(proposals, generator=draws, dtype=like.dtype)
     power = 1 - torch.rand(like.shape, generator=draws, dtype=like.dtype)
-    return GammaNoise(normal.to(like.device), uniform.to(like.device), power.to(like.device))
+    return GammaNoise(*send_together([normal, uniform, power], like.device))
 
 
 def log_gamma_variables(shape: Tensor, noise: GammaNoise) -> Tensor:

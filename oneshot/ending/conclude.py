@@ -77,6 +77,7 @@ def conclude(searcher: Searcher, genotype: AnyGenotype, ending: Ending) -> Outco
         trained_on=method.level != "bilevel",
         sizes=_sizes(genotype, searcher, ending.recipe),
         decisions=found,
+        lead=state.lead,
         undecided=sum(decision.margin < UNDECIDED for decision in found),
         skips=skips(genotype),
         steps=ending.steps,
@@ -85,7 +86,16 @@ def conclude(searcher: Searcher, genotype: AnyGenotype, ending: Ending) -> Outco
         warnings=(),
         target=None if ending.report is None else TargetOutcome(**ending.report.facts()),
     )
-    return outcome.model_copy(update={"warnings": tuple(_warnings(outcome, method, genotype))})
+    warnings = _warnings(outcome, method, genotype)
+    # Finalists are judged on all images, so their error is smaller than that of `discretised`.
+    if is_accuracy and state.lead is not None:
+        error = math.sqrt(discretised * (1 - discretised) / objective.measured_items)
+        if state.lead < error:
+            warnings.append(
+                f"the best judged architecture is ahead of the next by {100 * state.lead:.1f} points, "
+                f"less than the standard error of {100 * error:.1f}: not decided yet"
+            )
+    return outcome.model_copy(update={"warnings": tuple(warnings)})
 
 
 def _warnings(outcome: Outcome, method: Method, genotype: AnyGenotype) -> list[str]:

@@ -83,6 +83,9 @@ class Outcome(Config):
     decisions: tuple[Decision, ...] = Field(
         description="the edges of what was read off; none where no table of weights decides"
     )
+    lead: float | None = Field(
+        description="lead of the best of judged architectures over the next; none: none were judged"
+    )
     undecided: int = Field(description=f"decisions with a margin below {UNDECIDED:g}")
     skips: dict[str, int] = Field(description="skip connections of each kind of cell")
     steps: int = Field(description="steps of the weights that were made")

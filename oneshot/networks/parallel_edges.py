@@ -137,20 +137,27 @@ class ParallelEdges(nn.Module):
         whole: list[Tensor] = []  # terms (N, n C, H, W) of all edges, edge by edge
         terms: list[list[Tensor]] = [[] for _ in range(self.edges)]  # of each edge
         shared: list[SharedTerm] = []
+        # All columns at once: their gradients are then one stack, and not a sum of padded columns. Where few
+        # operations run, that stack would be mostly zeros.
+        columns = weight_nO.unbind(1) if active is None else None
         for name, allowed in self.allowed.items():
             column = self.operations.index(name)
-            running = allowed
-            if active is not None:
-                running = tuple(position for position in allowed if column in active[position])
+            running = _running(allowed, column, active)
             if not running:
                 continue
-            weight_n = weight_nO[:, column]
+            weight_n = weight_nO[:, column] if columns is None else columns[column]
             drawn = self._drawn(name, x, weight_n, running, skip_dropout, draws)
             if drawn is not None:
                 _hand_out(drawn, running, terms)
                 continue
             if name not in self.own:
-                shared.append(SharedTerm(self._pooled(name, x), self._elsewhere_0(weight_n, running)))
+                y = self._pooled(name, x)
+                if len(running) == self.edges:
+                    shared.append(SharedTerm(y, weight_n))
+                    continue
+                # On some edges only: a product for each of them.
+                for position in running:
+                    terms[position].append(weight_n[position] * y)
                 continue
             # With weights of their own: one kernel call for all edges where it runs.
             y = self._own_operation(name, state, weight_n, running, create_graph)
@@ -165,6 +172,12 @@ class ParallelEdges(nn.Module):
                 shared.append(SharedTerm(x, skip_n))
             else:
                 whole.append(self.auxiliary(state.whole, range(self.edges), self._per_channel(skip_n)))
+        return self._sums(whole, shared, terms, x)
+
+    def _sums(
+        self, whole: list[Tensor], shared: list[SharedTerm], terms: list[list[Tensor]], x: Tensor
+    ) -> list[Tensor]:
+        """The sum of each edge's terms, its part of the terms of all edges included."""
         # Summed before they are handed out, so that one addition serves all edges.
         if whole:
             _hand_out(sum_terms(whole), range(self.edges), terms)
@@ -220,15 +233,6 @@ class ParallelEdges(nn.Module):
         # An expanded view would not do: torch's gradient of BatchNorm reads it as if it were contiguous.
         return weight_n.repeat_interleave(self.channels)
 
-    def _elsewhere_0(self, weight_n: Tensor, running: tuple[int, ...]) -> Tensor:
-        """The weights, 0 where the operation does not run."""
-        if len(running) == self.edges:
-            return weight_n
-        weights = [weight_n.new_zeros(())] * self.edges
-        for position in running:
-            weights[position] = weight_n[position]
-        return torch.stack(weights)
-
     def _pooled(self, name: str, x: Tensor) -> Tensor:
         """The output of an operation without weights."""
         match name:
@@ -244,6 +248,13 @@ class ParallelEdges(nn.Module):
             return sum_terms(terms)
         count, _, height, width = x.shape
         return x.new_zeros(count, self.channels, -(-height // self.stride), -(-width // self.stride))
+
+
+def _running(allowed: tuple[int, ...], column: int, active: ActiveOperations | None) -> tuple[int, ...]:
+    """The edges on which the operation of a column runs, of those where it competes."""
+    if active is None:
+        return allowed
+    return tuple(position for position in allowed if column in active[position])
 
 
 def _hand_out(y: Tensor, positions: Sequence[int], terms: list[list[Tensor]]) -> None:

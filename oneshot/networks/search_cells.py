@@ -3,6 +3,8 @@
 DARTS (2019, arXiv:1806.09055), with PC-DARTS's partial channels (2020, arXiv:1907.05737).
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -56,6 +58,10 @@ class MixedNodes(nn.Module):
         counts = [len(edges) for edges in self.leaving]
         weights = weight_EO[self.by_source].split_with_sizes(counts)
         states = list(states)
+        # Each edge's weight apart, all at once: their gradients are then one stack.
+        weight_of_edge = None
+        if self.partial > 1 and cell_weights.edge_E is not None:
+            weight_of_edge = cell_weights.edge_E.unbind()
         draws = None
         if NOISE in self.space.operations or cell_weights.skip_dropout > 0:
             draws = torch.Generator(states[0].device).manual_seed(cell_weights.noise)
@@ -64,7 +70,7 @@ class MixedNodes(nn.Module):
         for state, (parallel_edges, edges) in enumerate(zip(self.parallel_edges, self.leaving, strict=True)):
             x = states[state]
             if self.partial > 1:
-                x = self._split_off(state, x, cell_weights.edge_E, passing_by)
+                x = self._split_off(state, x, weight_of_edge, passing_by)
             active = None
             if cell_weights.active is not None:
                 active = tuple(cell_weights.active[e] for e in edges)
@@ -81,7 +87,9 @@ class MixedNodes(nn.Module):
                 states.append(self._joined(node, passing_by.pop(target, [])))
         return states
 
-    def _split_off(self, state: int, x: Tensor, edge_E: Tensor | None, passing_by: Arriving) -> Tensor:
+    def _split_off(
+        self, state: int, x: Tensor, weight_of_edge: Sequence[Tensor] | None, passing_by: Arriving
+    ) -> Tensor:
         """The channels of a state that go through operations; the rest is added to `passing_by`."""
         own = x.shape[1] // self.partial
         # The first C / K channels go through the operations.
@@ -90,7 +98,7 @@ class MixedNodes(nn.Module):
         if self._stride(state) == 2:
             rest = F.max_pool2d(rest, 2, 2, ceil_mode=True)
         for e in self.leaving[state]:
-            weighted = rest if edge_E is None else rest * edge_E[e]
+            weighted = rest if weight_of_edge is None else rest * weight_of_edge[e]
             passing_by.setdefault(self.space.edges[e][1], []).append(weighted)
         return x[:, :own].contiguous(memory_format=torch.channels_last)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.compute.compiling import eagerly
-from engine.compute.evaluation import accuracy
+from engine.compute.evaluation import BYTES_OF_CELLS, accuracy
 from engine.compute.precision import autocast
 from engine.data.dataset import Data, Subset
 from engine.errors import UserError
@@ -172,7 +172,7 @@ class ImageObjective:
     def measure(self, edge_weights: NetworkEdgeWeights, limit: int | None = None) -> float:
         """Accuracy in [0, 1]."""
         network = functools.partial(self.network, edge_weights=edge_weights)
-        return accuracy(network, self.data.evaluation_batches("val", limit, CPU_BATCH))
+        return accuracy(network, self.data.evaluation_batches("val", limit, CPU_BATCH, BYTES_OF_CELLS))
 
     def virtual_step(self, sgd: WeightSgd, rate: float, buffers: list[Tensor | None]) -> VirtualStep:
         """Without clipping, as the published code."""

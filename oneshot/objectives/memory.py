@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from engine.compute.evaluation import evaluation_batch
+from engine.compute.evaluation import BYTES_OF_CELLS, evaluation_batch
 from engine.compute.peak_memory import DeviceMemory, PeakMemory
 from engine.errors import UserError
 from engine.seed import torch_generator
@@ -109,13 +109,12 @@ def search_memory(
     # Momentum is made at the end of the first step and is there at the peak of all others.
     always = 2 * weights if method.sgd.momentum else weights
     larger = (size / side) ** 2
+    at_once = evaluation_batch(objective.data.device, size, CPU_BATCH, BYTES_OF_CELLS)
     return SearchMemory(
         _line(steps, always, larger),
         _line(evaluations, always, larger),
         objective.batch_size,
-        min(
-            evaluated or objective.data.count("val"), evaluation_batch(objective.data.device, size, CPU_BATCH)
-        ),
+        min(evaluated or objective.data.count("val"), at_once),
     )
 
 

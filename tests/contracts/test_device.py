@@ -4,21 +4,23 @@ A step that waits leaves the device idle until the host has queued its next kern
 steps run on one that is pretended (`pretended_gpu`). Whole commands are in `test_device_commands`.
 """
 
+import importlib
+import math
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
+from chains import small_chain
 from pretended_gpu import CUDA, Gpu, pretended_gpu
 from torch import Tensor
 
-from engine.compute.average import RunningAverage
 from engine.config import over_defaults, validate
 from engine.data.digits import Digits
 from engine.data.sources import load_data
 from engine.data.text import Grammar, load_text
-from engine.optim import SGD, build_sgd, clip_gradients
+from engine.optim import SGD, RunningAverage, build_sgd, clip_gradients
 from ofa.calibration import calibrate, subnet_accuracy, subnet_confusion
 from ofa.space.arch import smallest
 from ofa.space.space import Space
@@ -26,6 +28,9 @@ from ofa.subnet import extract
 from ofa.supernet import Supernet
 from oneshot.axes.operation_costs import operation_costs
 from oneshot.axes.progress import Progress
+from oneshot.chains.layers import ImageShape
+from oneshot.chains.network import ChainNetwork
+from oneshot.chains.space import ChainSpace
 from oneshot.methods import MethodConfig
 from oneshot.methods.method import Method
 from oneshot.networks.dropout import Dropout
@@ -36,12 +41,15 @@ from oneshot.objectives.images import ImageObjective, search_network
 from oneshot.objectives.text import TextObjective, TextSettings
 from oneshot.search import Search
 from oneshot.searcher import Searcher
-from oneshot.spaces.cells import CellSpace, find_space
+from oneshot.spaces.cells import find_space
 from oneshot.spaces.read_genotype import find_genotype
+from oneshot.spaces.search_space import SearchSpace
 
 ROOT = Path(__file__).parents[2]
 NAMES = [kind.model_fields["name"].default for kind in get_args(get_args(MethodConfig)[0])]
 FEW = {"candidates": 2, "finalists": 2, "batches": 2, "controller_steps": 1, "samples_a_step": 1}
+# Those that are tried on the whole space of DARTS too, which takes a second of CPU each and more.
+WHOLE = ("random_ws", "enas", "gdas", "gaea", "gaea_pc_darts")
 MORE: list[tuple[str, str, dict[str, Any]]] = [
     *(("darts", space, {"order": "second"}) for space in ("darts", "nasbench201", "recurrent")),
     *(("darts", space, {"order": "exact"}) for space in ("darts", "nasbench201", "recurrent")),
@@ -57,7 +65,7 @@ MORE: list[tuple[str, str, dict[str, Any]]] = [
 WAITS: dict[str, dict[str, int]] = {}
 # The host must know which operations to run, and the device draws them: once for the weights' step, once for
 # the architecture's.
-for sampling in ("gdas", "pr_darts"):
+for sampling in ("gdas", "pr_darts", "reinmax", "proxyless", "proxyless_r"):
     WAITS[sampling] = {"oneshot/axes/edge_weights.py read_active: tolist": 2}
 # One number, or one table, of all images together is what an evaluation is for.
 WAITS["evaluation"] = {
@@ -66,34 +74,52 @@ WAITS["evaluation"] = {
 }
 
 
-def method_of(name: str, space: CellSpace, settings: dict[str, Any]) -> Method:
+def method_of(name: str, space: SearchSpace, settings: dict[str, Any]) -> Method:
     """A method with what was published for the space, as the command builds it."""
     values = Search.prepare({"method": {"name": name, **settings}, "space": space.name})
     method = validate(Search, over_defaults(Search, values), "test").method
+    if method.selection is not None:
+        method = method.model_copy(update={"selection": method.selection.model_copy(update={"images": 8})})
     few = {field: count for field, count in FEW.items() if field in type(method).model_fields}
     return method.model_copy(update=few)
 
 
-def searcher_of(method: Method, space: CellSpace) -> Searcher:
+def space_named(name: str) -> SearchSpace:
+    return small_chain() if name == "chain" else find_space(name)
+
+
+def searcher_of(method: Method, space: SearchSpace) -> Searcher:
     """A search of the smallest network, on the device."""
-    costs, epochs = operation_costs(method.penalties, space, CUDA), method.warmup_epochs + 4
+    image = ImageShape(8, 1, 10)
+    costs, epochs = operation_costs(method.penalties, space, CUDA, image), method.warmup_epochs + 4
     if space.name == "recurrent":
         text = TextObjective(load_text(Grammar(sentences=200)), TextSettings(hidden=4, bptt=4), 4, 0, CUDA)
         return Searcher(method, space, text, 0, epochs, costs)
-    network = search_network(space, method, 4, 1 if space.name == "nasbench201" else 3, 10, 1)
-    data = load_data(Digits(val=0.5), CUDA, 0)
-    images = ImageObjective(network, data, 4, method.level == "single")
-    return Searcher(method, space, images, 0, epochs, costs)
+    if isinstance(space, ChainSpace):
+        network: torch.nn.Module = ChainNetwork(space, image)
+    else:
+        # The smallest that all stages of a method can cut into parts.
+        channels = math.lcm(4, *method.channel_parts)
+        network = search_network(space, method, channels, 1 if space.name == "nasbench201" else 3, 10, 1)
+    single, released = method.level != "bilevel", method.level == "released"
+    images = ImageObjective(network, load_data(Digits(val=0.5), CUDA, 0), 4, single, released)
+    return Searcher(method, space, images, 0, epochs * max(1, len(getattr(method, "stages", ()))), costs)
 
 
 def cases() -> list[Any]:
-    found = [(name, space, {}) for name in NAMES for space in ("darts", "nasbench201", "recurrent")] + MORE
+    found: list[tuple[str, str, dict[str, Any]]] = []
+    for name in NAMES:
+        spaces = ["nasbench201", "recurrent", "chain"]
+        if name in WHOLE or method_of(name, find_space("nasbench201"), {}).refuse(find_space("nasbench201")):
+            spaces.append("darts")
+        found += [(name, space, {}) for space in spaces]
+    found += MORE
     return [pytest.param(*case, id="-".join((*case[:2], *map(str, case[2].values())))) for case in found]
 
 
 @pytest.mark.parametrize(("name", "space_name", "settings"), cases())
 def test_search_step(name: str, space_name: str, settings: dict[str, Any]) -> None:
-    space = find_space(space_name)
+    space = space_named(space_name)
     method = method_of(name, space, settings)
     if method.refuse(space):
         return
@@ -120,14 +146,14 @@ SAMPLING = ["gdas", "random_ws", "enas", "darts"]
 @pytest.mark.parametrize("name", SAMPLING)
 def test_between_epochs(name: str, space_name: str) -> None:
     """A controller is trained, weights are judged, a cell is read off, and nothing is mixed."""
-    space = find_space(space_name)
+    space = space_named(space_name)
     method = method_of(name, space, {})
     with pretended_gpu(ROOT) as gpu:
         searcher = searcher_of(method, space)
         method.after_epoch(searcher.state)
         searcher.measure(limit=8)
         method.final_genotype(searcher.state)
-        if method.has_architecture_step and name == "darts":
+        if name == "darts" and space_name == "recurrent":
             searcher.eigenvalue(next(searcher.state.objective.batches(0, 0))[1])
     assert not gpu.mixed
 
@@ -206,3 +232,26 @@ def check(gpu: Gpu, what: str) -> None:
     assert gpu.ops and not gpu.mixed
     allowed = WAITS.get(what, {})
     assert {place: count for place, count in found.items() if count > allowed.get(place, 0)} == {}
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "engine.data.arrays.random_crop",
+        "oneshot.searcher.weight_gradients",
+        "oneshot.methods.method.read_active",
+        "oneshot.searcher.set_learning_rate",
+    ],
+)
+def test_a_wait_in_a_step_of_the_product_is_noticed(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The contract itself is tested: each of these functions, which a step calls, waits once more."""
+    module, name = place.rsplit(".", 1)
+    real = getattr(importlib.import_module(module), name)
+
+    def waiting(*args: Any) -> Any:
+        torch.ones((), device=CUDA).item()
+        return real(*args)
+
+    monkeypatch.setattr(place, waiting)
+    with pytest.raises(AssertionError, match="waiting"):
+        test_search_step("gaea", "nasbench201", {})

@@ -6,6 +6,7 @@ there.
 """
 
 import functools
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from pretended_gpu import Gpu, pretended_gpu
 from engine.command.cli import Command, parse
 from engine.loop import EpochLoop
 from engine.run import read_json, read_lines
+from engine.runs.saving import Saving
 from ofa.evaluate import Evaluate
 from ofa.train import Train
 from ofa.training.trainer import Trainer
@@ -58,9 +60,11 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
 
 
 def recorded_step(gpu: Gpu, update: Callable[..., None]) -> Callable[..., None]:
+    begun: dict[int, int] = {}  # the first step of every loop
+
     @functools.wraps(update)
     def step(loop: EpochLoop, *batch: Any) -> None:
-        if loop.batches_done == 0:
+        if begun.setdefault(id(loop), loop.step) == loop.step:
             return update(loop, *batch)
         with gpu.record():
             return update(loop, *batch)
@@ -82,9 +86,9 @@ def recorded_batches(gpu: Gpu, batches: Callable[..., Iterator[Any]]) -> Callabl
     return taken
 
 
-def run(command: type[Command], *flags: str) -> None:
-    """A command that ends well."""
-    assert parse(command, [*flags, "--device", "cuda"]).execute() == 0
+def run(command: type[Command], *flags: str, status: int = 0) -> None:
+    """A command that ends well, or as `status` says."""
+    assert parse(command, [*flags, "--device", "cuda"]).execute() == status
 
 
 def check(gpu: Gpu) -> None:
@@ -99,7 +103,7 @@ def supernet_run(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     flags = ["--space", str(tiny_yaml), "--phases", PHASES, "--batch-size", "250", "--out", str(out)]
     flags += ["--ema", "0.9", "--data.mixup", "0.2", "--data.cutout", "2", "--evaluate-every", "3"]
     with pytest.MonkeyPatch.context() as patch, watched(patch) as gpu:
-        run(Train, *flags, "--calibration-images", "128")
+        run(Train, *flags, "--calibration-images", "128", "--evaluate-random", "1")
     check(gpu)
     assert (out / "teacher.safetensors").exists() and read_json(out / "env.json")
     return out
@@ -119,91 +123,39 @@ def test_stages_after_a_supernet(supernet_run: Path, monkeypatch: pytest.MonkeyP
     assert (supernet_run / "report" / "report.html").exists()
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--arch", "smallest", "--data.balance", "weights"],
-        [
-            *("--sandwich.sampling", '{"name": "attentive", "samples": 1000}', "--log-conflicts", "2"),
-            *("--sandwich.distillation", "alpha_divergence", "--sgd.clip-norm", "1"),
-        ],
-    ],
-    ids=["one architecture", "sandwich"],
-)
-def test_a_supernet_resumes(
-    flags: list[str], tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+SUPERNET = "--batch-size 250 --calibration-images 128 --evaluate-random 1 --ema 0.9 "
+RETRAIN = "--network.cells 3 --network.channels 4 --batch-size 250 --evaluate-every 5 "
+CELL = "'|nor_conv_3x3~0|+|none~0|skip_connect~1|+|skip_connect~0|none~1|avg_pool_3x3~2|'"
+TEXT = "--data.sentences 200 "
+LANGUAGE = "--genotype DARTS_V2_recurrent --data grammar --language.hidden 6 "
+RESUMED: dict[str, tuple[type[Command], str]] = {
+    "one architecture": (Train, SUPERNET + "--arch smallest --data.balance weights"),
+    "sandwich": (
+        Train,
+        SUPERNET
+        + """--sandwich.sampling '{"name": "attentive", "samples": 1000}' --log-conflicts 2 """
+        + "--sandwich.distillation alpha_divergence --sgd.clip-norm 1",
+    ),
+    "cell": (Retrain, RETRAIN),
+    "cell of nasbench201": (Retrain, RETRAIN + "--genotype " + CELL),
+    "recurrent cell": (Retrain, TEXT + LANGUAGE + "--language.bptt 5 --batch-size 40"),
+    "search": (Search, "--space nasbench201 --cells 1 --channels 4 --batch-size 128 --evaluate-images 64"),
+    "search of text": (Search, TEXT + "--space recurrent --text.hidden 4 --text.bptt 4 --batch-size 40"),
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_training_that_is_stopped_and_resumed(
+    name: str, tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["--space", str(tiny_yaml), "--batch-size", "250", "--out", str(tmp_path / "run"), *flags]
-    words += ["--evaluate-every", "5", "--calibration-images", "128", "--ema", "0.9"]
+    """Stopped after its first step; the second process does the rest of the epoch and what ends it."""
+    command, flags = RESUMED[name]
+    words = [*shlex.split(flags), "--epochs", "1", "--out", str(tmp_path / "run")]
+    words += ["--space", str(tiny_yaml)] if command is Train else []
     with watched(monkeypatch) as gpu:
-        run(Train, *words, "--epochs", "1")
-        run(Train, *words, "--epochs", "2", "--resume")
+        with monkeypatch.context() as patch:
+            patch.setattr(Saving, "time_is_over", lambda self: True)
+            run(command, *words, status=130)
+        run(command, *words, "--resume")
     check(gpu)
-
-
-IMAGES = ["--network.cells", "3", "--network.channels", "4", "--batch-size", "250", "--evaluate-every", "5"]
-TEXT = ["--genotype", "DARTS_V2_recurrent", "--data", "grammar", "--data.sentences", "200"]
-
-
-@pytest.mark.parametrize(
-    ("flags", "epochs"),
-    [
-        (IMAGES, "--epochs"),
-        (
-            [
-                *IMAGES,
-                "--genotype",
-                "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|skip_connect~0|none~1|avg_pool_3x3~2|",
-            ],
-            "--epochs",
-        ),
-        ([*TEXT, "--language.hidden", "6", "--language.bptt", "5"], "--language.epochs"),
-    ],
-    ids=["darts", "nasbench201", "text"],
-)
-def test_a_retraining_resumes(
-    flags: list[str], epochs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words = [*flags, "--out", str(tmp_path / "run")]
-    with watched(monkeypatch) as gpu:
-        run(Retrain, *words, epochs, "1")
-        if epochs == "--epochs":
-            run(Retrain, *words, epochs, "2", "--resume")
-    check(gpu)
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        [
-            "--space",
-            "nasbench201",
-            "--watch-every",
-            "1",
-            "--cells",
-            "1",
-            "--channels",
-            "4",
-            "--batch-size",
-            "128",
-        ],
-        [
-            "--space",
-            "recurrent",
-            "--data.sentences",
-            "200",
-            "--text.hidden",
-            "4",
-            "--text.bptt",
-            "5",
-            "--batch-size",
-            "8",
-        ],
-    ],
-    ids=["images", "text"],
-)
-def test_a_search(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with watched(monkeypatch) as gpu:
-        run(Search, *flags, "--epochs", "1", "--out", str(tmp_path / "run"))
-    check(gpu)
-    assert (tmp_path / "run" / "genotype.json").exists()
+    assert (tmp_path / "run" / "DONE").exists()

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from engine.data.augment import random_crop
 from ofa.calibration import calibrate
-from ofa.space.arch import largest
+from ofa.space.arch import smallest
 from ofa.space.space import load_space
 from ofa.subnet import extract
 from ofa.supernet import Supernet
@@ -166,7 +166,7 @@ def in_moving_average(plant: Plant) -> None:
 
 def in_calibration(plant: Plant) -> None:
     space = load_space("digits")
-    subnet = extract(Supernet(space, 10, 1).to(CUDA), largest(space))
+    subnet = extract(Supernet(space, 10, 1).to(CUDA), smallest(space))
     subnet.stem.register_forward_hook(lambda *_: plant(torch.ones(3, device=CUDA)) and None)
     batch = torch.zeros(4, 1, 8, 8, device=CUDA), torch.zeros(4, dtype=torch.long, device=CUDA)
     calibrate(subnet, [batch])

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from engine.checkpoint import load_weights
 from engine.command.cli import parse
-from engine.compute.distributed import ALONE
+from engine.compute.distributed import ALONE, Ranks, join, join_batch_norms_2d
+from engine.compute.gradients import GradientAverage
 from engine.data.folder import ImageFolder
 from engine.data.sources import load_data
 from engine.errors import UserError
@@ -239,11 +241,48 @@ def _retrain(words: list[str], stop_after: int) -> int:
 
 @pytest.mark.slow
 def test_two_processes_resume_bit_for_bit(pair: Callable[..., list[Any]], tmp_path: Path) -> None:
-    assert pair(_retrain, [*TINY, "--out", str(tmp_path / "whole")], 0) == [0, 0]
-    parts = [*TINY, "--out", str(tmp_path / "parts")]
+    words = [*TINY, "--sync-bn"]
+    assert pair(_retrain, [*words, "--out", str(tmp_path / "whole")], 0) == [0, 0]
+    parts = [*words, "--out", str(tmp_path / "parts")]
     assert pair(_retrain, parts, 15) == [130, 130], "a signal to one of them stops both"
     with pytest.raises(UserError, match="torchrun --nproc-per-node 2 -m oneshot"):
         parse(Retrain, [*parts, "--resume"]).execute()
     assert pair(_retrain, [*parts, "--resume"], 0) == [0, 0]
     assert same_weights(tmp_path / "whole", tmp_path / "parts")
     assert read_yaml(tmp_path / "whole" / "config.yaml")["ranks"] == 2
+
+
+def _learned(ranks: Ranks) -> dict[str, np.ndarray]:
+    """Gradients and statistics after one pass on this rank's share of 8 images."""
+    torch.manual_seed(0)
+    net = FinalNetwork(find_genotype("DARTS_V2"), 4, 3, 10, 1).double()
+    if ranks.size > 1:
+        join_batch_norms_2d(net)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 1, 8, 8, generator=generator, dtype=torch.double)
+    average, share = GradientAverage(net.parameters(), ranks), ranks.share(8)
+    loss = F.cross_entropy(net(x[share]), torch.arange(8)[share])
+    average.last_backward(loss)
+    average.finish(loss.detach()[None])
+    found = {name: p.grad.numpy() for name, p in net.named_parameters() if p.grad is not None}
+    return found | {name: buffer.numpy() for name, buffer in net.named_buffers()}
+
+
+def _learned_by_two() -> dict[str, np.ndarray]:
+    with join("cpu") as (ranks, _):
+        return _learned(ranks)
+
+
+@pytest.mark.slow
+def test_joined_statistics_are_those_of_one_process(pair: Callable[..., list[Any]]) -> None:
+    one = _learned(ALONE)
+    for found in pair(_learned_by_two):
+        assert found.keys() == one.keys()
+        for name, wanted in one.items():
+            np.testing.assert_allclose(found[name], wanted, rtol=1e-7, atol=1e-9, err_msg=name)
+
+
+def test_compiled_parts_do_not_wait_for_others() -> None:
+    command = parse(Retrain, [*TINY, "--sync-bn", "--compile"])
+    with pytest.raises(UserError, match="compiled parts cannot wait"):
+        command.train(Ranks(0, 2), torch.device("cpu"))

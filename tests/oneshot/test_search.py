@@ -84,7 +84,7 @@ def test_a_search_learns_and_leaves_what_the_next_command_reads(
     assert search(out, *DARTS, "--epochs", "3") == 0
     names = {path.name for path in out.iterdir()}
     assert names == {
-        *("config.yaml", "env.json", "metrics.jsonl", "state.pt", "genotype.json"),
+        *("config.yaml", "env.json", "metrics.jsonl", "state.pt", "genotype.json", "outcome.json"),
         *("cell.svg", "cell.png", "alphas.png", "DONE"),
     }
     found = Genotype.model_validate_json((out / "genotype.json").read_text())

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 import torch.nn.utils.clip_grad as clip_grad
 import torch.optim.optimizer as optimizer
-from pretended_tensors import CPU, CUDA, Gpu, Mixed, OnCalls, OnTensors, on_gpu, where
+from pretended_record import Gpu, Mixed
+from pretended_tensors import CPU, CUDA, OnCalls, OnTensors, on_gpu, where
 from torch import Tensor
 
 __all__ = ["CUDA", "Gpu", "Mixed", "on_gpu", "pretended_gpu", "where"]
@@ -148,7 +149,7 @@ def _changes(gpu: Gpu) -> list[tuple[Any, str, Any]]:
     def backward(*args: Any, **kwargs: Any) -> Any:
         # torch hides `OnCalls` while it handles `loss.backward()`: hooks and backward functions of Python
         # are watched again from here.
-        with gpu._set("in_engine", True), OnCalls(gpu):
+        with gpu.set_flag("in_engine", True), OnCalls(gpu):
             return run_backward(*args, **kwargs)
 
     def is_autocast_enabled(device_type: str = "cpu") -> bool:

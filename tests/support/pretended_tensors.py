@@ -6,20 +6,15 @@ reaches a kernel, also those of autograd. `OnCalls` sees what Python calls, whic
 for or named. `pretended_gpu` puts both in force; tests import that module, not this one.
 """
 
-import sys
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
+from pretended_record import Gpu
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
-ROOMS = ("engine", "ofa", "oneshot", "predictors", "export", "benchmarks", "tests")
 
 # Operations whose result has a size, or is a number, that only the data tell: the host waits for them.
 WAITING = {
@@ -33,86 +28,6 @@ STRICT = {
     "nll_loss_forward", "scatter", "stack",
 }  # fmt: skip
 INDEXING = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_"}
-
-
-class Mixed(RuntimeError):
-    """An operation got tensors of two devices, or a generator of another device than its tensor's."""
-
-
-class Gpu:
-    """What was seen of a pretended GPU.
-
-    Args:
-        root: the folder of the project, by which its own lines are told from torch's.
-
-    Attributes:
-        syncs: while recording: how often the host waited for the device, by `file:line function  why`.
-        copies: while recording: how often something was copied without waiting, by the same.
-        ops: while recording: how many operations, views included, ran on the device, by name.
-        mixed: every mixture of devices, also where the error was caught.
-    """
-
-    def __init__(self, root: str | Path):
-        self.root = f"{root}/"
-        self.syncs: Counter[str] = Counter()
-        self.copies: Counter[str] = Counter()
-        self.ops: Counter[str] = Counter()
-        self.mixed: list[str] = []
-        self.recording = False
-        # Inside autograd's engine, and inside a call that was given tensors of the device, torch itself makes
-        # tensors by the options of others. Those say `cpu` here and would say `cuda` on a GPU.
-        self.in_engine = self.follows_tensors = False
-
-    @contextmanager
-    def record(self) -> Iterator["Gpu"]:
-        """Count what happens in the block."""
-        with self._set("recording", True):
-            yield self
-
-    def waits(self) -> Counter[str]:
-        """How often the host waited, by `file function: why`: an allow-list needs no line numbers."""
-        found: Counter[str] = Counter()
-        for entry, count in self.syncs.items():
-            place, why = entry.split("  ")
-            file, function = place.split(" ")
-            found[f"{file.split(':')[0]} {function}: {why}"] += count
-        return found
-
-    def sync(self, why: str) -> None:
-        """The host waits."""
-        if self.recording:
-            self.syncs[f"{self._place()}  {why}"] += 1
-
-    def copied(self, why: str, waits: bool) -> None:
-        """Something went from one device to the other."""
-        if waits:
-            self.sync(why)
-        elif self.recording:
-            self.copies[f"{self._place()}  {why}"] += 1
-
-    def refuse(self, why: str) -> None:
-        """A GPU would raise here."""
-        self.mixed.append(f"{self._place()}  {why}")
-        raise Mixed(self.mixed[-1])
-
-    @contextmanager
-    def _set(self, flag: str, value: bool) -> Iterator[None]:
-        before = getattr(self, flag)
-        setattr(self, flag, value)
-        try:
-            yield
-        finally:
-            setattr(self, flag, before)
-
-    def _place(self) -> str:
-        """The innermost line of the project; `?` if nothing of it is being run."""
-        frame = sys._getframe(1)
-        while frame is not None:
-            file = frame.f_code.co_filename.removeprefix(self.root)
-            if file.split("/")[0] in ROOMS and "support/pretended" not in file:
-                return f"{file}:{frame.f_lineno} {frame.f_code.co_name}"
-            frame = frame.f_back
-        return "? ?"
 
 
 def where(tensor: Tensor) -> str:
@@ -343,7 +258,7 @@ class OnCalls(TorchFunctionMode):
         if func in (Tensor.tolist, Tensor.__repr__, Tensor.__format__):
             self.gpu.sync("print" if func is not Tensor.tolist else "tolist")
             # One wait, however many numbers are then read.
-            with self.gpu._set("recording", False):
+            with self.gpu.set_flag("recording", False):
                 return True, func(*args, **kwargs)
         if func is Tensor.__deepcopy__:
             return True, put(func(*args, **kwargs), "cuda")
@@ -366,14 +281,14 @@ class OnCalls(TorchFunctionMode):
             return x.to(dtype=dtype or x.dtype, memory_format=layout, copy=bool(kwargs.get("copy")))
         direction = "host to device" if target == "cuda" else "device to host"
         self.gpu.copied(direction, copy_waits(x, target == "cuda", non_blocking))
-        with self.gpu._set("recording", False):
+        with self.gpu.set_flag("recording", False):
             return put(x.to(dtype=dtype or x.dtype, memory_format=layout, copy=True), target)
 
     def _made_of_numbers(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         """`torch.tensor(..., device="cuda")`: what Python holds is copied from memory that is not pinned."""
         self.gpu.sync("host to device, of Python's numbers")
         kwargs = {name: value for name, value in kwargs.items() if name != "device"}
-        with self.gpu._set("recording", False):
+        with self.gpu.set_flag("recording", False):
             numbers = args[0].detach() if isinstance(args[0], Tensor) else args[0]
             return put(torch.asarray(numbers, *args[1:], **kwargs).clone(), "cuda")
 

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from engine.compute.device import send
 from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.bilevel import first_order
 from oneshot.methods.method import PUBLISHED, Method
@@ -65,7 +66,7 @@ class Sdarts(Method):
             weight_EO = cell_weights.weight_EO
             # Drawn on CPU, so that a seed means the same on every device.
             noise = torch.rand(weight_EO.shape, generator=draws, dtype=weight_EO.dtype) * 2 - 1
-            moved[kind] = self._project(state, kind, weight_EO + radius * noise.to(weight_EO.device))
+            moved[kind] = self._project(state, kind, weight_EO + radius * send(noise, weight_EO.device))
         if self.attack == "adversarial":
             moved = self._ascend(state, edge_weights, moved, batch, radius)
         return _with(edge_weights, moved)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from engine.command import launch
 from engine.command.cli import Command, main
-from engine.compute.distributed import ALONE, Ranks, batch_norm, join
+from engine.compute.distributed import ALONE, Ranks, batch_norm, join, join_batch_norms_2d
 from engine.compute.gradients import GradientAverage
 from engine.data.digits import Digits
 from engine.data.folder import ImageFolder
@@ -137,6 +137,23 @@ def _joined_batch_norm() -> list[np.ndarray]:
     with join("cpu") as (ranks, _):
         x, grad = (t[ranks.share(6)].clone() for t in _example())
         return _normalised(x, grad, lambda *args: batch_norm(*args, 1e-5))
+
+
+def _joined_module() -> list[np.ndarray]:
+    with join("cpu") as (ranks, _):
+        net = nn.Sequential(nn.BatchNorm2d(5)).double()
+        join_batch_norms_2d(net)
+        y = net(_example()[0][ranks.share(6)])
+        return [y.detach().numpy(), *(tensor.numpy() for tensor in net.buffers())]
+
+
+def test_joined_module_keeps_the_running_statistics_of_one_process(pair: Run) -> None:
+    whole = nn.BatchNorm2d(5).double()
+    y = whole(_example()[0]).detach().numpy()
+    (first, mean, var, _), (second, *_) = pair(_joined_module)
+    np.testing.assert_allclose(np.concatenate([first, second]), y, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(mean, whole.running_mean.numpy(), rtol=1e-9)
+    np.testing.assert_allclose(var, whole.running_var.numpy(), rtol=1e-9)
 
 
 def _joined_batch_norm_in_half() -> list[float]:

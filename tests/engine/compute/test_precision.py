@@ -381,6 +381,8 @@ def test_an_evaluation_fills_a_quarter_of_a_gpu(
     assert evaluation_batch(CUDA, size) == batch
     assert evaluation_batch(CPU, size) == 64
     assert evaluation_batch(CPU, size, on_cpu=250) == 250
+    # Networks of cells need four times as much.
+    assert evaluation_batch(CUDA, 2 * size) == evaluation_batch(CUDA, size, bytes_a_pixel=4096)
 
 
 def test_an_accuracy_does_not_depend_on_the_batch(tiny: Space) -> None:

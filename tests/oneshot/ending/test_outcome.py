@@ -154,10 +154,14 @@ def test_the_discretised_cell_leaves_no_trace_and_methods_without_alphas_end_ali
         return original(self, limit)
 
     monkeypatch.setattr(Searcher, "measure", measure)
-    judged = ("--method", "random_ws", "--method.candidates", "2", "--method.finalists", "1")
+    judged = ("--method", "random_ws", "--method.candidates", "3", "--method.finalists", "2")
     outcome = searched(tmp_path / "run", *judged, "--epochs", "1", "--batch-size", "300")
     assert seen == [True]
     assert outcome.drawn and outcome.decisions == () and outcome.undecided == 0
+    assert outcome.lead is not None and 0 <= outcome.lead < 0.5
+    doubtful = any("is ahead of the next by" in sentence for sentence in outcome.warnings)
+    spread = math.sqrt(outcome.discretised * (1 - outcome.discretised) / 630)
+    assert doubtful == (outcome.lead < spread)
     text = ["--space", "recurrent", "--text.hidden", "8", "--batch-size", "16", "--data.sentences", "200"]
     assert parse(Search, [*text, "--epochs", "1", "--out", str(tmp_path / "text")]).execute() == 0
     words = read_outcome(tmp_path / "text")

@@ -8,7 +8,7 @@ from counting import count_operations
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from engine.compute.average import RunningAverage
+from engine.optim import RunningAverage
 
 
 def network() -> nn.Sequential:
