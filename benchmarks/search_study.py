@@ -52,6 +52,11 @@ METHODS = {
     "gdas": ADAM,
     "darts_minus": ADAM,
     "pr_darts without its penalty": ["--method", "pr_darts", "--method.penalties", "[]", *ADAM],
+    "snas": ADAM,
+    "fair_darts": ADAM,
+    "sdarts": ADAM,
+    "lambda_darts": ADAM,
+    "oles": ADAM,
     "darts second order": ["--method", "darts", "--method.order", "second", *ADAM],
 }
 FIXED = ["--space", "nasbench201", "--channels", "8", "--cells", "1", "--batch-size", "32", "--threads", "1"]
