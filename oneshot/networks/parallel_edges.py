@@ -165,11 +165,7 @@ class ParallelEdges(nn.Module):
             else:
                 _hand_out(y, running, terms)
         if skip is not None:
-            skip_n = skip.expand(self.edges)
-            if self.auxiliary is None:
-                shared.append(SharedTerm(x, skip_n))
-            else:
-                whole.append(self.auxiliary(state.whole, range(self.edges), self._per_channel(skip_n)))
+            self._add_auxiliary(x, state, skip.expand(self.edges), shared, whole)
         # Summed before they are handed out, so that one addition serves all edges.
         if whole:
             _hand_out(sum_terms(whole), range(self.edges), terms)
@@ -216,6 +212,15 @@ class ParallelEdges(nn.Module):
         """(n C,): the weight of each edge for each of its channels."""
         # An expanded view would not do: torch's gradient of BatchNorm reads it as if it were contiguous.
         return weight_n.repeat_interleave(self.channels)
+
+    def _add_auxiliary(
+        self, x: Tensor, state: RectifiedState, skip_n: Tensor, shared: list[SharedTerm], whole: list[Tensor]
+    ) -> None:
+        """Add the skip connection beside the operations (DARTS-)."""
+        if self.auxiliary is None:
+            shared.append(SharedTerm(x, skip_n))
+        else:
+            whole.append(self.auxiliary(state.whole, range(self.edges), self._per_channel(skip_n)))
 
     def _share(
         self,
