@@ -38,6 +38,13 @@ TEXT = (
 )
 
 
+@pytest.fixture(autouse=True)
+def _without_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The estimate of memory takes steps of its own, which tests that count steps must not count."""
+    monkeypatch.setattr("oneshot.search.search_memory", lambda *search: None)
+    monkeypatch.setattr("oneshot.search.say_memory", lambda *said: None)
+
+
 def search(out: Path, *flags: str) -> int:
     return parse(Search, [*flags, "--out", str(out)]).execute()
 

@@ -33,7 +33,9 @@ TINY = (
 
 @pytest.fixture(autouse=True)
 def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are drawn in other tests, and take longer than these searches."""
+    """They and the estimate of memory have other tests, and take longer than these searches."""
+    monkeypatch.setattr("oneshot.search.search_memory", lambda *search: None)
+    monkeypatch.setattr("oneshot.search.say_memory", lambda *said: None)
     monkeypatch.setattr("oneshot.search_loop.draw_genotype", lambda genotype, path: [])
     monkeypatch.setattr("oneshot.search_loop.alphas_over_time", lambda history, space, path: path)
 
