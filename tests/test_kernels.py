@@ -6,7 +6,8 @@ Who lowers a count lowers the number here, too. Who must raise one says why in t
 import pytest
 import torch
 
-from benchmarks.kernels import Count, Step, count, launches, sandwich, search
+from benchmarks.kernel_steps import Step, sandwich, search
+from benchmarks.kernels import Count, count, launches
 from oneshot.methods.darts import Darts
 from oneshot.spaces.cells import find_space
 
