@@ -63,7 +63,7 @@ def test_examples_are_commands_with_flags_that_exist(module: str) -> None:
     examples = text.replace("\\\n", " ").splitlines()  # a command may go on in the next line
     assert sum(1 for line in examples if line.strip()) > 0
     for line in filter(str.strip, examples):
-        started = re.match(r"\s*(?:torchrun [^-]*(?:--\S+ \S+ )*-m|python -m) (\S+)(.*)", line)
+        started = re.match(r"\s*(?:torchrun [^-]*(?:--\S+ \S+ )*-m(?: --)?|python -m) (\S+)(.*)", line)
         assert started, f"'{line}' starts no command"
         assert started[1] in MODULES
         known = {flag_name(name) for name in flag_names(command_of(started[1]))}
