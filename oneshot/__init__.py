@@ -1,4 +1,4 @@
-"""Differentiable search on cells: the DARTS family. These names are what a notebook needs.
+"""Differentiable search on cells and on chains of blocks. These names are what a notebook needs.
 
     import torch
     import oneshot
@@ -8,8 +8,9 @@
     network = oneshot.FinalNetwork(genotype, channels=16, cells=5, classes=10)
     logits = network(torch.zeros(1, 3, 32, 32))  # untrained; python -m oneshot.retrain trains it
 
-`find_space` gives a search space, and `DartsNetwork` is the network that a search trains. The names are
-imported when they are first used, so that `import oneshot` costs milliseconds, not torch.
+`find_space` gives a search space of cells, `load_chain_space` one of chains; `DartsNetwork` and
+`ChainNetwork` are the networks that a search trains. The names are imported when they are first used, so
+that `import oneshot` costs milliseconds, not torch.
 """
 
 from engine.command.start import start
@@ -21,8 +22,11 @@ start()
 __all__ = [
     "Cell",
     "CellSpace",
+    "ChainGenotype",
+    "ChainNetwork",
     "DartsNetwork",
     "EdgeWeights",
+    "FinalChain",
     "FinalNasBench201Network",
     "FinalNetwork",
     "Genotype",
@@ -31,14 +35,18 @@ __all__ = [
     "edge_costs",
     "find_genotype",
     "find_space",
+    "load_chain_space",
 ]
 __getattr__ = lazy_names(
     __name__,
     {
         "Cell": "oneshot.spaces.genotype",
         "CellSpace": "oneshot.spaces.cells",
+        "ChainGenotype": "oneshot.chains.genotype",
+        "ChainNetwork": "oneshot.chains.network",
         "DartsNetwork": "oneshot.networks.search",
         "EdgeWeights": "oneshot.axes.edge_weights",
+        "FinalChain": "oneshot.chains.network",
         "FinalNasBench201Network": "oneshot.networks.final_nasbench201",
         "FinalNetwork": "oneshot.networks.final",
         "Genotype": "oneshot.spaces.genotype",
@@ -47,5 +55,6 @@ __getattr__ = lazy_names(
         "edge_costs": "oneshot.spaces.costs",
         "find_genotype": "oneshot.spaces.read_genotype",
         "find_space": "oneshot.spaces.cells",
+        "load_chain_space": "oneshot.chains.space",
     },
 )

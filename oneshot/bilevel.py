@@ -82,7 +82,7 @@ class VirtualStep:
         gathered = [number for number, buffer in enumerate(self.buffers) if buffer is not None]
         if gathered and self.momentum:
             fresh = [directions[number] for number in gathered]
-            buffers = [self.buffers[number] for number in gathered]
+            buffers = [buffer for buffer in self.buffers if buffer is not None]
             # Not in place: `exact` differentiates it.
             sums = torch._foreach_add(fresh, buffers, alpha=self.momentum)
             for number, direction in zip(gathered, sums, strict=True):
@@ -152,7 +152,7 @@ def copies(tensors: Weights) -> Weights:
     names: dict[torch.dtype, list[str]] = {}
     for name, tensor in tensors.items():
         names.setdefault(tensor.dtype, []).append(name)
-    copied = {}
+    copied: Weights = {}
     for same in names.values():
         copied |= zip(same, torch._foreach_clone([tensors[name] for name in same]), strict=True)
     return copied

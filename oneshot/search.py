@@ -32,11 +32,11 @@ from engine.outside.names import expanded
 from engine.run import Run
 from engine.runs.lock import write_lock
 from engine.training import print_classes
+from oneshot.aiming import cost_target, penalties_beside, refuse_aim
 from oneshot.axes.operation_costs import operation_costs
-from oneshot.axes.penalty import CostPenalty, Penalty
-from oneshot.chains.costs import costs_of
-from oneshot.chains.space import ChainSpace
-from oneshot.chains.target import CostTarget, parse_target
+from oneshot.axes.penalty import Penalty
+from oneshot.chains.space import CHAIN
+from oneshot.chains.target import parse_target
 from oneshot.ending.outcome import retrain_command, retrain_recipe
 from oneshot.ending.published import changes_of
 from oneshot.ending.record import Change
@@ -63,7 +63,7 @@ BF16_TURNS = (
 
 
 class Search(LoopCommand):
-    """Search a cell on images or text with a differentiable method.
+    """Search a cell, or a chain of blocks, on images or text with a differentiable method.
 
     oneshot.retrain trains what it finds. Half of the training images train shared weights, the other half the
     architecture. A method's published settings for the space are the defaults; --method.<setting> changes
@@ -77,6 +77,9 @@ class Search(LoopCommand):
           --data npz --data.path cifar10.npz
       python -m oneshot.search --method gdas --space nasbench201 --table accuracy_200_epochs.csv \\
           --data npz --data.path cifar10.npz
+      python -m oneshot.search --space chain32 --method proxyless --target 800k    # a chain of 0.8M MACs
+      python -m oneshot.search --space proxyless --method proxyless --target 80ms \\
+          --latency-table latency/phone.json --data folder --data.path imagenet --data.size 224
       python -m oneshot.search --space recurrent --data text --data.path ptb --out runs/cell
     """
 
@@ -264,7 +267,11 @@ class Search(LoopCommand):
         method = self._method_with_penalties()
         space = method.offered(find_search_space(self.space))
         # Everything a user can get wrong is refused before the folder is made.
-        refusal = method.refuse(space) or self._misfit(space, method)
+        refusal = method.refuse(space) or refuse_aim(space, method, self.target, self.latency_table)
+        if CHAIN in space.cells:
+            for flag, value in (("cells", self.cells), ("channels", self.channels)):
+                if value is not None:
+                    refusal = f"--{flag} is for cells; space {space.name} has widths and layers of its own."
         if refusal:
             raise UserError(refusal)
         table = AccuracyTable.read(self.table) if self.table else None
@@ -299,8 +306,8 @@ class Search(LoopCommand):
             say_memory(needed, device_memory(device), self.width, objective.data.size, method.partial)
         image = objective.image if isinstance(objective, ImageObjective) else None
         costs = operation_costs(method.penalties, space, device, image)
-        target = self._target(space, method, objective)
         epochs = self.epochs or method.epochs
+        target = cost_target(space, method, objective, epochs, self.target, self.latency_table)
         searcher = Searcher(method, space, objective, self.seed, epochs, costs, target)
         facts = device_facts(device, precision)
         run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite, facts=facts)
@@ -338,50 +345,11 @@ class Search(LoopCommand):
         say(f"next: {retrain_command(self.out, self.space, self.data)}")
         return 0
 
-    def _misfit(self, space: SearchSpace, method: Method) -> str | None:
-        """A sentence on flags that this space or method has no use for; None if there are none."""
-        if not isinstance(space, ChainSpace):
-            for flag, value in (("target", self.target), ("latency-table", self.latency_table)):
-                if value is not None:
-                    return (
-                        f"--{flag} is for chains of blocks such as --space proxyless; in space {space.name} "
-                        "weigh costs with --penalties cost."
-                    )
-            return None
-        if isinstance(self.data, Grammar | TextFolder):
-            return f"A chain of blocks reads images, not text; name some with --data for space {space.name}."
-        if self.cells is not None:
-            return f"--cells is for cells; the layers of space {space.name} are in its file."
-        if self.target is None and self.latency_table is not None:
-            return "--latency-table is for a target in milliseconds; add --target 15ms, or leave it out."
-        if self.target is not None and not (method.has_architecture_step or method.can_aim):
-            return (
-                f"Method {method.name} has no step of the architecture that --target could lead; take "
-                "another method, such as proxyless."
-            )
-        return None
-
-    def _target(self, space: SearchSpace, method: Method, objective: Objective) -> CostTarget | None:
-        """The cost to end at."""
-        if self.target is None or not isinstance(space, ChainSpace):
-            return None
-        assert isinstance(objective, ImageObjective)
-        target = parse_target(self.target)
-        costs = costs_of(space, objective.image, target.of, self.latency_table)
-        epochs = (self.epochs or method.epochs) - method.warmup_epochs
-        steps = epochs * objective.steps(0) // method.architecture_every
-        return CostTarget(space, costs, target, max(steps, 1), objective.data.device)
-
     def _method_with_penalties(self) -> Method:
         """The method, its own penalties and those beside it together."""
-        own = self.method.penalties
-        if self.target is not None:
-            if any(isinstance(penalty, CostPenalty) for penalty in self.penalties):
-                raise UserError("--target weighs the cost by itself; leave out --penalties cost.")
-            # The method's own weight of the cost gives way to the one that is found.
-            own = tuple(penalty for penalty in own if not isinstance(penalty, CostPenalty))
         # Validated again together: a penalty may not fit the method's relaxation.
-        values = self.method.model_dump() | {"penalties": (*own, *self.penalties)}
+        penalties = penalties_beside(self.method.penalties, self.penalties, self.target)
+        values = self.method.model_dump() | {"penalties": penalties}
         return validate(type(self.method), values, "--penalties")
 
     def _objective(self, space: SearchSpace, method: Method, device: torch.device) -> Objective:

@@ -39,6 +39,7 @@ MORE: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("darts", "nasbench201", {"order": "exact"}),
     ("gaea", "nasbench201", {"level": "single"}),
 )
+REHEARSED = ("sandwich", "darts nasbench201", "gdas recurrent")  # one of each kind
 Build = Callable[[torch.device, torch.dtype], Job]
 
 
@@ -73,7 +74,7 @@ def all_cases() -> list[Case]:
     """The steps of all methods on all kinds of spaces, of a supernet and of a retraining."""
 
     def sandwich(device: torch.device, dtype: torch.dtype) -> Job:
-        return supernet("small32", 4, 32, device, dtype, Sandwich(dropout=0, drop_connect=0))
+        return supernet("digits", 8, 8, device, dtype, Sandwich(dropout=0, drop_connect=0))
 
     def retraining(device: torch.device, dtype: torch.dtype) -> Job:
         return retrained(4, 3, 4, 32, device, dtype, drop_path=0)
@@ -88,11 +89,11 @@ def all_cases() -> list[Case]:
     return cases
 
 
-def _each(context: Context, check: Callable[[Case], dict[str, Any]], every: int) -> dict[str, Any]:
+def _each(context: Context, check: Callable[[Case], dict[str, Any]]) -> dict[str, Any]:
     """What `check` finds of each case, until the time is over; an error is a finding, too."""
     found: dict[str, Any] = {}
-    for number, case in enumerate(all_cases()):
-        if context.toy and number % every:
+    for case in all_cases():
+        if context.toy and case.name not in REHEARSED:
             continue
         if not context.left():
             found[case.name] = {"skipped": "no time was left"}
@@ -118,7 +119,7 @@ def contract(context: Context) -> dict[str, Any]:
         count = sum(places.values())
         return {"waits": count, "places": places, "ok": count <= MOST_WAITS}
 
-    return _judged(_each(context, check, 12))
+    return _judged(_each(context, check))
 
 
 def parity(context: Context) -> dict[str, Any]:
@@ -137,7 +138,7 @@ def parity(context: Context) -> dict[str, Any]:
 
     # In both dtypes as exported: TF32 would hide what is wrong.
     with training_in("float32"):
-        return _judged(_each(context, check, 16))
+        return _judged(_each(context, check))
 
 
 def _change(job: Job) -> Tensor:
@@ -159,13 +160,13 @@ def bits(context: Context) -> dict[str, Any]:
         found = {"two_runs": _equal(once, again), "resumed": _equal(once, resumed)}
         return found | {"ok": all(found.values())}
 
-    return _judged(_each(context, check, 20))
+    return _judged(_each(context, check))
 
 
 def _after(case: Case, device: torch.device, resume: bool) -> list[Tensor]:
-    """What is learned after four steps."""
+    """What is learned after three steps."""
     job = case.build(device, torch.float32)
-    for number in range(2):
+    for number in range(2):  # the second one meets momentum
         job.step(number)
     if resume:
         state = _on_host(job.state_dict())
@@ -174,8 +175,7 @@ def _after(case: Case, device: torch.device, resume: bool) -> list[Tensor]:
         for number in range(2):
             job.step(number)
         job.load_state_dict(state)
-    for number in range(2, 4):
-        job.step(number)
+    job.step(2)
     return [tensor.detach().cpu() for tensor in job.learned()]
 
 

@@ -202,8 +202,7 @@ def supernet(
         optimizer.step()
         return losses
 
-    why = "" if way == "eager" else "every step trains other subnets"
-    return _trained(net, optimizer, step, batch, why)
+    return _trained(net, optimizer, step, batch)
 
 
 def retrained(
@@ -244,8 +243,10 @@ def retrained(
         draws.manual_seed(number)
         return move(x, y) if graph is None else graph.run(None, move, (x, y))
 
-    why = "" if way == "eager" else no_graph(graph)
-    return _trained(net, optimizer, step, batch, why)
+    def why_eager() -> str:
+        return "" if way == "eager" else no_graph(graph)
+
+    return _trained(net, optimizer, step, batch, why_eager)
 
 
 def random_images(
@@ -259,7 +260,11 @@ def random_images(
 
 
 def _trained(
-    net: nn.Module, optimizer: torch.optim.Optimizer, step: Callable[[int], Tensor], items: int, why: str
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: Callable[[int], Tensor],
+    items: int,
+    why_eager: Callable[[], str] = str,
 ) -> Job:
     def learned() -> list[Tensor]:
         return list(net.parameters())
@@ -271,4 +276,4 @@ def _trained(
         net.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
 
-    return Job(items, step, learned, state_dict, load_state_dict, lambda: why)
+    return Job(items, step, learned, state_dict, load_state_dict, why_eager)

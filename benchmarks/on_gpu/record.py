@@ -83,7 +83,7 @@ def _speeds(done: dict[str, Any]) -> list[str]:
         ratio = NOTHING
         if ours and "ms" in ways.get("plain", {}):
             ratio = f"{ways['plain']['ms'] / max(min(ours), 1e-6):.2f}"
-        named = f"{step}, {result['precision']}"
+        named = f"{step}, {result.get('eager', {}).get('precision', NOTHING)}"
         lines.append(f"| {named} | {' | '.join(cells)} | {ratio} |")
     return lines
 

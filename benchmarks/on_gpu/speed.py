@@ -157,11 +157,13 @@ def _run(which: Timed, ways: Sequence[str], context: Context) -> dict[str, Any]:
                 made = which.make(context.device, context.toy, in_toy if context.toy else way)
             # As the commands: cuDNN tries its kernels where shapes stay.
             static = not which.name.startswith("sandwich")
-            with training_in(precision_on(context.device, None, which.precision), static):
+            precision = precision_on(context.device, None, which.precision)
+            with training_in(precision, static):
                 if context.toy:
                     found[way] = measure_step(made.items, made.step, 0, warm_up=1, fewest=1)
                 else:
                     found[way] = measure_step(made.items, made.step, seconds)
+            found[way]["precision"] = precision
             if isinstance(made, Job) and made.why_eager():
                 found[way]["ran_eagerly"] = made.why_eager()
             del made

@@ -68,7 +68,7 @@ def send_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tenso
     """Small tensors of the CPU on the device, all by one copy; as `send`, without a wait of the host.
 
     Args:
-        tensors: of any shapes and types; what is on the device already stays as it is.
+        tensors: of any shapes and types; if all are on the device already they stay as they are.
         device: where they go.
     """
     if device.type != "cuda" or all(tensor.device.type == "cuda" for tensor in tensors):

@@ -57,7 +57,7 @@ class CudaRecording:
     def __init__(self, device: torch.device, generators: Sequence[torch.Generator] = ()):
         self.generators = generators
         # A graph cannot be recorded on the default stream, and the warm-up must be on the same one.
-        self.stream = torch.cuda.Stream(device)
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def warm_up(self, step: Callable[[], Tensor]) -> Tensor:
@@ -150,7 +150,7 @@ def steady(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         if "capturable" in group:
             group["capturable"] = True
     # torch warns that steps run which are not recorded; the first ones do, on purpose.
-    optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]
+    optimizer._warned_capturable_if_run_uncaptured = True
 
 
 def graphed_step(

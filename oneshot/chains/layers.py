@@ -49,7 +49,7 @@ class ChainCosts(NamedTuple):
         return cost
 
 
-def stem_spec(space: ChainSpace, image: ImageShape) -> StemSpec:
+def chain_stem(space: ChainSpace, image: ImageShape) -> StemSpec:
     """The spec of the stem."""
     return StemSpec(
         size=image.size,
@@ -66,13 +66,13 @@ def stem_spec(space: ChainSpace, image: ImageShape) -> StemSpec:
     )
 
 
-def head_spec(space: ChainSpace, image: ImageShape) -> HeadSpec:
+def chain_head(space: ChainSpace, image: ImageShape) -> HeadSpec:
     """The spec of head and classifier."""
     inp, wide = space.layers[-1].out, space.head.width if space.head else 0
-    return HeadSpec(map_sizes(space, image)[-1], inp, wide, 0, False, space.act, image.classes)
+    return HeadSpec(chain_sizes(space, image)[-1], inp, wide, 0, False, space.act, image.classes)
 
 
-def map_sizes(space: ChainSpace, image: ImageShape) -> list[int]:
+def chain_sizes(space: ChainSpace, image: ImageShape) -> list[int]:
     """Sides of the input map of every layer, and of the head's."""
     sizes = [halve(image.size, space.stem.stride)]
     for layer in space.layers:
@@ -120,23 +120,23 @@ def chain_specs(space: ChainSpace, operations: Sequence[str], image: ImageShape)
         operations: one for each layer of the space.
         image: what the chain is built for.
     """
-    specs: list[LayerSpec] = [stem_spec(space, image)]
-    for layer, name, size in zip(space.layers, operations, map_sizes(space, image), strict=False):
+    specs: list[LayerSpec] = [chain_stem(space, image)]
+    for layer, name, size in zip(space.layers, operations, chain_sizes(space, image), strict=False):
         block = block_spec(space, layer, name, size)
         if block is not None:
             specs.append(block)
-    return [*specs, head_spec(space, image)]
+    return [*specs, chain_head(space, image)]
 
 
 def distinct_specs(space: ChainSpace, image: ImageShape) -> list[LayerSpec]:
     """Every layer that some chain of the space contains, once."""
-    found: dict[LayerSpec, None] = {stem_spec(space, image): None}
-    for layer, size in zip(space.layers, map_sizes(space, image), strict=False):
+    found: dict[LayerSpec, None] = {chain_stem(space, image): None}
+    for layer, size in zip(space.layers, chain_sizes(space, image), strict=False):
         for name in layer.operations:
             block = block_spec(space, layer, name, size)
             if block is not None:
                 found[block] = None
-    return [*found, head_spec(space, image)]
+    return [*found, chain_head(space, image)]
 
 
 def chain_costs(space: ChainSpace, image: ImageShape, cost: Callable[[LayerSpec], float]) -> ChainCosts:
@@ -147,8 +147,8 @@ def chain_costs(space: ChainSpace, image: ImageShape, cost: Callable[[LayerSpec]
         image: what the chain is built for.
         cost: of one layer.
     """
-    constant = cost(stem_spec(space, image)) + cost(head_spec(space, image))
-    sizes = map_sizes(space, image)
+    constant = cost(chain_stem(space, image)) + cost(chain_head(space, image))
+    sizes = chain_sizes(space, image)
     layers_EO = np.zeros((len(space.searched), len(space.operations)))
     for number, layer in enumerate(space.layers):
         for name in layer.operations:

@@ -8,7 +8,7 @@ from engine.blocks.head import HeadAndClassifier
 from engine.blocks.layers import plain_layer
 from engine.blocks.stem import plain_stem
 from oneshot.axes.edge_weights import EdgeWeights, NetworkEdgeWeights
-from oneshot.chains.layers import ImageShape, block_spec, chain_specs, head_spec, map_sizes, stem_spec
+from oneshot.chains.layers import ImageShape, block_spec, chain_head, chain_sizes, chain_specs, chain_stem
 from oneshot.chains.operation import SKIP
 from oneshot.chains.space import CHAIN, ChainSpace
 
@@ -66,16 +66,16 @@ class ChainNetwork(nn.Module):
 
     def __init__(self, space: ChainSpace, image: ImageShape):
         super().__init__()
-        self.stem = plain_stem(stem_spec(space, image), space.bn_eps)
+        self.stem = plain_stem(chain_stem(space, image), space.bn_eps)
         self.layers = nn.ModuleList()
-        for number, (layer, size) in enumerate(zip(space.layers, map_sizes(space, image), strict=False)):
+        for number, (layer, size) in enumerate(zip(space.layers, chain_sizes(space, image), strict=False)):
             if number in space.searched:
                 self.layers.append(MixedLayer(space, number, size))
                 continue
             # No choice: the one block as it is, or nothing.
             spec = block_spec(space, layer, layer.operations[0], size)
             self.layers.append(nn.Identity() if spec is None else plain_layer(spec, space.bn_eps))
-        self.head = HeadAndClassifier(head_spec(space, image), space.bn_eps)
+        self.head = HeadAndClassifier(chain_head(space, image), space.bn_eps)
         _initialise(self)
 
     def forward(self, x_NCHW: Tensor, edge_weights: NetworkEdgeWeights, create_graph: bool = False) -> Tensor:

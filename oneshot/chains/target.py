@@ -6,7 +6,7 @@ distance, the integral part what the distance was so far. That is the method of 
 on log E = log target, so the factor may become negative: what costs less than it may is pushed up.
 
 At the end the best chain near the target is read off exactly: the largest product of probabilities among all
-chains that cost at most the target and at least 95% of it.
+chains that cost at most the target and at least 97% of it.
 """
 
 import math
@@ -26,7 +26,7 @@ from oneshot.chains.genotype import ChainGenotype, chain_of
 from oneshot.chains.layers import ChainCosts
 from oneshot.chains.space import CHAIN, ChainSpace
 
-WITHIN = 0.05  # share of the target that a found chain may be cheaper
+WITHIN = 0.03  # share of the target that a found chain may be cheaper
 # Of the factor: at 10% from the target it is 3, as strong as a usual loss or stronger.
 PROPORTIONAL = 30.0
 # What a search gathers that is off by 100% all the time; more than 5% off counts as 5%. Unbounded, the way

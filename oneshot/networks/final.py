@@ -131,6 +131,7 @@ class FinalNetwork(nn.Module):
         auxiliary = None
         for number, cell in enumerate(self.cells):
             of_cell = None
+            assert isinstance(cell, FinalCell)
             if kept is not None:
                 of_cell = kept[first : first + sum(cell.dropped)]
                 first += len(of_cell)

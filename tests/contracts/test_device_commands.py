@@ -138,9 +138,9 @@ RESUMED: dict[str, tuple[type[Command], str]] = {
     ),
     "cell": (Retrain, RETRAIN),
     "cell of nasbench201": (Retrain, RETRAIN + "--genotype " + CELL),
-    "recurrent cell": (Retrain, TEXT + LANGUAGE + "--language.bptt 5 --batch-size 40"),
+    "recurrent cell": (Retrain, TEXT + LANGUAGE + "--language.bptt 5 --batch-size 60"),
     "search": (Search, "--space nasbench201 --cells 1 --channels 4 --batch-size 128 --evaluate-images 64"),
-    "search of text": (Search, TEXT + "--space recurrent --text.hidden 4 --text.bptt 4 --batch-size 40"),
+    "search of text": (Search, TEXT + "--space recurrent --text.hidden 4 --text.bptt 4 --batch-size 60"),
 }
 
 

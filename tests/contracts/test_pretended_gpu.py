@@ -11,6 +11,7 @@ from pretended_gpu import CUDA, Gpu, Mixed, pretended_gpu
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from engine.compute.device import send_together
 from engine.data.augment import random_crop
 from ofa.calibration import calibrate
 from ofa.space.arch import smallest
@@ -272,3 +273,17 @@ def test_nothing_is_left_behind() -> None:
     after = torch.Generator, torch.cuda.is_available, torch.autocast, torch.autograd._engine_run_backward
     assert after == before
     assert torch.ones(3).device.type == "cpu"
+
+
+def test_small_tensors_travel_together() -> None:
+    """All types and shapes in one copy that nobody waits for, and equal at the end."""
+    tensors = [torch.arange(3), torch.tensor(2.5), torch.rand(2, 3).double(), torch.tensor([True, False])]
+    tensors += [torch.zeros(0, 4), torch.rand(4, 2).t()]
+    with pretended_gpu(ROOT) as gpu:
+        with gpu.record():
+            sent = send_together(tensors, CUDA)
+            assert all(a is b for a, b in zip(send_together(sent, CUDA), sent, strict=True))
+        assert not gpu.syncs and gpu.copies.total() == 1
+        assert all(tensor.device == CUDA for tensor in sent)
+        for tensor, wanted in zip(sent, tensors, strict=True):
+            assert tensor.dtype == wanted.dtype and torch.equal(tensor.cpu(), wanted)

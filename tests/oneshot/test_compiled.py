@@ -77,7 +77,8 @@ def test_a_search_step_has_no_graph_breaks() -> None:
 
 def test_a_method_that_draws_is_not_compiled(capsys: pytest.CaptureFixture[str]) -> None:
     searcher(Gdas(), "nasbench201").compile()
-    assert capsys.readouterr().out == "the network is not compiled: method gdas draws in each step\n"
+    said = capsys.readouterr().out
+    assert said == "the network is not compiled: method gdas draws in each step which operations run\n"
 
 
 @pytest.mark.slow

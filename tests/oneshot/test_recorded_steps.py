@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pretended_gpu import pretended_gpu
 from recorded_steps import TapeRecording
 from torch import Tensor
 
@@ -47,14 +48,18 @@ def as_on_cuda(optimizer: torch.optim.Optimizer | None) -> None:
             group["fused"] = True
 
 
-def searcher(method: Method, space_name: str) -> Searcher:
+def started(method: Method, space_name: str, device: torch.device = CPU) -> Searcher:
     space = find_space(space_name)
     torch.manual_seed(0)
     network = search_network(space, method, 4, 1 if space_name == "nasbench201" else 3, 10, 1)
-    data = load_data(Digits(val=0.5), CPU, 0)
+    data = load_data(Digits(val=0.5), device, 0)
     objective = ImageObjective(network, data, 8, method.level == "single")
-    costs = operation_costs(method.penalties, space, CPU)
-    found = Searcher(method, space, objective, 0, 8, costs)
+    costs = operation_costs(method.penalties, space, device)
+    return Searcher(method, space, objective, 0, 8, costs)
+
+
+def searcher(method: Method, space_name: str) -> Searcher:
+    found = started(method, space_name)
     as_on_cuda(found.state.weight_optimizer)
     as_on_cuda(found.state.architecture_optimizer)
     return found
@@ -99,8 +104,30 @@ def test_a_search_step_can_be_recorded(method: Method, space: str) -> None:
     assert recording.replays == len(epochs) * (STEPS - WARM_UP)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method", [Gaea(level="single"), PcDarts(order="second", warmup_epochs=0, partial=2)]
+)
+def test_what_is_recorded_takes_nothing_from_the_host(method: Method) -> None:
+    """On a pretended GPU: no wait, no copy, and the same operations in each step."""
+    operations = []
+    with pretended_gpu(Path(__file__).parents[2]) as gpu:
+        search = started(method, "nasbench201", torch.device("cuda", 0))
+        batches = search.state.objective.batches(0, 0)
+        for number in range(WARM_UP):
+            search.step(number, *next(batches))
+        for number in range(2):
+            train, valid = next(batches)
+            before = gpu.ops.copy()
+            with gpu.record():
+                search._move(number, 0.01, train, valid)
+            operations.append(gpu.ops - before)
+    assert not gpu.syncs and not gpu.copies
+    assert operations[0] == operations[1]
+
+
 def test_methods_that_draw_say_why_they_are_not_recorded() -> None:
-    assert searcher(Gdas(), "nasbench201").varies() == "method gdas draws in each step"
+    assert searcher(Gdas(), "nasbench201").varies() == "method gdas draws in each step which operations run"
 
 
 def retraining(folder: Path, *flags: str) -> Retraining:

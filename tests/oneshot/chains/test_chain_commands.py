@@ -96,7 +96,7 @@ def test_from_a_table_to_a_file(
     aimed = ("--target", "27ms", "--latency-table", str(table))
     assert search(found, space_file, "--method", "gdas", *aimed) == 0
     facts = read_json(found / "outcome.json")["target"]
-    assert facts["of"] == "latency" and 25.65 <= facts["found"] <= 27
+    assert facts["of"] == "latency" and 25.65 <= facts["found"] <= 27  # within 5%
     said = capsys.readouterr().out
     assert "target 27 ms: found" in said and "expected cost of the search" in said
     chain = find_genotype(str(found))
@@ -144,6 +144,7 @@ def test_a_search_with_a_target_resumes_bit_for_bit(
     ("flags", "said"),
     [
         (("--cells", "3"), "--cells is for cells"),
+        (("--channels", "16"), "--channels is for cells"),
         (("--target", "1G"), "costs 1G MACs; --target can be"),
         (("--target", "15ms"), "Milliseconds need a latency table; measure one with"),
         (("--target", "soon"), "'soon' is not a target; write 15ms, 100M for MACs"),
