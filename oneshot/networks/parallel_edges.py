@@ -142,17 +142,13 @@ class ParallelEdges(nn.Module):
         columns = weight_nO.unbind(1) if active is None else None
         for name, allowed in self.allowed.items():
             column = self.operations.index(name)
-            running = allowed if active is None else tuple(p for p in allowed if column in active[p])
+            running = _running(allowed, column, active)
             if not running:
                 continue
             weight_n = weight_nO[:, column] if columns is None else columns[column]
-            if name == NOISE:
-                assert draws is not None, "the cell has a seed of its noise"
-                _hand_out(self._noise(x, weight_n, running, draws), running, terms)
-                continue
-            if name == "skip_connect" and name not in self.own and skip_dropout > 0 and self.training:
-                assert draws is not None, "the cell has a seed of its masks"
-                _hand_out(self._dropped(x, weight_n, running, skip_dropout, draws), running, terms)
+            drawn = self._drawn(name, x, weight_n, running, skip_dropout, draws)
+            if drawn is not None:
+                _hand_out(drawn, running, terms)
                 continue
             if name not in self.own:
                 self._share(SharedTerm(self._pooled(name, x), weight_n), running, shared, terms)
@@ -170,6 +166,12 @@ class ParallelEdges(nn.Module):
                 shared.append(SharedTerm(x, skip_n))
             else:
                 whole.append(self.auxiliary(state.whole, range(self.edges), self._per_channel(skip_n)))
+        return self._sums(whole, shared, terms, x)
+
+    def _sums(
+        self, whole: list[Tensor], shared: list[SharedTerm], terms: list[list[Tensor]], x: Tensor
+    ) -> list[Tensor]:
+        """The sum of each edge's terms, its part of the terms of all edges included."""
         # Summed before they are handed out, so that one addition serves all edges.
         if whole:
             _hand_out(sum_terms(whole), range(self.edges), terms)
@@ -195,22 +197,30 @@ class ParallelEdges(nn.Module):
         positions = [self.allowed[name].index(position) for position in running]
         return module(read, positions, self._per_channel(weight_n), create_graph)
 
-    def _noise(self, x: Tensor, weight_n: Tensor, running: tuple[int, ...], draws: torch.Generator) -> Tensor:
-        """Weighted normal noise for each edge where it runs (RobustDARTS's S4)."""
+    def _drawn(
+        self,
+        name: str,
+        x: Tensor,
+        weight_n: Tensor,
+        running: tuple[int, ...],
+        skip_dropout: float,
+        draws: torch.Generator | None,
+    ) -> Tensor | None:
+        """Weighted output of an operation that draws, (N, n C, H, W); None: this one does not."""
+        dropped = name == "skip_connect" and name not in self.own and skip_dropout > 0 and self.training
+        if name != NOISE and not dropped:
+            return None
+        assert draws is not None, "the cell has a seed of what it draws"
+        weights = self._per_channel(torch.stack([weight_n[position] for position in running]))
+        if dropped:
+            # P-DARTS's dropout after a skip: every edge has a mask of its own.
+            copies = torch.cat([x] * len(running), 1)
+            kept = torch.rand(copies.shape, generator=draws, dtype=x.dtype, device=x.device) >= skip_dropout
+            return copies * kept / (1 - skip_dropout) * weights[:, None, None]
         height, width = (-(-side // self.stride) for side in x.shape[2:])
         shape = (len(x), len(running) * self.channels, height, width)
         noise = torch.randn(shape, generator=draws, dtype=x.dtype, device=x.device)
-        weights = self._per_channel(torch.stack([weight_n[position] for position in running]))
         return noise.contiguous(memory_format=torch.channels_last) * weights[:, None, None]
-
-    def _dropped(
-        self, x: Tensor, weight_n: Tensor, running: tuple[int, ...], rate: float, draws: torch.Generator
-    ) -> Tensor:
-        """The weighted state with dropout, for each edge where it runs another mask."""
-        copies = torch.cat([x] * len(running), 1)
-        kept = torch.rand(copies.shape, generator=draws, dtype=x.dtype, device=x.device) >= rate
-        weights = self._per_channel(torch.stack([weight_n[position] for position in running]))
-        return copies * kept / (1 - rate) * weights[:, None, None]
 
     def _per_channel(self, weight_n: Tensor) -> Tensor:
         """(n C,): the weight of each edge for each of its channels."""
@@ -246,6 +256,13 @@ class ParallelEdges(nn.Module):
             return sum_terms(terms)
         count, _, height, width = x.shape
         return x.new_zeros(count, self.channels, -(-height // self.stride), -(-width // self.stride))
+
+
+def _running(allowed: tuple[int, ...], column: int, active: ActiveOperations | None) -> tuple[int, ...]:
+    """The edges on which the operation of a column runs, of those where it competes."""
+    if active is None:
+        return allowed
+    return tuple(position for position in allowed if column in active[position])
 
 
 def _hand_out(y: Tensor, positions: Sequence[int], terms: list[list[Tensor]]) -> None:

@@ -16,6 +16,8 @@ from oneshot.methods.darts import Darts
 from oneshot.methods.method import Method
 from oneshot.methods.pc_darts import PcDarts
 from oneshot.methods.sampled.gdas import Gdas
+from oneshot.networks.search import DartsNetwork
+from oneshot.objectives.building import image_objective
 from oneshot.objectives.images import ImageObjective, search_network
 from oneshot.objectives.memory import say_memory, search_memory
 from oneshot.search import Search
@@ -127,3 +129,11 @@ def test_the_memory_of_this_machine() -> None:
     memory = device_memory(CPU)
     if memory is not None:
         assert 0 < memory.free <= memory.total
+
+
+@pytest.mark.parametrize(("size", "stem"), [(32, "cifar"), (112, "imagenet")])
+def test_the_side_of_the_images_chooses_the_stem(size: int, stem: str) -> None:
+    data = Digits(val=0.5).load(CPU, 0)
+    data.size = size
+    network = image_objective(find_space("darts"), Darts(), data, 2, 3, 16, 0).network
+    assert isinstance(network, DartsNetwork) and network.stem_name == stem
