@@ -24,6 +24,7 @@ from engine.errors import UserError, nearest
 from oneshot.chains.operation import SKIP, parse_operation
 
 CHAIN = "chain"  # the one kind of cell of these spaces
+SMALL_IMAGES = 64  # pixels: published settings are for ImageNet, and a search on smaller images is shorter
 
 
 class ChainStem(Config):
@@ -223,6 +224,16 @@ def load_chain_space(name: str) -> ChainSpace:
         )
     # A file that gives no name is named like the file.
     return validate(ChainSpace, {"name": path.stem} | read_yaml(path), str(path))
+
+
+def packaged_like(name: str) -> str:
+    """The space whose settings hold: `chain32` for a file of chains for small images, else `name`."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        resolution = read_yaml(path).get("resolution")
+        if isinstance(resolution, int) and resolution <= SMALL_IMAGES:
+            return "chain32"
+    return name
 
 
 def packaged_chain_spaces() -> list[str]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from engine.config import Config, read_yaml, validate
 from engine.errors import UserError, nearest
+from oneshot.chains.space import packaged_like
 from oneshot.spaces.own_operations import Constructors, find_constructor, located
 
 
@@ -226,8 +227,8 @@ def is_own_space(name: str) -> bool:
 
 
 def settings_space(name: str) -> str:
-    """The space whose settings and recipes hold: the base of operations of one's own, else the space."""
-    return load_own_space(name).graph if is_own_space(name) else name
+    """The space whose settings and recipes hold: the one that a file of one's own is like, else the space."""
+    return load_own_space(name).graph if is_own_space(name) else packaged_like(name)
 
 
 def find_space(name: str) -> CellSpace:

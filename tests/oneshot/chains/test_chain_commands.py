@@ -140,6 +140,16 @@ def test_a_search_with_a_target_resumes_bit_for_bit(
     assert [p for p in read_lines(whole / "metrics.jsonl") if "genotype" in p]
 
 
+def test_a_space_of_ones_own_for_small_images_has_settings_for_these(
+    space_file: Path, tmp_path: Path
+) -> None:
+    own = parse(Search, ["--space", str(space_file), "--method", "proxyless"])
+    assert own.method == parse(Search, ["--space", "chain32", "--method", "proxyless"]).method
+    large = tmp_path / "large.yaml"
+    large.write_text(SMALL_CHAIN.replace("resolution: 8", "resolution: 224"))
+    assert parse(Search, ["--space", str(large), "--method", "proxyless"]).method.batch_size == 256
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
