@@ -10,7 +10,6 @@ import onnxruntime as ort
 import pytest
 import torch
 from chains import SMALL_CHAIN
-from torch import Tensor
 
 from engine.blocks.latency_table import read_table
 from engine.blocks.layers import layer_name, structure
@@ -23,7 +22,7 @@ from oneshot.chains.layers import ImageShape, chain_specs, distinct_specs
 from oneshot.chains.space import ChainSpace, load_chain_space
 from oneshot.retrain import Retrain
 from oneshot.search import Search
-from oneshot.searcher import Searcher
+from oneshot.search_loop import SearchLoop
 from oneshot.spaces.read_genotype import find_genotype
 from oneshot.trained import TrainedNetwork
 from predictors.measure import Measure
@@ -120,16 +119,16 @@ def test_a_search_with_a_target_resumes_bit_for_bit(
     aimed += ("--target", "45k")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert search(whole, space_file, *aimed) == 0
-    original, count = Searcher.step, 0
+    original, count = SearchLoop.update, 0
 
-    def step(self: Searcher, number: int, train: Any, valid: Any) -> Tensor:
+    def update(self: SearchLoop, train: Any, valid: Any) -> None:
         nonlocal count
         count += 1
         if count == 6:  # a real Ctrl-C in the middle of the search
             os.kill(os.getpid(), signal.SIGINT)
-        return original(self, number, train, valid)
+        original(self, train, valid)
 
-    monkeypatch.setattr(Searcher, "step", step)
+    monkeypatch.setattr(SearchLoop, "update", update)
     assert search(parts, space_file, *aimed) != 0
     assert search(parts, space_file, *aimed, "--resume") == 0
     states: list[Any] = [torch.load(path / "state.pt", weights_only=True) for path in (whole, parts)]
