@@ -102,7 +102,9 @@ def test_reinmax_is_the_published_estimator() -> None:
     alpha = torch.tensor([[0.5, -1.0, 2.0], [0.0, 0.3, -0.2]], dtype=torch.double, requires_grad=True)
     gumbel = torch.tensor([[0.0, 5.0, 0.0], [0.1, 0.0, 0.0]], dtype=torch.double)
     found = ReinMax().given(alpha, gumbel, tau=1.3)
-    assert found.active == ((1,), (1,))
+    assert found.active_EO is not None and torch.equal(
+        found.active_EO, torch.tensor([[False, True, False]] * 2)
+    )
     hot = torch.tensor([[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]], dtype=torch.double)
     torch.testing.assert_close(found.weight_EO, hot)
     upstream = torch.tensor([[1.0, -2.0, 0.5], [0.2, 0.1, 3.0]], dtype=torch.double)
