@@ -132,6 +132,8 @@ class Searcher:
             return f"method {self.method.name} draws in each step which operations run"
         if self.method.relaxation.draws or self.method.steps_differ:
             return f"method {self.method.name} draws or counts in each step"
+        if self.method.architecture_every > 1:
+            return f"the architecture moves in one of {self.method.architecture_every} steps"
         if self.method.selection is not None:
             return "selection by perturbation starts the optimiser anew"
         if NOISE in self.state.space.operations:

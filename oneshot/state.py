@@ -77,7 +77,9 @@ class SearchState:
         old = self.weight_optimizer
         self.weight_optimizer = type(old)(self.objective.network.parameters(), **old.defaults)
         for parameter, buffer in (momentum or {}).items():
-            self.weight_optimizer.state[parameter]["momentum_buffer"] = buffer
+            # Laid out like the weight: torch's fused SGD on CUDA refuses any other strides.
+            own = torch.empty_like(parameter).copy_(buffer)
+            self.weight_optimizer.state[parameter]["momentum_buffer"] = own
 
     def rebuild(self, space: CellSpace, partial: int, cells: int) -> nn.Module:
         """Go on with an untrained network; the old one is returned.

@@ -76,7 +76,10 @@ class CudaRecording:
         for generator in self.generators:
             graph.register_generator_state(generator)
         # Threads that load images may pin memory meanwhile, which the usual mode takes for an error.
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+        capture = torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local")
+        # Where a recording fails, torch leaves its stream the current one, where later steps would not wait
+        # for their batches. The outer block goes back to the stream of now.
+        with torch.cuda.stream(torch.cuda.current_stream()), capture:
             losses = step()
         self.graph = graph
         return losses
@@ -131,11 +134,22 @@ class GraphedStep:
             except RuntimeError as error:
                 # Nothing was computed yet, so this step and all others run without a graph.
                 self.recording = None
-                print(f"steps are not launched as a CUDA graph: {str(error).splitlines()[0]}")
+                print(f"steps are not launched as a CUDA graph: {_first_reason(error)}")
                 return step(*batch)
         self.recording.replay()
         # The graph writes the next step's losses to the same place.
         return self.losses.clone()
+
+
+def _first_reason(error: BaseException) -> str:
+    """What ended a recording, in a line.
+
+    CUDA then fails to end the recording, too, and that second error, which only says so, is the one that
+    arrives.
+    """
+    while error.__context__ is not None:
+        error = error.__context__
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def steady(optimizer: torch.optim.Optimizer, device: torch.device) -> None:

@@ -263,6 +263,23 @@ def test_state_of_an_optimizer_on_the_host_is_noticed(
             optimizer.step()
 
 
+@pytest.mark.parametrize("other", ["gradient", "momentum"])
+def test_a_fused_step_with_other_strides_is_refused(other: str) -> None:
+    """As on CUDA, whose fused optimisers go through memory and not through places."""
+    with pretended_gpu(ROOT):
+        weight = torch.zeros(2, 3, device=CUDA, requires_grad=True)
+        optimizer = torch.optim.SGD([weight], 0.1, momentum=0.9, fused=True)
+        weight.grad = torch.ones(2, 3, device=CUDA)
+        optimizer.step()
+        turned = torch.ones(3, 2, device=CUDA).t()
+        if other == "gradient":
+            weight.grad = turned
+        else:
+            optimizer.state[weight]["momentum_buffer"] = turned
+        with pytest.raises(Mixed, match="strides"):
+            optimizer.step()
+
+
 def test_nothing_is_left_behind() -> None:
     before = torch.Generator, torch.cuda.is_available, torch.autocast, torch.autograd._engine_run_backward
     with pretended_gpu(ROOT) as gpu:

@@ -130,6 +130,12 @@ def test_methods_that_draw_say_why_they_are_not_recorded() -> None:
     assert searcher(Gdas(), "nasbench201").varies() == "method gdas draws in each step which operations run"
 
 
+def test_steps_without_an_architecture_step_are_not_recorded() -> None:
+    """A graph would repeat the one that it recorded: the architecture would move in all steps or in none."""
+    said = searcher(Darts(architecture_every=2), "nasbench201").varies()
+    assert said == "the architecture moves in one of 2 steps"
+
+
 def retraining(folder: Path, *flags: str) -> Retraining:
     words = ["--out", str(folder), "--device", "cpu", "--batch-size", "16", "--epochs", "8", *flags]
     config = parse(Retrain, [*words, "--network.cells", "3", "--network.channels", "4"])

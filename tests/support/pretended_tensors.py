@@ -79,6 +79,20 @@ def copy_waits(source: Tensor, to_gpu: bool, non_blocking: bool) -> bool:
     return not (non_blocking and (is_pinned(source) or not to_gpu))
 
 
+def laid_out_alike(tensors: list[Tensor]) -> bool:
+    """Whether tensors of one shape have the same strides, as CUDA's fused optimisers ask.
+
+    Counts of steps, which have no axes, are none of these tensors.
+    """
+    first, *others = [tensor for tensor in tensors if tensor.dim() > 0] or tensors
+    for other in others:
+        sides = zip(first.shape, first.stride(), other.stride(), strict=False)
+        # An axis with one place has any stride.
+        if other.dim() > 0 and any(side != 1 and a != b for side, a, b in sides):
+            return False
+    return True
+
+
 class OnTensors(TorchDispatchMode):
     """Sees every operation that reaches a kernel."""
 
@@ -165,6 +179,8 @@ class OnTensors(TorchDispatchMode):
             lists = [arg for arg in args if isinstance(arg, list | tuple) and tensors_in(arg)]
             for row in zip(*lists, strict=False):
                 self._check_together(name, tensors_in(row), strict=name.startswith("_fused"))
+                if name.startswith("_fused") and not laid_out_alike(tensors_in(row)):
+                    self.gpu.refuse(f"{name}: a weight, its gradient and its moments differ in strides")
         elif name not in ("set_", "_has_compatible_shallow_copy_type"):
             writes_to_host = name.endswith("_") and bool(tensors) and where(tensors[0]) == "cpu"
             self._check_together(name, tensors, name in STRICT or writes_to_host)

@@ -1,13 +1,14 @@
 """Steps as graphs: each batch counts once, a new key records anew, the rest runs eagerly."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 from recorded_steps import TapeRecording
 from torch import Tensor
 
-from engine.compute.graphs import WARM_UP, GraphedStep, graphed_step, steady
+from engine.compute.graphs import WARM_UP, CudaRecording, GraphedStep, graphed_step, steady
 from engine.optim import set_learning_rate
 
 CPU = torch.device("cpu")
@@ -94,6 +95,56 @@ def test_what_waits_for_the_device_runs_eagerly_and_says_so(capsys: pytest.Captu
     assert len(said) == 1 and said[0].startswith(
         "steps are not launched as a CUDA graph: _local_scalar_dense"
     )
+
+
+class FailingGraph:
+    """torch's context of a recording that fails: its end fails, too, and its stream stays the current one."""
+
+    def __init__(self, graph: object, stream: str, **_: str):
+        self.stream = stream
+
+    def __enter__(self) -> None:
+        torch.cuda.set_stream(self.stream)  # type: ignore[arg-type]
+
+    def __exit__(self, *_: object) -> None:
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+def test_a_recording_that_fails_ends_on_the_stream_of_before(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    current = ["default"]
+
+    @contextmanager
+    def on_stream(stream: str) -> Iterator[None]:
+        before = current[0]
+        current[0] = stream
+        try:
+            yield
+        finally:
+            current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: "of the recording")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: current.__setitem__(0, stream))
+    monkeypatch.setattr(torch.cuda, "stream", on_stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", FailingGraph)
+    graph = GraphedStep(CudaRecording(CPU))
+    graph.key, graph.warm = (None, ((torch.Size([1]), torch.float32, (1,)),)), WARM_UP
+    graph.buffers = [torch.zeros(1)]
+    seen = []
+
+    def step(x: Tensor) -> Tensor:
+        seen.append(current[0])
+        if current[0] == "of the recording":
+            raise RuntimeError("the step waits for the device")
+        return x
+
+    assert graph.run(None, step, [torch.ones(1)]) == 1
+    assert seen == ["of the recording", "default"]
+    said = "steps are not launched as a CUDA graph: the step waits for the device\n"
+    assert capsys.readouterr().out == said
 
 
 def test_there_are_graphs_on_cuda_only(capsys: pytest.CaptureFixture[str]) -> None:

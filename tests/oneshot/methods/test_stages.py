@@ -91,6 +91,9 @@ def test_a_stage_keeps_the_strongest_and_grows() -> None:
     for module in search.state.objective.network.modules():
         if isinstance(module, ParallelEdges):
             assert set(module.own) <= {"nor_conv_1x1", "nor_conv_3x3"} and module.channels >= 4
+    # The fused SGD of CUDA takes no momentum that is laid out in another way than its weight.
+    for weight, values in search.state.weight_optimizer.state.items():
+        assert values["momentum_buffer"].stride() == weight.stride()
 
 
 def test_a_stage_begins_once_and_resumes_bit_for_bit() -> None:
