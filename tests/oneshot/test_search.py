@@ -451,6 +451,8 @@ def test_mistakes_are_one_sentence_and_leave_no_folder(tmp_path: Path, table: Pa
         (("--method", "gdas", "--watch-every", "1"), "no smooth loss"),
         (("--method", "random_ws", "--watch-every", "1"), "no smooth loss"),
         (("--method", "pc_darts", "--epochs", "15"), "trains weights alone for 15 epochs"),
+        (("--method", "drnas", "--epochs", "15"), "learn nothing else in 15, 7 in a stage; lower"),
+        (("--method", "drnas", "--epochs", "1"), "fewer than the stages of drnas"),
         (("--method", "pc_darts", "--channels", "6"), "cannot be cut into 4 parts"),
         (("--cells", "2"), "all reduction cells"),
         (("--method", "pr_darts", "--space", "nasbench201"), "leave it out with --method.penalties ''"),

@@ -76,6 +76,14 @@ def test_an_architecture_that_is_not_the_strongest_was_decided_otherwise() -> No
     space = find_space("nasbench201")
     weight_EO = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.0]).expand(6, 5)
     assert decisions(space, {"cell": tuple((edge, 1) for edge in range(6))}, {"cell": weight_EO}) == ()
+    # Where each edge keeps an operation, the others are as sure as they are: a target changes some layers.
+    some = tuple((edge, 3 if edge < 2 else 1) for edge in range(6))
+    assert [(d.source, d.target) for d in decisions(space, {"cell": some}, {"cell": weight_EO})] == [
+        (0, 1),
+        (0, 2),
+    ]
+    # What weighs nothing did not win: FairDARTS puts none where nothing reaches its threshold.
+    assert decisions(space, {"cell": tuple((edge, 4) for edge in range(6))}, {"cell": weight_EO}) == ()
 
 
 def test_a_genotype_is_its_architecture_again() -> None:
