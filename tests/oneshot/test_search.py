@@ -27,6 +27,7 @@ from oneshot.retrain import Retrain
 from oneshot.search import Search
 from oneshot.search_loop import SearchLoop
 from oneshot.searcher import Searcher
+from oneshot.spaces.cells import find_space
 from oneshot.spaces.genotype import Genotype
 
 SMALL = ("--channels", "2", "--batch-size", "64", "--device", "cpu")
@@ -415,6 +416,9 @@ def test_published_settings_are_the_defaults_and_a_flag_overrides_one() -> None:
         0.5,
         1e-3,
     )
+    for name in ("proxyless", "proxyless_r", "fbnet", "snas", "drnas", "darts_pt", "sdarts"):
+        other = parse(Search, ["--method", name, "--space", "recurrent"]).method
+        assert other.sgd == text.sgd and other.refuse(find_space("recurrent")) is None, name
     assert parse(Search, ["--method", "beta_darts", "--space", "nasbench201"]).method.epochs == 100
     assert parse(Search, ["--data", "npz", "--data.path", "x.npz"]).data.val == 0.5
     assert parse(Search, ["--data.val", "0.3"]).data.val == 0.3

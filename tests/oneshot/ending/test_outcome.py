@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from engine.command.cli import parse
+from oneshot.ending.conclude import reach
 from oneshot.ending.margins import decisions
 from oneshot.ending.published import changes_of, rate_remark
 from oneshot.ending.record import Outcome, read_outcome
@@ -144,6 +145,14 @@ def test_an_ending_says_what_it_knows(tmp_path: Path, capsys: pytest.CaptureFixt
         "made 1 steps, 1 an epoch; skip connections: ",
     ):
         assert words in said
+
+
+def test_only_steps_of_the_architecture_move_a_logit() -> None:
+    outcome = Outcome.model_construct(steps=12, steps_an_epoch=2)
+    flags = ("--method.warmup-epochs", "1", "--method.architecture-every", "5")
+    method = parse(Search, ["--method", "proxyless", *flags]).method
+    assert "(2 steps of rate 0.001 move a logit by about 0.002 at most)" in reach(outcome, method)
+    assert "(12 steps of rate 0.0003 " in reach(outcome, parse(Search, ["--method", "darts"]).method)
 
 
 @pytest.mark.slow
