@@ -247,7 +247,7 @@ class Search(LoopCommand):
         method, epochs = self.method, self.epochs or self.method.epochs
         if self.stop_at_collapse and self.watch_every != 1:
             raise ValueError("stop_at_collapse needs the eigenvalue of every epoch; add --watch-every 1")
-        if self.watch_every and (method.samples_operations or not method.relaxation.smooth):
+        if self.watch_every and not method.has_eigenvalue:
             raise ValueError(
                 f"method {method.name} has no smooth loss in the architecture to watch; leave out watch_every"
             )
