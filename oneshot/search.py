@@ -234,7 +234,8 @@ class Search(LoopCommand):
                     f"channels = {self.width} cannot be cut into {parts} parts; take a multiple, or "
                     "--method.partial 1"
                 )
-        if self.space.startswith("darts") and self.cells is not None and self.cells < 3:
+        on_darts = settings_space(self.space).startswith("darts")
+        if on_darts and self.cells is not None and self.cells < 3:
             raise ValueError(
                 f"cells = {self.cells} are all reduction cells; take 3 or more, so that normal cells are "
                 "searched, too"
@@ -246,14 +247,18 @@ class Search(LoopCommand):
         method, epochs = self.method, self.epochs or self.method.epochs
         if self.stop_at_collapse and self.watch_every != 1:
             raise ValueError("stop_at_collapse needs the eigenvalue of every epoch; add --watch-every 1")
-        if self.watch_every and (method.samples_operations or not method.relaxation.smooth):
+        if self.watch_every and not method.has_eigenvalue:
             raise ValueError(
                 f"method {method.name} has no smooth loss in the architecture to watch; leave out watch_every"
             )
-        if method.warmup_epochs >= method.shortest_stage(epochs):
+        shortest = method.shortest_stage(epochs)
+        if shortest == 0:
+            raise ValueError(f"epochs = {epochs} are fewer than the stages of {method.name}; raise --epochs")
+        if method.warmup_epochs >= shortest:
+            stage = "" if shortest == epochs else f", {shortest} in a stage"
             raise ValueError(
                 f"method {method.name} trains weights alone for {method.warmup_epochs} epochs and would "
-                f"learn nothing else in {epochs}; lower --method.warmup-epochs or raise --epochs"
+                f"learn nothing else in {epochs}{stage}; lower --method.warmup-epochs or raise --epochs"
             )
         return self
 

@@ -28,7 +28,7 @@ from oneshot.bilevel import (
 from oneshot.chains.space import CHAIN
 from oneshot.chains.target import CostTarget, TargetReport
 from oneshot.methods.method import Method
-from oneshot.networks.search import DartsNetwork, NasBench201Network
+from oneshot.networks.search import CellsNetwork, cells_network
 from oneshot.objectives.objective import Objective
 from oneshot.spaces.cells import NOISE
 from oneshot.spaces.genotype import AnyGenotype
@@ -123,8 +123,7 @@ class Searcher:
         if why_not is not None:
             print(f"the network is not compiled: {why_not}")
             return
-        assert isinstance(network, DartsNetwork | NasBench201Network)
-        compile_parts(network.compiled_parts(), strict, backend)
+        compile_parts(cells_network(network).compiled_parts(), strict, backend)
 
     def varies(self) -> str | None:
         """Why the steps of an epoch are not all alike, so that none can be recorded; None: they are."""
@@ -138,7 +137,7 @@ class Searcher:
             return "selection by perturbation starts the optimiser anew"
         if NOISE in self.state.space.operations:
             return "one of the operations is noise"
-        if not isinstance(self.state.objective.network, DartsNetwork | NasBench201Network):
+        if not isinstance(self.state.objective.network, CellsNetwork):
             return f"the network of space {self.state.space.name} changes from step to step"
         return None
 

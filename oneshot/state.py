@@ -16,7 +16,7 @@ from oneshot.axes.alphas import Alphas
 from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.axes.progress import Progress
 from oneshot.chains.target import CostTarget
-from oneshot.networks.search import DartsNetwork, NasBench201Network
+from oneshot.networks.search import cells_network
 from oneshot.objectives.objective import Objective
 from oneshot.spaces.cells import CellSpace
 from oneshot.spaces.search_space import SearchSpace
@@ -92,7 +92,7 @@ class SearchState:
         old = self.objective.network
         with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from the global generator
             torch.manual_seed(derive(self.seed, "weights", self.stage))
-            self.objective.replace(_of_images(old).like(space, partial, cells))
+            self.objective.replace(cells_network(old).like(space, partial, cells))
         self.space = space
         return old
 
@@ -152,7 +152,7 @@ class SearchState:
         """What the network of a later stage is built from."""
         if self.stage == 0:
             return None
-        network = _of_images(self.objective.network)
+        network = cells_network(self.objective.network)
         allowed = {kind: self.space.allowed_mask(kind) for kind in self.space.cells}
         shape = {"partial": network.settings.partial, "cells": network.size.cells}
         return {"number": self.stage, "allowed": allowed, **shape}
@@ -185,9 +185,3 @@ class SearchState:
         # The controller's parameters are among the alphas; its average of rewards is not.
         if self.alphas.controller is not None:
             self.alphas.controller.load_state_dict(state["controller"])
-
-
-def _of_images(network: nn.Module) -> DartsNetwork | NasBench201Network:
-    """The network of a search in stages, which a method has on spaces of images only."""
-    assert isinstance(network, DartsNetwork | NasBench201Network)
-    return network

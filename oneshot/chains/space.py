@@ -227,12 +227,12 @@ def load_chain_space(name: str) -> ChainSpace:
 
 
 def packaged_like(name: str) -> str:
-    """The space whose settings hold: `chain32` for a file of chains for small images, else `name`."""
+    """The space whose settings hold: for a file of chains `chain32` or `proxyless`, else `name`."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         resolution = read_yaml(path).get("resolution")
-        if isinstance(resolution, int) and resolution <= SMALL_IMAGES:
-            return "chain32"
+        if isinstance(resolution, int):
+            return "chain32" if resolution <= SMALL_IMAGES else "proxyless"
     return name
 
 

@@ -62,7 +62,7 @@ def _remedies(method: Method) -> str:
     if not has_decay and not isinstance(method.relaxation, Simplex):
         remedies.append("--penalties beta_decay on this method")
     remedies.append("fewer --epochs")
-    if not method.samples_operations:
+    if method.has_eigenvalue:
         remedies.append("or --watch-every 1 --stop-at-collapse")
     return ", ".join(remedies)
 

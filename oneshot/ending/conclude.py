@@ -109,7 +109,7 @@ def _warnings(outcome: Outcome, method: Method, genotype: AnyGenotype) -> list[s
     if outcome.undecided:
         found.append(
             f"{outcome.undecided} of {len(outcome.decisions)} edges are decided by less than "
-            f"{100 * UNDECIDED:g}%: not decided yet{_reach(outcome, method)}"
+            f"{100 * UNDECIDED:g}%: not decided yet{reach(outcome, method)}"
         )
     target = outcome.target
     if target is not None and 2 * target.changed > target.layers:
@@ -126,14 +126,14 @@ def _warnings(outcome: Outcome, method: Method, genotype: AnyGenotype) -> list[s
     return found
 
 
-def _reach(outcome: Outcome, method: Method) -> str:
+def reach(outcome: Outcome, method: Method) -> str:
     """How far the alphas can have moved, as the end of a sentence."""
     if not isinstance(method.geometry, Adam):
         return ""
     rate = method.geometry.lr
-    return (
-        f" ({outcome.steps} steps of rate {rate:g} move a logit by about {outcome.steps * rate:.2g} at most)"
-    )
+    alone = method.warmup_epochs * outcome.steps_an_epoch
+    steps = max(0, outcome.steps - alone) // method.architecture_every
+    return f" ({steps} steps of rate {rate:g} move a logit by about {steps * rate:.2g} at most)"
 
 
 def _sizes(genotype: AnyGenotype, searcher: Searcher, recipe: str | None) -> tuple[FinalSize, ...]:

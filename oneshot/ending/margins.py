@@ -22,7 +22,8 @@ def decisions(
         probabilities: the weights that it was read off, (E, O) for each kind of cell.
 
     Returns:
-        None at all where the architecture is not the strongest by these weights: something else decided.
+        None of an edge where another choice weighs more: something else decided, such as the cost that a
+        search was aimed at. Where edges are left out they depend on each other, so then none at all.
     """
     found = []
     for kind, choices in architecture.items():
@@ -35,11 +36,14 @@ def decisions(
             )
             weight = weight_EO[edge][operation]
             margin, named = 1.0, None
-            if rival is not None and weight > 0:
-                margin = (weight - weight_EO[rival[0]][rival[1]]) / weight
+            if rival is not None:
+                rival_weight = weight_EO[rival[0]][rival[1]]
+                if rival_weight > weight and space.keeps is None:
+                    continue
+                if rival_weight > weight:
+                    return ()
+                margin = (weight - rival_weight) / weight if weight > 0 else 0.0
                 named = f"{space.operations[rival[1]]} from {space.edges[rival[0]][0]}"
-            if margin < 0:
-                return ()
             source, target = space.edges[edge]
             found.append(
                 Decision(

@@ -81,7 +81,7 @@ class Outcome(Config):
     )
     sizes: tuple[FinalSize, ...]
     decisions: tuple[Decision, ...] = Field(
-        description="the edges of what was read off; none where no table of weights decides"
+        description="the edges of what was read off that a table of weights decided"
     )
     lead: float | None = Field(
         description="lead of the best of judged architectures over the next; none: none were judged"

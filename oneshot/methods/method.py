@@ -182,6 +182,11 @@ class Method(Hooks):
         """
         return self.relaxation.samples_operations or not self.has_architecture_step
 
+    @property
+    def has_eigenvalue(self) -> bool:
+        """Whether the loss has a second derivative in the architecture, so that a search can be watched."""
+        return self.relaxation.smooth and not self.samples_operations
+
     def offered(self, space: SearchSpace) -> SearchSpace:
         """The space as this method searches it."""
         return space.without("none") if self.exclude_none and isinstance(space, CellSpace) else space

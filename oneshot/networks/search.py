@@ -198,3 +198,12 @@ class NasBench201Network(nn.Module):
     def compiled_parts(self) -> list[nn.Module]:
         """What torch.compile compiles: cells and the blocks between them."""
         return list(self.blocks)
+
+
+CellsNetwork = DartsNetwork | NasBench201Network
+
+
+def cells_network(network: nn.Module) -> CellsNetwork:
+    """The search network of a space of cells of images; callers have refused all other spaces."""
+    assert isinstance(network, CellsNetwork)
+    return network

@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.config import Config, read_yaml, validate
 from engine.errors import UserError, nearest
@@ -182,6 +182,11 @@ SPACES = (
 )
 
 
+def has_cells_of_images(space: object) -> bool:
+    """Whether a search space is of cells of images: not of text, and not a chain."""
+    return isinstance(space, CellSpace) and space.graph != "recurrent"
+
+
 class OwnSpace(Config):
     """A file with a space of cells whose operations are, all or some, a user's own."""
 
@@ -207,10 +212,11 @@ def load_own_space(path: str) -> CellSpace:
                 f"of this name; {nearest(name, base.operations)}"
             )
         if constructor is not None:
-            if name in base.known or not name.isidentifier():
+            # The search network keeps modules by name beside the attributes of a ModuleDict.
+            if name in base.known or not name.isidentifier() or hasattr(nn.ModuleDict(), name):
                 raise UserError(
                     f"{path}: an operation of your own cannot be called '{name}'; take letters, digits and "
-                    f"underscores, and no name that {found.base} has."
+                    f"underscores, and no name that {found.base} or torch.nn.ModuleDict has."
                 )
             constructors.append((name, located(constructor, Path(path).parent)))
             find_constructor(constructors[-1][1])

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engine.compute.macs import count_macs, count_parameters
 from engine.errors import UserError
@@ -45,13 +45,25 @@ def find_constructor(location: str) -> Callable[[int, int], nn.Module]:
     """
     where, _, name = location.rpartition(":")
     try:
-        found: Any = getattr(_module(where), name)
-    except (ImportError, AttributeError, SyntaxError, OSError, ValueError) as error:
+        module = _module(where)
+        found: Any = getattr(module, name, None)
+        why = f"module '{where}' has no {name}"
+    except (ImportError, OSError, ValueError) as error:
+        found, why = None, str(error)
+    # A user's code may raise anything.
+    except Exception as error:
+        raise UserError(f"Module '{where}' cannot be imported: {_told(error)}.") from None
+    if found is None:
         raise UserError(
-            f"There is no constructor '{location}' ({error}); write it as module:Name, with the module's "
-            "file beside the YAML or on Python's path."
-        ) from None
+            f"There is no constructor '{location}' ({why}); write it as module:Name, with the module's file "
+            "beside the YAML or on Python's path."
+        )
     return found
+
+
+def _told(error: Exception) -> str:
+    """What was raised, with its type, without which some messages say little."""
+    return f"{type(error).__name__}: {error}"
 
 
 def build_own_operation(location: str, channels: int, stride: int) -> nn.Module:
@@ -64,15 +76,17 @@ def build_own_operation(location: str, channels: int, stride: int) -> nn.Module:
         module = find_constructor(location)(channels, stride)
         module.eval()
         with torch.no_grad():
-            shape = tuple(module(torch.zeros(2, channels, TRIED_SIZE, TRIED_SIZE)).shape)
-    except (TypeError, ValueError, RuntimeError) as error:
+            output: Any = module(torch.zeros(2, channels, TRIED_SIZE, TRIED_SIZE))
+    # A user's code may raise anything; what is no module has no `eval`.
+    except Exception as error:
         raise UserError(
-            f"Operation '{location}' fails with {channels} channels and stride {stride}: {error}"
+            f"Operation '{location}' fails with {channels} channels and stride {stride}: {_told(error)}."
         ) from None
     side = TRIED_SIZE // stride
-    if shape != (2, channels, side, side):
+    made = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    if made != (2, channels, side, side):
         raise UserError(
-            f"Operation '{location}' with {channels} channels and stride {stride} makes {shape} of "
+            f"Operation '{location}' with {channels} channels and stride {stride} makes {made} of "
             f"{(2, channels, TRIED_SIZE, TRIED_SIZE)}; it must make {(2, channels, side, side)}."
         )
     return module.train()

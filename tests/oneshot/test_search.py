@@ -27,6 +27,7 @@ from oneshot.retrain import Retrain
 from oneshot.search import Search
 from oneshot.search_loop import SearchLoop
 from oneshot.searcher import Searcher
+from oneshot.spaces.cells import find_space
 from oneshot.spaces.genotype import Genotype
 
 SMALL = ("--channels", "2", "--batch-size", "64", "--device", "cpu")
@@ -415,6 +416,9 @@ def test_published_settings_are_the_defaults_and_a_flag_overrides_one() -> None:
         0.5,
         1e-3,
     )
+    for name in ("proxyless", "proxyless_r", "fbnet", "snas", "drnas", "darts_pt", "sdarts"):
+        other = parse(Search, ["--method", name, "--space", "recurrent"]).method
+        assert other.sgd == text.sgd and other.refuse(find_space("recurrent")) is None, name
     assert parse(Search, ["--method", "beta_darts", "--space", "nasbench201"]).method.epochs == 100
     assert parse(Search, ["--data", "npz", "--data.path", "x.npz"]).data.val == 0.5
     assert parse(Search, ["--data.val", "0.3"]).data.val == 0.3
@@ -451,6 +455,8 @@ def test_mistakes_are_one_sentence_and_leave_no_folder(tmp_path: Path, table: Pa
         (("--method", "gdas", "--watch-every", "1"), "no smooth loss"),
         (("--method", "random_ws", "--watch-every", "1"), "no smooth loss"),
         (("--method", "pc_darts", "--epochs", "15"), "trains weights alone for 15 epochs"),
+        (("--method", "drnas", "--epochs", "15"), "learn nothing else in 15, 7 in a stage; lower"),
+        (("--method", "drnas", "--epochs", "1"), "fewer than the stages of drnas"),
         (("--method", "pc_darts", "--channels", "6"), "cannot be cut into 4 parts"),
         (("--cells", "2"), "all reduction cells"),
         (("--method", "pr_darts", "--space", "nasbench201"), "leave it out with --method.penalties ''"),

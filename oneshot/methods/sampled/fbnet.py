@@ -11,7 +11,7 @@ from oneshot.axes.geometry import Adam, Geometry
 from oneshot.axes.penalty import CostPenalty, Penalty
 from oneshot.axes.relaxation import GumbelSoft, Relaxation
 from oneshot.axes.weight_sgd import WeightSgd
-from oneshot.methods.method import Method
+from oneshot.methods.method import PUBLISHED, Method
 
 
 class FbNet(Method):
@@ -27,7 +27,9 @@ class FbNet(Method):
     epochs: int = 90
     batch_size: int = 192
     sgd: WeightSgd = WeightSgd(lr=0.1, lr_min=0.0, weight_decay=1e-4, clip_norm=None)
-    # Ours, for small images: minutes instead of days.
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "chain32": {"epochs": 40, "warmup_epochs": 5, "batch_size": 64}
+        # Ours, for small images: minutes instead of days.
+        "chain32": {"epochs": 40, "warmup_epochs": 5, "batch_size": 64},
+        # Costs are known for images only.
+        "recurrent": PUBLISHED["recurrent"] | {"penalties": [], "warmup_epochs": 0},
     }

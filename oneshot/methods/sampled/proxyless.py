@@ -20,7 +20,7 @@ from oneshot.axes.progress import Progress
 from oneshot.axes.relaxation import BinaryGates, Relaxation
 from oneshot.axes.weight_sgd import WeightSgd
 from oneshot.chains.operation import SKIP
-from oneshot.methods.method import Method
+from oneshot.methods.method import PUBLISHED, Method
 from oneshot.methods.sampled.architecture import Architecture, as_edge_weights
 from oneshot.methods.sampled.path_adam import PathAdam
 from oneshot.spaces.search_space import SearchSpace
@@ -46,7 +46,8 @@ class Proxyless(Method):
     batch_size: int = 256
     sgd: WeightSgd = IMAGENET_SGD
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "chain32": {**FAST, "architecture_every": 1, "warmup_epochs": 5}
+        "chain32": {**FAST, "architecture_every": 1, "warmup_epochs": 5},
+        "recurrent": PUBLISHED["recurrent"] | {"warmup_epochs": 0},
     }
 
     def weigh_edges(
@@ -117,7 +118,8 @@ class ProxylessR(Method):
     has_architecture_step: ClassVar[bool] = False
     can_aim: ClassVar[bool] = True
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "chain32": {**FAST, "weights_alone": 5, "updates": 10}
+        "chain32": {**FAST, "weights_alone": 5, "updates": 10},
+        "recurrent": PUBLISHED["recurrent"] | {"weights_alone": 0},
     }
 
     def start(self, space: SearchSpace, seed: int, device: torch.device) -> Alphas:

@@ -46,4 +46,5 @@ class DrNas(StagedMethod):
         "recurrent": PUBLISHED["recurrent"] | ONE_STAGE,
         "proxyless": ONE_STAGE,
         "fbnet": ONE_STAGE,
+        "chain32": ONE_STAGE,
     }

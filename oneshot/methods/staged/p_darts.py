@@ -15,8 +15,8 @@ from oneshot.axes.edge_weights import EdgeWeights
 from oneshot.axes.geometry import Adam, Geometry
 from oneshot.axes.progress import Progress
 from oneshot.axes.weight_sgd import WeightSgd
-from oneshot.methods.staged.drnas import ONE_STAGE
 from oneshot.methods.staged.stage import Stage, StagedMethod
+from oneshot.spaces.cells import has_cells_of_images
 from oneshot.spaces.genotype import AnyGenotype, Genotype
 from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
@@ -54,8 +54,6 @@ class PDarts(StagedMethod):
             "stages": [{"epochs": 25}, {"epochs": 25, "keep": 3}, {"epochs": 25, "keep": 2}],
             "cells": None,
         },
-        "proxyless": ONE_STAGE,
-        "fbnet": ONE_STAGE,
     }
 
     def learning_rate(self, progress: Progress) -> float:
@@ -107,7 +105,7 @@ class PDarts(StagedMethod):
         return found
 
     def _misfit(self, space: SearchSpace) -> str | None:
-        if space.name == "recurrent":
+        if not has_cells_of_images(space):
             return "it deepens networks of cells of images"
         return super()._misfit(space)
 

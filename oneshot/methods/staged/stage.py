@@ -12,8 +12,8 @@ from engine.seed import derive
 from oneshot.axes.progress import Progress
 from oneshot.methods.method import Method
 from oneshot.methods.staged.growth import Growth
-from oneshot.networks.search import DartsNetwork, NasBench201Network
-from oneshot.spaces.cells import CellSpace
+from oneshot.networks.search import cells_network
+from oneshot.spaces.cells import CellSpace, has_cells_of_images
 from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
 
@@ -79,8 +79,7 @@ class StagedMethod(Method):
                 self._begin(state, number)
 
     def _begin(self, state: SearchState, number: int) -> None:
-        stage, old = self.stages[number], state.objective.network
-        assert isinstance(old, DartsNetwork | NasBench201Network), "stages are refused on text"
+        stage, old = self.stages[number], cells_network(state.objective.network)
         state.stage = number
         assert isinstance(state.space, CellSpace), "stages are refused on chains"
         space = state.space if stage.keep is None else self._pruned(state.space, state, stage.keep)
@@ -126,15 +125,14 @@ class StagedMethod(Method):
         most = 0
         for kind in state.space.cells:
             most = max(most, int(state.space.allowed_mask(kind).sum(-1).max()))
-        network = state.objective.network
-        assert isinstance(network, DartsNetwork | NasBench201Network)
+        network = cells_network(state.objective.network)
         return (
             f"{most} operations an edge, 1 / {network.settings.partial} of the channels, "
             f"{network.size.cells} cells"
         )
 
     def _misfit(self, space: SearchSpace) -> str | None:
-        if len(self.stages) > 1 and (space.name == "recurrent" or not isinstance(space, CellSpace)):
+        if len(self.stages) > 1 and not has_cells_of_images(space):
             return "stages are for cells of images; take --method.stages '[]' and --method.partial 1"
         widens = any(stage.partial not in (None, self.partial) for stage in self.stages)
         if isinstance(space, CellSpace) and space.constructors and widens:

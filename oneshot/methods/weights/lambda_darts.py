@@ -13,8 +13,8 @@ from torch import Tensor
 from oneshot.axes.edge_weights import NetworkEdgeWeights, own_key
 from oneshot.bilevel import joint_norm
 from oneshot.methods.method import Method
-from oneshot.networks.search import DartsNetwork, NasBench201Network
-from oneshot.spaces.cells import CellSpace
+from oneshot.networks.search import cells_network
+from oneshot.spaces.cells import has_cells_of_images
 from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
 
@@ -57,8 +57,7 @@ class LambdaDarts(Method):
 
     def _keys(self, state: SearchState) -> list[tuple[str, str]]:
         """(kind, key of its own) for each cell of the first kind, if there are two or more."""
-        network, kind = state.objective.network, state.space.cells[0]
-        assert isinstance(network, DartsNetwork | NasBench201Network)
+        network, kind = cells_network(state.objective.network), state.space.cells[0]
         numbers = network.numbers_of(kind)
         if len(numbers) < 2:
             return []
@@ -122,7 +121,7 @@ class LambdaDarts(Method):
         return torch.autograd.grad(value, list(weights.values()), allow_unused=True, materialize_grads=True)
 
     def _misfit(self, space: SearchSpace) -> str | None:
-        if space.name == "recurrent" or not isinstance(space, CellSpace):
+        if not has_cells_of_images(space):
             return "it aligns several cells that share alphas, which a search network of images has"
         return super()._misfit(space)
 

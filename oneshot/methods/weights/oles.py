@@ -15,7 +15,7 @@ from oneshot.axes.edge_weights import NetworkEdgeWeights
 from oneshot.methods.method import Method
 from oneshot.networks.edge_operations import Convolution, Separable
 from oneshot.networks.parallel_edges import ParallelEdges
-from oneshot.spaces.cells import CellSpace
+from oneshot.spaces.cells import has_cells_of_images
 from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
 
@@ -103,7 +103,7 @@ class Oles(Method):
                 state.memory[f"gradient {name}"] = gradient.clone()
 
     def _misfit(self, space: SearchSpace) -> str | None:
-        if space.name == "recurrent" or not isinstance(space, CellSpace):
+        if not has_cells_of_images(space):
             return "it stops the weights of single operations, which cells of images have"
         return super()._misfit(space)
 

@@ -24,6 +24,7 @@ from oneshot.retrain import Retrain
 from oneshot.search import Search
 from oneshot.search_loop import SearchLoop
 from oneshot.spaces.read_genotype import find_genotype
+from oneshot.spaces.search_space import find_search_space
 from oneshot.trained import TrainedNetwork
 from predictors.measure import Measure
 
@@ -147,6 +148,10 @@ def test_a_space_of_ones_own_for_small_images_has_settings_for_these(
     large = tmp_path / "large.yaml"
     large.write_text(SMALL_CHAIN.replace("resolution: 8", "resolution: 224"))
     assert parse(Search, ["--space", str(large), "--method", "proxyless"]).method.batch_size == 256
+    # DrNAS's stages and partial channels are for cells.
+    for space in (str(space_file), str(large), "chain32", "fbnet"):
+        drnas = parse(Search, ["--space", space, "--method", "drnas"]).method
+        assert drnas.refuse(find_search_space(space)) is None
 
 
 @pytest.mark.parametrize(
@@ -162,6 +167,10 @@ def test_a_space_of_ones_own_for_small_images_has_settings_for_these(
         (
             ("--method", "pc_darts", "--method.warmup-epochs", "0"),
             "weights of edges are for cells",
+        ),
+        (
+            ("--method", "p_darts", "--method.stages", "[]", "--method.warmup-epochs", "0"),
+            "it deepens networks of cells of images",
         ),
         (("--data", "grammar"), "do not go together; text is for space recurrent"),
         (("--table", "x.csv"), "table holds results of NAS-Bench-201"),

@@ -9,6 +9,7 @@ from oneshot.methods.darts import Darts
 from oneshot.methods.darts_minus import DartsMinus
 from oneshot.methods.gaea import Gaea
 from oneshot.methods.sampled.gdas import Gdas
+from oneshot.methods.staged.drnas import DrNas
 from oneshot.search import Search
 from oneshot.spaces.genotype import Cell, Genotype
 from oneshot.spaces.read_genotype import find_genotype
@@ -52,7 +53,7 @@ def test_half_of_the_edges_are_too_many() -> None:
     assert warning(find_genotype("DARTS_V2"), Darts()) is None
 
 
-@pytest.mark.parametrize("method", [Darts(), DartsMinus(), Gaea(), Gdas()])
+@pytest.mark.parametrize("method", [Darts(), DartsMinus(), Gaea(), Gdas(), DrNas()])
 def test_the_advice_can_be_followed(method: Darts) -> None:
     said = warning(cell(*["skip_connect"] * 8), method) or ""
     assert method.name not in said.split("--penalties")[0].replace(",", "").split()
@@ -63,4 +64,4 @@ def test_the_advice_can_be_followed(method: Darts) -> None:
     )
     found = parse(Search, [*words, *decay, *watch])
     type(method).model_validate(method.model_dump() | {"penalties": found.penalties})
-    assert (bool(decay), bool(watch)) == (method.name != "gaea", method.name != "gdas")
+    assert (bool(decay), bool(watch)) == (method.name != "gaea", method.name not in ("gdas", "drnas"))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from engine.command.cli import parse
+from oneshot.ending.conclude import reach
 from oneshot.ending.margins import decisions
 from oneshot.ending.published import changes_of, rate_remark
 from oneshot.ending.record import Outcome, read_outcome
@@ -76,6 +77,14 @@ def test_an_architecture_that_is_not_the_strongest_was_decided_otherwise() -> No
     space = find_space("nasbench201")
     weight_EO = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.0]).expand(6, 5)
     assert decisions(space, {"cell": tuple((edge, 1) for edge in range(6))}, {"cell": weight_EO}) == ()
+    # Where each edge keeps an operation, the others are as sure as they are: a target changes some layers.
+    some = tuple((edge, 3 if edge < 2 else 1) for edge in range(6))
+    assert [(d.source, d.target) for d in decisions(space, {"cell": some}, {"cell": weight_EO})] == [
+        (0, 1),
+        (0, 2),
+    ]
+    # What weighs nothing did not win: FairDARTS puts none where nothing reaches its threshold.
+    assert decisions(space, {"cell": tuple((edge, 4) for edge in range(6))}, {"cell": weight_EO}) == ()
 
 
 def test_a_genotype_is_its_architecture_again() -> None:
@@ -136,6 +145,14 @@ def test_an_ending_says_what_it_knows(tmp_path: Path, capsys: pytest.CaptureFixt
         "made 1 steps, 1 an epoch; skip connections: ",
     ):
         assert words in said
+
+
+def test_only_steps_of_the_architecture_move_a_logit() -> None:
+    outcome = Outcome.model_construct(steps=12, steps_an_epoch=2)
+    flags = ("--method.warmup-epochs", "1", "--method.architecture-every", "5")
+    method = parse(Search, ["--method", "proxyless", *flags]).method
+    assert "(2 steps of rate 0.001 move a logit by about 0.002 at most)" in reach(outcome, method)
+    assert "(12 steps of rate 0.0003 " in reach(outcome, parse(Search, ["--method", "darts"]).method)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from oneshot.search import Search
 from oneshot.spaces.cells import find_space
 from oneshot.spaces.costs import NetworkShape, edge_costs
 from oneshot.spaces.genotype import Cell, Genotype
+from oneshot.spaces.own_operations import build_own_operation
 from oneshot.trained import TrainedNetwork
 
 PAGE = Path(__file__).parents[3] / "docs" / "search.md"
@@ -105,9 +106,46 @@ def test_mistakes_are_sentences(space: str, tmp_path: Path) -> None:
     refused("  shifty: my_operations:Nothing\n", "There is no constructor")
     refused("  nor_conv_1x1: my_operations:Shifted\n", "cannot be called 'nor_conv_1x1'")
     refused("  a.b: my_operations:Shifted\n", "cannot be called 'a.b'")
-    (tmp_path / "wrong.py").write_text(
-        "from torch import nn\n\ndef Half(channels, stride):\n    return nn.AvgPool2d(2)\n"
-    )
-    (tmp_path / "bad.yaml").write_text("base: nasbench201\noperations:\n  none:\n  half: wrong:Half\n")
-    with pytest.raises(UserError, match=r"makes \(2, 4, 4, 4\) of \(2, 4, 8, 8\)"):
-        parse(Search, ["--space", "bad.yaml", "--cells", "1", "--channels", "4", "--out", "own"]).execute()
+    refused("  keys: my_operations:Shifted\n", "cannot be called 'keys'")
+    (tmp_path / "broken.py").write_text("x = nowhere\n")
+    refused("  broken: broken:Shifted\n", "cannot be imported: NameError: name 'nowhere' is not defined")
+    (tmp_path / "on_darts.yaml").write_text("base: darts\noperations:\n  none:\n  skip_connect:\n")
+    with pytest.raises(UserError, match="all reduction cells"):
+        parse(Search, ["--space", "on_darts.yaml", "--cells", "2"])
+
+
+WRONG = """
+from torch import nn
+
+def Half(channels, stride):
+    return nn.AvgPool2d(2)
+
+def Number(channels, stride):
+    return 3
+
+class Pair(nn.Module):
+    def __init__(self, channels, stride):
+        super().__init__()
+
+    def forward(self, x):
+        return x, x
+
+class Misspelt(Pair):
+    def forward(self, x):
+        return y
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Half", r"makes \(2, 4, 4, 4\) of \(2, 4, 8, 8\)"),
+        ("Pair", r"makes a tuple of \(2, 4, 8, 8\)"),
+        ("Number", "'int' object has no attribute 'eval'"),
+        ("Misspelt", "NameError: name 'y' is not defined"),
+    ],
+)
+def test_a_wrong_operation_is_a_sentence(name: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "wrong.py").write_text(WRONG)
+    with pytest.raises(UserError, match=words):
+        build_own_operation(f"{tmp_path / 'wrong.py'}:{name}", 4, 1)
