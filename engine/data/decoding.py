@@ -67,13 +67,15 @@ class Decoder:
         try:
             loader = self._staying(items) if mine and self.stays else self._new_loader(Order(items), False)
             yield from on_device(_checked(loader), self.device)
-        except RuntimeError as error:
-            # torch has no class of its own for the death of a worker, only this text.
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # torch has no class of its own for the death of a worker, only this text; and a worker that dies
+            # while it hands over a batch closes the connection to it.
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             self._loader = None
+            said = (str(error).splitlines() or [type(error).__name__])[0]
             raise WorkerDied(
-                f"A process that decodes images died ({str(error).splitlines()[0]}), maybe without memory; "
+                f"A process that decodes images died ({said}), maybe without memory; "
                 "use fewer --data.workers, and run the same command again, a training with --resume."
             ) from None
         finally:

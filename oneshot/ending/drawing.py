@@ -33,7 +33,7 @@ GREEN, PURPLE, RED, PINK = "#009e73", "#7b3294", "#d55e00", "#e377c2"
 COLORS = {
     **{"none": GRAY, "max_pool_3x3": SKY, "avg_pool_3x3": BLUE, "skip_connect": ORANGE},
     **{"sep_conv_3x3": GREEN, "sep_conv_5x5": PURPLE, "dil_conv_3x3": RED, "dil_conv_5x5": PINK},
-    **{"nor_conv_1x1": PURPLE, "nor_conv_3x3": GREEN},
+    **{"nor_conv_1x1": PURPLE, "nor_conv_3x3": GREEN, "noise": GRAY},
     **{"tanh": SKY, "relu": GREEN, "sigmoid": ORANGE, "identity": PURPLE},
 }
 # In inches, which are also the units of the axes of a diagram: text keeps its size whatever the cell's is.

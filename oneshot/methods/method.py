@@ -342,7 +342,7 @@ class Method(Hooks):
             if self.auxiliary_skip is not None:
                 return "an auxiliary skip is written for images"
             if any(isinstance(penalty, CostPenalty) for penalty in self.penalties):
-                return "costs are known for networks of images; leave them out with --method.penalties ''"
+                return "costs are known for networks of images; leave out the penalty cost"
             if not self.relaxation.sums_to_one:
                 return "the weights of an edge do not sum to 1, as a recurrent state needs"
         if CHAIN in space.cells and (self.partial > 1 or self.edge_weights):

@@ -481,7 +481,10 @@ def test_mistakes_are_one_sentence_and_leave_no_folder(tmp_path: Path, table: Pa
         (("--method", "enas", "--method.level", "single"), "level is for an architecture step"),
         (("--penalties", "wight"), "there is no penalties.0 'wight'"),
         (cost_flag(of="latency"), "needs a table"),
-        (("--space", "recurrent", "--penalties", "cost"), "Costs are known for the spaces of images"),
+        (
+            ("--space", "recurrent", "--penalties", "cost"),
+            "costs are known for networks of images; leave out",
+        ),
         (("--batch-size", "700"), "A batch of 700 images is more than the 628"),
         (("--data.val", "0.02"), "more than the 26 validation images"),
         (("--device", "abacus"), "not available here"),

@@ -10,12 +10,13 @@ from PIL import Image
 from pretended_gpu import CUDA, on_gpu, pretended_gpu
 from torch import Tensor
 
+from engine.data import decoding
 from engine.data.augment import mixup
 from engine.data.dataset import Batch
 from engine.data.decoding import on_device
 from engine.data.folder import FolderData, ImageFolder
 from engine.data.sources import load_data
-from engine.errors import UserError
+from engine.errors import UserError, WorkerDied
 
 ROOT, CPU = Path(__file__).parents[3], torch.device("cpu")
 
@@ -141,3 +142,18 @@ def test_mixup_draws_without_a_wait() -> None:
         assert on_gpu(mixed)
     assert not gpu.syncs, gpu.syncs
     assert sum(gpu.copies.values()) == 2
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_worker_that_dies_while_it_hands_over_a_batch(
+    images: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """torch then sees a connection end, not the death of a process."""
+
+    def ends(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(decoding, "_checked", ends)
+    data = folder(images, 1)
+    with pytest.raises(WorkerDied, match=f"died .*({error.args[-1] if error.args else 'EOFError'}).*resume"):
+        next(iter(data.train_batches(4, 0)))
