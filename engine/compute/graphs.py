@@ -152,10 +152,9 @@ class GraphedStep:
 def _first_reason(error: BaseException) -> str:
     """What ended a recording, in a line.
 
-    CUDA then fails to end the recording, too, and that second error, which only says so, is the one that
-    arrives.
+    CUDA then fails to end the recording, too. That second error arrives, and only says that there was one.
     """
-    while error.__context__ is not None:
+    while isinstance(error.__context__, RuntimeError):
         error = error.__context__
     return (str(error) or type(error).__name__).splitlines()[0]
 
