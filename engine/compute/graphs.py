@@ -45,6 +45,10 @@ class Recording(Protocol):
         """Repeat the kernels of the last recording."""
         ...
 
+    def forget(self) -> None:
+        """Give up the last recording and its memory."""
+        ...
+
 
 class CudaRecording:
     """torch's CUDA graph.
@@ -70,8 +74,6 @@ class CudaRecording:
 
     def record(self, step: Callable[[], Tensor]) -> Tensor:
         """Record the step."""
-        # The memory of the last graph is free only when it is gone.
-        self.graph = None
         graph = torch.cuda.CUDAGraph()
         for generator in self.generators:
             graph.register_generator_state(generator)
@@ -88,6 +90,10 @@ class CudaRecording:
         """Launch the graph."""
         assert self.graph is not None
         self.graph.replay()
+
+    def forget(self) -> None:
+        """Drop the graph: torch has its memory back when there is no other."""
+        self.graph = None
 
 
 class GraphedStep:
@@ -121,6 +127,8 @@ class GraphedStep:
         shapes = tuple((tensor.shape, tensor.dtype, tensor.stride()) for tensor in batch)
         if (key, shapes) != self.key:
             self.key, self.warm, self.losses = (key, shapes), 0, None
+            # Now, before the steps that warm up: else those would need their memory beside that of the graph.
+            self.recording.forget()
             # Anew each time: the old buffers belong to the old graph.
             self.buffers = [torch.empty_like(tensor) for tensor in batch]
         for buffer, tensor in zip(self.buffers, batch, strict=True):
@@ -144,10 +152,9 @@ class GraphedStep:
 def _first_reason(error: BaseException) -> str:
     """What ended a recording, in a line.
 
-    CUDA then fails to end the recording, too, and that second error, which only says so, is the one that
-    arrives.
+    CUDA then fails to end the recording, too. That second error arrives, and only says that there was one.
     """
-    while error.__context__ is not None:
+    while isinstance(error.__context__, RuntimeError):
         error = error.__context__
     return (str(error) or type(error).__name__).splitlines()[0]
 

@@ -101,7 +101,8 @@ def supernet_run(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """A supernet that was trained in three phases on the pretended GPU."""
     out = tmp_path_factory.mktemp("device") / "supernet"
     flags = ["--space", str(tiny_yaml), "--phases", PHASES, "--batch-size", "250", "--out", str(out)]
-    flags += ["--ema", "0.9", "--data.mixup", "0.2", "--data.cutout", "2", "--evaluate-every", "3"]
+    flags += ["--ema", "0.9", "--data.mixup", "0.2", "--data.cutout", "2", "--data.flip"]
+    flags += ["--evaluate-every", "3"]
     with pytest.MonkeyPatch.context() as patch, watched(patch) as gpu:
         run(Train, *flags, "--calibration-images", "128", "--evaluate-random", "1")
     check(gpu)

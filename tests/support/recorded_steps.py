@@ -99,3 +99,6 @@ class TapeRecording:
                 # Views and what is written in place are there already.
                 if place.untyped_storage()._cdata not in inputs:
                     place.detach().copy_(value)
+
+    def forget(self) -> None:
+        self.tape = Tape()

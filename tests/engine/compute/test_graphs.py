@@ -69,6 +69,7 @@ def test_another_key_or_shape_is_recorded_anew() -> None:
     assert recording.records == 2
     graph.run(1, line.step, [torch.ones(1, 4)])
     assert graph.losses is None, "other shapes have to warm up again"
+    assert not recording.tape.entries, "the old graph holds memory that the steps that warm up may need"
 
 
 def test_a_number_of_python_that_changes_is_noticed() -> None:
