@@ -289,7 +289,9 @@ class Searcher:
         state = self.state
         if state.target is None:
             return self.method.final_genotype(state), None
-        return state.target.read_off(self.method.probabilities(state.space, state.alphas)[CHAIN])
+        found, report = state.target.read_off(self.method.probabilities(state.space, state.alphas)[CHAIN])
+        # Without an architecture step along a gradient no loss weighed the cost.
+        return found, report if self.method.has_architecture_step else report._replace(factor=None)
 
     def _both_at_once(self, number: int, batch: Any) -> Tensor:
         """Single level: one loss, one backward pass, one step of each."""

@@ -74,7 +74,7 @@ class TargetReport(NamedTuple):
         strongest: the cost of the chain of the strongest operations.
         changed: layers in which the chain that was read off differs from that one.
         layers: searched layers.
-        factor: what the search ended up weighing the cost with.
+        factor: what the search ended up weighing the cost with; None: it rewards networks for their cost.
     """
 
     aimed: Target
@@ -83,7 +83,7 @@ class TargetReport(NamedTuple):
     strongest: float
     changed: int
     layers: int
-    factor: float
+    factor: float | None
 
     def sentence(self) -> str:
         """For people."""

@@ -58,7 +58,9 @@ class TargetOutcome(Config):
     strongest: float = Field(description="cost of the chain of the strongest operations")
     changed: int = Field(description="layers in which the chain differs from that one")
     layers: int = Field(description="searched layers")
-    factor: float = Field(description="what the search ended up weighing the cost with")
+    factor: float | None = Field(
+        description="what the search ended up weighing the cost with; none: proxyless_r, which has rewards"
+    )
 
 
 class Outcome(Config):

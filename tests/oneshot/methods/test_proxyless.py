@@ -7,12 +7,19 @@ import torch
 from chains import small_chain
 from torch import Tensor
 
+from engine.data.digits import Digits
+from engine.data.sources import load_data
+from oneshot.aiming import cost_target
 from oneshot.axes.penalty import CostPenalty, PenaltyInputs
 from oneshot.axes.progress import Progress
 from oneshot.axes.relaxation import BinaryGates, GumbelSoft
+from oneshot.chains.genotype import ChainGenotype
+from oneshot.methods.method import Method
 from oneshot.methods.sampled.fbnet import FbNet
 from oneshot.methods.sampled.path_adam import PathAdam
 from oneshot.methods.sampled.proxyless import Baseline, Proxyless, ProxylessR
+from oneshot.objectives.building import image_objective
+from oneshot.searcher import Searcher
 
 CPU, NOW = torch.device("cpu"), Progress(0, 1)
 
@@ -130,6 +137,18 @@ def test_the_baseline_follows_as_in_the_code() -> None:
     assert baseline.follow(0.7, 0.99) == pytest.approx(0.5 + 0.99 * 0.2)
     # As many networks a step, and as far from accuracy to cost, as in the code.
     assert (ProxylessR().samples, ProxylessR().updates, ProxylessR().tradeoff) == (10, 300, 0.1)
+
+
+@pytest.mark.parametrize("method", [Proxyless(), ProxylessR()])
+def test_only_a_gradient_weighs_the_cost_with_a_factor(method: Method) -> None:
+    space, cpu = small_chain(), torch.device("cpu")
+    images = load_data(Digits(val=0.5), cpu, 0)
+    objective = image_objective(space, method, images, 16, 8, 64, 0)
+    target = cost_target(space, method, objective, 50, "45k", None)
+    found, report = Searcher(method, space, objective, 0, 50, target=target).final_genotype()
+    assert isinstance(found, ChainGenotype) and report is not None
+    assert found.cost(objective.image)[0] == report.found <= 45_000
+    assert (report.factor is None) == (method.name == "proxyless_r")
 
 
 def test_fbnets_temperature_and_loss() -> None:
