@@ -452,6 +452,7 @@ def test_mistakes_are_one_sentence_and_leave_no_folder(tmp_path: Path, table: Pa
         (("--method", "random_ws", "--watch-every", "1"), "no smooth loss"),
         (("--method", "pc_darts", "--epochs", "15"), "trains weights alone for 15 epochs"),
         (("--method", "pc_darts", "--channels", "6"), "cannot be cut into 4 parts"),
+        (("--method", "drnas", "--channels", "6"), "cut into 6 and 4 parts; take a multiple of 12."),
         (("--cells", "2"), "all reduction cells"),
         (("--method", "pr_darts", "--space", "nasbench201"), "leave it out with --method.penalties ''"),
         (
