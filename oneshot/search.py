@@ -4,6 +4,7 @@ The method (`oneshot.methods`) decides which gradient, relaxation and penalties 
 process on one device.
 """
 
+import math
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -65,21 +66,23 @@ BF16_TURNS = (
 class Search(LoopCommand):
     """Search a cell, or a chain of blocks, on images or text with a differentiable method.
 
-    oneshot.retrain trains what it finds. Half of the training images train shared weights, the other half the
-    architecture. A method's published settings for the space are the defaults; --method.<setting> changes
-    one, --penalties adds a loss (beta_decay, cost, ...) to any method that can bear it.
+    oneshot.retrain trains what it finds. Half of the training images (--data.val 0.5, whatever the data)
+    train the architecture, the others shared weights. A method's published settings for the space are the
+    defaults; --method.<setting> changes one, --penalties adds a loss (beta_decay, cost, ...) to any method
+    that can bear it. docs/search.md says which method to take, and what the end of a search means.
 
     examples:
       python -m oneshot.search    # first-order DARTS on the embedded digits, under 10 minutes
+      python -m oneshot.search --space chain32 --method proxyless --target 800k    # a chain of 0.8M MACs
+      python -m oneshot.search --config oneshot/search_imagefolder --data.path photos --out runs/photos
       python -m oneshot.search --method pc_darts --penalties beta_decay \\
           --data npz --data.path cifar10.npz --out runs/pc
       python -m oneshot.search --method darts --method.order second --space nasbench201 \\
           --data npz --data.path cifar10.npz
       python -m oneshot.search --method gdas --space nasbench201 --table accuracy_200_epochs.csv \\
           --data npz --data.path cifar10.npz
-      python -m oneshot.search --space chain32 --method proxyless --target 800k    # a chain of 0.8M MACs
       python -m oneshot.search --space proxyless --method proxyless --target 80ms \\
-          --latency-table latency/phone.json --data folder --data.path imagenet --data.size 224
+          --latency-table latency/phone.json --data imagefolder --data.path imagenet --data.size 224
       python -m oneshot.search --space recurrent --data text --data.path ptb --out runs/cell
     """
 
@@ -228,12 +231,14 @@ class Search(LoopCommand):
             raise ValueError(NO_BF16)
         if self.table and self.space != "nasbench201":
             raise ValueError("table holds results of NAS-Bench-201; give it with --space nasbench201")
-        for parts in () if text else self.method.channel_parts:
-            if self.width % parts:
-                raise ValueError(
-                    f"channels = {self.width} cannot be cut into {parts} parts; take a multiple, or "
-                    "--method.partial 1"
-                )
+        parts = () if text else self.method.channel_parts
+        if any(self.width % part for part in parts):
+            # Later stages have parts of their own, which --method.partial leaves as they are.
+            remedy = ", or --method.partial 1" if len(parts) == 1 else ""
+            raise ValueError(
+                f"channels = {self.width} cannot be cut into {' and '.join(map(str, parts))} parts; "
+                f"take a multiple of {math.lcm(*parts)}{remedy}"
+            )
         on_darts = settings_space(self.space).startswith("darts")
         if on_darts and self.cells is not None and self.cells < 3:
             raise ValueError(

@@ -458,6 +458,7 @@ def test_mistakes_are_one_sentence_and_leave_no_folder(tmp_path: Path, table: Pa
         (("--method", "drnas", "--epochs", "15"), "learn nothing else in 15, 7 in a stage; lower"),
         (("--method", "drnas", "--epochs", "1"), "fewer than the stages of drnas"),
         (("--method", "pc_darts", "--channels", "6"), "cannot be cut into 4 parts"),
+        (("--method", "drnas", "--channels", "6"), "cut into 6 and 4 parts; take a multiple of 12."),
         (("--cells", "2"), "all reduction cells"),
         (("--method", "pr_darts", "--space", "nasbench201"), "leave it out with --method.penalties ''"),
         (

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -14,8 +15,11 @@ from engine.command.cli import Command, parse
 from engine.command.flags import flag_name, flag_names, flags_of
 from engine.command.help import everything
 from engine.command.start import COMMANDS, page_of
+from engine.config import models_in
+from engine.data.sources import AnyData
 
 MODULES = list(COMMANDS.values())
+SOURCES = {name for source in models_in(AnyData) for name in get_args(source.model_fields["name"].annotation)}
 HEAVY = ("torch", "torchvision", "sklearn", "scipy", "optuna", "onnx", "onnxruntime", "numpy")
 
 
@@ -71,6 +75,14 @@ def test_examples_are_commands_with_flags_that_exist(module: str) -> None:
         known |= {name.split(".")[0] for name in known}
         for word in shlex.split(re.split(r"   (?=[^ -])|#", started[2])[0]):
             assert not word.startswith("--") or word.split("=")[0] in known, f"'{line}' has no flag {word}"
+        for name in re.findall(r"--data(?:\.name)? (\w+)", line):
+            assert name in SOURCES, f"'{line}' has no data source {name}"
+
+
+def test_data_sources_in_the_documents_exist() -> None:
+    for path in sorted((Path(__file__).parents[3] / "docs").rglob("*.md")):
+        for name in re.findall(r"--data(?:\.name)? (\w+)", path.read_text(encoding="utf-8")):
+            assert name in SOURCES, f"{path.name} names the data source {name}"
 
 
 def test_defaults_of_sections_that_are_chosen_by_name() -> None:
