@@ -350,14 +350,6 @@ def clip_and_step(network: nn.Module, optimizer: torch.optim.Optimizer, clip_nor
     optimizer.step()
 
 
-def weight_step(
-    network: nn.Module, value: Tensor, optimizer: torch.optim.Optimizer, clip_norm: float | None
-) -> None:
-    """One step of the network's weights that lowers `value`."""
-    weight_gradients(network, value, optimizer)
-    clip_and_step(network, optimizer, clip_norm)
-
-
 def momentum_buffers(optimizer: torch.optim.Optimizer, network: nn.Module) -> list[Tensor | None]:
     """SGD's buffers in the order of the network's parameters; None where it made no step yet."""
     buffers: list[Tensor | None] = []

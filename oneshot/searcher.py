@@ -300,7 +300,7 @@ class Searcher:
         value = objective.loss(objective.for_weights(batch), edge_weights)
         # One backward pass serves both, since penalties do not depend on the weights.
         total = self.penalised(value, edge_weights)
-        # `weight_step` clears the weights' gradients only.
+        # `weight_gradients` clears those of the weights only.
         for parameter in self.state.alphas.all():
             parameter.grad = None
         weight_gradients(objective.network, total, self.state.weight_optimizer)

@@ -24,16 +24,6 @@ STARTUP = 60.0  # seconds in which a child must have begun its next part
 GRACE = 120.0  # seconds that a part may take beyond its share before its process is ended; to compile
 
 
-class Waits(NamedTuple):
-    """How often the host waited for the device, by the line that did so."""
-
-    places: dict[str, int]
-
-    @property
-    def count(self) -> int:
-        return sum(self.places.values())
-
-
 @dataclass
 class Context:
     """What every part gets.
