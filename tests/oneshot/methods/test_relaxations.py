@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from oneshot.axes.dirichlet import dirichlet, gamma_noise
-from oneshot.axes.edge_weights import read_active
 from oneshot.axes.progress import Progress
 from oneshot.axes.relaxation import Dirichlet, GumbelHard, GumbelSoft, ReinMax, Sigmoid, gumbel_noise
 
@@ -103,7 +102,9 @@ def test_reinmax_is_the_published_estimator() -> None:
     alpha = torch.tensor([[0.5, -1.0, 2.0], [0.0, 0.3, -0.2]], dtype=torch.double, requires_grad=True)
     gumbel = torch.tensor([[0.0, 5.0, 0.0], [0.1, 0.0, 0.0]], dtype=torch.double)
     found = ReinMax().given(alpha, gumbel, tau=1.3)
-    assert read_active({"cell": found})["cell"].active == ((1,), (1,))
+    assert found.active_EO is not None and torch.equal(
+        found.active_EO, torch.tensor([[False, True, False]] * 2)
+    )
     hot = torch.tensor([[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]], dtype=torch.double)
     torch.testing.assert_close(found.weight_EO, hot)
     upstream = torch.tensor([[1.0, -2.0, 0.5], [0.2, 0.1, 3.0]], dtype=torch.double)
