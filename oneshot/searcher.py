@@ -129,7 +129,7 @@ class Searcher:
         """Why the steps of an epoch are not all alike, so that none can be recorded; None: they are."""
         if self.method.samples_operations:
             return f"method {self.method.name} draws in each step which operations run"
-        if self.method.relaxation.draws or self.method.steps_differ:
+        if self.method.relaxation.steps_differ or self.method.steps_differ:
             return f"method {self.method.name} draws or counts in each step"
         if self.method.architecture_every > 1:
             return f"the architecture moves in one of {self.method.architecture_every} steps"

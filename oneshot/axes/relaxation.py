@@ -24,7 +24,7 @@ class Softmax(Config):
     name: Literal["softmax"] = "softmax"
     samples_operations: ClassVar[bool] = False  # whether only some operations run in a forward pass
     sums_to_one: ClassVar[bool] = True  # whether the weights of an edge do
-    draws: ClassVar[bool] = False  # whether the weights differ from step to step
+    steps_differ: ClassVar[bool] = False  # whether the weights differ from step to step
     smooth: ClassVar[bool] = True  # whether the weights have a second derivative in the parameters
 
     def start(self, allowed_EO: Tensor, generator: torch.Generator) -> Tensor:
@@ -207,7 +207,7 @@ class GumbelSoft(Softmax):
     """
 
     name: Literal["gumbel_soft"] = "gumbel_soft"  # type: ignore[assignment]
-    draws: ClassVar[bool] = True
+    steps_differ: ClassVar[bool] = True
     tau_start: float = Field(1.0, gt=0, description="temperature that the schedule starts from")
     tau_end: float = Field(0.03, gt=0, description="temperature in the last epoch, where it falls linearly")
     tau_factor: float | None = Field(
@@ -302,7 +302,7 @@ class Dirichlet(Softmax):
     """DrNAS (2021, arXiv:2006.10355): the weights of an edge are a draw of Dirichlet(elu(alpha) + 1)."""
 
     name: Literal["dirichlet"] = "dirichlet"  # type: ignore[assignment]
-    draws: ClassVar[bool] = True
+    steps_differ: ClassVar[bool] = True
     smooth: ClassVar[bool] = False  # the pathwise gradient is known in first order only
 
     def mix(
