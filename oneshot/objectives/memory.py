@@ -133,14 +133,14 @@ def _line(peaks: list[int], always: int, larger: float) -> Bytes:
 
 
 def say_memory(
-    search: SearchMemory, memory: DeviceMemory | None, channels: int, size: int, partial: int
+    search: SearchMemory, memory: DeviceMemory | None, channels: int | None, size: int, partial: int
 ) -> None:
     """Print what a search needs, with a warning if more is needed than is free now.
 
     Args:
         search: what it needs.
         memory: of the device; None: unknown, and everything passes.
-        channels: of the first cells.
+        channels: of the first cells; None: a chain of blocks, which has widths of its own.
         size: side of the images.
         partial: K of partial channels.
 
@@ -154,10 +154,12 @@ def say_memory(
     never = search.needed > memory.total
     fitting = search.fitting(memory.total if never else memory.free)
     would = f"; {fitting} would fit" if fitting >= 2 else ""
-    advice = (
-        f"lower --batch-size (now {search.batch_size}{would}), --channels (now {channels}) or --data.size "
-        f"(now {size}), or let fewer channels through the operations with --method.partial (now {partial})"
-    )
+    advice = f"lower --batch-size (now {search.batch_size}{would}) or --data.size (now {size})"
+    if channels is not None:
+        advice += (
+            f", or --channels (now {channels}), or let fewer channels through the operations with "
+            f"--method.partial (now {partial})"
+        )
     about = f"This search needs about {_gigabytes(search.needed)} of memory"
     if never:
         raise UserError(f"{about}, more than the {_gigabytes(memory.total)} that there are; {advice}.")

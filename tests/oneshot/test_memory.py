@@ -116,6 +116,8 @@ def test_what_cannot_fit_is_refused_with_what_would(capsys: pytest.CaptureFixtur
         assert flag in warning
     with pytest.raises(UserError, match=r"more than the .* GB that there are; lower --batch-size"):
         say_memory(few, DeviceMemory(half, half // 2), 4, 224, 1)
+    say_memory(few, DeviceMemory(10 * half, half), None, 224, 1)
+    assert "--channels" not in capsys.readouterr().out, "a chain has widths of its own"
 
 
 def test_a_search_says_so_before_it_starts(
