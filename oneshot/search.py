@@ -37,7 +37,6 @@ from oneshot.aiming import cost_target, penalties_beside, refuse_aim
 from oneshot.axes.operation_costs import operation_costs
 from oneshot.axes.penalty import Penalty
 from oneshot.chains.space import CHAIN
-from oneshot.chains.space import ChainSpace
 from oneshot.chains.target import parse_target
 from oneshot.ending.outcome import retrain_command, retrain_recipe
 from oneshot.ending.published import changes_of
@@ -315,7 +314,7 @@ class Search(LoopCommand):
         if isinstance(objective, ImageObjective):
             needed = search_memory(method, space, objective, self.evaluate_images)
             # A chain has widths of its own, which no flag changes.
-            channels = None if isinstance(space, ChainSpace) else self.width
+            channels = None if CHAIN in space.cells else self.width
             say_memory(needed, device_memory(device), channels, objective.data.size, method.partial)
         image = objective.image if isinstance(objective, ImageObjective) else None
         costs = operation_costs(method.penalties, space, device, image)
