@@ -47,7 +47,7 @@ class Proxyless(Method):
     sgd: WeightSgd = IMAGENET_SGD
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "chain32": {**FAST, "architecture_every": 1, "warmup_epochs": 5},
-        "recurrent": PUBLISHED["recurrent"] | {"warmup_epochs": 0},
+        "recurrent": PUBLISHED["recurrent"] | {"warmup_epochs": 0, "architecture_every": 1},
     }
 
     def weigh_edges(
