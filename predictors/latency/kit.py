@@ -191,11 +191,6 @@ def _write_overhead(path: Path) -> None:
     onnx.save(model, path)
 
 
-def layer_model(space: Space, layer: LayerSpec) -> onnx.ModelProto:
-    """The layer with an open batch and side, whose weights have no values yet."""
-    return layer_graph(layer_module(space, layer), _input_channels(layer), layer.size)
-
-
 def _lay_out_weights(model: onnx.ModelProto) -> int:
     """Point all weights of a model at consecutive places of the file of random numbers.
 
