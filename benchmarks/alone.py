@@ -85,7 +85,7 @@ class Alone(Train):
         # Known only now, when the time of an epoch has been measured.
         every = max(1, epochs // EVALUATIONS)
         config = config.model_copy(update={"epochs": epochs, "evaluate_every": every})
-        run = config.start(ranks)
+        run = config.start(ranks, device)
         if run.finished:
             print(f"{run.path} is finished already.")
             return 0

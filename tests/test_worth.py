@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from engine.command.cli import parse
 from engine.compute.macs import count_macs
 from engine.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from alone import mobilenet
+from alone import Alone, mobilenet
 from worth import PRESETS, budgets_of, run_part
 from worth_table import read_results, table
 
@@ -67,3 +68,12 @@ def test_a_mobilenet_of_the_macs(macs: int, side: int, last: int) -> None:
 def test_no_mobilenet_is_so_small() -> None:
     with pytest.raises(UserError, match="No MobileNetV3 at 16 px"):
         mobilenet(1000, 16, classes=10, channels=1, dropout=0.1)
+
+
+@pytest.mark.slow
+def test_a_network_is_trained_alone_for_a_time() -> None:
+    words = ["--config", "ofa/digits", "--arch", "smallest", "--cpu-seconds", "0.5", "--out", "alone"]
+    assert parse(Alone, words).execute() == 0
+    result = json.loads(Path("alone/result.json").read_text())
+    assert result["epochs"] >= 1 and not result["capped"]
+    assert 0 < result["test_accuracy"] < 1 and result["training_cpu_seconds"] > 0
