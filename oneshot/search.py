@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 from engine.command.cli import main
+from engine.command.looping import LoopCommand
 from engine.command.start import say
 from engine.compute.compiling import ABOUT_COMPILE
 from engine.compute.device import device_facts, pick_device, use_threads
@@ -24,15 +25,15 @@ from engine.compute.precision import (
     training_in,
 )
 from engine.config import Located, merge, models_in, section, validate
+from engine.data.dataset import Data
 from engine.data.digits import Digits
 from engine.data.sources import AnyData, load_data
-from engine.data.text import Grammar, TextFolder, load_text
+from engine.data.text import Grammar, Text, TextFolder, load_text
 from engine.errors import UserError
-from engine.loop import LoopCommand
 from engine.outside.names import expanded
 from engine.run import Run
 from engine.runs.lock import write_lock
-from engine.training import print_classes
+from engine.training import UNDECIDED, print_classes
 from oneshot.aiming import cost_target, penalties_beside, refuse_aim
 from oneshot.axes.operation_costs import operation_costs
 from oneshot.axes.penalty import Penalty
@@ -46,7 +47,7 @@ from oneshot.methods import MethodConfig
 from oneshot.methods.darts import Darts
 from oneshot.methods.method import Method
 from oneshot.nasbench201.table import AccuracyTable, Dataset
-from oneshot.objectives.building import image_objective, usual_cells, usual_data
+from oneshot.objectives.building import fit_batch, image_objective, usual_cells, usual_data
 from oneshot.objectives.images import ImageObjective
 from oneshot.objectives.memory import say_memory, search_memory
 from oneshot.objectives.objective import Objective
@@ -277,6 +278,7 @@ class Search(LoopCommand):
         method = self._method_with_penalties()
         space = method.offered(find_search_space(self.space))
         # Everything a user can get wrong is refused before the folder is made.
+        self.check_trackers()
         refusal = method.refuse(space) or refuse_aim(space, method, self.target, self.latency_table)
         if CHAIN in space.cells:
             for flag, value in (("cells", self.cells), ("channels", self.channels)):
@@ -289,7 +291,8 @@ class Search(LoopCommand):
             table.accuracies(self.dataset)  # a missing data set is refused now, not after the first epoch
         # Asked before images are read, which may take a minute.
         before = Run(self.out)
-        if before.check(self, resume=self.resume, overwrite=self.overwrite) and before.finished:
+        continues = before.check(self, resume=self.resume, overwrite=self.overwrite, undecided=UNDECIDED)
+        if continues and before.finished:
             print(f"{self.out} is finished already.")
             return self._say_next()
         device = pick_device(self.device)
@@ -299,10 +302,16 @@ class Search(LoopCommand):
             print(said or BF16_TURNS)
         # Every step of a search has the same shapes.
         with training_in(precision, static_shapes=True):
-            return self._search_on(device, precision, space, method, table)
+            data = self._read_data(device)
+            asked = self.batch_size or method.batch_size
+            fitting = fit_batch(asked, data, method)
+            # config.yaml then records the batch that is used, so a resumed run has the same one.
+            config = self if fitting == asked else self.model_copy(update={"batch_size": fitting})
+            return config._search_on(data, device, precision, space, method, table)
 
     def _search_on(
         self,
+        data: Data | Text,
         device: torch.device,
         precision: TrainingPrecision,
         space: SearchSpace,
@@ -310,7 +319,7 @@ class Search(LoopCommand):
         table: AccuracyTable | None,
     ) -> int:
         """Search in a run folder that is started or continued here; return the exit status."""
-        objective = self._objective(space, method, device)
+        objective = self._objective(data, space, method, device)
         if isinstance(objective, ImageObjective):
             needed = search_memory(method, space, objective, self.evaluate_images)
             # A chain has widths of its own, which no flag changes.
@@ -323,6 +332,7 @@ class Search(LoopCommand):
         searcher = Searcher(method, space, objective, self.seed, epochs, costs, target)
         facts = device_facts(device, precision)
         run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite, facts=facts)
+        self.mirror(run)
         monitoring = Monitoring(
             evaluate_images=self.evaluate_images,
             watch_every=self.watch_every,
@@ -364,12 +374,20 @@ class Search(LoopCommand):
         values = self.method.model_dump() | {"penalties": penalties}
         return validate(type(self.method), values, "--penalties")
 
-    def _objective(self, space: SearchSpace, method: Method, device: torch.device) -> Objective:
-        batch_size = self.batch_size or method.batch_size
+    def _read_data(self, device: torch.device) -> Data | Text:
+        """The text, or the images, of which it is printed how they were split."""
         if isinstance(self.data, Grammar | TextFolder):
-            return TextObjective(load_text(self.data), self.text, batch_size, self.seed, device)
+            return load_text(self.data)
         data = load_data(self.data, device, self.seed)
         print_classes(data)
+        return data
+
+    def _objective(
+        self, data: Data | Text, space: SearchSpace, method: Method, device: torch.device
+    ) -> Objective:
+        batch_size = self.batch_size or method.batch_size
+        if isinstance(data, Text):
+            return TextObjective(data, self.text, batch_size, self.seed, device)
         cells = self.cells or method.cells or usual_cells(settings_space(space.name))
         return image_objective(space, method, data, self.width, cells, batch_size, self.seed)
 

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from engine.data.dataset import Data
+from engine.data.text import Text
 from engine.seed import derive
+from engine.training import fitting_batch, fitting_columns
 from oneshot.chains.layers import ImageShape
 from oneshot.chains.network import ChainNetwork
 from oneshot.chains.space import ChainSpace
@@ -27,6 +29,17 @@ def usual_data(space: str, data: dict[str, Any]) -> str:
     if space != "recurrent":
         return "digits"
     return "text" if "path" in data else "grammar"
+
+
+def fit_batch(asked: int, data: Data | Text, method: Method) -> int:
+    """The batch that is asked for, or one that each part of the data can fill, which is then printed."""
+    if isinstance(data, Text):
+        return fitting_columns(asked, data.splits["train"], data.splits["val"])
+    if method.level == "bilevel":
+        images = min(data.count("train"), data.count("val"))
+        return fitting_batch(asked, images, "images", f"{images} images in the smaller part")
+    images = data.size_of("both")
+    return fitting_batch(asked, images, "images", f"{images} training images")
 
 
 def image_objective(
