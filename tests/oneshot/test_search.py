@@ -460,6 +460,17 @@ def test_published_settings_are_the_defaults_and_a_flag_overrides_one() -> None:
     assert parse(Search, ["--data.val", "0.3"]).data.val == 0.3
 
 
+def test_methods_for_chains_search_a_chain_by_default() -> None:
+    photos = ("--data", "imagenet", "--data.path", "there")
+    for name, large in (("proxyless", "proxyless"), ("proxyless_r", "proxyless"), ("fbnet", "fbnet")):
+        small = parse(Search, ["--method", name])
+        assert (small.space, small.method.batch_size, small.data.name) == ("chain32", 64, "digits")
+        assert parse(Search, ["--method", name, *photos]).space == large
+        assert parse(Search, ["--method", name, *photos, "--data.size", "32"]).space == "chain32"
+        assert parse(Search, ["--method", name, "--space", "darts"]).space == "darts"
+    assert parse(Search, ["--method", "gaea", *photos]).space == "darts"
+
+
 def test_a_recipe_may_name_its_sections(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("method: gaea\ndata: digits\nspace: nasbench201\n")
     found = parse(Search, ["--config", str(tmp_path / "r.yaml")])

@@ -150,7 +150,7 @@ def test_an_ending_says_what_it_knows(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_only_steps_of_the_architecture_move_a_logit() -> None:
     outcome = Outcome.model_construct(steps=12, steps_an_epoch=2)
     flags = ("--method.warmup-epochs", "1", "--method.architecture-every", "5")
-    method = parse(Search, ["--method", "proxyless", *flags]).method
+    method = parse(Search, ["--method", "proxyless", "--space", "darts", *flags]).method
     assert "(2 steps of rate 0.001 move a logit by about 0.002 at most)" in reach(outcome, method)
     assert "(12 steps of rate 0.0003 " in reach(outcome, parse(Search, ["--method", "darts"]).method)
 
