@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from engine.command.cli import parse
-from oneshot.ending.conclude import reach
+from engine.data.text import Text
+from oneshot.ending.conclude import _above, reach
 from oneshot.ending.margins import decisions
 from oneshot.ending.published import changes_of, rate_remark
 from oneshot.ending.record import Outcome, read_outcome
 from oneshot.methods.gaea import Gaea
 from oneshot.methods.sampled.architecture import Architecture, architecture_of, as_genotype
+from oneshot.objectives.text import TextObjective, TextSettings
 from oneshot.search import Search
 from oneshot.searcher import Searcher
 from oneshot.spaces.cells import find_space
@@ -126,6 +128,8 @@ def test_an_ending_says_what_it_knows(tmp_path: Path, capsys: pytest.CaptureFixt
     assert outcome.standard_error == pytest.approx(
         math.sqrt(outcome.discretised * (1 - outcome.discretised) / 60)
     )
+    # One step chooses nothing.
+    assert outcome.chance == pytest.approx(0.1, abs=0.01) and not outcome.above_chance
     published, retrained = outcome.sizes
     assert (published.size, published.channels, published.cells, published.image_size) == (
         "published",
@@ -143,8 +147,18 @@ def test_an_ending_says_what_it_knows(tmp_path: Path, capsys: pytest.CaptureFixt
         "the rate 0.025 is for batches of 64",
         "accuracy on 60 images of the architecture's part",
         "made 1 steps, 1 an epoch; skip connections: ",
+        "note: no better than chance (10.2% by always naming the most frequent class)",
+        "cell.png; this search ended no better than chance",
     ):
         assert words in said
+
+
+def test_chance_is_beaten_by_two_standard_errors_and_by_frequencies_of_words() -> None:
+    assert not _above(0.1, [0.05, 0.159], 100) and _above(0.1, [0.05, 0.161], 100)
+    train, val = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1]), torch.tensor([0, 0, 0, 1])
+    words = Text(["a", "b"], {"train": train, "val": val})
+    objective = TextObjective(words, TextSettings(hidden=4, bptt=2), 1, 0, torch.device("cpu"))
+    assert objective.chance == pytest.approx((0.7**3 * 0.3) ** -0.25)
 
 
 def test_only_steps_of_the_architecture_move_a_logit() -> None:
