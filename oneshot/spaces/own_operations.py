@@ -79,8 +79,9 @@ def build_own_operation(location: str, channels: int, stride: int) -> nn.Module:
     Raises:
         UserError: it cannot be built, or gives a map of another shape.
     """
+    constructor = find_constructor(location)
     try:
-        module = find_constructor(location)(channels, stride)
+        module = constructor(channels, stride)
         module.eval()
         with torch.no_grad():
             output: Any = module(torch.zeros(2, channels, TRIED_SIZE, TRIED_SIZE))
