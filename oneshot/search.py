@@ -317,13 +317,13 @@ class Search(LoopCommand):
             fitting = fit_batch(asked, data, method)
             # config.yaml then records the batch that is used, so a resumed run has the same one.
             config = self if fitting == asked else self.model_copy(update={"batch_size": fitting})
-            return config._search_on(data, device, precision, space, method, table)
+            return config._search_on(device, precision, data, space, method, table)
 
     def _search_on(
         self,
-        data: Data | Text,
         device: torch.device,
         precision: TrainingPrecision,
+        data: Data | Text,
         space: SearchSpace,
         method: Method,
         table: AccuracyTable | None,
