@@ -112,9 +112,9 @@ def _warnings(outcome: Outcome, method: Method, genotype: AnyGenotype) -> list[s
     """What makes the result doubtful, a sentence each."""
     found = []
     if not outcome.above_chance:
-        without = f"perplexity {outcome.chance:.1f} by frequencies of words alone"
+        without = f"perplexity {outcome.chance:.1f} by the frequencies of words"
         if outcome.quality == "accuracy":
-            without = f"{100 * outcome.chance:.1f}% by always naming the most frequent class"
+            without = f"{100 * outcome.chance:.1f}% without looking at the images"
         found.append(
             f"no better than chance ({without}): nothing was learned that could choose; raise --epochs, or "
             "look at the data and its labels"

@@ -79,7 +79,7 @@ class Outcome(Config):
         description="of the accuracy `discretised`, binomial; none: perplexity"
     )
     chance: float = Field(
-        description="the same without looking: of the most frequent class, or of frequencies of words alone"
+        description="the same without looking: of the most frequent class, or by frequencies of words alone"
     )
     above_chance: bool = Field(
         description="whether one of both is better than that, an accuracy by two standard errors"

@@ -21,7 +21,7 @@ class Objective(Protocol):
 
     @property
     def chance(self) -> float:
-        """The quality of who always names the most frequent class, or knows frequencies of words alone."""
+        """The quality without looking: at the images, or at the words before."""
         ...
 
     @property

@@ -7,13 +7,16 @@ import pytest
 import torch
 
 from engine.command.cli import parse
+from engine.data.digits import Digits
 from engine.data.text import Text
 from oneshot.ending.conclude import _above, reach
 from oneshot.ending.margins import decisions
 from oneshot.ending.published import changes_of, rate_remark
 from oneshot.ending.record import Outcome, read_outcome
+from oneshot.methods.darts import Darts
 from oneshot.methods.gaea import Gaea
 from oneshot.methods.sampled.architecture import Architecture, architecture_of, as_genotype
+from oneshot.objectives.images import ImageObjective, search_network
 from oneshot.objectives.text import TextObjective, TextSettings
 from oneshot.search import Search
 from oneshot.searcher import Searcher
@@ -147,7 +150,7 @@ def test_an_ending_says_what_it_knows(tmp_path: Path, capsys: pytest.CaptureFixt
         "the rate 0.025 is for batches of 64",
         "accuracy on 60 images of the architecture's part",
         "made 1 steps, 1 an epoch; skip connections: ",
-        "note: no better than chance (10.2% by always naming the most frequent class)",
+        "note: no better than chance (10.2% without looking at the images)",
         "cell.png; this search ended no better than chance",
     ):
         assert words in said
@@ -159,6 +162,10 @@ def test_chance_is_beaten_by_two_standard_errors_and_by_frequencies_of_words() -
     words = Text(["a", "b"], {"train": train, "val": val})
     objective = TextObjective(words, TextSettings(hidden=4, bptt=2), 1, 0, torch.device("cpu"))
     assert objective.chance == pytest.approx((0.7**3 * 0.3) ** -0.25)
+    network = search_network(find_space("nasbench201"), Darts(), 2, 1, 10, 1)
+    for balance, chance in (("none", 64 / 630), ("sampler", 0.1)):
+        images = Digits(val=0.5, balance=balance).load(torch.device("cpu"), 0)
+        assert ImageObjective(network, images, 16, False).chance == pytest.approx(chance)
 
 
 def test_only_steps_of_the_architecture_move_a_logit() -> None:
