@@ -25,9 +25,11 @@ from engine.errors import UserError
 from engine.run import RUN_FILES, read_lines
 from oneshot.bilevel import dominant_eigenvalue
 from oneshot.methods.darts import Darts
+from oneshot.methods.sampled.fbnet import FbNet
+from oneshot.methods.sampled.proxyless import Proxyless, ProxylessR
 from oneshot.nasbench201.codes import CELLS
 from oneshot.nasbench201.table import AccuracyTable
-from oneshot.objectives.building import fit_batch
+from oneshot.objectives.building import fit_batch, usual_space
 from oneshot.retrain import Retrain
 from oneshot.search import Search
 from oneshot.search_loop import SearchLoop
@@ -461,14 +463,14 @@ def test_published_settings_are_the_defaults_and_a_flag_overrides_one() -> None:
 
 
 def test_methods_for_chains_search_a_chain_by_default() -> None:
-    photos = ("--data", "imagenet", "--data.path", "there")
-    for name, large in (("proxyless", "proxyless"), ("proxyless_r", "proxyless"), ("fbnet", "fbnet")):
-        small = parse(Search, ["--method", name])
-        assert (small.space, small.method.batch_size, small.data.name) == ("chain32", 64, "digits")
-        assert parse(Search, ["--method", name, *photos]).space == large
-        assert parse(Search, ["--method", name, *photos, "--data.size", "32"]).space == "chain32"
-        assert parse(Search, ["--method", name, "--space", "darts"]).space == "darts"
-    assert parse(Search, ["--method", "gaea", *photos]).space == "darts"
+    small = parse(Search, ["--method", "proxyless"])
+    assert (small.space, small.method.batch_size, small.data.name) == ("chain32", 64, "digits")
+    assert parse(Search, ["--method", "proxyless", "--space", "darts"]).space == "darts"
+    for kind, large in ((Proxyless, "proxyless"), (ProxylessR, "proxyless"), (FbNet, "fbnet")):
+        assert usual_space(kind, {}) == usual_space(kind, {"name": "cifar10"}) == "chain32"
+        assert usual_space(kind, {"name": "imagenet"}) == large
+        assert usual_space(kind, {"name": "imagenet", "size": "64"}) == "chain32"
+    assert usual_space(Darts, {"name": "imagenet"}) == "darts"
 
 
 def test_a_recipe_may_name_its_sections(tmp_path: Path) -> None:
