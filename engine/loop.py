@@ -10,15 +10,13 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, NoReturn
 
 import torch
-from pydantic import Field, PrivateAttr
 from torch import Tensor
 
 from engine.checkpoint import keep_checkpoint, load_state, save_state
-from engine.command.cli import Command
 from engine.command.interrupt import Stop, stop_on_signal, until_stopped
 from engine.command.progress import Advance, progress
 from engine.compute.distributed import ALONE, Ranks
-from engine.config import Duration, format_duration
+from engine.config import format_duration
 from engine.errors import Diverged, UserError
 from engine.run import Run
 from engine.runs.saving import LastSave, Saving
@@ -26,38 +24,6 @@ from engine.runs.saving import LastSave, Saving
 SMALLEST_SCALE = 1 / 32  # of the learning rate: what diverges with that has another reason
 LOG_EVERY = 10  # steps; each look at the losses waits for the device
 SHORT = 20.0  # seconds: less than this is not worth a line
-
-
-class LoopCommand(Command):
-    """A command whose work is an `EpochLoop`, which may be told to stop after some time."""
-
-    stop_after: Duration | None = Field(
-        None,
-        description=(
-            "stop after this time, such as 3h50m, with a checkpoint that --resume continues; counted from "
-            "the command's start; none: never"
-        ),
-    )
-    checkpoint_every: Duration = Field(
-        "15m",
-        validate_default=True,
-        description="a checkpoint after this time, too, and not only at the end of each epoch: 15m, 1h",
-    )
-    keep: int = Field(
-        1,
-        ge=1,
-        description=(
-            "checkpoints of ends of epochs to keep; if more than 1, they and the best one are in checkpoints/"
-        ),
-    )
-    # Made with the settings, so that reading the images counts: who has four hours has them for everything.
-    _started: float = PrivateAttr(default_factory=time.monotonic)
-
-    @property
-    def saving(self) -> Saving:
-        """When the loop saves and stops."""
-        stop_at = None if self.stop_after is None else self._started + self.stop_after
-        return Saving(stop_at, self.checkpoint_every, self.keep)
 
 
 class EpochLoop:

@@ -35,7 +35,7 @@ RUN_FILES = {
     *("config.yaml", "env.json", "metrics.jsonl", "model.json", "weights.safetensors", "teacher.safetensors"),
     *("state.pt", "tensorboard", "DONE", "pairs.jsonl", "pairs.int8.jsonl", "selected", "tuned"),
     *("optuna.journal", "export", "report", "confusion", "mlflow.json"),
-    *("genotype.json", "cell.svg", "cell.png", "alphas.png"),
+    *("genotype.json", "outcome.json", "cell.svg", "cell.png", "alphas.png"),
     "checkpoints",
 }
 FRONT = "front.json"  # in selected/: a list of subnets, where the files beside it hold one subnet each

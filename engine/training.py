@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from engine.checkpoint import save_weights
 from engine.command.launch import started
+from engine.command.looping import LoopCommand
 from engine.compute.device import device_facts, use_threads
 from engine.compute.distributed import Ranks, join
 from engine.compute.precision import (
@@ -28,12 +29,12 @@ from engine.data.balance import describe_balance, describe_counts
 from engine.data.dataset import SPLITS, Data
 from engine.data.digits import Digits
 from engine.data.sources import DataConfig, load_data
+from engine.data.text import FEWEST_ROWS
 from engine.errors import UserError
-from engine.loop import EpochLoop, LoopCommand
+from engine.loop import EpochLoop
 from engine.optim import SGD, current_rate, load_optimizer
 from engine.run import WEIGHTS, Run
 from engine.runs.lock import write_lock
-from engine.runs.tracking import check_trackers, open_trackers
 
 # Settings that are decided when the images are read: see `TrainingCommand.fit_batch`.
 UNDECIDED = frozenset({"batch_size"})
@@ -71,13 +72,6 @@ class TrainingCommand(LoopCommand):
         None,
         ge=1,
         description="processes that train together, started by torchrun; none: as many as it started",
-    )
-    tensorboard: bool = Field(
-        False, description="write TensorBoard events too (needs the extra of that name)"
-    )
-    mlflow: bool = Field(
-        False,
-        description="log to MLflow too, where MLFLOW_TRACKING_URI says (needs the extra of that name)",
     )
     resume: bool = Field(False, description="continue the run in --out if there is one")
     overwrite: bool = Field(False, description="replace the run in --out if there is one")
@@ -126,7 +120,7 @@ class TrainingCommand(LoopCommand):
         Raises:
             UserError: as `start` raises it.
         """
-        check_trackers(self.tensorboard, self.mlflow)
+        self.check_trackers()
         finished = False
         if ranks.first:
             self._check_ranks(ranks)
@@ -173,17 +167,11 @@ class TrainingCommand(LoopCommand):
             UserError: the batch cannot be divided among the ranks.
         """
         images = data.count("train")
-        if self.batch_size <= images:
-            ranks.share(self.batch_size)  # refused now, not in the first step
-            return self
         # A multiple of the ranks, since all get equal shares.
-        fitting = images // ranks.size * ranks.size
-        ranks.share(fitting)
-        print(
-            f"A batch is {fitting} images instead of {self.batch_size}, since there are only {images} "
-            "training images."
-        )
-        return self.model_copy(update={"batch_size": fitting})
+        most = images // ranks.size * ranks.size
+        fitting = fitting_batch(self.batch_size, most, "images", f"{images} training images")
+        ranks.share(fitting)  # refused now, not in the first step
+        return self if fitting == self.batch_size else self.model_copy(update={"batch_size": fitting})
 
     def start(self, ranks: Ranks, device: torch.device) -> Run:
         """The run folder of a training on `device`, created or continued by the first rank.
@@ -192,7 +180,7 @@ class TrainingCommand(LoopCommand):
             UserError: the folder is another run's, or its run has another number of processes.
         """
         # First, so that a package that is missing leaves no new folder behind.
-        check_trackers(self.tensorboard, self.mlflow)
+        self.check_trackers()
         run = Run(self.out)
         if ranks.first:
             self._check_ranks(ranks)
@@ -212,8 +200,7 @@ class TrainingCommand(LoopCommand):
                 facts=facts,
                 may_grow=self.may_grow(),
             )
-            if not run.finished:
-                run.mirror_to(open_trackers(self.out, run.config, self.tensorboard, self.mlflow))
+            self.mirror(run)
         return run
 
     def _say_grown(self, run: Run) -> None:
@@ -233,12 +220,40 @@ class TrainingCommand(LoopCommand):
             where += f" in {self.precision_on(data.device)}"
         print(f"{len(data.classes)} classes; images: {images}; device {where}{processes}")
         print_classes(data)
-        left_out = data.count("train") % self.batch_size
-        if left_out:
-            print(
-                f"an epoch: {data.steps(self.batch_size)} batches of {self.batch_size}; {left_out} images, "
-                "others in each epoch, fill no batch and are left out"
-            )
+        print_left_out(data.count("train"), self.batch_size)
+
+
+def fitting_batch(asked: int, most: int, unit: str, there_are: str) -> int:
+    """The batch that is asked for, or the largest possible one, which is then printed.
+
+    Args:
+        asked: the size of a batch.
+        most: the largest one that what is there can fill.
+        unit: what both count, such as "images".
+        there_are: what there is, for the sentence: "12 training images".
+    """
+    if asked <= most:
+        return asked
+    print(f"A batch is {most} {unit} instead of {asked}, since there are only {there_are}.")
+    return most
+
+
+def fitting_columns(asked: int, *words_N: Tensor) -> int:
+    """As `fitting_batch`, in columns of texts that are read side by side (`engine.data.text.columns`)."""
+    words = min(map(len, words_N))
+    # Fewer are no batch: a text that is too short for them is refused by `columns`.
+    most = max(2, words // FEWEST_ROWS)
+    return fitting_batch(asked, most, "columns of text", f"{words} words")
+
+
+def print_left_out(images: int, batch_size: int) -> None:
+    """Print how many images of an epoch fill no batch, if there are any."""
+    batches, left_out = divmod(images, batch_size)
+    if left_out:
+        print(
+            f"an epoch: {batches} batches of {batch_size}; {left_out} images, others in each epoch, fill no "
+            "batch and are left out"
+        )
 
 
 def print_classes(data: Data) -> None:

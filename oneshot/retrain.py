@@ -35,7 +35,7 @@ from engine.plot.confusion import write_confusion
 from engine.run import Run
 from engine.seed import derive
 from engine.statistics import describe_confusion, overall_accuracy
-from engine.training import Training, TrainingCommand
+from engine.training import Training, TrainingCommand, fitting_columns
 from oneshot.chains.genotype import ChainGenotype, published_chains
 from oneshot.language import NO_BF16, Language, LanguageSettings
 from oneshot.language_training import train_language
@@ -220,8 +220,9 @@ class Retrain(TrainingCommand):
         graphed_step(self.graphs, device, changes)
         if self.compile:
             print(f"the network is not compiled: {changes}")
-        run = self.start(ranks, device)
-        settings = Language(**self.language.model_dump(), epochs=self.epochs, batch=self.batch_size)
+        batch = fitting_columns(self.batch_size, text.splits["train"])
+        run = self.model_copy(update={"batch_size": batch}).start(ranks, device)
+        settings = Language(**self.language.model_dump(), epochs=self.epochs, batch=batch)
         status = train_language(run, genotype, text, settings, self.seed, device, self.saving)
         return status or self.say_next()
 

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 from engine.command.cli import main
+from engine.command.looping import LoopCommand
 from engine.command.start import say
 from engine.compute.compiling import ABOUT_COMPILE
 from engine.compute.device import device_facts, pick_device, use_threads
@@ -24,15 +25,15 @@ from engine.compute.precision import (
     training_in,
 )
 from engine.config import Located, merge, models_in, section, validate
+from engine.data.dataset import Data
 from engine.data.digits import Digits
-from engine.data.sources import AnyData, load_data
-from engine.data.text import Grammar, TextFolder, load_text
+from engine.data.sources import AnyData
+from engine.data.text import Grammar, Text, TextFolder
 from engine.errors import UserError
-from engine.loop import LoopCommand
 from engine.outside.names import expanded
 from engine.run import Run
 from engine.runs.lock import write_lock
-from engine.training import print_classes
+from engine.training import UNDECIDED
 from oneshot.aiming import cost_target, penalties_beside, refuse_aim
 from oneshot.axes.operation_costs import operation_costs
 from oneshot.axes.penalty import Penalty
@@ -46,7 +47,14 @@ from oneshot.methods import MethodConfig
 from oneshot.methods.darts import Darts
 from oneshot.methods.method import Method
 from oneshot.nasbench201.table import AccuracyTable, Dataset
-from oneshot.objectives.building import image_objective, usual_cells, usual_data
+from oneshot.objectives.building import (
+    fit_batch,
+    image_objective,
+    read_data,
+    usual_cells,
+    usual_data,
+    usual_space,
+)
 from oneshot.objectives.images import ImageObjective
 from oneshot.objectives.memory import say_memory, search_memory
 from oneshot.objectives.objective import Objective
@@ -106,7 +114,8 @@ class Search(LoopCommand):
         "darts",
         description=(
             "darts, darts_s1 to darts_s4, nasbench201, recurrent; chains of blocks: proxyless, fbnet, "
-            "chain32; or a YAML file, of a chain or of cells with operations of your own"
+            "chain32; or a YAML file, of a chain or of cells with operations of your own. Methods for chains "
+            "(proxyless, proxyless_r, fbnet) search chain32 by default, or their own on large images"
         ),
     )
     data: AnyData = Field(Digits(val=0.5), description="images, or text for space recurrent")
@@ -180,32 +189,32 @@ class Search(LoopCommand):
     @classmethod
     def prepare(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Put the settings that were published for this method and space under those that are asked for."""
-        space = str(values.get("space", "darts"))
+        method, data = section(values, "method"), section(values, "data")
+        kind = cls._method_kind(method.get("name", "darts")) if isinstance(method, dict) else Darts
+        space = str(values.get("space") or usual_space(kind, data))
         # A file is stored absolute, since config.yaml may be replayed in another folder.
         if space.endswith((".yaml", ".yml")):
             space = str(expanded(Path(space)).absolute())
-            values = values | {"space": space}
-        method, data = section(values, "method"), section(values, "data")
         if isinstance(method, dict):
             method = {"name": "darts"} | method
-            # The order is: the class's defaults, then what was published, then what is asked for.
-            published = cls._published_settings(method["name"], space)
+            # The order is: the class's defaults, then what was published, then what is asked for. A space of
+            # one's own operations takes the settings of its base.
+            published = dict(kind.published.get(settings_space(space), {}))
             method = merge({"name": method["name"], **published}, method)
         if isinstance(data, dict):
             data = {"name": usual_data(space, data)} | data
             # Half of the images train the architecture. A text comes with a validation text for that.
             if data["name"] not in ("grammar", "text"):
                 data = {"val": 0.5} | data
-        return values | {"method": method, "data": data}
+        return values | {"space": space, "method": method, "data": data}
 
     @classmethod
-    def _published_settings(cls, name: Any, space: str) -> dict[str, Any]:
-        """What was published for the method of that name on a space, where it differs from the defaults."""
+    def _method_kind(cls, name: Any) -> type[Method]:
+        """The method of that name; of a name that there is not, which is refused later, any."""
         for kind in models_in(cls.model_fields["method"].annotation):
             if issubclass(kind, Method) and kind.model_fields["name"].default == name:
-                # A space of one's own operations takes the settings of its base.
-                return dict(kind.published.get(settings_space(space), {}))
-        return {}
+                return kind
+        return Darts
 
     @field_validator("target")
     @classmethod
@@ -277,6 +286,7 @@ class Search(LoopCommand):
         method = self._method_with_penalties()
         space = method.offered(find_search_space(self.space))
         # Everything a user can get wrong is refused before the folder is made.
+        self.check_trackers()
         refusal = method.refuse(space) or refuse_aim(space, method, self.target, self.latency_table)
         if CHAIN in space.cells:
             for flag, value in (("cells", self.cells), ("channels", self.channels)):
@@ -289,9 +299,12 @@ class Search(LoopCommand):
             table.accuracies(self.dataset)  # a missing data set is refused now, not after the first epoch
         # Asked before images are read, which may take a minute.
         before = Run(self.out)
-        if before.check(self, resume=self.resume, overwrite=self.overwrite) and before.finished:
+        continues = before.check(self, resume=self.resume, overwrite=self.overwrite, undecided=UNDECIDED)
+        if continues and before.finished:
             print(f"{self.out} is finished already.")
             return self._say_next()
+        if method.chains is not None and self.space == usual_space(type(method), dict(self.data)):
+            print(f"space {self.space}: method {method.name} is for chains of blocks; --space names another")
         device = pick_device(self.device)
         precision = precision_on(device, self.precision, "tf32", cpu_has_bf16=True)
         said = describe_precision(device, precision, self.precision, "tf32")
@@ -299,18 +312,24 @@ class Search(LoopCommand):
             print(said or BF16_TURNS)
         # Every step of a search has the same shapes.
         with training_in(precision, static_shapes=True):
-            return self._search_on(device, precision, space, method, table)
+            data = read_data(self.data, device, self.seed)
+            asked = self.batch_size or method.batch_size
+            fitting = fit_batch(asked, data, method)
+            # config.yaml then records the batch that is used, so a resumed run has the same one.
+            config = self if fitting == asked else self.model_copy(update={"batch_size": fitting})
+            return config._search_on(device, precision, data, space, method, table)
 
     def _search_on(
         self,
         device: torch.device,
         precision: TrainingPrecision,
+        data: Data | Text,
         space: SearchSpace,
         method: Method,
         table: AccuracyTable | None,
     ) -> int:
         """Search in a run folder that is started or continued here; return the exit status."""
-        objective = self._objective(space, method, device)
+        objective = self._objective(data, space, method, device)
         if isinstance(objective, ImageObjective):
             needed = search_memory(method, space, objective, self.evaluate_images)
             # A chain has widths of its own, which no flag changes.
@@ -323,6 +342,7 @@ class Search(LoopCommand):
         searcher = Searcher(method, space, objective, self.seed, epochs, costs, target)
         facts = device_facts(device, precision)
         run = Run.start(self.out, self, resume=self.resume, overwrite=self.overwrite, facts=facts)
+        self.mirror(run)
         monitoring = Monitoring(
             evaluate_images=self.evaluate_images,
             watch_every=self.watch_every,
@@ -364,12 +384,12 @@ class Search(LoopCommand):
         values = self.method.model_dump() | {"penalties": penalties}
         return validate(type(self.method), values, "--penalties")
 
-    def _objective(self, space: SearchSpace, method: Method, device: torch.device) -> Objective:
+    def _objective(
+        self, data: Data | Text, space: SearchSpace, method: Method, device: torch.device
+    ) -> Objective:
         batch_size = self.batch_size or method.batch_size
-        if isinstance(self.data, Grammar | TextFolder):
-            return TextObjective(load_text(self.data), self.text, batch_size, self.seed, device)
-        data = load_data(self.data, device, self.seed)
-        print_classes(data)
+        if isinstance(data, Text):
+            return TextObjective(data, self.text, batch_size, self.seed, device)
         cells = self.cells or method.cells or usual_cells(settings_space(space.name))
         return image_objective(space, method, data, self.width, cells, batch_size, self.seed)
 

@@ -208,7 +208,8 @@ class SearchLoop(EpochLoop):
             )
         # DONE comes last: a search that is killed before writes its findings again.
         self.folder.finish("genotype.json")
-        print(f"written to {path}: genotype.json, outcome.json, cell.svg, cell.png")
+        closing = "" if outcome.above_chance else "; this search ended no better than chance"
+        print(f"written to {path}: genotype.json, outcome.json, cell.svg, cell.png{closing}")
 
     def resumed_place(self) -> str:
         """In epochs, since a resumed search may begin with an epoch's end."""

@@ -37,7 +37,8 @@ COMMANDS = {
 }
 HELP = ("-h", "--help")
 # Commands whose networks have other shapes in each step, or one after the other.
-CHANGING_SHAPES = {"ofa.train", "predictors.collect", "predictors.select"}
+CHANGING_SHAPES = {"ofa.train", "ofa.tune", "ofa.evaluate"}
+CHANGING_SHAPES |= {"predictors.collect", "predictors.select", "predictors.report"}
 
 
 def start() -> None:

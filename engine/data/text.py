@@ -26,6 +26,7 @@ NAMES: dict[Split, tuple[str, ...]] = {
     "val": ("ptb.valid.txt", "wiki.valid.tokens", "valid.txt", "val.txt"),
     "test": ("ptb.test.txt", "wiki.test.tokens", "test.txt"),
 }
+FEWEST_ROWS = 3  # of a text in columns
 # Lengths of windows, as in AWD-LSTM: bptt is the usual one.
 SHORTEST = 5  # words in the shortest window
 BEYOND = 20  # most words that a window has more than bptt
@@ -168,7 +169,7 @@ def columns(words_N: Tensor, batch: int) -> Tensor:
         UserError: the text is too short for three rows.
     """
     rows = len(words_N) // batch
-    if rows < 3:
+    if rows < FEWEST_ROWS:
         raise UserError(
             f"A text of {len(words_N)} words is too short for {batch} columns; use a smaller batch or more "
             "text."

@@ -64,7 +64,8 @@ def conclude(searcher: Searcher, genotype: AnyGenotype, ending: Ending) -> Outco
     measured_on = objective.measured_items
     if ending.limit is not None:
         measured_on = min(ending.limit, measured_on)
-    is_accuracy = objective.quality == "accuracy"
+    is_accuracy, chance = objective.quality == "accuracy", objective.chance
+    qualities = [discretised, *([] if ending.search_network is None else [ending.search_network])]
     outcome = Outcome(
         method=method.name,
         space=state.space.name,
@@ -74,6 +75,8 @@ def conclude(searcher: Searcher, genotype: AnyGenotype, ending: Ending) -> Outco
         discretised=discretised,
         measured_on=measured_on,
         standard_error=math.sqrt(discretised * (1 - discretised) / measured_on) if is_accuracy else None,
+        chance=chance,
+        above_chance=_above(chance, qualities, measured_on) if is_accuracy else min(qualities) < chance,
         trained_on=method.level != "bilevel",
         sizes=_sizes(genotype, searcher, ending.recipe),
         decisions=found,
@@ -87,6 +90,7 @@ def conclude(searcher: Searcher, genotype: AnyGenotype, ending: Ending) -> Outco
         target=None if ending.report is None else TargetOutcome(**ending.report.facts()),
     )
     warnings = _warnings(outcome, method, genotype)
+    warnings += method.doubts(state.space, ending.probabilities)
     # Finalists are judged on all images, so their error is smaller than that of `discretised`.
     if is_accuracy and state.lead is not None:
         error = math.sqrt(discretised * (1 - discretised) / objective.measured_items)
@@ -98,9 +102,23 @@ def conclude(searcher: Searcher, genotype: AnyGenotype, ending: Ending) -> Outco
     return outcome.model_copy(update={"warnings": tuple(warnings)})
 
 
+def _above(chance: float, accuracies: list[float], measured_on: int) -> bool:
+    """Whether the best accuracy is above chance by two standard errors."""
+    error = math.sqrt(chance * (1 - chance) / measured_on)
+    return max(accuracies) > chance + 2 * error
+
+
 def _warnings(outcome: Outcome, method: Method, genotype: AnyGenotype) -> list[str]:
     """What makes the result doubtful, a sentence each."""
     found = []
+    if not outcome.above_chance:
+        without = f"perplexity {outcome.chance:.1f} by the frequencies of words"
+        if outcome.quality == "accuracy":
+            without = f"{100 * outcome.chance:.1f}% without looking at the images"
+        found.append(
+            f"no better than chance ({without}): nothing was learned that could choose; raise --epochs, or "
+            "look at the data and its labels"
+        )
     if outcome.steps_an_epoch == 1:
         found.append(
             "an epoch is a single step: schedules go by epochs and hardly anything is learned between them; "

@@ -14,6 +14,7 @@ from engine.data.npz import Npz
 from engine.data.sources import AnyData
 from engine.data.text import Grammar, TextFolder
 from engine.data.torchvision_sets import Torchvision
+from engine.training import print_left_out
 from oneshot.chains.genotype import ChainGenotype
 from oneshot.chains.target import TargetReport
 from oneshot.ending.record import FinalSize, Outcome
@@ -43,6 +44,8 @@ def print_introduction(searcher: Searcher) -> None:
     )
     steps = objective.steps(0)
     print(f"{objective.about}; {_epochs(searcher)} of {steps} steps; device {state.device}")
+    if isinstance(objective, ImageObjective):
+        print_left_out(objective.data.size_of(objective.weights_part), objective.batch_size)
 
 
 def print_found(genotype: AnyGenotype, objective: Objective, report: TargetReport | None) -> None:

@@ -78,6 +78,12 @@ class Outcome(Config):
     standard_error: float | None = Field(
         description="of the accuracy `discretised`, binomial; none: perplexity"
     )
+    chance: float = Field(
+        description="the same without looking: of the most frequent class, or by frequencies of words alone"
+    )
+    above_chance: bool = Field(
+        description="whether one of both is better than that, an accuracy by two standard errors"
+    )
     trained_on: bool = Field(
         description="whether the weights learned from these images, too: with a single level they did"
     )

@@ -10,6 +10,7 @@ from oneshot.axes.geometry import Adam, Geometry
 from oneshot.axes.penalty import Penalty, ZeroOne
 from oneshot.axes.relaxation import Relaxation, Sigmoid
 from oneshot.axes.weight_sgd import WeightSgd
+from oneshot.chains.space import CHAIN
 from oneshot.methods.method import PUBLISHED, Method
 from oneshot.spaces.genotype import AnyGenotype, Cell, Edge, Genotype
 from oneshot.spaces.search_space import SearchSpace
@@ -49,6 +50,22 @@ class FairDarts(Method):
             kept = self._above_threshold(state.space, cell, weights[kind])
             cells[kind] = cell if kept is None else kept
         return Genotype(space=found.space, cells=cells)
+
+    def doubts(self, space: SearchSpace, probabilities: Mapping[str, Tensor]) -> list[str]:
+        """The cells of which nothing reaches the threshold."""
+        doubts = []
+        columns = [column for column, name in enumerate(space.operations) if name != "none"]
+        for kind, weight_EO in probabilities.items():
+            strongest = float(weight_EO[:, columns].max())
+            # A chain has no threshold.
+            if kind != CHAIN and strongest < self.threshold:
+                which = "cell" if kind == "cell" else f"{kind} cell"
+                doubts.append(
+                    f"no operation of the {which} reached the threshold {self.threshold:g} (the strongest "
+                    f"weighs {strongest:.2f}), so the largest weights were read off; raise --epochs, or "
+                    "lower --method.threshold"
+                )
+        return doubts
 
     def _above_threshold(self, space: SearchSpace, cell: Cell, weight_EO: Tensor) -> Cell | None:
         """The cell without the edges below the threshold; None if nothing is left."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from engine.config import Config
 from oneshot.axes.edge_weights import NetworkEdgeWeights
+from oneshot.spaces.search_space import SearchSpace
 from oneshot.state import SearchState
 
 
@@ -39,3 +40,12 @@ class Hooks(Config):
 
     def see_validation_gradients(self, state: SearchState, gradients: Mapping[str, Tensor]) -> None:
         """Called in an architecture step of first order, with the validation loss's gradients of weights."""
+
+    def doubts(self, space: SearchSpace, probabilities: Mapping[str, Tensor]) -> list[str]:
+        """What makes the genotype that is read off these weights doubtful, as sentences without a full stop.
+
+        Args:
+            space: what was searched.
+            probabilities: (E, O) for each kind of cell.
+        """
+        return []

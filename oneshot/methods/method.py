@@ -113,6 +113,7 @@ class Method(Hooks):
 
     has_architecture_step: ClassVar[bool] = True  # along gradients of alphas, in each step
     can_aim: ClassVar[bool] = False  # at a target without such a step
+    chains: ClassVar[str | None] = None  # the space of chains that it was published on; None: it is for cells
     # Settings for other spaces. Those of NAS-Bench-201 are for the methods that its authors ran.
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {"recurrent": PUBLISHED["recurrent"]}
 

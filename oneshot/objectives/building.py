@@ -5,11 +5,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from engine.config import tags_of
 from engine.data.dataset import Data
+from engine.data.folder import ImageFolder
+from engine.data.sources import AnyData, TextConfig, load_data
+from engine.data.text import Text, load_text
 from engine.seed import derive
+from engine.training import fitting_batch, fitting_columns, print_classes
 from oneshot.chains.layers import ImageShape
 from oneshot.chains.network import ChainNetwork
-from oneshot.chains.space import ChainSpace
+from oneshot.chains.space import SMALL_IMAGES, ChainSpace
 from oneshot.methods.method import Method
 from oneshot.networks.search import stem_for
 from oneshot.objectives.images import ImageObjective, search_network
@@ -22,11 +27,53 @@ def usual_cells(space: str) -> int:
     return 5 if space == "nasbench201" else 8
 
 
+def usual_space(kind: type[Method], data: Any) -> str:
+    """The space that a method searches if none is named: one that it is for.
+
+    Args:
+        kind: of the method.
+        data: the section of the data as it was given.
+    """
+    if kind.chains is None:
+        return "darts"
+    given = data if isinstance(data, dict) else {}
+    size = given.get("size", ImageFolder.model_fields["size"].default)
+    # Images of other sources are small. What is no number is refused later.
+    is_large = given.get("name") in tags_of(ImageFolder) and str(size).isdigit() and int(size) > SMALL_IMAGES
+    return kind.chains if is_large else "chain32"
+
+
 def usual_data(space: str, data: dict[str, Any]) -> str:
     """The data that a space is searched on if none is named."""
     if space != "recurrent":
         return "digits"
     return "text" if "path" in data else "grammar"
+
+
+def read_data(config: AnyData, device: torch.device, seed: int) -> Data | Text:
+    """The text, or the images, of which it is printed how they were split.
+
+    Args:
+        config: the settings of the source.
+        device: where batches of images are delivered.
+        seed: decides which images are held out and what augmentation draws.
+    """
+    if isinstance(config, TextConfig):
+        return load_text(config)
+    data = load_data(config, device, seed)
+    print_classes(data)
+    return data
+
+
+def fit_batch(asked: int, data: Data | Text, method: Method) -> int:
+    """The batch that is asked for, or one that each part of the data can fill, which is then printed."""
+    if isinstance(data, Text):
+        return fitting_columns(asked, data.splits["train"], data.splits["val"])
+    if method.level == "bilevel":
+        images = min(data.count("train"), data.count("val"))
+        return fitting_batch(asked, images, "images", f"{images} images in the smaller part")
+    images = data.size_of("both")
+    return fitting_batch(asked, images, "images", f"{images} training images")
 
 
 def image_objective(

@@ -130,6 +130,15 @@ class ImageObjective:
         """What the network is built for."""
         return ImageShape(self.data.size, self.data.channels, len(self.data.classes))
 
+    @property
+    def chance(self) -> float:
+        """The accuracy of who always names the most frequent class; of balanced classes, any class."""
+        counts_K = self.data.class_counts("val")
+        # Balanced training gives up accuracy on the large classes, so it may end below their share.
+        if counts_K is None or self.data.config.balance != "none":
+            return 1 / len(self.data.classes)
+        return float(counts_K.max() / counts_K.sum())
+
     def steps(self, epoch: int) -> int:
         """Pairs of batches in an epoch."""
         return self.data.steps(self.batch_size, self.weights_part)

@@ -72,7 +72,8 @@ def search_memory(
 ) -> SearchMemory:
     """Count what a search needs, in float32: lower precision needs less.
 
-    A method that draws operations is counted with some draws.
+    A method that draws operations is counted with some draws. What a CUDA graph keeps to itself is not
+    counted: the evaluation after an epoch then finds less free by about a step (no GPU has measured it).
 
     Args:
         method: as the search has it.

@@ -20,6 +20,11 @@ class Objective(Protocol):
     measured_items: int  # images or words that `measure` sees without a limit
 
     @property
+    def chance(self) -> float:
+        """The quality without looking: at the images, or at the words before."""
+        ...
+
+    @property
     def loss(self) -> LossFn:
         """The loss of the network on a batch."""
         ...

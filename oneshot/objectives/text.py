@@ -83,6 +83,14 @@ class TextObjective:
         """No search on text has stages."""
         raise AssertionError("methods refuse stages on text")
 
+    @property
+    def chance(self) -> float:
+        """The perplexity of who knows only how frequent each word is in the training text."""
+        # One more of each word: one that the training text lacks is not impossible.
+        counts_V = 1 + torch.bincount(self.train_RB.flatten(), minlength=len(self.recurrent.bias_V))
+        log_p_V = (counts_V / counts_V.sum()).log()
+        return perplexity(-float(log_p_V[self.val_RB].mean()))
+
     def windows(self, epoch: int) -> list[tuple[int, int]]:
         """(start, length) of the windows of the training text."""
         return windows(len(self.train_RB), self.bptt, numpy_generator(self.seed, "windows", epoch), 0)

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from engine.config import Config, read_yaml, validate
@@ -54,6 +54,15 @@ class CellSpace:
     def graph(self) -> str:
         """The space with the same cells: darts, nasbench201 or recurrent."""
         return {PAIR: "darts", ("cell",): "nasbench201"}.get(self.cells, "recurrent")
+
+    @property
+    def in_genotypes(self) -> "str | OwnSpace":
+        """What a genotype keeps of the space: its name, or what else it takes to have it without its file."""
+        if self.name in [space.name for space in SPACES]:
+            return self.name
+        own = dict(self.constructors)
+        operations = {name: own.get(name) for name in self.operations}
+        return validate(OwnSpace, {"base": self.graph, "operations": operations}, self.name)
 
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -188,12 +197,40 @@ def has_cells_of_images(space: object) -> bool:
 
 
 class OwnSpace(Config):
-    """A file with a space of cells whose operations are, all or some, a user's own."""
+    """A space of cells whose operations are, all or some, a user's own: a file, or part of a genotype."""
 
     base: Literal["darts", "nasbench201"] = Field(description="the space whose cells and networks it has")
     operations: dict[str, str | None] = Field(
         min_length=2, description="name and constructor (module:Name); without one, an operation of the base"
     )
+
+    @model_validator(mode="after")
+    def _named_well(self) -> Self:
+        base = find_space(self.base)
+        for name, constructor in self.operations.items():
+            if constructor is None and name not in base.operations:
+                raise ValueError(
+                    f"operation '{name}' needs a constructor (module:Name), since {self.base} has none of "
+                    f"this name; {nearest(name, base.operations)}"
+                )
+            # The search network keeps modules by name beside the attributes of a ModuleDict.
+            taken = name in base.known or not name.isidentifier() or hasattr(nn.ModuleDict(), name)
+            if constructor is not None and taken:
+                raise ValueError(
+                    f"an operation of your own cannot be called '{name}'; take letters, digits and "
+                    f"underscores, and no name that {self.base} or torch.nn.ModuleDict has"
+                )
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.base} with operations of one's own"
+
+    def cells(self, name: str) -> CellSpace:
+        """The space of cells, under a name; nothing is imported before a network is built."""
+        own = tuple((key, where) for key, where in self.operations.items() if where is not None)
+        operations = tuple(self.operations)
+        base = find_space(self.base)
+        return replace(base, name=name, operations=operations, extra_operations=(), constructors=own)
 
 
 def load_own_space(path: str) -> CellSpace:
@@ -202,28 +239,12 @@ def load_own_space(path: str) -> CellSpace:
     Raises:
         UserError: the file is not valid, or an operation is not known.
     """
-    found = validate(OwnSpace, read_yaml(Path(path)), path)
-    base = find_space(found.base)
-    constructors = []
-    for name, constructor in found.operations.items():
-        if constructor is None and name not in base.operations:
-            raise UserError(
-                f"{path}: operation '{name}' needs a constructor (module:Name), since {found.base} has none "
-                f"of this name; {nearest(name, base.operations)}"
-            )
-        if constructor is not None:
-            # The search network keeps modules by name beside the attributes of a ModuleDict.
-            if name in base.known or not name.isidentifier() or hasattr(nn.ModuleDict(), name):
-                raise UserError(
-                    f"{path}: an operation of your own cannot be called '{name}'; take letters, digits and "
-                    f"underscores, and no name that {found.base} or torch.nn.ModuleDict has."
-                )
-            constructors.append((name, located(constructor, Path(path).parent)))
-            find_constructor(constructors[-1][1])
-    operations = tuple(found.operations)
-    return replace(
-        base, name=path, operations=operations, extra_operations=(), constructors=tuple(constructors)
-    )
+    found = validate(OwnSpace, read_yaml(Path(path)), path).cells(path)
+    # Relative to the file, wherever the command runs.
+    own = tuple((name, located(constructor, Path(path).parent)) for name, constructor in found.constructors)
+    for _, constructor in own:
+        find_constructor(constructor)
+    return replace(found, constructors=own)
 
 
 def is_own_space(name: str) -> bool:
@@ -237,12 +258,14 @@ def settings_space(name: str) -> str:
     return load_own_space(name).graph if is_own_space(name) else packaged_like(name)
 
 
-def find_space(name: str) -> CellSpace:
-    """The space of that name, `find_space("darts")`, or the one of operations of one's own in a YAML file.
+def find_space(name: str | OwnSpace) -> CellSpace:
+    """The space of that name, `find_space("darts")`; with operations of one's own, also of a file or as data.
 
     Raises:
         UserError: there is none.
     """
+    if isinstance(name, OwnSpace):
+        return name.cells(str(name))
     for space in SPACES:
         if space.name == name:
             return space

@@ -6,18 +6,25 @@ recurrent space 0 is the input and the nodes start at 1.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from engine.config import Config
 from engine.errors import nearest
 from oneshot.chains.genotype import ChainGenotype, chain_of
 from oneshot.chains.space import CHAIN, ChainSpace
-from oneshot.spaces.cells import CellSpace, find_space
+from oneshot.spaces.cells import CellSpace, OwnSpace, find_space
 from oneshot.spaces.search_space import SearchSpace
 
 Edge = tuple[str, int]  # (operation, the state it reads)
+
+
+# With tags, an error speaks of the one that is meant.
+NameOrOwn = Annotated[
+    Annotated[str, Tag("name")] | Annotated[OwnSpace, Tag("own")],
+    Discriminator(lambda value: "own" if isinstance(value, dict | OwnSpace) else "name"),
+]
 
 
 class Cell(Config):
@@ -37,7 +44,7 @@ class Genotype(Config):
     The kinds are `normal` and `reduce` (DARTS), `cell` (NAS-Bench-201) or `recurrent`.
     """
 
-    space: str = Field("darts", description="search space that it belongs to")
+    space: NameOrOwn = Field("darts", description="search space that it belongs to")
     cells: dict[str, Cell]
 
     @model_validator(mode="after")
@@ -45,7 +52,7 @@ class Genotype(Config):
         space = find_space(self.space)
         if set(self.cells) != set(space.cells):
             raise ValueError(
-                f"a genotype of space '{self.space}' has the cells {', '.join(space.cells)}, not "
+                f"a genotype of space '{space.name}' has the cells {', '.join(space.cells)}, not "
                 f"{', '.join(self.cells)}"
             )
         for kind, cell in self.cells.items():
@@ -80,7 +87,7 @@ def genotype_of(space: SearchSpace, nodes: Mapping[str, Sequence[Sequence[Edge]]
     cells = {}
     for kind, of_kind in nodes.items():
         cells[kind] = Cell(nodes=tuple(tuple(edges) for edges in of_kind), output=space.output)
-    return Genotype(space=space.name, cells=cells)
+    return Genotype(space=space.in_genotypes, cells=cells)
 
 
 def _check_edges(kind: str, cell: Cell, space: CellSpace) -> None:

@@ -26,10 +26,17 @@ def located(constructor: str, folder: Path) -> str:
 
 
 @functools.cache
-def _module(where: str) -> ModuleType:
+def load_module(where: str) -> ModuleType:
+    """The module in a file, or of that name on Python's path."""
     if not where.endswith(".py"):
         return importlib.import_module(where)
-    spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+    file = Path(where)
+    if not file.is_file():
+        # Where a genotype came from another machine, the file may have come with it.
+        file = Path(file.name)
+    if not file.is_file():
+        return importlib.import_module(file.stem)
+    spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None and spec.loader is not None, "a file that ends with .py"
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -45,7 +52,7 @@ def find_constructor(location: str) -> Callable[[int, int], nn.Module]:
     """
     where, _, name = location.rpartition(":")
     try:
-        module = _module(where)
+        module = load_module(where)
         found: Any = getattr(module, name, None)
         why = f"module '{where}' has no {name}"
     except (ImportError, OSError, ValueError) as error:
@@ -54,10 +61,10 @@ def find_constructor(location: str) -> Callable[[int, int], nn.Module]:
     except Exception as error:
         raise UserError(f"Module '{where}' cannot be imported: {_told(error)}.") from None
     if found is None:
-        raise UserError(
-            f"There is no constructor '{location}' ({why}); write it as module:Name, with the module's file "
-            "beside the YAML or on Python's path."
-        )
+        remedy = "write it as module:Name, with the module's file beside the YAML or on Python's path"
+        if where.endswith(".py") and not Path(where).is_file():
+            remedy = f"copy {Path(where).name} into the current folder, or put it on Python's path"
+        raise UserError(f"There is no constructor '{location}' ({why}); {remedy}.")
     return found
 
 
@@ -72,8 +79,9 @@ def build_own_operation(location: str, channels: int, stride: int) -> nn.Module:
     Raises:
         UserError: it cannot be built, or gives a map of another shape.
     """
+    constructor = find_constructor(location)
     try:
-        module = find_constructor(location)(channels, stride)
+        module = constructor(channels, stride)
         module.eval()
         with torch.no_grad():
             output: Any = module(torch.zeros(2, channels, TRIED_SIZE, TRIED_SIZE))

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
-from torch import nn
 
 from engine import onnx_timing as bench
 from engine.blocks.layers import LayerSpec, layer_name, plain_layer, structure
@@ -67,11 +66,6 @@ class KitSubject(NamedTuple):
     bn_eps: float
     classes: int
     channels: int
-
-
-def layer_module(space: Space, layer: LayerSpec) -> nn.Module:
-    """The layer as a torch module with random weights."""
-    return plain_layer(layer, space.bn_eps)
 
 
 def export_kit(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from engine.blocks.elastic import ElasticConvBN
 from engine.blocks.kind import BlockChoice, BlockSpec
-from engine.blocks.layers import LayerSpec, cost_of_layer, structure
+from engine.blocks.layers import LayerSpec, cost_of_layer, plain_layer, structure
 from engine.blocks.stem import StemSpec
 from engine.blocks.table import BLOCKS, block_kind
 from engine.compute.macs import count_macs, count_parameters
@@ -32,7 +32,7 @@ from ofa.subnet import Subnet, extract
 from ofa.supernet import Supernet
 from ofa.training.phases import Phase, sort_channels
 from ofa.weights.widths import sort_widths
-from predictors.latency.kit import distinct_layers, export_kit, layer_module
+from predictors.latency.kit import distinct_layers, export_kit
 from predictors.latency.published import published_keys
 
 CASES = [pytest.param(s, id=f"{kind}, {name}") for kind, named in SPACES.items() for name, s in named.items()]
@@ -227,7 +227,7 @@ def test_every_layer_can_be_timed_under_a_name_of_its_own(space: Space) -> None:
     for layer in distinct_layers(space, 5, 3):
         same_but_size = layer._replace(size=0)
         assert named.setdefault(structure(layer), same_but_size) == same_but_size
-        module = layer_module(space, layer)
+        module = plain_layer(layer, space.bn_eps)
         channels = layer.channels if isinstance(layer, StemSpec) else layer.inp
         assert count_parameters(module) == cost_of_layer(layer)[1]
         assert count_macs(module, torch.zeros(1, channels, layer.size, layer.size)) == cost_of_layer(layer)[0]
@@ -260,7 +260,7 @@ def test_an_unknown_block_is_refused_everywhere() -> None:
         memory_of_layer,
         stored_of_layer,
         published_keys,
-        lambda spec: layer_module(space, spec),
+        lambda spec: plain_layer(spec, space.bn_eps),
     ]
     for use in uses:
         with pytest.raises(UserError, match="There is no block 'ghost'"):
@@ -290,7 +290,7 @@ def test_graphs_that_latency_kits_write_run_as_those_of_the_exporter(space: Spac
     export_kit(space, list(found.values()), no_networks, 5, 3, tmp_path, str)
     written, modules, images = [], [], []
     for layer in found.values():
-        module = layer_module(space, layer).eval()
+        module = plain_layer(layer, space.bn_eps).eval()
         for part in module.modules():
             # The exporter leaves out a bias of zeros, and no trained network has one.
             if isinstance(part, nn.BatchNorm2d):

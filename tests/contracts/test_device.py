@@ -5,49 +5,36 @@ steps run on one that is pretended (`pretended_gpu`). Whole commands are in `tes
 """
 
 import importlib
-import math
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from chains import small_chain
 from pretended_gpu import CUDA, Gpu, pretended_gpu
+from small_search import NAMES, small_method, small_search
 from torch import Tensor
 
-from engine.config import over_defaults, validate
 from engine.data.digits import Digits
 from engine.data.sources import load_data
-from engine.data.text import Grammar, load_text
 from engine.optim import SGD, RunningAverage, build_sgd, clip_gradients
 from ofa.calibration import calibrate, subnet_accuracy, subnet_confusion
 from ofa.space.arch import smallest
 from ofa.space.space import Space
 from ofa.subnet import extract
 from ofa.supernet import Supernet
-from oneshot.axes.operation_costs import operation_costs
 from oneshot.axes.progress import Progress
-from oneshot.chains.layers import ImageShape
-from oneshot.chains.network import ChainNetwork
-from oneshot.chains.space import ChainSpace
-from oneshot.methods import MethodConfig
-from oneshot.methods.method import Method
 from oneshot.networks.dropout import Dropout
 from oneshot.networks.final import FinalNetwork
 from oneshot.networks.language_loss import slowness, text_loss
 from oneshot.networks.recurrent import CellNetwork, draw_masks
-from oneshot.objectives.images import ImageObjective, search_network
-from oneshot.objectives.text import TextObjective, TextSettings
-from oneshot.search import Search
 from oneshot.searcher import Searcher
 from oneshot.spaces.cells import find_space
 from oneshot.spaces.read_genotype import find_genotype
 from oneshot.spaces.search_space import SearchSpace
 
 ROOT = Path(__file__).parents[2]
-NAMES = [kind.model_fields["name"].default for kind in get_args(get_args(MethodConfig)[0])]
-FEW = {"candidates": 2, "finalists": 2, "batches": 2, "controller_steps": 1, "samples_a_step": 1}
 # Those that are tried on the whole space of DARTS too, which takes a second of CPU each and more.
 WHOLE = ("random_ws", "enas", "gdas", "gaea", "gaea_pc_darts")
 MORE: list[tuple[str, str, dict[str, Any]]] = [
@@ -74,43 +61,16 @@ WAITS["evaluation"] = {
 }
 
 
-def method_of(name: str, space: SearchSpace, settings: dict[str, Any]) -> Method:
-    """A method with what was published for the space, as the command builds it."""
-    values = Search.prepare({"method": {"name": name, **settings}, "space": space.name})
-    method = validate(Search, over_defaults(Search, values), "test").method
-    if method.selection is not None:
-        method = method.model_copy(update={"selection": method.selection.model_copy(update={"images": 8})})
-    few = {field: count for field, count in FEW.items() if field in type(method).model_fields}
-    return method.model_copy(update=few)
-
-
 def space_named(name: str) -> SearchSpace:
     return small_chain() if name == "chain" else find_space(name)
 
 
-def searcher_of(method: Method, space: SearchSpace) -> Searcher:
-    """A search of the smallest network, on the device."""
-    image = ImageShape(8, 1, 10)
-    costs, epochs = operation_costs(method.penalties, space, CUDA, image), method.warmup_epochs + 4
-    if space.name == "recurrent":
-        text = TextObjective(load_text(Grammar(sentences=200)), TextSettings(hidden=4, bptt=4), 4, 0, CUDA)
-        return Searcher(method, space, text, 0, epochs, costs)
-    if isinstance(space, ChainSpace):
-        network: torch.nn.Module = ChainNetwork(space, image)
-    else:
-        # The smallest that all stages of a method can cut into parts.
-        channels = math.lcm(4, *method.channel_parts)
-        network = search_network(space, method, channels, 1 if space.name == "nasbench201" else 3, 10, 1)
-    single, released = method.level != "bilevel", method.level == "released"
-    images = ImageObjective(network, load_data(Digits(val=0.5), CUDA, 0), 4, single, released)
-    return Searcher(method, space, images, 0, epochs * max(1, len(getattr(method, "stages", ()))), costs)
-
-
 def cases() -> list[Any]:
     found: list[tuple[str, str, dict[str, Any]]] = []
+    one_cell = find_space("nasbench201")
     for name in NAMES:
         spaces = ["nasbench201", "recurrent", "chain"]
-        if name in WHOLE or method_of(name, find_space("nasbench201"), {}).refuse(find_space("nasbench201")):
+        if name in WHOLE or small_method(name, one_cell, {}).refuse(one_cell):
             spaces.append("darts")
         found += [(name, space, {}) for space in spaces]
     found += MORE
@@ -120,11 +80,11 @@ def cases() -> list[Any]:
 @pytest.mark.parametrize(("name", "space_name", "settings"), cases())
 def test_search_step(name: str, space_name: str, settings: dict[str, Any]) -> None:
     space = space_named(space_name)
-    method = method_of(name, space, settings)
+    method = small_method(name, space, settings)
     if method.refuse(space):
         return
     with pretended_gpu(ROOT) as gpu:
-        searcher, epoch = searcher_of(method, space), method.warmup_epochs
+        searcher, epoch = small_search(method, space, CUDA, batch=4), method.warmup_epochs
         searcher.state.progress = Progress(epoch, searcher.epochs)
         batches = searcher.state.objective.batches(epoch, 0)
         first = next(batches)
@@ -147,9 +107,9 @@ SAMPLING = ["gdas", "random_ws", "enas", "darts"]
 def test_between_epochs(name: str, space_name: str) -> None:
     """A controller is trained, weights are judged, a cell is read off, and nothing is mixed."""
     space = space_named(space_name)
-    method = method_of(name, space, {})
+    method = small_method(name, space, {})
     with pretended_gpu(ROOT) as gpu:
-        searcher = searcher_of(method, space)
+        searcher = small_search(method, space, CUDA, batch=4)
         method.after_epoch(searcher.state)
         searcher.measure(limit=8)
         method.final_genotype(searcher.state)

@@ -2,29 +2,17 @@
 exactly, hand over a cell."""
 
 import io
-import math
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from chains import small_chain
+from small_search import NAMES, small_method, small_search
 from torch import Tensor
 
-from engine.config import over_defaults, validate
-from engine.data.digits import Digits
-from engine.data.sources import load_data
-from engine.data.text import Grammar, load_text
-from oneshot.axes.operation_costs import operation_costs
 from oneshot.axes.progress import Progress
 from oneshot.chains.genotype import ChainGenotype
-from oneshot.chains.layers import ImageShape
-from oneshot.chains.network import ChainNetwork
-from oneshot.chains.space import ChainSpace
-from oneshot.methods import MethodConfig
 from oneshot.methods.method import Method
-from oneshot.objectives.images import ImageObjective, search_network
-from oneshot.objectives.text import TextObjective, TextSettings
-from oneshot.search import Search
 from oneshot.searcher import Searcher
 from oneshot.spaces.cells import SPACES, CellSpace, find_space
 from oneshot.spaces.genotype import Genotype
@@ -32,16 +20,6 @@ from oneshot.spaces.search_space import SearchSpace
 
 CPU = torch.device("cpu")
 SMALL_CHAIN = small_chain()
-NAMES = [kind.model_fields["name"].default for kind in get_args(get_args(MethodConfig)[0])]
-FEW = (
-    "candidates",
-    "finalists",
-    "batches",
-    "controller_steps",
-    "samples_a_step",
-    "updates",
-    "samples",
-)  # of methods that judge whole architectures
 COMBINED: list[tuple[str, str, dict[str, Any]]] = [
     ("darts", "nasbench201", {"order": "second"}),
     ("darts", "darts_s2", {"order": "exact"}),
@@ -59,45 +37,10 @@ COMBINED: list[tuple[str, str, dict[str, Any]]] = [
     ("sdarts", "nasbench201", {"attack": "adversarial"}),
 ]
 SHARED = ("darts_s1", "darts_s2", "darts_s3", "darts_s4")  # other operations on the graph of darts
-IMAGES = load_data(Digits(val=0.5), CPU, 0)
-TEXT = load_text(Grammar(sentences=200))
 
 
 def named(space_name: str) -> SearchSpace:
     return SMALL_CHAIN if space_name == SMALL_CHAIN.name else find_space(space_name)
-
-
-def chosen(name: str, space: SearchSpace, settings: dict[str, Any]) -> Method:
-    """A method with what was published for the space, as the command builds it."""
-    found = validate(
-        Search,
-        over_defaults(Search, Search.prepare({"method": {"name": name, **settings}, "space": space.name})),
-        "test",
-    ).method
-    if found.selection is not None:
-        found = found.model_copy(update={"selection": found.selection.model_copy(update={"images": 16})})
-    return found.model_copy(update={field: 2 for field in FEW if field in type(found).model_fields})
-
-
-def started(method: Method, space: SearchSpace, seed: int) -> Searcher:
-    image = ImageShape(8, 1, 10)
-    # Each stage begins with the warm-up.
-    epochs = (method.warmup_epochs + 4) * max(1, len(getattr(method, "stages", ())))
-    costs = operation_costs(method.penalties, space, CPU, image)
-    if space.name == "recurrent":
-        objective = TextObjective(TEXT, TextSettings(hidden=8, bptt=6), 4, seed, CPU)
-        return Searcher(method, space, objective, seed, epochs, costs)
-    torch.manual_seed(seed)
-    # The smallest that all stages of a method can cut into parts.
-    channels = math.lcm(4, *method.channel_parts)
-    if isinstance(space, ChainSpace):
-        network: torch.nn.Module = ChainNetwork(space, image)
-    else:
-        assert isinstance(space, CellSpace)
-        network = search_network(space, method, channels, 1 if space.name == "nasbench201" else 3, 10, 1)
-    single, two = method.level != "bilevel", method.level == "released"
-    objective = ImageObjective(network, IMAGES, 16, single, two)
-    return Searcher(method, space, objective, seed, epochs, costs)
 
 
 def take(search: Searcher, steps: int, epoch: int, first: int = 0) -> list[Tensor]:
@@ -136,7 +79,7 @@ def cases() -> list[Any]:
 @pytest.mark.parametrize(("name", "space_name", "settings"), cases())
 def test_contract(name: str, space_name: str, settings: dict[str, Any]) -> None:
     space = named(space_name)
-    method = chosen(name, space, settings)
+    method = small_method(name, space, settings)
     space = method.offered(space)
     refusal = method.refuse(space)
     if refusal is not None:
@@ -149,13 +92,13 @@ def test_contract(name: str, space_name: str, settings: dict[str, Any]) -> None:
     if space.name in SHARED and not settings:
         check_short(method, space)
         return
-    ours, again, other = (started(method, space, seed) for seed in (0, 0, 1))
+    ours, again, other = (small_search(method, space, CPU, seed) for seed in (0, 0, 1))
     start, warm = ours.state.state_dict(), method.warmup_epochs
     weights, alphas = tensors(start["network"]), tensors(start["alphas"])
     if warm:
         take(ours, 1, warm - 1)
         assert same(ours.state.alphas.all(), alphas), "the architecture waits"
-        ours.state.load_state_dict(copied(started(method, space, 0).state.state_dict()))
+        ours.state.load_state_dict(copied(small_search(method, space, CPU).state.state_dict()))
 
     losses = take(ours, 2, warm)
     assert all(loss.isfinite().all() for loss in losses)
@@ -190,7 +133,7 @@ def test_contract(name: str, space_name: str, settings: dict[str, Any]) -> None:
 
 def check_short(method: Method, space: SearchSpace) -> None:
     """One step and the cell: the graph of these spaces is that of darts, on which the rest is checked."""
-    search = started(method, space, 0)
+    search = small_search(method, space, CPU)
     (losses,) = take(search, 1, method.warmup_epochs)
     assert losses.isfinite().all()
     check_cells(method, space, search)

@@ -18,11 +18,18 @@ import torch
 from torch import Tensor
 
 from engine.command.cli import parse
+from engine.config import read_yaml
+from engine.data.digits import Digits
+from engine.data.text import Grammar, load_text
 from engine.errors import UserError
-from engine.run import read_lines
+from engine.run import RUN_FILES, read_lines
 from oneshot.bilevel import dominant_eigenvalue
+from oneshot.methods.darts import Darts
+from oneshot.methods.sampled.fbnet import FbNet
+from oneshot.methods.sampled.proxyless import Proxyless, ProxylessR
 from oneshot.nasbench201.codes import CELLS
 from oneshot.nasbench201.table import AccuracyTable
+from oneshot.objectives.building import fit_batch, usual_space
 from oneshot.retrain import Retrain
 from oneshot.search import Search
 from oneshot.search_loop import SearchLoop
@@ -95,6 +102,7 @@ def test_a_search_learns_and_leaves_what_the_next_command_reads(
         *("config.yaml", "env.json", "metrics.jsonl", "state.pt", "genotype.json", "outcome.json"),
         *("cell.svg", "cell.png", "alphas.png", "DONE"),
     }
+    assert names <= RUN_FILES, "--overwrite leaves nothing of it behind"
     found = Genotype.model_validate_json((out / "genotype.json").read_text())
     points = epochs(out)
     assert [point["epoch"] for point in points] == list(range(3))
@@ -110,6 +118,8 @@ def test_a_search_learns_and_leaves_what_the_next_command_reads(
     assert (
         "10 classes; 628 images for the weights, 630 images for the architecture; 3 epochs of 9 steps" in said
     )
+    assert "an epoch: 9 batches of 64; 52 images, others in each epoch, fill no batch" in said
+    assert "training images of each class: 0 63" in said
     assert "36 channels, as published for CIFAR-10" in said
     *_, last = said.splitlines()
     assert last == f"next: python -m oneshot.retrain --genotype {out} --out {out}-retrained"
@@ -123,6 +133,34 @@ def test_a_search_learns_and_leaves_what_the_next_command_reads(
     assert "finished already" in capsys.readouterr().out
     with pytest.raises(UserError, match="already holds a finished run; add --overwrite"):
         search(out, *DARTS)
+
+
+@pytest.mark.slow
+def test_few_images_make_a_smaller_batch_and_events_are_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out, flags = tmp_path / "run", (*CELL, "--epochs", "1", "--batch-size", "700", "--tensorboard")
+    assert search(out, *flags) == 0
+    said = capsys.readouterr().out
+    assert "A batch is 628 images instead of 700, since there are only 628 images in the smaller part" in said
+    assert read_yaml(out / "config.yaml")["batch_size"] == 628
+    assert search(out, *flags, "--resume") == 0 and "finished already" in capsys.readouterr().out
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    (point,) = epochs(out)
+    (event,) = events.Scalars("accuracy")
+    assert event.step == point["step"] and event.value == pytest.approx(point["accuracy"])
+
+
+def test_each_part_fills_a_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    images, text = Digits(val=0.02).load(torch.device("cpu"), 0), load_text(Grammar(sentences=20))
+    assert fit_batch(64, images, Darts()) == images.count("val") == 26
+    assert fit_batch(64, images, Darts(level="single")) == 64
+    shorter = min(len(text.splits[split]) for split in ("train", "val"))
+    assert fit_batch(256, text, Darts()) == shorter // 3
+    assert f"instead of 256, since there are only {shorter} words" in capsys.readouterr().out
 
 
 FEW = ("--method.controller-steps", "2", "--method.samples-a-step", "2")
@@ -424,6 +462,17 @@ def test_published_settings_are_the_defaults_and_a_flag_overrides_one() -> None:
     assert parse(Search, ["--data.val", "0.3"]).data.val == 0.3
 
 
+def test_methods_for_chains_search_a_chain_by_default() -> None:
+    small = parse(Search, ["--method", "proxyless"])
+    assert (small.space, small.method.batch_size, small.data.name) == ("chain32", 64, "digits")
+    assert parse(Search, ["--method", "proxyless", "--space", "darts"]).space == "darts"
+    for kind, large in ((Proxyless, "proxyless"), (ProxylessR, "proxyless"), (FbNet, "fbnet")):
+        assert usual_space(kind, {}) == usual_space(kind, {"name": "cifar10"}) == "chain32"
+        assert usual_space(kind, {"name": "imagenet"}) == large
+        assert usual_space(kind, {"name": "imagenet", "size": "64"}) == "chain32"
+    assert usual_space(Darts, {"name": "imagenet"}) == "darts"
+
+
 def test_a_recipe_may_name_its_sections(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("method: gaea\ndata: digits\nspace: nasbench201\n")
     found = parse(Search, ["--config", str(tmp_path / "r.yaml")])
@@ -486,8 +535,6 @@ def test_mistakes_are_one_sentence_and_leave_no_folder(tmp_path: Path, table: Pa
             ("--space", "recurrent", "--penalties", "cost"),
             "costs are known for networks of images; leave out",
         ),
-        (("--batch-size", "700"), "A batch of 700 images is more than the 628"),
-        (("--data.val", "0.02"), "more than the 26 validation images"),
         (("--device", "abacus"), "not available here"),
         (("--resume", "--overwrite"), "give one of them"),
     ):

@@ -27,6 +27,7 @@ class FbNet(Method):
     epochs: int = 90
     batch_size: int = 192
     sgd: WeightSgd = WeightSgd(lr=0.1, lr_min=0.0, weight_decay=1e-4, clip_norm=None)
+    chains: ClassVar[str | None] = "fbnet"
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # Ours, for small images: minutes instead of days.
         "chain32": {"epochs": 40, "warmup_epochs": 5, "batch_size": 64},

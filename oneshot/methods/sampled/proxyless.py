@@ -45,6 +45,7 @@ class Proxyless(Method):
     architecture_every: int = 5
     batch_size: int = 256
     sgd: WeightSgd = IMAGENET_SGD
+    chains: ClassVar[str | None] = "proxyless"
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "chain32": {**FAST, "architecture_every": 1, "warmup_epochs": 5},
         "recurrent": PUBLISHED["recurrent"] | {"warmup_epochs": 0, "architecture_every": 1},
@@ -117,6 +118,7 @@ class ProxylessR(Method):
 
     has_architecture_step: ClassVar[bool] = False
     can_aim: ClassVar[bool] = True
+    chains: ClassVar[str | None] = "proxyless"
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "chain32": {**FAST, "weights_alone": 5, "updates": 10},
         "recurrent": PUBLISHED["recurrent"] | {"weights_alone": 0},

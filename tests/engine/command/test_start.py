@@ -34,7 +34,10 @@ def test_the_command_line_in_files_has_no_password(words: list[str], monkeypatch
     ("module", "given", "wanted"),
     [
         ("ofa.train", {}, "expandable_segments:True"),
+        ("ofa.tune", {}, "expandable_segments:True"),
+        ("ofa.evaluate", {}, "expandable_segments:True"),
         ("predictors.collect", {}, "expandable_segments:True"),
+        ("predictors.report", {}, "expandable_segments:True"),
         ("ofa.train", {"PYTORCH_ALLOC_CONF": "backend:native"}, "backend:native"),
         # The older name of the same variable.
         ("ofa.train", {"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, None),

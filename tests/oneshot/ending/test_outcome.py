@@ -7,12 +7,17 @@ import pytest
 import torch
 
 from engine.command.cli import parse
-from oneshot.ending.conclude import reach
+from engine.data.digits import Digits
+from engine.data.text import Text
+from oneshot.ending.conclude import _above, reach
 from oneshot.ending.margins import decisions
 from oneshot.ending.published import changes_of, rate_remark
 from oneshot.ending.record import Outcome, read_outcome
+from oneshot.methods.darts import Darts
 from oneshot.methods.gaea import Gaea
 from oneshot.methods.sampled.architecture import Architecture, architecture_of, as_genotype
+from oneshot.objectives.images import ImageObjective, search_network
+from oneshot.objectives.text import TextObjective, TextSettings
 from oneshot.search import Search
 from oneshot.searcher import Searcher
 from oneshot.spaces.cells import find_space
@@ -126,6 +131,8 @@ def test_an_ending_says_what_it_knows(tmp_path: Path, capsys: pytest.CaptureFixt
     assert outcome.standard_error == pytest.approx(
         math.sqrt(outcome.discretised * (1 - outcome.discretised) / 60)
     )
+    # One step chooses nothing.
+    assert outcome.chance == pytest.approx(0.1, abs=0.01) and not outcome.above_chance
     published, retrained = outcome.sizes
     assert (published.size, published.channels, published.cells, published.image_size) == (
         "published",
@@ -143,14 +150,28 @@ def test_an_ending_says_what_it_knows(tmp_path: Path, capsys: pytest.CaptureFixt
         "the rate 0.025 is for batches of 64",
         "accuracy on 60 images of the architecture's part",
         "made 1 steps, 1 an epoch; skip connections: ",
+        "note: no better than chance (10.2% without looking at the images)",
+        "cell.png; this search ended no better than chance",
     ):
         assert words in said
+
+
+def test_chance_is_beaten_by_two_standard_errors_and_by_frequencies_of_words() -> None:
+    assert not _above(0.1, [0.05, 0.159], 100) and _above(0.1, [0.05, 0.161], 100)
+    train, val = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1]), torch.tensor([0, 0, 0, 1])
+    words = Text(["a", "b"], {"train": train, "val": val})
+    objective = TextObjective(words, TextSettings(hidden=4, bptt=2), 1, 0, torch.device("cpu"))
+    assert objective.chance == pytest.approx((0.7**3 * 0.3) ** -0.25)
+    network = search_network(find_space("nasbench201"), Darts(), 2, 1, 10, 1)
+    for balance, chance in (("none", 64 / 630), ("sampler", 0.1)):
+        images = Digits(val=0.5, balance=balance).load(torch.device("cpu"), 0)
+        assert ImageObjective(network, images, 16, False).chance == pytest.approx(chance)
 
 
 def test_only_steps_of_the_architecture_move_a_logit() -> None:
     outcome = Outcome.model_construct(steps=12, steps_an_epoch=2)
     flags = ("--method.warmup-epochs", "1", "--method.architecture-every", "5")
-    method = parse(Search, ["--method", "proxyless", *flags]).method
+    method = parse(Search, ["--method", "proxyless", "--space", "darts", *flags]).method
     assert "(2 steps of rate 0.001 move a logit by about 0.002 at most)" in reach(outcome, method)
     assert "(12 steps of rate 0.0003 " in reach(outcome, parse(Search, ["--method", "darts"]).method)
 

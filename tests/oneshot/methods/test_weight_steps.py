@@ -72,6 +72,11 @@ def test_fair_darts_keeps_what_reaches_the_threshold() -> None:
     assert normal.nodes == ((("sep_conv_3x3", 1),), (), (("skip_connect", 0),), (("sep_conv_3x3", 2),))
     assert normal.output == (2, 4, 5)
     assert found.cells["reduce"] == first.cells["reduce"]
+    weights = search.method.probabilities(search.state.space, search.state.alphas)
+    (doubt,) = search.method.doubts(search.state.space, weights)
+    assert doubt.startswith(
+        "no operation of the reduce cell reached the threshold 0.85 (the strongest weighs 0.5"
+    )
 
 
 def test_anchor_is_the_divergence_from_the_flat_distribution() -> None:

@@ -16,7 +16,8 @@ from oneshot.search import Search
 from oneshot.spaces.cells import find_space
 from oneshot.spaces.costs import NetworkShape, edge_costs
 from oneshot.spaces.genotype import Cell, Genotype
-from oneshot.spaces.own_operations import build_own_operation
+from oneshot.spaces.own_operations import build_own_operation, find_constructor, load_module
+from oneshot.spaces.read_genotype import find_genotype
 from oneshot.trained import TrainedNetwork
 
 PAGE = Path(__file__).parents[3] / "docs" / "search.md"
@@ -37,7 +38,7 @@ def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def genotype(space: str, operation: str) -> Genotype:
     edges = [[(operation, source) for source in range(node)] for node in (1, 2, 3)]
-    return Genotype(space=space, cells={"cell": Cell(nodes=edges, output=(3,))})  # type: ignore[arg-type]
+    return Genotype(space=find_space(space).in_genotypes, cells={"cell": Cell(nodes=edges, output=(3,))})  # type: ignore[arg-type]
 
 
 def test_costs_are_torchs_own(space: str) -> None:
@@ -62,7 +63,7 @@ def test_the_example_searches_retrains_and_is_opened(space: str, method: str, tm
     small = ["--cells", "1", "--channels", "4", "--device", "cpu", "--evaluate-images", "50"]
     search = ["--space", space, "--method", method, "--epochs", "1", "--batch-size", "64", "--out", "own"]
     assert parse(Search, [*search, *small]).execute() == 0
-    assert read_json(tmp_path / "own" / "genotype.json")["space"] == str(tmp_path / space)
+    assert read_json(tmp_path / "own" / "genotype.json")["space"]["base"] == "nasbench201"
     assert set(find_space(space).operations) == {"none", "skip_connect", "nor_conv_3x3", "shifted"}
     (tmp_path / "cell.json").write_text(genotype(space, "shifted").model_dump_json())
     flags = ["--genotype", "cell.json", "--network.channels", "4", "--network.cells", "1", "--epochs", "1"]
@@ -70,6 +71,28 @@ def test_the_example_searches_retrains_and_is_opened(space: str, method: str, tm
     trained = TrainedNetwork(tmp_path / "trained", torch.device("cpu"))
     assert trained.cost()[1] == count_parameters(trained.network)
     assert trained.accuracy("val") > 0
+
+
+def test_a_genotype_needs_no_file_of_its_space_on_another_machine(
+    space: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = genotype(space, "shifted").model_dump_json()
+    there = tmp_path / "there"
+    there.mkdir()
+    monkeypatch.chdir(there)
+    (tmp_path / space).unlink()
+    module = (tmp_path / "my_operations.py").rename(tmp_path / "away.txt")
+    find_constructor.cache_clear()
+    load_module.cache_clear()
+    found = find_genotype(written)
+    assert isinstance(found, Genotype)
+    with pytest.raises(
+        UserError,
+        match=r"^There is no constructor .* copy my_operations\.py into the current folder, or put it on",
+    ):
+        FinalNasBench201Network(found, 4, 1, 10)
+    module.rename("my_operations.py")
+    FinalNasBench201Network(found, 4, 1, 10)
 
 
 @pytest.mark.slow

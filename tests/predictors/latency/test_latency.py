@@ -16,8 +16,9 @@ from made_up_latency import made_up, made_up_blocks
 from scipy.stats import kendalltau
 
 from engine.blocks.latency_table import LatencyTable, read_table
-from engine.blocks.layers import layer_name, structure
+from engine.blocks.layers import cost_of_layer, layer_name, plain_layer, structure
 from engine.command.cli import parse
+from engine.compute.macs import count_parameters
 from engine.errors import UserError
 from engine.onnx_file import write_onnx
 from engine.onnx_timing import time_item
@@ -26,7 +27,7 @@ from ofa.space.arch import largest, smallest
 from ofa.space.codes import decode, encode, sample_codes
 from ofa.space.space import Space, load_space
 from ofa.subnet import Subnet
-from predictors.latency.kit import distinct_layers, export_kit, layer_module, network_name
+from predictors.latency.kit import distinct_layers, export_kit, network_name
 from predictors.latency.model import LatencyModel, cross_validated, load_latency
 from predictors.latency.table import networks_of, row_of_codes
 from predictors.latency.timings import build_table, noise_complaint, noise_of, read_timings
@@ -272,10 +273,8 @@ def test_pieces_of_other_spaces_run(name: str, tmp_path: Path) -> None:
     for item in json.loads((tmp_path / "manifest.json").read_text())["items"]:
         wall, cpu = time_item(tmp_path / item["file"], item["shape"], 1, 0)
         assert len(wall) == len(cpu) >= 8
-    from engine.blocks.layers import cost_of_layer
-
     for piece in pieces:
-        assert sum(p.numel() for p in layer_module(space, piece).parameters()) == cost_of_layer(piece)[1]
+        assert count_parameters(plain_layer(piece, space.bn_eps)) == cost_of_layer(piece)[1]
 
 
 @pytest.mark.slow
