@@ -9,6 +9,7 @@ from torch import Tensor
 
 from engine.blocks.elastic import join_batch_norms
 from engine.compute.distributed import Ranks
+from engine.compute.evaluation import accuracy
 from engine.compute.gradients import GradientAverage
 from engine.config import format_count
 from engine.data.dataset import Data
@@ -73,6 +74,7 @@ class Tuning(Training):
         if config.sync_bn and ranks.size > 1:
             join_batch_norms(network)
         self.untuned = 0.0  # accuracy of the subnet as the supernet gave it
+        self.outgrown = False  # whether it is as good as its teacher, who then teaches it no longer
         self.best: dict[str, Any] = {"accuracy": -1.0, "epochs": 0, "weights": {}}
         self.restore()  # last, since it fills what is made above
 
@@ -114,8 +116,10 @@ class Tuning(Training):
             epoch: the epoch that ended, from 0; -1 before the first.
             last: whether it was the last one; then the result is also printed.
         """
-        if not self.ranks.first:
-            return
+        if self.ranks.first:
+            self._measure(epoch, last)
+
+    def _measure(self, epoch: int, last: bool) -> None:
         arch = largest(self.single.space)
         subnet = prepare(self.single, arch, self.data, self.calibration_images)
         classes = self.data.classes
@@ -158,12 +162,13 @@ class Tuning(Training):
 
     def state(self) -> dict[str, Any]:
         """Network and optimiser, and the best weights so far."""
-        return super().state() | {"best": self.best, "untuned": self.untuned}
+        own = {"best": self.best, "untuned": self.untuned, "outgrown": self.outgrown}
+        return super().state() | own
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from what `state` returned."""
         super().load(state)
-        self.best, self.untuned = state["best"], float(state["untuned"])
+        self.best, self.untuned, self.outgrown = state["best"], state["untuned"], state["outgrown"]
 
     def divergence_hint(self, step: int) -> str:
         """A lower rate."""
@@ -188,6 +193,7 @@ class TuningTogether(EpochLoop):
         last = min(tunings, key=_steps_done)
         super().__init__(last.folder, last.epochs, last.ranks)
         self.tunings, self.teacher = tunings, teacher
+        self.teacher_accuracy = 0.0  # of validation images; only the first rank, which compares, knows it
         self.step, self.epoch, self.batches_done = last.step, last.epoch, last.batches_done
         self.data, self.config = last.data, last.config
         self.saving = last.saving
@@ -205,6 +211,9 @@ class TuningTogether(EpochLoop):
 
     def run(self) -> int:
         """Measure each subnet as it is, then train: untuned weights are kept if nothing is better."""
+        if self.teacher and self.ranks.first:
+            self.teacher_accuracy = accuracy(self.teacher, self.data.evaluation_batches("val"))
+            print(f"teacher: {self.teacher_accuracy:.2%} on validation; it teaches until a subnet is as good")
         for tuning in self.tunings:
             if not tuning.best["weights"]:
                 tuning.evaluate(-1, self.epochs == 0)
@@ -213,10 +222,12 @@ class TuningTogether(EpochLoop):
 
     def update(self, x: Tensor, y: Tensor) -> None:
         """One step of every subnet on one batch."""
-        taught = self.teacher(x) if self.teacher else None
-        for tuning in self.tunings:
-            if tuning.step == self.step:
-                tuning.learn(x, y, taught)
+        there = [tuning for tuning in self.tunings if tuning.step == self.step]
+        taught = None
+        if self.teacher and not all(tuning.outgrown for tuning in there):
+            taught = self.teacher(x)
+        for tuning in there:
+            tuning.learn(x, y, None if tuning.outgrown else taught)
         self.batches_done, self.step = self.batches_done + 1, self.step + 1
 
     def log(self) -> str:
@@ -233,7 +244,15 @@ class TuningTogether(EpochLoop):
         for tuning in self.tunings:
             if tuning.epoch == self.epoch:
                 tuning.end_epoch()
+                if self.teacher and not tuning.outgrown:
+                    tuning.outgrown = self._is_outgrown_by(tuning)
         super().end_epoch()
+
+    def _is_outgrown_by(self, tuning: Tuning) -> bool:
+        """Whether a subnet is as good as the teacher now; the first rank knows it, and tells the others."""
+        # There is no score after an epoch without an evaluation.
+        is_as_good = tuning.score is not None and tuning.score >= self.teacher_accuracy
+        return self.ranks.any(self.ranks.first and is_as_good)
 
     def save(self) -> None:
         """A checkpoint of each subnet in its own folder."""

@@ -132,6 +132,34 @@ def test_tuning_for_8_bits_keeps_what_is_best_in_8_bits_and_resumes(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("teacher_accuracy", "taught_epochs"), [(0.0, {0}), (1.1, {0, 1})])
+def test_a_teacher_teaches_until_the_subnet_is_as_good(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    teacher_accuracy: float,
+    taught_epochs: set[int],
+) -> None:
+    original, stopping = Tuning.learn, True
+
+    def learn(self: Tuning, x: Tensor, y: Tensor, taught: Tensor | None) -> None:
+        original(self, x, y, taught)
+        if stopping and self.epoch == 1 and self.batches_done == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Tuning, "learn", learn)
+    monkeypatch.setattr("ofa.training.tuning_loop.accuracy", lambda *_: teacher_accuracy)
+    words = ["--selected", "small", "--out", str(tmp_path)]
+    # Interrupted in its second epoch: a resumed subnet still knows whether it has a teacher.
+    assert tune(run, *words) == 130
+    stopping = False
+    assert tune(run, *words, "--resume") == 0
+    points = [point for point in read_lines(tmp_path / "small" / "metrics.jsonl") if "loss" in point]
+    assert {point["epoch"] for point in points} == {0, 1}
+    assert {point["epoch"] for point in points if "distillation" in point} == taught_epochs
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [4, 11])  # in the middle of an epoch, and at its end
 def test_resume_is_bit_for_bit(
     tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
