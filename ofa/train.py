@@ -33,9 +33,12 @@ from ofa.training.recipe import Recipe
 from ofa.training.sampling import Uniform, build_sampler
 from ofa.training.trainer import Trainer
 
+# A supernet that learns in fewer steps of larger batches gains from a smaller batch: see `advise_on_steps`.
+FEW_STEPS, LARGE_BATCH, SMALL_BATCH = 2000, 64, 32
+
 
 class Train(Recipe):
-    """Train one weight-sharing supernet on images; every subnet in it is then good without retraining.
+    """Train one weight-sharing supernet on images, which holds a subnet for every budget.
 
     A recipe (--config) holds the settings; flags change single ones. FLOPs means multiply-accumulates (MACs).
 
@@ -162,6 +165,25 @@ def _introduce(config: Train, space: Space, data: Data, single_arch: Arch | None
         )
         if step.largest_first:
             print(f"the largest learns alone in the first {step.largest_first:.0%} of the steps")
+        advice = advise_on_steps(data.steps(config.batch_size) * config.epochs, config)
+        if advice:
+            print(advice)
+
+
+def advise_on_steps(steps: int, config: Train) -> str:
+    """A smaller batch, where a supernet would learn in few steps of many images; else empty.
+
+    Measured on 3,000 images of CIFAR-10 in 10 epochs: 32 images a step instead of 128 and half the rate took
+    1.2 times the CPU time, and random subnets were 3.6 points better. A quarter of the rate gained 2.1.
+    """
+    if steps >= FEW_STEPS or config.batch_size <= LARGE_BATCH:
+        return ""
+    rate = config.sgd.lr * (SMALL_BATCH / config.batch_size) ** 0.5
+    times = config.batch_size / SMALL_BATCH
+    return (
+        f"{steps} steps are few for a supernet; --batch-size {SMALL_BATCH} --sgd.lr {rate:.2g} makes "
+        f"{times:.1f} times as many, for little more time on a CPU"
+    )
 
 
 def _next(path: Path, single_arch: Arch | None) -> int:

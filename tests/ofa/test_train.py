@@ -27,7 +27,7 @@ from ofa.space.arch import largest
 from ofa.space.published import find_arch
 from ofa.space.space import Space, load_space
 from ofa.supernet import Supernet
-from ofa.train import Train
+from ofa.train import Train, advise_on_steps
 from ofa.trained import TrainedSupernet, open_source
 from ofa.training.sampling import Attentive, UniformSampler
 from ofa.training.trainer import Trainer
@@ -507,3 +507,11 @@ def test_a_training_may_choose_otherwise_from_the_weights_it_starts_from(
     path.write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match=r"\(stages.1.* is the first that differs\); give one with"):
         open_source(trained_run, str(path))
+
+
+def test_few_steps_of_many_images_are_advised_against() -> None:
+    config = parse(Train, ["--config", "ofa/cifar10"])
+    said = advise_on_steps(630, config)
+    assert said.startswith("630 steps") and "--batch-size 32 --sgd.lr 0.1 makes 4.0 times" in said
+    assert not advise_on_steps(2000, config)
+    assert not advise_on_steps(630, parse(Train, ["--batch-size", "64"]))
