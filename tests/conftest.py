@@ -1,6 +1,7 @@
 """What tests share: one thread, a space small enough to train in seconds, and a run trained on it."""
 
 import os
+import tempfile
 
 # Before NumPy is imported, and for the processes that tests start: with a thread a core in each of them,
 # small matrix products mostly wait for each other (tests of Gaussian processes take five times as long).
@@ -41,16 +42,27 @@ def _exact_small_numbers() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _away_from_the_start(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _no_wait_for_the_disk() -> Iterator[None]:
+    """No test cuts the power. When files are brought to the disk is a matter of tests/engine/test_run.py."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _away_from_the_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fixtures that are shared by all tests are made in an empty folder too."""
-    os.chdir(tmp_path_factory.mktemp("start"))
+    folder = tmp_path_factory.mktemp("start")
+    os.chdir(folder)
+    return folder
 
 
 @pytest.fixture(autouse=True)
-def _own_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_folder(_away_from_the_start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test starts in an empty folder of its own, so that none finds or leaves anything where pytest was
     started."""
-    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+    # Not mktemp of pytest, which reads the names of all folders so far: thousands, for each of the tests.
+    monkeypatch.chdir(tempfile.mkdtemp(dir=_away_from_the_start))
 
 
 @pytest.fixture(scope="session")
