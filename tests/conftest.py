@@ -1,6 +1,8 @@
 """What tests share: one thread, a space small enough to train in seconds, and a run trained on it."""
 
+import functools
 import os
+import sys
 import tempfile
 
 # Before NumPy is imported, and for the processes that tests start: with a thread a core in each of them,
@@ -39,6 +41,17 @@ def _exact_small_numbers() -> Iterator[None]:
     whole thread from then on, and another test would compute otherwise after it than alone."""
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(autouse=True)
+def _one_table_of_the_exporter() -> None:
+    """In every export torch parses the sources of all operators anew, which is half of the time of a small
+    network's. Not for a table of one's own is it changed, so that all may have the first."""
+    # Not imported here: most tests export nothing.
+    exporter = sys.modules.get("torch.onnx._internal.exporter._registration")
+    if exporter is not None and not hasattr(exporter.ONNXRegistry.from_torchlib, "cache_info"):
+        once = functools.cache(exporter.ONNXRegistry.from_torchlib)
+        exporter.ONNXRegistry.from_torchlib = staticmethod(once)
 
 
 @pytest.fixture(autouse=True, scope="session")
