@@ -198,10 +198,12 @@ import javax.imageio.ImageIO
 fun main(args: Array<String>) {
     for (name in args) {
         val image = ImageIO.read(File(name))
-        val argb = image.getRGB(0, 0, image.width, image.height, null, 0, image.width)
-        val cropped = with(cropped.Prepare) { normalise(crop(resize(decode(image.width, image.height, argb)))) }
+        val w = image.width
+        val h = image.height
+        val argb = image.getRGB(0, 0, w, h, null, 0, w)
+        val cropped = with(cropped.Prepare) { normalise(crop(resize(decode(w, h, argb)))) }
         println(cropped.joinToString(" "))
-        val enlarged = with(enlarged.Prepare) { normalise(crop(resize(decode(image.width, image.height, argb)))) }
+        val enlarged = with(enlarged.Prepare) { normalise(crop(resize(decode(w, h, argb)))) }
         println(enlarged.joinToString(" "))
     }
 }
