@@ -1,6 +1,7 @@
 """What tests share: one thread, a space small enough to train in seconds, and a run trained on it."""
 
 import functools
+import gc
 import os
 import sys
 import tempfile
@@ -8,6 +9,9 @@ import tempfile
 # Before NumPy is imported, and for the processes that tests start: with a thread a core in each of them,
 # small matrix products mostly wait for each other (tests of Gaussian processes take five times as long).
 os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+# A third of the time in which tests are collected would go to a search for garbage among modules.
+gc.disable()
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +32,13 @@ stages:
   - {width: [8, 16], depth: [1, 2], kernel: [3, 5], expand: [2, 3], stride: 2, se: true, act: hard_swish}
 head: {width: [16, 32], expand: 2, act: swish}
 """
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """From here on garbage is collected, but what was imported is not looked through again and again."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")
