@@ -56,8 +56,8 @@ def _exact_small_numbers() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _one_table_of_the_exporter() -> None:
-    """In every export torch parses the sources of all operators anew, which is half of the time of a small
-    network's. Not for a table of one's own is it changed, so that all may have the first."""
+    """Every export by torch parses the sources of all its operators again, which takes longer than to export
+    a small network. Nothing here changes the table that comes of it, so exports after the first share one."""
     # Not imported here: most tests export nothing.
     exporter = sys.modules.get("torch.onnx._internal.exporter._registration")
     if exporter is not None and not hasattr(exporter.ONNXRegistry.from_torchlib, "cache_info"):
