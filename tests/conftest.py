@@ -1,10 +1,17 @@
 """What tests share: one thread, a space small enough to train in seconds, and a run trained on it."""
 
+import functools
+import gc
 import os
+import sys
+import tempfile
 
 # Before NumPy is imported, and for the processes that tests start: with a thread a core in each of them,
 # small matrix products mostly wait for each other (tests of Gaussian processes take five times as long).
 os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+# A third of the time in which tests are collected would go to a search for garbage among modules.
+gc.disable()
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +34,13 @@ head: {width: [16, 32], expand: 2, act: swish}
 """
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """From here on garbage is collected, but what was imported is not looked through again and again."""
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
@@ -40,17 +54,39 @@ def _exact_small_numbers() -> Iterator[None]:
     torch.set_flush_denormal(False)
 
 
+@pytest.fixture(autouse=True)
+def _one_table_of_the_exporter() -> None:
+    """Every export by torch parses the sources of all its operators again, which takes longer than to export
+    a small network. Nothing here changes the table that comes of it, so exports after the first share one."""
+    # Not imported here: most tests export nothing.
+    exporter = sys.modules.get("torch.onnx._internal.exporter._registration")
+    if exporter is not None and not hasattr(exporter.ONNXRegistry.from_torchlib, "cache_info"):
+        once = functools.cache(exporter.ONNXRegistry.from_torchlib)
+        exporter.ONNXRegistry.from_torchlib = staticmethod(once)
+
+
 @pytest.fixture(autouse=True, scope="session")
-def _away_from_the_start(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _no_wait_for_the_disk() -> Iterator[None]:
+    """No test cuts the power. When files are brought to the disk is a matter of tests/engine/test_run.py."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _away_from_the_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fixtures that are shared by all tests are made in an empty folder too."""
-    os.chdir(tmp_path_factory.mktemp("start"))
+    folder = tmp_path_factory.mktemp("start")
+    os.chdir(folder)
+    return folder
 
 
 @pytest.fixture(autouse=True)
-def _own_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_folder(_away_from_the_start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test starts in an empty folder of its own, so that none finds or leaves anything where pytest was
     started."""
-    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+    # Not mktemp of pytest, which reads the names of all folders so far: thousands, for each of the tests.
+    monkeypatch.chdir(tempfile.mkdtemp(dir=_away_from_the_start))
 
 
 @pytest.fixture(scope="session")

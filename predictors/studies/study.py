@@ -349,8 +349,9 @@ class Study:
         """Give trials of architectures that are known by another trial the accuracy of that."""
         known = self._trials()
         for row, trial in self._with_rows():
-            if not is_known(trial) and is_known(known[row.tobytes()]):
-                self._finish(trial, row, float(known[row.tobytes()].values[0]))
+            first = known.get(row.tobytes(), trial)  # another process may have added the trial meanwhile
+            if not is_known(trial) and is_known(first):
+                self._finish(trial, row, float(first.values[0]))
 
     def _values(self, row: Codes, accuracy: float) -> list[float]:
         return [accuracy, *[float(cost(row[None])[0]) for cost in self.objective.front.values()]]

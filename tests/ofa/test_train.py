@@ -1,5 +1,6 @@
 """The train command learns, resumes bit for bit, survives signals and NaN, and writes what others read."""
 
+import functools
 import math
 import os
 import signal
@@ -89,6 +90,23 @@ def test_another_seed_is_another_run(train: Run, trained_run: Path, tmp_path: Pa
     assert not same_weights(trained_run, tmp_path / "run")
 
 
+@pytest.fixture(scope="module")
+def whole_run(
+    train: Run, trained_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[tuple[str, ...]], Path]:
+    """A run with some flags that nobody stopped; it is trained once."""
+
+    @functools.cache
+    def run(flags: tuple[str, ...]) -> Path:
+        if not flags:
+            return trained_run
+        out = tmp_path_factory.mktemp("whole") / "run"
+        assert train(out, *flags) == 0
+        return out
+
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "stop_after", [1, 11, 14]
@@ -103,9 +121,14 @@ def test_another_seed_is_another_run(train: Run, trained_run: Path, tmp_path: Pa
     ids=["plain", "ema and mixup", "largest first"],
 )
 def test_resume_is_bit_for_bit(
-    train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int, flags: tuple[str, ...]
+    train: Run,
+    whole_run: Callable[[tuple[str, ...]], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_after: int,
+    flags: tuple[str, ...],
 ) -> None:
-    train(tmp_path / "whole", *flags)
+    whole, parts = whole_run(flags), tmp_path / "parts"
     original = Trainer.update
 
     def update(self: Trainer, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -115,13 +138,13 @@ def test_resume_is_bit_for_bit(
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Trainer, "update", update)
-    assert train(tmp_path / "parts", *flags) == 130
-    assert not (tmp_path / "parts" / "DONE").exists()
-    assert train(tmp_path / "parts", *flags, "--resume") == 0
-    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert train(parts, *flags) == 130
+    assert not (parts / "DONE").exists()
+    assert train(parts, *flags, "--resume") == 0
+    assert same_weights(whole, parts)
     steps = [
-        [(p["step"], p["val_accuracy"]) for p in read_lines(tmp_path / n / "metrics.jsonl") if "arch" in p]
-        for n in ("whole", "parts")
+        [(p["step"], p["val_accuracy"]) for p in read_lines(run / "metrics.jsonl") if "arch" in p]
+        for run in (whole, parts)
     ]
     assert steps[0] == steps[1]
 

@@ -3,7 +3,6 @@
 import os
 import pty
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -11,36 +10,39 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import FORKED
+from torch import Tensor
 
 from engine.checkpoint import load_state, load_weights
+from engine.command.cli import parse
 from engine.errors import UserError
 from engine.run import read_lines
 from engine.runs.lock import write_lock
-
-Run = Callable[..., int]
-# A process of its own and no fork: a process that has trained on a device may not train in a forked child.
-KILLED = """
-import os, signal, sys
-from engine.command.cli import parse
 from ofa.train import Train
 from ofa.training.trainer import Trainer
 
-original = Trainer.update
+Run = Callable[..., int]
 
-def update(self, x, y):
-    original(self, x, y)
-    if self.step == int(sys.argv[1]):
-        os.kill(os.getpid(), signal.SIGKILL)
 
-Trainer.update = update
-parse(Train, sys.argv[2:]).execute()
-"""
+def train_until_killed(step: int, words: list[str]) -> None:
+    """What a process does that is killed after a step."""
+    original = Trainer.update
+
+    def update(self: Trainer, x: Tensor, y: Tensor) -> None:
+        original(self, x, y)
+        if self.step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Trainer.update = update  # type: ignore[method-assign]
+    parse(Train, words).execute()
 
 
 def kill_after(step: int, words: list[str]) -> None:
     """Run ofa.train with these words in a process that is killed after a step of the training."""
-    command = [sys.executable, "-c", KILLED, str(step), *words]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    process = FORKED.Process(target=train_until_killed, args=(step, words), daemon=True)
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
 
 
 def same(a: Path, b: Path) -> bool:

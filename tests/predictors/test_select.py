@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import FORKED
 
-from engine.command.cli import parse
+from engine.command.cli import main, parse
 from engine.data.dataset import IndexedData, Split
 from engine.errors import UserError
 from engine.run import read_lines
@@ -377,29 +378,17 @@ def test_two_processes_share_measurements_and_choose_the_same(
     for copy in copies:
         shutil.copytree(collected, copy, ignore=shutil.ignore_patterns("selected", "optuna.journal"))
     storage = address.format(tmp_path)
-    words = [
-        sys.executable,
-        "-m",
-        "predictors.select",
-        "--flops",
-        "60k",
-        "--measure",
-        "15",
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-    ]
-    processes = [
-        subprocess.Popen(
-            [*words, "--storage", storage, "--run", str(copy)], stderr=subprocess.PIPE, text=True
-        )
-        for copy in copies
-    ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    words = ["--flops", "60k", "--measure", "15", "--device", "cpu", "--threads", "1", "--storage", storage]
+    processes = []
+    for copy in copies:
+        selects = (Select, [*words, "--run", str(copy)])
+        processes.append(FORKED.Process(target=main, args=selects, daemon=True))
+        processes[-1].start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
     for copy in copies:  # the one that ended first had not seen the other's last measurements
-        assert parse(Select, [*words[3:], "--storage", storage, "--run", str(copy)]).execute() == 0
+        assert parse(Select, [*words, "--run", str(copy)]).execute() == 0
     first, second = (json.loads((copy / "selected" / "60k.json").read_text()) for copy in copies)
     assert first["arch"] == second["arch"] and first["candidates"] == second["candidates"]
     assert not (copies[0] / "optuna.journal").exists()

@@ -1,6 +1,5 @@
 """Two real processes that tests run functions in. A module of its own, since they import it by name."""
 
-import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from forked import FORKED
 
 
 class Pair:
@@ -16,14 +16,12 @@ class Pair:
     both."""
 
     def __init__(self) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        pipes = [spawn.Pipe() for _ in range(2)]
+        pipes = [FORKED.Pipe() for _ in range(2)]
         self.ends = [end for end, _ in pipes]
-        self.processes = [
-            spawn.Process(target=_serve, args=(rank, end), daemon=True) for rank, (_, end) in enumerate(pipes)
-        ]
-        for process in self.processes:
-            process.start()
+        self.processes = []
+        for rank, (_, end) in enumerate(pipes):
+            self.processes.append(FORKED.Process(target=_serve, args=(rank, end), daemon=True))
+            self.processes[rank].start()
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """What it returned on rank 0 and on rank 1: a result, or the exception."""

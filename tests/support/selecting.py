@@ -1,13 +1,10 @@
-"""A selection without a supernet, as a program that several processes run on one storage.
-
-    python selecting.py SPACE ADDRESS OUT
+"""A selection without a supernet, which several processes run on one storage.
 
 It makes trials of 20 pairs, takes up what was enqueued, and measures 12 subnets in three rounds; each
-measurement takes 50 ms. OUT gets what was measured and the choice.
+measurement takes 50 ms.
 """
 
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -37,7 +34,7 @@ def rows_of(space_file: str) -> list[Codes]:
 
 
 def main(space_file: str, address: str, out: str) -> None:
-    """Select, and write the choice."""
+    """Select, and write what was measured and the choice to `out`."""
     space, rows = load_space(space_file), rows_of(space_file)
     measured: list[str] = []
 
@@ -63,7 +60,3 @@ def main(space_file: str, address: str, out: str) -> None:
     known = study.known()
     best = max(known, key=lambda row: known[row])
     Path(out).write_text(json.dumps({"choice": best.hex(), "known": len(known), "measured": measured}))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import re
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import optuna
 import pytest
 import redis
 import selecting
+from forked import FORKED
 from optuna.distributions import CategoricalDistribution
 from optuna.storages import RDBStorage, _CachedStorage
 from optuna.trial import TrialState
@@ -51,8 +51,9 @@ def test_of_four_processes_one_is_killed_and_nothing_is_lost(
     outs = [tmp_path / f"out{i}.json" for i in range(4)]
     processes = []
     for out in outs:
-        words = [sys.executable, selecting.__file__, str(tiny_yaml), address, str(out)]
-        processes.append(subprocess.Popen(words, stderr=subprocess.PIPE, text=True))
+        words = (str(tiny_yaml), address, str(out))
+        processes.append(FORKED.Process(target=selecting.main, args=words, daemon=True))
+        processes[-1].start()
     shared, trials = None, []
     # Once candidates are measured, the first process dies with whatever it has claimed.
     while len([t for t in trials if t.state == TrialState.COMPLETE]) <= selecting.PAIRS + 1:
@@ -60,10 +61,11 @@ def test_of_four_processes_one_is_killed_and_nothing_is_lost(
         shared = shared or open_storage(address).optuna
         if selecting.NAME in [study.study_name for study in shared.get_all_studies()]:
             trials = shared.get_all_trials(shared.get_study_id_from_name(selecting.NAME))
-        assert None in [p.poll() for p in processes], "all have ended before one could be killed"
-    os.kill(processes[0].pid, signal.SIGKILL)
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [p.returncode for p in processes[1:]] == [0] * 3, errors
+        assert None in [p.exitcode for p in processes], "all have ended before one could be killed"
+    processes[0].kill()
+    for process in processes:
+        process.join(120)
+    assert [p.exitcode for p in processes] == [-signal.SIGKILL, 0, 0, 0]
     rows = selecting.rows_of(str(tiny_yaml))
     found = [json.loads(out.read_text()) for out in outs[1:]]
     best = max(rows, key=selecting.accuracy_of)

@@ -1,7 +1,6 @@
 """Measurements as trials: enqueued, claimed, shared by processes of which one is killed, and open to Optuna's
 own tools."""
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+from forked import FORKED
 from limits_of_macs import macs_of
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -213,6 +213,17 @@ def test_nothing_that_a_killed_process_left_stays_unfinished(tiny: Space, tmp_pa
     assert {t.state for t in worker.study.study.trials} == {TrialState.COMPLETE}
 
 
+def test_a_trial_that_comes_while_duplicates_are_sought_is_left_alone(
+    tiny: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, worker = Worker(tiny, str(tmp_path / "journal")), Worker(tiny, str(tmp_path / "journal"))
+    before = worker.study._trials()
+    monkeypatch.setattr(worker.study, "_trials", lambda: before)
+    other.study._enqueue(other.rows[:1], [None])
+    worker.study._finish_duplicates()
+    assert [t.state for t in worker.study.study.trials] == [TrialState.WAITING]
+
+
 def test_a_process_that_measures_in_no_time_waits_for_others(tiny: Space, tmp_path: Path) -> None:
     other, worker = Worker(tiny, str(tmp_path / "journal")), Worker(tiny, str(tmp_path / "journal"))
     row = other.rows[0]
@@ -238,9 +249,8 @@ def share(space: Space, address: str, slow: float, ready: Event, out: str) -> No
 def test_two_processes_share_the_work(tiny: Space, tmp_path: Path, kind: str) -> None:
     address = str(tmp_path / "journal") if kind == "journal" else f"sqlite:///{tmp_path / 'studies.db'}"
     worker = Worker(tiny, address, slow=0.3)
-    spawn = multiprocessing.get_context("spawn")
-    ready = spawn.Event()
-    other = spawn.Process(target=share, args=(tiny, address, 0.3, ready, str(tmp_path / "count")))
+    ready = FORKED.Event()
+    other = FORKED.Process(target=share, args=(tiny, address, 0.3, ready, str(tmp_path / "count")))
     other.start()
     assert ready.wait(60)
     worker.run()
@@ -257,9 +267,8 @@ def test_two_processes_share_the_work(tiny: Space, tmp_path: Path, kind: str) ->
 def test_a_killed_process_costs_one_measurement(tiny: Space, tmp_path: Path) -> None:
     address = str(tmp_path / "journal")
     worker = Worker(tiny, address)
-    spawn = multiprocessing.get_context("spawn")
-    ready = spawn.Event()
-    other = spawn.Process(target=share, args=(tiny, address, 0.5, ready, str(tmp_path / "count")))
+    ready = FORKED.Event()
+    other = FORKED.Process(target=share, args=(tiny, address, 0.5, ready, str(tmp_path / "count")))
     other.start()
     assert ready.wait(60) and other.pid
     while sum(t.state == TrialState.COMPLETE for t in worker.study.study.trials) < 2:
