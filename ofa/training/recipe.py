@@ -92,10 +92,11 @@ class Recipe(TrainingCommand):
         step = self.sandwich
         if self.phases and step.largest_first:
             raise ValueError("phases say themselves when the largest trains alone; leave out largest_first")
-        if self.phases and (step.sampling != Uniform() or step.distillation != SoftCrossEntropy()):
+        distils = step.distillation == SoftCrossEntropy() and step.label_share == 0
+        if self.phases and (step.sampling != Uniform() or not distils):
             raise ValueError(
-                "phases draw uniformly from what they open and distil by soft cross-entropy; leave sampling "
-                "and distillation"
+                "phases draw uniformly from what they open and distil by soft cross-entropy; leave sampling, "
+                "distillation and label_share"
             )
         return self
 

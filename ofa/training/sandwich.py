@@ -37,15 +37,19 @@ class Sandwich(Config):
     distillation: Distillation = Field(
         SoftCrossEntropy(), description="loss by which all other subnets learn from the largest"
     )
+    label_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the labels' loss in what all other subnets learn from; 1: no distillation",
+    )
     largest_first: float = Field(
         0.0,
         ge=0,
         lt=1,
         description="share of all steps, the first ones, that train the largest network alone",
     )
-    label_smoothing: float = Field(
-        0.1, ge=0, lt=1, description="smoothing of the labels that the largest network learns from"
-    )
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the labels spread over all classes")
     dropout: float = Field(
         0.2, ge=0, lt=1, description="dropout rate before the classifier, in the largest network only"
     )
@@ -121,9 +125,10 @@ def sandwich_step(
     teacher, loss = label_step(supernet, largest(space), x, y, config, noise, backward=passes.backward)
     losses = [loss]
     # 2. the others learn from the largest
+    targets = (y, teacher)
     for arch in sampler.draw(rng, config.random, judge):
-        losses.append(_student_step(supernet, arch, x, teacher, config, passes.backward))
-    losses.append(_student_step(supernet, smallest(space), x, teacher, config, passes.last_backward))
+        losses.append(_student_step(supernet, arch, x, targets, config, passes.backward))
+    losses.append(_student_step(supernet, smallest(space), x, targets, config, passes.last_backward))
     return torch.stack(losses)
 
 
@@ -138,15 +143,41 @@ def _sampler_without_tables(sampling: Sampling, space: Space) -> Sampler:
 
 
 def _student_step(
-    supernet: Supernet, arch: Arch, x: Tensor, teacher_NK: Tensor, config: Sandwich, backward: Backward
+    supernet: Supernet,
+    arch: Arch,
+    x: Tensor,
+    targets: tuple[Tensor, Tensor],
+    config: Sandwich,
+    backward: Backward,
 ) -> Tensor:
-    """Add the gradient of a network that learns from the largest's logits; return its detached loss."""
+    """Add the gradient of a network other than the largest; return its detached loss.
+
+    Args:
+        supernet: the weights that learn.
+        arch: the network.
+        x: square images (N, C, side, side).
+        targets: labels, and logits (N, K) of the largest.
+        config: which losses.
+        backward: runs the backward pass of the loss.
+    """
     with autocast(x.device):
         logits = supernet(x, arch)
-    loss = distil(config.distillation, logits, teacher_NK)
+    loss = _student_loss(logits, targets, config)
     # Backward at once, so that only one graph is in memory; gradients add up by themselves.
     backward(loss)
     return loss.detach()
+
+
+def _student_loss(logits: Tensor, targets: tuple[Tensor, Tensor], config: Sandwich) -> Tensor:
+    """The loss against the largest, the labels or both."""
+    (y, teacher_NK), share = targets, config.label_share
+    # One of them alone costs what it did before there were two: a supernet's step is many small kernels.
+    if share == 0:
+        return distil(config.distillation, logits, teacher_NK)
+    of_labels = F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing)
+    if share == 1:
+        return of_labels
+    return share * of_labels + (1 - share) * distil(config.distillation, logits, teacher_NK)
 
 
 def label_step(

@@ -44,18 +44,23 @@ def uniform_students(space: Space, count: int, seed: int, step: int) -> list[Arc
     return [*(sample(space, rng) for _ in range(count)), smallest(space)]
 
 
-def test_gradients_and_losses_add_up_as_in_the_paper(
-    tiny: Space, batch: tuple[torch.Tensor, torch.Tensor]
+@pytest.mark.parametrize("share", [0, 0.25, 1])
+def test_gradients_and_losses_add_up(
+    tiny: Space, batch: tuple[torch.Tensor, torch.Tensor], share: float
 ) -> None:
     x, y = batch[0].double(), batch[1]
-    config = Sandwich(random=2, label_smoothing=0.1, dropout=0, drop_connect=0)
+    config = Sandwich(random=2, label_smoothing=0.1, dropout=0, drop_connect=0, label_share=share)
     net = supernet(tiny)
     losses = sandwich_step(net, x, y, 3, config, seeds=Seeds(7, 7))
 
     other = supernet(tiny)
     teacher = other(x, largest(tiny))
     wanted = [F.cross_entropy(teacher.float(), y, label_smoothing=0.1)]
-    wanted += [soft_cross_entropy(other(x, a), teacher) for a in uniform_students(tiny, 2, 7, 3)]
+    for arch in uniform_students(tiny, 2, 7, 3):
+        logits = other(x, arch)
+        of_labels = F.cross_entropy(logits.float(), y, label_smoothing=0.1)
+        # A share of 0 is the paper's loss.
+        wanted.append(share * of_labels + (1 - share) * soft_cross_entropy(logits, teacher))
     torch.stack(wanted).sum().backward()
     torch.testing.assert_close(losses, torch.stack(wanted).detach())
     for p, q in zip(net.parameters(), other.parameters(), strict=True):
