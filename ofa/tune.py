@@ -3,7 +3,7 @@
 A subnet of a supernet shares its weights with all others, and is better for a few epochs of its own. They
 start from the supernet's weights; the loss is that of the labels plus the soft cross-entropy to a teacher,
 by default the largest subnet, calibrated ("Distilling the Knowledge in a Neural Network", 2015,
-arXiv:1503.02531).
+arXiv:1503.02531), until the subnet is as good as the teacher.
 """
 
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -43,6 +43,7 @@ class Tune(TuningSettings):
     --qat int8 trains for an 8-bit file: weights and activations are rounded as the file will round them, in
     the second half of the steps and in every validation.
 
+    A teacher teaches a subnet until it is as good on validation images; then it learns from labels alone.
     The teacher is the largest subnet of the run, calibrated (a converted network has none); or --teacher:
     another run of ofa.train (its largest subnet, or the one network it trained), none, or a timm or
     torchvision module by its name, with --teacher-weights and as many outputs as the run has classes. A
