@@ -1,4 +1,4 @@
-"""Stage 1: one weight-sharing supernet in which every subnet is good without retraining.
+"""Stage 1: one weight-sharing supernet, which holds a subnet for every budget.
 
 `python -m ofa.train` does all of it. The same as a library, in a training loop of your own:
 

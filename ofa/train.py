@@ -1,4 +1,4 @@
-"""Train one weight-sharing supernet: every subnet good without retraining.
+"""Train one weight-sharing supernet, which holds a subnet for every budget.
 
 BigNAS (2020, arXiv:2003.11142): sandwich rule and in-place distillation, in one stage; AttentiveNAS and
 AlphaNet are choices of the step (`ofa.training.sandwich`). OFA's progressive shrinking is a list of phases
@@ -159,14 +159,16 @@ def _introduce(config: Train, space: Space, data: Data, single_arch: Arch | None
     config.introduce(data)
     if not single_arch and not config.phases:
         step = config.sandwich
+        from_labels = f", and {step.label_share:.0%} from labels" if step.label_share else ""
         print(
-            f"a step: largest, {step.random} random ({step.sampling.name}), smallest; distillation by "
-            f"{step.distillation.name}"
+            f"a step: largest, {step.random} random ({step.sampling.name}), smallest; they learn from the largest "
+            f"by {step.distillation.name}{from_labels}"
         )
         if step.largest_first:
             print(f"the largest learns alone in the first {step.largest_first:.0%} of the steps")
         advice = advise_on_steps(data.steps(config.batch_size) * config.epochs, config)
-        if advice:
+        # Only where it can be followed, and was measured.
+        if advice and not config.resume and data.device.type == "cpu" and (config.ranks or 1) == 1:
             print(advice)
 
 

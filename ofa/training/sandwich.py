@@ -1,9 +1,9 @@
 """The training step of BigNAS (2020, arXiv:2003.11142): the sandwich rule with in-place distillation.
 
 On one batch the largest network learns from the labels; the smallest and n random ones learn from the
-largest's soft predictions. Gradients of all add up for one update of the shared weights. Only the largest is
-regularised: the others have no dropout and no drop-connect, and weight decay acts once per step on every
-weight, which is the L2 penalty of the largest.
+largest's soft predictions, with `label_share` also from the labels. Gradients of all add up for one update of
+the shared weights. Only the largest is regularised: the others have no dropout and no drop-connect, and
+weight decay acts once per step on every weight, which is the L2 penalty of the largest.
 
 `largest_first` delays the sandwich: in the first steps the largest network learns alone, which costs about a
 quarter of a step. Delayed epsilon-shrinking (2024, arXiv:2407.06167) begins to train subnets when the largest
@@ -124,7 +124,7 @@ def sandwich_step(
     noise = (seeds.noise, step)
     teacher, loss = label_step(supernet, largest(space), x, y, config, noise, backward=passes.backward)
     losses = [loss]
-    # 2. the others learn from the largest
+    # 2. the others learn from the largest, or from the labels
     targets = (y, teacher)
     for arch in sampler.draw(rng, config.random, judge):
         losses.append(_student_step(supernet, arch, x, targets, config, passes.backward))
@@ -171,7 +171,7 @@ def _student_step(
 def _student_loss(logits: Tensor, targets: tuple[Tensor, Tensor], config: Sandwich) -> Tensor:
     """The loss against the largest, the labels or both."""
     (y, teacher_NK), share = targets, config.label_share
-    # One of them alone costs what it did before there were two: a supernet's step is many small kernels.
+    # Only what is needed is computed: a supernet's step is many small kernels.
     if share == 0:
         return distil(config.distillation, logits, teacher_NK)
     of_labels = F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing)

@@ -74,7 +74,7 @@ class Tuning(Training):
         if config.sync_bn and ranks.size > 1:
             join_batch_norms(network)
         self.untuned = 0.0  # accuracy of the subnet as the supernet gave it
-        self.outgrown = False  # whether it is as good as its teacher, who then teaches it no longer
+        self.outgrown = False  # whether its teacher has stopped, since it is as good
         self.best: dict[str, Any] = {"accuracy": -1.0, "epochs": 0, "weights": {}}
         self.restore()  # last, since it fills what is made above
 
@@ -211,12 +211,13 @@ class TuningTogether(EpochLoop):
 
     def run(self) -> int:
         """Measure each subnet as it is, then train: untuned weights are kept if nothing is better."""
-        if self.teacher and self.ranks.first:
+        if self.teacher and self.ranks.first and not all(tuning.outgrown for tuning in self.tunings):
             self.teacher_accuracy = accuracy(self.teacher, self.data.evaluation_batches("val"))
-            print(f"teacher: {self.teacher_accuracy:.2%} on validation; it teaches until a subnet is as good")
+            print(f"teacher: {self.teacher_accuracy:.2%} on validation; it teaches each subnet up to there")
         for tuning in self.tunings:
             if not tuning.best["weights"]:
                 tuning.evaluate(-1, self.epochs == 0)
+                self._compare(tuning)
                 tuning.save()
         return super().run()
 
@@ -244,15 +245,20 @@ class TuningTogether(EpochLoop):
         for tuning in self.tunings:
             if tuning.epoch == self.epoch:
                 tuning.end_epoch()
-                if self.teacher and not tuning.outgrown:
-                    tuning.outgrown = self._is_outgrown_by(tuning)
+                self._compare(tuning)
         super().end_epoch()
 
-    def _is_outgrown_by(self, tuning: Tuning) -> bool:
-        """Whether a subnet is as good as the teacher now; the first rank knows it, and tells the others."""
+    def _compare(self, tuning: Tuning) -> None:
+        """Note whether a subnet is as good as the teacher; the first rank knows it and tells the others."""
+        if self.teacher is None or tuning.outgrown:
+            return
         # There is no score after an epoch without an evaluation.
         is_as_good = tuning.score is not None and tuning.score >= self.teacher_accuracy
-        return self.ranks.any(self.ranks.first and is_as_good)
+        tuning.outgrown = self.ranks.any(self.ranks.first and is_as_good)
+        if tuning.outgrown:
+            print(f"{tuning.name} is as good as its teacher, and learns from labels alone")
+            # Its steps cost less from now on.
+            self.rate_known, self.measured_from = False, None
 
     def save(self) -> None:
         """A checkpoint of each subnet in its own folder."""

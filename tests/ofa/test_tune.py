@@ -97,6 +97,12 @@ def test_together_is_as_alone(tuned: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_largest_needs_no_teacher_while_another_is_taught(tuned: Path) -> None:
+    for name, is_taught in (("small", True), ("big", False)):  # big is its own teacher
+        points = [p for p in read_lines(tuned / "tuned" / name / "metrics.jsonl") if "loss" in p]
+        assert ("distillation" in points[0]) == is_taught
+
+
 def test_another_seed_is_another_tuning_on_the_same_split(tuned: Path, tmp_path: Path) -> None:
     assert tune(tuned, "--selected", "big", "--seed", "1", "--out", str(tmp_path)) == 0
     first, second = (read_lines(at / "big" / "metrics.jsonl") for at in (tuned / "tuned", tmp_path))
@@ -132,7 +138,7 @@ def test_tuning_for_8_bits_keeps_what_is_best_in_8_bits_and_resumes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("teacher_accuracy", "taught_epochs"), [(0.0, {0}), (1.1, {0, 1})])
+@pytest.mark.parametrize(("teacher_accuracy", "taught_epochs"), [(0.0, set()), (1.1, {0, 1})])
 def test_a_teacher_teaches_until_the_subnet_is_as_good(
     run: Path,
     tmp_path: Path,
