@@ -161,8 +161,8 @@ def _introduce(config: Train, space: Space, data: Data, single_arch: Arch | None
         step = config.sandwich
         from_labels = f", and {step.label_share:.0%} from labels" if step.label_share else ""
         print(
-            f"a step: largest, {step.random} random ({step.sampling.name}), smallest; they learn from the largest "
-            f"by {step.distillation.name}{from_labels}"
+            f"a step: largest, {step.random} random ({step.sampling.name}), smallest; they learn from the "
+            f"largest by {step.distillation.name}{from_labels}"
         )
         if step.largest_first:
             print(f"the largest learns alone in the first {step.largest_first:.0%} of the steps")
