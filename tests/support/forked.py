@@ -8,4 +8,5 @@ import multiprocessing
 
 FORKED = multiprocessing.get_context("forkserver")
 # The first two are what torch's optimisers and the embedded digits import when they are first used.
-FORKED.set_forkserver_preload(["torch._dynamo", "sklearn.datasets", "ofa.train", "predictors.select"])
+PRELOADED = ["torch._dynamo", "sklearn.datasets", "ofa.train", "predictors.select"]
+FORKED.set_forkserver_preload(PRELOADED)
