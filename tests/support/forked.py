@@ -3,8 +3,8 @@
 For tests of processes that share something or are killed. A process that has trained, as pytest's may have,
 must not be forked itself.
 
-All forked processes hash strings alike and start with the same numbers of NumPy's global generator, which real
-ones do not. Where two processes must come to the same, one of them is spawned, or is pytest's own.
+All forked processes hash strings alike and start with the same numbers of NumPy's global generator, which
+real ones do not. Where two must come to the same, one is pytest's own, or spawned where that cannot be.
 """
 
 import multiprocessing
