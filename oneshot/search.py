@@ -191,7 +191,8 @@ class Search(LoopCommand):
         """Put the settings that were published for this method and space under those that are asked for."""
         method, data = section(values, "method"), section(values, "data")
         kind = cls._method_kind(method.get("name", "darts")) if isinstance(method, dict) else Darts
-        space = str(values.get("space") or usual_space(kind, data))
+        asked = values.get("space")
+        space = usual_space(kind, data) if asked is None else str(asked)
         # A file is stored absolute, since config.yaml may be replayed in another folder.
         if space.endswith((".yaml", ".yml")):
             space = str(expanded(Path(space)).absolute())
@@ -210,7 +211,7 @@ class Search(LoopCommand):
 
     @classmethod
     def _method_kind(cls, name: Any) -> type[Method]:
-        """The method of that name; of a name that there is not, which is refused later, any."""
+        """The method of that name; an unknown name, which is refused later, counts as Darts."""
         for kind in models_in(cls.model_fields["method"].annotation):
             if issubclass(kind, Method) and kind.model_fields["name"].default == name:
                 return kind
@@ -304,7 +305,7 @@ class Search(LoopCommand):
             print(f"{self.out} is finished already.")
             return self._say_next()
         if method.chains is not None and self.space == usual_space(type(method), dict(self.data)):
-            print(f"space {self.space}: method {method.name} is for chains of blocks; --space names another")
+            print(f"space {self.space} is the default of method {method.name}, which is for chains of blocks")
         device = pick_device(self.device)
         precision = precision_on(device, self.precision, "tf32", cpu_has_bf16=True)
         said = describe_precision(device, precision, self.precision, "tf32")

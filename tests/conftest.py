@@ -5,16 +5,19 @@ import gc
 import os
 import sys
 import tempfile
+from pathlib import Path
 
 # Before NumPy is imported, and for the processes that tests start: with a thread a core in each of them,
 # small matrix products mostly wait for each other (tests of Gaussian processes take five times as long).
 os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+# They test this checkout, whatever is installed. A fork server of Python 3.11 has no other way to learn it.
+_paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _paths))
 
 # A third of the time in which tests are collected would go to a search for garbage among modules.
 gc.disable()
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -54,23 +57,33 @@ def _exact_small_numbers() -> Iterator[None]:
     torch.set_flush_denormal(False)
 
 
+@pytest.fixture(scope="session")
+def _for_all_tests() -> Iterator[pytest.MonkeyPatch]:
+    """Patches that are undone after the last test."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield monkeypatch
+
+
 @pytest.fixture(autouse=True)
-def _one_table_of_the_exporter() -> None:
+def _one_table_of_the_exporter(_for_all_tests: pytest.MonkeyPatch) -> None:
     """Every export by torch parses the sources of all its operators again, which takes longer than to export
     a small network. Nothing here changes the table that comes of it, so exports after the first share one."""
     # Not imported here: most tests export nothing.
     exporter = sys.modules.get("torch.onnx._internal.exporter._registration")
     if exporter is not None and not hasattr(exporter.ONNXRegistry.from_torchlib, "cache_info"):
         once = functools.cache(exporter.ONNXRegistry.from_torchlib)
-        exporter.ONNXRegistry.from_torchlib = staticmethod(once)
+        _for_all_tests.setattr(exporter.ONNXRegistry, "from_torchlib", staticmethod(once))
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _no_wait_for_the_disk() -> Iterator[None]:
+def _no_wait_for_the_disk(_for_all_tests: pytest.MonkeyPatch) -> None:
     """No test cuts the power. When files are brought to the disk is a matter of tests/engine/test_run.py."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(os, "fsync", lambda handle: None)
-        yield
+    _for_all_tests.setattr(os, "fsync", _check_handle)
+
+
+def _check_handle(handle: int) -> None:
+    """Fail as fsync does where the handle is closed or none at all."""
+    os.fstat(handle)
 
 
 @pytest.fixture(autouse=True, scope="session")

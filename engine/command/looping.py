@@ -1,4 +1,4 @@
-"""What every command has whose work is the loop over epochs and batches (`engine.loop`)."""
+"""Flags of commands that loop over epochs (`engine.loop`)."""
 
 import time
 

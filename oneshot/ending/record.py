@@ -79,10 +79,12 @@ class Outcome(Config):
         description="of the accuracy `discretised`, binomial; none: perplexity"
     )
     chance: float = Field(
-        description="the same without looking: of the most frequent class, or by frequencies of words alone"
+        description="quality of always naming the most frequent class, or of the frequencies of words alone"
     )
     above_chance: bool = Field(
-        description="whether one of both is better than that, an accuracy by two standard errors"
+        description=(
+            "whether search_network or discretised is better than chance, an accuracy by two standard errors"
+        )
     )
     trained_on: bool = Field(
         description="whether the weights learned from these images, too: with a single level they did"

@@ -6,11 +6,11 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
+from oneshot.axes.derivation import derive_genotype
 from oneshot.axes.geometry import Adam, Geometry
 from oneshot.axes.penalty import Penalty, ZeroOne
 from oneshot.axes.relaxation import Relaxation, Sigmoid
 from oneshot.axes.weight_sgd import WeightSgd
-from oneshot.chains.space import CHAIN
 from oneshot.methods.method import PUBLISHED, Method
 from oneshot.spaces.genotype import AnyGenotype, Cell, Edge, Genotype
 from oneshot.spaces.search_space import SearchSpace
@@ -39,7 +39,7 @@ class FairDarts(Method):
     def genotype(self, state: SearchState) -> AnyGenotype:
         """At most two edges a node (in a space of whole cells, all), of those that reach the threshold.
 
-        A cell of which nothing reaches it is read off without: a search begins with all weights at 0.5.
+        A cell of which nothing would be left is read off without: a search begins with all weights at 0.5.
         """
         found = super().genotype(state)
         if not isinstance(found, Genotype):
@@ -52,19 +52,31 @@ class FairDarts(Method):
         return Genotype(space=found.space, cells=cells)
 
     def doubts(self, space: SearchSpace, probabilities: Mapping[str, Tensor]) -> list[str]:
-        """The cells of which nothing reaches the threshold."""
+        """The cells that are read off without the threshold."""
+        found = derive_genotype(space, dict(probabilities), self.derivation)
+        # A chain has no threshold.
+        if not isinstance(found, Genotype):
+            return []
         doubts = []
         columns = [column for column, name in enumerate(space.operations) if name != "none"]
-        for kind, weight_EO in probabilities.items():
+        for kind, cell in found.cells.items():
+            weight_EO = probabilities[kind]
+            if self._above_threshold(space, cell, weight_EO) is not None:
+                continue
+            which = "cell" if kind == "cell" else f"{kind} cell"
             strongest = float(weight_EO[:, columns].max())
-            # A chain has no threshold.
-            if kind != CHAIN and strongest < self.threshold:
-                which = "cell" if kind == "cell" else f"{kind} cell"
-                doubts.append(
-                    f"no operation of the {which} reached the threshold {self.threshold:g} (the strongest "
-                    f"weighs {strongest:.2f}), so the largest weights were read off; raise --epochs, or "
-                    "lower --method.threshold"
+            why = (
+                f"no operation of the {which} reached the threshold {self.threshold:g} (the strongest weighs "
+                f"{strongest:.2f})"
+            )
+            if strongest >= self.threshold:
+                why = (
+                    f"the operations of the {which} that reached the threshold {self.threshold:g} read only "
+                    "nodes without edges"
                 )
+            doubts.append(
+                f"{why}, so the largest weights were read off; raise --epochs, or lower --method.threshold"
+            )
         return doubts
 
     def _above_threshold(self, space: SearchSpace, cell: Cell, weight_EO: Tensor) -> Cell | None:

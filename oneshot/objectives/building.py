@@ -38,9 +38,17 @@ def usual_space(kind: type[Method], data: Any) -> str:
         return "darts"
     given = data if isinstance(data, dict) else {}
     size = given.get("size", ImageFolder.model_fields["size"].default)
-    # Images of other sources are small. What is no number is refused later.
-    is_large = given.get("name") in tags_of(ImageFolder) and str(size).isdigit() and int(size) > SMALL_IMAGES
+    # Images of other sources are small.
+    is_large = given.get("name") in tags_of(ImageFolder) and _pixels(size) > SMALL_IMAGES
     return kind.chains if is_large else "chain32"
+
+
+def _pixels(size: Any) -> float:
+    """The size as it was given; 0 for what is no number, which is refused later."""
+    try:
+        return float(str(size))
+    except ValueError:
+        return 0.0
 
 
 def usual_data(space: str, data: dict[str, Any]) -> str:
@@ -71,7 +79,11 @@ def fit_batch(asked: int, data: Data | Text, method: Method) -> int:
         return fitting_columns(asked, data.splits["train"], data.splits["val"])
     if method.level == "bilevel":
         images = min(data.count("train"), data.count("val"))
-        return fitting_batch(asked, images, "images", f"{images} images in the smaller part")
+        there_are = f"{images} images in the smaller part"
+        # The smaller part is never larger than a half.
+        if data.config.val != 0.5:
+            there_are += "; take --data.val nearer to 0.5"
+        return fitting_batch(asked, images, "images", there_are)
     images = data.size_of("both")
     return fitting_batch(asked, images, "images", f"{images} training images")
 

@@ -51,20 +51,26 @@ def find_constructor(location: str) -> Callable[[int, int], nn.Module]:
         UserError: there is none.
     """
     where, _, name = location.rpartition(":")
+    file = Path(where)
+    is_absent = where.endswith(".py") and not file.is_file() and not Path(file.name).is_file()
     try:
         module = load_module(where)
-        found: Any = getattr(module, name, None)
-        why = f"module '{where}' has no {name}"
     except (ImportError, OSError, ValueError) as error:
-        found, why = None, str(error)
+        remedy = "write it as module:Name, with the module's file beside the YAML or on Python's path"
+        if is_absent:
+            remedy = f"copy {file.name} into the current folder, or put it on Python's path"
+        raise UserError(f"There is no constructor '{location}' ({error}); {remedy}.") from None
     # A user's code may raise anything.
     except Exception as error:
         raise UserError(f"Module '{where}' cannot be imported: {_told(error)}.") from None
+    found: Any = getattr(module, name, None)
     if found is None:
-        remedy = "write it as module:Name, with the module's file beside the YAML or on Python's path"
-        if where.endswith(".py") and not Path(where).is_file():
-            remedy = f"copy {Path(where).name} into the current folder, or put it on Python's path"
-        raise UserError(f"There is no constructor '{location}' ({why}); {remedy}.")
+        # A module of Python's own may have no file.
+        loaded = getattr(module, "__file__", None) or where
+        raise UserError(
+            f"There is no constructor '{location}' ('{loaded}' has no '{name}'); define it there, or correct "
+            "the name."
+        )
     return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked import FORKED
+from forked import FORKED, exit_codes
 from torch import Tensor
 
 from engine.checkpoint import load_state, load_weights
@@ -41,8 +41,7 @@ def kill_after(step: int, words: list[str]) -> None:
     """Run ofa.train with these words in a process that is killed after a step of the training."""
     process = FORKED.Process(target=train_until_killed, args=(step, words), daemon=True)
     process.start()
-    process.join(120)
-    assert process.exitcode == -signal.SIGKILL
+    assert exit_codes([process]) == [-signal.SIGKILL]
 
 
 def same(a: Path, b: Path) -> bool:

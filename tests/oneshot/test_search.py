@@ -144,7 +144,7 @@ def test_few_images_make_a_smaller_batch_and_events_are_written(
     out, flags = tmp_path / "run", (*CELL, "--epochs", "1", "--batch-size", "700", "--tensorboard")
     assert search(out, *flags) == 0
     said = capsys.readouterr().out
-    assert "A batch is 628 images instead of 700, since there are only 628 images in the smaller part" in said
+    assert "628 images instead of 700, since there are only 628 images in the smaller part." in said
     assert read_yaml(out / "config.yaml")["batch_size"] == 628
     assert search(out, *flags, "--resume") == 0 and "finished already" in capsys.readouterr().out
     events = EventAccumulator(str(out / "tensorboard"))
@@ -160,7 +160,9 @@ def test_each_part_fills_a_batch(capsys: pytest.CaptureFixture[str]) -> None:
     assert fit_batch(64, images, Darts(level="single")) == 64
     shorter = min(len(text.splits[split]) for split in ("train", "val"))
     assert fit_batch(256, text, Darts()) == shorter // 3
-    assert f"instead of 256, since there are only {shorter} words" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "only 26 images in the smaller part; take --data.val nearer to 0.5." in said
+    assert f"instead of 256, since there are only {shorter} words" in said
 
 
 FEW = ("--method.controller-steps", "2", "--method.samples-a-step", "2")
@@ -462,15 +464,25 @@ def test_published_settings_are_the_defaults_and_a_flag_overrides_one() -> None:
     assert parse(Search, ["--data.val", "0.3"]).data.val == 0.3
 
 
-def test_methods_for_chains_search_a_chain_by_default() -> None:
+def test_methods_for_chains_search_a_chain_by_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     small = parse(Search, ["--method", "proxyless"])
     assert (small.space, small.method.batch_size, small.data.name) == ("chain32", 64, "digits")
     assert parse(Search, ["--method", "proxyless", "--space", "darts"]).space == "darts"
     for kind, large in ((Proxyless, "proxyless"), (ProxylessR, "proxyless"), (FbNet, "fbnet")):
         assert usual_space(kind, {}) == usual_space(kind, {"name": "cifar10"}) == "chain32"
         assert usual_space(kind, {"name": "imagenet"}) == large
-        assert usual_space(kind, {"name": "imagenet", "size": "64"}) == "chain32"
+        assert usual_space(kind, {"name": "imagenet", "size": 128.0}) == large
+        for small_size in ("64", "\N{SUPERSCRIPT TWO}", None):
+            assert usual_space(kind, {"name": "imagenet", "size": small_size}) == "chain32"
     assert usual_space(Darts, {"name": "imagenet"}) == "darts"
+    with pytest.raises(UserError):
+        search(tmp_path / "run", "--method", "proxyless", "--space", "chain32", "--device", "cuda:99")
+    said = capsys.readouterr().out
+    assert said == "space chain32 is the default of method proxyless, which is for chains of blocks\n"
+    with pytest.raises(UserError, match="There is no search space ''"):
+        search(tmp_path / "run", "--space", "")
 
 
 def test_a_recipe_may_name_its_sections(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from forked import FORKED
+from forked import FORKED, SPAWNED
 
 
 class Pair:
@@ -18,10 +18,14 @@ class Pair:
     def __init__(self) -> None:
         pipes = [FORKED.Pipe() for _ in range(2)]
         self.ends = [end for end, _ in pipes]
-        self.processes = []
-        for rank, (_, end) in enumerate(pipes):
-            self.processes.append(FORKED.Process(target=_serve, args=(rank, end), daemon=True))
-            self.processes[rank].start()
+        serve = [(rank, end) for rank, (_, end) in enumerate(pipes)]
+        # Unlike, as real ones are.
+        self.processes = [
+            FORKED.Process(target=_serve, args=serve[0], daemon=True),
+            SPAWNED.Process(target=_serve, args=serve[1], daemon=True),
+        ]
+        for process in self.processes:
+            process.start()
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """What it returned on rank 0 and on rank 1: a result, or the exception."""

@@ -77,6 +77,16 @@ def test_fair_darts_keeps_what_reaches_the_threshold() -> None:
     assert doubt.startswith(
         "no operation of the reduce cell reached the threshold 0.85 (the strongest weighs 0.5"
     )
+    with torch.no_grad():
+        alphas["normal"].fill_(-3.0)
+        alphas["normal"][8, sep] = 4.0  # 3 -> 4 alone
+    found = search.method.genotype(search.state)
+    assert isinstance(found, Genotype) and [len(n) for n in found.cells["normal"].nodes] == [2] * 4
+    weights = search.method.probabilities(search.state.space, search.state.alphas)
+    doubt, _ = search.method.doubts(search.state.space, weights)
+    assert doubt.startswith(
+        "the operations of the normal cell that reached the threshold 0.85 read only nodes"
+    )
 
 
 def test_anchor_is_the_divergence_from_the_flat_distribution() -> None:

@@ -91,6 +91,10 @@ def test_a_genotype_needs_no_file_of_its_space_on_another_machine(
         match=r"^There is no constructor .* copy my_operations\.py into the current folder, or put it on",
     ):
         FinalNasBench201Network(found, 4, 1, 10)
+    (there / "my_operations.py").write_text("")
+    with pytest.raises(UserError, match=r"there/my_operations\.py' has no 'Shifted'\); define it there, or"):
+        FinalNasBench201Network(found, 4, 1, 10)
+    load_module.cache_clear()
     module.rename("my_operations.py")
     FinalNasBench201Network(found, 4, 1, 10)
 
