@@ -132,6 +132,12 @@ class SubnetToMeasure(Config):
         return counts_to_text(trained.confusion(subnet, split))
 
 
+def tuned_digest(run: Path, name: str) -> str | None:
+    """SHA-256 of the weights that a subnet of a run was tuned to; None without a finished tuning."""
+    folder = run / TUNED / name
+    return weights_digest(folder) if Run(folder).finished else None
+
+
 def find_tuned(run: Path, name: str, arch: Arch) -> TunedSubnet | None:
     """The tuned weights of a subnet; None if it was not tuned, or not from these weights.
 

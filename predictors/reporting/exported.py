@@ -16,6 +16,7 @@ from engine.run import read_json
 from ofa.space.arch import Arch
 from ofa.space.codes import encode
 from ofa.space.space import Space
+from ofa.tuned import tuned_digest
 from predictors.reporting.html import DASH, html_cell, html_table, measured_cell, notes
 
 BENCHMARK = "benchmark.csv"  # of export.benchmark, beside the files
@@ -87,6 +88,7 @@ def read_exported(
         if record is None or record.subnet not in selected:
             continue
         reason = _stale(folder, record, space, selected[record.subnet], weights_sha256)
+        reason = reason or _tuned_otherwise(record, tuned_digest(run, record.subnet))
         if reason:
             print(f"'{folder / record.file}' {reason}, so the report leaves it out; export it again.")
             continue
@@ -130,6 +132,16 @@ def _stale(folder: Path, record: FileRecord, space: Space, arch: Arch, weights_s
     if (encode(space, exported) != encode(space, arch)).any():
         return f"is of another architecture than '{record.subnet}' has now"
     return ""
+
+
+def _tuned_otherwise(record: FileRecord, tuned_sha256: str | None) -> str:
+    """Why a file does not have the weights that the report measures; empty if it has them."""
+    stated = (record.architecture.get("tuned") or {}).get("weights_sha256")
+    if stated == tuned_sha256:
+        return ""
+    if stated is None:
+        return f"is of '{record.subnet}' before it was tuned"
+    return f"is of another tuning than '{record.subnet}' has now"
 
 
 def _benchmark(path: Path) -> dict[tuple[str, int], dict[str, str]]:

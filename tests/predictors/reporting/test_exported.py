@@ -71,6 +71,12 @@ def test_files_of_something_else_are_left_out(
         },
         "does not have the 999 bytes": {"bytes": 999},
         "does not say of which architecture": {"architecture": {"kind": "ofa"}},
+        "is of another tuning than '60k' has now": {
+            "architecture": {
+                "arch": smallest(tiny).model_dump(mode="json"),
+                "tuned": {"weights_sha256": "c" * 64},
+            }
+        },
     }.items():
         write(folder, smallest(tiny), **values)
         assert read(tmp_path, tiny) == []
