@@ -220,7 +220,9 @@ class TrainingCommand(LoopCommand):
             where += f" in {self.precision_on(data.device)}"
         print(f"{len(data.classes)} classes; images: {images}; device {where}{processes}")
         print_classes(data)
-        print_left_out(data.count("train"), self.batch_size)
+        # A sampler draws some images twice in an epoch and others not at all, which describe_balance says.
+        if data.config.balance != "sampler":
+            print_left_out(data.count("train"), self.batch_size)
 
 
 def fitting_batch(asked: int, most: int, unit: str, there_are: str) -> int:

@@ -108,8 +108,8 @@ class Evaluations:
         if len(self) < FEWEST_TO_LEARN_FROM:
             raise UserError(
                 f"Only {len(self)} subnets are measured, and a predictor needs at least "
-                f"{FEWEST_TO_LEARN_FROM}; run python -m predictors.collect first, "
-                "or search without a predictor: --explore coarse-to-fine."
+                f"{FEWEST_TO_LEARN_FROM}; run python -m predictors.collect with the "
+                "same --run first, or search without a predictor: --explore coarse-to-fine."
             )
         found = list(self._found.values())
         return rows_of(found), _accuracies(found)
