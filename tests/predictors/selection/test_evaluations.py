@@ -61,6 +61,6 @@ def test_pairs_and_measurements_are_told_apart(evaluations: Evaluations) -> None
 
 def test_too_few_to_learn_from(tiny: Space) -> None:
     with pytest.raises(
-        UserError, match=r"Only 0 subnets .* predictors\.collect with the same --run first, or search without .* coarse-to-fine"
+        UserError, match=r"Only 0 subnets .* with the same --run first, or search without .* coarse-to-fine"
     ):
         Evaluations(tiny, IMAGES, []).training_set()
