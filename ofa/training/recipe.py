@@ -92,11 +92,10 @@ class Recipe(TrainingCommand):
         step = self.sandwich
         if self.phases and step.largest_first:
             raise ValueError("phases say themselves when the largest trains alone; leave out largest_first")
-        distils = step.distillation == SoftCrossEntropy() and step.label_share == 0
-        if self.phases and (step.sampling != Uniform() or not distils):
+        if self.phases and (step.sampling != Uniform() or step.distillation != SoftCrossEntropy()):
             raise ValueError(
-                "phases draw uniformly from what they open and distil by soft cross-entropy; leave sampling, "
-                "distillation and label_share"
+                "phases draw uniformly from what they open and distil by soft cross-entropy; leave sampling "
+                "and distillation"
             )
         return self
 

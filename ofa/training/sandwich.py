@@ -41,7 +41,10 @@ class Sandwich(Config):
         0.0,
         ge=0,
         le=1,
-        description="share of the labels' loss in what all other subnets learn from; 1: no distillation",
+        description=(
+            "share of the labels' loss in what all other subnets learn from; 1: no distillation. In phases "
+            "all subnets learn from labels anyway"
+        ),
     )
     largest_first: float = Field(
         0.0,
