@@ -187,6 +187,9 @@ def _torchrun(words: list[str], out: Path, event: Callable[[subprocess.Popen[str
         "--standalone",
         "--nproc-per-node",
         "2",
+        # Seconds until it looks for dead processes: ours must speak before it sends SIGTERM to all of them.
+        "--monitor-interval",
+        "5",
         "-m",
         "ofa.train",
     ]
