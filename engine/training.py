@@ -220,7 +220,7 @@ class TrainingCommand(LoopCommand):
             where += f" in {self.precision_on(data.device)}"
         print(f"{len(data.classes)} classes; images: {images}; device {where}{processes}")
         print_classes(data)
-        # A sampler draws some images twice in an epoch and others not at all, which describe_balance says.
+        # A sampler draws some images twice in an epoch and others not at all.
         if data.config.balance != "sampler":
             print_left_out(data.count("train"), self.batch_size)
 

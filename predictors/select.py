@@ -15,12 +15,12 @@ from engine.command.cli import main
 from engine.command.progress import Advance, progress
 from engine.command.start import say
 from engine.errors import UserError, nearest
-from engine.run import FRONT, read_json
+from engine.run import FRONT, Run, read_json
 from engine.seed import numpy_generator
 from ofa.space.codes import Codes, decode, encode
 from ofa.space.space import Space
 from ofa.trained import EvaluationPrecision, RunCommand, TrainedSupernet, precision_flag, run_flag
-from ofa.tuned import TUNED, tuned_digest
+from ofa.tuned import TUNED
 from predictors.accuracy.models import PredictorChoice
 from predictors.accuracy.pairs import check_pairs, read_pairs
 from predictors.latency.here import is_of_this_machine, time_architecture
@@ -255,8 +255,9 @@ class Select(RunCommand):
         """Print where the files are, and the command that goes on from there."""
         following = f"ofa.tune{run_flag(self.run)}"
         # Where others are tuned already, those that are not: a finished tuning is not begun again.
-        untuned = [o.name for o in objectives if not o.front and tuned_digest(self.run, o.name) is None]
-        if (self.run / TUNED).exists() and untuned:
+        tuned = self.run / TUNED
+        untuned = [o.name for o in objectives if not o.front and not Run(tuned / o.name).finished]
+        if tuned.exists() and untuned:
             following += f" --selected {','.join(untuned)}"
         if all(objective.front for objective in objectives):
             # Points of a front are no selected subnets. A limit makes one of them such, here the middle one.

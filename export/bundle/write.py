@@ -35,6 +35,7 @@ from export.bundle.samples import write_samples
 from export.formats import FORMATS, format_of
 from export.manifest import Manifest, read_manifest
 from ofa.trained import run_flag
+from ofa.tuned import tuned_digest
 
 
 def write_bundle(run: Run, name: str, paths: list[Path], samples: Path | None = None) -> Path:
@@ -110,7 +111,7 @@ def gather(run: Run, name: str, paths: list[Path]) -> Bundle:
     for file in files:
         of_file = file.classes, file.architecture, getattr(file, "config_sha256", ""), file.weights_sha256
         alike = alike and of_file == wanted
-    if classes is None or not (alike and _is_tuned_as_now(run.path / "tuned" / name, first)):
+    if classes is None or not (alike and _is_tuned_as_now(run.path, name, first)):
         raise UserError(
             f"The files of '{name}' in {paths[0].parent} are not of this run's network; write them again "
             f"with python -m export.onnx{run_flag(run.path)}."
@@ -155,10 +156,10 @@ def _described(
     )
 
 
-def _is_tuned_as_now(folder: Path, file: Manifest) -> bool:
+def _is_tuned_as_now(run: Path, name: str, file: Manifest) -> bool:
     """Whether the weights that a tuned network was exported with are those in the folder of its tuning."""
     stated = file.architecture.get("tuned", {}).get("weights_sha256")
-    return stated is None or not Run(folder).finished or stated == weights_digest(folder)
+    return stated is None or tuned_digest(run, name) in (None, stated)
 
 
 def _plainness(file: Manifest) -> tuple[int, bool, int]:

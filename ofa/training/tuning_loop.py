@@ -116,10 +116,8 @@ class Tuning(Training):
             epoch: the epoch that ended, from 0; -1 before the first.
             last: whether it was the last one; then the result is also printed.
         """
-        if self.ranks.first:
-            self._measure(epoch, last)
-
-    def _measure(self, epoch: int, last: bool) -> None:
+        if not self.ranks.first:
+            return
         arch = largest(self.single.space)
         subnet = prepare(self.single, arch, self.data, self.calibration_images)
         classes = self.data.classes
