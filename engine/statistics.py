@@ -1,6 +1,7 @@
 """Statistics that several stages share: Pareto fronts, intervals, and agreement of rankings."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -96,6 +97,22 @@ def paired_drop_interval(
     drop = (lost - gained) / total
     half = deviations * np.sqrt((lost + gained + 1) / total - drop**2) / np.sqrt(total)
     return float(max(drop - half, -1)), float(min(drop + half, 1))
+
+
+def told_apart(difference: float, *stds: float) -> bool:
+    """Whether two accuracies differ by more than 90% of such differences do by chance.
+
+    Args:
+        difference: of the two.
+        stds: the standard error of each.
+    """
+    return abs(difference) > Z_90 * math.hypot(*stds)
+
+
+def better_than_chance(tau: float, count: int) -> bool:
+    """Whether Kendall's tau of `count` items is above 95% of those that random orders give."""
+    # The variance of tau without ties (Kendall, A new measure of rank correlation, 1938).
+    return tau > Z_90 * math.sqrt(2 * (2 * count + 5) / (9 * count * (count - 1)))
 
 
 def format_accuracy(accuracy: float, images: int) -> str:

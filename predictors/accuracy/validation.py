@@ -11,7 +11,7 @@ from sklearn.model_selection import KFold
 
 from engine.command.table import show
 from engine.seed import derive, numpy_generator
-from engine.statistics import Floats, conformal_quantile, tau_in_bands
+from engine.statistics import Floats, better_than_chance, conformal_quantile, tau_in_bands
 from predictors.accuracy.models import PredictorChoice, PredictorName, make_predictor
 from predictors.accuracy.predictor import LEAST_STD, Features
 
@@ -225,3 +225,13 @@ def print_candidates(qualities: list[CandidateQuality], y: Floats) -> None:
 def format_tau(tau: float | None) -> str:
     """Kendall's tau with three digits; a dash where there was nothing to rank."""
     return "-" if tau is None or np.isnan(tau) else f"{tau:.3f}"
+
+
+def chance_sentence(tau: float, subnets: int, images: int) -> str:
+    """That a ranking of collected subnets on so many validation images says nothing; empty if it does."""
+    if better_than_chance(tau, subnets):
+        return ""
+    return (
+        f"The predictor ranks the {subnets} collected subnets no better than chance: they cannot be told "
+        f"apart on {images} validation images, or it has too few to learn from."
+    )

@@ -9,7 +9,7 @@ import numpy as np
 from engine.config import format_count
 from engine.plot.canvas import Drawing, side_by_side
 from engine.plot.chart import Axis, Point, Series, draw_chart, front_line
-from engine.statistics import pareto_front, wilson_interval
+from engine.statistics import pareto_front, told_apart, wilson_interval
 from ofa.space.arch import Arch
 from predictors.accuracy.cross_validation import CrossValidated
 from predictors.reporting.architecture import draw_architecture
@@ -220,13 +220,24 @@ def describe_limits(subnet: SelectedSubnet) -> str:
     return " ".join(map(str, subnet.record.constraints))
 
 
-def describe_half(record: SelectedRecord) -> str:
-    """What half of the budget would give, in a sentence without its full stop; empty if no file says it."""
+def describe_half(record: SelectedRecord, images: int) -> str:
+    """What half of the budget would give, in a sentence without its full stop; empty if no file says it.
+
+    Args:
+        record: what was selected.
+        images: the validation images that the subnets were measured on.
+    """
     half = record.half
     if half is None or half.expected_accuracy is None or record.expected_accuracy is None:
         return ""
     if half.macs == record.macs:
         return "It keeps half of its limits already"
+    difference = record.expected_accuracy - half.expected_accuracy
+    if not told_apart(difference, record.expected_std, half.expected_std):
+        return (
+            f"{images} validation images cannot tell it from a subnet within half of the budget, of "
+            f"{format_count(half.macs)} MACs"
+        )
     # Beside accuracies on test images the second figure would seem to be compared with those.
     half_accuracy, accuracy = _percent(half.expected_accuracy), _percent(record.expected_accuracy)
     return (

@@ -34,7 +34,7 @@ class SubnetRecord(Selected):
 
     latency_*: only if it had a latency table: the predicted median, what nine of ten subnets stay below, and
     the median that was timed on this machine.
-    expected_*: what the predictor and the measurements say together, with its 90% interval.
+    expected_*: what the predictor and the measurements say together, its standard deviation and 90% interval.
     """
 
     params: int | None = None
@@ -42,6 +42,7 @@ class SubnetRecord(Selected):
     latency_bound_ms: float | None = None
     latency_measured_ms: float | None = None
     expected_accuracy: float | None = None
+    expected_std: float = 0.0
     expected_interval: tuple[float, float] | None = None
     predicted_std: float | None = None
     interval: tuple[float, float] | None = None

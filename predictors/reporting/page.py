@@ -15,6 +15,7 @@ from predictors.accuracy.cross_validation import (
     predictor_quality,
     quality_in_bands,
 )
+from predictors.accuracy.validation import chance_sentence
 from predictors.reporting.alone import Worth, worth_section
 from predictors.reporting.architecture import draw_architecture, shades
 from predictors.reporting.classes import class_table
@@ -102,7 +103,7 @@ def headlines(found: Findings, worth: Worth | None) -> list[str]:
     for c in found.comparisons:
         if c.is_selected:
             extra = [worth.of_budget(c.budget)] if worth else []
-            extra.append(describe_half(records[c.budget]))
+            extra.append(describe_half(records[c.budget], found.images["val"]))
             files = files_of(found.exported, c.budget)
             sentences.append(headline(c, found.images, files, [text for text in extra if text]))
     return sentences
@@ -226,6 +227,9 @@ def _predictor_section(found: Findings, picture: Picture | None) -> list[str]:
             f"({found.images['val']} images), so 1 cannot be reached."
         ),
     ]
+    by_chance = chance_sentence(predictor_quality(judged).tau, len(judged.measured), found.images["val"])
+    if by_chance:
+        parts.append(f"<p>{by_chance}</p>")
     bands = quality_in_bands(judged)
     if bands:
         heads = ["MACs", "subnets", "tau", "typical miss", "inside 90%"]

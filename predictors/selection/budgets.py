@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+from engine.statistics import told_apart
 from predictors.search.constraints import ArchCostFn, Constraint, Objective, fits, format_cost
-from predictors.selection.posterior import DIGITS, Estimate, choose
+from predictors.selection.posterior import Estimate, choose
 
 # How a cost reads in a sentence.
 PHRASES = {
@@ -22,8 +23,8 @@ def half_budget(estimates: Sequence[Estimate], constraints: Sequence[Constraint]
     return choose(estimates, halved)
 
 
-def half_sentence(objective: Objective, best: Estimate, half: Estimate | None) -> str:
-    """What half of a budget would cost in accuracy, in one sentence."""
+def half_sentence(objective: Objective, best: Estimate, half: Estimate | None, images: int) -> str:
+    """What half of a budget would cost in accuracy, in one sentence; `images` measured both."""
     name = objective.name
     if half is None:
         return f"{name}: no measured subnet is within half of it."
@@ -34,14 +35,21 @@ def half_sentence(objective: Objective, best: Estimate, half: Estimate | None) -
         value = float(c.cost(half.candidate.row[None])[0])
         phrases.append(PHRASES[c.name].format(format_cost(c.name, value)))
     given = f"{name}: half of it would give {format_expected(half.accuracy, half.interval)}"
+    given += f" with {' and '.join(phrases)}"
+    if not _told_apart(best, half):
+        return f"{given}; {images} validation images cannot tell that from {best.accuracy:.1%}."
     # Ties or a short tuning may have decided for a subnet of which less is expected than of this one.
     is_less = round(half.accuracy, 3) < round(best.accuracy, 3)
     end = f"{points(best.accuracy, half.accuracy)} less" if is_less else "no less"
-    return f"{given} with {' and '.join(phrases)}, {end}."
+    return f"{given}, {end}."
 
 
-def budget_sentences(selected: Sequence[tuple[Objective, Estimate]], macs: ArchCostFn) -> list[str]:
+def budget_sentences(
+    selected: Sequence[tuple[Objective, Estimate]], macs: ArchCostFn, images: int
+) -> list[str]:
     """What each budget adds to the next smaller one, and which choice is better for another budget.
+
+    A difference that may be chance is no gain.
 
     Budgets are explored on their own, so that none depends on another one. The choice for a smaller budget
     can therefore be better than that for a larger one, and fit it, too.
@@ -49,12 +57,19 @@ def budget_sentences(selected: Sequence[tuple[Objective, Estimate]], macs: ArchC
     Args:
         selected: the budgets and what was selected for each.
         macs: multiply-accumulates of encoded architectures.
+        images: how many the accuracies were measured on.
     """
     sentences = []
     by_macs = sorted(selected, key=lambda pair: _macs(pair[1], macs))
     for (small, cheaper), (large, dearer) in pairwise(by_macs):
         if _same(cheaper, dearer):
             sentences.append(f"{small.name} and {large.name} select the same subnet.")
+            continue
+        if not _told_apart(cheaper, dearer):
+            sentences.append(
+                f"{large.name} ({dearer.accuracy:.1%}) and {small.name} ({cheaper.accuracy:.1%}) cannot be "
+                f"told apart on {images} validation images."
+            )
             continue
         more_macs = _more(_macs(dearer, macs) / _macs(cheaper, macs))
         gain = points(dearer.accuracy, cheaper.accuracy)
@@ -66,7 +81,7 @@ def budget_sentences(selected: Sequence[tuple[Objective, Estimate]], macs: ArchC
     for objective, own in selected:
         better, name = own, objective.name
         for other, estimate in selected:
-            gains = round(estimate.accuracy - better.accuracy, DIGITS) > 0
+            gains = estimate.accuracy > better.accuracy and _told_apart(estimate, own)
             keeps = fits(objective.constraints, estimate.candidate.row[None])[0]
             if gains and keeps and not _same(estimate, own):
                 better, name = estimate, other.name
@@ -98,6 +113,10 @@ def _more(ratio: float) -> str:
         return f"{float(f'{ratio:.2g}'):g} times the MACs"
     percent = round(100 * (ratio - 1))
     return f"{percent}% more MACs" if percent > 0 else ""
+
+
+def _told_apart(one: Estimate, other: Estimate) -> bool:
+    return told_apart(one.accuracy - other.accuracy, one.std, other.std)
 
 
 def _same(one: Estimate, other: Estimate) -> bool:

@@ -13,7 +13,7 @@ from engine.errors import UserError
 from engine.run import FRONT, write_json
 from engine.runs.writing import atomic
 from ofa.space.codes import decode
-from predictors.accuracy.validation import CandidateQuality, format_tau
+from predictors.accuracy.validation import CandidateQuality, chance_sentence, format_tau
 from predictors.search.constraints import NO_LIMIT, UNITS, ArchCostFn, Constraint, Objective, format_cost
 from predictors.selection.budgets import budget_sentences, format_expected, half_budget, half_sentence
 from predictors.selection.evaluations import FEWEST_TO_LEARN_FROM, Evaluations
@@ -86,13 +86,14 @@ def write_selected(
         shown += [c.name for c in objective.constraints]
         if any(c.name == "latency" for c in objective.constraints):
             sentences.append(_latency_sentence(objective.name, record))
-        sentences.append(half_sentence(objective, best, half))
+        sentences.append(half_sentence(objective, best, half, found.evaluations.images))
     if not selected:
         return
     _print_subnets("budget", records, shown)
     if any(len(found.estimates) < FEWEST_TO_LEARN_FROM for found in explored):
         print("Too few subnets are measured to learn from: the expected accuracies are the measured ones.")
-    for sentence in [*sentences, *budget_sentences(selected, costs["macs"])]:
+    sentences += budget_sentences(selected, costs["macs"], explored[0].evaluations.images)
+    for sentence in sentences:
         print(sentence)
 
 
@@ -172,6 +173,7 @@ def subnet_record(evaluations: Evaluations, found: Estimate, costs: Mapping[str,
     prediction = candidate.prediction
     return record | {
         "expected_accuracy": found.accuracy,
+        "expected_std": found.std,
         "expected_interval": found.interval,
         "val_accuracy": candidate.val_accuracy,
         "val_std": evaluations.noise(candidate.val_accuracy),
@@ -252,3 +254,6 @@ def print_trust(quality: CandidateQuality, explored: Sequence[Explored]) -> None
                 name, format_tau(own.tau), f"{own.coverage:.0%}", f"{100 * own.hopeful:z.2f} points"
             )
     show(table)
+    said = chance_sentence(quality.tau, len(quality.ratios), explored[0].evaluations.images)
+    if said:
+        print(said)

@@ -21,8 +21,10 @@ from predictors.accuracy.cross_validation import (
     predictor_quality,
     quality_in_bands,
 )
+from predictors.accuracy.validation import chance_sentence
 from predictors.reporting.architecture import draw_architecture, shades
 from predictors.reporting.classes import class_pictures, class_table
+from predictors.reporting.figures import describe_half
 from predictors.reporting.findings import SelectedRecord, SelectedSubnet, short_names
 
 SPACES = sorted(path.stem for path in (Path(ofa.space.space.__file__).parent / "spaces").glob("*.yaml"))
@@ -106,6 +108,28 @@ def test_labels_leave_out_what_all_names_have(tiny: Space, names: list[str], sho
     record = SelectedRecord(arch=arch, macs=1, val_accuracy=0.5)
     subnets = [SelectedSubnet(name, record, arch, datetime.now()) for name in names]
     assert short_names(subnets) == dict(zip(names, short, strict=True))
+
+
+def test_half_of_a_budget_is_no_loss_where_the_difference_may_be_chance(tiny: Space) -> None:
+    half = {"arch": smallest(tiny), "macs": 10_000, "val_accuracy": 0.9, "expected_accuracy": 0.9}
+    whole = {"arch": largest(tiny), "macs": 20_000, "val_accuracy": 0.92, "expected_accuracy": 0.92}
+    told = []
+    for std in (0.001, 0.01):
+        errors = {"expected_std": std}
+        record = SelectedRecord.model_validate(whole | errors | {"half": half | errors})
+        told.append(describe_half(record, 150))
+    assert told[0].startswith("Half of the budget would give 90.0% instead of 92.0%")
+    assert told[1] == (
+        "150 validation images cannot tell it from a subnet within half of the budget, of 10k MACs"
+    )
+
+
+def test_a_ranking_by_chance_is_called_so() -> None:
+    assert chance_sentence(0.05, 40, 150).startswith(
+        "The predictor ranks the 40 collected subnets no better than chance"
+    )
+    assert chance_sentence(float("nan"), 40, 150) != ""
+    assert chance_sentence(0.5, 40, 150) == ""
 
 
 def test_the_worst_mistakes_are_named_and_equal_names_stay_apart() -> None:

@@ -19,9 +19,9 @@ def milliseconds(rows: Codes) -> np.ndarray:
     return rows[:, 1].astype(float)
 
 
-def subnet(size: int, ms: int, accuracy: float) -> Estimate:
+def subnet(size: int, ms: int, accuracy: float, std: float = 0.0005) -> Estimate:
     row = np.array([size, ms], np.uint8)
-    return Estimate(Candidate(row, accuracy, "select"), accuracy, 0.01, (accuracy - 0.01, accuracy + 0.01))
+    return Estimate(Candidate(row, accuracy, "select"), accuracy, std, (accuracy - 0.01, accuracy + 0.01))
 
 
 def budget(limit: float, *more: Constraint) -> Objective:
@@ -33,14 +33,16 @@ def test_half_of_all_limits() -> None:
     fast, slow, large = subnet(40, 5, 0.945), subnet(50, 6, 0.95), subnet(90, 9, 0.955)
     half = half_budget([fast, slow, large], objective.constraints)
     assert half is fast
-    assert half_sentence(objective, large, half) == (
+    assert half_sentence(objective, large, half, 500) == (
         "1M-10ms: half of it would give 94.5% (93.5 to 95.5) with 400k MACs and 5ms, 1 point less."
     )
-    assert half_sentence(objective, fast, fast).endswith("the selected subnet is within half of it already.")
+    assert half_sentence(objective, fast, fast, 500).endswith(
+        "the selected subnet is within half of it already."
+    )
     # Ties and tuned finalists may decide for a subnet of which less is expected.
-    assert half_sentence(objective, subnet(90, 9, 0.94), half).endswith("and 5ms, no less.")
+    assert half_sentence(objective, subnet(90, 9, 0.94), half, 500).endswith("and 5ms, no less.")
     assert half_budget([slow, large], objective.constraints) is None
-    assert half_sentence(objective, large, None) == "1M-10ms: no measured subnet is within half of it."
+    assert half_sentence(objective, large, None, 500) == "1M-10ms: no measured subnet is within half of it."
 
 
 @pytest.mark.parametrize(
@@ -62,15 +64,29 @@ def test_what_a_larger_budget_adds(small: tuple[int, float], large: tuple[int, f
         (budget(1_000_000), subnet(large[0], 1, large[1])),
         (budget(300_000), subnet(small[0], 1, small[1])),
     ]
-    assert budget_sentences(budgets, macs)[0] == said
+    assert budget_sentences(budgets, macs, 500)[0] == said
     # A subnet of the larger budget may fit the smaller one as well.
-    assert len(budget_sentences(budgets, macs)) == 1 + (large[0] <= 30)
+    assert len(budget_sentences(budgets, macs, 500)) == 1 + (large[0] <= 30)
+
+
+def test_a_difference_that_may_be_chance_is_no_gain() -> None:
+    cheap, dear = subnet(30, 1, 0.946, 0.01), subnet(90, 1, 0.955, 0.01)
+    assert half_sentence(budget(1_000_000), dear, cheap, 150) == (
+        "1M: half of it would give 94.6% (93.6 to 95.6) with 300k MACs; 150 validation images cannot tell "
+        "that from 95.5%."
+    )
+    said = ["1M (95.5%) and 300k (94.6%) cannot be told apart on 150 validation images."]
+    assert budget_sentences([(budget(300_000), cheap), (budget(1_000_000), dear)], macs, 150) == said
+    # Nor is the cheaper one better, where more is expected of it.
+    lucky = subnet(30, 1, 0.96, 0.01)
+    (said,) = budget_sentences([(budget(300_000), lucky), (budget(1_000_000), dear)], macs, 150)
+    assert "cannot be told apart" in said
 
 
 def test_one_subnet_for_two_budgets() -> None:
     """Each budget's study expects a little else of it, which makes it neither better nor worse."""
     budgets = [(budget(1_000_000), subnet(20, 1, 0.950)), (budget(300_000), subnet(20, 1, 0.951))]
-    assert budget_sentences(budgets, macs) == ["1M and 300k select the same subnet."]
+    assert budget_sentences(budgets, macs, 500) == ["1M and 300k select the same subnet."]
 
 
 def test_equally_good_subnets_go_to_the_cheaper() -> None:
