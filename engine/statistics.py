@@ -151,13 +151,29 @@ def balanced_accuracy(confusion_KK: Counts) -> float:
 
 
 def describe_confusion(confusion_KK: Counts, classes: Sequence[str]) -> str:
-    """Accuracy, balanced accuracy and the worst class in one line."""
+    """Accuracy, balanced accuracy and the worst classes in one line."""
     images = int(confusion_KK.sum())
-    name, _, accuracy, _ = next(class_rows(confusion_KK, classes))
     return (
         f"{format_accuracy(overall_accuracy(confusion_KK), images)}; balanced "
-        f"{balanced_accuracy(confusion_KK):.2%}; worst class {name} {accuracy}"
+        f"{balanced_accuracy(confusion_KK):.2%}; worst: {worst_classes(confusion_KK, classes)}"
     )
+
+
+def worst_classes(confusion_KK: Counts, classes: Sequence[str]) -> str:
+    """All classes of the least accuracy: `cat 50.00% ±14.3`, `cat, dog and 3 more (0.00%)`."""
+    accuracies_K = class_accuracies(confusion_KK)
+    rows = list(class_rows(confusion_KK, classes))
+    count = int(np.count_nonzero(accuracies_K == np.nanmin(accuracies_K)))
+    name, _, accuracy, _ = rows[0]
+    if count == 1:
+        return f"{name} {accuracy}"
+    # Without the error, which is another one where a class has more images.
+    accuracy = accuracy.partition(" ")[0]
+    if count == len(rows):
+        return f"all alike ({accuracy})"
+    if count == 2:
+        return f"{name} and {rows[1][0]} ({accuracy})"
+    return f"{name}, {rows[1][0]} and {count - 2} more ({accuracy})"
 
 
 def class_rows(confusion_KK: Counts, classes: Sequence[str]) -> Iterator[tuple[str, int, str, str]]:

@@ -24,6 +24,7 @@ from engine.statistics import (
     counts_from_text,
     format_accuracy,
     overall_accuracy,
+    worst_classes,
 )
 from ofa.space.arch import Arch
 from ofa.space.published import find_arch
@@ -103,7 +104,7 @@ class Evaluate(RunCommand):
                 measured[names[i]] = counts_from_text(counts)
                 advance(names[i])
         found = {name: measured[name] for name in names}  # in the order that was asked for
-        table = Table("architecture", "MACs", "params", f"{self.split} accuracy", "balanced", "worst class")
+        table = Table("architecture", "MACs", "params", f"{self.split} accuracy", "balanced", "worst")
         for name, arch in archs.items():
             macs, params = trained.cost(arch)
             shown = f"{name} ({tuned[name]})" if tuned.get(name) else name
@@ -138,10 +139,9 @@ class Evaluate(RunCommand):
 
 
 def _cells(confusion_KK: Counts, classes: Sequence[str]) -> list[str]:
-    """Accuracy, balanced accuracy and the worst class."""
-    name, _, accuracy, _ = next(class_rows(confusion_KK, classes))
+    """Accuracy, balanced accuracy and the worst classes."""
     overall = format_accuracy(overall_accuracy(confusion_KK), int(confusion_KK.sum()))
-    return [overall, f"{balanced_accuracy(confusion_KK):.2%}", f"{name} {accuracy}"]
+    return [overall, f"{balanced_accuracy(confusion_KK):.2%}", worst_classes(confusion_KK, classes)]
 
 
 if __name__ == "__main__":

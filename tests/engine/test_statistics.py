@@ -18,6 +18,7 @@ from engine.statistics import (
     pareto_front,
     tau_in_bands,
     wilson_interval,
+    worst_classes,
 )
 
 
@@ -99,8 +100,19 @@ def test_a_class_without_images_counts_nowhere() -> None:
     assert [row[0] for row in class_rows(counts, ["a", "b", "c"])] == ["c", "a"], "the worst first"
     assert next(class_rows(counts, ["a", "b", "c"]))[3] == "b (4)"
     assert describe_confusion(counts, ["a", "b", "c"]).startswith(
-        "65.00% ±10.4; balanced 65.00%; worst class c"
+        "65.00% ±10.4; balanced 65.00%; worst: c 50.00%"
     )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"), [(1, "a 0.00% ±10.0"), (2, "a and b (0.00%)"), (4, "a, b and 2 more (0.00%)")]
+)
+def test_all_that_are_worst_are_counted(wrong: int, said: str) -> None:
+    """Of equally bad classes none is the worst."""
+    counts = np.diag([0] * wrong + [4] * (5 - wrong))
+    counts[:wrong, 4] = 4
+    assert worst_classes(counts, "abcde") == said
+    assert worst_classes(np.diag([4, 5]), "ab") == "all alike (100.00%)"
 
 
 def test_the_error_of_an_accuracy_is_binomial_and_never_none() -> None:

@@ -54,7 +54,7 @@ def test_learns_digits_and_says_what_comes_next(tmp_path: Path, capsys: pytest.C
         and "on test images" in said
     )
     assert said.splitlines()[-1] == f"next: python -m export.onnx --run {tmp_path / 'run'}"
-    assert "; balanced " in said and "; worst class " in said
+    assert "; balanced " in said and "; worst: " in said
     written = {path.name for path in (tmp_path / "run" / "confusion").iterdir()}
     assert written == {"val.png", "val.csv", "test.png", "test.csv"}
     points = read_lines(tmp_path / "run" / "metrics.jsonl")
