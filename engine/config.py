@@ -211,6 +211,23 @@ def over_defaults(model: type[BaseModel], values: dict[str, Any]) -> dict[str, A
     return laid
 
 
+def unchecked(model: type[C], values: dict[str, Any]) -> C:
+    """An instance of `model` with these values, of which help shows what is there; they may be wrong."""
+    sections = {}
+    for name, value in values.items():
+        field = model.model_fields.get(name)
+        sections[name] = _unchecked_section(models_in(field.annotation) if field else [], value)
+    return model.model_construct(**sections)
+
+
+def _unchecked_section(kinds: list[type[BaseModel]], value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_unchecked_section(kinds, one) for one in value)
+    if not kinds or not isinstance(value, dict):
+        return value
+    return unchecked(_kinds_named(kinds, value.get("name"))[0], value)
+
+
 def _kinds_named(kinds: list[type[BaseModel]], name: Any) -> list[type[BaseModel]]:
     """Those of `kinds` that go by `name`; all of them if none does."""
     named = [kind for kind in kinds if name in tags_of(kind)]

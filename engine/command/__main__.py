@@ -28,7 +28,7 @@ def command_of(module: str) -> type[Command]:
 def page(module: str) -> str:
     """The page of `python -m module`, as `--help` prints it."""
     command = command_of(module)
-    return screen(command, module, command.main_flags)
+    return screen(command, module, command.main_flags, command.usual_recipe({}))
 
 
 def write_pages() -> None:

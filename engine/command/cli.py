@@ -16,7 +16,7 @@ from engine.command.flags import flag_name, flag_names, named_sections
 from engine.command.interrupt import interrupt_once
 from engine.command.launch import complain, only_the_first_prints, started
 from engine.command.outputs import outlive_readers
-from engine.command.start import HELP, as_typed, module_started
+from engine.command.start import HELP, as_typed, module_started, recipe_named
 from engine.compute.memory import keep_freed_memory
 from engine.config import Config, merge, over_defaults, read_recipe, validate
 from engine.errors import UserError, nearest, shortened
@@ -74,11 +74,14 @@ def parse(command: type[T], argv: list[str]) -> T:
         SystemExit: after `--help` or `--help-all`.
     """
     # Our own pages instead of argparse's: they show defaults, and first the flags that matter.
-    if any(word in HELP for word in argv):
-        print(as_typed(pages.screen(command, module_of(command), command.main_flags)), end="")
-        sys.exit(0)
-    if "--help-all" in argv:
-        print(as_typed(pages.everything(command, module_of(command))), end="")
+    wants_screen = any(word in HELP for word in argv)
+    if wants_screen or "--help-all" in argv:
+        module, recipe = module_of(command), recipe_named(argv) or command.usual_recipe({})
+        if wants_screen:
+            page = pages.screen(command, module, command.main_flags, recipe)
+        else:
+            page = pages.everything(command, module, recipe)
+        print(as_typed(page), end="")
         sys.exit(0)
     given = _given(command, argv)
     recipe = given.pop("config") if "config" in given else command.usual_recipe(given)

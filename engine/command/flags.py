@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from engine.config import models_in, tags_of
+from engine.config import models_in, over_defaults, read_recipe, tags_of, unchecked
 
 Kind = type[BaseModel]
 
@@ -81,10 +81,19 @@ def named_sections(model: Kind, prefix: str = "--") -> dict[str, bool]:
     return found
 
 
-def flags_of(command: Kind) -> list[Flag]:
-    """All flags in the order in which help shows them: the command's own, then section by section."""
-    # Constructed without validation: it has the defaults, also where a required field has no value.
-    found = list(_flags([command], [command.model_construct()], ""))
+def flags_of(command: Kind, recipe: str | None = None) -> list[Flag]:
+    """All flags in the order in which help shows them: the command's own, then section by section.
+
+    Args:
+        command: the command.
+        recipe: whose values are the defaults where it has any; None: those of the command.
+
+    Raises:
+        UserError: the recipe cannot be found or read.
+    """
+    values = over_defaults(command, read_recipe(recipe)) | {"config": recipe} if recipe else {}
+    # Without validation: it has the defaults, also where a required field has no value.
+    found = list(_flags([command], [unchecked(command, values)], ""))
     return [f for f in found if not f.section] + [f for f in found if f.section]
 
 

@@ -12,16 +12,19 @@ COLUMN = 30  # where the descriptions of flags begin
 MAIN_FLAGS = 10  # with the examples these fit on one screen
 
 
-def screen(command: type[BaseModel], module: str, main_flags: tuple[str, ...]) -> str:
+def screen(
+    command: type[BaseModel], module: str, main_flags: tuple[str, ...], recipe: str | None = None
+) -> str:
     """What `--help` prints: what the command is, three examples and the flags that matter.
 
     Args:
         command: the command.
         module: as in `python -m module`.
         main_flags: names of the flags to show; empty: the first ten.
+        recipe: whose values are the defaults; None: those of the command.
     """
     about, examples = _about(command)
-    every_flag = flags_of(command)
+    every_flag = flags_of(command, recipe)
     flags = [flag for flag in every_flag if not flag.section]
     if main_flags:
         by_name = {flag.name: flag for flag in every_flag}
@@ -41,10 +44,10 @@ def screen(command: type[BaseModel], module: str, main_flags: tuple[str, ...]) -
     return "\n\n".join(parts) + "\n"
 
 
-def everything(command: type[BaseModel], module: str) -> str:
-    """What `--help-all` prints: all examples, and all flags section by section."""
+def everything(command: type[BaseModel], module: str, recipe: str | None = None) -> str:
+    """What `--help-all` prints: all examples, and all flags section by section; arguments as of `screen`."""
     about, examples = _about(command)
-    every_flag = flags_of(command)
+    every_flag = flags_of(command, recipe)
     parts = [_usage(every_flag, module), about]
     if examples:
         parts.append("\n".join(["examples:", *examples]))

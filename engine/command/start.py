@@ -9,6 +9,7 @@ import re
 import shlex
 import signal
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 PAGES = Path(__file__).parent / "pages"
@@ -55,9 +56,20 @@ def prepare(module: str, flags: list[str]) -> None:
     if module in CHANGING_SHAPES:
         let_segments_grow()
     page = page_of(module)
-    if any(flag in HELP for flag in flags) and page.is_file():
+    # The defaults of a recipe that is named are on no stored page.
+    if any(flag in HELP for flag in flags) and page.is_file() and not recipe_named(flags):
         print(as_typed(page.read_text(encoding="utf-8")), end="")
         sys.exit(0)
+
+
+def recipe_named(words: list[str]) -> str | None:
+    """What `--config` names among the words of a command line; None if nothing."""
+    for word, following in pairwise([*words, ""]):
+        flag, _, value = word.partition("=")
+        name = value or following
+        if flag == "--config" and name and not name.startswith("-"):
+            return name
+    return None
 
 
 def let_segments_grow() -> None:

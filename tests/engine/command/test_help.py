@@ -94,6 +94,26 @@ def test_defaults_of_sections_that_are_chosen_by_name() -> None:
     assert "--data.path PATH the .npz file; or folder that holds it" in said
 
 
+@pytest.mark.parametrize("word", ["--help", "--help-all"])
+def test_defaults_are_those_of_the_recipe(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*words: str) -> str:
+        with pytest.raises(SystemExit):
+            parse(command_of("ofa.train"), [*words, word])
+        return " ".join(capsys.readouterr().out.split())
+
+    recipe = said("--config", "ofa/cifar10")
+    assert recipe == said("--config=ofa/cifar10")
+    assert "phases have their own; default: 60 --" in recipe
+    assert "npz} default: npz" in recipe and "default: data; data/cifar10.npz for npz" in recipe
+    assert "default: ofa/cifar10 --" in recipe, "the recipe itself"
+    # Without --config there is one, too.
+    usual = said()
+    assert "phases have their own; default: 40 --" in usual
+    if word == "--help-all":
+        assert "default: 60" not in usual
+        assert "trains; default: 5e-05 --sgd" in recipe
+
+
 def test_a_flag_says_to_which_kinds_it_belongs_and_what_each_defaults_to() -> None:
     said = everything_of("oneshot.search")
     assert " snas} default: darts" in said
