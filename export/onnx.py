@@ -69,7 +69,7 @@ class Export(RunCommand):
         None, description="only this budget, as named in the run's selected/ folder; none: all of them"
     )
     arch: str | None = Field(
-        None, description="instead: smallest, largest, a JSON file or JSON of an architecture"
+        None, description="instead: one budget, smallest, largest, a published name, a JSON file or JSON"
     )
     untuned: bool = Field(
         False, description="take the supernet's weights even of subnets that ofa.tune tuned"

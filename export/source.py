@@ -19,9 +19,8 @@ from engine.run import Run, digest, read_json
 from export.bake import CenterCrop
 from ofa.space.arch import Arch
 from ofa.space.codes import decode, encode
-from ofa.space.published import find_arch
 from ofa.trained import TrainedSupernet
-from ofa.tuned import TunedSubnet, find_tuned, name_of, tuned_or_taken
+from ofa.tuned import TunedSubnet, find_subnet, find_tuned, name_of, tuned_or_taken
 from oneshot.trained import TrainedNetwork
 from predictors.accuracy.pairs import read_selected
 
@@ -170,7 +169,7 @@ def _subnets(run: Path, trained: TrainedSupernet, untuned: bool) -> FindNetworks
         if arch is not None and selected is not None:
             raise UserError("--arch and --selected both say which subnet; give one of them.")
         if arch is not None:
-            return [subnet(name_of(arch), find_arch(trained.space, arch))]
+            return [subnet(name_of(arch), find_subnet(run, trained.space, arch))]
         known = dict(read_selected(run))
         if selected is not None and selected not in known:
             raise UserError(f"Run '{run}' has no selected subnet '{selected}'; it has {', '.join(known)}.")

@@ -1,8 +1,7 @@
 """Measure the accuracy of given architectures of a trained run, each with recalibrated BatchNorm."""
 
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 from pydantic import Field
@@ -11,7 +10,7 @@ from rich.table import Table
 from engine.command.cli import main
 from engine.command.interrupt import Stop
 from engine.command.progress import progress
-from engine.command.table import plain_console
+from engine.command.table import show
 from engine.compute.distributed import Ranks
 from engine.compute.sharing import MEASURED_AGAIN, SharedWork
 from engine.config import format_count
@@ -27,9 +26,8 @@ from engine.statistics import (
     worst_classes,
 )
 from ofa.space.arch import Arch
-from ofa.space.published import find_arch
 from ofa.trained import RunCommand, TrainedSupernet
-from ofa.tuned import SubnetToMeasure, find_tuned, name_of
+from ofa.tuned import SubnetToMeasure, find_subnet, find_tuned, name_of
 
 
 class Evaluate(RunCommand):
@@ -39,7 +37,7 @@ class Evaluate(RunCommand):
 
     examples:
       python -m ofa.evaluate
-      python -m ofa.evaluate --arch runs/supernet/selected/600M.json,largest --split test
+      python -m ofa.evaluate --arch 300k,1M,largest --split test     budgets of predictors.select
       python -m ofa.evaluate --arch largest --split test --per-class
       python -m ofa.evaluate --run runs/attentive_nas --arch attentive_nas_a0,attentive_nas_a6
     """
@@ -49,8 +47,8 @@ class Evaluate(RunCommand):
     arch: str = Field(
         "smallest,largest",
         description=(
-            "smallest, largest, published names or JSON files, separated by commas; or JSON; ignored if the "
-            "run trained one architecture alone"
+            "smallest, largest, budgets as named in the run's selected/ folder, published names or JSON "
+            "files, separated by commas; or JSON; ignored if the run trained one architecture alone"
         ),
     )
     untuned: bool = Field(
@@ -105,12 +103,15 @@ class Evaluate(RunCommand):
                 advance(names[i])
         found = {name: measured[name] for name in names}  # in the order that was asked for
         table = Table("architecture", "MACs", "params", f"{self.split} accuracy", "balanced", "worst")
-        for name, arch in archs.items():
-            macs, params = trained.cost(arch)
-            shown = f"{name} ({tuned[name]})" if tuned.get(name) else name
+        if any(tuned.values()):
+            table.add_column("weights")
+        for name, label in _labels(archs).items():
+            macs, params = trained.cost(archs[name])
             cells = _cells(found[name], trained.model.classes)
-            table.add_row(shown, format_count(macs), format_count(params), *cells)
-        plain_console().print(table)
+            weights = str(tuned.get(name) or "as taken from the supernet")
+            row = [label, format_count(macs), format_count(params), *cells, weights]
+            table.add_row(*row[: len(table.columns)])
+        show(table)
         count = trained.data.count(self.split)
         print(f"on {count} images; ±: one standard error; balanced: the mean over the classes")
         return found
@@ -122,20 +123,26 @@ class Evaluate(RunCommand):
             return {"alone": trained.model.arch}
         # JSON has commas of its own.
         names = [self.arch] if self.arch.lstrip().startswith("{") else self.arch.split(",")
-        return {name: find_arch(trained.space, name) for name in names}
+        return {name: find_subnet(self.run, trained.space, name) for name in names}
 
     def _show_classes(self, found: Mapping[str, Counts], classes: Sequence[str]) -> None:
         """Print a table of classes for each architecture; write its picture and its counts."""
         folder = self.run / "confusion"
-        for name, confusion_KK in found.items():
-            table = Table("class", "images", "accuracy", "most often taken for", title=name)
-            for row in class_rows(confusion_KK, classes):
+        for name, label in _labels(found).items():
+            table = Table("class", "images", "accuracy", "most often taken for", title=label)
+            for row in class_rows(found[name], classes):
                 table.add_row(*map(str, row))
-            plain_console().print(table)
-            # An architecture may be named by the path of a file, or by JSON.
-            short = re.sub(r"[^\w.-]+", "-", Path(name).stem)[:40]
-            write_confusion(folder / f"{short}-{self.split}", f"{short}, {self.split}", confusion_KK, classes)
+            show(table)
+            # A label may be the path of a file, whose end tells it from others.
+            short = re.sub(r"[^\w.-]+", "-", label)[-100:]
+            write_confusion(folder / f"{short}-{self.split}", f"{short}, {self.split}", found[name], classes)
         print(f"written to {folder}: a .png and a .csv for each")
+
+
+def _labels(names: Iterable[str]) -> dict[str, str]:
+    """What each architecture is called: by the name of its file, or as it was given if two would be equal."""
+    short = {name: name_of(name) for name in names}
+    return short if len(set(short.values())) == len(short) else {name: name for name in short}
 
 
 def _cells(confusion_KK: Counts, classes: Sequence[str]) -> list[str]:

@@ -24,13 +24,12 @@ from engine.model import check_images, write_model
 from engine.run import Run
 from engine.runs.lock import write_lock
 from ofa.space.arch import Arch, largest
-from ofa.space.published import find_arch
 from ofa.supernet import Supernet
 from ofa.trained import DEFAULT_RUN, SupernetModel, Tuned, load_network
 from ofa.training.teacher import Teacher, find_teacher, largest_teacher
 from ofa.training.tuning import single_network, tuning_recipe
 from ofa.training.tuning_loop import Tuning, TuningSettings, TuningTogether
-from ofa.tuned import TUNED, check_split, export_flags, name_of, selected_archs
+from ofa.tuned import TUNED, check_split, export_flags, find_subnet, name_of, selected_archs
 
 
 class Tune(TuningSettings):
@@ -80,7 +79,7 @@ class Tune(TuningSettings):
     )
     arch: str | None = Field(
         None,
-        description="instead: smallest, largest, a published name, a JSON file or JSON of an architecture",
+        description="instead: one budget, smallest, largest, a published name, a JSON file or JSON",
     )
     out: Path = Field(
         DEFAULT_RUN / TUNED,
@@ -212,7 +211,7 @@ class Tune(TuningSettings):
         """The subnets to tune, by the names of their folders."""
         if self.arch is None:
             return selected_archs(self.run, model.space, self.selected)
-        return {name_of(self.arch): find_arch(model.space, self.arch)}
+        return {name_of(self.arch): find_subnet(self.run, model.space, self.arch)}
 
     def _teacher(self, model: SupernetModel, supernet: Supernet, data: Data) -> Teacher | None:
         """Who teaches beside the labels, if anybody does."""

@@ -50,6 +50,18 @@ def selected_archs(run: Path, space: Space, names: str) -> dict[str, Arch]:
     return found
 
 
+def find_subnet(run: Path, space: Space, name: str) -> Arch:
+    """The architecture that --arch names: a selected subnet of the run, or what `find_arch` takes.
+
+    Raises:
+        UserError: there is none of that name, or it was selected from other weights.
+    """
+    files = selected_files(run)
+    if name in files:
+        return selected_archs(run, space, name)[name]
+    return find_arch(space, name, list(files))
+
+
 def select_again(run: Path) -> str:
     """The end of a sentence about a selected subnet that is of other weights than the run has."""
     return f"select again with python -m predictors.select{run_flag(run)}"
@@ -91,7 +103,8 @@ def export_flags(run: Path, out: Path, name: str, arch: str | None) -> str:
 
 def name_of(arch: str) -> str:
     """The name of an architecture that a flag gives: that of its file; JSON is called subnet."""
-    return "subnet" if arch.lstrip().startswith("{") else Path(arch).stem
+    # No Path.stem, which would make 2 of 2.5M.
+    return "subnet" if arch.lstrip().startswith("{") else Path(arch).name.removesuffix(".json")
 
 
 class TunedSubnet(NamedTuple):

@@ -10,10 +10,12 @@ def show(table: Table) -> None:
     """Print `table`."""
     for column in table.columns:
         column.overflow = "fold"  # rich would end a long cell with an ellipsis
-    table.columns[0].no_wrap = True  # names stay in one piece, to be copied
     console = plain_console()
     if not console.is_terminal:
         console = plain_console(WIDE)
+    # Names stay in one piece, to be copied; but what has no room in a line would be cut.
+    names = table.columns[0]
+    names.no_wrap = max(map(len, map(str, names.cells)), default=0) <= console.width // 2
     console.print(table)
 
 

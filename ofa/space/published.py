@@ -1,5 +1,6 @@
 """Architectures by name: the extremes, subnets that papers published, files and JSON."""
 
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,14 @@ def published(space: Space) -> dict[str, Published]:
     return {name: Published.model_validate(value) for name, value in read_yaml(path).items()}
 
 
-def find_arch(space: Space, name: str) -> Arch:
+def find_arch(space: Space, name: str, others: Sequence[str] = ()) -> Arch:
     """The architecture that `name` stands for.
 
     Args:
         space: which must have it.
         name: `smallest`, `largest`, a published name, a JSON file with an architecture (or with one under
             "arch"), or the JSON itself.
+        others: names that the caller knows beside these, for the error.
 
     Raises:
         UserError: it is none of these, or not of this space.
@@ -52,13 +54,13 @@ def find_arch(space: Space, name: str) -> Arch:
         return largest(space)
     # A published name counts before a file of that name in the current folder.
     named = published(space)
-    arch = named[name].arch if name in named else _read_arch(space, name, list(named))
+    arch = named[name].arch if name in named else _read_arch(space, name, [*named, *others])
     # Entries of inactive blocks become 0, so that equal architectures are equal objects.
     return decode(space, encode(space, arch))
 
 
 def _read_arch(space: Space, name: str, named: list[str]) -> Arch:
-    """The architecture in a JSON file, or in JSON; `named` are published names, for the error."""
+    """The architecture in a JSON file, or in JSON; `named` are more names, for the error."""
     is_json = name.lstrip().startswith("{")
     if not is_json and not Path(name).is_file():
         known = ", ".join(["smallest", "largest", *named])

@@ -194,8 +194,9 @@ def test_a_tuning_stops_after_its_time(run: Path, tmp_path: Path, capsys: pytest
     assert "stopped at step 1 of" in capsys.readouterr().out
 
 
-def test_no_epochs_only_recalibrate(run: Path, tmp_path: Path) -> None:
-    assert tune(run, "--selected", "small", "--epochs", "0", "--out", str(tmp_path)) == 0
+@pytest.mark.parametrize("flag", ["--selected", "--arch"])
+def test_no_epochs_only_recalibrate(flag: str, run: Path, tmp_path: Path) -> None:
+    assert tune(run, flag, "small", "--epochs", "0", "--out", str(tmp_path)) == 0
     one, whole = TrainedSupernet(tmp_path / "small", CPU), TrainedSupernet(run, CPU)
     assert one.model.arch is not None and one.model.tuned is not None
     assert one.model.tuned.epochs == 0 and one.model.tuned.teacher == "none"
