@@ -1,19 +1,21 @@
 """The tuned subnets of a run: `tuned/NAME/`, each a run folder of one architecture."""
 
+import math
 import shlex
 from pathlib import Path
 from typing import NamedTuple
 
 from engine.checkpoint import check_digests, weights_digest
 from engine.command.start import say
-from engine.config import Config, validate
+from engine.config import Config, format_count, validate
 from engine.data.dataset import Split
 from engine.data.sources import DataConfig
 from engine.errors import UserError
 from engine.run import Run, read_json, selected_files
 from engine.statistics import counts_to_text
 from ofa.calibration import prepare
-from ofa.space.arch import Arch
+from ofa.cost import cost_of
+from ofa.space.arch import Arch, largest, smallest
 from ofa.space.published import find_arch
 from ofa.space.space import Space
 from ofa.subnet import Subnet
@@ -35,10 +37,7 @@ def selected_archs(run: Path, space: Space, names: str) -> dict[str, Arch]:
     """
     files = selected_files(run)
     if not files:
-        raise UserError(
-            f"Run '{run}' has no selected subnet; run python -m predictors.select{run_flag(run)} "
-            "--flops 600M first, or name an architecture with --arch."
-        )
+        raise UserError(f"{nothing_selected(run)}, or name an architecture with --arch.")
     wanted = list(files) if names == "all" else [name.strip() for name in names.split(",")]
     found, stated = {}, {}
     for name in wanted:
@@ -60,6 +59,23 @@ def find_subnet(run: Path, space: Space, name: str) -> Arch:
     if name in files:
         return selected_archs(run, space, name)[name]
     return find_arch(space, name, list(files))
+
+
+def nothing_selected(run: Path) -> str:
+    """That a run has no selected subnet, and what selects one: a sentence without its full stop."""
+    return (
+        f"Run '{run}' has no selected subnet; run python -m predictors.select{run_flag(run)} "
+        f"{example_flops(run)} first"
+    )
+
+
+def example_flops(run: Path) -> str:
+    """`--flops` with a budget in the middle of the run's space, between its smallest and largest subnet."""
+    model = validate(SupernetModel, read_json(run / "model.json"), str(run / "model.json"))
+    ends = []
+    for arch in (smallest(model.space), largest(model.space)):
+        ends.append(cost_of(model.space, arch, len(model.classes), model.channels)[0])
+    return f"--flops {format_count(math.sqrt(math.prod(ends)), digits=2)}"
 
 
 def select_again(run: Path) -> str:

@@ -20,7 +20,7 @@ from engine.seed import numpy_generator
 from ofa.space.codes import Codes, decode, encode
 from ofa.space.space import Space
 from ofa.trained import EvaluationPrecision, RunCommand, TrainedSupernet, precision_flag, run_flag
-from ofa.tuned import TUNED
+from ofa.tuned import TUNED, example_flops
 from predictors.accuracy.models import PredictorChoice
 from predictors.accuracy.pairs import check_pairs, read_pairs
 from predictors.latency.here import is_of_this_machine, time_architecture
@@ -165,10 +165,6 @@ class Select(RunCommand):
         for budget in self.flops:
             if self.flops.count(budget) > 1:
                 raise ValueError(f"--flops has the budget {format_limit('macs', budget)} twice; give it once")
-        if not self.front and not any((self.flops, self.latency, self.size, self.memory, self.params)):
-            raise ValueError(
-                "nothing says what to select; give a limit such as --flops 600M, or --front macs"
-            )
         if self.tune_finalists and self.precision != "float32":
             raise ValueError(
                 f"--tune-finalists decides by accuracies in float32, not in {self.precision}; leave it out, "
@@ -183,6 +179,10 @@ class Select(RunCommand):
 
     def execute(self) -> int:
         """Explore and measure, then write selected/."""
+        if not self.front and not any((self.flops, self.latency, self.size, self.memory, self.params)):
+            Run.open(self.run)
+            example = example_flops(self.run)
+            raise UserError(f"Nothing says what to select; give a limit such as {example}, or --front macs.")
         # The study protects itself: processes that share it may work together.
         with self.write_lock(shared=True):
             return self._select()

@@ -14,7 +14,7 @@ from engine.run import read_json, read_lines, selected_files
 from ofa.space.arch import Arch
 from ofa.space.codes import encode
 from ofa.trained import EvaluationPrecision, TrainedSupernet, precision_flag, run_flag
-from ofa.tuned import select_again
+from ofa.tuned import nothing_selected, select_again
 
 Accuracy = Annotated[float, Field(ge=0, le=1)]
 
@@ -114,10 +114,7 @@ def read_selected(run: Path) -> list[tuple[str, Selected]]:
         stated[str(file)] = subnet.weights_sha256
     check_digests(run, stated, select_again(run))
     if not found:
-        raise UserError(
-            f"Run '{run}' has no selected subnet; run python -m predictors.select{run_flag(run)} "
-            "--flops 600M first."
-        )
+        raise UserError(f"{nothing_selected(run)}.")
     return sorted(found, key=_macs_and_name)
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from forked import FORKED, exit_codes
 
 from engine.command.cli import main, parse
+from engine.config import parse_count
 from engine.data.dataset import IndexedData, Split
 from engine.errors import UserError
 from engine.run import read_lines
@@ -22,6 +24,7 @@ from ofa.cost import costs_of
 from ofa.space.arch import Arch, largest, smallest
 from ofa.space.codes import sample_codes
 from ofa.trained import TrainedSupernet
+from ofa.tuned import selected_archs
 from predictors.accuracy.pairs import read_pairs, read_selected
 from predictors.collect import Collect, schedule
 from predictors.report import Report
@@ -341,7 +344,6 @@ def test_limits_of_any_kind_together(collected: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ([], "nothing says what to select; give a limit such as --flops 600M, or --front macs"),
         (["--latency", "15ms"], "name its table with --latency-table"),
         (["--front", "latency"], "name its table with --latency-table"),
         (
@@ -369,6 +371,18 @@ def test_mistakes_are_one_sentence(flags: list[str], said: str) -> None:
     with pytest.raises(UserError, match=re.escape(said)) as complaint:
         parse(Select, flags)
     assert not str(complaint.value).endswith("?.")
+
+
+def test_an_example_of_a_budget_is_in_the_space(trained_run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(trained_run, tmp_path / "run", ignore=shutil.ignore_patterns("selected"))
+    trained = TrainedSupernet(copy, torch.device("cpu"))
+    least, most = (trained.cost(arch)[0] for arch in (smallest(trained.space), largest(trained.space)))
+    of_names = partial(selected_archs, copy, trained.space, "all")
+    for command in (partial(select, copy), of_names, partial(read_selected, copy)):
+        with pytest.raises(UserError, match=" --flops ") as complaint:
+            command()
+        said = re.search(r" --flops ([^ ,]+)", str(complaint.value))
+        assert said and least < parse_count(said[1]) < most
 
 
 @pytest.mark.slow
