@@ -209,6 +209,8 @@ class SearchLoop(EpochLoop):
         # DONE comes last: a search that is killed before writes its findings again.
         self.folder.finish("genotype.json")
         closing = "" if outcome.above_chance else "; this search ended no better than chance"
+        if outcome.architecture_steps == 0:
+            closing = "; this search learned nothing of the architecture: see the note on what to change"
         print(f"written to {path}: genotype.json, outcome.json, cell.svg, cell.png{closing}")
 
     def resumed_place(self) -> str:

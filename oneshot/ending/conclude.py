@@ -85,6 +85,7 @@ def conclude(searcher: Searcher, genotype: AnyGenotype, ending: Ending) -> Outco
         skips=skips(genotype),
         steps=ending.steps,
         steps_an_epoch=objective.steps(0),
+        architecture_steps=architecture_steps(method, ending.steps, objective.steps(0)),
         changes=ending.changes,
         warnings=(),
         target=None if ending.report is None else TargetOutcome(**ending.report.facts()),
@@ -100,6 +101,16 @@ def conclude(searcher: Searcher, genotype: AnyGenotype, ending: Ending) -> Outco
                 f"less than the standard error of {100 * error:.1f}: not decided yet"
             )
     return outcome.model_copy(update={"warnings": tuple(warnings)})
+
+
+def architecture_steps(method: Method, steps: int, steps_an_epoch: int) -> int | None:
+    """How many of the first `steps` steps moved the architecture; None: the method has no such steps."""
+    if not method.has_architecture_step:
+        return None
+    # In a single level both move in each step.
+    every = 1 if method.level == "single" else method.architecture_every
+    alone = min(steps, method.warmup_epochs * steps_an_epoch)
+    return steps // every - alone // every
 
 
 def _above(chance: float, accuracies: list[float], measured_on: int) -> bool:
@@ -124,10 +135,16 @@ def _warnings(outcome: Outcome, method: Method, genotype: AnyGenotype) -> list[s
             "an epoch is a single step: schedules go by epochs and hardly anything is learned between them; "
             "lower --batch-size or give more images"
         )
-    if outcome.undecided:
+    if outcome.architecture_steps == 0:
+        found.append(
+            f"no step moved the architecture, which moves in one of {method.architecture_every} steps after "
+            f"the first {method.warmup_epochs} epochs: nothing was learned that could choose; raise "
+            "--epochs, or lower --batch-size, --method.warmup-epochs or --method.architecture-every"
+        )
+    elif outcome.undecided:
         found.append(
             f"{outcome.undecided} of {len(outcome.decisions)} edges are decided by less than "
-            f"{100 * UNDECIDED:g}%: not decided yet{reach(outcome, method)}"
+            f"{100 * UNDECIDED:g}%: not decided yet{_reach(outcome, method)}"
         )
     target = outcome.target
     if target is not None and 2 * target.changed > target.layers:
@@ -144,13 +161,12 @@ def _warnings(outcome: Outcome, method: Method, genotype: AnyGenotype) -> list[s
     return found
 
 
-def reach(outcome: Outcome, method: Method) -> str:
+def _reach(outcome: Outcome, method: Method) -> str:
     """How far the alphas can have moved, as the end of a sentence."""
-    if not isinstance(method.geometry, Adam):
+    steps = outcome.architecture_steps
+    if steps is None or not isinstance(method.geometry, Adam):
         return ""
     rate = method.geometry.lr
-    alone = method.warmup_epochs * outcome.steps_an_epoch
-    steps = max(0, outcome.steps - alone) // method.architecture_every
     return f" ({steps} steps of rate {rate:g} move a logit by about {steps * rate:.2g} at most)"
 
 

@@ -95,6 +95,8 @@ def print_outcome(outcome: Outcome) -> None:
         _print_size(outcome.space, size)
     _print_quality(outcome)
     made = f"made {outcome.steps} steps, {outcome.steps_an_epoch} an epoch"
+    if outcome.architecture_steps is not None:
+        made += f", {outcome.architecture_steps} of the architecture"
     counts = [f"{count} ({kind})" for kind, count in outcome.skips.items()]
     # A recurrent cell has no skip connections to count.
     print(made if outcome.space == "recurrent" else f"{made}; skip connections: {', '.join(counts)}")

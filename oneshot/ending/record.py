@@ -100,6 +100,9 @@ class Outcome(Config):
     skips: dict[str, int] = Field(description="skip connections of each kind of cell")
     steps: int = Field(description="steps of the weights that were made")
     steps_an_epoch: int
+    architecture_steps: int | None = Field(
+        description="steps of the architecture that were made; none: the method has no such steps"
+    )
     changes: tuple[Change, ...] = Field(description="settings that differ from the method's on this space")
     warnings: tuple[str, ...] = Field(description="sentences that were printed")
     target: TargetOutcome | None = Field(None, description="of a search with --target")

@@ -9,7 +9,7 @@ import torch
 from engine.command.cli import parse
 from engine.data.digits import Digits
 from engine.data.text import Text
-from oneshot.ending.conclude import _above, reach
+from oneshot.ending.conclude import _above, _reach, architecture_steps
 from oneshot.ending.margins import decisions
 from oneshot.ending.published import changes_of, rate_remark
 from oneshot.ending.record import Outcome, read_outcome
@@ -149,7 +149,7 @@ def test_an_ending_says_what_it_knows(tmp_path: Path, capsys: pytest.CaptureFixt
         "batch_size 64 -> 600",
         "the rate 0.025 is for batches of 64",
         "accuracy on 60 images of the architecture's part",
-        "made 1 steps, 1 an epoch; skip connections: ",
+        "made 1 steps, 1 an epoch, 1 of the architecture; skip connections: ",
         "note: no better than chance (10.2% without looking at the images)",
         "cell.png; this search ended no better than chance",
     ):
@@ -169,11 +169,35 @@ def test_chance_is_beaten_by_two_standard_errors_and_by_frequencies_of_words() -
 
 
 def test_only_steps_of_the_architecture_move_a_logit() -> None:
-    outcome = Outcome.model_construct(steps=12, steps_an_epoch=2)
     flags = ("--method.warmup-epochs", "1", "--method.architecture-every", "5")
     method = parse(Search, ["--method", "proxyless", "--space", "darts", *flags]).method
-    assert "(2 steps of rate 0.001 move a logit by about 0.002 at most)" in reach(outcome, method)
-    assert "(12 steps of rate 0.0003 " in reach(outcome, parse(Search, ["--method", "darts"]).method)
+    assert architecture_steps(method, 12, 2) == 2
+    assert architecture_steps(method, 6, 3) == 1, (
+        "the fifth, which is the second after three of weights alone"
+    )
+    outcome = Outcome.model_construct(architecture_steps=2)
+    assert "(2 steps of rate 0.001 move a logit by about 0.002 at most)" in _reach(outcome, method)
+    assert architecture_steps(parse(Search, ["--method", "darts"]).method, 12, 2) == 12
+    assert architecture_steps(parse(Search, ["--method", "random_ws"]).method, 12, 2) is None
+
+
+@pytest.mark.slow
+def test_a_search_without_a_step_of_the_architecture_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = searched(
+        tmp_path / "run", "--epochs", "2", "--batch-size", "600", "--method.architecture-every", "5"
+    )
+    assert (outcome.steps, outcome.architecture_steps) == (2, 0)
+    (said,) = [sentence for sentence in outcome.warnings if "no step moved the architecture" in sentence]
+    assert "raise --epochs" in said and not any(
+        "are decided by less" in sentence for sentence in outcome.warnings
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert f"note: {said}" in lines
+    assert lines[-2].endswith(
+        "this search learned nothing of the architecture: see the note on what to change"
+    )
 
 
 @pytest.mark.slow
