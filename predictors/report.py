@@ -42,7 +42,7 @@ from predictors.reporting.alone import (
     worth_as_json,
 )
 from predictors.reporting.classes import class_pictures
-from predictors.reporting.comparison import Comparison
+from predictors.reporting.comparison import Comparison, any_tuned
 from predictors.reporting.exported import read_exported
 from predictors.reporting.figures import pictures
 from predictors.reporting.findings import (
@@ -275,7 +275,7 @@ def _columns_in_use(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _print_comparisons(comparisons: Sequence[Comparison], images: Mapping[str, int]) -> None:
-    table = Table("budget", "MACs", "validation", "test", "tuned", "random", "beats")
+    table = Table("budget", "MACs", "validation", "test", "test, tuned", "random", "beats")
     for c in comparisons:
         median, beats = "-", "-"
         if c.random_median is not None:
@@ -290,6 +290,8 @@ def _print_comparisons(comparisons: Sequence[Comparison], images: Mapping[str, i
             beats,
         )
     show(table)
+    if any_tuned(comparisons):
+        print("only 'test, tuned' is tuned: compare the other accuracies with each other, not with it")
 
 
 def _accuracy_cell(accuracy: float | None, images: int) -> str:

@@ -97,6 +97,11 @@ def points_apart(hits_N: Floats, other_N: Floats) -> tuple[float, float]:
     return float(difference_N.mean()), float(difference_N.std() / np.sqrt(len(difference_N)))
 
 
+def any_tuned(comparisons: Sequence[Comparison]) -> bool:
+    """Whether a selected subnet was tuned, which the random ones and the ends of the space never are."""
+    return any(c.tuned_accuracy is not None for c in comparisons)
+
+
 def lead_sentence(comparisons: Sequence[Comparison]) -> str:
     """What selection was worth over all budgets, in one sentence."""
     selected = [c for c in comparisons if c.is_selected]
@@ -121,9 +126,11 @@ def lead_sentence(comparisons: Sequence[Comparison]) -> str:
     else:
         which = f"{len(gains)} of the {len(selected)} chosen subnets are on average"
     where = "above" if gain >= 0 else "below"
+    # What a subnet is compared with is not tuned, so neither is the subnet here.
+    untuned = " and untuned" if any_tuned(comparisons) else ""
     return (
-        f"On test images, {which} {abs(gain):.1f} points {where} the median random subnet of the same size "
-        f"(MACs within {SAME_MACS:.0%}), and better than {beaten} of {count}."
+        f"On test images{untuned}, {which} {abs(gain):.1f} points {where} the median random subnet of the "
+        f"same size (MACs within {SAME_MACS:.0%}), and better than {beaten} of {count}."
     )
 
 

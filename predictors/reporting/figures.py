@@ -13,6 +13,7 @@ from engine.statistics import pareto_front, told_apart, wilson_interval
 from ofa.space.arch import Arch
 from predictors.accuracy.cross_validation import CrossValidated
 from predictors.reporting.architecture import draw_architecture
+from predictors.reporting.comparison import any_tuned
 from predictors.reporting.findings import (
     Findings,
     KnownSubnet,
@@ -105,6 +106,8 @@ def test_picture(found: Findings, cost: CostKey) -> Picture:
         "The bar on a star is a 90% interval (Wilson): where its accuracy on other images of the same kind "
         "may be. All subnets see the same images, so two of them differ more surely than two bars suggest."
     )
+    if any_tuned(found.comparisons):
+        caption += " All are with the supernet's weights, those that were tuned, too."
     caption += _about_labels(short) + AS_FAR_AS_KNOWN[cost]
     return Picture(drawing, [t._asdict() for t in tested], caption)
 

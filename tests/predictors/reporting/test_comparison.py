@@ -8,6 +8,7 @@ from ofa.cost import costs_of
 from ofa.space.arch import largest, smallest
 from ofa.space.codes import Codes, encode
 from ofa.space.space import Space, load_space
+from predictors.report import _print_comparisons
 from predictors.reporting.comparison import (
     Comparison,
     compare_with_rivals,
@@ -140,9 +141,17 @@ def test_the_first_sentence_counts_only_what_was_compared() -> None:
         "On test images, the chosen subnet is 2.2 points above the median random subnet of the same size "
         "(MACs within 5%), and better than 19 of 20."
     )
+    tuned = lead_sentence([ends[0], comparison(tuned_accuracy=0.99), ends[1]])
+    assert tuned.startswith("On test images and untuned, the chosen subnet is 2.2 points above")
     assert "the 2 chosen subnets are on average" in lead_sentence([comparison(), comparison(), *ends])
     assert "one of the 2 chosen subnets is 2.2" in lead_sentence([comparison(), comparison(**FEW), *ends])
     assert "fewer than 5 other subnets within 5%" in lead_sentence([comparison(**FEW), *ends])
+
+
+def test_the_table_says_what_is_tuned_where_something_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for tuned in (None, 0.98):
+        _print_comparisons([comparison(tuned_accuracy=tuned), comparison(kind="largest")], IMAGES)
+        assert ("only 'test, tuned' is tuned" in capsys.readouterr().out) == (tuned is not None)
 
 
 def test_small_shares_keep_a_digit() -> None:
