@@ -1,5 +1,6 @@
 """Configuration: closed, frozen models; YAML recipes; counts written as 600M; errors as one sentence."""
 
+import math
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -78,6 +79,14 @@ def format_count(value: float, digits: int = 3) -> str:
         if rounded >= unit:
             return f"{rounded / unit:.15g}{suffix}"
     return f"{rounded:.15g}"
+
+
+def budget_order(name: str) -> tuple[list[float], str]:
+    """A key that sorts names of budgets by their limits: `2M`, `12M`, `12M-5ms`; without a number last."""
+    limits = []
+    for number, unit in re.findall(r"(\d+(?:\.\d+)?)([kMG]?)", name):
+        limits.append(float(number) * SUFFIX[unit.lower()])
+    return limits or [math.inf], name
 
 
 def parse_duration(value: object) -> float:

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from engine.command.start import command_line
-from engine.config import Config, read_yaml
+from engine.config import Config, budget_order, read_yaml
 from engine.errors import UserError
 from engine.outside.documents import MOST_JSON_BYTES, DocumentError, parse_json, read_text
 from engine.runs.aside import replace_run
@@ -348,12 +348,9 @@ def foreign_names(found: set[str]) -> set[str]:
 
 
 def selected_files(run: Path) -> dict[str, Path]:
-    """The files in selected/ that hold one subnet each, by budget."""
-    found = {}
-    for file in sorted((run / "selected").glob("*.json")):
-        if file.name != FRONT:
-            found[file.stem] = file
-    return found
+    """The files in selected/ that hold one subnet each, by budget, the smallest budget first."""
+    found = {file.stem: file for file in (run / "selected").glob("*.json") if file.name != FRONT}
+    return {name: found[name] for name in sorted(found, key=budget_order)}
 
 
 def environment() -> dict[str, Any]:

@@ -115,8 +115,8 @@ def read_selected(run: Path) -> list[tuple[str, Selected]]:
     check_digests(run, stated, select_again(run))
     if not found:
         raise UserError(f"{nothing_selected(run)}.")
-    return sorted(found, key=_macs_and_name)
+    return sorted(found, key=_macs)  # those of equal MACs stay in the order of their budgets
 
 
-def _macs_and_name(selected: tuple[str, Selected]) -> tuple[int, str]:
-    return selected[1].macs, selected[0]
+def _macs(selected: tuple[str, Selected]) -> int:
+    return selected[1].macs

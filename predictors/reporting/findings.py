@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from engine.checkpoint import check_digests
-from engine.config import validate
+from engine.config import budget_order, validate
 from engine.run import FRONT, read_json
 from engine.statistics import Z_90, Counts, Floats
 from ofa.space.arch import Arch, largest, smallest
@@ -182,10 +182,10 @@ def read_selected_subnets(run: Path, space: Space, latency: ArchCostFn | None) -
     return sorted(found, key=_budget_order)
 
 
-def _budget_order(subnet: SelectedSubnet) -> tuple[float, int, str]:
+def _budget_order(subnet: SelectedSubnet) -> tuple[float, int, tuple[list[float], str]]:
     macs = subnet.record.macs
     limits = [limit.limit for limit in subnet.record.constraints if limit.name == "macs"]
-    return limits[0] if limits else macs, macs, subnet.name
+    return limits[0] if limits else macs, macs, budget_order(subnet.name)
 
 
 def read_known_subnets(

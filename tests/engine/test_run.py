@@ -10,7 +10,7 @@ import torch
 from engine.checkpoint import load_state, load_weights, save_state, save_weights
 from engine.config import Config
 from engine.errors import UserError
-from engine.run import Run, append_line, environment, read_json, read_lines, write_json
+from engine.run import Run, append_line, environment, read_json, read_lines, selected_files, write_json
 from engine.runs.writing import atomic
 
 
@@ -69,6 +69,14 @@ def test_a_file_is_on_the_disk_before_its_name_and_its_name_before_the_next_step
     monkeypatch.setattr(Path, "replace", rename)
     save_state(tmp_path / "s", {"step": 1})
     assert done == ["file", "rename", "folder"]
+
+
+def test_budgets_are_listed_by_their_limits(tmp_path: Path) -> None:
+    names = ["300k", "1.5M", "2M", "12M", "12M-5ms", "12M-15ms", "1G", "a", "b"]
+    (tmp_path / "selected").mkdir()
+    for name in [*reversed(names), "front"]:
+        (tmp_path / "selected" / f"{name}.json").write_text("{}")
+    assert list(selected_files(tmp_path)) == names
 
 
 def test_a_half_written_last_line_is_dropped(tmp_path: Path) -> None:
