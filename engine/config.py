@@ -81,6 +81,17 @@ def format_count(value: float, digits: int = 3) -> str:
     return f"{rounded:.15g}"
 
 
+def are(count: int) -> str:
+    """The verb after so many: `1 file is`, `2 files are`."""
+    return "is" if count == 1 else "are"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 batch`, `2 batches`: a number with what it counts."""
+    ending = "es" if noun.endswith(("tch", "ss")) else "s"
+    return f"{count} {noun}{'' if count == 1 else ending}"
+
+
 def budget_order(name: str) -> tuple[list[float], str]:
     """A key that sorts names of budgets by their limits: `2M`, `12M`, `12M-5ms`; without a number last."""
     limits = []

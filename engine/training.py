@@ -25,6 +25,7 @@ from engine.compute.precision import (
     precision_on,
     training_in,
 )
+from engine.config import are, counted
 from engine.data.balance import describe_balance, describe_counts
 from engine.data.dataset import SPLITS, Data
 from engine.data.digits import Digits
@@ -81,8 +82,9 @@ class TrainingCommand(LoopCommand):
         size = started()[1]
         if self.ranks not in (None, size):
             raise UserError(
-                f"This run is trained by {self.ranks} processes, but {size} started; start it with torchrun "
-                f"--nproc-per-node {self.ranks} -m {self.module}, or give --ranks {size} and another --out."
+                f"This run is trained by {counted(self.ranks or 1, 'process')}, but {size} started; start "
+                f"it with torchrun --nproc-per-node {self.ranks} -m {self.module}, or give --ranks {size} "
+                "and another --out."
             )
         # The first rank is the one that writes.
         with join(self.device) as (ranks, device), self.write_lock() if ranks.first else nullcontext():
@@ -143,9 +145,9 @@ class TrainingCommand(LoopCommand):
             before = Run(self.out).config.get("ranks")
         if before != ranks.size:
             raise UserError(
-                f"Run '{self.out}' is trained by {before} processes, not {ranks.size}, and others would draw "
-                f"differently; resume it with torchrun --nproc-per-node {before} -m {self.module}, or choose "
-                "another folder with --out."
+                f"Run '{self.out}' is trained by {counted(before, 'process')}, not {ranks.size}, and others "
+                f"would draw differently; resume it with torchrun --nproc-per-node {before} -m "
+                f"{self.module}, or choose another folder with --out."
             )
 
     def load_images(self, ranks: Ranks, device: torch.device) -> Data:
@@ -253,8 +255,8 @@ def print_left_out(images: int, batch_size: int) -> None:
     batches, left_out = divmod(images, batch_size)
     if left_out:
         print(
-            f"an epoch: {batches} batches of {batch_size}; {left_out} images, others in each epoch, fill no "
-            "batch and are left out"
+            f"an epoch: {counted(batches, 'batch')} of {batch_size}; {counted(left_out, 'image')} "
+            f"{are(left_out)} left over and not used, others in each epoch"
         )
 
 

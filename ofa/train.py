@@ -18,7 +18,7 @@ from engine.command.cli import main
 from engine.command.start import say
 from engine.compute.compiling import ABOUT_COMPILE, compile_parts
 from engine.compute.distributed import Ranks
-from engine.config import format_count
+from engine.config import counted, format_count
 from engine.data.dataset import Data
 from engine.model import write_model
 from engine.seed import torch_generator
@@ -181,7 +181,7 @@ def advise_on_steps(steps: int, config: Train) -> str:
     1.2 times the CPU time, and random subnets were 3.6 points better. A quarter of the rate gained 2.1.
     """
     if steps < HARDLY_ANY_STEPS:
-        return f"{steps} steps in all: a supernet learns next to nothing in so few; raise --epochs"
+        return f"{counted(steps, 'step')} in all: a supernet learns next to nothing in so few; raise --epochs"
     if steps >= FEW_STEPS or config.batch_size <= LARGE_BATCH:
         return ""
     rate = config.sgd.lr * (SMALL_BATCH / config.batch_size) ** 0.5

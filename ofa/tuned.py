@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from engine.checkpoint import check_digests, weights_digest
 from engine.command.start import say
-from engine.config import Config, format_count, validate
+from engine.config import Config, counted, format_count, validate
 from engine.data.dataset import Split
 from engine.data.sources import DataConfig
 from engine.errors import UserError
@@ -130,7 +130,7 @@ class TunedSubnet(NamedTuple):
     facts: Tuned
 
     def __str__(self) -> str:
-        epochs = "1 epoch" if self.facts.epochs == 1 else f"{self.facts.epochs} epochs"
+        epochs = counted(self.facts.epochs, "epoch")
         rounded = f", rounded to {self.facts.qat}" if self.facts.qat else ""
         return f"tuned for {epochs}{rounded}, teacher: {self.facts.teacher}"
 

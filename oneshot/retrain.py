@@ -23,7 +23,7 @@ from engine.compute.evaluation import BYTES_OF_CELLS, confusion
 from engine.compute.gradients import GradientAverage
 from engine.compute.graphs import ABOUT_GRAPHS, GraphedStep, Graphs, graphed_step, steady
 from engine.compute.precision import TrainingPrecision, autocast
-from engine.config import format_count
+from engine.config import counted, format_count
 from engine.data.dataset import Data, Split
 from engine.data.digits import Digits
 from engine.data.sources import AnyData
@@ -267,7 +267,7 @@ class Retraining(Training):
         """Print what is trained on what."""
         macs, params = network_cost(self.network, self.model)
         name = self.config.genotype if len(self.config.genotype) < 40 else "given"
-        size = f"{self.config.network.cells} cells, {self.config.network.channels} channels"
+        size = f"{counted(self.config.network.cells, 'cell')}, {self.config.network.channels} channels"
         if isinstance(self.model.genotype, ChainGenotype):
             size = f"chain of space {self.model.genotype.space.name}"
         print(f"genotype {name}: {size}, {format_count(params)} parameters, {format_count(macs)} MACs")

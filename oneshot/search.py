@@ -24,7 +24,7 @@ from engine.compute.precision import (
     precision_on,
     training_in,
 )
-from engine.config import Located, merge, models_in, section, validate
+from engine.config import Located, counted, merge, models_in, section, validate
 from engine.data.dataset import Data
 from engine.data.digits import Digits
 from engine.data.sources import AnyData
@@ -272,8 +272,9 @@ class Search(LoopCommand):
         if method.warmup_epochs >= shortest:
             stage = "" if shortest == epochs else f", {shortest} in a stage"
             raise ValueError(
-                f"method {method.name} trains weights alone for {method.warmup_epochs} epochs and would "
-                f"learn nothing else in {epochs}{stage}; lower --method.warmup-epochs or raise --epochs"
+                f"method {method.name} trains weights alone for {counted(method.warmup_epochs, 'epoch')} "
+                f"and would learn nothing else in {epochs}{stage}; lower --method.warmup-epochs or raise "
+                "--epochs"
             )
         return self
 

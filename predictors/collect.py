@@ -14,7 +14,7 @@ from engine.command.progress import Advance, progress
 from engine.command.start import say
 from engine.compute.distributed import Ranks
 from engine.compute.sharing import MEASURED_STAYS, SharedWork
-from engine.config import format_count
+from engine.config import counted, format_count
 from engine.run import write_lines
 from engine.seed import numpy_generator
 from engine.statistics import format_accuracy
@@ -124,7 +124,7 @@ class Collect(RunCommand):
                     break
         stopped = work.stopped
         write_ahead(self.run, self.precision, _missing(ahead, pairs))
-        print(f"{len(pairs)} measured subnets in {path}")
+        print(f"{counted(len(pairs), 'measured subnet')} in {path}")
         if stopped:
             print("stopped early; the same command continues")
             return 130  # the exit status that shells give to an interrupted program

@@ -16,7 +16,7 @@ from engine.command.cli import Command, main
 from engine.command.progress import progress
 from engine.command.start import say
 from engine.command.table import show
-from engine.config import validate
+from engine.config import counted, validate
 from engine.errors import UserError
 from engine.onnx_timing import bench, finished
 from engine.run import read_json, write_json
@@ -282,7 +282,7 @@ class Measure(Command):
         print(
             f"{len(layers)} blocks ({structures} ONNX files) at resolutions "
             f"{', '.join(map(str, resolutions))} and {networks} whole networks, "
-            f"{self.rounds} rounds: about {max(1, round(seconds / 60))} min on an idle machine"
+            f"{counted(self.rounds, 'round')}: about {max(1, round(seconds / 60))} min on an idle machine"
         )
 
     def _bench(self, folder: Path) -> None:

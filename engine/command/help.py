@@ -6,6 +6,7 @@ from inspect import cleandoc
 from pydantic import BaseModel
 
 from engine.command.flags import Flag, flags_of
+from engine.config import counted
 
 WIDTH = 100  # letters in a line
 COLUMN = 30  # where the descriptions of flags begin
@@ -37,7 +38,7 @@ def screen(
     if rest > 0 or len(examples) > 3:
         more = []
         if rest > 0:
-            more.append("1 more flag" if rest == 1 else f"{rest} more flags")
+            more.append(counted(rest, "more flag"))
         if len(examples) > 3:
             more.append("more examples")
         parts.append(f"--help-all shows {' and '.join(more)}.")

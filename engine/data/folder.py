@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.config import Located
+from engine.config import Located, are, counted
 from engine.data.balance import Ints
 from engine.data.dataset import (
     SPLITS,
@@ -323,7 +323,8 @@ def _left_out(images: ImageListing, folder: Path) -> str:
     for reason, paths in images.skipped.items():
         inside = [path for path in paths if path.is_relative_to(folder)]
         if inside:
-            return f" ({len(inside)} files are left out, such as '{inside[0].name}': {reason})"
+            number = f"{counted(len(inside), 'file')} {are(len(inside))}"
+            return f" ({number} left out, such as '{inside[0].name}': {reason})"
     return ""
 
 

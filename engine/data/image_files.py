@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from engine.command.progress import progress
+from engine.config import are, counted
 from engine.data.dataset import Interpolation
 from engine.errors import UserError
 
@@ -202,7 +203,7 @@ class ImageListing:
         """A sentence about each kind of files that were left out."""
         found = []
         for reason, paths in self.skipped.items():
-            number = "1 file is" if len(paths) == 1 else f"{len(paths)} files are"
+            number = f"{counted(len(paths), 'file')} {are(len(paths))}"
             found.append(f"{number} left out, such as '{paths[0]}': {reason}")
         return found
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from engine.config import are
 from engine.data.balance import Ints
 from engine.errors import UserError
 
@@ -55,14 +56,15 @@ def describe_hold_out(
     # A third more or less than asked for is more than rounding of large classes makes.
     if abs(share - fraction) > fraction / 3:
         said.append(
-            f"{len(held)} of {len(labels_N)} images are held out for {purpose}, {share:.0%} instead of "
-            f"{fraction:.0%}: of each class at least one goes and one stays"
+            f"{len(held)} of {len(labels_N)} images {are(len(held))} held out for {purpose}, {share:.0%} "
+            f"instead of {fraction:.0%}: of each class at least one goes and one stays"
         )
     counts_K = np.bincount(labels_N[held], minlength=len(classes))
     without = [name for name, count in zip(classes, counts_K, strict=True) if count == 0]
     if without:
         names = ", ".join(without[:NAMED]) + (", ..." if len(without) > NAMED else "")
         said.append(
-            f"{len(without)} of {len(classes)} classes are too small to give an image for {purpose}: {names}"
+            f"{len(without)} of {len(classes)} classes {are(len(without))} too small to give an image for "
+            f"{purpose}: {names}"
         )
     return said

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from engine.config import format_count
+from engine.config import counted, format_count
 from engine.model import forbids_commerce
 from engine.statistics import wilson_interval
 from export.bundle.contents import EXAMPLE, LABELS, MANIFEST, Bundle
@@ -202,10 +202,9 @@ def _cost(bundle: Bundle) -> Iterator[str]:
         f"{format_count(first.params)} parameters."
     )
     for name, timing in bundle.benchmark.items():
-        plural = "s" if timing.threads > 1 else ""
         yield (
             f"- {_code(name)} takes {timing.wall_p50:.3g} ms for an image, and 90% of the runs take no more "
-            f"than {timing.wall_p90:.3g} ms, with {timing.threads} thread{plural} of "
+            f"than {timing.wall_p90:.3g} ms, with {counted(timing.threads, 'thread')} of "
             f"{_plain(timing.runtime)} on {_plain(timing.machine)}; two halves of the rounds differ by "
             f"{_percent(timing.noise)}."
         )

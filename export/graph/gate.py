@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.config import counted
 from engine.errors import UserError
 from engine.statistics import paired_drop_interval
 
@@ -52,9 +53,9 @@ def gate_note(images: int, calibration: int) -> str:
     if images < ENOUGH_IMAGES:
         _, finest = paired_drop_interval(0, 0, images)
         said.append(
-            f"with {images} images to judge it, the gate can tell differences above {100 * finest:.0f} "
-            "points of top-1 only"
+            f"with {counted(images, 'image')} to judge it, the gate can tell differences above "
+            f"{100 * finest:.0f} points of top-1 only"
         )
     if calibration < ENOUGH_IMAGES:
-        said.append(f"its ranges come from {calibration} images, and others may leave them")
+        said.append(f"its ranges come from {counted(calibration, 'image')}, and others may leave them")
     return "; ".join(said)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.command.progress import progress
-from engine.config import Config, Count, Located, format_count, validate
+from engine.config import Config, Count, Located, counted, format_count, validate
 from engine.errors import UserError
 from engine.run import read_lines
 from engine.seed import numpy_generator
@@ -357,8 +357,9 @@ def fit_accuracy(path: Path, space: Space) -> Callable[[Codes], NDArray[np.float
     pairs = [validate(_Pair, row, f"{path}, line {i}") for i, row in enumerate(read_lines(path), start=1)]
     if len(pairs) < FEWEST_PAIRS:
         raise UserError(
-            f"'{path}' has {len(pairs)} measured subnets, and a predictor needs at least {FEWEST_PAIRS}; "
-            "name the pairs.jsonl of a run after python -m predictors.collect, or judge by batch_loss."
+            f"'{path}' has {counted(len(pairs), 'measured subnet')}, and a predictor needs at least "
+            f"{FEWEST_PAIRS}; name the pairs.jsonl of a run after python -m predictors.collect, or judge by "
+            "batch_loss."
         )
     try:
         codes_NF = np.stack([encode(space, pair.arch) for pair in pairs])

@@ -9,7 +9,7 @@ from engine.blocks.elastic import add_gradients_in_place, join_batch_norms
 from engine.checkpoint import save_weights
 from engine.compute.distributed import ALONE, Ranks
 from engine.compute.gradients import GradientAverage
-from engine.config import format_count
+from engine.config import counted, format_count
 from engine.data.augment import resize
 from engine.data.dataset import Data
 from engine.optim import RunningAverage, build_sgd, clip_gradients, learning_rate, set_learning_rate
@@ -82,7 +82,7 @@ class Trainer(Training):
         phase = phases[number]
         if number and self.average:  # what the last phase ended with is its average
             self.supernet.load_state_dict(self.weights.state_dict())
-        print(f"phase {number + 1} of {len(phases)}: {phase.name}, {phase.epochs} epochs")
+        print(f"phase {number + 1} of {len(phases)}: {phase.name}, {counted(phase.epochs, 'epoch')}")
         # Saved to a file: a resumed run has no other way to know the network of the first phase's end.
         if phase.subnets and self.teacher is None:
             self.teacher = extract(self.supernet, largest(self.supernet.space))

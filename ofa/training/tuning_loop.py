@@ -11,7 +11,7 @@ from engine.blocks.elastic import join_batch_norms
 from engine.compute.distributed import Ranks
 from engine.compute.evaluation import accuracy
 from engine.compute.gradients import GradientAverage
-from engine.config import format_count
+from engine.config import counted, format_count
 from engine.data.dataset import Data
 from engine.loop import EpochLoop
 from engine.optim import SGD, build_sgd, clip_gradients, set_learning_rate
@@ -147,7 +147,8 @@ class Tuning(Training):
             of_best = self.best["confusion"].numpy()
             print(
                 f"  {self.name:9} {format_count(macs):>6} MACs  {self.untuned:.2%} before, best after "
-                f"{self.best['epochs']} of {self.epochs} epochs {describe_confusion(of_best, classes)}"
+                f"{self.best['epochs']} of {counted(self.epochs, 'epoch')} "
+                f"{describe_confusion(of_best, classes)}"
             )
             write_confusion(
                 self.folder.path / "confusion" / "val", f"{self.name}, validation", of_best, classes

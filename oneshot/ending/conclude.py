@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.compute.macs import count_parameters
-from engine.config import read_recipe
+from engine.config import are, counted, read_recipe
 from engine.errors import UserError
 from oneshot.axes.geometry import Adam
 from oneshot.chains.genotype import ChainGenotype
@@ -137,14 +137,15 @@ def _warnings(outcome: Outcome, method: Method, genotype: AnyGenotype) -> list[s
         )
     if outcome.architecture_steps == 0:
         found.append(
-            f"no step moved the architecture, which moves in one of {method.architecture_every} steps after "
-            f"the first {method.warmup_epochs} epochs: nothing was learned that could choose; raise "
+            "no step moved the architecture, which moves in one of "
+            f"{counted(method.architecture_every, 'step')} after the first "
+            f"{counted(method.warmup_epochs, 'epoch')}: nothing was learned that could choose; raise "
             "--epochs, or lower --batch-size, --method.warmup-epochs or --method.architecture-every"
         )
     elif outcome.undecided:
         found.append(
-            f"{outcome.undecided} of {len(outcome.decisions)} edges are decided by less than "
-            f"{100 * UNDECIDED:g}%: not decided yet{_reach(outcome, method)}"
+            f"{outcome.undecided} of {len(outcome.decisions)} edges {are(outcome.undecided)} decided by "
+            f"less than {100 * UNDECIDED:g}%: not decided yet{_reach(outcome, method)}"
         )
     target = outcome.target
     if target is not None and 2 * target.changed > target.layers:
@@ -167,7 +168,7 @@ def _reach(outcome: Outcome, method: Method) -> str:
     if steps is None or not isinstance(method.geometry, Adam):
         return ""
     rate = method.geometry.lr
-    return f" ({steps} steps of rate {rate:g} move a logit by about {steps * rate:.2g} at most)"
+    return f" ({counted(steps, 'step')} of rate {rate:g} move a logit by about {steps * rate:.2g} at most)"
 
 
 def _sizes(genotype: AnyGenotype, searcher: Searcher, recipe: str | None) -> tuple[FinalSize, ...]:

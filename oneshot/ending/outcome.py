@@ -8,7 +8,7 @@ from rich.table import Table as Grid
 
 from engine.command.table import plain_console
 from engine.compute.macs import count_parameters
-from engine.config import format_count
+from engine.config import counted, format_count
 from engine.data.folder import ImageFolder
 from engine.data.npz import Npz
 from engine.data.sources import AnyData
@@ -43,7 +43,7 @@ def print_introduction(searcher: Searcher) -> None:
         f"search network of {format_count(count_parameters(objective.network))} parameters"
     )
     steps = objective.steps(0)
-    print(f"{objective.about}; {_epochs(searcher)} of {steps} steps; device {state.device}")
+    print(f"{objective.about}; {_epochs(searcher)} of {counted(steps, 'step')}; device {state.device}")
     if isinstance(objective, ImageObjective):
         print_left_out(objective.data.size_of(objective.weights_part), objective.batch_size)
 
@@ -76,7 +76,7 @@ def print_chain(genotype: ChainGenotype, objective: Objective) -> None:
 def _epochs(searcher: Searcher) -> str:
     """The epochs of a search and of what follows it, in words."""
     tuning = searcher.total_epochs - searcher.epochs
-    return f"{searcher.epochs} epochs" + (f" and {tuning} between decisions" if tuning else "")
+    return counted(searcher.epochs, "epoch") + (f" and {tuning} between decisions" if tuning else "")
 
 
 def print_genotype(genotype: Genotype) -> None:
@@ -94,7 +94,7 @@ def print_outcome(outcome: Outcome) -> None:
     for size in outcome.sizes:
         _print_size(outcome.space, size)
     _print_quality(outcome)
-    made = f"made {outcome.steps} steps, {outcome.steps_an_epoch} an epoch"
+    made = f"made {counted(outcome.steps, 'step')}, {outcome.steps_an_epoch} an epoch"
     if outcome.architecture_steps is not None:
         made += f", {outcome.architecture_steps} of the architecture"
     counts = [f"{count} ({kind})" for kind, count in outcome.skips.items()]
@@ -120,7 +120,7 @@ def _print_size(space: str, size: FinalSize) -> None:
     how = "as published for CIFAR-10"
     if size.size == "retrain":
         how = f"as the next command builds it, on images of {size.image_size} pixels"
-    print(f"with {size.cells} cells{where} of {size.channels} channels, {how}: {costs}")
+    print(f"with {counted(size.cells, 'cell')}{where} of {size.channels} channels, {how}: {costs}")
 
 
 def _print_quality(outcome: Outcome) -> None:

@@ -21,6 +21,7 @@ from sklearn.linear_model import Ridge, RidgeCV
 
 from engine.blocks.latency_table import LatencyTable, layer_ms
 from engine.blocks.layers import LayerSpec, cost_of_layer
+from engine.config import counted
 from engine.errors import UserError
 from engine.seed import numpy_generator
 from engine.statistics import Floats, fit_line
@@ -64,7 +65,7 @@ class NetworkFit:
         count = len(table.networks)
         if count < AFFINE_AT_LEAST and not table.blocks:
             raise UserError(
-                f"The latency table of '{table.device}' has no blocks and only {count} networks; "
+                f"The latency table of '{table.device}' has no blocks and only {counted(count, 'network')}; "
                 f"measure at least {AFFINE_AT_LEAST} with --whole."
             )
         if level == "residual" and count < RESIDUAL_AT_LEAST:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from engine.command.table import show
 from engine.compute.precision import float32_as_exported
-from engine.config import format_count, validate
+from engine.config import counted, format_count, validate
 from engine.data.augment import resize
 from engine.errors import UserError
 from engine.plot.canvas import safe
@@ -62,7 +62,7 @@ class AloneComparison(NamedTuple):
     def clause(self) -> str:
         """The comparison in the middle of a sentence about the subnet."""
         where = "better" if self.points >= 0 else "worse"
-        epochs = count_epochs(self.alone_epochs)
+        epochs = counted(self.alone_epochs, "epoch")
         return (
             f"{abs(self.points):.1f} ±{self.std:.1f} points {where} than the same network trained alone for "
             f"{epochs} ({self.alone})"
@@ -95,11 +95,6 @@ class Worth(NamedTuple):
         """A sentence about one subnet, without its full stop; empty if its network was not trained alone."""
         clauses = [c.clause() for c in self.comparisons if c.budget == budget]
         return f"It is {', and '.join(clauses)}" if clauses else ""
-
-
-def count_epochs(epochs: int) -> str:
-    """`1 epoch`, `2 epochs`."""
-    return "1 epoch" if epochs == 1 else f"{epochs} epochs"
 
 
 def find_alone(trained: TrainedSupernet, selected: Sequence[SelectedSubnet]) -> list[Path]:
@@ -254,7 +249,7 @@ def worth_section(worth: Worth | None) -> list[str]:
             html_cell(c.budget, c.state),
             html_cell(format_count(c.macs)),
             html_cell(f"{100 * c.test_accuracy:.1f}%"),
-            html_cell(f"{100 * c.alone_accuracy:.1f}%", f"{c.alone}, {count_epochs(c.alone_epochs)}"),
+            html_cell(f"{100 * c.alone_accuracy:.1f}%", f"{c.alone}, {counted(c.alone_epochs, 'epoch')}"),
             html_cell(f"{c.points:+.1f} ±{c.std:.1f}"),
         ]
         rows.append(row)

@@ -5,7 +5,7 @@ The page needs nothing else: no script, font, picture or style comes from elsewh
 
 from collections.abc import Mapping, Sequence
 
-from engine.config import format_count
+from engine.config import are, counted, format_count
 from engine.plot.canvas import colors_css, safe, to_svg
 from engine.statistics import similar_macs, tau_in_bands
 from ofa.space.arch import Arch
@@ -193,7 +193,7 @@ def _name_cell(subnet: SelectedSubnet) -> str:
         small.append(describe_limits(subnet))
     how = f"{subnet.written:%Y-%m-%d %H:%M}"
     if record.explore:
-        how = f"{record.explore} from {record.pairs} pairs, seed {record.seed} · {how}"
+        how = f"{record.explore} from {counted(record.pairs or 0, 'pair')}, seed {record.seed} · {how}"
     return html_cell(subnet.name, *small, how)
 
 
@@ -210,8 +210,8 @@ def _predictor_section(found: Findings, picture: Picture | None) -> list[str]:
     judged = found.judged
     if judged is None or picture is None:
         return [
-            f"<p>{found.pairs} subnets are collected; from 20 on, this report predicts each of them from the "
-            "others.</p>"
+            f"<p>{counted(found.pairs, 'subnet')} {are(found.pairs)} collected; from 20 on, this report "
+            "predicts each of them from the others.</p>"
         ]
     # "Predicted" by MACs: whatever beats this has learned more than that larger subnets are better.
     by_macs = judged._replace(predicted=judged.macs.astype(float))

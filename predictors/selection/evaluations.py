@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.config import are, counted
 from engine.errors import UserError
 from engine.statistics import Floats
 from ofa.space.codes import Codes, encode
@@ -107,8 +108,8 @@ class Evaluations:
         """
         if len(self) < FEWEST_TO_LEARN_FROM:
             raise UserError(
-                f"Only {len(self)} subnets are measured, and a predictor needs at least "
-                f"{FEWEST_TO_LEARN_FROM}; run python -m predictors.collect with the "
+                f"Only {counted(len(self), 'subnet')} {are(len(self))} measured, and a predictor needs at "
+                f"least {FEWEST_TO_LEARN_FROM}; run python -m predictors.collect with the "
                 "same --run first, or search without a predictor: --explore coarse-to-fine."
             )
         found = list(self._found.values())

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from engine.command.table import show
+from engine.config import counted
 from engine.errors import UserError
 from engine.run import FRONT, write_json
 from engine.runs.writing import atomic
@@ -246,7 +247,7 @@ def print_trust(quality: CandidateQuality, explored: Sequence[Explored]) -> None
         own = found.own
         if own is None:
             continue
-        name = f"{found.objective.name}: {own.predictions} candidates"
+        name = f"{found.objective.name}: {counted(own.predictions, 'candidate')}"
         if own.coverage is None or own.hopeful is None:
             table.add_row(name, "too few to tell", "too few to tell", "too few to tell")
         else:

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from engine.config import (
+    are,
+    counted,
     find_recipe,
     format_count,
     format_duration,
@@ -14,6 +16,7 @@ from engine.config import (
     read_yaml,
 )
 from engine.errors import UserError
+from engine.training import print_left_out
 
 
 @pytest.mark.parametrize(
@@ -76,3 +79,18 @@ def test_durations_are_read_and_written() -> None:
             parse_duration(text)
     told = [format_duration(seconds) for seconds in (3, 119, 120, 3580, 13800, 14400)]
     assert told == ["3s", "119s", "2m", "1h00m", "3h50m", "4h00m"]
+
+
+@pytest.mark.parametrize(
+    ("noun", "nouns"), [("batch", "batches"), ("epoch", "epochs"), ("process", "processes")]
+)
+def test_a_number_agrees_with_what_it_counts(noun: str, nouns: str) -> None:
+    said = [f"{counted(number, noun)} {are(number)}" for number in range(3)]
+    assert said == [f"0 {nouns} are", f"1 {noun} is", f"2 {nouns} are"]
+
+
+def test_left_over_images_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    print_left_out(65, 64)
+    assert capsys.readouterr().out == (
+        "an epoch: 1 batch of 64; 1 image is left over and not used, others in each epoch\n"
+    )

@@ -356,7 +356,10 @@ def test_a_batch_shrinks_to_few_images(
     # The same words continue the run, though they ask for 32.
     assert train(tmp_path / "run", *flags, "--data.val", "0.25", "--resume") == 0
     assert train(tmp_path / "dropped", *flags, "--batch-size", "10", "--data.val", "0.25") == 0
-    assert "2 batches of 10; 7 images, others in each epoch, fill no batch" in capsys.readouterr().out
+    assert (
+        "2 batches of 10; 7 images are left over and not used, others in each epoch"
+        in capsys.readouterr().out
+    )
 
 
 def test_an_update_clips_warms_up_and_averages(tiny: Space, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_search_learns_and_leaves_what_the_next_command_reads(
     assert (
         "10 classes; 628 images for the weights, 630 images for the architecture; 3 epochs of 9 steps" in said
     )
-    assert "an epoch: 9 batches of 64; 52 images, others in each epoch, fill no batch" in said
+    assert "an epoch: 9 batches of 64; 52 images are left over and not used, others in each epoch" in said
     assert "training images of each class: 0 63" in said
     assert "36 channels, as published for CIFAR-10" in said
     *_, last = said.splitlines()
@@ -418,7 +418,7 @@ def test_a_cost_table_that_does_not_fit_is_one_sentence(
 def test_one_level_trains_on_all_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert search(tmp_path / "run", *CELL, "--method", "gaea", "--epochs", "1", "--batch-size", "600") == 0
     assert (
-        "1258 images for the weights, 1258 images for the architecture; 1 epochs of 2 steps"
+        "1258 images for the weights, 1258 images for the architecture; 1 epoch of 2 steps"
         in capsys.readouterr().out
     )
 

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from engine.config import Config
+from engine.config import Config, counted
 from engine.seed import derive
 from oneshot.axes.progress import Progress
 from oneshot.methods.method import Method
@@ -127,8 +127,8 @@ class StagedMethod(Method):
             most = max(most, int(state.space.allowed_mask(kind).sum(-1).max()))
         network = cells_network(state.objective.network)
         return (
-            f"{most} operations an edge, 1 / {network.settings.partial} of the channels, "
-            f"{network.size.cells} cells"
+            f"{counted(most, 'operation')} an edge, 1 / {network.settings.partial} of the channels, "
+            f"{counted(network.size.cells, 'cell')}"
         )
 
     def _misfit(self, space: SearchSpace) -> str | None:

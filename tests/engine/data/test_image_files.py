@@ -140,9 +140,7 @@ def test_a_class_of_files_that_are_left_out(write: Callable[..., Path]) -> None:
     path = write("train/a/x.heic")
     for file in (path / "train" / "a").glob("*.png"):
         file.unlink()
-    with pytest.raises(
-        UserError, match=r"a' has no images \(1 files are left out, such as 'x\.heic': \.heic"
-    ):
+    with pytest.raises(UserError, match=r"a' has no images \(1 file is left out, such as 'x\.heic': \.heic"):
         notes(path)
 
 

@@ -61,7 +61,7 @@ def test_many_tiny_classes_say_what_is_held_out(tmp_path: Path) -> None:
     said = "\n".join(data.notes)
     assert "20 of 61 images are held out for test, 33% instead of 20%" in said
     assert "20 of 41 images are held out for validation, 49% instead of 20%" in said
-    assert "1 of 21 classes are too small to give an image for test: single" in said
+    assert "1 of 21 classes is too small to give an image for test: single" in said
     with pytest.raises(UserError, match="none can be held out for validation"):
         load(write_classes(tmp_path / "pairs", {"a": 2, "b": 2}))
 

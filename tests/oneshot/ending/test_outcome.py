@@ -149,7 +149,7 @@ def test_an_ending_says_what_it_knows(tmp_path: Path, capsys: pytest.CaptureFixt
         "batch_size 64 -> 600",
         "the rate 0.025 is for batches of 64",
         "accuracy on 60 images of the architecture's part",
-        "made 1 steps, 1 an epoch, 1 of the architecture; skip connections: ",
+        "made 1 step, 1 an epoch, 1 of the architecture; skip connections: ",
         "note: no better than chance (10.2% without looking at the images)",
         "cell.png; this search ended no better than chance",
     ):
