@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.config import format_count
-from engine.statistics import Floats, format_accuracy
+from engine.statistics import Floats, format_accuracy, told_apart
 from predictors.reporting.exported import ExportedFile, describe_file
 from predictors.reporting.rivals import FEWEST_RIVALS, SAME_MACS
 
@@ -102,14 +102,15 @@ def any_tuned(comparisons: Sequence[Comparison]) -> bool:
     return any(c.tuned_accuracy is not None for c in comparisons)
 
 
-def lead_sentence(comparisons: Sequence[Comparison]) -> str:
-    """What selection was worth over all budgets, in one sentence."""
+def lead_sentence(comparisons: Sequence[Comparison], images: int) -> str:
+    """What selection was worth over all budgets on so many test images, in one sentence."""
     selected = [c for c in comparisons if c.is_selected]
-    gains = []
+    gains, accuracies = [], []
     beaten = count = 0
     for c in selected:
         if c.random_median is not None and c.random_beaten is not None:
             gains.append(100 * (c.test_accuracy - c.random_median))
+            accuracies.append(c.test_accuracy)
             beaten, count = beaten + c.random_beaten, count + c.random_count
     if not gains:
         return (
@@ -128,9 +129,13 @@ def lead_sentence(comparisons: Sequence[Comparison]) -> str:
     where = "above" if gain >= 0 else "below"
     # What a subnet is compared with is not tuned, so neither is the subnet here.
     untuned = " and untuned" if any_tuned(comparisons) else ""
+    # That of one accuracy: of differences on the same images it is too large rather than too small.
+    accuracy = float(np.mean(accuracies))
+    error = 100 * np.sqrt(accuracy * (1 - accuracy) / images)
+    doubt = "" if told_apart(gain, error) else "; so small a difference may be chance"
     return (
         f"On test images{untuned}, {which} {abs(gain):.1f} points {where} the median random subnet of the "
-        f"same size (MACs within {SAME_MACS:.0%}), and better than {beaten} of {count}."
+        f"same size (MACs within {SAME_MACS:.0%}), and better than {beaten} of {count}{doubt}."
     )
 
 

@@ -66,7 +66,7 @@ def render_page(found: Findings, drawn: Mapping[str, Picture], worth: Worth | No
     confusions = [_figure(drawn[name]) for name in drawn if name.startswith("confusion")]
     parts = [
         f"<h1>{safe(title)}</h1>",
-        f'<p class="lead">{safe(lead_sentence(found.comparisons))}</p>',
+        f'<p class="lead">{safe(lead_sentence(found.comparisons, found.images["test"]))}</p>',
         '<ul class="budgets">' + "".join(said) + "</ul>",
         _about(found),
         "<h2>Chosen subnets</h2>",

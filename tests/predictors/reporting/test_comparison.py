@@ -136,16 +136,21 @@ def test_the_sentence_has_files_and_more() -> None:
 
 def test_the_first_sentence_counts_only_what_was_compared() -> None:
     ends = [comparison(budget=kind, kind=kind, **FEW) for kind in ("smallest", "largest")]
-    one = lead_sentence([ends[0], comparison(), ends[1]])
+    one = lead_sentence([ends[0], comparison(), ends[1]], 539)
     assert one == (
         "On test images, the chosen subnet is 2.2 points above the median random subnet of the same size "
         "(MACs within 5%), and better than 19 of 20."
     )
-    tuned = lead_sentence([ends[0], comparison(tuned_accuracy=0.99), ends[1]])
+    assert "may be chance" not in one
+    few = lead_sentence([ends[0], comparison(), ends[1]], 100)
+    assert few.endswith("better than 19 of 20; so small a difference may be chance.")
+    tuned = lead_sentence([ends[0], comparison(tuned_accuracy=0.99), ends[1]], 539)
     assert tuned.startswith("On test images and untuned, the chosen subnet is 2.2 points above")
-    assert "the 2 chosen subnets are on average" in lead_sentence([comparison(), comparison(), *ends])
-    assert "one of the 2 chosen subnets is 2.2" in lead_sentence([comparison(), comparison(**FEW), *ends])
-    assert "fewer than 5 other subnets within 5%" in lead_sentence([comparison(**FEW), *ends])
+    assert "the 2 chosen subnets are on average" in lead_sentence([comparison(), comparison(), *ends], 539)
+    assert "one of the 2 chosen subnets is 2.2" in lead_sentence(
+        [comparison(), comparison(**FEW), *ends], 539
+    )
+    assert "fewer than 5 other subnets within 5%" in lead_sentence([comparison(**FEW), *ends], 539)
 
 
 def test_the_table_says_what_is_tuned_where_something_is(capsys: pytest.CaptureFixture[str]) -> None:
