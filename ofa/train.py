@@ -175,10 +175,11 @@ def _introduce(config: Train, space: Space, data: Data, single_arch: Arch | None
 
 
 def advise_on_steps(steps: int, config: Train) -> str:
-    """More epochs or a smaller batch, where a supernet would learn in few steps; else empty.
+    """What helps a supernet that would learn in few steps; empty where the steps are enough.
 
     Measured on 3,000 images of CIFAR-10 in 10 epochs: 32 images a step instead of 128 and half the rate took
-    1.2 times the CPU time, and random subnets were 3.6 points better. A quarter of the rate gained 2.1.
+    1.2 times the CPU time, and random subnets were 3.6 points better. A quarter of the rate gained 2.1. With the
+    largest alone for 80% of the steps, tuned subnets were 3.4 points better, for 0.7 times the time.
     """
     if steps < HARDLY_ANY_STEPS:
         return f"{counted(steps, 'step')} in all: a supernet learns next to nothing in so few; raise --epochs"
@@ -186,10 +187,13 @@ def advise_on_steps(steps: int, config: Train) -> str:
         return ""
     rate = config.sgd.lr * (SMALL_BATCH / config.batch_size) ** 0.5
     times = config.batch_size / SMALL_BATCH
-    return (
+    advice = (
         f"{steps} steps are few for a supernet; --batch-size {SMALL_BATCH} --sgd.lr {rate:.2g} makes "
         f"{times:.1f} times as many, for little more time on a CPU"
     )
+    if not config.sandwich.largest_first:
+        advice += "; --sandwich.random 1 --sandwich.largest-first 0.8 gives tuned subnets a better start"
+    return advice
 
 
 def _next(path: Path, single_arch: Arch | None) -> int:

@@ -539,6 +539,9 @@ def test_few_steps_of_many_images_are_advised_against() -> None:
     config = parse(Train, ["--config", "ofa/cifar10"])
     said = advise_on_steps(630, config)
     assert said.startswith("630 steps") and "--batch-size 32 --sgd.lr 0.1 makes 4.0 times" in said
+    assert "--sandwich.largest-first 0.8" in said
+    follows = parse(Train, ["--config", "ofa/cifar10", "--sandwich.largest-first", "0.5"])
+    assert "largest-first" not in advise_on_steps(630, follows)
     assert "3 steps in all" in advise_on_steps(3, config)
     assert not advise_on_steps(2000, config)
     assert not advise_on_steps(630, parse(Train, ["--batch-size", "64"]))
