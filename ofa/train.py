@@ -178,8 +178,8 @@ def advise_on_steps(steps: int, config: Train) -> str:
     """What helps a supernet that would learn in few steps; empty where the steps are enough.
 
     Measured on 3,000 images of CIFAR-10 in 10 epochs: 32 images a step instead of 128 and half the rate took
-    1.2 times the CPU time, and random subnets were 3.6 points better. A quarter of the rate gained 2.1. With the
-    largest alone for 80% of the steps, tuned subnets were 3.4 points better, for 0.7 times the time.
+    1.2 times the CPU time, and random subnets were 3.6 points better. A quarter of the rate gained 2.1. With
+    the largest alone for 80% of the steps, tuned subnets were 3.4 points better, for 0.7 times the time.
     """
     if steps < HARDLY_ANY_STEPS:
         return f"{counted(steps, 'step')} in all: a supernet learns next to nothing in so few; raise --epochs"
