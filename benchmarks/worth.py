@@ -58,7 +58,7 @@ class Job(NamedTuple):
     budgets: tuple[int, ...]
 
 
-# Few images want small steps, and the largest network first: docs/training.md. Calibration on 2,000 images took
+# Few images want small steps, and the largest network first: docs/training.md. Calibration on 2,000 images is
 # most of the time of collecting; against 300 validation images it does not matter whether it is on 512.
 CIFAR_WORDS = shlex.split(
     "--config ofa/cifar10 --epochs 16 --batch-size 32 --sgd.lr 0.1 --calibration-images 512 "
