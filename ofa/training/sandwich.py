@@ -5,8 +5,8 @@ largest's soft predictions, with `label_share` also from the labels. Gradients o
 the shared weights. Only the largest is regularised: the others have no dropout and no drop-connect, and
 weight decay acts once per step on every weight, which is the L2 penalty of the largest.
 
-`largest_first` delays the sandwich: in the first steps the largest network learns alone, which costs about a
-quarter of a step. Delayed epsilon-shrinking (2024, arXiv:2407.06167) begins to train subnets when the largest
+`largest_first` delays the sandwich: in the first steps the largest network learns alone, which costs less
+than half a step. Delayed epsilon-shrinking (2024, arXiv:2407.06167) begins to train subnets when the largest
 is half trained; its rules for their learning rates are not here.
 """
 
