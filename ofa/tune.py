@@ -1,9 +1,9 @@
 """Tune selected subnets: train each on from the supernet's weights, with labels and a teacher.
 
 A subnet of a supernet shares its weights with all others, and is better for a few epochs of its own. They
-start from the supernet's weights; the loss is that of the labels plus the soft cross-entropy to a teacher,
-by default the largest subnet, calibrated ("Distilling the Knowledge in a Neural Network", 2015,
-arXiv:1503.02531), until the subnet is as good as the teacher.
+start from the supernet's weights; the loss is that of the labels plus the soft cross-entropy to a teacher
+("Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531), until the subnet is as good as the
+teacher.
 """
 
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -17,19 +17,23 @@ from engine.checkpoint import weights_digest
 from engine.command.cli import main
 from engine.command.start import say
 from engine.compute.distributed import Ranks
+from engine.compute.evaluation import accuracy
 from engine.config import Located, merge
 from engine.data.dataset import Data
 from engine.errors import UserError
 from engine.model import check_images, write_model
 from engine.run import Run
 from engine.runs.lock import write_lock
+from engine.training import UNDECIDED
 from ofa.space.arch import Arch, largest
 from ofa.supernet import Supernet
 from ofa.trained import DEFAULT_RUN, SupernetModel, Tuned, load_network
 from ofa.training.teacher import Teacher, find_teacher, largest_teacher
 from ofa.training.tuning import single_network, tuning_recipe
 from ofa.training.tuning_loop import Tuning, TuningSettings, TuningTogether
-from ofa.tuned import TUNED, check_split, export_flags, find_subnet, name_of, selected_archs
+from ofa.tuned import TUNED, check_split, export_flags, find_subnet, finished_subnets, name_of, selected_archs
+
+SELECTED = "selected"  # the teacher that is one of the subnets, tuned before the others
 
 
 class Tune(TuningSettings):
@@ -43,11 +47,13 @@ class Tune(TuningSettings):
     the second half of the steps and in every validation.
 
     A teacher teaches a subnet until it is as good on validation images; then it learns from labels alone.
-    The teacher is the largest subnet of the run, calibrated (a converted network has none); or --teacher:
-    another run of ofa.train (its largest subnet, or the one network it trained), none, or a timm or
-    torchvision module by its name, with --teacher-weights and as many outputs as the run has classes. A
-    module gets the run's images, resized to the size and normalised by the mean and deviation that timm
-    notes; torchvision's: 224 pixels, ImageNet's.
+    The first teacher is the largest subnet of the run, calibrated (a converted network has none). Of several
+    subnets the one with most MACs is tuned first, alone; if it is then better than the largest of the run, it
+    teaches the others, and those that are tuned later. --teacher names one for all: largest; another run of
+    ofa.train (its largest subnet, or the one network it trained); none; or a timm or torchvision module by
+    its name, with --teacher-weights and as many outputs as the run has classes. A module gets the run's
+    images, resized to the size and normalised by the mean and deviation that timm notes; torchvision's: 224
+    pixels, ImageNet's.
 
     examples:
       python -m ofa.tune                                       all subnets that predictors.select chose
@@ -73,6 +79,7 @@ class Tune(TuningSettings):
     )
 
     module: ClassVar[str] = "ofa.tune"
+    undecided: ClassVar[frozenset[str]] = UNDECIDED | {"teacher"}
     run: Path = Field(DEFAULT_RUN, description="folder of a finished run of ofa.train")
     selected: str = Field(
         "all", description="budgets, as named in the run's selected/ folder, separated by commas; or all"
@@ -89,7 +96,9 @@ class Tune(TuningSettings):
         20, ge=0, description="passes over the training images; 0: only recalibrate BatchNorm"
     )
     teacher: str = Field(
-        "largest", description="largest, none, a run folder, or the name of a timm or torchvision module"
+        SELECTED,
+        description="selected (the subnet with most MACs, tuned first, teaches the others), largest, none, a "
+        "run folder, or the name of a timm or torchvision module",
     )
     teacher_weights: Located | None = Field(
         None, description="weights of a teacher that is named: .pth, .pt, .tar or .safetensors"
@@ -153,6 +162,52 @@ class Tune(TuningSettings):
         data = self.model_copy(update={"seed": self.split_seed}).load_images(ranks, device)
         check_images(Run(self.run), model, data)
         fitted = self.fit_batch(data, ranks)
+        fitted.introduce(data)
+        teacher = "largest" if self.teacher == SELECTED else self.teacher
+        teaching = self._teaching(supernet, archs)
+        first = {name: arch for name, arch in archs.items() if name == teaching}
+        others = {name: arch for name, arch in archs.items() if name != teaching}
+        for turn in filter(None, (first, others)):
+            if teaching and turn is others:
+                teacher = self._better_teacher(teaching, model, supernet, data, ranks)
+            taught = fitted.model_copy(update={"teacher": teacher})
+            status = taught._tune_together(model, supernet, turn, data, ranks, device)
+            if status:
+                return status
+        say(f"next: python -m export.onnx{export_flags(self.run, self.out, next(iter(archs)), self.arch)}")
+        return 0
+
+    def _teaching(self, supernet: Supernet, archs: dict[str, Arch]) -> str | None:
+        """The subnet with most MACs, of those to tune and those that are; None if --teacher says another."""
+        if self.teacher != SELECTED or self.epochs == 0:
+            return None
+        known = {tuned.path.name: tuned.facts.arch for tuned in finished_subnets(self.out, self.run)} | archs
+        return max(known, key=lambda name: supernet.cost(known[name])[0])
+
+    def _better_teacher(
+        self, name: str, model: SupernetModel, supernet: Supernet, data: Data, ranks: Ranks
+    ) -> str:
+        """The tuned subnet of this name, or the run's largest where that is better on validation images."""
+        tuned, is_better = str(self.out / name), False
+        if ranks.first:
+            judged = (find_teacher(tuned, None, None, data), largest_teacher(model, supernet, data))
+            own, of_largest = (accuracy(teacher, data.evaluation_batches("val")) for teacher in judged)
+            is_better = own >= of_largest
+            found = name if is_better else "the largest subnet"
+            print(f"{name} has {own:.2%}, the largest subnet {of_largest:.2%}: {found} teaches the others")
+        # The first rank decides for all.
+        return tuned if ranks.any(is_better) else "largest"
+
+    def _tune_together(
+        self,
+        model: SupernetModel,
+        supernet: Supernet,
+        archs: dict[str, Arch],
+        data: Data,
+        ranks: Ranks,
+        device: torch.device,
+    ) -> int:
+        """Tune these subnets in one pass over the data; return the exit status."""
         teacher = self._teacher(model, supernet, data)
         # Of a folder only its name: what is exported goes to others, and names no folders of this machine.
         teacher_name = "none" if teacher is None else Path(self.teacher).name
@@ -160,7 +215,7 @@ class Tune(TuningSettings):
         common["supernet_sha256"] = weights_digest(self.run)
         tunings = []
         for name, arch in archs.items():
-            config = fitted._for(name)
+            config = self._for(name)
             run = config.start(ranks, device)
             network = single_network(supernet, arch)
             of_network: dict[str, Any] = {"space": network.space, "arch": largest(network.space)}
@@ -174,13 +229,7 @@ class Tune(TuningSettings):
                 print(f"{run.path} is finished already.")
                 continue
             tunings.append(Tuning(config, run, network, data, ranks, model.calibration_images))
-        if tunings:
-            fitted.introduce(data)
-            status = TuningTogether(tunings, teacher).run()
-            if status:
-                return status
-        say(f"next: python -m export.onnx{export_flags(self.run, self.out, next(iter(archs)), self.arch)}")
-        return 0
+        return TuningTogether(tunings, teacher).run() if tunings else 0
 
     def _for(self, name: str) -> "Tune":
         """These settings for one folder, which replays its own subnet without those tuned beside it."""

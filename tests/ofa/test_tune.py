@@ -61,6 +61,14 @@ def tuned(run: Path) -> Path:
     return run
 
 
+@pytest.fixture(scope="module")
+def together(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The two subnets, tuned in one pass over the data, since the run's largest teaches both."""
+    out = tmp_path_factory.mktemp("together")
+    assert tune(run, "--teacher", "largest", "--out", str(out)) == 0
+    return out
+
+
 def arch_of(run: Path, name: str) -> Arch:
     return Arch.model_validate(read_json(run / "selected" / f"{name}.json")["arch"])
 
@@ -91,16 +99,39 @@ def test_settings_come_from_the_run(run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_together_is_as_alone(tuned: Path, tmp_path: Path) -> None:
-    assert tune(tuned, "--selected", "small", "--out", str(tmp_path)) == 0
-    assert same_weights(tmp_path / "small", tuned / "tuned" / "small")
+def test_together_is_as_alone(run: Path, together: Path, tmp_path: Path) -> None:
+    assert tune(run, "--selected", "small", "--out", str(tmp_path)) == 0  # a single subnet: the run's largest
+    assert same_weights(tmp_path / "small", together / "small")
 
 
 @pytest.mark.slow
-def test_the_largest_needs_no_teacher_while_another_is_taught(tuned: Path) -> None:
+def test_the_largest_needs_no_teacher_while_another_is_taught(together: Path) -> None:
     for name, is_taught in (("small", True), ("big", False)):  # big is its own teacher
-        points = [p for p in read_lines(tuned / "tuned" / name / "metrics.jsonl") if "loss" in p]
+        points = [p for p in read_lines(together / name / "metrics.jsonl") if "loss" in p]
         assert ("distillation" in points[0]) == is_taught
+
+
+@pytest.mark.slow
+def test_the_subnet_with_most_macs_is_tuned_first_and_teaches(tuned: Path, tmp_path: Path) -> None:
+    teacher = tuned / "tuned" / "big"
+    small = TrainedSupernet(tuned / "tuned" / "small", CPU)
+    assert small.run.config["teacher"] == str(teacher)
+    assert small.model.tuned is not None and small.model.tuned.teacher == "big"
+    assert (teacher / "DONE").stat().st_mtime_ns < (small.run.path / "config.yaml").stat().st_mtime_ns
+    # A subnet that is tuned later is taught by it, too.
+    shutil.copytree(tuned, tmp_path / "run", ignore=shutil.ignore_patterns("small"))
+    assert tune(tmp_path / "run", "--selected", "small") == 0
+    assert same_weights(tmp_path / "run" / "tuned" / "small", small.run.path)
+
+
+@pytest.mark.slow
+def test_a_tuned_subnet_that_is_worse_than_the_largest_teaches_nobody(
+    run: Path, together: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = iter([0.5, 0.6])  # the tuned subnet, the largest
+    monkeypatch.setattr("ofa.tune.accuracy", lambda *_: next(judged))
+    assert tune(run, "--out", str(tmp_path)) == 0
+    assert same_weights(tmp_path / "small", together / "small")
 
 
 def test_another_seed_is_another_tuning_on_the_same_split(tuned: Path, tmp_path: Path) -> None:
@@ -167,24 +198,42 @@ def test_a_teacher_teaches_until_the_subnet_is_as_good(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [4, 11])  # in the middle of an epoch, and at its end
+@pytest.mark.parametrize("name", ["big", "small"])  # the one that is tuned first, and the one it teaches
 def test_resume_is_bit_for_bit(
-    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int, name: str
 ) -> None:
+    _stop_at(monkeypatch, name, stop_after)
+    assert tune(tuned, "--out", str(tmp_path)) == 130
+    assert not (tmp_path / name / "DONE").exists()
+    assert tune(tuned, "--out", str(tmp_path), "--resume") == 0
+    for name in ("small", "big"):
+        assert same_weights(tmp_path / name, tuned / "tuned" / name)
+
+
+@pytest.mark.slow
+def test_subnets_tuned_together_wait_for_the_one_that_is_behind(
+    run: Path, together: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--teacher", "largest", "--out", str(tmp_path)]
+    _stop_at(monkeypatch, "big", 4)
+    assert tune(run, *words) == 130
+    # As if the process had been killed between two checkpoints.
+    (tmp_path / "small" / "state.pt").unlink()
+    assert tune(run, *words, "--resume") == 0
+    for name in ("small", "big"):
+        assert same_weights(tmp_path / name, together / name)
+
+
+def _stop_at(monkeypatch: pytest.MonkeyPatch, name: str, step: int) -> None:
+    """Let a subnet's tuning be interrupted after a step, as by Ctrl-C."""
     original = Tuning.learn
 
     def learn(self: Tuning, x: Tensor, y: Tensor, taught: Tensor | None) -> None:
         original(self, x, y, taught)
-        if self.step == stop_after and self.name == "big":
+        if self.name == name and self.step == step:
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Tuning, "learn", learn)
-    assert tune(tuned, "--out", str(tmp_path)) == 130
-    assert not (tmp_path / "big" / "DONE").exists()
-    # As if the process had been killed between two checkpoints: one subnet is behind the other.
-    (tmp_path / "small" / "state.pt").unlink()
-    assert tune(tuned, "--out", str(tmp_path), "--resume") == 0
-    for name in ("small", "big"):
-        assert same_weights(tmp_path / name, tuned / "tuned" / name)
 
 
 def test_a_tuning_stops_after_its_time(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,7 +268,7 @@ def test_weights_of_another_supernet_or_architecture_are_not_used(
 ) -> None:
     small, big = arch_of(tuned, "small"), arch_of(tuned, "big")
     found = find_tuned(tuned, "small", small)
-    assert found is not None and "tuned for 2 epochs, teacher: largest" in str(found)
+    assert found is not None and "tuned for 2 epochs, teacher: big" in str(found)
     assert find_tuned(tuned, "other", small) is None and capsys.readouterr().out == ""
     assert find_tuned(tuned, "small", big) is None
     assert "another architecture" in capsys.readouterr().out
