@@ -62,7 +62,7 @@ class Job(NamedTuple):
 # most of the time of collecting; against 300 validation images it does not matter whether it is on 512.
 CIFAR_WORDS = shlex.split(
     "--config ofa/cifar10 --epochs 16 --batch-size 32 --sgd.lr 0.1 --calibration-images 512 "
-    "--sandwich.random 1 --sandwich.largest-first 0.8"
+    "--no-sandwich.smallest --sandwich.largest-first 0.8"
 )
 PRESETS = {
     "digits": Job("digits", ["--config", "ofa/digits"], (100_000, 2_000_000)),
@@ -301,7 +301,7 @@ def flags() -> argparse.ArgumentParser:
     add("--range", help="lowest and highest budget in MACs, such as 5M,30M; or all")
     add("--budgets", default="1,3,6,12", help="numbers of budgets K")
     add("--compared", type=int, help="compare at most so many budgets of each K; none: all")
-    add("--count", type=int, default=200, help="subnets to collect")
+    add("--count", type=int, default=50, help="subnets to collect")
     add("--seeds", default="0,1,2")
     add("--alone-cap", type=int, default=300, help="networks alone train for at most so many epochs")
     add("--write", type=Path, help="Markdown page whose table is filled")

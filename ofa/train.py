@@ -162,8 +162,9 @@ def _introduce(config: Train, space: Space, data: Data, single_arch: Arch | None
     if not single_arch and not config.phases:
         step = config.sandwich
         from_labels = f", and {step.label_share:.0%} from labels" if step.label_share else ""
+        also = ", smallest" if step.smallest else ""
         print(
-            f"a step: largest, {step.random} random ({step.sampling.name}), smallest; they learn from the "
+            f"a step: largest, {step.random} random ({step.sampling.name}){also}; they learn from the "
             f"largest by {step.distillation.name}{from_labels}"
         )
         if step.largest_first:
@@ -192,7 +193,7 @@ def advise_on_steps(steps: int, config: Train) -> str:
         f"{times:.1f} times as many, for little more time on a CPU"
     )
     if not config.sandwich.largest_first:
-        advice += "; --sandwich.random 1 --sandwich.largest-first 0.8 gives tuned subnets a better start"
+        advice += "; --no-sandwich.smallest --sandwich.largest-first 0.8 gives tuned subnets a better start"
     return advice
 
 

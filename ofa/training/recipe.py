@@ -79,7 +79,7 @@ class Recipe(TrainingCommand):
     )
 
     @model_validator(mode="after")
-    def _phases_shrink_a_supernet(self) -> Self:
+    def _settings_go_together(self) -> Self:
         if self.phases and self.arch:
             raise ValueError(
                 "phases shrink a supernet and arch trains one architecture alone; give one of them"
@@ -90,6 +90,10 @@ class Recipe(TrainingCommand):
                 "leave it out"
             )
         step = self.sandwich
+        if self.log_conflicts and not step.smallest:
+            raise ValueError(
+                "log_conflicts measures the gradient of the smallest; leave sandwich.smallest on"
+            )
         if self.phases and step.largest_first:
             raise ValueError("phases say themselves when the largest trains alone; leave out largest_first")
         if self.phases and (step.sampling != Uniform() or step.distillation != SoftCrossEntropy()):

@@ -7,15 +7,17 @@ weight decay acts once per step on every weight, which is the L2 penalty of the 
 
 `largest_first` delays the sandwich: in the first steps the largest network learns alone, which costs less
 than half a step. Delayed epsilon-shrinking (2024, arXiv:2407.06167) begins to train subnets when the largest
-is half trained; its rules for their learning rates are not here.
+is half trained; its rules for their learning rates are not here. In few steps the smallest, which learns in
+each of them, is then ahead of all others by more than tuning leaves of it, and selection takes it for too
+many budgets; `smallest=False` treats it as any subnet.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from engine.compute.gradients import Backward, Passes
@@ -33,6 +35,13 @@ class Sandwich(Config):
     """Settings of the step."""
 
     random: int = Field(2, ge=0, description="random subnets a step, beside the largest and the smallest")
+    smallest: bool = Field(
+        True,
+        description=(
+            "whether the smallest subnet learns in every step; if not, it learns when it is drawn, and its "
+            "accuracy can be compared with that of others"
+        ),
+    )
     sampling: Sampling = Field(Uniform(), description="how the random subnets are drawn")
     distillation: Distillation = Field(
         SoftCrossEntropy(), description="loss by which all other subnets learn from the largest"
@@ -65,6 +74,15 @@ class Sandwich(Config):
     drop_connect_stages: int | None = Field(
         None, ge=1, description="last stages that have drop-connect (AttentiveNAS: 2); none: all stages"
     )
+
+    @model_validator(mode="after")
+    def _somebody_learns(self) -> Self:
+        if not self.smallest and self.random == 0:
+            raise ValueError(
+                "without the smallest and without random subnets only the largest learns; give random at "
+                "least 1, or train the largest alone: --arch largest"
+            )
+        return self
 
 
 class Seeds(NamedTuple):
@@ -105,7 +123,8 @@ def sandwich_step(
         passes: runs the backward passes, one a network; None: gradients are added, and nothing else.
 
     Returns:
-        The losses (1 + students,), detached, on the device: the largest's first, the smallest's last.
+        The losses (1 + students,), detached, on the device: the largest's first, the smallest's last if it
+        learns in every step.
 
     Raises:
         ValueError: the settings ask for a sampling other than uniform, and there is no sampler.
@@ -129,9 +148,11 @@ def sandwich_step(
     losses = [loss]
     # 2. the others learn from the largest, or from the labels
     targets = (y, teacher)
-    for arch in sampler.draw(rng, config.random, judge):
+    drawn = sampler.draw(rng, config.random, judge)
+    *students, last = [*drawn, smallest(space)] if config.smallest else drawn
+    for arch in students:
         losses.append(_student_step(supernet, arch, x, targets, config, passes.backward))
-    losses.append(_student_step(supernet, smallest(space), x, targets, config, passes.last_backward))
+    losses.append(_student_step(supernet, last, x, targets, config, passes.last_backward))
     return torch.stack(losses)
 
 

@@ -150,8 +150,9 @@ class Trainer(Training):
         return losses
 
     def metrics(self, losses: list[float]) -> tuple[dict[str, Any], str]:
-        """The loss of the largest comes first, then those of the others, the smallest last."""
-        note = f"loss {losses[0]:.3f}" + (f"  smallest {losses[-1]:.3f}" if losses[1:] else "")
+        """The loss of the largest comes first, then those of the others, the smallest last if it is there."""
+        last = "smallest" if self.config.sandwich.smallest else "random"
+        note = f"loss {losses[0]:.3f}" + (f"  {last} {losses[-1]:.3f}" if losses[1:] else "")
         return {"loss": losses[0], "distillation": losses[1:]}, note
 
     def divergence_hint(self, step: int) -> str:

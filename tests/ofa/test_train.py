@@ -76,12 +76,15 @@ def test_the_configuration_of_a_run_replays_it(trained_run: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_the_largest_learns_alone_at_first(train: Run, tmp_path: Path) -> None:
-    assert train(tmp_path / "run", "--sandwich.largest-first", "0.4") == 0
+def test_the_largest_learns_alone_at_first_and_the_smallest_with_the_others(
+    train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path / "run", "--sandwich.largest-first", "0.4", "--no-sandwich.smallest") == 0
+    assert "a step: largest, 2 random (uniform); they learn" in capsys.readouterr().out
     points = [p for p in read_lines(tmp_path / "run" / "metrics.jsonl") if "loss" in p]
     students = {p["step"]: len(p["distillation"]) for p in points}
     # 33 steps, of which 14 are before 0.4 of them; 11 an epoch, and losses are logged every 10 and then.
-    assert students == {10: 0, 11: 0, 14: 0, 20: 3, 22: 3, 30: 3, 33: 3}
+    assert students == {10: 0, 11: 0, 14: 0, 20: 2, 22: 2, 30: 2, 33: 2}
 
 
 @pytest.mark.slow

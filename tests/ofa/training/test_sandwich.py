@@ -13,6 +13,7 @@ from ofa.space.arch import Arch, largest, smallest
 from ofa.space.codes import decode, sample
 from ofa.space.space import Space
 from ofa.supernet import Supernet
+from ofa.train import Train
 from ofa.training.losses import AlphaDivergence, alpha_divergence, soft_cross_entropy
 from ofa.training.sampling import Attentive, AttentiveSampler, Judge, Sampler, UniformSampler, build_sampler
 from ofa.training.sandwich import Sandwich, Seeds, label_losses, label_step, sandwich_step
@@ -44,19 +45,21 @@ def uniform_students(space: Space, count: int, seed: int, step: int) -> list[Arc
     return [*(sample(space, rng) for _ in range(count)), smallest(space)]
 
 
-@pytest.mark.parametrize("share", [0, 0.25, 1])
+@pytest.mark.parametrize(("share", "with_smallest"), [(0, True), (0.25, True), (1, True), (0.25, False)])
 def test_gradients_and_losses_add_up(
-    tiny: Space, batch: tuple[torch.Tensor, torch.Tensor], share: float
+    tiny: Space, batch: tuple[torch.Tensor, torch.Tensor], share: float, with_smallest: bool
 ) -> None:
     x, y = batch[0].double(), batch[1]
-    config = Sandwich(random=2, label_smoothing=0.1, dropout=0, drop_connect=0, label_share=share)
+    settings = {"label_share": share, "smallest": with_smallest}
+    config = Sandwich(random=2, label_smoothing=0.1, dropout=0, drop_connect=0, **settings)
     net = supernet(tiny)
     losses = sandwich_step(net, x, y, 3, config, seeds=Seeds(7, 7))
 
     other = supernet(tiny)
     teacher = other(x, largest(tiny))
     wanted = [F.cross_entropy(teacher.float(), y, label_smoothing=0.1)]
-    for arch in uniform_students(tiny, 2, 7, 3):
+    students = uniform_students(tiny, 2, 7, 3)
+    for arch in students if with_smallest else students[:-1]:
         logits = other(x, arch)
         of_labels = F.cross_entropy(logits.float(), y, label_smoothing=0.1)
         # A share of 0 is the paper's loss.
@@ -65,6 +68,13 @@ def test_gradients_and_losses_add_up(
     torch.testing.assert_close(losses, torch.stack(wanted).detach())
     for p, q in zip(net.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_somebody_learns_beside_the_largest() -> None:
+    with pytest.raises(ValueError, match="only the largest learns"):
+        Sandwich(random=0, smallest=False)
+    with pytest.raises(ValueError, match="the gradient of the smallest"):
+        Train(sandwich=Sandwich(smallest=False), log_conflicts=5)
 
 
 def test_only_the_largest_is_regularised(
