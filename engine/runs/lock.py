@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import platform
+import signal
 import sys
 from collections.abc import Iterator
 from datetime import datetime
@@ -185,9 +186,14 @@ def _who_writes(handle: int, folder: Path) -> str:
 
 def _release(handle: int, folder: Path) -> None:
     """Free the lock, and remove its file if nobody else shares it."""
-    _held.discard(handle)
-    with contextlib.suppress(OSError):
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_at(handle, folder / LOCK):
-            (folder / LOCK).unlink()
-    os.close(handle)
+    # A second Ctrl-C in between would leave the file behind; it is delivered afterwards.
+    waiting = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        _held.discard(handle)
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(handle, folder / LOCK):
+                (folder / LOCK).unlink()
+        os.close(handle)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, waiting)

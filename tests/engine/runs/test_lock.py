@@ -94,6 +94,18 @@ def test_a_killed_writer_frees_the_folder_also_if_its_worker_lives_on(tmp_path: 
             pass
 
 
+def test_a_signal_waits_until_the_lock_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Path.unlink
+
+    def unlink(path: Path) -> None:
+        os.kill(os.getpid(), signal.SIGINT)  # as a second Ctrl-C that comes while the command ends
+        original(path)
+
+    with pytest.raises(KeyboardInterrupt), write_lock(tmp_path):
+        monkeypatch.setattr(Path, "unlink", unlink)
+    assert not (tmp_path / LOCK).exists()
+
+
 def test_a_file_system_without_locks_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
