@@ -108,9 +108,10 @@ class Evaluate(RunCommand):
         for name, label in _labels(archs).items():
             macs, params = trained.cost(archs[name])
             cells = _cells(found[name], trained.model.classes)
-            weights = str(tuned.get(name) or "as taken from the supernet")
-            row = [label, format_count(macs), format_count(params), *cells, weights]
-            table.add_row(*row[: len(table.columns)])
+            row = [label, format_count(macs), format_count(params), *cells]
+            if any(tuned.values()):
+                row.append(str(tuned[name] or "as taken from the supernet"))
+            table.add_row(*row)
         show(table)
         count = trained.data.count(self.split)
         print(f"on {count} images; ±: one standard error; balanced: the mean over the classes")

@@ -194,7 +194,10 @@ class Tune(TuningSettings):
             own, of_largest = (accuracy(teacher, data.evaluation_batches("val")) for teacher in judged)
             is_better = own >= of_largest
             found = name if is_better else "the largest subnet"
-            print(f"{name} has {own:.2%}, the largest subnet {of_largest:.2%}: {found} teaches the others")
+            print(
+                f"{name}: {own:.2%} on validation, the run's largest subnet {of_largest:.2%}; {found} "
+                "teaches the others"
+            )
         # The first rank decides for all.
         return tuned if ranks.any(is_better) else "largest"
 
