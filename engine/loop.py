@@ -53,6 +53,7 @@ class EpochLoop:
             None  # of the epoch that ended, if it was evaluated; a higher one is better
         )
         self.best_score: float | None = None
+        self.stopped = False  # whether a signal or --stop-after ended the loop, be it in the last step
         self.rolls_back = False  # whether a divergence lowers the learning rate instead of ending the run
         self.rate_scale = 1.0  # by which the learning rate is multiplied, where a child's `update` does so
         # Step and time at which the measurement of a step's time began; None: it has not begun, or is over.
@@ -76,8 +77,8 @@ class EpochLoop:
                 self.last_save.now()
                 self.keep_checkpoint()
                 # Every rank asks, since a signal may have reached one of them only.
-                stopped = self.ranks.any(stop.requested)
-                if stopped and (self.epoch < self.epochs or self.ends_take_long):
+                self.stopped = self.ranks.any(stop.requested)
+                if self.stopped and (self.epoch < self.epochs or self.ends_take_long):
                     print(f"stopped {self.place()}; continue with the same command and --resume")
                     return 130
         # Out of the block above: what takes long at the end can be interrupted at once and is done again.

@@ -49,7 +49,6 @@ class TrainingCommand(LoopCommand):
     cpu_has_bf16: ClassVar[bool] = False  # whether --precision bf16 means something on a CPU
     static_shapes: ClassVar[bool] = False  # whether every step has the same shapes
     module: ClassVar[str]  # the name that python -m takes, for errors that say what to type
-    undecided: ClassVar[frozenset[str]] = UNDECIDED
     out: Path = Field(description="run folder to write")
     data: DataConfig = Field(Digits(), description="the images")
     epochs: int = Field(40, ge=1, description="passes over the training images")
@@ -132,7 +131,7 @@ class TrainingCommand(LoopCommand):
                 self,
                 resume=self.resume,
                 overwrite=self.overwrite,
-                undecided=self.undecided,
+                undecided=UNDECIDED,
                 may_grow=self.may_grow(),
             )
             finished = continues and run.finished and not run.grown(self, self.may_grow())

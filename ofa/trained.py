@@ -52,6 +52,9 @@ class Tuned(Config):
     supernet_sha256: str = Field(description="of the supernet's weights.safetensors, in hexadecimal")
     epochs: int = Field(description="passes over the training images; 0: only BatchNorm was recalibrated")
     teacher: str = Field(description="who taught beside the labels")
+    teacher_sha256: str | None = Field(
+        None, description="of the teacher's weights.safetensors, if another run or tuned subnet taught"
+    )
     qat: Literal["int8"] | None = Field(None, description="what it was rounded to while it was trained")
 
 

@@ -8,10 +8,10 @@ teacher.
 
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from engine.checkpoint import weights_digest
 from engine.command.cli import main
@@ -24,16 +24,16 @@ from engine.errors import UserError
 from engine.model import check_images, write_model
 from engine.run import Run
 from engine.runs.lock import write_lock
-from engine.training import UNDECIDED
 from ofa.space.arch import Arch, largest
 from ofa.supernet import Supernet
 from ofa.trained import DEFAULT_RUN, SupernetModel, Tuned, load_network
 from ofa.training.teacher import Teacher, find_teacher, largest_teacher
 from ofa.training.tuning import single_network, tuning_recipe
 from ofa.training.tuning_loop import Tuning, TuningSettings, TuningTogether
-from ofa.tuned import TUNED, check_split, export_flags, find_subnet, finished_subnets, name_of, selected_archs
+from ofa.tuned import TUNED, check_split, export_flags, find_subnet, name_of, selected_archs
 
-SELECTED = "selected"  # the teacher that is one of the subnets, tuned before the others
+LARGEST = "largest"  # the teacher that is the run's largest subnet
+SELECTED = "selected"  # the teacher that is one of the subnets to tune, tuned before the others
 
 
 class Tune(TuningSettings):
@@ -48,8 +48,8 @@ class Tune(TuningSettings):
 
     A teacher teaches a subnet until it is as good on validation images; then it learns from labels alone.
     The first teacher is the largest subnet of the run, calibrated (a converted network has none). Of several
-    subnets the one with most MACs is tuned first, alone; if it is then better than the largest of the run, it
-    teaches the others, and those that are tuned later. --teacher names one for all: largest; another run of
+    subnets the one with most MACs is tuned first, alone; if it is then at least as good as the largest of the
+    run, it teaches the others. --teacher names one for all: largest; another run of
     ofa.train (its largest subnet, or the one network it trained); none; or a timm or torchvision module by
     its name, with --teacher-weights and as many outputs as the run has classes. A module gets the run's
     images, resized to the size and normalised by the mean and deviation that timm notes; torchvision's: 224
@@ -79,7 +79,6 @@ class Tune(TuningSettings):
     )
 
     module: ClassVar[str] = "ofa.tune"
-    undecided: ClassVar[frozenset[str]] = UNDECIDED | {"teacher"}
     run: Path = Field(DEFAULT_RUN, description="folder of a finished run of ofa.train")
     selected: str = Field(
         "all", description="budgets, as named in the run's selected/ folder, separated by commas; or all"
@@ -113,6 +112,16 @@ class Tune(TuningSettings):
     split_seed: int = Field(
         0, ge=0, description="seed of the run, which split its images; taken from the run"
     )
+
+    @model_validator(mode="after")
+    def _weights_are_of_a_module(self) -> Self:
+        given = self.teacher_weights is not None or self.teacher_size is not None
+        if given and self.teacher in (LARGEST, SELECTED, "none"):
+            raise ValueError(
+                "--teacher-weights and --teacher-size are of a timm or torchvision module; name it with "
+                "--teacher, or leave them out"
+            )
+        return self
 
     @classmethod
     def prepare(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -155,34 +164,44 @@ class Tune(TuningSettings):
         device: torch.device,
     ) -> int:
         """Tune these subnets, whose folders are locked; return the exit status."""
+        # Read now, by all ranks: the first one changes folders only when the others have come to the images.
+        teachers = {name: self._known_teacher(name) for name in archs}
+        first = max(archs, key=lambda name: supernet.cost(archs[name])[0])
+        teachers[first] = teachers[first] or LARGEST
         # Of all folders, before the images are read: what cannot be written is refused, and nothing is begun.
         for name in archs:
-            self._for(name).finished_before(ranks)
+            self._for(name, teachers[name]).finished_before(ranks)
         # The images are split by the seed of the run: its validation images must stay unseen.
         data = self.model_copy(update={"seed": self.split_seed}).load_images(ranks, device)
         check_images(Run(self.run), model, data)
         fitted = self.fit_batch(data, ranks)
         fitted.introduce(data)
-        teacher = "largest" if self.teacher == SELECTED else self.teacher
-        teaching = self._teaching(supernet, archs)
-        first = {name: arch for name, arch in archs.items() if name == teaching}
-        others = {name: arch for name, arch in archs.items() if name != teaching}
-        for turn in filter(None, (first, others)):
-            if teaching and turn is others:
-                teacher = self._better_teacher(teaching, model, supernet, data, ranks)
-            taught = fitted.model_copy(update={"teacher": teacher})
-            status = taught._tune_together(model, supernet, turn, data, ranks, device)
-            if status:
-                return status
+        turns: dict[str | None, dict[str, Arch]] = {}
+        for name, arch in archs.items():
+            turns.setdefault(teachers[name], {})[name] = arch
+        left = list(archs)
+        for teacher, turn in sorted(turns.items(), key=lambda item: (item[0] is None, first not in item[1])):
+            if teacher is None:
+                teacher = self._better_teacher(first, model, supernet, data, ranks)
+            status, stopped = fitted._tune_together(turn, teacher, model, supernet, data, ranks, device)
+            left = [name for name in left if name not in turn]
+            if left and stopped:
+                self._say_left(left)
+            if status or (left and stopped):
+                return 130
         say(f"next: python -m export.onnx{export_flags(self.run, self.out, next(iter(archs)), self.arch)}")
         return 0
 
-    def _teaching(self, supernet: Supernet, archs: dict[str, Arch]) -> str | None:
-        """The subnet with most MACs, of those to tune and those that are; None if --teacher says another."""
-        if self.teacher != SELECTED or self.epochs == 0:
-            return None
-        known = {tuned.path.name: tuned.facts.arch for tuned in finished_subnets(self.out, self.run)} | archs
-        return max(known, key=lambda name: supernet.cost(known[name])[0])
+    def _known_teacher(self, name: str) -> str | None:
+        """The teacher of a subnet; None: the subnet with most MACs, if that is the better one when tuned.
+
+        A subnet that is resumed keeps its teacher.
+        """
+        if self.teacher != SELECTED:
+            return self.teacher
+        if self.resume and (self.out / name / "config.yaml").exists():
+            return str(Run(self.out / name).config.get("teacher", LARGEST))
+        return LARGEST if self.epochs == 0 else None
 
     def _better_teacher(
         self, name: str, model: SupernetModel, supernet: Supernet, data: Data, ranks: Ranks
@@ -199,26 +218,33 @@ class Tune(TuningSettings):
                 "teaches the others"
             )
         # The first rank decides for all.
-        return tuned if ranks.any(is_better) else "largest"
+        return tuned if ranks.any(is_better) else LARGEST
 
     def _tune_together(
         self,
+        archs: dict[str, Arch],
+        teacher_name: str,
         model: SupernetModel,
         supernet: Supernet,
-        archs: dict[str, Arch],
         data: Data,
         ranks: Ranks,
         device: torch.device,
-    ) -> int:
-        """Tune these subnets in one pass over the data; return the exit status."""
-        teacher = self._teacher(model, supernet, data)
+    ) -> tuple[int, bool]:
+        """Tune subnets in one pass over the data.
+
+        Returns:
+            The exit status, and whether a stop was requested, be it in the last step.
+        """
+        teacher = self._teacher(teacher_name, model, supernet, data)
         # Of a folder only its name: what is exported goes to others, and names no folders of this machine.
-        teacher_name = "none" if teacher is None else Path(self.teacher).name
-        common = {"space": model.space.name, "epochs": self.epochs, "teacher": teacher_name, "qat": self.qat}
+        common: dict[str, Any] = {"teacher": "none" if teacher is None else Path(teacher_name).name}
+        if teacher is not None and Path(teacher_name).is_dir():
+            common["teacher_sha256"] = weights_digest(Path(teacher_name))
+        common |= {"space": model.space.name, "epochs": self.epochs, "qat": self.qat}
         common["supernet_sha256"] = weights_digest(self.run)
         tunings = []
         for name, arch in archs.items():
-            config = self._for(name)
+            config = self._for(name, teacher_name)
             run = config.start(ranks, device)
             network = single_network(supernet, arch)
             of_network: dict[str, Any] = {"space": network.space, "arch": largest(network.space)}
@@ -226,18 +252,28 @@ class Tune(TuningSettings):
             described = model.model_copy(update=of_network | {"tuned": Tuned(arch=arch, **common)})
             # Before the next question: a finished subnet of other weights is refused, not left as it is.
             if ranks.first:
-                write_model(run.path / "model.json", described, "subnet, the supernet")
+                write_model(run.path / "model.json", described, "subnet, the supernet, its teacher")
             # The first rank decides for all, so that none goes on alone.
             if ranks.any(ranks.first and run.finished):
                 print(f"{run.path} is finished already.")
                 continue
             tunings.append(Tuning(config, run, network, data, ranks, model.calibration_images))
-        return TuningTogether(tunings, teacher).run() if tunings else 0
+        if not tunings:
+            return 0, False
+        together = TuningTogether(tunings, teacher)
+        return together.run(), together.stopped
 
-    def _for(self, name: str) -> "Tune":
+    def _say_left(self, names: list[str]) -> None:
+        """Say what becomes of the subnets that were to be tuned later, when the command stops before them."""
+        print(f"not begun: {', '.join(names)}; the same command with --resume continues")
+        old = [name for name in names if self.overwrite and Run(self.out / name).finished]
+        if old:
+            print(f"{', '.join(old)} as tuned before; --selected {','.join(old)} --overwrite tunes them anew")
+
+    def _for(self, name: str, teacher: str | None) -> "Tune":
         """These settings for one folder, which replays its own subnet without those tuned beside it."""
         own = {"out": self.out / name} | ({} if self.arch else {"selected": name})
-        return self.model_copy(update=own)
+        return self.model_copy(update=own | ({"teacher": teacher} if teacher else {}))
 
     def _open_supernet(self) -> tuple[SupernetModel, Supernet]:
         """The supernet of the run, on CPU.
@@ -265,15 +301,15 @@ class Tune(TuningSettings):
             return selected_archs(self.run, model.space, self.selected)
         return {name_of(self.arch): find_subnet(self.run, model.space, self.arch)}
 
-    def _teacher(self, model: SupernetModel, supernet: Supernet, data: Data) -> Teacher | None:
-        """Who teaches beside the labels, if anybody does."""
+    def _teacher(self, name: str, model: SupernetModel, supernet: Supernet, data: Data) -> Teacher | None:
+        """The teacher that a name stands for, who teaches beside the labels; None: nobody does."""
         # The largest subnet of a start has not learned these classes.
-        untaught = model.pretrained_only and self.teacher == "largest"
-        if self.epochs == 0 or self.teacher == "none" or untaught:
+        untaught = model.pretrained_only and name == LARGEST
+        if self.epochs == 0 or name == "none" or untaught:
             return None
-        if self.teacher == "largest":
+        if name == LARGEST:
             return largest_teacher(model, supernet, data)
-        return find_teacher(self.teacher, self.teacher_weights, self.teacher_size, data)
+        return find_teacher(name, self.teacher_weights, self.teacher_size, data)
 
 
 if __name__ == "__main__":

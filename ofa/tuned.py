@@ -167,17 +167,6 @@ def tuned_digest(run: Path, name: str) -> str | None:
     return weights_digest(folder) if Run(folder).finished else None
 
 
-def finished_subnets(folder: Path, run: Path) -> list[TunedSubnet]:
-    """The subnets in a folder whose tuning is finished and began with the weights that a run has now."""
-    found = []
-    for path in sorted(path.parent for path in folder.glob("*/model.json")):
-        model = validate(SupernetModel, read_json(path / "model.json"), str(path / "model.json"))
-        facts = model.tuned
-        if facts is not None and facts.supernet_sha256 == weights_digest(run) and Run(path).finished:
-            found.append(TunedSubnet(path, facts))
-    return found
-
-
 def find_tuned(run: Path, name: str, arch: Arch) -> TunedSubnet | None:
     """The tuned weights of a subnet; None if it was not tuned, or not from these weights.
 

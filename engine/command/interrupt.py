@@ -74,6 +74,27 @@ def stop_on_signal() -> Iterator[Stop]:
 
 
 @contextmanager
+def signals_wait() -> Iterator[None]:
+    """While the block runs, SIGINT, SIGTERM and SIGHUP wait; they are sent again when it ends.
+
+    Blocking them would not do: the system then gives them to another thread, and Python still raises here.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # a handler runs in the main thread only
+        return
+    waiting: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda number, _: waiting.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for came in waiting:
+            os.kill(os.getpid(), came)
+
+
+@contextmanager
 def _dead_workers_wait_for_the_next_batch() -> Iterator[None]:
     """While the block runs, a dead data worker is noticed when the next batch is taken, and only then.
 

@@ -11,12 +11,12 @@ import fcntl
 import json
 import os
 import platform
-import signal
 import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from engine.command.interrupt import signals_wait
 from engine.command.start import command_line
 from engine.errors import UserError
 from engine.run import RUN_FILES, foreign_names
@@ -186,14 +186,11 @@ def _who_writes(handle: int, folder: Path) -> str:
 
 def _release(handle: int, folder: Path) -> None:
     """Free the lock, and remove its file if nobody else shares it."""
-    # A second Ctrl-C in between would leave the file behind; it is delivered afterwards.
-    waiting = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
+    # A second Ctrl-C in between would leave the file behind.
+    with signals_wait():
         _held.discard(handle)
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(handle, folder / LOCK):
                 (folder / LOCK).unlink()
         os.close(handle)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, waiting)

@@ -91,11 +91,13 @@ class Recipe(TrainingCommand):
             )
         step = self.sandwich
         if self.log_conflicts and not step.smallest:
-            raise ValueError(
-                "log_conflicts measures the gradient of the smallest; leave sandwich.smallest on"
-            )
+            raise ValueError("log_conflicts compares the gradient of the smallest; add --sandwich.smallest")
         if self.phases and step.largest_first:
             raise ValueError("phases say themselves when the largest trains alone; leave out largest_first")
+        if self.phases and not step.smallest:
+            raise ValueError(
+                "phases train what they open, the smallest like others; leave sandwich.smallest on"
+            )
         if self.phases and (step.sampling != Uniform() or step.distillation != SoftCrossEntropy()):
             raise ValueError(
                 "phases draw uniformly from what they open and distil by soft cross-entropy; leave sampling "

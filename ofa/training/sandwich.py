@@ -34,7 +34,9 @@ from ofa.training.sampling import Sampler, Sampling, Uniform, UniformSampler
 class Sandwich(Config):
     """Settings of the step."""
 
-    random: int = Field(2, ge=0, description="random subnets a step, beside the largest and the smallest")
+    random: int = Field(
+        2, ge=0, description="random subnets a step, beside the largest and the smallest, if that is on"
+    )
     smallest: bool = Field(
         True,
         description=(

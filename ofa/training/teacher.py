@@ -96,8 +96,8 @@ def _module_teacher(name: str, weights: Path | None, size: int | None, data: Dat
     """A module of timm or torchvision with weights from a file."""
     if weights is None:
         raise UserError(
-            f"Teacher '{name}' is neither largest, none nor a run folder; give one of these, or a timm or "
-            "torchvision module by its name and a file of its weights with --teacher-weights."
+            f"Teacher '{name}' is neither selected, largest, none nor a run folder; give one of these, or a "
+            "timm or torchvision module by its name and a file of its weights with --teacher-weights."
         )
     module, prepared = _build_module(name, len(data.classes))
     try:

@@ -118,10 +118,32 @@ def test_the_subnet_with_most_macs_is_tuned_first_and_teaches(tuned: Path, tmp_p
     assert small.run.config["teacher"] == str(teacher)
     assert small.model.tuned is not None and small.model.tuned.teacher == "big"
     assert (teacher / "DONE").stat().st_mtime_ns < (small.run.path / "config.yaml").stat().st_mtime_ns
-    # A subnet that is tuned later is taught by it, too.
-    shutil.copytree(tuned, tmp_path / "run", ignore=shutil.ignore_patterns("small"))
-    assert tune(tmp_path / "run", "--selected", "small") == 0
-    assert same_weights(tmp_path / "run" / "tuned" / "small", small.run.path)
+    assert tune(tuned, "--selected", "small", "--teacher", str(teacher), "--out", str(tmp_path)) == 0
+    assert same_weights(tmp_path / "small", small.run.path)
+
+
+@pytest.mark.slow
+def test_a_resumed_subnet_keeps_its_teacher(
+    run: Path, together: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A larger budget, selected later, teaches nobody that began without it."""
+    shutil.copytree(together / "small", tmp_path / "small")
+    assert tune(run, "--out", str(tmp_path), "--resume") == 0
+    assert f"{tmp_path / 'small'} is finished already" in capsys.readouterr().out
+    assert same_weights(tmp_path / "big", together / "big")
+
+
+@pytest.mark.slow
+def test_a_teacher_that_was_tuned_again_is_another_teacher(tuned: Path, tmp_path: Path) -> None:
+    for name in ("small", "big"):
+        shutil.copytree(tuned / "tuned" / name, tmp_path / name)
+    words = ["--selected", "small", "--teacher", str(tmp_path / "big"), "--out", str(tmp_path)]
+    assert tune(tuned, *words, "--overwrite") == 0
+    path = tmp_path / "big" / "weights.safetensors"
+    weights = load_weights(path)
+    save_weights(path, {name: 2 * tensor for name, tensor in weights.items()})
+    with pytest.raises(UserError, match=r"its teacher or the images of run .* changed"):
+        tune(tuned, *words, "--resume")
 
 
 @pytest.mark.slow
@@ -197,17 +219,27 @@ def test_a_teacher_teaches_until_the_subnet_is_as_good(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop_after", [4, 11])  # in the middle of an epoch, and at its end
-@pytest.mark.parametrize("name", ["big", "small"])  # the one that is tuned first, and the one it teaches
+@pytest.mark.parametrize(
+    ("name", "stop_after"),
+    # In the middle of an epoch, at its end, and in the last step of the one that teaches.
+    [("big", 4), ("small", 4), ("small", 11), ("big", 22)],
+)
 def test_resume_is_bit_for_bit(
-    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int, name: str
+    tuned: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    stop_after: int,
 ) -> None:
     _stop_at(monkeypatch, name, stop_after)
     assert tune(tuned, "--out", str(tmp_path)) == 130
-    assert not (tmp_path / name / "DONE").exists()
+    said = capsys.readouterr().out
+    assert "next: " not in said and ("not begun: small" in said) == (name == "big")
+    assert not (tmp_path / "small" / "DONE").exists()
     assert tune(tuned, "--out", str(tmp_path), "--resume") == 0
-    for name in ("small", "big"):
-        assert same_weights(tmp_path / name, tuned / "tuned" / name)
+    for folder in ("small", "big"):
+        assert same_weights(tmp_path / folder, tuned / "tuned" / folder)
 
 
 @pytest.mark.slow
@@ -285,7 +317,7 @@ def test_weights_of_another_supernet_or_architecture_are_not_used(
 def test_a_finished_tuning_of_another_selection_is_refused(tuned: Path) -> None:
     before = (tuned / "selected" / "small.json").read_text()
     select_by_hand(tuned, small=arch_of(tuned, "big"))
-    with pytest.raises(UserError, match=r"subnet, the supernet or the images of run .*--overwrite"):
+    with pytest.raises(UserError, match=r"its teacher or the images of run .*--overwrite"):
         tune(tuned, "--selected", "small", "--resume")
     (tuned / "selected" / "small.json").write_text(before)
     assert tune(tuned, "--selected", "small", "--resume") == 0
@@ -320,6 +352,8 @@ def test_what_cannot_be_tuned_is_said_in_a_sentence(tuned: Path, tmp_path: Path)
         tune(tuned / "tuned" / "small", "--arch", "largest")
     with pytest.raises(UserError, match="--teacher-weights"):
         tune(tuned, "--teacher", "resnet18", "--out", str(tmp_path))
+    with pytest.raises(UserError, match="name it with --teacher"):
+        tune(tuned, "--teacher-size", "64", "--out", str(tmp_path))
     with pytest.raises(UserError, match="is not a run folder"):
         tune(tmp_path)
 

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,10 +101,17 @@ def test_a_signal_waits_until_the_lock_is_gone(tmp_path: Path, monkeypatch: pyte
 
     def unlink(path: Path) -> None:
         os.kill(os.getpid(), signal.SIGINT)  # as a second Ctrl-C that comes while the command ends
+        time.sleep(0.05)
         original(path)
 
+    ended = threading.Event()
+    # As torch's threads do, which may get the signal instead of the main one.
+    other = threading.Thread(target=ended.wait)
+    other.start()
     with pytest.raises(KeyboardInterrupt), write_lock(tmp_path):
         monkeypatch.setattr(Path, "unlink", unlink)
+    ended.set()
+    other.join()
     assert not (tmp_path / LOCK).exists()
 
 
