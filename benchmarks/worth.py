@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from worth_table import draw, read_results, table
 
+from engine.command.cli import parse
 from engine.config import format_count, parse_count
 from engine.run import read_json, write_json
 from engine.runs.writing import atomic
@@ -37,6 +38,7 @@ from engine.seed import numpy_generator
 from ofa.space.arch import Arch
 from ofa.space.published import published
 from ofa.space.space import load_space
+from ofa.train import Train
 from ofa.trained import TrainedSupernet, load_network
 
 ALONE = Path(__file__).resolve().with_name("alone.py")
@@ -88,7 +90,11 @@ def job_of(args: argparse.Namespace) -> Job:
         words += ["--data.path", str(cifar_subset(args.cifar, CIFAR[args.name], args.out))]
     if args.name == "flowers":
         words += ["--data.path", str(args.flowers.resolve())]
-    return Job(job.name, words + shlex.split(args.train), low_high or job.budgets)
+    words += shlex.split(args.train)
+    # Processes that decode images would not count for the networks alone, which are timed from within.
+    if hasattr(parse(Train, [*words, "--out", str(args.out)]).data, "workers"):
+        words += ["--data.workers", "0"]
+    return Job(job.name, words, low_high or job.budgets)
 
 
 def cifar_subset(source: Path, count: int, out: Path) -> Path:
