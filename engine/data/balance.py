@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.config import counted
+
 Balance = Literal["none", "sampler", "weights"]
 # From this ratio of the largest to the smallest class on, a command warns.
 UNEQUAL = 1.5
@@ -81,8 +83,9 @@ def describe_balance(classes: Sequence[str], counts_K: Ints, balance: Balance) -
     low, high = int(counts_K.argmin()), int(counts_K.argmax())
     if counts_K[high] < UNEQUAL * counts_K[low]:
         return ""
+    fewest = counted(int(counts_K[low]), "training image")
     return (
-        f"warning: classes are unequal, from {counts_K[low]} training images of '{classes[low]}' to "
-        f"{counts_K[high]} of '{classes[high]}': a network then prefers the large ones, and its accuracy "
-        "hides that; --data.balance sampler draws all classes equally often"
+        f"warning: classes are unequal, from {fewest} of '{classes[low]}' to {counts_K[high]} of "
+        f"'{classes[high]}': a network then prefers the large ones, and its accuracy hides that; "
+        "--data.balance sampler draws all classes equally often"
     )
