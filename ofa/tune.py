@@ -49,11 +49,10 @@ class Tune(TuningSettings):
     A teacher teaches a subnet until it is as good on validation images; then it learns from labels alone.
     The first teacher is the largest subnet of the run, calibrated (a converted network has none). Of several
     subnets the one with most MACs is tuned first, alone; if it is then at least as good as the largest of the
-    run, it teaches the others. --teacher names one for all: largest; another run of
-    ofa.train (its largest subnet, or the one network it trained); none; or a timm or torchvision module by
-    its name, with --teacher-weights and as many outputs as the run has classes. A module gets the run's
-    images, resized to the size and normalised by the mean and deviation that timm notes; torchvision's: 224
-    pixels, ImageNet's.
+    run, it teaches the others. --teacher names one for all: largest; another run of ofa.train (its largest
+    subnet, or the one network it trained); none; or a timm or torchvision module by its name, with
+    --teacher-weights and as many outputs as the run has classes. A module gets the run's images, resized to
+    the size and normalised by the mean and deviation that timm notes; torchvision's: 224 pixels, ImageNet's.
 
     examples:
       python -m ofa.tune                                       all subnets that predictors.select chose

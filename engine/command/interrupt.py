@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
@@ -64,13 +64,8 @@ def stop_on_signal() -> Iterator[Stop]:
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        with _dead_workers_wait_for_the_next_batch():
-            yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with _handled_by(stop, numbers), _dead_workers_wait_for_the_next_batch():
+        yield stop
 
 
 @contextmanager
@@ -83,15 +78,25 @@ def signals_wait() -> Iterator[None]:
         yield  # a handler runs in the main thread only
         return
     waiting: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, lambda number, _: waiting.append(number)) for number in numbers}
+    try:
+        with _handled_by(
+            lambda number, _: waiting.append(number), (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        ):
+            yield
+    finally:
+        for number in waiting:
+            os.kill(os.getpid(), number)
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None], numbers: Sequence[int]) -> Iterator[None]:
+    """While the block runs, these signals call `handler`; then the handlers before it are back."""
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for came in waiting:
-            os.kill(os.getpid(), came)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 @contextmanager
